@@ -1,0 +1,1 @@
+"""multitower: one TensorFlow model on every GPU of a machine, behind one ZeroMQ endpoint."""

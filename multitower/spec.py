@@ -1,0 +1,210 @@
+"""What a spawned worker is told, and what it reports of its models: plain data that travels as JSON.
+
+The supervisor writes `ProcessSpec` into the spawned process and `Assignment` either with it (a cold start) or
+later (a spare that takes over a slot). The worker answers with `ModelReport`s. Supervisor and worker meet only
+here and in `worker_wire`; neither imports the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+
+class _Json:
+    """To JSON and back for the frozen dataclasses below; nested ones name their own readers."""
+
+    def to_json(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":")).encode()  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec(_Json):
+    """One model as the configuration names it.
+
+    Attributes:
+        name: what clients ask for.
+        path: an absolute path of a SavedModel (or a folder of numbered versions) or a `.keras` file, or None.
+        handler: `module:Class`, or None; exactly one of `path` and `handler` is given.
+        parameters: passed to the handler's `load`.
+        signature: the SavedModel's signature; None picks `serving_default`, else `serve`, else the only one.
+        max_batch_size: rows a batch at the most; 0 means that requests are never batched together.
+        allowed_batch_sizes: sizes a batch is padded to, ascending, the last being `max_batch_size`; empty for
+            no padding.
+    """
+
+    name: str
+    path: str | None = None
+    handler: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    signature: str | None = None
+    max_batch_size: int = 0
+    allowed_batch_sizes: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """The spec that `dataclasses.asdict` and JSON made `data` of."""
+        return cls(**{**data, "allowed_batch_sizes": tuple(data["allowed_batch_sizes"])})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assignment(_Json):
+    """A slot's work: which device, how much of the host, which models.
+
+    Attributes:
+        slot: the slot's number.
+        incarnation: the n-th process in that slot, from 1.
+        devices: names of the devices, `("GPU-…",)` or `("cpu:0",)`.
+        environment: variables to set before any device is touched (`CUDA_VISIBLE_DEVICES`,
+            `CUDA_DEVICE_ORDER`).
+        intra_op_threads: TensorFlow's threads within one operation.
+        inter_op_threads: TensorFlow's operations at one time.
+        cores: CPU numbers the worker is bound to, or empty for no binding.
+        memory_limit_bytes: a hard limit of device memory for TensorFlow, or None for growth on demand.
+        models: what to load, in this order.
+    """
+
+    slot: int
+    incarnation: int
+    devices: tuple[str, ...]
+    environment: Mapping[str, str]
+    intra_op_threads: int
+    inter_op_threads: int
+    cores: tuple[int, ...] = ()
+    memory_limit_bytes: int | None = None
+    models: tuple[ModelSpec, ...] = ()
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """The assignment that `dataclasses.asdict` and JSON made `data` of."""
+        return cls(
+            **{
+                **data,
+                "devices": tuple(data["devices"]),
+                "cores": tuple(data["cores"]),
+                "models": tuple(ModelSpec.of(model) for model in data["models"]),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Self:
+        """Reads what `to_json` wrote."""
+        return cls.of(json.loads(text))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProcessSpec(_Json):
+    """What a process is told at birth.
+
+    Attributes:
+        endpoint: the ipc address that the worker binds; a fresh one for every process.
+        parent_pid: the supervisor's pid; a worker that finds another parent ends at once.
+        name: what `ps` shows, at most 15 bytes.
+        import_tensorflow: import TensorFlow before waiting for an assignment, since a model will need it.
+        import_path: folders put in front of the import path, for handlers.
+        assignment: the slot's work, or None for a spare, which gets it later.
+    """
+
+    endpoint: str
+    parent_pid: int
+    name: str
+    import_tensorflow: bool
+    import_path: tuple[str, ...] = ()
+    assignment: Assignment | None = None
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Self:
+        """Reads what `to_json` wrote."""
+        data = json.loads(text)
+        assignment = data["assignment"]
+        return cls(
+            **{
+                **data,
+                "import_path": tuple(data["import_path"]),
+                "assignment": Assignment.of(assignment) if assignment is not None else None,
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorReport:
+    """Name, datatype and shape of an input or output; -1 is a dimension that may vary, None an unknown rank."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """The report that `dataclasses.asdict` and JSON made `data` of."""
+        shape = data["shape"]
+        return cls(name=data["name"], datatype=data["datatype"], shape=None if shape is None else tuple(shape))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelReport:
+    """What a worker found a model to be.
+
+    Attributes:
+        name: as configured.
+        version: the number of the version folder, "1" where there are none.
+        platform: `tensorflow_savedmodel`, `keras` or `python`.
+        state: `ready` or `failed`.
+        cause: why it failed, for people.
+        inputs: the model's inputs, or None where a handler declares none and takes any.
+        outputs: its outputs, or None where a handler declares none.
+        max_batch_size: rows a batch; 0 where requests run singly.
+        unbatched_because: why a model that was to be batched runs its requests singly, or None.
+        load_s: seconds to load it.
+        warmup_s: seconds to warm it up.
+    """
+
+    name: str
+    version: str = "1"
+    platform: str = ""
+    state: str = "ready"
+    cause: str | None = None
+    inputs: tuple[TensorReport, ...] | None = None
+    outputs: tuple[TensorReport, ...] | None = None
+    max_batch_size: int = 0
+    unbatched_because: str | None = None
+    load_s: float = 0.0
+    warmup_s: float = 0.0
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """The report that `dataclasses.asdict` and JSON made `data` of."""
+        tensors = {
+            side: None if data[side] is None else tuple(TensorReport.of(entry) for entry in data[side])
+            for side in ("inputs", "outputs")
+        }
+        return cls(**{**data, **tensors})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerReport(_Json):
+    """A worker's own account of its state.
+
+    Attributes:
+        state: `importing` (the socket is bound), `idle` (a spare that waits), `loading`, `ready` (at least one
+            model serves) or `failed` (none does, or TensorFlow cannot be imported).
+        pid: the process.
+        cause: why it failed.
+        visible_devices: `CUDA_VISIBLE_DEVICES` as the process itself reads it, or None when it is not set.
+        models: one report for each model of the assignment, once they have been loaded.
+    """
+
+    state: str
+    pid: int
+    cause: str | None = None
+    visible_devices: str | None = None
+    models: tuple[ModelReport, ...] = ()
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Self:
+        """Reads what `to_json` wrote."""
+        data = json.loads(text)
+        return cls(**{**data, "models": tuple(ModelReport.of(model) for model in data["models"])})

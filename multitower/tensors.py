@@ -1,0 +1,226 @@
+"""Datatypes of the protocol, and the way of an array into a frame and back.
+
+The names are the Open Inference Protocol's, with COMPLEX64 and COMPLEX128 added. A frame holds one tensor:
+little-endian, row-major, unpadded. An element of BYTES is a 4-byte little-endian length and that many bytes.
+Used by both clients, the router and the workers; needs numpy alone, and ml_dtypes for BF16 arrays.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from multitower.errors import Reason, make
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+BYTES: Final = "BYTES"
+BF16: Final = "BF16"
+
+# Bytes an element; 0 where it varies.
+ITEM_SIZE: Final[dict[str, int]] = {
+    "BOOL": 1,
+    "UINT8": 1,
+    "UINT16": 2,
+    "UINT32": 4,
+    "UINT64": 8,
+    "INT8": 1,
+    "INT16": 2,
+    "INT32": 4,
+    "INT64": 8,
+    "FP16": 2,
+    "BF16": 2,
+    "FP32": 4,
+    "FP64": 8,
+    "COMPLEX64": 8,
+    "COMPLEX128": 16,
+    "BYTES": 0,
+}
+DATATYPES: Final = tuple(ITEM_SIZE)
+
+_DTYPE: Final[dict[str, np.dtype[Any]]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype("<u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("<i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "COMPLEX64": np.dtype("<c8"),
+    "COMPLEX128": np.dtype("<c16"),
+}
+_NAME: Final = {dtype: name for name, dtype in _DTYPE.items()}
+_LENGTH: Final = struct.Struct("<I")
+
+
+def _bf16() -> np.dtype[Any]:
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise make(
+            Reason.DATATYPE_MISMATCH,
+            "a BF16 tensor needs the package ml_dtypes: pip install ml_dtypes",
+        ) from None
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def dtype_of(datatype: str) -> np.dtype[Any]:
+    """The numpy dtype of a datatype; BYTES is object (elements are `bytes`).
+
+    Raises:
+        InvalidRequest: `datatype_mismatch` for an unknown name, and for BF16 without ml_dtypes.
+    """
+    if datatype == BYTES:
+        return np.dtype(object)
+    if datatype == BF16:
+        return _bf16()
+    try:
+        return _DTYPE[datatype]
+    except KeyError:
+        raise make(Reason.DATATYPE_MISMATCH, f"unknown datatype {datatype!r}") from None
+
+
+def datatype_of(array: Array) -> str:
+    """The datatype of an array; object, str and bytes arrays are BYTES.
+
+    Raises:
+        InvalidRequest: `datatype_mismatch` for a dtype that the protocol does not carry.
+    """
+    dtype = array.dtype
+    name = _NAME.get(dtype) or _NAME.get(dtype.newbyteorder("<"))
+    if name is not None:
+        return name
+    if dtype.kind in "OSUT":
+        return BYTES
+    if dtype.name == "bfloat16":
+        return BF16
+    raise make(Reason.DATATYPE_MISMATCH, f"arrays of dtype {dtype} cannot be sent")
+
+
+def element_count(shape: Sequence[int]) -> int:
+    """The number of elements of a shape; 1 for a scalar."""
+    return math.prod(shape)
+
+
+def byte_size(datatype: str, shape: Sequence[int]) -> int:
+    """The exact bytes of a tensor; for BYTES the least there can be (a length an element)."""
+    return element_count(shape) * (ITEM_SIZE[datatype] or _LENGTH.size)
+
+
+def encode(array: Array) -> bytes | memoryview:
+    """The frame of an array.
+
+    Numbers already little-endian and row-major are not copied: the result is a view of `array`, which must not
+    change before the frame is sent. Elements of BYTES may be `bytes` or `str` (sent as UTF-8).
+
+    Raises:
+        InvalidRequest: `datatype_mismatch` for a dtype or an element that the protocol does not carry.
+    """
+    datatype = datatype_of(array)
+    if datatype == BYTES:
+        return encode_bytes(array.ravel().tolist())
+    if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
+        array = array.astype(array.dtype.newbyteorder("<"))
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+    if not array.size:
+        return b""
+    # memoryview knows no bfloat16, and zmq wants plain bytes: hand both an unsigned view.
+    return array.reshape(-1).view(np.uint8).data
+
+
+def encode_bytes(elements: Sequence[Any]) -> bytes:
+    """The frame of a BYTES tensor from its elements in row-major order.
+
+    Raises:
+        InvalidRequest: `datatype_mismatch` for an element that is neither `bytes` nor `str`.
+    """
+    parts: list[bytes] = []
+    for element in elements:
+        data = element.encode() if isinstance(element, str) else element
+        if not isinstance(data, bytes | bytearray | memoryview | np.bytes_):
+            raise make(
+                Reason.DATATYPE_MISMATCH,
+                f"an element of a BYTES tensor is {type(element).__name__}, not bytes or str",
+            )
+        parts.append(_LENGTH.pack(len(data)))
+        parts.append(bytes(data))
+    return b"".join(parts)
+
+
+def split_bytes(data: bytes | memoryview, count: int) -> list[bytes]:
+    """The `count` elements of a BYTES frame.
+
+    Raises:
+        InvalidRequest: `size_mismatch` when the lengths in the frame do not fill it exactly.
+    """
+    elements: list[bytes] = []
+    position, end = 0, len(data)
+    for _ in range(count):
+        start = position + _LENGTH.size
+        if start > end:
+            break
+        position = start + _LENGTH.unpack_from(data, position)[0]
+        if position > end:
+            break
+        elements.append(bytes(data[start:position]))
+    if len(elements) != count or position != end:
+        raise make(
+            Reason.SIZE_MISMATCH, f"the BYTES frame of {end} bytes does not hold exactly {count} elements"
+        )
+    return elements
+
+
+def skip_bytes(data: bytes | memoryview, position: int, count: int) -> int:
+    """Where `count` elements of a BYTES frame end that begin at `position`.
+
+    Raises:
+        InvalidRequest: `size_mismatch` when the frame ends before them.
+    """
+    end = len(data)
+    for _ in range(count):
+        if position + _LENGTH.size > end:
+            position = end + 1
+            break
+        position += _LENGTH.size + _LENGTH.unpack_from(data, position)[0]
+    if position > end:
+        raise make(Reason.SIZE_MISMATCH, f"a BYTES frame of {end} bytes ends inside an element")
+    return position
+
+
+def decode(datatype: str, shape: Sequence[int], data: bytes | memoryview) -> Array:
+    """The array of a frame, without a copy of numbers (BYTES gives an object array of `bytes`).
+
+    The array is a view of `data`, and read-only where `data` is.
+
+    Raises:
+        InvalidRequest: `size_mismatch` when the bytes do not fit the shape; `datatype_mismatch` for BF16
+            without ml_dtypes.
+    """
+    count = element_count(shape)
+    if datatype == BYTES:
+        array = np.empty(count, dtype=object)
+        array[:] = split_bytes(data, count)
+        return array.reshape(shape)
+    dtype = dtype_of(datatype)
+    if len(data) != count * dtype.itemsize:
+        raise make(
+            Reason.SIZE_MISMATCH,
+            f"{len(data)} bytes, but {datatype} of shape {list(shape)} takes {count * dtype.itemsize}",
+        )
+    if not count:
+        return np.empty(shape, dtype)
+    return np.frombuffer(data, dtype=dtype).reshape(shape)

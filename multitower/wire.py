@@ -1,0 +1,337 @@
+"""The public wire protocol: every constant of it, and the reading and writing of its messages.
+
+The specification is docs/protocol.md. Both clients write requests and read replies with this module, the router
+reads requests and writes replies. A message travels in the request-reply envelope of ZeroMQ's RFC 28; what is
+called a message here begins after the empty delimiter frame:
+
+    request:  kind | id | header (JSON) | one raw frame an input, in header order
+    reply:    MT1:ok or MT1:error | id | header (JSON) | one raw frame an output, in header order
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn
+
+from multitower import tensors
+from multitower.errors import Reason, make
+
+VERSION: Final = "MT1"
+
+# Kinds of request.
+INFER: Final = b"MT1:infer"
+SERVER_LIVE: Final = b"MT1:server_live"
+SERVER_READY: Final = b"MT1:server_ready"
+SERVER_METADATA: Final = b"MT1:server_metadata"
+MODEL_READY: Final = b"MT1:model_ready"
+MODEL_METADATA: Final = b"MT1:model_metadata"
+MODEL_CONFIG: Final = b"MT1:model_config"
+STATISTICS: Final = b"MT1:statistics"
+STATUS: Final = b"MT1:status"
+CANCEL: Final = b"MT1:cancel"
+KINDS: Final = frozenset(
+    (
+        INFER,
+        SERVER_LIVE,
+        SERVER_READY,
+        SERVER_METADATA,
+        MODEL_READY,
+        MODEL_METADATA,
+        MODEL_CONFIG,
+        STATISTICS,
+        STATUS,
+        CANCEL,
+    )
+)
+
+# Kinds of reply.
+OK: Final = b"MT1:ok"
+ERROR: Final = b"MT1:error"
+
+DELIMITER: Final = b""
+MAX_ID_BYTES: Final = 64
+MAX_HEADER_BYTES: Final = 1 << 20  # a header is names and numbers; reading a larger one would hold up the router
+MAX_KIND_BYTES: Final = 64
+MAX_RANK: Final = 64
+MAX_INPUTS: Final = 1024
+MAX_DIMENSION: Final = 2**63 - 1
+DEFAULT_MAX_MESSAGE_SIZE: Final = 64 << 20
+DEFAULT_TIMEOUT_S: Final = 30.0
+DEFAULT_ENDPOINT: Final = "tcp://127.0.0.1:5555"
+ENDPOINT_VARIABLE: Final = "MULTITOWER_ENDPOINT"
+
+# Parameters of the infer header.
+TIMEOUT: Final = "timeout"  # microseconds, a positive integer
+PRIORITY: Final = "priority"
+# Parameters of an input or output, kept for tensors that travel through shared memory (names as in Triton).
+SHARED_MEMORY_REGION: Final = "shared_memory_region"
+SHARED_MEMORY_OFFSET: Final = "shared_memory_offset"
+SHARED_MEMORY_BYTE_SIZE: Final = "shared_memory_byte_size"
+SHARED_MEMORY_KEYS: Final = (SHARED_MEMORY_REGION, SHARED_MEMORY_OFFSET, SHARED_MEMORY_BYTE_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Name, datatype and shape of one tensor of a header; its bytes are a frame of their own."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InferHeader:
+    """The header of an `MT1:infer` request: the Open Inference Protocol's JSON request without `data`.
+
+    Attributes:
+        model_name: the model asked for.
+        model_version: its version, or "" for the one that is served.
+        inputs: in the order of their frames.
+        outputs: the names wanted, in the order they are to come, or None for all.
+        timeout_us: microseconds from the router's receipt, or None.
+        priority: 0 or more; 0 is the default.
+    """
+
+    model_name: str
+    model_version: str = ""
+    inputs: tuple[Tensor, ...] = field(default=())
+    outputs: tuple[str, ...] | None = None
+    timeout_us: int | None = None
+    priority: int = 0
+
+
+def dump_json(value: Any) -> bytes:
+    """Compact UTF-8 JSON; NaN and the infinities raise ValueError."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def infer_header(
+    model_name: str,
+    inputs: Sequence[Tensor],
+    *,
+    model_version: str = "",
+    outputs: Sequence[str] | None = None,
+    timeout_us: int | None = None,
+    priority: int = 0,
+) -> bytes:
+    """The bytes of an `MT1:infer` header. Equal arguments give equal bytes, which the router's cache lives on."""
+    header: dict[str, Any] = {"model_name": model_name}
+    if model_version:
+        header["model_version"] = model_version
+    header["inputs"] = [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in inputs]
+    if outputs is not None:
+        header["outputs"] = [{"name": name} for name in outputs]
+    parameters: dict[str, int] = {}
+    if timeout_us is not None:
+        parameters[TIMEOUT] = timeout_us
+    if priority:
+        parameters[PRIORITY] = priority
+    if parameters:
+        header["parameters"] = parameters
+    return dump_json(header)
+
+
+def reply_header(model_name: str, model_version: str, outputs: Sequence[Tensor]) -> bytes:
+    """The bytes of the header of an `MT1:ok` reply to `MT1:infer`."""
+    return dump_json(
+        {
+            "model_name": model_name,
+            "model_version": model_version,
+            "outputs": [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in outputs],
+        }
+    )
+
+
+def _refuse(message: str, field_name: str = "header") -> NoReturn:
+    raise make(Reason.MALFORMED, message, field=field_name)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                _refuse(f"the header has the key {key[:80]!r} twice")
+            seen.add(key)
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        _refuse(f"the header holds the number {text[:40]}, which no double can hold")
+    return number
+
+
+def _no_constant(text: str) -> NoReturn:
+    _refuse(f"the header holds {text}, which is not JSON")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates, parse_float=_finite, parse_constant=_no_constant, strict=True
+)
+
+
+def load_header(data: bytes) -> dict[str, Any]:
+    """Reads a header frame: a JSON object in UTF-8, strictly. An empty frame equals `{}`.
+
+    Raises:
+        InvalidRequest: `too_large` over `MAX_HEADER_BYTES`; `malformed` for anything that is not one JSON
+            object in UTF-8, for NaN, infinities, numbers out of range, duplicate keys and too deep nesting.
+    """
+    if not data:
+        return {}
+    if len(data) > MAX_HEADER_BYTES:
+        raise make(
+            Reason.TOO_LARGE,
+            f"the header has {len(data)} bytes; the limit is {MAX_HEADER_BYTES}",
+            field="header",
+        )
+    try:
+        value = _DECODER.decode(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        _refuse(f"the header is not UTF-8 (byte {error.start})")
+    except json.JSONDecodeError as error:
+        _refuse(f"the header is not JSON: {error.msg} at character {error.pos}")
+    except RecursionError:
+        _refuse("the header is nested too deeply")
+    except ValueError:
+        # Python refuses to read integers of more than 4300 digits.
+        _refuse("the header holds a number with too many digits")
+    if not isinstance(value, dict):
+        _refuse("the header is not a JSON object")
+    return value
+
+
+def parse_infer_header(data: bytes) -> InferHeader:
+    """Reads and checks the header of an `MT1:infer` request by itself, without regard to any model.
+
+    Raises:
+        InvalidRequest: `malformed`, `too_large`, `shape_invalid` or `datatype_mismatch`; the message and
+            `details["field"]` name the offending field.
+    """
+    header = load_header(data)
+    model_name = header.get("model_name")
+    if not isinstance(model_name, str) or not model_name:
+        _refuse("model_name is missing or not a string", "model_name")
+    parameters = header.get("parameters", {})
+    if not isinstance(parameters, dict):
+        _refuse("parameters is not an object", "parameters")
+    timeout_us = parameters.get(TIMEOUT)
+    if timeout_us is not None and (type(timeout_us) is not int or not 0 < timeout_us <= MAX_DIMENSION):
+        _refuse("parameters.timeout is not a positive integer (microseconds)", "parameters.timeout")
+    priority = parameters.get(PRIORITY, 0)
+    if type(priority) is not int or not 0 <= priority <= MAX_DIMENSION:
+        _refuse("parameters.priority is not an integer of 0 or more", "parameters.priority")
+    return InferHeader(
+        model_name=model_name,
+        model_version=parse_version(header),
+        inputs=_parse_inputs(header.get("inputs")),
+        outputs=_parse_outputs(header.get("outputs")),
+        timeout_us=timeout_us,
+        priority=priority,
+    )
+
+
+def parse_version(header: dict[str, Any]) -> str:
+    """The `model_version` of a header, "" where there is none.
+
+    Raises:
+        InvalidRequest: `malformed` when it is not a string.
+    """
+    version = header.get("model_version", "")
+    if not isinstance(version, str):
+        _refuse("model_version is not a string", "model_version")
+    return version
+
+
+def _parse_inputs(value: Any) -> tuple[Tensor, ...]:
+    if not isinstance(value, list):
+        _refuse("inputs is missing or not a list", "inputs")
+    if len(value) > MAX_INPUTS:
+        _refuse(f"inputs has {len(value)} entries; the limit is {MAX_INPUTS}", "inputs")
+    inputs: list[Tensor] = []
+    names: set[str] = set()
+    for index, entry in enumerate(value):
+        place = f"inputs[{index}]"
+        if not isinstance(entry, dict):
+            _refuse(f"{place} is not an object", place)
+        if "data" in entry:
+            _refuse(f"{place}.data: tensors travel in frames of their own, not in the header", f"{place}.data")
+        name = entry.get("name")
+        if not isinstance(name, str) or not name:
+            _refuse(f"{place}.name is missing or not a string", f"{place}.name")
+        if name in names:
+            _refuse(f"{place}.name: the input {name[:80]!r} comes twice", f"{place}.name")
+        names.add(name)
+        _refuse_shared_memory(entry, place)
+        inputs.append(Tensor(name, _parse_datatype(entry, place), _parse_shape(entry, place)))
+    return tuple(inputs)
+
+
+def _parse_datatype(entry: dict[str, Any], place: str) -> str:
+    datatype = entry.get("datatype")
+    if not isinstance(datatype, str):
+        _refuse(f"{place}.datatype is missing or not a string", f"{place}.datatype")
+    if datatype not in tensors.DATATYPES:
+        raise make(
+            Reason.DATATYPE_MISMATCH,
+            f"{place}.datatype {datatype[:40]!r} is none of {', '.join(tensors.DATATYPES)}",
+            field=f"{place}.datatype",
+        )
+    return datatype
+
+
+def _parse_shape(entry: dict[str, Any], place: str) -> tuple[int, ...]:
+    shape = entry.get("shape")
+    where = f"{place}.shape"
+    if not isinstance(shape, list):
+        raise make(Reason.SHAPE_INVALID, f"{where} is missing or not a list", field=where)
+    if len(shape) > MAX_RANK:
+        raise make(Reason.SHAPE_INVALID, f"{where} has {len(shape)} dimensions; at most {MAX_RANK}", field=where)
+    elements = 1
+    for axis, size in enumerate(shape):
+        if type(size) is not int or not 0 <= size <= MAX_DIMENSION:
+            raise make(
+                Reason.SHAPE_INVALID,
+                f"{where}[{axis}] is not an integer from 0 to 2^63 - 1",
+                field=f"{where}[{axis}]",
+            )
+        elements *= size
+    if elements > MAX_DIMENSION:
+        raise make(Reason.SHAPE_INVALID, f"{where} has more than 2^63 - 1 elements", field=where)
+    return tuple(shape)
+
+
+def _parse_outputs(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        _refuse("outputs is not a list", "outputs")
+    if len(value) > MAX_INPUTS:
+        _refuse(f"outputs has {len(value)} entries; the limit is {MAX_INPUTS}", "outputs")
+    names: list[str] = []
+    for index, entry in enumerate(value):
+        place = f"outputs[{index}]"
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not name:
+            _refuse(f"{place}.name is missing or not a string", f"{place}.name")
+        if name in names:
+            _refuse(f"{place}.name: the output {name[:80]!r} comes twice", f"{place}.name")
+        _refuse_shared_memory(entry, place)
+        names.append(name)
+    # As in the Open Inference Protocol, an empty list asks for all outputs.
+    return tuple(names) or None
+
+
+def _refuse_shared_memory(entry: dict[str, Any], place: str) -> None:
+    parameters = entry.get("parameters", {})
+    if not isinstance(parameters, dict):
+        _refuse(f"{place}.parameters is not an object", f"{place}.parameters")
+    for key in SHARED_MEMORY_KEYS:
+        if key in parameters:
+            _refuse(f"{place}.parameters.{key}: this daemon takes no shared memory", f"{place}.parameters.{key}")

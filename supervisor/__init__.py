@@ -1,0 +1,1 @@
+"""The daemon's parent process: configuration, devices, supervision, routing. It never imports TensorFlow."""
