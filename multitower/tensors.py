@@ -74,7 +74,8 @@ def _bf16() -> np.dtype[Any]:
             Reason.DATATYPE_MISMATCH,
             "a BF16 tensor needs the package ml_dtypes: pip install ml_dtypes",
         ) from None
-    return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def dtype_of(datatype: str) -> np.dtype[Any]:
