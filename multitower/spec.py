@@ -28,6 +28,8 @@ class ModelSpec(_Json):
     Attributes:
         name: what clients ask for.
         path: an absolute path of a SavedModel (or a folder of numbered versions) or a `.keras` file, or None.
+        version: the numbered folder under `path` to load, or None where there are none. The supervisor chooses it,
+            so that a worker that is started again never serves another version than its neighbours.
         handler: `module:Class`, or None; exactly one of `path` and `handler` is given.
         parameters: passed to the handler's `load`.
         signature: the SavedModel's signature; None picks `serving_default`, else `serve`, else the only one.
@@ -38,6 +40,7 @@ class ModelSpec(_Json):
 
     name: str
     path: str | None = None
+    version: str | None = None
     handler: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     signature: str | None = None

@@ -179,9 +179,7 @@ def split_bytes(data: bytes | memoryview, count: int) -> list[bytes]:
             break
         elements.append(bytes(data[start:position]))
     if len(elements) != count or position != end:
-        raise make(
-            Reason.SIZE_MISMATCH, f"the BYTES frame of {end} bytes does not hold exactly {count} elements"
-        )
+        raise make(Reason.SIZE_MISMATCH, f"the BYTES frame of {end} bytes does not hold exactly {count} elements")
     return elements
 
 

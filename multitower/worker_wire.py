@@ -94,9 +94,7 @@ def result_head(batch_id: int, frames: Sequence[int], timing: Timing) -> bytes:
             for an error, which has one frame: the JSON header of an `MT1:error` reply.
         timing: where the time went.
     """
-    head = _RESULT_HEAD.pack(
-        RESULT, batch_id, len(frames), timing.assemble_ns, timing.compute_ns, timing.slice_ns
-    )
+    head = _RESULT_HEAD.pack(RESULT, batch_id, len(frames), timing.assemble_ns, timing.compute_ns, timing.slice_ns)
     return head + struct.pack(f"<{len(frames)}H", *frames)
 
 

@@ -1,0 +1,93 @@
+"""`multitower devices`: the GPUs as the configuration may name them, and what to check when there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from multitower.supervisor.devices import Device, Discovery
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def devices(as_json: bool) -> None:
+    """List this machine's GPUs and CPU cores.
+
+    An index or the beginning of a UUID from this list is what `devices` in the configuration takes. No daemon is
+    asked and no GPU is touched.
+    """
+    from multitower.supervisor.devices import discover
+
+    discovery = discover()
+    cores = sorted(os.sched_getaffinity(0))
+    if as_json:
+        print(_json(discovery, cores))
+    else:
+        _print(discovery, cores)
+
+
+def _json(discovery: Discovery, cores: Sequence[int]) -> str:
+    gpus = [
+        {
+            "index": gpu.index,
+            "uuid": gpu.name,
+            "product": gpu.product,
+            "memory_bytes": gpu.memory_bytes,
+            "memory_used_bytes": gpu.memory_used_bytes,
+            "pci_bus_id": gpu.pci_bus_id,
+        }
+        for gpu in discovery.gpus
+    ]
+    return json.dumps({"gpus": gpus, "problem": discovery.problem, "cpu_cores": cores}, indent=2)
+
+
+def _print(discovery: Discovery, cores: Sequence[int]) -> None:
+    if discovery.gpus:
+        _print_table(discovery.gpus)
+    if discovery.problem is not None:
+        print(f"{'Note' if discovery.gpus else 'No GPU is seen'}: {discovery.problem}.")
+    if not discovery.gpus:
+        print("Without a GPU, serve on the CPU with devices: {cpu: 1}.")
+    inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if inherited is not None:
+        print(
+            f"CUDA_VISIBLE_DEVICES={inherited} is set here and does not limit multitower: "
+            "name the GPUs in the configuration's devices."
+        )
+    print(f"CPU cores available: {len(cores)}")
+
+
+def _print_table(gpus: Sequence[Device]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+    from rich.text import Text
+
+    from multitower.supervisor.devices import format_bytes
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("Index", "UUID", "Product", "Memory", "Used", "PCI bus id"):
+        table.add_column(
+            heading, no_wrap=True, justify="right" if heading in ("Index", "Memory", "Used") else "left"
+        )
+    for gpu in gpus:
+        cells = (
+            str(gpu.index),
+            gpu.name,
+            gpu.product,
+            format_bytes(gpu.memory_bytes),
+            format_bytes(gpu.memory_used_bytes),
+            gpu.pci_bus_id or "-",
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    console = Console()
+    # A UUID cut short to fit a narrow terminal, or the 80 columns of a pipe, could not be copied.
+    console.width = max(console.width, Measurement.get(console, console.options.update(width=1000), table).maximum)
+    console.print(table)

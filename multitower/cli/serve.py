@@ -1,0 +1,47 @@
+"""`multitower serve`: runs the daemon in the foreground until a signal ends it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
+@click.option("--log-format", type=click.Choice(["human", "json"]), default="human", show_default=True)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
+def serve(config: Path, overrides: tuple[str, ...], log_format: str, log_level: str) -> None:
+    """Serve the models of CONFIG on its devices until SIGTERM or Ctrl-C.
+
+    The first signal drains: what was accepted is answered, then all workers end. A second one ends everything
+    at once. Exit codes: 0 after a drain, 69 when every slot failed and exit_when_failed is set, 75 when another
+    daemon holds an endpoint, 78 when the configuration is wrong, 130 after a second signal.
+    """
+    from multitower.exits import Exit
+    from multitower.supervisor.config import load
+    from multitower.supervisor.config_source import ConfigError
+    from multitower.supervisor.daemon import Daemon, StartError
+    from multitower.supervisor.log import LogWriter
+
+    try:
+        settings = load(config, overrides=overrides)
+    except ConfigError as error:
+        click.echo(str(error), err=True)
+        sys.exit(Exit.CONFIG)
+    writer = LogWriter(log_format, log_level.upper())
+    try:
+        code = Daemon(settings).run()
+    except StartError as error:
+        click.echo(f"multitower: {error}", err=True)
+        code = error.code
+    finally:
+        writer.close()
+    sys.exit(code)

@@ -1,0 +1,236 @@
+"""Which requests are taken: each distinct header is read and checked once, against the model it names.
+
+The outcome is a `Plan`, cached by the header's bytes; the hot path is one look-up and a comparison of sizes.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from multitower import tensors, wire
+from multitower.errors import Reason, make
+from multitower.spec import ModelReport, TensorReport
+from multitower.supervisor.request import BatchKey, Plan
+from multitower.worker_wire import KeySpec
+
+MAX_CACHED_HEADER = 16 << 10
+MAX_CACHED_ENTRIES = 10_000
+MAX_CACHED_BYTES = 8 << 20
+
+
+class Admission:
+    """The models as their workers found them, and the plans made against them.
+
+    Args:
+        timeouts: seconds that a request of each configured model may take, by model name.
+    """
+
+    def __init__(self, timeouts: dict[str, float]) -> None:
+        self.reports: dict[str, ModelReport] = {}
+        self._timeouts = timeouts
+        self._plans: OrderedDict[bytes, Plan] = OrderedDict()
+        self._bytes = 0
+        self._keys: weakref.WeakValueDictionary[KeySpec, BatchKey] = weakref.WeakValueDictionary()
+
+    def describe(self, report: ModelReport) -> None:
+        """A worker has loaded the model; what was planned against an older description is forgotten."""
+        known = self.reports.get(report.name)
+        self.reports[report.name] = report
+        if known is None or _signature(known) != _signature(report):
+            self._plans.clear()
+            self._keys.clear()
+            self._bytes = 0
+
+    def plan(self, header: bytes) -> Plan:
+        """What to do with a request of this header.
+
+        Raises:
+            InvalidRequest: the header is wrong, by itself or for the model; names the field.
+            NotFound: `model_unknown` or `version_unknown`.
+            Unavailable: `no_worker`: no worker has loaded the model yet.
+        """
+        plan = self._plans.get(header)
+        if plan is not None:
+            self._plans.move_to_end(header)
+            return plan
+        plan = self._make(wire.parse_infer_header(header))
+        if len(header) <= MAX_CACHED_HEADER:
+            self._plans[header] = plan
+            self._bytes += len(header)
+            while len(self._plans) > MAX_CACHED_ENTRIES or self._bytes > MAX_CACHED_BYTES:
+                oldest, _ = self._plans.popitem(last=False)
+                self._bytes -= len(oldest)
+        return plan
+
+    def model(self, name: str, version: str) -> ModelReport | None:
+        """The description of a model, or None while no worker has loaded it.
+
+        Raises:
+            NotFound: `model_unknown` or `version_unknown`.
+        """
+        if name not in self._timeouts:
+            known = ", ".join(sorted(self._timeouts))
+            raise make(Reason.MODEL_UNKNOWN, f"there is no model {name[:128]!r}, only {known}", field="model_name")
+        report = self.reports.get(name)
+        if version and report is not None and version != report.version:
+            raise make(
+                Reason.VERSION_UNKNOWN,
+                f"{name!r} has no version {version[:40]!r}, only {report.version}",
+                field="model_version",
+            )
+        return report
+
+    def _make(self, header: wire.InferHeader) -> Plan:
+        name = header.model_name
+        report = self.model(name, header.model_version)
+        if report is None:
+            raise make(Reason.NO_WORKER, f"{name!r} is still loading", retry_after_ms=1000)
+        if report.inputs is not None:
+            _check_inputs(header.inputs, report.inputs, report.max_batch_size > 0)
+        if header.outputs is not None and report.outputs is not None:
+            _check_outputs(header.outputs, report)
+        batched = report.max_batch_size > 0
+        rows = _rows(header.inputs) if batched else 1
+        by_name = {tensor.name: index for index, tensor in enumerate(header.inputs)}
+        # Clients may list the inputs in any order; the key has one, so that all can share a batch.
+        declared = [tensor.name for tensor in report.inputs] if report.inputs is not None else sorted(by_name)
+        order = tuple(by_name[input_name] for input_name in declared)
+        spec = KeySpec(
+            model=name,
+            inputs=tuple(
+                (tensor.name, tensor.datatype, tensor.shape[1:] if batched else tensor.shape)
+                for tensor in (header.inputs[index] for index in order)
+            ),
+            outputs=header.outputs,
+            batched=batched,
+        )
+        sizes = tuple(tensors.byte_size(tensor.datatype, tensor.shape) for tensor in header.inputs)
+        key = self._keys.get(spec)
+        if key is None:
+            key = self._keys[spec] = BatchKey(spec, report.max_batch_size)
+        timeout = self._timeouts[name]
+        if header.timeout_us is not None:
+            timeout = min(timeout, header.timeout_us / 1e6)
+        return Plan(
+            key=key,
+            rows=rows,
+            order=order,
+            sizes=sizes,
+            variable=tuple(tensor.datatype == tensors.BYTES for tensor in header.inputs),
+            names=tuple(tensor.name for tensor in header.inputs),
+            timeout_s=timeout,
+        )
+
+
+def _signature(report: ModelReport) -> tuple[object, ...]:
+    return report.version, report.inputs, report.outputs, report.max_batch_size
+
+
+def check_frames(plan: Plan, sizes: Sequence[int]) -> None:
+    """The frames of a request against its plan.
+
+    Args:
+        plan: of the request's header.
+        sizes: bytes of each frame that came.
+
+    Raises:
+        InvalidRequest: `malformed` for a wrong number of frames, `size_mismatch` for a wrong size.
+    """
+    if tuple(sizes) == plan.sizes:
+        return
+    if len(sizes) != len(plan.sizes):
+        raise make(
+            Reason.MALFORMED,
+            f"the header lists {len(plan.sizes)} inputs, but {len(sizes)} frames came with it",
+            field="inputs",
+        )
+    for name, size, wanted, variable in zip(plan.names, sizes, plan.sizes, plan.variable, strict=True):
+        if size < wanted or (size > wanted and not variable):
+            at_least = "at least " if variable else ""
+            raise make(
+                Reason.SIZE_MISMATCH,
+                f"the frame of input {name!r} has {size} bytes, but its shape takes {at_least}{wanted}",
+                field=name,
+            )
+
+
+def _check_inputs(given: Sequence[wire.Tensor], declared: Sequence[TensorReport], batched: bool) -> None:
+    wanted = {tensor.name: tensor for tensor in declared}
+    for tensor in given:
+        report = wanted.get(tensor.name)
+        if report is None:
+            raise make(
+                Reason.INPUT_UNKNOWN,
+                f"the model has no input {tensor.name[:128]!r}, only {', '.join(map(repr, wanted))}",
+                field=tensor.name,
+            )
+        if tensor.datatype != report.datatype:
+            raise make(
+                Reason.DATATYPE_MISMATCH,
+                f"the input {tensor.name!r} is {report.datatype}, not {tensor.datatype}",
+                field=tensor.name,
+            )
+        if report.shape is not None and not _fits(tensor.shape, report.shape):
+            raise make(
+                Reason.SHAPE_INVALID,
+                f"the input {tensor.name!r} has the shape {list(report.shape)} (-1: any size), "
+                f"not {list(tensor.shape)}",
+                field=tensor.name,
+            )
+    missing = [name for name in wanted if name not in {tensor.name for tensor in given}]
+    if missing:
+        raise make(
+            Reason.INPUT_MISSING,
+            f"the model also needs the input{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}",
+            field=missing[0],
+        )
+    if batched and not given:
+        raise make(Reason.INPUT_MISSING, "a request needs at least one input", field="inputs")
+
+
+def _fits(shape: Sequence[int], declared: Sequence[int]) -> bool:
+    return len(shape) == len(declared) and all(
+        size == wanted or wanted == -1 for size, wanted in zip(shape, declared, strict=True)
+    )
+
+
+def _check_outputs(names: Sequence[str], report: ModelReport) -> None:
+    known = [tensor.name for tensor in report.outputs or ()]
+    for name in names:
+        if name not in known:
+            raise make(
+                Reason.OUTPUT_UNKNOWN,
+                f"the model has no output {name[:128]!r}, only {', '.join(map(repr, known))}",
+                field=name,
+            )
+
+
+def _rows(inputs: Sequence[wire.Tensor]) -> int:
+    """Dimension 0, which all inputs of a request share where requests are batched."""
+    if not inputs:
+        raise make(Reason.INPUT_MISSING, "a request needs at least one input", field="inputs")
+    rows: int | None = None
+    for tensor in inputs:
+        if not tensor.shape:
+            raise make(
+                Reason.SHAPE_INVALID, f"the input {tensor.name!r} lacks the batch dimension", field=tensor.name
+            )
+        if rows is None:
+            rows = tensor.shape[0]
+        if tensor.shape[0] != rows:
+            raise make(
+                Reason.SHAPE_INVALID,
+                f"dimension 0 of input {tensor.name!r} is {tensor.shape[0]}, that of {inputs[0].name!r} is {rows}; "
+                "inputs share the batch dimension",
+                field=tensor.name,
+            )
+    # Rows without elements would make a request of no bytes and any number of rows.
+    if not rows or not any(tensors.element_count(tensor.shape) for tensor in inputs):
+        raise make(
+            Reason.SHAPE_INVALID,
+            f"the input {inputs[0].name!r} of shape {list(inputs[0].shape)} is empty, but a request has rows",
+            field=inputs[0].name,
+        )
+    return rows

@@ -1,0 +1,244 @@
+"""The values of a configuration that are more than a number or a word: endpoints, devices, memory, model paths.
+
+Each function takes what YAML gave and returns what the daemon works with, or raises ValueError with one sentence
+for the person who wrote it. `config` hangs them into its models.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Final
+
+from multitower.supervisor.config_source import shown
+from multitower.supervisor.units import parse_size
+
+MAX_IPC_PATH_BYTES: Final = 107  # sun_path holds 108 with its closing zero (unix(7))
+# What `runtime_dir` must leave of those for the names of the sockets in it.
+RUNTIME_NAME_BYTES: Final = 32
+
+MEMORY_PATTERN: Final = r"^(?:growth|[0-9]{1,3}(?:\.[0-9]{1,3})?%|[0-9.]+(?:B|KiB|MiB|GiB|KB|MB|GB))$"
+ENDPOINT_PATTERN: Final = r"^(?:ipc://.+|tcp://.+:(?:\*|[0-9]+))$"
+HANDLER_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
+NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
+UUID_PATTERN: Final = r"^(?:GPU|MIG)-[^\s,]*$"
+
+_TCP: Final = re.compile(r"tcp://(\[[^\[\]\s]+\]|[^:\[\]\s]+):(\*|[0-9]{1,5})")
+_PERCENTAGE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%")
+_MODEL_FILES: Final = ("saved_model.pb", "saved_model.pbtxt")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """How much of its device a worker may take; neither attribute is set for growth on demand.
+
+    Attributes:
+        size: bytes.
+        fraction: a share of the device's memory, over 0 up to 1.
+    """
+
+    size: int | None = None
+    fraction: float | None = None
+
+    def limit(self, device_bytes: int) -> int | None:
+        """The limit in bytes on a device with `device_bytes` of memory, or None for growth."""
+        return int(device_bytes * self.fraction) if self.fraction is not None else self.size
+
+    def __str__(self) -> str:
+        if self.fraction is not None:
+            return f"{self.fraction * 100:g}%"
+        return f"{self.size}B" if self.size is not None else "growth"
+
+
+def parse_memory(value: object, workers_per_device: int | None) -> Memory:
+    """The limit of `growth`, `6GiB` or `80%`; `workers_per_device` is None where that setting is wrong itself."""
+    if value == "growth":
+        return Memory()
+    if isinstance(value, str) and value.endswith("%"):
+        match = _PERCENTAGE.fullmatch(value)
+        share = Fraction(match[1]) / 100 if match else Fraction(0)
+        if not 0 < share <= 1:
+            raise ValueError(f"{shown(value)} is not a percentage over 0% up to 100%")
+        if workers_per_device is not None and share * workers_per_device > 1:
+            most = f"{100 / workers_per_device:.3g}%"
+            raise ValueError(
+                f"{workers_per_device} workers of {value} each do not fit a device; {most} is the most for each"
+            )
+        return Memory(fraction=float(share))
+    if not isinstance(value, str):
+        raise ValueError(f"must be growth, a size (6GiB) or a percentage (80%), not {shown(value)}")
+    size = parse_size(value)
+    if size == 0:
+        raise ValueError("a worker cannot work without memory; growth takes what is needed")
+    return Memory(size=size)
+
+
+def parse_endpoint(value: object, folder: Path, *, insecure: bool | None) -> str:
+    """A ZeroMQ endpoint that can be bound; a relative ipc path starts at `folder`.
+
+    Args:
+        value: `ipc://PATH` or `tcp://HOST:PORT`, the port possibly `*`.
+        folder: the configuration file's.
+        insecure: whether addresses that other machines reach are wanted; None where that setting is wrong itself.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"must be an endpoint, as in tcp://127.0.0.1:5555, not {shown(value)}")
+    if value.startswith("ipc://"):
+        return _ipc(value, folder)
+    if not value.startswith("tcp://"):
+        raise ValueError(f"{shown(value)} is no endpoint: it must begin with ipc:// or tcp://")
+    match = _TCP.fullmatch(value)
+    if match is None:
+        raise ValueError(f"{shown(value)} must be tcp://HOST:PORT, as in tcp://127.0.0.1:5555")
+    host, port = match.groups()
+    if port != "*" and not 1 <= int(port) <= 65535:
+        raise ValueError(f"the port {port} must be 1 to 65535, or * for any free one")
+    if insecure is False and not _is_loopback(host):
+        raise ValueError(
+            f"{host} can be reached from other machines, and nothing encrypts or authorises there; "
+            "use 127.0.0.1, or set 'insecure: true' if that is what you want"
+        )
+    return value
+
+
+def _ipc(value: str, folder: Path) -> str:
+    name = value.removeprefix("ipc://")
+    if name.startswith("@"):
+        raise ValueError(
+            "abstract sockets have no permissions: any user of the machine could connect; name a file"
+        )
+    if not name or name.startswith("*") or "\0" in name:
+        raise ValueError(f"{shown(value)} must name a file, as in ipc:///run/multitower/front.sock")
+    path = os.path.normpath(folder / name)
+    if name.endswith("/") or os.path.isdir(path):
+        raise ValueError(f"{path} is a folder; name the socket in it")
+    _check_length(path, MAX_IPC_PATH_BYTES)
+    return f"ipc://{path}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_length(path: str, limit: int) -> None:
+    length = len(os.fsencode(path))
+    if length > limit:
+        raise ValueError(f"{path} has {length} bytes; {limit} is the most that a socket's address allows here")
+
+
+def parse_name(value: object) -> str:
+    """A model's name."""
+    if not isinstance(value, str) or not re.fullmatch(NAME_PATTERN, value):
+        raise ValueError(
+            f"{shown(value)} is no name: 1 to 128 letters, digits, '_', '-' and '.', not beginning with '-' or '.'"
+        )
+    return value
+
+
+def parse_handler(value: object) -> str:
+    """The `module:Class` of a handler; whether it can be imported is the worker's to find out."""
+    if not isinstance(value, str) or not re.fullmatch(HANDLER_PATTERN, value):
+        raise ValueError(f"{shown(value)} is not module:Class, as in my_package.models:Thumbnailer")
+    return value
+
+
+def parse_runtime_dir(value: object, folder: Path) -> Path:
+    """An absolute folder that leaves room for the names of the sockets in it."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"must be the path of a folder, not {shown(value)}")
+    path = Path(os.path.normpath(folder / value))
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is not a folder")
+    _check_length(str(path), MAX_IPC_PATH_BYTES - RUNTIME_NAME_BYTES)
+    return path
+
+
+def parse_device(value: object) -> int | str:
+    """A device of a list: its index, or (the beginning of) its UUID. Text is never taken for a number."""
+    if isinstance(value, list | tuple):
+        raise ValueError("groups of devices are not supported yet; list the devices one by one")
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 0 <= value < 2**31:
+            raise ValueError(f"{shown(value)} is no device index; they count from 0")
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"must be an index (0) or a UUID (GPU-8f6c0d5a-...), not {shown(value)}")
+    if value.isdecimal():
+        raise ValueError(f"{shown(value)} is text; an index is written without quotes")
+    if not re.fullmatch(UUID_PATTERN, value):
+        hint = "; {cpu: N} instead of the list gives workers on the CPU" if value.startswith("cpu") else ""
+        raise ValueError(f"{shown(value)} is neither an index (0) nor a UUID (GPU-8f6c0d5a-...){hint}")
+    return value
+
+
+def parse_model_path(value: object, folder: Path) -> Path:
+    """The absolute path of a SavedModel, a folder of numbered versions, or a `.keras` file; it exists."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"must be the path of a model, not {shown(value)}")
+    path = Path(os.path.normpath(folder / value))
+    try:
+        if path.is_dir():
+            _check_model_folder(path)
+        elif not path.exists():
+            raise ValueError(_absent(path))
+        elif path.name in _MODEL_FILES:
+            raise ValueError(f"{path} is a file of a SavedModel; name the folder that holds it, {path.parent}")
+        elif path.suffix != ".keras":
+            raise ValueError(
+                f"{path} is a file; a model is a SavedModel folder or a .keras file{_other(path.suffix)}"
+            )
+        elif not os.access(path, os.R_OK):
+            raise ValueError(f"{path} cannot be read: permission denied")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    return path
+
+
+def _check_model_folder(path: Path) -> None:
+    entries = sorted(path.iterdir())
+    if _is_saved_model(path) or any(_is_version(entry) and _is_saved_model(entry) for entry in entries):
+        return
+    versions = [entry.name for entry in entries if _is_version(entry)]
+    if versions:
+        found = f"its versions ({_some(versions)}) hold none"
+    elif entries:
+        found = f"it holds {_some([entry.name + ('/' if entry.is_dir() else '') for entry in entries])}"
+    else:
+        found = "it is empty"
+    raise ValueError(f"{path} has no saved_model.pb, neither itself nor in a numbered version folder: {found}")
+
+
+def _is_saved_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _MODEL_FILES)
+
+
+def _is_version(entry: Path) -> bool:
+    return entry.name.isascii() and entry.name.isdecimal() and entry.is_dir()
+
+
+def _absent(path: Path) -> str:
+    present = next(parent for parent in path.parents if parent.exists())
+    if present == path.parent:
+        return f"{path} does not exist"
+    return f"{path} does not exist, nor does {path.parents[list(path.parents).index(present) - 1]}"
+
+
+def _other(suffix: str) -> str:
+    if suffix in (".h5", ".hdf5"):
+        return "; load it with Keras and save it as .keras"
+    return "; export a frozen graph as a SavedModel" if suffix == ".pb" else ""
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

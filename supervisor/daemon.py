@@ -1,0 +1,324 @@
+"""The daemon: one process, one loop, which waits for clients, workers, deaths, signals and the clock at once.
+
+`serve` in the command line makes a `Daemon` from a checked configuration and returns what `run` returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from multitower.exits import Exit
+from multitower.spec import ModelSpec
+from multitower.supervisor import devices, placement
+from multitower.supervisor.batching import QueueLimits
+from multitower.supervisor.config import Config
+from multitower.supervisor.fleet import Fleet, Member
+from multitower.supervisor.front import Front
+from multitower.supervisor.log import event
+from multitower.supervisor.restart import RestartPolicy
+from multitower.supervisor.router import Router
+from multitower.supervisor.runtime import HeldError, RuntimeDir
+from multitower.supervisor.status import Reporter
+from multitower.supervisor.versions import latest_version
+
+log = logging.getLogger("multitower.daemon")
+
+DRAINED_LINGER_MS = 2000
+"""After a drain the last replies get this long to leave; without it some are lost."""
+
+FORCED_LINGER_MS = 200
+"""The same after a second signal."""
+
+
+class StartError(Exception):
+    """The daemon cannot start; nothing has been started.
+
+    Attributes:
+        code: the exit code.
+    """
+
+    def __init__(self, code: Exit, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Daemon:
+    """A running daemon, from its bound endpoints to its exit code.
+
+    Construct and run it in the main thread, once a process.
+
+    Args:
+        config: checked.
+
+    Raises:
+        StartError: a device, an endpoint or the runtime folder is not to be had; everything taken was given back.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._signals: list[int] = []
+        self._stop_by: float | None = None
+        self._forced = False
+        self._ready_once = False
+        with contextlib.ExitStack() as undo:
+            placements = self._place()
+            runtime = _guarded(lambda: RuntimeDir(config.runtime_dir))
+            undo.callback(runtime.close)
+            self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+            undo.callback(self._context.term)
+            self.router = Router(
+                limits={
+                    model.name: QueueLimits(
+                        max_size=model.queue.max_size,
+                        max_bytes=model.queue.max_bytes,
+                        max_delay_s=model.batching.max_queue_delay if model.batching is not None else 0.0,
+                        retry=model.retry,
+                    )
+                    for model in config.models
+                },
+                timeouts={model.name: model.queue.timeout for model in config.models},
+                max_message_size=config.max_message_size,
+                answer=lambda kind, header: self.reporter.answer(kind, header, time.monotonic()),
+            )
+            undo.callback(self._close_fronts)
+            for endpoint in config.listen:
+                front = _guarded(lambda endpoint=endpoint: Front(self._context, endpoint, config.max_message_size))
+                self.router.fronts.append(front)
+            models = [_pin_version(model.to_spec()) for model in config.models]
+            self._poller = zmq.Poller()
+            self._epoll = select.epoll()
+            self._members: dict[Any, Member] = {}
+            self.fleet = Fleet(
+                placements=placements,
+                models=models,
+                policy=RestartPolicy(
+                    max_restarts=config.restart.max_restarts,
+                    window_s=config.restart.window,
+                    first_s=config.restart.backoff.first,
+                    max_s=config.restart.backoff.max,
+                ),
+                spares=config.spares,
+                import_path=[str(config.folder)],
+                runtime=runtime,
+                context=self._context,
+                router=self.router,
+                watch=self._watch,
+                unwatch=self._unwatch,
+            )
+            self._runtime = runtime
+            self.reporter = Reporter(
+                self.router, self.fleet, models, config.max_message_size, started=time.monotonic()
+            )
+            undo.pop_all()
+
+    def run(self) -> int:
+        """Serves until a signal ends it.
+
+        Returns:
+            The exit code: 0 after a drain, 130 after a second signal, 69 when all slots have failed and
+            `exit_when_failed` is set.
+        """
+        wake_out, wake_in = socket.socketpair()
+        for end in (wake_out, wake_in):
+            end.setblocking(False)
+        former = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        signal.set_wakeup_fd(wake_in.fileno(), warn_on_full_buffer=False)
+        try:
+            self._epoll.register(wake_out.fileno(), select.EPOLLIN)
+            self._poller.register(self._epoll.fileno(), zmq.POLLIN)
+            for front in self.router.fronts:
+                self._poller.register(front.socket, zmq.POLLIN)
+            event(
+                log,
+                logging.INFO,
+                "daemon started",
+                pid=os.getpid(),
+                listen=",".join(front.endpoint for front in self.router.fronts),
+                slots=len(self.fleet.places),
+                runtime_dir=self._runtime.path,
+            )
+            self.fleet.start(time.monotonic())
+            code = self._loop(wake_out)
+            event(log, logging.INFO, "daemon ended", code=int(code))
+            return code
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in former.items():
+                signal.signal(number, handler)
+            wake_out.close()
+            wake_in.close()
+            self._close()
+
+    def _loop(self, wake: socket.socket) -> Exit:
+        fronts = {front.socket: front for front in self.router.fronts}
+        while True:
+            for source, _ in self._poller.poll(self._timeout_ms()):
+                front = fronts.get(source)
+                if front is not None:
+                    self.router.receive(front)
+                elif source == self._epoll.fileno():
+                    self._on_descriptors(wake)
+                else:
+                    self._on_messages(source)
+            now = time.monotonic()
+            self.fleet.tick(now)
+            self.router.flush(now)
+            if not self._ready_once and self.reporter.readiness()["ready"]:
+                self._ready_once = True
+                event(log, logging.INFO, "daemon ready", after_s=round(now - self.reporter.started, 3))
+            self._on_signals(now)
+            code = self._over(now)
+            if code is not None:
+                return code
+
+    def _timeout_ms(self) -> int | None:
+        times = [self.fleet.next_wake(), self.router.balancer.next_wake(), self._stop_by]
+        due = min((moment for moment in times if moment is not None), default=None)
+        return None if due is None else max(0, math.ceil((due - time.monotonic()) * 1000))
+
+    # Events.
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self._signals.append(number)
+
+    def _on_signals(self, now: float) -> None:
+        signals, self._signals = self._signals, []
+        for number in signals:
+            name = signal.Signals(number).name
+            if number == signal.SIGHUP:
+                event(log, logging.WARNING, "signal ignored: this release does not reload", signal=name)
+            elif self.reporter.state == "running":
+                event(log, logging.INFO, "draining", signal=name, outstanding=self.router.balancer.outstanding)
+                self.reporter.state = "draining"
+                self.router.draining = True
+                self._stop_by = now + self._config.drain_timeout
+            else:
+                event(log, logging.WARNING, "ending now", signal=name)
+                self._forced = True
+
+    def _on_descriptors(self, wake: socket.socket) -> None:
+        now = time.monotonic()
+        for descriptor, _ in self._epoll.poll(0):
+            if descriptor == wake.fileno():
+                with contextlib.suppress(BlockingIOError):
+                    wake.recv(4096)
+                continue
+            member = self._members[descriptor]
+            # A pidfd stays readable: once is enough.
+            self._epoll.unregister(descriptor)
+            self._poller.register(member.process.monitor, zmq.POLLIN)
+            self.fleet.died(member, now)
+
+    def _on_messages(self, source: Any) -> None:
+        member = self._members.get(source)
+        if member is None:
+            return  # the monitor of a dead worker: the fleet's tick buries it
+        now = time.monotonic()
+        for message in member.process.messages():
+            self.fleet.message(member, message, now)
+
+    def _over(self, now: float) -> Exit | None:
+        """The exit code when the daemon's life is over; takes a drain one step further before."""
+        if self._forced:
+            self.fleet.kill()
+            self.router.refuse_all(list(self.router.statistics), "the daemon was ended")
+            self.router.flush(now)
+            self._reap_all()
+            return Exit.SECOND_SIGNAL
+        if self.fleet.hopeless and self._config.exit_when_failed and self.reporter.state == "running":
+            event(log, logging.ERROR, "every slot has failed")
+            self.fleet.kill()
+            self._reap_all()
+            return Exit.UNAVAILABLE
+        if self.reporter.state == "draining":
+            late = self._stop_by is not None and now >= self._stop_by
+            if self.router.balancer.busy and not late:
+                return None
+            if late:
+                outstanding = self.router.balancer.outstanding
+                event(log, logging.WARNING, "drain_timeout is over", outstanding=outstanding)
+                self.router.refuse_all(list(self.router.statistics), "the daemon is stopping")
+                self.router.flush(now)
+            self.reporter.state = "stopping"
+            self._stop_by = None
+            self.fleet.stop(now)
+        if self.reporter.state == "stopping" and next(self.fleet.members(), None) is None:
+            return Exit.OK
+        return None
+
+    # Setting up and giving back.
+
+    def _place(self) -> tuple[placement.Placement, ...]:
+        config = self._config
+        try:
+            found = devices.resolve(config.devices, devices.discover())
+            return placement.place(
+                found,
+                workers_per_device=config.workers_per_device,
+                memory=config.memory,
+                intra_op=config.threads.intra_op,
+                inter_op=config.threads.inter_op,
+                cores=config.cores,
+                available_cores=sorted(os.sched_getaffinity(0)),
+            )
+        except devices.DeviceError as error:
+            raise StartError(Exit.CONFIG, f"{config.path}: {error}") from None
+
+    def _watch(self, member: Member) -> None:
+        process = member.process
+        self._members[process.pidfd] = self._members[process.socket] = member
+        self._epoll.register(process.pidfd, select.EPOLLIN)
+        self._poller.register(process.socket, zmq.POLLIN)
+
+    def _unwatch(self, member: Member) -> None:
+        process = member.process
+        del self._members[process.pidfd], self._members[process.socket]
+        self._poller.unregister(process.socket)
+        self._poller.unregister(process.monitor)
+
+    def _reap_all(self) -> None:
+        """Waits for killed processes; the kernel does not keep a SIGKILL waiting."""
+        for member in list(self.fleet.members()):
+            if member.cause is None:
+                member.process.reap()
+            member.process.close()
+
+    def _close_fronts(self, linger_ms: int = 0) -> None:
+        for front in self.router.fronts:
+            front.close(linger_ms)
+
+    def _close(self) -> None:
+        self.fleet.close()
+        self._close_fronts(FORCED_LINGER_MS if self._forced else DRAINED_LINGER_MS)
+        self._epoll.close()
+        self._context.term()
+        self._runtime.close()
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def _guarded(make: Callable[[], Any]) -> Any:
+    """Turns what an endpoint or a folder can raise into a `StartError`."""
+    try:
+        return make()
+    except HeldError as error:
+        raise StartError(Exit.TEMPORARY, str(error)) from None
+    except OSError as error:
+        raise StartError(Exit.CONFIG, str(error)) from None
+
+
+def _pin_version(spec: ModelSpec) -> ModelSpec:
+    return spec if spec.path is None else dataclasses.replace(spec, version=latest_version(spec.path))

@@ -1,0 +1,111 @@
+"""A front socket: what clients connect to. It reads requests, writes replies, and never waits for anybody."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import zmq
+
+from multitower import wire
+from multitower.supervisor import frames
+from multitower.supervisor.runtime import FileLock, HeldError
+
+IPC = "ipc://"
+SOCKET_MODE = 0o660
+MAX_HOPS = 16
+"""Address frames before the delimiter: the client's own, and one for each intermediary."""
+
+RECEIVE_HWM = 64
+SEND_HWM = 1000
+
+
+class Incoming(NamedTuple):
+    """A message of a client: its address frames, and the frames behind the delimiter.
+
+    `body` is None when there is no delimiter within `MAX_HOPS` frames: not a request-reply envelope.
+    """
+
+    address: tuple[bytes, ...]
+    body: list[Any] | None
+
+
+class Front:
+    """One bound ROUTER socket.
+
+    Args:
+        context: the router's ZeroMQ context.
+        endpoint: `ipc://PATH` or `tcp://HOST:PORT`; the port may be `*`.
+        max_message_size: bytes; libzmq closes the connection of who sends a single frame over twice that.
+
+    Attributes:
+        endpoint: as bound, with the real port.
+        dropped: replies that their client did not read, or that left before them.
+
+    Raises:
+        HeldError: something else listens there.
+        OSError: it cannot be bound.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, max_message_size: int) -> None:
+        self.dropped = 0
+        self._path = Path(endpoint.removeprefix(IPC)) if endpoint.startswith(IPC) else None
+        if self._path is not None and self._path.exists() and not self._path.is_socket():
+            raise FileExistsError(f"cannot listen on {endpoint}: {self._path} is a file that is no socket")
+        self._lock = FileLock(self._path.with_name(self._path.name + ".lock")) if self._path else None
+        self.socket = context.socket(zmq.ROUTER)
+        options = {
+            zmq.LINGER: 0,
+            zmq.ROUTER_MANDATORY: 1,
+            zmq.RCVHWM: RECEIVE_HWM,
+            zmq.SNDHWM: SEND_HWM,
+            zmq.MAXMSGSIZE: 2 * max_message_size,
+            zmq.IPV6: int("[" in endpoint),
+        }
+        for option, value in options.items():
+            self.socket.set(option, value)
+        # The path must not be open to others even for a moment, hence the umask rather than a chmod.
+        umask = os.umask(0o777 & ~SOCKET_MODE)
+        try:
+            self.socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            if error.errno == zmq.EADDRINUSE:
+                raise HeldError(f"{endpoint} is in use by another process") from None
+            raise OSError(error.errno, f"cannot listen on {endpoint}: {error.strerror}") from None
+        finally:
+            os.umask(umask)
+        self.endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def receive(self) -> Incoming | None:
+        """The next message, or None when none has come."""
+        # A frame more than any valid message has, so that one with too many is seen as such.
+        message = frames.receive(self.socket, MAX_HOPS + 4 + wire.MAX_INPUTS + 1)
+        if message is None:
+            return None
+        for index in range(1, min(len(message), MAX_HOPS + 1)):
+            if len(message[index]) == 0:
+                return Incoming(tuple(message[:index]), message[index + 1 :])
+        return Incoming((message[0],), None)
+
+    def reply(self, address: Sequence[bytes], kind: bytes, id: bytes, body: Sequence[Any]) -> None:
+        """Sends a reply; a client that has left or does not read loses it, and it is counted."""
+        try:
+            frames.send(self.socket, (*address, wire.DELIMITER, kind, id, *body))
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            self.dropped += 1
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Stops listening and removes the socket's path; replies not yet sent get `linger_ms` milliseconds."""
+        self.socket.close(linger_ms)
+        if self._path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._path.unlink()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None

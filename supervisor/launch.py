@@ -1,0 +1,67 @@
+"""The first thing that runs in a spawned worker process; the supervisor imports it only to name its target.
+
+It ties the process to its parent, sends its output to the parent's log, sets the device variables, and only then
+loads the worker's code, by name: the parent never imports it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+
+from multitower.spec import ProcessSpec
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""They reach whole process groups; the parent alone acts on them, and tells its workers."""
+
+ORPHANED = 70
+"""The exit code of a worker that found its parent gone."""
+
+
+def run_worker(spec_json: str, death: Connection, output: Connection) -> None:
+    """The target of every spawned process. Never returns.
+
+    Args:
+        spec_json: a `ProcessSpec`.
+        death: the reading end of a pipe that the parent holds open as long as it lives.
+        output: the writing end of the pipe that carries this process's stdout and stderr to the log.
+    """
+    spec = ProcessSpec.from_json(spec_json)
+    for number in IGNORED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    # The parent blocks them while it spawns, so that none hits a process that does not ignore it yet.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)
+    _die_with_parent(spec, death)
+    for descriptor in (1, 2):
+        os.dup2(output.fileno(), descriptor)
+    output.close()
+    # A pipe is block-buffered, and a crash would take the last words with it.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    if spec.assignment is not None:
+        os.environ.update(spec.assignment.environment)
+    sys.exit(importlib.import_module("multitower.worker.main").run(spec))
+
+
+def _die_with_parent(spec: ProcessSpec, death: Connection) -> None:
+    """Three layers: a signal from the kernel, a check for a parent that died before it was armed, a pipe."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_NAME, spec.name.encode()[:15], 0, 0, 0)
+    if os.getppid() != spec.parent_pid:
+        os._exit(ORPHANED)
+    threading.Thread(target=_wait_for_the_end, args=(death,), name="parent-death", daemon=True).start()
+
+
+def _wait_for_the_end(death: Connection) -> None:
+    try:
+        death.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(ORPHANED)

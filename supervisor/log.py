@@ -1,0 +1,144 @@
+"""The daemon's log: one line an event, for people or as JSON, written by a thread of its own.
+
+Call `event(logger, level, "what happened", slot=…, cause=…)`; the fields are printed as `key=value` behind the
+text, or as members of the JSON object. A slow terminal or a full disk delays the writer's thread alone: past the
+bound of its queue, lines are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import logging.handlers
+import queue
+import sys
+from typing import Any, TextIO
+
+QUEUED_LINES = 10_000
+
+_COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m", "DEBUG": "\x1b[2m"}
+_RESET = "\x1b[0m"
+
+
+def event(logger: logging.Logger, level: int, message: str, **fields: Any) -> None:
+    """Logs one event with its fields; fields that are None are left out."""
+    if logger.isEnabledFor(level):
+        kept = {key: value for key, value in fields.items() if value is not None}
+        logger.log(level, "%s", message, extra={"fields": kept})
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = getattr(record, "fields", {})
+    return fields
+
+
+def _when(record: logging.LogRecord) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+
+
+class HumanFormatter(logging.Formatter):
+    """`12:00:01.123 WARNING message key=value …`, in local time."""
+
+    def __init__(self, colour: bool) -> None:
+        super().__init__()
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        when = _when(record).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        pairs = "".join(f" {key}={_quoted(value)}" for key, value in _fields(record).items())
+        source = "| " if record.name == "multitower.worker" else ""
+        line = f"{when} {record.levelname:<7} {source}{_one_line(record.getMessage())}{pairs}"
+        if record.exc_info:
+            line += f" traceback={_quoted(self.formatException(record.exc_info))}"
+        colour = _COLOURS.get(record.levelname) if self._colour else None
+        return f"{colour}{line}{_RESET}" if colour else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: `time` (UTC, ISO 8601), `level`, `logger`, `message`, and the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        entry: dict[str, Any] = {
+            "time": _when(record).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str, ensure_ascii=False)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def _quoted(value: Any) -> str:
+    text = _one_line(str(value))
+    return json.dumps(text, ensure_ascii=False) if not text or " " in text or '"' in text else text
+
+
+class _DroppingHandler(logging.handlers.QueueHandler):
+    """Hands records to the writer's thread; never waits."""
+
+    def __init__(self, lines: queue.Queue[Any]) -> None:
+        super().__init__(lines)
+        self._dropped = 0
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """As it is: the writer lives in this process, and needs the fields and the exception."""
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Queues a record, or counts it as dropped."""
+        try:
+            if self._dropped:
+                notice = logging.LogRecord("multitower", logging.WARNING, "", 0, "log lines dropped", (), None)
+                notice.fields = {"lines": self._dropped}
+                self.queue.put_nowait(notice)
+                self._dropped = 0
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self._dropped += 1
+
+
+class _Listener(logging.handlers.QueueListener):
+    """The writer's thread."""
+
+    queue: queue.Queue[Any]
+
+    def enqueue_sentinel(self) -> None:
+        """Asks the thread to end, also when its queue is full at the moment."""
+        self.queue.put(None, timeout=5)
+
+
+class LogWriter:
+    """Sets up logging under `multitower` and owns the writer's thread.
+
+    Args:
+        format: `human` or `json`; None is human on a terminal and in pipes alike.
+        level: a name of `logging`, such as `INFO`.
+        stream: where lines go; standard error by default.
+    """
+
+    def __init__(self, format: str | None = None, level: str = "INFO", stream: TextIO | None = None) -> None:
+        stream = stream if stream is not None else sys.stderr
+        out = logging.StreamHandler(stream)
+        out.setFormatter(JsonFormatter() if format == "json" else HumanFormatter(stream.isatty()))
+        lines: queue.Queue[Any] = queue.Queue(QUEUED_LINES)
+        self._handler = _DroppingHandler(lines)
+        self._listener = _Listener(lines, out)
+        root = logging.getLogger("multitower")
+        root.setLevel(level)
+        root.propagate = False
+        root.addHandler(self._handler)
+        self._listener.start()
+
+    def close(self) -> None:
+        """Writes what is queued and ends the thread."""
+        logging.getLogger("multitower").removeHandler(self._handler)
+        self._listener.stop()

@@ -1,0 +1,166 @@
+"""What each slot's worker gets of the machine: its device, its variables, its threads, its cores, its memory.
+
+Pure: the daemon calls `place` with what `devices.resolve` found and the CPU numbers it may use itself
+(`os.sched_getaffinity(0)`), and writes each `Placement` into the slot's `Assignment`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol, TypeAlias
+
+from multitower.supervisor.devices import Device, DeviceError, format_bytes
+
+# CUDA reads this one as "no GPU"; an empty value would do the same, but cannot be told from a mistake.
+NO_GPU: Final = "-1"
+
+# Below this a worker is better off where the scheduler puts it: bound to one core, it stands still whenever
+# something else of the machine (the router among it) has to run there.
+_MIN_CORES_TO_BIND: Final = 2
+
+# TensorFlow's own default is as many as there are cores. Each of these threads takes part in the computation
+# besides those of the intra-op pool, and graphs for inference seldom have more than two branches to run at once.
+_MAX_INTER_OP: Final = 2
+
+
+class Memory(Protocol):
+    """The configuration's `memory`; neither attribute is set for `growth`."""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes for each worker."""
+
+    @property
+    def fraction(self) -> float | None:
+        """A share of the device, over 0 up to 1, for all its workers together."""
+
+
+Threads: TypeAlias = Literal["auto"] | int
+Cores: TypeAlias = Literal["auto", "split", "shared"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """One slot's part of the machine; the names are those of `spec.Assignment`.
+
+    Attributes:
+        slot: the slot's number, from 0.
+        devices: names of its devices.
+        environment: variables to set before any device is touched.
+        intra_op_threads: TensorFlow's threads within one operation.
+        inter_op_threads: TensorFlow's operations at one time.
+        cores: CPU numbers to bind the worker to, or empty for no binding.
+        memory_limit_bytes: a hard limit of device memory for TensorFlow, or None for growth on demand.
+    """
+
+    slot: int
+    devices: tuple[str, ...]
+    environment: Mapping[str, str]
+    intra_op_threads: int
+    inter_op_threads: int
+    cores: tuple[int, ...]
+    memory_limit_bytes: int | None
+
+    @property
+    def device(self) -> str:
+        """What `status` shows: `cpu:0`, or UUIDs joined by commas."""
+        return ",".join(self.devices)
+
+
+def place(
+    devices: Sequence[Device],
+    *,
+    workers_per_device: int,
+    memory: Memory,
+    intra_op: Threads,
+    inter_op: Threads,
+    cores: Cores,
+    available_cores: Sequence[int],
+) -> tuple[Placement, ...]:
+    """One placement for each slot, in the order of the slots.
+
+    The workers of a device have neighbouring slots: with one worker a device, slot i is the i-th device; with
+    two, slots 0 and 1 are the first device, 2 and 3 the second.
+
+    Args:
+        devices: the devices, at least one.
+        workers_per_device: how many processes share each device, at least 1.
+        memory: bytes for each worker; or a share of each device, divided among its workers; or neither.
+        intra_op: threads a worker, or `auto`: an equal share of `available_cores`, at least 1.
+        inter_op: threads a worker, or `auto`: as `intra_op`'s `auto`, but 2 at the most.
+        cores: `split` binds each worker to an equal run of neighbouring cores, or to a single one in turn when
+            there are more workers than cores; `shared` binds none; `auto` is `split` where that gives each
+            worker at least two cores of its own, else `shared`. Cores that do not divide evenly are left to the
+            supervisor.
+        available_cores: the CPU numbers there are to share, at least one.
+
+    Raises:
+        DeviceError: a device cannot give its workers the memory that is asked for; names each such device.
+    """
+    limits = _memory_limits(devices, memory, workers_per_device)
+    workers = len(devices) * workers_per_device
+    available = sorted(set(available_cores))
+    share = max(1, len(available) // workers)
+    bind = cores == "split" or (cores == "auto" and share >= _MIN_CORES_TO_BIND)
+    return tuple(
+        Placement(
+            slot=slot,
+            devices=(device.name,),
+            environment=_environment(device),
+            intra_op_threads=share if intra_op == "auto" else intra_op,
+            inter_op_threads=min(share, _MAX_INTER_OP) if inter_op == "auto" else inter_op,
+            cores=_slice(available, slot, workers) if bind else (),
+            memory_limit_bytes=limits[slot // workers_per_device],
+        )
+        for slot, device in enumerate(device for device in devices for _ in range(workers_per_device))
+    )
+
+
+def _environment(device: Device) -> dict[str, str]:
+    # PCI_BUS_ID even where a UUID says it all: CUDA otherwise numbers by speed, NVML by PCI address, and whoever
+    # reads a worker's log beside nvidia-smi would be misled.
+    common = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    if device.kind == "cpu":
+        return {**common, "CUDA_VISIBLE_DEVICES": NO_GPU}
+    # Kernels are launched by threads of the GPU's own: otherwise they queue behind operations on the host.
+    return {**common, "CUDA_VISIBLE_DEVICES": device.name, "TF_GPU_THREAD_MODE": "gpu_private"}
+
+
+def _slice(available: Sequence[int], slot: int, workers: int) -> tuple[int, ...]:
+    each = len(available) // workers
+    if each == 0:
+        return (available[slot % len(available)],)
+    return tuple(available[slot * each : (slot + 1) * each])
+
+
+def _memory_limits(devices: Sequence[Device], memory: Memory, workers: int) -> list[int | None]:
+    """The limit of each worker of each device, in the devices' order."""
+    if memory.size is None and memory.fraction is None:
+        return [None] * len(devices)
+    limits: list[int | None] = []
+    problems: list[str] = []
+    for device in devices:
+        limit, problem = _memory_limit(device, memory, workers)
+        limits.append(limit)
+        if problem is not None:
+            problems.append(problem)
+    if problems:
+        raise DeviceError(problems)
+    return limits
+
+
+def _memory_limit(device: Device, memory: Memory, workers: int) -> tuple[int | None, str | None]:
+    """One worker's limit, and what is wrong with it."""
+    if device.kind == "cpu":
+        return None, f"memory limits the memory of GPUs only; for {device.name} write memory: growth."
+    total, limit = device.memory_bytes, memory.size
+    if memory.fraction is not None:
+        if total is None:
+            share = f"{memory.fraction * 100:g}%"
+            return None, f"memory: {share} of {device.name}, whose size is unknown; write memory: growth."
+        limit = int(total * memory.fraction / workers)
+    if total is not None and limit is not None and limit * workers > total:
+        asked = f"{workers} workers of {format_bytes(limit)}" if workers > 1 else format_bytes(limit)
+        return None, f"memory: {asked} is more than the {format_bytes(total)} of {device.name} ({device.product})."
+    return limit, None

@@ -1,0 +1,121 @@
+"""One worker process as the parent holds it: spawned, watched through a pidfd, talked to over its own socket."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from multitower.spec import ProcessSpec
+from multitower.supervisor import frames
+from multitower.supervisor.exit_cause import ExitCause
+from multitower.supervisor.launch import IGNORED_SIGNALS, run_worker
+from multitower.supervisor.output import OutputReader
+
+log = logging.getLogger("multitower.process")
+
+RECONNECT_MS = 10
+"""How often the socket looks for a worker that has not bound its endpoint yet."""
+
+
+class WorkerProcess:
+    """A spawned worker. Construct it in the main thread: a parent-death signal fires when that thread ends.
+
+    Args:
+        context: the router's ZeroMQ context.
+        spawn: `multiprocessing.get_context("spawn")`.
+        spec: what the process is told; its endpoint must be a fresh one.
+        output: reads what it writes.
+        fields: what stands on the lines of its output in the log; kept up to date by the caller.
+
+    Attributes:
+        pid: its process id.
+        pidfd: readable once it has ended.
+        socket: the router's end of its channel.
+        monitor: tells when the channel's other end is gone.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        spawn: SpawnContext,
+        spec: ProcessSpec,
+        output: OutputReader,
+        fields: dict[str, object],
+    ) -> None:
+        self._path = Path(spec.endpoint.removeprefix("ipc://"))
+        self.fields = fields
+        death_out, self._death_in = multiprocessing.Pipe(duplex=False)
+        output_out, output_in = multiprocessing.Pipe(duplex=False)
+        arguments: tuple[str, Connection, Connection] = (spec.to_json().decode(), death_out, output_in)
+        self._process = spawn.Process(target=run_worker, args=arguments, name=spec.name, daemon=False)
+        # Until the worker ignores them itself; what arrives meanwhile reaches the parent afterwards.
+        signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
+        try:
+            self._process.start()
+        except BaseException:
+            output_out.close()
+            self._death_in.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)
+            death_out.close()
+            output_in.close()
+        assert self._process.pid is not None  # it has been started
+        self.pid: int = self._process.pid
+        fields["pid"] = self.pid
+        self.pidfd = os.pidfd_open(self.pid)
+        self._output_done = output.add(os.dup(output_out.fileno()), fields)
+        output_out.close()
+        self.heard = False
+        self.socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
+        options = {zmq.LINGER: 0, zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.RECONNECT_IVL: RECONNECT_MS}
+        for option, value in options.items():
+            self.socket.set(option, value)
+        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.socket.connect(spec.endpoint)
+
+    def send(self, message: Sequence[Any]) -> None:
+        """Sends a message; it waits when the worker has not bound its endpoint yet."""
+        frames.send(self.socket, message)
+
+    def messages(self) -> Iterator[list[Any]]:
+        """All messages that have come."""
+        while (message := frames.receive(self.socket)) is not None:
+            self.heard = True
+            yield message
+
+    @property
+    def disconnected(self) -> bool:
+        """Everything that the dead process sent has arrived: its end of the channel is closed."""
+        return not self.heard or self.monitor.poll(0) != 0
+
+    def kill(self) -> None:
+        """Ends the process at once (SIGKILL); safe when it has ended."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            return  # it has ended; its pidfd says so
+
+    def reap(self) -> ExitCause:
+        """The cause of death of a process whose pidfd is readable."""
+        self._process.join()
+        assert self._process.exitcode is not None  # it has been joined
+        return ExitCause(self._process.exitcode)
+
+    def close(self) -> None:
+        """Gives everything back. The process must have been reaped."""
+        self.socket.disable_monitor()
+        self.socket.close()
+        os.close(self.pidfd)
+        self._death_in.close()
+        self._process.close()
+        self._path.unlink(missing_ok=True)

@@ -1,0 +1,135 @@
+"""What the router knows of a request: its plan (shared by all requests with equal headers) and its own state."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from multitower.worker_wire import KeySpec
+
+if TYPE_CHECKING:
+    from multitower.supervisor.split import Join
+
+Frame = Any
+"""One frame of a message (`bytes`, `memoryview`, `zmq.Frame`); the pure core only counts and forwards them."""
+
+_key_ids = itertools.count(1)
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class BatchKey:
+    """What requests must have in common to be run as one batch; one object for each such combination.
+
+    Attributes:
+        spec: what the worker is told.
+        id: the number that stands for `spec` in the batches' heads.
+        max_batch_size: rows a batch; 0 where requests run singly.
+    """
+
+    spec: KeySpec
+    max_batch_size: int
+    id: int = field(default_factory=lambda: next(_key_ids))
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """All that follows from a request's header: made once for each distinct header, and cached.
+
+    Attributes:
+        key: its batch key.
+        rows: dimension 0 of its inputs; 1 where requests run singly.
+        order: for each input of the key, the index of its frame in the request.
+        sizes: for each frame in the request's order, the bytes it must have; for BYTES the least.
+        variable: for each frame whether `sizes` is only the least.
+        names: for each frame the input's name, for messages.
+        timeout_s: the request's effective time.
+    """
+
+    key: BatchKey
+    rows: int
+    order: tuple[int, ...]
+    sizes: tuple[int, ...]
+    variable: tuple[bool, ...]
+    names: tuple[str, ...]
+    timeout_s: float
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self.key.spec.model
+
+
+class Phase(Enum):
+    """Where a request stands."""
+
+    WAITING = 1
+    RUNNING = 2
+    DONE = 3  # it has its one answer
+
+
+class Request:
+    """One request between its receipt and its one answer; also one part of a request that was split.
+
+    Attributes:
+        sender: where the answer goes: whatever identifies the front socket, and the envelope's frames.
+        id: the id frame, as the sender wrote it.
+        plan: see `Plan`.
+        rows: of this request or part.
+        frames: its inputs in the key's order; emptied when it is done.
+        size: bytes over all frames.
+        received: when the router got it; `deadline`: when it must be answered; `sent`: when a worker got it last
+            (monotonic seconds).
+        phase: see `Phase`.
+        deaths: how many workers died while they executed it.
+        avoid: the slot whose worker died with it last.
+        join: of a request larger than a batch, the state of its parts; None otherwise.
+        parent: of a part, the request it belongs to; None otherwise. `start`: its first row there.
+        tick: the deadline wheel's.
+    """
+
+    __slots__ = (
+        "avoid",
+        "deadline",
+        "deaths",
+        "frames",
+        "id",
+        "join",
+        "parent",
+        "phase",
+        "plan",
+        "received",
+        "rows",
+        "sender",
+        "sent",
+        "size",
+        "start",
+        "tick",
+    )
+
+    def __init__(
+        self, sender: tuple[Any, ...], id: bytes, plan: Plan, frames: Sequence[Frame], size: int, now: float
+    ) -> None:
+        self.sender = sender
+        self.id = id
+        self.plan = plan
+        self.rows = plan.rows
+        self.frames = frames
+        self.size = size
+        self.received = now
+        self.deadline = now + plan.timeout_s
+        self.sent = 0.0
+        self.phase = Phase.WAITING
+        self.deaths = 0
+        self.avoid: int | None = None
+        self.join: Join | None = None
+        self.parent: Request | None = None
+        self.start = 0
+        self.tick = 0
+
+    @property
+    def over(self) -> bool:
+        """Nobody waits for it any more."""
+        return self.phase is Phase.DONE or (self.parent is not None and self.parent.phase is Phase.DONE)

@@ -1,0 +1,223 @@
+"""Between clients and workers: reads requests, admits them, sends batches, gives answers.
+
+The shell around `admission` (what is taken), `balancer` (who gets it) and `answers` (all that is not inference).
+The daemon's loop calls `receive` when a front socket is readable, `result` when a worker has answered, and `flush`
+after each burst of events; nothing in here waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from multitower import wire, worker_wire
+from multitower.errors import MultitowerError, Reason, from_wire, make
+from multitower.spec import ModelReport
+from multitower.supervisor.admission import Admission, check_frames
+from multitower.supervisor.balancer import Answer, Balancer, Worker
+from multitower.supervisor.batching import Batch, QueueLimits
+from multitower.supervisor.front import Front, Incoming
+from multitower.supervisor.log import event
+from multitower.supervisor.metrics import ModelStatistics
+from multitower.supervisor.process import WorkerProcess
+from multitower.supervisor.request import Request
+
+log = logging.getLogger("multitower.router")
+
+BURST = 256
+"""Messages read from one front socket before the others, the workers and the timers have their turn."""
+
+
+@dataclass(slots=True)
+class Channel:
+    """A worker that serves: its place in the balancer, its process, and the keys its end knows."""
+
+    worker: Worker
+    process: WorkerProcess
+    keys: worker_wire.KeyMemory = field(default_factory=worker_wire.KeyMemory)
+
+
+class Router:
+    """The data path of the daemon.
+
+    Args:
+        limits: of each model's queue, by model name.
+        timeouts: seconds a request of each model may take.
+        max_message_size: bytes over all frames of a message.
+        answer: answers the kinds other than `infer` and `cancel`: takes kind and header, returns the reply's
+            header, or raises a `MultitowerError`.
+
+    Attributes:
+        draining: no new request is taken.
+        rejected: requests that got an error without having been queued.
+    """
+
+    def __init__(
+        self,
+        limits: dict[str, QueueLimits],
+        timeouts: dict[str, float],
+        max_message_size: int,
+        answer: Callable[[bytes, dict[str, Any]], dict[str, Any]],
+    ) -> None:
+        self.balancer = Balancer(limits)
+        self.admission = Admission(timeouts)
+        self.fronts: list[Front] = []
+        self.statistics = {model: ModelStatistics() for model in limits}
+        self.channels: dict[int, Channel] = {}
+        self.draining = False
+        self.rejected = 0
+        self._max_message_size = max_message_size
+        self._answer = answer
+
+    # Clients.
+
+    def receive(self, front: Front) -> None:
+        """Reads a burst of requests."""
+        for _ in range(BURST):
+            incoming = front.receive()
+            if incoming is None:
+                return
+            self._take(front, incoming)
+
+    def _take(self, front: Front, incoming: Incoming) -> None:
+        address, body = incoming
+        id = b""
+        try:
+            if body is None:
+                raise make(Reason.MALFORMED, "no empty delimiter frame before the request", field="envelope")
+            if len(body) < 2:
+                raise make(Reason.MALFORMED, "a request has at least a kind and an id", field="id")
+            kind = body[0]
+            id = _readable_id(body[1])
+            if kind == wire.INFER:
+                self._infer(front, address, id, body)
+            else:
+                self._other(front, address, id, body)
+        except MultitowerError as error:
+            self.rejected += 1
+            front.reply(address, wire.ERROR, id, (wire.dump_json(error.to_wire()),))
+
+    def _infer(self, front: Front, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
+        if self.draining:
+            raise make(Reason.DRAINING, "the daemon is stopping")
+        if len(body) < 3:
+            raise make(Reason.MALFORMED, "a request has a header frame behind its id", field="header")
+        header = body[2]
+        sizes = [len(frame) for frame in body[3:]]
+        size = sum(sizes)
+        self._check_size(size + len(header))
+        plan = self.admission.plan(header if type(header) is bytes else bytes(header))
+        check_frames(plan, sizes)
+        frames = [body[3 + index] for index in plan.order]
+        self.balancer.submit(Request((front, address), id, plan, frames, size, time.monotonic()))
+
+    def _other(self, front: Front, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
+        kind = bytes(body[0])
+        if kind not in wire.KINDS:
+            shown = kind[: wire.MAX_KIND_BYTES].decode("ascii", "backslashreplace")
+            raise make(Reason.KIND_UNKNOWN, f"unknown kind {shown!r}; this daemon speaks {wire.VERSION}", field="kind")
+        self._check_size(sum(map(len, body)))
+        if len(body) > 3:
+            raise make(Reason.MALFORMED, f"{len(body) - 3} frames too many behind the header", field="frames")
+        header = wire.load_header(bytes(body[2])) if len(body) == 3 else {}
+        if kind == wire.CANCEL:
+            cancelled = self.balancer.cancel((front, address), id)
+            # The answers of the cancelled requests come before the answer of what cancelled them.
+            self._reply_all()
+            front.reply(address, wire.OK, id, (wire.dump_json({"cancelled": cancelled}),))
+        else:
+            front.reply(address, wire.OK, id, (wire.dump_json(self._answer(kind, header)),))
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_message_size:
+            raise make(
+                Reason.TOO_LARGE,
+                f"the message has {size} bytes; max_message_size is {self._max_message_size}",
+                field="frames",
+            )
+
+    # Workers.
+
+    def worker_ready(self, slot: int, process: WorkerProcess, reports: Iterable[ModelReport], now: float) -> None:
+        """A worker serves the models of these reports from now on."""
+        models = []
+        for report in reports:
+            self.admission.describe(report)
+            self.balancer.hope(report.name)
+            models.append(report.name)
+        self.channels[slot] = Channel(self.balancer.add_worker(slot, models, now), process)
+
+    def worker_gone(self, slot: int) -> bool:
+        """A worker is gone and has been read to its end; True when a lone suspect is to blame."""
+        if self.channels.pop(slot, None) is None:
+            return False
+        return self.balancer.remove_worker(slot)
+
+    def result(self, slot: int, message: list[Any]) -> None:
+        """A worker has answered its batch."""
+        channel = self.channels.get(slot)
+        if channel is None:
+            return
+        batch_id, counts, timing = worker_wire.read_result_head(message[0])
+        answers: list[Answer] = []
+        place = 1
+        for count in counts:
+            answers.append(message[place : place + count] if count else from_wire(wire.load_header(message[place])))
+            place += count or 1
+        requests = len(counts)
+        batch = self.balancer.finish(channel.worker, batch_id, answers, time.monotonic())
+        if batch is None:
+            # Nothing but a defect of ours makes a worker answer what it was not asked; do not trust it further.
+            event(log, logging.ERROR, "worker broke the protocol: killed", slot=slot, batch=batch_id)
+            channel.process.kill()
+            return
+        statistics = self.statistics[batch.key.spec.model]
+        statistics.executed(requests, timing.assemble_ns, timing.compute_ns, timing.slice_ns)
+
+    # After each burst.
+
+    def flush(self, now: float) -> None:
+        """Sends what can be sent: batches to free workers, answers to clients."""
+        self.balancer.expire(now)
+        for batch in self.balancer.dispatch(now):
+            self._send(batch)
+        self._reply_all()
+
+    def _send(self, batch: Batch) -> None:
+        channel = self.channels[batch.worker.slot]
+        key = batch.key
+        description = b""
+        if channel.keys.get(key.id) is None:
+            channel.keys.put(key.id, key)
+            description = key.spec.to_json()
+        head = worker_wire.batch_head(batch.id, key.id, [request.rows for request in batch.requests])
+        channel.process.send([head, description, *(frame for request in batch.requests for frame in request.frames)])
+
+    def _reply_all(self) -> None:
+        replies = self.balancer.replies()
+        if not replies:
+            return
+        now = time.monotonic()
+        for request, answer in replies:
+            front, address = request.sender
+            statistics = self.statistics[request.plan.model]
+            if isinstance(answer, MultitowerError):
+                statistics.failed(now - request.received)
+                front.reply(address, wire.ERROR, request.id, (wire.dump_json(answer.to_wire()),))
+            else:
+                statistics.succeeded(request.rows, request.sent - request.received, now - request.received)
+                front.reply(address, wire.OK, request.id, answer)
+
+    def refuse_all(self, models: Sequence[str], cause: str) -> None:
+        """Nothing serves or will serve these models."""
+        for model in models:
+            self.balancer.give_up(model, cause)
+
+
+def _readable_id(frame: Any) -> bytes:
+    if not 0 < len(frame) <= wire.MAX_ID_BYTES:
+        raise make(Reason.MALFORMED, f"the id has {len(frame)} bytes; 1 to {wire.MAX_ID_BYTES} are allowed", field="id")
+    return bytes(frame)

@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+import pytest
+from fake_gpus import FakeGpus, build_fakes
+
+
+@pytest.fixture(scope="session")
+def fake_gpus(tmp_path_factory: pytest.TempPathFactory) -> FakeGpus:
+    """Stand-ins for NVIDIA's libraries, compiled once; `.environment(log_file)` lets a subprocess use them."""
+    return FakeGpus(build_fakes(tmp_path_factory.mktemp("fake_gpus")))

@@ -1,0 +1,87 @@
+"""Builds the stand-ins for NVIDIA's libraries and tells a subprocess to use them.
+
+Tests take the session fixture `fake_gpus` (tests/conftest.py). NVIDIA's libraries are found through
+`LD_LIBRARY_PATH`, which the dynamic linker reads at the start of a process: only subprocesses see the stand-ins.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCES = Path(__file__).parent
+LIBRARIES = {"nvml.c": "libnvidia-ml.so.1", "cuda.c": "libcuda.so.1"}
+
+# As in nvml.c: in PCI order, 40 GiB each, of which i GiB are used on GPU i.
+UUIDS = (
+    "GPU-8f3a1c02-5b7e-4d11-9a60-0c1d2e3f4a5b",
+    "GPU-8f3a9d47-1c2b-4e5f-8a90-b1c2d3e4f506",
+    "GPU-2e6b7710-93af-4c08-b5d4-71e8f0a9c3b2",
+    "GPU-c40d55e9-0f6a-47b3-8e21-d9a8b7c6e5f4",
+)
+
+
+def build_fakes(folder: Path) -> Path:
+    """Compiles both libraries into `folder` and returns it.
+
+    Raises:
+        RuntimeError: there is no C compiler, or it refuses the sources.
+    """
+    compiler = shutil.which(os.environ.get("CC", "gcc"))
+    if compiler is None:
+        raise RuntimeError("the stand-ins for NVIDIA's libraries need a C compiler: install gcc, or set CC")
+    for source, library in LIBRARIES.items():
+        command = [compiler, "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-O1"]
+        done = subprocess.run(
+            [*command, "-o", str(folder / library), str(SOURCES / source)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{source}: {done.stderr}")
+    return folder
+
+
+@dataclass(frozen=True)
+class FakeGpus:
+    """The folder with the stand-ins."""
+
+    folder: Path
+
+    def environment(self, log_file: Path | None = None, **nvml: str | int) -> dict[str, str]:
+        """Variables that make a subprocess find the stand-ins; merge them into its environment.
+
+        Args:
+            log_file: where cuInit of any process below leaves its line; see `read_log`.
+            nvml: settings of nvml.c by their names in small letters: `count=2`, `failure=9`, `lost=1`, ...
+        """
+        inherited = os.environ.get("LD_LIBRARY_PATH")
+        variables = {"LD_LIBRARY_PATH": os.pathsep.join([str(self.folder), *([inherited] if inherited else [])])}
+        if log_file is not None:
+            variables["FAKE_CUDA_LOG"] = str(log_file)
+        return variables | {f"FAKE_NVML_{name.upper()}": str(value) for name, value in nvml.items()}
+
+
+@dataclass(frozen=True)
+class CuInit:
+    """One initialisation of CUDA: the process, and the variables as CUDA would have read them (None: not set)."""
+
+    pid: int
+    visible_devices: str | None
+    device_order: str | None
+
+
+def read_log(log_file: Path) -> list[CuInit]:
+    """What processes with `FAKE_CUDA_LOG=log_file` did, in order of time; nothing when no CUDA was initialised."""
+    if not log_file.exists():
+        return []
+    entries = []
+    for line in log_file.read_text().splitlines():
+        pid, *variables = line.split("\t")
+        values = dict(variable.split("=", 1) for variable in variables)
+        entries.append(CuInit(int(pid), values.get("CUDA_VISIBLE_DEVICES"), values.get("CUDA_DEVICE_ORDER")))
+    return entries

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from multitower.supervisor.devices import Device, DeviceError, Discovery, Selection, format_bytes, resolve
+
+GIB = 2**30
+UUIDS = ("GPU-8f3a1c02-5b7e", "GPU-8f3a9d47-1c2b", "GPU-2e6b7710-93af", "GPU-41750e9b-0f6a")
+
+
+def gpu(index: int) -> Device:
+    return Device(
+        name=UUIDS[index],
+        kind="gpu",
+        index=index,
+        product=f"NVIDIA Product {index}",
+        memory_bytes=(40 + index) * GIB,
+        memory_used_bytes=0,
+        pci_bus_id=f"00000000:{0x17 + index:02X}:00.0",
+    )
+
+
+FOUR = Discovery(tuple(gpu(index) for index in range(4)))
+NONE = Discovery((), "the driver is asleep")
+
+
+@dataclass
+class Cpu:
+    cpu: int
+
+
+def problems_of(selection: Selection, discovery: Discovery = FOUR) -> tuple[str, ...]:
+    with pytest.raises(DeviceError) as caught:
+        resolve(selection, discovery)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("selection", "indices"),
+    [
+        ("all", [0, 1, 2, 3]),
+        ([0], [0]),
+        ((2, 0), [2, 0]),
+        (["GPU-8f3a1"], [0]),
+        (["8f3a9"], [1]),
+        (["gpu-2E6B", "GPU-41750e9b-0f6a"], [2, 3]),
+        (["2"], None),  # an index that was quoted, not the UUID that begins with 2
+        (["GPU-2"], [2]),
+        (["41750"], None),
+        (["GPU-41750"], [3]),
+        (["4175", 0], None),
+        (["41750e"], [3]),
+        ([2, "GPU-8f3a1c02-5b7e"], [2, 0]),
+    ],
+)
+def test_what_a_selection_means(selection: Selection, indices: list[int] | None) -> None:
+    if indices is None:
+        assert "write an index without quotes" in problems_of(selection)[0]
+    else:
+        assert [device.index for device in resolve(selection, FOUR)] == indices
+
+
+@pytest.mark.parametrize(
+    ("selection", "words"),
+    [
+        ([4], ["4", "is not the index"]),
+        ([-1], ["-1", "is not the index"]),
+        (["GPU-8f3a"], ["'GPU-8f3a'", "beginning of 2 GPUs' UUIDs"]),
+        (["beef"], ["'beef'", "is not the beginning of a GPU's UUID"]),
+        (["GPU-8f3a1c02-5b7e-and-more"], ["is not the beginning"]),
+        (["GPU-"], ["names no GPU"]),
+        ([""], ["names no GPU"]),
+        (["cpu:0"], ["is not the beginning"]),
+        (["MIG-3a1c"], ["'MIG-3a1c'", "MIG", "cannot use yet"]),
+        ([1, 1], ["1 is listed twice"]),
+        ([0, "gpu-8f3a1"], ["'gpu-8f3a1' is the same GPU as 0"]),
+        (["8f3a1c", "GPU-8f3a1"], ["'GPU-8f3a1' is the same GPU as '8f3a1c'"]),
+        ([], ["empty list"]),
+        (Cpu(0), ["{cpu: 0} is no device"]),
+    ],
+)
+def test_an_entry_that_means_no_device_is_named(selection: Selection, words: list[str]) -> None:
+    (problem,) = problems_of(selection)
+    for word in words:
+        assert word in problem
+
+
+def test_every_bad_entry_is_reported_with_all_there_is_to_choose_from() -> None:
+    with pytest.raises(DeviceError) as caught:
+        resolve([9, 0, "8f3a", "MIG-1", 0], FOUR)
+    assert [problem.split()[1] for problem in caught.value.problems] == ["9", "'8f3a'", "'MIG-1'", "0"]
+    message = str(caught.value)
+    for problem in caught.value.problems:
+        assert problem in message
+    for device in FOUR.gpus:
+        assert f"{device.index}  {device.name}  {device.product}  {40 + device.index}.0 GiB" in message
+
+
+def test_a_gpu_that_is_missing_for_a_reason_gives_the_reason() -> None:
+    partial = Discovery((gpu(0), gpu(2)), "GPU 1 cannot be used: it fell off the bus")
+    assert [device.index for device in resolve([0, 2], partial)] == [0, 2]
+    with pytest.raises(DeviceError, match="fell off the bus"):
+        resolve([1], partial)
+    with pytest.raises(DeviceError, match="No GPU is seen: the driver is asleep"):
+        resolve([0], NONE)
+
+
+def test_all_without_a_gpu_says_why_and_what_else_would_work() -> None:
+    with pytest.raises(DeviceError, match=r"the driver is asleep(.|\n)*devices: \{cpu: 1\}"):
+        resolve("all", NONE)
+
+
+@pytest.mark.parametrize("discovery", [FOUR, NONE])
+def test_cpu_devices_are_numbered_and_need_no_gpu(discovery: Discovery) -> None:
+    devices = resolve(Cpu(3), discovery)
+    assert [device.name for device in devices] == ["cpu:0", "cpu:1", "cpu:2"]
+    assert {(device.kind, device.index, device.memory_bytes) for device in devices} == {("cpu", None, None)}
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(None, "-"), (0, "0 MiB"), (512 * 2**20, "512 MiB"), (GIB, "1.0 GiB"), (85_520_809_984, "79.6 GiB")],
+)
+def test_sizes_for_people(size: int | None, text: str) -> None:
+    assert format_bytes(size) == text

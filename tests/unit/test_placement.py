@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from multitower.supervisor.devices import Device, DeviceError
+from multitower.supervisor.placement import Placement, place
+
+GIB = 2**30
+
+
+@dataclass
+class Limit:
+    size: int | None = None
+    fraction: float | None = None
+
+
+GROWTH = Limit()
+
+
+def share(percent: float) -> Limit:
+    return Limit(fraction=percent / 100)
+
+
+def gpu(index: int, memory: int | None = 40 * GIB) -> Device:
+    return Device(
+        name=f"GPU-{index:08x}",
+        kind="gpu",
+        index=index,
+        product="NVIDIA Product",
+        memory_bytes=memory,
+        memory_used_bytes=0,
+        pci_bus_id=None,
+    )
+
+
+def cpu(number: int) -> Device:
+    return Device(
+        name=f"cpu:{number}",
+        kind="cpu",
+        index=None,
+        product="CPU",
+        memory_bytes=None,
+        memory_used_bytes=None,
+        pci_bus_id=None,
+    )
+
+
+def placed(
+    devices: Sequence[Device], available: Sequence[int] = range(8), **options: Any
+) -> tuple[Placement, ...]:
+    defaults = {
+        "workers_per_device": 1,
+        "memory": GROWTH,
+        "intra_op": "auto",
+        "inter_op": "auto",
+        "cores": "auto",
+    }
+    return place(devices, **(defaults | options), available_cores=available)
+
+
+def test_with_one_worker_a_device_slot_i_is_device_i() -> None:
+    placements = placed([gpu(3), gpu(0)])
+    assert [(placement.slot, placement.device) for placement in placements] == [
+        (0, "GPU-00000003"),
+        (1, "GPU-00000000"),
+    ]
+    assert placements[0].devices == ("GPU-00000003",)
+
+
+def test_the_workers_of_a_device_have_neighbouring_slots() -> None:
+    placements = placed([gpu(0), gpu(1)], workers_per_device=2)
+    assert [placement.slot for placement in placements] == [0, 1, 2, 3]
+    assert [placement.device[-1] for placement in placements] == ["0", "0", "1", "1"]
+
+
+def test_a_gpu_worker_sees_its_gpu_by_uuid_and_launches_kernels_from_threads_of_its_own() -> None:
+    (placement,) = placed([gpu(5)])
+    assert placement.environment == {
+        "CUDA_VISIBLE_DEVICES": "GPU-00000005",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "TF_GPU_THREAD_MODE": "gpu_private",
+    }
+
+
+def test_a_cpu_worker_sees_no_gpu() -> None:
+    (placement,) = placed([cpu(0)])
+    assert placement.environment == {"CUDA_VISIBLE_DEVICES": "-1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert placement.device == "cpu:0"
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "intra", "inter"),
+    [
+        (8, 1, 8, 2),
+        (8, 2, 4, 2),
+        (8, 3, 2, 2),
+        (8, 5, 1, 1),
+        (2, 4, 1, 1),
+        (1, 1, 1, 1),
+    ],
+)
+def test_workers_share_the_cores_evenly(cores: int, workers: int, intra: int, inter: int) -> None:
+    for placement in placed([cpu(number) for number in range(workers)], range(cores)):
+        assert (placement.intra_op_threads, placement.inter_op_threads) == (intra, inter)
+
+
+def test_threads_that_are_given_are_taken_as_they_are() -> None:
+    for placement in placed([cpu(0), cpu(1)], range(2), intra_op=7, inter_op=5):
+        assert (placement.intra_op_threads, placement.inter_op_threads) == (7, 5)
+
+
+@pytest.mark.parametrize(
+    ("cores", "available", "workers", "expected"),
+    [
+        ("auto", range(8), 2, [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        ("auto", range(4), 2, [(0, 1), (2, 3)]),
+        ("auto", range(3), 2, [(), ()]),  # one core each is too little to be bound to
+        ("auto", range(1), 2, [(), ()]),
+        ("auto", [9, 3, 11, 5, 7], 2, [(3, 5), (7, 9)]),  # a container's cores; the odd one is the supervisor's
+        ("split", range(3), 2, [(0,), (1,)]),
+        ("split", range(7), 3, [(0, 1), (2, 3), (4, 5)]),
+        ("split", [4, 6], 5, [(4,), (6,), (4,), (6,), (4,)]),
+        ("shared", range(64), 2, [(), ()]),
+    ],
+)
+def test_cores(cores: str, available: Sequence[int], workers: int, expected: list[tuple[int, ...]]) -> None:
+    placements = placed([cpu(number) for number in range(workers)], available, cores=cores)
+    assert [placement.cores for placement in placements] == expected
+
+
+@pytest.mark.parametrize(
+    ("memory", "workers_per_device", "total", "limit"),
+    [
+        (GROWTH, 2, 40 * GIB, None),
+        (Limit(6 * GIB), 1, 40 * GIB, 6 * GIB),
+        (Limit(6 * GIB), 3, 40 * GIB, 6 * GIB),  # a size is each worker's
+        (Limit(20 * GIB), 2, 40 * GIB, 20 * GIB),
+        (Limit(6 * GIB), 1, None, 6 * GIB),
+        (share(80), 1, 40 * GIB, 32 * GIB),
+        (share(80), 2, 40 * GIB, 16 * GIB),  # a percentage is the device's
+        (share(12.5), 1, 40 * GIB, 5 * GIB),
+        (share(100), 3, 40 * GIB + 1, (40 * GIB + 1) // 3),
+        (GROWTH, 1, None, None),
+    ],
+)
+def test_memory(memory: Limit, workers_per_device: int, total: int | None, limit: int | None) -> None:
+    placements = placed([gpu(0, total)], memory=memory, workers_per_device=workers_per_device)
+    assert {placement.memory_limit_bytes for placement in placements} == {limit}
+
+
+def test_a_percentage_is_of_each_devices_own_memory() -> None:
+    limits = [p.memory_limit_bytes for p in placed([gpu(0, 40 * GIB), gpu(1, 80 * GIB)], memory=share(50))]
+    assert limits == [20 * GIB, 40 * GIB]
+
+
+def test_every_device_that_is_too_small_is_named() -> None:
+    devices = [gpu(0, 40 * GIB), gpu(1, 80 * GIB), gpu(2, 24 * GIB)]
+    with pytest.raises(DeviceError) as caught:
+        placed(devices, memory=Limit(21 * GIB), workers_per_device=2)
+    first, second = caught.value.problems
+    assert "2 workers of 21.0 GiB" in first
+    assert "40.0 GiB of GPU-00000000" in first
+    assert "24.0 GiB of GPU-00000002" in second
+
+
+@pytest.mark.parametrize("memory", [Limit(GIB), share(50)])
+def test_a_limit_that_nothing_would_enforce_is_refused(memory: Limit) -> None:
+    with pytest.raises(DeviceError, match="cpu:0 write memory: growth"):
+        placed([cpu(0)], memory=memory)
+
+
+def test_a_share_of_an_unknown_size_is_refused() -> None:
+    with pytest.raises(DeviceError, match="50% of GPU-00000000, whose size is unknown"):
+        placed([gpu(0, None)], memory=share(50))
