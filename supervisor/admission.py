@@ -222,8 +222,8 @@ def _rows(inputs: Sequence[wire.Tensor]) -> int:
         if tensor.shape[0] != rows:
             raise make(
                 Reason.SHAPE_INVALID,
-                f"dimension 0 of input {tensor.name!r} is {tensor.shape[0]}, that of {inputs[0].name!r} is {rows}; "
-                "inputs share the batch dimension",
+                f"dimension 0 of input {tensor.name!r} is {tensor.shape[0]}, that of {inputs[0].name!r} is {rows};"
+                " inputs share the batch dimension",
                 field=tensor.name,
             )
     # Rows without elements would make a request of no bytes and any number of rows.

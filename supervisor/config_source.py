@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-
 MAX_FILE_BYTES: Final = 1 << 20
 MAX_PROBLEMS: Final = 100  # told at once; nobody reads more
 

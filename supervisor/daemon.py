@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -24,9 +25,10 @@ from multitower.spec import ModelSpec
 from multitower.supervisor import devices, placement
 from multitower.supervisor.batching import QueueLimits
 from multitower.supervisor.config import Config
-from multitower.supervisor.fleet import Fleet, Member
+from multitower.supervisor.fleet import Fleet
 from multitower.supervisor.front import Front
 from multitower.supervisor.log import event
+from multitower.supervisor.member import Member
 from multitower.supervisor.restart import RestartPolicy
 from multitower.supervisor.router import Router
 from multitower.supervisor.runtime import HeldError, RuntimeDir
@@ -74,7 +76,7 @@ class Daemon:
         self._ready_once = False
         with contextlib.ExitStack() as undo:
             placements = self._place()
-            runtime = _guarded(lambda: RuntimeDir(config.runtime_dir))
+            runtime = _guarded(functools.partial(RuntimeDir, config.runtime_dir))
             undo.callback(runtime.close)
             self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             undo.callback(self._context.term)
@@ -94,7 +96,7 @@ class Daemon:
             )
             undo.callback(self._close_fronts)
             for endpoint in config.listen:
-                front = _guarded(lambda endpoint=endpoint: Front(self._context, endpoint, config.max_message_size))
+                front = _guarded(functools.partial(Front, self._context, endpoint, config.max_message_size))
                 self.router.fronts.append(front)
             models = [_pin_version(model.to_spec()) for model in config.models]
             self._poller = zmq.Poller()
@@ -184,9 +186,10 @@ class Daemon:
                 return code
 
     def _timeout_ms(self) -> int | None:
-        times = [self.fleet.next_wake(), self.router.balancer.next_wake(), self._stop_by]
+        now = time.monotonic()
+        times = [self.fleet.next_wake(now), self.router.balancer.next_wake(), self._stop_by]
         due = min((moment for moment in times if moment is not None), default=None)
-        return None if due is None else max(0, math.ceil((due - time.monotonic()) * 1000))
+        return None if due is None else max(0, math.ceil((due - now) * 1000))
 
     # Events.
 

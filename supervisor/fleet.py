@@ -8,26 +8,23 @@ a slot that needs a process takes one where there is one.
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import zmq
 
 from multitower import worker_wire
-from multitower.spec import Assignment, ModelReport, ModelSpec, ProcessSpec, WorkerReport
-from multitower.supervisor.exit_cause import ExitCause
+from multitower.spec import Assignment, ModelReport, ModelSpec, WorkerReport
+from multitower.supervisor.launcher import Launcher
 from multitower.supervisor.log import event
-from multitower.supervisor.output import OutputReader
+from multitower.supervisor.member import Member, Place
 from multitower.supervisor.placement import Placement
-from multitower.supervisor.process import WorkerProcess
 from multitower.supervisor.restart import RestartBudget, RestartPolicy
 from multitower.supervisor.router import Router
 from multitower.supervisor.runtime import RuntimeDir
 from multitower.supervisor.slot import LIVE, Action, Event, Slot, State
+from multitower.supervisor.spares import Spares
 
 log = logging.getLogger("multitower.fleet")
 
@@ -36,52 +33,6 @@ STOP_S = 5.0
 
 LAST_WORDS_S = 0.25
 """Seconds to wait for a dead worker's channel to close; longer only if a child of it holds the channel open."""
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """One process of the fleet.
-
-    Attributes:
-        process: see `WorkerProcess`.
-        place: the slot that it serves, or None for a spare.
-        state: its last report's, `starting` before the first.
-        kill_at: when it is killed, having been told to end; monotonic seconds.
-        cause: how it ended, once it has.
-        bury_at: when it is buried at the latest, once it has ended.
-    """
-
-    process: WorkerProcess
-    place: Place | None = None
-    state: str = "starting"
-    kill_at: float | None = None
-    cause: ExitCause | None = None
-    bury_at: float = 0.0
-
-
-@dataclass(slots=True, eq=False)
-class Place:
-    """A slot with what belongs to it.
-
-    Attributes:
-        slot: its state machine.
-        placement: its device and its share of the host.
-        member: its process, or None in between.
-        models: what the current incarnation reported of its models.
-        visible_devices: `CUDA_VISIBLE_DEVICES` as the current incarnation reads it itself.
-        due: when its back-off ends, in monotonic seconds.
-        away_since: when its last process died, to tell how long it was away.
-        completed: rows answered by earlier incarnations.
-    """
-
-    slot: Slot
-    placement: Placement
-    member: Member | None = None
-    models: tuple[ModelReport, ...] = ()
-    visible_devices: str | None = None
-    due: float | None = None
-    away_since: float | None = None
-    completed: int = 0
 
 
 class Fleet:
@@ -120,23 +71,18 @@ class Fleet:
     ) -> None:
         rng = random.Random()
         self.places = [Place(Slot(p.slot, RestartBudget(policy, rng)), p) for p in placements]
-        self.spares: list[Member] = []
         self._models = tuple(models)
-        self._needs_tensorflow = any(model.path is not None for model in models)
-        self._spares_wanted = spares
-        self._spare_budget = RestartBudget(policy, rng)
-        self._spare_due = 0.0
-        self._import_path = tuple(import_path)
-        self._runtime = runtime
-        self._context = context
         self._router = router
-        self._watch = watch
         self._unwatch = unwatch
-        self._spawn = multiprocessing.get_context("spawn")
-        self._output = OutputReader()
-        self._serial = 0
+        self._launcher = Launcher(
+            context,
+            runtime,
+            import_tensorflow=any(model.path is not None for model in models),
+            import_path=import_path,
+            watch=watch,
+        )
+        self._spares = Spares(self._launcher, spares, RestartBudget(policy, rng))
         self._ending: list[Member] = []  # told to end, or dead and not yet buried
-        self._stopping = False
 
     # What happens.
 
@@ -157,8 +103,7 @@ class Fleet:
         place = member.place
         if place is None:
             if report.state == "failed":
-                event(log, logging.ERROR, "spare failed: no more spares", pid=report.pid, cause=report.cause)
-                self._spares_wanted = 0
+                self._spares.failed(member, report.cause)
                 self._end(member, now)
             return
         place.visible_devices = report.visible_devices
@@ -196,9 +141,11 @@ class Fleet:
             if place.due is not None and now >= place.due:
                 place.due = None
                 self._act(place, place.slot.handle(Event.DUE, now), now)
-        self._replenish(now)
+        # Never while a slot needs the machine to come up.
+        if not any(place.slot.state in (State.STARTING, State.LOADING) for place in self.places):
+            self._spares.replenish(now)
 
-    def next_wake(self) -> float | None:
+    def next_wake(self, now: float) -> float | None:
         """When `tick` must be called at the latest, in monotonic seconds."""
         times = [place.due for place in self.places if place.due is not None]
         for member in self._ending:
@@ -206,22 +153,18 @@ class Fleet:
                 times.append(member.bury_at)
             elif member.kill_at is not None:
                 times.append(member.kill_at)
-        if self._wants_spare and self._spare_due:
-            times.append(self._spare_due)
+        spare = self._spares.next_wake(now)
+        if spare is not None:
+            times.append(spare)
         return min(times, default=None)
 
     # Orders.
 
-    def retire_spares(self, now: float) -> None:
-        """Ends the spares and starts no more; slots are still started again."""
-        self._spares_wanted = 0
-        for member in list(self.spares):
-            self._end(member, now)
-
     def stop(self, now: float) -> None:
         """Ends all workers, the slots in reverse order; nothing is started any more."""
-        self._stopping = True
-        self.retire_spares(now)
+        self._spares.stop()
+        for member in list(self.spares):
+            self._end(member, now)
         for place in reversed(self.places):
             place.due = None
             if place.slot.state is State.READY:
@@ -239,9 +182,14 @@ class Fleet:
 
     def close(self) -> None:
         """Gives back what is left, after all processes have been buried."""
-        self._output.close()
+        self._launcher.close()
 
     # What there is.
+
+    @property
+    def spares(self) -> list[Member]:
+        """The spare processes."""
+        return self._spares.members
 
     def members(self) -> Iterator[Member]:
         """Every process that has not been buried."""
@@ -268,17 +216,16 @@ class Fleet:
     def _start(self, place: Place, now: float) -> None:
         """Gives the slot its next process: the spare that is furthest, or a new one."""
         place.models, place.visible_devices = (), None
-        spare = min(self.spares, key=lambda spare: spare.state != "idle", default=None)
+        spare = self._spares.take()
         assignment = self._assignment(place)
         if spare is not None:
-            self.spares.remove(spare)
             spare.place, place.member = place, spare
             spare.process.fields.pop("spare", None)
-            spare.process.fields.update(_fields(place))
+            spare.process.fields.update(place.fields)
             spare.process.send([worker_wire.ASSIGN, assignment.to_json()])
             event(log, logging.INFO, "spare takes over", **spare.process.fields)
             return
-        place.member = self._launch(f"mt-worker-{place.slot.number}", assignment, _fields(place), now)
+        place.member = self._launcher.launch(f"mt-worker-{place.slot.number}", assignment, place.fields)
         if place.member is None:
             self._act(place, place.slot.died(now, "no process could be started"), now)
             return
@@ -298,45 +245,6 @@ class Fleet:
             memory_limit_bytes=placement.memory_limit_bytes,
             models=self._models,
         )
-
-    def _launch(
-        self, name: str, assignment: Assignment | None, fields: dict[str, object], now: float
-    ) -> Member | None:
-        self._serial += 1
-        spec = ProcessSpec(
-            endpoint=f"ipc://{self._runtime.worker_socket(self._serial)}",
-            parent_pid=os.getpid(),
-            name=name,
-            import_tensorflow=self._needs_tensorflow,
-            import_path=self._import_path,
-            assignment=assignment,
-        )
-        try:
-            process = WorkerProcess(self._context, self._spawn, spec, self._output, fields)
-        except OSError as error:
-            # Out of descriptors, processes or memory: that may pass, and must not end the daemon.
-            event(log, logging.ERROR, "no process could be started", **fields, cause=error)
-            return None
-        member = Member(process)
-        self._watch(member)
-        return member
-
-    @property
-    def _wants_spare(self) -> bool:
-        return not self._stopping and len(self.spares) < self._spares_wanted
-
-    def _replenish(self, now: float) -> None:
-        """Starts a spare where one is missing, but never while a slot needs the machine to come up."""
-        while self._wants_spare and now >= self._spare_due:
-            if any(place.slot.state in (State.STARTING, State.LOADING) for place in self.places):
-                return
-            fields: dict[str, object] = {"spare": True}
-            member = self._launch("mt-spare", None, fields, now)
-            if member is None:
-                self._spare_due = now + 1.0
-                return
-            self.spares.append(member)
-            event(log, logging.DEBUG, "spare started", **fields)
 
     def _ready(self, place: Place, member: Member, report: WorkerReport, now: float) -> None:
         place.models = report.models
@@ -361,7 +269,7 @@ class Fleet:
         self._judge_models()
 
     def _log_failed_model(self, place: Place, model: ModelReport) -> None:
-        event(log, logging.ERROR, "model cannot load", **_fields(place), model=model.name, cause=model.cause)
+        event(log, logging.ERROR, "model cannot load", **place.fields, model=model.name, cause=model.cause)
 
     def _judge_models(self) -> None:
         """Finds the models that nothing serves or will serve, so that their requests need not wait."""
@@ -401,7 +309,7 @@ class Fleet:
         member.process.close()
         if member in self.spares:
             self.spares.remove(member)
-            self._spare_died(member, now)
+            self._spares.died(member, now)
         place = member.place
         if place is None or place.member is not member:
             return
@@ -426,30 +334,6 @@ class Fleet:
                 next=f"restart in {place.slot.delay_s:.1f}s" if action is Action.WAIT else "slot failed",
             )
         if place.slot.state is State.FAILED and not expected:
-            event(log, logging.ERROR, "slot failed", **_fields(place), cause=place.slot.last_error)
+            event(log, logging.ERROR, "slot failed", **place.fields, cause=place.slot.last_error)
         self._act(place, action, now)
         self._judge_models()
-
-    def _spare_died(self, member: Member, now: float) -> None:
-        delay = self._spare_budget.died(now, ready_for_s=None)
-        event(
-            log,
-            logging.WARNING,
-            "spare died" if delay is not None else "spare died too often: no more spares",
-            **member.process.fields,
-            cause=member.cause,
-            check=member.cause.advice if member.cause is not None else None,
-        )
-        if delay is None:
-            self._spares_wanted = 0
-        else:
-            self._spare_due = now + delay
-
-
-def _fields(place: Place) -> dict[str, object]:
-    """What stands on every line of the log about a worker."""
-    return {
-        "slot": place.slot.number,
-        "incarnation": place.slot.incarnation,
-        "device": place.placement.device,
-    }

@@ -16,7 +16,8 @@ import psutil
 from multitower import tensors, wire
 from multitower.errors import Reason, make
 from multitower.spec import ModelReport, ModelSpec, TensorReport
-from multitower.supervisor.fleet import Fleet, Place
+from multitower.supervisor.fleet import Fleet
+from multitower.supervisor.member import Place
 from multitower.supervisor.router import Router
 from multitower.supervisor.slot import State
 

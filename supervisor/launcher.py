@@ -1,0 +1,83 @@
+"""Starts worker processes: all that slots' workers and spares have in common."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+
+import zmq
+
+from multitower.spec import Assignment, ProcessSpec
+from multitower.supervisor.log import event
+from multitower.supervisor.member import Member
+from multitower.supervisor.output import OutputReader
+from multitower.supervisor.process import WorkerProcess
+from multitower.supervisor.runtime import RuntimeDir
+
+log = logging.getLogger("multitower.fleet")
+
+
+class Launcher:
+    """Spawns processes, each with an endpoint of its own.
+
+    Args:
+        context: the router's ZeroMQ context.
+        runtime: where the processes' sockets are made.
+        import_tensorflow: whether some model will need it.
+        import_path: folders for handlers.
+        watch: is told of each new process, before anything can happen to it.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        runtime: RuntimeDir,
+        *,
+        import_tensorflow: bool,
+        import_path: Sequence[str],
+        watch: Callable[[Member], None],
+    ) -> None:
+        self._context = context
+        self._runtime = runtime
+        self._import_tensorflow = import_tensorflow
+        self._import_path = tuple(import_path)
+        self._watch = watch
+        self._spawn = multiprocessing.get_context("spawn")
+        self._output = OutputReader()
+        self._serial = 0
+
+    def launch(self, name: str, assignment: Assignment | None, fields: dict[str, object]) -> Member | None:
+        """Starts a process.
+
+        Args:
+            name: what `ps` shows.
+            assignment: a slot's work, or None for a spare.
+            fields: what stands on its lines in the log; gets its pid.
+
+        Returns:
+            The process, or None when the system has no room for one; that is logged.
+        """
+        self._serial += 1
+        spec = ProcessSpec(
+            endpoint=f"ipc://{self._runtime.worker_socket(self._serial)}",
+            parent_pid=os.getpid(),
+            name=name,
+            import_tensorflow=self._import_tensorflow,
+            import_path=self._import_path,
+            assignment=assignment,
+        )
+        try:
+            process = WorkerProcess(self._context, self._spawn, spec, self._output, fields)
+        except OSError as error:
+            # Out of descriptors, processes or memory: that may pass, and must not end the daemon.
+            event(log, logging.ERROR, "no process could be started", **fields, cause=error)
+            return None
+        member = Member(process)
+        self._watch(member)
+        return member
+
+    def close(self) -> None:
+        """Stops reading the output of processes; call it when there are none."""
+        self._output.close()

@@ -1,0 +1,83 @@
+"""The spares: processes that have imported what takes long, touched no device, and wait for a slot."""
+
+from __future__ import annotations
+
+import logging
+
+from multitower.supervisor.launcher import Launcher
+from multitower.supervisor.log import event
+from multitower.supervisor.member import Member
+from multitower.supervisor.restart import RestartBudget
+
+log = logging.getLogger("multitower.fleet")
+
+RETRY_S = 1.0
+"""Seconds until the next try when the system has no room for a process."""
+
+
+class Spares:
+    """Keeps a number of spares.
+
+    Args:
+        launcher: starts them.
+        wanted: how many there are to be.
+        budget: how often they may die.
+
+    Attributes:
+        members: the spares there are.
+    """
+
+    def __init__(self, launcher: Launcher, wanted: int, budget: RestartBudget) -> None:
+        self.members: list[Member] = []
+        self._launcher = launcher
+        self._wanted = wanted
+        self._budget = budget
+        self._due = 0.0
+
+    def take(self) -> Member | None:
+        """A spare for a slot, the one that is furthest; it is no spare any more."""
+        spare = min(self.members, key=lambda spare: spare.state != "idle", default=None)
+        if spare is not None:
+            self.members.remove(spare)
+        return spare
+
+    def replenish(self, now: float) -> None:
+        """Starts what is missing."""
+        while len(self.members) < self._wanted and now >= self._due:
+            fields: dict[str, object] = {"spare": True}
+            member = self._launcher.launch("mt-spare", None, fields)
+            if member is None:
+                self._due = now + RETRY_S
+                return
+            self.members.append(member)
+            event(log, logging.DEBUG, "spare started", **fields)
+
+    def next_wake(self, now: float) -> float | None:
+        """When `replenish` must be called, in monotonic seconds, or None when nothing is planned."""
+        return self._due if len(self.members) < self._wanted and self._due > now else None
+
+    def stop(self) -> None:
+        """Starts no more."""
+        self._wanted = 0
+
+    def failed(self, member: Member, cause: str | None) -> None:
+        """A spare says that it can never serve: others could not either."""
+        event(log, logging.ERROR, "spare failed: no more spares", pid=member.process.pid, cause=cause)
+        self.stop()
+
+    def died(self, member: Member, now: float) -> None:
+        """A spare has ended by itself."""
+        assert member.cause is not None  # it has been reaped
+        delay = self._budget.died(now, ready_for_s=None)
+        event(
+            log,
+            logging.WARNING,
+            "spare died" if delay is not None else "spare died too often: no more spares",
+            **member.process.fields,
+            cause=member.cause,
+            check=member.cause.advice,
+        )
+        if delay is None:
+            self.stop()
+        else:
+            self._due = now + delay
