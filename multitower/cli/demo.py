@@ -50,9 +50,7 @@ class DemoError(Exception):
     type=click.Path(path_type=Path, file_okay=False),
     help="Keep the model, the configuration and the log here, and use what is there already.",
 )
-@click.option(
-    "--seconds", type=click.FloatRange(1, 600), default=5.0, show_default=True, help="Length of the load."
-)
+@click.option("--seconds", type=click.FloatRange(1, 600), default=5.0, show_default=True, help="Of load.")
 @click.option("--serve", is_flag=True, help="Only serve the digits model, until Ctrl-C.")
 def demo(folder: Path | None, seconds: float, serve: bool) -> None:
     """Train a model, serve it on two CPU workers, kill one under load.
@@ -62,6 +60,8 @@ def demo(folder: Path | None, seconds: float, serve: bool) -> None:
     """
     from rich.console import Console
 
+    # Whatever ends the demo, it ends its daemon first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # Wide enough for whole lines where the output is no terminal, as in CI.
     console = Console(highlight=False, soft_wrap=True)
     with contextlib.ExitStack() as cleanup:
@@ -243,11 +243,7 @@ def _completed(client: Client) -> dict[int, int]:
 
 def _kill_one(client: Client, console: Console) -> float:
     """SIGKILL to the worker of slot 0 while it works; the seconds until the slot serves again."""
-    status = client.status()
-    while not any(spare["state"] == "idle" for spare in status["daemon"]["spares"]):
-        time.sleep(0.05)
-        status = client.status()
-    pid = status["slots"][0]["pid"]
+    pid = _status_with_a_spare(client)["slots"][0]["pid"]
     console.print(f"Killing worker {pid} of slot 0 with SIGKILL, under the same load ...")
     os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
@@ -259,6 +255,16 @@ def _kill_one(client: Client, console: Console) -> float:
             return away
         time.sleep(0.005)
     raise DemoError(f"slot 0 did not come back within {BACK_S:g} s: {slot['last_error']}")
+
+
+def _status_with_a_spare(client: Client) -> dict[str, Any]:
+    begun = time.monotonic()
+    while time.monotonic() - begun < READY_S:
+        status = client.status()
+        if any(spare["state"] == "idle" for spare in status["daemon"]["spares"]):
+            return status
+        time.sleep(0.05)
+    raise DemoError("the spare did not come up")
 
 
 def _pids(status: dict[str, Any]) -> list[int]:
