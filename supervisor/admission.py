@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from multitower import tensors, wire
-from multitower.errors import Reason, make
+from multitower.errors import MultitowerError, Reason, make
 from multitower.spec import ModelReport, TensorReport
 from multitower.supervisor.request import BatchKey, Plan
 from multitower.worker_wire import KeySpec
@@ -25,9 +25,15 @@ class Admission:
 
     Args:
         timeouts: seconds that a request of each configured model may take, by model name.
+        why_absent: why no worker will load a model, or None where one may be about to.
     """
 
-    def __init__(self, timeouts: dict[str, float]) -> None:
+    def __init__(
+        self,
+        timeouts: dict[str, float],
+        why_absent: Callable[[str], MultitowerError | None] = lambda _: None,
+    ) -> None:
+        self._why_absent = why_absent
         self.reports: dict[str, ModelReport] = {}
         self._timeouts = timeouts
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
@@ -86,7 +92,8 @@ class Admission:
         name = header.model_name
         report = self.model(name, header.model_version)
         if report is None:
-            raise make(Reason.NO_WORKER, f"{name!r} is still loading", retry_after_ms=1000)
+            still_loading = make(Reason.NO_WORKER, f"{name!r} is still loading", retry_after_ms=1000)
+            raise self._why_absent(name) or still_loading
         if report.inputs is not None:
             _check_inputs(header.inputs, report.inputs, report.max_batch_size > 0)
         if header.outputs is not None and report.outputs is not None:

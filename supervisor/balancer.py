@@ -81,7 +81,7 @@ class Balancer:
         self.late = 0  # results that came after their request had been answered
         self._choose = choose
         self._turns: OrderedDict[str, None] = OrderedDict.fromkeys(limits)
-        self._hopeless: dict[str, MultitowerError] = {}
+        self._hopeless: dict[str, str] = {}
         self._deadlines: Deadlines[Request] = Deadlines()
         self._by_sender: dict[tuple[object, ...], list[Request]] = {}
         self._replies: list[Reply] = []
@@ -97,7 +97,7 @@ class Balancer:
             Unavailable: `no_worker`, when nothing serves or will serve the model.
         """
         queue = self.queues[request.plan.model]
-        hopeless = self._hopeless.get(queue.model)
+        hopeless = self.hopeless(queue.model)
         if hopeless is not None:
             raise hopeless
         if queue.full(request):
@@ -193,10 +193,15 @@ class Balancer:
 
     def give_up(self, model: str, cause: str) -> None:
         """Nothing serves or will serve this model: what waits is answered, and what comes is refused."""
-        error = make(Reason.NO_WORKER, f"no worker serves {model!r}: {cause}")
-        self._hopeless[model] = error
+        self._hopeless[model] = f"no worker serves {model!r}: {cause}"
         for request in list(self.queues[model]):
-            self._settle(request.parent or request, error)
+            self._settle(request.parent or request, make(Reason.NO_WORKER, self._hopeless[model]))
+
+    def abandon(self, message: str) -> None:
+        """The daemon ends: all that have no answer yet get this one, also what a worker is executing."""
+        error = make(Reason.DRAINING, message)
+        for request in [request for twins in self._by_sender.values() for request in twins]:
+            self._settle(request, error)
 
     def hope(self, model: str) -> None:
         """The model may be served again: requests wait from now on."""
@@ -204,7 +209,9 @@ class Balancer:
 
     def hopeless(self, model: str) -> MultitowerError | None:
         """Why the model's requests are refused, or None while there is hope."""
-        return self._hopeless.get(model)
+        # Made anew each time: an exception that is raised over and over keeps the traceback of every time.
+        message = self._hopeless.get(model)
+        return None if message is None else make(Reason.NO_WORKER, message)
 
     # What is to be done.
 
@@ -278,7 +285,7 @@ class Balancer:
         request.deaths += 1
         request.avoid = slot
         if request.deaths <= queue.limits.retry:
-            hopeless = self._hopeless.get(queue.model)
+            hopeless = self.hopeless(queue.model)
             if hopeless is not None:
                 self._settle(request.parent or request, hopeless)
             else:

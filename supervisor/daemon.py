@@ -236,7 +236,7 @@ class Daemon:
         """The exit code when the daemon's life is over; takes a drain one step further before."""
         if self._forced:
             self.fleet.kill()
-            self.router.refuse_all(list(self.router.statistics), "the daemon was ended")
+            self.router.balancer.abandon("the daemon was ended before the request was answered")
             self.router.flush(now)
             self._reap_all()
             return Exit.SECOND_SIGNAL
@@ -252,7 +252,7 @@ class Daemon:
             if late:
                 outstanding = self.router.balancer.outstanding
                 event(log, logging.WARNING, "drain_timeout is over", outstanding=outstanding)
-                self.router.refuse_all(list(self.router.statistics), "the daemon is stopping")
+                self.router.balancer.abandon("drain_timeout was over before the request was answered")
                 self.router.flush(now)
             self.reporter.state = "stopping"
             self._stop_by = None

@@ -284,7 +284,7 @@ class Fleet:
                     break
                 causes.append(f"slot {place.slot.number}: {report.cause}")
             else:
-                self._router.refuse_all([spec.name], "; ".join(causes))
+                self._router.balancer.give_up(spec.name, "; ".join(causes))
 
     def _end(self, member: Member, now: float) -> None:
         """Tells a process to end, and kills it when it does not, or when it has nothing to finish."""

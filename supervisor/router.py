@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +63,7 @@ class Router:
         answer: Callable[[bytes, dict[str, Any]], dict[str, Any]],
     ) -> None:
         self.balancer = Balancer(limits)
-        self.admission = Admission(timeouts)
+        self.admission = Admission(timeouts, self.balancer.hopeless)
         self.fronts: list[Front] = []
         self.statistics = {model: ModelStatistics() for model in limits}
         self.channels: dict[int, Channel] = {}
@@ -216,11 +216,6 @@ class Router:
             else:
                 statistics.succeeded(request.rows, request.sent - request.received, now - request.received)
                 front.reply(address, wire.OK, request.id, answer)
-
-    def refuse_all(self, models: Sequence[str], cause: str) -> None:
-        """Nothing serves or will serve these models."""
-        for model in models:
-            self.balancer.give_up(model, cause)
 
 
 def _readable_id(frame: Any) -> bytes:

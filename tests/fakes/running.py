@@ -1,0 +1,187 @@
+"""A real daemon in a process of its own, as tests use it: configured, followed through its log, ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from multitower import Client
+
+HANDLERS = Path(__file__).parent / "handlers.py"
+START_S = 60.0
+STEP_S = 30.0
+
+
+class Running:
+    """Starts `multitower serve`; a context manager that ends it, and whatever it started, in any case.
+
+    Args:
+        folder: for the configuration; test handlers are put beside it.
+        config: the YAML text; `{endpoint}` in it becomes `endpoint`.
+        environment: set on top of this process's.
+        arguments: more of the command line.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: str,
+        *,
+        environment: Mapping[str, str] | None = None,
+        arguments: tuple[str, ...] = (),
+    ) -> None:
+        # Short, since ipc paths are limited to 107 bytes, and pytest's are long.
+        self._sockets = tempfile.TemporaryDirectory(prefix="mt-")
+        self.endpoint = f"ipc://{self._sockets.name}/front.sock"
+        self.runtime_dir = Path(self._sockets.name, "run")
+        (folder / "handlers.py").write_text(HANDLERS.read_text())
+        self.config = folder / "config.yaml"
+        self.config.write_text(config.replace("{endpoint}", self.endpoint))
+        self.lines: list[dict[str, Any]] = []
+        self.stderr = ""
+        self._arrived: queue.Queue[None] = queue.Queue()
+        self._children: dict[int, psutil.Process] = {}
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "multitower", "serve", str(self.config), "--log-format", "json"),
+                *("--log-level", "debug", "--set", f"runtime_dir={self.runtime_dir}", *arguments),
+            ],
+            env={**os.environ, **(environment or {})},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                self.stderr += line
+                continue
+            self.lines.append(entry)
+            self._arrived.put(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remember()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(STEP_S)
+        self._reader.join(STEP_S)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        _, alive = psutil.wait_procs(list(self._children.values()), timeout=STEP_S)
+        for process in alive:
+            process.kill()
+        self._sockets.cleanup()
+        assert not alive, f"outlived the daemon: {alive}"
+
+    # What it says.
+
+    def text(self) -> str:
+        """Its log so far, for a failing test's report."""
+        return "\n".join(json.dumps(line) for line in self.lines) + self.stderr
+
+    def wait_line(self, message: str, timeout: float = STEP_S, /, after: int = 0, **fields: Any) -> dict[str, Any]:
+        """The first line of the log, from number `after` on, with this message and these fields."""
+        until = time.monotonic() + timeout
+        seen = after
+        while True:
+            while seen < len(self.lines):
+                line = self.lines[seen]
+                if line["message"].startswith(message) and fields.items() <= line.items():
+                    return line
+                seen += 1
+            left = until - time.monotonic()
+            if left <= 0 or (self.process.poll() is not None and not self._reader.is_alive()):
+                raise AssertionError(f"no line {message!r} {fields} within {timeout} s:\n{self.text()}")
+            try:
+                self._arrived.get(timeout=min(left, 0.2))
+            except queue.Empty:
+                continue
+
+    def wait_ready(self, timeout: float = START_S) -> Self:
+        """Waits until every slot serves."""
+        with self.client() as client:
+            self.wait(lambda: _all_ready(client), timeout)
+        return self
+
+    def wait(self, condition: Callable[[], bool], timeout: float = STEP_S) -> None:
+        """Waits until a condition holds; asks every 10 ms."""
+        until = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > until or self.process.poll() is not None:
+                raise AssertionError(f"not within {timeout} s:\n{self.text()}")
+            time.sleep(0.01)
+
+    # What it is asked and told.
+
+    def client(self, **arguments: Any) -> Client:
+        """A client of it."""
+        return Client(self.endpoint, **{"connect_timeout": START_S, **arguments})
+
+    def status(self) -> dict[str, Any]:
+        """Its status, through a client of its own."""
+        with self.client() as client:
+            return client.status()
+
+    def slot(self, number: int = 0) -> dict[str, Any]:
+        """One slot of its status."""
+        slot: dict[str, Any] = self.status()["slots"][number]
+        return slot
+
+    def remember(self) -> list[psutil.Process]:
+        """Every process that it has started and that lives; they must be gone when it is."""
+        try:
+            children = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        self._children.update((child.pid, child) for child in children)
+        return children
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal."""
+        self.process.send_signal(number)
+
+    def end(self, timeout: float = STEP_S) -> int:
+        """SIGTERM; its exit code."""
+        self.remember()
+        self.signal(signal.SIGTERM)
+        return self.wait_end(timeout)
+
+    def wait_end(self, timeout: float = STEP_S) -> int:
+        """Its exit code, once it has ended by itself."""
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {timeout} s:\n{self.text()}") from None
+        self._reader.join(STEP_S)
+        return code
+
+
+def _all_ready(client: Client) -> bool:
+    from multitower import MultitowerError
+
+    try:
+        state = client.server_ready()
+    except MultitowerError:
+        return False
+    return bool(state["slots_ready"] == state["slots_total"])

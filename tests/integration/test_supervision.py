@@ -1,0 +1,294 @@
+"""Real workers that die in every way: seen, replaced, and never missed by a client."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from running import STEP_S, Running
+
+from multitower import Client, MultitowerError, Poisoned, Unavailable
+
+pytestmark = pytest.mark.chaos
+
+
+def config(handler: str = "Echo", *, workers: int = 2, spares: int = 0, more: str = "", model: str = "") -> str:
+    return f"""
+listen: ["{{endpoint}}"]
+devices: {{cpu: {workers}}}
+spares: {spares}
+{more}
+models:
+  - name: m
+    handler: handlers:{handler}
+    {model}
+"""
+
+
+def do(command: str) -> dict[str, Any]:
+    return {"do": np.array([command])}
+
+
+def test_kill_under_load_loses_nothing_and_the_spare_takes_over(tmp_path: Path) -> None:
+    sleeper = config("Sleeper", spares=1, model="parameters: {seconds: 0.005}\n    batching: {max_batch_size: 8}")
+    with Running(tmp_path, sleeper) as daemon, daemon.wait_ready().client() as client:
+        daemon.wait(lambda: [s["state"] for s in client.status()["daemon"]["spares"]] == ["idle"])
+        before = client.status()
+        victim = before["slots"][0]["pid"]
+        spare = before["daemon"]["spares"][0]["pid"]
+        stop, futures = threading.Event(), []
+
+        def load() -> None:
+            number = 0
+            room = threading.Semaphore(32)
+            while not stop.is_set():
+                assert room.acquire(timeout=STEP_S)
+                number += 1
+                future = client.submit("m", {"x": np.array([[number]], np.int64)})
+                future.add_done_callback(lambda _: room.release())
+                futures.append((number, future))
+
+        thread = threading.Thread(target=load)
+        thread.start()
+        daemon.wait(lambda: len(futures) > 100)
+        os.kill(victim, signal.SIGKILL)
+        daemon.wait_line("worker ready", slot=0, incarnation=2)
+        seen = len(futures)
+        daemon.wait(lambda: len(futures) > seen + 100)
+        stop.set()
+        thread.join(STEP_S)
+        for number, future in futures:
+            assert future.result(STEP_S)["x"].tolist() == [[number]]
+        slot = client.status()["slots"][0]
+        assert (slot["pid"], slot["incarnation"], slot["restarts"]) == (spare, 2, 1)
+        died = daemon.wait_line("worker died", slot=0)
+        assert died["pid"] == victim
+        assert died["device"] == "cpu:0"
+        assert "SIGKILL" in died["cause"]
+        assert "memory" in died["check"], "an OOM kill is what to look for"
+        daemon.wait(lambda: [s["state"] for s in client.status()["daemon"]["spares"]] == ["idle"])
+        assert daemon.end() == 0
+
+
+def test_a_death_is_seen_though_a_grandchild_holds_the_descriptors(tmp_path: Path) -> None:
+    with Running(tmp_path, config("Commanded", workers=1)) as daemon, daemon.wait_ready().client() as client:
+        pid = int(client.infer("m", do("fork 20"))["pid"][0])
+        grandchildren = psutil.Process(pid).children()
+        assert len(grandchildren) == 1
+        try:
+            os.kill(pid, signal.SIGKILL)
+            killed = time.monotonic()
+            daemon.wait_line("worker died", slot=0)
+            # The grandchild sleeps for 20 s: whoever waits for its descriptors is far over this.
+            assert time.monotonic() - killed < 10
+            daemon.wait(lambda: client.status()["slots"][0]["state"] == "ready")
+            assert int(client.infer("m", do("pid"))["pid"][0]) != pid
+        finally:
+            grandchildren[0].kill()
+
+
+@pytest.mark.parametrize(
+    ("command", "cause"),
+    [("segfault", "SIGSEGV"), ("exit 3", "code 3"), ("exit 0", "code 0")],
+)
+def test_a_request_that_kills_workers_is_poisoned_after_its_retry(tmp_path: Path, command: str, cause: str) -> None:
+    with Running(tmp_path, config("Commanded")) as daemon, daemon.wait_ready().client() as client:
+        good = [client.submit("m", do("echo")) for _ in range(50)]
+        bad = client.submit("m", do(command))
+        good += [client.submit("m", do("echo")) for _ in range(50)]
+        with pytest.raises(Poisoned, match="2 workers died"):
+            bad.result(STEP_S)
+        for future in good:
+            future.result(STEP_S)
+        daemon.wait_ready()
+        status = client.status()
+        assert sum(slot["restarts"] for slot in status["slots"]) == 2
+        assert cause in daemon.wait_line("worker died")["cause"]
+
+
+def test_without_retry_a_death_is_told_as_such(tmp_path: Path) -> None:
+    text = config("Commanded", workers=1, model="retry: 0")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        with pytest.raises(Unavailable) as raised:
+            client.infer("m", do("exit 9"))
+        assert raised.value.reason == "worker_died"
+
+
+def test_an_exception_of_the_model_costs_no_worker(tmp_path: Path) -> None:
+    with Running(tmp_path, config("Commanded", workers=1)) as daemon, daemon.wait_ready().client() as client:
+        with pytest.raises(MultitowerError, match="RuntimeError: no such digit") as raised:
+            client.infer("m", do("raise no such digit"))
+        assert raised.value.reason == "model_error"
+        client.infer("m", do("echo"))
+        assert client.status()["slots"][0]["restarts"] == 0
+
+
+def test_what_a_worker_prints_goes_to_the_log_with_its_slot(tmp_path: Path) -> None:
+    with Running(tmp_path, config("Commanded", workers=1)) as daemon, daemon.wait_ready().client() as client:
+        client.infer("m", do("shout hear me"))
+        line = daemon.wait_line("hear me", slot=0)
+        assert line["logger"] == "multitower.worker"
+
+
+def test_a_loader_that_crashes_spends_the_budget_and_the_daemon_stays(tmp_path: Path) -> None:
+    (tmp_path / "crash").touch()
+    restart = "restart: {max_restarts: 2, backoff: {first: 10ms, max: 20ms}}"
+    with Running(tmp_path, config("CrashingLoader", workers=1, more=restart)) as daemon:
+        daemon.wait_line("slot failed", slot=0)
+        with daemon.client() as client:
+            state = client.server_ready()
+            assert (state["ready"], state["slots_ready"], state["slots_total"]) == (False, 0, 1)
+            with pytest.raises(Unavailable, match="code 3") as raised:
+                client.infer("m", {"x": np.zeros(1)})
+            assert raised.value.reason == "no_worker"
+            slot = client.status()["slots"][0]
+            assert slot["state"] == "failed"
+            assert slot["restarts"] == 2
+            assert "code 3" in slot["last_error"]
+        assert daemon.end() == 0
+
+
+def test_a_loader_that_recovers_serves_after_its_backoff(tmp_path: Path) -> None:
+    (tmp_path / "crash").touch()
+    with Running(tmp_path, config("CrashingLoader", workers=1)) as daemon:
+        daemon.wait_line("worker died", slot=0)
+        (tmp_path / "crash").unlink()
+        daemon.wait_ready()
+        assert daemon.slot()["state"] == "ready"
+
+
+def test_a_model_that_cannot_load_fails_alone(tmp_path: Path) -> None:
+    text = config("Echo", workers=1, model="") + "  - {name: broken, handler: 'handlers:Broken'}\n"
+    with Running(tmp_path, text) as daemon:
+        daemon.wait_line("worker ready", slot=0)
+        line = daemon.wait_line("model cannot load", model="broken")
+        assert "the weights are missing" in line["cause"]
+        with daemon.client() as client:
+            client.infer("m", {"x": np.zeros(1)})
+            with pytest.raises(Unavailable, match="the weights are missing") as raised:
+                client.infer("broken", {"x": np.zeros(1)})
+            assert raised.value.reason == "no_worker"
+            states = {model["name"]: model["state"] for model in client.status()["models"]}
+            assert states == {"m": "ready", "broken": "failed"}
+            assert client.server_ready()["ready"] is False
+
+
+def test_if_no_model_loads_the_slot_fails_with_the_cause(tmp_path: Path) -> None:
+    with Running(tmp_path, config("Broken", workers=1)) as daemon:
+        line = daemon.wait_line("slot failed", slot=0)
+        assert "the weights are missing" in line["cause"]
+        daemon.wait(lambda: daemon.slot()["pid"] is None)
+        assert "the weights are missing" in daemon.slot()["last_error"]
+
+
+def test_a_handler_that_does_not_exist_says_so(tmp_path: Path) -> None:
+    with Running(tmp_path, config("Nonsense", workers=1)) as daemon:
+        assert "Nonsense" in daemon.wait_line("slot failed", slot=0)["cause"]
+
+
+def test_a_dead_spare_is_replaced_and_costs_no_slot(tmp_path: Path) -> None:
+    with Running(tmp_path, config(workers=1, spares=1)) as daemon, daemon.wait_ready().client() as client:
+        daemon.wait(lambda: bool(client.status()["daemon"]["spares"]))
+        pid = client.status()["daemon"]["spares"][0]["pid"]
+        os.kill(pid, signal.SIGKILL)
+        daemon.wait_line("spare died", pid=pid)
+        daemon.wait(lambda: [s["state"] for s in client.status()["daemon"]["spares"]] == ["idle"])
+        assert client.status()["slots"][0]["restarts"] == 0
+
+
+@pytest.mark.parametrize("handler", ["Echo", "SlowLoader"])
+def test_no_process_outlives_a_killed_parent(tmp_path: Path, handler: str) -> None:
+    with Running(tmp_path, config(handler, workers=3, spares=2)) as daemon:
+        if handler == "Echo":
+            daemon.wait_ready()
+            daemon.wait(lambda: len(daemon.status()["daemon"]["spares"]) == 2)
+            expected = 5
+        else:
+            for slot in range(3):
+                daemon.wait(lambda slot=slot: daemon.slot(slot)["state"] == "loading")
+            expected = 3
+        # multiprocessing's resource tracker may be one more.
+        children = daemon.remember()
+        assert len(children) >= expected
+        daemon.signal(signal.SIGKILL)
+        _, alive = psutil.wait_procs(children, timeout=2)
+        assert not alive
+
+
+def test_workers_ignore_the_signals_of_their_process_group(tmp_path: Path) -> None:
+    with Running(tmp_path, config(workers=1, spares=1)) as daemon, daemon.wait_ready().client() as client:
+        daemon.wait(lambda: [s["state"] for s in client.status()["daemon"]["spares"]] == ["idle"])
+        status = client.status()
+        pids = [status["slots"][0]["pid"], status["daemon"]["spares"][0]["pid"]]
+        for pid in pids:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                os.kill(pid, number)
+        client.infer("m", {"x": np.zeros(1)})
+        status = client.status()
+        assert [status["slots"][0]["pid"], status["daemon"]["spares"][0]["pid"]] == pids
+
+
+def test_a_drain_answers_what_was_accepted_and_refuses_the_rest(tmp_path: Path) -> None:
+    text = config("Sleeper", workers=1, model="parameters: {seconds: 0.05}")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        accepted = [client.submit("m", {"x": np.array([n])}) for n in range(20)]
+        daemon.wait(lambda: client.status()["models"][0]["queue"] > 0)
+        daemon.remember()
+        daemon.signal(signal.SIGTERM)
+        daemon.wait_line("draining")
+        with pytest.raises(Unavailable) as raised:
+            client.infer("m", {"x": np.array([99])})
+        assert raised.value.reason == "draining"
+        assert [future.result(STEP_S)["x"].tolist() for future in accepted] == [[n] for n in range(20)]
+        assert daemon.wait_end() == 0
+
+
+def test_a_second_signal_ends_it_now(tmp_path: Path) -> None:
+    text = config("Sleeper", workers=2, spares=1, model="parameters: {seconds: 20}")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        stuck: Future[Any] = client.submit("m", {"x": np.zeros(1)})
+        daemon.wait(lambda: any(slot["depth"] for slot in client.status()["slots"]))
+        daemon.remember()
+        daemon.signal(signal.SIGTERM)
+        daemon.wait_line("draining")
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait_end(10) == 130
+        with pytest.raises(Unavailable):
+            stuck.result(STEP_S)
+
+
+def test_a_drain_has_a_limit(tmp_path: Path) -> None:
+    text = config("Sleeper", workers=1, more="drain_timeout: 200ms", model="parameters: {seconds: 60}")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        stuck = client.submit("m", {"x": np.zeros(1)})
+        daemon.wait(lambda: any(slot["depth"] for slot in client.status()["slots"]))
+        assert daemon.end() == 0
+        daemon.wait_line("drain_timeout is over")
+        with pytest.raises(Unavailable):
+            stuck.result(STEP_S)
+
+
+def test_an_answer_given_just_before_the_death_counts(tmp_path: Path) -> None:
+    """What a dead worker had sent is read before its request is run again: nothing runs twice for no reason."""
+    with Running(tmp_path, config("Commanded", workers=1, model="retry: 0")) as daemon:
+        daemon.wait_ready()
+        with Client(daemon.endpoint) as client:
+            for _ in range(5):
+                answer = client.submit("m", do("pid"))
+                pid = int(answer.result(STEP_S)["pid"][0])
+                last = client.submit("m", do("pid"))
+                os.kill(pid, signal.SIGKILL)
+                try:
+                    assert int(last.result(STEP_S)["pid"][0]) == pid
+                except Unavailable as error:
+                    assert error.reason == "worker_died"
+                daemon.wait(lambda pid=pid: client.status()["slots"][0]["pid"] not in (pid, None))
+                daemon.wait_ready()
