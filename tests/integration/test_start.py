@@ -1,0 +1,137 @@
+"""How the daemon starts, and how it refuses to: never half, and with an exit code that says why."""
+
+from __future__ import annotations
+
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running import Running
+
+from multitower.exits import Exit
+
+CONFIG = """
+listen: ["{endpoint}"]
+devices: {cpu: 1}
+spares: 0
+models: [{name: echo, handler: "handlers:Echo"}]
+"""
+
+
+def test_it_listens_where_and_as_it_says_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with (
+        Running(tmp_path, CONFIG.replace("[", '["tcp://127.0.0.1:*", ', 1)) as daemon,
+        daemon.wait_ready().client(),
+    ):
+        front = Path(daemon.endpoint.removeprefix("ipc://"))
+        assert stat.S_IMODE(front.stat().st_mode) == 0o660
+        assert stat.S_IMODE(daemon.runtime_dir.stat().st_mode) == 0o700
+        tcp, ipc = daemon.status()["daemon"]["listen"]
+        assert ipc == daemon.endpoint
+        assert tcp.startswith("tcp://127.0.0.1:")
+        from multitower import Client
+
+        with Client(tcp) as client:
+            assert client.infer("echo", {"x": np.arange(3)})["x"].tolist() == [0, 1, 2]
+        assert daemon.end() == Exit.OK
+        assert not front.exists()
+        assert list(daemon.runtime_dir.iterdir()) == []
+        daemon.wait_line("daemon ended", code=0)
+        assert daemon.stderr == "", "every line of the log is JSON"
+
+
+def second(daemon: Running, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Another daemon, beside the running one, that must refuse to start."""
+    command = [sys.executable, "-m", "multitower", "serve", str(daemon.config), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder)
+
+
+def test_a_held_ipc_endpoint_is_refused_and_its_holder_goes_on(tmp_path: Path) -> None:
+    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
+        refused = second(daemon, tmp_path, "--set", f"runtime_dir={tmp_path / 'r2'}")
+        assert refused.returncode == Exit.TEMPORARY
+        assert daemon.endpoint.removeprefix("ipc://") in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert client.infer("echo", {"x": np.arange(3)})["x"].tolist() == [0, 1, 2]
+        assert daemon.end() == Exit.OK
+
+
+def test_a_held_tcp_endpoint_is_refused(tmp_path: Path) -> None:
+    with Running(tmp_path, CONFIG.replace('"{endpoint}"', '"tcp://127.0.0.1:*"')) as daemon:
+        line = daemon.wait_line("daemon started")
+        refused = second(
+            daemon, tmp_path, "--set", f"listen=[{line['listen']}]", "--set", f"runtime_dir={tmp_path / 'r2'}"
+        )
+        assert refused.returncode == Exit.TEMPORARY
+        assert line["listen"] in refused.stderr
+
+
+def test_a_held_runtime_folder_is_refused(tmp_path: Path) -> None:
+    with Running(tmp_path, CONFIG) as daemon:
+        daemon.wait_line("daemon started")
+        refused = second(
+            daemon, tmp_path, "--set", "listen=[tcp://127.0.0.1:*]", "--set", f"runtime_dir={daemon.runtime_dir}"
+        )
+        assert refused.returncode == Exit.TEMPORARY
+        assert str(daemon.runtime_dir) in refused.stderr
+
+
+def test_what_a_killed_daemon_left_behind_does_not_stop_the_next(tmp_path: Path) -> None:
+    with Running(tmp_path, CONFIG) as daemon:
+        daemon.wait_ready()
+        daemon.remember()
+        daemon.signal(signal.SIGKILL)
+        daemon.wait_end()
+        again = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "multitower", "serve", str(daemon.config)),
+                *("--set", f"runtime_dir={daemon.runtime_dir}"),
+            ],
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            with daemon.client() as client:
+                client.wait_until_ready(60)
+                assert client.status()["daemon"]["pid"] == again.pid
+        finally:
+            again.terminate()
+            assert again.wait(30) == Exit.OK
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("devices:", "device:"), ["did you mean", "devices"]),
+        (("cpu: 1", "cpu: 0"), ["devices"]),
+        (('"{endpoint}"', '"tcp://0.0.0.0:5555"'), ["insecure"]),
+        (("{cpu: 1}", "[0]"), ["GPU"]),
+        (("models:", "gateway: {}\nmodels:"), ["gateway"]),
+    ],
+)
+def test_a_wrong_configuration_starts_nothing(tmp_path: Path, change: tuple[str, str], words: list[str]) -> None:
+    with Running(tmp_path, CONFIG.replace(*change)) as daemon:
+        assert daemon.wait_end(60) == Exit.CONFIG
+        assert daemon.lines == [], "nothing was started"
+        assert not daemon.runtime_dir.exists() or list(daemon.runtime_dir.iterdir()) == []
+        for word in words:
+            assert word in daemon.stderr
+        assert "Traceback" not in daemon.stderr
+
+
+def test_exit_when_failed_ends_it_with_its_own_code(tmp_path: Path) -> None:
+    text = CONFIG.replace("Echo", "Broken") + "exit_when_failed: true\n"
+    with Running(tmp_path, text) as daemon:
+        assert daemon.wait_end(60) == Exit.UNAVAILABLE
+        daemon.wait_line("every slot has failed")
+
+
+def test_no_room_for_its_socket_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a socket")
+    with Running(tmp_path, CONFIG.replace("{endpoint}", f"ipc://{tmp_path}/file")) as daemon:
+        assert daemon.wait_end(60) == Exit.CONFIG
+        assert "no socket" in daemon.stderr
+        assert (tmp_path / "file").read_text() == "not a socket"
