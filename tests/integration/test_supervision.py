@@ -288,9 +288,11 @@ def test_an_answer_given_just_before_the_death_counts(tmp_path: Path) -> None:
                 pid = int(answer.result(STEP_S)["pid"][0])
                 last = client.submit("m", do("pid"))
                 os.kill(pid, signal.SIGKILL)
-                try:
-                    assert int(last.result(STEP_S)["pid"][0]) == pid
-                except Unavailable as error:
+                error = last.exception(STEP_S)
+                if error is None:
+                    assert int(last.result()["pid"][0]) == pid
+                else:
+                    assert isinstance(error, Unavailable)
                     assert error.reason == "worker_died"
                 daemon.wait(lambda pid=pid: client.status()["slots"][0]["pid"] not in (pid, None))
                 daemon.wait_ready()
