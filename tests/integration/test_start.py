@@ -24,34 +24,7 @@ models: [{name: echo, handler: "handlers:Echo"}]
 
 
 def test_it_listens_where_and_as_it_says_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    with (
-        Running(tmp_path, CONFIG.replace("[", '["tcp://127.0.0.1:*", ', 1)) as daemon,
-        daemon.wait_ready().client(),
-    ):
-        front = Path(daemon.endpoint.removeprefix("ipc://"))
-        assert stat.S_IMODE(front.stat().st_mode) == 0o660
-        assert stat.S_IMODE(daemon.runtime_dir.stat().st_mode) == 0o700
-        tcp, ipc = daemon.status()["daemon"]["listen"]
-        assert ipc == daemon.endpoint
-        assert tcp.startswith("tcp://127.0.0.1:")
-        with Client(tcp) as client:
-            assert client.infer("echo", {"x": np.arange(3)})["x"].tolist() == [0, 1, 2]
-        assert daemon.end() == Exit.OK
-        assert not front.exists()
-        assert list(daemon.runtime_dir.iterdir()) == []
-        daemon.wait_line("daemon ended", code=0)
-        assert daemon.stderr == "", "every line of the log is JSON"
-
-
-def second(daemon: Running, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Another daemon, beside the running one, that must refuse to start."""
-    command = [sys.executable, "-m", "multitower", "serve", str(daemon.config), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder)
-
-
-def test_a_held_ipc_endpoint_is_refused_and_its_holder_goes_on(tmp_path: Path) -> None:
-    text = CONFIG.replace("[", '["tcp://127.0.0.1:*", ', 1)
-    with Running(tmp_path, text) as daemon:
+    with Running(tmp_path, CONFIG.replace("[", '["tcp://127.0.0.1:*", ', 1)) as daemon:
         daemon.wait_ready()
         front = Path(daemon.endpoint.removeprefix("ipc://"))
         assert stat.S_IMODE(front.stat().st_mode) == 0o660
