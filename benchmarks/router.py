@@ -18,8 +18,6 @@ import argparse
 import json
 import multiprocessing
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,22 +27,13 @@ from typing import Any
 
 import numpy as np
 import psutil
+import serving
 import zmq
 
-from multitower import Client, wire
+from multitower import wire
 
-HEADER = wire.infer_header("echo", [wire.Tensor("x", "FP32", (1, 16))])
+HEADER = wire.infer_header("model", [wire.Tensor("x", "FP32", (1, 16))])
 TENSOR = np.arange(16, dtype="<f4").tobytes()
-READY_S = 60.0
-
-HANDLER = """
-class Echo:
-    def load(self):
-        pass
-
-    def infer(self, inputs):
-        return inputs
-"""
 
 
 def run_proxy(front: str, back: str) -> None:
@@ -83,34 +72,10 @@ def proxy(folder: Path) -> Iterator[tuple[str, list[int]]]:
 
 
 @contextmanager
-def daemon(folder: Path, name: str, batching: str) -> Iterator[tuple[str, list[int]]]:
+def ours(folder: Path, name: str, batching: str) -> Iterator[tuple[str, list[int]]]:
     """The daemon, running: its endpoint and its processes."""
-    endpoint = f"ipc://{folder}/{name}.sock"
-    config = folder / f"{name}.yaml"
-    (folder / "echo.py").write_text(HANDLER)
-    config.write_text(
-        f"listen: [{endpoint}]\ndevices: {{cpu: 2}}\nspares: 0\n"
-        f"models: [{{name: echo, handler: 'echo:Echo'{batching}}}]\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "multitower", "serve", str(config), "--log-level", "warning"]
-    )
-    try:
-        with Client(endpoint, connect_timeout=READY_S) as client:
-            client.wait_until_ready(READY_S)
-            _wait_for_both(client)
-        yield endpoint, [process.pid, *(child.pid for child in psutil.Process(process.pid).children())]
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _wait_for_both(client: Client) -> None:
-    until = time.monotonic() + READY_S
-    while client.server_ready()["slots_ready"] < 2:
-        if time.monotonic() > until:
-            raise SystemExit("the workers did not become ready")
-        time.sleep(0.05)
+    with serving.daemon(folder, name, workers=2, model=f"handler: 'handlers:Echo'{batching}") as running:
+        yield running.endpoint, running.pids()
 
 
 def measure(endpoint: str, pids: list[int], outstanding: int, seconds: float) -> dict[str, float]:
@@ -167,8 +132,8 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mt-")))
         contenders: dict[str, Callable[[], Any]] = {
             "proxy": lambda: proxy(folder),
-            "batched": lambda: daemon(folder, "batched", ", batching: {}"),
-            "single": lambda: daemon(folder, "single", ""),
+            "batched": lambda: ours(folder, "batched", ", batching: {}"),
+            "single": lambda: ours(folder, "single", ""),
         }
         servers = {name: stack.enter_context(start()) for name, start in contenders.items()}
         rounds: list[dict[str, dict[str, float]]] = []

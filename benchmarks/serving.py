@@ -1,0 +1,100 @@
+"""What the benchmarks share: daemons of their own, started for one run and ended with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from multitower import Client
+
+READY_S = 120.0
+
+HANDLERS = '''
+import time
+from pathlib import Path
+
+
+class Echo:
+    def load(self):
+        pass
+
+    def infer(self, inputs):
+        return inputs
+
+
+class Sleeper:
+    """Stands for a device: sleeps as long as it would compute; `slow` is the slot that takes `factor` times."""
+
+    def load(self, seconds, slow=None, factor=4.0):
+        mine = Path("/proc/self/comm").read_text().strip() == f"mt-worker-{slow}"
+        self._seconds = seconds * (factor if mine else 1.0)
+
+    def infer(self, inputs):
+        time.sleep(self._seconds)
+        return inputs
+'''
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A running daemon.
+
+    Attributes:
+        endpoint: where it listens.
+        pid: its process.
+        log: its log, as JSON lines.
+    """
+
+    endpoint: str
+    pid: int
+    log: Path
+
+    def pids(self) -> list[int]:
+        """Its process and its workers'."""
+        return [self.pid, *(child.pid for child in psutil.Process(self.pid).children())]
+
+
+@contextmanager
+def daemon(folder: Path, name: str, *, workers: int, model: str, more: str = "spares: 0") -> Iterator[Daemon]:
+    """Starts a daemon on CPU devices, waits until every slot is ready, and ends it afterwards.
+
+    Args:
+        folder: for its files.
+        name: of its files; one for each daemon of a run.
+        workers: how many.
+        model: the YAML of the model but its name, which is `model`; the handlers above are `handlers:Class`.
+        more: more YAML.
+    """
+    endpoint = f"ipc://{folder}/{name}.sock"
+    (folder / "handlers.py").write_text(HANDLERS)
+    config = folder / f"{name}.yaml"
+    config.write_text(
+        f"listen: ['{endpoint}']\ndevices: {{cpu: {workers}}}\n{more}\nmodels: [{{name: model, {model}}}]\n"
+    )
+    log = folder / f"{name}.log"
+    command = [sys.executable, "-m", "multitower", "serve", str(config), "--log-format", "json"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stderr=output)
+    try:
+        wait_until_ready(endpoint, log)
+        yield Daemon(endpoint, process.pid, log)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def wait_until_ready(endpoint: str, log: Path) -> None:
+    """Waits until every slot serves."""
+    until = time.monotonic() + READY_S
+    with Client(endpoint, connect_timeout=READY_S) as client:
+        while (state := client.server_ready())["slots_ready"] < state["slots_total"]:
+            if time.monotonic() > until:
+                raise SystemExit(f"the workers did not become ready:\n{log.read_text()}")
+            time.sleep(0.02)

@@ -1,0 +1,134 @@
+"""What pip installs: one top-level name, every module, and a client that needs numpy and pyzmq only."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def run(*command: str | Path, cwd: Path, timeout: float = 300) -> str:
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that git knows, as they are now, but without the two links, which some archives do not keep."""
+    folder = tmp_path_factory.mktemp("checkout")
+    names = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=ROOT).split("\0")
+    for name in filter(None, names):
+        source = ROOT / name
+        if source.is_symlink() or not source.is_file():
+            continue
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    assert not (folder / "multitower" / "supervisor").exists()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, checkout, cwd=checkout)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_has_every_module_under_one_name(wheel: Path, checkout: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+    assert {name.split("/")[0] for name in names} == {"multitower"}
+    wanted = {
+        f"{installed}/{path.relative_to(checkout / source)}"
+        for source, installed in (
+            ("multitower", "multitower"),
+            ("supervisor", "multitower/supervisor"),
+            ("worker", "multitower/worker"),
+        )
+        for path in (checkout / source).rglob("*.py")
+    }
+    assert wanted | {"multitower/py.typed"} == set(names)
+
+
+@pytest.fixture(scope="module")
+def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with the base package alone."""
+    folder = tmp_path_factory.mktemp("base")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel, cwd=folder)
+    return python
+
+
+def test_the_base_package_is_numpy_and_pyzmq_and_a_working_client(base: Path, tmp_path: Path) -> None:
+    listed = run(base, "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check", cwd=tmp_path)
+    installed = {line.split("==")[0].lower() for line in listed.split()}
+    assert installed - {"pip", "setuptools"} == {"multitower", "numpy", "pyzmq"}
+    program = """
+import sys
+from multitower import AsyncClient, Client, Unavailable
+assert not {"tensorflow", "psutil", "pydantic", "click", "ruamel"} & set(sys.modules)
+try:
+    Client("ipc:///nowhere/at/all.sock", connect_timeout=0.2).infer("digits", {"x": [1.0]})
+except Unavailable as error:
+    print(error.reason)
+"""
+    assert run(base, "-W", "error", "-c", program, cwd=tmp_path).strip() == "not_listening"
+
+
+def test_the_command_says_what_to_install(base: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [base.parent / "multitower", "serve", "x.yaml"], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.returncode == 69
+    assert "multitower[server]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_client_runs_with_the_oldest_versions_it_names(wheel: Path, tmp_path: Path) -> None:
+    """numpy and pyzmq at the lower bounds of pyproject.toml, and the client's own tests against a fake daemon."""
+    folder = tmp_path / "oldest"
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    oldest = [requirement.replace(">=", "==") + ".*" for requirement in PROJECT["dependencies"]]
+    tools = ["pytest", "pytest-timeout", "hypothesis"]
+    run(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        wheel,
+        *oldest,
+        *tools,
+        cwd=folder,
+    )
+    tests = [*sorted((ROOT / "tests" / "integration").glob("test_client_*.py")), *CLIENT_UNIT_TESTS]
+    assert len(tests) > len(CLIENT_UNIT_TESTS)
+    # From another folder, so that the installed package is tested; the warnings of old versions are not ours.
+    out = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *tests, cwd=ROOT)
+    assert " passed" in out
+
+
+CLIENT_UNIT_TESTS = [ROOT / "tests" / "unit" / name for name in ("test_tensors.py", "test_wire.py")]
+
+
+@pytest.mark.parametrize("name", ["supervisor", "worker"])
+def test_the_links_lead_to_the_folders_at_the_top(name: str) -> None:
+    link = ROOT / "multitower" / name
+    assert link.is_symlink()
+    assert link.resolve() == ROOT / name
