@@ -120,7 +120,7 @@ def test_the_client_runs_with_the_oldest_versions_it_names(wheel: Path, tmp_path
     tests = [*sorted((ROOT / "tests" / "integration").glob("test_client_*.py")), *CLIENT_UNIT_TESTS]
     assert len(tests) > len(CLIENT_UNIT_TESTS)
     # From another folder, so that the installed package is tested; the warnings of old versions are not ours.
-    out = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *tests, cwd=ROOT)
+    out = run(python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *tests, cwd=ROOT)
     assert " passed" in out
 
 
