@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import zmq
 
 from multitower import wire
-from multitower.supervisor import frames
+from multitower import frames
 from multitower.supervisor.runtime import FileLock, HeldError
 
 IPC = "ipc://"

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from multiprocessing.connection import Connection
 
 from multitower.spec import ProcessSpec
@@ -47,7 +48,19 @@ def run_worker(spec_json: str, death: Connection, output: Connection) -> None:
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     if spec.assignment is not None:
         os.environ.update(spec.assignment.environment)
-    sys.exit(importlib.import_module("multitower.worker.main").run(spec))
+    code = 1
+    try:
+        code = importlib.import_module("multitower.worker.main").run(spec)
+    except SystemExit as end:
+        # A model that calls sys.exit ends its worker.
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001  it goes to the log, and the exit code tells
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not sys.exit: threads that a model has started, or TensorFlow's own, must not keep the process.
+        os._exit(code)
 
 
 def _die_with_parent(spec: ProcessSpec, death: Connection) -> None:

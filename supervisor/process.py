@@ -15,7 +15,7 @@ from typing import Any
 import zmq
 
 from multitower.spec import ProcessSpec
-from multitower.supervisor import frames
+from multitower import frames
 from multitower.supervisor.exit_cause import ExitCause
 from multitower.supervisor.launch import IGNORED_SIGNALS, run_worker
 from multitower.supervisor.output import OutputReader

@@ -1,6 +1,6 @@
 """Messages of ZeroMQ sockets, frame by frame: small frames as `bytes`, large ones where libzmq received them.
 
-Used for the front sockets and the workers' alike. Nothing here ever waits.
+The daemon uses it for the front sockets and the workers', a worker for its end. Sends never wait.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ BULKY_BYTES = 64 << 10
 _MORE = zmq.NOBLOCK | zmq.SNDMORE
 
 
-def receive(socket: zmq.Socket[bytes], limit: int | None = None) -> list[Any] | None:
+def receive(socket: zmq.Socket[bytes], limit: int | None = None, *, wait: bool = False) -> list[Any] | None:
     """The next message, or None when none has come.
 
     Args:
         socket: to read from.
         limit: frames to keep at the most; the others of a longer message are read and dropped.
+        wait: for a message, for as long as it takes.
     """
     try:
-        frame = socket.recv(zmq.NOBLOCK, False)
+        frame = socket.recv(0 if wait else zmq.NOBLOCK, False)
     except zmq.Again:
         return None
     message: list[Any] = [frame.bytes if len(frame) < BULKY_BYTES else frame]
@@ -43,6 +44,6 @@ def send(socket: zmq.Socket[bytes], message: Sequence[Any]) -> None:
         zmq.ZMQError: EAGAIN when the peer's queue is full, EHOSTUNREACH when a ROUTER has no such peer.
     """
     for frame in message[:-1]:
-        socket.send(frame, _MORE, type(frame) is bytes)
+        socket.send(frame, _MORE, len(frame) < BULKY_BYTES)
     frame = message[-1]
-    socket.send(frame, zmq.NOBLOCK, type(frame) is bytes)
+    socket.send(frame, zmq.NOBLOCK, len(frame) < BULKY_BYTES)

@@ -1,0 +1,123 @@
+"""From the frames of a batch to one array an input, and from the model's arrays to one answer an entry. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from multitower import tensors, wire
+from multitower.errors import MultitowerError, Reason, make
+from multitower.spec import TensorReport
+from multitower.worker.model import Array, Arrays
+from multitower.worker_wire import KeySpec
+
+MAX_HEADERS = 1024
+
+
+def decode(key: KeySpec, rows: int, frames: Sequence[Any]) -> Arrays:
+    """The inputs of one entry, views of its frames where they are numbers.
+
+    Args:
+        key: of the batch.
+        rows: of the entry.
+        frames: one an input, in the key's order.
+
+    Raises:
+        InvalidRequest: `size_mismatch`: a BYTES frame does not hold as many elements as its shape says.
+    """
+    arrays: Arrays = {}
+    for (name, datatype, dims), frame in zip(key.inputs, frames, strict=True):
+        try:
+            arrays[name] = tensors.decode(datatype, (rows, *dims) if key.batched else dims, frame)
+        except MultitowerError as error:
+            raise make(Reason.SIZE_MISMATCH, f"input {name!r}: {error.message}", field=name) from None
+    return arrays
+
+
+def join(entries: Sequence[Arrays], padded_rows: int) -> Arrays:
+    """One array an input, the entries one after the other, the last row repeated up to `padded_rows`."""
+    joined: Arrays = {}
+    for name, first in entries[0].items():
+        parts = [entry[name] for entry in entries]
+        missing = padded_rows - sum(map(len, parts))
+        if missing:
+            # Not zeros: a row that the model can compute cannot raise where real ones would not.
+            parts.append(np.repeat(parts[-1][-1:], missing, axis=0))
+        joined[name] = np.concatenate(parts) if len(parts) > 1 else first
+    return joined
+
+
+def padded(rows: int, allowed: Sequence[int]) -> int:
+    """The smallest allowed size that holds `rows`; `rows` where there is none."""
+    return next((size for size in allowed if size >= rows), rows)
+
+
+def check(
+    outputs: Arrays, wanted: Sequence[str] | None, declared: Sequence[TensorReport] | None
+) -> list[tuple[str, Array, str]]:
+    """The outputs asked for, in their order: name, array and datatype.
+
+    Raises:
+        ModelError: `output_invalid`: the model did not return what it declares, or a datatype that cannot be sent.
+        InvalidRequest: `output_unknown`, for a handler that declares nothing.
+    """
+    datatypes = {tensor.name: tensor.datatype for tensor in declared} if declared is not None else None
+    names = wanted if wanted is not None else list(outputs if datatypes is None else datatypes)
+    checked = []
+    for name in names:
+        if name not in outputs:
+            known = ", ".join(map(repr, outputs)) or "none"
+            reason = Reason.OUTPUT_UNKNOWN if datatypes is None else Reason.OUTPUT_INVALID
+            raise make(reason, f"the model returned no output {name!r}, only {known}", field=name)
+        array = outputs[name]
+        try:
+            datatype = tensors.datatype_of(array)
+        except MultitowerError as error:
+            raise make(Reason.OUTPUT_INVALID, f"output {name!r}: {error.message}", field=name) from None
+        if datatypes is not None and datatype != datatypes[name]:
+            message = f"the model returned the output {name!r} as {datatype}, but declares {datatypes[name]}"
+            raise make(Reason.OUTPUT_INVALID, message, field=name)
+        checked.append((name, array, datatype))
+    return checked
+
+
+class Answers:
+    """Makes replies of a model's outputs; headers of equal shapes are written once.
+
+    Args:
+        model: its name.
+        version: its version.
+    """
+
+    def __init__(self, model: str, version: str) -> None:
+        self._model = model
+        self._version = version
+        self._headers: dict[tuple[wire.Tensor, ...], bytes] = {}
+
+    def make(self, outputs: Sequence[tuple[str, Array, str]], rows: slice | None) -> list[Any]:
+        """The header and the output frames of one entry: these rows of each output, or all of it.
+
+        Raises:
+            ModelError: `output_invalid` for elements that cannot be sent.
+        """
+        frames: list[Any] = [b""]
+        described = []
+        for name, whole, datatype in outputs:
+            array = whole if rows is None else whole[rows]
+            described.append(wire.Tensor(name, datatype, array.shape))
+            try:
+                frames.append(tensors.encode(array))
+            except MultitowerError as error:
+                raise make(Reason.OUTPUT_INVALID, f"output {name!r}: {error.message}", field=name) from None
+        frames[0] = self._header(tuple(described))
+        return frames
+
+    def _header(self, described: tuple[wire.Tensor, ...]) -> bytes:
+        header = self._headers.get(described)
+        if header is None:
+            if len(self._headers) >= MAX_HEADERS:
+                self._headers.clear()
+            header = self._headers[described] = wire.reply_header(self._model, self._version, described)
+        return header

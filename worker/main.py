@@ -1,0 +1,167 @@
+"""The life of a worker process, from its socket to its end; `supervisor/launch.py` calls `run` by name.
+
+It tells the supervisor of each step. TensorFlow is imported only where a model needs it, and no device is touched
+before the slot's work has come: a process that waits for it is a spare.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+import traceback
+
+import zmq
+
+from multitower import frames, worker_wire
+from multitower.spec import Assignment, ModelReport, ModelSpec, ProcessSpec, WorkerReport
+from multitower.worker.executor import Executor
+from multitower.worker.model import LoadError, Model, load
+from multitower.worker.service import serve
+from multitower.worker.warmup import warm_up
+
+log = logging.getLogger("multitower.worker")
+
+LINGER_MS = 2000
+"""The last answers get this long to leave."""
+
+
+def run(spec: ProcessSpec) -> int:
+    """Lives until the supervisor says STOP.
+
+    Returns:
+        The exit code.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    sys.path[:0] = spec.import_path
+    with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
+        for option, value in {zmq.LINGER: LINGER_MS, zmq.SNDHWM: 0, zmq.RCVHWM: 0}.items():
+            socket.set(option, value)
+        socket.bind(spec.endpoint)
+        _Life(socket).live(spec)
+    return 0
+
+
+class _Life:
+    """One process's way from `importing` to its end."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket = socket
+
+    def live(self, spec: ProcessSpec) -> None:
+        self._report("importing")
+        if spec.import_tensorflow:
+            try:
+                import tensorflow  # noqa: F401  the import is what a spare saves others
+            except Exception as error:  # noqa: BLE001  a broken installation raises anything
+                traceback.print_exc()
+                self._report("failed", cause=f"TensorFlow cannot be imported: {_told(error)}")
+                self._wait_for_stop()
+                return
+        assignment = spec.assignment or self._wait_for_assignment()
+        if assignment is None:
+            return
+        os.environ.update(assignment.environment)
+        self._report("loading")
+        _bind_to_cores(assignment.cores)
+        models, reports = _load_all(assignment)
+        if not models:
+            causes = "; ".join(f"{report.name}: {report.cause}" for report in reports)
+            self._report("failed", cause=causes, models=reports)
+            self._wait_for_stop()
+            return
+        self._report("ready", models=reports)
+        serve(self._socket, {name: executor for name, (_, executor) in models.items()})
+        for model, _ in models.values():
+            with contextlib.suppress(Exception):
+                model.close()
+
+    def _report(self, state: str, *, cause: str | None = None, models: tuple[ModelReport, ...] = ()) -> None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        report = WorkerReport(state=state, pid=os.getpid(), cause=cause, visible_devices=visible, models=models)
+        frames.send(self._socket, [worker_wire.REPORT, report.to_json()])
+
+    def _wait_for_assignment(self) -> Assignment | None:
+        self._report("idle")
+        while True:
+            message = frames.receive(self._socket, wait=True)
+            assert message is not None  # it has waited for one
+            if message[0] == worker_wire.STOP:
+                return None
+            if message[0] == worker_wire.ASSIGN:
+                return Assignment.from_json(bytes(message[1]))
+
+    def _wait_for_stop(self) -> None:
+        while True:
+            message = frames.receive(self._socket, wait=True)
+            assert message is not None  # it has waited for one
+            if message[0] == worker_wire.STOP:
+                return
+
+
+def _bind_to_cores(cores: tuple[int, ...]) -> None:
+    """Binds all threads there are; later ones inherit it. Best effort: containers may forbid it."""
+    if not cores:
+        return
+    for thread in os.listdir("/proc/self/task"):
+        try:
+            os.sched_setaffinity(int(thread), cores)
+        except ProcessLookupError:
+            continue  # it has ended meanwhile
+        except OSError as error:
+            log.warning("not bound to cores %s: %s", cores, error)
+            return
+
+
+def _load_all(assignment: Assignment) -> tuple[dict[str, tuple[Model, Executor]], tuple[ModelReport, ...]]:
+    models: dict[str, tuple[Model, Executor]] = {}
+    reports: list[ModelReport] = []
+    setup_error: Exception | None = None
+    if any(spec.path is not None for spec in assignment.models):
+        from multitower.worker.tensorflow_setup import configure
+
+        try:
+            configure(assignment)
+        except Exception as error:  # noqa: BLE001  the models that need TensorFlow fail with it, the others serve
+            setup_error = error
+    for spec in assignment.models:
+        try:
+            if setup_error is not None and spec.path is not None:
+                raise setup_error
+            model, report = _load_one(spec)
+        except Exception as error:  # noqa: BLE001  a model may raise anything; the others serve
+            if not isinstance(error, LoadError):
+                traceback.print_exc()
+            reports.append(ModelReport(name=spec.name, state="failed", cause=_told(error)))
+            continue
+        singly = report.max_batch_size == 0
+        models[spec.name] = (model, Executor(spec.name, model, spec.allowed_batch_sizes, singly=singly))
+        reports.append(report)
+    return models, tuple(reports)
+
+
+def _load_one(spec: ModelSpec) -> tuple[Model, ModelReport]:
+    begun = time.monotonic()
+    model = load(spec)
+    loaded = time.monotonic()
+    unbatchable = warm_up(model, spec)
+    return model, ModelReport(
+        name=spec.name,
+        version=model.version,
+        platform=model.platform,
+        inputs=model.inputs,
+        outputs=model.outputs,
+        max_batch_size=0 if unbatchable is not None else spec.max_batch_size,
+        unbatched_because=unbatchable,
+        load_s=loaded - begun,
+        warmup_s=time.monotonic() - loaded,
+    )
+
+
+def _told(error: Exception) -> str:
+    """A cause for an operator, in one line."""
+    if isinstance(error, LoadError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}"

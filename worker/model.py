@@ -1,0 +1,79 @@
+"""What the worker needs of a model, whatever its format; `load` picks the format."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+
+import numpy as np
+
+from multitower.spec import ModelSpec, TensorReport
+
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
+
+
+class LoadError(Exception):
+    """The model cannot be served; the message tells an operator why."""
+
+
+class Model(Protocol):
+    """A loaded model.
+
+    Attributes:
+        platform: `tensorflow_savedmodel`, `keras` or `python`.
+        version: the number of the version folder, "1" where there are none.
+        inputs: what it takes, or None where it declares nothing and takes anything.
+        outputs: what it gives, or None where it declares nothing.
+    """
+
+    platform: str
+    version: str
+    inputs: tuple[TensorReport, ...] | None
+    outputs: tuple[TensorReport, ...] | None
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Runs the model on arrays of the declared datatypes; BYTES are object arrays of `bytes`."""
+
+    def close(self) -> None:
+        """Gives back what it holds beside memory; called once, before the process ends."""
+
+
+def load(spec: ModelSpec) -> Model:
+    """Loads a model of any format.
+
+    Raises:
+        LoadError: it cannot be served.
+        Exception: whatever the format's own code raises.
+    """
+    if spec.handler is not None:
+        from multitower.worker.handler import HandlerModel
+
+        return HandlerModel(spec)
+    assert spec.path is not None  # the configuration sees to it that there is one of the two
+    if os.path.isfile(spec.path):
+        from multitower.worker.keras_model import KerasModel
+
+        return KerasModel(spec)
+    from multitower.worker.saved_model import SavedModel
+
+    return SavedModel(spec)
+
+
+def why_unbatchable(model: Model) -> str | None:
+    """Why requests to the model cannot be joined along dimension 0, as far as its declaration tells."""
+    if model.inputs is None:
+        return None
+    if not model.inputs:
+        return "it has no inputs"
+    for tensor in model.inputs:
+        if tensor.shape is None:
+            return f"the rank of input {tensor.name!r} is unknown"
+        if not tensor.shape:
+            return f"the input {tensor.name!r} is a scalar"
+        if tensor.shape[0] != -1:
+            return f"dimension 0 of input {tensor.name!r} is fixed at {tensor.shape[0]}"
+    for tensor in model.outputs or ():
+        if tensor.shape is not None and (not tensor.shape or tensor.shape[0] != -1):
+            return f"dimension 0 of output {tensor.name!r} is not the batch"
+    return None

@@ -1,0 +1,52 @@
+"""A ready worker's loop: a batch in, its answers out, until it is told to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import zmq
+
+from multitower import frames, wire, worker_wire
+from multitower.errors import MultitowerError
+from multitower.worker.executor import Executor
+from multitower.worker_wire import KeyMemory, KeySpec
+
+
+def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
+    """Answers batches, one at a time, until STOP.
+
+    Args:
+        socket: the worker's end of its channel.
+        executors: the models that serve, by name.
+    """
+    keys = KeyMemory()
+    while True:
+        message = frames.receive(socket, wait=True)
+        assert message is not None  # it has waited for one
+        kind = message[0][:1]
+        if kind == worker_wire.STOP:
+            return
+        if kind == worker_wire.BATCH:
+            frames.send(socket, _answer(message, keys, executors))
+
+
+def _answer(message: list[Any], keys: KeyMemory, executors: Mapping[str, Executor]) -> list[Any]:
+    batch_id, key_id, rows = worker_wire.read_batch_head(message[0])
+    if len(message[1]):
+        keys.put(key_id, KeySpec.from_json(message[1]))
+    key: KeySpec = keys.get(key_id)
+    # Large frames are libzmq's; a view keeps them from being freed.
+    inputs = [frame if type(frame) is bytes else frame.buffer for frame in message[2:]]
+    answers, timing = executors[key.model].run(key, rows, inputs)
+    counts: list[int] = []
+    reply: list[Any] = [b""]
+    for answer in answers:
+        if isinstance(answer, MultitowerError):
+            counts.append(0)
+            reply.append(wire.dump_json(answer.to_wire()))
+        else:
+            counts.append(len(answer))
+            reply.extend(answer)
+    reply[0] = worker_wire.result_head(batch_id, counts, timing)
+    return reply

@@ -1,0 +1,89 @@
+"""TensorFlow's settings for this process, and its types in the protocol's words. Imported only where a model needs it.
+
+Everything here must happen before the first device query, which fixes devices, memory and threads for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow as tf
+
+from multitower import tensors
+from multitower.errors import MultitowerError
+from multitower.spec import Assignment, TensorReport
+from multitower.worker.model import Array, LoadError
+
+MIB = 1 << 20
+
+
+def configure(assignment: Assignment) -> None:
+    """Sets threads and device memory.
+
+    Raises:
+        LoadError: the slot's device is a GPU, and TensorFlow does not see it.
+    """
+    tf.config.threading.set_intra_op_parallelism_threads(assignment.intra_op_threads)
+    tf.config.threading.set_inter_op_parallelism_threads(assignment.inter_op_threads)
+    if all(device.startswith("cpu") for device in assignment.devices):
+        return
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        # Serving on the CPU instead would look like a very slow GPU.
+        hint = "" if tf.test.is_built_with_cuda() else ": this TensorFlow is built without CUDA"
+        raise LoadError(
+            f"TensorFlow sees no GPU although {', '.join(assignment.devices)} is visible to it{hint}; are CUDA's "
+            "libraries installed (pip install 'multitower[gpu]') and the driver new enough?"
+        )
+    for gpu in gpus:
+        if assignment.memory_limit_bytes is None:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        else:
+            limit = tf.config.LogicalDeviceConfiguration(memory_limit=assignment.memory_limit_bytes // MIB)
+            tf.config.set_logical_device_configuration(gpu, [limit])
+
+
+def report(name: str, spec: Any) -> TensorReport:
+    """An input or output as the protocol declares it.
+
+    Raises:
+        LoadError: it is ragged or sparse, or of a datatype that the protocol does not carry.
+    """
+    if isinstance(spec, tf.RaggedTensorSpec | tf.SparseTensorSpec):
+        kind = "ragged" if isinstance(spec, tf.RaggedTensorSpec) else "sparse"
+        raise LoadError(f"{name!r} is {kind}; only dense tensors can be served: convert it inside the model")
+    if spec.dtype == tf.string:
+        datatype = tensors.BYTES
+    else:
+        try:
+            datatype = tensors.datatype_of(_empty(spec.dtype))
+        except (MultitowerError, TypeError):
+            raise LoadError(f"{name!r} is {spec.dtype.name}, which cannot be served") from None
+    shape = None if spec.shape.rank is None else tuple(-1 if size is None else size for size in spec.shape)
+    return TensorReport(name=name, datatype=datatype, shape=shape)
+
+
+def reports(specs: Iterable[tuple[str, Any]]) -> tuple[TensorReport, ...]:
+    """All inputs or outputs."""
+    return tuple(report(name, spec) for name, spec in specs)
+
+
+def _empty(dtype: Any) -> Array:
+    import numpy as np
+
+    return np.empty(0, dtype.as_numpy_dtype)
+
+
+def to_tensor(array: Array, dtype: Any) -> Any:
+    """A tensor of an array; object arrays of `bytes` become strings."""
+    return tf.constant(array, dtype=dtype)
+
+
+def to_array(value: Any) -> Array:
+    """An array of a tensor; strings become an object array of `bytes`."""
+    import numpy as np
+
+    array = value.numpy()
+    # A scalar comes as Python's own object.
+    return array if isinstance(array, np.ndarray) else np.asarray(array, dtype=object if isinstance(array, bytes) else None)
