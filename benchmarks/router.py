@@ -150,9 +150,7 @@ def main() -> None:
             cells.append(f"{statistics.median(r[name][figure] / r['proxy'][figure] for r in rounds):10.2f}")
         print(f"{name:10}{''.join(cells)}")
     if options.json:
-        options.json.write_text(
-            json.dumps({"options": vars(options) | {"json": None}, "rounds": rounds}, indent=2)
-        )
+        options.json.write_text(json.dumps({"options": vars(options) | {"json": None}, "rounds": rounds}, indent=2))
 
 
 if __name__ == "__main__":

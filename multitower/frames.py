@@ -1,6 +1,6 @@
 """Messages of ZeroMQ sockets, frame by frame: small frames as `bytes`, large ones where libzmq received them.
 
-The daemon uses it for the front sockets and the workers', a worker for its end. Sends never wait.
+The daemon uses it for the front sockets and the workers', a worker for its end.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import zmq
 
 BULKY_BYTES = 64 << 10
 """From this size on a frame is not copied; below it, a copy is cheaper than libzmq's bookkeeping for sharing."""
-
-_MORE = zmq.NOBLOCK | zmq.SNDMORE
 
 
 def receive(socket: zmq.Socket[bytes], limit: int | None = None, *, wait: bool = False) -> list[Any] | None:
@@ -37,13 +35,14 @@ def receive(socket: zmq.Socket[bytes], limit: int | None = None, *, wait: bool =
     return message
 
 
-def send(socket: zmq.Socket[bytes], message: Sequence[Any]) -> None:
-    """Sends a message at once.
+def send(socket: zmq.Socket[bytes], message: Sequence[Any], *, wait: bool = False) -> None:
+    """Sends a message, at once unless `wait` lets it take its time.
 
     Raises:
         zmq.ZMQError: EAGAIN when the peer's queue is full, EHOSTUNREACH when a ROUTER has no such peer.
     """
+    flags = 0 if wait else zmq.NOBLOCK
     for frame in message[:-1]:
-        socket.send(frame, _MORE, len(frame) < BULKY_BYTES)
+        socket.send(frame, flags | zmq.SNDMORE, len(frame) < BULKY_BYTES)
     frame = message[-1]
-    socket.send(frame, zmq.NOBLOCK, len(frame) < BULKY_BYTES)
+    socket.send(frame, flags, len(frame) < BULKY_BYTES)

@@ -221,9 +221,7 @@ def _rows(inputs: Sequence[wire.Tensor]) -> int:
     rows: int | None = None
     for tensor in inputs:
         if not tensor.shape:
-            raise make(
-                Reason.SHAPE_INVALID, f"the input {tensor.name!r} lacks the batch dimension", field=tensor.name
-            )
+            raise make(Reason.SHAPE_INVALID, f"the input {tensor.name!r} lacks the batch dimension", field=tensor.name)
         if rows is None:
             rows = tensor.shape[0]
         if tensor.shape[0] != rows:

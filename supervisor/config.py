@@ -40,7 +40,6 @@ from multitower.supervisor.config_source import (
     Place,
     Problem,
     read_file,
-    shown,
 )
 from multitower.supervisor.config_values import (
     ENDPOINT_PATTERN,
@@ -65,6 +64,7 @@ from multitower.supervisor.units import (
     format_size,
     parse_duration,
     parse_size,
+    shown,
 )
 from multitower.wire import DEFAULT_ENDPOINT
 
@@ -81,6 +81,11 @@ class _Context:
     folder: Path
     endpoints: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
+
+
+def _context(info: ValidationInfo) -> _Context:
+    assert isinstance(info.context, _Context)  # `load` is the only one that validates
+    return info.context
 
 
 def _key(default: Any, description: str) -> Any:
@@ -198,7 +203,7 @@ class Queue(_Section):
 
 def _name(value: object, info: ValidationInfo) -> str:
     name = parse_name(value)
-    context: _Context = info.context
+    context = _context(info)
     if name in context.names:
         raise ValueError(f"'{name}' is the name of a model above as well")
     context.names.add(name)
@@ -206,7 +211,7 @@ def _name(value: object, info: ValidationInfo) -> str:
 
 
 def _path(value: object, info: ValidationInfo) -> Path | None:
-    return None if value is None else parse_model_path(value, info.context.folder)
+    return None if value is None else parse_model_path(value, _context(info).folder)
 
 
 def _handler(value: object, info: ValidationInfo) -> str | None:
@@ -249,8 +254,8 @@ class ModelConfig(_Section):
         }
     )
 
-    name: Annotated[str, PlainValidator(_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})] = (
-        Field(description="What clients ask for; unique.")
+    name: Annotated[str, PlainValidator(_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})] = Field(
+        description="What clients ask for; unique."
     )
     path: Annotated[Path | None, PlainValidator(_path), WithJsonSchema({"type": "string", "minLength": 1})] = _key(
         None, "A SavedModel folder, a folder of numbered versions of one, or a .keras file."
@@ -258,12 +263,12 @@ class ModelConfig(_Section):
     handler: Annotated[
         str | None, PlainValidator(_handler), WithJsonSchema({"type": "string", "pattern": HANDLER_PATTERN})
     ] = _key(None, "A Python class with load() and infer(), as module:Class; the file's folder is searched first.")
-    parameters: Annotated[Mapping[str, Any], PlainValidator(_parameters), WithJsonSchema({"type": "object"})] = (
-        _key(None, "What the handler's load() is given.")
+    parameters: Annotated[Mapping[str, Any], PlainValidator(_parameters), WithJsonSchema({"type": "object"})] = _key(
+        None, "What the handler's load() is given."
     )
-    signature: Annotated[
-        str | None, PlainValidator(_signature), WithJsonSchema({"type": "string", "minLength": 1})
-    ] = _key(None, "The SavedModel's signature; without it serving_default, else serve, else the only one.")
+    signature: Annotated[str | None, PlainValidator(_signature), WithJsonSchema({"type": "string", "minLength": 1})] = (
+        _key(None, "The SavedModel's signature; without it serving_default, else serve, else the only one.")
+    )
     batching: Batching | None = _key(
         None, "How requests are batched. Without it a path takes the defaults, and a handler gets one at a time."
     )
@@ -292,7 +297,7 @@ class ModelConfig(_Section):
 
 
 def _endpoint(value: object, info: ValidationInfo) -> str:
-    context: _Context = info.context
+    context = _context(info)
     endpoint = parse_endpoint(value, context.folder, insecure=info.data.get("insecure"))
     if endpoint in context.endpoints:
         raise ValueError(f"{endpoint} is listed twice")
@@ -329,7 +334,7 @@ def _memory(value: object, info: ValidationInfo) -> Memory:
 
 
 def _runtime_dir(value: object, info: ValidationInfo) -> Path | None:
-    return None if value is None else parse_runtime_dir(value, info.context.folder)
+    return None if value is None else parse_runtime_dir(value, _context(info).folder)
 
 
 _DEVICES_SCHEMA: Final[dict[str, Any]] = {
@@ -357,9 +362,7 @@ class Config(_Section):
     insecure: bool = _key(False, "Allow `listen` addresses that other machines can reach, without encryption.")
     listen: Annotated[
         tuple[
-            Annotated[
-                str, PlainValidator(_endpoint), WithJsonSchema({"type": "string", "pattern": ENDPOINT_PATTERN})
-            ],
+            Annotated[str, PlainValidator(_endpoint), WithJsonSchema({"type": "string", "pattern": ENDPOINT_PATTERN})],
             ...,
         ],
         Field(strict=False, min_length=1),
@@ -372,9 +375,7 @@ class Config(_Section):
     workers_per_device: Count = _key(1, "Worker processes on each device.")
     memory: Annotated[
         Memory, PlainValidator(_memory), WithJsonSchema({"type": "string", "pattern": MEMORY_PATTERN})
-    ] = _key(
-        "growth", "Device memory of each worker: growth on demand, a size (6GiB) or a share of the device (80%)."
-    )
+    ] = _key("growth", "Device memory of each worker: growth on demand, a size (6GiB) or a share of the device (80%).")
     threads: Threads = _key({}, "TensorFlow's threads in each worker.")
     cores: Literal["auto", "split", "shared"] = _key(
         "auto",
@@ -384,9 +385,7 @@ class Config(_Section):
     models: Annotated[tuple[ModelConfig, ...], Field(strict=False, min_length=1)] = Field(
         description="The models; every worker loads all of them."
     )
-    spares: CountFromZero = _key(
-        1, "Processes that wait with TensorFlow imported, to take over from a dead worker."
-    )
+    spares: CountFromZero = _key(1, "Processes that wait with TensorFlow imported, to take over from a dead worker.")
     restart: Restart = _key({}, "When a dead worker is started again, and when its slot is given up.")
     exit_when_failed: bool = _key(False, "End with exit code 69 once every slot has failed, instead of staying.")
     runtime_dir: Annotated[
@@ -456,9 +455,7 @@ def _kind(root: Node) -> str:
 
 def _ordered(problems: list[Problem]) -> list[Problem]:
     """The file's problems by line, then those of overrides; no more of them than somebody reads."""
-    ordered = sorted(
-        problems, key=lambda problem: (not problem.place.line, problem.place.line, problem.place.column)
-    )
+    ordered = sorted(problems, key=lambda problem: (not problem.place.line, problem.place.line, problem.place.column))
     if len(ordered) > MAX_PROBLEMS:
         rest = len(ordered) - MAX_PROBLEMS
         ordered = [

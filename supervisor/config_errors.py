@@ -9,7 +9,8 @@ from typing import Any, Final, NoReturn
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from multitower.supervisor.config_source import KeyTree, Location, Node, Problem, nearest, shown
+from multitower.supervisor.config_source import KeyTree, Location, Node, Problem, nearest
+from multitower.supervisor.units import shown
 
 _MISSING_ONE: Final = "missing_one_of"
 _REFUSED: Final = "refused"

@@ -19,9 +19,9 @@ from multitower.supervisor.config_source import (
     Problem,
     key_path,
     nearest,
-    shown,
 )
 from multitower.supervisor.config_yaml import Reader
+from multitower.supervisor.units import shown
 from multitower.wire import ENDPOINT_VARIABLE
 
 PREFIX: Final = "MULTITOWER_"

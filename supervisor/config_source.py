@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import difflib
 import re
-import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from multitower.supervisor.units import shown
 
 MAX_FILE_BYTES: Final = 1 << 20
 MAX_PROBLEMS: Final = 100  # told at once; nobody reads more
 
 Location = tuple[str | int, ...]
 
-_SHORT: Final = reprlib.Repr(maxstring=60, maxother=60)
 _SIMPLE_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -112,13 +112,8 @@ def key_path(location: Location) -> str:
         if isinstance(step, int):
             text += f"[{step}]"
         else:
-            text += ("." if text else "") + (step if _SIMPLE_KEY.fullmatch(step) else _SHORT.repr(step))
+            text += ("." if text else "") + (step if _SIMPLE_KEY.fullmatch(step) else shown(step))
     return text
-
-
-def shown(value: object) -> str:
-    """`value` as a message shows it: its repr, shortened in the middle."""
-    return _SHORT.repr(value)
 
 
 def nearest(name: str, names: Sequence[str]) -> str | None:

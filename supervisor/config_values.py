@@ -15,8 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
-from multitower.supervisor.config_source import shown
-from multitower.supervisor.units import parse_size
+from multitower.supervisor.units import parse_size, shown
 
 MAX_IPC_PATH_BYTES: Final = 107  # sun_path holds 108 with its closing zero (unix(7))
 # What `runtime_dir` must leave of those for the names of the sockets in it.
@@ -109,9 +108,7 @@ def parse_endpoint(value: object, folder: Path, *, insecure: bool | None) -> str
 def _ipc(value: str, folder: Path) -> str:
     name = value.removeprefix("ipc://")
     if name.startswith("@"):
-        raise ValueError(
-            "abstract sockets have no permissions: any user of the machine could connect; name a file"
-        )
+        raise ValueError("abstract sockets have no permissions: any user of the machine could connect; name a file")
     if not name or name.startswith("*") or "\0" in name:
         raise ValueError(f"{shown(value)} must name a file, as in ipc:///run/multitower/front.sock")
     path = os.path.normpath(folder / name)
@@ -194,9 +191,7 @@ def parse_model_path(value: object, folder: Path) -> Path:
         elif path.name in _MODEL_FILES:
             raise ValueError(f"{path} is a file of a SavedModel; name the folder that holds it, {path.parent}")
         elif path.suffix != ".keras":
-            raise ValueError(
-                f"{path} is a file; a model is a SavedModel folder or a .keras file{_other(path.suffix)}"
-            )
+            raise ValueError(f"{path} is a file; a model is a SavedModel folder or a .keras file{_other(path.suffix)}")
         elif not os.access(path, os.R_OK):
             raise ValueError(f"{path} cannot be read: permission denied")
     except OSError as error:

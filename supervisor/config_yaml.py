@@ -28,7 +28,8 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.reader import ReaderError
 
-from multitower.supervisor.config_source import ConfigError, Location, Node, Place, Problem, shown
+from multitower.supervisor.config_source import ConfigError, Location, Node, Place, Problem
+from multitower.supervisor.units import shown
 
 MAX_DEPTH: Final = 64  # of nesting; pydantic and the messages to the workers recurse
 MAX_NODES: Final = 100_000  # values, those that aliases repeat counted each time
@@ -100,7 +101,7 @@ class Reader:
                 root = self._node(next(events), events, location, 0)
         return root if root is not None else Node(self._place(0, 0), None)
 
-    def _node(self, event: Event, events: Iterator[Event], location: Location, depth: int) -> Node:
+    def _node(self, event: Any, events: Iterator[Event], location: Location, depth: int) -> Node:
         place = self._place(event.start_mark.line, event.start_mark.column)
         if isinstance(event, AliasEvent):
             target = self._anchors.get(event.anchor)

@@ -120,9 +120,7 @@ class Daemon:
                 unwatch=self._unwatch,
             )
             self._runtime = runtime
-            self.reporter = Reporter(
-                self.router, self.fleet, models, config.max_message_size, started=time.monotonic()
-            )
+            self.reporter = Reporter(self.router, self.fleet, models, config.max_message_size, started=time.monotonic())
             undo.pop_all()
 
     def run(self) -> int:

@@ -128,9 +128,7 @@ def _enumerate(nvml: Any) -> Discovery:
     # NVML promises no order, though every driver enumerates by PCI address. A GPU that is left out keeps its
     # number, so that the loss of one never makes `devices: [2]` mean its neighbour.
     found.sort(key=lambda entry: entry[0])
-    gpus = tuple(
-        dataclasses.replace(device, index=index) for index, (_, device) in zip(readable, found, strict=True)
-    )
+    gpus = tuple(dataclasses.replace(device, index=index) for index, (_, device) in zip(readable, found, strict=True))
     if not gpus and not problems:
         problems.append(_NONE_REPORTED)
     return Discovery(gpus, "; ".join(problems) or None)

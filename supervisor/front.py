@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import zmq
 
-from multitower import wire
-from multitower import frames
+from multitower import frames, wire
 from multitower.supervisor.runtime import FileLock, HeldError
 
 IPC = "ipc://"

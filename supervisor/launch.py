@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from multiprocessing.connection import Connection
+from typing import TextIO
 
 from multitower.spec import ProcessSpec
 
@@ -44,8 +45,7 @@ def run_worker(spec_json: str, death: Connection, output: Connection) -> None:
         os.dup2(output.fileno(), descriptor)
     output.close()
     # A pipe is block-buffered, and a crash would take the last words with it.
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stdout, sys.stderr = _line_buffered(1), _line_buffered(2)
     if spec.assignment is not None:
         os.environ.update(spec.assignment.environment)
     code = 1
@@ -61,6 +61,10 @@ def run_worker(spec_json: str, death: Connection, output: Connection) -> None:
         sys.stderr.flush()
         # Not sys.exit: threads that a model has started, or TensorFlow's own, must not keep the process.
         os._exit(code)
+
+
+def _line_buffered(descriptor: int) -> TextIO:
+    return open(descriptor, "w", buffering=1, errors="backslashreplace", closefd=False)
 
 
 def _die_with_parent(spec: ProcessSpec, death: Connection) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import zmq
 
-from multitower.spec import ProcessSpec
 from multitower import frames
+from multitower.spec import ProcessSpec
 from multitower.supervisor.exit_cause import ExitCause
 from multitower.supervisor.launch import IGNORED_SIGNALS, run_worker
 from multitower.supervisor.output import OutputReader

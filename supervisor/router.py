@@ -118,9 +118,7 @@ class Router:
         kind = bytes(body[0])
         if kind not in wire.KINDS:
             shown = kind[: wire.MAX_KIND_BYTES].decode("ascii", "backslashreplace")
-            raise make(
-                Reason.KIND_UNKNOWN, f"unknown kind {shown!r}; this daemon speaks {wire.VERSION}", field="kind"
-            )
+            raise make(Reason.KIND_UNKNOWN, f"unknown kind {shown!r}; this daemon speaks {wire.VERSION}", field="kind")
         self._check_size(sum(map(len, body)))
         if len(body) > 3:
             raise make(Reason.MALFORMED, f"{len(body) - 3} frames too many behind the header", field="frames")
@@ -167,9 +165,7 @@ class Router:
         answers: list[Answer] = []
         place = 1
         for count in counts:
-            answers.append(
-                message[place : place + count] if count else from_wire(wire.load_header(message[place]))
-            )
+            answers.append(message[place : place + count] if count else from_wire(wire.load_header(message[place])))
             place += count or 1
         requests = len(counts)
         batch = self.balancer.finish(channel.worker, batch_id, answers, time.monotonic())
@@ -198,9 +194,7 @@ class Router:
             channel.keys.put(key.id, key)
             description = key.spec.to_json()
         head = worker_wire.batch_head(batch.id, key.id, [request.rows for request in batch.requests])
-        channel.process.send(
-            [head, description, *(frame for request in batch.requests for frame in request.frames)]
-        )
+        channel.process.send([head, description, *(frame for request in batch.requests for frame in request.frames)])
 
     def _reply_all(self) -> None:
         replies = self.balancer.replies()
@@ -220,7 +214,5 @@ class Router:
 
 def _readable_id(frame: Any) -> bytes:
     if not 0 < len(frame) <= wire.MAX_ID_BYTES:
-        raise make(
-            Reason.MALFORMED, f"the id has {len(frame)} bytes; 1 to {wire.MAX_ID_BYTES} are allowed", field="id"
-        )
+        raise make(Reason.MALFORMED, f"the id has {len(frame)} bytes; 1 to {wire.MAX_ID_BYTES} are allowed", field="id")
     return bytes(frame)

@@ -39,9 +39,16 @@ _NUMBER: Final = r"[0-9]{1,18}(?:\.[0-9]{1,9})?"
 DURATION_PATTERN: Final = rf"^{_NUMBER}(?:{'|'.join(DURATION_UNITS)})$"
 SIZE_PATTERN: Final = rf"^{_NUMBER}(?:{'|'.join(SIZE_UNITS)})$"
 
-_SHORT: Final = reprlib.Repr(maxstring=40)
-
 _QUANTITY: Final = re.compile(rf"({_NUMBER})([^0-9.].*)?", re.DOTALL)
+
+
+_SHORT: Final = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut short."""
+    return _SHORT.repr(value)
 
 
 def parse_duration(value: object) -> float:
@@ -94,22 +101,18 @@ def _plain(number: Decimal) -> str:
 
 def _split(value: object, kind: str, example: str, units: Mapping[str, object]) -> tuple[Fraction, str]:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        raise ValueError(
-            f"a {kind} needs its unit: write {_SHORT.repr(value)}{example}, or another of {_list(units)}"
-        )
+        raise ValueError(f"a {kind} needs its unit: write {shown(value)}{example}, or another of {_list(units)}")
     if not isinstance(value, str):
         raise ValueError(f"must be a {kind}, as in 30{example}")
     match = _QUANTITY.fullmatch(value)
     if match is None:
-        raise ValueError(
-            f"{_SHORT.repr(value)} is not a {kind}: a number and its unit are expected, as in 30{example}"
-        )
+        raise ValueError(f"{shown(value)} is not a {kind}: a number and its unit are expected, as in 30{example}")
     number, unit = match.groups()
     if unit is None:
         raise ValueError(f"a {kind} needs its unit: write {number}{example}, or another of {_list(units)}")
     if unit not in units:
         raise ValueError(
-            f"{_SHORT.repr(value)} has an unknown unit; the units are {_list(units)}{_hint(number, unit, units)}"
+            f"{shown(value)} has an unknown unit; the units are {_list(units)}{_hint(number, unit, units)}"
         )
     return Fraction(number), unit
 

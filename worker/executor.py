@@ -77,9 +77,7 @@ class Executor:
         except Exception as error:  # noqa: BLE001  a model may raise anything; it is this request's answer
             answers[index] = self._to_error(error)
 
-    def _run_joined(
-        self, key: KeySpec, entries: list[tuple[int, int, Arrays]], answers: list[Answer | None]
-    ) -> None:
+    def _run_joined(self, key: KeySpec, entries: list[tuple[int, int, Arrays]], answers: list[Answer | None]) -> None:
         rows = sum(count for _, count, _ in entries)
         size = batch.padded(rows, self._allowed)
         begun = time.perf_counter_ns()

@@ -81,7 +81,7 @@ class _Life:
     def _report(self, state: str, *, cause: str | None = None, models: tuple[ModelReport, ...] = ()) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         report = WorkerReport(state=state, pid=os.getpid(), cause=cause, visible_devices=visible, models=models)
-        frames.send(self._socket, [worker_wire.REPORT, report.to_json()])
+        frames.send(self._socket, [worker_wire.REPORT, report.to_json()], wait=True)
 
     def _wait_for_assignment(self) -> Assignment | None:
         self._report("idle")

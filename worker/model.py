@@ -27,10 +27,14 @@ class Model(Protocol):
         outputs: what it gives, or None where it declares nothing.
     """
 
-    platform: str
-    version: str
-    inputs: tuple[TensorReport, ...] | None
-    outputs: tuple[TensorReport, ...] | None
+    @property
+    def platform(self) -> str: ...  # noqa: D102
+    @property
+    def version(self) -> str: ...  # noqa: D102
+    @property
+    def inputs(self) -> tuple[TensorReport, ...] | None: ...  # noqa: D102
+    @property
+    def outputs(self) -> tuple[TensorReport, ...] | None: ...  # noqa: D102
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Runs the model on arrays of the declared datatypes; BYTES are object arrays of `bytes`."""

@@ -28,14 +28,15 @@ def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
         if kind == worker_wire.STOP:
             return
         if kind == worker_wire.BATCH:
-            frames.send(socket, _answer(message, keys, executors))
+            frames.send(socket, _answer(message, keys, executors), wait=True)
 
 
 def _answer(message: list[Any], keys: KeyMemory, executors: Mapping[str, Executor]) -> list[Any]:
     batch_id, key_id, rows = worker_wire.read_batch_head(message[0])
     if len(message[1]):
         keys.put(key_id, KeySpec.from_json(message[1]))
-    key: KeySpec = keys.get(key_id)
+    key = keys.get(key_id)
+    assert isinstance(key, KeySpec)  # the router sends the description with the first batch of a key
     # Large frames are libzmq's; a view keeps them from being freed.
     inputs = [frame if type(frame) is bytes else frame.buffer for frame in message[2:]]
     answers, timing = executors[key.model].run(key, rows, inputs)

@@ -1,4 +1,4 @@
-"""TensorFlow's settings for this process, and its types in the protocol's words. Imported only where a model needs it.
+"""TensorFlow's settings for this process, and its types in the protocol's words; imported where a model needs it.
 
 Everything here must happen before the first device query, which fixes devices, memory and threads for good.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from multitower import tensors
@@ -70,8 +71,6 @@ def reports(specs: Iterable[tuple[str, Any]]) -> tuple[TensorReport, ...]:
 
 
 def _empty(dtype: Any) -> Array:
-    import numpy as np
-
     return np.empty(0, dtype.as_numpy_dtype)
 
 
@@ -82,8 +81,8 @@ def to_tensor(array: Array, dtype: Any) -> Any:
 
 def to_array(value: Any) -> Array:
     """An array of a tensor; strings become an object array of `bytes`."""
-    import numpy as np
-
     array = value.numpy()
-    # A scalar comes as Python's own object.
-    return array if isinstance(array, np.ndarray) else np.asarray(array, dtype=object if isinstance(array, bytes) else None)
+    if isinstance(array, np.ndarray):
+        return array
+    # A scalar string comes as Python's own `bytes`.
+    return np.asarray(array, dtype=object)

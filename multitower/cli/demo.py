@@ -201,9 +201,7 @@ def _wait_until_ready(client: Client, daemon: subprocess.Popen[bytes], folder: P
     raise DemoError(f"{(folder / 'daemon.log').read_text()}\nThe daemon did not become ready; its log is above.")
 
 
-def _classify(
-    client: Client, images: np.ndarray, labels: np.ndarray, direct: np.ndarray, console: Console
-) -> bool:
+def _classify(client: Client, images: np.ndarray, labels: np.ndarray, direct: np.ndarray, console: Console) -> bool:
     """All held-out images, one a request, beside TensorFlow called directly."""
     console.print(f"Classifying {len(images)} held-out images through the client ...")
     futures = [client.submit("digits", {"x": image[np.newaxis]}) for image in images]

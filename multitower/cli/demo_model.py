@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def main(folder: Path) -> None:
     os.replace(temporary, folder / "held_out.npz")
 
 
-def _train(images: np.ndarray, labels: np.ndarray) -> object:
+def _train(images: np.ndarray, labels: np.ndarray) -> Any:
     import keras
 
     keras.utils.set_random_seed(SEED)

@@ -74,9 +74,7 @@ def _print_table(gpus: Sequence[Device]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("Index", "UUID", "Product", "Memory", "Used", "PCI bus id"):
-        table.add_column(
-            heading, no_wrap=True, justify="right" if heading in ("Index", "Memory", "Used") else "left"
-        )
+        table.add_column(heading, no_wrap=True, justify="right" if heading in ("Index", "Memory", "Used") else "left")
     for gpu in gpus:
         cells = (
             str(gpu.index),

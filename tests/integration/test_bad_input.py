@@ -70,9 +70,7 @@ def good(socket: zmq.Socket[bytes]) -> None:
 
 
 DEEP = b'{"model_name": "declared", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-LONG = (
-    b'{"model_name": "declared", "inputs": [{"name": "x", "datatype": "FP32", "shape": [' + b"9" * 5000 + b"]}]}"
-)
+LONG = b'{"model_name": "declared", "inputs": [{"name": "x", "datatype": "FP32", "shape": [' + b"9" * 5000 + b"]}]}"
 
 CASES: dict[str, tuple[list[bytes], str, str]] = {
     # frames behind the socket's own, reason, the field or words that the message names
@@ -128,9 +126,7 @@ CASES: dict[str, tuple[list[bytes], str, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gets_one_typed_error_and_the_next_request_works(
-    case: str, daemon: Running, socket: zmq.Socket[bytes]
-) -> None:
+def test_gets_one_typed_error_and_the_next_request_works(case: str, daemon: Running, socket: zmq.Socket[bytes]) -> None:
     frames, reason, words = CASES[case]
     socket.send_multipart([b"", wire.INFER, b"bad", *frames])
     empty, kind, id, body = socket.recv_multipart()

@@ -99,9 +99,7 @@ def test_a_death_is_seen_though_a_grandchild_holds_the_descriptors(tmp_path: Pat
     ("command", "cause"),
     [("segfault", "SIGSEGV"), ("exit 3", "code 3"), ("exit 0", "code 0")],
 )
-def test_a_request_that_kills_workers_is_poisoned_after_its_retry(
-    tmp_path: Path, command: str, cause: str
-) -> None:
+def test_a_request_that_kills_workers_is_poisoned_after_its_retry(tmp_path: Path, command: str, cause: str) -> None:
     with Running(tmp_path, config("Commanded")) as daemon, daemon.wait_ready().client() as client:
         good = [client.submit("m", do("echo")) for _ in range(50)]
         bad = client.submit("m", do(command))

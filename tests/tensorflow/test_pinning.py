@@ -16,9 +16,7 @@ from typing import Any
 import pytest
 from fake_gpus import UUIDS, CuInit, FakeGpus, read_log
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed"
-)
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed")
 
 COLD_START = """
 import json, os, sys

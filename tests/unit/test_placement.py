@@ -49,9 +49,7 @@ def cpu(number: int) -> Device:
     )
 
 
-def placed(
-    devices: Sequence[Device], available: Sequence[int] = range(8), **options: Any
-) -> tuple[Placement, ...]:
+def placed(devices: Sequence[Device], available: Sequence[int] = range(8), **options: Any) -> tuple[Placement, ...]:
     defaults = {
         "workers_per_device": 1,
         "memory": GROWTH,
