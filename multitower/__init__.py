@@ -1,1 +1,41 @@
-"""multitower: one TensorFlow model on every GPU of a machine, behind one ZeroMQ endpoint."""
+"""multitower: one TensorFlow model on every GPU of a machine, behind one endpoint.
+
+What an application needs is here: `Client` for threads, `AsyncClient` for asyncio, and the errors that they raise.
+"""
+
+from __future__ import annotations
+
+from multitower.aio import AsyncClient
+from multitower.client import Client
+from multitower.errors import (
+    Cancelled,
+    Code,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelError,
+    MultitowerError,
+    NotFound,
+    Overloaded,
+    Poisoned,
+    Reason,
+    Unavailable,
+)
+
+__all__ = [
+    "AsyncClient",
+    "Cancelled",
+    "Client",
+    "Code",
+    "DeadlineExceeded",
+    "InvalidRequest",
+    "ModelError",
+    "MultitowerError",
+    "NotFound",
+    "Overloaded",
+    "Poisoned",
+    "Reason",
+    "Unavailable",
+    "__version__",
+]
+
+__version__ = "0.1.0"

@@ -53,6 +53,8 @@ class _Life:
     def live(self, spec: ProcessSpec) -> None:
         self._report("importing")
         if spec.import_tensorflow:
+            # Its information says nothing that the supervisor's log does not; warnings and errors stay.
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
             try:
                 import tensorflow  # noqa: F401  the import is what a spare saves others
             except Exception as error:  # noqa: BLE001  a broken installation raises anything

@@ -1,0 +1,193 @@
+"""The client for asyncio: `AsyncClient`, the same as `Client` with coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from multitower import wire
+from multitower.client import (
+    ASK_AGAIN_S,
+    CONNECT_TIMEOUT_S,
+    MAX_OUTSTANDING,
+    RequestFuture,
+    Requests,
+    model_header,
+    not_ready,
+)
+from multitower.errors import Reason, Unavailable, make
+
+if TYPE_CHECKING:
+    from multitower.client import Outputs
+
+
+class AsyncClient:
+    """A connection to a daemon, for the coroutines of one event loop.
+
+    Use it as an async context manager, or `await close()`. Cancelling a task that waits for a request cancels the
+    request. All arguments and errors are those of `Client`.
+
+    Args:
+        endpoint: see `Client`.
+        timeout: see `Client`.
+        connect_timeout: see `Client`.
+        max_outstanding: see `Client`.
+
+    Raises:
+        Unavailable: `not_listening`: the endpoint is malformed.
+        ValueError: a time or a number that is not more than 0.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        timeout: float = wire.DEFAULT_TIMEOUT_S,
+        connect_timeout: float = CONNECT_TIMEOUT_S,
+        max_outstanding: int = MAX_OUTSTANDING,
+    ) -> None:
+        if max_outstanding < 1:
+            raise ValueError(f"max_outstanding must be 1 or more, not {max_outstanding}")
+        self._requests = Requests(endpoint, timeout, connect_timeout)
+        self._room = asyncio.Semaphore(max_outstanding)
+        self._max_outstanding = max_outstanding
+        self._finalizer = weakref.finalize(self, self._requests.connection.stop)
+        self._finalizer.atexit = False  # the connection module sees to the interpreter's end
+
+    @property
+    def endpoint(self) -> str:
+        """Where the daemon is asked."""
+        return self._requests.endpoint
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Sequence[str] | None = None,
+        version: str = "",
+        timeout: float | None = None,
+        priority: int = 0,
+    ) -> Outputs:
+        """Runs a model and waits for its outputs; see `Client.infer`."""
+        begun = time.monotonic()
+        seconds = self._requests.seconds(timeout)
+        self._requests.connection.check()
+        try:
+            await asyncio.wait_for(self._room.acquire(), seconds)
+        except TimeoutError:
+            raise make(
+                Reason.DEADLINE,
+                f"{self._max_outstanding} requests were outstanding, and none was answered within the request's time "
+                "(max_outstanding)",
+            ) from None
+        try:
+            left = seconds - (time.monotonic() - begun) if timeout is not None else timeout
+            # Copied: other tasks run while this one waits, and may change the arrays.
+            future = self._requests.infer(
+                model, inputs, outputs, version, left if left is None else max(left, 1e-6), priority, copy=True
+            )
+            return await _outcome(future)  # type: ignore[no-any-return]
+        finally:
+            self._room.release()
+
+    def submit(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Sequence[str] | None = None,
+        version: str = "",
+        timeout: float | None = None,
+        priority: int = 0,
+    ) -> asyncio.Task[Outputs]:
+        """Starts what `infer` does as a task of the running loop. The arrays must not change before it has begun."""
+        request = self.infer(model, inputs, outputs=outputs, version=version, timeout=timeout, priority=priority)
+        return asyncio.get_running_loop().create_task(request)
+
+    async def _ask(self, kind: bytes, header: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
+        return await _outcome(self._requests.ask(kind, header or {}, timeout))
+
+    async def live(self) -> bool:
+        """The daemon answers."""
+        return bool((await self._ask(wire.SERVER_LIVE))["live"])
+
+    async def ready(self) -> bool:
+        """Each model has a ready worker."""
+        return bool((await self.server_ready())["ready"])
+
+    async def server_ready(self) -> dict[str, Any]:
+        """See `Client.server_ready`."""
+        answer: dict[str, Any] = await self._ask(wire.SERVER_READY)
+        return answer
+
+    async def server_metadata(self) -> dict[str, Any]:
+        """See `Client.server_metadata`."""
+        answer: dict[str, Any] = await self._ask(wire.SERVER_METADATA)
+        return answer
+
+    async def status(self) -> dict[str, Any]:
+        """See `Client.status`."""
+        answer: dict[str, Any] = await self._ask(wire.STATUS)
+        return answer
+
+    async def model_ready(self, model: str, version: str = "") -> bool:
+        """See `Client.model_ready`."""
+        return bool((await self._ask(wire.MODEL_READY, model_header(model, version)))["ready"])
+
+    async def metadata(self, model: str, version: str = "") -> dict[str, Any]:
+        """See `Client.metadata`."""
+        answer: dict[str, Any] = await self._ask(wire.MODEL_METADATA, model_header(model, version))
+        return answer
+
+    async def model_config(self, model: str, version: str = "") -> dict[str, Any]:
+        """See `Client.model_config`."""
+        answer: dict[str, Any] = await self._ask(wire.MODEL_CONFIG, model_header(model, version))
+        return answer
+
+    async def statistics(self, model: str | None = None, version: str = "") -> dict[str, Any]:
+        """See `Client.statistics`."""
+        header = {} if model is None else model_header(model, version)
+        answer: dict[str, Any] = await self._ask(wire.STATISTICS, header)
+        return answer
+
+    async def wait_until_ready(self, timeout: float = 60.0) -> None:
+        """See `Client.wait_until_ready`."""
+        until = time.monotonic() + timeout
+        while True:
+            try:
+                state = await self._ask(wire.SERVER_READY, timeout=max(until - time.monotonic(), 0.001))
+                if state["ready"]:
+                    return
+                why = not_ready(state)
+            except (Unavailable, TimeoutError) as error:
+                why = not_ready(error)
+            if time.monotonic() + ASK_AGAIN_S >= until:
+                raise make(Reason.NO_WORKER, f"not ready after {timeout:g} s: {why}")
+            await asyncio.sleep(ASK_AGAIN_S)
+
+    async def close(self) -> None:
+        """Closes the connection; requests without an outcome fail as `closed`. May be called again."""
+        connection = self._requests.connection
+        connection.stop()
+        await asyncio.get_running_loop().run_in_executor(None, connection.join)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"AsyncClient({self.endpoint!r})"
+
+
+async def _outcome(future: RequestFuture) -> Any:
+    # Cancelling the waiting task cancels the future, and that the request.
+    return await asyncio.wrap_future(future)

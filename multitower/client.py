@@ -1,0 +1,389 @@
+"""The client for threads: `Client`. `AsyncClient` in `aio` is the same for asyncio."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from multitower import wire
+from multitower.codec import Codec
+from multitower.connection import Call, Connection
+from multitower.errors import MultitowerError, Reason, Unavailable, make
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Outputs = dict[str, NDArray[Any]]
+
+CONNECT_TIMEOUT_S = 5.0
+MAX_OUTSTANDING = 1000
+ASK_AGAIN_S = 0.05
+
+
+class RequestFuture(Future[Any]):
+    """The future of a request; `cancel` also tells the daemon, which then does not run it if it can help it."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+        self._call: Call | None = None
+
+    def cancel(self) -> bool:
+        """Cancels the request, unless its outcome is there."""
+        if not super().cancel():
+            return False
+        if self._call is not None:
+            self._connection.cancel(self._call)
+        return True
+
+
+class Requests:
+    """What both clients share: how each kind of request is made, sent, and given its outcome.
+
+    Args:
+        endpoint: `ipc://PATH` or `tcp://HOST:PORT`; None takes `MULTITOWER_ENDPOINT`, else the default one.
+        timeout: seconds for a request that gives none of its own.
+        connect_timeout: seconds that a request waits for a daemon to listen.
+    """
+
+    def __init__(self, endpoint: str | None, timeout: float, connect_timeout: float) -> None:
+        for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):
+            if not seconds > 0:
+                raise ValueError(f"{name} must be more than 0 seconds, not {seconds}")
+        self.endpoint = endpoint or os.environ.get(wire.ENDPOINT_VARIABLE) or wire.DEFAULT_ENDPOINT
+        self.timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._codec = Codec()
+        self.connection = Connection(self.endpoint)
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str] | None,
+        version: str,
+        timeout: float | None,
+        priority: int,
+        *,
+        copy: bool,
+    ) -> RequestFuture:
+        """Starts an `MT1:infer` request; see `Client.submit`."""
+        self.connection.check()
+        seconds = self.seconds(timeout)
+        header, frames = self._codec.encode(model, inputs, outputs, version, seconds, priority, copy=copy)
+        return self._start(wire.INFER, header, frames, seconds, self._codec.decode)
+
+    def ask(self, kind: bytes, header: Mapping[str, Any], timeout: float | None = None) -> RequestFuture:
+        """Starts a request of another kind; its result is the reply's header."""
+        self.connection.check()
+        return self._start(kind, wire.dump_json(header), (), self.seconds(timeout), lambda body, _: json.loads(body))
+
+    def seconds(self, timeout: float | None) -> float:
+        """The request's time."""
+        seconds = self.timeout if timeout is None else timeout
+        if not seconds > 0:
+            raise ValueError(f"timeout must be more than 0 seconds, not {seconds}")
+        return min(seconds, threading.TIMEOUT_MAX / 2)
+
+    def _start(self, kind: bytes, header: bytes, frames: Sequence[Any], seconds: float, read: Any) -> RequestFuture:
+        future = RequestFuture(self.connection)
+
+        def done(outcome: list[Any] | MultitowerError) -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            if isinstance(outcome, MultitowerError):
+                future.set_exception(outcome)
+                return
+            try:
+                result = read(outcome[0], [getattr(frame, "buffer", frame) for frame in outcome[1:]])
+            except (MultitowerError, ValueError) as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        now = time.monotonic()
+        call = Call(kind, header, frames, now + seconds, now + min(seconds, self._connect_timeout), done)
+        future._call = call
+        self.connection.start(call)
+        return future
+
+
+class _Room:
+    """How many requests may be outstanding."""
+
+    def __init__(self, size: int) -> None:
+        self._free = threading.Semaphore(size)
+        self._size = size
+
+    def enter(self, seconds: float, *, wait: bool) -> None:
+        if self._free.acquire(blocking=False):
+            return
+        if not wait or not self._free.acquire(timeout=seconds):
+            raise make(
+                Reason.DEADLINE,
+                f"{self._size} requests were outstanding, and none was answered within the request's time "
+                "(max_outstanding)",
+            )
+
+    def leave(self, _: object = None) -> None:
+        self._free.release()
+
+
+class Client:
+    """A connection to a daemon, for any number of threads.
+
+    Requests are pipelined over one connection. It opens by itself, and again after it was lost. Use it as a context
+    manager, or `close` it. It does not work in a forked child: make a new one there.
+
+    Args:
+        endpoint: `ipc://PATH` or `tcp://HOST:PORT`; None takes the environment's `MULTITOWER_ENDPOINT`, else
+            `tcp://127.0.0.1:5555`.
+        timeout: seconds until a request fails with `DeadlineExceeded`, unless it gives its own.
+        connect_timeout: seconds that a request waits for a daemon to listen before it fails with `Unavailable`.
+        max_outstanding: requests that may wait for their answers at one time; `submit` waits for room.
+
+    Raises:
+        Unavailable: `not_listening`: the endpoint is malformed.
+        ValueError: a time or a number that is not more than 0.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        timeout: float = wire.DEFAULT_TIMEOUT_S,
+        connect_timeout: float = CONNECT_TIMEOUT_S,
+        max_outstanding: int = MAX_OUTSTANDING,
+    ) -> None:
+        if max_outstanding < 1:
+            raise ValueError(f"max_outstanding must be 1 or more, not {max_outstanding}")
+        self._requests = Requests(endpoint, timeout, connect_timeout)
+        self._room = _Room(max_outstanding)
+        # Without `close`, the thread ends once nothing refers to the client any more.
+        self._finalizer = weakref.finalize(self, self._requests.connection.stop)
+        self._finalizer.atexit = False  # the connection module sees to the interpreter's end
+
+    @property
+    def endpoint(self) -> str:
+        """Where the daemon is asked."""
+        return self._requests.endpoint
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Sequence[str] | None = None,
+        version: str = "",
+        timeout: float | None = None,
+        priority: int = 0,
+    ) -> Outputs:
+        """Runs a model and waits for its outputs.
+
+        Args:
+            model: its name.
+            inputs: for each input an array, or what numpy makes one of, of the datatype and shape that the model
+                declares; where the model is batched, dimension 0 is the rows. Elements of BYTES inputs are `str`
+                (sent as UTF-8) or `bytes`.
+            outputs: the outputs wanted; None for all.
+            version: the model's version; "" for the one that is served.
+            timeout: seconds; None for the client's.
+            priority: 0 or more; accepted, without effect in this release.
+
+        Returns:
+            The outputs by name; read-only arrays. BYTES outputs are object arrays of `bytes`.
+
+        Raises:
+            InvalidRequest: the request is wrong; the message names the field.
+            NotFound: there is no such model or version.
+            Overloaded: the model's queue is full.
+            DeadlineExceeded: no answer in time.
+            Unavailable: no daemon listens, the connection was lost, or no worker serves the model.
+            Poisoned: workers died while they executed the request.
+            ModelError: the model raised an exception.
+        """
+        # Not copied: the arrays are the caller's until this returns.
+        future = self._submit(model, inputs, outputs, version, timeout, priority, copy=False)
+        return self._wait(future)  # type: ignore[no-any-return]
+
+    def submit(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Sequence[str] | None = None,
+        version: str = "",
+        timeout: float | None = None,
+        priority: int = 0,
+    ) -> Future[Outputs]:
+        """Starts what `infer` does, and returns at once with a future of its outcome.
+
+        The arrays may be changed as soon as this returns. `cancel` of the future cancels the request. Callbacks run
+        in the client's thread: they must be short, and may submit, but not wait for another request.
+
+        Raises:
+            InvalidRequest: an input cannot be sent.
+            DeadlineExceeded: `max_outstanding` requests were outstanding for the request's whole time.
+            Unavailable: `closed`: the client was closed, or belongs to the parent of a forked process.
+        """
+        return self._submit(model, inputs, outputs, version, timeout, priority, copy=True)
+
+    def _submit(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str] | None,
+        version: str,
+        timeout: float | None,
+        priority: int,
+        *,
+        copy: bool,
+    ) -> RequestFuture:
+        requests = self._requests
+        requests.connection.check()
+        self._room.enter(requests.seconds(timeout), wait=not requests.connection.in_its_thread)
+        try:
+            future = requests.infer(model, inputs, outputs, version, timeout, priority, copy=copy)
+        except BaseException:
+            self._room.leave()
+            raise
+        future.add_done_callback(self._room.leave)
+        return future
+
+    def _wait(self, future: RequestFuture) -> Any:
+        if self._requests.connection.in_its_thread:
+            future.cancel()
+            raise RuntimeError("a callback must not wait for another request: the answer would come to this thread")
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C, say; without effect when the outcome is an error
+            raise
+
+    def _ask(self, kind: bytes, header: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
+        return self._wait(self._requests.ask(kind, header or {}, timeout))
+
+    def live(self) -> bool:
+        """The daemon answers."""
+        return bool(self._ask(wire.SERVER_LIVE)["live"])
+
+    def ready(self) -> bool:
+        """Each model has a ready worker."""
+        return bool(self.server_ready()["ready"])
+
+    def server_ready(self) -> dict[str, Any]:
+        """`{"ready": bool, "slots_ready": int, "slots_total": int}`."""
+        answer: dict[str, Any] = self._ask(wire.SERVER_READY)
+        return answer
+
+    def server_metadata(self) -> dict[str, Any]:
+        """Name, version, extensions and `max_message_size` (bytes) of the daemon."""
+        answer: dict[str, Any] = self._ask(wire.SERVER_METADATA)
+        return answer
+
+    def status(self) -> dict[str, Any]:
+        """The daemon's whole state: `daemon`, `slots` and `models`; docs/protocol.md lists the fields."""
+        answer: dict[str, Any] = self._ask(wire.STATUS)
+        return answer
+
+    def model_ready(self, model: str, version: str = "") -> bool:
+        """A worker serves the model.
+
+        Raises:
+            NotFound: there is no such model or version.
+        """
+        return bool(self._ask(wire.MODEL_READY, model_header(model, version))["ready"])
+
+    def metadata(self, model: str, version: str = "") -> dict[str, Any]:
+        """The model's versions, and its inputs and outputs: `name`, `datatype`, `shape` (-1 for any size).
+
+        Raises:
+            NotFound: there is no such model or version.
+            Unavailable: no worker has loaded it.
+        """
+        answer: dict[str, Any] = self._ask(wire.MODEL_METADATA, model_header(model, version))
+        return answer
+
+    def model_config(self, model: str, version: str = "") -> dict[str, Any]:
+        """The model's configuration in Triton's words, `max_batch_size` among it.
+
+        Raises:
+            NotFound: there is no such model or version.
+            Unavailable: no worker has loaded it.
+        """
+        answer: dict[str, Any] = self._ask(wire.MODEL_CONFIG, model_header(model, version))
+        return answer
+
+    def statistics(self, model: str | None = None, version: str = "") -> dict[str, Any]:
+        """Counts and nanoseconds of success, failure, queue and compute, of one model or of all.
+
+        Raises:
+            NotFound: there is no such model or version.
+        """
+        header = {} if model is None else model_header(model, version)
+        answer: dict[str, Any] = self._ask(wire.STATISTICS, header)
+        return answer
+
+    def wait_until_ready(self, timeout: float = 60.0) -> None:
+        """Waits until the daemon listens and each model has a ready worker.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            Unavailable: it was not ready in time; the message says what was not.
+        """
+        until = time.monotonic() + timeout
+        while True:
+            try:
+                state = self._ask(wire.SERVER_READY, timeout=max(until - time.monotonic(), 0.001))
+                if state["ready"]:
+                    return
+                why = not_ready(state)
+            except (Unavailable, TimeoutError) as error:
+                why = not_ready(error)
+            if time.monotonic() + ASK_AGAIN_S >= until:
+                raise make(Reason.NO_WORKER, f"not ready after {timeout:g} s: {why}")
+            time.sleep(ASK_AGAIN_S)
+
+    def close(self) -> None:
+        """Closes the connection; requests without an outcome fail as `closed`. May be called again."""
+        connection = self._requests.connection
+        connection.stop()
+        connection.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self.endpoint!r})"
+
+
+def not_ready(state: dict[str, Any] | Exception) -> str:
+    """Why a daemon is not ready, from its `server_ready` or the error of asking for it.
+
+    Raises:
+        Unavailable: `closed`: asking again cannot help.
+    """
+    if isinstance(state, Unavailable) and state.reason == Reason.CLOSED:
+        raise state
+    if isinstance(state, Exception):
+        return str(state)
+    return f"{state['slots_ready']} of {state['slots_total']} slots are ready"
+
+
+def model_header(model: str, version: str) -> dict[str, str]:
+    """The header of the kinds of request that name a model."""
+    return {"model_name": model, **({"model_version": version} if version else {})}

@@ -1,0 +1,350 @@
+"""One connection to a daemon: a DEALER socket and the thread that owns it. The clients are thin fronts of it.
+
+Calls are handed over through a deque, and the thread is woken through a pipe only when it sleeps, so that a burst of
+calls costs one wake-up. The thread connects, asks the daemon for its limits, sends, receives, expires, and fails what
+is outstanding when the connection is lost; each call gets exactly one outcome.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from multitower import frames, wire
+from multitower.codec import error_of
+from multitower.errors import MultitowerError, Reason, make
+
+CLOSE_S = 5.0
+RECONNECT_MS = 100
+RECONNECT_MAX_MS = 2000
+_GREETING = b"greeting"
+_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
+
+class Call:
+    """A request and where its outcome goes.
+
+    Attributes:
+        kind: of the request.
+        header: its header.
+        body: its tensors.
+        deadline: monotonic seconds.
+        connect_by: when it fails if it could not be sent until then, monotonic seconds.
+        done: takes the header and output frames of an `MT1:ok` reply, or the error; called once, in the
+            connection's thread.
+        id: unique in its connection; set when it is sent.
+        over: it has its outcome, or nobody waits for it.
+    """
+
+    __slots__ = ("body", "connect_by", "deadline", "done", "header", "id", "kind", "over")
+
+    def __init__(
+        self,
+        kind: bytes,
+        header: bytes,
+        body: Sequence[Any],
+        deadline: float,
+        connect_by: float,
+        done: Callable[[list[Any] | MultitowerError], None],
+    ) -> None:
+        self.kind = kind
+        self.header = header
+        self.body = body
+        self.deadline = deadline
+        self.connect_by = connect_by
+        self.done = done
+        self.id = b""
+        self.over = False
+
+
+def _nobody(_: list[Any] | MultitowerError) -> None:
+    """Takes the place of `Call.done` afterwards: a future and its call must not keep each other alive."""
+
+
+class Connection:
+    """A connection that opens by itself, and again after it was lost.
+
+    Args:
+        endpoint: the daemon's.
+
+    Attributes:
+        endpoint: the same.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self._pid = os.getpid()
+        self._new: deque[Call] = deque()
+        self._cancelled: deque[Call] = deque()
+        self._unsent: deque[Call] = deque()
+        self._outstanding: dict[bytes, Call] = {}
+        self._next_check = float("inf")
+        self._serial = 0
+        self._limit = wire.DEFAULT_MAX_MESSAGE_SIZE
+        self._connected = False  # the handshake is done, and the greeting sent
+        self._greeted = False  # and the daemon has answered it: calls may be sent
+        self._blocked = False  # libzmq takes no more for now
+        self._closing = False
+        self._sleeping = True
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        options = {
+            zmq.LINGER: 0,
+            zmq.IMMEDIATE: 1,  # nothing is queued for a daemon that is not there
+            zmq.RECONNECT_IVL: RECONNECT_MS,
+            zmq.RECONNECT_IVL_MAX: RECONNECT_MAX_MS,
+            zmq.IPV6: int("[" in endpoint),
+        }
+        try:
+            for option, value in options.items():
+                self._socket.set(option, value)
+            self._monitor = self._socket.get_monitor_socket(_EVENTS)
+            self._socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self._socket.disable_monitor()
+            self._socket.close()
+            self._context.term()
+            raise make(Reason.NOT_LISTENING, f"{endpoint!r} is no endpoint: {error.strerror}") from None
+        self._wake_out, self._wake_in = os.pipe()
+        os.set_blocking(self._wake_out, False)
+        os.set_blocking(self._wake_in, False)
+        self._thread = threading.Thread(target=self._run, name="multitower-client", daemon=True)
+        self._thread.start()
+        _open.add(self)
+
+    # From any thread.
+
+    @property
+    def in_its_thread(self) -> bool:
+        """The caller runs in the connection's own thread: in a callback."""
+        return threading.current_thread() is self._thread
+
+    def check(self) -> None:
+        """Refuses use after `close`, and in a forked child.
+
+        Raises:
+            Unavailable: `closed`.
+        """
+        if self._pid != os.getpid():
+            message = "this client was made before a fork: make a new one in the child process"
+            raise make(Reason.CLOSED, message)
+        if self._closing:
+            raise make(Reason.CLOSED, "this client has been closed")
+
+    def start(self, call: Call) -> None:
+        """Sends a call as soon as that is possible. Its outcome comes through `call.done`."""
+        self._new.append(call)
+        self._wake()
+
+    def cancel(self, call: Call) -> None:
+        """Nobody waits for this call any more: it is not sent, or the daemon is told."""
+        self._cancelled.append(call)
+        self._wake()
+
+    def stop(self) -> None:
+        """Ends the connection soon; returns at once. Calls without an outcome fail as `closed`."""
+        if self._pid == os.getpid():
+            self._closing = True
+            self._wake(always=True)
+
+    def join(self, timeout: float = CLOSE_S) -> None:
+        """Waits until the connection has ended."""
+        if self._pid == os.getpid() and not self.in_its_thread:
+            self._thread.join(timeout)
+
+    def _wake(self, *, always: bool = False) -> None:
+        if self._sleeping or always:
+            # A full pipe wakes as well as a longer one would; a closed one has nobody to wake.
+            with contextlib.suppress(BlockingIOError, OSError):
+                os.write(self._wake_in, b"\0")
+
+    # In the connection's thread.
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
+        poller.register(self._wake_out, zmq.POLLIN)
+        blocked = False
+        try:
+            while not self._closing:
+                if blocked is not self._blocked:
+                    blocked = self._blocked
+                    poller.modify(self._socket, zmq.POLLIN | zmq.POLLOUT if blocked else zmq.POLLIN)
+                self._sleeping = True
+                # What was handed over before it slept must not wait for a wake-up that nobody sends.
+                ready = dict(poller.poll(0 if self._new or self._cancelled else self._timeout_ms()))
+                self._sleeping = False
+                if self._wake_out in ready:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake_out, 4096)
+                self._receive()
+                if self._monitor in ready:
+                    self._watch()
+                self._take_new()
+                self._take_cancelled()
+                self._send()
+                now = time.monotonic()
+                if now >= self._next_check:
+                    self._expire(now)
+        finally:
+            self._closing = True
+            self._end()
+
+    def _timeout_ms(self) -> int | None:
+        if self._next_check == float("inf"):
+            return None
+        return max(0, int((self._next_check - time.monotonic()) * 1000) + 1)
+
+    def _take_new(self) -> None:
+        while self._new:
+            call = self._new.popleft()
+            self._unsent.append(call)
+            self._next_check = min(self._next_check, call.deadline)
+            if not self._greeted:
+                self._next_check = min(self._next_check, call.connect_by)
+
+    def _take_cancelled(self) -> None:
+        while self._cancelled:
+            call = self._cancelled.popleft()
+            if call.over:
+                continue
+            call.over = True
+            call.done = _nobody
+            if self._outstanding.pop(call.id, None) is not None:
+                with contextlib.suppress(zmq.ZMQError):  # no room: its answer is dropped when it comes
+                    frames.send(self._socket, (wire.DELIMITER, wire.CANCEL, call.id, b"{}"))
+
+    def _send(self) -> None:
+        self._blocked = False
+        while self._unsent and self._greeted:
+            call = self._unsent[0]
+            if call.over:
+                self._unsent.popleft()
+                continue
+            size = len(call.header) + sum(map(len, call.body))
+            if size > self._limit:
+                self._unsent.popleft()
+                message = f"the message has {size} bytes; the daemon's max_message_size is {self._limit}"
+                self._settle(call, make(Reason.TOO_LARGE, message, field="frames"))
+                continue
+            self._serial += 1
+            call.id = self._serial.to_bytes(8, "little")
+            try:
+                frames.send(self._socket, (wire.DELIMITER, call.kind, call.id, call.header, *call.body))
+            except zmq.Again:
+                self._blocked = True
+                return
+            self._unsent.popleft()
+            self._outstanding[call.id] = call
+
+    def _receive(self) -> None:
+        while (message := frames.receive(self._socket)) is not None:
+            # Anything that is no reply of the protocol's is not for us.
+            if len(message) < 4 or message[0] != wire.DELIMITER:
+                continue
+            kind, id, header = message[1], message[2], bytes(message[3])
+            if id == _GREETING:
+                self._greet(kind, header)
+                continue
+            call = self._outstanding.pop(id, None)
+            if call is None:
+                continue  # cancelled or expired meanwhile
+            self._settle(call, [header, *message[4:]] if kind == wire.OK else error_of(header))
+
+    def _watch(self) -> None:
+        while True:
+            try:
+                event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
+            except zmq.Again:
+                return
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._connected = True
+                with contextlib.suppress(zmq.Again):  # gone again already; the next connection greets anew
+                    frames.send(self._socket, (wire.DELIMITER, wire.SERVER_METADATA, _GREETING, b"{}"))
+            elif event == zmq.EVENT_DISCONNECTED:
+                # Answers that came before the end count.
+                self._receive()
+                self._connected = self._greeted = False
+                lost, self._outstanding = self._outstanding, {}
+                for call in lost.values():
+                    message = f"the connection to {self.endpoint} was lost before the answer came"
+                    self._settle(call, make(Reason.CONNECTION_LOST, message))
+                # What waits to be sent has this long to find the daemon again.
+                self._next_check = min((call.connect_by for call in self._unsent), default=self._next_check)
+
+    def _greet(self, kind: bytes, header: bytes) -> None:
+        self._greeted = True
+        try:
+            self._limit = int(json.loads(header)["max_message_size"]) if kind == wire.OK else self._limit
+        except (KeyError, TypeError, ValueError):
+            return  # a daemon that does not tell: the protocol's default holds
+
+    def _expire(self, now: float) -> None:
+        """Fails what has run out of time. Runs when the earliest deadline known has come: rarely, under load."""
+        for call in [call for call in self._outstanding.values() if call.deadline <= now]:
+            del self._outstanding[call.id]
+            self._settle(call, make(Reason.DEADLINE, "no answer within the request's time"))
+        for call in list(self._unsent):
+            if call.deadline <= now or (not self._greeted and call.connect_by <= now):
+                self._unsent.remove(call)
+                self._settle(call, self._not_sent(call, now))
+        times = [call.deadline for call in self._outstanding.values()]
+        times += [call.deadline if self._greeted else min(call.deadline, call.connect_by) for call in self._unsent]
+        self._next_check = min(times, default=float("inf"))
+
+    def _not_sent(self, call: Call, now: float) -> MultitowerError:
+        if self._greeted:
+            return make(Reason.DEADLINE, "the request's time was over before it could be sent")
+        if self._connected:
+            message = f"something listens at {self.endpoint}, but it does not answer as a multitower daemon"
+        else:
+            message = (
+                f"nothing listens at {self.endpoint}; is the daemon running (multitower serve CONFIG), and is this "
+                f"its endpoint ({wire.ENDPOINT_VARIABLE} or the client's argument)?"
+            )
+        return make(Reason.NOT_LISTENING, message)
+
+    def _settle(self, call: Call, outcome: list[Any] | MultitowerError) -> None:
+        if not call.over:
+            call.over = True
+            done, call.done = call.done, _nobody
+            done(outcome)
+
+    def _end(self) -> None:
+        self._take_new()
+        for call in (*self._unsent, *self._outstanding.values()):
+            self._settle(call, make(Reason.CLOSED, "this client has been closed"))
+        self._unsent.clear()
+        self._outstanding.clear()
+        self._socket.disable_monitor()
+        self._monitor.close()
+        self._socket.close()
+        self._context.term()
+        os.close(self._wake_in)
+        os.close(self._wake_out)
+        # What was handed over while this ended.
+        while self._new:
+            self._settle(self._new.popleft(), make(Reason.CLOSED, "this client has been closed"))
+
+
+_open: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """At the interpreter's end, sockets must not be torn down under a running thread."""
+    for connection in list(_open):
+        connection.stop()
+        connection.join(1.0)
