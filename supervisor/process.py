@@ -114,6 +114,7 @@ class WorkerProcess:
     def close(self) -> None:
         """Gives everything back. The process must have been reaped."""
         self.socket.disable_monitor()
+        self.monitor.close()
         self.socket.close()
         os.close(self.pidfd)
         self._death_in.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import time
@@ -73,13 +74,13 @@ class Load:
                 break
             self.sent += 1
             future = self._client.submit(MODEL, {"x": self._images[index : index + 1]})
-            future.add_done_callback(lambda done, index=index: self._done(done, index))
+            future.add_done_callback(functools.partial(self._done, index=index))
         # The last acquired place stands for no request; all others come back with their outcomes.
         for _ in range(self._outstanding - 1):
             self._room.acquire()
         self._seconds = time.monotonic() - started
 
-    def _done(self, future: Future[dict[str, Any]], index: int) -> None:
+    def _done(self, future: Future[dict[str, Any]], *, index: int) -> None:
         error = future.exception()
         with self._lock:
             if error is not None:

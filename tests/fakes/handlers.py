@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class Declared:
 
 
 class Commanded:
-    """Does what the request's `do` says: `echo`, `raise`, `segfault`, `exit`, `sleep`, `shout`, or `pid`."""
+    """Does what the request's `do` says; see `infer`."""
 
     def load(self) -> None:
         """Nothing to load."""
@@ -79,6 +80,10 @@ class Commanded:
         if command == "fork":
             # A grandchild that outlives the worker and holds its descriptors.
             subprocess.Popen(["sleep", argument], close_fds=False)
+        if command == "farewell":
+            # Time for the answer to leave, then the end.
+            threading.Timer(2 * float(argument), os._exit, (7,)).start()
+            time.sleep(float(argument))
         return {"pid": np.array([os.getpid()], np.int64)}
 
 
