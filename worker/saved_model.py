@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -16,6 +17,17 @@ log = logging.getLogger("multitower.worker")
 
 SIGNATURES = ("serving_default", "serve")
 """Where none is configured: TensorFlow Serving's, then what Keras's `export` writes."""
+
+INTERNAL = "__saved_model_init_op"
+"""A signature of TensorFlow's own, listed by the graph's loader."""
+
+
+class _Signature(NamedTuple):
+    """A loaded signature: what it takes and gives, by name, and how to call it."""
+
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    call: Callable[[Arrays], Arrays]
 
 
 class SavedModel:
@@ -34,48 +46,77 @@ class SavedModel:
     def __init__(self, spec: ModelSpec) -> None:
         assert spec.path is not None  # `load` picked this format for that
         self.version = spec.version or "1"
-        folder = Path(spec.path, spec.version) if spec.version is not None else Path(spec.path)
-        # Kept: the functions hold its variables only weakly.
-        self._loaded = _load(str(folder))
-        self._function = _pick(self._loaded.signatures, spec.signature)
-        wanted = self._function.structured_input_signature[1]
-        self._dtypes = {name: tensor.dtype for name, tensor in wanted.items()}
-        self.inputs = setup.reports(sorted(wanted.items()))
-        given = self._function.structured_outputs
-        if not isinstance(given, dict):
-            raise LoadError(f"the signature gives a {type(given).__name__}, but a dict of tensors by name is needed")
-        self.outputs = setup.reports(sorted(given.items()))
+        folder = str(Path(spec.path, spec.version) if spec.version is not None else Path(spec.path))
+        try:
+            signature = _from_objects(folder, spec.signature)
+        except (AttributeError, ValueError) as error:
+            # Optimizer state that this Keras cannot make again (tensorflow issue 52091). Inference needs none of it,
+            # nor of the other Python objects: the graph is enough. `allow_partial_checkpoint` comes too late for it.
+            if "add_slot" not in str(error):
+                raise
+            log.warning("%s: loaded as a graph, since its optimizer cannot be made again (%s)", spec.name, error)
+            signature = _from_graph(folder, spec.signature)
+        self._call = signature.call
+        self.inputs = setup.reports(sorted(signature.inputs.items()))
+        self.outputs = setup.reports(sorted(signature.outputs.items()))
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Calls the signature."""
-        arguments = {name: setup.to_tensor(array, self._dtypes[name]) for name, array in inputs.items()}
-        return {name: setup.to_array(value) for name, value in self._function(**arguments).items()}
+        return self._call(inputs)
 
     def close(self) -> None:
         """Only the process's end gives device memory back."""
 
 
-def _load(folder: str) -> Any:
-    try:
-        return tf.saved_model.load(folder)
-    except (AttributeError, ValueError) as error:
-        # Optimizer state of another TensorFlow (tensorflow issue 52091); inference does not need it.
-        if "add_slot" not in str(error):
-            raise
-        log.warning("%s: loading without what its checkpoint lacks (%s)", folder, error)
-        return tf.saved_model.load(folder, options=tf.saved_model.LoadOptions(allow_partial_checkpoint=True))
+def _from_objects(folder: str, wanted: str | None) -> _Signature:
+    loaded = tf.saved_model.load(folder)
+    function = loaded.signatures[_pick(loaded.signatures, wanted)]
+    inputs = function.structured_input_signature[1]
+    dtypes = {name: spec.dtype for name, spec in inputs.items()}
+
+    def call(arrays: Arrays) -> Arrays:
+        arguments = {name: setup.to_tensor(array, dtypes[name]) for name, array in arrays.items()}
+        return {name: setup.to_array(value) for name, value in function(**arguments).items()}
+
+    # The functions hold their model's variables only weakly.
+    call.loaded = loaded  # type: ignore[attr-defined]
+    return _Signature(inputs, function.structured_outputs, call)
 
 
-def _pick(signatures: Any, wanted: str | None) -> Any:
-    known = sorted(signatures)
+def _from_graph(folder: str, wanted: str | None) -> _Signature:
+    graph = tf.Graph()
+    # Without a configuration of its own a session takes what `tf.config` has been told.
+    session = tf.compat.v1.Session(graph=graph)
+    with graph.as_default():
+        signatures = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], folder).signature_def
+    signature = signatures[_pick(signatures, wanted)]
+    inputs = {name: _tensor(graph, name, info) for name, info in sorted(signature.inputs.items())}
+    outputs = {name: _tensor(graph, name, info) for name, info in sorted(signature.outputs.items())}
+    run = session.make_callable(list(outputs.values()), feed_list=list(inputs.values()))
+
+    def call(arrays: Arrays) -> Arrays:
+        values = run(*(arrays[name] for name in inputs))
+        return {name: setup.plain(value) for name, value in zip(outputs, values, strict=True)}
+
+    return _Signature(inputs, outputs, call)
+
+
+def _tensor(graph: Any, name: str, info: Any) -> Any:
+    if info.WhichOneof("encoding") != "name":
+        raise LoadError(f"{name!r} is ragged or sparse; only dense tensors can be served: convert it inside the model")
+    return graph.get_tensor_by_name(info.name)
+
+
+def _pick(signatures: Iterable[str], wanted: str | None) -> str:
+    known = sorted(name for name in signatures if name != INTERNAL)
     listed = ", ".join(known) or "none"
     if wanted is not None:
-        if wanted not in signatures:
+        if wanted not in known:
             raise LoadError(f"there is no signature {wanted!r}; the model has: {listed}")
-        return signatures[wanted]
+        return wanted
     for name in SIGNATURES:
-        if name in signatures:
-            return signatures[name]
+        if name in known:
+            return name
     if len(known) == 1:
-        return signatures[known[0]]
+        return known[0]
     raise LoadError(f"set `signature` to one of those that the model has: {listed}")

@@ -1,0 +1,211 @@
+"""Small models of every kind that users bring, and what TensorFlow, called directly, gives for some inputs.
+
+`python made_models.py FOLDER NAME=PATH...` writes `FOLDER/<model>` and, for each of these and of the SavedModels at
+the paths, `FOLDER/<model>.npz` with `in/<input>` and `out/<output>`. A process of its own, so that tests need no
+TensorFlow themselves.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+Arrays = dict[str, Any]
+RNG = np.random.default_rng(3)
+ROWS = 5
+DTYPES = (
+    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
+)
+
+
+class Dense(tf.Module):
+    """A matrix product: the plainest model there is."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        weights = np.arange(24, dtype=np.float32).reshape(6, 4) / 7 * factor
+        self.weights = tf.Variable(weights)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 6], tf.float32, name="x")])
+    def serve(self, x: Any) -> Any:
+        """x @ W, and its largest column."""
+        y = tf.matmul(x, self.weights)
+        return {"y": y, "best": tf.argmax(y, axis=1)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 6], tf.float32, name="x")])
+    def twice(self, x: Any) -> Any:
+        """Another signature."""
+        return {"double": 2.0 * x}
+
+
+def dense(folder: Path) -> Arrays:
+    for version, factor in (("1", 1.0), ("2", 2.0), ("10", 10.0)):
+        module = Dense(factor)
+        signatures = {"serving_default": module.serve, "twice": module.twice}
+        tf.saved_model.save(module, str(folder / version), signatures=signatures)
+    # Not a version, and not the latest by the alphabet.
+    (folder / "9-broken").mkdir()
+    return {"x": RNG.normal(size=(ROWS, 6)).astype(np.float32)}
+
+
+def saved(folder: Path, *specs: Any, **functions: Any) -> None:
+    """A SavedModel of one function a signature."""
+    module = tf.Module()
+    signatures = {
+        name: tf.function(function, input_signature=list(specs)).get_concrete_function()
+        for name, function in functions.items()
+    }
+    tf.saved_model.save(module, str(folder), signatures=signatures)
+
+
+def words(folder: Path) -> Arrays:
+    """Strings in, strings out."""
+    spec = tf.TensorSpec([None, 2], tf.string, name="text")
+    saved(
+        folder,
+        spec,
+        serve=lambda text: {"upper": tf.strings.upper(text), "length": tf.strings.length(text)},
+    )
+    text = np.array([[b"", b"\x00\xff raw"], ["grün".encode(), b"b" * 300]], dtype=object)
+    return {"text": text}
+
+
+def datatypes(folder: Path) -> Arrays:
+    """Every datatype there and back."""
+    specs = [tf.TensorSpec([None, 3], tf.as_dtype(name), name=name) for name in DTYPES]
+    saved(
+        folder, *specs, only=lambda *values: {f"{n}_out": tf.identity(v) for n, v in zip(DTYPES, values, strict=True)}
+    )
+    values = RNG.integers(0, 2, size=(ROWS, 3))
+    return {name: values.astype(tf.as_dtype(name).as_numpy_dtype) for name in DTYPES}
+
+
+def mean(folder: Path) -> Arrays:
+    """An output over the whole batch, declared without its dimension."""
+    saved(folder, tf.TensorSpec([None, 3], tf.float32, name="x"), serve=lambda x: {"mean": tf.reduce_mean(x, axis=0)})
+    return {"x": RNG.normal(size=(ROWS, 3)).astype(np.float32)}
+
+
+def sneaky(folder: Path) -> Arrays:
+    """An output over the whole batch that the declaration does not show: found by running it."""
+
+    def serve(x: Any) -> Any:
+        total = tf.reduce_sum(x)
+        return {"sum": tf.reshape(total, tf.stack([tf.size(total)]))}
+
+    saved(folder, tf.TensorSpec([None, 3], tf.float32, name="x"), serve=serve)
+    return {"x": RNG.normal(size=(ROWS, 3)).astype(np.float32)}
+
+
+def scalar(folder: Path) -> Arrays:
+    """No batch dimension at all."""
+    saved(folder, tf.TensorSpec([], tf.float64, name="x"), serve=lambda x: {"y": x * x})
+    return {"x": np.float64(1.5)}
+
+
+def fixed(folder: Path) -> Arrays:
+    """A batch of exactly two."""
+    saved(folder, tf.TensorSpec([2, 3], tf.float32, name="x"), serve=lambda x: {"y": x + 1.0})
+    return {"x": RNG.normal(size=(2, 3)).astype(np.float32)}
+
+
+def picky(folder: Path) -> Arrays:
+    """Raises when any row of the batch holds a negative number."""
+
+    def serve(x: Any) -> Any:
+        with tf.control_dependencies([tf.debugging.assert_non_negative(x, message="negative row")]):
+            return {"y": tf.sqrt(x)}
+
+    saved(folder, tf.TensorSpec([None, 1], tf.float32, name="x"), serve=serve)
+    return {"x": np.abs(RNG.normal(size=(ROWS, 1))).astype(np.float32)}
+
+
+def keras_file(folder: Path) -> Arrays:
+    """A Keras model of two inputs and two outputs."""
+    import keras
+
+    keras.utils.set_random_seed(1)
+    left, right = keras.Input((3,), name="left"), keras.Input((2,), name="right")
+    joined = keras.layers.Concatenate()([left, right])
+    outputs = {
+        "small": keras.layers.Dense(1, name="small")(joined),
+        "large": keras.layers.Dense(4, activation="tanh", name="large")(joined),
+    }
+    model = keras.Model({"left": left, "right": right}, outputs)
+    model.save(folder.with_suffix(".keras"))
+    inputs = {"left": RNG.normal(size=(ROWS, 3)).astype("f4"), "right": RNG.normal(size=(ROWS, 2)).astype("f4")}
+    # As a graph: one operation at a time may differ in the last bit.
+    call = tf.function(lambda arguments: model(arguments, training=False))
+    direct = call({name: tf.constant(array) for name, array in inputs.items()})
+    np.savez(folder.with_suffix(".npz"), **columns(inputs, {name: value.numpy() for name, value in direct.items()}))
+    return {}
+
+
+MADE = (dense, words, datatypes, mean, sneaky, scalar, fixed, picky)
+
+REAL: dict[str, Arrays] = {
+    "guesslang": {
+        "text": np.array(
+            [b"def f(x):\n    return x\n", b"#include <stdio.h>\nint main() {}", b"SELECT * FROM t;"], object
+        )
+    },
+    "basic-pitch": {"audio": RNG.normal(size=(2, 43844, 1)).astype(np.float32) * 0.1},
+}
+
+
+def columns(inputs: Arrays, outputs: Arrays) -> Arrays:
+    """The arrays of an .npz file; datatypes that it cannot hold become text or wider numbers."""
+    return {
+        f"{side}/{name}": np.asarray(array, "S") if np.asarray(array).dtype == object else np.asarray(array)
+        for side, arrays in (("in", inputs), ("out", outputs))
+        for name, array in arrays.items()
+    }
+
+
+def direct(path: Path, inputs: Arrays) -> Arrays:
+    """What the SavedModel's signature gives when TensorFlow calls it."""
+    try:
+        loaded = tf.saved_model.load(str(path))
+    except AttributeError:  # an optimizer that this Keras cannot make again
+        return direct_graph(path, inputs)
+    signatures = loaded.signatures
+    call = signatures["serving_default"] if "serving_default" in signatures else next(iter(signatures.values()))
+    specs = call.structured_input_signature[1]
+    if len(inputs) == 1:
+        # The real models' input has a name of its own.
+        inputs = dict(zip(specs, inputs.values(), strict=True))
+    arguments = {name: tf.constant(array, specs[name].dtype) for name, array in inputs.items()}
+    outputs = {name: value.numpy() for name, value in call(**arguments).items()}
+    return columns(inputs, outputs)
+
+
+def direct_graph(path: Path, inputs: Arrays) -> Arrays:
+    """The same through TensorFlow 1's own way, which makes no Python objects of a model."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        signature = tf.compat.v1.saved_model.load(session, ["serve"], str(path)).signature_def["serving_default"]
+        inputs = dict(zip(signature.inputs, inputs.values(), strict=True))
+        feeds = {signature.inputs[name].name: array for name, array in inputs.items()}
+        fetches = {name: info.name for name, info in signature.outputs.items()}
+        return columns(inputs, session.run(fetches, feeds))
+
+
+def main(folder: Path, real: dict[str, Path]) -> None:
+    """Writes all of it."""
+    keras_file(folder / "keras")
+    for make in MADE:
+        path = folder / make.__name__
+        inputs = make(path)
+        versions = [entry for entry in path.iterdir() if entry.name.isdecimal()]
+        latest = max(versions, key=lambda entry: int(entry.name), default=path)
+        np.savez(folder / f"{make.__name__}.npz", **direct(latest, inputs))
+    for name, path in real.items():
+        np.savez(folder / f"{name}.npz", **direct(path, REAL[name]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), {name: Path(path) for name, path in (argument.split("=") for argument in sys.argv[2:])})

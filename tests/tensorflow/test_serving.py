@@ -1,0 +1,254 @@
+"""Real models through the real daemon give what TensorFlow gives when it is called directly."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import psutil
+import pytest
+import real_models
+import zmq
+from running import STEP_S, Running
+
+from multitower import Client, InvalidRequest, ModelError, NotFound, Unavailable, wire
+
+MADE_MODELS = Path(__file__).parents[1] / "fakes" / "made_models.py"
+
+CONFIG = """
+listen: ["{endpoint}"]
+devices: {cpu: 2}
+spares: 1
+models:
+  - {name: dense, path: dense, batching: {max_batch_size: 8}}
+  - {name: padded, path: dense, batching: {max_batch_size: 8, allowed_batch_sizes: [4, 8]}}
+  - {name: twice, path: dense, signature: twice}
+  - {name: nosuch, path: dense, signature: nosuch}
+  - {name: words, path: words}
+  - {name: datatypes, path: datatypes}
+  - {name: mean, path: mean}
+  - {name: sneaky, path: sneaky}
+  - {name: scalar, path: scalar}
+  - {name: fixed, path: fixed}
+  - {name: picky, path: picky}
+  - {name: keras, path: keras.keras}
+  - {name: guesslang, path: guesslang}
+  - {name: basic-pitch, path: basic-pitch, batching: {max_batch_size: 4}}
+"""
+
+
+class Direct:
+    """Inputs and outputs of a model, as TensorFlow gave them."""
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path) as file:
+            self.inputs = {name[3:]: restored(name[3:], file[name]) for name in file if name.startswith("in/")}
+            self.outputs = {name[4:]: restored(name[4:], file[name]) for name in file if name.startswith("out/")}
+
+
+def restored(name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "S":
+        return array.astype(object)
+    # An .npz file knows no bfloat16.
+    return array.view(ml_dtypes.bfloat16) if name.startswith("bfloat16") else array
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    real = [f"{name}={path}" for name, path in real_models.unpack(folder).items()]
+    done = subprocess.run(
+        [sys.executable, MADE_MODELS, folder, *real], capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def daemon(folder: Path) -> Iterator[Running]:
+    with Running(folder, CONFIG) as running:
+        yield running.wait_ready(110)
+
+
+@pytest.fixture
+def client(daemon: Running) -> Iterator[Client]:
+    with daemon.client() as client:
+        yield client
+
+
+def same(answer: dict[str, Any], wanted: dict[str, np.ndarray], *, exact: bool = True) -> None:
+    assert set(answer) == set(wanted)
+    for name, array in wanted.items():
+        got = answer[name]
+        assert got.shape == array.shape, name
+        assert got.dtype == array.dtype, name
+        if exact or got.dtype == object:
+            assert got.tobytes() == array.tobytes() if got.dtype != object else got.tolist() == array.tolist(), name
+        else:
+            np.testing.assert_allclose(got, array, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+ALONE = [
+    "dense",
+    "words",
+    "datatypes",
+    "mean",
+    "sneaky",
+    "scalar",
+    "fixed",
+    "picky",
+    "keras",
+    "guesslang",
+    "basic-pitch",
+]
+
+
+@pytest.mark.parametrize("model", ALONE)
+def test_alone_it_is_bit_for_bit_what_tensorflow_gives(model: str, folder: Path, client: Client) -> None:
+    direct = Direct(folder / f"{model}.npz")
+    same(client.infer(model, named(client, model, direct)), direct.outputs)
+
+
+@pytest.mark.parametrize(
+    "model", ["dense", "padded", "words", "datatypes", "keras", "guesslang", "basic-pitch", "picky"]
+)
+def test_row_by_row_in_mixed_batches_each_gets_its_own(model: str, folder: Path, client: Client) -> None:
+    direct = Direct(folder / ("dense.npz" if model == "padded" else f"{model}.npz"))
+    inputs = named(client, model, direct)
+    rows = len(next(iter(inputs.values())))
+    before = stats(client, model)
+    futures = [
+        (row, client.submit(model, {name: array[row : row + 1] for name, array in inputs.items()}))
+        for _ in range(1 if model == "basic-pitch" else 12)
+        for row in range(rows)
+    ]
+    for row, future in futures:
+        same(future.result(STEP_S), {n: a[row : row + 1] for n, a in direct.outputs.items()}, exact=False)
+    after = stats(client, model)
+    if model != "basic-pitch":
+        assert after["batches"] - before["batches"] < len(futures), "nothing was batched"
+
+
+def named(client: Client, model: str, direct: Direct) -> dict[str, np.ndarray]:
+    """The inputs by their real names: the real models' are known to the daemon only."""
+    names = [tensor["name"] for tensor in client.metadata(model)["inputs"]]
+    return direct.inputs if len(names) > 1 else dict(zip(names, direct.inputs.values(), strict=True))
+
+
+def stats(client: Client, model: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(entry for entry in client.status()["models"] if entry["name"] == model)
+    return found
+
+
+@pytest.mark.parametrize("model", ["mean", "sneaky"])
+def test_outputs_over_the_whole_batch_are_never_shared(model: str, folder: Path, client: Client) -> None:
+    direct = Direct(folder / f"{model}.npz")
+    x = direct.inputs["x"]
+    futures = [client.submit(model, {"x": x * factor}) for factor in range(20)]
+    for factor, future in enumerate(futures):
+        answer = future.result(STEP_S)
+        for name, array in direct.outputs.items():
+            np.testing.assert_allclose(answer[name], array * factor, rtol=1e-5)
+    state = stats(client, model)
+    assert state["max_batch_size"] == 0
+    assert next(iter(direct.outputs)) in state["unbatched_because"]
+
+
+def test_one_bad_row_is_its_own_senders_error(folder: Path, client: Client) -> None:
+    futures: list[tuple[int, Future[Any]]] = [
+        (number, client.submit("picky", {"x": np.array([[number]], np.float32)})) for number in range(-1, 60)
+    ]
+    for number, future in futures:
+        if number < 0:
+            with pytest.raises(ModelError, match="negative row"):
+                future.result(STEP_S)
+        else:
+            assert future.result(STEP_S)["y"][0, 0] == pytest.approx(number**0.5)
+
+
+def test_a_large_request_is_split_over_batches(client: Client) -> None:
+    x = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32)
+    answer = client.infer("dense", {"x": x})
+    weights = np.arange(24, dtype=np.float32).reshape(6, 4) / 7 * 10
+    np.testing.assert_allclose(answer["y"], x @ weights, rtol=1e-4, atol=1e-4)
+    assert answer["best"].tolist() == (x @ weights).argmax(axis=1).tolist()
+
+
+def test_outputs_can_be_chosen(folder: Path, client: Client) -> None:
+    direct = Direct(folder / "dense.npz")
+    same(client.infer("dense", direct.inputs, outputs=["best"]), {"best": direct.outputs["best"]})
+    with pytest.raises(InvalidRequest, match="worst"):
+        client.infer("dense", direct.inputs, outputs=["worst"])
+
+
+def test_the_signature_is_the_configured_one(client: Client) -> None:
+    assert client.infer("twice", {"x": np.ones((1, 6), np.float32)})["double"].tolist() == [[2.0] * 6]
+
+
+def test_the_latest_version_is_by_number_and_others_are_refused(client: Client) -> None:
+    assert client.metadata("dense")["versions"] == ["10"]
+    x = np.ones((1, 6), np.float32)
+    same(client.infer("dense", {"x": x}, version="10"), client.infer("dense", {"x": x}))
+    with pytest.raises(NotFound, match="'2'") as raised:
+        client.infer("dense", {"x": x}, version="2")
+    assert raised.value.reason == "version_unknown"
+
+
+def test_what_cannot_be_served_says_why(client: Client) -> None:
+    assert stats(client, "nosuch")["state"] == "failed"
+    with pytest.raises(Unavailable, match="serving_default, twice"):
+        client.infer("nosuch", {"x": np.ones((1, 6), np.float32)})
+
+
+def test_why_requests_run_singly_is_told(client: Client) -> None:
+    assert "scalar" in stats(client, "scalar")["unbatched_because"]
+    assert "fixed at 2" in stats(client, "fixed")["unbatched_because"]
+    assert stats(client, "dense")["unbatched_because"] is None
+
+
+def test_elements_that_do_not_fill_a_string_input_are_refused_alone(client: Client) -> None:
+    header = wire.infer_header("words", [wire.Tensor("text", "BYTES", (1, 2))])
+    good = b"\x01\0\0\0a\x01\0\0\0b"
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RCVTIMEO, 20_000)
+        socket.connect(client.endpoint)
+        bodies = {b"1": good, b"2": good + b"\0", b"3": good, b"4": b"\xff\xff\xff\xff" * 3, b"5": good}
+        for id, body in bodies.items():
+            socket.send_multipart([b"", wire.INFER, id, header, body])
+        answers = {}
+        for _ in bodies:
+            _, kind, id, head, *_ = socket.recv_multipart()
+            answers[id] = kind if kind == wire.OK else json.loads(head)["error"]["reason"]
+    assert answers == {b"1": wire.OK, b"2": "size_mismatch", b"3": wire.OK, b"4": "size_mismatch", b"5": wire.OK}
+
+
+def test_the_parent_maps_no_tensorflow_and_stays_small(daemon: Running) -> None:
+    maps = Path(f"/proc/{daemon.process.pid}/maps").read_text()
+    assert "tensorflow" not in maps
+    assert "libzmq" in maps
+    assert psutil.Process(daemon.process.pid).memory_info().rss < 100e6
+    worker = daemon.slot()["pid"]
+    assert "tensorflow" in Path(f"/proc/{worker}/maps").read_text()
+
+
+def test_a_killed_worker_comes_back_through_the_spare_with_the_same_answers(folder: Path, daemon: Running) -> None:
+    direct = Direct(folder / "dense.npz")
+    with daemon.client() as client:
+        daemon.wait(lambda: [s["state"] for s in client.status()["daemon"]["spares"]] == ["idle"], 60)
+        spare = client.status()["daemon"]["spares"][0]["pid"]
+        assert "tensorflow" in Path(f"/proc/{spare}/maps").read_text()
+        pid = client.status()["slots"][1]["pid"]
+        os.kill(pid, 9)
+        daemon.wait(lambda: client.status()["slots"][1]["pid"] == spare)
+        daemon.wait(lambda: client.status()["slots"][1]["state"] == "ready", 60)
+        for _ in range(20):
+            same(client.infer("dense", direct.inputs), direct.outputs)
