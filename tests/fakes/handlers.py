@@ -122,3 +122,18 @@ class CrashingLoader:
     def infer(self, inputs: Arrays) -> Arrays:
         """Echoes."""
         return inputs
+
+
+class Pinned:
+    """Asks TensorFlow for its GPUs, as a model on one would, and tells what it was allowed to see."""
+
+    def load(self) -> None:
+        """Touches the device."""
+        import tensorflow as tf
+
+        tf.config.list_physical_devices("GPU")
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Where it runs."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+        return {"pid": np.array([os.getpid()]), "visible": np.array([visible])}
