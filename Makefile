@@ -15,10 +15,10 @@ menu: ## Print this menu
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(VENV)/.demo ## Train, serve on two CPU workers, kill one under load, count what was lost
-	@$(BIN)/multitower demo
+	@$(BIN)/multitower demo --folder demo
 
 serve: $(VENV)/.demo ## Serve the demo's digits model until Ctrl-C, for a client of your own
-	@$(BIN)/multitower demo --serve
+	@$(BIN)/multitower demo --folder demo --serve
 
 test: $(VENV)/.dev ## Run all tests
 	$(BIN)/python -m pytest
@@ -40,8 +40,10 @@ format: $(VENV)/.dev ## Bring the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## Measure the router beside libzmq's own C proxy
+bench: $(VENV)/.dev ## Measure: the router beside libzmq's C proxy, scaling, a restart
 	$(BIN)/python benchmarks/router.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/restart.py
 
 docs: $(VENV)/.dev ## Write again the parts of docs/ that are made from the code
 	$(BIN)/python scripts/docs.py

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
+
+from multitower import Client
 
 
 def test_the_demo_loses_nothing_equals_tensorflow_and_leaves_nothing_running(tmp_path: Path) -> None:
@@ -25,4 +31,19 @@ def test_the_demo_loses_nothing_equals_tensorflow_and_leaves_nothing_running(tmp
     assert "processes left: 0" in done.stdout
     left = [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(process.info["cmdline"])]
     assert left == []
-    assert (tmp_path / "demo" / "models" / "digits" / "1" / "saved_model.pb").exists()
+
+    # What `make serve` runs, on the model that is there now.
+    endpoint = f"ipc://{tmp_path}/front.sock"
+    command = [sys.executable, "-m", "multitower", "demo", "--folder", tmp_path / "demo", "--serve"]
+    environment = {**os.environ, "MULTITOWER_LISTEN": f"[{endpoint}]"}
+    serving = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        with Client(endpoint, connect_timeout=60) as client:
+            client.wait_until_ready(60)
+            assert client.infer("digits", {"x": np.zeros((2, 64), np.float32)})["probabilities"].shape == (2, 10)
+        os.killpg(serving.pid, signal.SIGINT)  # as Ctrl-C does
+        assert serving.wait(60) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(serving.pid, signal.SIGKILL)
+        serving.wait()
