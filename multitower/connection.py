@@ -220,8 +220,8 @@ class Connection:
             call = self._cancelled.popleft()
             if call.over:
                 continue
-            call.over = True
-            call.done = _nobody
+            # Those who wait for several futures at once hear of a cancelled one only through this.
+            self._settle(call, make(Reason.CANCELLED, "the request was cancelled"))
             if self._outstanding.pop(call.id, None) is not None:
                 with contextlib.suppress(zmq.ZMQError):  # no room: its answer is dropped when it comes
                     frames.send(self._socket, (wire.DELIMITER, wire.CANCEL, call.id, b"{}"))

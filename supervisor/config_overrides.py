@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from multitower.supervisor.config_errors import LATER, NOT_YET
 from multitower.supervisor.config_source import (
     ConfigError,
     KeyTree,
@@ -105,6 +106,8 @@ def _unknown(
             example = whole.format("__".join(outer).upper() if whole.startswith(PREFIX) else ".".join(outer))
             message = f"the items of a list cannot be set singly; set the whole list with {example}"
             return Problem(Place(source), outer, message)
+    if LATER.intersection(steps):
+        return Problem(Place(source), (), NOT_YET)
     return Problem(Place(source), (), "there is no such key", suggestion)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from multitower.supervisor.units import shown
 
-MAX_FILE_BYTES: Final = 1 << 20
+MAX_FILE_BYTES: Final = 1 << 18
 MAX_PROBLEMS: Final = 100  # told at once; nobody reads more
 
 Location = tuple[str | int, ...]
@@ -134,12 +134,12 @@ def read_file(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigError([Problem(where, (), "there is no such file")]) from None
+        raise ConfigError([_absent(path)]) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError([Problem(where, (), f"cannot be read: {reason}")]) from error
     if len(data) > MAX_FILE_BYTES:
-        message = f"is over {MAX_FILE_BYTES >> 20} MiB, which no configuration needs"
+        message = f"is over {MAX_FILE_BYTES >> 10} KiB, which no configuration needs"
         raise ConfigError([Problem(where, (), message)])
     try:
         return data.decode("utf-8-sig")
@@ -148,3 +148,12 @@ def read_file(path: Path) -> str:
         column = error.start - data.rfind(b"\n", 0, error.start)
         place = Place(str(path), line, column)
         raise ConfigError([Problem(place, (), f"is not UTF-8 (byte 0x{data[error.start]:02x})")]) from None
+
+
+def _absent(path: Path) -> Problem:
+    folder = path.absolute().parent
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".yaml", ".yml"))
+    except OSError:
+        return Problem(Place(str(path)), (), f"there is no such file, nor can the folder {folder} be read")
+    return Problem(Place(str(path)), (), f"there is no such file in {folder}", nearest(path.name, names))

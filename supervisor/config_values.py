@@ -15,7 +15,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
-from multitower.supervisor.units import parse_size, shown
+from multitower.supervisor.units import format_size, parse_size, shown
+from multitower.supervisor.versions import SAVED_MODEL_FILES, is_saved_model, is_version
 
 MAX_IPC_PATH_BYTES: Final = 107  # sun_path holds 108 with its closing zero (unix(7))
 # What `runtime_dir` must leave of those for the names of the sockets in it.
@@ -23,13 +24,13 @@ RUNTIME_NAME_BYTES: Final = 32
 
 MEMORY_PATTERN: Final = r"^(?:growth|[0-9]{1,3}(?:\.[0-9]{1,3})?%|[0-9.]+(?:B|KiB|MiB|GiB|KB|MB|GB))$"
 ENDPOINT_PATTERN: Final = r"^(?:ipc://.+|tcp://.+:(?:\*|[0-9]+))$"
-HANDLER_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
+_DOTTED: Final = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
+HANDLER_PATTERN: Final = rf"^{_DOTTED}:{_DOTTED}$"
 NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
-UUID_PATTERN: Final = r"^(?:GPU|MIG)-[^\s,]*$"
+UUID_PATTERN: Final = r"^[Gg][Pp][Uu]-[0-9A-Za-z-]+$"
 
 _TCP: Final = re.compile(r"tcp://(\[[^\[\]\s]+\]|[^:\[\]\s]+):(\*|[0-9]{1,5})")
 _PERCENTAGE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%")
-_MODEL_FILES: Final = ("saved_model.pb", "saved_model.pbtxt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +38,21 @@ class Memory:
     """How much of its device a worker may take; neither attribute is set for growth on demand.
 
     Attributes:
-        size: bytes.
-        fraction: a share of the device's memory, over 0 up to 1.
+        size: bytes for each worker.
+        fraction: a share of the device's memory, over 0 up to 1, divided among the device's workers.
     """
 
     size: int | None = None
     fraction: float | None = None
 
-    def limit(self, device_bytes: int) -> int | None:
-        """The limit in bytes on a device with `device_bytes` of memory, or None for growth."""
-        return int(device_bytes * self.fraction) if self.fraction is not None else self.size
-
     def __str__(self) -> str:
         if self.fraction is not None:
             return f"{self.fraction * 100:g}%"
-        return f"{self.size}B" if self.size is not None else "growth"
+        return format_size(self.size) if self.size is not None else "growth"
 
 
-def parse_memory(value: object, workers_per_device: int | None) -> Memory:
-    """The limit of `growth`, `6GiB` or `80%`; `workers_per_device` is None where that setting is wrong itself."""
+def parse_memory(value: object) -> Memory:
+    """The limit of `growth`, `6GiB` or `80%`; whether it fits a device is found out when there is one."""
     if value == "growth":
         return Memory()
     if isinstance(value, str) and value.endswith("%"):
@@ -63,11 +60,6 @@ def parse_memory(value: object, workers_per_device: int | None) -> Memory:
         share = Fraction(match[1]) / 100 if match else Fraction(0)
         if not 0 < share <= 1:
             raise ValueError(f"{shown(value)} is not a percentage over 0% up to 100%")
-        if workers_per_device is not None and share * workers_per_device > 1:
-            most = f"{100 / workers_per_device:.3g}%"
-            raise ValueError(
-                f"{workers_per_device} workers of {value} each do not fit a device; {most} is the most for each"
-            )
         return Memory(fraction=float(share))
     if not isinstance(value, str):
         raise ValueError(f"must be growth, a size (6GiB) or a percentage (80%), not {shown(value)}")
@@ -154,16 +146,16 @@ def parse_runtime_dir(value: object, folder: Path) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"must be the path of a folder, not {shown(value)}")
     path = Path(os.path.normpath(folder / value))
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is not a folder")
     _check_length(str(path), MAX_IPC_PATH_BYTES - RUNTIME_NAME_BYTES)
+    if os.path.exists(path) and not os.path.isdir(path):  # unlike Path's, these raise nothing
+        raise ValueError(f"{path} is not a folder")
     return path
 
 
 def parse_device(value: object) -> int | str:
     """A device of a list: its index, or (the beginning of) its UUID. Text is never taken for a number."""
     if isinstance(value, list | tuple):
-        raise ValueError("groups of devices are not supported yet; list the devices one by one")
+        raise ValueError("groups of devices are not supported by this release; list the devices one by one")
     if isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value < 2**31:
             raise ValueError(f"{shown(value)} is no device index; they count from 0")
@@ -172,6 +164,8 @@ def parse_device(value: object) -> int | str:
         raise ValueError(f"must be an index (0) or a UUID (GPU-8f6c0d5a-...), not {shown(value)}")
     if value.isdecimal():
         raise ValueError(f"{shown(value)} is text; an index is written without quotes")
+    if value.upper().startswith("MIG-"):
+        raise ValueError(f"{shown(value)} is a MIG device, which is not supported by this release")
     if not re.fullmatch(UUID_PATTERN, value):
         hint = "; {cpu: N} instead of the list gives workers on the CPU" if value.startswith("cpu") else ""
         raise ValueError(f"{shown(value)} is neither an index (0) nor a UUID (GPU-8f6c0d5a-...){hint}")
@@ -188,7 +182,7 @@ def parse_model_path(value: object, folder: Path) -> Path:
             _check_model_folder(path)
         elif not path.exists():
             raise ValueError(_absent(path))
-        elif path.name in _MODEL_FILES:
+        elif path.name in SAVED_MODEL_FILES:
             raise ValueError(f"{path} is a file of a SavedModel; name the folder that holds it, {path.parent}")
         elif path.suffix != ".keras":
             raise ValueError(f"{path} is a file; a model is a SavedModel folder or a .keras file{_other(path.suffix)}")
@@ -201,9 +195,9 @@ def parse_model_path(value: object, folder: Path) -> Path:
 
 def _check_model_folder(path: Path) -> None:
     entries = sorted(path.iterdir())
-    if _is_saved_model(path) or any(_is_version(entry) and _is_saved_model(entry) for entry in entries):
+    if is_saved_model(path) or any(is_version(entry) and is_saved_model(entry) for entry in entries):
         return
-    versions = [entry.name for entry in entries if _is_version(entry)]
+    versions = [entry.name for entry in entries if is_version(entry)]
     if versions:
         found = f"its versions ({_some(versions)}) hold none"
     elif entries:
@@ -213,19 +207,11 @@ def _check_model_folder(path: Path) -> None:
     raise ValueError(f"{path} has no saved_model.pb, neither itself nor in a numbered version folder: {found}")
 
 
-def _is_saved_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _MODEL_FILES)
-
-
-def _is_version(entry: Path) -> bool:
-    return entry.name.isascii() and entry.name.isdecimal() and entry.is_dir()
-
-
 def _absent(path: Path) -> str:
-    present = next(parent for parent in path.parents if parent.exists())
-    if present == path.parent:
-        return f"{path} does not exist"
-    return f"{path} does not exist, nor does {path.parents[list(path.parents).index(present) - 1]}"
+    absent = [parent for parent in path.parents if not parent.exists()]
+    nor = f", nor does {absent[-1]}" if absent else ""
+    home = "; ~ is not expanded, write the whole path" if "~" in path.parts else ""
+    return f"{path} does not exist{nor}{home}"
 
 
 def _other(suffix: str) -> str:

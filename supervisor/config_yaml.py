@@ -34,6 +34,9 @@ from multitower.supervisor.units import shown
 MAX_DEPTH: Final = 64  # of nesting; pydantic and the messages to the workers recurse
 MAX_NODES: Final = 100_000  # values, those that aliases repeat counted each time
 
+MERGE: Final = "<<"  # YAML 1.1's, which everybody goes on using (https://yaml.org/type/merge.html)
+
+_MAX_DIGITS: Final = 100
 _INTEGER: Final = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _WORDS: Final[Mapping[str, bool | float | None]] = {
@@ -44,6 +47,9 @@ _WORDS: Final[Mapping[str, bool | float | None]] = {
     **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), -math.inf),
     **dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan),
 }
+
+
+Entries = dict[str, tuple[Place, Node]]
 
 
 @dataclass(slots=True)
@@ -70,15 +76,17 @@ class Reader:
         """
         self._anchors.clear()
         self._nodes = 0
+        return self._document(self._events(text, location), location)
+
+    def _events(self, text: str, location: Location) -> Iterator[Event]:
         try:
-            return self._document(YAML(typ="safe", pure=True).parse(text), location)
-        except ConfigError:
-            raise
+            yield from YAML(typ="safe", pure=True).parse(text)
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             place = self._place(mark.line, mark.column) if mark is not None else self._place(0, 0)
             what = ", ".join(part for part in (error.context, error.problem) if part)
-            self._stop(place, location, f"is not valid YAML: {_one_line(what)}")
+            advice = "; indent with spaces, not with tabs" if r"'\t'" in what else ""
+            self._stop(place, location, f"is not valid YAML: {_one_line(what)}{advice}")
         except ReaderError as error:
             line = text.count("\n", 0, error.position)
             column = error.position - text.rfind("\n", 0, error.position) - 1
@@ -106,14 +114,16 @@ class Reader:
         if isinstance(event, AliasEvent):
             target = self._anchors.get(event.anchor)
             if target is None:
-                self._stop(place, location, f"*{event.anchor} names no anchor that is complete at this point")
+                self._stop(
+                    place, location, f"{shown('*' + event.anchor)} names no anchor that is complete at this point"
+                )
             self._count(target.size, place, location)
             return target
         self._count(1, place, location)
         if depth > MAX_DEPTH:
             self._stop(place, location, f"is nested more than {MAX_DEPTH} deep")
         if event.tag is not None:
-            self.problems.append(Problem(place, location, f"has the tag {event.tag}; tags are not supported"))
+            self.problems.append(Problem(place, location, f"has the tag {shown(event.tag)}; tags are not supported"))
         before, value = self._nodes, None
         if isinstance(event, ScalarEvent):
             value = self._scalar(event, place, location)
@@ -134,8 +144,8 @@ class Reader:
             items.append(self._node(event, events, (*location, len(items)), depth + 1))
         return items
 
-    def _mapping(self, events: Iterator[Event], location: Location, depth: int) -> dict[str, tuple[Place, Node]]:
-        entries: dict[str, tuple[Place, Node]] = {}
+    def _mapping(self, events: Iterator[Event], location: Location, depth: int) -> Entries:
+        entries: Entries = {}
         for event in events:
             if isinstance(event, MappingEndEvent):
                 break
@@ -153,7 +163,19 @@ class Reader:
                 self.problems.append(Problem(place, inner, f"is given twice{where}"))
             else:
                 entries[key] = (place, value)
+        # Quoted, it would be a key like others; no key of ours or of a handler is worth that distinction.
+        if MERGE in entries:
+            self._merge(entries, *entries.pop(MERGE), location)
         return entries
+
+    def _merge(self, entries: Entries, place: Place, source: Node, location: Location) -> None:
+        """Adds what `<<` names, where the mapping itself, or an earlier one of several, does not have the key."""
+        for node in source.value if isinstance(source.value, list) else [source]:
+            if isinstance(node.value, dict):
+                for key, entry in node.value.items():
+                    entries.setdefault(key, entry)
+            else:
+                self.problems.append(Problem(place, location, f"{MERGE} takes a mapping, or a list of mappings"))
 
     def _scalar(self, event: ScalarEvent, place: Place, location: Location) -> Any:
         text: str = event.value
@@ -166,14 +188,17 @@ class Reader:
             return text
         if text in _WORDS:
             return _WORDS[text]
-        try:
-            if _INTEGER.fullmatch(text):
-                return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-            if _FLOAT.fullmatch(text):
-                return float(text)
-        except ValueError:  # more digits than Python converts
-            self.problems.append(Problem(place, location, f"{shown(text)} is too long for a number"))
-        return text
+        number: int | float
+        if _INTEGER.fullmatch(text):
+            # Python refuses to write integers of thousands of digits back, even in a message.
+            number = math.inf if len(text) > _MAX_DIGITS else int(text, 0 if text[:2] in ("0o", "0x") else 10)
+        elif _FLOAT.fullmatch(text):
+            number = float(text)
+        else:
+            return text
+        if math.isinf(number):
+            self.problems.append(Problem(place, location, f"{shown(text)} is too large for a number"))
+        return number
 
     def _count(self, size: int, place: Place, location: Location) -> None:
         self._nodes += size

@@ -35,7 +35,7 @@ MAX_DURATION_S: Final = 500 * 3600.0
 MAX_SIZE: Final = 2**63 - 1
 
 # The digits are limited so that a hostile number costs nothing and every duration survives being written back.
-_NUMBER: Final = r"[0-9]{1,18}(?:\.[0-9]{1,9})?"
+_NUMBER: Final = r"[0-9]{1,19}(?:\.[0-9]{1,9})?"
 DURATION_PATTERN: Final = rf"^{_NUMBER}(?:{'|'.join(DURATION_UNITS)})$"
 SIZE_PATTERN: Final = rf"^{_NUMBER}(?:{'|'.join(SIZE_UNITS)})$"
 

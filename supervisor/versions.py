@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-_MODEL_FILES: Final = ("saved_model.pb", "saved_model.pbtxt")
+SAVED_MODEL_FILES: Final = ("saved_model.pb", "saved_model.pbtxt")
 
 
 def is_saved_model(folder: Path) -> bool:
     """The folder holds one SavedModel itself."""
-    return any((folder / name).is_file() for name in _MODEL_FILES)
+    return any((folder / name).is_file() for name in SAVED_MODEL_FILES)
 
 
 def is_version(entry: Path) -> bool:

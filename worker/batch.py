@@ -17,7 +17,7 @@ MAX_HEADERS = 1024
 
 
 def decode(key: KeySpec, rows: int, frames: Sequence[Any]) -> Arrays:
-    """The inputs of one entry, views of its frames where they are numbers.
+    """The inputs of one entry: read-only, and views of its frames where they are numbers.
 
     Args:
         key: of the batch.
@@ -25,15 +25,23 @@ def decode(key: KeySpec, rows: int, frames: Sequence[Any]) -> Arrays:
         frames: one an input, in the key's order.
 
     Raises:
-        InvalidRequest: `size_mismatch`: a BYTES frame does not hold as many elements as its shape says.
+        InvalidRequest: `size_mismatch`: a BYTES frame does not hold as many elements as its shape says;
+            `datatype_mismatch`: BF16 without ml_dtypes.
     """
     arrays: Arrays = {}
     for (name, datatype, dims), frame in zip(key.inputs, frames, strict=True):
         try:
-            arrays[name] = tensors.decode(datatype, (rows, *dims) if key.batched else dims, frame)
+            array = tensors.decode(datatype, (rows, *dims) if key.batched else dims, frame)
         except MultitowerError as error:
-            raise make(Reason.SIZE_MISMATCH, f"input {name!r}: {error.message}", field=name) from None
+            raise make(Reason(error.reason), f"input {name!r}: {error.message}", field=name) from None
+        arrays[name] = _read_only(array if array.flags.aligned else array.copy())
     return arrays
+
+
+def _read_only(array: Array) -> Array:
+    # Frames are, and a handler must not work or fail depending on what else was in the batch.
+    array.flags.writeable = False
+    return array
 
 
 def join(entries: Sequence[Arrays], padded_rows: int) -> Arrays:
@@ -45,7 +53,7 @@ def join(entries: Sequence[Arrays], padded_rows: int) -> Arrays:
         if missing:
             # Not zeros: a row that the model can compute cannot raise where real ones would not.
             parts.append(np.repeat(parts[-1][-1:], missing, axis=0))
-        joined[name] = np.concatenate(parts) if len(parts) > 1 else first
+        joined[name] = _read_only(np.concatenate(parts)) if len(parts) > 1 else first
     return joined
 
 
@@ -111,6 +119,8 @@ class Answers:
                 frames.append(tensors.encode(array))
             except MultitowerError as error:
                 raise make(Reason.OUTPUT_INVALID, f"output {name!r}: {error.message}", field=name) from None
+            except UnicodeEncodeError:
+                raise make(Reason.OUTPUT_INVALID, f"output {name!r} holds text that is no UTF-8", field=name) from None
         frames[0] = self._header(tuple(described))
         return frames
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from multitower.errors import MultitowerError, Reason, make
+from multitower import wire
+from multitower.errors import InvalidRequest, ModelError, MultitowerError, Reason, make
 from multitower.worker import batch
 from multitower.worker.model import Array, Arrays, Model
-from multitower.worker_wire import KeySpec, Timing
+from multitower.worker_wire import MAX_KEYS, KeySpec, Timing
 
 log = logging.getLogger("multitower.worker")
 
@@ -18,6 +20,12 @@ Answer = list[Any] | MultitowerError
 
 TRACEBACK_EVERY_S = 1.0
 MAX_MESSAGE = 2000
+
+
+class _Entry(NamedTuple):
+    place: int
+    rows: int
+    arrays: Arrays
 
 
 class Executor:
@@ -28,13 +36,22 @@ class Executor:
         model: it.
         allowed: sizes that batches are padded to, ascending; empty for no padding.
         singly: run each request alone and unpadded, since outputs do not have the batch's dimension.
+        proven: batches of two sizes have shown that outputs do have it. Otherwise that is found out for each key
+            with its first batch of several entries: an output of a constant 4 rows looks right in a batch of 4.
+
+    Attributes:
+        name: the model's name.
     """
 
-    def __init__(self, name: str, model: Model, allowed: Sequence[int], *, singly: bool = False) -> None:
-        self._name = name
+    def __init__(
+        self, name: str, model: Model, allowed: Sequence[int], *, singly: bool = False, proven: bool = False
+    ) -> None:
+        self.name = name
         self._model = model
         self._allowed = tuple(allowed)
         self._singly = singly
+        self._proven = proven
+        self._proven_keys: set[KeySpec] = set()
         self._answers = batch.Answers(name, model.version)
         self._last_traceback = float("-inf")
         self._assemble = self._compute = self._slice = 0
@@ -51,85 +68,155 @@ class Executor:
             An answer for each entry, header and outputs or an error; and where the time went.
         """
         self._assemble = self._compute = self._slice = 0
-        begun = time.perf_counter_ns()
+        begun = time.monotonic_ns()
         answers: list[Answer | None] = [None] * len(rows)
-        entries: list[tuple[int, int, Arrays]] = []
+        entries: list[_Entry] = []
         width = len(key.inputs)
         for index, count in enumerate(rows):
             try:
                 arrays = batch.decode(key, count, frames[index * width : (index + 1) * width])
-                entries.append((index, count, arrays))
+                entries.append(_Entry(index, count, arrays))
             except MultitowerError as error:
                 answers[index] = error
-        self._assemble += time.perf_counter_ns() - begun
+        self._assemble += time.monotonic_ns() - begun
         if not key.batched or self._singly:
             for entry in entries:
                 self._run_alone(key, entry, answers)
-        elif entries:
-            self._run_joined(key, entries, answers)
+        elif len(entries) < 2 or self._is_proven(key):
+            if entries:
+                self._run_joined(key, entries, answers)
+        else:
+            self._run_first(key, entries, answers)
+        # Each of the ways above answers every entry that it is given.
         return answers, Timing(self._assemble, self._compute, self._slice)  # type: ignore[return-value]
 
-    def _run_alone(self, key: KeySpec, entry: tuple[int, int, Arrays], answers: list[Answer | None]) -> None:
-        index, _, arrays = entry
-        try:
-            outputs = self._infer(key, arrays)
-            answers[index] = self._reply(outputs, None)
-        except Exception as error:  # noqa: BLE001  a model may raise anything; it is this request's answer
-            answers[index] = self._to_error(error)
+    def _is_proven(self, key: KeySpec) -> bool:
+        return self._proven or key in self._proven_keys
 
-    def _run_joined(self, key: KeySpec, entries: list[tuple[int, int, Arrays]], answers: list[Answer | None]) -> None:
-        rows = sum(count for _, count, _ in entries)
-        size = batch.padded(rows, self._allowed)
-        begun = time.perf_counter_ns()
-        joined = batch.join([arrays for _, _, arrays in entries], size)
-        self._assemble += time.perf_counter_ns() - begun
+    def _run_alone(self, key: KeySpec, entry: _Entry, answers: list[Answer | None]) -> None:
+        try:
+            answers[entry.place] = self._reply(self._infer(key, entry.arrays), None)
+        except Exception as error:  # noqa: BLE001  a model may raise anything; it is this request's answer
+            answers[entry.place] = self._to_error(error)
+
+    def _run_first(self, key: KeySpec, entries: list[_Entry], answers: list[Answer | None]) -> None:
+        """The first batch of a key: one entry, then the others, such that two sizes show what outputs are like."""
+        waiting = deque(entries)
+        most = max(batch.padded(sum(entry.rows for entry in entries), self._allowed), *self._allowed, 0)
+        while waiting:
+            first = waiting.popleft()
+            alone = batch.padded(first.rows, self._allowed)
+            right = self._run_joined(key, [first], answers)
+            rows = sum(entry.rows for entry in waiting)
+            size = batch.padded(rows, self._allowed)
+            if size == alone:
+                size = batch.padded(size + 1, self._allowed)
+            # An entry that raised has shown nothing, nor can two runs of one size.
+            if right and waiting and size <= most:
+                if self._run_joined(key, list(waiting), answers, size):
+                    self._prove(key)
+                elif self._singly and alone != first.rows:
+                    # It looked right, but was made of the padding as well.
+                    self._run_alone(key, first, answers)
+                return
+
+    def _prove(self, key: KeySpec) -> None:
+        if len(self._proven_keys) >= MAX_KEYS:
+            self._proven_keys.clear()
+        self._proven_keys.add(key)
+
+    def _run_joined(
+        self, key: KeySpec, entries: list[_Entry], answers: list[Answer | None], size: int | None = None
+    ) -> bool:
+        """Answers these entries from one run; where that does not do, from several.
+
+        Returns:
+            One run did, and each output had a row for each of the batch's.
+        """
+        if self._singly:
+            for entry in entries:
+                self._run_alone(key, entry, answers)
+            return False
+        rows = sum(entry.rows for entry in entries)
+        size = size or batch.padded(rows, self._allowed)
+        begun = time.monotonic_ns()
+        joined = batch.join([entry.arrays for entry in entries], size)
+        self._assemble += time.monotonic_ns() - begun
         try:
             outputs = self._infer(key, joined)
         except Exception as error:  # noqa: BLE001  a model may raise anything; it is narrowed down to whose it is
             if len(entries) == 1:
-                answers[entries[0][0]] = self._to_error(error)
-                return
-            middle = len(entries) // 2
-            for half in (entries[:middle], entries[middle:]):
-                self._run_joined(key, half, answers)
-            return
+                answers[entries[0].place] = self._to_error(error)
+                return False
+            step = (len(entries) + 1) // 2 if self._is_proven(key) else 1
+            for start in range(0, len(entries), step):
+                self._run_joined(key, entries[start : start + step], answers)
+            return False
         if any(array.ndim == 0 or len(array) != size for _, array, _ in outputs):
-            if not self._singly:
-                self._singly = True
-                log.warning("%s: its outputs do not have the batch's dimension: requests run singly", self._name)
+            self._give_up_joining(outputs, size)
+            if len(entries) == 1 and size == rows:
+                answers[entries[0].place] = self._answer(outputs, None)
+                return False
             # Neither these outputs nor padded ones are any entry's own.
             for entry in entries:
                 self._run_alone(key, entry, answers)
-            return
+            return False
         start = 0
-        for index, count, _ in entries:
-            try:
-                answers[index] = self._reply(outputs, slice(start, start + count))
-            except MultitowerError as error:
-                answers[index] = error
-            start += count
+        for entry in entries:
+            answers[entry.place] = self._answer(outputs, slice(start, start + entry.rows))
+            start += entry.rows
+        return True
+
+    def _give_up_joining(self, outputs: Sequence[tuple[str, Array, str]], size: int) -> None:
+        self._singly = True
+        shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array, _ in outputs)
+        log.warning("%s: %d rows gave outputs of the shapes %s: requests run singly now", self.name, size, shapes)
 
     def _infer(self, key: KeySpec, arrays: Arrays) -> list[tuple[str, Array, str]]:
-        begun = time.perf_counter_ns()
+        begun = time.monotonic_ns()
         try:
             outputs = self._model.infer(arrays)
         finally:
-            self._compute += time.perf_counter_ns() - begun
+            self._compute += time.monotonic_ns() - begun
         return batch.check(outputs, key.outputs, self._model.outputs)
 
+    def _answer(self, outputs: Sequence[tuple[str, Array, str]], rows: slice | None) -> Answer:
+        try:
+            return self._reply(outputs, rows)
+        except MultitowerError as error:
+            return error
+
     def _reply(self, outputs: Sequence[tuple[str, Array, str]], rows: slice | None) -> list[Any]:
-        begun = time.perf_counter_ns()
+        begun = time.monotonic_ns()
         frames = self._answers.make(outputs, rows)
-        self._slice += time.perf_counter_ns() - begun
+        self._slice += time.monotonic_ns() - begun
         return frames
 
     def _to_error(self, error: Exception) -> MultitowerError:
-        if isinstance(error, MultitowerError):
-            return error
+        if isinstance(error, InvalidRequest | ModelError):
+            return _sendable(error)
         now = time.monotonic()
         if now - self._last_traceback >= TRACEBACK_EVERY_S:
             self._last_traceback = now
-            log.warning("%s raised", self._name, exc_info=error)
+            log.warning("%s raised", self.name, exc_info=error)
+        return make(Reason.MODEL_ERROR, f"{self.name!r} raised {type(error).__name__}: {_text_of(error)}")
+
+
+def _sendable(error: MultitowerError) -> MultitowerError:
+    """A handler may have put anything into it."""
+    text = _text_of(error.message)
+    try:
+        wire.dump_json(error.details)
+    except (TypeError, ValueError):
+        return type(error)(Reason(error.reason), text)
+    return error if text == error.message else type(error)(Reason(error.reason), text, error.details)
+
+
+def _text_of(error: object) -> str:
+    try:
         text = str(error)
-        shown = text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + " ..."
-        return make(Reason.MODEL_ERROR, f"{self._name!r} raised {type(error).__name__}: {shown}")
+    except Exception:  # noqa: BLE001  a class of the model's own, and its answer is still due
+        return "(its message cannot be shown)"
+    shown = text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + " ..."
+    # Names of files may hold bytes that are no text, and JSON cannot carry them.
+    return shown.encode("utf-8", "backslashreplace").decode()

@@ -9,8 +9,9 @@ import numpy as np
 
 from multitower import tensors
 from multitower.errors import Reason, make
+from multitower.frames import BULKY_BYTES
 from multitower.spec import ModelSpec, TensorReport
-from multitower.worker.model import Arrays, LoadError
+from multitower.worker.model import Array, Arrays, LoadError
 
 
 class HandlerModel:
@@ -29,21 +30,25 @@ class HandlerModel:
     def __init__(self, spec: ModelSpec) -> None:
         assert spec.handler is not None  # `load` picked this format for that
         self._handler = _class_of(spec.handler)()
+        self._handler.load(**spec.parameters)
+        # Only now: what they are may depend on the parameters.
         self.inputs = _declared(self._handler, "inputs")
         self.outputs = _declared(self._handler, "outputs")
-        self._handler.load(**spec.parameters)
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """What the class's `infer` returns, as arrays.
+        """What the class's `infer` returns, as arrays that the class may change afterwards.
 
         Raises:
-            ModelError: `output_invalid` when that is not a dict of arrays by name.
+            ModelError: `output_invalid` when that is not a dict of arrays by name, or not what it declares.
         """
-        outputs = self._handler.infer(inputs)
-        if not isinstance(outputs, dict) or not all(isinstance(name, str) for name in outputs):
-            kind = type(outputs).__name__
+        returned = self._handler.infer(dict(inputs))
+        if not isinstance(returned, dict):
+            kind = type(returned).__name__
             raise make(Reason.OUTPUT_INVALID, f"infer returned {kind}, but a dict of arrays by name is needed")
-        return {name: np.asarray(value) for name, value in outputs.items()}
+        outputs = {_checked_name(name): _to_array(name, value) for name, value in returned.items()}
+        for tensor in self.outputs or ():
+            _check_declared(tensor, outputs)
+        return outputs
 
     def close(self) -> None:
         """Calls the class's `close`, where it has one."""
@@ -77,9 +82,13 @@ def _declared(handler: Any, side: str) -> tuple[TensorReport, ...] | None:
     reports = []
     try:
         for name, (datatype, shape) in declared.items():
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"{name!r} is no name")
             if datatype not in tensors.DATATYPES:
                 raise ValueError(f"{datatype!r} is none of {', '.join(tensors.DATATYPES)}")
             dims = None if shape is None else tuple(map(int, shape))
+            if dims is not None and min(dims, default=0) < -1:
+                raise ValueError(f"a dimension is -1 or a size, not {min(dims)}")
             reports.append(TensorReport(name=name, datatype=datatype, shape=dims))
     except (AttributeError, TypeError, ValueError) as error:
         raise LoadError(
@@ -87,3 +96,46 @@ def _declared(handler: Any, side: str) -> tuple[TensorReport, ...] | None:
             f"{{'x': ('FP32', (-1, 64))}}: {error}"
         ) from error
     return tuple(reports)
+
+
+def _checked_name(name: Any) -> str:
+    try:
+        if isinstance(name, str) and name.encode():
+            return name
+    except UnicodeEncodeError:
+        pass  # half a surrogate pair: the header is UTF-8
+    raise make(Reason.OUTPUT_INVALID, f"infer returned an output of the name {name!r}; names are text")
+
+
+def _to_array(name: str, value: Any) -> Array:
+    try:
+        # numpy's own arrays of strings lose zero bytes at the end of an element.
+        array = np.asarray(value, dtype=object if _is_text(value) else None)
+    except Exception as error:
+        # Sequences of unequal lengths, tensors of another library on another device, ...
+        kind = type(error).__name__
+        raise make(Reason.OUTPUT_INVALID, f"output {name!r} is no array: {kind}: {error}", field=name) from error
+    # Small frames are copied when they are sent, large ones leave later, while the next batch is computed.
+    return array.copy() if array.nbytes >= BULKY_BYTES else array
+
+
+def _is_text(value: Any) -> bool:
+    while isinstance(value, list | tuple) and value:
+        value = value[0]
+    return isinstance(value, str | bytes)
+
+
+def _check_declared(tensor: TensorReport, outputs: Arrays) -> None:
+    array = outputs.get(tensor.name)
+    if array is None:
+        known = ", ".join(map(repr, outputs)) or "none"
+        message = f"infer returned no output {tensor.name!r}, only {known}"
+        raise make(Reason.OUTPUT_INVALID, message, field=tensor.name)
+    if tensor.shape is None:
+        return
+    fits = array.ndim == len(tensor.shape) and all(
+        wanted in (-1, size) for wanted, size in zip(tensor.shape, array.shape, strict=True)
+    )
+    if not fits:
+        message = f"output {tensor.name!r} has the shape {list(array.shape)}, but {list(tensor.shape)} is declared"
+        raise make(Reason.OUTPUT_INVALID, message, field=tensor.name)

@@ -13,13 +13,13 @@ from multitower.worker.model import Arrays, LoadError
 
 
 class KerasModel:
-    """A `.keras` file. Inputs and outputs have the names of the model's input and output layers.
+    """A `.keras` file. Inputs have the names of the model's input layers; `_output_names` tells the outputs'.
 
     Args:
         spec: its `path`.
 
     Raises:
-        LoadError: it has no fixed inputs and outputs.
+        LoadError: it has no fixed inputs and outputs, or some that are not dense tensors.
         Exception: Keras cannot load it.
     """
 
@@ -27,27 +27,17 @@ class KerasModel:
     version = "1"
 
     def __init__(self, spec: ModelSpec) -> None:
-        self._model: Any = keras.saving.load_model(spec.path, compile=False)
-        try:
-            structure, symbolic = self._model.input, keras.tree.flatten(self._model.output)
-        except AttributeError:
-            raise LoadError(
-                "the model was never built, or is a subclass without fixed inputs; export it as a SavedModel"
-            ) from None
-        flat = keras.tree.flatten(structure)
-        names = [tensor.name for tensor in flat]
-        specs = {
-            tensor.name: tf.TensorSpec(tensor.shape, tf.as_dtype(tensor.dtype), name=tensor.name) for tensor in flat
-        }
-        self._dtypes = {name: tensor.dtype for name, tensor in specs.items()}
-        self.inputs = setup.reports(specs.items())
-        self._names = list(self._model.output_names)
+        self._model: Any = keras.saving.load_model(spec.path, compile=False, safe_mode=True)
+        structure, symbolic = _structures(self._model)
+        specs = [_dense(tensor.name, tensor) for tensor in keras.tree.flatten(structure)]
+        self._dtypes = {tensor.name: tensor.dtype for tensor in specs}
+        self.inputs = setup.reports((tensor.name, tensor) for tensor in specs)
+        self._names = _output_names(self._model, symbolic)
         self.outputs = setup.reports(
-            (name, tf.TensorSpec(tensor.shape, tf.as_dtype(tensor.dtype)))
-            for name, tensor in zip(self._names, symbolic, strict=True)
+            (name, _dense(name, tensor)) for name, tensor in zip(self._names, keras.tree.flatten(symbolic), strict=True)
         )
 
-        @tf.function(input_signature=[[specs[name] for name in names]])  # type: ignore[untyped-decorator]
+        @tf.function(input_signature=[specs])  # type: ignore[untyped-decorator]
         def call(values: list[Any]) -> list[Any]:
             arguments = keras.tree.pack_sequence_as(structure, values)
             flat_outputs: list[Any] = keras.tree.flatten(self._model(arguments, training=False))
@@ -63,3 +53,33 @@ class KerasModel:
 
     def close(self) -> None:
         """Only the process's end gives device memory back."""
+
+
+def _structures(model: Any) -> tuple[Any, Any]:
+    """What the model is called with, and what it returns: symbolic tensors, or lists or dicts of them."""
+    try:
+        # A Sequential that was built by its input layer alone has no `input` yet.
+        if isinstance(model, keras.Sequential):
+            return model.inputs[0], model.outputs[0]
+        return model.input, model.output
+    except AttributeError:
+        raise LoadError(
+            "the model was never built, or is a subclass without fixed inputs; export it as a SavedModel"
+        ) from None
+
+
+def _output_names(model: Any, symbolic: Any) -> list[str]:
+    """The keys, where the model returns a dict; else its output layers' names; `output_0` … where these repeat."""
+    if isinstance(symbolic, dict) and all(isinstance(value, keras.KerasTensor) for value in symbolic.values()):
+        return sorted(symbolic)  # as `keras.tree.flatten` orders them
+    if isinstance(model, keras.Sequential):
+        return [model.layers[-1].name]
+    names = list(model.output_names)
+    return names if len(set(names)) == len(names) else [f"output_{index}" for index in range(len(names))]
+
+
+def _dense(name: str, tensor: Any) -> Any:
+    if tensor.sparse or tensor.ragged:
+        kind = "sparse" if tensor.sparse else "ragged"
+        raise LoadError(f"{name!r} is {kind}; only dense tensors can be served: convert it inside the model")
+    return tf.TensorSpec(tensor.shape, tf.as_dtype(tensor.dtype), name=name)

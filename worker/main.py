@@ -6,7 +6,6 @@ before the slot's work has come: a process that waits for it is a spare.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
@@ -75,10 +74,12 @@ class _Life:
             self._wait_for_stop()
             return
         self._report("ready", models=reports)
-        serve(self._socket, {name: executor for name, (_, executor) in models.items()})
-        for model, _ in models.values():
-            with contextlib.suppress(Exception):
+        serve(self._socket, {executor.name: executor for _, executor in models})
+        for model, executor in models:
+            try:
                 model.close()
+            except Exception:
+                log.warning("%s: close raised", executor.name, exc_info=True)
 
     def _report(self, state: str, *, cause: str | None = None, models: tuple[ModelReport, ...] = ()) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -117,8 +118,8 @@ def _bind_to_cores(cores: tuple[int, ...]) -> None:
             return
 
 
-def _load_all(assignment: Assignment) -> tuple[dict[str, tuple[Model, Executor]], tuple[ModelReport, ...]]:
-    models: dict[str, tuple[Model, Executor]] = {}
+def _load_all(assignment: Assignment) -> tuple[list[tuple[Model, Executor]], tuple[ModelReport, ...]]:
+    models: list[tuple[Model, Executor]] = []
     reports: list[ModelReport] = []
     setup_error: Exception | None = None
     if any(spec.path is not None for spec in assignment.models):
@@ -132,34 +133,37 @@ def _load_all(assignment: Assignment) -> tuple[dict[str, tuple[Model, Executor]]
         try:
             if setup_error is not None and spec.path is not None:
                 raise setup_error
-            model, report = _load_one(spec)
+            model, executor, report = _load_one(spec)
         except Exception as error:  # noqa: BLE001  a model may raise anything; the others serve
             if not isinstance(error, LoadError):
                 traceback.print_exc()
-            reports.append(ModelReport(name=spec.name, state="failed", cause=_told(error)))
+            version = spec.version or "1"
+            reports.append(ModelReport(name=spec.name, version=version, state="failed", cause=_told(error)))
             continue
-        singly = report.max_batch_size == 0
-        models[spec.name] = (model, Executor(spec.name, model, spec.allowed_batch_sizes, singly=singly))
+        models.append((model, executor))
         reports.append(report)
     return models, tuple(reports)
 
 
-def _load_one(spec: ModelSpec) -> tuple[Model, ModelReport]:
+def _load_one(spec: ModelSpec) -> tuple[Model, Executor, ModelReport]:
     begun = time.monotonic()
     model = load(spec)
     loaded = time.monotonic()
-    unbatchable = warm_up(model, spec)
-    return model, ModelReport(
+    findings = warm_up(model, spec)
+    report = ModelReport(
         name=spec.name,
         version=model.version,
         platform=model.platform,
         inputs=model.inputs,
         outputs=model.outputs,
-        max_batch_size=0 if unbatchable is not None else spec.max_batch_size,
-        unbatched_because=unbatchable,
+        max_batch_size=0 if findings.unbatched_because is not None else spec.max_batch_size,
+        unbatched_because=findings.unbatched_because,
         load_s=loaded - begun,
         warmup_s=time.monotonic() - loaded,
     )
+    singly = report.max_batch_size == 0
+    executor = Executor(spec.name, model, spec.allowed_batch_sizes, singly=singly, proven=findings.proven)
+    return model, executor, report
 
 
 def _told(error: Exception) -> str:

@@ -98,7 +98,8 @@ def _from_graph(folder: str, wanted: str | None) -> _Signature:
         values = run(*(arrays[name] for name in inputs))
         return {name: setup.plain(value) for name, value in zip(outputs, values, strict=True)}
 
-    return _Signature(inputs, outputs, call)
+    specs = [{name: tf.TensorSpec.from_tensor(tensor) for name, tensor in side.items()} for side in (inputs, outputs)]
+    return _Signature(*specs, call)
 
 
 def _tensor(graph: Any, name: str, info: Any) -> Any:

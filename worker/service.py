@@ -24,7 +24,7 @@ def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
     while True:
         message = frames.receive(socket, wait=True)
         assert message is not None  # it has waited for one
-        kind = message[0][:1]
+        kind = bytes(message[0])[:1]
         if kind == worker_wire.STOP:
             return
         if kind == worker_wire.BATCH:
@@ -32,9 +32,10 @@ def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
 
 
 def _answer(message: list[Any], keys: KeyMemory, executors: Mapping[str, Executor]) -> list[Any]:
-    batch_id, key_id, rows = worker_wire.read_batch_head(message[0])
+    # Both are large, and so not `bytes`, for a batch of very many requests and a key of very many inputs.
+    batch_id, key_id, rows = worker_wire.read_batch_head(bytes(message[0]))
     if len(message[1]):
-        keys.put(key_id, KeySpec.from_json(message[1]))
+        keys.put(key_id, KeySpec.from_json(bytes(message[1])))
     key = keys.get(key_id)
     assert isinstance(key, KeySpec)  # the router sends the description with the first batch of a key
     # Large frames are libzmq's; a view keeps them from being freed.

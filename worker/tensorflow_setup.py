@@ -5,18 +5,27 @@ Everything here must happen before the first device query, which fixes devices, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from multitower import tensors
-from multitower.errors import MultitowerError
 from multitower.spec import Assignment, TensorReport
 from multitower.worker.model import Array, LoadError
 
 MIB = 1 << 20
+
+_DATATYPES: Mapping[Any, str] = {
+    tf.string: tensors.BYTES,
+    tf.bfloat16: tensors.BF16,
+    **{
+        tf.as_dtype(tensors.dtype_of(name)): name
+        for name in tensors.DATATYPES
+        if name not in (tensors.BYTES, tensors.BF16)
+    },
+}
 
 
 def configure(assignment: Assignment) -> None:
@@ -51,16 +60,12 @@ def report(name: str, spec: Any) -> TensorReport:
     Raises:
         LoadError: it is ragged or sparse, or of a datatype that the protocol does not carry.
     """
-    if isinstance(spec, tf.RaggedTensorSpec | tf.SparseTensorSpec):
-        kind = "ragged" if isinstance(spec, tf.RaggedTensorSpec) else "sparse"
-        raise LoadError(f"{name!r} is {kind}; only dense tensors can be served: convert it inside the model")
-    if spec.dtype == tf.string:
-        datatype = tensors.BYTES
-    else:
-        try:
-            datatype = tensors.datatype_of(_empty(spec.dtype))
-        except (MultitowerError, TypeError):
-            raise LoadError(f"{name!r} is {spec.dtype.name}, which cannot be served") from None
+    if not isinstance(spec, tf.TensorSpec):
+        kind = type(spec).__name__.removesuffix("Spec")
+        raise LoadError(f"{name!r} is a {kind}; only dense tensors can be served: convert it inside the model")
+    datatype = _DATATYPES.get(spec.dtype)
+    if datatype is None:
+        raise LoadError(f"{name!r} is {spec.dtype.name}, which cannot be served: cast it inside the model")
     shape = None if spec.shape.rank is None else tuple(-1 if size is None else size for size in spec.shape)
     return TensorReport(name=name, datatype=datatype, shape=shape)
 
@@ -70,10 +75,6 @@ def reports(specs: Iterable[tuple[str, Any]]) -> tuple[TensorReport, ...]:
     return tuple(report(name, spec) for name, spec in specs)
 
 
-def _empty(dtype: Any) -> Array:
-    return np.empty(0, dtype.as_numpy_dtype)
-
-
 def to_tensor(array: Array, dtype: Any) -> Any:
     """A tensor of an array; object arrays of `bytes` become strings."""
     return tf.constant(array, dtype=dtype)
@@ -81,8 +82,9 @@ def to_tensor(array: Array, dtype: Any) -> Any:
 
 def to_array(value: Any) -> Array:
     """An array of a tensor; strings become an object array of `bytes`."""
-    array = value.numpy()
-    if isinstance(array, np.ndarray):
-        return array
-    # A scalar string comes as Python's own `bytes`.
-    return np.asarray(array, dtype=object)
+    return plain(value.numpy())
+
+
+def plain(value: Any) -> Array:
+    """An array of what TensorFlow gives for one: a scalar string comes as Python's own `bytes`."""
+    return value if isinstance(value, np.ndarray) else np.asarray(value, object if isinstance(value, bytes) else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,41 +14,54 @@ from multitower.worker.model import Array, Arrays, Model, why_unbatchable
 log = logging.getLogger("multitower.worker")
 
 
+class Findings(NamedTuple):
+    """What a warm-up has shown.
+
+    Attributes:
+        unbatched_because: why requests to a model that was to be batched cannot be joined along dimension 0, or None.
+        proven: batches of at least two sizes gave outputs of as many rows.
+    """
+
+    unbatched_because: str | None = None
+    proven: bool = False
+
+
 def sizes(spec: ModelSpec) -> list[int]:
-    """The batch sizes to run: the allowed ones, else the powers of two up to the largest, and that itself."""
+    """The batch sizes to run: the allowed ones, else the powers of two up to the largest, and that itself.
+
+    There are always two: an output of a constant 8 rows looks right in a batch of 8.
+    """
     if spec.allowed_batch_sizes:
-        return list(spec.allowed_batch_sizes)
-    powers = [1 << exponent for exponent in range(spec.max_batch_size.bit_length())]
-    return sorted({*powers, spec.max_batch_size})
+        wanted = list(spec.allowed_batch_sizes)
+    else:
+        powers = [1 << exponent for exponent in range(spec.max_batch_size.bit_length())]
+        wanted = sorted({*powers, spec.max_batch_size})
+    # Last, since it is not one that requests will have.
+    return wanted if len(wanted) > 1 else [*wanted, 2 if wanted == [1] else 1]
 
 
-def warm_up(model: Model, spec: ModelSpec) -> str | None:
+def warm_up(model: Model, spec: ModelSpec) -> Findings:
     """Runs a model on inputs of ones, in every size that batches will have, where it declares its inputs.
 
     A handler is not run: its `load` can do that, and only its author knows what inputs are harmless.
-
-    Returns:
-        Why requests cannot be joined along dimension 0, or None.
     """
-    batched = spec.max_batch_size > 0
-    reason = why_unbatchable(model) if batched else None
+    reason = why_unbatchable(model) if spec.max_batch_size else None
     if model.platform == "python" or model.inputs is None:
-        return reason
-    for size in sizes(spec) if batched and reason is None else [1]:
+        return Findings(reason)
+    joined = spec.max_batch_size > 0 and reason is None
+    shown = 0
+    for size in sizes(spec) if joined else [1]:
         try:
             outputs = model.infer(_ones(model, size))
         except Exception as error:  # noqa: BLE001  a model may refuse made-up inputs, and serve real ones
-            log.warning("%s: no warm-up with made-up inputs: %s: %s", spec.name, type(error).__name__, error)
-            return reason
-        if not batched or reason is not None:
-            continue
-        for name, array in outputs.items():
+            told = " ".join(str(error).split())[:500]
+            log.warning("%s: no warm-up with %d made-up rows: %s: %s", spec.name, size, type(error).__name__, told)
+            break
+        for name, array in outputs.items() if joined else ():
             if array.ndim == 0 or len(array) != size:
-                reason = f"{size} rows gave the output {name!r} the shape {list(array.shape)}"
-                break
-        if reason is not None:
-            return reason
-    return reason
+                return Findings(f"{size} rows gave the output {name!r} the shape {list(array.shape)}")
+        shown += 1
+    return Findings(reason, proven=joined and shown > 1)
 
 
 def _ones(model: Model, rows: int) -> Arrays:

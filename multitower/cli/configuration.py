@@ -5,57 +5,107 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from multitower.exits import Exit
+
+if TYPE_CHECKING:
+    from multitower.supervisor.config import Config
 
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in `serve`.")
-@click.option("--devices", "with_devices", is_flag=True, help="Also look whether this machine has the devices.")
+@click.option("--devices", "with_devices", is_flag=True, help="Also check that this machine has the devices.")
 def check(config: Path, overrides: tuple[str, ...], with_devices: bool) -> None:
     """Check the configuration file CONFIG, without starting anything.
 
-    Prints everything that is wrong with it, each with its line and column. Exit code 0 when it is right, 78 when it
-    is wrong.
+    Everything that is wrong with it is printed at once, with line and column, and the exit code is 78. No model is
+    loaded, no handler is imported and, without --devices, no device is looked for: a file can be checked on any
+    machine that has the models.
     """
-    from multitower.exits import Exit
-    from multitower.supervisor import devices, placement
     from multitower.supervisor.config import ConfigError, load
+    from multitower.supervisor.devices import DeviceError
 
     try:
         settings = load(config, overrides=overrides)
-        click.echo(f"{config}: models {', '.join(model.name for model in settings.models)}")
-        click.echo(f"{config}: listens on {', '.join(settings.listen)}")
-        if with_devices:
-            found = devices.resolve(settings.devices, devices.discover())
-            slots = placement.place(
-                found,
-                workers_per_device=settings.workers_per_device,
-                memory=settings.memory,
-                intra_op=settings.threads.intra_op,
-                inter_op=settings.threads.inter_op,
-                cores=settings.cores,
-                available_cores=sorted(os.sched_getaffinity(0)),
-            )
-            for slot in slots:
-                click.echo(f"{config}: slot {slot.slot} on {slot.device}")
+        slots = list(_slots(settings)) if with_devices else None
     except ConfigError as error:
         click.echo(str(error), err=True)
         sys.exit(Exit.CONFIG)
-    except devices.DeviceError as error:
+    except DeviceError as error:
         click.echo(f"{config}: {error}", err=True)
         sys.exit(Exit.CONFIG)
-    click.echo(f"{config}: correct" + ("" if with_devices else "; --devices looks at this machine's devices as well"))
+    click.echo(f"{config} is correct.")
+    _show("listen", settings.listen)
+    _show("devices", [_selection(settings)])
+    _show("models", _models(settings))
+    if slots is None:
+        click.echo("Only the file was checked; --devices checks it against this machine's devices as well.")
+    else:
+        _show("slots", slots)
+
+
+def _show(title: str, lines: Iterator[str] | list[str] | tuple[str, ...]) -> None:
+    for line in lines:
+        click.echo(f"  {title:7}  {line}")
+        title = ""
+
+
+def _selection(config: Config) -> str:
+    devices = config.devices
+    if devices == "all":
+        text = "all GPUs"
+    elif isinstance(devices, tuple):
+        text = ", ".join(map(str, devices))
+    else:
+        text = f"cpu: {devices.cpu}"
+    workers = config.workers_per_device
+    return f"{text}; {workers} {'worker' if workers == 1 else 'workers'} on each"
+
+
+def _models(config: Config) -> Iterator[str]:
+    from multitower.supervisor.versions import latest_version
+
+    width = max(len(model.name) for model in config.models)
+    for model in config.models:
+        version = latest_version(model.path) if model.path is not None else None
+        where = f"{model.handler or model.path}{f', version {version}' if version is not None else ''}"
+        yield f"{model.name:{width}}  {where}"
+
+
+def _slots(config: Config) -> Iterator[str]:
+    """What each slot would get of this machine."""
+    from multitower.supervisor import devices, placement
+
+    found = devices.resolve(config.devices, devices.discover())
+    slots = placement.place(
+        found,
+        workers_per_device=config.workers_per_device,
+        memory=config.memory,
+        intra_op=config.threads.intra_op,
+        inter_op=config.threads.inter_op,
+        cores=config.cores,
+        available_cores=sorted(os.sched_getaffinity(0)),
+    )
+    for slot in slots:
+        limit = slot.memory_limit_bytes
+        memory = f", memory {devices.format_bytes(limit)}" if limit is not None else ""
+        cores = f", cores {','.join(map(str, slot.cores))}" if slot.cores else ""
+        threads = f"{slot.intra_op_threads} intra-op and {slot.inter_op_threads} inter-op threads"
+        yield f"{slot.slot}  {slot.device}, {threads}{memory}{cores}"
 
 
 @click.command()
 def schema() -> None:
     """Print the configuration's JSON Schema, for editors.
 
-    In an editor that speaks YAML's language server, the first line of a configuration may be
-    `# yaml-language-server: $schema=FILE`.
+    Save it, and begin a configuration with `# yaml-language-server: $schema=FILE`: editors with YAML's language
+    server then complete keys, show their meanings and underline mistakes.
     """
     from multitower.supervisor.config import schema as configuration_schema
 

@@ -1,0 +1,92 @@
+"""The table of commands: what the help lists, and where each command is imported from when it is used."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Final, NamedTuple
+
+import click
+
+
+class Entry(NamedTuple):
+    """A command: where it is, as module:function, and the first sentence of its help."""
+
+    target: str
+    help: str
+
+
+SECTIONS: Final[dict[str, dict[str, Entry]]] = {
+    "To begin": {
+        "demo": Entry("multitower.cli.demo:demo", "Train a model, serve it on two CPU workers, kill one under load."),
+        "devices": Entry("multitower.cli.devices:devices", "List this machine's GPUs and CPU cores."),
+        "check": Entry(
+            "multitower.cli.configuration:check", "Check the configuration file CONFIG, without starting anything."
+        ),
+        "schema": Entry("multitower.cli.configuration:schema", "Print the configuration's JSON Schema, for editors."),
+    },
+    "The daemon": {
+        "serve": Entry(
+            "multitower.cli.serve:serve", "Serve the models of CONFIG on its devices until SIGTERM or Ctrl-C."
+        ),
+    },
+    "Of a running daemon": {
+        "status": Entry("multitower.cli.query:status", "Show what the daemon and its workers are doing."),
+        "models": Entry("multitower.cli.query:models", "List the models, their inputs and their outputs."),
+        "infer": Entry("multitower.cli.query:infer", "Send one request to a model and print its answer."),
+    },
+}
+"""In the order of the help. The sentences stand here again, so that the help imports no command; a test compares."""
+
+COMMANDS: Final = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
+
+
+class Commands(click.Group):
+    """Finds commands by the table."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].target.partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """With a suggestion for a misspelt command."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            ctx.fail(f"No such command '{args[0]}'.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table, section by section."""
+        width = max(map(len, COMMANDS))
+        for title, section in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), entry.help) for name, entry in section.items()])
+
+
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="multitower", message="%(prog)s %(version)s")
+@click.pass_context
+def multitower(ctx: click.Context) -> None:
+    """One TensorFlow model on every GPU of a machine, behind one endpoint.
+
+    `multitower COMMAND --help` tells more of each.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())

@@ -1,0 +1,156 @@
+"""The section `models` of a configuration: where each model comes from, how its requests are queued and batched.
+
+Within a class the order of the fields matters: a validator sees the fields above its own (`info.data`), without
+those that are wrong themselves. Rules over two fields stand at the lower one, and so are reported together with
+everything else; a validator of the whole section would run only when the rest is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
+
+from multitower.spec import ModelSpec
+from multitower.supervisor.config_errors import Complaints, refuse_missing
+from multitower.supervisor.config_fields import Count, PositiveBytes, PositiveSeconds, Seconds, Section, context_of, key
+from multitower.supervisor.config_values import (
+    HANDLER_PATTERN,
+    NAME_PATTERN,
+    parse_handler,
+    parse_model_path,
+    parse_name,
+)
+from multitower.supervisor.units import shown
+
+
+class Batching(Section):
+    """How requests are put together into one call of the model."""
+
+    max_batch_size: Count = key(32, "Rows of a batch at the most.")
+    allowed_batch_sizes: Annotated[tuple[Count, ...], Field(strict=False)] = key(
+        [],
+        "Sizes that batches are padded to, ascending, the last being `max_batch_size`; none for no padding.",
+    )
+    max_queue_delay: Seconds = key(
+        "0ms", "How long a request may wait for others to fill its batch while a worker is free."
+    )
+
+    @field_validator("allowed_batch_sizes")
+    @classmethod
+    def _ascending_to_the_largest(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        complaints = Complaints()
+        for index, (before, size) in enumerate(pairwise(value), 1):
+            if size <= before:
+                complaints.add(f"{size} after {before}: the sizes must ascend", index)
+        largest = info.data.get("max_batch_size")
+        if value and largest is not None and value[-1] != largest:
+            complaints.add(f"the last size must be max_batch_size, {largest}, not {value[-1]}", len(value) - 1)
+        complaints()
+        return value
+
+
+class Queue(Section):
+    """A model's queue: the requests that no worker has yet. A full one refuses at once."""
+
+    max_size: Count = key(1000, "Requests that may wait.")
+    max_bytes: PositiveBytes = key("512MiB", "Bytes of tensors that may wait.")
+    timeout: PositiveSeconds = key("30s", "The longest time for a request; its own timeout may be shorter.")
+
+
+def _name(value: object, info: ValidationInfo) -> str:
+    name = parse_name(value)
+    context = context_of(info)
+    if name in context.names:
+        raise ValueError(f"'{name}' is the name of a model above as well")
+    context.names.add(name)
+    return name
+
+
+def _path(value: object, info: ValidationInfo) -> Path | None:
+    return None if value is None else parse_model_path(value, context_of(info).folder)
+
+
+def _handler(value: object, info: ValidationInfo) -> str | None:
+    if value is None:
+        if info.data.get("path", value) is None and "path" in info.data:
+            refuse_missing("path", "handler")
+        return None
+    if info.data.get("path", value) is not None:
+        raise ValueError("a model has a path or a handler, not both")
+    return parse_handler(value)
+
+
+def _parameters(value: object, info: ValidationInfo) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if info.data.get("handler", value) is None:
+        raise ValueError("goes with a handler only")
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a mapping of keys to values, not {shown(value)}")
+    return value
+
+
+def _signature(value: object, info: ValidationInfo) -> str | None:
+    if value is None:
+        return None
+    if info.data.get("path", value) is None:
+        raise ValueError("goes with a path only")
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"must be the name of a signature, not {shown(value)}")
+    return value
+
+
+class ModelConfig(Section):
+    """One model: where it comes from, and how its requests are queued and batched."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": ["path"]}, {"required": ["handler"]}],
+            "dependentRequired": {"parameters": ["handler"], "signature": ["path"]},
+        }
+    )
+
+    name: Annotated[str, PlainValidator(_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})] = Field(
+        description="What clients ask for; unique."
+    )
+    path: Annotated[Path | None, PlainValidator(_path), WithJsonSchema({"type": "string", "minLength": 1})] = key(
+        None, "A SavedModel folder, a folder of numbered versions of one, or a .keras file."
+    )
+    handler: Annotated[
+        str | None, PlainValidator(_handler), WithJsonSchema({"type": "string", "pattern": HANDLER_PATTERN})
+    ] = key(None, "A Python class with load() and infer(), as module:Class; the file's folder is searched first.")
+    parameters: Annotated[Mapping[str, Any], PlainValidator(_parameters), WithJsonSchema({"type": "object"})] = key(
+        None, "What the handler's load() is given."
+    )
+    signature: Annotated[str | None, PlainValidator(_signature), WithJsonSchema({"type": "string", "minLength": 1})] = (
+        key(None, "The SavedModel's signature; without it serving_default, else serve, else the only one.")
+    )
+    batching: Batching | None = key(
+        None, "How requests are batched. Without it a path takes the defaults, and a handler gets one at a time."
+    )
+    queue: Queue = key({}, "The model's queue.")
+    retry: Annotated[int, Field(ge=0, le=5)] = key(
+        1, "How many deaths of workers a request may survive while it is being executed."
+    )
+
+    @field_validator("batching")
+    @classmethod
+    def _paths_are_batched(cls, value: Batching | None, info: ValidationInfo) -> Batching | None:
+        return Batching() if value is None and info.data.get("path") is not None else value
+
+    def to_spec(self) -> ModelSpec:
+        """What a worker is told of the model."""
+        batching = self.batching
+        return ModelSpec(
+            name=self.name,
+            path=str(self.path) if self.path is not None else None,
+            handler=self.handler,
+            parameters=dict(self.parameters),
+            signature=self.signature,
+            max_batch_size=batching.max_batch_size if batching is not None else 0,
+            allowed_batch_sizes=batching.allowed_batch_sizes if batching is not None else (),
+        )

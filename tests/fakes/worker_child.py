@@ -1,0 +1,187 @@
+"""A worker without its supervisor: spawned as the supervisor spawns it, talked to over its own channel."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import zmq
+
+from multitower import tensors, worker_wire
+from multitower.errors import MultitowerError, from_wire
+from multitower.spec import Assignment, ModelSpec, ProcessSpec, WorkerReport
+from multitower.worker_wire import KeySpec
+
+STEP_S = 60.0
+Arrays = dict[str, Any]
+Answer = Arrays | MultitowerError
+
+
+def _live(spec: str, log: str) -> None:
+    """The target in the child: what `supervisor/launch.py` does that a worker rests on."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    from multitower.worker.main import run
+
+    code = run(ProcessSpec.from_json(spec))
+    os._exit(code)
+
+
+def assignment(*models: ModelSpec, environment: Mapping[str, str] | None = None, **more: Any) -> Assignment:
+    """The work of a CPU slot."""
+    settings: dict[str, Any] = {
+        "slot": 0,
+        "incarnation": 1,
+        "devices": ("cpu:0",),
+        "environment": {"CUDA_VISIBLE_DEVICES": ""} if environment is None else environment,
+        "intra_op_threads": 1,
+        "inter_op_threads": 1,
+        "models": models,
+    }
+    return Assignment(**settings | more)
+
+
+class WorkerChild:
+    """Spawns a worker; a context manager that ends it in any case.
+
+    Args:
+        assignment: its work, or None for a spare.
+        import_path: folders for handlers.
+        import_tensorflow: as in `ProcessSpec`.
+    """
+
+    def __init__(
+        self, assignment: Assignment | None, *, import_path: Sequence[Path] = (), import_tensorflow: bool = False
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="mt-")
+        self._log = Path(self._folder.name, "log")
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 10)
+        endpoint = f"ipc://{self._folder.name}/worker"
+        self._socket.connect(endpoint)
+        spec = ProcessSpec(
+            endpoint=endpoint,
+            parent_pid=os.getpid(),
+            name="mt-test",
+            import_tensorflow=import_tensorflow,
+            import_path=tuple(map(str, import_path)),
+            assignment=assignment,
+        )
+        spawn = multiprocessing.get_context("spawn")
+        self.process = spawn.Process(target=_live, args=(spec.to_json().decode(), str(self._log)))
+        self.process.start()
+        self._keys = worker_wire.KeyMemory()
+        self._ids: dict[KeySpec, int] = {}
+        self._batches: dict[int, KeySpec] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join(STEP_S)
+        self._socket.close()
+        self._context.term()
+        self._folder.cleanup()
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def log(self) -> str:
+        """What it has written."""
+        return self._log.read_text() if self._log.exists() else ""
+
+    def receive(self) -> list[bytes]:
+        """Its next message; fails when it ends instead."""
+        until = time.monotonic() + STEP_S
+        while time.monotonic() < until:
+            if self._socket.poll(100):
+                return self._socket.recv_multipart()
+            if not self.process.is_alive() and not self._socket.poll(0):
+                raise AssertionError(f"it ended with {self.process.exitcode}:\n{self.log()}")
+        raise AssertionError(f"nothing within {STEP_S} s:\n{self.log()}")
+
+    def report(self) -> WorkerReport:
+        """Its next message, a report."""
+        kind, body = self.receive()
+        assert kind == worker_wire.REPORT
+        return WorkerReport.from_json(body)
+
+    def reports(self, last: str) -> list[WorkerReport]:
+        """Its reports up to the one of this state."""
+        reports = [self.report()]
+        while reports[-1].state != last:
+            reports.append(self.report())
+            assert len(reports) < 10, reports
+        return reports
+
+    def assign(self, assignment: Assignment) -> None:
+        """A spare's work."""
+        self._socket.send_multipart([worker_wire.ASSIGN, assignment.to_json()])
+
+    def send(self, key: KeySpec, *entries: Arrays) -> int:
+        """Sends a batch as the router does, the key's description with its first one; returns its number."""
+        batch_id = len(self._batches) + 1
+        self._batches[batch_id] = key
+        key_id = self._ids.setdefault(key, len(self._ids) + 7)
+        description = b""
+        if self._keys.get(key_id) is None:
+            self._keys.put(key_id, key)
+            description = key.to_json()
+        names = [name for name, _, _ in key.inputs]
+        rows = [len(entry[names[0]]) if key.batched else 1 for entry in entries]
+        frames = [
+            entry[name] if isinstance(entry[name], bytes) else tensors.encode(np.asarray(entry[name]))
+            for entry in entries
+            for name in names
+        ]
+        self._socket.send_multipart([worker_wire.batch_head(batch_id, key_id, rows), description, *frames])
+        return batch_id
+
+    def result(self, batch_id: int) -> list[Answer]:
+        """The answers to a batch, which must be the next."""
+        head, *frames = self.receive()
+        answered, counts, timing = worker_wire.read_result_head(head)
+        assert answered == batch_id
+        assert timing.compute_ns > 0
+        answers: list[Answer] = []
+        for count in counts:
+            taken, frames = frames[: count or 1], frames[count or 1 :]
+            header = json.loads(taken[0])
+            if not count:
+                answers.append(from_wire(header))
+                continue
+            assert header["model_name"] == self._batches[batch_id].model
+            outputs = zip(header["outputs"], taken[1:], strict=True)
+            answers.append({o["name"]: tensors.decode(o["datatype"], o["shape"], frame) for o, frame in outputs})
+        assert not frames
+        return answers
+
+    def ask(self, key: KeySpec, *entries: Arrays) -> list[Answer]:
+        """The answers to these entries in one batch."""
+        return self.result(self.send(key, *entries))
+
+    def stop(self) -> int | None:
+        """STOP; its exit code."""
+        self._socket.send_multipart([worker_wire.STOP])
+        return self.end()
+
+    def end(self) -> int | None:
+        """Its exit code, once it has ended."""
+        self.process.join(STEP_S)
+        assert not self.process.is_alive(), self.log()
+        return self.process.exitcode

@@ -1,0 +1,111 @@
+"""`multitower check`, on a machine without GPUs and on one with stand-ins."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_gpus import UUIDS, FakeGpus
+
+from multitower.exits import Exit
+
+TEXT = """\
+models:
+  - name: digits
+    path: digits
+  - {name: thumbnails, handler: "handlers:Thumbnailer"}
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path) -> Path:
+    for version in ("1", "12", "3"):
+        (tmp_path / "digits" / version).mkdir(parents=True)
+        (tmp_path / "digits" / version / "saved_model.pb").touch()
+    (tmp_path / "x.yaml").write_text(TEXT)
+    return tmp_path
+
+
+def check(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "multitower", "check", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=folder,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def test_a_right_one_is_summed_up(folder: Path) -> None:
+    done = check(folder, "x.yaml")
+    assert (done.returncode, done.stderr) == (Exit.OK, "")
+    assert done.stdout.splitlines() == [
+        "x.yaml is correct.",
+        "  listen   tcp://127.0.0.1:5555",
+        "  devices  all GPUs; 1 worker on each",
+        f"  models   digits      {folder}/digits, version 12",
+        "           thumbnails  handlers:Thumbnailer",
+        "Only the file was checked; --devices checks it against this machine's devices as well.",
+    ]
+
+
+def test_overrides_count(folder: Path) -> None:
+    done = check(folder, "x.yaml", "--set", "devices=[0, GPU-8f]", MULTITOWER_WORKERS_PER_DEVICE="2")
+    assert "devices  0, GPU-8f; 2 workers on each" in done.stdout
+
+
+def test_a_wrong_one_is_told_everything(folder: Path) -> None:
+    (folder / "x.yaml").write_text(TEXT + "spare: 1\n")
+    done = check(folder, "x.yaml", "--set", "cores=x", "--devices", MULTITOWER_SPARES="many")
+    assert (done.returncode, done.stdout) == (Exit.CONFIG, "")
+    assert [line.split(": ")[0] for line in done.stderr.splitlines()] == [
+        "x.yaml:5:1",
+        "--set cores",
+        "MULTITOWER_SPARES",
+    ]
+    assert "did you mean 'spares'?" in done.stderr
+
+
+def test_a_file_that_is_not_there(folder: Path) -> None:
+    done = check(folder, "y.yaml")
+    assert (done.returncode, done.stdout) == (Exit.CONFIG, "")
+    assert done.stderr == f"y.yaml: there is no such file in {folder} (did you mean 'x.yaml'?)\n"
+
+
+def test_devices_tells_what_each_worker_would_get(folder: Path, fake_gpus: FakeGpus) -> None:
+    arguments = ("--devices", "--set", "devices=[1, 0]", "--set", "memory=50%", "--set", "threads.intra_op=3")
+    done = check(folder, "x.yaml", *arguments, **fake_gpus.environment())
+    assert done.returncode == Exit.OK, done.stderr
+    first, second = [line for line in done.stdout.splitlines() if "GPU-" in line]
+    assert first.startswith(f"  slots    0  {UUIDS[1]}, 3 intra-op and ")
+    assert second.startswith(f"           1  {UUIDS[0]}, 3 intra-op and ")
+    assert ", memory 20.0 GiB" in first
+    assert "Only the file" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("devices=[0, 9]", "devices: 9 is not the index of a GPU here"),
+        ("memory=100GiB", "is more than the 40.0 GiB of"),
+    ],
+)
+def test_devices_that_the_machine_cannot_give(folder: Path, fake_gpus: FakeGpus, override: str, words: str) -> None:
+    arguments = ("x.yaml", "--set", override)
+    assert check(folder, *arguments).returncode == Exit.OK, "the file itself is right"
+    done = check(folder, *arguments, "--devices", **fake_gpus.environment())
+    assert (done.returncode, done.stdout) == (Exit.CONFIG, "")
+    assert done.stderr.startswith("x.yaml: ")
+    assert words in done.stderr
+
+
+def test_cpu_devices_need_no_gpu(folder: Path) -> None:
+    done = check(folder, "x.yaml", "--devices", "--set", "devices={cpu: 2}")
+    assert done.returncode == Exit.OK
+    assert "0  cpu:0, " in done.stdout
+    assert "1  cpu:1, " in done.stdout

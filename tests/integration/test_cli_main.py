@@ -1,0 +1,169 @@
+"""The command line as a whole: the help, what is missing, and how it ends."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from multitower.cli.commands import COMMANDS, multitower
+from multitower.exits import Exit
+
+SCRIPT = Path(sys.executable).with_name("multitower")
+WAYS = {
+    "console script": [str(SCRIPT)],
+    "python -m multitower": [sys.executable, "-m", "multitower"],
+    "python -m multitower.cli": [sys.executable, "-m", "multitower.cli"],
+}
+STEP_S = 60.0
+
+
+def run(*command: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=STEP_S, cwd=folder, check=False)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_there_are_three_ways_to_it(way: list[str]) -> None:
+    done = run(*way, "--version")
+    assert (done.returncode, done.stderr) == (Exit.OK, "")
+    assert done.stdout == f"multitower {importlib.metadata.version('multitower')}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_help_lists_every_command_in_its_order(arguments: list[str]) -> None:
+    done = run(sys.executable, "-m", "multitower", *arguments)
+    assert (done.returncode, done.stderr) == (Exit.OK, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Usage: multitower [OPTIONS] COMMAND [ARGS]..."
+    listed = re.findall(r"^  ([a-z]+) +(\S.*)$", done.stdout, re.MULTILINE)
+    assert [name for name, _ in listed] == list(COMMANDS)
+    assert all(len(line) <= 80 for line in lines)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_says_of_a_command_what_it_says_itself(name: str) -> None:
+    command = multitower.get_command(multitower.make_context("multitower", []), name)
+    assert command is not None
+    assert command.name == name
+    assert command.help is not None
+    first = command.help.partition("\n\n")[0]
+    assert COMMANDS[name].help == re.split(r"(?<=\.)\s", " ".join(first.split()))[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["chek"], "No such command 'chek'. Did you mean 'check'?"),
+        (["xyzzy"], "No such command 'xyzzy'.\n"),
+        (["--xyzzy"], "No such option"),
+        (["check"], "Missing argument 'CONFIG'"),
+        (["check", "x.yaml", "--xyzzy"], "No such option"),
+    ],
+)
+def test_a_wrong_command_line(arguments: list[str], words: str) -> None:
+    done = run(sys.executable, "-m", "multitower", *arguments)
+    assert (done.returncode, done.stdout) == (Exit.USAGE, "")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+IMPORTED = """
+import sys
+sys.argv[1:] = []
+try:
+    {statement}
+finally:
+    print(*sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        # A spawned worker imports it.
+        ("import multitower.cli", {"click", "rich", "multitower.cli.commands"}),
+        ("from multitower.cli import main; main()", {"rich", "multitower.cli.demo", "multitower.cli.serve"}),
+    ],
+)
+def test_nothing_heavy_is_imported_before_a_command_runs(statement: str, unwanted: set[str]) -> None:
+    done = run(sys.executable, "-c", IMPORTED.format(statement=statement))
+    assert done.returncode == Exit.OK, done.stderr
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "multitower.cli" in imported
+    assert not imported & {"pydantic", "ruamel", "pynvml", "psutil", "tensorflow", "multitower.supervisor", *unwanted}
+
+
+MISSING = """
+import sys
+sys.modules[sys.argv[1]] = None
+sys.argv = ["multitower", *sys.argv[2:]]
+from multitower.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [
+        ("click", ["--help"]),
+        ("pydantic", ["check", "x.yaml"]),
+        ("ruamel", ["check", "x.yaml"]),
+        ("ruamel.yaml", ["schema"]),
+        ("pynvml", ["devices"]),
+        ("pydantic", ["serve", "x.yaml"]),
+    ],
+)
+def test_what_is_not_installed_is_told(package: str, arguments: list[str], tmp_path: Path) -> None:
+    done = run(sys.executable, "-c", MISSING, package, *arguments, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (Exit.UNAVAILABLE, "")
+    assert package.split(".")[0] in done.stderr
+    assert 'pip install "multitower[server]"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_of_ours_is_not_taken_for_a_missing_package() -> None:
+    done = run(sys.executable, "-c", MISSING, "multitower.cli.configuration", "schema")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "pip install" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["schema"], ["devices"]])
+def test_a_reader_that_leaves_early_ends_it_quietly(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "multitower", *arguments],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            timeout=STEP_S,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.yaml")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "multitower", "check", "x.yaml"], cwd=tmp_path, stderr=subprocess.PIPE
+    )
+    try:
+        # Opens when the command has opened its end: from then on it reads.
+        writing = os.open(tmp_path / "x.yaml", os.O_WRONLY)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=STEP_S)
+        os.close(writing)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 128 + signal.SIGINT
+    assert errors.strip() == b""

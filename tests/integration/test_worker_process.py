@@ -1,0 +1,288 @@
+"""The worker as a process, through its channel; its models are handlers, and so it needs no TensorFlow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from worker_child import Arrays, WorkerChild, assignment
+
+from multitower.errors import MultitowerError
+from multitower.spec import ModelSpec, TensorReport, WorkerReport
+from multitower.worker_wire import KeySpec
+
+HANDLERS = '''
+import logging
+import os
+import sys
+import threading
+import time
+
+import numpy as np
+
+SEEN = os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+class Echo:
+    def load(self):
+        pass
+
+    def infer(self, inputs):
+        return inputs
+
+
+class Double:
+    inputs = {"x": ("FP32", (-1, 2))}
+    outputs = {"y": ("FP32", (-1, 2))}
+
+    def load(self, factor=2):
+        self.factor = np.float32(factor)
+
+    def infer(self, inputs):
+        if (inputs["x"] < 0).any():
+            raise ValueError("negative")
+        return {"y": inputs["x"] * self.factor}
+
+
+class Told:
+    """What the process is like."""
+
+    def load(self):
+        logging.getLogger("mine").warning("loaded by %d", os.getpid())
+
+    def infer(self, inputs):
+        tasks = [sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")]
+        return {
+            "seen": [SEEN],
+            "tensorflow": np.array(["tensorflow" in sys.modules]),
+            "cores": np.array(sorted({core for cores in tasks for core in cores})),
+        }
+
+
+class Broken:
+    def load(self):
+        raise FileNotFoundError("the weights are missing")
+
+    def infer(self, inputs):
+        pass
+
+
+class Slow:
+    def load(self):
+        threading.Thread(target=time.sleep, args=(600,)).start()
+
+    def infer(self, inputs):
+        time.sleep(0.2)
+        return inputs
+
+    def close(self):
+        print("closed", flush=True)
+        raise RuntimeError("late")
+
+
+class Quitter:
+    def load(self):
+        pass
+
+    def infer(self, inputs):
+        sys.exit(5)
+'''
+
+X = ("x", "FP32", (2,))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("handlers")
+    (folder / "worker_handlers.py").write_text(HANDLERS)
+    return folder
+
+
+def handler(name: str, cls: str, **more: Any) -> ModelSpec:
+    return ModelSpec(name=name, handler=f"worker_handlers:{cls}", **more)
+
+
+WORK = assignment(
+    handler("echo", "Echo", max_batch_size=4),
+    handler("broken", "Broken"),
+    handler("double", "Double", max_batch_size=8, allowed_batch_sizes=(2, 8), parameters={"factor": 3}),
+    handler("told", "Told"),
+    environment={"CUDA_VISIBLE_DEVICES": "GPU-1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+    cores=(min(os.sched_getaffinity(0)),),
+)
+
+
+@pytest.fixture(scope="module")
+def started(folder: Path) -> Iterator[tuple[WorkerChild, list[WorkerReport]]]:
+    with WorkerChild(WORK, import_path=[folder]) as child:
+        yield child, child.reports("ready")
+
+
+@pytest.fixture
+def child(started: tuple[WorkerChild, list[WorkerReport]]) -> WorkerChild:
+    return started[0]
+
+
+def test_it_tells_of_every_step(started: tuple[WorkerChild, list[WorkerReport]]) -> None:
+    child, reports = started
+    assert [report.state for report in reports] == ["importing", "loading", "ready"]
+    assert {report.pid for report in reports} == {child.pid}
+    assert [report.visible_devices for report in reports[1:]] == ["GPU-1", "GPU-1"]
+
+
+def test_it_reports_each_model_in_order_and_serves_those_that_load(
+    started: tuple[WorkerChild, list[WorkerReport]],
+) -> None:
+    child, reports = started
+    echo, broken, double, _ = reports[-1].models
+    assert (echo.name, echo.state, echo.platform, echo.version) == ("echo", "ready", "python", "1")
+    assert (echo.inputs, echo.outputs, echo.max_batch_size) == (None, None, 4)
+    assert (broken.name, broken.state) == ("broken", "failed")
+    assert broken.cause == "FileNotFoundError: the weights are missing"
+    assert double.inputs == (TensorReport(name="x", datatype="FP32", shape=(-1, 2)),)
+    assert double.max_batch_size == 8
+    assert "in load" in child.log(), "the traceback is for its author"
+
+
+def test_the_device_is_chosen_before_the_handlers_module_is_imported_and_tensorflow_is_not(child: WorkerChild) -> None:
+    (told,) = child.ask(KeySpec("told", (("x", "BOOL", ()),), None, False), {"x": True})
+    assert isinstance(told, dict)
+    assert told["seen"].tolist() == [b"GPU-1"]
+    assert told["tensorflow"].tolist() == [False]
+    assert told["cores"].tolist() == list(WORK.cores)
+
+
+def test_output_and_logging_of_models_go_to_stderr(child: WorkerChild) -> None:
+    assert f"WARNING loaded by {child.pid}\n" in child.log()
+
+
+def floats(*rows: float) -> Arrays:
+    return {"x": np.array([[row, row + 0.5] for row in rows], np.float32)}
+
+
+def test_each_entry_of_a_batch_gets_its_rows(child: WorkerChild) -> None:
+    key = KeySpec("double", (X,), None, True)
+    for _ in range(3):
+        answers = child.ask(key, floats(1), floats(2, 3), floats(4))
+        assert [answer["y"].tolist() for answer in answers if isinstance(answer, dict)] == [
+            [[3, 4.5]],
+            [[6, 7.5], [9, 10.5]],
+            [[12, 13.5]],
+        ]
+
+
+def test_errors_stand_beside_answers(child: WorkerChild) -> None:
+    good, bad, also = child.ask(KeySpec("double", (X,), None, True), floats(1), floats(-9), floats(2))
+    assert isinstance(good, dict)
+    assert isinstance(also, dict)
+    assert isinstance(bad, MultitowerError)
+    assert (bad.reason, bad.message) == ("model_error", "'double' raised ValueError: negative")
+
+
+def test_strings_and_large_frames_go_both_ways(child: WorkerChild) -> None:
+    key = KeySpec("echo", (("large", "FP64", (30_000,)), ("text", "BYTES", (2,))), None, True)
+    entries = [
+        {
+            "large": np.full((rows, 30_000), rows, np.float64),
+            "text": np.array([[b"a\0", b"x" * 100_000]] * rows, object),
+        }
+        for rows in (1, 2, 1)
+    ]
+    for entry, answer in zip(entries, child.ask(key, *entries), strict=True):
+        assert isinstance(answer, dict)
+        assert (answer["large"] == entry["large"]).all()
+        assert answer["text"].tolist() == entry["text"].tolist()
+
+
+def test_a_malformed_entry_is_refused_alone(child: WorkerChild) -> None:
+    key = KeySpec("echo", (("text", "BYTES", ()),), None, True)
+    good = np.array([b"a"], object)
+    first, bad, last = child.ask(key, {"text": good}, {"text": b"\7\0\0\0a"}, {"text": good})
+    assert isinstance(bad, MultitowerError)
+    assert bad.reason == "size_mismatch"
+    assert isinstance(first, dict)
+    assert isinstance(last, dict)
+    assert first["text"].tolist() == last["text"].tolist() == [b"a"]
+
+
+def test_outputs_can_be_chosen_by_key(child: WorkerChild) -> None:
+    key = KeySpec("echo", (("a", "INT8", ()), ("b", "INT8", ())), ("b",), True)
+    (answer,) = child.ask(key, {"a": np.int8([1]), "b": np.int8([2])})
+    assert isinstance(answer, dict)
+    assert {name: array.tolist() for name, array in answer.items()} == {"b": [2]}
+
+
+def test_a_key_with_a_very_long_description(child: WorkerChild) -> None:
+    inputs = tuple((f"{'long' * 30}{number:04}", "INT8", ()) for number in range(1000))
+    (answer,) = child.ask(KeySpec("echo", inputs, None, True), {name: np.int8([5]) for name, _, _ in inputs})
+    assert isinstance(answer, dict)
+    assert set(answer) == {name for name, _, _ in inputs}
+
+
+def test_a_batch_of_very_many_requests(child: WorkerChild) -> None:
+    key = KeySpec("echo", (("x", "INT32", ()),), None, True)
+    answers = child.ask(key, *({"x": np.int32([number])} for number in range(20_000)))
+    assert [answer["x"].item() for answer in answers if isinstance(answer, dict)] == list(range(20_000))
+
+
+def test_keys_are_forgotten_in_step_with_the_router(child: WorkerChild, monkeypatch: pytest.MonkeyPatch) -> None:
+    from multitower import worker_wire
+
+    for number in range(worker_wire.MAX_KEYS + 10):
+        (answer,) = child.ask(KeySpec("echo", ((f"x{number}", "INT8", ()),), None, True), {f"x{number}": np.int8([1])})
+        assert isinstance(answer, dict)
+    (answer,) = child.ask(KeySpec("echo", (("x0", "INT8", ()),), None, True), {"x0": np.int8([1])})
+    assert isinstance(answer, dict)
+
+
+def test_a_spare_waits_for_its_work(folder: Path) -> None:
+    with WorkerChild(None, import_path=[folder]) as child:
+        assert [report.state for report in child.reports("idle")] == ["importing", "idle"]
+        child.assign(WORK)
+        loading, ready = child.reports("ready")
+        assert (loading.state, loading.visible_devices) == ("loading", "GPU-1")
+        assert [model.state for model in ready.models] == ["ready", "failed", "ready", "ready"]
+        (answer,) = child.ask(KeySpec("double", (X,), None, True), floats(1))
+        assert isinstance(answer, dict)
+        assert child.stop() == 0
+
+
+def test_a_spare_that_is_not_needed_ends(folder: Path) -> None:
+    with WorkerChild(None, import_path=[folder]) as child:
+        child.reports("idle")
+        assert child.stop() == 0
+
+
+def test_it_stays_and_says_so_when_nothing_loads(folder: Path) -> None:
+    with WorkerChild(assignment(handler("a", "Broken"), handler("b", "Missing")), import_path=[folder]) as child:
+        failed = child.reports("failed")[-1]
+        assert failed.cause == (
+            "a: FileNotFoundError: the weights are missing; b: the module worker_handlers has no Missing"
+        )
+        assert [model.state for model in failed.models] == ["failed", "failed"]
+        assert child.stop() == 0
+
+
+def test_it_finishes_what_it_has_received_before_it_stops_and_no_thread_of_a_model_holds_it(folder: Path) -> None:
+    with WorkerChild(assignment(handler("slow", "Slow")), import_path=[folder]) as child:
+        child.reports("ready")
+        key = KeySpec("slow", (("x", "INT8", (1,)),), None, False)
+        batches = [child.send(key, {"x": np.int8([number])}) for number in range(3)]
+        assert child.stop() == 0
+        for number, batch in enumerate(batches):
+            (answer,) = child.result(batch)
+            assert isinstance(answer, dict)
+            assert answer["x"].tolist() == [number]
+        assert "closed" in child.log()
+        assert "slow: close raised" in child.log()
+
+
+def test_a_model_that_exits_ends_its_worker(folder: Path) -> None:
+    with WorkerChild(assignment(handler("quitter", "Quitter")), import_path=[folder]) as child:
+        child.reports("ready")
+        child.send(KeySpec("quitter", (("x", "INT8", (1,)),), None, False), {"x": np.int8([1])})
+        assert child.end() != 0

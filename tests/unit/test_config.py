@@ -1,0 +1,181 @@
+"""Configurations that are right: what becomes of each key, and of none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from multitower.spec import ModelSpec
+from multitower.supervisor.config import Config, Memory, load, schema
+from multitower.wire import DEFAULT_ENDPOINT
+
+MODEL = "models: [{name: digits, path: digits}]\n"
+HANDLER = "models: [{name: h, handler: 'my.module:Class'}]\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "saved_model.pb").touch()
+    return tmp_path
+
+
+def loaded(folder: Path, text: str) -> Config:
+    file = folder / "config.yaml"
+    file.write_text(text)
+    return load(file, environment={})
+
+
+def test_one_model_is_enough(folder: Path) -> None:
+    config = loaded(folder, MODEL)
+    assert config.listen == (DEFAULT_ENDPOINT,)
+    assert config.insecure is False
+    assert config.devices == "all"
+    assert config.workers_per_device == 1
+    assert config.memory == Memory()
+    assert (config.threads.intra_op, config.threads.inter_op) == ("auto", "auto")
+    assert config.cores == "auto"
+    assert config.spares == 1
+    assert (config.restart.max_restarts, config.restart.window) == (5, 60.0)
+    assert (config.restart.backoff.first, config.restart.backoff.max) == (0.5, 30.0)
+    assert config.exit_when_failed is False
+    assert config.runtime_dir is None
+    assert config.drain_timeout == 30.0
+    assert config.max_message_size == 64 << 20
+    (model,) = config.models
+    assert (model.name, model.path, model.handler, model.signature) == ("digits", folder / "digits", None, None)
+    assert model.parameters == {}
+    assert model.batching is not None
+    assert model.batching.max_batch_size == 32
+    assert model.batching.allowed_batch_sizes == ()
+    assert model.batching.max_queue_delay == 0.0
+    assert (model.queue.max_size, model.queue.max_bytes, model.queue.timeout) == (1000, 512 << 20, 30.0)
+    assert model.retry == 1
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "./config.yaml", "sub/../config.yaml"])
+def test_the_file_may_be_named_in_any_way(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (folder / "sub").mkdir()
+    (folder / "config.yaml").write_text(MODEL)
+    monkeypatch.chdir(folder)
+    config = load(name, environment={})
+    assert config.path.is_absolute()
+    assert config.folder == config.path.parent
+    assert config.folder.samefile(folder)
+    assert config.models[0].path is not None
+    assert config.models[0].path.samefile(folder / "digits")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("devices: [0, 2]", "devices", (0, 2)),
+        ("devices: [GPU-8f3a1c, gpu-2E77-00]", "devices", ("GPU-8f3a1c", "gpu-2E77-00")),
+        ("workers_per_device: 3", "workers_per_device", 3),
+        ("memory: 6GiB", "memory", Memory(size=6 << 30)),
+        ("memory: 80%", "memory", Memory(fraction=0.8)),
+        ("memory: 100%\nworkers_per_device: 2", "memory", Memory(fraction=1.0)),
+        ("cores: split", "cores", "split"),
+        ("spares: 0", "spares", 0),
+        ("exit_when_failed: true", "exit_when_failed", True),
+        ("drain_timeout: 0s", "drain_timeout", 0.0),
+        ("max_message_size: 1KiB", "max_message_size", 1024),
+        ("listen: ['tcp://[::1]:*', tcp://localhost:1]", "listen", ("tcp://[::1]:*", "tcp://localhost:1")),
+        ("listen: [ipc:///run/front.sock]", "listen", ("ipc:///run/front.sock",)),
+        ("insecure: true\nlisten: [tcp://*:5555]", "listen", ("tcp://*:5555",)),
+        ("runtime_dir: /run/multitower", "runtime_dir", Path("/run/multitower")),
+    ],
+)
+def test_values_of_the_daemon(folder: Path, text: str, key: str, value: object) -> None:
+    assert getattr(loaded(folder, MODEL + text), key) == value
+
+
+def test_cpu_devices(folder: Path) -> None:
+    devices = loaded(folder, MODEL + "devices: {cpu: 2}").devices
+    assert not isinstance(devices, str | tuple)
+    assert devices.cpu == 2
+
+
+def test_threads_are_numbers_or_auto(folder: Path) -> None:
+    threads = loaded(folder, MODEL + "threads: {intra_op: 4}").threads
+    assert (threads.intra_op, threads.inter_op) == (4, "auto")
+
+
+def test_relative_paths_start_at_the_folder_of_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    (folder / "m.keras").touch()
+    text = "models: [{name: a, path: ./m.keras}, {name: b, path: digits/../digits}]\nlisten: [ipc://run/front.sock]\n"
+    config = loaded(folder, text)
+    assert [model.path for model in config.models] == [folder / "m.keras", folder / "digits"]
+    assert config.listen == (f"ipc://{folder}/run/front.sock",)
+
+
+def test_a_folder_of_versions_is_a_model(folder: Path) -> None:
+    (folder / "versions" / "3").mkdir(parents=True)
+    (folder / "versions" / "3" / "saved_model.pbtxt").touch()
+    (folder / "versions" / "notes").mkdir()
+    config = loaded(folder, "models: [{name: a, path: versions}]")
+    assert config.models[0].path == folder / "versions"
+
+
+SPEC = ModelSpec(name="h", handler="my.module:Class")
+
+
+@pytest.mark.parametrize(
+    ("more", "spec"),
+    [
+        ("", {}),
+        (", parameters: {size: 2, deep: [{a: null}]}", {"parameters": {"size": 2, "deep": [{"a": None}]}}),
+        (", batching: {}", {"max_batch_size": 32}),
+        (
+            ", batching: {max_batch_size: 4, allowed_batch_sizes: [1, 4]}",
+            {"max_batch_size": 4, "allowed_batch_sizes": (1, 4)},
+        ),
+    ],
+)
+def test_what_a_worker_is_told_of_a_handler(folder: Path, more: str, spec: dict[str, Any]) -> None:
+    told = loaded(folder, HANDLER.replace("}", more + "}")).models[0].to_spec()
+    assert told == replace(SPEC, **spec)
+    assert ModelSpec.of(json.loads(told.to_json())) == told, "it travels"
+
+
+def test_a_handler_may_be_a_class_in_a_class(folder: Path) -> None:
+    assert loaded(folder, HANDLER.replace("Class", "Outer.Inner")).models[0].handler == "my.module:Outer.Inner"
+
+
+def test_what_a_worker_is_told_of_a_path(folder: Path) -> None:
+    model = loaded(folder, "models: [{name: a, path: digits, signature: serve}]").models[0]
+    assert model.to_spec() == ModelSpec(name="a", path=str(folder / "digits"), signature="serve", max_batch_size=32)
+
+
+def test_a_configuration_cannot_be_changed(folder: Path) -> None:
+    config = loaded(folder, MODEL)
+    with pytest.raises(ValueError, match="frozen"):
+        config.spares = 5  # type: ignore[misc]
+
+
+def test_the_schema_tells_every_key_with_its_meaning_and_no_null() -> None:
+    def walk(part: Any, path: str) -> None:
+        if isinstance(part, dict):
+            for name, inner in part.get("properties", {}).items():
+                told = "description" in inner or "$ref" in inner
+                assert told, f"{path}.{name} has no meaning"
+                assert "title" not in inner
+                assert inner.get("default", "") is not None
+            for name, inner in part.items():
+                walk(inner, f"{path}.{name}")
+        elif isinstance(part, list):
+            for inner in part:
+                walk(inner, path)
+        else:
+            assert part is not None
+
+    tree = schema()
+    assert tree["$schema"].endswith("2020-12/schema")
+    assert tree["additionalProperties"] is False
+    assert tree["required"] == ["models"]
+    walk(tree, "")

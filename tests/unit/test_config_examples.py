@@ -1,0 +1,174 @@
+"""configs/ and docs/configuration.md say what the code does."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from multitower.supervisor import config_overrides
+from multitower.supervisor.config import Config, load, schema
+from multitower.supervisor.config_errors import LATER
+from multitower.supervisor.config_yaml import Reader
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+DOCUMENT = (ROOT / "docs" / "configuration.md").read_text()
+TUNING = ROOT / "configs" / "tuning.yaml"
+MODELS = ["digits", "sentences"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The examples, beside the models that they name."""
+    folder = tmp_path / "configs"
+    shutil.copytree(ROOT / "configs", folder, ignore=shutil.ignore_patterns("models"))
+    for name in MODELS:
+        (folder / "models" / name / "1").mkdir(parents=True)
+        (folder / "models" / name / "1" / "saved_model.pb").touch()
+    return folder
+
+
+def plain(text: str) -> Any:
+    return Reader("x.yaml").read(text).plain()
+
+
+@pytest.mark.parametrize("name", [path.name for path in CONFIGS])
+def test_every_example_loads(folder: Path, name: str) -> None:
+    config = load(folder / name, environment={})
+    assert {model.path.name for model in config.models if model.path is not None} <= set(MODELS)
+
+
+def test_the_examples_that_the_document_names_are_those_there_are() -> None:
+    assert set(re.findall(r"\]\(\.\./configs/(\w+\.yaml)\)", DOCUMENT)) == {path.name for path in CONFIGS}
+
+
+def test_five_lines_are_enough() -> None:
+    text = (ROOT / "configs" / "minimal.yaml").read_text()
+    assert len(text.splitlines()) == 5
+    assert text in DOCUMENT
+
+
+def test_tuning_changes_nothing(folder: Path) -> None:
+    (folder / "least.yaml").write_text("models: [{name: digits, path: models/digits}]\n")
+    least, tuning = (load(folder / name, environment={}) for name in ("least.yaml", "tuning.yaml"))
+    for key in Config.model_fields:
+        assert getattr(tuning, key) == getattr(least, key)
+
+
+def leaves(part: Any = None, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of the schema that is no section, and what the schema says of it."""
+    tree = schema()
+    part = part if part is not None else tree
+    if "$ref" in part:
+        part = tree["$defs"][part["$ref"].rpartition("/")[2]]
+    if "properties" in part:
+        for name, inner in part["properties"].items():
+            yield from leaves(inner, f"{path}.{name}" if path else name)
+    elif "$ref" in part.get("items", {}):
+        yield from leaves(part["items"], f"{path}[]")
+    else:
+        yield path, part
+
+
+LEAVES = dict(leaves())
+
+
+def test_the_walk_over_the_schema_finds_keys_at_every_depth() -> None:
+    assert {"listen", "threads.intra_op", "restart.backoff.max", "models[].queue.timeout"} <= set(LEAVES)
+
+
+def rows() -> dict[str, list[str]]:
+    """The tables of the document: key, then type, default and meaning."""
+    found = {}
+    for line in DOCUMENT.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if re.fullmatch(r"`[a-z_.\[\]]+`", cells[0]) and len(cells) == 4:
+            found[cells[0].strip("`")] = cells[1:]
+    return found
+
+
+@pytest.mark.parametrize("key", LEAVES)
+def test_the_document_tells_every_key_with_its_default(key: str) -> None:
+    _, default, meaning = rows()[key]
+    assert len(meaning) > 10
+    if "default" in LEAVES[key]:
+        assert plain(f"x: {default.strip('`')}")["x"] == LEAVES[key]["default"]
+    elif key == "models[].parameters":
+        assert default == "`{}`"
+    else:
+        assert default in ("", "required")
+
+
+def test_the_document_tells_no_key_that_there_is_not() -> None:
+    assert set(rows()) - set(LEAVES) == {"devices.cpu"}
+
+
+@pytest.mark.parametrize("key", LEAVES)
+def test_tuning_shows_every_key_with_its_default(key: str) -> None:
+    if "default" not in LEAVES[key] and key not in ("models[].name", "models[].path"):
+        assert re.search(rf"^\s*# {key.rpartition('.')[2]}: ", TUNING.read_text(), re.MULTILINE)
+        return
+    value = plain(TUNING.read_text())
+    for step in key.replace("[]", ".0").split("."):
+        value = value[int(step) if step.isdecimal() else step]
+    assert value == LEAVES[key].get("default", value)
+
+
+@pytest.mark.parametrize("name", sorted(LATER))
+def test_the_document_tells_what_is_not_supported(name: str) -> None:
+    section = DOCUMENT.partition("## Not in this release")[2].partition("\n## ")[0]
+    assert f"`{name}`" in section
+
+
+def test_the_overrides_of_the_document_work(folder: Path) -> None:
+    found = re.findall(r"^(MULTITOWER_\w+)=('[^']*'|\S+)|--set ('[^']*'|\S+)", DOCUMENT, re.MULTILINE)
+    environment = {name: value.strip("'") for name, value, _ in found if name}
+    overrides = [override.strip("'") for _, _, override in found if override]
+    assert len(environment) == 2
+    assert len(overrides) == 2
+    config = load(folder / "minimal.yaml", environment=environment, overrides=overrides)
+    assert config.restart.window == 30
+    assert config.devices == (0, 1)
+    assert config_overrides.PREFIX in DOCUMENT
+
+
+def test_the_configuration_in_the_readme_loads(folder: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        (folder / "readme.yaml").write_text(block)
+        assert isinstance(load(folder / "readme.yaml", environment={}), Config)
+
+
+def test_the_example_of_a_handler_does_what_it_says(folder: Path) -> None:
+    model = load(folder / "handler.yaml", environment={}).models[0]
+    assert model.handler is not None
+    module_name, _, name = model.handler.partition(":")
+    spec = importlib.util.spec_from_file_location("example_handlers", folder / f"{module_name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    handler = getattr(module, name)()
+    handler.load(**model.parameters)
+
+    images = np.zeros((2, 130, 33, 3), np.uint8)
+    images[0, :65] = 200
+    images[1, ..., 2] = 100
+    thumbnails = handler.infer({"images": images})["thumbnails"]
+    assert thumbnails.shape == (2, 64, 33, 3)
+    assert thumbnails.dtype == np.uint8
+    assert (thumbnails[0, :32] == 200).all()
+    assert (thumbnails[0, 33:] == 0).all()
+    assert (thumbnails[1] == [0, 0, 100]).all()
+    small = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
+    assert (handler.infer({"images": small})["thumbnails"] == small).all()
+    with pytest.raises(ValueError, match="without pixels"):
+        handler.infer({"images": images[:, :0]})

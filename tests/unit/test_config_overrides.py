@@ -1,0 +1,158 @@
+"""`--set` over the environment over the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from multitower.supervisor.config import Config, ConfigError, load
+
+TEXT = """\
+models: [{name: h, handler: 'm:C'}]
+restart: {window: 10s, max_restarts: 3}
+"""
+
+
+@pytest.fixture(autouse=True)
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text(TEXT)
+    return tmp_path / "x.yaml"
+
+
+def loaded(overrides: Sequence[str] = (), **environment: str) -> Config:
+    return load("x.yaml", environment=environment, overrides=overrides)
+
+
+def refused(overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load("x.yaml", environment=environment or {}, overrides=overrides)
+    return str(caught.value)
+
+
+def test_precedence() -> None:
+    variables = {"MULTITOWER_RESTART__WINDOW": "20s"}
+    assert loaded().restart.window == 10
+    assert loaded(**variables).restart.window == 20
+    assert loaded(["restart.window=30s"], **variables).restart.window == 30
+    assert loaded(["restart.window=30s", "restart.window=40s"], **variables).restart.window == 40
+    assert loaded(["restart.window=30s"]).restart.max_restarts == 3, "its neighbours stay"
+
+
+def test_the_environment_is_the_process_s_own_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MULTITOWER_SPARES", "7")
+    assert load("x.yaml").spares == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "variable", "key", "value"),
+    [
+        ("spares=0", "MULTITOWER_SPARES", "spares", 0),
+        ("spares = 0", "MULTITOWER_SPARES", "spares", 0),
+        ("devices=[0, GPU-8f]", "MULTITOWER_DEVICES", "devices", (0, "GPU-8f")),
+        ("exit_when_failed=true", "MULTITOWER_EXIT_WHEN_FAILED", "exit_when_failed", True),
+        ("listen=[tcp://127.0.0.1:*]", "MULTITOWER_LISTEN", "listen", ("tcp://127.0.0.1:*",)),
+        ("runtime_dir=/run/a=b", "MULTITOWER_RUNTIME_DIR", "runtime_dir", Path("/run/a=b")),
+    ],
+)
+def test_values_are_yaml(override: str, variable: str, key: str, value: object) -> None:
+    assert getattr(loaded([override]), key) == value
+    assert getattr(loaded(**{variable: override.partition("=")[2]}), key) == value
+
+
+def test_sections_that_the_file_does_not_have() -> None:
+    assert loaded(["restart.backoff.first=1s"]).restart.backoff.first == 1
+    assert loaded(MULTITOWER_THREADS__INTRA_OP="3").threads.intra_op == 3
+    assert loaded(MULTITOWER_THREADS="{inter_op: 2}", MULTITOWER_THREADS__INTRA_OP="3").threads.inter_op == 2
+
+
+def test_all_models_can_be_replaced() -> None:
+    assert [model.name for model in loaded(["models=[{name: b, handler: 'm:C'}]"]).models] == ["b"]
+
+
+def test_an_aliased_section_is_changed_in_one_place_only() -> None:
+    Path("x.yaml").write_text(TEXT.replace("{window: 10s", "&r {window: 10s") + "threads: *r\n")
+    assert "threads.window" in refused(["restart.window=1s"])
+
+
+def test_relative_paths_start_at_the_file_s_folder(file: Path) -> None:
+    assert loaded(["runtime_dir=run"]).runtime_dir == file.parent / "run"
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("spares", "--set spares: needs a value: --set KEY=VALUE"),
+        ("=5", "--set : there is no such key"),
+        ("spare=1", "--set spare: there is no such key (did you mean 'spares'?)"),
+        ("restart.windw=1s", "(did you mean 'restart.window'?)"),
+        ("spares=", "--set spares: spares: has no value"),
+        ("spares=many", "--set spares: spares: must be a whole number, not 'many'"),
+        ("restart.window=5", "--set restart.window: restart.window: a duration needs its unit"),
+        ("restart=5", "--set restart: restart: must be a mapping"),
+        ("restart={windw: 1s}", "--set restart: restart.windw: unknown key (did you mean 'window'?)"),
+        ("cores=[a", "--set cores: cores: is not valid YAML"),
+        ("models[0].retry=2", "--set models[0].retry: models: the items of a list cannot be set singly"),
+        ("models.0.retry=2", "set the whole list with --set models=[...]"),
+        ("listen[1]=x", "the items of a list cannot be set singly"),
+        ("gateway.http=1", "--set gateway.http: is not supported by this release"),
+        ("devices={cpu: 1}\x00", "holds the character U+0000"),
+    ],
+)
+def test_wrong_arguments(override: str, problem: str) -> None:
+    told = refused([override])
+    assert problem in told
+    assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("MULTITOWER_SPARE", "1", "MULTITOWER_SPARE: there is no such key (did you mean 'MULTITOWER_SPARES'?)"),
+        ("MULTITOWER_RESTART_WINDOW", "1s", "(did you mean 'MULTITOWER_RESTART__WINDOW'?)"),
+        ("MULTITOWER_spares", "1", "MULTITOWER_spares: there is no such key"),
+        ("MULTITOWER_", "1", "MULTITOWER_: there is no such key"),
+        ("MULTITOWER_SPARES", "", "MULTITOWER_SPARES: spares: has no value"),
+        ("MULTITOWER_SPARES", "x", "MULTITOWER_SPARES: spares: must be a whole number"),
+        ("MULTITOWER_MODELS__0__RETRY", "1", "set the whole list with MULTITOWER_MODELS=[...]"),
+        ("MULTITOWER_GATEWAY__HTTP", "1", "MULTITOWER_GATEWAY__HTTP: is not supported by this release"),
+    ],
+)
+def test_wrong_variables(variable: str, value: str, problem: str) -> None:
+    told = refused(environment={variable: value})
+    assert problem in told
+    assert len(told.splitlines()) == 1
+
+
+def test_a_section_cannot_be_put_below_a_value() -> None:
+    Path("x.yaml").write_text(TEXT + "devices: all\n")
+    assert "devices: is 'all' and has no keys below it; set devices as a whole" in refused(["devices.cpu=2"])
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "MULTITOWER_ENDPOINT",
+        "MULTITOWER_SERVICE_HOST",
+        "MULTITOWER_PORT",
+        "MULTITOWER_PORT_5555_TCP_ADDR",
+        "MULTITOWER_FRONT_SERVICE_PORT_HTTP",
+        "PATH",
+        "XMULTITOWER_SPARES",
+    ],
+)
+def test_variables_that_are_somebody_else_s(variable: str) -> None:
+    assert loaded(**{variable: "tcp://10.0.0.1:5555"}).spares == 1
+
+
+def test_problems_of_the_file_come_first() -> None:
+    Path("x.yaml").write_text(TEXT + "cores: x\n")
+    lines = refused(["spares=x"], {"MULTITOWER_SPARE": "1"}).splitlines()
+    assert [line.split(": ")[0] for line in lines] == ["x.yaml:3:8", "MULTITOWER_SPARE", "--set spares"]
+
+
+def test_an_override_of_a_wrong_value_takes_its_problem_away() -> None:
+    Path("x.yaml").write_text(TEXT + "cores: x\n")
+    assert loaded(["cores=shared"]).cores == "shared"

@@ -1,0 +1,293 @@
+"""Configurations that are wrong: each mistake is told with its place, its key and what would be right."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from multitower.supervisor.config import ConfigError, load
+from multitower.supervisor.config_source import MAX_FILE_BYTES, MAX_PROBLEMS
+from multitower.supervisor.config_values import MAX_IPC_PATH_BYTES, RUNTIME_NAME_BYTES
+
+MODEL = "models: [{name: digits, path: digits}]\n"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("digits", "empty", "other", "notes/1"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("digits/saved_model.pb", "other/variables", "old.h5", "frozen.pb"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def problems_of(text: str | bytes) -> list[str]:
+    Path("x.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ConfigError) as caught:
+        load("x.yaml", environment={})
+    assert str(caught.value) == "\n".join(map(str, caught.value.problems))
+    return [str(problem).removeprefix("x.yaml:") for problem in caught.value.problems]
+
+
+def only_problem(text: str | bytes) -> str:
+    (problem,) = problems_of(text)
+    return problem
+
+
+DAEMON = [
+    ("worker_per_device: 2", "2:1: worker_per_device: unknown key (did you mean 'workers_per_device'?)"),
+    ("xyzzy: 2", "2:1: xyzzy: unknown key"),
+    ("max_queue_delay: 5ms", "2:1: max_queue_delay: unknown key here; it belongs in models[].batching"),
+    ("restart: {spares: 2}", "2:11: restart.spares: unknown key here; it belongs at the top of the file"),
+    ("restart: {first: 1s}", "restart.first: unknown key here; it belongs in restart.backoff"),
+    *(
+        (f"{key}: 1", f"2:1: {key}: is not supported by this release")
+        for key in ("gateway", "dispatch", "heartbeat", "quarantine")
+    ),
+    ("workers_per_device: two", "2:21: workers_per_device: must be a whole number, not 'two'"),
+    ("workers_per_device: '2'", "must be a whole number, not '2'"),
+    ("workers_per_device: 2.0", "must be a whole number, not 2.0"),
+    ("workers_per_device: true", "must be a whole number, not True"),
+    ("workers_per_device: 0", "must be at least 1, not 0"),
+    ("workers_per_device: 1000000", "must be at most 256"),
+    ("spares: -1", "spares: must be at least 0, not -1"),
+    ("spares:", "2:1: spares: has no value; leave the key out to take its default"),
+    ("restart: {backoff: }", "2:11: restart.backoff: has no value"),
+    ("insecure: yes", "2:11: insecure: must be true or false, not 'yes'"),
+    ("insecure: 1", "insecure: must be true or false, not 1"),
+    ("cores: splt", "cores: must be one of 'auto', 'split' or 'shared', not 'splt'"),
+    ("threads: 4", "2:10: threads: must be a mapping of keys to values, not 4"),
+    ("threads: {intra_op: 0}", "threads.intra_op: must be auto or a whole number from 1"),
+    ("threads: {intra_op: none}", "threads.intra_op: must be auto or a whole number from 1"),
+    ("restart: {window: 60}", "2:19: restart.window: a duration needs its unit: write 60s"),
+    ("restart: {window: 0s}", "restart.window: must be longer than nothing"),
+    ("restart: {backoff: {max: 100ms}}", "restart.backoff.max: 100ms is less than first (500ms)"),
+    ("restart: {backoff: {first: 60s}}", "restart.backoff.max: 30s is less than first (60s)"),
+    ("max_message_size: 1B", "1B is less than 1KiB, the least"),
+    ("max_message_size: 4000000GiB", "more than 1024GiB, the most"),
+    ("max_message_size: 64", "a size needs its unit: write 64MiB"),
+    ("memory: 6", "must be growth, a size (6GiB) or a percentage (80%), not 6"),
+    ("memory: 0GiB", "a worker cannot work without memory"),
+    ("memory: 0%", "'0%' is not a percentage over 0% up to 100%"),
+    ("memory: 101%", "'101%' is not a percentage over 0% up to 100%"),
+    ("memory: much", "'much' is not a size"),
+    ("devices: {cpu: 1}\nmemory: 50%", "3:9: memory: limits the memory of GPUs"),
+    ("devices: none", "2:10: devices: must be all, a list of devices or {cpu: N}, not 'none'"),
+    ("devices: []", "devices: the list is empty"),
+    ("devices: {}", "2:10: devices: the key 'cpu' is missing"),
+    ("devices: {cpu: 0}", "2:16: devices.cpu: must be at least 1, not 0"),
+    ("devices: {gpu: 1}", "2:11: devices.gpu: unknown key (did you mean 'cpu'?)"),
+    ("devices: [[0, 1]]", "2:11: devices[0]: groups of devices are not supported by this release"),
+    ("devices: ['0']", "devices[0]: '0' is text; an index is written without quotes"),
+    ("devices: [0, -1]", "2:14: devices[1]: -1 is no device index"),
+    ("devices: [0, 1, 0]", "2:17: devices[2]: 0 is listed twice; workers_per_device"),
+    ("devices: [MIG-3]", "'MIG-3' is a MIG device, which is not supported by this release"),
+    ("devices: [cpu]", "{cpu: N} instead of the list gives workers on the CPU"),
+    ("devices: [8f3a]", "'8f3a' is neither an index (0) nor a UUID"),
+    ("devices: [true]", "devices[0]: must be an index (0) or a UUID"),
+    ("listen: []", "2:9: listen: must not be empty"),
+    ("listen: tcp://127.0.0.1:5555", "2:9: listen: must be a list, as in [a, b], not 'tcp://127.0.0.1:5555'"),
+    ("listen: [5555]", "2:10: listen[0]: must be an endpoint, as in tcp://127.0.0.1:5555, not 5555"),
+    ("listen: [http://x]", "it must begin with ipc:// or tcp://"),
+    ("listen: ['tcp://127.0.0.1']", "must be tcp://HOST:PORT"),
+    ("listen: ['tcp://127.0.0.1:0']", "the port 0 must be 1 to 65535"),
+    ("listen: ['tcp://127.0.0.1:65536']", "the port 65536 must be 1 to 65535"),
+    ("listen: ['tcp://[::1:5555']", "must be tcp://HOST:PORT"),
+    ("listen: ['tcp://0.0.0.0:5555']", "2:10: listen[0]: 0.0.0.0 can be reached from other machines"),
+    ("listen: ['tcp://*:5555']", "* can be reached from other machines"),
+    ("listen: ['tcp://[::]:5555']", "[::] can be reached from other machines"),
+    ("listen: ['tcp://192.168.1.5:5555']", "set 'insecure: true'"),
+    ("listen: ['tcp://localhost.example:5555']", "can be reached from other machines"),
+    ("listen: ['tcp://127.1:5555']", "can be reached from other machines"),
+    ("listen: [ipc://a, ipc://./a]", "2:19: listen[1]: ipc://"),
+    ("listen: ['ipc://@abstract']", "any user of the machine could connect"),
+    ("listen: ['ipc://']", "must name a file"),
+    ("listen: ['ipc://*']", "must name a file"),
+    ("listen: [ipc://digits]", "is a folder; name the socket in it"),
+    (f"listen: [ipc:///{'a' * MAX_IPC_PATH_BYTES}]", "has 108 bytes; 107 is the most"),
+    (f"listen: ['ipc:///{'é' * 54}']", "has 109 bytes; 107 is the most"),
+    ("runtime_dir: /dev/null", "/dev/null is not a folder"),
+    (f"runtime_dir: /{'a' * 100}", f"has 101 bytes; {MAX_IPC_PATH_BYTES - RUNTIME_NAME_BYTES} is the most"),
+    ("runtime_dir: 5", "must be the path of a folder, not 5"),
+]
+
+
+@pytest.mark.parametrize(("line", "problem"), DAEMON, ids=[line for line, _ in DAEMON])
+def test_keys_of_the_daemon(line: str, problem: str) -> None:
+    assert problem in only_problem(MODEL + line)
+
+
+MODELS = [
+    ("name: a, path: nowhere", "1:26: models[0].path: {folder}/nowhere does not exist"),
+    ("name: a, path: no/where", "no/where does not exist, nor does {folder}/no"),
+    ("name: a, path: ~/model", "~ is not expanded, write the whole path"),
+    ("name: a, path: empty", "neither itself nor in a numbered version folder: it is empty"),
+    ("name: a, path: other", "in a numbered version folder: it holds variables"),
+    ("name: a, path: notes", "in a numbered version folder: its versions (1) hold none"),
+    ("name: a, path: digits/saved_model.pb", "name the folder that holds it, {folder}/digits"),
+    ("name: a, path: old.h5", "load it with Keras and save it as .keras"),
+    ("name: a, path: frozen.pb", "export a frozen graph as a SavedModel"),
+    ("name: a, path: x.yaml", "is a file; a model is a SavedModel folder or a .keras file"),
+    (f"name: a, path: {'a' * 300}", "cannot be read: File name too long"),
+    ("name: a, path: ''", "must be the path of a model, not ''"),
+    ("name: a, path: 5", "must be the path of a model, not 5"),
+    ("name: a", "1:10: models[0]: the key 'path' or 'handler' is missing"),
+    ("name: a, pth: digits", "models[0].pth: unknown key (did you mean 'path'?)"),
+    ("path: digits", "1:10: models[0]: the key 'name' is missing"),
+    ("nam: a, path: digits", "1:11: models[0].nam: unknown key (did you mean 'name'?)"),
+    ("name: a, path: digits, handler: 'm:C'", "models[0].handler: a model has a path or a handler, not both"),
+    ("name: a b, path: digits", "'a b' is no name"),
+    ("name: -a, path: digits", "'-a' is no name"),
+    ("name: 5, path: digits", "5 is no name"),
+    (f"name: {'a' * 129}, path: digits", "is no name: 1 to 128 letters"),
+    ("name: a, handler: module", "'module' is not module:Class"),
+    ("name: a, handler: 'm:C()'", "'m:C()' is not module:Class"),
+    ("name: a, handler: 'm:C', parameters: [1]", "parameters: must be a mapping of keys to values, not [1]"),
+    ("name: a, path: digits, parameters: {a: 1}", "models[0].parameters: goes with a handler only"),
+    ("name: a, handler: 'm:C', signature: s", "models[0].signature: goes with a path only"),
+    ("name: a, path: digits, signature: ''", "must be the name of a signature"),
+    ("name: a, path: digits, retry: 6", "models[0].retry: must be at most 5, not 6"),
+    ("name: a, path: digits, retry: -1", "models[0].retry: must be at least 0, not -1"),
+    ("name: a, path: digits, batching: 5", "batching: must be a mapping of keys to values, not 5"),
+    ("name: a, path: digits, batching: {max_batch_size: 0}", "batching.max_batch_size: must be at least 1, not 0"),
+    (
+        "name: a, path: digits, batching: {allowed_batch_sizes: [1, 8]}",
+        "1:70: models[0].batching.allowed_batch_sizes[1]: the last size must be max_batch_size, 32, not 8",
+    ),
+    (
+        "name: a, path: digits, batching: {allowed_batch_sizes: [8, 8, 32]}",
+        "batching.allowed_batch_sizes[1]: 8 after 8: the sizes must ascend",
+    ),
+    ("name: a, path: digits, batching: {allowed_batch_sizes: 32}", "allowed_batch_sizes: must be a list"),
+    ("name: a, path: digits, batching: {max_queue_delay: 5}", "write 5s"),
+    ("name: a, path: digits, queue: {timeout: 0s}", "models[0].queue.timeout: must be longer than nothing"),
+    ("name: a, path: digits, queue: {max_bytes: 0B}", "models[0].queue.max_bytes: must be more than nothing"),
+    ("name: a, path: digits, queue: {max_size: 0}", "models[0].queue.max_size: must be at least 1, not 0"),
+    ("name: a, path: digits, timeout: 5s", "models[0].timeout: unknown key here; it belongs in models[].queue"),
+    *(
+        (f"name: a, path: digits, {key}: 1", f"models[0].{key}: is not supported by this release")
+        for key in ("versions", "max_execution_time", "inputs", "outputs")
+    ),
+    (
+        "name: a, path: digits}, {name: a, path: digits",
+        "1:42: models[1].name: 'a' is the name of a model above as well",
+    ),
+    ("name: a, path: digits}, 5, {name: b, path: digits", "models[1]: must be a mapping of keys to values, not 5"),
+]
+
+
+@pytest.mark.parametrize(("model", "problem"), MODELS, ids=[model[:60] for model, _ in MODELS])
+def test_keys_of_a_model(folder: Path, model: str, problem: str) -> None:
+    assert problem.format(folder=folder) in only_problem(f"models: [{{{model}}}]")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "1:1: the file is empty"),
+        ("# nothing\n", "the file is empty"),
+        ("- a\n", "1:1: the file holds a list, not a mapping of keys to values"),
+        ("model\n", "the file holds 'model', not a mapping"),
+        ("spares: 1\n", "1:1: the key 'models' is missing"),
+        ("model: []\n", "1:1: model: unknown key (did you mean 'models'?)"),
+        ("models: []\n", "1:9: models: must not be empty"),
+        ("models:\n", "1:1: models: has no value"),
+        ("models: digits\n", "models: must be a list"),
+        ("models: {name: a}\n", "models: must be a list"),
+        (b"# caf\xe9\n" + MODEL.encode(), "1:6: is not UTF-8 (byte 0xe9)"),
+        (MODEL.encode("utf-16"), "1:1: is not UTF-8"),
+        (b"#" * (MAX_FILE_BYTES + 1), "is over 256 KiB, which no configuration needs"),
+        (MODEL + "---\n" + MODEL, "2:1: holds a second YAML document"),
+        (MODEL + "\tspares: 1\n", "indent with spaces, not with tabs"),
+    ],
+    ids=range(15),
+)
+def test_whole_files(text: str | bytes, problem: str) -> None:
+    assert problem in only_problem(text)
+
+
+def test_a_byte_order_mark_is_no_problem() -> None:
+    Path("x.yaml").write_bytes(b"\xef\xbb\xbf" + MODEL.encode())
+    assert load("x.yaml", environment={}).models[0].name == "digits"
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("y.yaml", "y.yaml: there is no such file in {folder} (did you mean 'x.yaml'?)"),
+        ("sub/x.yaml", "sub/x.yaml: there is no such file, nor can the folder {folder}/sub be read"),
+        ("digits", "digits: cannot be read: Is a directory"),
+        ("x.yaml/y", "x.yaml/y: cannot be read: Not a directory"),
+        ("a\0b", "cannot be read: embedded null byte"),
+        ("a" * 300, "cannot be read: File name too long"),
+    ],
+)
+def test_files_that_cannot_be_read(folder: Path, name: str, problem: str) -> None:
+    Path("x.yaml").write_text(MODEL)
+    with pytest.raises(ConfigError) as caught:
+        load(name, environment={})
+    assert problem.format(folder=folder) in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_files_that_nobody_may_read(folder: Path) -> None:
+    Path("x.yaml").write_text(MODEL)
+    Path("x.yaml").chmod(0)
+    with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
+        load("x.yaml", environment={})
+
+
+def test_everything_is_told_at_once_in_the_order_of_the_file() -> None:
+    text = """\
+listen: [tcp://0.0.0.0:1, x, tcp://127.0.0.1:1]
+spares: 1
+spares: many
+devices: [0, '1', [2]]
+restart:
+  window: 1d
+  backof: {first: 1s}
+models:
+  - name: a
+    path: nowhere
+    queue: {timeout: 5}
+  - nam: b
+    handler: x
+"""
+    places = [problem.split(": ")[:2] for problem in problems_of(text)]
+    assert places == [
+        ["1:10", "listen[0]"],
+        ["1:27", "listen[1]"],
+        ["3:1", "spares"],
+        ["4:14", "devices[1]"],
+        ["4:19", "devices[2]"],
+        ["6:11", "restart.window"],
+        ["7:3", "restart.backof"],
+        ["10:11", "models[0].path"],
+        ["11:22", "models[0].queue.timeout"],
+        ["12:5", "models[1].nam"],
+        ["13:14", "models[1].handler"],
+    ]
+
+
+def test_what_is_wrong_in_an_anchor_is_told_where_it_stands() -> None:
+    text = "models:\n  - {name: a, path: digits, queue: &q {timeout: 5}}\n  - {name: b, path: digits, queue: *q}\n"
+    assert [problem.split(": ")[:2] for problem in problems_of(text)] == [
+        ["2:49", "models[0].queue.timeout"],
+        ["2:49", "models[1].queue.timeout"],
+    ]
+
+
+def test_no_more_is_told_than_somebody_reads() -> None:
+    problems = problems_of(MODEL + "\n".join(f"zz{number}: 1" for number in range(MAX_PROBLEMS + 50)))
+    assert len(problems) == MAX_PROBLEMS + 1
+    assert problems[-1].endswith("and 50 more problems")
+
+
+def test_no_problem_quotes_more_than_somebody_reads() -> None:
+    long = "x" * 10_000
+    text = f"{long}: 1\nspares: {long}\ncores: {long}\nlisten: [{long}]\ndevices: [{long}]\nmemory: {long}\n"
+    for problem in problems_of(text + f"drain_timeout: {long}\nmodels: [{{name: {long}, handler: {long}}}]\n"):
+        assert len(problem) < 400

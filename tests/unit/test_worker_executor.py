@@ -1,0 +1,280 @@
+"""No entry gets another's rows, nor pays for another's error, whatever the model does."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multitower import wire
+from multitower.errors import InvalidRequest, MultitowerError, Reason
+from multitower.spec import TensorReport
+from multitower.worker.executor import Executor
+from multitower.worker.model import Arrays
+from multitower.worker_wire import KeySpec
+
+KEY = KeySpec("m", (("x", "INT64", ()),), None, True)
+BAD = -1
+
+
+class Scripted:
+    """A model that is one function; remembers the rows of each call."""
+
+    platform = "python"
+    version = "1"
+    inputs = None
+
+    def __init__(self, function: Callable[[np.ndarray], Arrays], outputs: tuple[TensorReport, ...] | None = None):
+        self._function = function
+        self.outputs = outputs
+        self.calls: list[list[int]] = []
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        self.calls.append(inputs["x"].tolist())
+        return self._function(inputs["x"])
+
+    def close(self) -> None:
+        pass
+
+
+def square(x: np.ndarray) -> Arrays:
+    return {"y": x * x}
+
+
+def picky(x: np.ndarray) -> Arrays:
+    if (x == BAD).any():
+        raise ValueError(f"{BAD} among {len(x)}")
+    return square(x)
+
+
+def run(executor: Executor, *entries: Sequence[int], key: KeySpec = KEY) -> list[Any]:
+    """An answer an entry: its `y`, or its error's reason."""
+    frames = [np.array(entry, np.int64).tobytes() for entry in entries]
+    answers, timing = executor.run(key, [len(entry) for entry in entries], frames)
+    assert min(timing.assemble_ns, timing.compute_ns, timing.slice_ns) >= 0
+    read = []
+    for answer in answers:
+        if isinstance(answer, MultitowerError):
+            wire.dump_json(answer.to_wire())
+            read.append(answer.reason)
+            continue
+        (described,) = json.loads(answer[0])["outputs"]
+        read.append(np.frombuffer(answer[1], np.int64).reshape(described["shape"]).tolist())
+    return read
+
+
+def test_a_batch_is_one_call_and_each_gets_its_rows() -> None:
+    model = Scripted(square)
+    assert run(Executor("m", model, (), proven=True), [1, 2], [3], [4]) == [[1, 4], [9], [16]]
+    assert model.calls == [[1, 2, 3, 4]]
+
+
+def test_padding_repeats_the_last_row_and_is_cut_off() -> None:
+    model = Scripted(square)
+    assert run(Executor("m", model, (4, 8), proven=True), [1, 2], [3]) == [[1, 4], [9]]
+    assert model.calls == [[1, 2, 3, 3]]
+
+
+def test_time_is_accounted_for() -> None:
+    _, timing = Executor("m", Scripted(square), (), proven=True).run(KEY, [1, 1], [bytes(8), bytes(8)])
+    assert min(timing.assemble_ns, timing.compute_ns, timing.slice_ns) > 0
+
+
+@pytest.mark.parametrize("proven", [True, False])
+@pytest.mark.parametrize("entries", range(1, 10))
+def test_the_culprit_alone_gets_the_error(entries: int, proven: bool) -> None:
+    for culprit in range(entries):
+        model = Scripted(picky)
+        batch = [[BAD if number == culprit else number + 10] for number in range(entries)]
+        wanted = [["model_error"] if x == BAD else [x * x] for (x,) in batch]
+        assert [
+            a if isinstance(a, list) else [a] for a in run(Executor("m", model, (), proven=proven), *batch)
+        ] == wanted
+
+
+def test_narrowing_takes_a_logarithm_of_calls() -> None:
+    model = Scripted(picky)
+    run(Executor("m", model, (), proven=True), *([number] for number in [*range(31), BAD]))
+    assert len(model.calls) == 1 + 2 * 5
+
+
+@given(
+    st.lists(st.lists(st.integers(-1, 5), min_size=1, max_size=4), min_size=1, max_size=12),
+    st.sampled_from([(), (1, 4, 48), (48,)]),
+    st.booleans(),
+)
+def test_whatever_is_joined_answers_are_those_of_each_alone(
+    entries: list[list[int]], allowed: tuple[int, ...], proven: bool
+) -> None:
+    wanted = ["model_error" if BAD in entry else [x * x for x in entry] for entry in entries]
+    assert run(Executor("m", Scripted(picky), allowed, proven=proven), *entries) == wanted
+
+
+UNBATCHABLE: dict[str, Callable[[np.ndarray], Arrays]] = {
+    "a scalar": lambda x: {"y": x.sum()},
+    "one row": lambda x: {"y": x.sum(keepdims=True)},
+    "as many rows as the batch has at first": lambda x: {"y": np.full(4, x.sum())},
+    "as many rows as the first entry": lambda x: {"y": np.full(2, x.sum())},
+    "as many rows as the others": lambda x: {"y": np.full(3, x.sum())},
+    "rows left out": lambda x: {"y": x[x != C]},
+    "a row more": lambda x: {"y": np.append(x, x.sum())},
+}
+
+
+# Each row is a hexadecimal digit of its own, so that a sum tells whose rows it is made of.
+A, B, C, D = 0x1, 0x10, 0x100, 0x1000
+
+
+@pytest.mark.parametrize("entries", [[[A, B], [C], [D]], [[C], [A], [B], [D]], [[A, B], [D, C]], [[A], [C]]])
+@pytest.mark.parametrize("shape", UNBATCHABLE)
+def test_outputs_without_the_batchs_dimension_are_never_shared(shape: str, entries: list[list[int]]) -> None:
+    executor = Executor("m", Scripted(UNBATCHABLE[shape]), ())
+    for batch in (entries, entries[::-1]):
+        assert run(executor, *batch) == [UNBATCHABLE[shape](np.array(entry))["y"].tolist() for entry in batch]
+
+
+@pytest.mark.parametrize("allowed", [(4,), (1, 4), (2, 4, 8)])
+@pytest.mark.parametrize("entries", [[[A, B], [C], [D]], [[C], [A], [B], [D]], [[A, B], [D, C]], [[A], [C]]])
+@pytest.mark.parametrize("shape", UNBATCHABLE)
+def test_nor_are_they_where_batches_are_padded(shape: str, entries: list[list[int]], allowed: tuple[int, ...]) -> None:
+    executor = Executor("m", Scripted(UNBATCHABLE[shape]), allowed)
+    for batch in (entries, entries[::-1]):
+        for entry, answer in zip(batch, run(executor, *batch), strict=True):
+            for number in np.ravel(answer).tolist():
+                assert all(number >> 4 * digit & 0xF == 0 or 0x10**digit in entry for digit in range(4)), (
+                    entry,
+                    answer,
+                )
+
+
+def test_once_found_out_requests_run_singly_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
+    model = Scripted(UNBATCHABLE["one row"])
+    executor = Executor("m", model, ())
+    with caplog.at_level(logging.WARNING):
+        assert run(executor, [1, 2], [3, 4], [5, 6]) == [[3], [7], [11]]
+    assert "'y' [1]" in caplog.text
+    model.calls.clear()
+    assert run(executor, [1, 2], [3, 4]) == [[3], [7]]
+    assert model.calls == [[1, 2], [3, 4]]
+
+
+def test_an_output_that_changes_its_mind_is_caught_in_proven_models_too() -> None:
+    model = Scripted(UNBATCHABLE["rows left out"])
+    executor = Executor("m", model, (), proven=True)
+    assert run(executor, [1], [2]) == [[1], [2]]
+    assert run(executor, [1], [C], [2]) == [[1], [], [2]]
+
+
+def test_a_padded_first_entry_is_run_again_when_the_others_show_what_it_was_made_of() -> None:
+    executor = Executor("m", Scripted(UNBATCHABLE["as many rows as the batch has at first"]), (1, 4, 8))
+    assert run(executor, [A, B], [C, D, D]) == [[A + B] * 4, [C + D + D] * 4]
+
+
+def test_two_sizes_prove_a_key_without_running_any_row_twice() -> None:
+    model = Scripted(square)
+    executor = Executor("m", model, ())
+    assert run(executor, [1], [2], [3]) == [[1], [4], [9]]
+    assert model.calls == [[1], [2, 3]]
+    assert run(executor, [1], [2], [3]) == [[1], [4], [9]]
+    assert model.calls[2:] == [[1, 2, 3]]
+
+
+def test_two_equal_entries_prove_a_key_by_padding() -> None:
+    model = Scripted(square)
+    executor = Executor("m", model, ())
+    assert run(executor, [1], [2]) == [[1], [4]]
+    assert model.calls == [[1], [2, 2]]
+    assert run(executor, [1], [2]) == [[1], [4]]
+    assert model.calls[2:] == [[1, 2]]
+
+
+def test_proof_for_one_key_is_none_for_another() -> None:
+    def both(x: np.ndarray) -> Arrays:
+        return {"y": x * x, "total": np.full(3, x.sum())}
+
+    chosen = KeySpec("m", KEY.inputs, ("y",), True)
+    total = KeySpec("m", KEY.inputs, ("total",), True)
+    executor = Executor("m", Scripted(both), ())
+    assert run(executor, [1], [2], [3], key=chosen) == [[1], [4], [9]]
+    assert run(executor, [1], [2], [3], key=total) == [[1] * 3, [2] * 3, [3] * 3]
+
+
+def test_a_single_entry_runs_once() -> None:
+    model = Scripted(UNBATCHABLE["a scalar"])
+    assert run(Executor("m", model, ()), [1, 2]) == [3]
+    assert model.calls == [[1, 2]]
+
+
+def test_an_unbatched_key_runs_as_it_is() -> None:
+    model = Scripted(UNBATCHABLE["a scalar"])
+    key = KeySpec("m", (("x", "INT64", (2,)),), None, False)
+    answers, _ = Executor("m", model, (8,), singly=True).run(key, [1], [np.array([1, 2]).tobytes()])
+    assert json.loads(answers[0][0])["outputs"] == [{"name": "y", "datatype": "INT64", "shape": []}]
+    assert model.calls == [[1, 2]]
+
+
+def test_a_malformed_entry_is_refused_and_the_others_run() -> None:
+    model = Scripted(square)
+    answers, _ = Executor("m", model, (), proven=True).run(
+        KEY, [1, 1, 1], [np.array([2]).tobytes(), b"short", np.array([3]).tobytes()]
+    )
+    assert isinstance(answers[1], InvalidRequest)
+    assert answers[1].reason == "size_mismatch"
+    assert model.calls == [[2, 3]]
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def refusal() -> MultitowerError:
+    return InvalidRequest(Reason.SHAPE_INVALID, "too small", {"field": "x"})
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "message"),
+    [
+        (ValueError("wrong"), "model_error", "'m' raised ValueError: wrong"),
+        (OSError(2, "none", "/a\udcff"), "model_error", r"'m' raised FileNotFoundError: [Errno 2] none: '/a\udcff'"),
+        (Unspeakable(), "model_error", "'m' raised Unspeakable: (its message cannot be shown)"),
+        (KeyError("k" * 5000), "model_error", "'m' raised KeyError: '" + "k" * 1999 + " ..."),
+        (refusal(), "shape_invalid", "too small"),
+        (InvalidRequest(Reason.SHAPE_INVALID, "bad \ud800", {"n": object()}), "shape_invalid", r"bad \ud800"),
+        (
+            MultitowerError(Reason.QUEUE_FULL, "of another daemon"),
+            "model_error",
+            "'m' raised MultitowerError: RESOURCE_EXHAUSTED/queue_full: of another daemon",
+        ),
+    ],
+)
+def test_what_a_model_raises_is_told(error: Exception, reason: str, message: str) -> None:
+    def fail(x: np.ndarray) -> Arrays:
+        raise error
+
+    answers, _ = Executor("m", Scripted(fail), ()).run(KEY, [1], [bytes(8)])
+    body = json.loads(wire.dump_json(answers[0].to_wire()))["error"]  # type: ignore[union-attr]
+    assert (body["reason"], body["message"]) == (reason, message)
+
+
+def test_a_handlers_own_refusal_keeps_its_details() -> None:
+    def fail(x: np.ndarray) -> Arrays:
+        raise refusal()
+
+    answers, _ = Executor("m", Scripted(fail), ()).run(KEY, [1], [bytes(8)])
+    assert answers[0].details == {"field": "x"}  # type: ignore[union-attr]
+
+
+def test_tracebacks_are_logged_but_not_all_of_a_flood(caplog: pytest.LogCaptureFixture) -> None:
+    executor = Executor("m", Scripted(picky), ())
+    for _ in range(50):
+        run(executor, [BAD])
+    shown = [record for record in caplog.records if record.exc_info]
+    assert 1 <= len(shown) < 10
+    assert "picky" in caplog.text

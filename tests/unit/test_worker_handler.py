@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from multitower.errors import InvalidRequest, ModelError
+from multitower.spec import ModelSpec, TensorReport
+from multitower.worker.handler import HandlerModel
+from multitower.worker.model import LoadError
+
+HANDLERS = """
+from types import SimpleNamespace
+
+import numpy as np
+
+from multitower import InvalidRequest, Reason
+
+
+class Base:
+    def load(self, **parameters):
+        self.parameters = parameters
+
+    def infer(self, inputs):
+        return dict(inputs)
+
+
+class Sized(Base):
+    def load(self, size, color="red"):
+        self.inputs = {"image": ("UINT8", (-1, size, size, 3)), "tag": ("BYTES", None)}
+        self.outputs = {"thumb": ["FP32", [-1, size]]}
+
+    def infer(self, inputs):
+        return {"thumb": np.zeros((2, 4), np.float32), "more": 1}
+
+
+class Returns(Base):
+    def load(self, value):
+        self.value = value
+
+    def infer(self, inputs):
+        return self.value
+
+
+class Buffered(Base):
+    def load(self):
+        self.buffer = np.zeros(100_000)
+
+    def infer(self, inputs):
+        self.buffer[:] += 1
+        return {"y": self.buffer}
+
+
+class Closing(Base):
+    closed = 0
+
+    def close(self):
+        Closing.closed += 1
+
+
+class Thief(Base):
+    def infer(self, inputs):
+        inputs.clear()
+        return {}
+
+
+class Refusing(Base):
+    def infer(self, inputs):
+        raise InvalidRequest(Reason.SHAPE_INVALID, "too small", {"field": "x"})
+
+
+class NoInfer:
+    def load(self):
+        pass
+
+
+class BadDatatype(Base):
+    inputs = {"x": ("float32", (-1,))}
+
+
+class BadShape(Base):
+    outputs = {"x": ("FP32", (-2,))}
+
+
+class BadPair(Base):
+    inputs = {"x": "FP32"}
+
+
+class BadName(Base):
+    inputs = {1: ("FP32", ())}
+
+
+class NotADict(Base):
+    outputs = ["x"]
+
+
+outer = SimpleNamespace()
+outer.Inner = Base
+instance = Base()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("handlers")
+    (folder / "worker_test_handlers.py").write_text(HANDLERS)
+    (folder / "worker_test_needy.py").write_text("import a_package_that_nobody_has\n")
+    (folder / "worker_test_faulty.py").write_text("1 / 0\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield
+        for name in [name for name in sys.modules if name.startswith("worker_test_")]:
+            patch.delitem(sys.modules, name)
+
+
+def load(name: str, **parameters: Any) -> HandlerModel:
+    return HandlerModel(ModelSpec(name="m", handler=f"worker_test_handlers:{name}", parameters=parameters))
+
+
+def test_parameters_go_to_load_by_name_and_declarations_may_depend_on_them() -> None:
+    model = load("Sized", size=4)
+    assert model.inputs == (
+        TensorReport(name="image", datatype="UINT8", shape=(-1, 4, 4, 3)),
+        TensorReport(name="tag", datatype="BYTES", shape=None),
+    )
+    assert model.outputs == (TensorReport(name="thumb", datatype="FP32", shape=(-1, 4)),)
+    assert set(model.infer({})) == {"thumb", "more"}
+    with pytest.raises(TypeError, match="sise"):
+        load("Sized", sise=4)
+
+
+def test_what_declares_nothing_takes_anything() -> None:
+    model = load("outer.Inner", a=1)
+    assert (model.inputs, model.outputs) == (None, None)
+    assert model.infer({"x": np.ones(2)})["x"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("handler", "message"),
+    [
+        ("worker_test_missing:X", "cannot import 'worker_test_missing'"),
+        ("worker_test_needy:X", "cannot import 'a_package_that_nobody_has' for the handler worker_test_needy:X"),
+        ("worker_test_handlers:Nothing", "has no Nothing"),
+        ("worker_test_handlers:outer.Nothing", "has no outer.Nothing"),
+        ("worker_test_handlers:instance", "is no class"),
+        ("worker_test_handlers:NoInfer", "no method infer"),
+        ("worker_test_handlers:BadDatatype", "inputs .*'float32' is none of BOOL, "),
+        ("worker_test_handlers:BadShape", "outputs .*not -2"),
+        ("worker_test_handlers:BadPair", "inputs of the handler must be a dict"),
+        ("worker_test_handlers:BadName", "1 is no name"),
+        ("worker_test_handlers:NotADict", "outputs of the handler must be a dict"),
+    ],
+)
+def test_what_cannot_be_a_handler_says_why(handler: str, message: str) -> None:
+    with pytest.raises(LoadError, match=message):
+        HandlerModel(ModelSpec(name="m", handler=handler))
+
+
+def test_an_error_of_the_handlers_own_module_comes_through() -> None:
+    with pytest.raises(ZeroDivisionError):
+        HandlerModel(ModelSpec(name="m", handler="worker_test_faulty:X"))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "elements"),
+    [
+        (np.float32([1, 2]), np.float32, [1, 2]),
+        ([1, 2], np.int64, [1, 2]),
+        (1.5, np.float64, 1.5),
+        ([True], np.bool_, [True]),
+        (b"\0tail\0", object, b"\0tail\0"),
+        ([b"a\0", b""], object, [b"a\0", b""]),
+        ([["a\0"], ["bc"]], object, [["a\0"], ["bc"]]),
+        ([], np.float64, []),
+    ],
+)
+def test_array_likes_become_arrays(value: Any, dtype: Any, elements: Any) -> None:
+    array = load("Returns", value={"y": value}).infer({})["y"]
+    assert array.dtype == dtype
+    assert array.tolist() == elements
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "returned NoneType, but a dict"),
+        ([1], "returned list, but a dict"),
+        ({1: 2}, "an output of the name 1"),
+        ({"": 2}, "an output of the name ''"),
+        ({"\ud800": 2}, r"an output of the name '\\ud800'"),
+        ({"y": [[1], [2, 3]]}, "'y' is no array: ValueError"),
+    ],
+)
+def test_what_is_no_dict_of_arrays_is_the_handlers_error(value: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as raised:
+        load("Returns", value=value).infer({})
+    assert raised.value.reason == "output_invalid"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({}, "no output 'y', only none"),
+        ({"z": 1}, "no output 'y', only 'z'"),
+        ({"y": np.zeros((2, 4))}, r"'y' has the shape \[2, 4\], but \[-1, 3\] is declared"),
+        ({"y": np.zeros(3)}, r"shape \[3\]"),
+        ({"y": np.zeros((2, 3))}, None),
+    ],
+)
+def test_what_is_declared_is_checked(value: Any, message: str | None) -> None:
+    model = load("Returns", value=value)
+    model.outputs = (TensorReport(name="y", datatype="FP64", shape=(-1, 3)),)
+    if message is None:
+        assert model.infer({})["y"].shape == (2, 3)
+    else:
+        with pytest.raises(ModelError, match=message):
+            model.infer({})
+
+
+def test_a_buffer_that_is_used_again_does_not_change_answers_on_their_way() -> None:
+    model = load("Buffered")
+    first = model.infer({})["y"]
+    model.infer({})
+    assert first[0] == 1
+
+
+def test_a_handler_that_empties_its_dict_does_not_empty_the_callers() -> None:
+    inputs = {"x": np.ones(1)}
+    load("Thief").infer(inputs)
+    assert "x" in inputs
+
+
+def test_its_own_refusals_come_through() -> None:
+    with pytest.raises(InvalidRequest, match="too small"):
+        load("Refusing").infer({})
+
+
+def test_close_is_called_where_there_is_one() -> None:
+    model = load("Closing")
+    model.close()
+    assert sys.modules["worker_test_handlers"].Closing.closed == 1
+    load("outer.Inner").close()
