@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +80,7 @@ def _from_objects(folder: str, wanted: str | None) -> _Signature:
 
     # The functions hold their model's variables only weakly.
     call.loaded = loaded  # type: ignore[attr-defined]
-    return _Signature(inputs, function.structured_outputs, call)
+    return _Signature(_specs(inputs), _specs(function.structured_outputs), call)
 
 
 def _from_graph(folder: str, wanted: str | None) -> _Signature:
@@ -98,8 +98,15 @@ def _from_graph(folder: str, wanted: str | None) -> _Signature:
         values = run(*(arrays[name] for name in inputs))
         return {name: setup.plain(value) for name, value in zip(outputs, values, strict=True)}
 
-    specs = [{name: tf.TensorSpec.from_tensor(tensor) for name, tensor in side.items()} for side in (inputs, outputs)]
-    return _Signature(*specs, call)
+    return _Signature(_specs(inputs), _specs(outputs), call)
+
+
+def _specs(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Specs of what may be symbolic tensors: those of graphs, and of TensorFlow 1's models, are."""
+    return {
+        name: value if isinstance(value, tf.TypeSpec) else tf.type_spec_from_value(value)
+        for name, value in values.items()
+    }
 
 
 def _tensor(graph: Any, name: str, info: Any) -> Any:

@@ -60,7 +60,8 @@ def report(name: str, spec: Any) -> TensorReport:
     Raises:
         LoadError: it is ragged or sparse, or of a datatype that the protocol does not carry.
     """
-    if not isinstance(spec, tf.TensorSpec):
+    # Signatures of TensorFlow 1 show their graph's tensors.
+    if not isinstance(spec, tf.TensorSpec | tf.Tensor):
         kind = type(spec).__name__.removesuffix("Spec")
         raise LoadError(f"{name!r} is a {kind}; only dense tensors can be served: convert it inside the model")
     datatype = _DATATYPES.get(spec.dtype)
