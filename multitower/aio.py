@@ -17,6 +17,7 @@ from multitower.client import (
     RequestFuture,
     Requests,
     model_header,
+    no_room,
     not_ready,
 )
 from multitower.errors import Reason, Unavailable, make
@@ -74,23 +75,21 @@ class AsyncClient:
         priority: int = 0,
     ) -> Outputs:
         """Runs a model and waits for its outputs; see `Client.infer`."""
-        begun = time.monotonic()
-        seconds = self._requests.seconds(timeout)
-        self._requests.connection.check()
+        requests = self._requests
+        requests.connection.check()
+        seconds = requests.seconds(timeout)
+        deadline = time.monotonic() + seconds
+        if self._room.locked():
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._room.acquire()
+            except TimeoutError:
+                raise no_room(self._max_outstanding) from None
+        else:
+            await self._room.acquire()  # at once
         try:
-            await asyncio.wait_for(self._room.acquire(), seconds)
-        except TimeoutError:
-            raise make(
-                Reason.DEADLINE,
-                f"{self._max_outstanding} requests were outstanding, and none was answered within the request's time "
-                "(max_outstanding)",
-            ) from None
-        try:
-            left = seconds - (time.monotonic() - begun) if timeout is not None else timeout
             # Copied: other tasks run while this one waits, and may change the arrays.
-            future = self._requests.infer(
-                model, inputs, outputs, version, left if left is None else max(left, 1e-6), priority, copy=True
-            )
+            future = requests.infer(model, inputs, outputs, version, seconds, deadline, priority, copy=True)
             return await _outcome(future)  # type: ignore[no-any-return]
         finally:
             self._room.release()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -13,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from multitower import wire
-from multitower.codec import Codec
+from multitower.codec import Codec, read_header
 from multitower.connection import Call, Connection
 from multitower.errors import MultitowerError, Reason, Unavailable, make
 
@@ -69,21 +68,26 @@ class Requests:
         inputs: Mapping[str, Any],
         outputs: Sequence[str] | None,
         version: str,
-        timeout: float | None,
+        seconds: float,
+        deadline: float,
         priority: int,
         *,
         copy: bool,
     ) -> RequestFuture:
-        """Starts an `MT1:infer` request; see `Client.submit`."""
+        """Starts an `MT1:infer` request; see `Client.submit`.
+
+        `seconds` is what the daemon is told: always the whole of it, so that headers repeat. `deadline` (monotonic
+        seconds) is when the request fails here.
+        """
         self.connection.check()
-        seconds = self.seconds(timeout)
         header, frames = self._codec.encode(model, inputs, outputs, version, seconds, priority, copy=copy)
-        return self._start(wire.INFER, header, frames, seconds, self._codec.decode)
+        return self._start(wire.INFER, header, frames, deadline, self._codec.decode)
 
     def ask(self, kind: bytes, header: Mapping[str, Any], timeout: float | None = None) -> RequestFuture:
         """Starts a request of another kind; its result is the reply's header."""
         self.connection.check()
-        return self._start(kind, wire.dump_json(header), (), self.seconds(timeout), lambda body, _: json.loads(body))
+        deadline = time.monotonic() + self.seconds(timeout)
+        return self._start(kind, wire.dump_json(header), (), deadline, lambda body, _: read_header(body))
 
     def seconds(self, timeout: float | None) -> float:
         """The request's time."""
@@ -92,7 +96,7 @@ class Requests:
             raise ValueError(f"timeout must be more than 0 seconds, not {seconds}")
         return min(seconds, threading.TIMEOUT_MAX / 2)
 
-    def _start(self, kind: bytes, header: bytes, frames: Sequence[Any], seconds: float, read: Any) -> RequestFuture:
+    def _start(self, kind: bytes, header: bytes, frames: Sequence[Any], deadline: float, read: Any) -> RequestFuture:
         future = RequestFuture(self.connection)
 
         def done(outcome: list[Any] | MultitowerError) -> None:
@@ -102,17 +106,22 @@ class Requests:
                 future.set_exception(outcome)
                 return
             try:
-                result = read(outcome[0], [getattr(frame, "buffer", frame) for frame in outcome[1:]])
-            except (MultitowerError, ValueError) as error:
+                result = read(outcome[0], [_read_only(frame) for frame in outcome[1:]])
+            except MultitowerError as error:
                 future.set_exception(error)
             else:
                 future.set_result(result)
 
-        now = time.monotonic()
-        call = Call(kind, header, frames, now + seconds, now + min(seconds, self._connect_timeout), done)
+        connect_by = min(deadline, time.monotonic() + self._connect_timeout)
+        call = Call(kind, header, frames, deadline, connect_by, done)
         future._call = call
         self.connection.start(call)
         return future
+
+
+def _read_only(frame: Any) -> bytes | memoryview:
+    """A frame as arrays are made of: small ones are `bytes`, large ones stay where libzmq received them."""
+    return frame if type(frame) is bytes else frame.buffer.toreadonly()
 
 
 class _Room:
@@ -126,14 +135,16 @@ class _Room:
         if self._free.acquire(blocking=False):
             return
         if not wait or not self._free.acquire(timeout=seconds):
-            raise make(
-                Reason.DEADLINE,
-                f"{self._size} requests were outstanding, and none was answered within the request's time "
-                "(max_outstanding)",
-            )
+            raise no_room(self._size)
 
     def leave(self, _: object = None) -> None:
         self._free.release()
+
+
+def no_room(size: int) -> MultitowerError:
+    """Why a request was not sent for which there was no room."""
+    message = f"{size} requests were outstanding, and none got its outcome within this one's time (max_outstanding)"
+    return make(Reason.DEADLINE, message)
 
 
 class Client:
@@ -248,9 +259,11 @@ class Client:
     ) -> RequestFuture:
         requests = self._requests
         requests.connection.check()
-        self._room.enter(requests.seconds(timeout), wait=not requests.connection.in_its_thread)
+        seconds = requests.seconds(timeout)
+        deadline = time.monotonic() + seconds
+        self._room.enter(seconds, wait=not requests.connection.in_its_thread)
         try:
-            future = requests.infer(model, inputs, outputs, version, timeout, priority, copy=copy)
+            future = requests.infer(model, inputs, outputs, version, seconds, deadline, priority, copy=copy)
         except BaseException:
             self._room.leave()
             raise

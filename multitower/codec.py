@@ -60,14 +60,19 @@ class Codec:
         for name, value in inputs.items():
             try:
                 array = np.asarray(value)
+                if array.dtype.kind in "SU" and not isinstance(value, np.ndarray):
+                    # numpy's strings lose the zeros at their ends, and mix numbers in as text.
+                    array = np.asarray(value, dtype=object)
                 described.append((name, tensors.datatype_of(array), array.shape))
                 frame = tensors.encode(array)
             except MultitowerError as error:
                 raise make(Reason.DATATYPE_MISMATCH, f"input {name!r}: {error.message}", field=name) from None
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 # numpy's own words about rows of unequal length and the like.
                 raise make(Reason.SHAPE_INVALID, f"input {name!r} is no array: {error}", field=name) from None
             frames.append(bytes(frame) if copy and isinstance(frame, memoryview) else frame)
+        if isinstance(outputs, str):
+            raise make(Reason.MALFORMED, f"outputs is a list of names, not {outputs!r}", field="outputs")
         wanted = None if outputs is None else tuple(outputs)
         # A whole number of microseconds, and never none: 0 is no time-out the protocol knows.
         key = (model, tuple(described), wanted, version, max(1, math.ceil(timeout * 1e6)), priority)
@@ -95,7 +100,7 @@ class Codec:
             described = self._replies.get(header)
             if described is None:
                 described = [
-                    (output["name"], output["datatype"], output["shape"]) for output in json.loads(header)["outputs"]
+                    (output["name"], output["datatype"], output["shape"]) for output in read_header(header)["outputs"]
                 ]
                 if len(self._replies) >= MAX_CACHED:
                     self._replies.clear()
@@ -104,13 +109,30 @@ class Codec:
                 name: tensors.decode(datatype, shape, frame)
                 for (name, datatype, shape), frame in zip(described, frames, strict=True)
             }
-        except (KeyError, TypeError, ValueError, MultitowerError) as error:
-            raise make(Reason.OUTPUT_INVALID, f"the daemon's reply cannot be read: {error}") from error
+        except MultitowerError as error:
+            raise make(Reason.OUTPUT_INVALID, f"the daemon's reply cannot be read: {error.message}") from error
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise make(Reason.OUTPUT_INVALID, f"the daemon's reply cannot be read: {error!r}") from error
+
+
+def read_header(header: bytes) -> dict[str, Any]:
+    """The header of a reply, whatever it is: a JSON object.
+
+    Raises:
+        ModelError: `output_invalid`: it is none.
+    """
+    try:
+        value = json.loads(header)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise make(Reason.OUTPUT_INVALID, "the reply's header is no JSON object")
+    return value
 
 
 def error_of(header: bytes) -> MultitowerError:
     """The typed error of an `MT1:error` reply."""
     try:
-        return from_wire(json.loads(header))
-    except (AttributeError, ValueError):
-        return make(Reason.OUTPUT_INVALID, "the daemon answered with an error that cannot be read")
+        return from_wire(read_header(header))
+    except MultitowerError as error:
+        return error

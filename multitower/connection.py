@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import threading
 import time
@@ -22,12 +21,13 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from multitower import frames, wire
-from multitower.codec import error_of
+from multitower.codec import error_of, read_header
 from multitower.errors import MultitowerError, Reason, make
 
 CLOSE_S = 5.0
 RECONNECT_MS = 100
 RECONNECT_MAX_MS = 2000
+LONGEST_SLEEP_MS = 3_600_000
 _GREETING = b"greeting"
 _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
@@ -97,11 +97,15 @@ class Connection:
         self._blocked = False  # libzmq takes no more for now
         self._closing = False
         self._sleeping = True
+        self._ended = False  # the thread takes nothing any more
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         options = {
             zmq.LINGER: 0,
             zmq.IMMEDIATE: 1,  # nothing is queued for a daemon that is not there
+            # The requests outstanding bound the replies. A limit here would stop reading while an application's
+            # callback runs, and the daemon drops what a client does not read.
+            zmq.RCVHWM: 0,
             zmq.RECONNECT_IVL: RECONNECT_MS,
             zmq.RECONNECT_IVL_MAX: RECONNECT_MAX_MS,
             zmq.IPV6: int("[" in endpoint),
@@ -112,13 +116,14 @@ class Connection:
             self._monitor = self._socket.get_monitor_socket(_EVENTS)
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
-            self._socket.disable_monitor()
-            self._socket.close()
-            self._context.term()
+            self._context.destroy(linger=0)  # with the monitor's sockets
             raise make(Reason.NOT_LISTENING, f"{endpoint!r} is no endpoint: {error.strerror}") from None
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
+        # So that nobody writes into a descriptor that was closed and may be another file's by now. Reentrant: the
+        # garbage collector may run a client's finalizer, which wakes, in a thread that is waking.
+        self._waking = threading.RLock()
         self._thread = threading.Thread(target=self._run, name="multitower-client", daemon=True)
         self._thread.start()
         _open.add(self)
@@ -146,11 +151,14 @@ class Connection:
         """Sends a call as soon as that is possible. Its outcome comes through `call.done`."""
         self._new.append(call)
         self._wake()
+        if self._ended:
+            self._refuse_new()
 
     def cancel(self, call: Call) -> None:
         """Nobody waits for this call any more: it is not sent, or the daemon is told."""
-        self._cancelled.append(call)
-        self._wake()
+        if self._pid == os.getpid():
+            self._cancelled.append(call)
+            self._wake()
 
     def stop(self) -> None:
         """Ends the connection soon; returns at once. Calls without an outcome fail as `closed`."""
@@ -165,9 +173,10 @@ class Connection:
 
     def _wake(self, *, always: bool = False) -> None:
         if self._sleeping or always:
-            # A full pipe wakes as well as a longer one would; a closed one has nobody to wake.
-            with contextlib.suppress(BlockingIOError, OSError):
-                os.write(self._wake_in, b"\0")
+            with self._waking:
+                if not self._ended:
+                    with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+                        os.write(self._wake_in, b"\0")
 
     # In the connection's thread.
 
@@ -205,7 +214,7 @@ class Connection:
     def _timeout_ms(self) -> int | None:
         if self._next_check == float("inf"):
             return None
-        return max(0, int((self._next_check - time.monotonic()) * 1000) + 1)
+        return min(max(0, int((self._next_check - time.monotonic()) * 1000) + 1), LONGEST_SLEEP_MS)
 
     def _take_new(self) -> None:
         while self._new:
@@ -223,8 +232,12 @@ class Connection:
             # Those who wait for several futures at once hear of a cancelled one only through this.
             self._settle(call, make(Reason.CANCELLED, "the request was cancelled"))
             if self._outstanding.pop(call.id, None) is not None:
-                with contextlib.suppress(zmq.ZMQError):  # no room: its answer is dropped when it comes
-                    frames.send(self._socket, (wire.DELIMITER, wire.CANCEL, call.id, b"{}"))
+                self._give_up(call)
+
+    def _give_up(self, call: Call) -> None:
+        """Tells the daemon that nobody waits for what was sent."""
+        with contextlib.suppress(zmq.Again):  # no room: its answer is dropped when it comes
+            frames.send(self._socket, (wire.DELIMITER, wire.CANCEL, call.id, b"{}"))
 
     def _send(self) -> None:
         self._blocked = False
@@ -286,16 +299,19 @@ class Connection:
 
     def _greet(self, kind: bytes, header: bytes) -> None:
         self._greeted = True
-        try:
-            self._limit = int(json.loads(header)["max_message_size"]) if kind == wire.OK else self._limit
-        except (KeyError, TypeError, ValueError):
-            return  # a daemon that does not tell: the protocol's default holds
+        self._limit = wire.DEFAULT_MAX_MESSAGE_SIZE
+        with contextlib.suppress(MultitowerError):  # a daemon that does not tell
+            limit = read_header(header).get("max_message_size") if kind == wire.OK else None
+            if type(limit) is int and limit > 0:
+                self._limit = limit
 
     def _expire(self, now: float) -> None:
         """Fails what has run out of time. Runs when the earliest deadline known has come: rarely, under load."""
         for call in [call for call in self._outstanding.values() if call.deadline <= now]:
             del self._outstanding[call.id]
             self._settle(call, make(Reason.DEADLINE, "no answer within the request's time"))
+            # The daemon's clock started when the request reached it, which may have been late.
+            self._give_up(call)
         for call in list(self._unsent):
             if call.deadline <= now or (not self._greeted and call.connect_by <= now):
                 self._unsent.remove(call)
@@ -311,8 +327,8 @@ class Connection:
             message = f"something listens at {self.endpoint}, but it does not answer as a multitower daemon"
         else:
             message = (
-                f"nothing listens at {self.endpoint}; is the daemon running (multitower serve CONFIG), and is this "
-                f"its endpoint ({wire.ENDPOINT_VARIABLE} or the client's argument)?"
+                f"no daemon listens at {self.endpoint}; is it running (multitower serve CONFIG), and is this its "
+                f"endpoint ({wire.ENDPOINT_VARIABLE} or the client's argument)?"
             )
         return make(Reason.NOT_LISTENING, message)
 
@@ -332,11 +348,20 @@ class Connection:
         self._monitor.close()
         self._socket.close()
         self._context.term()
-        os.close(self._wake_in)
-        os.close(self._wake_out)
-        # What was handed over while this ended.
-        while self._new:
-            self._settle(self._new.popleft(), make(Reason.CLOSED, "this client has been closed"))
+        with self._waking:
+            self._ended = True
+            os.close(self._wake_in)
+            os.close(self._wake_out)
+        self._refuse_new()
+
+    def _refuse_new(self) -> None:
+        """Fails what was handed over while the thread ended; also in the thread that handed it over."""
+        while True:
+            try:
+                call = self._new.popleft()
+            except IndexError:
+                return
+            self._settle(call, make(Reason.CLOSED, "this client has been closed"))
 
 
 _open: weakref.WeakSet[Connection] = weakref.WeakSet()

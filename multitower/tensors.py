@@ -151,7 +151,10 @@ def encode_bytes(elements: Sequence[Any]) -> bytes:
     """
     parts: list[bytes] = []
     for element in elements:
-        data = element.encode() if isinstance(element, str) else element
+        try:
+            data = element.encode() if isinstance(element, str) else element
+        except UnicodeEncodeError as error:
+            raise make(Reason.DATATYPE_MISMATCH, f"an element of a BYTES tensor is no text: {error}") from None
         if not isinstance(data, bytes | bytearray | memoryview | np.bytes_):
             raise make(
                 Reason.DATATYPE_MISMATCH,
@@ -211,8 +214,9 @@ def decode(datatype: str, shape: Sequence[int], data: bytes | memoryview) -> Arr
     """
     count = element_count(shape)
     if datatype == BYTES:
+        elements = split_bytes(data, count)  # first, since it refuses a count that the frame cannot hold
         array = np.empty(count, dtype=object)
-        array[:] = split_bytes(data, count)
+        array[:] = elements
         return array.reshape(shape)
     dtype = dtype_of(datatype)
     if len(data) != count * dtype.itemsize:

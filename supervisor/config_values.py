@@ -15,11 +15,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
+from multitower.supervisor.runtime import MAX_IPC_PATH
 from multitower.supervisor.units import format_size, parse_size, shown
 from multitower.supervisor.versions import SAVED_MODEL_FILES, is_saved_model, is_version
 
-MAX_IPC_PATH_BYTES: Final = 107  # sun_path holds 108 with its closing zero (unix(7))
-# What `runtime_dir` must leave of those for the names of the sockets in it.
+# What `runtime_dir` must leave of a socket's path for the names of the sockets in it.
 RUNTIME_NAME_BYTES: Final = 32
 
 MEMORY_PATTERN: Final = r"^(?:growth|[0-9]{1,3}(?:\.[0-9]{1,3})?%|[0-9.]+(?:B|KiB|MiB|GiB|KB|MB|GB))$"
@@ -106,7 +106,7 @@ def _ipc(value: str, folder: Path) -> str:
     path = os.path.normpath(folder / name)
     if name.endswith("/") or os.path.isdir(path):
         raise ValueError(f"{path} is a folder; name the socket in it")
-    _check_length(path, MAX_IPC_PATH_BYTES)
+    _check_length(path, MAX_IPC_PATH)
     return f"ipc://{path}"
 
 
@@ -146,7 +146,7 @@ def parse_runtime_dir(value: object, folder: Path) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"must be the path of a folder, not {shown(value)}")
     path = Path(os.path.normpath(folder / value))
-    _check_length(str(path), MAX_IPC_PATH_BYTES - RUNTIME_NAME_BYTES)
+    _check_length(str(path), MAX_IPC_PATH - RUNTIME_NAME_BYTES)
     if os.path.exists(path) and not os.path.isdir(path):  # unlike Path's, these raise nothing
         raise ValueError(f"{path} is not a folder")
     return path

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from worker_child import Arrays, WorkerChild, assignment
 
+from multitower import worker_wire
 from multitower.errors import MultitowerError
 from multitower.spec import ModelSpec, TensorReport, WorkerReport
 from multitower.worker_wire import KeySpec
@@ -229,9 +230,7 @@ def test_a_batch_of_very_many_requests(child: WorkerChild) -> None:
     assert [answer["x"].item() for answer in answers if isinstance(answer, dict)] == list(range(20_000))
 
 
-def test_keys_are_forgotten_in_step_with_the_router(child: WorkerChild, monkeypatch: pytest.MonkeyPatch) -> None:
-    from multitower import worker_wire
-
+def test_keys_are_forgotten_in_step_with_the_router(child: WorkerChild) -> None:
     for number in range(worker_wire.MAX_KEYS + 10):
         (answer,) = child.ask(KeySpec("echo", ((f"x{number}", "INT8", ()),), None, True), {f"x{number}": np.int8([1])})
         assert isinstance(answer, dict)
@@ -264,6 +263,17 @@ def test_it_stays_and_says_so_when_nothing_loads(folder: Path) -> None:
             "a: FileNotFoundError: the weights are missing; b: the module worker_handlers has no Missing"
         )
         assert [model.state for model in failed.models] == ["failed", "failed"]
+        assert child.stop() == 0
+
+
+def test_a_tensorflow_that_cannot_be_imported_is_told(tmp_path: Path) -> None:
+    (tmp_path / "tensorflow.py").write_text("raise ImportError('libsomething.so.9: cannot open')\n")
+    with WorkerChild(None, import_path=[tmp_path], import_tensorflow=True) as child:
+        assert [report.state for report in child.reports("failed")] == ["importing", "failed"]
+        assert child.stop() == 0
+    with WorkerChild(WORK, import_path=[tmp_path], import_tensorflow=True) as child:
+        failed = child.reports("failed")[-1]
+        assert failed.cause == "TensorFlow cannot be imported: ImportError: libsomething.so.9: cannot open"
         assert child.stop() == 0
 
 

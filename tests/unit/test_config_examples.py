@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from multitower.exits import Exit
 from multitower.supervisor import config_overrides
 from multitower.supervisor.config import Config, load, schema
 from multitower.supervisor.config_errors import LATER
@@ -125,6 +126,11 @@ def test_tuning_shows_every_key_with_its_default(key: str) -> None:
 def test_the_document_tells_what_is_not_supported(name: str) -> None:
     section = DOCUMENT.partition("## Not in this release")[2].partition("\n## ")[0]
     assert f"`{name}`" in section
+
+
+def test_the_document_tells_every_exit_code() -> None:
+    section = DOCUMENT.partition("## Exit codes")[2]
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)} == {*Exit, 1}
 
 
 def test_the_overrides_of_the_document_work(folder: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from multitower.supervisor.config import ConfigError, load
 from multitower.supervisor.config_source import MAX_FILE_BYTES, MAX_PROBLEMS
-from multitower.supervisor.config_values import MAX_IPC_PATH_BYTES, RUNTIME_NAME_BYTES
+from multitower.supervisor.config_values import RUNTIME_NAME_BYTES
+from multitower.supervisor.runtime import MAX_IPC_PATH
 
 MODEL = "models: [{name: digits, path: digits}]\n"
 
@@ -107,10 +108,10 @@ DAEMON = [
     ("listen: ['ipc://']", "must name a file"),
     ("listen: ['ipc://*']", "must name a file"),
     ("listen: [ipc://digits]", "is a folder; name the socket in it"),
-    (f"listen: [ipc:///{'a' * MAX_IPC_PATH_BYTES}]", "has 108 bytes; 107 is the most"),
+    (f"listen: [ipc:///{'a' * MAX_IPC_PATH}]", "has 108 bytes; 107 is the most"),
     (f"listen: ['ipc:///{'é' * 54}']", "has 109 bytes; 107 is the most"),
     ("runtime_dir: /dev/null", "/dev/null is not a folder"),
-    (f"runtime_dir: /{'a' * 100}", f"has 101 bytes; {MAX_IPC_PATH_BYTES - RUNTIME_NAME_BYTES} is the most"),
+    (f"runtime_dir: /{'a' * 100}", f"has 101 bytes; {MAX_IPC_PATH - RUNTIME_NAME_BYTES} is the most"),
     ("runtime_dir: 5", "must be the path of a folder, not 5"),
 ]
 

@@ -1,0 +1,320 @@
+"""What TensorFlow and Keras write, beyond what the daemon's tests serve: odd signatures, odd tensors, odd models."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # TensorFlow's own, at its import
+    import keras
+    import ml_dtypes
+    import tensorflow as tf
+
+    from multitower.worker import tensorflow_setup as setup
+    from multitower.worker.keras_model import KerasModel
+    from multitower.worker.saved_model import SavedModel
+
+from multitower.spec import Assignment, ModelSpec, TensorReport
+from multitower.worker.model import LoadError, Model, load
+from multitower.worker.warmup import warm_up
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+VECTOR = tf.TensorSpec([None], tf.float32, name="x")
+
+
+def saved(folder: Path, *specs: Any, **functions: Callable[..., Any]) -> str:
+    module = tf.Module()
+    signatures = {
+        name: tf.function(function, input_signature=list(specs)).get_concrete_function()
+        for name, function in functions.items()
+    }
+    tf.saved_model.save(module, str(folder), signatures=signatures)
+    return str(folder)
+
+
+def spec(path: Path | str, **more: Any) -> ModelSpec:
+    return ModelSpec(name="m", path=str(path), **more)
+
+
+def plus(number: float) -> Callable[[Any], Any]:
+    return lambda x: {"y": x + number}
+
+
+# Signatures.
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "picked"),
+    [
+        (["serving_default", "serve", "a"], None, 0),
+        (["a", "serve"], None, 1),
+        (["a"], None, 0),
+        (["serving_default", "a"], "a", 1),
+    ],
+)
+def test_the_signature_that_is_picked(names: list[str], wanted: str | None, picked: int, tmp_path: Path) -> None:
+    path = saved(tmp_path / "m", VECTOR, **{name: plus(index) for index, name in enumerate(names)})
+    model = SavedModel(spec(path, signature=wanted))
+    assert model.infer({"x": np.zeros(1, np.float32)})["y"].tolist() == [picked]
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "message"),
+    [
+        (["b", "a"], None, "set `signature` to one of those that the model has: a, b"),
+        (["b", "a"], "serving_default", "no signature 'serving_default'; the model has: a, b"),
+        ([], None, "the model has: none"),
+    ],
+)
+def test_a_signature_that_cannot_be_picked(names: list[str], wanted: str | None, message: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "m", VECTOR, **{name: plus(0) for name in names})
+    with pytest.raises(LoadError, match=message):
+        SavedModel(spec(path, signature=wanted))
+
+
+def test_the_version_is_the_folder_that_the_supervisor_chose(tmp_path: Path) -> None:
+    for version in (1, 2, 3):
+        saved(tmp_path / str(version), VECTOR, serve=plus(version))
+    model = load(spec(tmp_path, version="2"))
+    assert (model.version, model.platform) == ("2", "tensorflow_savedmodel")
+    assert model.infer({"x": np.zeros(1, np.float32)})["y"].tolist() == [2]
+    assert load(spec(tmp_path / "3")).version == "1", "a folder without versions"
+
+
+# Tensors.
+
+
+def test_inputs_and_outputs_stand_in_the_order_of_their_names(tmp_path: Path) -> None:
+    path = saved(
+        tmp_path / "m",
+        tf.TensorSpec([None, 2], tf.int64, name="b"),
+        tf.TensorSpec(None, tf.string, name="a"),
+        serve=lambda b, a: {"z": b, "c": tf.strings.length(a)},
+    )
+    model = SavedModel(spec(path))
+    assert model.inputs == (
+        TensorReport(name="a", datatype="BYTES", shape=None),
+        TensorReport(name="b", datatype="INT64", shape=(-1, 2)),
+    )
+    assert model.outputs == (
+        TensorReport(name="c", datatype="INT32", shape=None),
+        TensorReport(name="z", datatype="INT64", shape=(-1, 2)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "elements"), [((), b"\0"), ((0,), []), ((2,), [b"a\0", b""]), ((1, 2), [[b"\xff", b"b"]])]
+)
+def test_strings_of_every_shape(shape: tuple[int, ...], elements: Any, tmp_path: Path) -> None:
+    path = saved(
+        tmp_path / "m", tf.TensorSpec(shape, tf.string, name="s"), serve=lambda s: {"t": tf.strings.join([s, s])}
+    )
+    array = np.empty(shape, object)
+    array[...] = elements
+    doubled = SavedModel(spec(path)).infer({"s": array})["t"]
+    assert doubled.dtype == object
+    assert doubled.shape == shape
+    assert doubled.ravel().tolist() == [element * 2 for element in array.ravel()]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (lambda x: tf.RaggedTensor.from_tensor(x[:, None]), "'y' is a RaggedTensor; only dense"),
+        (tf.sparse.from_dense, "'y' is a SparseTensor; only dense"),
+        (lambda x: tf.cast(x, tf.dtypes.experimental.float8_e5m2), "'y' is float8_e5m2, which cannot be served"),
+        (lambda x: tf.quantization.quantize(x, 0, 1, tf.qint8).output, "'y' is qint8, which cannot be served"),
+        (lambda x: tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[]), "'y' is resource, which cannot be served"),
+    ],
+    ids=["ragged", "sparse", "float8", "quantized", "resource"],
+)
+def test_tensors_that_the_protocol_cannot_carry_are_refused(
+    output: Callable[[Any], Any], message: str, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "m", VECTOR, serve=lambda x: {"y": output(x)})
+    with pytest.raises(LoadError, match=message):
+        SavedModel(spec(path))
+
+
+def test_a_model_of_tensorflow_1(tmp_path: Path) -> None:
+    path = str(tmp_path / "m")
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [None, 2], name="x")
+        weights = v1.get_variable("w", initializer=[[1.0], [2.0]], use_resource=False)
+        y = tf.matmul(x, weights)
+        session.run(v1.global_variables_initializer())
+        v1.saved_model.simple_save(session, path, {"inputs": x}, {"scores": y})
+    model = SavedModel(spec(path, max_batch_size=4))
+    assert warm_up(model, spec(path, max_batch_size=4)) == (None, True)
+    assert model.infer({"inputs": np.float32([[1, 1], [2, 0]])})["scores"].tolist() == [[3], [2]]
+
+
+def test_a_model_whose_optimizer_cannot_be_made_again_is_served_from_its_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved(
+        tmp_path / "m",
+        tf.TensorSpec([None, 2], tf.bfloat16, name="b"),
+        tf.TensorSpec([None], tf.string, name="a"),
+        serve=lambda b, a: {"z": b + 1, "c": tf.strings.upper(a), "s": tf.strings.reduce_join(a)},
+    )
+
+    def fail(folder: str) -> Any:
+        raise AttributeError("'_UserObject' object has no attribute 'add_slot'")
+
+    direct = SavedModel(spec(path))
+    monkeypatch.setattr(tf.saved_model, "load", fail)
+    with caplog.at_level(logging.WARNING):
+        model = SavedModel(spec(path))
+    assert "add_slot" in caplog.text
+    assert (model.inputs, model.outputs) == (direct.inputs, direct.outputs)
+    inputs = {"a": np.array([b"x\0", b""], object), "b": np.ones((2, 2), ml_dtypes.bfloat16)}
+    for name, array in direct.infer(inputs).items():
+        again = model.infer(inputs)[name]
+        assert (again.dtype, again.shape, again.tolist()) == (array.dtype, array.shape, array.tolist())
+    with pytest.raises(LoadError, match=r"the model has: serve$"):
+        SavedModel(spec(path, signature="other"))
+
+
+def test_other_failures_are_not_papered_over(tmp_path: Path) -> None:
+    path = Path(saved(tmp_path / "m", VECTOR, serve=plus(1)))
+    (path / "saved_model.pb").write_bytes(b"\xff not a model")
+    with pytest.raises(Exception, match=r"saved_model\.pb"):
+        SavedModel(spec(path))
+
+
+# Keras.
+
+
+def kept(model: Any, folder: Path) -> KerasModel:
+    path = folder / "m.keras"
+    model.save(path)
+    return KerasModel(spec(path))
+
+
+def test_a_sequential_model_that_was_never_called(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.layers.Input((3,), name="features"), keras.layers.Dense(2, name="scores")])
+    served = kept(model, tmp_path)
+    assert served.inputs == (TensorReport(name="features", datatype="FP32", shape=(-1, 3)),)
+    assert served.outputs == (TensorReport(name="scores", datatype="FP32", shape=(-1, 2)),)
+    x = np.float32([[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_allclose(served.infer({"features": x})["scores"], model(x).numpy(), rtol=1e-5)
+    assert warm_up(served, spec("", max_batch_size=2)) == (None, True)
+
+
+def test_outputs_of_one_layer_get_numbers(tmp_path: Path) -> None:
+    steps = keras.Input((4, 2), name="steps")
+    model = keras.Model(steps, keras.layers.LSTM(3, return_state=True)(steps))
+    served = kept(model, tmp_path)
+    assert [tensor.name for tensor in served.outputs] == ["output_0", "output_1", "output_2"]
+    x = np.ones((2, 4, 2), np.float32)
+    for output, direct in zip(served.infer({"steps": x}).values(), model(x), strict=True):
+        np.testing.assert_allclose(output, direct.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("nested", [dict, list, tuple])
+def test_outputs_have_the_keys_that_the_model_gives_them(nested: Any, tmp_path: Path) -> None:
+    left, right = keras.Input((1,), name="left"), keras.Input((1,), name="right")
+    sums = keras.layers.Add(name="sums")([left, right])
+    gaps = keras.layers.Subtract(name="gaps")([right, left])
+    inputs = {"left": left, "right": right} if nested is dict else nested([right, left])
+    served = kept(keras.Model(inputs, {"total": sums, "difference": gaps}), tmp_path)
+    answer = served.infer({"left": np.float32([[1]]), "right": np.float32([[5]])})
+    assert {name: array.tolist() for name, array in answer.items()} == {"total": [[6]], "difference": [[4]]}
+    assert {tensor.name for tensor in served.inputs} == {"left", "right"}
+
+
+def test_a_sparse_input_of_keras_is_refused(tmp_path: Path) -> None:
+    tags = keras.Input((4,), sparse=True, name="tags")
+    with pytest.raises(LoadError, match="'tags' is sparse"):
+        kept(keras.Model(tags, keras.layers.Dense(2)(tags)), tmp_path)
+
+
+def test_a_keras_model_without_fixed_inputs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="never built"):
+        kept(keras.Sequential([keras.layers.Dense(2)]), tmp_path)
+
+
+def test_code_inside_a_keras_file_is_not_run(tmp_path: Path) -> None:
+    x = keras.Input((1,))
+    with pytest.raises(ValueError, match="unsafe"):
+        kept(keras.Model(x, keras.layers.Lambda(lambda value: value + 1)(x)), tmp_path)
+
+
+def test_what_keras_exports_is_a_saved_model(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.layers.Input((3,), name="features"), keras.layers.Dense(2)])
+    model.export(tmp_path / "m", verbose=False)
+    served = SavedModel(spec(tmp_path / "m"))
+    x = np.float32([[1, 2, 3]])
+    (name,) = [tensor.name for tensor in served.inputs]
+    (output,) = served.infer({name: x}).values()
+    np.testing.assert_allclose(output, model(x).numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_warm_up_finds_what_a_declaration_hides(batched: bool, tmp_path: Path) -> None:
+    path = saved(tmp_path / "m", VECTOR, serve=lambda x: {"kept": tf.boolean_mask(x, x > (0 if batched else 1))})
+    model: Model = SavedModel(spec(path))
+    because, proven = warm_up(model, spec(path, max_batch_size=4))
+    assert proven == batched
+    assert because == (None if batched else "1 rows gave the output 'kept' the shape [0]")
+
+
+# Devices.
+
+
+def work(**more: Any) -> Assignment:
+    settings: dict[str, Any] = {"slot": 0, "incarnation": 1, "devices": ("GPU-1",), "environment": {}}
+    return Assignment(**settings | {"intra_op_threads": 3, "inter_op_threads": 2} | more)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What TensorFlow is told, of two GPUs that it sees."""
+    said: list[Any] = []
+    threads = SimpleNamespace(
+        set_intra_op_parallelism_threads=lambda count: said.append(("intra", count)),
+        set_inter_op_parallelism_threads=lambda count: said.append(("inter", count)),
+    )
+    config = SimpleNamespace(
+        threading=threads,
+        list_physical_devices=lambda kind: said.append(kind) or ["g0", "g1"],
+        experimental=SimpleNamespace(set_memory_growth=lambda gpu, on: said.append(("growth", gpu, on))),
+        LogicalDeviceConfiguration=tf.config.LogicalDeviceConfiguration,
+        set_logical_device_configuration=lambda gpu, c: said.append(("limit", gpu, [one.memory_limit for one in c])),
+    )
+    monkeypatch.setattr(setup.tf, "config", config)
+    return said
+
+
+def test_memory_grows_on_every_gpu_of_the_slot(told: list[Any]) -> None:
+    setup.configure(work())
+    assert told == [("intra", 3), ("inter", 2), "GPU", ("growth", "g0", True), ("growth", "g1", True)]
+
+
+def test_a_limit_is_set_in_mib_and_excludes_growth(told: list[Any]) -> None:
+    setup.configure(work(memory_limit_bytes=6 << 30))
+    assert told[3:] == [("limit", "g0", [6144]), ("limit", "g1", [6144])]
+
+
+def test_no_gpu_is_asked_for_on_the_cpu(told: list[Any]) -> None:
+    setup.configure(work(devices=("cpu:0",)))
+    assert told == [("intra", 3), ("inter", 2)]
+
+
+def test_a_gpu_that_tensorflow_does_not_see_is_an_error_and_no_slow_cpu(
+    told: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup.tf.config, "list_physical_devices", lambda kind: [])
+    with pytest.raises(LoadError, match=r"sees no GPU although GPU-1 .*multitower\[gpu\]"):
+        setup.configure(work())

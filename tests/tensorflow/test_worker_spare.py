@@ -1,0 +1,83 @@
+"""A worker with TensorFlow as a process: imported early, settled late."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from worker_child import STEP_S, WorkerChild, assignment
+
+from multitower.spec import ModelSpec
+from multitower.worker_wire import KeySpec
+
+MAKE = """
+import sys
+import tensorflow as tf
+module = tf.Module()
+spec = tf.TensorSpec([None, 2], tf.float32, name="x")
+double = tf.function(lambda x: {"y": 2 * x}, input_signature=[spec]).get_concrete_function()
+tf.saved_model.save(module, sys.argv[1], signatures={"serving_default": double})
+"""
+
+HANDLERS = """
+import os
+
+
+class Told:
+    def load(self):
+        pass
+
+    def infer(self, inputs):
+        import tensorflow as tf
+
+        threads = tf.config.threading
+        return {
+            "threads": [threads.get_intra_op_parallelism_threads(), threads.get_inter_op_parallelism_threads()],
+            "cores": sorted({c for t in os.listdir("/proc/self/task") for c in os.sched_getaffinity(int(t))}),
+        }
+"""
+
+
+def test_a_spare_has_tensorflow_and_takes_its_slots_threads_cores_and_models(tmp_path: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", MAKE, str(tmp_path / "double" / "1")],
+        capture_output=True,
+        text=True,
+        timeout=STEP_S,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    (tmp_path / "spare_handlers.py").write_text(HANDLERS)
+    core = min(os.sched_getaffinity(0))
+    work = assignment(
+        ModelSpec(name="told", handler="spare_handlers:Told"),
+        ModelSpec(name="double", path=str(tmp_path / "double"), version="1", max_batch_size=4),
+        ModelSpec(name="absent", path=str(tmp_path / "absent"), version="3", max_batch_size=4),
+        intra_op_threads=3,
+        inter_op_threads=2,
+        cores=(core,),
+    )
+    with WorkerChild(None, import_path=[tmp_path], import_tensorflow=True) as child:
+        child.reports("idle")
+        assert "libtensorflow" in Path(f"/proc/{child.pid}/maps").read_text()
+        child.assign(work)
+        told, double, absent = child.reports("ready")[-1].models
+        assert (told.platform, double.platform, double.version) == ("python", "tensorflow_savedmodel", "1")
+        assert double.max_batch_size == 4
+        assert double.unbatched_because is None
+        assert double.warmup_s > 0
+        assert (absent.state, absent.version) == ("failed", "3")
+        assert str(tmp_path / "absent" / "3") in (absent.cause or "")
+        (facts,) = child.ask(KeySpec("told", (("x", "BOOL", ()),), None, False), {"x": True})
+        assert isinstance(facts, dict)
+        assert facts["threads"].tolist() == [3, 2]
+        assert facts["cores"].tolist() == [core]
+        key = KeySpec("double", (("x", "FP32", (2,)),), None, True)
+        entries = [{"x": np.full((rows, 2), rows, np.float32)} for rows in (1, 2, 1)]
+        for entry, answer in zip(entries, child.ask(key, *entries), strict=True):
+            assert isinstance(answer, dict)
+            assert answer["y"].tolist() == (2 * entry["x"]).tolist()
+        assert child.stop() == 0
