@@ -31,9 +31,9 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         ),
     },
     "Of a running daemon": {
-        "status": Entry("multitower.cli.query:status", "Show what the daemon and its workers are doing."),
-        "models": Entry("multitower.cli.query:models", "List the models, their inputs and their outputs."),
-        "infer": Entry("multitower.cli.query:infer", "Send one request to a model and print its answer."),
+        "status": Entry("multitower.cli.query:status", "Show the daemon, its slots and its models."),
+        "models": Entry("multitower.cli.query:models", "List the models with their inputs and outputs."),
+        "infer": Entry("multitower.cli.query:infer", "Ask MODEL once, and print its outputs as JSON."),
     },
 }
 """In the order of the help. The sentences stand here again, so that the help imports no command; a test compares."""

@@ -1,0 +1,190 @@
+"""A scripted daemon for the client's tests: a ROUTER in a thread that says exactly what a test wants said.
+
+It answers `MT1:server_metadata`, since a client asks for it before it sends anything else. All other requests go
+through `answer` where one is given, and are otherwise left in `requests`, for the test to answer through `reply`.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import zmq
+
+from multitower import errors, tensors, wire
+
+WAIT_S = 20.0
+METADATA = {"name": "fake", "version": "0", "max_message_size": 1 << 20}
+
+
+@dataclass
+class Received:
+    """A request as it came."""
+
+    address: bytes
+    kind: bytes
+    id: bytes
+    header: bytes
+    frames: list[bytes]
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The header."""
+        value: dict[str, Any] = json.loads(self.header)
+        return value
+
+    @property
+    def inputs(self) -> dict[str, np.ndarray]:
+        """The tensors."""
+        return {
+            entry["name"]: tensors.decode(entry["datatype"], entry["shape"], frame)
+            for entry, frame in zip(self.json["inputs"], self.frames, strict=True)
+        }
+
+
+Answer = Callable[[Received], Sequence[bytes] | None]
+"""Gives the frames of the reply from its kind on, the id in its place; or None, to leave the request to the test."""
+
+
+def ok(id: bytes, header: Any, *frames: bytes) -> list[bytes]:
+    """The frames of an `MT1:ok` reply."""
+    return [wire.OK, id, json.dumps(header).encode(), *frames]
+
+
+def outputs(id: bytes, **arrays: np.ndarray) -> list[bytes]:
+    """The frames of the reply to `MT1:infer` with these outputs."""
+    described = [wire.Tensor(name, tensors.datatype_of(array), array.shape) for name, array in arrays.items()]
+    header = wire.reply_header("model", "1", described)
+    return [wire.OK, id, header, *(bytes(tensors.encode(array)) for array in arrays.values())]
+
+
+def error(id: bytes, reason: errors.Reason, message: str = "as the test wants it", **details: Any) -> list[bytes]:
+    """The frames of an `MT1:error` reply."""
+    return [wire.ERROR, id, wire.dump_json(errors.make(reason, message, **details).to_wire())]
+
+
+def echo(request: Received) -> list[bytes]:
+    """Answers `MT1:infer` with the inputs as outputs, and any other kind with its header."""
+    if request.kind != wire.INFER:
+        return ok(request.id, request.json)
+    header = {"model_name": request.json["model_name"], "model_version": "1", "outputs": request.json["inputs"]}
+    return ok(request.id, header, *request.frames)
+
+
+class FakeDaemon:
+    """Listens from its making on; a context manager.
+
+    Args:
+        answer: see `Answer`; None leaves every request to the test.
+        endpoint: where it listens.
+        metadata: what it says of itself; None lets it say nothing.
+
+    Attributes:
+        endpoint: with the real port.
+        requests: what was not answered by `answer`, in order of arrival.
+    """
+
+    def __init__(
+        self,
+        answer: Answer | None = None,
+        endpoint: str = "tcp://127.0.0.1:*",
+        metadata: dict[str, Any] | None = METADATA,
+    ) -> None:
+        self.requests: queue.Queue[Received] = queue.Queue()
+        self._answer = answer
+        self._metadata = metadata
+        self._to_send: queue.Queue[list[bytes]] = queue.Queue()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.bind(endpoint)
+        self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT)
+        self._inner = self._context.socket(zmq.PULL)
+        self._inner.bind("inproc://wake")
+        self._outer = self._context.socket(zmq.PUSH)
+        self._outer.connect("inproc://wake")
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._inner, zmq.POLLIN)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="fake-daemon", daemon=True)
+        self._thread.start()
+
+    # For tests.
+
+    def next(self, kind: bytes = wire.INFER) -> Received:
+        """The next request that is the test's to answer; it must be of this kind."""
+        request = self.requests.get(timeout=WAIT_S)
+        assert request.kind == kind, request
+        return request
+
+    def reply(self, request: Received, frames: Sequence[bytes]) -> None:
+        """Sends the frames of a reply, from its kind on."""
+        self.send(request, [wire.DELIMITER, *frames])
+
+    def send(self, request: Received, frames: Sequence[bytes]) -> None:
+        """Sends any frames at all to the client of a request."""
+        self._to_send.put([request.address, *frames])
+        self._wake(b"send")
+
+    def close(self) -> None:
+        """Stops listening; the connections end."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._outer.send(b"end")
+        self._thread.join(WAIT_S)
+        self._context.destroy(linger=0)
+        if self._failure is not None:
+            raise self._failure
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # In its thread.
+
+    def _wake(self, what: bytes) -> None:
+        with self._lock:
+            self._outer.send(what)
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        except BaseException as failure:  # noqa: BLE001 - raised again in `close`
+            self._failure = failure
+
+    def _turn(self) -> bool:
+        ready = dict(self._poller.poll())
+        if self._inner in ready and self._inner.recv() == b"end":
+            return False
+        while not self._to_send.empty():
+            self._socket.send_multipart(self._to_send.get())
+        if self._socket in ready:
+            address, empty, kind, id, header, *frames = self._socket.recv_multipart()
+            assert empty == wire.DELIMITER
+            self._take(Received(address, kind, id, header, frames))
+        return True
+
+    def _take(self, request: Received) -> None:
+        answer: Sequence[bytes] | None = None
+        if request.kind == wire.SERVER_METADATA:
+            if self._metadata is not None:
+                answer = ok(request.id, self._metadata)
+        elif self._answer is not None:
+            answer = self._answer(request)
+        if answer is not None:
+            self._socket.send_multipart([request.address, wire.DELIMITER, *answer])
+        elif request.kind != wire.SERVER_METADATA:
+            self.requests.put(request)
