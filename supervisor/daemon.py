@@ -262,20 +262,10 @@ class Daemon:
     # Setting up and giving back.
 
     def _place(self) -> tuple[placement.Placement, ...]:
-        config = self._config
         try:
-            found = devices.resolve(config.devices, devices.discover())
-            return placement.place(
-                found,
-                workers_per_device=config.workers_per_device,
-                memory=config.memory,
-                intra_op=config.threads.intra_op,
-                inter_op=config.threads.inter_op,
-                cores=config.cores,
-                available_cores=sorted(os.sched_getaffinity(0)),
-            )
+            return placement.of_config(self._config)
         except devices.DeviceError as error:
-            raise StartError(Exit.CONFIG, f"{config.path}: {error}") from None
+            raise StartError(Exit.CONFIG, f"{self._config.path}: {error}") from None
 
     def _watch(self, member: Member) -> None:
         process = member.process

@@ -6,11 +6,13 @@ Pure: the daemon calls `place` with what `devices.resolve` found and the CPU num
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeAlias
 
-from multitower.supervisor.devices import Device, DeviceError, format_bytes
+from multitower.supervisor.config import Config
+from multitower.supervisor.devices import Device, DeviceError, discover, format_bytes, resolve
 
 # CUDA reads this one as "no GPU"; an empty value would do the same, but cannot be told from a mistake.
 NO_GPU: Final = "-1"
@@ -114,6 +116,23 @@ def place(
             memory_limit_bytes=limits[slot // workers_per_device],
         )
         for slot, device in enumerate(device for device in devices for _ in range(workers_per_device))
+    )
+
+
+def of_config(config: Config) -> tuple[Placement, ...]:
+    """The slots that a configuration has on this machine.
+
+    Raises:
+        DeviceError: a device is not to be had, or cannot hold its workers.
+    """
+    return place(
+        resolve(config.devices, discover()),
+        workers_per_device=config.workers_per_device,
+        memory=config.memory,
+        intra_op=config.threads.intra_op,
+        inter_op=config.threads.inter_op,
+        cores=config.cores,
+        available_cores=sorted(os.sched_getaffinity(0)),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,17 +81,7 @@ def _slots(config: Config) -> Iterator[str]:
     """What each slot would get of this machine."""
     from multitower.supervisor import devices, placement
 
-    found = devices.resolve(config.devices, devices.discover())
-    slots = placement.place(
-        found,
-        workers_per_device=config.workers_per_device,
-        memory=config.memory,
-        intra_op=config.threads.intra_op,
-        inter_op=config.threads.inter_op,
-        cores=config.cores,
-        available_cores=sorted(os.sched_getaffinity(0)),
-    )
-    for slot in slots:
+    for slot in placement.of_config(config):
         limit = slot.memory_limit_bytes
         memory = f", memory {devices.format_bytes(limit)}" if limit is not None else ""
         cores = f", cores {','.join(map(str, slot.cores))}" if slot.cores else ""
