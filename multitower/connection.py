@@ -117,7 +117,7 @@ class Connection:
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)  # with the monitor's sockets
-            message = f"{endpoint!r} is no endpoint ({zmq.strerror(error.errno)}): ipc://PATH or tcp://HOST:PORT"
+            message = f"{endpoint!r} is no endpoint ({zmq.strerror(error.errno or 0)}): ipc://PATH or tcp://HOST:PORT"
             raise make(Reason.NOT_LISTENING, message) from None
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_out, False)

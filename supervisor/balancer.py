@@ -258,11 +258,12 @@ class Balancer:
         return None
 
     def _next_of(self, queue: ModelQueue, free: list[Worker], now: float) -> Batch | None:
-        worker = self._choose(worker for worker in free if queue.model in worker.models)
+        able = [worker for worker in free if queue.model in worker.models]
+        worker = self._choose(able)
         if worker is None:
             return None
         while (key := queue.due(now)) is not None:
-            requests = queue.take(key, now, self._settle)
+            requests = queue.take(key, now, self._settle, len(able))
             if requests:
                 return self._give(worker, key, requests, now)
         return None

@@ -147,21 +147,25 @@ class ModelQueue:
         oldest = next(iter(self._order), None)
         return None if oldest is None else oldest.received + self.limits.max_delay_s
 
-    def take(self, key: BatchKey, now: float, fail: Callable[[Request, MultitowerError], None]) -> list[Request]:
+    def take(
+        self, key: BatchKey, now: float, fail: Callable[[Request, MultitowerError], None], free: int = 1
+    ) -> list[Request]:
         """Takes the next batch of a key: from the oldest on, as many whole requests as fit.
 
-        A request larger than a batch gives as many rows as there is room for, and stays at the head with the rest.
+        The rows that wait are shared out evenly among the workers that are free. A request larger than a batch gives
+        as many rows as there is room for, and stays at the head with the rest.
 
         Args:
             key: as `due` told.
             now: monotonic seconds.
             fail: is told of requests that left the queue otherwise: expired, or impossible to split.
+            free: workers that could take a batch now, the one that this batch is for among them.
 
         Returns:
             The batch's entries; none when all that waited had expired.
         """
         queue = self._keys[key]
-        room = max(key.max_batch_size, 1)
+        room = max(1, min(key.max_batch_size, -(-queue.rows // free)))
         taken: list[Request] = []
         # A batch has at most as many requests as rows.
         for request in list(islice(queue.requests, room)):
@@ -170,13 +174,13 @@ class ModelQueue:
                 fail(request, make(Reason.DEADLINE, "the request's time was over before a worker was free"))
             elif key.max_batch_size and request.rows > key.max_batch_size:
                 room -= self._peel(request, queue, room, taken, fail)
-            elif request.rows <= room:
+            elif request.rows <= room or not taken:
                 self._leave(request, queue)
                 taken.append(request)
                 room -= request.rows
             else:
                 break
-            if not room:
+            if room <= 0:
                 break
         return taken
 

@@ -119,8 +119,6 @@ class Answers:
                 frames.append(tensors.encode(array))
             except MultitowerError as error:
                 raise make(Reason.OUTPUT_INVALID, f"output {name!r}: {error.message}", field=name) from None
-            except UnicodeEncodeError:
-                raise make(Reason.OUTPUT_INVALID, f"output {name!r} holds text that is no UTF-8", field=name) from None
         frames[0] = self._header(tuple(described))
         return frames
 

@@ -19,7 +19,8 @@ class KerasModel:
         spec: its `path`.
 
     Raises:
-        LoadError: it has no fixed inputs and outputs, or some that are not dense tensors.
+        LoadError: it has no fixed inputs and outputs, or some that are not dense tensors; or Keras computes with
+            something other than TensorFlow.
         Exception: Keras cannot load it.
     """
 
@@ -27,6 +28,9 @@ class KerasModel:
     version = "1"
 
     def __init__(self, spec: ModelSpec) -> None:
+        if keras.backend.backend() != "tensorflow":
+            message = f"Keras is set to {keras.backend.backend()}: set KERAS_BACKEND=tensorflow for the daemon"
+            raise LoadError(message)
         self._model: Any = keras.saving.load_model(spec.path, compile=False, safe_mode=True)
         structure, symbolic = _structures(self._model)
         specs = [_dense(tensor.name, tensor) for tensor in keras.tree.flatten(structure)]

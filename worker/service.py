@@ -32,9 +32,9 @@ def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
 
 
 def _answer(message: list[Any], keys: KeyMemory, executors: Mapping[str, Executor]) -> list[Any]:
-    # Both are large, and so not `bytes`, for a batch of very many requests and a key of very many inputs.
-    batch_id, key_id, rows = worker_wire.read_batch_head(bytes(message[0]))
+    batch_id, key_id, rows = worker_wire.read_batch_head(message[0])
     if len(message[1]):
+        # No `bytes` yet, where a key has very many inputs.
         keys.put(key_id, KeySpec.from_json(bytes(message[1])))
     key = keys.get(key_id)
     assert isinstance(key, KeySpec)  # the router sends the description with the first batch of a key

@@ -134,15 +134,15 @@ class FakeDaemon:
         self._to_send.put([request.address, *frames])
         self._wake(b"send")
 
-    def close(self) -> None:
-        """Stops listening; the connections end."""
+    def close(self, linger: int = 0) -> None:
+        """Stops listening; the connections end. Replies not yet sent get `linger` milliseconds."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
         self._outer.send(b"end")
         self._thread.join(WAIT_S)
-        self._context.destroy(linger=0)
+        self._context.destroy(linger)
         if self._failure is not None:
             raise self._failure
 

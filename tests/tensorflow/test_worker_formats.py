@@ -245,6 +245,12 @@ def test_a_keras_model_without_fixed_inputs_is_refused(tmp_path: Path) -> None:
         kept(keras.Sequential([keras.layers.Dense(2)]), tmp_path)
 
 
+def test_keras_with_another_backend_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(LoadError, match="set to jax: set KERAS_BACKEND=tensorflow"):
+        KerasModel(spec(tmp_path / "m.keras"))
+
+
 def test_code_inside_a_keras_file_is_not_run(tmp_path: Path) -> None:
     x = keras.Input((1,))
     with pytest.raises(ValueError, match="unsafe"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,13 @@ def test_elements_that_do_not_fill_a_frame_are_refused(frame: bytes, rows: int) 
         batch.decode(key(("words", "BYTES", ())), rows, [frame])
     assert raised.value.reason == "size_mismatch"
     assert raised.value.details == {"field": "words"}
+
+
+def test_bf16_without_its_package_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(InvalidRequest, match=r"'h': .*pip install ml_dtypes") as raised:
+        batch.decode(key(("h", "BF16", ())), 1, [bytes(2)])
+    assert raised.value.reason == "datatype_mismatch"
 
 
 def test_joined_entries_stand_in_order_and_the_last_row_is_repeated() -> None:

@@ -153,6 +153,37 @@ def test_nor_are_they_where_batches_are_padded(shape: str, entries: list[list[in
                 )
 
 
+def raising(shape: str) -> Callable[[np.ndarray], Arrays]:
+    def function(x: np.ndarray) -> Arrays:
+        if (x == BAD).any():
+            raise ValueError
+        return UNBATCHABLE[shape](x)
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("shape", "entries", "proven"),
+    [
+        pytest.param("as many rows as the others", [[BAD], [A], [B], [C]], False, id="the first shows nothing"),
+        pytest.param("as many rows as the first entry", [[A, B], [C], [D], [A], [BAD]], False, id="nor do halves"),
+        pytest.param("as many rows as the first entry", [[A], [B], [C], [D], [A], [BAD]], True, id="found out amid it"),
+    ],
+)
+def test_nor_are_they_where_others_raise(shape: str, entries: list[list[int]], proven: bool) -> None:
+    wanted = ["model_error" if BAD in entry else UNBATCHABLE[shape](np.array(entry))["y"].tolist() for entry in entries]
+    assert run(Executor("m", Scripted(raising(shape)), (), proven=proven), *entries) == wanted
+
+
+@pytest.mark.parametrize("allowed", [(4,), (2, 4)])
+def test_a_key_is_proven_with_allowed_sizes_only(allowed: tuple[int, ...]) -> None:
+    model = Scripted(square)
+    executor = Executor("m", model, allowed)
+    for _ in range(2):
+        assert run(executor, [1], [2], [3]) == [[1], [4], [9]]
+    assert {len(call) for call in model.calls} == set(allowed)
+
+
 def test_once_found_out_requests_run_singly_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
     model = Scripted(UNBATCHABLE["one row"])
     executor = Executor("m", model, ())

@@ -132,7 +132,9 @@ def test_a_model_that_fails_with_many_rows_has_been_proven_by_the_others() -> No
             raise MemoryError
         return {"y": inputs["x"]}
 
-    assert warm_up(Model(small), BATCHED) == (None, True)
+    model = Model(small)
+    assert warm_up(model, ModelSpec(name="m", max_batch_size=64)) == (None, True)
+    assert [len(call["x"]) for call in model.calls] == [1, 2, 4], "and is not tried with still more"
 
 
 def test_handlers_are_not_run() -> None:

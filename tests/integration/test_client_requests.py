@@ -1,0 +1,466 @@
+"""`Client` against a scripted daemon: what it sends, what it makes of answers, and many requests at one time."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import fake_daemon
+import numpy as np
+import pytest
+from fake_daemon import FakeDaemon, Received
+
+from multitower import (
+    Cancelled,
+    Client,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelError,
+    MultitowerError,
+    NotFound,
+    Overloaded,
+    Poisoned,
+    Unavailable,
+    tensors,
+    wire,
+)
+from multitower.errors import Reason
+
+WAIT_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def echoing() -> Iterator[Client]:
+    with FakeDaemon(fake_daemon.echo) as daemon, Client(daemon.endpoint) as client:
+        yield client
+
+
+@pytest.fixture
+def daemon() -> Iterator[FakeDaemon]:
+    with FakeDaemon() as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def client(daemon: FakeDaemon) -> Iterator[Client]:
+    with Client(daemon.endpoint, timeout=WAIT_S) as client:
+        yield client
+
+
+# Arrays.
+
+NUMBERS = [datatype for datatype in tensors.DATATYPES if datatype not in (tensors.BYTES, tensors.BF16)]
+SHAPES = [(), (0, 3), (1,), (2, 3, 2)]
+
+
+def numbers(datatype: str, shape: tuple[int, ...]) -> np.ndarray:
+    count = int(np.prod(shape))
+    return (
+        (np.arange(count) % 2 if datatype == "BOOL" else np.arange(count))
+        .astype(tensors.dtype_of(datatype))
+        .reshape(shape)
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("datatype", NUMBERS)
+def test_numbers_come_back_as_they_went(datatype: str, shape: tuple[int, ...], echoing: Client) -> None:
+    sent = numbers(datatype, shape)
+    came = echoing.infer("m", {"x": sent})["x"]
+    assert (came.dtype, came.shape) == (sent.dtype, shape)
+    np.testing.assert_array_equal(came, sent)
+
+
+def test_bf16_comes_back_as_it_went(echoing: Client) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    sent = np.array([[1.5, -2.0]], ml_dtypes.bfloat16)
+    came = echoing.infer("m", {"x": sent})["x"]
+    assert came.dtype == sent.dtype
+    assert came.tolist() == sent.tolist()
+
+
+TEXTS: dict[str, tuple[Any, Any]] = {
+    # input, the bytes that come back
+    "str": ("grün", "grün".encode()),
+    "bytes": (b"\xff\0", b"\xff\0"),
+    "a list of str": (["a", "bc"], [b"a", b"bc"]),
+    "a list of bytes that end in zeros": ([b"a\0\0", b""], [b"a\0\0", b""]),
+    "nested lists": ([["a", "b"], ["c", "d"]], [[b"a", b"b"], [b"c", b"d"]]),
+    "an array of str": (np.array(["a", "bc"]), [b"a", b"bc"]),
+    "an array of bytes": (np.array([b"a", b"bc"]), [b"a", b"bc"]),
+    "an array of objects": (np.array(["a", b"b\0"], object), [b"a", b"b\0"]),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_text_and_bytes_come_back_as_bytes(case: str, echoing: Client) -> None:
+    sent, wanted = TEXTS[case]
+    came = echoing.infer("m", {"x": sent})["x"]
+    assert came.dtype == object
+    assert came.tolist() == wanted
+
+
+ARRAYS: dict[str, tuple[Any, np.ndarray]] = {
+    "a number": (3.5, np.array(3.5)),
+    "a list": ([[1, 2], [3, 4]], np.array([[1, 2], [3, 4]])),
+    "every second element": (np.arange(10, dtype=np.int32)[::2], np.arange(0, 10, 2, dtype=np.int32)),
+    "a transposed array": (np.arange(6.0).reshape(2, 3).T, np.arange(6.0).reshape(2, 3).T.copy()),
+    "big-endian": (np.arange(3, dtype=">i4"), np.arange(3, dtype="<i4")),
+    "read-only": (np.frombuffer(b"\1\2\3", np.uint8), np.array([1, 2, 3], np.uint8)),
+}
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+def test_whatever_numpy_makes_an_array_of_can_be_sent(case: str, echoing: Client) -> None:
+    sent, wanted = ARRAYS[case]
+    came = echoing.infer("m", {"x": sent})["x"]
+    assert came.dtype == wanted.dtype
+    np.testing.assert_array_equal(came, wanted)
+
+
+UNSENDABLE: dict[str, tuple[Any, str]] = {
+    "dates": (np.array(["2020-01-01"], "datetime64[D]"), "datatype_mismatch"),
+    "objects": ([object()], "datatype_mismatch"),
+    "numbers among text": (["a", 1], "datatype_mismatch"),
+    "no text": (["\ud800"], "datatype_mismatch"),
+    "records": (np.zeros(2, [("a", "i4")]), "datatype_mismatch"),
+    "wider than the protocol": (np.zeros(2, np.longdouble), "datatype_mismatch"),
+    "rows of unequal length": ([[1, 2], [3]], "shape_invalid"),
+}
+
+
+@pytest.mark.parametrize("case", UNSENDABLE)
+def test_what_cannot_be_sent_is_refused_with_the_name_of_the_input(case: str, echoing: Client) -> None:
+    value, reason = UNSENDABLE[case]
+    with pytest.raises(InvalidRequest, match="'image'") as refused:
+        echoing.infer("m", {"image": value})
+    assert refused.value.reason == reason
+    assert refused.value.details["field"] == "image"
+
+
+@pytest.mark.parametrize("size", [10, 1 << 17], ids=["small", "large"])
+def test_outputs_are_read_only(size: int, echoing: Client) -> None:
+    assert not echoing.infer("m", {"x": np.zeros(size, np.uint8)})["x"].flags.writeable
+
+
+def test_arrays_may_be_changed_once_submit_has_returned(client: Client, daemon: FakeDaemon) -> None:
+    x = np.zeros(1 << 16, np.float32)
+    futures = []
+    for number in range(5):
+        x[:] = number
+        futures.append(client.submit("m", {"x": x}))
+    x[:] = -1
+    for number in range(5):
+        assert daemon.next().inputs["x"].tolist() == [number] * len(x)
+
+
+# What is sent.
+
+
+def test_the_request_says_what_was_asked_for(client: Client, daemon: FakeDaemon) -> None:
+    x, names = np.ones((2, 3), np.float32), np.array(["a", "b"])
+    client.submit("m", {"x": x, "names": names}, outputs=["b", "a"], version="7", timeout=1.5, priority=3)
+    request = daemon.next()
+    assert request.json == {
+        "model_name": "m",
+        "model_version": "7",
+        "inputs": [
+            {"name": "x", "datatype": "FP32", "shape": [2, 3]},
+            {"name": "names", "datatype": "BYTES", "shape": [2]},
+        ],
+        "outputs": [{"name": "b"}, {"name": "a"}],
+        "parameters": {"timeout": 1_500_000, "priority": 3},
+    }
+    assert request.frames == [x.tobytes(), b"\1\0\0\0a\1\0\0\0b"]
+    assert 0 < len(request.id) <= wire.MAX_ID_BYTES
+
+
+def test_the_clients_timeout_is_sent_where_a_request_has_none(client: Client, daemon: FakeDaemon) -> None:
+    client.submit("m", {"x": 1.0})
+    assert daemon.next().json["parameters"] == {"timeout": WAIT_S * 1e6}
+
+
+def test_headers_repeat_byte_for_byte_and_ids_do_not(client: Client, daemon: FakeDaemon) -> None:
+    for number in range(3):
+        client.submit("m", {"x": np.full((1, 4), number, np.float32)}, timeout=2.0)
+    requests = [daemon.next() for _ in range(3)]
+    assert len({request.header for request in requests}) == 1
+    assert len({request.id for request in requests}) == 3
+
+
+def test_a_string_as_outputs_is_refused(echoing: Client) -> None:
+    with pytest.raises(InvalidRequest, match="outputs"):
+        echoing.infer("m", {"x": 1.0}, outputs="scores")
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_a_timeout_is_more_than_nothing(timeout: float, echoing: Client) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        echoing.infer("m", {"x": 1.0}, timeout=timeout)
+
+
+ASKED: dict[str, tuple[bytes, dict[str, Any], dict[str, Any], Any]] = {
+    # method: kind, header sent, answer, result
+    "live": (wire.SERVER_LIVE, {}, {"live": True}, True),
+    "ready": (wire.SERVER_READY, {}, {"ready": False, "slots_ready": 0, "slots_total": 1}, False),
+    "server_ready": (wire.SERVER_READY, {}, {"ready": True}, {"ready": True}),
+    "status": (wire.STATUS, {}, {"daemon": {}}, {"daemon": {}}),
+    "statistics": (wire.STATISTICS, {}, {"model_stats": []}, {"model_stats": []}),
+    "model_ready": (wire.MODEL_READY, {"model_name": "m"}, {"name": "m", "ready": True}, True),
+    "metadata": (wire.MODEL_METADATA, {"model_name": "m"}, {"name": "m"}, {"name": "m"}),
+    "model_config": (wire.MODEL_CONFIG, {"model_name": "m"}, {"name": "m"}, {"name": "m"}),
+}
+
+
+@pytest.mark.parametrize("method", ASKED)
+def test_each_question_has_its_kind(method: str, client: Client, daemon: FakeDaemon) -> None:
+    kind, header, answer, wanted = ASKED[method]
+    results: list[Any] = []
+    arguments = ["m"] if header else []
+    asking = threading.Thread(target=lambda: results.append(getattr(client, method)(*arguments)))
+    asking.start()
+    request = daemon.next(kind)
+    assert (request.json, request.frames) == (header, [])
+    daemon.reply(request, fake_daemon.ok(request.id, answer))
+    asking.join(WAIT_S)
+    assert results == [wanted]
+
+
+def test_the_version_is_sent_where_one_is_given(client: Client, daemon: FakeDaemon) -> None:
+    asking = threading.Thread(target=lambda: client.metadata("m", "3"))
+    asking.start()
+    request = daemon.next(wire.MODEL_METADATA)
+    assert request.json == {"model_name": "m", "model_version": "3"}
+    daemon.reply(request, fake_daemon.ok(request.id, {}))
+    asking.join(WAIT_S)
+
+
+def test_server_metadata_is_the_daemons(echoing: Client) -> None:
+    assert echoing.server_metadata() == fake_daemon.METADATA
+
+
+# Many at one time.
+
+
+def test_answers_may_come_in_any_order(client: Client, daemon: FakeDaemon) -> None:
+    futures = [client.submit("m", {"x": np.array([number])}) for number in range(50)]
+    requests = [daemon.next() for _ in futures]
+    random.Random(1).shuffle(requests)
+    for request in requests:
+        daemon.reply(request, fake_daemon.outputs(request.id, y=request.inputs["x"] * 2))
+    for number, future in enumerate(futures):
+        assert future.result(WAIT_S)["y"].tolist() == [2 * number]
+
+
+def test_sixteen_threads_share_a_connection(echoing: Client) -> None:
+    wrong: list[object] = []
+
+    def work(thread: int) -> None:
+        for number in range(50):
+            value = thread * 1000 + number
+            came = echoing.infer("m", {"x": np.array([value])})["x"].tolist()
+            if came != [value]:
+                wrong.append((value, came))
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+def test_requests_are_pipelined(client: Client, daemon: FakeDaemon) -> None:
+    """All are at the daemon before the first is answered."""
+    futures = [client.submit("m", {"x": 1.0}) for _ in range(100)]
+    requests = [daemon.next() for _ in futures]
+    assert not any(future.done() for future in futures)
+    for request in requests:
+        daemon.reply(request, fake_daemon.echo(request))
+    for future in futures:
+        future.result(WAIT_S)
+
+
+def test_a_callback_may_submit_but_not_wait(echoing: Client) -> None:
+    results: list[Any] = []
+    done = threading.Event()
+
+    def callback(first: Future[Any]) -> None:
+        results.append(echoing.submit("m", {"x": first.result()["x"] + 1}))
+        try:
+            echoing.infer("m", {"x": 1.0})
+        except RuntimeError as error:
+            results.append(error)
+        done.set()
+
+    echoing.submit("m", {"x": 1.0}).add_done_callback(callback)
+    assert done.wait(WAIT_S)
+    assert results[0].result(WAIT_S)["x"].tolist() == 2.0
+    assert "callback" in str(results[1])
+
+
+# Errors.
+
+CLASSES: dict[Reason, type[MultitowerError]] = {
+    Reason.MALFORMED: InvalidRequest,
+    Reason.TOO_LARGE: InvalidRequest,
+    Reason.KIND_UNKNOWN: InvalidRequest,
+    Reason.MODEL_UNKNOWN: NotFound,
+    Reason.VERSION_UNKNOWN: NotFound,
+    Reason.INPUT_UNKNOWN: InvalidRequest,
+    Reason.INPUT_MISSING: InvalidRequest,
+    Reason.OUTPUT_UNKNOWN: InvalidRequest,
+    Reason.DATATYPE_MISMATCH: InvalidRequest,
+    Reason.SHAPE_INVALID: InvalidRequest,
+    Reason.SIZE_MISMATCH: InvalidRequest,
+    Reason.QUEUE_FULL: Overloaded,
+    Reason.DEADLINE: DeadlineExceeded,
+    Reason.CANCELLED: Cancelled,
+    Reason.DRAINING: Unavailable,
+    Reason.NO_WORKER: Unavailable,
+    Reason.WORKER_DIED: Unavailable,
+    Reason.POISONED: Poisoned,
+    Reason.MODEL_ERROR: ModelError,
+    Reason.OUTPUT_INVALID: ModelError,
+}
+
+
+def test_every_reason_that_travels_has_its_class() -> None:
+    assert set(Reason) - set(CLASSES) == {Reason.NOT_LISTENING, Reason.CONNECTION_LOST, Reason.CLOSED}
+
+
+@pytest.mark.parametrize("reason", CLASSES)
+def test_errors_are_typed(reason: Reason, client: Client, daemon: FakeDaemon) -> None:
+    future = client.submit("m", {"x": 1.0})
+    request = daemon.next()
+    daemon.reply(request, fake_daemon.error(request.id, reason, "why it failed", field="x"))
+    error = future.exception(WAIT_S)
+    assert type(error) is CLASSES[reason]
+    assert isinstance(error, MultitowerError)
+    assert (error.reason, error.message, error.details) == (reason, "why it failed", {"field": "x"})
+
+
+def test_an_error_of_a_later_release_keeps_its_words(client: Client, daemon: FakeDaemon) -> None:
+    future = client.submit("m", {"x": 1.0})
+    request = daemon.next()
+    body = {"error": {"code": "DATA_LOSS", "reason": "eaten_by_mice", "message": "the disk is gone"}}
+    daemon.reply(request, [wire.ERROR, request.id, json.dumps(body).encode()])
+    error = future.exception(WAIT_S)
+    assert isinstance(error, MultitowerError)
+    assert (error.code, error.reason, error.message) == ("DATA_LOSS", "eaten_by_mice", "the disk is gone")
+
+
+GOOD = {"model_name": "m", "outputs": [{"name": "y", "datatype": "FP32", "shape": [2]}]}
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+def _output(**changes: Any) -> bytes:
+    return json.dumps({**GOOD, "outputs": [{**GOOD["outputs"][0], **changes}]}).encode()  # type: ignore[dict-item]
+
+
+BAD_REPLIES: dict[str, list[bytes]] = {
+    # the frames behind the id
+    "no JSON": [b"\xff{", b"12345678"],
+    "no object": [b"[1]", b"12345678"],
+    "deep JSON": [DEEP, b"12345678"],
+    "a large header": [b" " * (1 << 18), b"12345678"],
+    "no outputs": [b"{}", b"12345678"],
+    "outputs are no list": [b'{"outputs": 7}', b"12345678"],
+    "an output is no object": [b'{"outputs": [7]}', b"12345678"],
+    "a name that is none": [_output(name=[]), b"12345678"],
+    "too few bytes": [_output(), b"1234567"],
+    "too many bytes": [_output(), b"123456789"],
+    "a frame missing": [_output()],
+    "a frame too many": [_output(), b"12345678", b""],
+    "an unknown datatype": [_output(datatype="FP13"), b"12345678"],
+    "a datatype that is none": [_output(datatype={}), b"12345678"],
+    "negative dimensions": [_output(shape=[-1, -2]), b"12345678"],
+    "a fractional dimension": [_output(shape=[2.0]), b"12345678"],
+    "a huge dimension": [_output(shape=[2**70, 0]), b""],
+    "a shape that is none": [_output(shape="2"), b"12345678"],
+    "more text than there is memory for": [_output(datatype="BYTES", shape=[10**15]), b"12345678"],
+    "text that ends early": [_output(datatype="BYTES", shape=[2]), b"\1\0\0\0a\5\0\0\0"],
+}
+
+
+@pytest.mark.parametrize("case", BAD_REPLIES)
+def test_replies_that_cannot_be_read_fail_typed(case: str, client: Client, daemon: FakeDaemon) -> None:
+    future = client.submit("m", {"x": 1.0})
+    request = daemon.next()
+    daemon.reply(request, [wire.OK, request.id, *BAD_REPLIES[case]])
+    with pytest.raises(ModelError) as error:
+        future.result(WAIT_S)
+    assert error.value.reason == "output_invalid"
+    _works(client, daemon)
+
+
+@pytest.mark.parametrize("body", [b"no JSON", b"[]", DEEP, b'{"error": 7}', b'{"error": {"details": []}}', b""])
+@pytest.mark.parametrize("kind", [wire.ERROR, b"MT1:what", b"k" * 100_000], ids=["error", "unknown", "huge"])
+def test_errors_that_cannot_be_read_fail_typed(kind: bytes, body: bytes, client: Client, daemon: FakeDaemon) -> None:
+    future = client.submit("m", {"x": 1.0})
+    request = daemon.next()
+    daemon.reply(request, [kind, request.id, body])
+    with pytest.raises(ModelError):
+        future.result(WAIT_S)
+    _works(client, daemon)
+
+
+@pytest.mark.parametrize("body", [b"no JSON", b"[]", DEEP, b""])
+def test_answers_to_questions_that_cannot_be_read_fail_typed(body: bytes, client: Client, daemon: FakeDaemon) -> None:
+    errors: list[MultitowerError] = []
+
+    def ask() -> None:
+        try:
+            client.status()
+        except MultitowerError as error:
+            errors.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    request = daemon.next(wire.STATUS)
+    daemon.reply(request, [wire.OK, request.id, body])
+    asking.join(WAIT_S)
+    assert [error.reason for error in errors] == ["output_invalid"]
+
+
+GARBAGE: dict[str, list[bytes]] = {
+    "nothing": [b""],
+    "no delimiter": [wire.OK, b"1", b"{}"],
+    "only a kind": [b"", wire.OK],
+    "no header": [b"", wire.OK, b"1"],
+    "an id of nobody": [b"", wire.OK, b"nobody", b"{}"],
+    "an empty id": [b"", wire.ERROR, b"", b"{}"],
+    "large frames": [b"x" * 100_000] * 4,
+    "a large id": [b"", wire.OK, b"x" * 100_000, b"{}"],
+    "a second greeting that cannot be read": [b"", wire.OK, b"greeting", DEEP],
+}
+
+
+@pytest.mark.parametrize("case", GARBAGE)
+def test_what_is_no_reply_is_passed_over(case: str, client: Client, daemon: FakeDaemon) -> None:
+    future = client.submit("m", {"x": 1.0})
+    request = daemon.next()
+    daemon.send(request, GARBAGE[case])
+    daemon.reply(request, fake_daemon.echo(request))
+    assert future.result(WAIT_S)["x"].tolist() == 1.0
+
+
+def test_a_second_reply_is_passed_over(client: Client, daemon: FakeDaemon) -> None:
+    future = client.submit("m", {"x": 1.0})
+    request = daemon.next()
+    for _ in range(2):
+        daemon.reply(request, fake_daemon.echo(request))
+    assert future.result(WAIT_S)["x"].tolist() == 1.0
+    _works(client, daemon)
+
+
+def _works(client: Client, daemon: FakeDaemon) -> None:
+    future = client.submit("m", {"x": 2.0})
+    request: Received = daemon.next()
+    daemon.reply(request, fake_daemon.echo(request))
+    assert future.result(WAIT_S)["x"].tolist() == 2.0
