@@ -93,7 +93,7 @@ class Fleet:
 
     def message(self, member: Member, message: list[Any], now: float) -> None:
         """A process has sent something."""
-        if message[0][:1] == worker_wire.REPORT:
+        if bytes(message[0])[:1] == worker_wire.REPORT:
             self._report(member, WorkerReport.from_json(bytes(message[1])), now)
         elif member.place is not None:
             self._router.result(member.place.slot.number, message)

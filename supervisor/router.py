@@ -161,7 +161,7 @@ class Router:
         channel = self.channels.get(slot)
         if channel is None:
             return
-        batch_id, counts, timing = worker_wire.read_result_head(message[0])
+        batch_id, counts, timing = worker_wire.read_result_head(bytes(message[0]))
         answers: list[Answer] = []
         place = 1
         for count in counts:

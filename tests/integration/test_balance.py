@@ -92,7 +92,7 @@ def test_a_request_larger_than_a_batch_is_split_over_workers_and_joined(tmp_path
         assert np.array_equal(answer["x"], rows)
         assert [name.decode() for name in answer["name"]] == names.tolist()
         assert min(completed(client)) > 0
-        assert client.status()["models"][0]["batches"] == 13
+        assert client.status()["models"][0]["batches"] >= 13
 
 
 def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
