@@ -101,11 +101,14 @@ def datatype_of(array: Array) -> str:
         InvalidRequest: `datatype_mismatch` for a dtype that the protocol does not carry.
     """
     dtype = array.dtype
-    name = _NAME.get(dtype) or _NAME.get(dtype.newbyteorder("<"))
+    name = _NAME.get(dtype)
     if name is not None:
         return name
     if dtype.kind in "OSUT":
         return BYTES
+    name = _NAME.get(dtype.newbyteorder("<"))
+    if name is not None:
+        return name
     if dtype.name == "bfloat16":
         return BF16
     raise make(Reason.DATATYPE_MISMATCH, f"arrays of dtype {dtype} cannot be sent")

@@ -1,7 +1,7 @@
 """What each slot's worker gets of the machine: its device, its variables, its threads, its cores, its memory.
 
-Pure: the daemon calls `place` with what `devices.resolve` found and the CPU numbers it may use itself
-(`os.sched_getaffinity(0)`), and writes each `Placement` into the slot's `Assignment`.
+The daemon calls `of_config`, and writes each `Placement` into the slot's `Assignment`. `place` is the rule itself,
+and pure.
 """
 
 from __future__ import annotations

@@ -1,0 +1,96 @@
+"""The public names; a change here is a change for applications."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import multitower
+from multitower import AsyncClient, Client
+
+NAMES = [
+    "AsyncClient",
+    "Cancelled",
+    "Client",
+    "Code",
+    "DeadlineExceeded",
+    "InvalidRequest",
+    "ModelError",
+    "MultitowerError",
+    "NotFound",
+    "Overloaded",
+    "Poisoned",
+    "Reason",
+    "Unavailable",
+    "__version__",
+]
+
+CONSTRUCTOR = "endpoint=None timeout=30.0 connect_timeout=5.0 max_outstanding=1000"
+INFER = "model inputs outputs=None version='' timeout=None priority=0"
+METHODS = {
+    "close": "",
+    "endpoint": None,
+    "infer": INFER,
+    "live": "",
+    "metadata": "model version=''",
+    "model_config": "model version=''",
+    "model_ready": "model version=''",
+    "ready": "",
+    "server_metadata": "",
+    "server_ready": "",
+    "statistics": "model=None version=''",
+    "status": "",
+    "submit": INFER,
+    "wait_until_ready": "timeout=60.0",
+}
+
+
+def test_the_public_names() -> None:
+    assert sorted(multitower.__all__) == NAMES
+    assert all(hasattr(multitower, name) for name in NAMES)
+
+
+def test_the_version_is_the_packages() -> None:
+    assert multitower.__version__ == importlib.metadata.version("multitower")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_the_methods_of_the_clients(kind: type) -> None:
+    assert {name for name in dir(kind) if not name.startswith("_")} == set(METHODS)
+    assert _signature(kind) == CONSTRUCTOR
+    for name, wanted in METHODS.items():
+        if wanted is not None:
+            assert _signature(getattr(kind, name)) == wanted, name
+
+
+def _signature(function: object) -> str:
+    parameters = inspect.signature(function).parameters.values()  # type: ignore[arg-type]
+    return " ".join(
+        p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters if p.name != "self"
+    )
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_every_public_method_says_what_it_does(kind: type) -> None:
+    assert all(getattr(kind, name).__doc__ for name in METHODS)
+
+
+def test_the_import_needs_numpy_and_pyzmq_only() -> None:
+    program = """
+import sys
+import multitower
+allowed = {"multitower", "numpy", "zmq", "cython_runtime", *sys.stdlib_module_names}
+names = {name.split(".")[0] for name in sys.modules}
+print(sorted(name for name in names - allowed if not name.startswith(("_", "__editable__", "sitecustomize"))))
+"""
+    done = subprocess.run([sys.executable, "-S", "-c", _with_path(program)], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def _with_path(program: str) -> str:
+    # Without site-packages' .pth files, which import what other packages want at every start.
+    return f"import sys; sys.path[:] = {[entry for entry in sys.path if entry]!r}\n{program}"
