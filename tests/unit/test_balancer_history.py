@@ -1,0 +1,222 @@
+"""No history of arrivals, answers, deaths, deadlines and cancels loses a request or answers it twice."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from multitower import wire
+from multitower.errors import MultitowerError, Reason, make
+from multitower.supervisor.balancer import Balancer, Worker
+from multitower.supervisor.batching import Batch, QueueLimits
+from multitower.supervisor.request import BatchKey, Plan, Request
+from multitower.worker_wire import KeySpec
+
+MODELS = ("a", "b")
+LARGEST = 4
+KEYS = [
+    BatchKey(KeySpec(model, (("x", "UINT8", dims),), None, batched), max_batch_size=LARGEST if batched else 0)
+    for model in MODELS
+    for dims, batched in (((), True), ((2,), True), ((3,), False))
+]
+FINAL = {Reason.DEADLINE, Reason.CANCELLED, Reason.POISONED, Reason.WORKER_DIED, Reason.NO_WORKER, Reason.MODEL_ERROR}
+
+
+class History(RuleBasedStateMachine):
+    """A balancer with everything around it made up; what it answers is checked against what was asked."""
+
+    @initialize(retry=st.integers(0, 2), size=st.integers(1, 12))
+    def begin(self, retry: int, size: int) -> None:
+        limits = QueueLimits(max_size=size, max_bytes=64, max_delay_s=0.0, retry=retry)
+        self.retry = retry
+        self.now = 0.0
+        self.balancer = Balancer(dict.fromkeys(MODELS, limits))
+        self.busy: dict[int, Batch] = {}
+        self.asked: dict[int, Request] = {}
+        self.answers: dict[int, Any] = {}
+        self.deaths: dict[int, int] = {}
+        self.slots = 0
+        self.given_up: set[str] = set()
+
+    # What happens.
+
+    @rule(key=st.sampled_from(KEYS), rows=st.integers(1, 11), sender=st.integers(0, 2), time=st.floats(0.1, 5))
+    def arrive(self, key: BatchKey, rows: int, sender: int, time: float) -> None:
+        number = len(self.asked)
+        rows = rows if key.max_batch_size else 1
+        width = 1
+        for size in key.spec.inputs[0][2]:
+            width *= size
+        # Each row's bytes tell whose they are.
+        frame = bytes([number % 256]) * (rows * width)
+        plan = Plan(key, rows, (0,), (len(frame),), (False,), ("x",), time)
+        request = Request(("sender", sender), number.to_bytes(4, "big"), plan, [frame], len(frame), self.now)
+        queue = self.balancer.queues[key.spec.model]
+        full = queue.full(request)
+        refused: MultitowerError | None = None
+        try:
+            self.balancer.submit(request)
+        except MultitowerError as error:
+            refused = error
+        if key.spec.model in self.given_up:
+            assert refused is not None
+            assert refused.reason == Reason.NO_WORKER
+        elif full:
+            assert refused is not None
+            assert refused.reason == Reason.QUEUE_FULL
+            assert refused.details["queue_depth"] == queue.size
+        else:
+            assert refused is None
+            self.asked[number] = request
+        self.collect()
+
+    @rule(models=st.sets(st.sampled_from(MODELS), min_size=1))
+    def worker_comes(self, models: set[str]) -> None:
+        for model in models:
+            self.balancer.hope(model)
+            self.given_up.discard(model)
+        self.balancer.add_worker(self.slots, models, self.now)
+        self.slots += 1
+
+    @rule()
+    def dispatch(self) -> None:
+        before = {slot for slot, worker in self.balancer.workers.items() if worker.batch is None}
+        for batch in self.balancer.dispatch(self.now):
+            worker: Worker = batch.worker
+            assert worker.slot in before
+            assert worker.slot not in self.busy
+            assert batch.key.spec.model in worker.models
+            assert all(request.plan.key is batch.key for request in batch.requests)
+            assert batch.rows == sum(request.rows for request in batch.requests) == worker.depth
+            assert len(batch.requests) == 1 or batch.rows <= LARGEST
+            assert batch.rows <= max(batch.key.max_batch_size, 1)
+            assert not any(request.over for request in batch.requests), "nobody waits for it any more"
+            suspects = [request for request in batch.requests if request.deaths]
+            assert not suspects or len(batch.requests) == 1, "a suspect runs alone"
+            self.busy[worker.slot] = batch
+        self.collect()
+
+    @precondition(lambda self: self.busy)
+    @rule(data=st.data(), fail=st.booleans())
+    def answer(self, data: st.DataObject, fail: bool) -> None:
+        slot = data.draw(st.sampled_from(sorted(self.busy)))
+        batch = self.busy.pop(slot)
+        answers: list[Any] = []
+        for place, request in enumerate(batch.requests):
+            if fail and place == 0:
+                answers.append(make(Reason.MODEL_ERROR, "it raised"))
+                continue
+            shape = (request.rows, *batch.key.spec.inputs[0][2]) if batch.key.max_batch_size else (3,)
+            header = wire.reply_header(batch.key.spec.model, "1", [wire.Tensor("y", "UINT8", shape)])
+            # An echo; a request that is over has given its frames back.
+            answers.append([header, bytes(request.frames[0]) if request.frames else b""])
+        assert self.balancer.finish(self.balancer.workers[slot], batch.id, answers, self.now) is batch
+        self.collect()
+
+    @precondition(lambda self: self.balancer.workers)
+    @rule(data=st.data())
+    def worker_dies(self, data: st.DataObject) -> None:
+        self.kill(data.draw(st.sampled_from(sorted(self.balancer.workers))))
+
+    def kill(self, slot: int) -> None:
+        batch = self.busy.pop(slot, None)
+        for request in batch.requests if batch is not None else ():
+            number = int.from_bytes(request.id, "big")
+            self.deaths[number] = self.deaths.get(number, 0) + 1
+        self.balancer.remove_worker(slot)
+        self.collect()
+
+    @precondition(lambda self: self.balancer.workers)
+    @rule(data=st.data())
+    def worker_retires(self, data: st.DataObject) -> None:
+        self.balancer.retire(data.draw(st.sampled_from(sorted(self.balancer.workers))))
+
+    @rule(model=st.sampled_from(MODELS))
+    def give_up(self, model: str) -> None:
+        if not any(model in worker.models for worker in self.balancer.workers.values()):
+            self.balancer.give_up(model, "nothing serves it")
+            self.given_up.add(model)
+        self.collect()
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.asked)))
+        request = self.asked[number]
+        cancelled = self.balancer.cancel(request.sender, request.id)
+        assert cancelled == (0 if number in self.answers else 1)
+        self.collect()
+        assert number in self.answers
+
+    @rule(seconds=st.floats(0.0, 3.0))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.balancer.expire(self.now)
+        self.collect()
+        for number, request in self.asked.items():
+            # The wheel's grain is coarser than a float.
+            assert number in self.answers or request.deadline > self.now - 0.1
+
+    # What must hold.
+
+    def collect(self) -> None:
+        for request, answer in self.balancer.replies():
+            number = int.from_bytes(request.id, "big")
+            assert self.asked[number] is request, "only whole requests are answered"
+            assert number not in self.answers, "answered twice"
+            self.answers[number] = answer
+            if isinstance(answer, MultitowerError):
+                assert answer.reason in FINAL
+                if answer.reason in (Reason.POISONED, Reason.WORKER_DIED):
+                    assert self.deaths[number] > self.retry
+            else:
+                output = json.loads(answer[0])["outputs"][0]
+                if request.plan.key.max_batch_size:
+                    assert output["shape"][0] == request.plan.rows
+                assert set(answer[1]) == {number % 256}, "another's rows"
+                assert len(answer[1]) == request.plan.sizes[0]
+
+    @invariant()
+    def depths_add_up(self) -> None:
+        if not hasattr(self, "balancer"):
+            return
+        running = {id(batch) for batch in self.busy.values()}
+        assert {id(worker.batch) for worker in self.balancer.workers.values() if worker.batch is not None} == running
+        assert self.balancer.outstanding == len(self.asked) - len(self.answers)
+        for queue in self.balancer.queues.values():
+            waiting = list(queue)
+            assert queue.size == len(waiting)
+            assert queue.bytes == sum(request.size for request in waiting)
+
+    def teardown(self) -> None:
+        """In the end everything has an answer: workers come, and serve all that is left."""
+        if not hasattr(self, "balancer"):
+            return
+        for slot in list(self.balancer.workers):
+            self.kill(slot)
+        self.worker_comes(set(MODELS))
+        self.worker_comes(set(MODELS))
+        for _ in range(1000):
+            if not self.balancer.busy:
+                break
+            for batch in self.balancer.dispatch(self.now):
+                answers: list[Any] = [make(Reason.MODEL_ERROR, "the end") for _ in batch.requests]
+                self.balancer.finish(batch.worker, batch.id, answers, self.now)
+            self.balancer.expire(self.now)
+            for request, answer in self.balancer.replies():
+                number = int.from_bytes(request.id, "big")
+                assert number not in self.answers
+                self.answers[number] = answer
+        assert set(self.answers) == set(self.asked), "lost"
+        assert all(queue.size == 0 and queue.bytes == 0 for queue in self.balancer.queues.values())
+        assert self.balancer.outstanding == 0
+
+
+History.TestCase.settings = settings(
+    max_examples=300, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestHistory = History.TestCase
