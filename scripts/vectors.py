@@ -18,7 +18,8 @@ TARGET = Path(__file__).parents[1] / "docs" / "protocol-vectors.json"
 ABOUT = [
     "Test vectors of the wire protocol MT1; docs/protocol.md explains it. All frames are hexadecimal.",
     "tensors: one frame for each. `values` is the flat list of elements, row-major; complex numbers are",
-    "[real, imaginary], elements of BYTES are hexadecimal. A client must write these bytes for these values, and read them back.",
+    "[real, imaginary], elements of BYTES are hexadecimal. A client must write these bytes for these values, and read",
+    "them back.",
     "requests: all frames that a client sends, from the empty delimiter on, and what they mean.",
     "replies: all frames that come back, from the empty delimiter on, and what they mean. An `error` is what a client",
     "must make of it.",

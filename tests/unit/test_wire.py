@@ -46,6 +46,10 @@ READ: dict[str, tuple[bytes, wire.InferHeader]] = {
     ),
     "white space": (b' {\n "model_name" : "m",\t"inputs" : [ ] } \r\n', wire.InferHeader("m")),
     "escapes": (b'{"model_name":"m\\u00e4\\ud83d\\ude00","inputs":[]}', wire.InferHeader("m\u00e4\U0001f600")),
+    "a hundred levels": (
+        b'{"model_name":"m","inputs":[],"x":' + b"[" * 99 + b"]" * 99 + b"}",
+        wire.InferHeader("m"),
+    ),
     "unknown keys": (
         b'{"model_name":"m","id":"1","x":{"y":[1.5,null,true]},'
         b'"inputs":[{"name":"x","datatype":"INT8","shape":[1],"parameters":{"z":1}}],'
