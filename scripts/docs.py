@@ -28,7 +28,8 @@ def _command_line() -> str:
         "<!-- Made by `make docs` from the commands' own help. -->\n",
         "Exit codes are listed in [configuration.md](configuration.md).\n",
     ]
-    root = click.Context(multitower, info_name="multitower", terminal_width=WIDTH, max_content_width=WIDTH)
+    settings = multitower.context_settings
+    root = click.Context(multitower, info_name="multitower", terminal_width=WIDTH, max_content_width=WIDTH, **settings)
     for name in COMMANDS:
         command = multitower.get_command(root, name)
         assert command is not None
