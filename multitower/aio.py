@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from multitower import wire
-from multitower.client import (
+from multitower.errors import Reason, Unavailable, make
+from multitower.requests import (
     ASK_AGAIN_S,
     CONNECT_TIMEOUT_S,
     MAX_OUTSTANDING,
@@ -20,10 +21,9 @@ from multitower.client import (
     no_room,
     not_ready,
 )
-from multitower.errors import Reason, Unavailable, make
 
 if TYPE_CHECKING:
-    from multitower.client import Outputs
+    from multitower.requests import Outputs
 
 
 class AsyncClient:

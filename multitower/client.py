@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
@@ -12,116 +11,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from multitower import wire
-from multitower.codec import Codec, read_header
-from multitower.connection import Call, Connection
-from multitower.errors import MultitowerError, Reason, Unavailable, make
+from multitower.errors import Reason, Unavailable, make
+from multitower.requests import (
+    ASK_AGAIN_S,
+    CONNECT_TIMEOUT_S,
+    MAX_OUTSTANDING,
+    RequestFuture,
+    Requests,
+    model_header,
+    no_room,
+    not_ready,
+)
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Outputs = dict[str, NDArray[Any]]
-
-CONNECT_TIMEOUT_S = 5.0
-MAX_OUTSTANDING = 1000
-ASK_AGAIN_S = 0.05
-
-
-class RequestFuture(Future[Any]):
-    """The future of a request; `cancel` also tells the daemon, which then does not run it if it can help it."""
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__()
-        self._connection = connection
-        self._call: Call | None = None
-
-    def cancel(self) -> bool:
-        """Cancels the request, unless its outcome is there."""
-        if not super().cancel():
-            return False
-        if self._call is not None:
-            self._connection.cancel(self._call)
-        return True
-
-
-class Requests:
-    """What both clients share: how each kind of request is made, sent, and given its outcome.
-
-    Args:
-        endpoint: `ipc://PATH` or `tcp://HOST:PORT`; None takes `MULTITOWER_ENDPOINT`, else the default one.
-        timeout: seconds for a request that gives none of its own.
-        connect_timeout: seconds that a request waits for a daemon to listen.
-    """
-
-    def __init__(self, endpoint: str | None, timeout: float, connect_timeout: float) -> None:
-        for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):
-            if not seconds > 0:
-                raise ValueError(f"{name} must be more than 0 seconds, not {seconds}")
-        self.endpoint = endpoint or os.environ.get(wire.ENDPOINT_VARIABLE) or wire.DEFAULT_ENDPOINT
-        self.timeout = timeout
-        self._connect_timeout = connect_timeout
-        self._codec = Codec()
-        self.connection = Connection(self.endpoint)
-
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Any],
-        outputs: Sequence[str] | None,
-        version: str,
-        seconds: float,
-        deadline: float,
-        priority: int,
-        *,
-        copy: bool,
-    ) -> RequestFuture:
-        """Starts an `MT1:infer` request; see `Client.submit`.
-
-        `seconds` is what the daemon is told: always the whole of it, so that headers repeat. `deadline` (monotonic
-        seconds) is when the request fails here.
-        """
-        self.connection.check()
-        header, frames = self._codec.encode(model, inputs, outputs, version, seconds, priority, copy=copy)
-        return self._start(wire.INFER, header, frames, deadline, self._codec.decode)
-
-    def ask(self, kind: bytes, header: Mapping[str, Any], timeout: float | None = None) -> RequestFuture:
-        """Starts a request of another kind; its result is the reply's header."""
-        self.connection.check()
-        deadline = time.monotonic() + self.seconds(timeout)
-        return self._start(kind, wire.dump_json(header), (), deadline, lambda body, _: read_header(body))
-
-    def seconds(self, timeout: float | None) -> float:
-        """The request's time."""
-        seconds = self.timeout if timeout is None else timeout
-        if not seconds > 0:
-            raise ValueError(f"timeout must be more than 0 seconds, not {seconds}")
-        return min(seconds, threading.TIMEOUT_MAX / 2)
-
-    def _start(self, kind: bytes, header: bytes, frames: Sequence[Any], deadline: float, read: Any) -> RequestFuture:
-        future = RequestFuture(self.connection)
-
-        def done(outcome: list[Any] | MultitowerError) -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            if isinstance(outcome, MultitowerError):
-                future.set_exception(outcome)
-                return
-            try:
-                result = read(outcome[0], [_read_only(frame) for frame in outcome[1:]])
-            except MultitowerError as error:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        connect_by = min(deadline, time.monotonic() + self._connect_timeout)
-        call = Call(kind, header, frames, deadline, connect_by, done)
-        future._call = call
-        self.connection.start(call)
-        return future
-
-
-def _read_only(frame: Any) -> bytes | memoryview:
-    """A frame as arrays are made of: small ones are `bytes`, large ones stay where libzmq received them."""
-    return frame if type(frame) is bytes else frame.buffer.toreadonly()
+    from multitower.requests import Outputs
 
 
 class _Room:
@@ -139,12 +42,6 @@ class _Room:
 
     def leave(self, _: object = None) -> None:
         self._free.release()
-
-
-def no_room(size: int) -> MultitowerError:
-    """Why a request was not sent for which there was no room."""
-    message = f"{size} requests were outstanding, and none got its outcome within this one's time (max_outstanding)"
-    return make(Reason.DEADLINE, message)
 
 
 class Client:
@@ -382,21 +279,3 @@ class Client:
 
     def __repr__(self) -> str:
         return f"Client({self.endpoint!r})"
-
-
-def not_ready(state: dict[str, Any] | Exception) -> str:
-    """Why a daemon is not ready, from its `server_ready` or the error of asking for it.
-
-    Raises:
-        Unavailable: `closed`: asking again cannot help.
-    """
-    if isinstance(state, Unavailable) and state.reason == Reason.CLOSED:
-        raise state
-    if isinstance(state, Exception):
-        return str(state)
-    return f"{state['slots_ready']} of {state['slots_total']} slots are ready"
-
-
-def model_header(model: str, version: str) -> dict[str, str]:
-    """The header of the kinds of request that name a model."""
-    return {"model_name": model, **({"model_version": version} if version else {})}
