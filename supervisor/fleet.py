@@ -220,8 +220,8 @@ class Fleet:
         assignment = self._assignment(place)
         if spare is not None:
             spare.place, place.member = place, spare
-            spare.process.fields.pop("spare", None)
-            spare.process.fields.update(place.fields)
+            spare.process.fields.clear()
+            spare.process.fields.update(place.fields, pid=spare.process.pid)
             spare.process.send([worker_wire.ASSIGN, assignment.to_json()])
             event(log, logging.INFO, "spare takes over", **spare.process.fields)
             return
