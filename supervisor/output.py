@@ -11,7 +11,7 @@ import os
 import selectors
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 log = logging.getLogger("multitower.worker")
 
@@ -33,7 +33,6 @@ class _Source:
     lines: int = 0
     left_out: int = 0
     paused: bool = False
-    done: threading.Event = field(default_factory=threading.Event)
 
 
 class OutputReader:
@@ -51,22 +50,18 @@ class OutputReader:
         self._thread = threading.Thread(target=self._run, name="worker-output", daemon=True)
         self._thread.start()
 
-    def add(self, descriptor: int, fields: dict[str, object]) -> threading.Event:
+    def add(self, descriptor: int, fields: dict[str, object]) -> None:
         """Reads this descriptor until its end, and closes it then.
 
         Args:
             descriptor: the reading end of a pipe; the reader owns it from now on.
             fields: what stands on each of its lines in the log; read anew for each line, so it may change.
-
-        Returns:
-            An event that is set when all has been read.
         """
         os.set_blocking(descriptor, False)
         source = _Source(descriptor, fields)
         with self._lock:
             self._new.append(source)
         self._wake()
-        return source.done
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Reads what has been written, for at most `timeout_s`, and ends the thread."""
@@ -161,4 +156,3 @@ class OutputReader:
         self._tell_left_out(source)
         self._selector.unregister(source.descriptor)
         os.close(source.descriptor)
-        source.done.set()

@@ -73,7 +73,7 @@ class WorkerProcess:
         self.pid: int = self._process.pid
         fields["pid"] = self.pid
         self.pidfd = os.pidfd_open(self.pid)
-        self._output_done = output.add(os.dup(output_out.fileno()), fields)
+        output.add(os.dup(output_out.fileno()), fields)
         output_out.close()
         self.heard = False
         self.socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)

@@ -36,7 +36,9 @@ class Spares:
 
     def take(self) -> Member | None:
         """A spare for a slot, the one that is furthest; it is no spare any more."""
-        spare = min(self.members, key=lambda spare: spare.state != "idle", default=None)
+        # One that has died may not have been buried yet.
+        alive = [spare for spare in self.members if spare.cause is None]
+        spare = min(alive, key=lambda spare: spare.state != "idle", default=None)
         if spare is not None:
             self.members.remove(spare)
         return spare
