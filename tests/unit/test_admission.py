@@ -1,0 +1,120 @@
+"""What is taken: each distinct header is planned once, and forgotten in time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from multitower import wire
+from multitower.errors import MultitowerError, NotFound, Reason, Unavailable, make
+from multitower.spec import ModelReport, TensorReport
+from multitower.supervisor import admission
+from multitower.supervisor.admission import Admission, check_frames
+
+
+def report(**changes: Any) -> ModelReport:
+    described: dict[str, Any] = {
+        "name": "m",
+        "inputs": (
+            TensorReport(name="x", datatype="FP32", shape=(-1, 3)),
+            TensorReport(name="s", datatype="BYTES", shape=(-1,)),
+        ),
+        "outputs": (TensorReport(name="y", datatype="FP32", shape=(-1,)),),
+        "max_batch_size": 8,
+    }
+    return ModelReport(**{**described, **changes})
+
+
+def header(rows: int = 2, order: str = "xs", **more: Any) -> bytes:
+    tensors = {"x": wire.Tensor("x", "FP32", (rows, 3)), "s": wire.Tensor("s", "BYTES", (rows,))}
+    return wire.infer_header("m", [tensors[name] for name in order], **more)
+
+
+@pytest.fixture
+def admitted() -> Admission:
+    made = Admission({"m": 30.0, "other": 1.0})
+    made.describe(report())
+    return made
+
+
+def test_equal_headers_share_a_plan_and_equal_shapes_a_key(admitted: Admission) -> None:
+    assert admitted.plan(header(2)) is admitted.plan(header(2))
+    two, five = admitted.plan(header(2)), admitted.plan(header(5))
+    assert two.key is five.key
+    assert (two.rows, five.rows) == (2, 5)
+    assert two.sizes == (24, 8)
+    assert two.variable == (False, True)
+
+
+def test_the_order_of_the_inputs_is_the_clients_own(admitted: Admission) -> None:
+    plan = admitted.plan(header(order="sx"))
+    assert plan.key is admitted.plan(header(order="xs")).key
+    assert plan.order == (1, 0)
+    assert plan.names == ("s", "x")
+
+
+@pytest.mark.parametrize(("asked_us", "seconds"), [(None, 30.0), (5_000_000, 5.0), (60_000_000, 30.0)])
+def test_the_effective_time_is_the_smaller_one(admitted: Admission, asked_us: int | None, seconds: float) -> None:
+    assert admitted.plan(header(timeout_us=asked_us)).timeout_s == seconds
+
+
+def test_plans_are_forgotten_when_the_model_changes_and_only_then(admitted: Admission) -> None:
+    plan = admitted.plan(header())
+    admitted.describe(report(load_s=9.0))
+    assert admitted.plan(header()) is plan
+    admitted.describe(report(max_batch_size=0))
+    assert admitted.plan(header()) is not plan
+    assert admitted.plan(header()).key.max_batch_size == 0
+
+
+def test_the_cache_is_bounded_and_the_least_recently_used_leave(
+    admitted: Admission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "MAX_CACHED_ENTRIES", 3)
+    first = admitted.plan(header(1))
+    second = admitted.plan(header(2))
+    admitted.plan(header(3))
+    assert admitted.plan(header(1)) is first
+    admitted.plan(header(4))
+    assert admitted.plan(header(1)) is first
+    assert admitted.plan(header(2)) is not second
+
+
+def test_large_headers_are_not_cached(admitted: Admission) -> None:
+    large = header()[:-1] + b" " * admission.MAX_CACHED_HEADER + b"}"
+    assert admitted.plan(large) is not admitted.plan(large)
+
+
+def test_what_no_worker_has_loaded_is_refused_with_the_cause_where_there_is_one() -> None:
+    causes: dict[str, MultitowerError] = {}
+    made = Admission({"m": 30.0}, causes.get)
+    with pytest.raises(Unavailable, match="still loading"):
+        made.plan(header())
+    causes["m"] = make(Reason.NO_WORKER, "the weights are missing")
+    with pytest.raises(Unavailable, match="the weights are missing"):
+        made.plan(header())
+    with pytest.raises(NotFound, match="'nobody'"):
+        made.plan(wire.infer_header("nobody", []))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ((24, 8), None),
+        ((24, 5000), None),
+        ((24, 7), Reason.SIZE_MISMATCH),
+        ((23, 8), Reason.SIZE_MISMATCH),
+        ((25, 8), Reason.SIZE_MISMATCH),
+        ((24,), Reason.MALFORMED),
+        ((24, 8, 0), Reason.MALFORMED),
+    ],
+)
+def test_frames_fit_their_header(admitted: Admission, sizes: tuple[int, ...], reason: Reason | None) -> None:
+    plan = admitted.plan(header())
+    if reason is None:
+        check_frames(plan, sizes)
+        return
+    with pytest.raises(MultitowerError) as raised:
+        check_frames(plan, sizes)
+    assert raised.value.reason == reason
