@@ -22,7 +22,7 @@ from pathlib import Path
 
 
 class Echo:
-    def load(self):
+    def load(self, devices, parameters):
         pass
 
     def infer(self, inputs):
@@ -32,9 +32,9 @@ class Echo:
 class Sleeper:
     """Stands for a device: sleeps as long as it would compute; `slow` is the slot that takes `factor` times."""
 
-    def load(self, seconds, slow=None, factor=4.0):
-        mine = Path("/proc/self/comm").read_text().strip() == f"mt-worker-{slow}"
-        self._seconds = seconds * (factor if mine else 1.0)
+    def load(self, devices, parameters):
+        mine = Path("/proc/self/comm").read_text().strip() == f"mt-worker-{parameters.get('slow')}"
+        self._seconds = parameters["seconds"] * (parameters.get("factor", 4.0) if mine else 1.0)
 
     def infer(self, inputs):
         time.sleep(self._seconds)

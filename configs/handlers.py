@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-Declarations = Mapping[str, tuple[str, tuple[int, ...]]]
+Declarations = Sequence[Mapping[str, Any]]
 
 
 class Thumbnailer:
     """Images to thumbnails: each pixel is the mean of the pixels that it stands for."""
 
     # Optional. With it, a request of other names, datatypes or ranks is refused before it gets here. -1 is any size.
-    inputs: ClassVar[Declarations] = {"images": ("UINT8", (-1, -1, -1, 3))}
-    outputs: ClassVar[Declarations] = {"thumbnails": ("UINT8", (-1, -1, -1, 3))}
+    inputs: ClassVar[Declarations] = [{"name": "images", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
+    outputs: ClassVar[Declarations] = [{"name": "thumbnails", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
 
-    def load(self, size: int = 64) -> None:
+    def load(self, devices: Sequence[str], parameters: Mapping[str, Any]) -> None:
         """Called once, in the worker, before the first request.
 
         Args:
-            size: the most rows and columns of a thumbnail.
+            devices: names of this worker's devices; numpy has no use for them.
+            parameters: `size`, the most rows and columns of a thumbnail; 64 without it.
         """
+        size = parameters.get("size", 64)
         if size < 1:
             raise ValueError(f"size must be 1 or more, not {size}")
         self._size = size

@@ -53,12 +53,15 @@ class Codec:
             copy: the frames must stay as they are when the arrays change.
 
         Raises:
-            InvalidRequest: `datatype_mismatch`, naming the input that cannot be sent.
+            InvalidRequest: `datatype_mismatch` or `shape_invalid`, naming the input that cannot be sent;
+                `malformed` for names and a priority that cannot be written.
         """
         frames: list[bytes | memoryview] = []
         described: list[tuple[str, str, tuple[int, ...]]] = []
         for name, value in inputs.items():
             try:
+                if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+                    raise make(Reason.DATATYPE_MISMATCH, "the protocol has no masked elements; fill them first")
                 array = np.asarray(value)
                 if array.dtype.kind in "SU" and not isinstance(value, np.ndarray):
                     # numpy's strings lose the zeros at their ends, and mix numbers in as text.
@@ -74,20 +77,26 @@ class Codec:
         if isinstance(outputs, str):
             raise make(Reason.MALFORMED, f"outputs is a list of names, not {outputs!r}", field="outputs")
         wanted = None if outputs is None else tuple(outputs)
-        # A whole number of microseconds, and never none: 0 is no time-out the protocol knows.
-        key = (model, tuple(described), wanted, version, max(1, math.ceil(timeout * 1e6)), priority)
-        header = self._headers.get(key)
-        if header is None:
-            if len(self._headers) >= MAX_CACHED:
-                self._headers.clear()
-            header = self._headers[key] = wire.infer_header(
-                model,
-                [wire.Tensor(*tensor) for tensor in described],
-                model_version=version,
-                outputs=wanted,
-                timeout_us=key[4],
-                priority=priority,
-            )
+        # A whole number of microseconds, and never none: 0 is no time-out the protocol knows. True equals 1 as a key.
+        microseconds = max(1, math.ceil(timeout * 1e6))
+        key = (model, tuple(described), wanted, version, microseconds, priority, type(priority))
+        try:
+            header = self._headers.get(key)
+            if header is None:
+                header = wire.infer_header(
+                    model,
+                    [wire.Tensor(*tensor) for tensor in described],
+                    model_version=version,
+                    outputs=wanted,
+                    timeout_us=microseconds,
+                    priority=priority,
+                )
+                if len(self._headers) >= MAX_CACHED:
+                    self._headers.clear()
+                self._headers[key] = header
+        except (TypeError, ValueError) as error:
+            # Names that are no text, or that UTF-8 cannot hold; a priority of numpy's.
+            raise make(Reason.MALFORMED, f"the request cannot be written: {error}", field="header") from None
         return header, frames
 
     def decode(self, header: bytes, frames: Sequence[Any]) -> dict[str, Array]:

@@ -53,7 +53,8 @@ ERROR: Final = b"MT1:error"
 
 DELIMITER: Final = b""
 MAX_ID_BYTES: Final = 64
-MAX_HEADER_BYTES: Final = 1 << 20  # a header is names and numbers; reading a larger one would hold up the router
+MAX_HEADER_BYTES: Final = 256 << 10  # a header is names and numbers; reading a larger one would hold up the router
+MAX_NAME_BYTES: Final = 1024
 MAX_KIND_BYTES: Final = 64
 MAX_RANK: Final = 64
 MAX_INPUTS: Final = 1024
@@ -104,8 +105,12 @@ class InferHeader:
 
 
 def dump_json(value: Any) -> bytes:
-    """Compact UTF-8 JSON; NaN and the infinities raise ValueError."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    """Compact UTF-8 JSON; NaN and the infinities raise ValueError.
+
+    Half a surrogate pair, as names of files that are no UTF-8 have, is written as its escape, which JSON allows.
+    """
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def infer_header(
@@ -262,15 +267,26 @@ def _parse_inputs(value: Any) -> tuple[Tensor, ...]:
             _refuse(f"{place} is not an object", place)
         if "data" in entry:
             _refuse(f"{place}.data: tensors travel in frames of their own, not in the header", f"{place}.data")
-        name = entry.get("name")
-        if not isinstance(name, str) or not name:
-            _refuse(f"{place}.name is missing or not a string", f"{place}.name")
+        name = _parse_name(entry, place)
         if name in names:
             _refuse(f"{place}.name: the input {name[:80]!r} comes twice", f"{place}.name")
         names.add(name)
         _refuse_shared_memory(entry, place)
         inputs.append(Tensor(name, _parse_datatype(entry, place), _parse_shape(entry, place)))
     return tuple(inputs)
+
+
+def _parse_name(entry: dict[str, Any], place: str) -> str:
+    name = entry.get("name")
+    if not isinstance(name, str) or not name:
+        _refuse(f"{place}.name is missing or not a string", f"{place}.name")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        _refuse(f"{place}.name holds half a surrogate pair, which is no text", f"{place}.name")
+    if size > MAX_NAME_BYTES:
+        _refuse(f"{place}.name has {size} bytes; the limit is {MAX_NAME_BYTES}", f"{place}.name")
+    return name
 
 
 def _parse_datatype(entry: dict[str, Any], place: str) -> str:
@@ -317,9 +333,7 @@ def _parse_outputs(value: Any) -> tuple[str, ...] | None:
     names: list[str] = []
     for index, entry in enumerate(value):
         place = f"outputs[{index}]"
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or not name:
-            _refuse(f"{place}.name is missing or not a string", f"{place}.name")
+        name = _parse_name(entry if isinstance(entry, dict) else {}, place)
         if name in names:
             _refuse(f"{place}.name: the output {name[:80]!r} comes twice", f"{place}.name")
         _refuse_shared_memory(entry, place)

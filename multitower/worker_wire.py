@@ -27,6 +27,7 @@ RESULT: Final = b"R"
 
 # A client that sends ever new shapes makes ever new keys; this many are remembered on each side.
 MAX_KEYS: Final = 4096
+MAX_KEY_BYTES: Final = 16 << 20
 
 _BATCH_HEAD: Final = struct.Struct("<cQQI")  # BATCH, batch id, key id, entries; then u32 rows an entry
 _RESULT_HEAD: Final = struct.Struct("<cQIQQQ")  # RESULT, batch id, entries, ns: assemble, compute, slice
@@ -109,13 +110,16 @@ class KeyMemory:
 
     def __init__(self) -> None:
         self._known: dict[int, Any] = {}
+        self._bytes = 0
 
     def get(self, key_id: int) -> Any | None:
         """What was put under `key_id`, or None when the other side does not know it either."""
         return self._known.get(key_id)
 
-    def put(self, key_id: int, value: Any) -> None:
-        """Remembers a key; forgets all others first when there are `MAX_KEYS`."""
-        if len(self._known) >= MAX_KEYS:
+    def put(self, key_id: int, value: Any, size: int) -> None:
+        """Remembers a key whose description has `size` bytes; forgets all others first where there are too many."""
+        if len(self._known) >= MAX_KEYS or self._bytes + size > MAX_KEY_BYTES:
             self._known.clear()
+            self._bytes = 0
         self._known[key_id] = value
+        self._bytes += size

@@ -99,6 +99,9 @@ def _signature(value: object, info: ValidationInfo) -> str | None:
         return None
     if info.data.get("path", value) is None:
         raise ValueError("goes with a path only")
+    path = info.data.get("path")
+    if path is not None and path.suffix == ".keras":
+        raise ValueError("goes with a SavedModel only; a .keras file has no signatures")
     if not isinstance(value, str) or not value:
         raise ValueError(f"must be the name of a signature, not {shown(value)}")
     return value

@@ -98,7 +98,7 @@ class Daemon:
             for endpoint in config.listen:
                 front = _guarded(functools.partial(Front, self._context, endpoint, config.max_message_size))
                 self.router.fronts.append(front)
-            models = [_pin_version(model.to_spec()) for model in config.models]
+            models = [_guarded(functools.partial(_pin_version, model.to_spec())) for model in config.models]
             self._poller = zmq.Poller()
             self._epoll = select.epoll()
             self._members: dict[Any, Member] = {}
@@ -153,6 +153,12 @@ class Daemon:
             code = self._loop(wake_out)
             event(log, logging.INFO, "daemon ended", code=int(code))
             return code
+        except BaseException:
+            # A defect of ours. An init system restarts what ends; what hangs or leaves workers behind, it does not.
+            log.critical("the daemon ends on an error of its own", exc_info=True)
+            self.fleet.kill()
+            self._reap_all()
+            raise
         finally:
             signal.set_wakeup_fd(-1)
             for number, handler in former.items():

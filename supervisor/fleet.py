@@ -228,6 +228,8 @@ class Fleet:
         place.member = self._launcher.launch(f"mt-worker-{place.slot.number}", assignment, place.fields)
         if place.member is None:
             self._act(place, place.slot.died(now, "no process could be started"), now)
+            self._log_if_failed(place)
+            self._judge_models()
             return
         place.member.place = place
         event(log, logging.INFO, "worker started", **place.member.process.fields)
@@ -267,6 +269,10 @@ class Fleet:
             away_s=away,
         )
         self._judge_models()
+
+    def _log_if_failed(self, place: Place) -> None:
+        if place.slot.state is State.FAILED:
+            event(log, logging.ERROR, "slot failed", **place.fields, cause=place.slot.last_error)
 
     def _log_failed_model(self, place: Place, model: ModelReport) -> None:
         event(log, logging.ERROR, "model cannot load", **place.fields, model=model.name, cause=model.cause)
@@ -333,7 +339,9 @@ class Fleet:
                 check=member.cause.advice,
                 next=f"restart in {place.slot.delay_s:.1f}s" if action is Action.WAIT else "slot failed",
             )
-        if place.slot.state is State.FAILED and not expected:
-            event(log, logging.ERROR, "slot failed", **place.fields, cause=place.slot.last_error)
+        place.models = tuple(model for model in place.models if model.state != "ready")
+        place.visible_devices = None
+        if not expected:
+            self._log_if_failed(place)
         self._act(place, action, now)
         self._judge_models()

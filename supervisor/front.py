@@ -54,7 +54,7 @@ class Front:
         self._path = Path(endpoint.removeprefix(IPC)) if endpoint.startswith(IPC) else None
         if self._path is not None and self._path.exists() and not self._path.is_socket():
             raise FileExistsError(f"cannot listen on {endpoint}: {self._path} is a file that is no socket")
-        self._lock = FileLock(self._path.with_name(self._path.name + ".lock")) if self._path else None
+        self._lock = self._lock_path(endpoint)
         self.socket = context.socket(zmq.ROUTER)
         options = {
             zmq.LINGER: 0,
@@ -74,10 +74,20 @@ class Front:
             self.close()
             if error.errno == zmq.EADDRINUSE:
                 raise HeldError(f"{endpoint} is in use by another process") from None
-            raise OSError(error.errno, f"cannot listen on {endpoint}: {error.strerror}") from None
+            raise OSError(f"cannot listen on {endpoint}: {error.strerror}") from None
         finally:
             os.umask(umask)
         self.endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def _lock_path(self, endpoint: str) -> FileLock | None:
+        if self._path is None:
+            return None
+        try:
+            return FileLock(self._path.with_name(self._path.name + ".lock"))
+        except OSError as error:
+            folder = self._path.parent
+            what = f"the folder {folder} does not exist" if not folder.exists() else f"{folder}: {error.strerror}"
+            raise OSError(f"cannot listen on {endpoint}: {what}") from None
 
     def receive(self) -> Incoming | None:
         """The next message, or None when none has come."""

@@ -70,7 +70,7 @@ class Launcher:
         )
         try:
             process = WorkerProcess(self._context, self._spawn, spec, self._output, fields)
-        except OSError as error:
+        except (OSError, zmq.ZMQError) as error:
             # Out of descriptors, processes or memory: that may pass, and must not end the daemon.
             event(log, logging.ERROR, "no process could be started", **fields, cause=error)
             return None

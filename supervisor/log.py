@@ -7,6 +7,7 @@ bound of its queue, lines are dropped and counted.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
@@ -16,6 +17,7 @@ import sys
 from typing import Any, TextIO
 
 QUEUED_LINES = 10_000
+CLOSE_S = 2.0
 
 _COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m", "DEBUG": "\x1b[2m"}
 _RESET = "\x1b[0m"
@@ -111,9 +113,14 @@ class _Listener(logging.handlers.QueueListener):
 
     queue: queue.Queue[Any]
 
-    def enqueue_sentinel(self) -> None:
-        """Asks the thread to end, also when its queue is full at the moment."""
-        self.queue.put(None, timeout=5)
+    def stop(self) -> None:
+        """Writes what is queued and ends the thread; gives up on lines that nobody reads within `CLOSE_S`."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        with contextlib.suppress(queue.Full):
+            self.queue.put(None, timeout=CLOSE_S)
+        thread.join(CLOSE_S)
 
 
 class LogWriter:

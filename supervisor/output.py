@@ -32,7 +32,6 @@ class _Source:
     bytes_read: int = 0
     lines: int = 0
     left_out: int = 0
-    paused: bool = False
 
 
 class OutputReader:
@@ -117,14 +116,12 @@ class OutputReader:
             self._emit(source, line)
         if source.bytes_read >= BYTES_A_SECOND and not self._closing:
             self._selector.unregister(source.descriptor)
-            source.paused = True
             self._paused.append(source)
 
     def _resume(self, now: float) -> None:
         for source in list(self._paused):
             if now - source.window >= 1.0 or self._closing:
                 self._paused.remove(source)
-                source.paused = False
                 self._selector.register(source.descriptor, selectors.EVENT_READ, source)
 
     def _roll(self, source: _Source, now: float) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnContext
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -53,35 +55,50 @@ class WorkerProcess:
     ) -> None:
         self._path = Path(spec.endpoint.removeprefix("ipc://"))
         self.fields = fields
-        death_out, self._death_in = multiprocessing.Pipe(duplex=False)
-        output_out, output_in = multiprocessing.Pipe(duplex=False)
-        arguments: tuple[str, Connection, Connection] = (spec.to_json().decode(), death_out, output_in)
-        self._process = spawn.Process(target=run_worker, args=arguments, name=spec.name, daemon=False)
+        self.heard = False
+        # The system may run out of descriptors or processes at any step: then nothing of it stays.
+        with contextlib.ExitStack() as undo:
+            self.socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
+            undo.callback(self.socket.close)
+            options = {zmq.LINGER: 0, zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.RECONNECT_IVL: RECONNECT_MS}
+            for option, value in options.items():
+                self.socket.set(option, value)
+            self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            undo.callback(self.monitor.close)
+            undo.callback(self.socket.disable_monitor)
+            death_out, self._death_in = multiprocessing.Pipe(duplex=False)
+            undo.callback(self._death_in.close)
+            with death_out:
+                output_out, output_in = multiprocessing.Pipe(duplex=False)
+                with output_out, output_in:
+                    self._process = self._start(spawn, spec, (death_out, output_in))
+                    undo.callback(self._undo_start)
+                    assert self._process.pid is not None  # it has been started
+                    self.pid: int = self._process.pid
+                    self.pidfd = os.pidfd_open(self.pid)
+                    undo.callback(os.close, self.pidfd)
+                    fields["pid"] = self.pid
+                    output.add(os.dup(output_out.fileno()), fields)
+            self.socket.connect(spec.endpoint)
+            undo.pop_all()
+
+    def _start(self, spawn: SpawnContext, spec: ProcessSpec, pipes: tuple[Connection, Connection]) -> SpawnProcess:
+        arguments = (spec.to_json().decode(), *pipes)
+        process = spawn.Process(target=run_worker, args=arguments, name=spec.name, daemon=False)
+        # Spawning would start it, and it unblocks signals.
+        resource_tracker.ensure_running()
         # Until the worker ignores them itself; what arrives meanwhile reaches the parent afterwards.
         signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
         try:
-            self._process.start()
-        except BaseException:
-            output_out.close()
-            self._death_in.close()
-            raise
+            process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)
-            death_out.close()
-            output_in.close()
-        assert self._process.pid is not None  # it has been started
-        self.pid: int = self._process.pid
-        fields["pid"] = self.pid
-        self.pidfd = os.pidfd_open(self.pid)
-        output.add(os.dup(output_out.fileno()), fields)
-        output_out.close()
-        self.heard = False
-        self.socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
-        options = {zmq.LINGER: 0, zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.RECONNECT_IVL: RECONNECT_MS}
-        for option, value in options.items():
-            self.socket.set(option, value)
-        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self.socket.connect(spec.endpoint)
+        return process
+
+    def _undo_start(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._process.close()
 
     def send(self, message: Sequence[Any]) -> None:
         """Sends a message; it waits when the worker has not bound its endpoint yet."""

@@ -30,6 +30,9 @@ log = logging.getLogger("multitower.router")
 BURST = 256
 """Messages read from one front socket before the others, the workers and the timers have their turn."""
 
+BURST_S = 0.005
+"""The same in seconds: a large header of its own takes milliseconds to read."""
+
 
 @dataclass(slots=True)
 class Channel:
@@ -76,11 +79,14 @@ class Router:
 
     def receive(self, front: Front) -> None:
         """Reads a burst of requests."""
-        for _ in range(BURST):
+        until = time.monotonic() + BURST_S
+        for count in range(BURST):
             incoming = front.receive()
             if incoming is None:
                 return
             self._take(front, incoming)
+            if count % 8 == 7 and time.monotonic() > until:
+                return
 
     def _take(self, front: Front, incoming: Incoming) -> None:
         address, body = incoming
@@ -97,8 +103,15 @@ class Router:
             else:
                 self._other(front, address, id, body)
         except MultitowerError as error:
-            self.rejected += 1
-            front.reply(address, wire.ERROR, id, (wire.dump_json(error.to_wire()),))
+            self._reject(front, address, id, error)
+        except Exception:
+            # A defect of ours. It must cost one request an error, not all clients their daemon.
+            log.exception("a request could not be read")
+            self._reject(front, address, id, make(Reason.MODEL_ERROR, "the daemon failed to read the request"))
+
+    def _reject(self, front: Front, address: tuple[bytes, ...], id: bytes, error: MultitowerError) -> None:
+        self.rejected += 1
+        front.reply(address, wire.ERROR, id, (wire.dump_json(error.to_wire()),))
 
     def _infer(self, front: Front, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
         if self.draining:
@@ -165,7 +178,7 @@ class Router:
         answers: list[Answer] = []
         place = 1
         for count in counts:
-            answers.append(message[place : place + count] if count else from_wire(wire.load_header(message[place])))
+            answers.append(message[place : place + count] if count else _error_of(message[place]))
             place += count or 1
         requests = len(counts)
         batch = self.balancer.finish(channel.worker, batch_id, answers, time.monotonic())
@@ -191,8 +204,8 @@ class Router:
         key = batch.key
         description = b""
         if channel.keys.get(key.id) is None:
-            channel.keys.put(key.id, key)
             description = key.spec.to_json()
+            channel.keys.put(key.id, True, len(description))  # the worker keeps the key itself
         head = worker_wire.batch_head(batch.id, key.id, [request.rows for request in batch.requests])
         channel.process.send([head, description, *(frame for request in batch.requests for frame in request.frames)])
 
@@ -210,6 +223,14 @@ class Router:
             else:
                 statistics.succeeded(request.rows, request.sent - request.received, now - request.received)
                 front.reply(address, wire.OK, request.id, answer)
+
+
+def _error_of(frame: Any) -> MultitowerError:
+    try:
+        return from_wire(wire.load_header(bytes(frame)))
+    except MultitowerError as error:
+        # A handler may put anything into the details of its errors.
+        return make(Reason.MODEL_ERROR, f"the model's error cannot be told: {error.message}")
 
 
 def _readable_id(frame: Any) -> bytes:

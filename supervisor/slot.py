@@ -97,6 +97,9 @@ TRANSITIONS: Final[dict[tuple[State, Event], tuple[State, Action]]] = {
     (_S.FAILED, _E.DRAIN): (_S.STOPPED, _A.NOTHING),
     (_S.FAILED, _E.STOP): (_S.STOPPED, _A.NOTHING),
     (_S.STOPPED, _E.STOP): (_S.STOPPED, _A.NOTHING),
+    # It had failed before, and its process ends only now.
+    (_S.STOPPED, _E.DIED): (_S.STOPPED, _A.NOTHING),
+    (_S.STOPPED, _E.SPENT): (_S.STOPPED, _A.NOTHING),
 }
 
 LIVE: Final = frozenset((_S.STARTING, _S.LOADING, _S.READY, _S.BACKOFF))

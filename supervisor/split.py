@@ -79,11 +79,19 @@ class Join:
         headers = [json.loads(bytes(_view(frames[0]))) for _, frames in answers]
         outputs: list[wire.Tensor] = []
         frames: list[Frame] = []
+        described = [[(output["name"], output["datatype"]) for output in header["outputs"]] for header in headers]
+        for names in described:
+            if names != described[0]:
+                raise make(
+                    Reason.OUTPUT_INVALID,
+                    f"the request was split, and its parts gave the outputs {described[0]} and {names}; send fewer "
+                    "rows a request",
+                )
         for index, first in enumerate(headers[0]["outputs"]):
             dims = first["shape"][1:]
             for (rows, _), header in zip(answers, headers, strict=True):
                 here: dict[str, Any] = header["outputs"][index]
-                if here["shape"] != [rows, *dims] or here["datatype"] != first["datatype"]:
+                if here["shape"] != [rows, *dims]:
                     raise make(
                         Reason.OUTPUT_INVALID,
                         f"the request was split, and {rows} of its rows gave the output {first['name']!r} the "

@@ -76,8 +76,8 @@ class Executor:
             try:
                 arrays = batch.decode(key, count, frames[index * width : (index + 1) * width])
                 entries.append(_Entry(index, count, arrays))
-            except MultitowerError as error:
-                answers[index] = error
+            except Exception as error:  # noqa: BLE001  also no memory for it; it is this entry's answer
+                answers[index] = self._to_error(error)
         self._assemble += time.monotonic_ns() - begun
         if not key.batched or self._singly:
             for entry in entries:
@@ -139,10 +139,10 @@ class Executor:
             return False
         rows = sum(entry.rows for entry in entries)
         size = size or batch.padded(rows, self._allowed)
-        begun = time.monotonic_ns()
-        joined = batch.join([entry.arrays for entry in entries], size)
-        self._assemble += time.monotonic_ns() - begun
         try:
+            begun = time.monotonic_ns()
+            joined = batch.join([entry.arrays for entry in entries], size)
+            self._assemble += time.monotonic_ns() - begun
             outputs = self._infer(key, joined)
         except Exception as error:  # noqa: BLE001  a model may raise anything; it is narrowed down to whose it is
             if len(entries) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ class HandlerModel:
     """A model made of a user's class. docs/models.md is the contract.
 
     Args:
-        spec: its `parameters` go to the class's `load` by name.
+        spec: its `parameters` go to the class's `load`.
+        devices: names of the worker's devices, for the class's `load`.
 
     Raises:
         LoadError: there is no such class, or it lacks a method, or its declarations are wrong.
@@ -27,10 +29,10 @@ class HandlerModel:
     platform = "python"
     version = "1"
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, devices: Sequence[str]) -> None:
         assert spec.handler is not None  # `load` picked this format for that
         self._handler = _class_of(spec.handler)()
-        self._handler.load(**spec.parameters)
+        self._handler.load(list(devices), dict(spec.parameters))
         # Only now: what they are may depend on the parameters.
         self.inputs = _declared(self._handler, "inputs")
         self.outputs = _declared(self._handler, "outputs")
@@ -79,21 +81,25 @@ def _declared(handler: Any, side: str) -> tuple[TensorReport, ...] | None:
     declared = getattr(handler, side, None)
     if declared is None:
         return None
-    reports = []
+    reports: list[TensorReport] = []
     try:
-        for name, (datatype, shape) in declared.items():
+        for entry in declared:
+            name, datatype, shape = entry["name"], entry["datatype"], entry["shape"]
             if not isinstance(name, str) or not name:
                 raise ValueError(f"{name!r} is no name")
             if datatype not in tensors.DATATYPES:
                 raise ValueError(f"{datatype!r} is none of {', '.join(tensors.DATATYPES)}")
+            if name in [report.name for report in reports]:
+                raise ValueError(f"{name!r} is declared twice")
             dims = None if shape is None else tuple(map(int, shape))
             if dims is not None and min(dims, default=0) < -1:
                 raise ValueError(f"a dimension is -1 or a size, not {min(dims)}")
             reports.append(TensorReport(name=name, datatype=datatype, shape=dims))
-    except (AttributeError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
+        told = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise LoadError(
-            f"{side} of the handler must be a dict of name to (datatype, shape), as in "
-            f"{{'x': ('FP32', (-1, 64))}}: {error}"
+            f"{side} of the handler must be a list of name, datatype and shape, as in "
+            f"[{{'name': 'x', 'datatype': 'FP32', 'shape': [-1, 64]}}]: {told}"
         ) from error
     return tuple(reports)
 

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 
 import zmq
 
@@ -133,7 +134,7 @@ def _load_all(assignment: Assignment) -> tuple[list[tuple[Model, Executor]], tup
         try:
             if setup_error is not None and spec.path is not None:
                 raise setup_error
-            model, executor, report = _load_one(spec)
+            model, executor, report = _load_one(spec, assignment.devices)
         except Exception as error:  # noqa: BLE001  a model may raise anything; the others serve
             if not isinstance(error, LoadError):
                 traceback.print_exc()
@@ -145,9 +146,9 @@ def _load_all(assignment: Assignment) -> tuple[list[tuple[Model, Executor]], tup
     return models, tuple(reports)
 
 
-def _load_one(spec: ModelSpec) -> tuple[Model, Executor, ModelReport]:
+def _load_one(spec: ModelSpec, devices: Sequence[str]) -> tuple[Model, Executor, ModelReport]:
     begun = time.monotonic()
-    model = load(spec)
+    model = load(spec, devices)
     loaded = time.monotonic()
     findings = warm_up(model, spec)
     report = ModelReport(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,8 +44,12 @@ class Model(Protocol):
         """Gives back what it holds beside memory; called once, before the process ends."""
 
 
-def load(spec: ModelSpec) -> Model:
+def load(spec: ModelSpec, devices: Sequence[str]) -> Model:
     """Loads a model of any format.
+
+    Args:
+        spec: which.
+        devices: names of the worker's devices, which a handler is told.
 
     Raises:
         LoadError: it cannot be served.
@@ -53,7 +58,7 @@ def load(spec: ModelSpec) -> Model:
     if spec.handler is not None:
         from multitower.worker.handler import HandlerModel
 
-        return HandlerModel(spec)
+        return HandlerModel(spec, devices)
     assert spec.path is not None  # the configuration sees to it that there is one of the two
     if os.path.isfile(spec.path):
         from multitower.worker.keras_model import KerasModel

@@ -35,7 +35,7 @@ def _answer(message: list[Any], keys: KeyMemory, executors: Mapping[str, Executo
     batch_id, key_id, rows = worker_wire.read_batch_head(message[0])
     if len(message[1]):
         # No `bytes` yet, where a key has very many inputs.
-        keys.put(key_id, KeySpec.from_json(bytes(message[1])))
+        keys.put(key_id, KeySpec.from_json(bytes(message[1])), len(message[1]))
     key = keys.get(key_id)
     assert isinstance(key, KeySpec)  # the router sends the description with the first batch of a key
     # Large frames are libzmq's; a view keeps them from being freed.

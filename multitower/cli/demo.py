@@ -108,11 +108,17 @@ def _serve(folder: Path, console: Console) -> int:
     command = _serve_command(config)
     # Without --folder the model lies in a temporary folder that this process has to remove afterwards.
     daemon = subprocess.Popen(command)
-    while True:
-        try:
-            return daemon.wait()
-        except KeyboardInterrupt:
-            continue  # the daemon got it as well, and drains
+    try:
+        while True:
+            try:
+                return daemon.wait()
+            except KeyboardInterrupt:
+                continue  # the daemon got it as well, and drains
+    finally:
+        # A signal to this process alone, which ends it.
+        if daemon.poll() is None:
+            daemon.terminate()
+            daemon.wait()
 
 
 def _serve_command(config: Path) -> list[str]:

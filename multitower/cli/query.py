@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,6 +23,12 @@ COLOURS = {"ready": "green", "running": "green", "failed": "red", "stopped": "re
 OTHER_COLOUR = "yellow"
 
 
+def _not_nan(context: click.Context, parameter: click.Parameter, seconds: float) -> float:
+    if math.isnan(seconds):
+        raise click.BadParameter("nan is no time", context, parameter)
+    return seconds
+
+
 def _asks(command: Callable[..., int]) -> Callable[..., None]:
     """A command that asks a daemon: gets a `Client`, and tells errors in one line."""
 
@@ -29,6 +36,7 @@ def _asks(command: Callable[..., int]) -> Callable[..., None]:
     @click.option(
         "--timeout",
         type=click.FloatRange(0, min_open=True),
+        callback=_not_nan,
         default=TIMEOUT_S,
         show_default=True,
         help="Seconds to wait for an answer.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -72,7 +73,8 @@ def _load(path: str) -> Any:
 def _read_json(source: str, declared: Mapping[str, str]) -> dict[str, tuple[Any, str | None]]:
     where = "the standard input" if source == STDIN else source
     try:
-        values = json.loads(sys.stdin.buffer.read() if source == STDIN else Path(source).read_bytes())
+        text = sys.stdin.buffer.read() if source == STDIN else Path(source).read_bytes()
+        values = json.loads(text, parse_float=_finite)
     except OSError as error:
         raise ValuesError(f"{where}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -85,10 +87,19 @@ def _read_json(source: str, declared: Mapping[str, str]) -> dict[str, tuple[Any,
     return {name: (_array(name, value), declared.get(name)) for name, value in values.items()}
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"no double holds {text[:40]}")
+    return number
+
+
 def _open_inference(entry: Mapping[str, Any], declared: Mapping[str, str]) -> tuple[Any, str | None]:
     """An input as the Open Inference Protocol writes it: its data may be flat."""
     name = str(entry["name"])
     datatype = entry.get("datatype", declared.get(name))
+    if datatype is not None and not isinstance(datatype, str):
+        raise ValuesError(f"input {name!r}: the datatype is a name, not {json.dumps(datatype)[:80]}")
     array = _array(name, entry.get("data"))
     try:
         return array.reshape(entry.get("shape", array.shape)), datatype

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from multitower import InvalidRequest, Reason
+
 Arrays = dict[str, np.ndarray]
+Parameters = Mapping[str, Any]
 
 
 class Echo:
     """Gives back what it gets."""
 
-    def load(self) -> None:
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Nothing to load."""
 
     def infer(self, inputs: Arrays) -> Arrays:
@@ -32,10 +38,11 @@ class Sleeper:
     `seconds` a batch; `slow` is the number of a slot whose worker takes `factor` times as long.
     """
 
-    def load(self, seconds: float = 0.02, slow: int | None = None, factor: float = 4.0) -> None:
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Learns its pace from the name of its process."""
         name = Path("/proc/self/comm").read_text().strip()
-        self._seconds = seconds * (factor if name == f"mt-worker-{slow}" else 1)
+        slow = name == f"mt-worker-{parameters.get('slow')}"
+        self._seconds = parameters.get("seconds", 0.02) * (parameters.get("factor", 4.0) if slow else 1)
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Sleeps and echoes."""
@@ -46,10 +53,16 @@ class Sleeper:
 class Declared:
     """Declares its inputs and outputs, so that the router checks requests: `y = x * 2`, and a scalar `z`."""
 
-    inputs = {"x": ("FP32", (-1, 3)), "n": ("INT64", (-1,))}
-    outputs = {"y": ("FP32", (-1, 3)), "m": ("INT64", (-1,))}
+    inputs = [
+        {"name": "x", "datatype": "FP32", "shape": [-1, 3]},
+        {"name": "n", "datatype": "INT64", "shape": [-1]},
+    ]
+    outputs = [
+        {"name": "y", "datatype": "FP32", "shape": [-1, 3]},
+        {"name": "m", "datatype": "INT64", "shape": [-1]},
+    ]
 
-    def load(self) -> None:
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Nothing to load."""
 
     def infer(self, inputs: Arrays) -> Arrays:
@@ -60,7 +73,7 @@ class Declared:
 class Commanded:
     """Does what the request's `do` says; see `infer`."""
 
-    def load(self) -> None:
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Nothing to load."""
 
     def infer(self, inputs: Arrays) -> Arrays:
@@ -68,6 +81,9 @@ class Commanded:
         command, _, argument = inputs["do"].reshape(-1)[0].decode().partition(" ")
         if command == "raise":
             raise RuntimeError(argument)
+        if command == "refuse":
+            # Details that no reply can carry: two keys that JSON makes one.
+            raise InvalidRequest(Reason.SHAPE_INVALID, argument, {1: "a", "1": "b" * 100_000})  # type: ignore[dict-item]
         if command == "segfault":
             ctypes.string_at(0)
         if command == "exit":
@@ -90,9 +106,10 @@ class Commanded:
 class Broken:
     """Cannot load."""
 
-    def load(self, message: str = "the weights are missing") -> None:
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Raises."""
-        raise FileNotFoundError(message)
+        name = os.fsdecode(bytes.fromhex(parameters.get("file", "")))  # as names of files are that are no UTF-8
+        raise FileNotFoundError(parameters.get("message", "the weights are missing") + name)
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Never called."""
@@ -102,9 +119,9 @@ class Broken:
 class SlowLoader:
     """Takes its time to load."""
 
-    def load(self, seconds: float = 60.0) -> None:
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Sleeps."""
-        time.sleep(seconds)
+        time.sleep(parameters.get("seconds", 60.0))
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Echoes."""
@@ -114,7 +131,7 @@ class SlowLoader:
 class CrashingLoader:
     """Ends its process while loading, as long as the file `crash` stands beside it."""
 
-    def load(self) -> None:
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Exits, or not."""
         if Path(__file__).with_name("crash").exists():
             os._exit(3)
@@ -127,7 +144,7 @@ class CrashingLoader:
 class Pinned:
     """Asks TensorFlow for its GPUs, as a model on one would, and tells what it was allowed to see."""
 
-    def load(self) -> None:
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Touches the device."""
         import tensorflow as tf
 
@@ -137,3 +154,77 @@ class Pinned:
         """Where it runs."""
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
         return {"pid": np.array([os.getpid()]), "visible": np.array([visible])}
+
+
+POISON = -666
+
+
+class Reckoner:
+    """Computes `y = 3 x + 1`, a row a number, so that each answer tells which request it belongs to.
+
+    A negative number raises, `POISON` crashes the process. A batch takes `seconds`; loading takes `load_seconds`, and
+    with `busy` it computes in C meanwhile, which lets no other thread of the process run.
+    """
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Takes its time."""
+        self._seconds = parameters.get("seconds", 0.0)
+        until = time.monotonic() + parameters.get("load_seconds", 0.0)
+        while parameters.get("busy") and time.monotonic() < until:
+            # One call in C for about a second; the interpreter's lock is not let go before it is over.
+            sum(range(50_000_000))
+        time.sleep(max(0.0, until - time.monotonic()))
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Sleeps and computes."""
+        x = inputs["x"]
+        if (x == POISON).any():
+            ctypes.string_at(0)
+        if (x < 0).any():
+            raise ValueError("a negative number")
+        if x.shape[-1] != 1:
+            raise ValueError(f"rows of {x.shape[-1]} numbers")
+        time.sleep(self._seconds)
+        return {"y": 3 * x + 1}
+
+
+class DeclaredReckoner(Reckoner):
+    """The same, with inputs and outputs that the router can check requests against."""
+
+    inputs = [{"name": "x", "datatype": "INT64", "shape": [-1, 1]}]
+    outputs = [{"name": "y", "datatype": "INT64", "shape": [-1, 1]}]
+
+
+class Nuisance(Commanded):
+    """Does what `Commanded` does, and worse."""
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """One command a request."""
+        command, _, argument = inputs["do"].reshape(-1)[0].decode().partition(" ")
+        if command in ("hog", "hog-abort"):
+            self._hog(abort=command == "hog-abort")
+        if command == "flood":
+            threading.Thread(target=self._flood, args=(int(argument),), daemon=True).start()
+        return super().infer(inputs)
+
+    @staticmethod
+    def _hog(*, abort: bool) -> None:
+        """Takes more memory than it may have; C++ ends a process where Python raises."""
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        _, hard = limits = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (256 << 20), hard))
+        try:
+            np.ones(1 << 30)
+        except MemoryError:
+            if abort:
+                os.abort()
+            raise
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+
+    @staticmethod
+    def _flood(size: int) -> None:
+        """Writes so many bytes to stderr as fast as they are taken: many lines, and one that does not end."""
+        lines, endless = b"this line says nothing at all\n" * 2000, b"x" * 60_000
+        for number in range(size // 60_000):
+            os.write(2, endless if number % 2 else lines)

@@ -32,6 +32,7 @@ class Running:
         config: the YAML text; `{endpoint}` in it becomes `endpoint`.
         environment: set on top of this process's.
         arguments: more of the command line.
+        program: how Python runs it, where a test puts something in between.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Running:
         *,
         environment: Mapping[str, str] | None = None,
         arguments: tuple[str, ...] = (),
+        program: tuple[str, ...] = ("-m", "multitower"),
     ) -> None:
         # Short, since ipc paths are limited to 107 bytes, and pytest's are long.
         self._sockets = tempfile.TemporaryDirectory(prefix="mt-")
@@ -55,7 +57,7 @@ class Running:
         self._children: dict[int, psutil.Process] = {}
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "multitower", "serve", str(self.config), "--log-format", "json"),
+                *(sys.executable, *program, "serve", str(self.config), "--log-format", "json"),
                 *("--log-level", "debug", "--set", f"runtime_dir={self.runtime_dir}", *arguments),
             ],
             env={**os.environ, **(environment or {})},

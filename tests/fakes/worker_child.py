@@ -140,8 +140,8 @@ class WorkerChild:
         key_id = self._ids.setdefault(key, len(self._ids) + 7)
         description = b""
         if self._keys.get(key_id) is None:
-            self._keys.put(key_id, key)
             description = key.to_json()
+            self._keys.put(key_id, key, len(description))
         names = [name for name, _, _ in key.inputs]
         rows = [len(entry[names[0]]) if key.batched else 1 for entry in entries]
         frames = [

@@ -77,6 +77,14 @@ CASES: dict[str, tuple[list[bytes], str, str]] = {
     "unknown model": ([header(model_name="nobody"), X, N], "model_unknown", "nobody"),
     "unknown version": ([header(model_version="7"), X, N], "version_unknown", "7"),
     "missing input": ([header(inputs=INPUTS[:1]), X], "input_missing", "'n'"),
+    "half a surrogate pair as a name": ([inputs(0, name="\ud800"), X, N], "malformed", "inputs[0].name"),
+    "half a surrogate pair as a model": ([header(model_name="\ud800"), X, N], "model_unknown", "no model"),
+    "half a surrogate pair as an output": (
+        [header(outputs=[{"name": "\ud800"}]), X, N],
+        "malformed",
+        "outputs[0].name",
+    ),
+    "a name too long": ([inputs(0, name="x" * 1025), X, N], "malformed", "inputs[0].name"),
     "extra input": (
         [header(inputs=[*INPUTS, {"name": "z", "datatype": "FP32", "shape": [2]}]), X, N, b"12345678"],
         "input_unknown",

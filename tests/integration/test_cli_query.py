@@ -269,6 +269,11 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "numbers for text": (b'{"word": [{"b64": "a"}]}', "b64"),
     "a wrong shape": (b'{"inputs": [{"name": "x", "shape": [3], "data": [1, 2]}]}', "input 'x'"),
     "a wrong datatype": (b'{"inputs": [{"name": "x", "datatype": "FP13", "data": [1]}]}', "FP13"),
+    "a datatype that is no name": (
+        b'{"inputs": [{"name": "x", "datatype": [], "data": [1]}]}',
+        "the datatype is a name",
+    ),
+    "beyond a double": (b'{"x": [1e400]}', "no double holds 1e400"),
     "no data": (b'{"inputs": [{"name": "x", "datatype": "FP32"}]}', "not all numbers"),
 }
 
@@ -392,6 +397,7 @@ def test_a_model_that_declares_nothing_gets_what_numpy_makes_of_it(script: Scrip
         (["infer", "other"], Exit.UNAVAILABLE, "UNAVAILABLE/no_worker: 'other' is not loaded"),
         (["infer"], Exit.USAGE, "MODEL"),
         (["infer", "digits", "--timeout", "0"], Exit.USAGE, "--timeout"),
+        (["infer", "digits", "--timeout", "nan"], Exit.USAGE, "nan is no time"),
         (["infer", "digits", "--output", "answer.txt"], Exit.USAGE, ".npz or .json"),
         (["status", "--endpoint", "nowhere"], Exit.UNAVAILABLE, "ipc://PATH"),
     ],

@@ -192,6 +192,30 @@ def test_headers_repeat_byte_for_byte_and_ids_do_not(client: Client, daemon: Fak
     assert len({request.id for request in requests}) == 3
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [{"priority": np.int64(1)}, {"priority": 1.5j}, {"outputs": [["y"]]}, {"version": b"1"}],
+    ids=str,
+)
+def test_what_no_header_can_say_is_refused_typed(arguments: dict[str, Any], echoing: Client) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        echoing.submit("m", {"x": np.ones(1)}, **arguments)
+    assert raised.value.reason == "malformed"
+
+
+def test_a_priority_that_is_no_number_does_not_spoil_those_that_equal_it(client: Client, daemon: FakeDaemon) -> None:
+    for priority in (True, 1):
+        client.submit("m", {"x": np.ones(1)}, priority=priority)
+    told = [daemon.next().json["parameters"]["priority"] for _ in range(2)]
+    assert [type(priority) for priority in told] == [bool, int]
+
+
+def test_masked_elements_are_refused(echoing: Client) -> None:
+    with pytest.raises(InvalidRequest, match="input 'x': the protocol has no masked elements"):
+        echoing.submit("m", {"x": np.ma.masked_array([1.0, 2.0], [False, True])})
+    assert echoing.infer("m", {"x": np.ma.masked_array([1.0, 2.0])})["x"].tolist() == [1, 2]
+
+
 def test_a_string_as_outputs_is_refused(echoing: Client) -> None:
     with pytest.raises(InvalidRequest, match="outputs"):
         echoing.infer("m", {"x": 1.0}, outputs="scores")

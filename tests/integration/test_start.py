@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from running import Running
 
-from multitower import Client
+from multitower import Client, Unavailable
 from multitower.exits import Exit
 
 CONFIG = """
@@ -126,9 +127,52 @@ def test_exit_when_failed_ends_it_with_its_own_code(tmp_path: Path) -> None:
         daemon.wait_line("every slot has failed")
 
 
+def test_a_missing_folder_is_named_with_its_endpoint(tmp_path: Path) -> None:
+    with Running(tmp_path, CONFIG.replace("{endpoint}", f"ipc://{tmp_path}/missing/front.sock")) as daemon:
+        assert daemon.wait_end(60) == Exit.CONFIG
+        words = f"cannot listen on ipc://{tmp_path}/missing/front.sock: the folder {tmp_path}/missing does not exist"
+        assert words in daemon.stderr
+
+
 def test_no_room_for_its_socket_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a socket")
     with Running(tmp_path, CONFIG.replace("{endpoint}", f"ipc://{tmp_path}/file")) as daemon:
         assert daemon.wait_end(60) == Exit.CONFIG
         assert "no socket" in daemon.stderr
         assert (tmp_path / "file").read_text() == "not a socket"
+
+
+DEFECT = """
+import runpy
+from multitower.supervisor.router import Router
+
+flush = Router.flush
+
+
+def defect(self, now):
+    flush(self, now)
+    if self.channels:
+        raise ZeroDivisionError("a defect")
+
+
+Router.flush = defect
+runpy.run_module("multitower", run_name="__main__")
+"""
+
+
+def test_an_error_of_its_own_ends_it_and_its_workers_and_is_told(tmp_path: Path) -> None:
+    # An init system restarts what ends; a daemon that hangs or leaves workers behind it cannot help.
+    with Running(tmp_path, CONFIG, program=("-c", DEFECT)) as daemon:
+        worker = daemon.wait_line("worker ready")["pid"]
+        assert daemon.wait_end() == 1
+        assert "ZeroDivisionError: a defect" in daemon.wait_line("the daemon ends on an error of its own")["traceback"]
+        assert not psutil.pid_exists(worker)
+
+
+def test_a_cause_that_is_no_text_can_be_told(tmp_path: Path) -> None:
+    text = CONFIG.replace('Echo"', 'Broken", parameters: {file: "e9"}')
+    with Running(tmp_path, text) as daemon:
+        daemon.wait_line("slot failed")
+        with pytest.raises(Unavailable, match="udce9"), daemon.client() as client:
+            client.infer("echo", {"x": np.zeros(1)})
+        assert "\udce9" in daemon.slot()["last_error"]

@@ -131,6 +131,15 @@ def test_an_exception_of_the_model_costs_no_worker(tmp_path: Path) -> None:
         assert client.status()["slots"][0]["restarts"] == 0
 
 
+def test_an_error_that_cannot_be_told_costs_nobody_anything(tmp_path: Path) -> None:
+    with Running(tmp_path, config("Commanded", workers=1)) as daemon, daemon.wait_ready().client() as client:
+        with pytest.raises(MultitowerError, match="cannot be told") as raised:
+            client.infer("m", do("refuse it"))
+        assert raised.value.reason == "model_error"
+        client.infer("m", do("echo"))
+        assert client.status()["slots"][0]["restarts"] == 0
+
+
 def test_what_a_worker_prints_goes_to_the_log_with_its_slot(tmp_path: Path) -> None:
     with Running(tmp_path, config("Commanded", workers=1)) as daemon, daemon.wait_ready().client() as client:
         client.infer("m", do("shout hear me"))

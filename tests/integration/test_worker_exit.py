@@ -13,7 +13,7 @@ import time
 
 
 class Lingering:
-    def load(self):
+    def load(self, devices, parameters):
         threading.Thread(target=time.sleep, args=(600,)).start()
 
     def infer(self, inputs):

@@ -29,7 +29,7 @@ SEEN = os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 class Echo:
-    def load(self):
+    def load(self, devices, parameters):
         pass
 
     def infer(self, inputs):
@@ -37,11 +37,11 @@ class Echo:
 
 
 class Double:
-    inputs = {"x": ("FP32", (-1, 2))}
-    outputs = {"y": ("FP32", (-1, 2))}
+    inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
+    outputs = [{"name": "y", "datatype": "FP32", "shape": [-1, 2]}]
 
-    def load(self, factor=2):
-        self.factor = np.float32(factor)
+    def load(self, devices, parameters):
+        self.factor = np.float32(parameters.get("factor", 2))
 
     def infer(self, inputs):
         if (inputs["x"] < 0).any():
@@ -52,7 +52,7 @@ class Double:
 class Told:
     """What the process is like."""
 
-    def load(self):
+    def load(self, devices, parameters):
         logging.getLogger("mine").warning("loaded by %d", os.getpid())
 
     def infer(self, inputs):
@@ -65,7 +65,7 @@ class Told:
 
 
 class Broken:
-    def load(self):
+    def load(self, devices, parameters):
         raise FileNotFoundError("the weights are missing")
 
     def infer(self, inputs):
@@ -73,7 +73,7 @@ class Broken:
 
 
 class Slow:
-    def load(self):
+    def load(self, devices, parameters):
         threading.Thread(target=time.sleep, args=(600,)).start()
 
     def infer(self, inputs):
@@ -86,7 +86,7 @@ class Slow:
 
 
 class Quitter:
-    def load(self):
+    def load(self, devices, parameters):
         pass
 
     def infer(self, inputs):

@@ -41,6 +41,19 @@ def test_the_demo_loses_nothing_equals_tensorflow_and_leaves_nothing_running(tmp
         with Client(endpoint, connect_timeout=60) as client:
             client.wait_until_ready(60)
             assert client.infer("digits", {"x": np.zeros((2, 64), np.float32)})["probabilities"].shape == (2, 10)
+            daemon = client.status()["daemon"]["pid"]
+        os.kill(serving.pid, signal.SIGTERM)  # the demo alone: it ends its daemon first
+        assert serving.wait(60) == 128 + signal.SIGTERM
+        assert not psutil.pid_exists(daemon)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(serving.pid, signal.SIGKILL)
+        serving.wait()
+
+    serving = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        with Client(endpoint, connect_timeout=60) as client:
+            client.server_live()
         os.killpg(serving.pid, signal.SIGINT)  # as Ctrl-C does
         assert serving.wait(60) == 0
     finally:

@@ -27,7 +27,7 @@ import os
 
 
 class Told:
-    def load(self):
+    def load(self, devices, parameters):
         pass
 
     def infer(self, inputs):

@@ -163,7 +163,7 @@ def test_the_example_of_a_handler_does_what_it_says(folder: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     handler = getattr(module, name)()
-    handler.load(**model.parameters)
+    handler.load(["cpu:0"], model.parameters)
 
     images = np.zeros((2, 130, 33, 3), np.uint8)
     images[0, :65] = 200

@@ -19,7 +19,7 @@ MODEL = "models: [{name: digits, path: digits}]\n"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("digits", "empty", "other", "notes/1"):
         (tmp_path / name).mkdir(parents=True)
-    for name in ("digits/saved_model.pb", "other/variables", "old.h5", "frozen.pb"):
+    for name in ("digits/saved_model.pb", "other/variables", "old.h5", "frozen.pb", "digits.keras"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -149,6 +149,7 @@ MODELS = [
     ("name: a, handler: 'm:C', parameters: [1]", "parameters: must be a mapping of keys to values, not [1]"),
     ("name: a, path: digits, parameters: {a: 1}", "models[0].parameters: goes with a handler only"),
     ("name: a, handler: 'm:C', signature: s", "models[0].signature: goes with a path only"),
+    ("name: a, path: digits.keras, signature: s", "models[0].signature: goes with a SavedModel only"),
     ("name: a, path: digits, signature: ''", "must be the name of a signature"),
     ("name: a, path: digits, retry: 6", "models[0].retry: must be at most 5, not 6"),
     ("name: a, path: digits, retry: -1", "models[0].retry: must be at least 0, not -1"),

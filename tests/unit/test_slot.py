@@ -44,6 +44,10 @@ HISTORIES = {
         [Event.LOADING, Event.STOP, Event.LOADED, "died"],
         [State.LOADING, State.STOPPING, State.STOPPING, State.STOPPED],
     ),
+    "ended by the daemon's own end while its process still dies": (
+        [Event.LOADING, Event.UNLOADABLE, Event.STOP, "died"],
+        [State.LOADING, State.FAILED, State.STOPPED, State.STOPPED],
+    ),
     "dies while draining: not started again": (
         [Event.LOADING, Event.LOADED, Event.DRAIN, "died"],
         [State.LOADING, State.READY, State.DRAINING, State.STOPPED],

@@ -21,7 +21,7 @@ def test_the_example_of_a_handler_works(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "sentiment.py").write_text(found[1])
     monkeypatch.syspath_prepend(tmp_path)
     parameters = {"good": ["fine", "great"], "bad": ["awful"]}
-    model = HandlerModel(ModelSpec(name="sentiment", handler="sentiment:Sentiment", parameters=parameters))
+    model = HandlerModel(ModelSpec(name="sentiment", handler="sentiment:Sentiment", parameters=parameters), ["cpu:0"])
     answer = model.infer({"text": np.array([b"Fine day", b"awful"], object)})
     assert answer["score"].tolist() == [0.5, -1]
     assert answer["verdict"].tolist() == ["good", "bad"]

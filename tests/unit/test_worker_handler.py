@@ -21,32 +21,36 @@ from multitower import InvalidRequest, Reason
 
 
 class Base:
-    def load(self, **parameters):
-        self.parameters = parameters
+    def load(self, devices, parameters):
+        self.devices, self.parameters = devices, parameters
 
     def infer(self, inputs):
         return dict(inputs)
 
 
 class Sized(Base):
-    def load(self, size, color="red"):
-        self.inputs = {"image": ("UINT8", (-1, size, size, 3)), "tag": ("BYTES", None)}
-        self.outputs = {"thumb": ["FP32", [-1, size]]}
+    def load(self, devices, parameters):
+        size = parameters["size"]
+        self.inputs = [
+            {"name": "image", "datatype": "UINT8", "shape": (-1, size, size, 3)},
+            {"name": "tag", "datatype": "BYTES", "shape": None},
+        ]
+        self.outputs = [{"name": "thumb", "datatype": "FP32", "shape": [-1, size]}]
 
     def infer(self, inputs):
         return {"thumb": np.zeros((2, 4), np.float32), "more": 1}
 
 
 class Returns(Base):
-    def load(self, value):
-        self.value = value
+    def load(self, devices, parameters):
+        self.value = parameters["value"]
 
     def infer(self, inputs):
         return self.value
 
 
 class Buffered(Base):
-    def load(self):
+    def load(self, devices, parameters):
         self.buffer = np.zeros(100_000)
 
     def infer(self, inputs):
@@ -73,28 +77,32 @@ class Refusing(Base):
 
 
 class NoInfer:
-    def load(self):
+    def load(self, devices, parameters):
         pass
 
 
 class BadDatatype(Base):
-    inputs = {"x": ("float32", (-1,))}
+    inputs = [{"name": "x", "datatype": "float32", "shape": [-1]}]
 
 
 class BadShape(Base):
-    outputs = {"x": ("FP32", (-2,))}
+    outputs = [{"name": "x", "datatype": "FP32", "shape": [-2]}]
 
 
-class BadPair(Base):
-    inputs = {"x": "FP32"}
+class BadEntry(Base):
+    inputs = [{"name": "x", "datatype": "FP32"}]
 
 
 class BadName(Base):
-    inputs = {1: ("FP32", ())}
+    inputs = [{"name": 1, "datatype": "FP32", "shape": []}]
 
 
-class NotADict(Base):
+class NotAList(Base):
     outputs = ["x"]
+
+
+class Twice(Base):
+    inputs = [{"name": "x", "datatype": "FP32", "shape": []}] * 2
 
 
 outer = SimpleNamespace()
@@ -117,10 +125,15 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def load(name: str, **parameters: Any) -> HandlerModel:
-    return HandlerModel(ModelSpec(name="m", handler=f"worker_test_handlers:{name}", parameters=parameters))
+    return HandlerModel(ModelSpec(name="m", handler=f"worker_test_handlers:{name}", parameters=parameters), ["cpu:0"])
 
 
-def test_parameters_go_to_load_by_name_and_declarations_may_depend_on_them() -> None:
+def test_load_is_given_the_devices_and_the_parameters() -> None:
+    model = load("Base", a=1)
+    assert (model._handler.devices, model._handler.parameters) == (["cpu:0"], {"a": 1})
+
+
+def test_declarations_may_depend_on_the_parameters() -> None:
     model = load("Sized", size=4)
     assert model.inputs == (
         TensorReport(name="image", datatype="UINT8", shape=(-1, 4, 4, 3)),
@@ -128,7 +141,7 @@ def test_parameters_go_to_load_by_name_and_declarations_may_depend_on_them() -> 
     )
     assert model.outputs == (TensorReport(name="thumb", datatype="FP32", shape=(-1, 4)),)
     assert set(model.infer({})) == {"thumb", "more"}
-    with pytest.raises(TypeError, match="sise"):
+    with pytest.raises(KeyError, match="size"):
         load("Sized", sise=4)
 
 
@@ -149,19 +162,20 @@ def test_what_declares_nothing_takes_anything() -> None:
         ("worker_test_handlers:NoInfer", "no method infer"),
         ("worker_test_handlers:BadDatatype", "inputs .*'float32' is none of BOOL, "),
         ("worker_test_handlers:BadShape", "outputs .*not -2"),
-        ("worker_test_handlers:BadPair", "inputs of the handler must be a dict"),
+        ("worker_test_handlers:BadEntry", "inputs of the handler must be a list.*'shape' is missing"),
         ("worker_test_handlers:BadName", "1 is no name"),
-        ("worker_test_handlers:NotADict", "outputs of the handler must be a dict"),
+        ("worker_test_handlers:NotAList", "outputs of the handler must be a list"),
+        ("worker_test_handlers:Twice", "'x' is declared twice"),
     ],
 )
 def test_what_cannot_be_a_handler_says_why(handler: str, message: str) -> None:
     with pytest.raises(LoadError, match=message):
-        HandlerModel(ModelSpec(name="m", handler=handler))
+        HandlerModel(ModelSpec(name="m", handler=handler), ["cpu:0"])
 
 
 def test_an_error_of_the_handlers_own_module_comes_through() -> None:
     with pytest.raises(ZeroDivisionError):
-        HandlerModel(ModelSpec(name="m", handler="worker_test_faulty:X"))
+        HandlerModel(ModelSpec(name="m", handler="worker_test_faulty:X"), ["cpu:0"])
 
 
 @pytest.mark.parametrize(

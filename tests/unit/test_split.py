@@ -1,0 +1,55 @@
+"""Requests larger than a batch: the joining of their parts' answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from multitower import ModelError, wire
+from multitower.supervisor.request import BatchKey, Plan, Request
+from multitower.supervisor.split import Join
+from multitower.worker_wire import KeySpec
+
+
+def whole(rows: int = 4) -> Request:
+    spec = KeySpec(model="m", inputs=(("x", "UINT8", ()),), outputs=None, batched=True)
+    plan = Plan(BatchKey(spec, 2), rows, (0,), (rows,), (False,), ("x",), 30.0)
+    return Request(("front",), b"id", plan, [bytes(range(rows))], rows, 0.0)
+
+
+def answer(*outputs: tuple[str, str, int]) -> list[bytes]:
+    described = [wire.Tensor(name, datatype, (rows,)) for name, datatype, rows in outputs]
+    return [wire.reply_header("m", "1", described), *(name.encode() * rows for name, _, rows in outputs)]
+
+
+def test_parts_are_joined_in_the_order_of_their_rows() -> None:
+    request = whole(5)
+    join = Join(request)
+    parts = [join.peel(2), join.peel(2), join.peel(1)]
+    assert [bytes(part.frames[0]) for part in parts] == [b"\0\1", b"\2\3", b"\4"]
+    assert not join.add(parts[2], answer(("c", "UINT8", 1)))
+    assert not join.add(parts[0], answer(("c", "UINT8", 2)))
+    assert join.add(parts[1], answer(("c", "UINT8", 2)))
+    header, frame = join.joined()
+    assert header == answer(("c", "UINT8", 5))[0]
+    assert frame == b"ccccc"
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        [("a", "UINT8", 2)],
+        [("b", "UINT8", 2), ("a", "UINT8", 2)],
+        [("a", "UINT8", 2), ("b", "UINT8", 2), ("c", "UINT8", 2)],
+        [("a", "INT8", 2), ("b", "UINT8", 2)],
+        [("a", "UINT8", 1), ("b", "UINT8", 2)],
+    ],
+    ids=["fewer", "other order", "more", "other datatype", "other rows"],
+)
+def test_parts_with_unlike_outputs_are_an_error(second: list[tuple[str, str, int]]) -> None:
+    join = Join(whole())
+    first_part, second_part = join.peel(2), join.peel(2)
+    join.add(first_part, answer(("a", "UINT8", 2), ("b", "UINT8", 2)))
+    assert join.add(second_part, answer(*second))
+    with pytest.raises(ModelError, match="was split") as raised:
+        join.joined()
+    assert raised.value.reason == "output_invalid"
