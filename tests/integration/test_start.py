@@ -173,6 +173,6 @@ def test_a_cause_that_is_no_text_can_be_told(tmp_path: Path) -> None:
     text = CONFIG.replace('Echo"', 'Broken", parameters: {file: "e9"}')
     with Running(tmp_path, text) as daemon:
         daemon.wait_line("slot failed")
-        with pytest.raises(Unavailable, match="udce9"), daemon.client() as client:
+        with pytest.raises(Unavailable, match="\udce9"), daemon.client() as client:
             client.infer("echo", {"x": np.zeros(1)})
         assert "\udce9" in daemon.slot()["last_error"]
