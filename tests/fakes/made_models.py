@@ -196,6 +196,8 @@ def direct_graph(path: Path, inputs: Arrays) -> Arrays:
 
 def main(folder: Path, real: dict[str, Path]) -> None:
     """Writes all of it."""
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     keras_file(folder / "keras")
     for make in MADE:
         path = folder / make.__name__

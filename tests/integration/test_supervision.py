@@ -229,7 +229,8 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path, handler: str) -> No
         assert len(children) >= expected
         daemon.signal(signal.SIGKILL)
         _, alive = psutil.wait_procs(children, timeout=2)
-        assert not alive
+        # One that has ended may wait for this machine's init to notice.
+        assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_workers_ignore_the_signals_of_their_process_group(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_the_demo_loses_nothing_equals_tensorflow_and_leaves_nothing_running(tmp
     serving = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         with Client(endpoint, connect_timeout=60) as client:
-            client.server_live()
+            client.server_ready()
         os.killpg(serving.pid, signal.SIGINT)  # as Ctrl-C does
         assert serving.wait(60) == 0
     finally:

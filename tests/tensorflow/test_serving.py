@@ -27,6 +27,7 @@ CONFIG = """
 listen: ["{endpoint}"]
 devices: {cpu: 2}
 spares: 1
+threads: {intra_op: 1, inter_op: 1}  # as made_models.py has it: their number changes the order of sums
 models:
   - {name: dense, path: dense, batching: {max_batch_size: 8}}
   - {name: padded, path: dense, batching: {max_batch_size: 8, allowed_batch_sizes: [4, 8]}}
@@ -43,6 +44,10 @@ models:
   - {name: guesslang, path: guesslang}
   - {name: basic-pitch, path: basic-pitch, batching: {max_batch_size: 4}}
 """
+
+
+# oneDNN computes in another order with another number of threads, on some CPUs by more than 1e-5.
+SAME_ARITHMETIC = {"TF_ENABLE_ONEDNN_OPTS": "0"}
 
 
 class Direct:
@@ -66,7 +71,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     real = [f"{name}={path}" for name, path in real_models.unpack(folder).items()]
     done = subprocess.run(
-        [sys.executable, MADE_MODELS, folder, *real], capture_output=True, text=True, timeout=110, check=False
+        [sys.executable, MADE_MODELS, folder, *real],
+        env={**os.environ, **SAME_ARITHMETIC},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return folder
@@ -74,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def daemon(folder: Path) -> Iterator[Running]:
-    with Running(folder, CONFIG) as running:
+    with Running(folder, CONFIG, environment=SAME_ARITHMETIC) as running:
         yield running.wait_ready(110)
 
 

@@ -84,10 +84,10 @@ def test_a_signature_that_cannot_be_picked(names: list[str], wanted: str | None,
 def test_the_version_is_the_folder_that_the_supervisor_chose(tmp_path: Path) -> None:
     for version in (1, 2, 3):
         saved(tmp_path / str(version), VECTOR, serve=plus(version))
-    model = load(spec(tmp_path, version="2"))
+    model = load(spec(tmp_path, version="2"), ["cpu:0"])
     assert (model.version, model.platform) == ("2", "tensorflow_savedmodel")
     assert model.infer({"x": np.zeros(1, np.float32)})["y"].tolist() == [2]
-    assert load(spec(tmp_path / "3")).version == "1", "a folder without versions"
+    assert load(spec(tmp_path / "3"), ["cpu:0"]).version == "1", "a folder without versions"
 
 
 # Tensors.
