@@ -36,6 +36,8 @@ class ModelSpec(_Json):
         max_batch_size: rows a batch at the most; 0 means that requests are never batched together.
         allowed_batch_sizes: sizes a batch is padded to, ascending, the last being `max_batch_size`; empty for
             no padding.
+        safe_rows: rows that an earlier worker of the slot found to fit into the device's memory; 0 while that is
+            unknown.
     """
 
     name: str
@@ -46,6 +48,7 @@ class ModelSpec(_Json):
     signature: str | None = None
     max_batch_size: int = 0
     allowed_batch_sizes: tuple[int, ...] = ()
+    safe_rows: int = 0
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
@@ -108,6 +111,7 @@ class ProcessSpec(_Json):
         name: what `ps` shows, at most 15 bytes.
         import_tensorflow: import TensorFlow before waiting for an assignment, since a model will need it.
         import_path: folders put in front of the import path, for handlers.
+        heartbeat_s: seconds from one heartbeat to the next.
         assignment: the slot's work, or None for a spare, which gets it later.
     """
 
@@ -116,6 +120,7 @@ class ProcessSpec(_Json):
     name: str
     import_tensorflow: bool
     import_path: tuple[str, ...] = ()
+    heartbeat_s: float = 1.0
     assignment: Assignment | None = None
 
     @classmethod
@@ -185,6 +190,26 @@ class ModelReport:
             for side in ("inputs", "outputs")
         }
         return cls(**{**data, **tensors})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryReport(_Json):
+    """Memory did not suffice for a batch.
+
+    Attributes:
+        model: whose.
+        safe_rows: rows that calls of the model have from now on; 0 where that is not the way out.
+        exhausted: calls in a row for which it did not suffice, though they could not be split further.
+    """
+
+    model: str
+    safe_rows: int
+    exhausted: int
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Self:
+        """Reads what `to_json` wrote."""
+        return cls(**json.loads(text))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

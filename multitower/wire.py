@@ -47,6 +47,10 @@ KINDS: Final = frozenset(
     )
 )
 
+# Kinds of the operator's endpoint alone.
+RELOAD: Final = b"MT1:reload"
+RESTART: Final = b"MT1:restart"
+
 # Kinds of reply.
 OK: Final = b"MT1:ok"
 ERROR: Final = b"MT1:error"

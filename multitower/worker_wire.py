@@ -9,6 +9,7 @@ same rule when there are too many.
                         STOP
     worker to router:   REPORT | WorkerReport (JSON)
                         RESULT head | frames, entry by entry: header and outputs, or one error header
+                        MEMORY | MemoryReport (JSON): the device's memory did not suffice
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ BATCH: Final = b"B"
 STOP: Final = b"S"
 REPORT: Final = b"P"
 RESULT: Final = b"R"
+MEMORY: Final = b"M"
+
+HEARTBEAT: Final = "<Q"
+"""A heartbeat, on a pipe of its own: the number of calls of models that the worker has begun."""
 
 # A client that sends ever new shapes makes ever new keys; this many are remembered on each side.
 MAX_KEYS: Final = 4096

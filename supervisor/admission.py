@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
 from multitower.spec import ModelReport, TensorReport
-from multitower.supervisor.request import BatchKey, Plan
+from multitower.supervisor.request import NORMAL_PRIORITY, BatchKey, Plan
+from multitower.supervisor.serving import Served
 from multitower.worker_wire import KeySpec
 
 MAX_CACHED_HEADER = 16 << 10
@@ -26,6 +27,9 @@ class Admission:
     Args:
         timeouts: seconds that a request of each configured model may take, by model name.
         why_absent: why no worker will load a model, or None where one may be about to.
+
+    Attributes:
+        reports: each model's latest description.
     """
 
     def __init__(
@@ -35,19 +39,54 @@ class Admission:
     ) -> None:
         self._why_absent = why_absent
         self.reports: dict[str, ModelReport] = {}
+        self._versions: dict[str, dict[str, ModelReport]] = {}
+        self._contracts: dict[tuple[object, ...], int] = {}
         self._timeouts = timeouts
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._bytes = 0
-        self._keys: weakref.WeakValueDictionary[KeySpec, BatchKey] = weakref.WeakValueDictionary()
+        self._keys: weakref.WeakValueDictionary[tuple[KeySpec, int, str], BatchKey] = weakref.WeakValueDictionary()
 
-    def describe(self, report: ModelReport) -> None:
-        """A worker has loaded the model; what was planned against an older description is forgotten."""
+    def describe(self, report: ModelReport) -> Served:
+        """A worker has loaded the model: requests are checked against this description from now on.
+
+        What was planned against an older one is forgotten.
+        """
         known = self.reports.get(report.name)
         self.reports[report.name] = report
-        if known is None or _signature(known) != _signature(report):
-            self._plans.clear()
-            self._keys.clear()
-            self._bytes = 0
+        self._versions.setdefault(report.name, {})[report.version] = report
+        if known is None or (known.version, _signature(known)) != (report.version, _signature(report)):
+            self._forget_plans()
+        return Served(report.version, self._contract(report))
+
+    def set_timeout(self, name: str, seconds: float) -> None:
+        """The model is new, or the time of its requests is."""
+        if self._timeouts.get(name) != seconds:
+            self._timeouts[name] = seconds
+            self._forget_plans()
+
+    def keep_versions(self, name: str, versions: Collection[str]) -> None:
+        """Only these versions can be asked for by name, and the one described last."""
+        known = self._versions.get(name, {})
+        for version in [
+            version for version in known if version not in versions and known[version] is not self.reports[name]
+        ]:
+            del known[version]
+            self._forget_plans()
+
+    def remove(self, name: str) -> None:
+        """There is no such model any more."""
+        self._timeouts.pop(name, None)
+        self.reports.pop(name, None)
+        self._versions.pop(name, None)
+        self._forget_plans()
+
+    def _forget_plans(self) -> None:
+        self._plans.clear()
+        self._keys.clear()
+        self._bytes = 0
+
+    def _contract(self, report: ModelReport) -> int:
+        return self._contracts.setdefault((report.name, *_signature(report)), len(self._contracts))
 
     def plan(self, header: bytes) -> Plan:
         """What to do with a request of this header.
@@ -71,7 +110,7 @@ class Admission:
         return plan
 
     def model(self, name: str, version: str) -> ModelReport | None:
-        """The description of a model, or None while no worker has loaded it.
+        """The description of a model, the latest or that of a version; None while no worker has loaded it.
 
         Raises:
             NotFound: `model_unknown` or `version_unknown`.
@@ -79,11 +118,14 @@ class Admission:
         if name not in self._timeouts:
             known = ", ".join(sorted(self._timeouts))
             raise make(Reason.MODEL_UNKNOWN, f"there is no model {name[:128]!r}, only {known}", field="model_name")
-        report = self.reports.get(name)
-        if version and report is not None and version != report.version:
+        versions = self._versions.get(name)
+        if not version or not versions:
+            return self.reports.get(name)
+        report = versions.get(version)
+        if report is None:
             raise make(
                 Reason.VERSION_UNKNOWN,
-                f"{name!r} has no version {version[:40]!r}, only {report.version}",
+                f"{name!r} has no version {version[:40]!r}, only {', '.join(versions)}",
                 field="model_version",
             )
         return report
@@ -114,9 +156,10 @@ class Admission:
             batched=batched,
         )
         sizes = tuple(tensors.byte_size(tensor.datatype, tensor.shape) for tensor in header.inputs)
-        key = self._keys.get(spec)
+        identity = spec, self._contract(report), header.model_version
+        key = self._keys.get(identity)
         if key is None:
-            key = self._keys[spec] = BatchKey(spec, report.max_batch_size)
+            key = self._keys[identity] = BatchKey(spec, report.max_batch_size, *identity[1:])
         timeout = self._timeouts[name]
         if header.timeout_us is not None:
             timeout = min(timeout, header.timeout_us / 1e6)
@@ -128,11 +171,12 @@ class Admission:
             variable=tuple(tensor.datatype == tensors.BYTES for tensor in header.inputs),
             names=tuple(tensor.name for tensor in header.inputs),
             timeout_s=timeout,
+            priority=header.priority or NORMAL_PRIORITY,
         )
 
 
 def _signature(report: ModelReport) -> tuple[object, ...]:
-    return report.version, report.inputs, report.outputs, report.max_batch_size
+    return report.inputs, report.outputs, report.max_batch_size
 
 
 def check_frames(plan: Plan, sizes: Sequence[int]) -> None:

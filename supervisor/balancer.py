@@ -8,19 +8,24 @@ passed) and carries out what comes back: batches to send, and answers to give. T
 - `choose_worker` picks among the free ones.
 - Each request gets exactly one answer: `_settle` is the only place that gives one, and it does so once.
 - When a worker dies, the requests that it was executing are suspects: each runs again alone and first, on another
-  slot where there is one, until as many workers have died with it as `retry` allows.
+  device where there is one, until as many workers have died with it as `retry` allows. One that crashed a worker
+  alone is kept in quarantine.
+- While a new version of a model takes over, workers of both serve. A request runs on one of the contract that it was
+  checked against, and all parts of a split one on one version.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from multitower.errors import MultitowerError, Reason, make
 from multitower.supervisor.batching import Batch, ModelQueue, QueueLimits
 from multitower.supervisor.deadlines import Deadlines
+from multitower.supervisor.quarantine import Quarantine
 from multitower.supervisor.request import BatchKey, Frame, Phase, Request
+from multitower.supervisor.serving import Served, Worker, choose_worker
 
 Answer = Sequence[Frame] | MultitowerError
 """What a request gets: the frames of an `MT1:ok` reply from its header on, or an error."""
@@ -31,36 +36,6 @@ class Reply(NamedTuple):
 
     request: Request
     answer: Answer
-
-
-class Worker:
-    """A worker that serves, as the balancer sees it.
-
-    Attributes:
-        slot: its slot's number.
-        models: the names of the models it serves.
-        batch: what it is executing, or None when it is free.
-        idle_since: monotonic seconds since when it has been free.
-        completed: rows answered.
-    """
-
-    def __init__(self, slot: int, models: frozenset[str], now: float) -> None:
-        self.slot = slot
-        self.models = models
-        self.batch: Batch | None = None
-        self.idle_since = now
-        self.completed = 0
-        self.retiring = False
-
-    @property
-    def depth(self) -> int:
-        """Rows sent and not yet answered."""
-        return self.batch.rows if self.batch is not None else 0
-
-
-def choose_worker(free: Iterable[Worker]) -> Worker | None:
-    """Which of the workers with a free place gets the next batch: the least depth, then the longest idle."""
-    return min(free, key=lambda worker: (worker.depth, worker.idle_since), default=None)
 
 
 class Balancer:
@@ -77,11 +52,13 @@ class Balancer:
         choose: Callable[[Iterable[Worker]], Worker | None] = choose_worker,
     ) -> None:
         self.queues = {model: ModelQueue(model, limit) for model, limit in limits.items()}
-        self.workers: dict[int, Worker] = {}
+        self.workers: dict[Worker, None] = {}  # in the order of their coming
+        self.quarantine = Quarantine()
         self.late = 0  # results that came after their request had been answered
         self._choose = choose
         self._turns: OrderedDict[str, None] = OrderedDict.fromkeys(limits)
         self._hopeless: dict[str, str] = {}
+        self._split: dict[Request, None] = {}  # those whose parts are on their way
         self._deadlines: Deadlines[Request] = Deadlines()
         self._by_sender: dict[tuple[object, ...], list[Request]] = {}
         self._replies: list[Reply] = []
@@ -95,6 +72,7 @@ class Balancer:
         Raises:
             Overloaded: `queue_full`; the request was not taken.
             Unavailable: `no_worker`, when nothing serves or will serve the model.
+            Poisoned: an equal request has crashed a worker, and is in quarantine.
         """
         queue = self.queues[request.plan.model]
         hopeless = self.hopeless(queue.model)
@@ -107,6 +85,10 @@ class Balancer:
                 queue_depth=queue.size,
                 retry_after_ms=_retry_after_ms(queue, request.received),
             )
+        entry = self.quarantine.find(request, request.received)
+        if entry is not None:
+            seconds = entry.until - request.received
+            raise make(Reason.POISONED, f"an equal request crashed a worker; it is refused for {seconds:.0f} s more")
         queue.push(request)
         self._deadlines.add(request)
         self._by_sender.setdefault((request.sender, request.id), []).append(request)
@@ -114,7 +96,7 @@ class Balancer:
     def dispatch(self, now: float) -> list[Batch]:
         """Forms a batch for each free worker that can have one. Call it after each burst of events."""
         batches: list[Batch] = []
-        free = [worker for worker in self.workers.values() if worker.batch is None and not worker.retiring]
+        free = [worker for worker in self.workers if worker.free]
         waiting = [queue for queue in map(self.queues.__getitem__, self._turns) if queue]
         while free and waiting:
             queue = waiting.pop(0)
@@ -141,9 +123,11 @@ class Balancer:
         worker.batch = None
         worker.idle_since = now
         worker.completed += batch.rows
+        worker.requests += len(batch.requests)
         for request, answer in zip(batch.requests, answers, strict=True):
             if request.over:
                 self.late += 1
+                (request.parent or request).frames = request.frames = ()
             elif request.parent is not None:
                 self._part_done(request.parent, request, answer)
             else:
@@ -165,30 +149,51 @@ class Balancer:
 
     # What happens to workers.
 
-    def add_worker(self, slot: int, models: Iterable[str], now: float) -> Worker:
+    def add_worker(self, slot: int, device: str, serves: Mapping[str, Served], now: float) -> Worker:
         """A worker has become ready; it gets work from the next `dispatch` on."""
-        worker = self.workers[slot] = Worker(slot, frozenset(models), now)
+        worker = Worker(slot, device, serves, now)
+        self.workers[worker] = None
+        self._refuse_outdated()
         return worker
 
-    def retire(self, slot: int) -> None:
-        """The worker of this slot gets nothing new."""
-        self.workers[slot].retiring = True
+    def retire(self, worker: Worker) -> None:
+        """The worker gets nothing new."""
+        worker.retiring = True
+        self._begin_again()
 
-    def remove_worker(self, slot: int) -> bool:
-        """The worker of this slot is gone, and all its answers have been read.
+    def needed(self, worker: Worker, coming: Collection[str] = ()) -> bool:
+        """Something waits that no other worker can run, nor one that is to come, which will serve these models."""
+        others = [other for other in self.workers if other is not worker and not other.retiring]
+        return any(
+            worker.can_run(request)
+            and not any(other.can_run(request) for other in others)
+            and (model not in coming or request.plan.key.version)
+            for model in worker.serves
+            if model in self.queues
+            for request in self.queues[model]
+        )
+
+    def remove_worker(self, worker: Worker, now: float, *, crashed: bool = False) -> bool:
+        """The worker is gone, and all its answers have been read.
+
+        Args:
+            worker: which.
+            now: monotonic seconds.
+            crashed: by what it executed, as far as can be told: not by a signal that anybody may have sent.
 
         Returns:
             Whether a single suspect is to blame, which was being executed alone.
         """
-        worker = self.workers.pop(slot)
-        batch = worker.batch
-        if batch is None:
-            return False
-        lone_suspect = len(batch.requests) == 1 and batch.requests[0].deaths > 0
+        del self.workers[worker]
+        batch, worker.batch = worker.batch, None
+        requests = batch.requests if batch is not None else []
+        alone = len(requests) == 1
+        lone_suspect = alone and requests[0].deaths > 0
         # Pushed to the head one by one, so from the last to the first.
-        for request in reversed(batch.requests):
-            if not request.over:
-                self._survive(request, slot)
+        for request in reversed(requests):
+            self._survive(request, worker, now, to_blame=alone and crashed)
+        self._begin_again()
+        self._refuse_outdated()
         return lone_suspect
 
     def give_up(self, model: str, cause: str) -> None:
@@ -202,6 +207,22 @@ class Balancer:
         error = make(Reason.DRAINING, message)
         for request in [request for twins in self._by_sender.values() for request in twins]:
             self._settle(request, error)
+
+    def set_limits(self, model: str, limits: QueueLimits) -> None:
+        """A model is new, or its queue's settings are."""
+        queue = self.queues.get(model)
+        if queue is None:
+            self.queues[model] = ModelQueue(model, limits)
+            self._turns[model] = None
+        else:
+            queue.limits = limits
+
+    def remove_model(self, model: str) -> None:
+        """The model is no more, and no worker runs anything of it; what waits is answered."""
+        for request in list(self.queues[model]):
+            self._settle(request.parent or request, make(Reason.MODEL_UNKNOWN, f"there is no model {model!r} any more"))
+        del self.queues[model], self._turns[model]
+        self._hopeless.pop(model, None)
 
     def hope(self, model: str) -> None:
         """The model may be served again: requests wait from now on."""
@@ -233,11 +254,11 @@ class Balancer:
     def next_wake(self) -> float | None:
         """When `expire` and `dispatch` must be called at the latest, in monotonic seconds."""
         times = [self._deadlines.next()]
-        free = [worker for worker in self.workers.values() if worker.batch is None and not worker.retiring]
+        free = [worker for worker in self.workers if worker.free]
         times.extend(
             queue.next_due()
             for queue in self.queues.values()
-            if queue.limits.max_delay_s and any(queue.model in worker.models for worker in free)
+            if queue.limits.max_delay_s and any(queue.model in worker.serves for worker in free)
         )
         return min((time for time in times if time is not None), default=None)
 
@@ -245,12 +266,10 @@ class Balancer:
 
     def _suspect_batch(self, queue: ModelQueue, free: list[Worker], now: float) -> Batch | None:
         for request in list(queue.suspects):
-            able = [worker for worker in self.workers.values() if queue.model in worker.models]
-            elsewhere = any(worker.slot != request.avoid for worker in able)
+            able = [worker for worker in self.workers if not worker.retiring and worker.can_run(request)]
+            elsewhere = any(worker.device != request.avoid for worker in able)
             worker = self._choose(
-                worker
-                for worker in free
-                if queue.model in worker.models and not (elsewhere and worker.slot == request.avoid)
+                worker for worker in able if worker in free and not (elsewhere and worker.device == request.avoid)
             )
             if worker is not None:
                 queue.remove(request)
@@ -258,14 +277,17 @@ class Balancer:
         return None
 
     def _next_of(self, queue: ModelQueue, free: list[Worker], now: float) -> Batch | None:
-        able = [worker for worker in free if queue.model in worker.models]
-        worker = self._choose(able)
-        if worker is None:
-            return None
-        while (key := queue.due(now)) is not None:
-            requests = queue.take(key, now, self._settle, len(able))
-            if requests:
-                return self._give(worker, key, requests, now)
+        able = [worker for worker in free if queue.model in worker.serves]
+        while able:
+            worker = self._choose(able)
+            assert worker is not None  # there is one
+            version, most = worker.serves[queue.model].version, worker.safe_rows.get(queue.model, 0)
+            while (key := queue.due(now, worker.can_run)) is not None:
+                requests = queue.take(key, now, self._settle, len(able), version, most)
+                if requests:
+                    return self._give(worker, key, requests, now)
+            # What waits is for workers of another version.
+            able.remove(worker)
         return None
 
     def _give(self, worker: Worker, key: BatchKey, requests: list[Request], now: float) -> Batch:
@@ -276,26 +298,71 @@ class Balancer:
         for request in requests:
             request.phase = Phase.RUNNING
             request.sent = now
-            if request.parent is not None and not request.start:
-                request.parent.sent = now
+            if request.parent is not None:
+                self._split[request.parent] = None
+                if not request.start:
+                    request.parent.sent = now
         return batch
 
-    def _survive(self, request: Request, slot: int) -> None:
-        """Decides about a request whose worker died with it."""
+    def _survive(self, request: Request, worker: Worker, now: float, *, to_blame: bool) -> None:
+        """Decides about a request whose worker died with it; nobody may wait for it any more."""
         queue = self.queues[request.plan.model]
         request.deaths += 1
-        request.avoid = slot
-        if request.deaths <= queue.limits.retry:
+        request.avoid = worker.device
+        whole = request.parent or request
+        if to_blame and (request.deaths > queue.limits.retry or request.over) and whole.frames:
+            self.quarantine.add(whole, now, queue.limits.quarantine_s)
+        if request.over:
+            whole.frames = request.frames = ()
+        elif request.deaths <= queue.limits.retry:
             hopeless = self.hopeless(queue.model)
             if hopeless is not None:
                 self._settle(request.parent or request, hopeless)
             else:
                 queue.push_suspect(request)
         elif queue.limits.retry == 0:
-            self._settle(request.parent or request, make(Reason.WORKER_DIED, "the worker died with this request"))
+            self._settle(whole, make(Reason.WORKER_DIED, "the worker died with this request"))
         else:
             message = f"{request.deaths} workers died while they executed this request; do not send it again"
-            self._settle(request.parent or request, make(Reason.POISONED, message))
+            self._settle(whole, make(Reason.POISONED, message))
+
+    def _begin_again(self) -> None:
+        """Requests of which parts are to come, while no worker of their version is left, begin again as a whole."""
+        if not self._split:
+            return
+        left = [worker for worker in self.workers if not worker.retiring]
+        for whole in list(self._split):
+            join = whole.join
+            assert join is not None  # those that are done have left
+            unfinished = join.rows_left or any(part.phase is Phase.WAITING for part in join.parts)
+            if not unfinished or any(worker.can_run(whole) for worker in left):
+                continue
+            queue = self.queues[whole.plan.model]
+            self._drop_parts(whole)
+            if whole.phase is Phase.WAITING:
+                queue.remove(whole)
+            whole.join = None
+            whole.phase = Phase.WAITING
+            queue.push(whole, first=True)
+
+    def _drop_parts(self, whole: Request) -> None:
+        assert whole.join is not None  # it was split
+        self._split.pop(whole, None)
+        queue = self.queues[whole.plan.model]
+        for part in whole.join.parts:
+            if part.phase is Phase.WAITING:
+                queue.remove(part)
+            if part.phase is not Phase.DONE:
+                part.phase = Phase.DONE
+
+    def _refuse_outdated(self) -> None:
+        """Answers what was checked against a model that no worker serves any more, though some serve its successor."""
+        for queue in self.queues.values():
+            serving = [worker for worker in self.workers if queue.model in worker.serves]
+            for request in list(queue) if serving else ():
+                if not any(worker.can_run(request) for worker in serving):
+                    message = f"{queue.model!r} was changed while the request waited"
+                    self._settle(request.parent or request, make(Reason.NO_WORKER, message, retry_after_ms=100))
 
     def _part_done(self, whole: Request, part: Request, answer: Answer) -> None:
         part.phase = Phase.DONE
@@ -317,12 +384,14 @@ class Balancer:
         queue = self.queues[request.plan.model]
         if request.phase is Phase.WAITING:
             queue.remove(request)
+        running = request.phase is Phase.RUNNING and expired
         request.phase = Phase.DONE
         if request.join is not None:
+            self._drop_parts(request)
             request.join = None
-            for part in [part for part in queue.suspects if part.parent is request]:
-                queue.remove(part)
-        request.frames = ()
+        # Until its batch is back: should it kill its worker yet, it is to be known again.
+        if not running:
+            request.frames = ()
         if not expired:
             self._deadlines.remove(request)
         key = (request.sender, request.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,12 +37,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """The settings of one model that the queue needs: requests, bytes, seconds and deaths."""
+    """The settings of one model that the queue needs: requests, bytes, seconds, deaths and seconds."""
 
     max_size: int
     max_bytes: int
     max_delay_s: float = 0.0
     retry: int = 1
+    quarantine_s: float = 0.0
 
 
 class _KeyQueue:
@@ -54,16 +56,26 @@ class _KeyQueue:
         self.rows = 0
 
 
-class ModelQueue:
-    """The requests of one model that no worker has yet, in the order of their arrival.
+class _Level:
+    """Waiting requests of one priority: all in the order of their arrival, and by their batch keys."""
 
-    Requests of different batch keys do not wait for each other: whenever a worker is free, the oldest request
-    decides which key is next. Suspects (requests whose worker died with them) come before all others, and each
-    runs alone.
+    __slots__ = ("keys", "order")
+
+    def __init__(self) -> None:
+        self.order: OrderedDict[Request, None] = OrderedDict()
+        self.keys: dict[BatchKey, _KeyQueue] = {}
+
+
+class ModelQueue:
+    """The requests of one model that no worker has yet: the most urgent first, then in the order of their arrival.
+
+    Requests of different batch keys do not wait for each other: whenever a worker is free, the first request that
+    it can run decides which key is next. Suspects (requests whose worker died with them) come before all others, and
+    each runs alone.
 
     Attributes:
         model: its name.
-        limits: see `QueueLimits`.
+        limits: see `QueueLimits`; may be set anew.
         bytes: of all requests in here.
         size: how many they are.
     """
@@ -74,28 +86,40 @@ class ModelQueue:
         self.bytes = 0
         self.size = 0
         self.suspects: OrderedDict[Request, None] = OrderedDict()
-        self._order: OrderedDict[Request, None] = OrderedDict()
-        self._keys: dict[BatchKey, _KeyQueue] = {}
+        self._levels: dict[int, _Level] = {}
+        self._priorities: list[int] = []  # of the levels, ascending
 
     def __iter__(self) -> Iterator[Request]:
         yield from self.suspects
-        yield from self._order
+        for level in self._in_order():
+            yield from level.order
 
     def __bool__(self) -> bool:
-        return bool(self._order or self.suspects)
+        return self.size > 0
+
+    def _in_order(self) -> Iterator[_Level]:
+        for priority in self._priorities:
+            yield self._levels[priority]
 
     def full(self, request: Request) -> bool:
         """There is no room for another request of this size."""
         return self.size >= self.limits.max_size or self.bytes + request.size > self.limits.max_bytes
 
-    def push(self, request: Request) -> None:
-        """Takes a new request at the end."""
+    def push(self, request: Request, *, first: bool = False) -> None:
+        """Takes a request at the end of its priority, or at its beginning."""
+        level = self._levels.get(request.plan.priority)
+        if level is None:
+            level = self._levels[request.plan.priority] = _Level()
+            bisect.insort(self._priorities, request.plan.priority)
         key = request.plan.key
-        self._order[request] = None
-        queue = self._keys.get(key)
+        queue = level.keys.get(key)
         if queue is None:
-            queue = self._keys[key] = _KeyQueue()
+            queue = level.keys[key] = _KeyQueue()
+        level.order[request] = None
         queue.requests[request] = None
+        if first:
+            level.order.move_to_end(request, last=False)
+            queue.requests.move_to_end(request, last=False)
         queue.rows += request.rows
         self.size += 1
         self.bytes += request.size
@@ -112,45 +136,67 @@ class ModelQueue:
         """Takes out a waiting request, wherever it stands; one that is not in here is let be."""
         if request in self.suspects:
             del self.suspects[request]
-        elif request in self._order:
-            self._leave(request, self._keys[request.plan.key])
+            self.size -= 1
+            self.bytes -= request.size
             return
-        else:
-            return
-        self.size -= 1
-        self.bytes -= request.size
+        level = self._levels.get(request.plan.priority)
+        if level is not None and request in level.order:
+            self._leave(request)
 
-    def _leave(self, request: Request, queue: _KeyQueue) -> None:
-        del self._order[request]
+    def _leave(self, request: Request) -> None:
+        priority, key = request.plan.priority, request.plan.key
+        level = self._levels[priority]
+        queue = level.keys[key]
+        del level.order[request]
         del queue.requests[request]
         queue.rows -= request.rows if request.join is None else request.join.rows_left
         if not queue.requests:
-            del self._keys[request.plan.key]
+            del level.keys[key]
+        if not level.order:
+            del self._levels[priority]
+            self._priorities.remove(priority)
         self.size -= 1
         self.bytes -= request.size
 
-    def due(self, now: float) -> BatchKey | None:
-        """The key whose batch may go now, the one of the oldest request where there are several."""
-        oldest = next(iter(self._order), None)
-        if oldest is None:
-            return None
-        key, delay = oldest.plan.key, self.limits.max_delay_s
-        if not delay or now - oldest.received >= delay:
-            return key
-        for key, queue in self._keys.items():
-            if queue.rows >= key.max_batch_size:
-                return key
+    def due(self, now: float, able: Callable[[Request], bool] | None = None) -> BatchKey | None:
+        """The key whose batch may go now, that of the first request where there are several.
+
+        Args:
+            now: monotonic seconds.
+            able: whether the worker that is free can run a request; None stands for always.
+        """
+        delay = self.limits.max_delay_s
+        for level in self._in_order():
+            first = next(iter(level.order))
+            if able is not None and not able(first):
+                # Rare: while another version of the model takes over.
+                heads = (next(filter(able, queue.requests), None) for queue in level.keys.values())
+                found = min((head for head in heads if head is not None), key=_received, default=None)
+                if found is None:
+                    continue
+                first = found
+            if not delay or now - first.received >= delay:
+                return first.plan.key
+            for key, queue in level.keys.items():
+                if queue.rows >= key.max_batch_size and (able is None or any(map(able, queue.requests))):
+                    return key
         return None
 
     def next_due(self) -> float | None:
-        """When the oldest request has waited for `max_delay_s`, in monotonic seconds; None when nothing waits."""
-        oldest = next(iter(self._order), None)
-        return None if oldest is None else oldest.received + self.limits.max_delay_s
+        """When the first request has waited for `max_delay_s`, in monotonic seconds; None when nothing waits."""
+        firsts = [next(iter(level.order)).received for level in self._in_order()]
+        return min(firsts) + self.limits.max_delay_s if firsts else None
 
     def take(
-        self, key: BatchKey, now: float, fail: Callable[[Request, MultitowerError], None], free: int = 1
+        self,
+        key: BatchKey,
+        now: float,
+        fail: Callable[[Request, MultitowerError], None],
+        free: int = 1,
+        version: str = "",
+        most: int = 0,
     ) -> list[Request]:
-        """Takes the next batch of a key: from the oldest on, as many whole requests as fit.
+        """Takes the next batch of a key: from the first on, as many whole requests as fit.
 
         The rows that wait are shared out evenly among the workers that are free. A request larger than a batch gives
         as many rows as there is room for, and stays at the head with the rest.
@@ -160,28 +206,33 @@ class ModelQueue:
             now: monotonic seconds.
             fail: is told of requests that left the queue otherwise: expired, or impossible to split.
             free: workers that could take a batch now, the one that this batch is for among them.
+            version: of the model on that one; all parts of a request run on one.
+            most: rows that it has memory for; 0 for as many as the key allows.
 
         Returns:
             The batch's entries; none when all that waited had expired.
         """
-        queue = self._keys[key]
-        room = max(1, min(key.max_batch_size, -(-queue.rows // free)))
+        queues = [level.keys[key] for level in self._in_order() if key in level.keys]
+        largest = min(key.max_batch_size, most or key.max_batch_size)
+        room = max(1, min(largest, -(-sum(queue.rows for queue in queues) // free)))
         taken: list[Request] = []
-        # A batch has at most as many requests as rows.
-        for request in list(islice(queue.requests, room)):
-            if request.deadline <= now:
-                self._leave(request, queue)
-                fail(request, make(Reason.DEADLINE, "the request's time was over before a worker was free"))
-            elif key.max_batch_size and request.rows > key.max_batch_size:
-                room -= self._peel(request, queue, room, taken, fail)
-            elif request.rows <= room or not taken:
-                self._leave(request, queue)
-                taken.append(request)
-                room -= request.rows
-            else:
-                break
-            if room <= 0:
-                break
+        for queue in queues:
+            # A batch has at most as many requests as rows.
+            for request in list(islice(queue.requests, room)):
+                if request.deadline <= now:
+                    self._leave(request)
+                    fail(request, make(Reason.DEADLINE, "the request's time was over before a worker was free"))
+                elif key.max_batch_size and request.rows > key.max_batch_size:
+                    if request.join is None or request.join.version == version:
+                        room -= self._peel(request, queue, room, taken, fail, version)
+                elif request.rows <= room or not taken:
+                    self._leave(request)
+                    taken.append(request)
+                    room -= request.rows
+                else:
+                    return taken
+                if room <= 0:
+                    return taken
         return taken
 
     def _peel(
@@ -191,20 +242,25 @@ class ModelQueue:
         room: int,
         taken: list[Request],
         fail: Callable[[Request, MultitowerError], None],
+        version: str,
     ) -> int:
         """Moves rows of a large request into a batch; returns how many."""
         if request.join is None:
-            request.join = Join(request)
+            request.join = Join(request, version)
         rows = min(room, request.join.rows_left)
         try:
             part = request.join.peel(rows)
         except MultitowerError as error:
-            self._leave(request, queue)
+            self._leave(request)
             fail(request, error)
             return 0
         queue.rows -= rows
         if not request.join.rows_left:
-            self._leave(request, queue)
+            self._leave(request)
             request.phase = Phase.RUNNING
         taken.append(part)
         return rows
+
+
+def _received(request: Request) -> float:
+    return request.received

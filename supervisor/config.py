@@ -52,12 +52,14 @@ from multitower.supervisor.config_values import (
     parse_runtime_dir,
 )
 from multitower.supervisor.config_yaml import Reader
-from multitower.supervisor.units import format_duration, format_size, shown
+from multitower.supervisor.units import SIZE_PATTERN, format_duration, format_size, parse_size, shown
 from multitower.wire import DEFAULT_ENDPOINT
 
 __all__ = ["Config", "ConfigError", "Memory", "ModelConfig", "Problem", "load", "schema"]
 
 _MIN_MESSAGE_SIZE: Final = 1 << 10
+_MIN_HEARTBEAT_S: Final = 0.05
+_MAX_HEARTBEAT_S: Final = 60.0
 _MAX_MESSAGE_SIZE: Final = 1 << 40  # libzmq is told twice that, and counts in 64 bits
 
 
@@ -137,6 +139,10 @@ def _memory(value: object, info: ValidationInfo) -> Memory:
     return memory
 
 
+def _optional_size(value: object) -> int | None:
+    return None if value is None else parse_size(value)
+
+
 def _runtime_dir(value: object, info: ValidationInfo) -> Path | None:
     return None if value is None else parse_runtime_dir(value, context_of(info).folder)
 
@@ -195,6 +201,15 @@ class Config(Section):
     )
     spares: ProcessesFromZero = key(1, "Processes that wait with TensorFlow imported, to take over from a dead worker.")
     restart: Restart = key({}, "When a dead worker is started again, and when its slot is given up.")
+    heartbeat: PositiveSeconds = key("1s", "How often a worker shows that it lives.")
+    max_requests: CountFromZero = key(
+        0, "Requests after which a worker is replaced, give or take a tenth; 0 for no limit."
+    )
+    max_rss: Annotated[
+        int | None,
+        PlainValidator(_optional_size),
+        WithJsonSchema({"type": "string", "pattern": SIZE_PATTERN}),
+    ] = key(None, "Resident memory above which a worker is replaced; without it there is no limit.")
     exit_when_failed: bool = key(False, "End with exit code 69 once every slot has failed, instead of staying.")
     runtime_dir: Annotated[
         Path | None, PlainValidator(_runtime_dir), WithJsonSchema({"type": "string", "minLength": 1})
@@ -211,6 +226,14 @@ class Config(Section):
             raise ValueError(f"{format_size(value)} is less than {format_size(_MIN_MESSAGE_SIZE)}, the least")
         if value > _MAX_MESSAGE_SIZE:
             raise ValueError(f"{format_size(value)} is more than {format_size(_MAX_MESSAGE_SIZE)}, the most")
+        return value
+
+    @field_validator("heartbeat")
+    @classmethod
+    def _not_too_often(cls, value: float) -> float:
+        if not _MIN_HEARTBEAT_S <= value <= _MAX_HEARTBEAT_S:
+            least, most = format_duration(_MIN_HEARTBEAT_S), format_duration(_MAX_HEARTBEAT_S)
+            raise ValueError(f"must be from {least} to {most}, not {format_duration(value)}")
         return value
 
     @property

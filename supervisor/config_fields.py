@@ -59,6 +59,10 @@ def _positive(seconds: float) -> float:
     return seconds
 
 
+def _seconds_or_off(value: object) -> float:
+    return 0.0 if value == 0 and type(value) is int else parse_duration(value)
+
+
 def _some_bytes(size: int) -> int:
     if size == 0:
         raise ValueError("must be more than nothing")
@@ -83,6 +87,12 @@ def _not_empty(value: object) -> object:
 NOT_EMPTY: Final = (Field(strict=False, json_schema_extra={"minItems": 1}), BeforeValidator(_not_empty))
 Seconds = Annotated[
     float, PlainValidator(parse_duration), WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN})
+]
+# Where nothing means off, a plain 0 says so.
+SecondsOrOff = Annotated[
+    float,
+    PlainValidator(_seconds_or_off),
+    WithJsonSchema({"oneOf": [{"const": 0}, {"type": "string", "pattern": DURATION_PATTERN}]}),
 ]
 PositiveSeconds = Annotated[Seconds, AfterValidator(_positive)]
 Bytes = Annotated[int, PlainValidator(parse_size), WithJsonSchema({"type": "string", "pattern": SIZE_PATTERN})]

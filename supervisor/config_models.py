@@ -16,7 +16,16 @@ from pydantic import ConfigDict, Field, PlainValidator, ValidationInfo, WithJson
 
 from multitower.spec import ModelSpec
 from multitower.supervisor.config_errors import Complaints, refuse_missing
-from multitower.supervisor.config_fields import Count, PositiveBytes, PositiveSeconds, Seconds, Section, context_of, key
+from multitower.supervisor.config_fields import (
+    Count,
+    PositiveBytes,
+    PositiveSeconds,
+    Seconds,
+    SecondsOrOff,
+    Section,
+    context_of,
+    key,
+)
 from multitower.supervisor.config_values import (
     HANDLER_PATTERN,
     NAME_PATTERN,
@@ -139,6 +148,10 @@ class ModelConfig(Section):
     retry: Annotated[int, Field(ge=0, le=5)] = key(
         1, "How many deaths of workers a request may survive while it is being executed."
     )
+    quarantine: SecondsOrOff = key(
+        "60s", "How long requests are refused that equal one which crashed a worker; 0 refuses none."
+    )
+    max_execution_time: PositiveSeconds = key("30s", "The longest time for one call of the model; then it hangs.")
 
     @field_validator("batching")
     @classmethod

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import math
@@ -20,20 +19,24 @@ from typing import Any
 
 import zmq
 
+from multitower.errors import Reason, make
 from multitower.exits import Exit
-from multitower.spec import ModelSpec
-from multitower.supervisor import devices, placement
-from multitower.supervisor.batching import QueueLimits
+from multitower.supervisor import devices, settings
 from multitower.supervisor.config import Config
+from multitower.supervisor.config_source import ConfigError
+from multitower.supervisor.control import Control, Done
+from multitower.supervisor.errands import Errands
 from multitower.supervisor.fleet import Fleet
 from multitower.supervisor.front import Front
+from multitower.supervisor.health import take_heartbeats
 from multitower.supervisor.log import event
 from multitower.supervisor.member import Member
-from multitower.supervisor.restart import RestartPolicy
+from multitower.supervisor.reload import Reload, why_not
+from multitower.supervisor.renewal import Renewal
 from multitower.supervisor.router import Router
 from multitower.supervisor.runtime import HeldError, RuntimeDir
+from multitower.supervisor.settings import Settings
 from multitower.supervisor.status import Reporter
-from multitower.supervisor.versions import latest_version
 
 log = logging.getLogger("multitower.daemon")
 
@@ -63,55 +66,49 @@ class Daemon:
 
     Args:
         config: checked.
+        read_config: reads the configuration anew, for a reload.
 
     Raises:
         StartError: a device, an endpoint or the runtime folder is not to be had; everything taken was given back.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, read_config: Callable[[], Config]) -> None:
+        self._read_config = read_config
         self._signals: list[int] = []
         self._stop_by: float | None = None
         self._forced = False
         self._ready_once = False
+        self._reloading = False
+        self._reload_again = False
+        self._errands = Errands()
         with contextlib.ExitStack() as undo:
-            placements = self._place()
+            self._settings = _guarded(functools.partial(_make, config))
+            undo.callback(self._errands.close)
             runtime = _guarded(functools.partial(RuntimeDir, config.runtime_dir))
             undo.callback(runtime.close)
             self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             undo.callback(self._context.term)
             self.router = Router(
-                limits={
-                    model.name: QueueLimits(
-                        max_size=model.queue.max_size,
-                        max_bytes=model.queue.max_bytes,
-                        max_delay_s=model.batching.max_queue_delay if model.batching is not None else 0.0,
-                        retry=model.retry,
-                    )
-                    for model in config.models
-                },
-                timeouts={model.name: model.queue.timeout for model in config.models},
+                limits=dict(self._settings.limits),
+                timeouts=dict(self._settings.timeouts),
                 max_message_size=config.max_message_size,
-                answer=lambda kind, header: self.reporter.answer(kind, header, time.monotonic()),
+                answer=self._answer,
             )
             undo.callback(self._close_fronts)
             for endpoint in config.listen:
                 front = _guarded(functools.partial(Front, self._context, endpoint, config.max_message_size))
                 self.router.fronts.append(front)
-            models = [_guarded(functools.partial(_pin_version, model.to_spec())) for model in config.models]
+            endpoint = f"ipc://{runtime.control_socket}"
+            front = _guarded(functools.partial(Front, self._context, endpoint, config.max_message_size))
+            undo.callback(front.close)
+            self._control = Control(front, self._answer, self._reload, self._restart)
             self._poller = zmq.Poller()
             self._epoll = select.epoll()
             self._members: dict[Any, Member] = {}
+            self._beating: dict[int, Member] = {}
             self.fleet = Fleet(
-                placements=placements,
-                models=models,
-                policy=RestartPolicy(
-                    max_restarts=config.restart.max_restarts,
-                    window_s=config.restart.window,
-                    first_s=config.restart.backoff.first,
-                    max_s=config.restart.backoff.max,
-                ),
-                spares=config.spares,
+                placements=self._settings.placements,
+                settings=self._settings.fleet,
                 import_path=[str(config.folder)],
                 runtime=runtime,
                 context=self._context,
@@ -120,7 +117,14 @@ class Daemon:
                 unwatch=self._unwatch,
             )
             self._runtime = runtime
-            self.reporter = Reporter(self.router, self.fleet, models, config.max_message_size, started=time.monotonic())
+            self.reporter = Reporter(
+                self.router,
+                self.fleet,
+                self._settings.fleet.models,
+                config.max_message_size,
+                started=time.monotonic(),
+                control=endpoint,
+            )
             undo.pop_all()
 
     def run(self) -> int:
@@ -149,7 +153,9 @@ class Daemon:
                 slots=len(self.fleet.places),
                 runtime_dir=self._runtime.path,
             )
-            self.fleet.start(time.monotonic())
+            self._poller.register(self._control.front.socket, zmq.POLLIN)
+            self._poller.register(self._errands.descriptor, zmq.POLLIN)
+            self.fleet.tick(time.monotonic())
             code = self._loop(wake_out)
             event(log, logging.INFO, "daemon ended", code=int(code))
             return code
@@ -176,6 +182,10 @@ class Daemon:
                     self.router.receive(front)
                 elif source == self._epoll.fileno():
                     self._on_descriptors(wake)
+                elif source == self._errands.descriptor:
+                    self._errands.bring_home()
+                elif source is self._control.front.socket:
+                    self._control.receive()
                 else:
                     self._on_messages(source)
             now = time.monotonic()
@@ -205,12 +215,12 @@ class Daemon:
         for number in signals:
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
-                event(log, logging.WARNING, "signal ignored: this release does not reload", signal=name)
+                self._reload(lambda _: None)
             elif self.reporter.state == "running":
                 event(log, logging.INFO, "draining", signal=name, outstanding=self.router.balancer.outstanding)
                 self.reporter.state = "draining"
                 self.router.draining = True
-                self._stop_by = now + self._config.drain_timeout
+                self._stop_by = now + self._settings.config.drain_timeout
             else:
                 event(log, logging.WARNING, "ending now", signal=name)
                 self._forced = True
@@ -222,9 +232,15 @@ class Daemon:
                 with contextlib.suppress(BlockingIOError):
                     wake.recv(4096)
                 continue
+            beating = self._beating.get(descriptor)
+            if beating is not None:
+                take_heartbeats(beating, now)
+                continue
             member = self._members[descriptor]
             # A pidfd stays readable: once is enough.
             self._epoll.unregister(descriptor)
+            self._epoll.unregister(member.process.heartbeat_descriptor)
+            del self._beating[member.process.heartbeat_descriptor]
             self._poller.register(member.process.monitor, zmq.POLLIN)
             self.fleet.died(member, now)
 
@@ -244,7 +260,7 @@ class Daemon:
             self.router.flush(now)
             self._reap_all()
             return Exit.SECOND_SIGNAL
-        if self.fleet.hopeless and self._config.exit_when_failed and self.reporter.state == "running":
+        if self.fleet.hopeless and self._settings.config.exit_when_failed and self.reporter.state == "running":
             event(log, logging.ERROR, "every slot has failed")
             self.fleet.kill()
             self._reap_all()
@@ -265,17 +281,84 @@ class Daemon:
             return Exit.OK
         return None
 
-    # Setting up and giving back.
+    # Orders.
 
-    def _place(self) -> tuple[placement.Placement, ...]:
-        try:
-            return placement.of_config(self._config)
-        except devices.DeviceError as error:
-            raise StartError(Exit.CONFIG, f"{self._config.path}: {error}") from None
+    def _answer(self, kind: bytes, header: dict[str, Any]) -> dict[str, Any]:
+        return self.reporter.answer(kind, header, time.monotonic())
+
+    def _reload(self, done: Done) -> None:
+        """Reads and checks the configuration in a thread, then applies it."""
+        if self.reporter.state != "running":
+            done(make(Reason.DRAINING, "the daemon is stopping"))
+            return
+        if self._reloading:
+            # Whoever asks again has changed the file again.
+            self._reload_again = True
+            done(make(Reason.DRAINING, "a reload is under way; another one follows it", retry_after_ms=1000))
+            return
+        self._reloading = True
+        event(log, logging.INFO, "reloading", config=self._settings.config.path)
+        self._errands.run(lambda: settings.make(self._read_config()), lambda outcome: self._apply(outcome, done))
+
+    def _apply(self, outcome: Settings | Exception, done: Done) -> None:
+        if isinstance(outcome, Settings):
+            refusal = why_not(self._settings, outcome)
+            if refusal is None:
+                Reload(
+                    self.fleet,
+                    self.router,
+                    self.reporter,
+                    self._settings,
+                    outcome,
+                    lambda changed, error: self._reloaded(outcome, changed, error, done),
+                ).start()
+                return
+        elif isinstance(outcome, ConfigError | devices.DeviceError | OSError):
+            refusal = str(outcome)
+        else:
+            raise outcome
+        self._reloading = False
+        event(log, logging.ERROR, "not reloaded: nothing has changed", cause=refusal)
+        done(make(Reason.MALFORMED, f"the configuration is refused, and nothing has changed: {refusal}"))
+        self._reload_once_more()
+
+    def _reloaded(self, new: Settings, changed: dict[str, Any], error: str | None, done: Done) -> None:
+        self._reloading = False
+        if error is None:
+            self._settings = new
+            done(changed)
+        else:
+            done(make(Reason.MODEL_ERROR, f"the reload ended early: {error}", **changed))
+        self._reload_once_more()
+
+    def _reload_once_more(self) -> None:
+        if self._reload_again:
+            self._reload_again = False
+            self._reload(lambda _: None)
+
+    def _restart(self, number: int, done: Done) -> None:
+        place = next((place for place in self.fleet.places if place.slot.number == number), None)
+        if self.reporter.state != "running":
+            done(make(Reason.DRAINING, "the daemon is stopping"))
+        elif place is None:
+            known = ", ".join(str(place.slot.number) for place in self.fleet.places)
+            done(make(Reason.MALFORMED, f"there is no slot {number}, only {known}", field="slot"))
+        else:
+            place.safe_rows.clear()
+
+            def ended(error: str | None) -> None:
+                told = {"slot": number, "pid": place.member.process.pid if place.member is not None else None}
+                done(told if error is None else make(Reason.NO_WORKER, f"slot {number}: {error}"))
+
+            self.fleet.renewals.ask(Renewal(place, "multitower restart", done=ended))
+
+    # Setting up and giving back.
 
     def _watch(self, member: Member) -> None:
         process = member.process
         self._members[process.pidfd] = self._members[process.socket] = member
+        self._beating[process.heartbeat_descriptor] = member
+        self._epoll.register(process.heartbeat_descriptor, select.EPOLLIN)
         self._epoll.register(process.pidfd, select.EPOLLIN)
         self._poller.register(process.socket, zmq.POLLIN)
 
@@ -298,6 +381,8 @@ class Daemon:
 
     def _close(self) -> None:
         self.fleet.close()
+        self._errands.close()
+        self._control.front.close(FORCED_LINGER_MS)
         self._close_fronts(FORCED_LINGER_MS if self._forced else DRAINED_LINGER_MS)
         self._epoll.close()
         self._context.term()
@@ -317,5 +402,8 @@ def _guarded(make: Callable[[], Any]) -> Any:
         raise StartError(Exit.CONFIG, str(error)) from None
 
 
-def _pin_version(spec: ModelSpec) -> ModelSpec:
-    return spec if spec.path is None else dataclasses.replace(spec, version=latest_version(spec.path))
+def _make(config: Config) -> Settings:
+    try:
+        return settings.make(config)
+    except devices.DeviceError as error:
+        raise StartError(Exit.CONFIG, f"{config.path}: {error}") from None

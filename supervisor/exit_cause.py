@@ -16,6 +16,9 @@ _ADVICE = {
 }
 
 
+_CRASHES = frozenset((signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE))
+
+
 @dataclass(frozen=True, slots=True)
 class ExitCause:
     """The end of a process.
@@ -34,6 +37,11 @@ class ExitCause:
         except ValueError:
             name = "a signal"
         return f"killed by {name} ({-self.code})"
+
+    @property
+    def crash(self) -> bool:
+        """It came from within: an exit, or a signal that native code causes. SIGKILL may have come from anywhere."""
+        return self.code >= 0 or -self.code in _CRASHES
 
     @property
     def advice(self) -> str:

@@ -1,7 +1,7 @@
 """All worker processes: the slots' and the spares'. Carries out what the slots' state machines ask for.
 
-The daemon's loop tells the fleet of reports, deaths and the time; the fleet starts and ends processes, and tells
-the router which workers serve. A spare is a process that has imported what takes long and waits without a device;
+The daemon's loop tells the fleet of reports, heartbeats, deaths and the time; the fleet starts and ends processes, and
+tells the router which workers serve. A spare is a process that has imported what takes long and waits without a device;
 a slot that needs a process takes one where there is one.
 """
 
@@ -10,17 +10,21 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import zmq
 
 from multitower import worker_wire
-from multitower.spec import Assignment, ModelReport, ModelSpec, WorkerReport
+from multitower.spec import MemoryReport, ModelReport, ModelSpec, WorkerReport
+from multitower.supervisor.fleet_settings import FleetSettings
+from multitower.supervisor.health import Health
 from multitower.supervisor.launcher import Launcher
 from multitower.supervisor.log import event
 from multitower.supervisor.member import Member, Place
 from multitower.supervisor.placement import Placement
-from multitower.supervisor.restart import RestartBudget, RestartPolicy
+from multitower.supervisor.renewal import Renewal, Renewals
+from multitower.supervisor.restart import RestartBudget
 from multitower.supervisor.router import Router
 from multitower.supervisor.runtime import RuntimeDir
 from multitower.supervisor.slot import LIVE, Action, Event, Slot, State
@@ -34,69 +38,86 @@ STOP_S = 5.0
 LAST_WORDS_S = 0.25
 """Seconds to wait for a dead worker's channel to close; longer only if a child of it holds the channel open."""
 
+STACKS_S = 0.5
+"""Seconds that a worker which hangs has to write its Python stacks before it is killed."""
+
+EXHAUSTED_CALLS = 3
+"""Calls in a row without enough device memory after which a worker is replaced: it may be in fragments."""
+
 
 class Fleet:
     """The processes of a daemon.
 
     Args:
         placements: one for each slot.
-        models: what every worker loads, with their versions resolved.
-        policy: when slots are started again.
-        spares: how many processes wait.
+        settings: see `FleetSettings`.
         import_path: folders for handlers.
         runtime: where sockets are made.
         context: the router's ZeroMQ context.
         router: is told of workers that serve and that are gone.
         watch: is told of each new process, before anything can happen to it.
         unwatch: is told of each dead one, before its sockets are closed.
+        fits: whether a slot's device and the machine can hold a second process of it.
+        rss: bytes of resident memory of a slot's process as last measured, or None.
 
     Attributes:
-        places: the slots, by number.
+        places: the slots, in the order of their numbers.
         spares: the spare processes.
+        renewals: slots that are given new processes on purpose.
+        settings: as given, or as last applied.
     """
 
     def __init__(
         self,
         *,
         placements: Sequence[Placement],
-        models: Sequence[ModelSpec],
-        policy: RestartPolicy,
-        spares: int,
+        settings: FleetSettings,
         import_path: Sequence[str],
         runtime: RuntimeDir,
         context: zmq.Context[zmq.Socket[bytes]],
         router: Router,
         watch: Callable[[Member], None],
         unwatch: Callable[[Member], None],
+        fits: Callable[[Place], bool] = lambda _: True,
+        rss: Callable[[int], int | None] = lambda _: None,
     ) -> None:
-        rng = random.Random()
-        self.places = [Place(Slot(p.slot, RestartBudget(policy, rng)), p) for p in placements]
-        self._models = tuple(models)
+        self._rng = random.Random()
+        self.settings = settings
         self._router = router
         self._unwatch = unwatch
-        self._launcher = Launcher(
-            context,
-            runtime,
-            import_tensorflow=any(model.path is not None for model in models),
-            import_path=import_path,
-            watch=watch,
-        )
-        self._spares = Spares(self._launcher, spares, RestartBudget(policy, rng))
+        self._health = Health(router, rss)
+        self._launcher = Launcher(context, runtime, import_path=import_path, watch=watch)
+        self._spares = Spares(self._launcher, RestartBudget(settings.policy, self._rng))
+        self.renewals = Renewals(self, router, fits)
+        self.places: list[Place] = []
+        self.apply(settings)
+        for placement in placements:
+            self.add(placement)
+        self._stopping = False
         self._ending: list[Member] = []  # told to end, or dead and not yet buried
 
     # What happens.
-
-    def start(self, now: float) -> None:
-        """Starts every slot."""
-        for place in self.places:
-            self._start(place, now)
 
     def message(self, member: Member, message: list[Any], now: float) -> None:
         """A process has sent something."""
         if bytes(message[0])[:1] == worker_wire.REPORT:
             self._report(member, WorkerReport.from_json(bytes(message[1])), now)
-        elif member.place is not None:
-            self._router.result(member.place.slot.number, message)
+        elif bytes(message[0])[:1] == worker_wire.MEMORY:
+            self._short_of_memory(member, MemoryReport.from_json(bytes(message[1])))
+        elif member.channel is not None:
+            self._router.result(member.channel, message)
+
+    def _short_of_memory(self, member: Member, report: MemoryReport) -> None:
+        place = member.place
+        if place is None:
+            return
+        if report.safe_rows and place.safe_rows.get(report.model) != report.safe_rows:
+            place.safe_rows[report.model] = report.safe_rows
+            if member.channel is not None:
+                member.channel.worker.safe_rows[report.model] = report.safe_rows
+            event(log, logging.WARNING, "device memory is short: smaller batches", **place.fields, **asdict(report))
+        if report.exhausted >= EXHAUSTED_CALLS and place.member is member and not self.renewals.includes(place):
+            self.renewals.ask(Renewal(place, f"{report.exhausted} calls in a row without enough device memory"))
 
     def _report(self, member: Member, report: WorkerReport, now: float) -> None:
         member.state = report.state
@@ -104,8 +125,13 @@ class Fleet:
         if place is None:
             if report.state == "failed":
                 self._spares.failed(member, report.cause)
-                self._end(member, now)
+                self.end(member, now)
             return
+        if place.successor is member:
+            self._report_of_successor(place, member, report, now)
+            return
+        if place.member is not member:
+            return  # it has been replaced, and only its end is of interest
         place.visible_devices = report.visible_devices
         if report.state == "loading":
             self._act(place, place.slot.handle(Event.LOADING, now), now)
@@ -135,12 +161,23 @@ class Fleet:
                     self._bury(member, now)
             elif member.kill_at is not None and now >= member.kill_at:
                 member.kill_at = None
-                event(log, logging.WARNING, "worker does not end: killed", **member.process.fields)
+                if member.verdict is None:
+                    event(log, logging.WARNING, "worker does not end: killed", **member.process.fields)
                 member.process.kill()
         for place in self.places:
+            if place.slot.state is State.STARTING and place.member is None and not self._stopping:
+                self._start(place, now)
             if place.due is not None and now >= place.due:
                 place.due = None
                 self._act(place, place.slot.handle(Event.DUE, now), now)
+        for member in self._health.look(self.members(), now):
+            member.kill_at = now if member.verdict is not None and member.verdict.stopped else now + STACKS_S
+            if member not in self._ending:
+                self._ending.append(member)
+        for renewal in self._health.recycle(self.places, self.settings):
+            if not self.renewals.includes(renewal.place):
+                self.renewals.ask(renewal)
+        self.renewals.advance(now)
         # Never while a slot needs the machine to come up.
         if not any(place.slot.state in (State.STARTING, State.LOADING) for place in self.places):
             self._spares.replenish(now)
@@ -148,6 +185,7 @@ class Fleet:
     def next_wake(self, now: float) -> float | None:
         """When `tick` must be called at the latest, in monotonic seconds."""
         times = [place.due for place in self.places if place.due is not None]
+        times.append(self._health.next_look)
         for member in self._ending:
             if member.cause is not None:
                 times.append(member.bury_at)
@@ -162,13 +200,17 @@ class Fleet:
 
     def stop(self, now: float) -> None:
         """Ends all workers, the slots in reverse order; nothing is started any more."""
-        self._spares.stop()
+        self._stopping = True
+        self._spares.want(0)
+        self.renewals.clear()
         for member in list(self.spares):
-            self._end(member, now)
+            self.end(member, now)
         for place in reversed(self.places):
             place.due = None
-            if place.slot.state is State.READY:
-                self._router.balancer.retire(place.slot.number)
+            if place.successor is not None:
+                self.end(place.successor, now)
+            if place.channel is not None and place.slot.state is State.READY:
+                self._router.balancer.retire(place.channel.worker)
                 self._act(place, place.slot.handle(Event.DRAIN, now), now)
                 self._act(place, place.slot.handle(Event.DRAINED, now), now)
             else:
@@ -195,7 +237,9 @@ class Fleet:
         """Every process that has not been buried."""
         seen = {id(member): member for member in self._ending}
         seen.update((id(member), member) for member in self.spares)
-        seen.update((id(place.member), place.member) for place in self.places if place.member is not None)
+        for place in self.places:
+            held = (place.member, place.successor)
+            seen.update((id(member), member) for member in held if member is not None)
         return iter(seen.values())
 
     @property
@@ -211,53 +255,79 @@ class Fleet:
         elif action is Action.WAIT:
             place.due = now + place.slot.delay_s
         elif action is Action.STOP and place.member is not None:
-            self._end(place.member, now)
+            self.end(place.member, now)
 
     def _start(self, place: Place, now: float) -> None:
         """Gives the slot its next process: the spare that is furthest, or a new one."""
         place.models, place.visible_devices = (), None
-        spare = self._spares.take()
-        assignment = self._assignment(place)
-        if spare is not None:
-            spare.place, place.member = place, spare
-            spare.process.fields.clear()
-            spare.process.fields.update(place.fields, pid=spare.process.pid)
-            spare.process.send([worker_wire.ASSIGN, assignment.to_json()])
-            event(log, logging.INFO, "spare takes over", **spare.process.fields)
-            return
-        place.member = self._launcher.launch(f"mt-worker-{place.slot.number}", assignment, place.fields)
+        place.member = self._give_work(place, place.specs, place.placement, place.slot.incarnation)
         if place.member is None:
             self._act(place, place.slot.died(now, "no process could be started"), now)
             self._log_if_failed(place)
             self._judge_models()
-            return
-        place.member.place = place
-        event(log, logging.INFO, "worker started", **place.member.process.fields)
 
-    def _assignment(self, place: Place) -> Assignment:
-        placement = place.placement
-        return Assignment(
-            slot=place.slot.number,
-            incarnation=place.slot.incarnation,
-            devices=placement.devices,
-            environment=placement.environment,
-            intra_op_threads=placement.intra_op_threads,
-            inter_op_threads=placement.inter_op_threads,
-            cores=placement.cores,
-            memory_limit_bytes=placement.memory_limit_bytes,
-            models=self._models,
-        )
+    def start_successor(self, place: Place, specs: tuple[ModelSpec, ...], placement: Placement) -> Member | None:
+        """Starts a process that is to take over a slot which serves; None when there is no room for one."""
+        place.successor = self._give_work(place, specs, placement, place.slot.incarnation + 1)
+        return place.successor
+
+    def _give_work(
+        self, place: Place, specs: tuple[ModelSpec, ...], placement: Placement, incarnation: int
+    ) -> Member | None:
+        """A process for the slot: the spare that is furthest, or a new one."""
+        fields = {**place.fields, "incarnation": incarnation, "device": placement.device}
+        remembered = tuple(replace(spec, safe_rows=place.safe_rows.get(spec.name, 0)) for spec in specs)
+        assignment = placement.assignment(place.slot.number, incarnation, remembered)
+        member = self._spares.take()
+        if member is not None:
+            member.process.fields.clear()
+            member.process.fields.update(fields, pid=member.process.pid)
+            member.process.send([worker_wire.ASSIGN, assignment.to_json()])
+            event(log, logging.INFO, "spare takes over", **member.process.fields)
+        else:
+            member = self._launcher.launch(f"mt-worker-{place.slot.number}", assignment, fields)
+            if member is None:
+                return None
+            event(log, logging.INFO, "worker started", **member.process.fields)
+        member.place = place
+        if self.settings.max_requests is not None:
+            # Not all at once, where all have had the same share of the requests.
+            member.request_limit = self.settings.max_requests * self._rng.uniform(0.9, 1.1)
+        return member
+
+    def _report_of_successor(self, place: Place, member: Member, report: WorkerReport, now: float) -> None:
+        if report.state == "failed" or any(model.state != "ready" for model in report.models):
+            cause = report.cause or "; ".join(f"{model.name}: {model.cause}" for model in report.models if model.cause)
+            event(log, logging.ERROR, "the new worker cannot load", **member.process.fields, cause=cause)
+            place.slot.last_error = cause
+            place.successor = None
+            self.end(member, now)
+        elif report.state == "ready":
+            old = place.member
+            assert old is not None  # it serves
+            place.member, place.successor = member, None
+            place.visible_devices = report.visible_devices
+            self.tell(place, Event.REPLACED, now)
+            self._serve(place, member, report, now)
+            self.renewals.took_over(place, old)
 
     def _ready(self, place: Place, member: Member, report: WorkerReport, now: float) -> None:
-        place.models = report.models
         self._act(place, place.slot.handle(Event.LOADED, now), now)
         if place.slot.state is not State.READY:
             return
+        self._serve(place, member, report, now)
+
+    def _serve(self, place: Place, member: Member, report: WorkerReport, now: float) -> None:
+        """The process has loaded, and gets work from now on."""
+        place.models = report.models
         for model in report.models:
             if model.state != "ready":
                 self._log_failed_model(place, model)
         serving = [model for model in report.models if model.state == "ready"]
-        self._router.worker_ready(place.slot.number, member.process, serving, now)
+        member.channel = self._router.worker_ready(
+            place.slot.number, place.placement.device, member.process, serving, now
+        )
+        member.channel.worker.safe_rows.update(place.safe_rows)
         away = None if place.away_since is None else round(now - place.away_since, 3)
         place.away_since = None
         event(
@@ -279,7 +349,7 @@ class Fleet:
 
     def _judge_models(self) -> None:
         """Finds the models that nothing serves or will serve, so that their requests need not wait."""
-        for spec in self._models:
+        for spec in self.settings.models:
             causes: list[str] = []
             for place in self.places:
                 if place.slot.state not in LIVE:
@@ -292,7 +362,11 @@ class Fleet:
             else:
                 self._router.balancer.give_up(spec.name, "; ".join(causes))
 
-    def _end(self, member: Member, now: float) -> None:
+    def tell(self, place: Place, event: Event, now: float) -> None:
+        """Tells the slot of an event, and does what follows from it."""
+        self._act(place, place.slot.handle(event, now), now)
+
+    def end(self, member: Member, now: float) -> None:
         """Tells a process to end, and kills it when it does not, or when it has nothing to finish."""
         if member in self.spares:
             self.spares.remove(member)
@@ -316,17 +390,28 @@ class Fleet:
         if member in self.spares:
             self.spares.remove(member)
             self._spares.died(member, now)
+        lone_suspect = False
+        if member.channel is not None:
+            crashed = member.cause.crash or (member.verdict is not None and member.verdict.overrun)
+            lone_suspect = self._router.worker_gone(member.channel, now, crashed=crashed)
         place = member.place
-        if place is None or place.member is not member:
+        if place is None:
+            return
+        if member.channel is not None:
+            place.completed += member.channel.worker.completed
+        if place.successor is member:
+            place.successor = None
+            event(log, logging.ERROR, "the new worker died", **member.process.fields, cause=member.told_cause)
+            place.slot.last_error = member.told_cause
+        if place.member is not member:
             return
         place.member = None
-        channel = self._router.channels.get(place.slot.number)
-        if channel is not None:
-            place.completed += channel.worker.completed
-        lone_suspect = self._router.worker_gone(place.slot.number)
+        if place.successor is not None and place.slot.state is State.READY:
+            self._succeed(place, member, now)
+            return
         expected = place.slot.state not in LIVE
         place.away_since = now if not expected else None
-        action = place.slot.died(now, str(member.cause), counts=not lone_suspect)
+        action = place.slot.died(now, member.told_cause, counts=not lone_suspect)
         if expected:
             event(log, logging.INFO, "worker ended", **member.process.fields, cause=member.cause)
         else:
@@ -335,8 +420,8 @@ class Fleet:
                 logging.WARNING,
                 "worker died",
                 **member.process.fields,
-                cause=member.cause,
-                check=member.cause.advice,
+                cause=member.told_cause,
+                check=member.cause.advice if member.verdict is None else None,
                 next=f"restart in {place.slot.delay_s:.1f}s" if action is Action.WAIT else "slot failed",
             )
         place.models = tuple(model for model in place.models if model.state != "ready")
@@ -345,3 +430,36 @@ class Fleet:
             self._log_if_failed(place)
         self._act(place, action, now)
         self._judge_models()
+
+    def _succeed(self, place: Place, member: Member, now: float) -> None:
+        """The slot's process died while another one was loading to take over."""
+        place.away_since = now
+        place.slot.last_error = member.told_cause
+        place.member, place.successor = place.successor, None
+        place.models, place.visible_devices = (), None
+        event(log, logging.WARNING, "worker died", **member.process.fields, cause=member.told_cause, next="is loading")
+        self.tell(place, Event.SUCCEEDED, now)
+
+    # What a reload changes.
+
+    def apply(self, settings: FleetSettings) -> None:
+        """Takes new settings for whatever happens from now on; processes that serve stay as they are."""
+        self.settings = settings
+        self._launcher.heartbeat_s = settings.heartbeat_s
+        self._health.apply(settings)
+        self._launcher.import_tensorflow = any(model.path is not None for model in settings.models)
+        self._spares.want(settings.spares)
+        for place in self.places:
+            place.slot.set_policy(settings.policy)
+
+    def add(self, placement: Placement) -> None:
+        """A new slot; `tick` starts it."""
+        place = Place(
+            Slot(placement.slot, RestartBudget(self.settings.policy, self._rng)), placement, self.settings.models
+        )
+        self.places.append(place)
+        self.places.sort(key=lambda place: place.slot.number)
+
+    def drop(self, place: Place) -> None:
+        """The slot is no more; its process has ended."""
+        self.places.remove(place)

@@ -7,6 +7,7 @@ loads the worker's code, by name: the parent never imports it.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import importlib
 import os
 import signal
@@ -23,17 +24,21 @@ _PR_SET_NAME = 15
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """They reach whole process groups; the parent alone acts on them, and tells its workers."""
 
+STACKS_SIGNAL = signal.SIGQUIT
+"""Makes a worker write its Python stacks to its output, also while native code holds the interpreter."""
+
 ORPHANED = 70
 """The exit code of a worker that found its parent gone."""
 
 
-def run_worker(spec_json: str, death: Connection, output: Connection) -> None:
+def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat: Connection) -> None:
     """The target of every spawned process. Never returns.
 
     Args:
         spec_json: a `ProcessSpec`.
         death: the reading end of a pipe that the parent holds open as long as it lives.
         output: the writing end of the pipe that carries this process's stdout and stderr to the log.
+        heartbeat: the writing end of the pipe of its heartbeats.
     """
     spec = ProcessSpec.from_json(spec_json)
     for number in IGNORED_SIGNALS:
@@ -46,11 +51,14 @@ def run_worker(spec_json: str, death: Connection, output: Connection) -> None:
     output.close()
     # A pipe is block-buffered, and a crash would take the last words with it.
     sys.stdout, sys.stderr = _line_buffered(1), _line_buffered(2)
+    # A crash in native code shows where Python was; and so does a process that hangs, when it is asked to.
+    faulthandler.enable(2)
+    faulthandler.register(STACKS_SIGNAL, 2, chain=False)
     if spec.assignment is not None:
         os.environ.update(spec.assignment.environment)
     code = 1
     try:
-        code = importlib.import_module("multitower.worker.main").run(spec)
+        code = importlib.import_module("multitower.worker.main").run(spec, heartbeat.fileno())
     except SystemExit as end:
         # A model that calls sys.exit ends its worker.
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Sequence
 
 import zmq
@@ -14,6 +15,7 @@ from multitower.supervisor.log import event
 from multitower.supervisor.member import Member
 from multitower.supervisor.output import OutputReader
 from multitower.supervisor.process import WorkerProcess
+from multitower.supervisor.pulse import Pulse
 from multitower.supervisor.runtime import RuntimeDir
 
 log = logging.getLogger("multitower.fleet")
@@ -25,9 +27,12 @@ class Launcher:
     Args:
         context: the router's ZeroMQ context.
         runtime: where the processes' sockets are made.
-        import_tensorflow: whether some model will need it.
         import_path: folders for handlers.
         watch: is told of each new process, before anything can happen to it.
+
+    Attributes:
+        import_tensorflow: whether some model will need it.
+        heartbeat_s: seconds from one heartbeat of a process to the next.
     """
 
     def __init__(
@@ -35,13 +40,13 @@ class Launcher:
         context: zmq.Context[zmq.Socket[bytes]],
         runtime: RuntimeDir,
         *,
-        import_tensorflow: bool,
         import_path: Sequence[str],
         watch: Callable[[Member], None],
     ) -> None:
         self._context = context
         self._runtime = runtime
-        self._import_tensorflow = import_tensorflow
+        self.import_tensorflow = False
+        self.heartbeat_s = 1.0
         self._import_path = tuple(import_path)
         self._watch = watch
         self._spawn = multiprocessing.get_context("spawn")
@@ -64,7 +69,8 @@ class Launcher:
             endpoint=f"ipc://{self._runtime.worker_socket(self._serial)}",
             parent_pid=os.getpid(),
             name=name,
-            import_tensorflow=self._import_tensorflow,
+            import_tensorflow=self.import_tensorflow,
+            heartbeat_s=self.heartbeat_s,
             import_path=self._import_path,
             assignment=assignment,
         )
@@ -74,7 +80,7 @@ class Launcher:
             # Out of descriptors, processes or memory: that may pass, and must not end the daemon.
             event(log, logging.ERROR, "no process could be started", **fields, cause=error)
             return None
-        member = Member(process)
+        member = Member(process, Pulse(time.monotonic(), self.heartbeat_s))
         self._watch(member)
         return member
 

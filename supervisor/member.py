@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from multitower.spec import ModelReport
+from multitower.spec import ModelReport, ModelSpec
 from multitower.supervisor.exit_cause import ExitCause
 from multitower.supervisor.placement import Placement
 from multitower.supervisor.process import WorkerProcess
+from multitower.supervisor.pulse import Pulse, Verdict
+from multitower.supervisor.router import Channel
 from multitower.supervisor.slot import Slot
 
 
@@ -17,19 +19,32 @@ class Member:
 
     Attributes:
         process: see `WorkerProcess`.
+        pulse: its signs of life.
         place: the slot that it serves, or None for a spare.
+        channel: its place in the router, once it serves.
         state: its last report's, `starting` before the first.
+        verdict: that it hangs, once that has been found.
         kill_at: when it is killed, having been told to end; monotonic seconds.
         cause: how it ended, once it has.
         bury_at: when it is buried at the latest, once it has ended.
+        request_limit: requests after which it is replaced.
     """
 
     process: WorkerProcess
+    pulse: Pulse
     place: Place | None = None
+    channel: Channel | None = None
     state: str = "starting"
+    verdict: Verdict | None = None
     kill_at: float | None = None
     cause: ExitCause | None = None
     bury_at: float = 0.0
+    request_limit: float = float("inf")
+
+    @property
+    def told_cause(self) -> str:
+        """How it ended, for people."""
+        return str(self.cause) if self.verdict is None else f"killed as it hung: {self.verdict.cause}"
 
 
 @dataclass(slots=True, eq=False)
@@ -39,9 +54,12 @@ class Place:
     Attributes:
         slot: its state machine.
         placement: its device and its share of the host.
+        specs: the models that its next process loads.
         member: its process, or None in between.
+        successor: a process that loads to take over from `member`, or None.
         models: what the current incarnation reported of its models.
         visible_devices: `CUDA_VISIBLE_DEVICES` as the current incarnation reads it itself.
+        safe_rows: rows for which device memory suffices, by model, where it did not for more.
         due: when its back-off ends, in monotonic seconds.
         away_since: when its last process died, to tell how long it was away.
         completed: rows answered by earlier incarnations.
@@ -49,12 +67,20 @@ class Place:
 
     slot: Slot
     placement: Placement
+    specs: tuple[ModelSpec, ...]
     member: Member | None = None
+    successor: Member | None = None
     models: tuple[ModelReport, ...] = ()
     visible_devices: str | None = None
+    safe_rows: dict[str, int] = field(default_factory=dict)
     due: float | None = None
     away_since: float | None = None
     completed: int = 0
+
+    @property
+    def channel(self) -> Channel | None:
+        """Its process's place in the router, while it serves."""
+        return self.member.channel if self.member is not None else None
 
     @property
     def fields(self) -> dict[str, object]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeAlias
 
+from multitower.spec import Assignment, ModelSpec
 from multitower.supervisor.config import Config
 from multitower.supervisor.devices import Device, DeviceError, discover, format_bytes, resolve
 
@@ -63,6 +64,20 @@ class Placement:
     inter_op_threads: int
     cores: tuple[int, ...]
     memory_limit_bytes: int | None
+
+    def assignment(self, slot: int, incarnation: int, models: Sequence[ModelSpec]) -> Assignment:
+        """What a worker here is told."""
+        return Assignment(
+            slot=slot,
+            incarnation=incarnation,
+            devices=self.devices,
+            environment=self.environment,
+            intra_op_threads=self.intra_op_threads,
+            inter_op_threads=self.inter_op_threads,
+            cores=self.cores,
+            memory_limit_bytes=self.memory_limit_bytes,
+            models=tuple(models),
+        )
 
     @property
     def device(self) -> str:

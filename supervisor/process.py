@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import struct
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -19,8 +20,10 @@ import zmq
 from multitower import frames
 from multitower.spec import ProcessSpec
 from multitower.supervisor.exit_cause import ExitCause
-from multitower.supervisor.launch import IGNORED_SIGNALS, run_worker
+from multitower.supervisor.launch import IGNORED_SIGNALS, STACKS_SIGNAL, run_worker
 from multitower.supervisor.output import OutputReader
+from multitower.supervisor.pulse import Look
+from multitower.worker_wire import HEARTBEAT
 
 log = logging.getLogger("multitower.process")
 
@@ -69,9 +72,12 @@ class WorkerProcess:
             death_out, self._death_in = multiprocessing.Pipe(duplex=False)
             undo.callback(self._death_in.close)
             with death_out:
+                self._heartbeat, heartbeat_in = multiprocessing.Pipe(duplex=False)
+                undo.callback(self._heartbeat.close)
+                os.set_blocking(self._heartbeat.fileno(), False)
                 output_out, output_in = multiprocessing.Pipe(duplex=False)
-                with output_out, output_in:
-                    self._process = self._start(spawn, spec, (death_out, output_in))
+                with heartbeat_in, output_out, output_in:
+                    self._process = self._start(spawn, spec, (death_out, output_in, heartbeat_in))
                     undo.callback(self._undo_start)
                     assert self._process.pid is not None  # it has been started
                     self.pid: int = self._process.pid
@@ -82,8 +88,8 @@ class WorkerProcess:
             self.socket.connect(spec.endpoint)
             undo.pop_all()
 
-    def _start(self, spawn: SpawnContext, spec: ProcessSpec, pipes: tuple[Connection, Connection]) -> SpawnProcess:
-        arguments = (spec.to_json().decode(), *pipes)
+    def _start(self, spawn: SpawnContext, spec: ProcessSpec, pipes: tuple[Connection, ...]) -> SpawnProcess:
+        arguments: tuple[Any, ...] = (spec.to_json().decode(), *pipes)
         process = spawn.Process(target=run_worker, args=arguments, name=spec.name, daemon=False)
         # Spawning would start it, and it unblocks signals.
         resource_tracker.ensure_running()
@@ -115,6 +121,35 @@ class WorkerProcess:
         """Everything that the dead process sent has arrived: its end of the channel is closed."""
         return not self.heard or self.monitor.poll(0) != 0
 
+    @property
+    def heartbeat_descriptor(self) -> int:
+        """Readable when heartbeats have come."""
+        return self._heartbeat.fileno()
+
+    def heartbeat(self) -> int | None:
+        """The number of the latest heartbeat; None when none has come. All that have come are taken."""
+        try:
+            data = os.read(self.heartbeat_descriptor, 1 << 16)
+        except BlockingIOError:
+            return None
+        size = struct.calcsize(HEARTBEAT)
+        return struct.unpack_from(HEARTBEAT, data, len(data) - size)[0] if len(data) >= size else None
+
+    def look(self) -> Look | None:
+        """What the system says of the process now; None when it has ended."""
+        try:
+            text = Path(f"/proc/{self.pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        # The name before the last parenthesis may hold anything; then come state, ..., utime and stime (proc(5)).
+        fields = text[text.rindex(")") + 2 :].split()
+        return Look(fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+
+    def show_stacks(self) -> None:
+        """Makes the process write its Python stacks to its output."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, STACKS_SIGNAL)
+
     def kill(self) -> None:
         """Ends the process at once (SIGKILL); safe when it has ended."""
         try:
@@ -135,5 +170,6 @@ class WorkerProcess:
         self.socket.close()
         os.close(self.pidfd)
         self._death_in.close()
+        self._heartbeat.close()
         self._process.close()
         self._path.unlink(missing_ok=True)

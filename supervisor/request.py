@@ -18,6 +18,9 @@ Frame = Any
 
 _key_ids = itertools.count(1)
 
+NORMAL_PRIORITY = 2
+"""What a request without a priority, or of priority 0, counts as. As in Triton, less is more urgent."""
+
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class BatchKey:
@@ -27,10 +30,14 @@ class BatchKey:
         spec: what the worker is told.
         id: the number that stands for `spec` in the batches' heads.
         max_batch_size: rows a batch; 0 where requests run singly.
+        contract: what it was checked against; see `serving.Served`.
+        version: the only version that may run it, or "" for any of the contract.
     """
 
     spec: KeySpec
     max_batch_size: int
+    contract: int = 0
+    version: str = ""
     id: int = field(default_factory=lambda: next(_key_ids))
 
 
@@ -46,6 +53,7 @@ class Plan:
         variable: for each frame whether `sizes` is only the least.
         names: for each frame the input's name, for messages.
         timeout_s: the request's effective time.
+        priority: 1 or more; less is more urgent.
     """
 
     key: BatchKey
@@ -55,6 +63,7 @@ class Plan:
     variable: tuple[bool, ...]
     names: tuple[str, ...]
     timeout_s: float
+    priority: int = NORMAL_PRIORITY
 
     @property
     def model(self) -> str:
@@ -84,7 +93,7 @@ class Request:
             (monotonic seconds).
         phase: see `Phase`.
         deaths: how many workers died while they executed it.
-        avoid: the slot whose worker died with it last.
+        avoid: the device whose worker died with it last.
         join: of a request larger than a batch, the state of its parts; None otherwise.
         parent: of a part, the request it belongs to; None otherwise. `start`: its first row there.
         tick: the deadline wheel's.
@@ -123,7 +132,7 @@ class Request:
         self.sent = 0.0
         self.phase = Phase.WAITING
         self.deaths = 0
-        self.avoid: int | None = None
+        self.avoid: str | None = None
         self.join: Join | None = None
         self.parent: Request | None = None
         self.start = 0

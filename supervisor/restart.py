@@ -25,14 +25,22 @@ class RestartPolicy:
 class RestartBudget:
     """One slot's account of its restarts.
 
+    Attributes:
+        policy: may be set anew.
+
     An isolated death (the worker had been ready, and no restart came before it within `window_s` of `ready`) is
     followed by a restart at once; each further one waits, from `first_s` doubling up to `max_s`.
     """
 
     def __init__(self, policy: RestartPolicy, rng: random.Random) -> None:
-        self._policy = policy
+        self.policy = policy
         self._rng = rng
         self._spent: deque[float] = deque()
+        self._in_a_row = 0
+
+    def reset(self) -> None:
+        """Forgets all restarts so far."""
+        self._spent.clear()
         self._in_a_row = 0
 
     def died(self, now: float, *, ready_for_s: float | None, counts: bool = True) -> float | None:
@@ -43,7 +51,7 @@ class RestartBudget:
             ready_for_s: how long the dead worker had been ready; None when it never was.
             counts: False for a death that a suspect request is to blame for: it spends nothing.
         """
-        policy = self._policy
+        policy = self.policy
         if ready_for_s is not None and ready_for_s >= policy.window_s:
             self._in_a_row = 0
         if not counts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,15 @@ from multitower import wire, worker_wire
 from multitower.errors import MultitowerError, Reason, from_wire, make
 from multitower.spec import ModelReport
 from multitower.supervisor.admission import Admission, check_frames
-from multitower.supervisor.balancer import Answer, Balancer, Worker
+from multitower.supervisor.balancer import Answer, Balancer
 from multitower.supervisor.batching import Batch, QueueLimits
 from multitower.supervisor.front import Front, Incoming
 from multitower.supervisor.log import event
 from multitower.supervisor.metrics import ModelStatistics
 from multitower.supervisor.process import WorkerProcess
 from multitower.supervisor.request import Request
+from multitower.supervisor.serving import Worker
+from multitower.supervisor.window import Window
 
 log = logging.getLogger("multitower.router")
 
@@ -36,11 +38,12 @@ BURST_S = 0.005
 
 @dataclass(slots=True)
 class Channel:
-    """A worker that serves: its place in the balancer, its process, and the keys its end knows."""
+    """A worker that serves: its place in the balancer, its process, the keys its end knows, its last batches."""
 
     worker: Worker
     process: WorkerProcess
     keys: worker_wire.KeyMemory = field(default_factory=worker_wire.KeyMemory)
+    window: Window = field(default_factory=Window)
 
 
 class Router:
@@ -56,6 +59,7 @@ class Router:
     Attributes:
         draining: no new request is taken.
         rejected: requests that got an error without having been queued.
+        leaving: models that are refused as unknown once their last worker goes.
     """
 
     def __init__(
@@ -69,9 +73,10 @@ class Router:
         self.admission = Admission(timeouts, self.balancer.hopeless)
         self.fronts: list[Front] = []
         self.statistics = {model: ModelStatistics() for model in limits}
-        self.channels: dict[int, Channel] = {}
+        self.channels: dict[Worker, Channel] = {}
         self.draining = False
         self.rejected = 0
+        self.leaving: set[str] = set()
         self._max_message_size = max_message_size
         self._answer = answer
 
@@ -152,28 +157,59 @@ class Router:
                 field="frames",
             )
 
+    # Models.
+
+    def add_model(self, name: str, limits: QueueLimits, timeout_s: float) -> None:
+        """A model is new, or the settings of its queue are."""
+        self.balancer.set_limits(name, limits)
+        self.admission.set_timeout(name, timeout_s)
+        self.statistics.setdefault(name, ModelStatistics())
+
+    def forget_models(self, keep: Collection[str]) -> None:
+        """No worker serves any other model any more."""
+        for name in [name for name in self.balancer.queues if name not in keep]:
+            self.admission.remove(name)
+            self.balancer.remove_model(name)
+            self._reply_all()  # while its statistics are there
+            del self.statistics[name]
+
     # Workers.
 
-    def worker_ready(self, slot: int, process: WorkerProcess, reports: Iterable[ModelReport], now: float) -> None:
+    def worker_ready(
+        self, slot: int, device: str, process: WorkerProcess, reports: Iterable[ModelReport], now: float
+    ) -> Channel:
         """A worker serves the models of these reports from now on."""
-        models = []
+        serves = {}
         for report in reports:
-            self.admission.describe(report)
-            self.balancer.hope(report.name)
-            models.append(report.name)
-        self.channels[slot] = Channel(self.balancer.add_worker(slot, models, now), process)
+            if report.name in self.balancer.queues:
+                serves[report.name] = self.admission.describe(report)
+                self.balancer.hope(report.name)
+        worker = self.balancer.add_worker(slot, device, serves, now)
+        channel = self.channels[worker] = Channel(worker, process)
+        return channel
 
-    def worker_gone(self, slot: int) -> bool:
+    def withdraw(self, channel: Channel, coming: Collection[str] = ()) -> None:
+        """What only this worker serves cannot be asked for any more; what waits for it can still be answered.
+
+        Args:
+            channel: the worker's.
+            coming: models that a worker which is to come will serve.
+        """
+        others = [worker for worker in self.channels if worker is not channel.worker and not worker.retiring]
+        for model in channel.worker.serves:
+            if model in self.balancer.queues:
+                served = {worker.serves[model].version for worker in others if model in worker.serves}
+                self.admission.keep_versions(model, served)
+                if model in self.leaving and not served and model not in coming:
+                    self.admission.remove(model)
+
+    def worker_gone(self, channel: Channel, now: float, *, crashed: bool) -> bool:
         """A worker is gone and has been read to its end; True when a lone suspect is to blame."""
-        if self.channels.pop(slot, None) is None:
-            return False
-        return self.balancer.remove_worker(slot)
+        del self.channels[channel.worker]
+        return self.balancer.remove_worker(channel.worker, now, crashed=crashed)
 
-    def result(self, slot: int, message: list[Any]) -> None:
+    def result(self, channel: Channel, message: list[Any]) -> None:
         """A worker has answered its batch."""
-        channel = self.channels.get(slot)
-        if channel is None:
-            return
         batch_id, counts, timing = worker_wire.read_result_head(bytes(message[0]))
         answers: list[Answer] = []
         place = 1
@@ -181,12 +217,14 @@ class Router:
             answers.append(message[place : place + count] if count else _error_of(message[place]))
             place += count or 1
         requests = len(counts)
-        batch = self.balancer.finish(channel.worker, batch_id, answers, time.monotonic())
+        now = time.monotonic()
+        batch = self.balancer.finish(channel.worker, batch_id, answers, now)
         if batch is None:
             # Nothing but a defect of ours makes a worker answer what it was not asked; do not trust it further.
-            event(log, logging.ERROR, "worker broke the protocol: killed", slot=slot, batch=batch_id)
+            event(log, logging.ERROR, "worker broke the protocol: killed", slot=channel.worker.slot, batch=batch_id)
             channel.process.kill()
             return
+        channel.window.add(now, now - batch.sent, batch.rows)
         statistics = self.statistics[batch.key.spec.model]
         statistics.executed(requests, timing.assemble_ns, timing.compute_ns, timing.slice_ns)
 
@@ -200,7 +238,7 @@ class Router:
         self._reply_all()
 
     def _send(self, batch: Batch) -> None:
-        channel = self.channels[batch.worker.slot]
+        channel = self.channels[batch.worker]
         key = batch.key
         description = b""
         if channel.keys.get(key.id) is None:

@@ -94,6 +94,11 @@ class RuntimeDir:
             self.close()
             raise OSError(f"runtime_dir {self.path} is too long for sockets: {MAX_IPC_PATH} bytes a path at most")
 
+    @property
+    def control_socket(self) -> Path:
+        """The path of the operator's endpoint."""
+        return self.path / "control.sock"
+
     def worker_socket(self, serial: int) -> Path:
         """The path of one worker's socket; `serial` is never used twice."""
         return self.path / f"w{serial}.sock"

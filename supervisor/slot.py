@@ -19,7 +19,7 @@ from __future__ import annotations
 from enum import StrEnum, auto
 from typing import Final
 
-from multitower.supervisor.restart import RestartBudget
+from multitower.supervisor.restart import RestartBudget, RestartPolicy
 
 
 class State(StrEnum):
@@ -47,6 +47,9 @@ class Event(StrEnum):
     DRAIN = auto()  # end when nothing is left to do
     DRAINED = auto()  # nothing is left to do
     STOP = auto()  # end now
+    REPLACED = auto()  # another process has taken over while this one served
+    SUCCEEDED = auto()  # the process ended, and another was already loading to take over
+    RESTART = auto()  # an operator or a reload wants it started
 
 
 class Action(StrEnum):
@@ -88,6 +91,11 @@ TRANSITIONS: Final[dict[tuple[State, Event], tuple[State, Action]]] = {
     (_S.STOPPING, _E.DIED): (_S.STOPPED, _A.NOTHING),
     (_S.STOPPING, _E.SPENT): (_S.STOPPED, _A.NOTHING),
     (_S.STOPPING, _E.STOP): (_S.STOPPING, _A.NOTHING),
+    (_S.READY, _E.REPLACED): (_S.READY, _A.NOTHING),
+    (_S.READY, _E.SUCCEEDED): (_S.LOADING, _A.NOTHING),
+    (_S.BACKOFF, _E.RESTART): (_S.STARTING, _A.START),
+    (_S.FAILED, _E.RESTART): (_S.STARTING, _A.START),
+    (_S.STOPPED, _E.RESTART): (_S.STARTING, _A.START),
     (_S.BACKOFF, _E.DUE): (_S.STARTING, _A.START),
     (_S.BACKOFF, _E.DRAIN): (_S.STOPPED, _A.NOTHING),
     (_S.BACKOFF, _E.STOP): (_S.STOPPED, _A.NOTHING),
@@ -148,14 +156,22 @@ class Slot:
             raise LookupError(f"slot {self.number}: {event} cannot happen while {self.state}") from None
         if cause is not None:
             self.last_error = cause
-        if state is State.READY and self.state is not State.READY:
+        if event is Event.RESTART:
+            # Whoever asks for it has seen to the cause.
+            self._budget.reset()
+        if state is State.READY and (self.state is not State.READY or event is Event.REPLACED):
             self._ready_since = now
-        if action is Action.START:
+        if action is Action.START or event in (Event.REPLACED, Event.SUCCEEDED):
             self.incarnation += 1
-            self.restarts += 1
+        if action is Action.START:
+            self.restarts += event is Event.DUE
             self._ready_since = None
         self.state = state
         return action
+
+    def set_policy(self, policy: RestartPolicy) -> None:
+        """A reload has changed when it is started again."""
+        self._budget.policy = policy
 
     def died(self, now: float, cause: str, *, counts: bool = True) -> Action:
         """The process of the current incarnation has ended.

@@ -20,17 +20,16 @@ class Spares:
 
     Args:
         launcher: starts them.
-        wanted: how many there are to be.
         budget: how often they may die.
 
     Attributes:
         members: the spares there are.
     """
 
-    def __init__(self, launcher: Launcher, wanted: int, budget: RestartBudget) -> None:
+    def __init__(self, launcher: Launcher, budget: RestartBudget) -> None:
         self.members: list[Member] = []
         self._launcher = launcher
-        self._wanted = wanted
+        self._wanted = 0
         self._budget = budget
         self._due = 0.0
 
@@ -58,14 +57,14 @@ class Spares:
         """When `replenish` must be called, in monotonic seconds, or None when nothing is planned."""
         return self._due if len(self.members) < self._wanted and self._due > now else None
 
-    def stop(self) -> None:
-        """Starts no more."""
-        self._wanted = 0
+    def want(self, number: int) -> None:
+        """How many there are to be from now on; those that there are stay until a slot takes them."""
+        self._wanted = number
 
     def failed(self, member: Member, cause: str | None) -> None:
         """A spare says that it can never serve: others could not either."""
         event(log, logging.ERROR, "spare failed: no more spares", pid=member.process.pid, cause=cause)
-        self.stop()
+        self.want(0)
 
     def died(self, member: Member, now: float) -> None:
         """A spare has ended by itself."""
@@ -80,6 +79,6 @@ class Spares:
             check=member.cause.advice,
         )
         if delay is None:
-            self.stop()
+            self.want(0)
         else:
             self._due = now + delay

@@ -18,12 +18,20 @@ from multitower.supervisor.request import Frame, Request
 class Join:
     """The parts of one request: which rows are still to be given out, and the answers so far.
 
+    Args:
+        request: the whole.
+        version: the model's version that all parts must run on.
+
     Attributes:
         next_row: the first row that no part has yet.
+        version: as given.
+        parts: those made so far.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, version: str = "") -> None:
         self.next_row = 0
+        self.version = version
+        self.parts: list[Request] = []
         self._request = request
         # Where the next row begins in each frame; only BYTES needs it, whose elements differ in length.
         self._offsets = [0] * len(request.frames)
@@ -62,6 +70,7 @@ class Join:
         part.parent = whole
         part.start = self.next_row
         self.next_row += rows
+        self.parts.append(part)
         return part
 
     def add(self, part: Request, frames: Sequence[Frame]) -> bool:

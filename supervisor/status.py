@@ -34,6 +34,7 @@ class Reporter:
         max_message_size: bytes.
         started: monotonic seconds.
         state: `starting`, `running`, `draining` or `stopping`; the daemon keeps it up to date.
+        control: the operator's endpoint.
     """
 
     router: Router
@@ -42,6 +43,7 @@ class Reporter:
     max_message_size: int
     started: float
     state: str = "running"
+    control: str | None = None
 
     def answer(self, kind: bytes, header: dict[str, Any], now: float) -> dict[str, Any]:
         """The header of the reply.
@@ -91,13 +93,18 @@ class Reporter:
                 "rejected": router.rejected,
                 "late": router.balancer.late,
                 "replies_dropped": sum(front.dropped for front in router.fronts),
+                "control": self.control,
+                "quarantine": [
+                    {"model": entry.model, "seconds_left": round(entry.until - now, 1), "refused": entry.refused}
+                    for entry in router.balancer.quarantine.entries(now)
+                ],
             },
             "slots": [self._slot(place) for place in self.fleet.places],
             "models": [self._model(model) for model in self.models],
         }
 
     def _slot(self, place: Place) -> dict[str, Any]:
-        channel = self.router.channels.get(place.slot.number)
+        channel = place.channel
         return {
             "slot": place.slot.number,
             "state": str(place.slot.state),
@@ -138,7 +145,7 @@ class Reporter:
         }
 
     def _slots_ready(self, model: str) -> int:
-        return sum(model in channel.worker.models for channel in self.router.channels.values())
+        return sum(place.channel is not None and model in place.channel.worker.serves for place in self.fleet.places)
 
     def _model_cause(self, name: str) -> str | None:
         hopeless = self.router.balancer.hopeless(name)

@@ -57,6 +57,26 @@ def join(entries: Sequence[Arrays], padded_rows: int) -> Arrays:
     return joined
 
 
+def rows_of(arrays: Arrays, start: int, rows: int) -> Arrays:
+    """These rows of each array, views."""
+    return {name: array[start : start + rows] for name, array in arrays.items()}
+
+
+def joined_outputs(parts: Sequence[Sequence[tuple[str, Array, str]]]) -> list[tuple[str, Array, str]]:
+    """The outputs of a batch that was run in parts, one after the other.
+
+    Raises:
+        ModelError: `output_invalid` when the parts' outputs do not fit together.
+    """
+    try:
+        return [
+            (name, np.concatenate([part[index][1] for part in parts]), datatype)
+            for index, (name, _, datatype) in enumerate(parts[0])
+        ]
+    except ValueError as error:
+        raise make(Reason.OUTPUT_INVALID, f"the batch was run in parts, and their outputs differ: {error}") from None
+
+
 def padded(rows: int, allowed: Sequence[int]) -> int:
     """The smallest allowed size that holds `rows`; `rows` where there is none."""
     return next((size for size in allowed if size >= rows), rows)

@@ -6,11 +6,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from multitower import wire
 from multitower.errors import InvalidRequest, ModelError, MultitowerError, Reason, make
-from multitower.worker import batch
+from multitower.worker import batch, memory
 from multitower.worker.model import Array, Arrays, Model
 from multitower.worker_wire import MAX_KEYS, KeySpec, Timing
 
@@ -20,6 +20,12 @@ Answer = list[Any] | MultitowerError
 
 TRACEBACK_EVERY_S = 1.0
 MAX_MESSAGE = 2000
+
+
+class Counting(Protocol):
+    """What counts the calls of models."""
+
+    calls: int
 
 
 class _Entry(NamedTuple):
@@ -38,15 +44,30 @@ class Executor:
         singly: run each request alone and unpadded, since outputs do not have the batch's dimension.
         proven: batches of two sizes have shown that outputs do have it. Otherwise that is found out for each key
             with its first batch of several entries: an output of a constant 4 rows looks right in a batch of 4.
+        safe_rows: rows that an earlier process found to fit into the device's memory; 0 while that is unknown.
+        pulse: counts the calls of the model.
 
     Attributes:
         name: the model's name.
+        safe_rows: as given, or less, once memory did not suffice for more.
+        exhausted: calls in a row for which memory did not suffice, though they could not be split further.
     """
 
     def __init__(
-        self, name: str, model: Model, allowed: Sequence[int], *, singly: bool = False, proven: bool = False
+        self,
+        name: str,
+        model: Model,
+        allowed: Sequence[int],
+        *,
+        singly: bool = False,
+        proven: bool = False,
+        safe_rows: int = 0,
+        pulse: Counting | None = None,
     ) -> None:
         self.name = name
+        self.safe_rows = safe_rows
+        self.exhausted = 0
+        self._pulse = pulse
         self._model = model
         self._allowed = tuple(allowed)
         self._singly = singly
@@ -143,7 +164,7 @@ class Executor:
             begun = time.monotonic_ns()
             joined = batch.join([entry.arrays for entry in entries], size)
             self._assemble += time.monotonic_ns() - begun
-            outputs = self._infer(key, joined)
+            outputs = self._infer_within_memory(key, joined, size)
         except Exception as error:  # noqa: BLE001  a model may raise anything; it is narrowed down to whose it is
             if len(entries) == 1:
                 answers[entries[0].place] = self._to_error(error)
@@ -172,12 +193,38 @@ class Executor:
         shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array, _ in outputs)
         log.warning("%s: %d rows gave outputs of the shapes %s: requests run singly now", self.name, size, shapes)
 
+    def _infer_within_memory(self, key: KeySpec, arrays: Arrays, size: int) -> list[tuple[str, Array, str]]:
+        """Runs a batch, in parts where the device's memory does not suffice for all of it."""
+        if not self.safe_rows or size <= self.safe_rows:
+            try:
+                return self._infer(key, arrays)
+            except Exception as error:
+                # Parts of one request can only be joined where that is known to be right.
+                if size < 2 or not (memory.is_exhausted(error) and self._is_proven(key)):
+                    raise
+                half = size // 2
+                self.safe_rows = max((allowed for allowed in self._allowed if allowed <= half), default=half)
+                log.warning("%s: no memory for %d rows, %d from now on: %s", self.name, size, self.safe_rows, error)
+        parts = [
+            self._infer_within_memory(
+                key, batch.rows_of(arrays, start, self.safe_rows), min(self.safe_rows, size - start)
+            )
+            for start in range(0, size, self.safe_rows)
+        ]
+        return batch.joined_outputs(parts)
+
     def _infer(self, key: KeySpec, arrays: Arrays) -> list[tuple[str, Array, str]]:
         begun = time.monotonic_ns()
+        if self._pulse is not None:
+            self._pulse.calls += 1
         try:
             outputs = self._model.infer(arrays)
+        except Exception as error:
+            self.exhausted = self.exhausted + 1 if memory.is_exhausted(error) else 0
+            raise
         finally:
             self._compute += time.monotonic_ns() - begun
+        self.exhausted = 0
         return batch.check(outputs, key.outputs, self._model.outputs)
 
     def _answer(self, outputs: Sequence[tuple[str, Array, str]], rows: slice | None) -> Answer:

@@ -18,6 +18,7 @@ import zmq
 from multitower import frames, worker_wire
 from multitower.spec import Assignment, ModelReport, ModelSpec, ProcessSpec, WorkerReport
 from multitower.worker.executor import Executor
+from multitower.worker.heartbeat import Heartbeat
 from multitower.worker.model import LoadError, Model, load
 from multitower.worker.service import serve
 from multitower.worker.warmup import warm_up
@@ -28,27 +29,33 @@ LINGER_MS = 2000
 """The last answers get this long to leave."""
 
 
-def run(spec: ProcessSpec) -> int:
+def run(spec: ProcessSpec, heartbeat: int) -> int:
     """Lives until the supervisor says STOP.
+
+    Args:
+        spec: what the process is told.
+        heartbeat: the descriptor that heartbeats are written to.
 
     Returns:
         The exit code.
     """
+    pulse = Heartbeat(heartbeat, spec.heartbeat_s)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     sys.path[:0] = spec.import_path
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         for option, value in {zmq.LINGER: LINGER_MS, zmq.SNDHWM: 0, zmq.RCVHWM: 0}.items():
             socket.set(option, value)
         socket.bind(spec.endpoint)
-        _Life(socket).live(spec)
+        _Life(socket, pulse).live(spec)
     return 0
 
 
 class _Life:
     """One process's way from `importing` to its end."""
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], pulse: Heartbeat) -> None:
         self._socket = socket
+        self._pulse = pulse
 
     def live(self, spec: ProcessSpec) -> None:
         self._report("importing")
@@ -68,7 +75,7 @@ class _Life:
         os.environ.update(assignment.environment)
         self._report("loading")
         _bind_to_cores(assignment.cores)
-        models, reports = _load_all(assignment)
+        models, reports = _load_all(assignment, self._pulse)
         if not models:
             causes = "; ".join(f"{report.name}: {report.cause}" for report in reports)
             self._report("failed", cause=causes, models=reports)
@@ -119,7 +126,7 @@ def _bind_to_cores(cores: tuple[int, ...]) -> None:
             return
 
 
-def _load_all(assignment: Assignment) -> tuple[list[tuple[Model, Executor]], tuple[ModelReport, ...]]:
+def _load_all(assignment: Assignment, pulse: Heartbeat) -> tuple[list[tuple[Model, Executor]], tuple[ModelReport, ...]]:
     models: list[tuple[Model, Executor]] = []
     reports: list[ModelReport] = []
     setup_error: Exception | None = None
@@ -134,7 +141,7 @@ def _load_all(assignment: Assignment) -> tuple[list[tuple[Model, Executor]], tup
         try:
             if setup_error is not None and spec.path is not None:
                 raise setup_error
-            model, executor, report = _load_one(spec, assignment.devices)
+            model, executor, report = _load_one(spec, assignment.devices, pulse)
         except Exception as error:  # noqa: BLE001  a model may raise anything; the others serve
             if not isinstance(error, LoadError):
                 traceback.print_exc()
@@ -146,7 +153,7 @@ def _load_all(assignment: Assignment) -> tuple[list[tuple[Model, Executor]], tup
     return models, tuple(reports)
 
 
-def _load_one(spec: ModelSpec, devices: Sequence[str]) -> tuple[Model, Executor, ModelReport]:
+def _load_one(spec: ModelSpec, devices: Sequence[str], pulse: Heartbeat) -> tuple[Model, Executor, ModelReport]:
     begun = time.monotonic()
     model = load(spec, devices)
     loaded = time.monotonic()
@@ -163,7 +170,15 @@ def _load_one(spec: ModelSpec, devices: Sequence[str]) -> tuple[Model, Executor,
         warmup_s=time.monotonic() - loaded,
     )
     singly = report.max_batch_size == 0
-    executor = Executor(spec.name, model, spec.allowed_batch_sizes, singly=singly, proven=findings.proven)
+    executor = Executor(
+        spec.name,
+        model,
+        spec.allowed_batch_sizes,
+        singly=singly,
+        proven=findings.proven,
+        safe_rows=spec.safe_rows,
+        pulse=pulse,
+    )
     return model, executor, report
 
 

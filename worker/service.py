@@ -9,6 +9,7 @@ import zmq
 
 from multitower import frames, wire, worker_wire
 from multitower.errors import MultitowerError
+from multitower.spec import MemoryReport
 from multitower.worker.executor import Executor
 from multitower.worker_wire import KeyMemory, KeySpec
 
@@ -21,6 +22,7 @@ def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
         executors: the models that serve, by name.
     """
     keys = KeyMemory()
+    told = {executor: (executor.safe_rows, 0) for executor in executors.values()}
     while True:
         message = frames.receive(socket, wait=True)
         assert message is not None  # it has waited for one
@@ -29,6 +31,12 @@ def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
             return
         if kind == worker_wire.BATCH:
             frames.send(socket, _answer(message, keys, executors), wait=True)
+            for executor, before in told.items():
+                now = executor.safe_rows, executor.exhausted
+                if now != before:
+                    told[executor] = now
+                    report = MemoryReport(model=executor.name, safe_rows=now[0], exhausted=now[1])
+                    frames.send(socket, [worker_wire.MEMORY, report.to_json()], wait=True)
 
 
 def _answer(message: list[Any], keys: KeyMemory, executors: Mapping[str, Executor]) -> list[Any]:

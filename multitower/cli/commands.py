@@ -33,6 +33,14 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
     "Of a running daemon": {
         "status": Entry("multitower.cli.query:status", "Show the daemon, its slots and its models."),
         "models": Entry("multitower.cli.query:models", "List the models with their inputs and outputs."),
+        "reload": Entry(
+            "multitower.cli.operate:reload",
+            "Read the configuration again and apply it, slot by slot, without losing a request.",
+        ),
+        "restart": Entry(
+            "multitower.cli.operate:restart",
+            "Give SLOT a new worker, also where it was given up as failed; `multitower status` shows the slots.",
+        ),
         "infer": Entry("multitower.cli.query:infer", "Ask MODEL once, and print its outputs as JSON."),
     },
 }

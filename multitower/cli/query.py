@@ -29,7 +29,7 @@ def _not_nan(context: click.Context, parameter: click.Parameter, seconds: float)
     return seconds
 
 
-def _asks(command: Callable[..., int]) -> Callable[..., None]:
+def asks(command: Callable[..., int]) -> Callable[..., None]:
     """A command that asks a daemon: gets a `Client`, and tells errors in one line."""
 
     @click.option("--endpoint", help="Of the daemon; else MULTITOWER_ENDPOINT, else tcp://127.0.0.1:5555.")
@@ -63,7 +63,7 @@ def _asks(command: Callable[..., int]) -> Callable[..., None]:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, for programs.")
-@_asks
+@asks
 def status(client: Client, as_json: bool) -> int:
     """Show the daemon, its slots and its models.
 
@@ -166,7 +166,7 @@ def _print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> N
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the Open Inference Protocol's metadata, for programs.")
-@_asks
+@asks
 def models(client: Client, as_json: bool) -> int:
     """List the models with their inputs and outputs.
 
@@ -213,7 +213,7 @@ def _rows(model: dict[str, Any]) -> Iterable[Sequence[object]]:
 )
 @click.option("--only", "wanted", multiple=True, metavar="NAME", help="Ask for this output alone. Repeatable.")
 @click.option("--model-version", default="", metavar="VERSION", help="Else the one that is served.")
-@_asks
+@asks
 def infer(
     client: Client,
     model: str,

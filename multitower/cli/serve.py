@@ -26,19 +26,22 @@ def serve(config: Path, overrides: tuple[str, ...], log_format: str, log_level: 
     daemon holds an endpoint, 78 when the configuration is wrong, 130 after a second signal.
     """
     from multitower.exits import Exit
-    from multitower.supervisor.config import load
+    from multitower.supervisor.config import Config, load
     from multitower.supervisor.config_source import ConfigError
     from multitower.supervisor.daemon import Daemon, StartError
     from multitower.supervisor.log import LogWriter
 
+    def read() -> Config:
+        return load(config, overrides=overrides)
+
     try:
-        settings = load(config, overrides=overrides)
+        settings = read()
     except ConfigError as error:
         click.echo(str(error), err=True)
         sys.exit(Exit.CONFIG)
     writer = LogWriter(log_format, log_level.upper())
     try:
-        code = Daemon(settings).run()
+        code = Daemon(settings, read).run()
     except StartError as error:
         click.echo(f"multitower: {error}", err=True)
         code = error.code

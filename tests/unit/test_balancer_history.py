@@ -11,18 +11,24 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
-from multitower.supervisor.balancer import Balancer, Worker
+from multitower.supervisor.balancer import Balancer
 from multitower.supervisor.batching import Batch, QueueLimits
 from multitower.supervisor.request import BatchKey, Plan, Request
+from multitower.supervisor.serving import Served, Worker
 from multitower.worker_wire import KeySpec
 
 MODELS = ("a", "b")
 LARGEST = 4
 KEYS = [
-    BatchKey(KeySpec(model, (("x", "UINT8", dims),), None, batched), max_batch_size=LARGEST if batched else 0)
+    BatchKey(
+        KeySpec(model, (("x", "UINT8", dims),), None, batched),
+        max_batch_size=LARGEST if batched else 0,
+        version=version,
+    )
     for model in MODELS
-    for dims, batched in (((), True), ((2,), True), ((3,), False))
+    for dims, batched, version in (((), True, ""), ((2,), True, ""), ((3,), False, ""), ((), True, "1"))
 ]
+VERSIONS = ("1", "2")
 FINAL = {Reason.DEADLINE, Reason.CANCELLED, Reason.POISONED, Reason.WORKER_DIED, Reason.NO_WORKER, Reason.MODEL_ERROR}
 
 
@@ -31,11 +37,11 @@ class History(RuleBasedStateMachine):
 
     @initialize(retry=st.integers(0, 2), size=st.integers(1, 12))
     def begin(self, retry: int, size: int) -> None:
-        limits = QueueLimits(max_size=size, max_bytes=64, max_delay_s=0.0, retry=retry)
+        limits = QueueLimits(max_size=size, max_bytes=64, max_delay_s=0.0, retry=retry, quarantine_s=2.0)
         self.retry = retry
         self.now = 0.0
         self.balancer = Balancer(dict.fromkeys(MODELS, limits))
-        self.busy: dict[int, Batch] = {}
+        self.busy: dict[Worker, Batch] = {}
         self.asked: dict[int, Request] = {}
         self.answers: dict[int, Any] = {}
         self.deaths: dict[int, int] = {}
@@ -44,8 +50,14 @@ class History(RuleBasedStateMachine):
 
     # What happens.
 
-    @rule(key=st.sampled_from(KEYS), rows=st.integers(1, 11), sender=st.integers(0, 2), time=st.floats(0.1, 5))
-    def arrive(self, key: BatchKey, rows: int, sender: int, time: float) -> None:
+    @rule(
+        key=st.sampled_from(KEYS),
+        rows=st.integers(1, 11),
+        sender=st.integers(0, 2),
+        time=st.floats(0.1, 5),
+        priority=st.integers(1, 3),
+    )
+    def arrive(self, key: BatchKey, rows: int, sender: int, time: float, priority: int) -> None:
         number = len(self.asked)
         rows = rows if key.max_batch_size else 1
         width = 1
@@ -53,7 +65,7 @@ class History(RuleBasedStateMachine):
             width *= size
         # Each row's bytes tell whose they are.
         frame = bytes([number % 256]) * (rows * width)
-        plan = Plan(key, rows, (0,), (len(frame),), (False,), ("x",), time)
+        plan = Plan(key, rows, (0,), (len(frame),), (False,), ("x",), time, priority)
         request = Request(("sender", sender), number.to_bytes(4, "big"), plan, [frame], len(frame), self.now)
         queue = self.balancer.queues[key.spec.model]
         full = queue.full(request)
@@ -69,27 +81,37 @@ class History(RuleBasedStateMachine):
             assert refused is not None
             assert refused.reason == Reason.QUEUE_FULL
             assert refused.details["queue_depth"] == queue.size
+        elif refused is not None:
+            assert refused.reason == Reason.POISONED
+            assert self.balancer.quarantine.entries(self.now)
         else:
             assert refused is None
             self.asked[number] = request
         self.collect()
 
-    @rule(models=st.sets(st.sampled_from(MODELS), min_size=1))
-    def worker_comes(self, models: set[str]) -> None:
+    @rule(models=st.sets(st.sampled_from(MODELS), min_size=1), version=st.sampled_from(VERSIONS))
+    def worker_comes(self, models: set[str], version: str = "1") -> None:
         for model in models:
             self.balancer.hope(model)
             self.given_up.discard(model)
-        self.balancer.add_worker(self.slots, models, self.now)
+        serves = {model: Served(version) for model in models}
+        self.balancer.add_worker(self.slots, f"cpu:{self.slots % 2}", serves, self.now)
         self.slots += 1
+        self.collect()
 
     @rule()
     def dispatch(self) -> None:
-        before = {slot for slot, worker in self.balancer.workers.items() if worker.batch is None}
+        before = {worker for worker in self.balancer.workers if worker.free}
         for batch in self.balancer.dispatch(self.now):
             worker: Worker = batch.worker
-            assert worker.slot in before
-            assert worker.slot not in self.busy
-            assert batch.key.spec.model in worker.models
+            assert worker in before
+            assert worker not in self.busy
+            version = worker.serves[batch.key.spec.model].version
+            assert batch.key.version in ("", version)
+            for request in batch.requests:
+                if request.parent is not None:
+                    assert request.parent.join is not None
+                    assert request.parent.join.version == version, "all parts on one version"
             assert all(request.plan.key is batch.key for request in batch.requests)
             assert batch.rows == sum(request.rows for request in batch.requests) == worker.depth
             assert len(batch.requests) == 1 or batch.rows <= LARGEST
@@ -97,47 +119,50 @@ class History(RuleBasedStateMachine):
             assert not any(request.over for request in batch.requests), "nobody waits for it any more"
             suspects = [request for request in batch.requests if request.deaths]
             assert not suspects or len(batch.requests) == 1, "a suspect runs alone"
-            self.busy[worker.slot] = batch
+            self.busy[worker] = batch
         self.collect()
 
     @precondition(lambda self: self.busy)
     @rule(data=st.data(), fail=st.booleans())
     def answer(self, data: st.DataObject, fail: bool) -> None:
-        slot = data.draw(st.sampled_from(sorted(self.busy)))
-        batch = self.busy.pop(slot)
+        worker = data.draw(st.sampled_from(list(self.busy)))
+        batch = self.busy.pop(worker)
         answers: list[Any] = []
         for place, request in enumerate(batch.requests):
             if fail and place == 0:
                 answers.append(make(Reason.MODEL_ERROR, "it raised"))
                 continue
             shape = (request.rows, *batch.key.spec.inputs[0][2]) if batch.key.max_batch_size else (3,)
-            header = wire.reply_header(batch.key.spec.model, "1", [wire.Tensor("y", "UINT8", shape)])
+            header = wire.reply_header(
+                batch.key.spec.model, worker.serves[batch.key.spec.model].version, [wire.Tensor("y", "UINT8", shape)]
+            )
             # An echo; a request that is over has given its frames back.
             answers.append([header, bytes(request.frames[0]) if request.frames else b""])
-        assert self.balancer.finish(self.balancer.workers[slot], batch.id, answers, self.now) is batch
+        assert self.balancer.finish(worker, batch.id, answers, self.now) is batch
         self.collect()
 
     @precondition(lambda self: self.balancer.workers)
-    @rule(data=st.data())
-    def worker_dies(self, data: st.DataObject) -> None:
-        self.kill(data.draw(st.sampled_from(sorted(self.balancer.workers))))
+    @rule(data=st.data(), crashed=st.booleans())
+    def worker_dies(self, data: st.DataObject, crashed: bool) -> None:
+        self.kill(data.draw(st.sampled_from(list(self.balancer.workers))), crashed)
 
-    def kill(self, slot: int) -> None:
-        batch = self.busy.pop(slot, None)
+    def kill(self, worker: Worker, crashed: bool = False) -> None:
+        batch = self.busy.pop(worker, None)
         for request in batch.requests if batch is not None else ():
             number = int.from_bytes(request.id, "big")
             self.deaths[number] = self.deaths.get(number, 0) + 1
-        self.balancer.remove_worker(slot)
+        self.balancer.remove_worker(worker, self.now, crashed=crashed)
         self.collect()
 
     @precondition(lambda self: self.balancer.workers)
     @rule(data=st.data())
     def worker_retires(self, data: st.DataObject) -> None:
-        self.balancer.retire(data.draw(st.sampled_from(sorted(self.balancer.workers))))
+        self.balancer.retire(data.draw(st.sampled_from(list(self.balancer.workers))))
+        self.collect()
 
     @rule(model=st.sampled_from(MODELS))
     def give_up(self, model: str) -> None:
-        if not any(model in worker.models for worker in self.balancer.workers.values()):
+        if not any(model in worker.serves for worker in self.balancer.workers):
             self.balancer.give_up(model, "nothing serves it")
             self.given_up.add(model)
         self.collect()
@@ -173,6 +198,8 @@ class History(RuleBasedStateMachine):
                 assert answer.reason in FINAL
                 if answer.reason in (Reason.POISONED, Reason.WORKER_DIED):
                     assert self.deaths[number] > self.retry
+                elif answer.reason == Reason.NO_WORKER and request.plan.key.spec.model not in self.given_up:
+                    assert request.plan.key.version == "1", "only a version can go away"
             else:
                 output = json.loads(answer[0])["outputs"][0]
                 if request.plan.key.max_batch_size:
@@ -185,7 +212,7 @@ class History(RuleBasedStateMachine):
         if not hasattr(self, "balancer"):
             return
         running = {id(batch) for batch in self.busy.values()}
-        assert {id(worker.batch) for worker in self.balancer.workers.values() if worker.batch is not None} == running
+        assert {id(worker.batch) for worker in self.balancer.workers if worker.batch is not None} == running
         assert self.balancer.outstanding == len(self.asked) - len(self.answers)
         for queue in self.balancer.queues.values():
             waiting = list(queue)
@@ -196,8 +223,8 @@ class History(RuleBasedStateMachine):
         """In the end everything has an answer: workers come, and serve all that is left."""
         if not hasattr(self, "balancer"):
             return
-        for slot in list(self.balancer.workers):
-            self.kill(slot)
+        for worker in list(self.balancer.workers):
+            self.kill(worker)
         self.worker_comes(set(MODELS))
         self.worker_comes(set(MODELS))
         for _ in range(1000):

@@ -7,6 +7,7 @@ import pytest
 from multitower.supervisor.balancer import Balancer
 from multitower.supervisor.batching import QueueLimits
 from multitower.supervisor.request import BatchKey, Plan, Request
+from multitower.supervisor.serving import Served
 from multitower.worker_wire import KeySpec
 
 KEY = BatchKey(KeySpec("m", (("x", "UINT8", ()),), None, True), max_batch_size=32)
@@ -36,7 +37,7 @@ def request(rows: int, number: int) -> Request:
 def test_batches_of_free_workers(waiting: list[int], workers: int, batches: list[int]) -> None:
     balancer = Balancer({"m": QueueLimits(max_size=1000, max_bytes=1 << 20)})
     for slot in range(workers):
-        balancer.add_worker(slot, ["m"], 0.0)
+        balancer.add_worker(slot, f"cpu:{slot}", {"m": Served()}, 0.0)
     for number, rows in enumerate(waiting):
         balancer.submit(request(rows, number))
     assert [batch.rows for batch in balancer.dispatch(0.0)] == batches

@@ -1,0 +1,66 @@
+"""`multitower reload` and `restart`: orders to a running daemon, over its operator's endpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from multitower.cli.query import asks
+from multitower.exits import Exit
+
+if TYPE_CHECKING:
+    from multitower import Client
+
+ORDER_TIMEOUT_S = 3600.0
+"""Seconds to wait for an order to be carried out: as long as models may take to load, slot by slot."""
+
+
+@click.command()
+@asks
+def reload(client: Client) -> int:
+    """Read the configuration again and apply it, slot by slot, without losing a request.
+
+    It is checked whole first, and refused whole when it is wrong. The command waits for the end: exit code 0 when
+    all slots have taken it.
+    """
+    from multitower import wire
+
+    changed = _order(client, wire.RELOAD, {})
+    told = [f"{what} {', '.join(map(str, changed[what]))}" for what in ("renewed", "added", "removed") if changed[what]]
+    click.echo(f"reloaded; slots {'; '.join(told)}" if told else "reloaded; no slot had to change")
+    return Exit.OK
+
+
+@click.command()
+@click.argument("slot", type=click.IntRange(0))
+@asks
+def restart(client: Client, slot: int) -> int:
+    """Give SLOT a new worker, also where it was given up as failed; `multitower status` shows the slots.
+
+    Where the device can hold two workers, the new one takes over when it has loaded. The command waits for that.
+    """
+    from multitower import wire
+
+    done = _order(client, wire.RESTART, {"slot": slot})
+    click.echo(f"slot {slot} is ready; its worker is process {done['pid']}")
+    return Exit.OK
+
+
+def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any]:
+    """Sends an order to the daemon's operator's endpoint, which it tells in its status.
+
+    Raises:
+        Unavailable: `not_listening`: the endpoint is not to be reached: another machine's, or another user's.
+        MultitowerError: the order is refused, or has failed.
+    """
+    from multitower.requests import Requests
+
+    control = client.status()["daemon"]["control"]
+    requests = Requests(control, ORDER_TIMEOUT_S, connect_timeout=3.0)
+    try:
+        done: dict[str, Any] = requests.ask(kind, header).result()
+        return done
+    finally:
+        requests.connection.stop()
+        requests.connection.join()

@@ -1,0 +1,156 @@
+"""Applying a new configuration to a running daemon, slot by slot.
+
+The configuration has been checked whole before it comes here. Slots keep their numbers as long as their device is
+configured. First those that stay are renewed one after the other, where what they load has changed; when one of them
+cannot load it, the reload ends there, and the rest serve what they did. Then slots of devices that are no longer
+configured are given up, and new slots are started. What is asked of a model that goes is answered as long as a worker
+has it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from multitower.supervisor.fleet import Fleet
+from multitower.supervisor.log import event
+from multitower.supervisor.member import Place
+from multitower.supervisor.placement import Placement
+from multitower.supervisor.renewal import Renewal
+from multitower.supervisor.router import Router
+from multitower.supervisor.settings import Settings
+from multitower.supervisor.status import Reporter
+
+log = logging.getLogger("multitower.daemon")
+
+FIXED: Final = ("listen", "runtime_dir", "max_message_size", "insecure")
+"""Keys that a running daemon cannot change."""
+
+
+def why_not(old: Settings, new: Settings) -> str | None:
+    """Why a running daemon cannot take the new configuration, or None."""
+    changed = [key for key in FIXED if getattr(old.config, key) != getattr(new.config, key)]
+    if changed:
+        return f"{', '.join(changed)} cannot change while the daemon runs: restart it"
+    return None
+
+
+class Reload:
+    """One reload under way.
+
+    Args:
+        fleet, router, reporter: the daemon's.
+        old: what it was told last.
+        new: what it is to be.
+        done: is told of the end, with what was changed, or with why it was not.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        router: Router,
+        reporter: Reporter,
+        old: Settings,
+        new: Settings,
+        done: Callable[[dict[str, Any], str | None], None],
+    ) -> None:
+        self._fleet = fleet
+        self._router = router
+        self._reporter = reporter
+        self._old = old
+        self._new = new
+        self._done = done
+        self._renewed: list[int] = []
+        self._given_up: list[int] = []
+        kept, self._added, self._removed = _match(fleet.places, new.placements)
+        self._changed = [
+            (place, placement)
+            for place, placement in kept
+            if place.placement != placement or _specs(place.specs) != _specs(new.fleet.models) or place.member is None
+        ]
+
+    def start(self) -> None:
+        """Begins; `done` may be called before it returns."""
+        router, new = self._router, self._new
+        names = {model.name for model in new.fleet.models}
+        for name, limits in new.limits.items():
+            router.add_model(name, limits, new.timeouts[name])
+        router.leaving = {model.name for model in self._old.fleet.models} - names
+        # Until slots have the new models, those that are started anew get the old ones.
+        self._fleet.apply(replace(new.fleet, models=self._old.fleet.models) if self._changed else new.fleet)
+        renewals = [
+            Renewal(place, "reload", specs=new.fleet.models, placement=placement) for place, placement in self._changed
+        ]
+        self._renew(renewals, self._renewed, self._give_up_slots)
+
+    def _renew(self, renewals: list[Renewal], ended: list[int], then: Callable[[], None]) -> None:
+        """Renews slots one after the other; goes on when all are done, and ends the reload when one fails."""
+        if not renewals:
+            then()
+            return
+
+        def one_done(place: Place, error: str | None) -> None:
+            ended.append(place.slot.number)
+            if error is not None:
+                ended.pop()
+                self._fleet.renewals.withdraw(renewals)
+                self._finish(f"slot {place.slot.number}: {place.slot.last_error or error}")
+            elif len(ended) == len(renewals):
+                then()
+
+        for renewal in renewals:
+            renewal.done = functools.partial(one_done, renewal.place)
+            self._fleet.renewals.ask(renewal)
+
+    def _give_up_slots(self) -> None:
+        renewals = [Renewal(place, "no longer configured", remove=True) for place in self._removed]
+        self._renew(renewals, self._given_up, self._complete)
+
+    def _complete(self) -> None:
+        self._fleet.apply(self._new.fleet)
+        for placement in self._added:
+            self._fleet.add(placement)
+        self._finish(None)
+
+    def _finish(self, error: str | None) -> None:
+        fleet = self._fleet
+        names = {spec.name for place in fleet.places for spec in place.specs}
+        names.update(model.name for model in fleet.settings.models)
+        self._router.leaving = set()
+        self._router.forget_models(names)
+        known = {spec.name: spec for spec in (*self._new.fleet.models, *fleet.settings.models)}
+        self._reporter.models = [spec for name, spec in known.items() if name in names]
+        changed = {
+            "renewed": self._renewed,
+            "added": [placement.slot for placement in self._added] if error is None else [],
+            "removed": self._given_up,
+        }
+        level = logging.INFO if error is None else logging.ERROR
+        event(log, level, "reloaded" if error is None else "not reloaded", **changed, cause=error)
+        self._done(changed, error)
+
+
+def _specs(specs: Any) -> Any:
+    return tuple(replace(spec, safe_rows=0) for spec in specs)
+
+
+def _match(
+    places: list[Place], placements: tuple[Placement, ...]
+) -> tuple[list[tuple[Place, Placement]], list[Placement], list[Place]]:
+    """Which slots stay, with their new placements; placements for new slots, numbered; slots that go."""
+    left = list(places)
+    kept: list[tuple[Place, Placement]] = []
+    new: list[Placement] = []
+    for placement in placements:
+        place = next((place for place in left if place.placement.devices == placement.devices), None)
+        if place is None:
+            new.append(placement)
+        else:
+            left.remove(place)
+            kept.append((place, replace(placement, slot=place.slot.number)))
+    taken = {place.slot.number for place in places}
+    numbers = (number for number in range(len(places) + len(new) + 1) if number not in taken)
+    return kept, [replace(placement, slot=number) for placement, number in zip(new, numbers, strict=False)], left

@@ -1,0 +1,240 @@
+"""Replacing the workers of slots on purpose, one after the other, without losing a request.
+
+Where the machine can hold two processes of a slot at once, the new one loads while the old one serves, and takes over
+when it is ready; otherwise the old one finishes and ends first. Reloads, `multitower restart SLOT` and the recycling of
+leaking workers come through here. A slot whose new worker cannot load keeps its old one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+from multitower.spec import ModelSpec
+from multitower.supervisor.log import event
+from multitower.supervisor.member import Member, Place
+from multitower.supervisor.placement import Placement
+from multitower.supervisor.router import Router
+from multitower.supervisor.slot import Event, State
+
+log = logging.getLogger("multitower.fleet")
+
+
+class _Step(Enum):
+    BEGIN = auto()
+    LOADING = auto()  # the successor loads while the old process serves
+    LEAVING = auto()  # the old process answers what only it can, then what it has
+    STOPPING = auto()  # it was told to end
+    STARTING = auto()  # the new process loads, and nothing serves meanwhile
+
+
+@dataclass(slots=True, eq=False)
+class Renewal:
+    """One slot's renewal.
+
+    Attributes:
+        place: the slot.
+        why: for the log.
+        specs: the models of the new process; None for the slot's own.
+        placement: its share of the machine; None for the slot's own.
+        remove: the slot is given up: nothing takes over.
+        done: is told of the end: None, or why it failed.
+        step: how far it is.
+        old: the process that leaves.
+        overlap: the new process loads while the old one serves.
+    """
+
+    place: Place
+    why: str
+    specs: tuple[ModelSpec, ...] | None = None
+    placement: Placement | None = None
+    remove: bool = False
+    done: Callable[[str | None], None] | None = None
+    step: _Step = _Step.BEGIN
+    old: Member | None = None
+    overlap: bool = False
+
+
+class Staff(Protocol):
+    """What the renewals need of the fleet."""
+
+    def start_successor(self, place: Place, specs: tuple[ModelSpec, ...], placement: Placement) -> Member | None:
+        """Starts a process that is to take over; None when there is no room for one."""
+
+    def tell(self, place: Place, event: Event, now: float) -> None:
+        """An event for the slot, and what follows from it."""
+
+    def end(self, member: Member, now: float) -> None:
+        """Tells a process to end."""
+
+    def drop(self, place: Place) -> None:
+        """The slot is no more."""
+
+
+class Renewals:
+    """The renewals that wait, and the one that is under way.
+
+    Args:
+        staff: the fleet.
+        router: the fleet's.
+        fits: whether a slot's device and the machine can hold a second process of it.
+    """
+
+    def __init__(self, staff: Staff, router: Router, fits: Callable[[Place], bool]) -> None:
+        self._staff = staff
+        self._router = router
+        self._fits = fits
+        self._waiting: deque[Renewal] = deque()
+        self._current: Renewal | None = None
+
+    def ask(self, renewal: Renewal) -> None:
+        """Renews a slot when its turn comes."""
+        self._waiting.append(renewal)
+
+    def includes(self, place: Place) -> bool:
+        """The slot is being renewed, or is to be."""
+        current = self._current
+        return (current is not None and current.place is place) or any(each.place is place for each in self._waiting)
+
+    def withdraw(self, renewals: Collection[Renewal]) -> None:
+        """These are not wanted any more, as far as they have not begun."""
+        self._waiting = deque(each for each in self._waiting if each not in renewals)
+
+    def clear(self) -> None:
+        """The daemon ends: nothing is renewed any more."""
+        self._waiting.clear()
+        self._current = None
+
+    def advance(self, now: float) -> None:
+        """Does what can be done. Call it after each burst of events."""
+        while True:
+            if self._current is None:
+                if not self._waiting:
+                    return
+                self._current = self._waiting.popleft()
+                event(log, logging.INFO, "renewing", **self._current.place.fields, why=self._current.why)
+            before = self._current, self._current.step
+            self._step(self._current, now)
+            if (self._current, self._current.step if self._current is not None else None) == before:
+                return
+
+    def took_over(self, place: Place, old: Member) -> None:
+        """The successor serves in the place of the old process."""
+        current = self._current
+        if current is not None and current.place is place:
+            current.old, current.step = old, _Step.LEAVING
+
+    # How it is done.
+
+    def _step(self, renewal: Renewal, now: float) -> None:
+        steps = {
+            _Step.BEGIN: self._begin,
+            _Step.LOADING: self._loading,
+            _Step.LEAVING: self._leaving,
+            _Step.STOPPING: self._stopping,
+            _Step.STARTING: self._starting,
+        }
+        steps[renewal.step](renewal, now)
+
+    def _begin(self, renewal: Renewal, now: float) -> None:
+        place = renewal.place
+        state = place.slot.state
+        if state in (State.STARTING, State.LOADING):
+            self._staff.tell(place, Event.STOP, now)
+            renewal.step = _Step.STOPPING
+        elif state is State.READY and place.member is not None:
+            specs = renewal.specs if renewal.specs is not None else place.specs
+            renewal.old = place.member
+            if renewal.remove or not self._fits(place):
+                renewal.step = _Step.LEAVING
+                return
+            renewal.overlap = True
+            if self._staff.start_successor(place, specs, renewal.placement or place.placement) is None:
+                self._finish("no process could be started")
+                return
+            renewal.step = _Step.LOADING
+        else:
+            renewal.step = _Step.STOPPING
+
+    def _loading(self, renewal: Renewal, _now: float) -> None:
+        place = renewal.place
+        if place.successor is not None:
+            return
+        if place.slot.state is State.READY:
+            self._finish("the new worker could not load; the old one goes on")
+        else:
+            # The old one died, and what was to take over is the slot's own process now.
+            self._apply(renewal)
+            renewal.step = _Step.STARTING
+
+    def _leaving(self, renewal: Renewal, now: float) -> None:
+        old, place = renewal.old, renewal.place
+        assert old is not None  # set with the step
+        if old.cause is not None or old.channel is None:
+            self._left(renewal)
+            return
+        worker, balancer = old.channel.worker, self._router.balancer
+        if not worker.retiring:
+            coming = frozenset() if renewal.overlap or renewal.remove else self._coming(renewal)
+            self._router.withdraw(old.channel, coming)
+            if balancer.needed(worker, coming):
+                return
+            balancer.retire(worker)
+            if not renewal.overlap:
+                self._staff.tell(place, Event.DRAIN, now)
+        if worker.batch is None:
+            if renewal.overlap:
+                self._staff.end(old, now)
+            else:
+                self._staff.tell(place, Event.DRAINED, now)
+            self._left(renewal)
+
+    def _coming(self, renewal: Renewal) -> frozenset[str]:
+        specs = renewal.specs if renewal.specs is not None else renewal.place.specs
+        return frozenset(spec.name for spec in specs)
+
+    def _left(self, renewal: Renewal) -> None:
+        if renewal.overlap:
+            self._apply(renewal)
+            self._finish(None)
+        else:
+            renewal.step = _Step.STOPPING
+
+    def _stopping(self, renewal: Renewal, now: float) -> None:
+        place = renewal.place
+        if place.member is not None or place.slot.state not in (State.STOPPED, State.FAILED, State.BACKOFF):
+            return
+        place.due = None
+        if renewal.remove:
+            self._staff.drop(place)
+            self._finish(None)
+            return
+        self._apply(renewal)
+        self._staff.tell(place, Event.RESTART, now)
+        renewal.step = _Step.STARTING
+
+    def _starting(self, renewal: Renewal, _now: float) -> None:
+        slot = renewal.place.slot
+        if slot.state is State.READY:
+            self._finish(None)
+        elif slot.state in (State.FAILED, State.STOPPED):
+            self._finish(slot.last_error or str(slot.state))
+
+    def _apply(self, renewal: Renewal) -> None:
+        if renewal.specs is not None:
+            renewal.place.specs = renewal.specs
+        if renewal.placement is not None:
+            renewal.place.placement = renewal.placement
+
+    def _finish(self, error: str | None) -> None:
+        renewal, self._current = self._current, None
+        assert renewal is not None  # it is the one that ends
+        level = logging.INFO if error is None else logging.ERROR
+        message = "renewed" if error is None else "not renewed"
+        event(log, level, message, **renewal.place.fields, why=renewal.why, cause=error)
+        if renewal.done is not None:
+            renewal.done(error)
