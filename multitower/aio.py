@@ -21,6 +21,7 @@ from multitower.requests import (
     no_room,
     not_ready,
 )
+from multitower.retries import RETRIES
 
 if TYPE_CHECKING:
     from multitower.requests import Outputs
@@ -37,10 +38,11 @@ class AsyncClient:
         timeout: see `Client`.
         connect_timeout: see `Client`.
         max_outstanding: see `Client`.
+        retries: see `Client`.
 
     Raises:
         Unavailable: `not_listening`: the endpoint is malformed.
-        ValueError: a time or a number that is not more than 0.
+        ValueError: a time or a number that is too small.
     """
 
     def __init__(
@@ -50,10 +52,11 @@ class AsyncClient:
         timeout: float = wire.DEFAULT_TIMEOUT_S,
         connect_timeout: float = CONNECT_TIMEOUT_S,
         max_outstanding: int = MAX_OUTSTANDING,
+        retries: int = RETRIES,
     ) -> None:
         if max_outstanding < 1:
             raise ValueError(f"max_outstanding must be 1 or more, not {max_outstanding}")
-        self._requests = Requests(endpoint, timeout, connect_timeout)
+        self._requests = Requests(endpoint, timeout, connect_timeout, retries)
         self._room = asyncio.Semaphore(max_outstanding)
         self._max_outstanding = max_outstanding
         self._finalizer = weakref.finalize(self, self._requests.connection.stop)

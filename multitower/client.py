@@ -22,6 +22,7 @@ from multitower.requests import (
     no_room,
     not_ready,
 )
+from multitower.retries import RETRIES
 
 if TYPE_CHECKING:
     from multitower.requests import Outputs
@@ -56,10 +57,12 @@ class Client:
         timeout: seconds until a request fails with `DeadlineExceeded`, unless it gives its own.
         connect_timeout: seconds that a request waits for a daemon to listen before it fails with `Unavailable`.
         max_outstanding: requests that may wait for their answers at one time; `submit` waits for room.
+        retries: how often a request is sent again, within its time, that the daemon refused without running it: its
+            queue was full, or its model is loading. 0 for never.
 
     Raises:
         Unavailable: `not_listening`: the endpoint is malformed.
-        ValueError: a time or a number that is not more than 0.
+        ValueError: a time or a number that is too small.
     """
 
     def __init__(
@@ -69,10 +72,11 @@ class Client:
         timeout: float = wire.DEFAULT_TIMEOUT_S,
         connect_timeout: float = CONNECT_TIMEOUT_S,
         max_outstanding: int = MAX_OUTSTANDING,
+        retries: int = RETRIES,
     ) -> None:
         if max_outstanding < 1:
             raise ValueError(f"max_outstanding must be 1 or more, not {max_outstanding}")
-        self._requests = Requests(endpoint, timeout, connect_timeout)
+        self._requests = Requests(endpoint, timeout, connect_timeout, retries)
         self._room = _Room(max_outstanding)
         # Without `close`, the thread ends once nothing refers to the client any more.
         self._finalizer = weakref.finalize(self, self._requests.connection.stop)
@@ -111,7 +115,7 @@ class Client:
         Raises:
             InvalidRequest: the request is wrong; the message names the field.
             NotFound: there is no such model or version.
-            Overloaded: the model's queue is full.
+            Overloaded: the model's queue is full, and was so at each retry, or the next one would come too late.
             DeadlineExceeded: no answer in time.
             Unavailable: no daemon listens, the connection was lost, or no worker serves the model.
             Poisoned: workers died while they executed the request.

@@ -1,8 +1,8 @@
 """One connection to a daemon: a DEALER socket and the thread that owns it. The clients are thin fronts of it.
 
 Calls are handed over through a deque, and the thread is woken through a pipe only when it sleeps, so that a burst of
-calls costs one wake-up. The thread connects, asks the daemon for its limits, sends, receives, expires, and fails what
-is outstanding when the connection is lost; each call gets exactly one outcome.
+calls costs one wake-up. The thread connects, asks the daemon for its limits, sends, receives, sends again what was
+refused unrun, expires, and fails what is outstanding when the connection is lost; each call gets exactly one outcome.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from zmq.utils.monitor import recv_monitor_message
 from multitower import frames, wire
 from multitower.codec import error_of, read_header
 from multitower.errors import MultitowerError, Reason, make
+from multitower.retries import Retries
 
 CLOSE_S = 5.0
 RECONNECT_MS = 100
@@ -43,11 +44,12 @@ class Call:
         connect_by: when it fails if it could not be sent until then, monotonic seconds.
         done: takes the header and output frames of an `MT1:ok` reply, or the error; called once, in the
             connection's thread.
-        id: unique in its connection; set when it is sent.
+        id: unique in its connection; set each time that it is sent.
         over: it has its outcome, or nobody waits for it.
+        retries: how often it was refused and is sent again.
     """
 
-    __slots__ = ("body", "connect_by", "deadline", "done", "header", "id", "kind", "over")
+    __slots__ = ("body", "connect_by", "deadline", "done", "header", "id", "kind", "over", "retries")
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class Call:
         self.done = done
         self.id = b""
         self.over = False
+        self.retries = 0
 
 
 def _nobody(_: list[Any] | MultitowerError) -> None:
@@ -77,18 +80,20 @@ class Connection:
 
     Args:
         endpoint: the daemon's.
+        retries: how often a call that the daemon refused without running it is sent again.
 
     Attributes:
         endpoint: the same.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, retries: int = 0) -> None:
         self.endpoint = endpoint
         self._pid = os.getpid()
         self._new: deque[Call] = deque()
         self._cancelled: deque[Call] = deque()
         self._unsent: deque[Call] = deque()
         self._outstanding: dict[bytes, Call] = {}
+        self._retries = Retries(retries)
         self._next_check = float("inf")
         self._serial = 0
         self._limit = wire.DEFAULT_MAX_MESSAGE_SIZE
@@ -202,10 +207,12 @@ class Connection:
                 self._receive()
                 if self._monitor in ready:
                     self._watch()
+                now = time.monotonic()
+                if now >= self._retries.due:
+                    self._new.extend(self._retries.take(now))
                 self._take_new()
                 self._take_cancelled()
                 self._send()
-                now = time.monotonic()
                 if now >= self._next_check:
                     self._expire(now)
         finally:
@@ -213,9 +220,10 @@ class Connection:
             self._end()
 
     def _timeout_ms(self) -> int | None:
-        if self._next_check == float("inf"):
+        until = min(self._next_check, self._retries.due)
+        if until == float("inf"):
             return None
-        return min(max(0, int((self._next_check - time.monotonic()) * 1000) + 1), LONGEST_SLEEP_MS)
+        return min(max(0, int((until - time.monotonic()) * 1000) + 1), LONGEST_SLEEP_MS)
 
     def _take_new(self) -> None:
         while self._new:
@@ -232,6 +240,7 @@ class Connection:
                 continue
             # Those who wait for several futures at once hear of a cancelled one only through this.
             self._settle(call, make(Reason.CANCELLED, "the request was cancelled"))
+            call.body = ()  # where it waits to be sent, it stays until its turn comes
             if self._outstanding.pop(call.id, None) is not None:
                 self._give_up(call)
 
@@ -275,7 +284,10 @@ class Connection:
             call = self._outstanding.pop(id, None)
             if call is None:
                 continue  # cancelled or expired meanwhile
-            self._settle(call, [header, *message[4:]] if kind == wire.OK else error_of(header))
+            if kind == wire.OK:
+                self._settle(call, [header, *message[4:]])
+            elif not self._retries.add(call, error := error_of(header), time.monotonic()):
+                self._settle(call, error)
 
     def _watch(self) -> None:
         while True:
@@ -341,7 +353,7 @@ class Connection:
 
     def _end(self) -> None:
         self._take_new()
-        for call in (*self._unsent, *self._outstanding.values()):
+        for call in (*self._unsent, *self._outstanding.values(), *self._retries.take(float("inf"))):
             self._settle(call, make(Reason.CLOSED, "this client has been closed"))
         self._unsent.clear()
         self._outstanding.clear()

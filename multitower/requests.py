@@ -48,17 +48,20 @@ class Requests:
         endpoint: `ipc://PATH` or `tcp://HOST:PORT`; None takes `MULTITOWER_ENDPOINT`, else the default one.
         timeout: seconds for a request that gives none of its own.
         connect_timeout: seconds that a request waits for a daemon to listen.
+        retries: how often a request is sent again that the daemon refused without running it.
     """
 
-    def __init__(self, endpoint: str | None, timeout: float, connect_timeout: float) -> None:
+    def __init__(self, endpoint: str | None, timeout: float, connect_timeout: float, retries: int = 0) -> None:
         for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):
             if not seconds > 0:
                 raise ValueError(f"{name} must be more than 0 seconds, not {seconds}")
+        if retries < 0:
+            raise ValueError(f"retries must be 0 or more, not {retries}")
         self.endpoint = endpoint or os.environ.get(wire.ENDPOINT_VARIABLE) or wire.DEFAULT_ENDPOINT
         self.timeout = timeout
         self._connect_timeout = connect_timeout
         self._codec = Codec()
-        self.connection = Connection(self.endpoint)
+        self.connection = Connection(self.endpoint, retries)
 
     def infer(
         self,

@@ -36,6 +36,7 @@ class ModelSpec(_Json):
         max_batch_size: rows a batch at the most; 0 means that requests are never batched together.
         allowed_batch_sizes: sizes a batch is padded to, ascending, the last being `max_batch_size`; empty for
             no padding.
+        fingerprint: of what lies at `path`, so that a reload sees that it is another model; empty for handlers.
         safe_rows: rows that an earlier worker of the slot found to fit into the device's memory; 0 while that is
             unknown.
     """
@@ -48,6 +49,7 @@ class ModelSpec(_Json):
     signature: str | None = None
     max_batch_size: int = 0
     allowed_batch_sizes: tuple[int, ...] = ()
+    fingerprint: str = ""
     safe_rows: int = 0
 
     @classmethod

@@ -212,8 +212,8 @@ def decode(datatype: str, shape: Sequence[int], data: bytes | memoryview) -> Arr
     The array is a view of `data`, and read-only where `data` is.
 
     Raises:
-        InvalidRequest: `size_mismatch` when the bytes do not fit the shape; `datatype_mismatch` for BF16
-            without ml_dtypes.
+        InvalidRequest: `size_mismatch` when the bytes do not fit the shape; `shape_invalid` when numpy has no such
+            array, though it is empty; `datatype_mismatch` for BF16 without ml_dtypes.
     """
     count = element_count(shape)
     if datatype == BYTES:
@@ -228,5 +228,9 @@ def decode(datatype: str, shape: Sequence[int], data: bytes | memoryview) -> Arr
             f"{len(data)} bytes, but {datatype} of shape {list(shape)} takes {count * dtype.itemsize}",
         )
     if not count:
-        return np.empty(shape, dtype)
+        try:
+            return np.empty(shape, dtype)
+        except ValueError:
+            # An empty array may still have a dimension that numpy cannot count.
+            raise make(Reason.SHAPE_INVALID, f"the shape {list(shape)} is larger than any array") from None
     return np.frombuffer(data, dtype=dtype).reshape(shape)

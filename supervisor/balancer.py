@@ -11,7 +11,7 @@ passed) and carries out what comes back: batches to send, and answers to give. T
   device where there is one, until as many workers have died with it as `retry` allows. One that crashed a worker
   alone is kept in quarantine.
 - While a new version of a model takes over, workers of both serve. A request runs on one of the contract that it was
-  checked against, and all parts of a split one on one version.
+  checked against, and all parts of a split one on one edition.
 """
 
 from __future__ import annotations
@@ -127,11 +127,11 @@ class Balancer:
         for request, answer in zip(batch.requests, answers, strict=True):
             if request.over:
                 self.late += 1
-                (request.parent or request).frames = request.frames = ()
             elif request.parent is not None:
                 self._part_done(request.parent, request, answer)
             else:
                 self._settle(request, answer)
+            _let_go(request)
         return batch
 
     def cancel(self, sender: tuple[object, ...], request_id: bytes) -> int:
@@ -281,12 +281,12 @@ class Balancer:
         while able:
             worker = self._choose(able)
             assert worker is not None  # there is one
-            version, most = worker.serves[queue.model].version, worker.safe_rows.get(queue.model, 0)
+            edition, most = worker.serves[queue.model].edition, worker.safe_rows.get(queue.model, 0)
             while (key := queue.due(now, worker.can_run)) is not None:
-                requests = queue.take(key, now, self._settle, len(able), version, most)
+                requests = queue.take(key, now, self._settle, len(able), edition, most)
                 if requests:
                     return self._give(worker, key, requests, now)
-            # What waits is for workers of another version.
+            # What waits is for workers of another edition.
             able.remove(worker)
         return None
 
@@ -310,14 +310,15 @@ class Balancer:
         request.deaths += 1
         request.avoid = worker.device
         whole = request.parent or request
-        if to_blame and (request.deaths > queue.limits.retry or request.over) and whole.frames:
+        gone = whole.phase is Phase.DONE
+        if to_blame and (gone or (request.deaths > queue.limits.retry and not request.over)) and whole.frames:
             self.quarantine.add(whole, now, queue.limits.quarantine_s)
         if request.over:
-            whole.frames = request.frames = ()
+            pass  # nobody waits for it
         elif request.deaths <= queue.limits.retry:
             hopeless = self.hopeless(queue.model)
             if hopeless is not None:
-                self._settle(request.parent or request, hopeless)
+                self._settle(whole, hopeless)
             else:
                 queue.push_suspect(request)
         elif queue.limits.retry == 0:
@@ -325,9 +326,10 @@ class Balancer:
         else:
             message = f"{request.deaths} workers died while they executed this request; do not send it again"
             self._settle(whole, make(Reason.POISONED, message))
+        _let_go(request)
 
     def _begin_again(self) -> None:
-        """Requests of which parts are to come, while no worker of their version is left, begin again as a whole."""
+        """Requests of which parts are to come, while no worker of their edition is left, begin again as a whole."""
         if not self._split:
             return
         left = [worker for worker in self.workers if not worker.retiring]
@@ -384,14 +386,13 @@ class Balancer:
         queue = self.queues[request.plan.model]
         if request.phase is Phase.WAITING:
             queue.remove(request)
-        running = request.phase is Phase.RUNNING and expired
+        # Until its batch is back: should it kill its worker yet, it is to be known again.
+        if request.phase is not Phase.RUNNING:
+            request.frames = ()
         request.phase = Phase.DONE
         if request.join is not None:
             self._drop_parts(request)
             request.join = None
-        # Until its batch is back: should it kill its worker yet, it is to be known again.
-        if not running:
-            request.frames = ()
         if not expired:
             self._deadlines.remove(request)
         key = (request.sender, request.id)
@@ -400,6 +401,13 @@ class Balancer:
         if not twins:
             del self._by_sender[key]
         self._replies.append(Reply(request, answer))
+
+
+def _let_go(request: Request) -> None:
+    """The batch of a request or part is back, and nobody needs its tensors any more if it has its answer."""
+    for each in (request, request.parent):
+        if each is not None and each.phase is Phase.DONE:
+            each.frames = ()
 
 
 def _retry_after_ms(queue: ModelQueue, now: float) -> int:

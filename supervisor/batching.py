@@ -193,7 +193,7 @@ class ModelQueue:
         now: float,
         fail: Callable[[Request, MultitowerError], None],
         free: int = 1,
-        version: str = "",
+        edition: int = 0,
         most: int = 0,
     ) -> list[Request]:
         """Takes the next batch of a key: from the first on, as many whole requests as fit.
@@ -206,7 +206,7 @@ class ModelQueue:
             now: monotonic seconds.
             fail: is told of requests that left the queue otherwise: expired, or impossible to split.
             free: workers that could take a batch now, the one that this batch is for among them.
-            version: of the model on that one; all parts of a request run on one.
+            edition: of the model on that one; all parts of a request run on one.
             most: rows that it has memory for; 0 for as many as the key allows.
 
         Returns:
@@ -223,8 +223,8 @@ class ModelQueue:
                     self._leave(request)
                     fail(request, make(Reason.DEADLINE, "the request's time was over before a worker was free"))
                 elif key.max_batch_size and request.rows > key.max_batch_size:
-                    if request.join is None or request.join.version == version:
-                        room -= self._peel(request, queue, room, taken, fail, version)
+                    if request.join is None or request.join.edition == edition:
+                        room -= self._peel(request, queue, room, taken, fail, edition)
                 elif request.rows <= room or not taken:
                     self._leave(request)
                     taken.append(request)
@@ -242,11 +242,11 @@ class ModelQueue:
         room: int,
         taken: list[Request],
         fail: Callable[[Request, MultitowerError], None],
-        version: str,
+        edition: int,
     ) -> int:
         """Moves rows of a large request into a batch; returns how many."""
         if request.join is None:
-            request.join = Join(request, version)
+            request.join = Join(request, edition)
         rows = min(room, request.join.rows_left)
         try:
             part = request.join.peel(rows)

@@ -22,6 +22,7 @@ import zmq
 from multitower.errors import Reason, make
 from multitower.exits import Exit
 from multitower.supervisor import devices, settings
+from multitower.supervisor.capacity import Capacity
 from multitower.supervisor.config import Config
 from multitower.supervisor.config_source import ConfigError
 from multitower.supervisor.control import Control, Done
@@ -31,8 +32,10 @@ from multitower.supervisor.front import Front
 from multitower.supervisor.health import take_heartbeats
 from multitower.supervisor.log import event
 from multitower.supervisor.member import Member
+from multitower.supervisor.notify import Notifier
 from multitower.supervisor.reload import Reload, why_not
 from multitower.supervisor.renewal import Renewal
+from multitower.supervisor.resources import Sampler
 from multitower.supervisor.router import Router
 from multitower.supervisor.runtime import HeldError, RuntimeDir
 from multitower.supervisor.settings import Settings
@@ -45,6 +48,12 @@ DRAINED_LINGER_MS = 2000
 
 FORCED_LINGER_MS = 200
 """The same after a second signal."""
+
+TELL_S = 0.25
+"""Seconds from one account of how things stand to the next."""
+
+EXTENSION_S = 30.0
+"""Seconds that a service manager is asked to wait for models that load; asked again while they do."""
 
 
 class StartError(Exception):
@@ -77,11 +86,14 @@ class Daemon:
         self._signals: list[int] = []
         self._stop_by: float | None = None
         self._forced = False
-        self._ready_once = False
+        self._ready_once = self._told_ready = False
+        self._tell_at = 0.0
         self._reloading = False
         self._reload_again = False
         self._errands = Errands()
+        self._notifier = Notifier()
         with contextlib.ExitStack() as undo:
+            undo.callback(self._notifier.close)
             self._settings = _guarded(functools.partial(_make, config))
             undo.callback(self._errands.close)
             runtime = _guarded(functools.partial(RuntimeDir, config.runtime_dir))
@@ -102,6 +114,9 @@ class Daemon:
             front = _guarded(functools.partial(Front, self._context, endpoint, config.max_message_size))
             undo.callback(front.close)
             self._control = Control(front, self._answer, self._reload, self._restart)
+            self._sampler = Sampler()
+            undo.callback(self._sampler.close)
+            self._capacity = Capacity(self._sampler)
             self._poller = zmq.Poller()
             self._epoll = select.epoll()
             self._members: dict[Any, Member] = {}
@@ -115,6 +130,8 @@ class Daemon:
                 router=self.router,
                 watch=self._watch,
                 unwatch=self._unwatch,
+                fits=self._capacity.fits,
+                rss=self._capacity.rss,
             )
             self._runtime = runtime
             self.reporter = Reporter(
@@ -123,6 +140,7 @@ class Daemon:
                 self._settings.fleet.models,
                 config.max_message_size,
                 started=time.monotonic(),
+                sampler=self._sampler,
                 control=endpoint,
             )
             undo.pop_all()
@@ -191,17 +209,46 @@ class Daemon:
             now = time.monotonic()
             self.fleet.tick(now)
             self.router.flush(now)
-            if not self._ready_once and self.reporter.readiness()["ready"]:
-                self._ready_once = True
-                event(log, logging.INFO, "daemon ready", after_s=round(now - self.reporter.started, 3))
+            if now >= self._tell_at:
+                self._tell(now)
+            self._notifier.watchdog(now)
             self._on_signals(now)
             code = self._over(now)
             if code is not None:
                 return code
 
+    def _tell(self, now: float) -> None:
+        """Tells the log and the service manager how things stand, and the sampler whom to measure."""
+        self._tell_at = now + TELL_S
+        places = self.fleet.places
+        self._sampler.watch(
+            {
+                place.slot.number: (place.member.process.pid, place.placement.device)
+                for place in places
+                if place.member is not None
+            }
+        )
+        if not self._ready_once and self.reporter.readiness()["ready"]:
+            self._ready_once = True
+            event(log, logging.INFO, "daemon ready", after_s=round(now - self.reporter.started, 3))
+        notifier, line = self._notifier, self.reporter.line()
+        if not self._told_ready and self.reporter.settled:
+            # Also when something failed: what works is served, and the status tells the rest.
+            self._told_ready = True
+            notifier.ready(line)
+        notifier.status(line)
+        if not self._told_ready or self._reloading or self.reporter.state != "running":
+            notifier.extend(EXTENSION_S)
+
     def _timeout_ms(self) -> int | None:
         now = time.monotonic()
-        times = [self.fleet.next_wake(now), self.router.balancer.next_wake(), self._stop_by]
+        times = [
+            self.fleet.next_wake(now),
+            self.router.balancer.next_wake(),
+            self._notifier.next_wake(),
+            self._tell_at,
+            self._stop_by,
+        ]
         due = min((moment for moment in times if moment is not None), default=None)
         return None if due is None else max(0, math.ceil((due - now) * 1000))
 
@@ -220,6 +267,7 @@ class Daemon:
                 event(log, logging.INFO, "draining", signal=name, outstanding=self.router.balancer.outstanding)
                 self.reporter.state = "draining"
                 self.router.draining = True
+                self._notifier.stopping(self.reporter.line())
                 self._stop_by = now + self._settings.config.drain_timeout
             else:
                 event(log, logging.WARNING, "ending now", signal=name)
@@ -297,6 +345,7 @@ class Daemon:
             done(make(Reason.DRAINING, "a reload is under way; another one follows it", retry_after_ms=1000))
             return
         self._reloading = True
+        self._notifier.reloading()
         event(log, logging.INFO, "reloading", config=self._settings.config.path)
         self._errands.run(lambda: settings.make(self._read_config()), lambda outcome: self._apply(outcome, done))
 
@@ -332,6 +381,8 @@ class Daemon:
         self._reload_once_more()
 
     def _reload_once_more(self) -> None:
+        if self._told_ready and self.reporter.state == "running":
+            self._notifier.ready(self.reporter.line())
         if self._reload_again:
             self._reload_again = False
             self._reload(lambda _: None)
@@ -382,6 +433,8 @@ class Daemon:
     def _close(self) -> None:
         self.fleet.close()
         self._errands.close()
+        self._sampler.close()
+        self._notifier.close()
         self._control.front.close(FORCED_LINGER_MS)
         self._close_fronts(FORCED_LINGER_MS if self._forced else DRAINED_LINGER_MS)
         self._epoll.close()

@@ -94,6 +94,7 @@ class Fleet:
         for placement in placements:
             self.add(placement)
         self._stopping = False
+        self._editions: dict[bytes, int] = {}
         self._ending: list[Member] = []  # told to end, or dead and not yet buried
 
     # What happens.
@@ -290,10 +291,15 @@ class Fleet:
                 return None
             event(log, logging.INFO, "worker started", **member.process.fields)
         member.place = place
+        member.editions = {spec.name: self._edition(spec) for spec in specs}
         if self.settings.max_requests is not None:
             # Not all at once, where all have had the same share of the requests.
             member.request_limit = self.settings.max_requests * self._rng.uniform(0.9, 1.1)
         return member
+
+    def _edition(self, spec: ModelSpec) -> int:
+        """A number for a model as it is configured now, equal as long as that is equal."""
+        return self._editions.setdefault(replace(spec, safe_rows=0).to_json(), len(self._editions))
 
     def _report_of_successor(self, place: Place, member: Member, report: WorkerReport, now: float) -> None:
         if report.state == "failed" or any(model.state != "ready" for model in report.models):
@@ -325,7 +331,7 @@ class Fleet:
                 self._log_failed_model(place, model)
         serving = [model for model in report.models if model.state == "ready"]
         member.channel = self._router.worker_ready(
-            place.slot.number, place.placement.device, member.process, serving, now
+            place.slot.number, place.placement.device, member.process, serving, member.editions, now
         )
         member.channel.worker.safe_rows.update(place.safe_rows)
         away = None if place.away_since is None else round(now - place.away_since, 3)

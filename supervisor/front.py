@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,10 @@ MAX_HOPS = 16
 
 RECEIVE_HWM = 64
 SEND_HWM = 1000
+"""Replies that one client may leave unread; libzmq counts messages, not their bytes."""
+
+MAX_UNREAD_BYTES = 512 << 20
+"""Bytes of large frames that one client may leave unread, beside `SEND_HWM` replies of small ones."""
 
 
 class Incoming(NamedTuple):
@@ -30,6 +35,39 @@ class Incoming(NamedTuple):
 
     address: tuple[bytes, ...]
     body: list[Any] | None
+
+
+class UnreadBytes:
+    """The large frames of replies that libzmq still holds for each client: those that it has not written yet."""
+
+    def __init__(self) -> None:
+        self._held: dict[bytes, deque[tuple[zmq.MessageTracker, int]]] = {}
+
+    def of(self, client: bytes) -> int:
+        """Bytes held for a client."""
+        held = self._held.get(client)
+        if held is None:
+            return 0
+        while held and held[0][0].done:
+            held.popleft()
+        if not held:
+            del self._held[client]
+        return sum(size for _, size in held)
+
+    def track(self, client: bytes, frame: Any) -> Any:
+        """The frame as it is to be sent, counted as held until libzmq lets it go; small ones are as they were."""
+        if len(frame) < frames.BULKY_BYTES:
+            return frame
+        tracked = zmq.Frame(frame if type(frame) is bytes else memoryview(frame), track=True, copy=False)
+        if len(self._held) >= MAX_CLIENTS:
+            for other in list(self._held):
+                self.of(other)  # forgets those that have read all
+        self._held.setdefault(client, deque()).append((tracked.tracker, len(frame)))
+        return tracked
+
+
+MAX_CLIENTS = 1024
+"""Clients with unread frames that are kept apart before those who have read theirs are looked for."""
 
 
 class Front:
@@ -51,6 +89,7 @@ class Front:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, max_message_size: int) -> None:
         self.dropped = 0
+        self._unread = UnreadBytes()
         self._path = Path(endpoint.removeprefix(IPC)) if endpoint.startswith(IPC) else None
         if self._path is not None and self._path.exists() and not self._path.is_socket():
             raise FileExistsError(f"cannot listen on {endpoint}: {self._path} is a file that is no socket")
@@ -102,6 +141,12 @@ class Front:
 
     def reply(self, address: Sequence[bytes], kind: bytes, id: bytes, body: Sequence[Any]) -> None:
         """Sends a reply; a client that has left or does not read loses it, and it is counted."""
+        bulk = sum(len(frame) for frame in body if len(frame) >= frames.BULKY_BYTES)
+        if bulk:
+            if self._unread.of(address[0]) + bulk > MAX_UNREAD_BYTES:
+                self.dropped += 1
+                return
+            body = [self._unread.track(address[0], frame) for frame in body]
         try:
             frames.send(self.socket, (*address, wire.DELIMITER, kind, id, *body))
         except zmq.ZMQError as error:

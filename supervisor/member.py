@@ -28,6 +28,7 @@ class Member:
         cause: how it ended, once it has.
         bury_at: when it is buried at the latest, once it has ended.
         request_limit: requests after which it is replaced.
+        editions: a number for what it loads of each model; see `serving.Served`.
     """
 
     process: WorkerProcess
@@ -40,6 +41,7 @@ class Member:
     cause: ExitCause | None = None
     bury_at: float = 0.0
     request_limit: float = float("inf")
+    editions: dict[str, int] = field(default_factory=dict)
 
     @property
     def told_cause(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -176,13 +176,20 @@ class Router:
     # Workers.
 
     def worker_ready(
-        self, slot: int, device: str, process: WorkerProcess, reports: Iterable[ModelReport], now: float
+        self,
+        slot: int,
+        device: str,
+        process: WorkerProcess,
+        reports: Iterable[ModelReport],
+        editions: Mapping[str, int],
+        now: float,
     ) -> Channel:
-        """A worker serves the models of these reports from now on."""
+        """A worker serves the models of these reports from now on; `editions` are those of `serving.Served`."""
         serves = {}
         for report in reports:
             if report.name in self.balancer.queues:
-                serves[report.name] = self.admission.describe(report)
+                served = self.admission.describe(report)
+                serves[report.name] = served._replace(edition=editions.get(report.name, 0))
                 self.balancer.hope(report.name)
         worker = self.balancer.add_worker(slot, device, serves, now)
         channel = self.channels[worker] = Channel(worker, process)

@@ -15,10 +15,12 @@ class Served(NamedTuple):
     Attributes:
         version: the model's.
         contract: a number for its inputs, outputs and batching, equal where these are equal.
+        edition: a number for what was loaded: its version, and how it was configured.
     """
 
     version: str = "1"
     contract: int = 0
+    edition: int = 0
 
 
 class Worker:
@@ -65,9 +67,9 @@ class Worker:
             return False
         if key.version and key.version != served.version:
             return False
-        # All parts of a request run on one version.
+        # All parts of a request run on one edition.
         join = request.join if request.parent is None else request.parent.join
-        return join is None or join.version == served.version
+        return join is None or join.edition == served.edition
 
 
 def choose_worker(free: Iterable[Worker]) -> Worker | None:

@@ -11,7 +11,7 @@ from multitower.supervisor.batching import QueueLimits
 from multitower.supervisor.config import Config, ModelConfig
 from multitower.supervisor.fleet_settings import FleetSettings
 from multitower.supervisor.restart import RestartPolicy
-from multitower.supervisor.versions import latest_version
+from multitower.supervisor.versions import fingerprint, latest_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,4 +73,7 @@ def _limits(model: ModelConfig) -> QueueLimits:
 
 
 def _pin_version(spec: ModelSpec) -> ModelSpec:
-    return spec if spec.path is None else dataclasses.replace(spec, version=latest_version(spec.path))
+    if spec.path is None:
+        return spec
+    version = latest_version(spec.path)
+    return dataclasses.replace(spec, version=version, fingerprint=fingerprint(spec.path, version))

@@ -20,17 +20,17 @@ class Join:
 
     Args:
         request: the whole.
-        version: the model's version that all parts must run on.
+        edition: of the model, that all parts must run on; see `serving.Served`.
 
     Attributes:
         next_row: the first row that no part has yet.
-        version: as given.
+        edition: as given.
         parts: those made so far.
     """
 
-    def __init__(self, request: Request, version: str = "") -> None:
+    def __init__(self, request: Request, edition: int = 0) -> None:
         self.next_row = 0
-        self.version = version
+        self.edition = edition
         self.parts: list[Request] = []
         self._request = request
         # Where the next row begins in each frame; only BYTES needs it, whose elements differ in length.

@@ -18,6 +18,7 @@ from multitower.errors import Reason, make
 from multitower.spec import ModelReport, ModelSpec, TensorReport
 from multitower.supervisor.fleet import Fleet
 from multitower.supervisor.member import Place
+from multitower.supervisor.resources import Sampler
 from multitower.supervisor.router import Router
 from multitower.supervisor.slot import State
 
@@ -33,6 +34,7 @@ class Reporter:
         models: as configured.
         max_message_size: bytes.
         started: monotonic seconds.
+        sampler: measures what the workers use of the machine.
         state: `starting`, `running`, `draining` or `stopping`; the daemon keeps it up to date.
         control: the operator's endpoint.
     """
@@ -42,6 +44,7 @@ class Reporter:
     models: Sequence[ModelSpec]
     max_message_size: int
     started: float
+    sampler: Sampler | None = None
     state: str = "running"
     control: str | None = None
 
@@ -77,6 +80,18 @@ class Reporter:
         slots_ready = sum(place.slot.state is State.READY for place in self.fleet.places)
         return {"ready": ready, "slots_ready": slots_ready, "slots_total": len(self.fleet.places)}
 
+    def line(self) -> str:
+        """The state in one line, for a service manager."""
+        state = self.readiness()
+        models = ", ".join(f"{model.name} {self._slots_ready(model.name)}" for model in self.models)
+        return f"{self.state}: {state['slots_ready']}/{state['slots_total']} slots ready; workers per model: {models}"
+
+    @property
+    def settled(self) -> bool:
+        """Each model has a ready slot, or nothing that is on its way could give it one."""
+        on_the_way = (State.STARTING, State.LOADING, State.BACKOFF)
+        return self.readiness()["ready"] or not any(place.slot.state in on_the_way for place in self.fleet.places)
+
     def status(self, now: float) -> dict[str, Any]:
         """The whole state, for operators and programs."""
         router = self.router
@@ -99,12 +114,14 @@ class Reporter:
                     for entry in router.balancer.quarantine.entries(now)
                 ],
             },
-            "slots": [self._slot(place) for place in self.fleet.places],
+            "slots": [self._slot(place, now) for place in self.fleet.places],
             "models": [self._model(model) for model in self.models],
         }
 
-    def _slot(self, place: Place) -> dict[str, Any]:
+    def _slot(self, place: Place, now: float) -> dict[str, Any]:
         channel = place.channel
+        sample = self.sampler.sample(place.slot.number) if self.sampler is not None else None
+        window = channel.window if channel is not None else None
         return {
             "slot": place.slot.number,
             "state": str(place.slot.state),
@@ -116,6 +133,18 @@ class Reporter:
             "depth": channel.worker.depth if channel is not None else 0,
             "completed": place.completed + (channel.worker.completed if channel is not None else 0),
             "last_error": place.slot.last_error,
+            "safe_rows": dict(place.safe_rows),
+            "batch_ms": {
+                "p50": _ms(window.p50_ms(now)) if window is not None else None,
+                "p99": _ms(window.p99_ms(now)) if window is not None else None,
+            },
+            "rows_per_s": round(window.rows_per_second(now), 1) if window is not None else 0.0,
+            "rss_bytes": sample.rss_bytes if sample is not None else None,
+            "cpu_percent": sample.cpu_percent if sample is not None else None,
+            "device_memory_bytes": sample.device_memory_bytes if sample is not None else None,
+            "device_memory_of": sample.device_memory_of if sample is not None else None,
+            "utilization_percent": sample.utilization_percent if sample is not None else None,
+            "device_present": sample.device_present if sample is not None else None,
             "models": [
                 {"name": model.name, "version": model.version, "state": model.state, "cause": model.cause}
                 for model in place.models
@@ -219,6 +248,10 @@ def _config(report: ModelReport) -> dict[str, Any]:
         "input": side(report.inputs),
         "output": side(report.outputs),
     }
+
+
+def _ms(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else round(milliseconds, 3)
 
 
 def _tensor(tensor: TensorReport) -> dict[str, Any]:

@@ -29,3 +29,11 @@ def latest_version(path: str | Path) -> str | None:
         return None
     versions = [entry.name for entry in path.iterdir() if is_version(entry) and is_saved_model(entry)]
     return max(versions, key=int, default=None)
+
+
+def fingerprint(path: str | Path, version: str | None) -> str:
+    """Differs when a model was written again in its place: from the time and the size of its main file."""
+    path = Path(path) / version if version is not None else Path(path)
+    files = [path] if path.is_file() else [path / name for name in SAVED_MODEL_FILES]
+    found = [file.stat() for file in files if file.is_file()]
+    return ",".join(f"{status.st_mtime_ns}-{status.st_size}" for status in found)

@@ -114,6 +114,13 @@ class Executor:
     def _is_proven(self, key: KeySpec) -> bool:
         return self._proven or key in self._proven_keys
 
+    def _may_split(self, key: KeySpec) -> bool:
+        """Parts of one request may be run by themselves, and their outputs joined: each row is computed alone."""
+        declared = self._model.outputs
+        return self._is_proven(key) or (
+            declared is not None and all(output.shape and output.shape[0] == -1 for output in declared)
+        )
+
     def _run_alone(self, key: KeySpec, entry: _Entry, answers: list[Answer | None]) -> None:
         try:
             answers[entry.place] = self._reply(self._infer(key, entry.arrays), None)
@@ -169,7 +176,8 @@ class Executor:
             if len(entries) == 1:
                 answers[entries[0].place] = self._to_error(error)
                 return False
-            step = (len(entries) + 1) // 2 if self._is_proven(key) else 1
+            halve = self._is_proven(key) or memory.is_exhausted(error)
+            step = (len(entries) + 1) // 2 if halve else 1
             for start in range(0, len(entries), step):
                 self._run_joined(key, entries[start : start + step], answers)
             return False
@@ -199,17 +207,15 @@ class Executor:
             try:
                 return self._infer(key, arrays)
             except Exception as error:
-                # Parts of one request can only be joined where that is known to be right.
-                if size < 2 or not (memory.is_exhausted(error) and self._is_proven(key)):
+                if size < 2 or not (memory.is_exhausted(error) and self._may_split(key)):
                     raise
                 half = size // 2
                 self.safe_rows = max((allowed for allowed in self._allowed if allowed <= half), default=half)
                 log.warning("%s: no memory for %d rows, %d from now on: %s", self.name, size, self.safe_rows, error)
+        step = self.safe_rows  # which the first part may find to be too many
         parts = [
-            self._infer_within_memory(
-                key, batch.rows_of(arrays, start, self.safe_rows), min(self.safe_rows, size - start)
-            )
-            for start in range(0, size, self.safe_rows)
+            self._infer_within_memory(key, batch.rows_of(arrays, start, step), min(step, size - start))
+            for start in range(0, size, step)
         ]
         return batch.joined_outputs(parts)
 

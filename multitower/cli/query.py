@@ -67,14 +67,18 @@ def asks(command: Callable[..., int]) -> Callable[..., None]:
 def status(client: Client, as_json: bool) -> int:
     """Show the daemon, its slots and its models.
 
-    The exit code is 0 when each model has a ready worker, 69 when one has none or when no daemon answers.
+    The exit code is 0 when every slot is ready, 1 when every model is served but some slot is not ready, 69 when a
+    model has no ready worker, when the daemon is stopping, or when none answers.
     """
     state = client.status()
     if as_json:
         click.echo(json.dumps(state, indent=2))
     else:
         _print_status(state)
-    return Exit.OK if state["daemon"]["ready"] else Exit.UNAVAILABLE
+    daemon = state["daemon"]
+    if not daemon["ready"]:
+        return Exit.UNAVAILABLE
+    return Exit.OK if daemon["slots_ready"] == daemon["slots_total"] else Exit.DEGRADED
 
 
 def _print_status(state: dict[str, Any]) -> None:

@@ -67,13 +67,21 @@ class FakeGpus:
 
         Args:
             log_file: where cuInit of any process below leaves its line; see `read_log`.
-            nvml: settings of nvml.c by their names in small letters: `count=2`, `failure=9`, `lost=1`, ...
+            nvml: settings of nvml.c by their names in small letters: `count=2`, `failure=9`, `lost=1`, ...; with
+                `file=path`, `set_gpus(path, ...)` changes them while the subprocess runs.
         """
         inherited = os.environ.get("LD_LIBRARY_PATH")
         variables = {"LD_LIBRARY_PATH": os.pathsep.join([str(self.folder), *([inherited] if inherited else [])])}
         if log_file is not None:
             variables["FAKE_CUDA_LOG"] = str(log_file)
         return variables | {f"FAKE_NVML_{name.upper()}": str(value) for name, value in nvml.items()}
+
+
+def set_gpus(path: Path, **nvml: str | int) -> None:
+    """Changes, all at once, what the subprocesses with `file=path` see: settings as for `environment`, or none."""
+    new = path.with_suffix(".new")
+    new.write_text("".join(f"{name.upper()}={value}\n" for name, value in nvml.items()))
+    new.replace(path)
 
 
 @dataclass(frozen=True)

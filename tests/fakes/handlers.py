@@ -88,6 +88,15 @@ class Commanded:
             ctypes.string_at(0)
         if command == "exit":
             os._exit(int(argument))
+        if command == "stuck":
+            # In C code that lets no other thread of Python run.
+            while True:
+                ctypes.PyDLL(None).sleep(int(argument))
+        if command == "compute":
+            # The same, but it works.
+            until = time.process_time() + float(argument)
+            while time.process_time() < until:
+                sum(range(20_000_000))
         if command == "sleep":
             time.sleep(float(argument))
         if command == "shout":
@@ -101,6 +110,52 @@ class Commanded:
             threading.Timer(2 * float(argument), os._exit, (7,)).start()
             time.sleep(float(argument))
         return {"pid": np.array([os.getpid()], np.int64)}
+
+
+class Versioned:
+    """Echoes, and tells the `version` of its parameters and its process; slow where `seconds` says so."""
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Takes as long as `load_s` says."""
+        time.sleep(parameters.get("load_s", 0.0))
+        self._version = parameters.get("version", 1)
+        self._seconds = parameters.get("seconds", 0.0)
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """A row of version and pid for each row."""
+        time.sleep(self._seconds)
+        rows = len(next(iter(inputs.values())))
+        return {**inputs, "version": np.full(rows, self._version), "pid": np.full(rows, os.getpid())}
+
+
+class ResourceExhaustedError(Exception):
+    """Named as TensorFlow's."""
+
+
+class Hungry:
+    """A device with memory for `rows` rows; `leak` bytes stay with each call, and it is full after `calls`."""
+
+    inputs = [{"name": "x", "datatype": "INT64", "shape": [-1, 1]}]
+    outputs = [
+        {"name": "x", "datatype": "INT64", "shape": [-1, 1]},
+        {"name": "most", "datatype": "INT64", "shape": [-1]},
+    ]
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Nothing to load."""
+        self._rows, self._leak = parameters.get("rows", 1 << 30), parameters.get("leak", 0)
+        self._calls = parameters.get("calls", 1 << 30)
+        self._kept: list[bytearray] = []
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Echoes, and tells how many rows the call had."""
+        x = inputs["x"]
+        self._calls -= 1
+        if len(x) > self._rows or self._calls < 0:
+            raise ResourceExhaustedError(f"OOM when allocating tensor with shape {list(x.shape)}")
+        if self._leak:
+            self._kept.append(bytearray(os.urandom(1) * self._leak))
+        return {"x": x, "most": np.full(len(x), len(x))}
 
 
 class Broken:
@@ -171,8 +226,8 @@ class Reckoner:
         self._seconds = parameters.get("seconds", 0.0)
         until = time.monotonic() + parameters.get("load_seconds", 0.0)
         while parameters.get("busy") and time.monotonic() < until:
-            # One call in C for about a second; the interpreter's lock is not let go before it is over.
-            sum(range(50_000_000))
+            # One call in C for a second or more; the interpreter's lock is not let go before it is over.
+            sum(range(60_000_000))
         time.sleep(max(0.0, until - time.monotonic()))
 
     def infer(self, inputs: Arrays) -> Arrays:

@@ -1,30 +1,40 @@
-/* A stand-in for NVIDIA's libnvidia-ml.so.1: what the real Python bindings call to list GPUs.
+/* A stand-in for NVIDIA's libnvidia-ml.so.1: what the real Python bindings call to list and to watch GPUs.
  *
- * The variables below steer it; they are read at every call, so that a test may change its mind.
+ * The variables below steer it; they are read at every call, so that a test may change its mind. So is the file that
+ * FAKE_NVML_FILE names, whose lines NAME=VALUE (the names without FAKE_NVML_) come before the variables: with it a
+ * test changes what a running daemon sees. GPUs are counted from 0 by PCI address.
  *
- *   FAKE_NVML_UUIDS    the GPUs' UUIDs, separated by commas, at most 16 (default: the four below)
- *   FAKE_NVML_COUNT    how many of them there are (default: all)
- *   FAKE_NVML_FAILURE  the number of the error with which nvmlInit fails, such as 9: driver not loaded
- *   FAKE_NVML_LOST     the index of a GPU that answers "GPU is lost"
- *   FAKE_NVML_SPLIT    the index of a GPU in MIG mode
- *   FAKE_NVML_SHARED   the index of a GPU that has no memory of its own
- *   FAKE_NVML_REVERSED set: the GPUs are enumerated from the highest PCI address to the lowest
+ *   FAKE_NVML_UUIDS       the GPUs' UUIDs, separated by commas, at most 16 (default: the four below)
+ *   FAKE_NVML_COUNT       how many of them there are (default: all)
+ *   FAKE_NVML_FAILURE     the number of the error that every call gives, such as 9: driver not loaded
+ *   FAKE_NVML_LOST        the number of a GPU that answers "GPU is lost"
+ *   FAKE_NVML_SPLIT       the number of a GPU in MIG mode
+ *   FAKE_NVML_SHARED      the number of a GPU that has no memory of its own
+ *   FAKE_NVML_REVERSED    set: the GPUs are enumerated from the highest PCI address to the lowest
+ *   FAKE_NVML_UTILIZATION per cent of the time that every GPU computes (default: 0); -1 for "not supported"
+ *   FAKE_NVML_PROCESSES   GPU:PID:MIB for each process that computes, separated by commas; MIB -1 for "unknown"
+ *   FAKE_NVML_HANG        a file: while it exists, calls about a GPU's memory do not return
  *
  * The structures are those of nvml.h; no header of NVIDIA's is needed to build this.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define API __attribute__((visibility("default")))
 #define MAX_GPUS 16
-#define GIB (1024ULL * 1024 * 1024)
+#define MAX_TEXT 1024
+#define MIB (1024ULL * 1024)
+#define GIB (1024 * MIB)
+#define PREFIX "FAKE_NVML_"
 
 enum {
     SUCCESS = 0,
     UNINITIALIZED = 1,
     INVALID_ARGUMENT = 2,
     NOT_SUPPORTED = 3,
+    NOT_FOUND = 6,
     INSUFFICIENT_SIZE = 7,
     GPU_IS_LOST = 15,
     ARGUMENT_VERSION_MISMATCH = 25,
@@ -49,6 +59,16 @@ typedef struct {
     unsigned long long total, reserved, free, used;
 } memory_v2_t;
 
+typedef struct {
+    unsigned gpu, memory;
+} utilization_t;
+
+typedef struct {
+    unsigned pid;
+    unsigned long long used;
+    unsigned gpu_instance, compute_instance;
+} process_t;
+
 /* The first two begin alike. */
 static const char *DEFAULT_UUIDS =
     "GPU-8f3a1c02-5b7e-4d11-9a60-0c1d2e3f4a5b,"
@@ -59,17 +79,39 @@ static const char *DEFAULT_UUIDS =
 static gpu_t gpus[MAX_GPUS];
 static int references;
 
-/* The number in a variable, or `otherwise`. */
+/* The text of a setting, from the file or the variable, cut to fit; 0 where it is not set. */
+static int text_of(const char *name, char out[MAX_TEXT]) {
+    const char *path = getenv(PREFIX "FILE"), *text = getenv(name);
+    const char *key = name + strlen(PREFIX);
+    FILE *file = path ? fopen(path, "re") : NULL;
+    int found = 0;
+    while (file && !found && fgets(out, MAX_TEXT, file)) {
+        size_t length = strlen(key);
+        found = strncmp(out, key, length) == 0 && out[length] == '=';
+        if (found)
+            memmove(out, out + length + 1, strlen(out + length + 1) + 1);
+    }
+    if (file)
+        fclose(file);
+    if (!found && text)
+        found = snprintf(out, MAX_TEXT, "%s", text) >= 0;
+    if (found)
+        out[strcspn(out, "\n")] = 0;
+    return found && *out;
+}
+
+/* The number in a setting, or `otherwise`. */
 static int setting(const char *name, int otherwise) {
-    const char *text = getenv(name);
-    return text && *text ? atoi(text) : otherwise;
+    char text[MAX_TEXT];
+    return text_of(name, text) ? atoi(text) : otherwise;
 }
 
 /* Copies the UUID of GPU `wanted` to `out` (when there is room) and returns how many UUIDs there are. */
 static int uuid_of(int wanted, char *out, size_t room) {
-    const char *text = getenv("FAKE_NVML_UUIDS");
+    char set[MAX_TEXT];
+    const char *text = text_of("FAKE_NVML_UUIDS", set) ? set : DEFAULT_UUIDS;
     int number = 0;
-    for (text = text ? text : DEFAULT_UUIDS; *text; number++) {
+    for (; *text; number++) {
         size_t length = strcspn(text, ",");
         if (number == wanted && length < room) {
             memcpy(out, text, length);
@@ -85,6 +127,29 @@ static int gpu_count(void) {
     if (count > listed)
         count = listed;
     return count > MAX_GPUS ? MAX_GPUS : count;
+}
+
+/* What every call looks at first. */
+static int state(void) {
+    int failure = setting("FAKE_NVML_FAILURE", SUCCESS);
+    return failure != SUCCESS ? failure : references == 0 ? UNINITIALIZED : SUCCESS;
+}
+
+/* The same, for a call about one GPU. */
+static int state_of(int number) {
+    int result = state();
+    if (result == SUCCESS && setting("FAKE_NVML_LOST", -1) == number)
+        result = GPU_IS_LOST;
+    return result;
+}
+
+static int handle_of(int number, gpu_t **gpu) {
+    int result = state_of(number);
+    if (result == SUCCESS) {
+        gpus[number].number = number;
+        *gpu = &gpus[number];
+    }
+    return result;
 }
 
 API int nvmlInitWithFlags(unsigned flags) {
@@ -111,30 +176,42 @@ API const char *nvmlErrorString(int result) {
 }
 
 API int nvmlSystemGetDriverVersion(char *version, unsigned length) {
-    if (references == 0)
-        return UNINITIALIZED;
+    int result = state();
+    if (result != SUCCESS)
+        return result;
     return snprintf(version, length, "999.0") < (int)length ? SUCCESS : INSUFFICIENT_SIZE;
 }
 
 API int nvmlDeviceGetCount_v2(unsigned *count) {
-    if (references == 0)
-        return UNINITIALIZED;
-    *count = gpu_count();
-    return SUCCESS;
+    int result = state();
+    if (result == SUCCESS)
+        *count = gpu_count();
+    return result;
 }
 
 API int nvmlDeviceGetHandleByIndex_v2(unsigned index, gpu_t **gpu) {
-    if (references == 0)
-        return UNINITIALIZED;
+    char reversed[MAX_TEXT];
+    int result = state();
+    if (result != SUCCESS)
+        return result;
     int count = gpu_count();
     if (index >= (unsigned)count)
         return INVALID_ARGUMENT;
-    if (setting("FAKE_NVML_LOST", -1) == (int)index)
-        return GPU_IS_LOST;
-    int number = getenv("FAKE_NVML_REVERSED") ? count - 1 - (int)index : (int)index;
-    gpus[number].number = number;
-    *gpu = &gpus[number];
-    return SUCCESS;
+    return handle_of(text_of("FAKE_NVML_REVERSED", reversed) ? count - 1 - (int)index : (int)index, gpu);
+}
+
+API int nvmlDeviceGetHandleByUUID(const char *uuid, gpu_t **gpu) {
+    char known[MAX_TEXT];
+    int result = state();
+    if (result != SUCCESS)
+        return result;
+    for (int number = 0; number < gpu_count(); number++) {
+        *known = 0;
+        uuid_of(number, known, sizeof known);
+        if (strcmp(known, uuid) == 0)
+            return handle_of(number, gpu);
+    }
+    return NOT_FOUND;
 }
 
 API int nvmlDeviceGetUUID(gpu_t *gpu, char *uuid, unsigned length) {
@@ -149,6 +226,12 @@ API int nvmlDeviceGetName(gpu_t *gpu, char *name, unsigned length) {
 }
 
 API int nvmlDeviceGetMemoryInfo(gpu_t *gpu, memory_t *memory) {
+    char hang[MAX_TEXT];
+    int result = state_of(gpu->number);
+    if (result != SUCCESS)
+        return result;
+    while (text_of("FAKE_NVML_HANG", hang) && access(hang, F_OK) == 0)
+        usleep(1000);
     if (setting("FAKE_NVML_SHARED", -1) == gpu->number)
         return NOT_SUPPORTED;
     memory->total = 40 * GIB;
@@ -185,4 +268,36 @@ API int nvmlDeviceGetMigMode(gpu_t *gpu, unsigned *current, unsigned *pending) {
         return NOT_SUPPORTED;
     *current = *pending = split == gpu->number;
     return SUCCESS;
+}
+
+API int nvmlDeviceGetUtilizationRates(gpu_t *gpu, utilization_t *rates) {
+    int result = state_of(gpu->number), percent = setting("FAKE_NVML_UTILIZATION", 0);
+    if (result == SUCCESS && percent < 0)
+        result = NOT_SUPPORTED;
+    if (result == SUCCESS) {
+        rates->gpu = percent;
+        rates->memory = percent / 2;
+    }
+    return result;
+}
+
+API int nvmlDeviceGetComputeRunningProcesses_v3(gpu_t *gpu, unsigned *count, process_t *processes) {
+    char text[MAX_TEXT];
+    unsigned room = processes ? *count : 0, found = 0;
+    int result = state_of(gpu->number), number, length;
+    long long pid, mib;
+    if (result != SUCCESS)
+        return result;
+    if (!text_of("FAKE_NVML_PROCESSES", text))
+        *text = 0;
+    for (const char *next = text; sscanf(next, "%d:%lld:%lld%n", &number, &pid, &mib, &length) == 3;) {
+        next += length + (next[length] == ',');
+        if (number != gpu->number)
+            continue;
+        if (found < room)
+            processes[found] = (process_t){(unsigned)pid, mib < 0 ? ~0ULL : (unsigned long long)mib * MIB, ~0U, ~0U};
+        found++;
+    }
+    *count = found;
+    return found > room ? INSUFFICIENT_SIZE : SUCCESS;
 }

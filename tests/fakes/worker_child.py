@@ -31,7 +31,7 @@ def _live(spec: str, log: str) -> None:
     os.dup2(descriptor, 2)
     from multitower.worker.main import run
 
-    code = run(ProcessSpec.from_json(spec))
+    code = run(ProcessSpec.from_json(spec), os.open(os.devnull, os.O_WRONLY))
     os._exit(code)
 
 

@@ -168,7 +168,7 @@ def multitower(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
 
 def test_status_is_readable(script: Script) -> None:
     code, out, err = multitower("status")
-    assert (code, err) == (Exit.OK, "")
+    assert (code, err) == (Exit.DEGRADED, "")
     lines = out.splitlines()
     assert lines[0] == "multitower 0.1.0, pid 4711: running for 2 h, 1/2 slots ready, 64 MiB"
     assert lines[1] == "listens on tcp://127.0.0.1:5555; spares: idle"
@@ -182,8 +182,13 @@ def test_status_is_readable(script: Script) -> None:
 
 def test_status_is_json_for_programs(script: Script) -> None:
     code, out, _ = multitower("status", "--json")
-    assert code == Exit.OK
+    assert code == Exit.DEGRADED
     assert json.loads(out) == STATUS
+
+
+def test_status_tells_in_its_exit_code_that_all_slots_are_ready(script: Script) -> None:
+    script.status["daemon"]["slots_ready"] = script.status["daemon"]["slots_total"]
+    assert multitower("status")[0] == Exit.OK
 
 
 def test_status_tells_in_its_exit_code_that_the_daemon_is_not_ready(script: Script) -> None:

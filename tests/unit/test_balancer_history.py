@@ -94,7 +94,7 @@ class History(RuleBasedStateMachine):
         for model in models:
             self.balancer.hope(model)
             self.given_up.discard(model)
-        serves = {model: Served(version) for model in models}
+        serves = {model: Served(version, edition=int(version)) for model in models}
         self.balancer.add_worker(self.slots, f"cpu:{self.slots % 2}", serves, self.now)
         self.slots += 1
         self.collect()
@@ -106,12 +106,12 @@ class History(RuleBasedStateMachine):
             worker: Worker = batch.worker
             assert worker in before
             assert worker not in self.busy
-            version = worker.serves[batch.key.spec.model].version
-            assert batch.key.version in ("", version)
+            served = worker.serves[batch.key.spec.model]
+            assert batch.key.version in ("", served.version)
             for request in batch.requests:
                 if request.parent is not None:
                     assert request.parent.join is not None
-                    assert request.parent.join.version == version, "all parts on one version"
+                    assert request.parent.join.edition == served.edition, "all parts on one edition"
             assert all(request.plan.key is batch.key for request in batch.requests)
             assert batch.rows == sum(request.rows for request in batch.requests) == worker.depth
             assert len(batch.requests) == 1 or batch.rows <= LARGEST

@@ -44,10 +44,7 @@ DAEMON = [
     ("max_queue_delay: 5ms", "2:1: max_queue_delay: unknown key here; it belongs in models[].batching"),
     ("restart: {spares: 2}", "2:11: restart.spares: unknown key here; it belongs at the top of the file"),
     ("restart: {first: 1s}", "restart.first: unknown key here; it belongs in restart.backoff"),
-    *(
-        (f"{key}: 1", f"2:1: {key}: is not supported by this release")
-        for key in ("gateway", "dispatch", "heartbeat", "quarantine")
-    ),
+    *((f"{key}: 1", f"2:1: {key}: is not supported by this release") for key in ("gateway", "dispatch")),
     ("workers_per_device: two", "2:21: workers_per_device: must be a whole number, not 'two'"),
     ("workers_per_device: '2'", "must be a whole number, not '2'"),
     ("workers_per_device: 2.0", "must be a whole number, not 2.0"),
@@ -151,6 +148,8 @@ MODELS = [
     ("name: a, handler: 'm:C', signature: s", "models[0].signature: goes with a path only"),
     ("name: a, path: digits.keras, signature: s", "models[0].signature: goes with a SavedModel only"),
     ("name: a, path: digits, signature: ''", "must be the name of a signature"),
+    ("name: a, path: digits, quarantine: 5", "models[0].quarantine: a duration needs its unit: write 5s"),
+    ("name: a, path: digits, max_execution_time: 0s", "models[0].max_execution_time: must be longer than nothing"),
     ("name: a, path: digits, retry: 6", "models[0].retry: must be at most 5, not 6"),
     ("name: a, path: digits, retry: -1", "models[0].retry: must be at least 0, not -1"),
     ("name: a, path: digits, batching: 5", "batching: must be a mapping of keys to values, not 5"),
@@ -171,7 +170,7 @@ MODELS = [
     ("name: a, path: digits, timeout: 5s", "models[0].timeout: unknown key here; it belongs in models[].queue"),
     *(
         (f"name: a, path: digits, {key}: 1", f"models[0].{key}: is not supported by this release")
-        for key in ("versions", "max_execution_time", "inputs", "outputs")
+        for key in ("versions", "inputs", "outputs")
     ),
     (
         "name: a, path: digits}, {name: a, path: digits",

@@ -1,0 +1,90 @@
+"""Clients that send what no model can take, among others that do nothing wrong: these notice nothing."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from handlers import POISON
+from load import Load
+from running import STEP_S, Running
+
+from multitower import InvalidRequest, ModelError, Poisoned
+
+BAD = 200
+BURST = 20
+
+CONFIG = """
+listen: ["{endpoint}"]
+devices: {cpu: 2}
+spares: 1
+models:
+  - name: declared
+    handler: handlers:DeclaredReckoner
+    parameters: {seconds: 0.005}
+    batching: {max_batch_size: 8}
+  - name: free
+    handler: handlers:Reckoner
+    parameters: {seconds: 0.005}
+    batching: {max_batch_size: 8}
+"""
+
+pytestmark = pytest.mark.chaos
+
+KINDS: list[tuple[str, list[list[int]], type[Exception]]] = [
+    # model, rows, what comes of it
+    ("declared", [[1, 2]], InvalidRequest),  # the wrong width: refused before it is in any batch
+    ("free", [[1, 2]], ModelError),  # the same where nothing is declared: the model raises
+    ("free", [[-1]], ModelError),  # in one batch with good ones, and only the model knows
+    ("declared", [[3], [-1]], ModelError),
+]
+
+
+def test_two_hundred_bad_requests_fail_no_good_one(tmp_path: Path) -> None:
+    """The peers' test: one bad request fails all that are in its batch, elsewhere."""
+    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
+        endpoint = daemon.endpoint
+        # Eight good clients, half of them on each model.
+        with (
+            Load(endpoint, model="free", processes=2, clients=2, raw=0) as one,
+            Load(endpoint, model="declared", processes=1, clients=2, raw=2) as other,
+        ):
+            for start in range(0, BAD, BURST):
+                burst: list[tuple[type[Exception], Future[Any]]] = []
+                for number in range(start, start + BURST):
+                    model, rows, wanted = KINDS[number % len(KINDS)]
+                    burst.append((wanted, client.submit(model, {"x": np.array(rows)})))
+                for wanted, future in burst:
+                    with pytest.raises(wanted):
+                        future.result(STEP_S)
+                one.wait_ok(1)
+                other.wait_ok(1)
+            for load in (one, other):
+                tally = load.stop()
+                assert not tally.faults(), f"{tally}\n{daemon.text()}"
+                assert tally.ok >= BAD
+        assert [slot["restarts"] for slot in client.status()["slots"]] == [0, 0]
+
+
+def test_a_poison_request_costs_two_workers_and_then_nobody(tmp_path: Path) -> None:
+    poison = {"x": np.array([[POISON]])}
+    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
+
+        def deaths() -> int:
+            return sum(slot["restarts"] for slot in daemon.wait_ready().status()["slots"])
+
+        with Load(daemon.endpoint, model="declared") as load:
+            with pytest.raises(Poisoned, match="2 workers died"):
+                client.infer("declared", poison)
+            assert deaths() == 2
+            for _ in range(6):
+                with pytest.raises(Poisoned):
+                    client.infer("declared", poison)
+                load.wait_ok(20)
+            assert deaths() == 2, "sent again, it kills nobody more"
+            tally = load.stop()
+        assert not tally.faults(), f"{tally}\n{daemon.text()}"
+        assert daemon.end() == 0

@@ -1,0 +1,119 @@
+"""Workers that do not answer: found, asked for their stacks, killed, replaced, and their requests run elsewhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from running import STEP_S, Running
+
+from multitower import DeadlineExceeded, Poisoned
+
+pytestmark = pytest.mark.chaos
+
+
+def config(handler: str = "Commanded", *, workers: int = 2, limit: str = "30s", more: str = "", model: str = "") -> str:
+    return f"""
+listen: ["{{endpoint}}"]
+devices: {{cpu: {workers}}}
+spares: 0
+heartbeat: 200ms
+{more}
+models:
+  - name: m
+    handler: handlers:{handler}
+    max_execution_time: {limit}
+    {model}
+"""
+
+
+def do(command: str) -> dict[str, Any]:
+    return {"do": np.array([command])}
+
+
+def test_a_stopped_worker_is_replaced_and_its_requests_are_answered_in_time(tmp_path: Path) -> None:
+    with Running(tmp_path, config()) as daemon, daemon.wait_ready().client() as client:
+        victim = daemon.slot(0)["pid"]
+        os.kill(victim, signal.SIGSTOP)
+        futures = [client.submit("m", do("echo"), timeout=10) for _ in range(40)]
+        for future in futures:
+            future.result(STEP_S)
+        line = daemon.wait_line("worker hangs", slot=0)
+        assert "the process is stopped" in line["cause"]
+        daemon.wait_ready()
+        assert daemon.slot(0)["pid"] != victim
+        assert "hung" in daemon.slot(0)["last_error"]
+
+
+def test_native_code_that_sleeps_is_found_though_no_thread_runs_and_shows_where(tmp_path: Path) -> None:
+    with Running(tmp_path, config()) as daemon, daemon.wait_ready().client() as client:
+        with pytest.raises(Poisoned):
+            client.infer("m", do("stuck 60"))
+        assert "uses no CPU" in daemon.wait_line("worker hangs")["cause"]
+        daemon.wait_line('  File "' + str(tmp_path / "handlers.py"), slot=daemon.wait_line("worker hangs")["slot"])
+        daemon.wait_ready()
+
+
+def test_a_call_over_its_time_is_a_hang_and_shows_its_stacks(tmp_path: Path) -> None:
+    with Running(tmp_path, config(limit="1s")) as daemon, daemon.wait_ready().client() as client:
+        with pytest.raises(Poisoned):
+            client.infer("m", do("sleep 60"))
+        daemon.wait_line('  File "' + str(tmp_path / "handlers.py"))
+        assert "max_execution_time" in daemon.wait_line("worker hangs")["cause"]
+        begun = time.monotonic()
+        with pytest.raises(Poisoned, match="an equal request"):
+            client.infer("m", do("sleep 60"))
+        assert time.monotonic() - begun < 1, "it is not run again"
+
+
+def test_one_that_hangs_beyond_its_deadline_kills_no_second_worker(tmp_path: Path) -> None:
+    with Running(tmp_path, config(limit="2s")) as daemon, daemon.wait_ready().client() as client:
+        with pytest.raises(DeadlineExceeded):
+            client.infer("m", do("sleep 60"), timeout=1)
+        daemon.wait_line("worker died")
+        with pytest.raises(Poisoned):
+            client.infer("m", do("sleep 60"), timeout=1)
+        daemon.wait_ready()
+        assert sum(slot["restarts"] for slot in client.status()["slots"]) == 1
+
+
+def test_what_loads_for_long_and_what_computes_for_long_is_no_hang(tmp_path: Path) -> None:
+    text = (
+        config(limit="60s")
+        + """  - name: slow
+    handler: handlers:SlowLoader
+    parameters: {seconds: 4}
+"""
+    )
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client(timeout=60) as client:
+        for future in [client.submit("m", do("compute 2")) for _ in range(2)]:
+            future.result(60)
+        assert [slot["incarnation"] for slot in client.status()["slots"]] == [1, 1]
+        assert not [line for line in daemon.lines if line["message"] == "worker hangs"]
+
+
+def test_many_slow_calls_in_one_batch_are_no_hang(tmp_path: Path) -> None:
+    # Outputs without the batch's rows: the batch is run request by request, each well within its time.
+    text = config("Commanded", workers=1, limit="1s", model="batching: {max_batch_size: 32}")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        for future in [client.submit("m", do("sleep 0.2")) for _ in range(15)]:
+            future.result(STEP_S)
+        assert client.status()["slots"][0]["incarnation"] == 1
+
+
+def test_a_paused_machine_is_no_hang(tmp_path: Path) -> None:
+    with Running(tmp_path, config()) as daemon, daemon.wait_ready().client() as client:
+        everybody = [daemon.process.pid, *(child.pid for child in daemon.remember())]
+        for pid in everybody:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(3)  # the pause itself
+        for pid in reversed(everybody):
+            os.kill(pid, signal.SIGCONT)
+        daemon.wait_line("the supervisor itself did not run")
+        client.infer("m", do("echo"))
+        assert [slot["incarnation"] for slot in client.status()["slots"]] == [1, 1]

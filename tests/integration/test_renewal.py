@@ -1,0 +1,213 @@
+"""New workers on purpose: restarts by the operator, recycling of leaking workers, and reloads; nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from running import STEP_S, Running
+
+from multitower import Client, NotFound
+
+pytestmark = pytest.mark.chaos
+
+CONFIG = """
+listen: ["{endpoint}"]
+devices: {cpu: 2}
+spares: 0
+models:
+  - name: m
+    handler: handlers:Versioned
+    parameters: {version: 1}
+    batching: {max_batch_size: 8}
+"""
+
+
+def multitower(*arguments: str, daemon: Running) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "multitower", *arguments, "--endpoint", daemon.endpoint]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@contextmanager
+def load(client: Client, rows: int = 1, outstanding: int = 32) -> Iterator[list[tuple[int, Future[Any]]]]:
+    """Requests without a break, each with a number of its own; all must be answered in the end."""
+    stop = threading.Event()
+    sent: list[tuple[int, Future[Any]]] = []
+
+    def run() -> None:
+        room = threading.Semaphore(outstanding)
+        while not stop.is_set():
+            assert room.acquire(timeout=STEP_S)
+            number = len(sent)
+            future = client.submit("m", {"x": np.full((rows, 1), number, np.int64)})
+            future.add_done_callback(lambda _: room.release())
+            sent.append((number, future))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield sent
+    finally:
+        stop.set()
+        thread.join(STEP_S)
+    for number, future in sent:
+        assert future.result(STEP_S)["x"].tolist() == [[number]] * rows
+
+
+def grown(sent: list[Any], by: int = 50) -> Callable[[], bool]:
+    wanted = len(sent) + by
+    return lambda: len(sent) >= wanted
+
+
+def test_a_slot_is_restarted_under_load_without_a_gap(tmp_path: Path) -> None:
+    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
+        before = client.status()["slots"]
+        with load(client) as sent:
+            daemon.wait(grown(sent))
+            done = multitower("restart", "1", daemon=daemon)
+            assert (done.returncode, done.stderr) == (0, "")
+            daemon.wait(grown(sent))
+        after = client.status()["slots"]
+        assert after[0]["pid"] == before[0]["pid"]
+        assert f"process {after[1]['pid']}" in done.stdout
+        assert after[1]["pid"] != before[1]["pid"]
+        assert (after[1]["incarnation"], after[1]["restarts"], after[1]["state"]) == (2, 0, "ready")
+        daemon.wait(lambda: not psutil.pid_exists(before[1]["pid"]))
+        assert daemon.end() == 0
+
+
+def test_a_slot_that_was_given_up_comes_back_when_its_cause_has_gone(tmp_path: Path) -> None:
+    (tmp_path / "crash").touch()
+    text = CONFIG.replace("Versioned", "CrashingLoader").replace("{version: 1}", "{}") + (
+        "restart: {max_restarts: 1, backoff: {first: 10ms, max: 20ms}}\n"
+    )
+    with Running(tmp_path, text) as daemon, daemon.client() as client:
+        daemon.wait(lambda: [slot["state"] for slot in client.status()["slots"]] == ["failed", "failed"])
+        failed = multitower("restart", "0", daemon=daemon)
+        assert failed.returncode != 0
+        assert "code 3" in failed.stderr
+        (tmp_path / "crash").unlink()
+        assert multitower("restart", "0", daemon=daemon).returncode == 0
+        assert client.infer("m", {"x": np.ones((1, 1))})["x"].tolist() == [[1]]
+        assert client.ready()
+        assert multitower("status", daemon=daemon).returncode == 1, "one slot is still missing"
+        assert multitower("restart", "7", daemon=daemon).stderr.count("there is no slot 7, only 0, 1") == 1
+
+
+def test_workers_are_replaced_after_so_many_requests(tmp_path: Path) -> None:
+    text = CONFIG + "heartbeat: 100ms\nmax_requests: 200\n"
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        with load(client):
+            for slot in (0, 1):
+                daemon.wait_line("worker ready", slot=slot, incarnation=3)
+        assert sum(slot["restarts"] for slot in client.status()["slots"]) == 0
+
+
+def test_a_reload_of_new_versions_under_load_is_never_a_mix_and_loses_nothing(tmp_path: Path) -> None:
+    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
+        # Of 20 rows: split over workers, all parts on one version.
+        with load(client, rows=20, outstanding=8) as sent:
+            for version in range(2, 8):
+                daemon.config.write_text(daemon.config.read_text().replace(f"n: {version - 1}}}", f"n: {version}}}"))
+                done = multitower("reload", daemon=daemon)
+                assert (done.returncode, done.stdout) == (0, "reloaded; slots renewed 0, 1\n"), done.stderr
+        seen = set()
+        for _, future in sent:
+            (version,) = set(future.result()["version"].tolist())
+            seen.add(version)
+        assert {2, 3, 4, 5, 6} <= seen
+        assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [7]
+
+
+def test_models_and_devices_come_and_go_under_load(tmp_path: Path) -> None:
+    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client, load(client) as sent:
+        daemon.wait(grown(sent))
+        text = daemon.config.read_text()
+        more = text.replace("{cpu: 2}", "{cpu: 3}") + "  - {name: n, handler: 'handlers:Echo'}\n"
+        daemon.config.write_text(more)
+        assert multitower("reload", daemon=daemon).stdout == "reloaded; slots renewed 0, 1; added 2\n"
+        assert client.infer("n", {"x": np.ones(1)})["x"].tolist() == [1]
+        daemon.wait_ready()
+        assert [slot["device"] for slot in client.status()["slots"]] == ["cpu:0", "cpu:1", "cpu:2"]
+        daemon.config.write_text(text.replace("{cpu: 2}", "{cpu: 1}"))
+        assert multitower("reload", daemon=daemon).stdout == "reloaded; slots renewed 0; removed 1, 2\n"
+        assert [slot["slot"] for slot in client.status()["slots"]] == [0]
+        with pytest.raises(NotFound):
+            client.infer("n", {"x": np.ones(1)})
+        assert [model["name"] for model in client.status()["models"]] == ["m"]
+        daemon.wait(grown(sent))
+
+
+def test_a_reload_of_settings_alone_restarts_nobody(tmp_path: Path) -> None:
+    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
+        before = [slot["pid"] for slot in client.status()["slots"]]
+        daemon.config.write_text(daemon.config.read_text() + "    retry: 3\n    queue: {timeout: 9s, max_size: 7}\n")
+        assert multitower("reload", daemon=daemon).stdout == "reloaded; no slot had to change\n"
+        assert [slot["pid"] for slot in client.status()["slots"]] == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("spares:", "sparse:"), "config.yaml:4:1: sparse: unknown key (did you mean 'spares'?)"),
+        (("listen: [", "listen: ['tcp://127.0.0.1:*', "), "listen cannot change while the daemon runs: restart it"),
+        (("Versioned", "Broken"), "slot 0: m: FileNotFoundError: the weights are missing"),
+        (("devices: {cpu: 2}", "devices: [GPU-none]"), "GPU"),
+    ],
+    ids=["a misspelt key", "an endpoint", "a model that cannot load", "a device that is not there"],
+)
+def test_a_wrong_reload_changes_nothing(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
+        before = [(slot["pid"], slot["incarnation"]) for slot in client.status()["slots"]]
+        good = daemon.config.read_text()
+        daemon.config.write_text(good.replace(*change))
+        done = multitower("reload", daemon=daemon)
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [1]
+        assert [(slot["pid"], slot["incarnation"]) for slot in client.status()["slots"]] == before
+        daemon.config.write_text(good)
+        assert multitower("reload", daemon=daemon).stdout == "reloaded; no slot had to change\n"
+
+
+def test_sighup_reloads(tmp_path: Path) -> None:
+    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
+        daemon.config.write_text(daemon.config.read_text().replace("{version: 1}", "{version: 2}"))
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_line("reloaded")
+        assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [2]
+
+
+def test_memory_that_does_not_suffice_makes_smaller_batches(tmp_path: Path) -> None:
+    text = CONFIG.replace("Versioned", "Hungry").replace("{version: 1}", "{rows: 5}").replace("cpu: 2", "cpu: 1")
+    text = text.replace("max_batch_size: 8", "max_batch_size: 32")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        futures = [client.submit("m", {"x": np.array([[number]])}) for number in range(200)]
+        assert [future.result(STEP_S)["x"].tolist() for future in futures] == [[[n]] for n in range(200)]
+        large = client.infer("m", {"x": np.arange(32).reshape(32, 1)})
+        assert large["x"].tolist() == [[number] for number in range(32)]
+        assert large["most"].max() <= 5
+        assert daemon.wait_line("device memory is short: smaller batches", slot=0)["safe_rows"] < 32
+        assert client.status()["slots"][0]["safe_rows"] == {"m": large["most"].max()}
+        assert client.status()["slots"][0]["incarnation"] == 1
+
+
+def test_a_worker_that_stays_out_of_memory_is_replaced(tmp_path: Path) -> None:
+    text = CONFIG.replace("Versioned", "Hungry").replace("{version: 1}", "{calls: 2}").replace("cpu: 2", "cpu: 1")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        futures = [client.submit("m", {"x": np.array([[1]])}) for _ in range(30)]
+        errors = [error for future in futures if (error := future.exception(STEP_S)) is not None]
+        assert all("OOM" in str(error) for error in errors)
+        daemon.wait_line("worker ready", slot=0, incarnation=2)
+        assert 3 <= len(errors) < 30
+        assert client.infer("m", {"x": np.array([[1]])})["x"].tolist() == [[1]]

@@ -1,0 +1,388 @@
+"""What is measured of real processes, and of the GPUs of a stand-in for NVML.
+
+The stand-in is found by subprocesses alone (the linker reads LD_LIBRARY_PATH at the start), hence `Probe`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+from fake_gpus import UUIDS, FakeGpus, read_log, set_gpus
+
+from multitower.supervisor import resources
+from multitower.supervisor.resources import Sampler
+
+MIB = 2**20
+GIB = 2**30
+WAIT_S = 30.0
+T = TypeVar("T")
+
+
+def wait_for(ask: Callable[[], T], good: Callable[[T], object]) -> T:
+    """Asks every 10 ms until the answer is good."""
+    until = time.monotonic() + WAIT_S
+    while not good(answer := ask()):
+        assert time.monotonic() < until, f"still {answer} after {WAIT_S} s"
+        time.sleep(0.01)
+    return answer
+
+
+# Real processes.
+
+CHILD = """
+import sys
+memory = []
+for line in sys.stdin:
+    if line == "spin\\n":
+        print("done", flush=True)
+        while True:
+            pass
+    memory.append(bytearray(b"x") * (int(line) * 2**20))
+    print("done", flush=True)
+"""
+
+
+class Child:
+    """A process that takes memory, or the CPU, when told to."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.pid = self.process.pid
+
+    def tell(self, order: str) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{order}\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "done\n"
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=WAIT_S)
+
+
+@pytest.fixture
+def children() -> Iterator[Callable[[], Child]]:
+    started: list[Child] = []
+
+    def start() -> Child:
+        started.append(Child())
+        return started[-1]
+
+    yield start
+    for child in started:
+        child.end()
+
+
+@pytest.fixture
+def sampler() -> Iterator[Sampler]:
+    sampler = Sampler(0.05)
+    yield sampler
+    sampler.close()
+
+
+def test_memory_and_cpu_of_processes(children: Callable[[], Child]) -> None:
+    busy, idle = children(), children()
+    sampler = Sampler(0.3)
+    try:
+        busy.tell("1")
+        idle.tell("1")
+        sampler.watch({0: (busy.pid, "cpu:0"), 7: (idle.pid, "cpu:1")})
+        first = wait_for(lambda: sampler.sample(0), bool)
+        assert first is not None
+        assert first.pid == busy.pid
+        assert first.cpu_percent is None
+        assert first.rss_bytes > MIB
+        assert (first.device_memory_bytes, first.device_memory_of, first.utilization_percent) == (None, None, None)
+        assert first.device_present is True
+        busy.tell("64")
+        busy.tell("spin")
+        later = wait_for(
+            lambda: sampler.sample(0),
+            lambda sample: sample is not None and (sample.cpu_percent or 0) > 20,
+        )
+        assert later is not None
+        assert later.at > first.at
+        assert later.rss_bytes >= first.rss_bytes + 63 * MIB
+        calm = wait_for(lambda: sampler.sample(7), lambda sample: sample is not None and sample.cpu_percent == 0.0)
+        assert calm is not None
+        assert calm.rss_bytes < later.rss_bytes
+        assert sampler.sample(1) is None
+    finally:
+        sampler.close()
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_dead_process_has_no_figures_and_the_others_keep_theirs(
+    children: Callable[[], Child], sampler: Sampler, reaped: bool
+) -> None:
+    dead, alive = children(), children()
+    sampler.watch({0: (dead.pid, "cpu:0"), 1: (alive.pid, "cpu:1")})
+    wait_for(lambda: sampler.sample(0), bool)
+    if reaped:
+        dead.end()
+    else:
+        dead.process.kill()
+    wait_for(lambda: sampler.sample(0), lambda sample: sample is None)
+    before = wait_for(lambda: sampler.sample(1), bool)
+    assert before is not None
+    wait_for(lambda: sampler.sample(1), lambda sample: sample is not None and sample.at > before.at)
+    assert sampler.failures == 0
+
+
+def test_a_new_incarnation_never_shows_the_old_one_s_figures(children: Callable[[], Child], sampler: Sampler) -> None:
+    old, new = children(), children()
+    sampler.watch({0: (old.pid, "cpu:0")})
+    wait_for(lambda: sampler.sample(0), bool)
+    sampler.watch({0: (new.pid, "cpu:0")})
+    first = wait_for(lambda: sampler.sample(0), bool)
+    assert first is not None
+    assert first.pid == new.pid
+    sampler.watch({})
+    assert sampler.sample(0) is None
+
+
+def test_what_nobody_foresaw_is_counted_and_ends_nothing(
+    children: Callable[[], Child], monkeypatch: pytest.MonkeyPatch, sampler: Sampler
+) -> None:
+    child = children()
+
+    def broken(pid: int) -> psutil.Process:
+        raise ValueError(f"/proc/{pid}/stat reads strangely")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil, "Process", broken)
+        sampler.watch({0: (child.pid, "cpu:0")})
+        wait_for(lambda: sampler.failures, lambda failures: failures > 1)
+    wait_for(lambda: sampler.sample(0), bool)
+
+
+def test_figures_that_are_old_are_none(children: Callable[[], Child], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "STALE_S", 0.5)
+    sampler = Sampler(0.05)
+    sampler.watch({0: (children().pid, "cpu:0")})
+    wait_for(lambda: sampler.sample(0), bool)
+    sampler.close()
+    wait_for(lambda: sampler.sample(0), lambda sample: sample is None)
+
+
+def test_close_ends_the_threads_at_once_however_long_its_interval() -> None:
+    sampler = Sampler(3600.0)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("sampler")]
+    assert len(threads) == 2
+    began = time.monotonic()
+    sampler.close()
+    assert not any(thread.is_alive() for thread in threads)
+    assert time.monotonic() - began < 1.0
+    sampler.close()
+
+
+# The GPUs of the stand-in.
+
+PROBE = """
+import dataclasses, json, logging, sys, time
+from multitower.supervisor import resources
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+resources.REOPEN_S, resources.STALE_S = 0.05, 1.0
+sampler = resources.Sampler(0.02)
+for line in sys.stdin:
+    order, began, answer = json.loads(line), time.monotonic(), None
+    if "watch" in order:
+        sampler.watch({int(slot): tuple(what) for slot, what in order["watch"].items()})
+    elif "sample" in order:
+        sample = sampler.sample(order["sample"])
+        answer = None if sample is None else dataclasses.asdict(sample)
+    elif "maps" in order:
+        answer = open("/proc/self/maps").read()
+    elif "close" in order:
+        sampler.close()
+    print(json.dumps({"answer": answer, "took_s": time.monotonic() - began}), flush=True)
+"""
+
+
+class Probe:
+    """A `Sampler` in a process of its own that has the stand-in's GPUs. Its own pid is what it watches."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", PROBE],
+                env={**os.environ, **environment},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+        self.pid = self.process.pid
+
+    def ask(self, **order: Any) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, self.log.read_text()
+        reply = json.loads(line)
+        self.took_s: float = reply["took_s"]
+        return reply["answer"]
+
+    def watch(self, *devices: str) -> None:
+        self.ask(watch={slot: (self.pid, device) for slot, device in enumerate(devices)})
+
+    def wait(
+        self, slot: int, good: Callable[[dict[str, Any]], object] = lambda sample: sample["device_present"] is not None
+    ) -> dict[str, Any]:
+        sample = wait_for(lambda: self.ask(sample=slot), lambda sample: sample is not None and good(sample))
+        assert isinstance(sample, dict)
+        return sample
+
+    def wait_log(self, text: str, times: int = 1) -> None:
+        wait_for(self.log.read_text, lambda log: log.count(text) == times)
+
+
+Start = Callable[..., Probe]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    """The file that steers the stand-in."""
+    return tmp_path / "gpus"
+
+
+@pytest.fixture
+def start(fake_gpus: FakeGpus, tmp_path: Path, settings: Path) -> Iterator[Start]:
+    started: list[Probe] = []
+
+    def probe(**nvml: str | int) -> Probe:
+        environment = fake_gpus.environment(tmp_path / "cuda.log", file=str(settings), **nvml)
+        started.append(Probe(environment, tmp_path / "stderr"))
+        return started[-1]
+
+    yield probe
+    for each in started:
+        each.process.kill()
+        each.process.communicate(timeout=WAIT_S)
+
+
+def gpu_figures(sample: dict[str, Any]) -> tuple[Any, ...]:
+    names = ("device_present", "device_memory_bytes", "device_memory_of", "utilization_percent")
+    return tuple(sample[name] for name in names)
+
+
+def test_device_memory_of_the_process_else_of_the_device(start: Start, settings: Path, tmp_path: Path) -> None:
+    probe = start()
+    set_gpus(settings, utilization=37, processes=f"0:1:11,1:{probe.pid}:300,1:1:12,3:{probe.pid}:-1")
+    probe.watch("cpu:0", UUIDS[1], UUIDS[2], UUIDS[3])
+    assert gpu_figures(probe.wait(1)) == (True, 300 * MIB, "process", 37)
+    assert gpu_figures(probe.wait(2)) == (True, 2 * GIB, "device", 37)
+    assert gpu_figures(probe.wait(3)) == (True, 3 * GIB, "device", 37)
+    sample = probe.wait(0, lambda sample: sample["cpu_percent"] is not None)
+    assert gpu_figures(sample) == (True, None, None, None)
+    assert sample["pid"] == probe.pid
+    assert sample["rss_bytes"] > MIB
+    assert "libcuda" not in probe.ask(maps=True)
+    assert read_log(tmp_path / "cuda.log") == []
+    probe.ask(close=True)
+    assert probe.took_s < 1.0
+    assert probe.log.read_text() == ""
+
+
+def test_nvml_is_left_alone_while_no_gpu_is_watched(start: Start) -> None:
+    probe = start()
+    probe.watch("cpu:0")
+    probe.wait(0)
+    assert "libnvidia-ml" not in probe.ask(maps=True)
+    probe.watch(UUIDS[0])
+    probe.wait(0, lambda sample: sample["device_memory_of"] == "device")
+    assert "libnvidia-ml" in probe.ask(maps=True)
+
+
+def test_what_a_gpu_does_not_tell_is_none_and_it_is_present_all_the_same(start: Start) -> None:
+    probe = start(shared=1, utilization=-1)
+    probe.watch(UUIDS[0], UUIDS[1])
+    assert gpu_figures(probe.wait(1)) == (True, None, None, None)
+    assert gpu_figures(probe.wait(0)) == (True, 0, "device", None)
+
+
+def test_a_gpu_falls_off_the_bus_and_comes_back(start: Start, settings: Path) -> None:
+    probe = start()
+    probe.watch(UUIDS[1], UUIDS[2])
+    probe.wait(0)
+    for round_ in (1, 2):
+        set_gpus(settings, lost=1)
+        sample = probe.wait(0, lambda sample: sample["device_present"] is False)
+        assert gpu_figures(sample) == (False, None, None, None)
+        assert sample["rss_bytes"] > MIB
+        # NVML is opened anew meanwhile, to see whether the GPU is back; that is not to disturb the other one for long.
+        probe.wait(1, lambda sample: sample["device_present"] is True)
+        set_gpus(settings)
+        probe.wait(0, lambda sample: sample["device_memory_bytes"] == GIB)
+        probe.wait_log("device is gone", round_)
+        probe.wait_log("device is back", round_)
+
+
+def test_a_gpu_that_nvml_does_not_list_is_gone(start: Start) -> None:
+    probe = start(count=2)
+    probe.watch(UUIDS[1], UUIDS[2])
+    assert gpu_figures(probe.wait(1)) == (False, None, None, None)
+    probe.wait(0, lambda sample: sample["device_present"])
+
+
+@pytest.mark.parametrize("error", [1, 9, 999])
+def test_a_driver_that_goes_and_comes_back_takes_only_its_figures_with_it(
+    start: Start, settings: Path, error: int
+) -> None:
+    probe = start()
+    probe.watch(UUIDS[1])
+    probe.wait(0, lambda sample: sample["device_present"])
+    set_gpus(settings, failure=error)
+    sample = probe.wait(0, lambda sample: sample["device_present"] is None)
+    assert gpu_figures(sample) == (None, None, None, None)
+    assert sample["rss_bytes"] > MIB
+    probe.wait(0, lambda later: later["at"] > sample["at"])
+    set_gpus(settings)
+    assert gpu_figures(probe.wait(0, lambda sample: sample["device_present"])) == (True, GIB, "device", 0)
+    probe.wait_log("NVML does not answer")
+    probe.wait_log("NVML answers again")
+
+
+def test_a_driver_that_was_not_there_at_the_start_is_found_later(start: Start, settings: Path) -> None:
+    set_gpus(settings, failure=9)
+    probe = start()
+    probe.watch(UUIDS[1])
+    probe.wait_log("NVML does not answer")
+    assert gpu_figures(probe.wait(0, bool)) == (None, None, None, None)
+    set_gpus(settings)
+    probe.wait(0, lambda sample: sample["device_present"])
+
+
+def test_a_driver_that_hangs_takes_only_the_gpus_figures_with_it(start: Start, tmp_path: Path) -> None:
+    hang = tmp_path / "hang"
+    probe = start(hang=str(hang))
+    probe.watch(UUIDS[1], "cpu:0")
+    probe.wait(0)
+    hang.touch()
+    before = probe.wait(0, lambda sample: sample["device_present"] is None)
+    assert gpu_figures(before) == (None, None, None, None)
+    probe.wait(0, lambda sample: sample["at"] > before["at"])
+    hang.unlink()
+    probe.wait(0)
+    hang.touch()
+    probe.wait(0, lambda sample: sample["device_present"] is None)
+    probe.watch(UUIDS[2])
+    assert probe.took_s < 1.0
+    probe.ask(close=True)
+    assert probe.took_s < 2.0

@@ -1,0 +1,138 @@
+"""deploy/ fits the code: exit codes, times, folders; and systemd understands the unit."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from multitower.exits import Exit
+from multitower.supervisor import fleet
+from multitower.supervisor.config import Config
+from multitower.supervisor.config_overrides import PREFIX
+from multitower.supervisor.units import parse_duration
+
+ROOT = Path(__file__).parents[2]
+UNIT = ROOT / "deploy" / "multitower.service"
+README = ROOT / "deploy" / "README.md"
+SYSTEMD_ANALYZE = shutil.which("systemd-analyze")
+PROGRAM = "/opt/multitower/bin/multitower"
+
+
+def parsed() -> dict[str, dict[str, list[str]]]:
+    """Sections, their keys, and the values of each key in order: unlike in other such files, keys may be repeated."""
+    sections: dict[str, dict[str, list[str]]] = {}
+    keys: dict[str, list[str]] = {}
+    for line in UNIT.read_text().splitlines():
+        if heading := re.fullmatch(r"\[(\w+)\]", line):
+            keys = sections.setdefault(heading[1], {})
+        elif line and not line.startswith("#"):
+            key, equals, value = line.partition("=")
+            assert equals, line
+            keys.setdefault(key, []).append(value)
+    return sections
+
+
+SERVICE = parsed()["Service"]
+
+
+def value(key: str) -> str:
+    (only,) = SERVICE[key]
+    return only
+
+
+def environment() -> dict[str, str]:
+    return dict(setting.split("=", 1) for setting in SERVICE["Environment"])
+
+
+@pytest.mark.parametrize(
+    ("key", "wanted"),
+    [
+        ("Type", "notify"),
+        ("NotifyAccess", "main"),
+        ("KillMode", "mixed"),
+        ("Restart", "on-failure"),
+        ("OOMPolicy", "continue"),
+        ("ExecReload", "/bin/kill -HUP $MAINPID"),
+        ("NoNewPrivileges", "yes"),
+        ("ProtectSystem", "strict"),
+        ("PrivateTmp", "yes"),
+        ("CapabilityBoundingSet", ""),
+    ],
+)
+def test_what_the_daemon_relies_on(key: str, wanted: str) -> None:
+    assert value(key) == wanted
+
+
+def test_the_sections_are_those_of_a_service() -> None:
+    assert set(parsed()) == {"Unit", "Service", "Install"}
+    assert parsed()["Install"] == {"WantedBy": ["multi-user.target"]}
+
+
+def test_only_ends_that_another_try_cannot_help_are_final() -> None:
+    assert {int(code) for code in value("RestartPreventExitStatus").split()} == {Exit.USAGE, Exit.CONFIG}
+    assert {int(code) for code in value("SuccessExitStatus").split()} == {Exit.SECOND_SIGNAL}
+
+
+def test_a_drain_has_its_time() -> None:
+    drain = parse_duration(Config.model_fields["drain_timeout"].default)
+    assert int(value("TimeoutStopSec")) >= drain + fleet.STOP_S + 5
+    assert 0 < int(value("WatchdogSec")) < int(value("TimeoutStartSec"))
+
+
+def test_the_workers_sockets_have_a_folder_of_their_own() -> None:
+    name = "runtime_dir"
+    assert name in Config.model_fields
+    public = f"%t/{value('RuntimeDirectory')}"
+    assert environment()[PREFIX + name.upper()] == f"{public}/private"
+    # The applications' group passes, to the endpoint that the example has there.
+    assert value("RuntimeDirectoryMode") == "0750"
+    example = (ROOT / "configs" / "gpus.yaml").read_text()
+    assert f"ipc://{public.replace('%t', '/run')}/front.sock" in example
+
+
+def test_gpus_stay_visible() -> None:
+    hiding = {"PrivateDevices", "MemoryDenyWriteExecute", "ProtectClock", "ProcSubset", "RootDirectory", "RootImage"}
+    assert not hiding & set(SERVICE)
+    assert value("DevicePolicy") == "closed"
+    assert value("DeviceAllow").split()[0] == "char-nvidia*"
+
+
+def test_the_programs_of_gpu_drivers_may_be_missing() -> None:
+    assert all(command.startswith("-+/usr/bin/nvidia-") for command in SERVICE["ExecStartPre"])
+
+
+def test_the_unit_runs_the_program_that_the_readme_installs() -> None:
+    program, command, path = value("ExecStart").split()
+    assert (program, command) == (PROGRAM, "serve")
+    text = README.read_text()
+    assert f"python3 -m venv {Path(program).parents[1]}" in text
+    assert path in text
+    assert f"useradd --system --no-create-home --shell /usr/sbin/nologin {value('User')}" in text
+    assert value("Group") == value("User")
+
+
+def test_what_the_readme_names_exists() -> None:
+    text = README.read_text()
+    for target in re.findall(r"\]\(([^)#\s]+)\)", text):
+        assert (README.parent / target).exists(), target
+    for path in re.findall(r"(?<![\w/])(?:configs|deploy)/[\w.]+", text):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.skipif(SYSTEMD_ANALYZE is None, reason="there is no systemd here")
+def test_systemd_understands_every_line(tmp_path: Path) -> None:
+    program = tmp_path / "multitower"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace(PROGRAM, str(program)))
+    done = subprocess.run(
+        [str(SYSTEMD_ANALYZE), "verify", str(unit)], capture_output=True, text=True, timeout=60, check=False
+    )
+    # Of other units on this machine it may complain.
+    assert [line for line in (done.stdout + done.stderr).splitlines() if UNIT.name in line] == []
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,102 @@
+"""What is a hang and what is not, as histories of heartbeats and of what the system says."""
+
+from __future__ import annotations
+
+import pytest
+
+from multitower.supervisor.pulse import Look, Pulse, Verdict
+
+BEAT = 1.0
+
+
+class Scene:
+    """A process and its supervisor, second by second."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.pulse = Pulse(self.now, BEAT)
+        self.calls = 0
+        self.state, self.cpu = "S", 0.0
+
+    def second(
+        self,
+        *,
+        beats: bool = True,
+        calls: int = 0,
+        state: str = "S",
+        cpu: float = 0.0,
+        work: object = None,
+        since: float = 100.0,
+        limit: float | None = None,
+    ) -> Verdict | None:
+        self.now += 1
+        self.calls += calls
+        self.cpu += cpu
+        if beats:
+            self.pulse.beat(self.now, self.calls)
+        return self.pulse.judge(self.now, work, since, limit, lambda: Look(state, self.cpu))
+
+
+IDLE = {"limit": float("inf")}
+BUSY = {"work": "a batch", "limit": 5.0}
+LOADING: dict[str, object] = {}
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "cause"),
+    [
+        ("it beats between batches", [({}, IDLE)] * 60, None),
+        ("stopped for two seconds", [({}, IDLE), *[({"beats": False, "state": "T"}, IDLE)] * 2], None),
+        ("stopped for three seconds", [({"beats": False, "state": "T"}, IDLE)] * 3, "stopped"),
+        ("stopped while it loads", [({"beats": False, "state": "T"}, LOADING)] * 3, "stopped"),
+        ("stopped in a batch", [({"beats": False, "state": "T"}, BUSY)] * 3, "stopped"),
+        ("a debugger looks at it", [({"beats": False, "state": "t", "cpu": 0.0}, LOADING)] * 9, None),
+        ("loads for long, and beats", [({}, LOADING)] * 600, None),
+        ("loads for long in C, computing", [({"beats": False, "state": "R", "cpu": 0.9}, LOADING)] * 600, None),
+        ("loads for long from a slow disk", [({"beats": False, "state": "D"}, LOADING)] * 600, None),
+        ("sleeps in C while it loads", [({"beats": False}, LOADING)] * 5, "uses no CPU"),
+        ("sleeps in C in a batch", [({"beats": False}, BUSY | {"limit": 60.0})] * 5, "uses no CPU"),
+        ("computes in C in a batch", [({"beats": False, "cpu": 0.5}, BUSY | {"limit": 60.0})] * 50, None),
+        ("computes in C between batches", [({"beats": False, "cpu": 0.5, "state": "R"}, IDLE)] * 11, "between batches"),
+        ("a call too long, though it beats", [({"cpu": 1.0}, BUSY)] * 6, "max_execution_time"),
+        ("many calls in a long batch", [({"calls": 1}, BUSY)] * 60, None),
+        ("few calls in a long batch", [({"calls": 1}, BUSY), *[({}, BUSY)] * 4] * 12, None),
+        ("starved by its neighbours", [({"beats": False, "state": "R"}, LOADING)] * 60, None),
+    ],
+)
+def test_history(name: str, steps: list[tuple[dict[str, object], dict[str, object]]], cause: str | None) -> None:
+    scene = Scene()
+    verdicts = [scene.second(**happens, **doing) for happens, doing in steps]  # type: ignore[arg-type]
+    assert all(verdict is None for verdict in verdicts[:-1]), name
+    told = verdicts[-1].cause if verdicts[-1] is not None else None
+    assert (told is None) == (cause is None), told
+    assert cause is None or (told is not None and cause in told)
+
+
+def test_a_call_is_measured_from_its_own_beginning() -> None:
+    scene = Scene()
+    for number in range(20):
+        assert scene.second(work=f"batch {number}", since=scene.now, limit=2.0) is None
+
+
+def test_a_paused_machine_is_no_hang() -> None:
+    scene = Scene()
+    assert scene.second(work="a batch", since=scene.now, limit=5.0) is None
+    scene.now += 3600
+    scene.pulse.forgive(3600)
+    assert scene.second(beats=False, state="S", work="a batch", since=101.0, limit=5.0) is None
+    assert scene.second(work="a batch", since=101.0, limit=5.0) is None
+
+
+def test_a_process_that_has_ended_does_not_hang() -> None:
+    pulse = Pulse(0.0, BEAT)
+    assert pulse.judge(60.0, None, 0.0, None, lambda: None) is None
+
+
+def test_verdicts_tell_what_can_still_be_asked_of_the_process() -> None:
+    stopped = Pulse(0.0, BEAT).judge(3.0, None, 0.0, None, lambda: Look("T", 0.0))
+    overrun = Pulse(0.0, BEAT).judge(3.0, "a batch", 0.0, 2.0, lambda: Look("R", 0.0))
+    assert stopped is not None
+    assert (stopped.stopped, stopped.overrun) == (True, False)
+    assert overrun is not None
+    assert (overrun.stopped, overrun.overrun) == (False, True)

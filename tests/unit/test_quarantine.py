@@ -1,0 +1,114 @@
+"""Which requests are refused unrun, and for how long."""
+
+from __future__ import annotations
+
+import pytest
+
+from multitower.errors import MultitowerError, Poisoned
+from multitower.supervisor.balancer import Balancer
+from multitower.supervisor.batching import QueueLimits
+from multitower.supervisor.quarantine import MAX_KEPT, Quarantine
+from multitower.supervisor.request import BatchKey, Plan, Request
+from multitower.supervisor.serving import Served
+from multitower.worker_wire import KeySpec
+
+KEYS = {name: BatchKey(KeySpec("m", ((name, "UINT8", ()),), None, True), 4) for name in "xy"}
+
+
+def request(content: bytes = b"bad", *, key: str = "x", id: bytes = b"1", time: float = 30.0) -> Request:
+    plan = Plan(KEYS[key], len(content), (0,), (len(content),), (False,), (key,), time)
+    return Request(("sender",), id, plan, [content], len(content), 0.0)
+
+
+def test_an_equal_request_is_found_until_its_time_is_over() -> None:
+    quarantine = Quarantine()
+    quarantine.add(request(), 10.0, 60.0)
+    entry = quarantine.find(request(id=b"another", time=1.0), 69.0)
+    assert entry is not None
+    assert (entry.until, entry.refused) == (70.0, 1)
+    assert quarantine.find(request(b"god"), 69.0) is None, "of the same size"
+    assert quarantine.find(request(b"good"), 69.0) is None
+    assert quarantine.find(request(key="y"), 69.0) is None, "another input"
+    assert quarantine.find(request(), 70.0) is None
+    assert quarantine.entries(70.0) == []
+
+
+def test_it_is_off_without_time_and_keeps_the_last_ones() -> None:
+    quarantine = Quarantine()
+    quarantine.add(request(), 0.0, 0.0)
+    assert quarantine.entries(0.0) == []
+    for number in range(MAX_KEPT + 10):
+        quarantine.add(request(bytes([number])), 0.0, 60.0)
+        quarantine.add(request(bytes([number])), 0.0, 60.0)
+    assert len(quarantine.entries(1.0)) == MAX_KEPT
+    assert quarantine.find(request(bytes([9])), 1.0) is None
+    assert quarantine.find(request(bytes([10])), 1.0) is not None
+
+
+class Deaths:
+    """A balancer, and a worker for each life that a request takes."""
+
+    def __init__(self, retry: int = 1, quarantine_s: float = 60.0) -> None:
+        self.balancer = Balancer({"m": QueueLimits(1000, 1 << 20, retry=retry, quarantine_s=quarantine_s)})
+        self.answers: list[MultitowerError] = []
+
+    def kill_with(self, *requests: Request, crashed: bool) -> None:
+        """All of these run in one batch, as far as they may, and kill its worker."""
+        for each in requests:
+            self.balancer.submit(each)
+        self.kill_again(crashed=crashed)
+
+    def kill_again(self, *, crashed: bool) -> None:
+        worker = self.balancer.add_worker(0, "cpu:0", {"m": Served()}, 0.0)
+        assert self.balancer.dispatch(0.0)
+        self.balancer.remove_worker(worker, 0.0, crashed=crashed)
+        self.answers += [reply.answer for reply in self.balancer.replies() if isinstance(reply.answer, MultitowerError)]
+
+    @property
+    def quarantined(self) -> int:
+        return len(self.balancer.quarantine.entries(0.0))
+
+
+@pytest.mark.parametrize(
+    ("crashes", "retry", "seconds", "reason", "kept"),
+    [
+        ([True, True], 1, 60.0, "poisoned", 1),
+        ([True, False], 1, 60.0, "poisoned", 0),  # SIGKILL may have come from anywhere
+        ([False, True], 1, 60.0, "poisoned", 1),
+        ([True, True], 1, 0.0, "poisoned", 0),
+        ([True], 0, 60.0, "worker_died", 1),
+        ([False], 0, 60.0, "worker_died", 0),
+        ([True, True, True, True], 3, 60.0, "poisoned", 1),
+        ([True, True, True, False], 3, 60.0, "poisoned", 0),
+    ],
+)
+def test_what_a_lone_death_says(crashes: list[bool], retry: int, seconds: float, reason: str, kept: int) -> None:
+    scene = Deaths(retry, seconds)
+    scene.kill_with(request(), crashed=crashes[0])
+    for crashed in crashes[1:]:
+        assert scene.answers == []
+        scene.kill_again(crashed=crashed)
+    assert [answer.reason for answer in scene.answers] == [reason]
+    assert scene.quarantined == kept
+    if kept:
+        with pytest.raises(Poisoned, match="an equal request crashed a worker; it is refused for 60 s more"):
+            scene.balancer.submit(request(id=b"2"))
+        assert scene.balancer.outstanding == 0
+        scene.balancer.submit(request(b"god", id=b"3"))
+
+
+def test_neighbours_of_a_batch_are_not_blamed() -> None:
+    scene = Deaths(retry=0)
+    scene.kill_with(request(b"a", id=b"1"), request(b"b", id=b"2"), crashed=True)
+    assert len(scene.answers) == 2
+    assert scene.quarantined == 0
+
+
+def test_a_request_that_hangs_beyond_its_deadline_is_known_again() -> None:
+    scene = Deaths()
+    scene.balancer.submit(request(time=1.0))
+    worker = scene.balancer.add_worker(0, "cpu:0", {"m": Served()}, 0.0)
+    assert scene.balancer.dispatch(0.0)
+    scene.balancer.expire(2.0)
+    scene.balancer.remove_worker(worker, 2.0, crashed=True)
+    assert scene.quarantined == 1
