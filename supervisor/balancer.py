@@ -364,7 +364,10 @@ class Balancer:
             for request in list(queue) if serving else ():
                 if not any(worker.can_run(request) for worker in serving):
                     message = f"{queue.model!r} was changed while the request waited"
-                    self._settle(request.parent or request, make(Reason.NO_WORKER, message, retry_after_ms=100))
+                    # Only what has not run at all may be sent again without a thought.
+                    untouched = request.parent is None and request.join is None and not request.deaths
+                    error = make(Reason.NO_WORKER, message, retry_after_ms=100 if untouched else None)
+                    self._settle(request.parent or request, error)
 
     def _part_done(self, whole: Request, part: Request, answer: Answer) -> None:
         part.phase = Phase.DONE

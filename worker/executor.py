@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from multitower import wire
-from multitower.errors import InvalidRequest, ModelError, MultitowerError, Reason, make
+from multitower.errors import Code, InvalidRequest, ModelError, MultitowerError, Reason, make
 from multitower.worker import batch, memory
 from multitower.worker.model import Array, Arrays, Model
 from multitower.worker_wire import MAX_KEYS, KeySpec, Timing
@@ -246,7 +246,8 @@ class Executor:
         return frames
 
     def _to_error(self, error: Exception) -> MultitowerError:
-        if isinstance(error, InvalidRequest | ModelError):
+        # Of the reasons that say what a model can know: others tell clients that the request has not run.
+        if isinstance(error, InvalidRequest | ModelError) and error.code in (Code.INVALID_ARGUMENT, Code.INTERNAL):
             return _sendable(error)
         now = time.monotonic()
         if now - self._last_traceback >= TRACEBACK_EVERY_S:

@@ -49,7 +49,7 @@ def test_two_hundred_bad_requests_fail_no_good_one(tmp_path: Path) -> None:
         endpoint = daemon.endpoint
         # Eight good clients, half of them on each model.
         with (
-            Load(endpoint, model="free", processes=2, clients=2, raw=0) as one,
+            Load(endpoint, model="free", processes=1, clients=4, raw=0) as one,
             Load(endpoint, model="declared", processes=1, clients=2, raw=2) as other,
         ):
             for start in range(0, BAD, BURST):
@@ -76,7 +76,7 @@ def test_a_poison_request_costs_two_workers_and_then_nobody(tmp_path: Path) -> N
         def deaths() -> int:
             return sum(slot["restarts"] for slot in daemon.wait_ready().status()["slots"])
 
-        with Load(daemon.endpoint, model="declared") as load:
+        with Load(daemon.endpoint, model="declared", processes=1) as load:
             with pytest.raises(Poisoned, match="2 workers died"):
                 client.infer("declared", poison)
             assert deaths() == 2

@@ -76,7 +76,7 @@ def test_every_failure_is_counted(raw: bool, tmp_socket: str) -> None:
     daemon.start()
     try:
         # A lost answer takes its place among the outstanding for this time.
-        with Load(tmp_socket, processes=not raw, raw=raw, clients=2, outstanding=64, timeout=2.0) as load:
+        with Load(tmp_socket, processes=not raw, raw=raw, clients=2, outstanding=64, timeout=1.0) as load:
             load.wait_ok(300)
             tally = load.stop()
     finally:

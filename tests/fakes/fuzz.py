@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -167,6 +168,22 @@ def _text(message: Message, rng: random.Random) -> None:
         _header(message, lambda h: h[: int(where * len(h))] + nasty + h[int(where * len(h)) :])
 
 
+_NAMES = (
+    *(b'"\\ud800"', b'"\\udfff\\ud800"', b'"\\u0000"', b'"\xc3\xa9"', b'"\\n"', b'""', b'"' + b"n" * 1100 + b'"'),
+    *(b'"BYTES"', b'"INT8"', b'"x"', b'"1"', b"null", b"7"),
+)
+
+
+def _name(message: Message, rng: random.Random) -> None:
+    """Another name for a model, input or output, or another word for a datatype: what errors and replies repeat."""
+    if len(message) <= 3:
+        return
+    words = list(re.finditer(rb'"[^"]*"(?=[,}])', message[3]))
+    if words:
+        word = rng.choice(words)
+        message[3] = message[3][: word.start()] + rng.choice(_NAMES) + message[3][word.end() :]
+
+
 def _twice(message: Message, rng: random.Random) -> None:
     """The same keys again, on the outermost level or an inner one."""
     _header(message, lambda header: header[:-1] + b"," + header[1:] if len(header) > 2 else b'{"a":1,"a":2}')
@@ -227,7 +244,8 @@ def _kind(message: Message, rng: random.Random) -> None:
 
 
 MUTATIONS = (
-    *(_lose, _repeat, _swap, _empty, _insert, _many, _flip, _cut, _grow, _text, _text, _twice, _id, _kind),
+    *(_lose, _repeat, _swap, _empty, _insert, _many, _flip, _cut, _grow, _text, _twice, _id, _kind),
+    *(_text, _name, _name, _name),
     *[_tree] * 5,
 )
 
