@@ -117,6 +117,11 @@ def _print_status(state: dict[str, Any]) -> None:
             for slot in slots
         ),
     )
+    _print_use(slots)
+    if daemon.get("quarantine"):
+        kept = daemon["quarantine"]
+        refused = sum(entry["refused"] for entry in kept)
+        click.echo(f"in quarantine: {len(kept)} requests that crashed a worker; {refused:,} equal ones were refused\n")
     _print_table(
         ("Model", "State", "Version", ">Slots", ">Queue", ">Answered", ">Failed", ">Rows a batch", "Note"),
         (
@@ -134,6 +139,31 @@ def _print_status(state: dict[str, Any]) -> None:
             for model in models
         ),
     )
+
+
+def _print_use(slots: Sequence[dict[str, Any]]) -> None:
+    """How fast each slot is, and what it uses of the machine."""
+    headings = ("Slot", ">Batch p50", ">p99", ">Rows/s", ">Memory", ">CPU", ">Device memory", ">Device busy")
+    rows = []
+    for slot in slots:
+        batch = slot.get("batch_ms") or {}
+        memory, device = slot.get("rss_bytes"), slot.get("device_memory_bytes")
+        rows.append(
+            (
+                slot["slot"],
+                *(f"{batch[name]:,.1f} ms" if batch.get(name) is not None else None for name in ("p50", "p99")),
+                f"{slot['rows_per_s']:,.0f}" if slot.get("rows_per_s") is not None else None,
+                _size(memory) if memory is not None else None,
+                _percent(slot.get("cpu_percent")),
+                _size(device) if device is not None else None,
+                "gone" if slot.get("device_present") is False else _percent(slot.get("utilization_percent")),
+            )
+        )
+    _print_table(headings, rows)
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None else f"{value:.0f} %"
 
 
 def _time(seconds: float) -> str:

@@ -167,6 +167,17 @@ def multitower(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
 
 
 def test_status_is_readable(script: Script) -> None:
+    script.status["slots"][0] |= {
+        "batch_ms": {"p50": 4.21, "p99": 12.0},
+        "rows_per_s": 1234.5,
+        "rss_bytes": 900 << 20,
+        "cpu_percent": 87.6,
+        "device_memory_bytes": 6 << 30,
+        "utilization_percent": 93,
+        "device_present": True,
+    }
+    script.status["slots"][1]["device_present"] = False
+    script.status["daemon"]["quarantine"] = [{"model": "digits", "seconds_left": 12.0, "refused": 6}]
     code, out, err = multitower("status")
     assert (code, err) == (Exit.DEGRADED, "")
     lines = out.splitlines()
@@ -176,6 +187,10 @@ def test_status_is_readable(script: Script) -> None:
     rows = [line.split() for line in lines[4:]]
     assert ["0", "ready", "GPU-8f3a1c20", "4712", "0", "5", "123,456"] in rows
     assert ["1", "failed", "GPU-2e", "-", "5", "0", "0", "exit", "code", "3", "[/red]", "while", "loading"] in rows
+    use = ["0", "4.2", "ms", "12.0", "ms", "1,234", "900", "MiB", "88", "%", "6,144", "MiB", "93", "%"]
+    assert use in rows
+    assert ["1", "-", "-", "-", "-", "-", "-", "gone"] in rows
+    assert "in quarantine: 1 requests that crashed a worker; 6 equal ones were refused" in out
     assert ["digits", "ready", "3", "1/2", "2", "1,000", "1", "2.5"] in rows
     assert ["other", "loading", "-", "0/2", "0", "0", "0", "-"] in rows
 
