@@ -19,13 +19,11 @@ from typing import Any
 
 import zmq
 
-from multitower.errors import Reason, make
 from multitower.exits import Exit
-from multitower.supervisor import devices, settings
+from multitower.supervisor import devices
 from multitower.supervisor.capacity import Capacity
 from multitower.supervisor.config import Config
-from multitower.supervisor.config_source import ConfigError
-from multitower.supervisor.control import Control, Done
+from multitower.supervisor.control import Control
 from multitower.supervisor.errands import Errands
 from multitower.supervisor.fleet import Fleet
 from multitower.supervisor.front import Front
@@ -33,12 +31,12 @@ from multitower.supervisor.health import take_heartbeats
 from multitower.supervisor.log import event
 from multitower.supervisor.member import Member
 from multitower.supervisor.notify import Notifier
-from multitower.supervisor.reload import Reload, why_not
-from multitower.supervisor.renewal import Renewal
+from multitower.supervisor.orders import Orders
 from multitower.supervisor.resources import Sampler
 from multitower.supervisor.router import Router
 from multitower.supervisor.runtime import HeldError, RuntimeDir
 from multitower.supervisor.settings import Settings
+from multitower.supervisor.settings import make as make_settings
 from multitower.supervisor.status import Reporter
 
 log = logging.getLogger("multitower.daemon")
@@ -82,27 +80,24 @@ class Daemon:
     """
 
     def __init__(self, config: Config, read_config: Callable[[], Config]) -> None:
-        self._read_config = read_config
         self._signals: list[int] = []
         self._stop_by: float | None = None
         self._forced = False
         self._ready_once = self._told_ready = False
         self._tell_at = 0.0
-        self._reloading = False
-        self._reload_again = False
         self._errands = Errands()
         self._notifier = Notifier()
         with contextlib.ExitStack() as undo:
             undo.callback(self._notifier.close)
-            self._settings = _guarded(functools.partial(_make, config))
+            settings = _guarded(functools.partial(_make, config))
             undo.callback(self._errands.close)
             runtime = _guarded(functools.partial(RuntimeDir, config.runtime_dir))
             undo.callback(runtime.close)
             self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             undo.callback(self._context.term)
             self.router = Router(
-                limits=dict(self._settings.limits),
-                timeouts=dict(self._settings.timeouts),
+                limits=dict(settings.limits),
+                timeouts=dict(settings.timeouts),
                 max_message_size=config.max_message_size,
                 answer=self._answer,
             )
@@ -113,7 +108,6 @@ class Daemon:
             endpoint = f"ipc://{runtime.control_socket}"
             front = _guarded(functools.partial(Front, self._context, endpoint, config.max_message_size))
             undo.callback(front.close)
-            self._control = Control(front, self._answer, self._reload, self._restart)
             self._sampler = Sampler()
             undo.callback(self._sampler.close)
             self._capacity = Capacity(self._sampler)
@@ -122,8 +116,8 @@ class Daemon:
             self._members: dict[Any, Member] = {}
             self._beating: dict[int, Member] = {}
             self.fleet = Fleet(
-                placements=self._settings.placements,
-                settings=self._settings.fleet,
+                placements=settings.placements,
+                settings=settings.fleet,
                 import_path=[str(config.folder)],
                 runtime=runtime,
                 context=self._context,
@@ -137,12 +131,23 @@ class Daemon:
             self.reporter = Reporter(
                 self.router,
                 self.fleet,
-                self._settings.fleet.models,
+                settings.fleet.models,
                 config.max_message_size,
                 started=time.monotonic(),
                 sampler=self._sampler,
                 control=endpoint,
             )
+            self._orders = Orders(
+                self.fleet,
+                self.router,
+                self.reporter,
+                self._errands,
+                settings,
+                read_config,
+                begun=self._notifier.reloading,
+                ended=self._reload_ended,
+            )
+            self._control = Control(front, self._answer, self._orders.reload, self._orders.restart)
             undo.pop_all()
 
     def run(self) -> int:
@@ -237,7 +242,7 @@ class Daemon:
             self._told_ready = True
             notifier.ready(line)
         notifier.status(line)
-        if not self._told_ready or self._reloading or self.reporter.state != "running":
+        if not self._told_ready or self._orders.reloading or self.reporter.state != "running":
             notifier.extend(EXTENSION_S)
 
     def _timeout_ms(self) -> int | None:
@@ -262,13 +267,13 @@ class Daemon:
         for number in signals:
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
-                self._reload(lambda _: None)
+                self._orders.reload(lambda _: None)
             elif self.reporter.state == "running":
                 event(log, logging.INFO, "draining", signal=name, outstanding=self.router.balancer.outstanding)
                 self.reporter.state = "draining"
                 self.router.draining = True
                 self._notifier.stopping(self.reporter.line())
-                self._stop_by = now + self._settings.config.drain_timeout
+                self._stop_by = now + self._orders.settings.config.drain_timeout
             else:
                 event(log, logging.WARNING, "ending now", signal=name)
                 self._forced = True
@@ -308,7 +313,7 @@ class Daemon:
             self.router.flush(now)
             self._reap_all()
             return Exit.SECOND_SIGNAL
-        if self.fleet.hopeless and self._settings.config.exit_when_failed and self.reporter.state == "running":
+        if self.fleet.hopeless and self._orders.settings.config.exit_when_failed and self.reporter.state == "running":
             event(log, logging.ERROR, "every slot has failed")
             self.fleet.kill()
             self._reap_all()
@@ -334,74 +339,9 @@ class Daemon:
     def _answer(self, kind: bytes, header: dict[str, Any]) -> dict[str, Any]:
         return self.reporter.answer(kind, header, time.monotonic())
 
-    def _reload(self, done: Done) -> None:
-        """Reads and checks the configuration in a thread, then applies it."""
-        if self.reporter.state != "running":
-            done(make(Reason.DRAINING, "the daemon is stopping"))
-            return
-        if self._reloading:
-            # Whoever asks again has changed the file again.
-            self._reload_again = True
-            done(make(Reason.DRAINING, "a reload is under way; another one follows it", retry_after_ms=1000))
-            return
-        self._reloading = True
-        self._notifier.reloading()
-        event(log, logging.INFO, "reloading", config=self._settings.config.path)
-        self._errands.run(lambda: settings.make(self._read_config()), lambda outcome: self._apply(outcome, done))
-
-    def _apply(self, outcome: Settings | Exception, done: Done) -> None:
-        if isinstance(outcome, Settings):
-            refusal = why_not(self._settings, outcome)
-            if refusal is None:
-                Reload(
-                    self.fleet,
-                    self.router,
-                    self.reporter,
-                    self._settings,
-                    outcome,
-                    lambda changed, error: self._reloaded(outcome, changed, error, done),
-                ).start()
-                return
-        elif isinstance(outcome, ConfigError | devices.DeviceError | OSError):
-            refusal = str(outcome)
-        else:
-            raise outcome
-        self._reloading = False
-        event(log, logging.ERROR, "not reloaded: nothing has changed", cause=refusal)
-        done(make(Reason.MALFORMED, f"the configuration is refused, and nothing has changed: {refusal}"))
-        self._reload_once_more()
-
-    def _reloaded(self, new: Settings, changed: dict[str, Any], error: str | None, done: Done) -> None:
-        self._reloading = False
-        if error is None:
-            self._settings = new
-            done(changed)
-        else:
-            done(make(Reason.MODEL_ERROR, f"the reload ended early: {error}", **changed))
-        self._reload_once_more()
-
-    def _reload_once_more(self) -> None:
+    def _reload_ended(self) -> None:
         if self._told_ready and self.reporter.state == "running":
             self._notifier.ready(self.reporter.line())
-        if self._reload_again:
-            self._reload_again = False
-            self._reload(lambda _: None)
-
-    def _restart(self, number: int, done: Done) -> None:
-        place = next((place for place in self.fleet.places if place.slot.number == number), None)
-        if self.reporter.state != "running":
-            done(make(Reason.DRAINING, "the daemon is stopping"))
-        elif place is None:
-            known = ", ".join(str(place.slot.number) for place in self.fleet.places)
-            done(make(Reason.MALFORMED, f"there is no slot {number}, only {known}", field="slot"))
-        else:
-            place.safe_rows.clear()
-
-            def ended(error: str | None) -> None:
-                told = {"slot": number, "pid": place.member.process.pid if place.member is not None else None}
-                done(told if error is None else make(Reason.NO_WORKER, f"slot {number}: {error}"))
-
-            self.fleet.renewals.ask(Renewal(place, "multitower restart", done=ended))
 
     # Setting up and giving back.
 
@@ -457,6 +397,6 @@ def _guarded(make: Callable[[], Any]) -> Any:
 
 def _make(config: Config) -> Settings:
     try:
-        return settings.make(config)
+        return make_settings(config)
     except devices.DeviceError as error:
         raise StartError(Exit.CONFIG, f"{config.path}: {error}") from None

@@ -1,0 +1,134 @@
+"""What an operator can order of a running daemon: a reload of its configuration, a new worker for a slot."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from multitower.errors import Reason, make
+from multitower.supervisor import devices
+from multitower.supervisor.config import Config
+from multitower.supervisor.config_source import ConfigError
+from multitower.supervisor.control import Done
+from multitower.supervisor.errands import Errands
+from multitower.supervisor.fleet import Fleet
+from multitower.supervisor.log import event
+from multitower.supervisor.reload import Reload, why_not
+from multitower.supervisor.renewal import Renewal
+from multitower.supervisor.router import Router
+from multitower.supervisor.settings import Settings
+from multitower.supervisor.settings import make as make_settings
+from multitower.supervisor.status import Reporter
+
+log = logging.getLogger("multitower.daemon")
+
+
+class Orders:
+    """Carries out orders, one reload at a time.
+
+    Args:
+        fleet, router, reporter: the daemon's.
+        errands: runs what would keep the loop waiting.
+        settings: what the daemon was started with.
+        read_config: reads the configuration anew.
+        begun: called when a reload begins.
+        ended: called when it has ended, whatever came of it.
+
+    Attributes:
+        settings: what applies now.
+        reloading: a reload is under way.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        router: Router,
+        reporter: Reporter,
+        errands: Errands,
+        settings: Settings,
+        read_config: Callable[[], Config],
+        begun: Callable[[], None],
+        ended: Callable[[], None],
+    ) -> None:
+        self._fleet = fleet
+        self._router = router
+        self._reporter = reporter
+        self._errands = errands
+        self.settings = settings
+        self._read_config = read_config
+        self._begun = begun
+        self._ended = ended
+        self.reloading = False
+        self._reload_again = False
+
+    def reload(self, done: Done) -> None:
+        """Reads and checks the configuration in a thread, then applies it."""
+        if self._reporter.state != "running":
+            done(make(Reason.DRAINING, "the daemon is stopping"))
+            return
+        if self.reloading:
+            # Whoever asks again has changed the file again.
+            self._reload_again = True
+            done(make(Reason.DRAINING, "a reload is under way; another one follows it", retry_after_ms=1000))
+            return
+        self.reloading = True
+        self._begun()
+        event(log, logging.INFO, "reloading", config=self.settings.config.path)
+        self._errands.run(lambda: make_settings(self._read_config()), lambda outcome: self._apply(outcome, done))
+
+    def _apply(self, outcome: Settings | Exception, done: Done) -> None:
+        if isinstance(outcome, Settings):
+            # The daemon may have been told to end meanwhile.
+            running = self._reporter.state == "running"
+            refusal = why_not(self.settings, outcome) if running else "the daemon is stopping"
+            if refusal is None:
+                Reload(
+                    self._fleet,
+                    self._router,
+                    self._reporter,
+                    self.settings,
+                    outcome,
+                    lambda changed, error: self._reloaded(outcome, changed, error, done),
+                ).start()
+                return
+        else:
+            refusal = str(outcome)
+            if not isinstance(outcome, ConfigError | devices.DeviceError | OSError):
+                log.error("the configuration could not be read", exc_info=outcome)
+        self.reloading = False
+        event(log, logging.ERROR, "not reloaded: nothing has changed", cause=refusal)
+        done(make(Reason.MALFORMED, f"the configuration is refused, and nothing has changed: {refusal}"))
+        self._after()
+
+    def _reloaded(self, new: Settings, changed: dict[str, Any], error: str | None, done: Done) -> None:
+        self.reloading = False
+        if error is None:
+            self.settings = new
+            done(changed)
+        else:
+            done(make(Reason.MODEL_ERROR, f"the reload ended early: {error}", **changed))
+        self._after()
+
+    def _after(self) -> None:
+        self._ended()
+        if self._reload_again:
+            self._reload_again = False
+            self.reload(lambda _: None)
+
+    def restart(self, number: int, done: Done) -> None:
+        """Gives a slot a new worker; `done` is told when that serves, or why it does not."""
+        place = next((place for place in self._fleet.places if place.slot.number == number), None)
+        if self._reporter.state != "running":
+            done(make(Reason.DRAINING, "the daemon is stopping"))
+        elif place is None:
+            known = ", ".join(str(place.slot.number) for place in self._fleet.places)
+            done(make(Reason.MALFORMED, f"there is no slot {number}, only {known}", field="slot"))
+        else:
+            place.safe_rows.clear()
+
+            def ended(error: str | None) -> None:
+                told = {"slot": number, "pid": place.member.process.pid if place.member is not None else None}
+                done(told if error is None else make(Reason.NO_WORKER, f"slot {number}: {error}"))
+
+            self._fleet.renewals.ask(Renewal(place, "multitower restart", done=ended))
