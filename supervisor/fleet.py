@@ -208,8 +208,9 @@ class Fleet:
             self.end(member, now)
         for place in reversed(self.places):
             place.due = None
-            if place.successor is not None:
-                self.end(place.successor, now)
+            successor, place.successor = place.successor, None
+            if successor is not None:
+                self.end(successor, now)
             if place.channel is not None and place.slot.state is State.READY:
                 self._router.balancer.retire(place.channel.worker)
                 self._act(place, place.slot.handle(Event.DRAIN, now), now)

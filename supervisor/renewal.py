@@ -174,9 +174,11 @@ class Renewals:
     def _leaving(self, renewal: Renewal, now: float) -> None:
         old, place = renewal.old, renewal.place
         assert old is not None  # set with the step
-        if old.cause is not None or old.channel is None:
+        if old.channel is None or old.channel.worker not in self._router.channels:
             self._left(renewal)
             return
+        if old.cause is not None or old.verdict is not None:
+            return  # it is dead, or about to be: what it was executing is still to be given to others
         worker, balancer = old.channel.worker, self._router.balancer
         if not worker.retiring:
             coming = frozenset() if renewal.overlap or renewal.remove else self._coming(renewal)

@@ -70,6 +70,8 @@ TRANSITIONS: Final[dict[tuple[State, Event], tuple[State, Action]]] = {
     (_S.STARTING, _E.SPENT): (_S.FAILED, _A.NOTHING),
     (_S.STARTING, _E.DRAIN): (_S.STOPPING, _A.STOP),
     (_S.STARTING, _E.STOP): (_S.STOPPING, _A.STOP),
+    # A process that was to take over, and had not begun when it became the slot's own.
+    (_S.LOADING, _E.LOADING): (_S.LOADING, _A.NOTHING),
     (_S.LOADING, _E.LOADED): (_S.READY, _A.NOTHING),
     (_S.LOADING, _E.UNLOADABLE): (_S.FAILED, _A.STOP),
     (_S.LOADING, _E.DIED): (_S.BACKOFF, _A.WAIT),

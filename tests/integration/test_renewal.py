@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -211,3 +212,31 @@ def test_a_worker_that_stays_out_of_memory_is_replaced(tmp_path: Path) -> None:
         daemon.wait_line("worker ready", slot=0, incarnation=2)
         assert 3 <= len(errors) < 30
         assert client.infer("m", {"x": np.array([[1]])})["x"].tolist() == [[1]]
+
+
+def test_a_daemon_that_is_ended_during_a_reload_ends_cleanly(tmp_path: Path) -> None:
+    text = CONFIG.replace("{version: 1}", "{version: 1, load_s: 1.0}")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        daemon.config.write_text(text.replace("{endpoint}", daemon.endpoint).replace("version: 1", "version: 2"))
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_line("renewing", slot=0)
+        assert client.infer("m", {"x": np.ones((1, 1))})["x"].tolist() == [[1]]
+        assert daemon.end() == 0
+
+
+def test_a_worker_that_dies_or_hangs_while_it_is_replaced_costs_nothing(tmp_path: Path) -> None:
+    text = CONFIG.replace("{version: 1}", "{version: 1, load_s: 1.0}") + "heartbeat: 100ms\n"
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        for number, way in enumerate((signal.SIGKILL, signal.SIGSTOP), 2):
+            before = client.status()["slots"]
+            seen = len(daemon.lines)
+            with load(client) as sent:
+                daemon.wait(grown(sent))
+                changed = daemon.config.read_text().replace(f"version: {number - 1}", f"version: {number}")
+                daemon.config.write_text(changed)
+                daemon.signal(signal.SIGHUP)
+                daemon.wait_line("renewing", after=seen, slot=0)
+                os.kill(before[0]["pid"], way)
+                daemon.wait_line("reloaded", after=seen)
+            assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [number]
+            daemon.wait_ready()

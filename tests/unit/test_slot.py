@@ -53,8 +53,8 @@ HISTORIES = {
         [State.LOADING, State.READY, State.READY, State.READY],
     ),
     "dies while another loads to take over": (
-        [Event.LOADING, Event.LOADED, Event.SUCCEEDED, Event.LOADED],
-        [State.LOADING, State.READY, State.LOADING, State.READY],
+        [Event.LOADING, Event.LOADED, Event.SUCCEEDED, Event.LOADING, Event.LOADED],
+        [State.LOADING, State.READY, State.LOADING, State.LOADING, State.READY],
     ),
     "restarted after it was given up": (
         ["died", Event.DUE, "died", Event.DUE, "died", Event.RESTART, "died", Event.RESTART],
