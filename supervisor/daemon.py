@@ -289,7 +289,9 @@ class Daemon:
             if beating is not None:
                 take_heartbeats(beating, now)
                 continue
-            member = self._members[descriptor]
+            member = self._members.get(descriptor)
+            if member is None:
+                continue  # the heartbeats of one whose death was told in the same breath
             # A pidfd stays readable: once is enough.
             self._epoll.unregister(descriptor)
             self._epoll.unregister(member.process.heartbeat_descriptor)
