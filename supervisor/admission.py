@@ -85,6 +85,11 @@ class Admission:
         self._keys.clear()
         self._bytes = 0
 
+    def current_contract(self, name: str) -> int | None:
+        """The contract that requests to the model are checked against; None while there is none."""
+        report = self.reports.get(name)
+        return None if report is None else self._contract(report)
+
     def _contract(self, report: ModelReport) -> int:
         return self._contracts.setdefault((report.name, *_signature(report)), len(self._contracts))
 

@@ -282,10 +282,14 @@ class Balancer:
             worker = self._choose(able)
             assert worker is not None  # there is one
             edition, most = worker.serves[queue.model].edition, worker.safe_rows.get(queue.model, 0)
+            waiting = queue.size
             while (key := queue.due(now, worker.can_run)) is not None:
                 requests = queue.take(key, now, self._settle, len(able), edition, most)
                 if requests:
                     return self._give(worker, key, requests, now)
+                if queue.size == waiting:
+                    break
+                waiting = queue.size
             # What waits is for workers of another edition.
             able.remove(worker)
         return None
@@ -343,6 +347,10 @@ class Balancer:
             self._drop_parts(whole)
             if whole.phase is Phase.WAITING:
                 queue.remove(whole)
+            # What its parts have survived counts: else it would kill one worker after another.
+            for part in join.parts:
+                if part.deaths > whole.deaths:
+                    whole.deaths, whole.avoid = part.deaths, part.avoid
             whole.join = None
             whole.phase = Phase.WAITING
             queue.push(whole, first=True)

@@ -218,13 +218,17 @@ class ModelQueue:
         taken: list[Request] = []
         for queue in queues:
             # A batch has at most as many requests as rows.
-            for request in list(islice(queue.requests, room)):
+            open_to_it = (each for each in queue.requests if each.join is None or each.join.edition == edition)
+            for request in list(islice(open_to_it, room)):
                 if request.deadline <= now:
                     self._leave(request)
                     fail(request, make(Reason.DEADLINE, "the request's time was over before a worker was free"))
                 elif key.max_batch_size and request.rows > key.max_batch_size:
-                    if request.join is None or request.join.edition == edition:
-                        room -= self._peel(request, queue, room, taken, fail, edition)
+                    if request.deaths and taken:
+                        return taken
+                    room -= self._peel(request, queue, room, taken, fail, edition)
+                    if request.deaths and taken:
+                        return taken  # a suspect runs alone, and so do its parts
                 elif request.rows <= room or not taken:
                     self._leave(request)
                     taken.append(request)

@@ -95,6 +95,7 @@ class Fleet:
             self.add(placement)
         self._stopping = False
         self._editions: dict[bytes, int] = {}
+        self._leaving: list[Member] = []  # their slots have others, and they finish what they have
         self._ending: list[Member] = []  # told to end, or dead and not yet buried
 
     # What happens.
@@ -145,7 +146,7 @@ class Fleet:
             cause = report.cause or "; ".join(f"{model.name}: {model.cause}" for model in report.models)
             event(log, logging.ERROR, "slot failed", **member.process.fields, cause=cause)
             self._act(place, place.slot.handle(Event.UNLOADABLE, now, cause), now)
-            self._judge_models()
+            self.judge_models()
 
     def died(self, member: Member, now: float) -> None:
         """The process has ended; its answers may still lie in its channel."""
@@ -204,7 +205,7 @@ class Fleet:
         self._stopping = True
         self._spares.want(0)
         self.renewals.clear()
-        for member in list(self.spares):
+        for member in (*self.spares, *self._leaving):
             self.end(member, now)
         for place in reversed(self.places):
             place.due = None
@@ -242,6 +243,7 @@ class Fleet:
         for place in self.places:
             held = (place.member, place.successor)
             seen.update((id(member), member) for member in held if member is not None)
+        seen.update((id(member), member) for member in self._leaving)
         return iter(seen.values())
 
     @property
@@ -266,7 +268,7 @@ class Fleet:
         if place.member is None:
             self._act(place, place.slot.died(now, "no process could be started"), now)
             self._log_if_failed(place)
-            self._judge_models()
+            self.judge_models()
 
     def start_successor(self, place: Place, specs: tuple[ModelSpec, ...], placement: Placement) -> Member | None:
         """Starts a process that is to take over a slot which serves; None when there is no room for one."""
@@ -313,6 +315,7 @@ class Fleet:
             old = place.member
             assert old is not None  # it serves
             place.member, place.successor = member, None
+            self._leaving.append(old)
             place.visible_devices = report.visible_devices
             self.tell(place, Event.REPLACED, now)
             self._serve(place, member, report, now)
@@ -345,7 +348,7 @@ class Fleet:
             models=",".join(model.name for model in serving),
             away_s=away,
         )
-        self._judge_models()
+        self.judge_models()
 
     def _log_if_failed(self, place: Place) -> None:
         if place.slot.state is State.FAILED:
@@ -354,12 +357,12 @@ class Fleet:
     def _log_failed_model(self, place: Place, model: ModelReport) -> None:
         event(log, logging.ERROR, "model cannot load", **place.fields, model=model.name, cause=model.cause)
 
-    def _judge_models(self) -> None:
+    def judge_models(self) -> None:
         """Finds the models that nothing serves or will serve, so that their requests need not wait."""
         for spec in self.settings.models:
             causes: list[str] = []
             for place in self.places:
-                if place.slot.state not in LIVE:
+                if place.slot.state not in LIVE and not self.renewals.revives(place):
                     causes.append(f"slot {place.slot.number}: {place.slot.last_error or place.slot.state}")
                     continue
                 report = next((model for model in place.models if model.name == spec.name), None)
@@ -390,6 +393,8 @@ class Fleet:
         """The process is dead: reads its last answers, frees it, and decides what comes next."""
         assert member.cause is not None
         self._ending.remove(member)
+        if member in self._leaving:
+            self._leaving.remove(member)
         for message in member.process.messages():
             self.message(member, message, now)
         self._unwatch(member)
@@ -436,7 +441,7 @@ class Fleet:
         if not expected:
             self._log_if_failed(place)
         self._act(place, action, now)
-        self._judge_models()
+        self.judge_models()
 
     def _succeed(self, place: Place, member: Member, now: float) -> None:
         """The slot's process died while another one was loading to take over."""

@@ -2,8 +2,8 @@
 
 The configuration has been checked whole before it comes here. Slots keep their numbers as long as their device is
 configured. First those that stay are renewed one after the other, where what they load has changed; when one of them
-cannot load it, the reload ends there, and the rest serve what they did. Then slots of devices that are no longer
-configured are given up, and new slots are started. What is asked of a model that goes is answered as long as a worker
+cannot load it, the reload ends there, and the rest serve what they did. Then new slots are started, and slots of
+devices that are no longer configured are given up. What is asked of a model that goes is answered as long as a worker
 has it.
 """
 
@@ -106,14 +106,12 @@ class Reload:
             self._fleet.renewals.ask(renewal)
 
     def _give_up_slots(self) -> None:
-        renewals = [Renewal(place, "no longer configured", remove=True) for place in self._removed]
-        self._renew(renewals, self._given_up, self._complete)
-
-    def _complete(self) -> None:
+        # The new ones first: they may have to take over from those that go.
         self._fleet.apply(self._new.fleet)
         for placement in self._added:
             self._fleet.add(placement)
-        self._finish(None)
+        renewals = [Renewal(place, "no longer configured", remove=True) for place in self._removed]
+        self._renew(renewals, self._given_up, lambda: self._finish(None))
 
     def _finish(self, error: str | None) -> None:
         fleet = self._fleet

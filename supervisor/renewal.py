@@ -46,6 +46,7 @@ class Renewal:
         step: how far it is.
         old: the process that leaves.
         overlap: the new process loads while the old one serves.
+        new: the process that loads meanwhile.
     """
 
     place: Place
@@ -57,6 +58,11 @@ class Renewal:
     step: _Step = _Step.BEGIN
     old: Member | None = None
     overlap: bool = False
+    new: Member | None = None
+
+    def begin_again(self) -> None:
+        """The slot has lived on by itself meanwhile."""
+        self.step, self.old, self.new, self.overlap = _Step.BEGIN, None, None, False
 
 
 class Staff(Protocol):
@@ -73,6 +79,9 @@ class Staff(Protocol):
 
     def drop(self, place: Place) -> None:
         """The slot is no more."""
+
+    def judge_models(self) -> None:
+        """Finds the models that nothing serves or will serve."""
 
 
 class Renewals:
@@ -99,6 +108,11 @@ class Renewals:
         """The slot is being renewed, or is to be."""
         current = self._current
         return (current is not None and current.place is place) or any(each.place is place for each in self._waiting)
+
+    def revives(self, place: Place) -> bool:
+        """The slot is going to have a new process, whatever its state is now."""
+        current = [self._current] if self._current is not None else []
+        return any(each.place is place and not each.remove for each in (*current, *self._waiting))
 
     def withdraw(self, renewals: Collection[Renewal]) -> None:
         """These are not wanted any more, as far as they have not begun."""
@@ -127,6 +141,8 @@ class Renewals:
         current = self._current
         if current is not None and current.place is place:
             current.old, current.step = old, _Step.LEAVING
+            # From now on the slot's next process is as this one.
+            self._apply(current)
 
     # How it is done.
 
@@ -153,7 +169,8 @@ class Renewals:
                 renewal.step = _Step.LEAVING
                 return
             renewal.overlap = True
-            if self._staff.start_successor(place, specs, renewal.placement or place.placement) is None:
+            renewal.new = self._staff.start_successor(place, specs, renewal.placement or place.placement)
+            if renewal.new is None:
                 self._finish("no process could be started")
                 return
             renewal.step = _Step.LOADING
@@ -166,10 +183,12 @@ class Renewals:
             return
         if place.slot.state is State.READY:
             self._finish("the new worker could not load; the old one goes on")
-        else:
+        elif place.member is renewal.new:
             # The old one died, and what was to take over is the slot's own process now.
             self._apply(renewal)
             renewal.step = _Step.STARTING
+        else:
+            renewal.begin_again()  # both have died
 
     def _leaving(self, renewal: Renewal, now: float) -> None:
         old, place = renewal.old, renewal.place
@@ -201,19 +220,26 @@ class Renewals:
 
     def _left(self, renewal: Renewal) -> None:
         if renewal.overlap:
-            self._apply(renewal)
             self._finish(None)
         else:
             renewal.step = _Step.STOPPING
 
     def _stopping(self, renewal: Renewal, now: float) -> None:
         place = renewal.place
+        if place.slot.state in (State.STARTING, State.LOADING, State.READY):
+            renewal.begin_again()  # it died before it was told to end, and was restarted at once
+            return
         if place.member is not None or place.slot.state not in (State.STOPPED, State.FAILED, State.BACKOFF):
             return
         place.due = None
         if renewal.remove:
             self._staff.drop(place)
             self._finish(None)
+            others = [each for each in self._waiting if each.place is place]
+            self.withdraw(others)
+            for other in others:
+                if other.done is not None:
+                    other.done("the slot is no longer configured")
             return
         self._apply(renewal)
         self._staff.tell(place, Event.RESTART, now)
@@ -238,5 +264,7 @@ class Renewals:
         level = logging.INFO if error is None else logging.ERROR
         message = "renewed" if error is None else "not renewed"
         event(log, level, message, **renewal.place.fields, why=renewal.why, cause=error)
+        if error is not None:
+            self._staff.judge_models()
         if renewal.done is not None:
             renewal.done(error)

@@ -44,6 +44,7 @@ class Channel:
     process: WorkerProcess
     keys: worker_wire.KeyMemory = field(default_factory=worker_wire.KeyMemory)
     window: Window = field(default_factory=Window)
+    reports: dict[str, ModelReport] = field(default_factory=dict)
 
 
 class Router:
@@ -186,13 +187,12 @@ class Router:
     ) -> Channel:
         """A worker serves the models of these reports from now on; `editions` are those of `serving.Served`."""
         serves = {}
-        for report in reports:
-            if report.name in self.balancer.queues:
-                served = self.admission.describe(report)
-                serves[report.name] = served._replace(edition=editions.get(report.name, 0))
-                self.balancer.hope(report.name)
+        described = {report.name: report for report in reports if report.name in self.balancer.queues}
+        for name, report in described.items():
+            serves[name] = self.admission.describe(report)._replace(edition=editions.get(name, 0))
+            self.balancer.hope(name)
         worker = self.balancer.add_worker(slot, device, serves, now)
-        channel = self.channels[worker] = Channel(worker, process)
+        channel = self.channels[worker] = Channel(worker, process, reports=described)
         return channel
 
     def withdraw(self, channel: Channel, coming: Collection[str] = ()) -> None:
@@ -213,6 +213,12 @@ class Router:
     def worker_gone(self, channel: Channel, now: float, *, crashed: bool) -> bool:
         """A worker is gone and has been read to its end; True when a lone suspect is to blame."""
         del self.channels[channel.worker]
+        for model in channel.worker.serves:
+            left = [other for other in self.channels.values() if model in other.reports]
+            contract = self.admission.current_contract(model)
+            if left and all(other.worker.serves[model].contract != contract for other in left):
+                # Requests are to be checked against what is served, not against what came last.
+                self.admission.describe(left[-1].reports[model])
         return self.balancer.remove_worker(channel.worker, now, crashed=crashed)
 
     def result(self, channel: Channel, message: list[Any]) -> None:

@@ -69,6 +69,7 @@ class Join:
         part.deadline = whole.deadline
         part.parent = whole
         part.start = self.next_row
+        part.deaths, part.avoid = whole.deaths, whole.avoid
         self.next_row += rows
         self.parts.append(part)
         return part
