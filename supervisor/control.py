@@ -46,9 +46,10 @@ class Control:
             def done(
                 answer: dict[str, Any] | MultitowerError, address: tuple[bytes, ...] = address, id: bytes = id
             ) -> None:
-                failed = isinstance(answer, MultitowerError)
-                header = answer.to_wire() if isinstance(answer, MultitowerError) else answer
-                self.front.reply(address, wire.ERROR if failed else wire.OK, id, (wire.dump_json(header),))
+                if isinstance(answer, MultitowerError):
+                    self.front.reply(address, wire.ERROR, id, (wire.dump_json(answer.to_wire()),))
+                else:
+                    self.front.reply(address, wire.OK, id, (wire.dump_json(answer),))
 
             try:
                 self._carry_out(bytes(body[0]), wire.load_header(bytes(body[2])) if len(body) > 2 else {}, done)

@@ -136,7 +136,7 @@ class Fleet:
             return  # it has been replaced, and only its end is of interest
         place.visible_devices = report.visible_devices
         if report.state == "loading":
-            self._act(place, place.slot.handle(Event.LOADING, now), now)
+            self.tell(place, Event.LOADING, now)
         elif report.state == "ready":
             self._ready(place, member, report, now)
         elif report.state == "failed":
@@ -145,7 +145,7 @@ class Fleet:
                 self._log_failed_model(place, model)
             cause = report.cause or "; ".join(f"{model.name}: {model.cause}" for model in report.models)
             event(log, logging.ERROR, "slot failed", **member.process.fields, cause=cause)
-            self._act(place, place.slot.handle(Event.UNLOADABLE, now, cause), now)
+            self.tell(place, Event.UNLOADABLE, now, cause)
             self.judge_models()
 
     def died(self, member: Member, now: float) -> None:
@@ -171,7 +171,15 @@ class Fleet:
                 self._start(place, now)
             if place.due is not None and now >= place.due:
                 place.due = None
-                self._act(place, place.slot.handle(Event.DUE, now), now)
+                self.tell(place, Event.DUE, now)
+        if now >= self._health.next_look:
+            self._see_to_health(now)
+        self.renewals.advance(now)
+        # Never while a slot needs the machine to come up.
+        if not any(place.slot.state in (State.STARTING, State.LOADING) for place in self.places):
+            self._spares.replenish(now)
+
+    def _see_to_health(self, now: float) -> None:
         for member in self._health.look(self.members(), now):
             member.kill_at = now if member.verdict is not None and member.verdict.stopped else now + STACKS_S
             if member not in self._ending:
@@ -179,10 +187,6 @@ class Fleet:
         for renewal in self._health.recycle(self.places, self.settings):
             if not self.renewals.includes(renewal.place):
                 self.renewals.ask(renewal)
-        self.renewals.advance(now)
-        # Never while a slot needs the machine to come up.
-        if not any(place.slot.state in (State.STARTING, State.LOADING) for place in self.places):
-            self._spares.replenish(now)
 
     def next_wake(self, now: float) -> float | None:
         """When `tick` must be called at the latest, in monotonic seconds."""
@@ -214,10 +218,10 @@ class Fleet:
                 self.end(successor, now)
             if place.channel is not None and place.slot.state is State.READY:
                 self._router.balancer.retire(place.channel.worker)
-                self._act(place, place.slot.handle(Event.DRAIN, now), now)
-                self._act(place, place.slot.handle(Event.DRAINED, now), now)
+                self.tell(place, Event.DRAIN, now)
+                self.tell(place, Event.DRAINED, now)
             else:
-                self._act(place, place.slot.handle(Event.STOP, now), now)
+                self.tell(place, Event.STOP, now)
 
     def kill(self) -> None:
         """Kills every process at once."""
@@ -249,7 +253,11 @@ class Fleet:
     @property
     def hopeless(self) -> bool:
         """No slot serves or is on its way to serving."""
-        return not any(place.slot.state in LIVE for place in self.places)
+        return not any(map(self._lives, self.places))
+
+    def _lives(self, place: Place) -> bool:
+        """The slot serves, or is on its way to serving, perhaps through a renewal that has to end its process first."""
+        return place.slot.state in LIVE or self.renewals.revives(place)
 
     # How it is done.
 
@@ -302,7 +310,7 @@ class Fleet:
 
     def _edition(self, spec: ModelSpec) -> int:
         """A number for a model as it is configured now, equal as long as that is equal."""
-        return self._editions.setdefault(replace(spec, safe_rows=0).to_json(), len(self._editions))
+        return self._editions.setdefault(spec.to_json(), len(self._editions))
 
     def _report_of_successor(self, place: Place, member: Member, report: WorkerReport, now: float) -> None:
         if report.state == "failed" or any(model.state != "ready" for model in report.models):
@@ -322,7 +330,7 @@ class Fleet:
             self.renewals.took_over(place, old)
 
     def _ready(self, place: Place, member: Member, report: WorkerReport, now: float) -> None:
-        self._act(place, place.slot.handle(Event.LOADED, now), now)
+        self.tell(place, Event.LOADED, now)
         if place.slot.state is not State.READY:
             return
         self._serve(place, member, report, now)
@@ -362,7 +370,7 @@ class Fleet:
         for spec in self.settings.models:
             causes: list[str] = []
             for place in self.places:
-                if place.slot.state not in LIVE and not self.renewals.revives(place):
+                if not self._lives(place):
                     causes.append(f"slot {place.slot.number}: {place.slot.last_error or place.slot.state}")
                     continue
                 report = next((model for model in place.models if model.name == spec.name), None)
@@ -372,9 +380,9 @@ class Fleet:
             else:
                 self._router.balancer.give_up(spec.name, "; ".join(causes))
 
-    def tell(self, place: Place, event: Event, now: float) -> None:
+    def tell(self, place: Place, event: Event, now: float, cause: str | None = None) -> None:
         """Tells the slot of an event, and does what follows from it."""
-        self._act(place, place.slot.handle(event, now), now)
+        self._act(place, place.slot.handle(event, now, cause), now)
 
     def end(self, member: Member, now: float) -> None:
         """Tells a process to end, and kills it when it does not, or when it has nothing to finish."""

@@ -26,7 +26,7 @@ class Health:
         rss: bytes of resident memory of a slot's process as last measured, or None.
 
     Attributes:
-        next_look: when `look` must be called, in monotonic seconds.
+        next_look: when `look` is to be called, in monotonic seconds.
     """
 
     def __init__(self, router: Router, rss: Callable[[int], int | None]) -> None:
@@ -44,8 +44,6 @@ class Health:
 
     def look(self, members: Iterable[Member], now: float) -> list[Member]:
         """The processes that have been found to hang; each is told once, and gets no more work."""
-        if now < self.next_look:
-            return []
         members = [member for member in members if member.cause is None and member.verdict is None]
         gap = now - self.next_look if self.next_look else 0.0
         if gap > PAUSE_S:

@@ -69,7 +69,7 @@ class Reload:
         self._changed = [
             (place, placement)
             for place, placement in kept
-            if place.placement != placement or _specs(place.specs) != _specs(new.fleet.models) or place.member is None
+            if place.placement != placement or place.specs != new.fleet.models or place.member is None
         ]
 
     def start(self) -> None:
@@ -93,12 +93,12 @@ class Reload:
             return
 
         def one_done(place: Place, error: str | None) -> None:
-            ended.append(place.slot.number)
             if error is not None:
-                ended.pop()
                 self._fleet.renewals.withdraw(renewals)
                 self._finish(f"slot {place.slot.number}: {place.slot.last_error or error}")
-            elif len(ended) == len(renewals):
+                return
+            ended.append(place.slot.number)
+            if len(ended) == len(renewals):
                 then()
 
         for renewal in renewals:
@@ -129,10 +129,6 @@ class Reload:
         level = logging.INFO if error is None else logging.ERROR
         event(log, level, "reloaded" if error is None else "not reloaded", **changed, cause=error)
         self._done(changed, error)
-
-
-def _specs(specs: Any) -> Any:
-    return tuple(replace(spec, safe_rows=0) for spec in specs)
 
 
 def _match(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
@@ -60,6 +60,11 @@ class Renewal:
     overlap: bool = False
     new: Member | None = None
 
+    @property
+    def wanted(self) -> tuple[ModelSpec, ...]:
+        """The models that the new process is to load."""
+        return self.specs if self.specs is not None else self.place.specs
+
     def begin_again(self) -> None:
         """The slot has lived on by itself meanwhile."""
         self.step, self.old, self.new, self.overlap = _Step.BEGIN, None, None, False
@@ -106,13 +111,16 @@ class Renewals:
 
     def includes(self, place: Place) -> bool:
         """The slot is being renewed, or is to be."""
-        current = self._current
-        return (current is not None and current.place is place) or any(each.place is place for each in self._waiting)
+        return any(True for _ in self._of(place))
 
     def revives(self, place: Place) -> bool:
         """The slot is going to have a new process, whatever its state is now."""
-        current = [self._current] if self._current is not None else []
-        return any(each.place is place and not each.remove for each in (*current, *self._waiting))
+        return any(not each.remove for each in self._of(place))
+
+    def _of(self, place: Place) -> Iterator[Renewal]:
+        if self._current is not None and self._current.place is place:
+            yield self._current
+        yield from (each for each in self._waiting if each.place is place)
 
     def withdraw(self, renewals: Collection[Renewal]) -> None:
         """These are not wanted any more, as far as they have not begun."""
@@ -163,13 +171,12 @@ class Renewals:
             self._staff.tell(place, Event.STOP, now)
             renewal.step = _Step.STOPPING
         elif state is State.READY and place.member is not None:
-            specs = renewal.specs if renewal.specs is not None else place.specs
             renewal.old = place.member
             if renewal.remove or not self._fits(place):
                 renewal.step = _Step.LEAVING
                 return
             renewal.overlap = True
-            renewal.new = self._staff.start_successor(place, specs, renewal.placement or place.placement)
+            renewal.new = self._staff.start_successor(place, renewal.wanted, renewal.placement or place.placement)
             if renewal.new is None:
                 self._finish("no process could be started")
                 return
@@ -200,7 +207,7 @@ class Renewals:
             return  # it is dead, or about to be: what it was executing is still to be given to others
         worker, balancer = old.channel.worker, self._router.balancer
         if not worker.retiring:
-            coming = frozenset() if renewal.overlap or renewal.remove else self._coming(renewal)
+            coming = set[str]() if renewal.overlap or renewal.remove else {spec.name for spec in renewal.wanted}
             self._router.withdraw(old.channel, coming)
             if balancer.needed(worker, coming):
                 return
@@ -213,10 +220,6 @@ class Renewals:
             else:
                 self._staff.tell(place, Event.DRAINED, now)
             self._left(renewal)
-
-    def _coming(self, renewal: Renewal) -> frozenset[str]:
-        specs = renewal.specs if renewal.specs is not None else renewal.place.specs
-        return frozenset(spec.name for spec in specs)
 
     def _left(self, renewal: Renewal) -> None:
         if renewal.overlap:
@@ -235,7 +238,7 @@ class Renewals:
         if renewal.remove:
             self._staff.drop(place)
             self._finish(None)
-            others = [each for each in self._waiting if each.place is place]
+            others = list(self._of(place))
             self.withdraw(others)
             for other in others:
                 if other.done is not None:

@@ -240,3 +240,13 @@ def test_a_worker_that_dies_or_hangs_while_it_is_replaced_costs_nothing(tmp_path
                 daemon.wait_line("reloaded", after=seen)
             assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [number]
             daemon.wait_ready()
+
+
+def test_a_restart_while_the_only_slot_loads_is_no_failure(tmp_path: Path) -> None:
+    text = CONFIG.replace("cpu: 2", "cpu: 1").replace("{version: 1}", "{version: 1, load_s: 2.0}")
+    with Running(tmp_path, text + "exit_when_failed: true\n") as daemon:
+        daemon.wait_line("worker started", slot=0)
+        daemon.wait(lambda: daemon.slot()["state"] == "loading")
+        assert multitower("restart", "0", daemon=daemon).returncode == 0
+        slot = daemon.slot()
+        assert (slot["state"], slot["incarnation"]) == ("ready", 2)
