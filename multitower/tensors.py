@@ -46,6 +46,9 @@ ITEM_SIZE: Final[dict[str, int]] = {
 }
 DATATYPES: Final = tuple(ITEM_SIZE)
 
+BULKY_BYTES: Final = 64 << 10
+"""From this size on a frame is not copied; below it, a copy is cheaper than libzmq's bookkeeping for sharing."""
+
 _DTYPE: Final[dict[str, np.dtype[Any]]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype("<u1"),

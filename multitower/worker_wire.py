@@ -5,11 +5,17 @@ by number; the key's description travels with the first batch that uses it, and 
 same rule when there are too many.
 
     router to worker:   ASSIGN | Assignment (JSON)
-                        BATCH head | key (JSON, or empty when known) | frames, entry by entry, in the key's order
+                        BATCH head | key (JSON, or empty when known) | frames
                         STOP
     worker to router:   REPORT | WorkerReport (JSON)
-                        RESULT head | frames, entry by entry: header and outputs, or one error header
+                        RESULT head | frames
                         MEMORY | MemoryReport (JSON): the device's memory did not suffice
+
+The frames of small tensors travel *joined*: one frame an input (or output) of the whole batch, row after row, which is
+the array that the model is called with. A frame costs a microsecond on each side of each socket, and a batch has many.
+Rows of `tensors.BULKY_BYTES` or more have frames of their own, entry by entry in the key's order, which nobody has to
+copy; and so has BYTES, whose elements differ in length. In a RESULT, entry by entry, each answer is a reply header
+and its outputs, or the header of an error; joined, the headers come first, one for each number of rows.
 """
 
 from __future__ import annotations
@@ -18,7 +24,9 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+from multitower import tensors
 
 ASSIGN: Final = b"A"
 BATCH: Final = b"B"
@@ -34,8 +42,10 @@ HEARTBEAT: Final = "<Q"
 MAX_KEYS: Final = 4096
 MAX_KEY_BYTES: Final = 16 << 20
 
-_BATCH_HEAD: Final = struct.Struct("<cQQI")  # BATCH, batch id, key id, entries; then u32 rows an entry
+_BATCH_HEAD: Final = struct.Struct("<cQQ?I")  # BATCH, batch id, key id, joined, entries; then u32 rows an entry
 _RESULT_HEAD: Final = struct.Struct("<cQIQQQ")  # RESULT, batch id, entries, ns: assemble, compute, slice
+# Then, entry by entry: 0, u16 frames an entry. Joined: the number of headers, u32 rows a header, u32 rows an entry.
+_LAYOUT: Final = struct.Struct("<H")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +81,42 @@ class KeySpec:
         )
 
 
-def batch_head(batch_id: int, key_id: int, rows: Sequence[int]) -> bytes:
+def joinable(key: KeySpec) -> bool:
+    """Whether the inputs of a batch travel joined."""
+    return key.batched and all(
+        datatype != tensors.BYTES and tensors.byte_size(datatype, dims) < tensors.BULKY_BYTES
+        for _, datatype, dims in key.inputs
+    )
+
+
+def join(entries: Sequence[Sequence[Any]]) -> list[Any]:
+    """One frame an input, of the entries' frames in order."""
+    if len(entries) == 1:
+        return list(entries[0])
+    return [b"".join(parts) for parts in zip(*entries, strict=True)]
+
+
+def batch_head(batch_id: int, key_id: int, rows: Sequence[int], *, joined: bool) -> bytes:
     """The head of a BATCH message; `rows` has an item an entry."""
-    return _BATCH_HEAD.pack(BATCH, batch_id, key_id, len(rows)) + struct.pack(f"<{len(rows)}I", *rows)
+    return struct.pack(f"<cQQ?I{len(rows)}I", BATCH, batch_id, key_id, joined, len(rows), *rows)
 
 
-def read_batch_head(head: bytes) -> tuple[int, int, tuple[int, ...]]:
-    """(batch id, key id, rows an entry) of a BATCH head."""
-    _, batch_id, key_id, count = _BATCH_HEAD.unpack_from(head)
-    return batch_id, key_id, struct.unpack_from(f"<{count}I", head, _BATCH_HEAD.size)
+class BatchHead(NamedTuple):
+    """What `batch_head` was given."""
+
+    batch_id: int
+    key_id: int
+    joined: bool
+    rows: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+def read_batch_head(head: bytes) -> BatchHead:
+    """Reads what `batch_head` wrote."""
+    _, batch_id, key_id, joined, count = _BATCH_HEAD.unpack_from(head)
+    return BatchHead(batch_id, key_id, joined, struct.unpack_from(f"<{count}I", head, _BATCH_HEAD.size))
+
+
+class Timing(NamedTuple):
     """Nanoseconds that a batch took in its worker: assembling inputs, computing, slicing outputs."""
 
     assemble_ns: int
@@ -91,23 +124,86 @@ class Timing:
     slice_ns: int
 
 
-def result_head(batch_id: int, frames: Sequence[int], timing: Timing) -> bytes:
-    """The head of a RESULT message.
+def result(batch_id: int, answers: Sequence[list[Any] | bytes], timing: Timing) -> list[Any]:
+    """A RESULT message, entry by entry.
 
     Args:
         batch_id: of the batch that is answered.
-        frames: for each entry in order, how many frames its answer has (a reply header and its outputs), or 0
-            for an error, which has one frame: the JSON header of an `MT1:error` reply.
+        answers: for each entry in order a reply header and its outputs; or, for an error, the header of the
+            `MT1:error` reply.
         timing: where the time went.
     """
-    head = _RESULT_HEAD.pack(RESULT, batch_id, len(frames), timing.assemble_ns, timing.compute_ns, timing.slice_ns)
-    return head + struct.pack(f"<{len(frames)}H", *frames)
+    counts = [0 if isinstance(answer, bytes) else len(answer) for answer in answers]
+    head = _RESULT_HEAD.pack(RESULT, batch_id, len(answers), *timing) + _LAYOUT.pack(0)
+    message: list[Any] = [head + struct.pack(f"<{len(counts)}H", *counts)]
+    for answer in answers:
+        if isinstance(answer, bytes):
+            message.append(answer)
+        else:
+            message.extend(answer)
+    return message
 
 
-def read_result_head(head: bytes) -> tuple[int, tuple[int, ...], Timing]:
-    """(batch id, frames an entry, timing) of a RESULT head."""
+def joined_result(
+    batch_id: int, headers: dict[int, bytes], rows: Sequence[int], outputs: Sequence[Any], timing: Timing
+) -> list[Any]:
+    """A RESULT message, joined: no entry has an error.
+
+    Args:
+        batch_id: of the batch that is answered.
+        headers: the reply header of an entry with so many rows, for each number that there is.
+        rows: of each entry.
+        outputs: one frame an output, of all rows.
+        timing: where the time went.
+    """
+    head = _RESULT_HEAD.pack(RESULT, batch_id, len(rows), *timing)
+    layout = struct.pack(f"<H{len(headers)}I{len(rows)}I", len(headers), *headers, *rows)
+    return [head + layout, *headers.values(), *outputs]
+
+
+class Result(NamedTuple):
+    """A RESULT as the router reads it: for each entry the header and outputs of its reply, or an error's header."""
+
+    batch_id: int
+    answers: list[list[Any] | bytes]
+    timing: Timing
+
+
+def read_result(message: Sequence[Any]) -> Result:
+    """Reads what `result` or `joined_result` wrote."""
+    head = bytes(message[0])
     _, batch_id, count, *times = _RESULT_HEAD.unpack_from(head)
-    return batch_id, struct.unpack_from(f"<{count}H", head, _RESULT_HEAD.size), Timing(*times)
+    (headers,) = _LAYOUT.unpack_from(head, _RESULT_HEAD.size)
+    place = _RESULT_HEAD.size + _LAYOUT.size
+    answers: list[list[Any] | bytes]
+    if headers:
+        numbers = struct.unpack_from(f"<{headers + count}I", head, place)
+        by_rows = dict(zip(numbers, message[1 : 1 + headers], strict=False))
+        answers = _cut(by_rows, numbers[headers:], message[1 + headers :])
+    else:
+        answers = []
+        place_of = 1
+        for frames in struct.unpack_from(f"<{count}H", head, place):
+            answer = message[place_of : place_of + frames]
+            answers.append(list(answer) if frames else bytes(message[place_of]))
+            place_of += frames or 1
+    return Result(batch_id, answers, Timing(*times))
+
+
+def _cut(headers: dict[int, Any], rows: Sequence[int], outputs: Sequence[Any]) -> list[list[Any] | bytes]:
+    """An answer an entry, of outputs that are joined."""
+    total = sum(rows)
+    answers: list[list[Any] | bytes] = [[headers[count]] for count in rows]
+    for frame in outputs:
+        # What is large is libzmq's buffer; its slices are copied when they are sent.
+        data = frame if type(frame) is bytes else frame.buffer
+        width = len(data) // total
+        start = 0
+        for answer, count in zip(answers, rows, strict=True):
+            end = start + count * width
+            answer.append(data[start:end])  # type: ignore[union-attr]
+            start = end
+    return answers
 
 
 class KeyMemory:

@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import os
-import select
 import signal
 import socket
 import time
@@ -32,6 +30,7 @@ from multitower.supervisor.log import event
 from multitower.supervisor.member import Member
 from multitower.supervisor.notify import Notifier
 from multitower.supervisor.orders import Orders
+from multitower.supervisor.reactor import Reactor
 from multitower.supervisor.resources import Sampler
 from multitower.supervisor.router import Router
 from multitower.supervisor.runtime import HeldError, RuntimeDir
@@ -84,7 +83,8 @@ class Daemon:
         self._stop_by: float | None = None
         self._forced = False
         self._ready_once = self._told_ready = False
-        self._tell_at = 0.0
+        self._tell_at = self._chores_at = 0.0
+        self._chores_due = False
         self._errands = Errands()
         self._notifier = Notifier()
         with contextlib.ExitStack() as undo:
@@ -111,10 +111,8 @@ class Daemon:
             self._sampler = Sampler()
             undo.callback(self._sampler.close)
             self._capacity = Capacity(self._sampler)
-            self._poller = zmq.Poller()
-            self._epoll = select.epoll()
-            self._members: dict[Any, Member] = {}
-            self._beating: dict[int, Member] = {}
+            self._reactor = Reactor()
+            undo.callback(self._reactor.close)
             self.fleet = Fleet(
                 placements=settings.placements,
                 settings=settings.fleet,
@@ -163,10 +161,12 @@ class Daemon:
         former = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         signal.set_wakeup_fd(wake_in.fileno(), warn_on_full_buffer=False)
         try:
-            self._epoll.register(wake_out.fileno(), select.EPOLLIN)
-            self._poller.register(self._epoll.fileno(), zmq.POLLIN)
+            self._reactor.add(wake_out.fileno(), functools.partial(self._on_wake, wake_out))
+            self._reactor.add(self._errands.descriptor, self._on_errands)
             for front in self.router.fronts:
-                self._poller.register(front.socket, zmq.POLLIN)
+                front.stir = self._reactor.add_socket(front.socket, functools.partial(self.router.receive, front))
+            control = self._control.front
+            control.stir = self._reactor.add_socket(control.socket, self._on_orders)
             event(
                 log,
                 logging.INFO,
@@ -176,10 +176,7 @@ class Daemon:
                 slots=len(self.fleet.places),
                 runtime_dir=self._runtime.path,
             )
-            self._poller.register(self._control.front.socket, zmq.POLLIN)
-            self._poller.register(self._errands.descriptor, zmq.POLLIN)
-            self.fleet.tick(time.monotonic())
-            code = self._loop(wake_out)
+            code = self._loop()
             event(log, logging.INFO, "daemon ended", code=int(code))
             return code
         except BaseException:
@@ -196,31 +193,33 @@ class Daemon:
             wake_in.close()
             self._close()
 
-    def _loop(self, wake: socket.socket) -> Exit:
-        fronts = {front.socket: front for front in self.router.fronts}
-        while True:
-            for source, _ in self._poller.poll(self._timeout_ms()):
-                front = fronts.get(source)
-                if front is not None:
-                    self.router.receive(front)
-                elif source == self._epoll.fileno():
-                    self._on_descriptors(wake)
-                elif source == self._errands.descriptor:
-                    self._errands.bring_home()
-                elif source is self._control.front.socket:
-                    self._control.receive()
-                else:
-                    self._on_messages(source)
+    def _loop(self) -> Exit:
+        code = self._chores(time.monotonic())
+        while code is None:
+            self._reactor.wait(self._timeout_s())
             now = time.monotonic()
-            self.fleet.tick(now)
-            self.router.flush(now)
-            if now >= self._tell_at:
-                self._tell(now)
-            self._notifier.watchdog(now)
-            self._on_signals(now)
-            code = self._over(now)
-            if code is not None:
-                return code
+            if self._chores_due or now >= self._chores_at:
+                code = self._chores(now)
+            else:
+                # The hot path: only requests and answers have come.
+                self.router.flush(now)
+        return code
+
+    def _chores(self, now: float) -> Exit | None:
+        """Does all that is due, requests among it; returns the exit code when the daemon's life is over."""
+        self._chores_due = False
+        self.fleet.tick(now)
+        self.router.flush(now)
+        if now >= self._tell_at:
+            self._tell(now)
+        self._notifier.watchdog(now)
+        self._on_signals(now)
+        code = self._over(now)
+        # What waits for answers to come in looks after each burst of them.
+        self._chores_due |= self.fleet.renewals.active or self.reporter.state != "running"
+        times = [self.fleet.next_wake(now), self._notifier.next_wake(), self._tell_at, self._stop_by]
+        self._chores_at = min(moment for moment in times if moment is not None)
+        return code
 
     def _tell(self, now: float) -> None:
         """Tells the log and the service manager how things stand, and the sampler whom to measure."""
@@ -245,17 +244,12 @@ class Daemon:
         if not self._told_ready or self._orders.reloading or self.reporter.state != "running":
             notifier.extend(EXTENSION_S)
 
-    def _timeout_ms(self) -> int | None:
-        now = time.monotonic()
-        times = [
-            self.fleet.next_wake(now),
-            self.router.balancer.next_wake(),
-            self._notifier.next_wake(),
-            self._tell_at,
-            self._stop_by,
-        ]
-        due = min((moment for moment in times if moment is not None), default=None)
-        return None if due is None else max(0, math.ceil((due - now) * 1000))
+    def _timeout_s(self) -> float:
+        due = self._chores_at
+        wake = self.router.balancer.next_wake()
+        if wake is not None and wake < due:
+            due = wake
+        return due - time.monotonic()
 
     # Events.
 
@@ -278,34 +272,43 @@ class Daemon:
                 event(log, logging.WARNING, "ending now", signal=name)
                 self._forced = True
 
-    def _on_descriptors(self, wake: socket.socket) -> None:
-        now = time.monotonic()
-        for descriptor, _ in self._epoll.poll(0):
-            if descriptor == wake.fileno():
-                with contextlib.suppress(BlockingIOError):
-                    wake.recv(4096)
-                continue
-            beating = self._beating.get(descriptor)
-            if beating is not None:
-                take_heartbeats(beating, now)
-                continue
-            member = self._members.get(descriptor)
-            if member is None:
-                continue  # the heartbeats of one whose death was told in the same breath
-            # A pidfd stays readable: once is enough.
-            self._epoll.unregister(descriptor)
-            self._epoll.unregister(member.process.heartbeat_descriptor)
-            del self._beating[member.process.heartbeat_descriptor]
-            self._poller.register(member.process.monitor, zmq.POLLIN)
-            self.fleet.died(member, now)
+    def _on_wake(self, wake: socket.socket) -> None:
+        self._chores_due = True
+        with contextlib.suppress(BlockingIOError):
+            wake.recv(4096)
 
-    def _on_messages(self, source: Any) -> None:
-        member = self._members.get(source)
-        if member is None:
-            return  # the monitor of a dead worker: the fleet's tick buries it
-        now = time.monotonic()
+    def _on_errands(self) -> None:
+        self._chores_due = True
+        self._errands.bring_home()
+
+    def _on_orders(self) -> bool:
+        self._chores_due = True
+        self._control.receive()
+        return True
+
+    def _on_death(self, member: Member) -> None:
+        self._chores_due = True
+        process = member.process
+        # A pidfd stays readable: once is enough.
+        self._reactor.remove(process.pidfd)
+        self._reactor.remove(process.heartbeat_descriptor)
+        # The fleet's tick buries it once its channel is closed.
+        self._reactor.add_socket(process.monitor, self._on_disconnected)
+        self.fleet.died(member, time.monotonic())
+
+    def _on_heartbeats(self, member: Member) -> None:
+        take_heartbeats(member, time.monotonic())
+
+    def _on_disconnected(self) -> bool:
+        self._chores_due = True
+        return True
+
+    def _on_messages(self, member: Member) -> bool:
+        message = None
         for message in member.process.messages():
-            self.fleet.message(member, message, now)
+            if self.fleet.message(member, message, time.monotonic()):
+                self._chores_due = True
+        return message is not None
 
     def _over(self, now: float) -> Exit | None:
         """The exit code when the daemon's life is over; takes a drain one step further before."""
@@ -349,17 +352,13 @@ class Daemon:
 
     def _watch(self, member: Member) -> None:
         process = member.process
-        self._members[process.pidfd] = self._members[process.socket] = member
-        self._beating[process.heartbeat_descriptor] = member
-        self._epoll.register(process.heartbeat_descriptor, select.EPOLLIN)
-        self._epoll.register(process.pidfd, select.EPOLLIN)
-        self._poller.register(process.socket, zmq.POLLIN)
+        self._reactor.add(process.heartbeat_descriptor, functools.partial(self._on_heartbeats, member))
+        self._reactor.add(process.pidfd, functools.partial(self._on_death, member))
+        process.stir = self._reactor.add_socket(process.socket, functools.partial(self._on_messages, member))
 
     def _unwatch(self, member: Member) -> None:
-        process = member.process
-        del self._members[process.pidfd], self._members[process.socket]
-        self._poller.unregister(process.socket)
-        self._poller.unregister(process.monitor)
+        self._reactor.remove_socket(member.process.socket)
+        self._reactor.remove_socket(member.process.monitor)
 
     def _reap_all(self) -> None:
         """Waits for killed processes; the kernel does not keep a SIGKILL waiting."""
@@ -379,7 +378,7 @@ class Daemon:
         self._notifier.close()
         self._control.front.close(FORCED_LINGER_MS)
         self._close_fronts(FORCED_LINGER_MS if self._forced else DRAINED_LINGER_MS)
-        self._epoll.close()
+        self._reactor.close()
         self._context.term()
         self._runtime.close()
 

@@ -100,14 +100,18 @@ class Fleet:
 
     # What happens.
 
-    def message(self, member: Member, message: list[Any], now: float) -> None:
-        """A process has sent something."""
-        if bytes(message[0])[:1] == worker_wire.REPORT:
+    def message(self, member: Member, message: list[Any], now: float) -> bool:
+        """A process has sent something; True when `tick` is to be called for it."""
+        kind = bytes(message[0])[:1]
+        if kind == worker_wire.RESULT:
+            if member.channel is not None:
+                self._router.result(member.channel, message)
+            return False
+        if kind == worker_wire.REPORT:
             self._report(member, WorkerReport.from_json(bytes(message[1])), now)
-        elif bytes(message[0])[:1] == worker_wire.MEMORY:
+        elif kind == worker_wire.MEMORY:
             self._short_of_memory(member, MemoryReport.from_json(bytes(message[1])))
-        elif member.channel is not None:
-            self._router.result(member.channel, message)
+        return True
 
     def _short_of_memory(self, member: Member, report: MemoryReport) -> None:
         place = member.place

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import zmq
 
-from multitower import frames, wire
+from multitower import frames, tensors, wire
 from multitower.supervisor.runtime import FileLock, HeldError
 
 IPC = "ipc://"
@@ -56,7 +56,7 @@ class UnreadBytes:
 
     def track(self, client: bytes, frame: Any) -> Any:
         """The frame as it is to be sent, counted as held until libzmq lets it go; small ones are as they were."""
-        if len(frame) < frames.BULKY_BYTES:
+        if len(frame) < tensors.BULKY_BYTES:
             return frame
         tracked = zmq.Frame(frame if type(frame) is bytes else memoryview(frame), track=True, copy=False)
         if len(self._held) >= MAX_CLIENTS:
@@ -81,6 +81,7 @@ class Front:
     Attributes:
         endpoint: as bound, with the real port.
         dropped: replies that their client did not read, or that left before them.
+        stir: called after each reply; see `reactor.Reactor.add_socket`.
 
     Raises:
         HeldError: something else listens there.
@@ -89,6 +90,7 @@ class Front:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, max_message_size: int) -> None:
         self.dropped = 0
+        self.stir: Callable[[], None] = _nobody
         self._unread = UnreadBytes()
         self._path = Path(endpoint.removeprefix(IPC)) if endpoint.startswith(IPC) else None
         if self._path is not None and self._path.exists() and not self._path.is_socket():
@@ -131,17 +133,22 @@ class Front:
     def receive(self) -> Incoming | None:
         """The next message, or None when none has come."""
         # A frame more than any valid message has, so that one with too many is seen as such.
-        message = frames.receive(self.socket, MAX_HOPS + 4 + wire.MAX_INPUTS + 1)
+        message = frames.receive(self.socket, MAX_HOPS + 4 + wire.MAX_INPUTS + 1, routed=True)
         if message is None:
             return None
-        for index in range(1, min(len(message), MAX_HOPS + 1)):
+        if not message[1]:  # no intermediary: nearly always
+            return Incoming((message[0],), message[2:])
+        for index in range(2, min(len(message), MAX_HOPS + 1)):
             if len(message[index]) == 0:
                 return Incoming(tuple(message[:index]), message[index + 1 :])
         return Incoming((message[0],), None)
 
     def reply(self, address: Sequence[bytes], kind: bytes, id: bytes, body: Sequence[Any]) -> None:
         """Sends a reply; a client that has left or does not read loses it, and it is counted."""
-        bulk = sum(len(frame) for frame in body if len(frame) >= frames.BULKY_BYTES)
+        bulk = 0
+        for frame in body:
+            if len(frame) >= tensors.BULKY_BYTES:
+                bulk += len(frame)
         if bulk:
             if self._unread.of(address[0]) + bulk > MAX_UNREAD_BYTES:
                 self.dropped += 1
@@ -153,6 +160,7 @@ class Front:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
             self.dropped += 1
+        self.stir()
 
     def close(self, linger_ms: int = 0) -> None:
         """Stops listening and removes the socket's path; replies not yet sent get `linger_ms` milliseconds."""
@@ -163,3 +171,7 @@ class Front:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def _nobody() -> None:
+    """Nobody waits for the socket."""

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -46,6 +46,7 @@ class WorkerProcess:
         pidfd: readable once it has ended.
         socket: the router's end of its channel.
         monitor: tells when the channel's other end is gone.
+        stir: called after each message that was sent; see `reactor.Reactor.add_socket`.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class WorkerProcess:
         self._path = Path(spec.endpoint.removeprefix("ipc://"))
         self.fields = fields
         self.heard = False
+        self.stir: Callable[[], None] = _nobody
         # The system may run out of descriptors or processes at any step: then nothing of it stays.
         with contextlib.ExitStack() as undo:
             self.socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
@@ -109,6 +111,7 @@ class WorkerProcess:
     def send(self, message: Sequence[Any]) -> None:
         """Sends a message; it waits when the worker has not bound its endpoint yet."""
         frames.send(self.socket, message)
+        self.stir()
 
     def messages(self) -> Iterator[list[Any]]:
         """All messages that have come."""
@@ -173,3 +176,7 @@ class WorkerProcess:
         self._heartbeat.close()
         self._process.close()
         self._path.unlink(missing_ok=True)
+
+
+def _nobody() -> None:
+    """Nobody waits for the socket."""

@@ -105,6 +105,11 @@ class Renewals:
         self._waiting: deque[Renewal] = deque()
         self._current: Renewal | None = None
 
+    @property
+    def active(self) -> bool:
+        """A renewal is under way or waits for its turn."""
+        return self._current is not None or bool(self._waiting)
+
     def ask(self, renewal: Renewal) -> None:
         """Renews a slot when its turn comes."""
         self._waiting.append(renewal)

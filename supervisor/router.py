@@ -17,7 +17,7 @@ from multitower import wire, worker_wire
 from multitower.errors import MultitowerError, Reason, from_wire, make
 from multitower.spec import ModelReport
 from multitower.supervisor.admission import Admission, check_frames
-from multitower.supervisor.balancer import Answer, Balancer
+from multitower.supervisor.balancer import Balancer
 from multitower.supervisor.batching import Batch, QueueLimits
 from multitower.supervisor.front import Front, Incoming
 from multitower.supervisor.log import event
@@ -83,16 +83,18 @@ class Router:
 
     # Clients.
 
-    def receive(self, front: Front) -> None:
-        """Reads a burst of requests."""
+    def receive(self, front: Front) -> bool:
+        """Reads a burst of requests; True when there was one."""
         until = time.monotonic() + BURST_S
         for count in range(BURST):
             incoming = front.receive()
             if incoming is None:
-                return
+                return count > 0
             self._take(front, incoming)
             if count % 8 == 7 and time.monotonic() > until:
-                return
+                break
+        front.stir()  # there may be more
+        return True
 
     def _take(self, front: Front, incoming: Incoming) -> None:
         address, body = incoming
@@ -223,13 +225,8 @@ class Router:
 
     def result(self, channel: Channel, message: list[Any]) -> None:
         """A worker has answered its batch."""
-        batch_id, counts, timing = worker_wire.read_result_head(bytes(message[0]))
-        answers: list[Answer] = []
-        place = 1
-        for count in counts:
-            answers.append(message[place : place + count] if count else _error_of(message[place]))
-            place += count or 1
-        requests = len(counts)
+        batch_id, told, timing = worker_wire.read_result(message)
+        answers = [_error_of(answer) if type(answer) is bytes else answer for answer in told]
         now = time.monotonic()
         batch = self.balancer.finish(channel.worker, batch_id, answers, now)
         if batch is None:
@@ -238,8 +235,7 @@ class Router:
             channel.process.kill()
             return
         channel.window.add(now, now - batch.sent, batch.rows)
-        statistics = self.statistics[batch.key.spec.model]
-        statistics.executed(requests, timing.assemble_ns, timing.compute_ns, timing.slice_ns)
+        self.statistics[batch.key.spec.model].executed(len(answers), *timing)
 
     # After each burst.
 
@@ -254,11 +250,18 @@ class Router:
         channel = self.channels[batch.worker]
         key = batch.key
         description = b""
-        if channel.keys.get(key.id) is None:
+        joined = channel.keys.get(key.id)
+        if joined is None:
+            joined = worker_wire.joinable(key.spec)
             description = key.spec.to_json()
-            channel.keys.put(key.id, True, len(description))  # the worker keeps the key itself
-        head = worker_wire.batch_head(batch.id, key.id, [request.rows for request in batch.requests])
-        channel.process.send([head, description, *(frame for request in batch.requests for frame in request.frames)])
+            channel.keys.put(key.id, joined, len(description))  # the worker keeps the key itself
+        requests = batch.requests
+        if joined:
+            frames = worker_wire.join([request.frames for request in requests])
+        else:
+            frames = [frame for request in requests for frame in request.frames]
+        head = worker_wire.batch_head(batch.id, key.id, [request.rows for request in requests], joined=joined)
+        channel.process.send([head, description, *frames])
 
     def _reply_all(self) -> None:
         replies = self.balancer.replies()
@@ -276,9 +279,9 @@ class Router:
                 front.reply(address, wire.OK, request.id, answer)
 
 
-def _error_of(frame: Any) -> MultitowerError:
+def _error_of(header: bytes) -> MultitowerError:
     try:
-        return from_wire(wire.load_header(bytes(frame)))
+        return from_wire(wire.load_header(header))
     except MultitowerError as error:
         # A handler may put anything into the details of its errors.
         return make(Reason.MODEL_ERROR, f"the model's error cannot be told: {error.message}")

@@ -48,7 +48,7 @@ def join(entries: Sequence[Arrays], padded_rows: int) -> Arrays:
     """One array an input, the entries one after the other, the last row repeated up to `padded_rows`."""
     joined: Arrays = {}
     for name, first in entries[0].items():
-        parts = [entry[name] for entry in entries]
+        parts = [entry[name] for entry in entries] if len(entries) > 1 else [first]
         missing = padded_rows - sum(map(len, parts))
         if missing:
             # Not zeros: a row that the model can compute cannot raise where real ones would not.
@@ -142,6 +142,12 @@ class Answers:
         frames[0] = self._header(tuple(described))
         return frames
 
+    def header(self, outputs: Sequence[tuple[str, Array, str]], rows: int) -> bytes:
+        """The reply header of an entry that has so many rows of the outputs."""
+        return self._header(
+            tuple(wire.Tensor(name, datatype, (rows, *array.shape[1:])) for name, array, datatype in outputs)
+        )
+
     def _header(self, described: tuple[wire.Tensor, ...]) -> bytes:
         header = self._headers.get(described)
         if header is None:
@@ -149,3 +155,40 @@ class Answers:
                 self._headers.clear()
             header = self._headers[described] = wire.reply_header(self._model, self._version, described)
         return header
+
+
+class Joined(Sequence[list[Any]]):
+    """The answers of a batch whose outputs travel joined; made one by one only where somebody asks for one.
+
+    Args:
+        answers: makes the replies.
+        outputs: name, array and datatype of each; the first rows are the entries'.
+        rows: of each entry.
+
+    Attributes:
+        rows: as given.
+        headers: the reply header of an entry with so many rows, for each number that there is.
+        frames: one an output, of all entries' rows.
+    """
+
+    def __init__(self, answers: Answers, outputs: Sequence[tuple[str, Array, str]], rows: Sequence[int]) -> None:
+        total = sum(rows)
+        self.rows = rows
+        self.headers = {count: answers.header(outputs, count) for count in dict.fromkeys(rows)}
+        self.frames = [tensors.encode(array[:total] if len(array) > total else array) for _, array, _ in outputs]
+        self._answers = answers
+        self._outputs = outputs
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        start = sum(self.rows[:index])
+        return self._answers.make(self._outputs, slice(start, start + self.rows[index]))
+
+
+def joinable(outputs: Sequence[tuple[str, Array, str]]) -> bool:
+    """Whether the outputs travel joined; see `worker_wire`."""
+    return all(
+        datatype != tensors.BYTES and array.nbytes // len(array) < tensors.BULKY_BYTES for _, array, datatype in outputs
+    )

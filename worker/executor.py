@@ -31,7 +31,12 @@ class Counting(Protocol):
 class _Entry(NamedTuple):
     place: int
     rows: int
-    arrays: Arrays
+    source: Arrays
+    start: int | None = None  # None: all of the source is its own
+
+    @property
+    def arrays(self) -> Arrays:
+        return self.source if self.start is None else batch.rows_of(self.source, self.start, self.rows)
 
 
 class Executor:
@@ -77,13 +82,16 @@ class Executor:
         self._last_traceback = float("-inf")
         self._assemble = self._compute = self._slice = 0
 
-    def run(self, key: KeySpec, rows: Sequence[int], frames: Sequence[Any]) -> tuple[list[Answer], Timing]:
+    def run(
+        self, key: KeySpec, rows: Sequence[int], frames: Sequence[Any], *, joined: bool = False
+    ) -> tuple[Sequence[Answer], Timing]:
         """Runs one batch.
 
         Args:
             key: what its entries have in common.
             rows: of each entry.
-            frames: entry by entry, one an input.
+            frames: entry by entry, one an input; or joined: one an input, of all rows.
+            joined: which of the two.
 
         Returns:
             An answer for each entry, header and outputs or an error; and where the time went.
@@ -92,6 +100,38 @@ class Executor:
         begun = time.monotonic_ns()
         answers: list[Answer | None] = [None] * len(rows)
         entries: list[_Entry] = []
+        decode = self._decode_joined if joined else self._decode
+        whole = decode(key, rows, frames, entries, answers)
+        self._assemble += time.monotonic_ns() - begun
+        if not key.batched or self._singly:
+            for entry in entries:
+                self._run_alone(key, entry, answers)
+        elif len(entries) < 2 or self._is_proven(key):
+            if entries:
+                outputs = self._try_joined(key, entries, answers, whole=whole)
+                if outputs is not None:
+                    if len(entries) == len(rows) and batch.joinable(outputs):
+                        begun = time.monotonic_ns()
+                        shared = batch.Joined(self._answers, outputs, rows)
+                        self._slice += time.monotonic_ns() - begun
+                        return shared, self._timing()
+                    self._hand_out(outputs, entries, answers)
+        else:
+            self._run_first(key, entries, answers)
+        # Each of the ways above answers every entry that it is given.
+        return answers, self._timing()  # type: ignore[return-value]
+
+    def _timing(self) -> Timing:
+        return Timing(self._assemble, self._compute, self._slice)
+
+    def _decode(
+        self,
+        key: KeySpec,
+        rows: Sequence[int],
+        frames: Sequence[Any],
+        entries: list[_Entry],
+        answers: list[Answer | None],
+    ) -> Arrays | None:
         width = len(key.inputs)
         for index, count in enumerate(rows):
             try:
@@ -99,17 +139,26 @@ class Executor:
                 entries.append(_Entry(index, count, arrays))
             except Exception as error:  # noqa: BLE001  also no memory for it; it is this entry's answer
                 answers[index] = self._to_error(error)
-        self._assemble += time.monotonic_ns() - begun
-        if not key.batched or self._singly:
-            for entry in entries:
-                self._run_alone(key, entry, answers)
-        elif len(entries) < 2 or self._is_proven(key):
-            if entries:
-                self._run_joined(key, entries, answers)
-        else:
-            self._run_first(key, entries, answers)
-        # Each of the ways above answers every entry that it is given.
-        return answers, Timing(self._assemble, self._compute, self._slice)  # type: ignore[return-value]
+        return None
+
+    def _decode_joined(
+        self,
+        key: KeySpec,
+        rows: Sequence[int],
+        frames: Sequence[Any],
+        entries: list[_Entry],
+        answers: list[Answer | None],
+    ) -> Arrays | None:
+        try:
+            whole = batch.decode(key, sum(rows), frames)
+        except Exception as error:  # noqa: BLE001  numbers that numpy does not know: nobody's alone
+            answers[:] = [self._to_error(error)] * len(rows)
+            return None
+        start = 0
+        for index, count in enumerate(rows):
+            entries.append(_Entry(index, count, whole, start))
+            start += count
+        return whole
 
     def _is_proven(self, key: KeySpec) -> bool:
         return self._proven or key in self._proven_keys
@@ -161,40 +210,67 @@ class Executor:
         Returns:
             One run did, and each output had a row for each of the batch's.
         """
+        outputs = self._try_joined(key, entries, answers, size)
+        if outputs is None:
+            return False
+        self._hand_out(outputs, entries, answers)
+        return True
+
+    def _hand_out(
+        self, outputs: list[tuple[str, Array, str]], entries: list[_Entry], answers: list[Answer | None]
+    ) -> None:
+        start = 0
+        for entry in entries:
+            answers[entry.place] = self._answer(outputs, slice(start, start + entry.rows))
+            start += entry.rows
+
+    def _try_joined(
+        self,
+        key: KeySpec,
+        entries: list[_Entry],
+        answers: list[Answer | None],
+        size: int | None = None,
+        whole: Arrays | None = None,
+    ) -> list[tuple[str, Array, str]] | None:
+        """The outputs of one run of these entries; None when they have been answered from several.
+
+        Args:
+            key: what they have in common.
+            entries: in order.
+            answers: takes the answers of those that were run in other ways.
+            size: rows to run; None for the smallest allowed.
+            whole: the entries' rows as one array an input, where there is one already.
+        """
         if self._singly:
             for entry in entries:
                 self._run_alone(key, entry, answers)
-            return False
+            return None
         rows = sum(entry.rows for entry in entries)
         size = size or batch.padded(rows, self._allowed)
         try:
             begun = time.monotonic_ns()
-            joined = batch.join([entry.arrays for entry in entries], size)
+            joined = batch.join([entry.arrays for entry in entries] if whole is None else [whole], size)
             self._assemble += time.monotonic_ns() - begun
             outputs = self._infer_within_memory(key, joined, size)
         except Exception as error:  # noqa: BLE001  a model may raise anything; it is narrowed down to whose it is
             if len(entries) == 1:
                 answers[entries[0].place] = self._to_error(error)
-                return False
+                return None
             halve = self._is_proven(key) or memory.is_exhausted(error)
             step = (len(entries) + 1) // 2 if halve else 1
             for start in range(0, len(entries), step):
                 self._run_joined(key, entries[start : start + step], answers)
-            return False
+            return None
         if any(array.ndim == 0 or len(array) != size for _, array, _ in outputs):
             self._give_up_joining(outputs, size)
             if len(entries) == 1 and size == rows:
                 answers[entries[0].place] = self._answer(outputs, None)
-                return False
+                return None
             # Neither these outputs nor padded ones are any entry's own.
             for entry in entries:
                 self._run_alone(key, entry, answers)
-            return False
-        start = 0
-        for entry in entries:
-            answers[entry.place] = self._answer(outputs, slice(start, start + entry.rows))
-            start += entry.rows
-        return True
+            return None
+        return outputs
 
     def _give_up_joining(self, outputs: Sequence[tuple[str, Array, str]], size: int) -> None:
         self._singly = True

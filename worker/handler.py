@@ -10,7 +10,6 @@ import numpy as np
 
 from multitower import tensors
 from multitower.errors import Reason, make
-from multitower.frames import BULKY_BYTES
 from multitower.spec import ModelSpec, TensorReport
 from multitower.worker.model import Array, Arrays, LoadError
 
@@ -122,7 +121,7 @@ def _to_array(name: str, value: Any) -> Array:
         kind = type(error).__name__
         raise make(Reason.OUTPUT_INVALID, f"output {name!r} is no array: {kind}: {error}", field=name) from error
     # Small frames are copied when they are sent, large ones leave later, while the next batch is computed.
-    return array.copy() if array.nbytes >= BULKY_BYTES else array
+    return array.copy() if array.nbytes >= tensors.BULKY_BYTES else array
 
 
 def _is_text(value: Any) -> bool:

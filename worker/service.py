@@ -10,6 +10,7 @@ import zmq
 from multitower import frames, wire, worker_wire
 from multitower.errors import MultitowerError
 from multitower.spec import MemoryReport
+from multitower.worker.batch import Joined
 from multitower.worker.executor import Executor
 from multitower.worker_wire import KeyMemory, KeySpec
 
@@ -40,23 +41,16 @@ def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
 
 
 def _answer(message: list[Any], keys: KeyMemory, executors: Mapping[str, Executor]) -> list[Any]:
-    batch_id, key_id, rows = worker_wire.read_batch_head(message[0])
+    head = worker_wire.read_batch_head(message[0])
     if len(message[1]):
         # No `bytes` yet, where a key has very many inputs.
-        keys.put(key_id, KeySpec.from_json(bytes(message[1])), len(message[1]))
-    key = keys.get(key_id)
+        keys.put(head.key_id, KeySpec.from_json(bytes(message[1])), len(message[1]))
+    key = keys.get(head.key_id)
     assert isinstance(key, KeySpec)  # the router sends the description with the first batch of a key
     # Large frames are libzmq's; a view keeps them from being freed.
     inputs = [frame if type(frame) is bytes else frame.buffer for frame in message[2:]]
-    answers, timing = executors[key.model].run(key, rows, inputs)
-    counts: list[int] = []
-    reply: list[Any] = [b""]
-    for answer in answers:
-        if isinstance(answer, MultitowerError):
-            counts.append(0)
-            reply.append(wire.dump_json(answer.to_wire()))
-        else:
-            counts.append(len(answer))
-            reply.extend(answer)
-    reply[0] = worker_wire.result_head(batch_id, counts, timing)
-    return reply
+    answers, timing = executors[key.model].run(key, head.rows, inputs, joined=head.joined)
+    if isinstance(answers, Joined):
+        return worker_wire.joined_result(head.batch_id, answers.headers, answers.rows, answers.frames, timing)
+    told = [wire.dump_json(answer.to_wire()) if isinstance(answer, MultitowerError) else answer for answer in answers]
+    return worker_wire.result(head.batch_id, told, timing)

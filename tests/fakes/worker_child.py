@@ -145,30 +145,32 @@ class WorkerChild:
         names = [name for name, _, _ in key.inputs]
         rows = [len(entry[names[0]]) if key.batched else 1 for entry in entries]
         frames = [
-            entry[name] if isinstance(entry[name], bytes) else tensors.encode(np.asarray(entry[name]))
+            [
+                entry[name] if isinstance(entry[name], bytes) else tensors.encode(np.asarray(entry[name]))
+                for name in names
+            ]
             for entry in entries
-            for name in names
         ]
-        self._socket.send_multipart([worker_wire.batch_head(batch_id, key_id, rows), description, *frames])
+        joined = worker_wire.joinable(key)
+        head = worker_wire.batch_head(batch_id, key_id, rows, joined=joined)
+        sent = worker_wire.join(frames) if joined else [frame for entry in frames for frame in entry]
+        self._socket.send_multipart([head, description, *sent])
         return batch_id
 
     def result(self, batch_id: int) -> list[Answer]:
         """The answers to a batch, which must be the next."""
-        head, *frames = self.receive()
-        answered, counts, timing = worker_wire.read_result_head(head)
-        assert answered == batch_id
-        assert timing.compute_ns > 0
+        result = worker_wire.read_result(self.receive())
+        assert result.batch_id == batch_id
+        assert result.timing.compute_ns > 0
         answers: list[Answer] = []
-        for count in counts:
-            taken, frames = frames[: count or 1], frames[count or 1 :]
-            header = json.loads(taken[0])
-            if not count:
-                answers.append(from_wire(header))
+        for answer in result.answers:
+            if isinstance(answer, bytes):
+                answers.append(from_wire(json.loads(answer)))
                 continue
+            header = json.loads(answer[0])
             assert header["model_name"] == self._batches[batch_id].model
-            outputs = zip(header["outputs"], taken[1:], strict=True)
+            outputs = zip(header["outputs"], answer[1:], strict=True)
             answers.append({o["name"]: tensors.decode(o["datatype"], o["shape"], frame) for o, frame in outputs})
-        assert not frames
         return answers
 
     def ask(self, key: KeySpec, *entries: Arrays) -> list[Answer]:

@@ -1,0 +1,94 @@
+"""Waits for descriptors, ZeroMQ sockets and the clock at once, at a cost that does not grow with their number.
+
+One epoll holds everything: a ZeroMQ socket takes part through its `FD`, which tells only that something has happened to
+the socket, not that a message is there, and which any call on the socket, a send among them, may swallow. So a socket's
+reader reads until nothing is left, and a socket that was sent to is read once more before the reactor sleeps.
+(`zmq.Poller` asks every socket each time that it waits.)
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import select
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+Reader = Callable[[], bool]
+"""Reads what has come, all of it or, having stirred its socket, a part; True when there was something."""
+
+
+class Reactor:
+    """The one place where the daemon waits."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._readers: dict[int, Reader] = {}
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._stirred: dict[int, None] = {}
+
+    def add(self, descriptor: int, callback: Callable[[], None]) -> None:
+        """Calls `callback` whenever the descriptor is readable."""
+        self._epoll.register(descriptor, select.EPOLLIN)
+        self._callbacks[descriptor] = callback
+
+    def remove(self, descriptor: int) -> None:
+        """Looks at it no more; before it is closed."""
+        self._epoll.unregister(descriptor)
+        del self._callbacks[descriptor]
+
+    def add_socket(self, socket: zmq.Socket[Any], reader: Reader) -> Callable[[], None]:
+        """Calls `reader` when messages may have come.
+
+        Returns:
+            What must be called after each send on the socket, and by a reader that leaves messages behind.
+        """
+        descriptor = _descriptor(socket)
+        self._epoll.register(descriptor, select.EPOLLIN)
+        self._readers[descriptor] = reader
+        self._stirred[descriptor] = None
+        return functools.partial(self._stirred.__setitem__, descriptor, None)
+
+    def remove_socket(self, socket: zmq.Socket[Any]) -> None:
+        """Looks at it no more; before it is closed."""
+        descriptor = _descriptor(socket)
+        self._epoll.unregister(descriptor)
+        del self._readers[descriptor]
+        self._stirred.pop(descriptor, None)
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Waits until something has come or the time is over, and calls those whom it concerns.
+
+        Args:
+            timeout_s: seconds, rounded up to milliseconds; None for as long as it takes.
+        """
+        found = False
+        if self._stirred:
+            # Those that stir their sockets meanwhile have their next turn when the others have had theirs.
+            for descriptor in list(self._stirred):
+                del self._stirred[descriptor]
+                found |= self._readers[descriptor]()
+        if found or self._stirred:
+            timeout_s = 0
+        elif timeout_s is not None:
+            timeout_s = max(0, math.ceil(timeout_s * 1000)) / 1000
+        for descriptor, _ in self._epoll.poll(timeout_s):
+            reader = self._readers.get(descriptor)
+            if reader is not None:
+                reader()
+                continue
+            callback = self._callbacks.get(descriptor)
+            if callback is not None:  # else it was removed in the same breath
+                callback()
+
+    def close(self) -> None:
+        """Gives the epoll back; what it looked at is its owners' to close."""
+        self._epoll.close()
+
+
+def _descriptor(socket: zmq.Socket[Any]) -> int:
+    descriptor = socket.get(zmq.FD)
+    assert isinstance(descriptor, int)  # of all options, some are bytes
+    return descriptor

@@ -1,0 +1,140 @@
+"""The reactor with real sockets: nothing that has come is ever slept over."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import pytest
+import zmq
+
+from multitower.supervisor.reactor import Reactor
+
+SOON_S = 20.0
+
+
+@pytest.fixture
+def reactor() -> Iterator[Reactor]:
+    with closing(Reactor()) as reactor:
+        yield reactor
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
+    with zmq.Context() as context, context.socket(zmq.PAIR) as ours, context.socket(zmq.PAIR) as theirs:
+        ours.bind("inproc://reactor")
+        theirs.connect("inproc://reactor")
+        yield ours, theirs
+
+
+def until(reactor: Reactor, done: Callable[[], bool]) -> None:
+    """Waits as the daemon's loop does."""
+    end = time.monotonic() + SOON_S
+    while not done():
+        assert time.monotonic() < end
+        reactor.wait(SOON_S)
+
+
+def reading(socket: zmq.Socket[bytes], into: list[bytes]) -> Callable[[], bool]:
+    def read() -> bool:
+        before = len(into)
+        try:
+            while True:
+                into.append(socket.recv(zmq.NOBLOCK))
+        except zmq.Again:
+            return len(into) > before
+
+    return read
+
+
+def test_a_descriptor_and_the_clock(reactor: Reactor) -> None:
+    out, into = os.pipe()
+    called: list[int] = []
+    reactor.add(out, lambda: called.append(os.read(out, 10)[0]))
+    begun = time.monotonic()
+    reactor.wait(0.05)
+    assert time.monotonic() - begun >= 0.05
+    assert not called
+    os.write(into, b"\7")
+    reactor.wait(SOON_S)
+    assert called == [7]
+    reactor.remove(out)
+    os.write(into, b"\7")
+    reactor.wait(0)
+    assert called == [7]
+    os.close(out)
+    os.close(into)
+
+
+def test_messages_that_came_before_the_socket_was_added(
+    reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
+) -> None:
+    ours, theirs = pair
+    theirs.send(b"1")
+    assert ours.poll(1000)  # its descriptor tells nothing any more
+    got: list[bytes] = []
+    reactor.add_socket(ours, reading(ours, got))
+    until(reactor, lambda: got == [b"1"])
+
+
+def test_a_message_whose_arrival_a_send_has_swallowed(
+    reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
+) -> None:
+    ours, theirs = pair
+    got: list[bytes] = []
+    stir = reactor.add_socket(ours, reading(ours, got))
+    for number in range(200):
+        theirs.send(b"%d" % number)
+        # More than libzmq's pause between two looks at its mailbox, so that the send does look.
+        time.sleep(0.002)
+        ours.send(b"x")
+        stir()
+        until(reactor, lambda number=number: len(got) == number + 1)  # type: ignore[misc]
+
+
+def test_a_reader_that_stops_early_has_its_next_turn(
+    reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
+) -> None:
+    ours, theirs = pair
+    got: list[bytes] = []
+
+    def read() -> bool:
+        try:
+            got.append(ours.recv(zmq.NOBLOCK))
+        except zmq.Again:
+            return False
+        stir()
+        return True
+
+    stir = reactor.add_socket(ours, read)
+    for number in range(100):
+        theirs.send(b"%d" % number)
+    until(reactor, lambda: len(got) == 100)
+
+
+def test_a_flood_on_a_socket_does_not_keep_a_descriptor_from_its_turn(
+    reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
+) -> None:
+    ours, _ = pair
+    stir = reactor.add_socket(ours, lambda: bool(stir() or True))  # there is always more
+    out, into = os.pipe()
+    called: list[bytes] = []
+    reactor.add(out, lambda: called.append(os.read(out, 10)))
+    os.write(into, b"signal")
+    reactor.wait(SOON_S)
+    assert called == [b"signal"]
+    os.close(out)
+    os.close(into)
+
+
+def test_what_is_removed_is_not_called(reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]) -> None:
+    ours, theirs = pair
+    got: list[bytes] = []
+    stir = reactor.add_socket(ours, reading(ours, got))
+    theirs.send(b"1")
+    stir()
+    reactor.remove_socket(ours)
+    reactor.wait(0.05)
+    assert not got

@@ -1,0 +1,92 @@
+"""What one end of a worker's channel writes, the other reads, joined or entry by entry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multitower import tensors, worker_wire
+from multitower.worker_wire import KeySpec, Timing
+
+TIMING = Timing(1, 2, 3)
+
+
+def key(*inputs: tuple[str, str, tuple[int, ...]], batched: bool = True) -> KeySpec:
+    return KeySpec("m", inputs, None, batched)
+
+
+BULKY = tensors.BULKY_BYTES
+
+
+@pytest.mark.parametrize(
+    ("spec", "joined"),
+    [
+        pytest.param(key(("x", "FP32", (16,))), True, id="small numbers"),
+        pytest.param(key(("x", "FP32", (16,)), ("y", "INT8", ())), True, id="two inputs"),
+        pytest.param(key(("x", "INT8", (BULKY - 1,))), True, id="just small"),
+        pytest.param(key(("x", "INT8", (BULKY,))), False, id="just bulky"),
+        pytest.param(key(("x", "INT8", (1,)), ("y", "INT8", (BULKY,))), False, id="one of two is bulky"),
+        pytest.param(key(("x", "BYTES", (1,))), False, id="elements of unequal lengths"),
+        pytest.param(key(("x", "INT8", (1,)), batched=False), False, id="runs singly"),
+    ],
+)
+def test_which_keys_travel_joined(spec: KeySpec, joined: bool) -> None:
+    assert worker_wire.joinable(spec) is joined
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.lists(st.integers(1, 2**32 - 1)), st.booleans())
+def test_heads_of_batches(batch_id: int, key_id: int, rows: list[int], joined: bool) -> None:
+    head = worker_wire.batch_head(batch_id, key_id, rows, joined=joined)
+    assert head[:1] == worker_wire.BATCH
+    assert worker_wire.read_batch_head(head) == (batch_id, key_id, joined, tuple(rows))
+
+
+def test_inputs_are_joined_in_the_order_of_the_entries() -> None:
+    entries: list[list[Any]] = [[b"ab", b"1"], [memoryview(b"cdef"), bytearray(b"23")]]
+    assert worker_wire.join(entries) == [b"abcdef", b"123"]
+
+
+def test_the_frames_of_a_single_entry_are_not_copied() -> None:
+    frame = bytes(100)
+    assert worker_wire.join([[frame]])[0] is frame
+
+
+answers = st.one_of(st.binary(min_size=1), st.lists(st.binary(), min_size=1, max_size=5))
+
+
+@given(st.integers(0, 2**64 - 1), st.lists(answers, min_size=1, max_size=20))
+def test_results_entry_by_entry(batch_id: int, answers: list[list[bytes] | bytes]) -> None:
+    message = worker_wire.result(batch_id, answers, TIMING)
+    assert message[0][:1] == worker_wire.RESULT
+    assert worker_wire.read_result(message) == (batch_id, answers, TIMING)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=20), st.lists(st.integers(0, 3), max_size=3))
+def test_results_that_are_joined(rows: list[int], widths: list[int]) -> None:
+    headers = {count: b"header of %d" % count for count in dict.fromkeys(rows)}
+    # Each row's bytes tell whose it is.
+    outputs = [b"".join(bytes([number]) * (count * width) for number, count in enumerate(rows, 1)) for width in widths]
+    result = worker_wire.read_result(worker_wire.joined_result(9, headers, rows, outputs, TIMING))
+    assert result.batch_id == 9
+    assert result.timing == TIMING
+    assert result.answers == [
+        [headers[count], *(bytes([number]) * (count * width) for width in widths)]
+        for number, count in enumerate(rows, 1)
+    ]
+
+
+def test_what_is_cut_from_a_large_frame_is_not_copied() -> None:
+    class Frame:
+        """What `frames.receive` gives for a large one."""
+
+        buffer = memoryview(np.arange(BULKY, dtype=np.uint8))
+
+    message = worker_wire.joined_result(1, {1: b"h"}, [1, 1], [Frame()], TIMING)
+    for number, answer in enumerate(worker_wire.read_result(message).answers):
+        assert isinstance(answer[1], memoryview)
+        assert answer[1].obj is Frame.buffer.obj
+        assert answer[1] == Frame.buffer[number * BULKY // 2 : (number + 1) * BULKY // 2]
