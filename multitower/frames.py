@@ -12,11 +12,19 @@ import zmq
 
 from multitower.tensors import BULKY_BYTES
 
+_get_option = zmq.backend.Socket.get
 _send_frame = zmq.backend.Socket.send
 """What `zmq.Socket.send` calls, having looked at options that are of no use here: half the time of a small frame."""
 
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _LAST = int(zmq.NOBLOCK)
+_POLLIN = int(zmq.POLLIN)
+
+
+def readable(socket: zmq.Socket[bytes]) -> bool:
+    """A message has come. Asking costs half of what it costs to receive none, which raises."""
+    events = _get_option(socket, zmq.EVENTS)
+    return isinstance(events, int) and bool(events & _POLLIN)
 
 
 def receive(

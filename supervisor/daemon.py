@@ -281,10 +281,9 @@ class Daemon:
         self._chores_due = True
         self._errands.bring_home()
 
-    def _on_orders(self) -> bool:
+    def _on_orders(self) -> None:
         self._chores_due = True
         self._control.receive()
-        return True
 
     def _on_death(self, member: Member) -> None:
         self._chores_due = True
@@ -299,16 +298,13 @@ class Daemon:
     def _on_heartbeats(self, member: Member) -> None:
         take_heartbeats(member, time.monotonic())
 
-    def _on_disconnected(self) -> bool:
+    def _on_disconnected(self) -> None:
         self._chores_due = True
-        return True
 
-    def _on_messages(self, member: Member) -> bool:
-        message = None
+    def _on_messages(self, member: Member) -> None:
         for message in member.process.messages():
             if self.fleet.message(member, message, time.monotonic()):
                 self._chores_due = True
-        return message is not None
 
     def _over(self, now: float) -> Exit | None:
         """The exit code when the daemon's life is over; takes a drain one step further before."""

@@ -130,6 +130,11 @@ class Front:
             what = f"the folder {folder} does not exist" if not folder.exists() else f"{folder}: {error.strerror}"
             raise OSError(f"cannot listen on {endpoint}: {what}") from None
 
+    @property
+    def readable(self) -> bool:
+        """A message has come."""
+        return frames.readable(self.socket)
+
     def receive(self) -> Incoming | None:
         """The next message, or None when none has come."""
         # A frame more than any valid message has, so that one with too many is seen as such.

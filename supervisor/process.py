@@ -115,7 +115,9 @@ class WorkerProcess:
 
     def messages(self) -> Iterator[list[Any]]:
         """All messages that have come."""
-        while (message := frames.receive(self.socket)) is not None:
+        while frames.readable(self.socket):
+            message = frames.receive(self.socket)
+            assert message is not None  # it has come
             self.heard = True
             yield message
 

@@ -16,8 +16,10 @@ from typing import Any
 
 import zmq
 
-Reader = Callable[[], bool]
-"""Reads what has come, all of it or, having stirred its socket, a part; True when there was something."""
+from multitower import frames
+
+Reader = Callable[[], None]
+"""Reads what has come, all of it or, having stirred its socket, a part."""
 
 
 class Reactor:
@@ -26,6 +28,7 @@ class Reactor:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._readers: dict[int, Reader] = {}
+        self._sockets: dict[int, zmq.Socket[Any]] = {}
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._stirred: dict[int, None] = {}
 
@@ -48,6 +51,7 @@ class Reactor:
         descriptor = _descriptor(socket)
         self._epoll.register(descriptor, select.EPOLLIN)
         self._readers[descriptor] = reader
+        self._sockets[descriptor] = socket
         self._stirred[descriptor] = None
         return functools.partial(self._stirred.__setitem__, descriptor, None)
 
@@ -55,7 +59,7 @@ class Reactor:
         """Looks at it no more; before it is closed."""
         descriptor = _descriptor(socket)
         self._epoll.unregister(descriptor)
-        del self._readers[descriptor]
+        del self._readers[descriptor], self._sockets[descriptor]
         self._stirred.pop(descriptor, None)
 
     def wait(self, timeout_s: float | None) -> None:
@@ -69,7 +73,9 @@ class Reactor:
             # Those that stir their sockets meanwhile have their next turn when the others have had theirs.
             for descriptor in list(self._stirred):
                 del self._stirred[descriptor]
-                found |= self._readers[descriptor]()
+                if frames.readable(self._sockets[descriptor]):
+                    self._readers[descriptor]()
+                    found = True
         if found or self._stirred:
             timeout_s = 0
         elif timeout_s is not None:

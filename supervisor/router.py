@@ -83,18 +83,20 @@ class Router:
 
     # Clients.
 
-    def receive(self, front: Front) -> bool:
-        """Reads a burst of requests; True when there was one."""
+    def receive(self, front: Front) -> None:
+        """Reads a burst of requests."""
         until = time.monotonic() + BURST_S
         for count in range(BURST):
             incoming = front.receive()
             if incoming is None:
-                return count > 0
+                return
             self._take(front, incoming)
-            if count % 8 == 7 and time.monotonic() > until:
-                break
+            if count % 8 == 0:
+                if not front.readable:
+                    return
+                if time.monotonic() > until:
+                    break
         front.stir()  # there may be more
-        return True
 
     def _take(self, front: Front, incoming: Incoming) -> None:
         address, body = incoming
