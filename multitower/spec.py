@@ -11,7 +11,10 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Final, Self
+
+NO_SOCKET: Final = 73
+"""The exit code of a worker that cannot make its socket (EX_CANTCREAT of sysexits.h): it cannot report why."""
 
 
 class _Json:

@@ -311,15 +311,19 @@ class Balancer:
     def _survive(self, request: Request, worker: Worker, now: float, *, to_blame: bool) -> None:
         """Decides about a request whose worker died with it; nobody may wait for it any more."""
         queue = self.queues[request.plan.model]
-        request.deaths += 1
-        request.avoid = worker.device
         whole = request.parent or request
         gone = whole.phase is Phase.DONE
-        if to_blame and (gone or (request.deaths > queue.limits.retry and not request.over)) and whole.frames:
+        outdated = request.phase is Phase.DONE and not gone  # a part: its request began again when the worker retired
+        request.deaths = max(request.deaths, whole.deaths) + 1
+        request.avoid = worker.device
+        if outdated:
+            whole.deaths, whole.avoid = request.deaths, request.avoid
+        spent = request.deaths > queue.limits.retry
+        if to_blame and (gone or spent) and whole.frames:
             self.quarantine.add(whole, now, queue.limits.quarantine_s)
-        if request.over:
+        if gone or (outdated and not spent):
             pass  # nobody waits for it
-        elif request.deaths <= queue.limits.retry:
+        elif not spent:
             hopeless = self.hopeless(queue.model)
             if hopeless is not None:
                 self._settle(whole, hopeless)

@@ -124,6 +124,7 @@ class Daemon:
                 unwatch=self._unwatch,
                 fits=self._capacity.fits,
                 rss=self._capacity.rss,
+                present=self._sampler.present,
             )
             self._runtime = runtime
             self.reporter = Reporter(
@@ -227,9 +228,11 @@ class Daemon:
         places = self.fleet.places
         self._sampler.watch(
             {
-                place.slot.number: (place.member.process.pid, place.placement.device)
+                place.slot.number: (
+                    place.member.process.pid if place.member is not None else None,
+                    place.placement.device,
+                )
                 for place in places
-                if place.member is not None
             }
         )
         if not self._ready_once and self.reporter.readiness()["ready"]:

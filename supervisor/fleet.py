@@ -59,6 +59,7 @@ class Fleet:
         unwatch: is told of each dead one, before its sockets are closed.
         fits: whether a slot's device and the machine can hold a second process of it.
         rss: bytes of resident memory of a slot's process as last measured, or None.
+        present: whether a slot's device is there, as last seen; None when that is not known.
 
     Attributes:
         places: the slots, in the order of their numbers.
@@ -80,12 +81,13 @@ class Fleet:
         unwatch: Callable[[Member], None],
         fits: Callable[[Place], bool] = lambda _: True,
         rss: Callable[[int], int | None] = lambda _: None,
+        present: Callable[[int], bool | None] = lambda _: None,
     ) -> None:
         self._rng = random.Random()
         self.settings = settings
         self._router = router
         self._unwatch = unwatch
-        self._health = Health(router, rss)
+        self._health = Health(router, rss, present)
         self._launcher = Launcher(context, runtime, import_path=import_path, watch=watch)
         self._spares = Spares(self._launcher, RestartBudget(settings.policy, self._rng))
         self.renewals = Renewals(self, router, fits)
@@ -156,6 +158,9 @@ class Fleet:
         """The process has ended; its answers may still lie in its channel."""
         member.cause = member.process.reap()
         member.bury_at = now + LAST_WORDS_S
+        if member.channel is not None:
+            # What it is given until it is buried would count as having died with it.
+            member.channel.worker.retiring = True
         if member not in self._ending:
             self._ending.append(member)
 
@@ -185,7 +190,7 @@ class Fleet:
 
     def _see_to_health(self, now: float) -> None:
         for member in self._health.look(self.members(), now):
-            member.kill_at = now if member.verdict is not None and member.verdict.stopped else now + STACKS_S
+            member.kill_at = now + STACKS_S if member.verdict is not None and member.verdict.stacks else now
             if member not in self._ending:
                 self._ending.append(member)
         for renewal in self._health.recycle(self.places, self.settings):
@@ -226,6 +231,17 @@ class Fleet:
                 self.tell(place, Event.DRAINED, now)
             else:
                 self.tell(place, Event.STOP, now)
+
+    def restart(self, place: Place, done: Callable[[str | None], None]) -> None:
+        """Gives a slot a new process, as an operator who has seen to the cause wants it; spares may come again, too.
+
+        Args:
+            place: the slot.
+            done: is told of the end: None, or why it failed.
+        """
+        place.safe_rows.clear()
+        self._spares.hope(self.settings.spares)
+        self.renewals.ask(Renewal(place, "multitower restart", done=done))
 
     def kill(self) -> None:
         """Kills every process at once."""
@@ -445,7 +461,7 @@ class Fleet:
                 "worker died",
                 **member.process.fields,
                 cause=member.told_cause,
-                check=member.cause.advice if member.verdict is None else None,
+                check=member.advice,
                 next=f"restart in {place.slot.delay_s:.1f}s" if action is Action.WAIT else "slot failed",
             )
         place.models = tuple(model for model in place.models if model.state != "ready")

@@ -171,7 +171,8 @@ class Front:
         """Stops listening and removes the socket's path; replies not yet sent get `linger_ms` milliseconds."""
         self.socket.close(linger_ms)
         if self._path is not None:
-            with contextlib.suppress(FileNotFoundError):
+            # libzmq may have removed it, and a folder that cannot be written keeps it.
+            with contextlib.suppress(OSError):
                 self._path.unlink()
         if self._lock is not None:
             self._lock.release()

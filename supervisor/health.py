@@ -1,4 +1,4 @@
-"""Which workers hang, and which have served their time."""
+"""Which workers hang, which have lost their device, and which have served their time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multitower.supervisor.fleet_settings import FleetSettings
 from multitower.supervisor.log import event
 from multitower.supervisor.member import Member, Place
+from multitower.supervisor.pulse import Verdict
 from multitower.supervisor.renewal import Renewal
 from multitower.supervisor.router import Router
 from multitower.supervisor.slot import State
@@ -24,14 +25,16 @@ class Health:
     Args:
         router: knows what each is executing.
         rss: bytes of resident memory of a slot's process as last measured, or None.
+        present: whether a slot's device is there, as last seen; None when that is not known.
 
     Attributes:
         next_look: when `look` is to be called, in monotonic seconds.
     """
 
-    def __init__(self, router: Router, rss: Callable[[int], int | None]) -> None:
+    def __init__(self, router: Router, rss: Callable[[int], int | None], present: Callable[[int], bool | None]) -> None:
         self._router = router
         self._rss = rss
+        self._present = present
         self._heartbeat_s = 1.0
         self._execution_s = dict[str, float]()
         self.next_look = 0.0
@@ -43,7 +46,7 @@ class Health:
         self.next_look = 0.0
 
     def look(self, members: Iterable[Member], now: float) -> list[Member]:
-        """The processes that have been found to hang; each is told once, and gets no more work."""
+        """The processes that have been found to hang or to be of no use; each is told once, and gets no more work."""
         members = [member for member in members if member.cause is None and member.verdict is None]
         gap = now - self.next_look if self.next_look else 0.0
         if gap > PAUSE_S:
@@ -51,9 +54,9 @@ class Health:
             for member in members:
                 member.pulse.forgive(gap)
         self.next_look = now + self._heartbeat_s
-        return [member for member in members if self._hangs(member, now)]
+        return [member for member in members if self._condemned(member, now)]
 
-    def _hangs(self, member: Member, now: float) -> bool:
+    def _condemned(self, member: Member, now: float) -> bool:
         # What lies in the pipe was sent in time.
         take_heartbeats(member, now)
         batch = member.channel.worker.batch if member.channel is not None else None
@@ -63,15 +66,27 @@ class Health:
         elif member.state in ("ready", "idle"):
             limit = float("inf")
         since = batch.sent if batch is not None else now
-        member.verdict = member.pulse.judge(now, batch, since, limit, member.process.look)
-        if member.verdict is None:
+        verdict = self._lost(member) or member.pulse.judge(now, batch, since, limit, member.process.look)
+        if verdict is None:
             return False
-        event(log, logging.ERROR, "worker hangs", **member.process.fields, cause=member.verdict.cause)
+        member.verdict = verdict
+        message = "worker has lost its device" if verdict.lost else "worker hangs"
+        event(log, logging.ERROR, message, **member.process.fields, cause=verdict.cause)
         if member.channel is not None:
             self._router.balancer.retire(member.channel.worker)
-        if not member.verdict.stopped:
+        if verdict.stacks:
             member.process.show_stacks()
         return True
+
+    def _lost(self, member: Member) -> Verdict | None:
+        """A worker whose device goes would answer everything with errors, and faster than the others can work."""
+        place = member.place
+        if place is None or place.member is not member or member.channel is None:
+            return None
+        present = self._present(place.slot.number)
+        # One that began while the device was away, perhaps as it needs none, is let be: NVML may only not know yet.
+        member.device_seen = member.device_seen or bool(present)
+        return Verdict("its device is gone", lost=True) if present is False and member.device_seen else None
 
     def recycle(self, places: Iterable[Place], settings: FleetSettings) -> Iterator[Renewal]:
         """Renewals of workers that have answered enough, or have grown too large."""

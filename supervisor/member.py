@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from multitower.spec import ModelReport, ModelSpec
+from multitower.spec import NO_SOCKET, ModelReport, ModelSpec
 from multitower.supervisor.exit_cause import ExitCause
 from multitower.supervisor.placement import Placement
 from multitower.supervisor.process import WorkerProcess
@@ -23,7 +23,8 @@ class Member:
         place: the slot that it serves, or None for a spare.
         channel: its place in the router, once it serves.
         state: its last report's, `starting` before the first.
-        verdict: that it hangs, once that has been found.
+        verdict: that it hangs, or has lost its device, once that has been found.
+        device_seen: its device was there while it served.
         kill_at: when it is killed, having been told to end; monotonic seconds.
         cause: how it ended, once it has.
         bury_at: when it is buried at the latest, once it has ended.
@@ -37,6 +38,7 @@ class Member:
     channel: Channel | None = None
     state: str = "starting"
     verdict: Verdict | None = None
+    device_seen: bool = False
     kill_at: float | None = None
     cause: ExitCause | None = None
     bury_at: float = 0.0
@@ -46,7 +48,23 @@ class Member:
     @property
     def told_cause(self) -> str:
         """How it ended, for people."""
-        return str(self.cause) if self.verdict is None else f"killed as it hung: {self.verdict.cause}"
+        if self.verdict is not None:
+            return str(self.verdict)
+        return f"{self.cause}: it could not make its socket in runtime_dir" if self._mute else str(self.cause)
+
+    @property
+    def advice(self) -> str | None:
+        """What to check, once it has ended."""
+        if self.cause is None or self.verdict is not None:
+            return None
+        if self._mute:
+            return "is the disk of runtime_dir full, out of inodes, read-only or gone? See its output"
+        return self.cause.advice
+
+    @property
+    def _mute(self) -> bool:
+        # A model may exit with any code, but only after the first report.
+        return self.state == "starting" and self.cause is not None and self.cause.code == NO_SOCKET
 
 
 @dataclass(slots=True, eq=False)

@@ -15,7 +15,6 @@ from multitower.supervisor.errands import Errands
 from multitower.supervisor.fleet import Fleet
 from multitower.supervisor.log import event
 from multitower.supervisor.reload import Reload, why_not
-from multitower.supervisor.renewal import Renewal
 from multitower.supervisor.router import Router
 from multitower.supervisor.settings import Settings
 from multitower.supervisor.settings import make as make_settings
@@ -125,10 +124,9 @@ class Orders:
             known = ", ".join(str(place.slot.number) for place in self._fleet.places)
             done(make(Reason.MALFORMED, f"there is no slot {number}, only {known}", field="slot"))
         else:
-            place.safe_rows.clear()
 
             def ended(error: str | None) -> None:
                 told = {"slot": number, "pid": place.member.process.pid if place.member is not None else None}
                 done(told if error is None else make(Reason.NO_WORKER, f"slot {number}: {error}"))
 
-            self._fleet.renewals.ask(Renewal(place, "multitower restart", done=ended))
+            self._fleet.restart(place, ended)

@@ -177,7 +177,9 @@ class WorkerProcess:
         self._death_in.close()
         self._heartbeat.close()
         self._process.close()
-        self._path.unlink(missing_ok=True)
+        # A folder that cannot be written any more keeps it; the next daemon there removes it.
+        with contextlib.suppress(OSError):
+            self._path.unlink()
 
 
 def _nobody() -> None:

@@ -34,17 +34,27 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A hang.
+    """Why a process is to be killed: it hangs, or cannot be of use any more.
 
     Attributes:
         cause: for people.
         stopped: the process cannot answer signals that it handles itself.
         overrun: a call of a model took longer than it may.
+        lost: it does not hang, but its device is gone.
     """
 
     cause: str
     stopped: bool = False
     overrun: bool = False
+    lost: bool = False
+
+    def __str__(self) -> str:
+        return f"killed as {self.cause}" if self.lost else f"killed as it hung: {self.cause}"
+
+    @property
+    def stacks(self) -> bool:
+        """Where it hangs is worth to be known, and it can tell."""
+        return not (self.stopped or self.lost)
 
 
 class Pulse:

@@ -76,7 +76,7 @@ class Sampler:
         # Long intervals make old figures, not wrong ones.
         self._stale_s = max(STALE_S, 2 * interval_s)
         # Each is replaced as a whole and never changed, so no side needs a lock.
-        self._watched: Mapping[int, tuple[int, str]] = {}
+        self._watched: Mapping[int, tuple[int | None, str]] = {}
         self._usages: Mapping[int, _Usage] = {}
         self._looks: tuple[float, Mapping[str, _Gpu]] = (0.0, {})
         self._processes: dict[int, psutil.Process] = {}
@@ -94,11 +94,12 @@ class Sampler:
         """Rounds that ended in an error nobody foresaw; the first one is in the log."""
         return sum(loop.failures for loop in self._loops)
 
-    def watch(self, watched: Mapping[int, tuple[int, str]]) -> None:
+    def watch(self, watched: Mapping[int, tuple[int | None, str]]) -> None:
         """Says what to measure from the next round on, instead of what was said before.
 
         Args:
-            watched: for each slot its process's pid, and its device: the UUID of a GPU, or `cpu:N`.
+            watched: for each slot its process's pid, or None while it has none, and its device: the UUID of a GPU, or
+                `cpu:N`.
         """
         self._watched = dict(watched)
 
@@ -109,16 +110,11 @@ class Sampler:
         usage = self._usages.get(slot)
         if usage is None or usage.pid != pid or now - usage.at > self._stale_s:
             return None
-        looked_at, gpus = self._looks
-        gpu = _UNKNOWN
-        if device.startswith(_CPU):
-            gpu = _NO_GPU
-        elif now - looked_at <= self._stale_s:
-            gpu = gpus.get(device, _UNKNOWN)
-        own = gpu.by_pid.get(pid)
+        gpu = self._gpu(device, now)
+        own = gpu.by_pid.get(usage.pid)
         used = own if own is not None else gpu.used_bytes
         return Sample(
-            pid=pid,
+            pid=usage.pid,
             at=usage.at,
             rss_bytes=usage.rss_bytes,
             cpu_percent=usage.cpu_percent,
@@ -128,6 +124,17 @@ class Sampler:
             utilization_percent=gpu.utilization,
             device_present=gpu.present,
         )
+
+    def present(self, slot: int) -> bool | None:
+        """`Sample.device_present` of a slot's device, also while the slot has no process."""
+        _, device = self._watched.get(slot, (None, ""))
+        return self._gpu(device, time.monotonic()).present
+
+    def _gpu(self, device: str, now: float) -> _Gpu:
+        if device.startswith(_CPU):
+            return _NO_GPU
+        looked_at, gpus = self._looks
+        return gpus.get(device, _UNKNOWN) if now - looked_at <= self._stale_s else _UNKNOWN
 
     def close(self) -> None:
         """Ends the threads; returns within `CLOSE_S`."""
@@ -143,9 +150,10 @@ class Sampler:
 
     def _measure(self) -> None:
         watched = self._watched
-        pids = {pid for pid, _ in watched.values()}
-        self._processes = {pid: process for pid, process in self._processes.items() if pid in pids}
-        usages = {slot: self._usage(pid) for slot, (pid, _) in watched.items()}
+        pids = {slot: pid for slot, (pid, _) in watched.items() if pid is not None}
+        wanted = set(pids.values())
+        self._processes = {pid: process for pid, process in self._processes.items() if pid in wanted}
+        usages = {slot: self._usage(pid) for slot, pid in pids.items()}
         self._usages = {slot: usage for slot, usage in usages.items() if usage is not None}
 
     def _usage(self, pid: int) -> _Usage | None:

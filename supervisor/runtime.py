@@ -6,6 +6,7 @@ file beside it (flock: the kernel lets go when the process dies, however it dies
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -51,8 +52,8 @@ class FileLock:
         self._descriptor = descriptor
 
     def release(self) -> None:
-        """Removes the file and lets go of the lock, in this order, so that no two can hold it."""
-        self.path.unlink(missing_ok=True)
+        """Removes the file, where it can, and lets go of the lock, in this order, so that no two can hold it."""
+        _remove(self.path)
         os.close(self._descriptor)
 
 
@@ -104,12 +105,18 @@ class RuntimeDir:
         return self.path / f"w{serial}.sock"
 
     def close(self) -> None:
-        """Removes what the daemon made."""
+        """Removes what the daemon made, as far as the folder can be written."""
         for socket in self.path.glob("w*.sock"):
-            socket.unlink(missing_ok=True)
+            _remove(socket)
         self._lock.release()
         if self._own:
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file that is of no use any more; on a disk that has gone, or cannot be written, it stays."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _remove_stale(base: Path) -> None:

@@ -61,6 +61,12 @@ class Spares:
         """How many there are to be from now on; those that there are stay until a slot takes them."""
         self._wanted = number
 
+    def hope(self, number: int) -> None:
+        """Whoever asks for it has seen to what killed them: there are to be so many again."""
+        self._budget.reset()
+        self._due = 0.0
+        self.want(number)
+
     def failed(self, member: Member, cause: str | None) -> None:
         """A spare says that it can never serve: others could not either."""
         event(log, logging.ERROR, "spare failed: no more spares", pid=member.process.pid, cause=cause)
@@ -75,8 +81,8 @@ class Spares:
             logging.WARNING,
             "spare died" if delay is not None else "spare died too often: no more spares",
             **member.process.fields,
-            cause=member.cause,
-            check=member.cause.advice,
+            cause=member.told_cause,
+            check=member.advice,
         )
         if delay is None:
             self.want(0)

@@ -144,7 +144,7 @@ class Reporter:
             "device_memory_bytes": sample.device_memory_bytes if sample is not None else None,
             "device_memory_of": sample.device_memory_of if sample is not None else None,
             "utilization_percent": sample.utilization_percent if sample is not None else None,
-            "device_present": sample.device_present if sample is not None else None,
+            "device_present": self.sampler.present(place.slot.number) if self.sampler is not None else None,
             "models": [
                 {"name": model.name, "version": model.version, "state": model.state, "cause": model.cause}
                 for model in place.models

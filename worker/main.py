@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import zmq
 
 from multitower import frames, worker_wire
-from multitower.spec import Assignment, ModelReport, ModelSpec, ProcessSpec, WorkerReport
+from multitower.spec import NO_SOCKET, Assignment, ModelReport, ModelSpec, ProcessSpec, WorkerReport
 from multitower.worker.executor import Executor
 from multitower.worker.heartbeat import Heartbeat
 from multitower.worker.model import LoadError, Model, load
@@ -37,7 +37,7 @@ def run(spec: ProcessSpec, heartbeat: int) -> int:
         heartbeat: the descriptor that heartbeats are written to.
 
     Returns:
-        The exit code.
+        The exit code; `NO_SOCKET` when there is no room for its socket, before anything was reported.
     """
     pulse = Heartbeat(heartbeat, spec.heartbeat_s)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
@@ -45,7 +45,11 @@ def run(spec: ProcessSpec, heartbeat: int) -> int:
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         for option, value in {zmq.LINGER: LINGER_MS, zmq.SNDHWM: 0, zmq.RCVHWM: 0}.items():
             socket.set(option, value)
-        socket.bind(spec.endpoint)
+        try:
+            socket.bind(spec.endpoint)
+        except zmq.ZMQError as error:
+            log.error("the worker's socket cannot be made: %s", error)
+            return NO_SOCKET
         _Life(socket, pulse).live(spec)
     return 0
 

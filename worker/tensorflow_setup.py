@@ -43,8 +43,9 @@ def configure(assignment: Assignment) -> None:
         # Serving on the CPU instead would look like a very slow GPU.
         hint = "" if tf.test.is_built_with_cuda() else ": this TensorFlow is built without CUDA"
         raise LoadError(
-            f"TensorFlow sees no GPU although {', '.join(assignment.devices)} is visible to it{hint}; are CUDA's "
-            "libraries installed (pip install 'multitower[gpu]') and the driver new enough?"
+            f"TensorFlow sees no GPU although {', '.join(assignment.devices)} is visible to it{hint}; is it still "
+            "there (`multitower devices`), are CUDA's libraries installed (pip install 'multitower[gpu]'), and is the "
+            "driver new enough?"
         )
     for gpu in gpus:
         if assignment.memory_limit_bytes is None:

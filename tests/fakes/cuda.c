@@ -4,7 +4,9 @@
  *
  *   pid <tab> CUDA_VISIBLE_DEVICES=... <tab> CUDA_DEVICE_ORDER=...
  *
- * (a variable that is not set is left out), and finds no GPU, so that TensorFlow goes on with the CPU.
+ * (a variable that is not set is left out), and finds no GPU, so that TensorFlow goes on with the CPU. It finds one, for
+ * handlers that ask for no more than that, where the variable FAKE_CUDA_GONE names a file, whether that exists or not,
+ * and the file does not hold the UUID in CUDA_VISIBLE_DEVICES; a test may write it while processes run.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -20,6 +22,21 @@ static void append(char *line, size_t room, const char *name) {
     size_t used = strlen(line);
     if (value)
         snprintf(line + used, room - used, "\t%s=%s", name, value);
+}
+
+/* Whether the GPU that this process may use is one that can be found. */
+static int found(void) {
+    const char *path = getenv("FAKE_CUDA_GONE"), *uuid = getenv("CUDA_VISIBLE_DEVICES");
+    char gone[4096] = "";
+    if (!path || !uuid)
+        return 0;
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file >= 0) {
+        if (read(file, gone, sizeof gone - 1) < 0)
+            perror("stand-in libcuda: FAKE_CUDA_GONE");
+        close(file);
+    }
+    return strstr(gone, uuid) == NULL;
 }
 
 API int cuInit(unsigned flags) {
@@ -38,7 +55,7 @@ API int cuInit(unsigned flags) {
         if (log >= 0)
             close(log);
     }
-    return CUDA_ERROR_NO_DEVICE;
+    return found() ? 0 : CUDA_ERROR_NO_DEVICE;
 }
 
 API int cuDriverGetVersion(int *version) {

@@ -211,6 +211,25 @@ class Pinned:
         return {"pid": np.array([os.getpid()]), "visible": np.array([visible])}
 
 
+class Cuda:
+    """Asks the driver for its device when it loads and at each call, as a model on a GPU does."""
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Opens the device."""
+        self._driver = ctypes.CDLL("libcuda.so.1")
+        self._ask()
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Echoes, as long as the device is there."""
+        self._ask()
+        return inputs
+
+    def _ask(self) -> None:
+        error = self._driver.cuInit(0)
+        if error:
+            raise RuntimeError(f"CUDA error {error} on {os.environ['CUDA_VISIBLE_DEVICES']}: no CUDA-capable device")
+
+
 POISON = -666
 
 

@@ -33,6 +33,8 @@ class Running:
         environment: set on top of this process's.
         arguments: more of the command line.
         program: how Python runs it, where a test puts something in between.
+        inside: a command that runs it, as another process of the same pid.
+        runtime_dir: where the workers' sockets are made, if not in a folder of its own.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class Running:
         environment: Mapping[str, str] | None = None,
         arguments: tuple[str, ...] = (),
         program: tuple[str, ...] = ("-m", "multitower"),
+        inside: tuple[str, ...] = (),
+        runtime_dir: Path | None = None,
     ) -> None:
         # Short, since ipc paths are limited to 107 bytes, and pytest's are long.
         self._sockets = tempfile.TemporaryDirectory(prefix="mt-")
         self.endpoint = f"ipc://{self._sockets.name}/front.sock"
-        self.runtime_dir = Path(self._sockets.name, "run")
+        self.runtime_dir = runtime_dir or Path(self._sockets.name, "run")
         (folder / "handlers.py").write_text(HANDLERS.read_text())
         self.config = folder / "config.yaml"
         self.config.write_text(config.replace("{endpoint}", self.endpoint))
@@ -57,7 +61,7 @@ class Running:
         self._children: dict[int, psutil.Process] = {}
         self.process = subprocess.Popen(
             [
-                *(sys.executable, *program, "serve", str(self.config), "--log-format", "json"),
+                *(*inside, sys.executable, *program, "serve", str(self.config), "--log-format", "json"),
                 *("--log-level", "debug", "--set", f"runtime_dir={self.runtime_dir}", *arguments),
             ],
             env={**os.environ, **(environment or {})},

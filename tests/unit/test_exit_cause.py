@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
+from multitower.spec import NO_SOCKET
 from multitower.supervisor.exit_cause import ExitCause
+from multitower.supervisor.member import Member
+from multitower.supervisor.process import WorkerProcess
+from multitower.supervisor.pulse import Pulse, Verdict
 
 
 @pytest.mark.parametrize(
@@ -25,3 +31,21 @@ def test_words_and_what_to_check(code: int, text: str, advice: str) -> None:
     cause = ExitCause(code)
     assert str(cause) == text
     assert advice in cause.advice
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "verdict", "text", "advice"),
+    [
+        ("starting", NO_SOCKET, None, "code 73: it could not make its socket in runtime_dir", "out of inodes"),
+        # A model may end its process with any code.
+        ("ready", NO_SOCKET, None, "exited with code 73", "last output"),
+        ("ready", -9, Verdict("it sleeps"), "killed as it hung: it sleeps", None),
+        ("ready", -9, Verdict("its device is gone", lost=True), "killed as its device is gone", None),
+    ],
+)
+def test_what_else_is_known_of_a_process(
+    state: str, code: int, verdict: Verdict | None, text: str, advice: str | None
+) -> None:
+    member = Member(cast(WorkerProcess, None), Pulse(0.0, 1.0), state=state, verdict=verdict, cause=ExitCause(code))
+    assert member.told_cause.endswith(text)
+    assert (advice in member.advice) if advice is not None and member.advice else member.advice is advice

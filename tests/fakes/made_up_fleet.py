@@ -1,0 +1,287 @@
+"""A fleet whose processes are made up: what they report, and when they die, a test says, and the clock is its own.
+
+Fleet, slots, renewals, router and balancer are the real ones; only `Launcher` is replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+from unittest import mock
+
+import zmq
+
+from multitower import wire, worker_wire
+from multitower.spec import Assignment, ModelReport, ModelSpec, WorkerReport
+from multitower.supervisor import fleet as fleet_module
+from multitower.supervisor.batching import Batch, QueueLimits
+from multitower.supervisor.exit_cause import ExitCause
+from multitower.supervisor.fleet import Fleet
+from multitower.supervisor.fleet_settings import FleetSettings
+from multitower.supervisor.member import Member, Place
+from multitower.supervisor.placement import Placement
+from multitower.supervisor.process import WorkerProcess
+from multitower.supervisor.pulse import Pulse
+from multitower.supervisor.renewal import Renewal
+from multitower.supervisor.request import BatchKey, Plan, Request
+from multitower.supervisor.restart import RestartPolicy
+from multitower.supervisor.router import Router
+from multitower.supervisor.runtime import RuntimeDir
+from multitower.supervisor.slot import State
+from multitower.worker_wire import KeySpec
+
+LARGEST = 2
+KEYS = {
+    version: BatchKey(KeySpec("m", (("x", "UINT8", ()),), None, True), LARGEST, 0, version) for version in ("", "1")
+}
+
+
+class MadeUpProcess:
+    """What the fleet needs of a `WorkerProcess`.
+
+    Attributes:
+        told: it has been told to end, or killed.
+        code: its exit code, once it has ended.
+        closed: the fleet has buried it.
+    """
+
+    disconnected = True
+
+    def __init__(self, pid: int, fields: dict[str, object]) -> None:
+        self.pid = pid
+        self.fields = fields
+        self.told = False
+        self.code: int | None = None
+        self.closed = False
+        fields["pid"] = pid
+
+    def send(self, message: list[Any]) -> None:
+        self.told = self.told or message[0] == worker_wire.STOP
+
+    def messages(self) -> list[Any]:
+        return []
+
+    def kill(self) -> None:
+        self.told = True
+
+    def heartbeat(self) -> int | None:
+        return None
+
+    def look(self) -> None:
+        return None
+
+    def show_stacks(self) -> None:
+        """Nobody reads them."""
+
+    def reap(self) -> ExitCause:
+        assert self.code is not None, "it lives"
+        return ExitCause(self.code)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class MadeUpLauncher:
+    """What the fleet needs of a `Launcher`."""
+
+    import_tensorflow = False
+    heartbeat_s = 1.0
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    def launch(self, _name: str, _assignment: Assignment | None, fields: dict[str, object]) -> Member | None:
+        if self._scene.no_room:
+            return None
+        process = MadeUpProcess(1000 + len(self._scene.launched), fields)
+        member = Member(cast(WorkerProcess, process), Pulse(self._scene.now, 1.0))
+        self._scene.launched.append(member)
+        return member
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def spec(version: int = 1) -> ModelSpec:
+    """The model as configured; every version is an edition of its own."""
+    return ModelSpec(name="m", handler="h:M", parameters={"version": version}, max_batch_size=LARGEST)
+
+
+def placement(slot: int) -> Placement:
+    """A slot's."""
+    return Placement(
+        slot=slot,
+        devices=(f"cpu:{slot}",),
+        environment={},
+        intra_op_threads=1,
+        inter_op_threads=1,
+        cores=(),
+        memory_limit_bytes=None,
+    )
+
+
+class Scene:
+    """A daemon's processes, step by step.
+
+    Args:
+        slots: how many.
+        fits: whether two processes of a slot fit.
+        spares: how many are wanted.
+        max_restarts: of the policy; deaths of serving workers are followed at once, others after a second.
+        retry: deaths that a request may survive.
+
+    Attributes:
+        now: the time, in seconds.
+        launched: every process there has been.
+        no_room: the system has room for no more processes.
+        fits: as given; may change.
+        running: the batch of each worker that has one.
+    """
+
+    def __init__(
+        self, slots: int = 1, *, fits: bool = True, spares: int = 0, max_restarts: int = 100, retry: int = 1
+    ) -> None:
+        self.now = 100.0
+        self.launched: list[Member] = []
+        self.no_room = False
+        self.fits = fits
+        self.running: dict[Any, Batch] = {}
+        self._requests = 0
+        self.router = Router(
+            {"m": QueueLimits(1000, 1 << 20, retry=retry)}, {"m": 1e6}, 1 << 20, lambda _kind, _header: {}
+        )
+        policy = RestartPolicy(max_restarts=max_restarts, first_s=1.0, max_s=1.0)
+        with mock.patch.object(fleet_module, "Launcher", return_value=MadeUpLauncher(self)):
+            self.fleet = Fleet(
+                placements=[placement(number) for number in range(slots)],
+                settings=FleetSettings((spec(),), {"m": 30.0}, policy, spares),
+                import_path=(),
+                runtime=cast(RuntimeDir, None),
+                context=cast("zmq.Context[zmq.Socket[bytes]]", None),
+                router=self.router,
+                watch=lambda _: None,
+                unwatch=lambda _: None,
+                fits=lambda _: self.fits,
+            )
+        self.tick()
+
+    # What there is.
+
+    def place(self, slot: int = 0) -> Place:
+        return next(place for place in self.fleet.places if place.slot.number == slot)
+
+    def state(self, slot: int = 0) -> State:
+        return self.place(slot).slot.state
+
+    def member(self, slot: int = 0) -> Member:
+        member = self.place(slot).member
+        assert member is not None
+        return member
+
+    def successor(self, slot: int = 0) -> Member:
+        member = self.place(slot).successor
+        assert member is not None
+        return member
+
+    def alive(self) -> list[Member]:
+        return [member for member in self.launched if process(member).code is None]
+
+    # What happens.
+
+    def tick(self, seconds: float = 0.0) -> None:
+        self.now += seconds
+        self.fleet.tick(self.now)
+
+    def report(self, member: Member, state: str, cause: str | None = None) -> None:
+        models = (ModelReport(name="m", max_batch_size=LARGEST),) if state == "ready" else ()
+        report = WorkerReport(state=state, pid=member.process.pid, cause=cause, models=models)
+        self.fleet.message(member, [worker_wire.REPORT, report.to_json()], self.now)
+
+    def serve(self, member: Member) -> Member:
+        """The process loads, and is ready."""
+        self.report(member, "loading")
+        self.report(member, "ready")
+        self.tick()
+        return member
+
+    def die(self, member: Member, code: int = -9) -> None:
+        """The process ends, and is buried."""
+        process(member).code = code
+        self.fleet.died(member, self.now)
+        if member.channel is not None:
+            self.running.pop(member.channel.worker, None)
+        self.tick()
+        assert process(member).closed
+
+    def obey(self) -> bool:
+        """Processes that were told to end do so, as far as they have answered; returns whether there were any."""
+        told = [member for member in self.alive() if process(member).told]
+        for member in told:
+            self.die(member, 0)
+        return bool(told)
+
+    # Orders.
+
+    def order(self, slot: int = 0, **renewal: Any) -> list[str | None]:
+        """Asks for a renewal; what is told of its end comes into the list that is returned."""
+        told: list[str | None] = []
+        self.fleet.renewals.ask(Renewal(self.place(slot), "a test", done=told.append, **renewal))
+        self.tick()
+        return told
+
+    # Requests.
+
+    def submit(self, rows: int = 1, version: str = "") -> Request:
+        """A request; of more than `LARGEST` rows it is split. With version 1 no worker that is to come will do."""
+        self._requests += 1
+        plan = Plan(KEYS[version], rows, (0,), (rows,), (False,), ("x",), 1e6)
+        frame = self._requests.to_bytes(4, "big") * rows
+        request = Request(("sender",), frame[:4], plan, [frame[:rows]], rows, self.now)
+        self.router.balancer.submit(request)
+        self.dispatch()
+        return request
+
+    def dispatch(self) -> None:
+        for batch in self.router.balancer.dispatch(self.now):
+            self.running[batch.worker] = batch
+
+    def answer(self, member: Member) -> None:
+        """The worker answers what it has."""
+        assert member.channel is not None
+        batch = self.running.pop(member.channel.worker)
+        answers = [[wire.reply_header("m", "1", [])] for _ in batch.requests]
+        self.router.balancer.finish(member.channel.worker, batch.id, answers, self.now)
+        self.tick()
+        self.dispatch()
+
+    def replies(self) -> list[Any]:
+        """What was answered since the last call: frames, or errors."""
+        return [reply.answer for reply in self.router.balancer.replies()]
+
+    def settle(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Everything goes well from now on: processes load, serve, answer and end as they are told."""
+        self.no_room = False
+        for _ in range(100):
+            self.tick(1.0)
+            self.dispatch()
+            busy = [member for member in self.alive() if member.channel and member.channel.worker in self.running]
+            for member in busy:
+                self.answer(member)
+            loading = [m for m in self.alive() if m.place is not None and m.channel is None and not process(m).told]
+            for member in loading:
+                if member in (self._member_of(member.place), member.place and member.place.successor):
+                    self.serve(member)
+            if until() or not (self.obey() or busy or loading or self._waits()):
+                return
+        raise AssertionError("it does not settle")
+
+    def _member_of(self, place: Place | None) -> Member | None:
+        return place.member if place is not None else None
+
+    def _waits(self) -> bool:
+        return any(place.due is not None or self.fleet.renewals.includes(place) for place in self.fleet.places)
+
+
+def process(member: Member) -> MadeUpProcess:
+    """The made up process behind a member."""
+    return cast(MadeUpProcess, member.process)
