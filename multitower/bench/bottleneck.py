@@ -83,9 +83,8 @@ def _handling(evidence: Evidence, compute: float) -> float:
     """The share of their time that the workers spend on anything but computing, as far as it is their limit."""
     handling = evidence.handling or 0.0
     if handling > compute:
-        # Together they fill a worker's time, and this is the larger part.
-        return handling + compute
+        handling += compute  # together they fill a worker's time, and this is the larger part
     cpus = [worker.cpu for worker in evidence.workers if worker.cpu is not None and worker.rows]
     if cpus and compute < IDLE_DEVICE:
-        return min(sum(cpus) / len(cpus), 1.0)
+        handling = max(handling, min(sum(cpus) / len(cpus), 1.0))
     return handling

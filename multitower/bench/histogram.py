@@ -46,7 +46,8 @@ class Histogram:
 
     def add(self, ns: int) -> None:
         """Takes one duration; one below 0 counts as 0."""
-        ns = min(max(ns, 0), _LONGEST_NS)
+        if not 0 <= ns <= _LONGEST_NS:
+            ns = 0 if ns < 0 else _LONGEST_NS
         # `_bucket` again: this runs for every request, and a call would cost as much as the rest.
         shift = max(ns.bit_length() - _BITS - 1, 0)
         self._counts[(shift << _BITS) + (ns >> shift)] += 1

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from multitower.bench.results import PERCENTS, Result
 from multitower.bench.scaling import efficiency
@@ -133,5 +134,10 @@ def _efficiency(axes: Any, scaling: Mapping[int, Result]) -> None:
 
 def _finish(axes: Any) -> None:
     axes.grid(visible=True, which="both", alpha=0.3)
+    if axes.get_yscale() == "log":
+        # 1, 2, 5, 10, … rather than powers of ten, of which a narrow range may hold none.
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small")

@@ -12,6 +12,7 @@ from multitower.bench.scaling import efficiency
 from multitower.bench.slo import Objective
 
 COLUMNS: Final = (
+    ">Workers",
     "Load",
     ">Requests/s",
     ">Rows/s",
@@ -22,7 +23,7 @@ COLUMNS: Final = (
     ">Rows a batch",
     "Bottleneck",
 )
-SCALING_COLUMNS: Final = ("Workers", ">Requests/s", ">Rows/s", ">Efficiency", ">Outstanding", ">p99 ms", "Bottleneck")
+SCALING_COLUMNS: Final = (">Workers", ">Requests/s", ">Rows/s", ">Efficiency", ">Outstanding", ">p99 ms", "Bottleneck")
 """A heading that begins with > stands over a column of numbers."""
 
 OTHER_PROGRAMS: Final = 0.1
@@ -49,6 +50,7 @@ def row(result: Result) -> tuple[str, ...]:
     """One line of the table of `COLUMNS`."""
     batch = result.evidence.batch_rows
     return (
+        str(result.workers),
         str(result.load),
         number(result.requests_per_s),
         number(result.rows_per_s),
@@ -59,6 +61,11 @@ def row(result: Result) -> tuple[str, ...]:
         f"{batch:.1f}" if batch is not None else "-",
         result.verdict.part,
     )
+
+
+def name(result: Result) -> str:
+    """A step in a few words."""
+    return f"{result.load}, {result.workers} {'worker' if result.workers == 1 else 'workers'}"
 
 
 def line(result: Result) -> str:
@@ -73,14 +80,15 @@ def line(result: Result) -> str:
 def explanation(result: Result) -> Iterator[str]:
     """What the bottleneck of a step is, and the evidence."""
     evidence, verdict = result.evidence, result.verdict
-    yield f"Bottleneck at {result.load}: {verdict.part}. {_sentence(MEANING[verdict.part])}"
+    yield f"Bottleneck at {name(result)}: {verdict.part}. {_sentence(MEANING[verdict.part])}"
     near = [part for part in verdict.near if part != verdict.part]
     if near:
         yield f"  Over {LIMIT:.0%} as well: {', '.join(near)}."
     if verdict.part not in (Part.MACHINE, Part.NONE) and verdict.shares.get(Part.MACHINE, 0.0) >= MACHINE_LIMIT:
         yield "  This machine's cores are all in use besides: clients, router and workers slow each other down."
     clients = ", ".join(f"{share:.0%}" for share in evidence.clients)
-    yield f"  client   CPU of each process, of one core: {clients or 'unknown'}"
+    cost = f"; {sum(evidence.clients) / result.requests_per_s * 1e6:,.0f} µs a request" if result.tally.answered else ""
+    yield f"  client   CPU of each process, of one core: {clients or 'unknown'}{cost}"
     if evidence.router_thread is None:
         router = "unknown (it is not a process of this machine, or another user's)"
     else:
@@ -95,11 +103,22 @@ def explanation(result: Result) -> Iterator[str]:
     wait = milliseconds(evidence.queue_s) if evidence.queue_s is not None else "-"
     most = f"{evidence.queued_most:,}" if evidence.queued_most is not None else "-"
     yield f"  queue    {_plain(evidence.queued)} requests waited on average, {most} at most; {wait} ms each"
-    yield f"  machine  {_percent(evidence.machine)} of {evidence.cores} cores; {_percent(evidence.own)} are all of these parts"
+    machine, own = _percent(evidence.machine), _percent(evidence.own)
+    yield f"  machine  {machine} of {evidence.cores} cores; by all of the above: {own}"
 
 
-def warnings(result: Result) -> Iterator[str]:
-    """What makes a step's figures less than they seem."""
+def notes(results: Sequence[Result]) -> Iterator[str]:
+    """What makes figures less than they seem, each with the steps that it is about."""
+    steps: dict[str, list[str]] = {}
+    for result in results:
+        for text in _notes(result):
+            steps.setdefault(text, []).append(name(result))
+    for text, names in steps.items():
+        where = "all steps" if len(names) == len(results) > 1 else "; ".join(names)
+        yield f"Note on {where}: {text}."
+
+
+def _notes(result: Result) -> Iterator[str]:
     tally, evidence = result.tally, result.evidence
     for reason, count in sorted(tally.errors.items()):
         yield f"{count:,} requests without an answer: {reason} ({' '.join(tally.messages[reason].split())[:200]})"
@@ -113,7 +132,7 @@ def warnings(result: Result) -> Iterator[str]:
         yield f"1 in 100 requests was sent {milliseconds(late)} ms late or more; the latencies count it"
     yield from evidence.problems
     if evidence.others is not None and evidence.others >= OTHER_PROGRAMS:
-        yield f"other programs used {evidence.others:.0%} of this machine's cores"
+        yield f"other programs used over {OTHER_PROGRAMS:.0%} of this machine's cores"
     if any(worker.replaced for worker in evidence.workers):
         yield "a worker was replaced meanwhile"
     if evidence.requests and evidence.requests > tally.answered * (1 + OTHERS) + 100:
@@ -123,14 +142,14 @@ def warnings(result: Result) -> Iterator[str]:
 
 def objective_lines(objective: Objective, tried: Sequence[Result]) -> Iterator[str]:
     """What came of the search for the highest rate within an objective."""
-    name = f"p{objective.percent:g} within {milliseconds(objective.seconds)} ms"
+    goal = f"p{objective.percent:g} within {milliseconds(objective.seconds)} ms"
     held = [result for result in tried if objective.holds(result.tally.percentile_s(objective.percent))]
     if not held:
         lowest = min(tried, key=lambda result: result.load.amount)
-        yield f"No rate held {name}. At the lowest, {lowest.load}: {_outcome(objective, lowest)}"
+        yield f"No rate held {goal}. At the lowest, {lowest.load}: {_outcome(objective, lowest)}"
         return
     highest = max(held, key=lambda result: result.load.amount)
-    yield f"Highest rate with {name}: {highest.load} ({_outcome(objective, highest)})"
+    yield f"Highest rate with {goal}: {highest.load} ({_outcome(objective, highest)})"
     above = [result for result in tried if result.load.amount > highest.load.amount]
     if above:
         next_up = min(above, key=lambda result: result.load.amount)

@@ -22,6 +22,7 @@ class Result:
         load: what was asked.
         seconds: how long it was measured.
         rows: of each request.
+        workers: slots that the daemon has.
         tally: what the client processes counted.
         evidence: what was seen of the daemon and the machine.
         verdict: the bottleneck.
@@ -30,6 +31,7 @@ class Result:
     load: Load
     seconds: float
     rows: int
+    workers: int
     tally: Tally
     evidence: Evidence
     verdict: Verdict
@@ -61,6 +63,7 @@ class Result:
             "amount": self.load.amount,
             "seconds": self.seconds,
             "rows_per_request": self.rows,
+            "workers": self.workers,
             "requests_per_s": self.requests_per_s,
             "rows_per_s": self.rows_per_s,
             "requests_due": tally.due,

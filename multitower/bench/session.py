@@ -91,6 +91,7 @@ class Session:
                 self._endpoint, timeout=options.timeout, connect_timeout=min(options.timeout, CONNECT_S), retries=0
             ) as client:
                 status = client.status()
+                self._workers = len(status["slots"])
                 self.model = options.model or _only_model(status)
                 metadata = client.metadata(self.model, options.version)
                 config = client.model_config(self.model, options.version)
@@ -126,7 +127,7 @@ class Session:
         snapshots = self._watch.during(window)
         tally = self._pool.collect()
         evidence = gather(self.model, snapshots, tally.cpu, os.cpu_count() or 1)
-        return Result(load, options.seconds, self._rows, tally, evidence, judge(evidence))
+        return Result(load, options.seconds, self._rows, self._workers, tally, evidence, judge(evidence))
 
     def search(self, objective: Objective, throughput: float, steps: int) -> Iterator[Result]:
         """Searches for the highest rate that holds an objective; gives each step as it is done.

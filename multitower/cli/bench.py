@@ -375,9 +375,8 @@ def _report(outcome: _Outcome, objective: Objective | None) -> None:
         click.echo()
     for text in report.explanation(shown):
         click.echo(text)
-    for step in outcome.steps:
-        for text in report.warnings(step):
-            click.echo(f"Note on {step.load}: {text}.")
+    for text in report.notes(outcome.steps):
+        click.echo(text)
 
 
 def _table(headings: Sequence[str], rows: Iterator[Sequence[str]]) -> None:
