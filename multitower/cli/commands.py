@@ -42,6 +42,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
             "Give SLOT a new worker, also where it was given up as failed; `multitower status` shows the slots.",
         ),
         "infer": Entry("multitower.cli.query:infer", "Ask MODEL once, and print its outputs as JSON."),
+        "bench": Entry("multitower.cli.bench:bench", "Measure how much MODEL answers, how fast, and what limits it."),
     },
 }
 """In the order of the help. The sentences stand here again, so that the help imports no command; a test compares."""

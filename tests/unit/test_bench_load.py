@@ -1,0 +1,244 @@
+"""What `multitower bench` counts and asks for: latencies, arrivals, tallies, inputs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from multitower.bench import inputs
+from multitower.bench.arrivals import Load, poisson
+from multitower.bench.histogram import Histogram
+from multitower.bench.inputs import InputsError, Shape
+from multitower.bench.tally import Tally, total
+
+
+def filled(*durations: int) -> Histogram:
+    histogram = Histogram()
+    for duration in durations:
+        histogram.add(duration)
+    return histogram
+
+
+# Latencies.
+
+
+def test_percentiles_are_those_of_the_sorted_list_within_a_128th() -> None:
+    rng = random.Random(1)
+    durations = [int(10 ** rng.uniform(0, 11)) for _ in range(5000)]
+    histogram = filled(*durations)
+    durations.sort()
+    for percent in (0.01, 1, 10, 50, 90, 99, 99.9, 100):
+        exact = durations[max(math.ceil(round(percent * 50, 6)), 1) - 1]
+        assert exact <= histogram.percentile_ns(percent) <= exact * (1 + 1 / 128)
+    assert histogram.max_ns == durations[-1]
+    assert histogram.percentile_ns(100) == durations[-1]
+    assert histogram.mean_ns == sum(durations) / len(durations)
+
+
+@pytest.mark.parametrize(
+    ("durations", "missing", "percent", "wanted"),
+    [
+        ([], 0, 50, math.nan),
+        ([], 1, 50, math.inf),
+        ([7], 0, 0.1, 7),
+        ([7], 0, 100, 7),
+        ([1, 2, 3, 4], 0, 50, 2),
+        ([1, 2, 3, 4], 0, 51, 3),
+        (range(100), 0, 7, 6),  # 0.07 * 100 is a little over 7
+        (range(99), 1, 99, 98),  # one of a hundred may fail
+        (range(98), 2, 99, math.inf),
+        ([-5], 0, 50, 0),
+    ],
+)
+def test_percentiles(durations: Any, missing: int, percent: float, wanted: float) -> None:
+    found = filled(*durations).percentile_ns(percent, missing)
+    assert found == wanted or (math.isnan(found) and math.isnan(wanted))
+
+
+def test_what_takes_longer_than_it_can_tell_counts_as_the_longest() -> None:
+    histogram = filled(1 << 60)
+    assert histogram.count == 1
+    assert histogram.percentile_ns(50) == histogram.max_ns == (1 << 43) - 1
+
+
+def test_a_merged_and_sent_histogram_is_that_of_all() -> None:
+    one, other = filled(1, 300, 10**9), filled(299, 5 * 10**12)
+    whole = filled(1, 300, 10**9, 299, 5 * 10**12)
+    one.merge(Histogram.from_json(json.loads(json.dumps(other.to_json()))))
+    assert one.to_json() == whole.to_json()
+    assert one.count == whole.count
+
+
+# Load and arrivals.
+
+
+@pytest.mark.parametrize(
+    ("load", "processes", "parts"),
+    [
+        (Load("closed", 8), 3, [3, 3, 2]),
+        (Load("closed", 2), 4, [1, 1]),
+        (Load("closed", 1), 1, [1]),
+        (Load("open", 300.0), 4, [75.0] * 4),
+        (Load("open", 0.5), 2, [0.25, 0.25]),
+    ],
+)
+def test_load_is_shared_among_processes(load: Load, processes: int, parts: list[float]) -> None:
+    assert load.split(processes) == [Load(load.loop, part) for part in parts]
+
+
+def test_arrivals_are_poisson() -> None:
+    times = np.array(list(itertools.islice(poisson(200.0, seed=3), 20_000)))
+    gaps = np.diff(times, prepend=0.0)
+    assert (gaps > 0).all()
+    # Exponential gaps: mean and deviation are 1 / rate. 20,000 of them are within 3 % of it but once in 20,000 times.
+    assert gaps.mean() == pytest.approx(1 / 200, rel=0.03)
+    assert gaps.std() == pytest.approx(1 / 200, rel=0.05)
+
+
+def test_arrivals_are_those_of_their_seed() -> None:
+    first, again, other = (list(itertools.islice(poisson(10.0, seed), 5000)) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+# Tallies.
+
+
+def test_the_sum_of_tallies_as_they_are_sent() -> None:
+    one, other = Tally(answered=3, cpu=[0.5]), Tally(answered=4, cpu=[0.25])
+    for duration in (1, 2, 3):
+        one.latency.add(duration)
+    other.latency.add(9)
+    other.late.add(1)
+    one.fail("queue_full", "full")
+    other.fail("queue_full", "still full")
+    other.fail("deadline", "too late", 2)
+    whole = total(Tally.from_bytes(tally.to_bytes()) for tally in (one, other))
+    assert (whole.answered, whole.latency.count, whole.late.count) == (7, 4, 1)
+    assert (whole.refused, whole.failed, whole.due) == (2, 2, 8)
+    assert whole.messages == {"queue_full": "full", "deadline": "too late"}
+    assert whole.cpu == [0.5, 0.25]
+    assert whole.percentile_s(50) == 9e-9
+    assert whole.percentile_s(51) == math.inf
+
+
+# Inputs.
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "shape"),
+    [
+        ("x:1,224,224,3", "x", Shape((1, 224, 224, 3), None)),
+        ("x:8", "x", Shape((8,), None)),
+        ("x:", "x", Shape((), None)),
+        ("x:INT64:2,3", "x", Shape((2, 3), "INT64")),
+        ("x:0:2,3", "x:0", Shape((2, 3), None)),
+        ("x:0:BYTES:2", "x:0", Shape((2,), "BYTES")),
+        ("INT64:2", "INT64", Shape((2,), None)),
+    ],
+)
+def test_shapes_are_read(text: str, name: str, shape: Shape) -> None:
+    assert inputs.parse_shape(text) == (name, shape)
+
+
+@pytest.mark.parametrize("text", ["", "x", ":1", "x:a", "x:0", "x:1,,2", "x:-1,2", "x:1.5", "x:²"])
+def test_what_is_no_shape_is_refused(text: str) -> None:
+    with pytest.raises(InputsError, match="as in x:1,224,224,3"):
+        inputs.parse_shape(text)
+
+
+X = {"name": "x", "datatype": "FP32", "shape": [-1, 3]}
+N = {"name": "n", "datatype": "INT64", "shape": [-1]}
+FREE = {"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}
+FIXED = {"name": "k", "datatype": "FP32", "shape": []}
+
+
+@pytest.mark.parametrize(
+    ("declared", "shapes", "rows", "wanted"),
+    [
+        ([X, N], {}, None, {"x": ("FP32", (1, 3)), "n": ("INT64", (1,))}),
+        ([X, N, FIXED], {}, 4, {"x": ("FP32", (4, 3)), "n": ("INT64", (4,)), "k": ("FP32", ())}),
+        ([FREE], {}, None, {"image": ("UINT8", (1, 1, 1, 3))}),
+        ([FREE], {"image": Shape((2, 9, 9, 3), None)}, None, {"image": ("UINT8", (2, 9, 9, 3))}),
+        ([FREE], {"image": Shape((2, 9, 9, 3), "UINT8")}, 5, {"image": ("UINT8", (5, 9, 9, 3))}),
+        (
+            [],
+            {"a": Shape((1, 4), None), "b": Shape((2,), "BYTES")},
+            None,
+            {"a": ("FP32", (1, 4)), "b": ("BYTES", (2,))},
+        ),
+        ([], {"a": Shape((1, 4), None)}, 7, {"a": ("FP32", (7, 4))}),
+    ],
+)
+def test_inputs_are_as_declared(declared: Any, shapes: Any, rows: int | None, wanted: Any) -> None:
+    assert inputs.described(declared, shapes, rows) == wanted
+    for request in inputs.make(wanted, seed=0):
+        assert {name: array.shape for name, array in request.items()} == {
+            name: each[1] for name, each in wanted.items()
+        }
+
+
+@pytest.mark.parametrize(
+    ("declared", "shapes", "words"),
+    [
+        ([], {}, "declares no inputs"),
+        ([X], {"y": Shape((1,), None)}, "no input 'y', only 'x'"),
+        ([X], {"x": Shape((1, 4), None)}, r"takes the shape \[-1, 3\], not \[1, 4\]"),
+        ([X], {"x": Shape((3,), None)}, "takes the shape"),
+        ([X], {"x": Shape((1, 3), "FP64")}, "'x' is FP32, not FP64"),
+    ],
+)
+def test_inputs_that_the_model_does_not_take(declared: Any, shapes: Any, words: str) -> None:
+    with pytest.raises(InputsError, match=words):
+        inputs.described(declared, shapes, None)
+
+
+@pytest.mark.parametrize("datatype", ["BOOL", "UINT8", "INT8", "UINT64", "INT32", "FP16", "FP64", "COMPLEX64", "BYTES"])
+def test_values_are_random_and_those_of_their_seed(datatype: str) -> None:
+    wanted = {"x": (datatype, (2, 50))}
+    one, again, other = (inputs.make(wanted, seed)[0]["x"] for seed in (1, 1, 2))
+    assert one.tolist() == again.tolist()
+    assert one.tolist() != other.tolist()
+    if datatype == "BYTES":
+        assert all(len(word) == 8 and word.isalpha() for word in one.ravel())
+    elif datatype in ("UINT64", "INT32"):
+        assert set(one.ravel().tolist()) == {0, 1}
+    elif datatype.startswith("FP"):
+        assert ((one >= 0) & (one <= 1)).all()
+
+
+def test_variants_differ_and_are_bounded_in_bytes() -> None:
+    small = inputs.make({"x": ("FP32", (1, 4))}, seed=0)
+    assert len({request["x"].tobytes() for request in small}) == inputs.VARIANTS
+    assert len(inputs.make({"x": ("UINT8", (inputs.MAX_BYTES // 3,))}, seed=0)) == 3
+    assert len(inputs.make({"x": ("UINT8", (inputs.MAX_BYTES + 1,))}, seed=0)) == 1
+
+
+def test_given_inputs_are_cut_into_requests() -> None:
+    arrays = {"x": np.arange(10).reshape(5, 2), "y": np.arange(5)}
+    (whole,) = inputs.cut(arrays, None)
+    assert whole["x"] is arrays["x"]
+    first, second = inputs.cut(arrays, 2)
+    assert (first["y"].tolist(), second["y"].tolist()) == ([0, 1], [2, 3])
+    assert second["x"].tolist() == [[4, 5], [6, 7]]
+    assert (inputs.rows_of(second), inputs.bytes_of(second)) == (2, 48)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "rows", "words"),
+    [
+        ({}, None, "empty"),
+        ({"x": np.zeros(3)}, 4, "requests of 4 rows"),
+        ({"x": np.zeros(3), "y": np.zeros(2)}, 1, "'x' 3, 'y' 2"),
+        ({"x": np.zeros(())}, 1, "'x' 0"),
+    ],
+)
+def test_given_inputs_that_cannot_be_cut(arrays: Any, rows: int | None, words: str) -> None:
+    with pytest.raises(InputsError, match=words):
+        inputs.cut(arrays, rows)
