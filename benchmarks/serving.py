@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,31 @@ class Daemon:
         return [self.pid, *(child.pid for child in psutil.Process(self.pid).children())]
 
 
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """CPU time that these processes have used so far."""
+    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    return sum(time.user + time.system for time in times)
+
+
+def free_endpoint(folder: Path, name: str, transport: str) -> str:
+    """An endpoint to listen on.
+
+    Args:
+        folder: for an ipc endpoint's path.
+        name: of the path.
+        transport: `ipc` or `tcp`.
+    """
+    if transport == "ipc":
+        return f"ipc://{folder}/{name}.sock"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+
+
 @contextmanager
-def daemon(folder: Path, name: str, *, workers: int, model: str, more: str = "spares: 0") -> Iterator[Daemon]:
+def daemon(
+    folder: Path, name: str, *, workers: int, model: str, more: str = "spares: 0", transport: str = "ipc"
+) -> Iterator[Daemon]:
     """Starts a daemon on CPU devices, waits until every slot is ready, and ends it afterwards.
 
     Args:
@@ -71,8 +95,9 @@ def daemon(folder: Path, name: str, *, workers: int, model: str, more: str = "sp
         workers: how many.
         model: the YAML of the model but its name, which is `model`; the handlers above are `handlers:Class`.
         more: more YAML.
+        transport: `ipc` or `tcp`.
     """
-    endpoint = f"ipc://{folder}/{name}.sock"
+    endpoint = free_endpoint(folder, name, transport)
     (folder / "handlers.py").write_text(HANDLERS)
     config = folder / f"{name}.yaml"
     config.write_text(
