@@ -47,8 +47,30 @@ class Load:
             raise ValueError(text)
         return cls(outstanding, connections)
 
+    def options(self) -> list[str]:
+        """As load.c has it."""
+        return ["-c", str(self.outstanding), "-n", str(self.connections)]
+
     def __str__(self) -> str:
         return f"{self.outstanding}/{self.connections}"
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """An open loop: requests at random times, whatever was answered.
+
+    Attributes:
+        rate: requests a second.
+    """
+
+    rate: float
+
+    def options(self) -> list[str]:
+        """As load.c has it."""
+        return ["-a", str(self.rate)]
+
+    def __str__(self) -> str:
+        return f"{self.rate:g}/s"
 
 
 def parse_many(text: str) -> list[Load]:
@@ -66,16 +88,19 @@ class Figures:
 
     Attributes:
         rps: good answers a second.
-        p50, p99: percentiles of their latency.
+        mean, p50, p99: of their latency.
         answered: all answers, those of the warm-up among them.
         cpu_s: CPU time of the load itself.
+        waits: how often a thread of the load waited.
     """
 
     rps: float
+    mean: float
     p50: float
     p99: float
     answered: int
     cpu_s: float
+    waits: int
 
 
 def build(folder: Path) -> Path:
@@ -84,7 +109,7 @@ def build(folder: Path) -> Path:
     if compiler is None:
         raise SystemExit("the load generator needs a C compiler: apt-get install gcc libc6-dev, or set CC")
     program = folder / "load"
-    command = [*compiler.split(), "-O2", "-Wall", "-Wextra", "-o", str(program), str(SOURCE), "-lzmq"]
+    command = [*compiler.split(), "-O2", "-Wall", "-Wextra", "-o", str(program), str(SOURCE), "-lzmq", "-lm"]
     made = subprocess.run(command, capture_output=True, text=True)
     if made.returncode:
         hint = "it needs libzmq with its header: apt-get install libzmq3-dev\n" if "zmq" in made.stderr else ""
@@ -92,13 +117,20 @@ def build(folder: Path) -> Path:
     return program
 
 
-def run(program: Path, endpoint: str, load: Load, seconds: float, *options: str, warm_up: float = 0.3) -> Figures:
-    """Puts a load on an endpoint.
+def run(
+    program: Path,
+    endpoints: str | Sequence[str],
+    load: Load | Arrivals,
+    seconds: float,
+    *options: str,
+    warm_up: float = 0.3,
+) -> Figures:
+    """Puts a load on an endpoint, or spreads it over several in turn.
 
     Args:
         program: as built.
-        endpoint: anything that speaks the wire protocol.
-        load: how many requests and connections.
+        endpoints: of anything that speaks the wire protocol.
+        load: what to ask for.
         seconds: to measure.
         options: more of load.c's.
         warm_up: seconds before that.
@@ -106,18 +138,18 @@ def run(program: Path, endpoint: str, load: Load, seconds: float, *options: str,
     Raises:
         SystemExit: an answer was wrong, or did not come.
     """
-    command = [str(program), endpoint, *arguments(load, seconds, warm_up), *options]
+    endpoints = [endpoints] if isinstance(endpoints, str) else endpoints
+    command = [str(program), *endpoints, *arguments(load, seconds, warm_up), *options]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds + warm_up + LIMIT_S)
     if ended.returncode:
-        raise SystemExit(f"{endpoint} under {load}: {ended.stderr}{ended.stdout}")
+        raise SystemExit(f"{' '.join(endpoints)} under {load}: {ended.stderr}{ended.stdout}")
     made = json.loads(ended.stdout)
     return Figures(**{name: made[name] for name in Figures.__dataclass_fields__})
 
 
-def arguments(load: Load, seconds: float, warm_up: float = 0.0) -> Sequence[str]:
+def arguments(load: Load | Arrivals, seconds: float, warm_up: float = 0.0) -> list[str]:
     """The options of load.c for a load."""
-    options = {"-c": load.outstanding, "-n": load.connections, "-t": seconds, "-w": warm_up}
-    return [str(part) for option in options.items() for part in option]
+    return [*load.options(), "-t", str(seconds), "-w", str(warm_up)]
 
 
 def main() -> None:

@@ -79,8 +79,8 @@ def proxy(folder: Path, transport: str) -> Iterator[Server]:
 @contextmanager
 def ours(folder: Path, name: str, batching: str, transport: str) -> Iterator[Server]:
     """The daemon, running."""
-    model = f"handler: 'handlers:Echo'{batching}"
-    with serving.daemon(folder, name, workers=2, model=model, transport=transport) as running:
+    models = {"model": f"handler: 'handlers:Echo'{batching}"}
+    with serving.daemon(folder, name, workers=2, models=models, transport=transport) as running:
         yield running.endpoint, running.pids()
 
 
