@@ -40,9 +40,11 @@ format: $(VENV)/.dev ## Bring the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## Measure: the router beside libzmq's C proxy, scaling, a restart
+bench: $(VENV)/.dev ## Measure: the router beside libzmq's C proxy, its cost, simulated devices, a restart
 	$(BIN)/python benchmarks/router.py
-	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/devices.py
+	$(BIN)/python benchmarks/budget.py
 	$(BIN)/python benchmarks/restart.py
 
 docs: $(VENV)/.dev ## Write again the parts of docs/ that are made from the code

@@ -80,7 +80,7 @@ def main() -> None:
                     folder,
                     f"spares{spares}",
                     workers=1,
-                    model="path: models/digits",
+                    models={"model": "path: models/digits"},
                     more=f"spares: {spares}\n{restart}",
                 )
             )

@@ -1,39 +1,43 @@
 """The router beside libzmq's own C proxy, in one run: what balancing, batching and every guarantee cost.
 
-    python benchmarks/router.py [--rounds 5] [--seconds 3] [--outstanding 64] [--json FILE]
+    python benchmarks/router.py [--rounds 5] [--seconds 1] [--loads 64/1,64/64,8/8,1/1] [--transport ipc] [--json FILE]
 
-The same client (raw pyzmq, one pipelined connection, a float32 [1, 16] tensor a request) talks in turn to
+The same client (load.c, a float32 [1, 16] tensor a request, each answer checked) talks in turn to
 
-- `proxy`: `zmq.proxy` (C) between two minimal Python echo loops, which check, count and guarantee nothing;
+- `proxy`: `zmq.proxy` (C), a process of its own, between two minimal Python echo loops, which check, count and
+  guarantee nothing;
 - `batched`: the daemon with an echo handler on two CPU workers, `batching` on;
 - `single`: the same without batching, each request in a message of its own to a worker.
 
-Each round measures all of them one after the other, in an order that rotates; the figures are the medians of the
-rounds, and the ratios are medians of each round's ratio, since these machines are noisy.
+A load is OUTSTANDING/CONNECTIONS: 64/1 is one client that pipelines, 64/64 are 64 clients that wait for each answer.
+Each round measures all contenders one after the other under each load, in an order that rotates; the figures are the
+medians of the rounds, and the ratios are medians of each round's ratio, since these machines are noisy.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import psutil
+import load
 import serving
 import zmq
 
 from multitower import wire
 
-HEADER = wire.infer_header("model", [wire.Tensor("x", "FP32", (1, 16))])
-TENSOR = np.arange(16, dtype="<f4").tobytes()
+COLUMNS = {"requests/s": "rps", "per CPU s": "per_cpu_second", "p50 ms": "p50", "p99 ms": "p99"}
+
+CONTENDERS = ("proxy", "batched", "single")
+
+Server = tuple[str, list[int]]
+"""A server's endpoint and its processes."""
 
 
 def run_proxy(front: str, back: str) -> None:
@@ -55,9 +59,10 @@ def run_echo(back: str) -> None:
 
 
 @contextmanager
-def proxy(folder: Path) -> Iterator[tuple[str, list[int]]]:
-    """The reference, running: its endpoint and its processes."""
-    front, back = f"ipc://{folder}/proxy-front", f"ipc://{folder}/proxy-back"
+def proxy(folder: Path, transport: str) -> Iterator[Server]:
+    """The reference, running; its workers are behind ipc sockets, as ours are."""
+    front = serving.free_endpoint(folder, "proxy-front", transport)
+    back = serving.free_endpoint(folder, "proxy-back", "ipc")
     spawn = multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=run_proxy, args=(front, back), daemon=True)]
     processes += [spawn.Process(target=run_echo, args=(back,), daemon=True) for _ in range(2)]
@@ -72,85 +77,66 @@ def proxy(folder: Path) -> Iterator[tuple[str, list[int]]]:
 
 
 @contextmanager
-def ours(folder: Path, name: str, batching: str) -> Iterator[tuple[str, list[int]]]:
-    """The daemon, running: its endpoint and its processes."""
-    with serving.daemon(folder, name, workers=2, model=f"handler: 'handlers:Echo'{batching}") as running:
+def ours(folder: Path, name: str, batching: str, transport: str) -> Iterator[Server]:
+    """The daemon, running."""
+    models = {"model": f"handler: 'handlers:Echo'{batching}"}
+    with serving.daemon(folder, name, workers=2, models=models, transport=transport) as running:
         yield running.endpoint, running.pids()
 
 
-def measure(endpoint: str, pids: list[int], outstanding: int, seconds: float) -> dict[str, float]:
-    """A closed loop of `outstanding` requests for `seconds`: requests a second, and a server CPU second."""
-    context = zmq.Context()
-    socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.connect(endpoint)
-
-    def send(number: int) -> None:
-        socket.send_multipart([b"", wire.INFER, number.to_bytes(8, "little"), HEADER, TENSOR])
-
-    def receive() -> None:
-        if not socket.poll(10_000):
-            raise SystemExit(f"{endpoint} does not answer")
-        reply = socket.recv_multipart()
-        if reply[1] != wire.OK or reply[4] != TENSOR:
-            raise SystemExit(f"a wrong answer: {reply}")
-
-    for number in range(outstanding):
-        send(number)
-    until = time.monotonic() + 0.3  # warm-up
-    while time.monotonic() < until:
-        receive()
-        send(0)
-    busy, begun, count = _cpu_seconds(pids), time.monotonic(), 0
-    until = begun + seconds
-    while time.monotonic() < until:
-        receive()
-        send(0)
-        count += 1
-    took, busy = time.monotonic() - begun, _cpu_seconds(pids) - busy
-    for _ in range(outstanding):
-        receive()
-    socket.close()
-    context.term()
-    return {"per_second": count / took, "per_cpu_second": count / busy}
+def measure(program: Path, server: Server, wanted: load.Load, seconds: float) -> dict[str, float]:
+    """One load on one server: the figures of `COLUMNS`."""
+    endpoint, pids = server
+    before = serving.cpu_seconds(pids)
+    figures = load.run(program, endpoint, wanted, seconds, "-v")
+    used = serving.cpu_seconds(pids) - before
+    return dataclasses.asdict(figures) | {"per_cpu_second": figures.answered / used, "server_cpu_s": used}
 
 
-def _cpu_seconds(pids: list[int]) -> float:
-    times = [psutil.Process(pid).cpu_times() for pid in pids]
-    return sum(time.user + time.system for time in times)
+def show(wanted: load.Load, rounds: list[dict[str, dict[str, float]]]) -> None:
+    """Prints the table of one load; each round has the figures of each contender."""
+    print(f"\n{wanted!s:10}" + "".join(f"{title:>12}{'of proxy':>10}" for title in COLUMNS))
+    for name in CONTENDERS:
+        cells = []
+        for figure in COLUMNS.values():
+            median = statistics.median(each[name][figure] for each in rounds)
+            ratio = statistics.median(each[name][figure] / each["proxy"][figure] for each in rounds)
+            cells.append(f"{median:12,.0f}{ratio:10.2f}" if median >= 100 else f"{median:12.2f}{ratio:10.2f}")
+        print(f"{name:10}{''.join(cells)}")
 
 
 def main() -> None:
-    """Runs the rounds and prints the table."""
+    """Runs the rounds and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--outstanding", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each contender, load and round")
+    parser.add_argument("--loads", type=load.parse_many, default="64/1,64/64,8/8,1/1", help="OUTSTANDING/CONNECTIONS,…")
+    parser.add_argument("--transport", choices=["ipc", "tcp"], default="ipc")
     parser.add_argument("--json", type=Path, help="write all figures here")
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mt-")))
-        contenders: dict[str, Callable[[], Any]] = {
-            "proxy": lambda: proxy(folder),
-            "batched": lambda: ours(folder, "batched", ", batching: {}"),
-            "single": lambda: ours(folder, "single", ""),
+        program = load.build(folder)
+        contenders: dict[str, Callable[[], AbstractContextManager[Server]]] = {
+            "proxy": lambda: proxy(folder, options.transport),
+            "batched": lambda: ours(folder, "batched", ", batching: {}", options.transport),
+            "single": lambda: ours(folder, "single", "", options.transport),
         }
         servers = {name: stack.enter_context(start()) for name, start in contenders.items()}
-        rounds: list[dict[str, dict[str, float]]] = []
-        names = list(servers)
+        rounds: dict[str, list[dict[str, dict[str, float]]]] = {str(wanted): [] for wanted in options.loads}
         for number in range(options.rounds):
-            order = names[number % len(names) :] + names[: number % len(names)]
-            rounds.append({name: measure(*servers[name], options.outstanding, options.seconds) for name in order})
-    print(f"{options.outstanding} outstanding, {options.rounds} rounds of {options.seconds:g} s, medians")
-    print(f"{'':10}{'requests/s':>12}{'of proxy':>10}{'per CPU s':>12}{'of proxy':>10}")
-    for name in names:
-        cells = []
-        for figure in ("per_second", "per_cpu_second"):
-            cells.append(f"{statistics.median(r[name][figure] for r in rounds):12,.0f}")
-            cells.append(f"{statistics.median(r[name][figure] / r['proxy'][figure] for r in rounds):10.2f}")
-        print(f"{name:10}{''.join(cells)}")
+            shift = number % len(CONTENDERS)
+            order = CONTENDERS[shift:] + CONTENDERS[:shift]
+            for wanted in options.loads:
+                figures = {name: measure(program, servers[name], wanted, options.seconds) for name in order}
+                rounds[str(wanted)].append(figures)
+    each = f"{options.rounds} rounds of {options.seconds:g} s"
+    print(f"outstanding/connections over {options.transport}, medians of {each}")
+    for wanted in options.loads:
+        show(wanted, rounds[str(wanted)])
     if options.json:
-        options.json.write_text(json.dumps({"options": vars(options) | {"json": None}, "rounds": rounds}, indent=2))
+        settings = {"rounds": options.rounds, "seconds": options.seconds, "transport": options.transport}
+        options.json.write_text(json.dumps({"options": settings, "loads": rounds}, indent=2))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +30,19 @@ class Echo:
         return inputs
 
 
-class Sleeper:
-    """Stands for a device: sleeps as long as it would compute; `slow` is the slot that takes `factor` times."""
+class Device(Echo):
+    """Stands for a device: sleeps as long as it would compute, `batch_s` a batch and `row_s` a row.
+
+    The worker of the slot `slow`, where that is set, takes four times as long.
+    """
 
     def load(self, devices, parameters):
-        mine = Path("/proc/self/comm").read_text().strip() == f"mt-worker-{parameters.get('slow')}"
-        self._seconds = parameters["seconds"] * (parameters.get("factor", 4.0) if mine else 1.0)
+        name = Path("/proc/self/comm").read_text().strip()
+        factor = 4 if name == f"mt-worker-{parameters.get('slow')}" else 1
+        self._batch_s, self._row_s = factor * parameters["batch_s"], factor * parameters["row_s"]
 
     def infer(self, inputs):
-        time.sleep(self._seconds)
+        time.sleep(self._batch_s + self._row_s * len(inputs["x"]))
         return inputs
 '''
 
@@ -61,23 +66,52 @@ class Daemon:
         return [self.pid, *(child.pid for child in psutil.Process(self.pid).children())]
 
 
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """CPU time that these processes have used so far."""
+    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    return sum(time.user + time.system for time in times)
+
+
+def free_endpoint(folder: Path, name: str, transport: str) -> str:
+    """An endpoint to listen on.
+
+    Args:
+        folder: for an ipc endpoint's path.
+        name: of the path.
+        transport: `ipc` or `tcp`.
+    """
+    if transport == "ipc":
+        return f"ipc://{folder}/{name}.sock"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+
+
 @contextmanager
-def daemon(folder: Path, name: str, *, workers: int, model: str, more: str = "spares: 0") -> Iterator[Daemon]:
+def daemon(
+    folder: Path,
+    name: str,
+    *,
+    workers: int,
+    models: Mapping[str, str],
+    more: str = "spares: 0",
+    transport: str = "ipc",
+) -> Iterator[Daemon]:
     """Starts a daemon on CPU devices, waits until every slot is ready, and ends it afterwards.
 
     Args:
         folder: for its files.
         name: of its files; one for each daemon of a run.
         workers: how many.
-        model: the YAML of the model but its name, which is `model`; the handlers above are `handlers:Class`.
+        models: for each model's name the rest of its YAML; the handlers above are `handlers:Class`.
         more: more YAML.
+        transport: `ipc` or `tcp`.
     """
-    endpoint = f"ipc://{folder}/{name}.sock"
+    endpoint = free_endpoint(folder, name, transport)
     (folder / "handlers.py").write_text(HANDLERS)
     config = folder / f"{name}.yaml"
-    config.write_text(
-        f"listen: ['{endpoint}']\ndevices: {{cpu: {workers}}}\n{more}\nmodels: [{{name: model, {model}}}]\n"
-    )
+    served = "".join(f"  - {{name: {model}, {yaml}}}\n" for model, yaml in models.items())
+    config.write_text(f"listen: ['{endpoint}']\ndevices: {{cpu: {workers}}}\n{more}\nmodels:\n{served}")
     log = folder / f"{name}.log"
     command = [sys.executable, "-m", "multitower", "serve", str(config), "--log-format", "json"]
     with log.open("wb") as output:

@@ -57,7 +57,7 @@ def test_equal_workers_share_evenly(tmp_path: Path) -> None:
 def test_all_workers_work_at_once(tmp_path: Path) -> None:
     with Running(tmp_path, config(8, "{seconds: 0.02}")) as daemon, daemon.wait_ready().client() as client:
         took = closed_loop(client, 400, 64)
-        # One worker alone takes 8 s at the least, whatever the machine; benchmarks/scaling.py has the figure.
+        # One worker alone takes 8 s at the least, whatever the machine; benchmarks/devices.py has figures.
         assert took < 4
         assert min(completed(client)) > 25
 

@@ -1,0 +1,51 @@
+"""Our server in the comparison with peers: writes a configuration and becomes the daemon.
+
+    serve.py PORT FOLDER TOOLS [batching]
+
+It listens on tcp and on ipc (FOLDER/front.sock), with two CPU workers. What it serves is named by the environment, as
+for every peer: BENCH_WORKLOAD, and BENCH_MODEL for w3.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def configuration(port: str, folder: Path, batching: bool) -> str:
+    """The YAML: what a user would write for this work, and the one thread for TensorFlow that all peers have."""
+    models = [{"name": "bench", "handler": "handlers:Identity", **({"batching": {}} if batching else {})}]
+    if os.environ["BENCH_WORKLOAD"] == "w3":
+        models = [
+            {"name": "bench", "path": os.environ["BENCH_MODEL"], "batching": {"max_batch_size": 32}},
+            {"name": "loaded", "handler": "handlers:Loaded"},
+        ]
+    # JSON is YAML.
+    return json.dumps(
+        {
+            "listen": [f"tcp://127.0.0.1:{port}", f"ipc://{folder}/front.sock"],
+            "devices": {"cpu": 2},
+            "threads": {"intra_op": 1, "inter_op": 1},
+            "models": models,
+            "spares": 0,
+        }
+    )
+
+
+def main() -> None:
+    """Becomes the daemon, so that the runner's process is the daemon's."""
+    port, folder, tools, *rest = sys.argv[1:]
+    # The daemon looks for handlers beside the configuration.
+    config = Path(folder, "multitower.yaml")
+    config.write_text(configuration(port, Path(folder), rest == ["batching"]))
+    Path(folder, "handlers.py").write_text((HERE / "handlers.py").read_text())
+    os.environ["PYTHONPATH"] = tools
+    os.execv(sys.executable, [sys.executable, "-m", "multitower", "serve", str(config)])
+
+
+if __name__ == "__main__":
+    main()
