@@ -209,11 +209,13 @@ def test_the_protocols_limit_holds_where_the_daemon_names_none(metadata: dict[st
 def test_the_next_daemon_may_have_another_limit(tmp_socket: str) -> None:
     x = np.zeros(20_000, np.uint8)
     with Client(tmp_socket, timeout=WAIT_S, connect_timeout=WAIT_S) as client:
-        with (
-            FakeDaemon(fake_daemon.echo, tmp_socket, metadata={"max_message_size": 10_000}),
-            pytest.raises(InvalidRequest),
-        ):
-            client.infer("m", {"x": x})
+        with FakeDaemon(None, tmp_socket, metadata={"max_message_size": 10_000}):
+            unanswered = client.submit("m", {"x": x[:1]})
+            with pytest.raises(InvalidRequest):
+                client.infer("m", {"x": x})
+        # Until the client has noticed that the daemon is gone, it goes by what that one said.
+        with pytest.raises(Unavailable):
+            unanswered.result(WAIT_S)
         with FakeDaemon(fake_daemon.echo, tmp_socket, metadata={"max_message_size": 100_000}):
             assert client.infer("m", {"x": x})["x"].shape == x.shape
 

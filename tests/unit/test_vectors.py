@@ -132,6 +132,10 @@ class Wire:
         self._incoming: Incoming | None = Incoming((b"client",), body)
         self.replies: list[tuple[bytes, bytes, list[bytes]]] = []
 
+    @property
+    def readable(self) -> bool:
+        return self._incoming is not None
+
     def receive(self) -> Incoming | None:
         incoming, self._incoming = self._incoming, None
         return incoming
