@@ -221,6 +221,8 @@ def decode(datatype: str, shape: Sequence[int], data: bytes | memoryview) -> Arr
     count = element_count(shape)
     if datatype == BYTES:
         elements = split_bytes(data, count)  # first, since it refuses a count that the frame cannot hold
+        if not count:
+            return _empty(shape, np.dtype(object))
         array = np.empty(count, dtype=object)
         array[:] = elements
         return array.reshape(shape)
@@ -231,9 +233,13 @@ def decode(datatype: str, shape: Sequence[int], data: bytes | memoryview) -> Arr
             f"{len(data)} bytes, but {datatype} of shape {list(shape)} takes {count * dtype.itemsize}",
         )
     if not count:
-        try:
-            return np.empty(shape, dtype)
-        except ValueError:
-            # An empty array may still have a dimension that numpy cannot count.
-            raise make(Reason.SHAPE_INVALID, f"the shape {list(shape)} is larger than any array") from None
+        return _empty(shape, dtype)
     return np.frombuffer(data, dtype=dtype).reshape(shape)
+
+
+def _empty(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    try:
+        return np.empty(shape, dtype)
+    except ValueError:
+        # An empty array may still have a dimension that numpy cannot count.
+        raise make(Reason.SHAPE_INVALID, f"the shape {list(shape)} is larger than any array") from None

@@ -213,3 +213,10 @@ def test_numpys_own_strings() -> None:
     array = np.array(["ä", "b"], np.dtypes.StringDType())
     assert tensors.datatype_of(array) == "BYTES"
     assert tensors.encode(array) == b"\x02\0\0\0\xc3\xa4\x01\0\0\0b"
+
+
+@pytest.mark.parametrize("datatype", ["BYTES", "FP32"])
+def test_an_empty_shape_that_numpy_cannot_count_is_refused(datatype: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        tensors.decode(datatype, (0, 1 << 31, 1 << 31), b"")
+    assert raised.value.reason == "shape_invalid"
