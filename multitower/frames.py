@@ -38,23 +38,21 @@ def receive(
         wait: for a message, for as long as it takes.
         routed: the socket is a ROUTER: its messages begin with a small frame, and do not end with it.
     """
+    message: list[Any] = []
     try:
         if routed:
             # A plain copy costs a quarter of a frame object, which only tells beside it whether more follows.
-            message: list[Any] = [socket.recv(_LAST)]
-            frame = socket.recv(_LAST, False)
-            message.append(frame.bytes if len(frame) < BULKY_BYTES else frame)
-        else:
-            frame = socket.recv(0 if wait else _LAST, False)
-            message = [frame.bytes if len(frame) < BULKY_BYTES else frame]
+            message.append(socket.recv(_LAST))
+        frame = socket.recv(0 if wait else _LAST, False)
     except zmq.Again:
         return None
     # The rest of a message has arrived when its first frame has. `more` costs less than asking the socket.
-    while frame.more:
-        frame = socket.recv(_LAST, False)
+    while True:
         if limit is None or len(message) < limit:
             message.append(frame.bytes if len(frame) < BULKY_BYTES else frame)
-    return message
+        if not frame.more:
+            return message
+        frame = socket.recv(_LAST, False)
 
 
 def send(socket: zmq.Socket[bytes], message: Sequence[Any], *, wait: bool = False) -> None:

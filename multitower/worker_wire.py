@@ -182,11 +182,10 @@ def read_result(message: Sequence[Any]) -> Result:
         answers = _cut(by_rows, numbers[headers:], message[1 + headers :])
     else:
         answers = []
-        place_of = 1
+        start = 1
         for frames in struct.unpack_from(f"<{count}H", head, place):
-            answer = message[place_of : place_of + frames]
-            answers.append(list(answer) if frames else bytes(message[place_of]))
-            place_of += frames or 1
+            answers.append(list(message[start : start + frames]) if frames else bytes(message[start]))
+            start += frames or 1
     return Result(batch_id, answers, Timing(*times))
 
 

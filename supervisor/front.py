@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import zmq
 
 from multitower import frames, tensors, wire
+from multitower.supervisor.reactor import unwatched
 from multitower.supervisor.runtime import FileLock, HeldError
 
 IPC = "ipc://"
@@ -90,7 +91,7 @@ class Front:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, max_message_size: int) -> None:
         self.dropped = 0
-        self.stir: Callable[[], None] = _nobody
+        self.stir: Callable[[], None] = unwatched
         self._unread = UnreadBytes()
         self._path = Path(endpoint.removeprefix(IPC)) if endpoint.startswith(IPC) else None
         if self._path is not None and self._path.exists() and not self._path.is_socket():
@@ -177,7 +178,3 @@ class Front:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-
-def _nobody() -> None:
-    """Nobody waits for the socket."""

@@ -23,6 +23,7 @@ from multitower.supervisor.exit_cause import ExitCause
 from multitower.supervisor.launch import IGNORED_SIGNALS, STACKS_SIGNAL, run_worker
 from multitower.supervisor.output import OutputReader
 from multitower.supervisor.pulse import Look
+from multitower.supervisor.reactor import unwatched
 from multitower.worker_wire import HEARTBEAT
 
 log = logging.getLogger("multitower.process")
@@ -60,7 +61,7 @@ class WorkerProcess:
         self._path = Path(spec.endpoint.removeprefix("ipc://"))
         self.fields = fields
         self.heard = False
-        self.stir: Callable[[], None] = _nobody
+        self.stir: Callable[[], None] = unwatched
         # The system may run out of descriptors or processes at any step: then nothing of it stays.
         with contextlib.ExitStack() as undo:
             self.socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
@@ -180,7 +181,3 @@ class WorkerProcess:
         # A folder that cannot be written any more keeps it; the next daemon there removes it.
         with contextlib.suppress(OSError):
             self._path.unlink()
-
-
-def _nobody() -> None:
-    """Nobody waits for the socket."""

@@ -22,6 +22,10 @@ Reader = Callable[[], None]
 """Reads what has come, all of it or, having stirred its socket, a part."""
 
 
+def unwatched() -> None:
+    """Stands in the place of what `Reactor.add_socket` returns, for a socket that no reactor looks at."""
+
+
 class Reactor:
     """The one place where the daemon waits."""
 

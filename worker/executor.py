@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import deque
@@ -99,16 +100,14 @@ class Executor:
         self._assemble = self._compute = self._slice = 0
         begun = time.monotonic_ns()
         answers: list[Answer | None] = [None] * len(rows)
-        entries: list[_Entry] = []
-        decode = self._decode_joined if joined else self._decode
-        whole = decode(key, rows, frames, entries, answers)
+        entries = (self._decode_joined if joined else self._decode)(key, rows, frames, answers)
         self._assemble += time.monotonic_ns() - begun
         if not key.batched or self._singly:
             for entry in entries:
                 self._run_alone(key, entry, answers)
         elif len(entries) < 2 or self._is_proven(key):
             if entries:
-                outputs = self._try_joined(key, entries, answers, whole=whole)
+                outputs = self._try_joined(key, entries, answers, whole=entries[0].source if joined else None)
                 if outputs is not None:
                     if len(entries) == len(rows) and batch.joinable(outputs):
                         begun = time.monotonic_ns()
@@ -125,13 +124,9 @@ class Executor:
         return Timing(self._assemble, self._compute, self._slice)
 
     def _decode(
-        self,
-        key: KeySpec,
-        rows: Sequence[int],
-        frames: Sequence[Any],
-        entries: list[_Entry],
-        answers: list[Answer | None],
-    ) -> Arrays | None:
+        self, key: KeySpec, rows: Sequence[int], frames: Sequence[Any], answers: list[Answer | None]
+    ) -> list[_Entry]:
+        entries: list[_Entry] = []
         width = len(key.inputs)
         for index, count in enumerate(rows):
             try:
@@ -139,26 +134,20 @@ class Executor:
                 entries.append(_Entry(index, count, arrays))
             except Exception as error:  # noqa: BLE001  also no memory for it; it is this entry's answer
                 answers[index] = self._to_error(error)
-        return None
+        return entries
 
     def _decode_joined(
-        self,
-        key: KeySpec,
-        rows: Sequence[int],
-        frames: Sequence[Any],
-        entries: list[_Entry],
-        answers: list[Answer | None],
-    ) -> Arrays | None:
+        self, key: KeySpec, rows: Sequence[int], frames: Sequence[Any], answers: list[Answer | None]
+    ) -> list[_Entry]:
+        """The entries, whose source is one array an input for all of them."""
         try:
             whole = batch.decode(key, sum(rows), frames)
         except Exception as error:  # noqa: BLE001  numbers that numpy does not know: nobody's alone
             answers[:] = [self._to_error(error)] * len(rows)
-            return None
-        start = 0
-        for index, count in enumerate(rows):
-            entries.append(_Entry(index, count, whole, start))
-            start += count
-        return whole
+            return []
+        starts = itertools.accumulate(rows[:-1], initial=0)
+        entries = enumerate(zip(rows, starts, strict=True))
+        return [_Entry(index, count, whole, start) for index, (count, start) in entries]
 
     def _is_proven(self, key: KeySpec) -> bool:
         return self._proven or key in self._proven_keys
