@@ -305,9 +305,12 @@ class Daemon:
         self._chores_due = True
 
     def _on_messages(self, member: Member) -> None:
-        for message in member.process.messages():
-            if self.fleet.message(member, message, time.monotonic()):
-                self._chores_due = True
+        message = member.process.message()
+        if message is None:
+            return
+        if self.fleet.message(member, message, time.monotonic()):
+            self._chores_due = True
+        member.process.stir()  # there may be more, though seldom; asked once its next batch is on its way
 
     def _over(self, now: float) -> Exit | None:
         """The exit code when the daemon's life is over; takes a drain one step further before."""

@@ -423,7 +423,7 @@ class Fleet:
         self._ending.remove(member)
         if member in self._leaving:
             self._leaving.remove(member)
-        for message in member.process.messages():
+        while (message := member.process.message()) is not None:
             self.message(member, message, now)
         self._unwatch(member)
         member.process.close()
