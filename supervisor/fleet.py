@@ -35,6 +35,9 @@ log = logging.getLogger("multitower.fleet")
 EXHAUSTED_CALLS = 3
 """Calls in a row without enough device memory after which a worker is replaced: it may be in fragments."""
 
+RECYCLE_AGAIN_S = 60.0
+"""Seconds from one try to replace a worker that has served its time to the next, where the new one cannot load."""
+
 
 class Fleet:
     """The processes of a daemon.
@@ -49,7 +52,7 @@ class Fleet:
         watch: is told of each new process, before anything can happen to it.
         unwatch: is told of each dead one, before its sockets are closed.
         fits: whether a slot's device and the machine can hold a second process of it.
-        rss: bytes of resident memory of a slot's process as last measured, or None.
+        rss: bytes of resident memory of a slot's present process as last measured, or None.
         present: whether a slot's device is there, as last seen; None when that is not known.
 
     Attributes:
@@ -71,7 +74,7 @@ class Fleet:
         watch: Callable[[Member], None],
         unwatch: Callable[[Member], None],
         fits: Callable[[Place], bool] = lambda _: True,
-        rss: Callable[[int], int | None] = lambda _: None,
+        rss: Callable[[Place], int | None] = lambda _: None,
         present: Callable[[int], bool | None] = lambda _: None,
     ) -> None:
         self._rng = random.Random()
@@ -102,10 +105,10 @@ class Fleet:
         if kind == worker_wire.REPORT:
             self._report(member, WorkerReport.from_json(bytes(message[1])), now)
         elif kind == worker_wire.MEMORY:
-            self._short_of_memory(member, MemoryReport.from_json(bytes(message[1])))
+            self._short_of_memory(member, MemoryReport.from_json(bytes(message[1])), now)
         return True
 
-    def _short_of_memory(self, member: Member, report: MemoryReport) -> None:
+    def _short_of_memory(self, member: Member, report: MemoryReport, now: float) -> None:
         place = member.place
         if place is None:
             return
@@ -114,8 +117,8 @@ class Fleet:
             if member.channel is not None:
                 member.channel.worker.safe_rows[report.model] = report.safe_rows
             event(log, logging.WARNING, "device memory is short: smaller batches", **place.fields, **asdict(report))
-        if report.exhausted >= EXHAUSTED_CALLS and place.member is member and not self.renewals.includes(place):
-            self.renewals.ask(Renewal(place, f"{report.exhausted} calls in a row without enough device memory"))
+        if report.exhausted >= EXHAUSTED_CALLS and place.member is member:
+            self._recycle(place, f"{report.exhausted} calls in a row without enough device memory", now)
 
     def _report(self, member: Member, report: WorkerReport, now: float) -> None:
         member.state = report.state
@@ -168,9 +171,16 @@ class Fleet:
     def _see_to_health(self, now: float) -> None:
         for member in self._health.look(self.members(), now):
             self._endings.condemn(member, now)
-        for renewal in self._health.recycle(self.places, self.settings):
-            if not self.renewals.includes(renewal.place):
-                self.renewals.ask(renewal)
+        for place, why in self._health.recycle(self.places, self.settings):
+            self._recycle(place, why, now)
+
+    def _recycle(self, place: Place, why: str, now: float) -> None:
+        """Replaces a worker that has served its time, unless that is under way, or has just been tried in vain."""
+        member = place.member
+        if member is None or now < member.recycle_at or self.renewals.includes(place):
+            return
+        member.recycle_at = now + RECYCLE_AGAIN_S
+        self.renewals.ask(Renewal(place, why))
 
     def next_wake(self, now: float) -> float | None:
         """When `tick` must be called at the latest, in monotonic seconds."""
@@ -414,7 +424,7 @@ class Fleet:
     # What a reload changes.
 
     def apply(self, settings: FleetSettings) -> None:
-        """Takes new settings for whatever happens from now on; processes that serve stay as they are."""
+        """Takes new settings for whatever happens from now on; of those that serve, limits and times change."""
         self.settings = settings
         self._hiring.apply(settings)
         self._health.apply(settings)

@@ -36,7 +36,6 @@ class Hiring:
 
     def __init__(self, launcher: Launcher, settings: FleetSettings, rng: random.Random) -> None:
         self._launcher = launcher
-        self._settings = settings
         self._rng = rng
         self._editions: dict[bytes, int] = {}
         self.spares = Spares(launcher, RestartBudget(settings.policy, rng))
@@ -44,7 +43,6 @@ class Hiring:
 
     def apply(self, settings: FleetSettings) -> None:
         """Takes new settings for the processes that are to come."""
-        self._settings = settings
         self._launcher.heartbeat_s = settings.heartbeat_s
         self._launcher.import_tensorflow = any(model.path is not None for model in settings.models)
         self.spares.want(settings.spares)
@@ -69,9 +67,7 @@ class Hiring:
             event(log, logging.INFO, "worker started", **member.process.fields)
         member.place = place
         member.editions = {spec.name: self._edition(spec) for spec in specs}
-        if self._settings.max_requests is not None:
-            # Not all at once, where all have had the same share of the requests.
-            member.request_limit = self._settings.max_requests * self._rng.uniform(0.9, 1.1)
+        member.luck = self._rng.random()
         return member
 
     def _edition(self, spec: ModelSpec) -> int:
