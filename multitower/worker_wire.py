@@ -188,10 +188,7 @@ def read_result(message: Sequence[Any]) -> Result:
             start = end - numbers[count + headers + place]
             by_rows[numbers[count + place]] = head[start:end]
             end = start
-        if count == 1:  # its outputs are its own
-            answers = [[by_rows[rows[0]], *message[1:]]]
-        else:
-            answers = _cut(by_rows, rows, message[1:])
+        answers = _cut(by_rows, rows, message[1:])
     else:
         answers = []
         start = 1
@@ -203,6 +200,8 @@ def read_result(message: Sequence[Any]) -> Result:
 
 def _cut(headers: dict[int, bytes], rows: Sequence[int], outputs: Sequence[Any]) -> list[list[Any] | bytes]:
     """An answer an entry, of outputs that are joined."""
+    if len(rows) == 1:
+        return [[headers[rows[0]], *outputs]]
     total = sum(rows)
     answers: list[list[Any] | bytes] = [[headers[count]] for count in rows]
     for frame in outputs:

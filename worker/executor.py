@@ -9,18 +9,15 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from multitower import wire
-from multitower.errors import Code, InvalidRequest, ModelError, MultitowerError, Reason, make
+from multitower.errors import MultitowerError
 from multitower.worker import batch, memory
 from multitower.worker.model import Array, Arrays, Model
+from multitower.worker.model_errors import ModelErrors
 from multitower.worker_wire import MAX_KEYS, KeySpec, Timing
 
 log = logging.getLogger("multitower.worker")
 
 Answer = list[Any] | MultitowerError
-
-TRACEBACK_EVERY_S = 1.0
-MAX_MESSAGE = 2000
 
 
 class Counting(Protocol):
@@ -80,7 +77,7 @@ class Executor:
         self._proven = proven
         self._proven_keys: set[KeySpec] = set()
         self._answers = batch.Answers(name, model.version)
-        self._last_traceback = float("-inf")
+        self._errors = ModelErrors(name)
         self._assemble = self._compute = self._slice = 0
 
     def run(
@@ -137,7 +134,7 @@ class Executor:
                 arrays = batch.decode(key, count, frames[index * width : (index + 1) * width])
                 entries.append(_Entry(index, count, arrays))
             except Exception as error:  # noqa: BLE001  also no memory for it; it is this entry's answer
-                answers[index] = self._to_error(error)
+                answers[index] = self._errors.of(error)
         return entries
 
     def _decode_whole(
@@ -147,7 +144,7 @@ class Executor:
         try:
             return batch.decode(key, sum(rows), frames)
         except Exception as error:  # noqa: BLE001  numbers that numpy does not know: nobody's alone
-            answers[:] = [self._to_error(error)] * len(rows)
+            answers[:] = [self._errors.of(error)] * len(rows)
             return None
 
     def _run_whole(
@@ -190,7 +187,7 @@ class Executor:
         try:
             answers[entry.place] = self._reply(self._infer(key, entry.arrays), None)
         except Exception as error:  # noqa: BLE001  a model may raise anything; it is this request's answer
-            answers[entry.place] = self._to_error(error)
+            answers[entry.place] = self._errors.of(error)
 
     def _run_first(self, key: KeySpec, entries: list[_Entry], answers: list[Answer | None]) -> None:
         """The first batch of a key: one entry, then the others, such that two sizes show what outputs are like."""
@@ -264,7 +261,7 @@ class Executor:
     def _narrow_down(self, key: KeySpec, entries: list[_Entry], answers: list[Answer | None], error: Exception) -> None:
         """A run of these entries raised: runs fewer at a time, until whose error it is gets it alone."""
         if len(entries) == 1:
-            answers[entries[0].place] = self._to_error(error)
+            answers[entries[0].place] = self._errors.of(error)
             return
         halve = self._is_proven(key) or memory.is_exhausted(error)
         step = (len(entries) + 1) // 2 if halve else 1
@@ -337,16 +334,6 @@ class Executor:
         self._slice += time.monotonic_ns() - begun
         return frames
 
-    def _to_error(self, error: Exception) -> MultitowerError:
-        # Of the reasons that say what a model can know: others tell clients that the request has not run.
-        if isinstance(error, InvalidRequest | ModelError) and error.code in (Code.INVALID_ARGUMENT, Code.INTERNAL):
-            return _sendable(error)
-        now = time.monotonic()
-        if now - self._last_traceback >= TRACEBACK_EVERY_S:
-            self._last_traceback = now
-            log.warning("%s raised", self.name, exc_info=error)
-        return make(Reason.MODEL_ERROR, f"{self.name!r} raised {type(error).__name__}: {_text_of(error)}")
-
 
 def _entries_of(whole: Arrays, rows: Sequence[int]) -> list[_Entry]:
     """The entries of what came joined."""
@@ -357,23 +344,3 @@ def _entries_of(whole: Arrays, rows: Sequence[int]) -> list[_Entry]:
 def _has_rows(outputs: Sequence[tuple[str, Array, str]], size: int) -> bool:
     """Each output has a row for each of the batch's."""
     return all(array.ndim and len(array) == size for _, array, _ in outputs)
-
-
-def _sendable(error: MultitowerError) -> MultitowerError:
-    """A handler may have put anything into it."""
-    text = _text_of(error.message)
-    try:
-        wire.dump_json(error.details)
-    except (TypeError, ValueError):
-        return type(error)(Reason(error.reason), text)
-    return error if text == error.message else type(error)(Reason(error.reason), text, error.details)
-
-
-def _text_of(error: object) -> str:
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001  a class of the model's own, and its answer is still due
-        return "(its message cannot be shown)"
-    shown = text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + " ..."
-    # Names of files may hold bytes that are no text, and JSON cannot carry them.
-    return shown.encode("utf-8", "backslashreplace").decode()
