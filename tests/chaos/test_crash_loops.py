@@ -163,17 +163,23 @@ def test_a_flood_for_a_model_that_crashes_is_answered_and_the_others_slots_survi
         says_that_it_is_broken(client, daemon, "requests in a row crashed their workers")
 
 
-def test_its_time_over_the_model_is_tried_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["time", "reload"])
+def test_a_model_that_was_kept_away_is_tried_again(tmp_path: Path, way: str) -> None:
     (tmp_path / "fragile").write_text("infer")
-    with (
-        Running(tmp_path, CONFIG.replace("quarantine: 60s", "quarantine: 2s")) as daemon,
-        daemon.wait_ready().client(retries=0) as client,
-    ):
+    text = CONFIG.replace("quarantine: 60s", "quarantine: 2s") if way == "time" else CONFIG
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client(retries=0) as client:
         for number in range(3):
             with pytest.raises(Poisoned):
                 ask(client, number).result(STEP_S)
         assert not client.ready()
         (tmp_path / "fragile").unlink()
+        if way == "reload":
+            changed = daemon.config.read_text().replace("handlers:Fragile", "handlers:Fragile\n    retry: 2")
+            daemon.config.write_text(changed)
+            assert multitower("reload", daemon=daemon).returncode == 0
+            assert not client.ready(), "the model is the same"
+            daemon.config.write_text(changed.replace("retry: 2", "parameters: {edition: 2}"))
+            assert multitower("reload", daemon=daemon).returncode == 0
         daemon.wait(client.ready)
         answers(client)
         assert models(client)["fragile"]["state"] == "ready"
