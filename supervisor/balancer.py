@@ -9,7 +9,7 @@ passed) and carries out what comes back: batches to send, and answers to give. T
 - Each request gets exactly one answer: `_settle` is the only place that gives one, and it does so once.
 - When a worker dies, the requests that it was executing are suspects: each runs again alone and first, on another
   device where there is one, until as many workers have died with it as `retry` allows. One that crashed a worker
-  alone is kept in quarantine.
+  alone is kept in quarantine; a model whose requests do so one after the other is kept away as a whole.
 - While a new version of a model takes over, workers of both serve. A request runs on one of the contract that it was
   checked against, and all parts of a split one on one edition.
 """
@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from multitower.errors import MultitowerError, Reason, make
 from multitower.supervisor.batching import Batch, ModelQueue, QueueLimits
+from multitower.supervisor.crashing import CrashingModels
 from multitower.supervisor.deadlines import Deadlines
 from multitower.supervisor.quarantine import Quarantine
 from multitower.supervisor.request import BatchKey, Frame, Phase, Request
@@ -54,6 +55,7 @@ class Balancer:
         self.queues = {model: ModelQueue(model, limit) for model, limit in limits.items()}
         self.workers: dict[Worker, None] = {}  # in the order of their coming
         self.quarantine = Quarantine()
+        self.crashing = CrashingModels()
         self.late = 0  # results that came after their request had been answered
         self._choose = choose
         self._turns: OrderedDict[str, None] = OrderedDict.fromkeys(limits)
@@ -71,7 +73,7 @@ class Balancer:
 
         Raises:
             Overloaded: `queue_full`; the request was not taken.
-            Unavailable: `no_worker`, when nothing serves or will serve the model.
+            Unavailable: `no_worker`, when nothing serves or will serve the model, or it crashes its workers.
             Poisoned: an equal request has crashed a worker, and is in quarantine.
         """
         queue = self.queues[request.plan.model]
@@ -124,6 +126,7 @@ class Balancer:
         worker.idle_since = now
         worker.completed += batch.rows
         worker.requests += len(batch.requests)
+        self.crashing.answered(batch.key.spec.model)
         for request, answer in zip(batch.requests, answers, strict=True):
             if request.over:
                 self.late += 1
@@ -142,7 +145,8 @@ class Balancer:
         return len(requests)
 
     def expire(self, now: float) -> None:
-        """Answers all requests whose time is over."""
+        """Answers all requests whose time is over; models that were kept away for a time are let go."""
+        self.crashing.expire(now)
         for request in self._deadlines.expire(now):
             where = "while it was executed" if request.phase is Phase.RUNNING else "before a worker was free"
             self._settle(request, make(Reason.DEADLINE, f"the request's time was over {where}"), expired=True)
@@ -223,15 +227,26 @@ class Balancer:
             self._settle(request.parent or request, make(Reason.MODEL_UNKNOWN, f"there is no model {model!r} any more"))
         del self.queues[model], self._turns[model]
         self._hopeless.pop(model, None)
+        self.crashing.forget(model)
 
     def hope(self, model: str) -> None:
         """The model may be served again: requests wait from now on."""
         self._hopeless.pop(model, None)
 
+    def forgive(self, models: Collection[str] | None = None) -> None:
+        """What made these models crash, or all, has been seen to: they are tried again, and so are their requests."""
+        for model in self.crashing.suspected:
+            if models is None or model in models:
+                if model in self.crashing.until:
+                    self.quarantine.forget_model(model)
+                self.crashing.forget(model)
+
     def hopeless(self, model: str) -> MultitowerError | None:
         """Why the model's requests are refused, or None while there is hope."""
         # Made anew each time: an exception that is raised over and over keeps the traceback of every time.
         message = self._hopeless.get(model)
+        if message is None and (why := self.crashing.why(model)) is not None:
+            message = f"{model!r} is kept away: {why}"
         return None if message is None else make(Reason.NO_WORKER, message)
 
     # What is to be done.
@@ -319,14 +334,16 @@ class Balancer:
         if outdated:
             whole.deaths, whole.avoid = request.deaths, request.avoid
         spent = request.deaths > queue.limits.retry
-        if to_blame and (gone or spent) and whole.frames:
+        blamed = to_blame and (gone or spent) and bool(whole.frames)
+        if blamed:
             self.quarantine.add(whole, now, queue.limits.quarantine_s)
         if gone or (outdated and not spent):
             pass  # nobody waits for it
         elif not spent:
-            hopeless = self.hopeless(queue.model)
-            if hopeless is not None:
-                self._settle(whole, hopeless)
+            lost = queue.model in self._hopeless or self.crashing.certain(queue.model)
+            refusal = self.hopeless(queue.model) if lost else None
+            if refusal is not None:
+                self._settle(whole, refusal)
             else:
                 queue.push_suspect(request)
         elif queue.limits.retry == 0:
@@ -334,7 +351,17 @@ class Balancer:
         else:
             message = f"{request.deaths} workers died while they executed this request; do not send it again"
             self._settle(whole, make(Reason.POISONED, message))
+        if blamed and self.crashing.crashed(queue.model, now, queue.limits.quarantine_s):
+            self._keep_away(queue)
         _let_go(request)
+
+    def _keep_away(self, queue: ModelQueue) -> None:
+        """Answers what waits for a model that crashes its workers. Some suspects still run: one may be good."""
+        spared = queue.suspects if not self.crashing.certain(queue.model) else {}
+        for request in [request for request in queue if request not in spared]:
+            refusal = self.hopeless(queue.model)
+            assert refusal is not None  # it is kept away
+            self._settle(request.parent or request, refusal)
 
     def _begin_again(self) -> None:
         """Requests of which parts are to come, while no worker of their edition is left, begin again as a whole."""

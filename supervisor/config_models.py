@@ -149,7 +149,9 @@ class ModelConfig(Section):
         1, "How many deaths of workers a request may survive while it is being executed."
     )
     quarantine: SecondsOrOff = key(
-        "60s", "How long requests are refused that equal one which crashed a worker; 0 refuses none."
+        "60s",
+        "How long requests are refused that equal one which crashed a worker, and all of a model that crashes with one "
+        "after the other; 0 refuses none.",
     )
     max_execution_time: PositiveSeconds = key("30s", "The longest time for one call of the model; then it hangs.")
 

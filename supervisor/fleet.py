@@ -214,13 +214,16 @@ class Fleet:
                 self.tell(place, Event.STOP, now)
 
     def restart(self, place: Place, done: Callable[[str | None], None]) -> None:
-        """Gives a slot a new process, as an operator who has seen to the cause wants it; spares may come again, too.
+        """Gives a slot a new process, as an operator who has seen to the cause wants it.
+
+        Spares may come again, too, and models that were kept away are tried again.
 
         Args:
             place: the slot.
             done: is told of the end: None, or why it failed.
         """
         place.safe_rows.clear()
+        self._router.balancer.forgive()
         self._spares.hope(self.settings.spares)
         self.renewals.ask(Renewal(place, "multitower restart", done=done))
 
@@ -374,7 +377,11 @@ class Fleet:
         lone_suspect = False
         if member.channel is not None:
             crashed = member.cause.crash or (member.verdict is not None and member.verdict.overrun)
+            kept_away = set(self._router.balancer.crashing.until)
             lone_suspect = self._router.worker_gone(member.channel, now, crashed=crashed)
+            for model in set(self._router.balancer.crashing.until) - kept_away:
+                cause = self._router.balancer.crashing.why(model)
+                event(log, logging.ERROR, "model is kept away", model=model, cause=cause)
         place = member.place
         if place is None:
             return

@@ -70,6 +70,11 @@ class Quarantine:
             self._forget(identity)
         return list(self._kept.values())
 
+    def forget_model(self, model: str) -> None:
+        """Lets all requests of a model go: it was to blame, not they."""
+        for identity in [identity for identity, entry in self._kept.items() if entry.model == model]:
+            self._forget(identity)
+
     def _forget(self, identity: tuple[KeySpec, int, bytes]) -> None:
         del self._kept[identity]
         self._count(identity, -1)

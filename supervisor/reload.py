@@ -119,6 +119,10 @@ class Reload:
         names.update(model.name for model in fleet.settings.models)
         self._router.leaving = set()
         self._router.forget_models(names)
+        if error is None:
+            # They are others now.
+            changed_models = [model.name for model in self._new.fleet.models if model not in self._old.fleet.models]
+            self._router.balancer.forgive(changed_models)
         known = {spec.name: spec for spec in (*self._new.fleet.models, *fleet.settings.models)}
         self._reporter.models = [spec for name, spec in known.items() if name in names]
         changed = {

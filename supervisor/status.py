@@ -174,6 +174,8 @@ class Reporter:
         }
 
     def _slots_ready(self, model: str) -> int:
+        if model in self.router.balancer.crashing.until:
+            return 0  # it is loaded, and kept away
         return sum(place.channel is not None and model in place.channel.worker.serves for place in self.fleet.places)
 
     def _model_cause(self, name: str) -> str | None:

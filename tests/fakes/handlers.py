@@ -302,3 +302,24 @@ class Nuisance(Commanded):
         lines, endless = b"this line says nothing at all\n" * 2000, b"x" * 60_000
         for number in range(size // 60_000):
             os.write(2, endless if number % 2 else lines)
+
+
+class Fragile(DeclaredReckoner):
+    """Does what the file `fragile` beside it says: `load` cannot be loaded, `infer` crashes at each request."""
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Raises, or not."""
+        if self._broken() == "load":
+            raise FileNotFoundError("the weights are missing")
+        super().load(devices, parameters)
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Crashes, or computes."""
+        if self._broken() == "infer":
+            ctypes.string_at(0)
+        return super().infer(inputs)
+
+    @staticmethod
+    def _broken() -> str:
+        file = Path(__file__).with_name("fragile")
+        return file.read_text() if file.exists() else ""

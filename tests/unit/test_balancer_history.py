@@ -13,6 +13,7 @@ from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
 from multitower.supervisor.balancer import Balancer
 from multitower.supervisor.batching import Batch, QueueLimits
+from multitower.supervisor.crashing import CRASHES
 from multitower.supervisor.request import BatchKey, Plan, Request
 from multitower.supervisor.serving import Served, Worker
 from multitower.worker_wire import KeySpec
@@ -47,6 +48,7 @@ class History(RuleBasedStateMachine):
         self.deaths: dict[int, int] = {}
         self.slots = 0
         self.given_up: set[str] = set()
+        self.lone_crashes = dict.fromkeys(MODELS, 0)  # since the last answer
 
     # What happens.
 
@@ -74,7 +76,7 @@ class History(RuleBasedStateMachine):
             self.balancer.submit(request)
         except MultitowerError as error:
             refused = error
-        if key.spec.model in self.given_up:
+        if self.refused(key.spec.model):
             assert refused is not None
             assert refused.reason == Reason.NO_WORKER
         elif full:
@@ -127,6 +129,7 @@ class History(RuleBasedStateMachine):
     def answer(self, data: st.DataObject, fail: bool) -> None:
         worker = data.draw(st.sampled_from(list(self.busy)))
         batch = self.busy.pop(worker)
+        self.lone_crashes[batch.key.spec.model] = 0
         answers: list[Any] = []
         for place, request in enumerate(batch.requests):
             if fail and place == 0:
@@ -151,6 +154,8 @@ class History(RuleBasedStateMachine):
         for request in batch.requests if batch is not None else ():
             number = int.from_bytes(request.id, "big")
             self.deaths[number] = self.deaths.get(number, 0) + 1
+        if batch is not None and crashed and len(batch.requests) == 1:
+            self.lone_crashes[batch.key.spec.model] += 1
         self.balancer.remove_worker(worker, self.now, crashed=crashed)
         self.collect()
 
@@ -186,6 +191,9 @@ class History(RuleBasedStateMachine):
             # The wheel's grain is coarser than a float.
             assert number in self.answers or request.deadline > self.now - 0.1
 
+    def refused(self, model: str) -> bool:
+        return model in self.given_up or model in self.balancer.crashing.until
+
     # What must hold.
 
     def collect(self) -> None:
@@ -198,7 +206,7 @@ class History(RuleBasedStateMachine):
                 assert answer.reason in FINAL
                 if answer.reason in (Reason.POISONED, Reason.WORKER_DIED):
                     assert self.deaths[number] > self.retry
-                elif answer.reason == Reason.NO_WORKER and request.plan.key.spec.model not in self.given_up:
+                elif answer.reason == Reason.NO_WORKER and not self.refused(request.plan.model):
                     assert request.plan.key.version == "1", "only a version can go away"
             else:
                 output = json.loads(answer[0])["outputs"][0]
@@ -214,6 +222,8 @@ class History(RuleBasedStateMachine):
         running = {id(batch) for batch in self.busy.values()}
         assert {id(worker.batch) for worker in self.balancer.workers if worker.batch is not None} == running
         assert self.balancer.outstanding == len(self.asked) - len(self.answers)
+        for model in self.balancer.crashing.until:
+            assert self.lone_crashes[model] >= CRASHES, "only who crashes again and again is kept away"
         for queue in self.balancer.queues.values():
             waiting = list(queue)
             assert queue.size == len(waiting)
