@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from multitower.spec import ModelSpec
 from multitower.worker import tensorflow_setup as setup
+from multitower.worker.function_call import FunctionCall
 from multitower.worker.model import Arrays, LoadError
 
 log = logging.getLogger("multitower.worker")
@@ -23,11 +24,12 @@ INTERNAL = "__saved_model_init_op"
 
 
 class _Signature(NamedTuple):
-    """A loaded signature: what it takes and gives, by name, and how to call it."""
+    """A loaded signature: what it takes and gives, by name, how to call it, and how to find out how to."""
 
     inputs: dict[str, Any]
     outputs: dict[str, Any]
     call: Callable[[Arrays], Arrays]
+    try_out: Callable[[Arrays], Arrays]
 
 
 class SavedModel:
@@ -48,7 +50,7 @@ class SavedModel:
         self.version = spec.version or "1"
         folder = str(Path(spec.path, spec.version) if spec.version is not None else Path(spec.path))
         try:
-            signature = _from_objects(folder, spec.signature)
+            signature = _from_objects(spec.name, folder, spec.signature)
         except (AttributeError, ValueError) as error:
             # Optimizer state that this Keras cannot make again (tensorflow issue 52091). Inference needs none of it,
             # nor of the other Python objects: the graph is enough. `allow_partial_checkpoint` comes too late for it.
@@ -56,7 +58,7 @@ class SavedModel:
                 raise
             log.warning("%s: loaded as a graph, since its optimizer cannot be made again (%s)", spec.name, error)
             signature = _from_graph(folder, spec.signature)
-        self._call = signature.call
+        self._call, self._try_out = signature.call, signature.try_out
         self.inputs = setup.reports(sorted(signature.inputs.items()))
         self.outputs = setup.reports(sorted(signature.outputs.items()))
 
@@ -64,23 +66,22 @@ class SavedModel:
         """Calls the signature."""
         return self._call(inputs)
 
+    def try_out(self, inputs: Arrays) -> Arrays:
+        """Calls the signature, and finds out whether it can be called in a quicker way."""
+        return self._try_out(inputs)
+
     def close(self) -> None:
         """Only the process's end gives device memory back."""
 
 
-def _from_objects(folder: str, wanted: str | None) -> _Signature:
+def _from_objects(model: str, folder: str, wanted: str | None) -> _Signature:
     loaded = tf.saved_model.load(folder)
     function = loaded.signatures[_pick(loaded.signatures, wanted)]
     inputs = function.structured_input_signature[1]
-    dtypes = {name: spec.dtype for name, spec in inputs.items()}
-
-    def call(arrays: Arrays) -> Arrays:
-        arguments = {name: setup.to_tensor(array, dtypes[name]) for name, array in arrays.items()}
-        return {name: setup.to_array(value) for name, value in function(**arguments).items()}
-
+    call = FunctionCall(model, function, inputs, lambda tensors: ((), tensors), lambda outputs: outputs)
     # The functions hold their model's variables only weakly.
     call.loaded = loaded  # type: ignore[attr-defined]
-    return _Signature(_specs(inputs), _specs(function.structured_outputs), call)
+    return _Signature(_specs(inputs), _specs(function.structured_outputs), call, call.try_out)
 
 
 def _from_graph(folder: str, wanted: str | None) -> _Signature:
@@ -98,7 +99,7 @@ def _from_graph(folder: str, wanted: str | None) -> _Signature:
         values = run(*(arrays[name] for name in inputs))
         return {name: setup.plain(value) for name, value in zip(outputs, values, strict=True)}
 
-    return _Signature(_specs(inputs), _specs(outputs), call)
+    return _Signature(_specs(inputs), _specs(outputs), call, call)
 
 
 def _specs(values: Mapping[str, Any]) -> dict[str, Any]:

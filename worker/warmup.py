@@ -52,7 +52,7 @@ def warm_up(model: Model, spec: ModelSpec) -> Findings:
     shown = 0
     for size in sizes(spec) if joined else [1]:
         try:
-            outputs = model.infer(_ones(model, size))
+            outputs = model.try_out(_ones(model, size))
         except Exception as error:  # noqa: BLE001  a model may refuse made-up inputs, and serve real ones
             told = " ".join(str(error).split())[:500]
             log.warning("%s: no warm-up with %d made-up rows: %s: %s", spec.name, size, type(error).__name__, told)
