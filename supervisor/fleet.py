@@ -160,7 +160,7 @@ class Fleet:
         member.bury_at = now + LAST_WORDS_S
         if member.channel is not None:
             # What it is given until it is buried would count as having died with it.
-            member.channel.worker.retiring = True
+            self._router.balancer.hold(member.channel.worker)
         if member not in self._ending:
             self._ending.append(member)
 
