@@ -235,10 +235,9 @@ class Pool:
         most = queue.limits.padded(max(1, min(rows, key.max_batch_size)))
         waiting = queue.batches(key.max_batch_size)
         margin = ALIKE * best.seconds
-        before = 0
+        before, offered = 0, {offer.worker for offer in offers}
         for worker in self.workers:
-            # The free ones have no end, and those that are open have made their offers.
-            if worker.ends < inf and worker.opens > now and not worker.retiring and worker.can_run(first):
+            if worker.ends < inf and not worker.retiring and worker not in offered and worker.can_run(first):
                 seconds = self._seconds(worker, key, most)
                 left = best.finish - margin - _expected(worker.ends, now)
                 if seconds is not None and left > seconds:

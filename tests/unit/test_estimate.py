@@ -1,4 +1,4 @@
-"""How long a batch takes, from those that were measured: noise, hiccups, a change of speed, sizes that are all alike."""
+"""How long a batch takes, from those that were measured: noise, hiccups, changes of speed, sizes that are alike."""
 
 from __future__ import annotations
 
