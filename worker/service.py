@@ -46,13 +46,15 @@ def _answer(
 ) -> list[Any]:
     head = worker_wire.read_batch_head(message[0])
     begin(head.batch_id)
-    if len(message[1]):
+    start = 1
+    if head.described:
         # No `bytes` yet, where a key has very many inputs.
         keys.put(head.key_id, KeySpec.from_json(bytes(message[1])), len(message[1]))
+        start = 2
     key = keys.get(head.key_id)
     assert isinstance(key, KeySpec)  # the router sends the description with the first batch of a key
     # Large frames are libzmq's; a view keeps them from being freed.
-    inputs = [frame if type(frame) is bytes else frame.buffer for frame in message[2:]]
+    inputs = [frame if type(frame) is bytes else frame.buffer for frame in message[start:]]
     answers, timing = executors[key.model].run(key, head.rows, inputs, joined=head.joined)
     if isinstance(answers, Joined):
         return worker_wire.joined_result(head.batch_id, answers.headers, answers.rows, answers.frames, timing)
