@@ -112,8 +112,11 @@ class Balancer:
             if queue:
                 waiting.append(queue)
         if any(self.queues.values()):
-            times = [pool.next_opening, *(wait.until for _, wait in self._waits.values())]
-            self._look_again = min((time for time in times if time > now), default=inf)
+            if (opening := pool.next_opening) > now:
+                self._look_again = opening
+            for _, wait in self._waits.values():
+                if now < wait.until < self._look_again:
+                    self._look_again = wait.until
         return batches
 
     def finish(
@@ -309,15 +312,13 @@ class Balancer:
     def _next_of(self, queue: ModelQueue, now: float) -> Batch | None:
         pool, waits = self.pool, self._waits.pop(queue.model, None)
         key = queue.due(now)
-        if key is None:
-            return None
-        if waits is not None:
+        if waits is not None and key is not None:
             changes, wait = waits
             if changes == pool.changes and now < wait.until and queue.batches(key.max_batch_size) <= wait.batches:
                 self._waits[queue.model] = waits
                 return None
-        workers = pool.open(now)
-        while (key := queue.due(now)) is not None:
+        workers = pool.open(now) if key is not None else ()
+        while key is not None:
             first, rows = queue.first(key)
             if not pool.free and rows < key.max_batch_size:
                 return None
@@ -333,6 +334,9 @@ class Balancer:
             batch = self._take(queue, key, choice.worker, choice.sharing, now)
             if batch is not None:
                 return batch
+            key = queue.due(now)  # all that it would have taken had expired
+        else:
+            return None
         return self._next_of_others(queue, now)
 
     def _next_of_others(self, queue: ModelQueue, now: float) -> Batch | None:

@@ -40,6 +40,7 @@ class Estimate:
         fixed_s: seconds.
         row_s: seconds a row.
         deviation_s: by how much batches differ from it, on average.
+        known: enough has been measured.
     """
 
     __slots__ = (
@@ -53,6 +54,7 @@ class Estimate:
         "_weight",
         "deviation_s",
         "fixed_s",
+        "known",
         "row_s",
     )
 
@@ -63,11 +65,7 @@ class Estimate:
         self._weight = self._rows = self._s = self._rows_rows = self._rows_s = 0.0
         self._streak = 0  # outliers in a row; negative for those that were faster
         self._nearest = 1.0  # of these, the least factor
-
-    @property
-    def known(self) -> bool:
-        """Enough has been measured."""
-        return self._weight > 0
+        self.known = False
 
     def seconds(self, rows: int) -> float:
         """What a batch of so many rows is expected to take."""
@@ -76,7 +74,7 @@ class Estimate:
     def add(self, rows: int, seconds: float) -> None:
         """A batch of so many rows has taken so long."""
         seconds = max(seconds, _LEAST_S)
-        if self._weight:
+        if self.known:
             self._count(rows, self._limited(rows, seconds))
             self._fit()
             return
@@ -88,10 +86,11 @@ class Estimate:
             self._fit()
             self.deviation_s = sum(abs(s - self.seconds(n)) for n, s in self._first if s <= 2 * middle) / LEAST
             self._first.clear()
+            self.known = True
 
     def rescale(self, rows: int, seconds: float) -> None:
         """Believes this one batch: the device takes so much more or less for everything than was thought."""
-        if self._weight:
+        if self.known:
             self._scale(max(seconds, _LEAST_S) / max(self.seconds(rows), _LEAST_S))
 
     def _limited(self, rows: int, seconds: float) -> float:

@@ -41,6 +41,9 @@ TRY_AFTER: Final = 500
 TRY_IDLE_S: Final = 1.0
 """How long it must have been idle for that."""
 
+COMMON_EVERY: Final = 8
+"""Of so many batches one counts for what all workers take together."""
+
 _LEAST_WAIT_S: Final = 0.001
 _HOP_STEP: Final = 0.1
 
@@ -123,6 +126,7 @@ class Pool:
     def hold(self, worker: Worker) -> None:
         """The worker gets nothing more."""
         worker.retiring = True
+        worker.opens = inf
         self.free.pop(worker, None)
         self._changed()
 
@@ -191,7 +195,7 @@ class Pool:
         found = list(self.free)
         if self.next_opening <= now:
             for worker in self.workers:
-                if worker.opens <= now and not worker.retiring:
+                if worker.opens <= now:
                     if now - worker.ends <= worker.ends - worker.opens:
                         found.append(worker)
                     else:
@@ -205,7 +209,11 @@ class Pool:
         if self.rule is Rule.LEAST_DEPTH:
             return inf
         if self._opens is None:
-            self._opens = min((worker.opens for worker in self.workers if not worker.retiring), default=inf)
+            least = inf
+            for worker in self.workers:
+                if worker.opens < least:
+                    least = worker.opens
+            self._opens = least
         return self._opens
 
     def choose(
@@ -221,6 +229,8 @@ class Pool:
             rows: of all requests of this key that wait.
             now: monotonic seconds.
         """
+        if len(self.workers) == 1:
+            return Choice(able[0], 1)
         offers = self._offers(able, queue, key, rows, now) if self.rule is Rule.EARLIEST_FINISH else None
         if offers is None:
             free = [worker for worker in able if worker.batch is None]
@@ -231,19 +241,21 @@ class Pool:
             if forgotten and worker.batch is None:
                 worker.tried = True
                 return Choice(worker, max(rows, 1))  # one row of the whole suffices
-        best = min(offers, key=_finish)
+        best = offers[0] if len(offers) == 1 else min(offers, key=_finish)
         most = queue.limits.padded(max(1, min(rows, key.max_batch_size)))
         waiting = queue.batches(key.max_batch_size)
         margin = ALIKE * best.seconds
         before, offered = 0, {offer.worker for offer in offers}
         for worker in self.workers:
-            if worker.ends < inf and not worker.retiring and worker not in offered and worker.can_run(first):
+            left = best.finish - margin - _expected(worker.ends, now)  # until the best of the open ones would be done
+            if left > 0 and not worker.retiring and worker not in offered and worker.can_run(first):
                 seconds = self._seconds(worker, key, most)
-                left = best.finish - margin - _expected(worker.ends, now)
                 if seconds is not None and left > seconds:
                     before += int(left / max(seconds, _LEAST_WAIT_S))
                     if before >= waiting:
                         return Wait(before, now + max(best.seconds * LEAD_SHARE, _LEAST_WAIT_S))
+        if len(offers) == 1:
+            return Choice(best.worker, 1)
         alike = [offer.worker for offer in offers if offer.finish <= best.finish + margin]
         return Choice(min(alike, key=_idle_since), self._sharing(offers, best, key, most, waiting))
 
@@ -285,13 +297,15 @@ class Pool:
         if worker.tried and estimate is not None:
             estimate.rescale(batch.size, seconds)
         worker.pace.add(batch.key.id, batch.size, seconds)
-        self._common.add(batch.key.id, batch.size, seconds)
+        # Of those that are known, some suffice.
+        if estimate is None or self._given % COMMON_EVERY == 0:
+            self._common.add(batch.key.id, batch.size, seconds)
 
     def _set_opening(self, worker: Worker, seconds: float | None) -> None:
         """A worker that has one batch, of known length, opens a little before its end; never behind a suspect."""
         batch = worker.batch
         assert batch is not None  # it has just got one
-        if worker.next is not None or seconds is None or batch.requests[0].deaths:
+        if worker.next is not None or seconds is None or worker.retiring or batch.requests[0].deaths:
             worker.opens = inf
         else:
             worker.opens = worker.ends - min(worker.hop_s + GRAIN_S, LEAD_SHARE * seconds)
