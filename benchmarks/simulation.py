@@ -290,7 +290,8 @@ DEVICES = {"all alike": (1.0, 1.0, 1.0, 1.0), "one 4x slower": (1.0, 1.0, 1.0, 4
 def table(rates: Sequence[float], seconds: float, hop_s: float, noise: float) -> None:
     """Prints a line for each kind of devices, rate and discipline."""
     print(
-        f"{'devices':14}{'arrivals/s':>11}  {'discipline':20}{'p50 ms':>8}{'p99 ms':>8}{'p50/JSQ':>8}{'p99/JSQ':>8}{'last':>8}"
+        f"{'devices':14}{'arrivals/s':>11}  {'discipline':20}{'p50 ms':>8}{'p99 ms':>8}"
+        f"{'p50/JSQ':>8}{'p99/JSQ':>8}{'last':>8}"
     )
     for name, factors in DEVICES.items():
         for rate in rates:
