@@ -257,6 +257,7 @@ class Balancer:
             self._settle(request.parent or request, make(Reason.MODEL_UNKNOWN, f"there is no model {model!r} any more"))
         del self.queues[model], self._turns[model]
         self._hopeless.pop(model, None)
+        self._waits.pop(model, None)
 
     def hope(self, model: str) -> None:
         """The model may be served again: requests wait from now on."""
