@@ -38,6 +38,10 @@ MEMORY: Final = b"M"
 HEARTBEAT: Final = "<Q"
 """A heartbeat, on a pipe of its own: the number of calls of models that the worker has begun."""
 
+BEGUN: Final = "@Q"
+"""What a worker writes, in one store, into the memory that it shares with the supervisor: the id of the batch that it
+began last. It may have a second one, and what its socket held at its death is lost."""
+
 # A client that sends ever new shapes makes ever new keys; this many are remembered on each side.
 MAX_KEYS: Final = 4096
 MAX_KEY_BYTES: Final = 16 << 20

@@ -94,6 +94,7 @@ class Daemon:
                 timeouts=dict(settings.timeouts),
                 max_message_size=config.max_message_size,
                 answer=self._answer,
+                dispatch=settings.dispatch,
             )
             undo.callback(self._close_fronts)
             for endpoint in config.listen:

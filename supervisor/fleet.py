@@ -150,6 +150,9 @@ class Fleet:
     def died(self, member: Member, now: float) -> None:
         """The process has ended; its answers may still lie in its channel."""
         self._endings.died(member, now)
+        if member.channel is not None:
+            # What it is given until it is buried would count as having died with it.
+            self._router.balancer.hold(member.channel.worker)
 
     def tick(self, now: float) -> None:
         """Does what is due: burials, kills, starts after a back-off, new spares."""

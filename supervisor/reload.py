@@ -78,6 +78,7 @@ class Reload:
         names = {model.name for model in new.fleet.models}
         for name, limits in new.limits.items():
             router.add_model(name, limits, new.timeouts[name])
+        router.balancer.set_dispatch(new.dispatch)
         router.leaving = {model.name for model in self._old.fleet.models} - names
         # Until slots have the new models, those that are started anew get the old ones.
         self._fleet.apply(replace(new.fleet, models=self._old.fleet.models) if self._changed else new.fleet)

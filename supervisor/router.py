@@ -22,6 +22,7 @@ from multitower.supervisor.batching import Batch, QueueLimits
 from multitower.supervisor.front import Front, Incoming
 from multitower.supervisor.log import event
 from multitower.supervisor.metrics import ModelStatistics
+from multitower.supervisor.pool import Rule
 from multitower.supervisor.process import WorkerProcess
 from multitower.supervisor.request import Request
 from multitower.supervisor.serving import Worker
@@ -56,6 +57,7 @@ class Router:
         max_message_size: bytes over all frames of a message.
         answer: answers the kinds other than `infer` and `cancel`: takes kind and header, returns the reply's
             header, or raises a `MultitowerError`.
+        dispatch: the rule by which workers get batches.
 
     Attributes:
         draining: no new request is taken.
@@ -69,8 +71,9 @@ class Router:
         timeouts: dict[str, float],
         max_message_size: int,
         answer: Callable[[bytes, dict[str, Any]], dict[str, Any]],
+        dispatch: Rule = Rule.EARLIEST_FINISH,
     ) -> None:
-        self.balancer = Balancer(limits)
+        self.balancer = Balancer(limits, dispatch)
         self.admission = Admission(timeouts, self.balancer.hopeless)
         self.fronts: list[Front] = []
         self.statistics = {model: ModelStatistics() for model in limits}
@@ -223,20 +226,21 @@ class Router:
             if left and all(other.worker.serves[model].contract != contract for other in left):
                 # Requests are to be checked against what is served, not against what came last.
                 self.admission.describe(left[-1].reports[model])
-        return self.balancer.remove_worker(channel.worker, now, crashed=crashed)
+        begun = channel.process.begun
+        return self.balancer.remove_worker(channel.worker, now, crashed=crashed, begun=begun)
 
     def result(self, channel: Channel, message: list[Any]) -> None:
         """A worker has answered its batch."""
         batch_id, told, timing = worker_wire.read_result(message)
         answers = [_error_of(answer) if type(answer) is bytes else answer for answer in told]
         now = time.monotonic()
-        batch = self.balancer.finish(channel.worker, batch_id, answers, now)
+        batch = self.balancer.finish(channel.worker, batch_id, answers, now, sum(timing) / 1e9)
         if batch is None:
             # Nothing but a defect of ours makes a worker answer what it was not asked; do not trust it further.
             event(log, logging.ERROR, "worker broke the protocol: killed", slot=channel.worker.slot, batch=batch_id)
             channel.process.kill()
             return
-        channel.window.add(now, now - batch.sent, batch.rows)
+        channel.window.add(now, now - batch.begun, batch.rows)
         self.statistics[batch.key.spec.model].executed(len(answers), *timing)
 
     # After each burst.

@@ -6,13 +6,16 @@ before the slot's work has come: a process that waits for it is a spare.
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
+import mmap
 import os
+import struct
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import zmq
 
@@ -30,17 +33,19 @@ LINGER_MS = 2000
 """The last answers get this long to leave."""
 
 
-def run(spec: ProcessSpec, heartbeat: int) -> int:
+def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
     """Lives until the supervisor says STOP.
 
     Args:
         spec: what the process is told.
         heartbeat: the descriptor that heartbeats are written to.
+        begun: that of the file in memory which is to tell the batch begun last.
 
     Returns:
         The exit code; `NO_SOCKET` when there is no room for its socket, before anything was reported.
     """
     pulse = Heartbeat(heartbeat, spec.heartbeat_s)
+    page = mmap.mmap(begun, struct.calcsize(worker_wire.BEGUN))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     sys.path[:0] = spec.import_path
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
@@ -51,16 +56,17 @@ def run(spec: ProcessSpec, heartbeat: int) -> int:
         except zmq.ZMQError as error:
             log.error("the worker's socket cannot be made: %s", error)
             return NO_SOCKET
-        _Life(socket, pulse).live(spec)
+        _Life(socket, pulse, functools.partial(struct.pack_into, worker_wire.BEGUN, page, 0)).live(spec)
     return 0
 
 
 class _Life:
     """One process's way from `importing` to its end."""
 
-    def __init__(self, socket: zmq.Socket[bytes], pulse: Heartbeat) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], pulse: Heartbeat, begin: Callable[[int], None]) -> None:
         self._socket = socket
         self._pulse = pulse
+        self._begin = begin
 
     def live(self, spec: ProcessSpec) -> None:
         self._report("importing")
@@ -92,7 +98,7 @@ class _Life:
         gc.collect()
         gc.freeze()
         self._report("ready", models=reports)
-        serve(self._socket, {executor.name: executor for _, executor in models})
+        serve(self._socket, {executor.name: executor for _, executor in models}, self._begin)
         for model, executor in models:
             try:
                 model.close()

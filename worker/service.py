@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import zmq
@@ -15,12 +15,13 @@ from multitower.worker.executor import Executor
 from multitower.worker_wire import KeyMemory, KeySpec
 
 
-def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
+def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor], begin: Callable[[int], None]) -> None:
     """Answers batches, one at a time, until STOP.
 
     Args:
         socket: the worker's end of its channel.
         executors: the models that serve, by name.
+        begin: notes the id of each batch before it is executed, where the supervisor finds it whatever happens then.
     """
     keys = KeyMemory()
     told = {executor: (executor.safe_rows, 0) for executor in executors.values()}
@@ -31,7 +32,7 @@ def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
         if kind == worker_wire.STOP:
             return
         if kind == worker_wire.BATCH:
-            frames.send(socket, _answer(message, keys, executors), wait=True)
+            frames.send(socket, _answer(message, keys, executors, begin), wait=True)
             for executor, before in told.items():
                 now = executor.safe_rows, executor.exhausted
                 if now != before:
@@ -40,8 +41,11 @@ def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
                     frames.send(socket, [worker_wire.MEMORY, report.to_json()], wait=True)
 
 
-def _answer(message: list[Any], keys: KeyMemory, executors: Mapping[str, Executor]) -> list[Any]:
+def _answer(
+    message: list[Any], keys: KeyMemory, executors: Mapping[str, Executor], begin: Callable[[int], None]
+) -> list[Any]:
     head = worker_wire.read_batch_head(message[0])
+    begin(head.batch_id)
     start = 1
     if head.described:
         # No `bytes` yet, where a key has very many inputs.

@@ -62,13 +62,27 @@ def test_all_workers_work_at_once(tmp_path: Path) -> None:
         assert min(completed(client)) > 25
 
 
-def test_a_slow_worker_gets_its_small_share(tmp_path: Path) -> None:
-    text = config(4, "{seconds: 0.01, slow: 0, factor: 4}")
+@pytest.mark.parametrize(
+    ("dispatch", "outstanding"), [("earliest_finish", 64), ("least_depth", 64), ("least_depth", 8)]
+)
+def test_a_slow_worker_gets_its_small_share_of_a_long_queue(tmp_path: Path, dispatch: str, outstanding: int) -> None:
+    text = config(4, "{seconds: 0.01, slow: 0, factor: 4}") + f"dispatch: {dispatch}\n"
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
-        closed_loop(client, 1000, 8)
+        closed_loop(client, 1000, outstanding)
         slow, *fast = completed(client)
         # 1 part in 13 is its due; an even share would be 3.25 parts.
         assert 0.3 * 1000 / 13 < slow < 1.7 * 1000 / 13
+        assert max(fast) - min(fast) < 0.2 * max(fast)
+
+
+def test_a_slow_worker_stays_idle_where_the_others_are_done_before_it(tmp_path: Path) -> None:
+    text = config(4, "{seconds: 0.01, slow: 0, factor: 4}")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        # Three are executed and five wait; the slow one would need as long as the others for four or five each.
+        closed_loop(client, 1000, 8)
+        slow, *fast = completed(client)
+        # It has had some before it was known, and then one in 500.
+        assert 1 <= slow < 20
         assert max(fast) - min(fast) < 0.2 * max(fast)
 
 
