@@ -225,6 +225,7 @@ class Daemon:
     def _tell(self, now: float) -> None:
         """Tells the log and the service manager how things stand, and the sampler whom to measure."""
         self._tell_at = now + TELL_S
+        self.router.regions.tick(now)
         places = self.fleet.places
         self._sampler.watch(
             {
