@@ -12,10 +12,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
+from multitower.worker.buffers import Buffers
 from multitower.worker_wire import KeySpec, Place, Table
 
 MAX_HEADERS = 1024
@@ -90,7 +89,13 @@ class Inputs:
     """
 
     def __init__(
-        self, key: KeySpec, rows: Sequence[int], table: Table, frames: Sequence[Any], regions: Regions
+        self,
+        key: KeySpec,
+        rows: Sequence[int],
+        table: Table,
+        frames: Sequence[Any],
+        regions: Regions,
+        buffers: Buffers,
     ) -> None:
         self.errors: dict[int, MultitowerError] = {}
         width = len(key.inputs)
@@ -103,32 +108,37 @@ class Inputs:
         self.frames: list[Any]
         if self.joined:
             widths = [tensors.byte_size(datatype, dims) for _, datatype, dims in key.inputs]
-            self.frames = self._join(widths, rows, sources, regions)
+            self.frames = self._join(widths, rows, sources, regions, buffers)
         else:
-            self.frames = self._each(sources, regions)
+            self.frames = self._each(sources, regions, buffers)
         self.rows = [count for entry, count in enumerate(rows) if entry not in self.errors]
 
     def _join(
-        self, widths: Sequence[int], rows: Sequence[int], sources: Sequence[Sequence[Any]], regions: Regions
+        self,
+        widths: Sequence[int],
+        rows: Sequence[int],
+        sources: Sequence[Sequence[Any]],
+        regions: Regions,
+        buffers: Buffers,
     ) -> list[Any]:
         total = sum(rows)
-        buffers = [np.empty(total * width, np.uint8).data for width in widths]
+        wholes = [buffers.take(total * width) for width in widths]
         start = 0
         for entry, count in enumerate(rows):
             try:
-                for buffer, width, source in zip(buffers, widths, sources[entry], strict=True):
-                    _fill(buffer[start * width : (start + count) * width], source, regions)
+                for whole, width, source in zip(wholes, widths, sources[entry], strict=True):
+                    _fill(whole[start * width : (start + count) * width], source, regions)
             except OSError as error:
                 self.errors[entry] = _unreadable(error)
                 continue  # the next one takes its rows
             start += count
-        return [buffer[: start * width] for buffer, width in zip(buffers, widths, strict=True)]
+        return [whole[: start * width] for whole, width in zip(wholes, widths, strict=True)]
 
-    def _each(self, sources: Sequence[Sequence[Any]], regions: Regions) -> list[Any]:
+    def _each(self, sources: Sequence[Sequence[Any]], regions: Regions, buffers: Buffers) -> list[Any]:
         read: list[Any] = []
         for entry, sources_of_it in enumerate(sources):
             try:
-                read.extend([_read(source, regions) for source in sources_of_it])
+                read.extend([_read(source, regions, buffers) for source in sources_of_it])
             except OSError as error:
                 self.errors[entry] = _unreadable(error)
         return read
@@ -141,10 +151,10 @@ def _fill(buffer: memoryview, source: Any, regions: Regions) -> None:
         buffer[:] = source
 
 
-def _read(source: Any, regions: Regions) -> Any:
+def _read(source: Any, regions: Regions, buffers: Buffers) -> Any:
     if type(source) is not Place:
         return source
-    buffer = np.empty(source.size, np.uint8).data
+    buffer = buffers.take(source.size)
     regions.read(source, buffer)
     return buffer
 

@@ -14,6 +14,7 @@ from multitower import frames, wire, worker_wire
 from multitower.errors import MultitowerError
 from multitower.spec import MemoryReport
 from multitower.worker.batch import Joined
+from multitower.worker.buffers import Buffers
 from multitower.worker.executor import Answer, Executor
 from multitower.worker.regions import Inputs, Outputs, Regions
 from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Place
@@ -27,7 +28,7 @@ def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
         executors: the models that serve, by name.
     """
     keys = KeyMemory()
-    answer_shared = partial(_answer_shared, Outputs(), os.getppid())
+    answer_shared = partial(_answer_shared, Outputs(), Buffers(), os.getppid())
     told = {executor: (executor.safe_rows, 0) for executor in executors.values()}
     while True:
         message = frames.receive(socket, wait=True)
@@ -56,7 +57,12 @@ def _answer(message: list[Any], keys: KeyMemory, executors: Mapping[str, Executo
 
 
 def _answer_shared(
-    outputs: Outputs, parent: int, message: list[Any], keys: KeyMemory, executors: Mapping[str, Executor]
+    outputs: Outputs,
+    buffers: Buffers,
+    parent: int,
+    message: list[Any],
+    keys: KeyMemory,
+    executors: Mapping[str, Executor],
 ) -> list[Any]:
     """Answers a batch of which some tensors lie in shared memory."""
     head = worker_wire.read_batch_head(message[0])
@@ -64,7 +70,7 @@ def _answer_shared(
     table = worker_wire.Table.unpack(bytes(message[2]))
     with Regions(parent) as regions:
         begun = time.monotonic_ns()
-        inputs = Inputs(key, head.rows, table, _views(message[3:]), regions)
+        inputs = Inputs(key, head.rows, table, _views(message[3:]), regions, buffers)
         read = time.monotonic_ns()
         run, timing = executors[key.model].run(key, inputs.rows, inputs.frames, joined=inputs.joined)
         ran = iter(run)
