@@ -14,7 +14,7 @@ import numpy as np
 from multitower import wire
 from multitower.codec import Codec, Encoded, read_header
 from multitower.connection import Call, Connection
-from multitower.errors import MultitowerError, Reason, Unavailable, make
+from multitower.errors import Code, MultitowerError, Reason, Unavailable, make
 from multitower.shared_memory import Arena
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ class Requests:
         self.timeout = timeout
         self._connect_timeout = connect_timeout
         self._codec = Codec()
-        self._arena = Arena() if shared_memory and self.endpoint.startswith("ipc:") else None
+        # Only Linux has memfds.
+        possible = shared_memory and self.endpoint.startswith("ipc:") and hasattr(os, "memfd_create")
+        self._arena = Arena() if possible else None
         self.connection = Connection(self.endpoint, retries)
 
     def infer(
@@ -154,15 +156,14 @@ class Requests:
         return future
 
 
-_ENDED = (
-    *(Reason.MALFORMED, Reason.TOO_LARGE, Reason.QUEUE_FULL, Reason.NO_WORKER, Reason.DRAINING),
-    *(Reason.MODEL_ERROR, Reason.OUTPUT_INVALID),
+_ENDED = frozenset(
+    (Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.RESOURCE_EXHAUSTED, Reason.MODEL_ERROR, Reason.OUTPUT_INVALID)
 )
-"""Errors of requests that no worker has, or that one has answered: none writes their outputs any more."""
+"""Errors of requests that no worker has had, or that one has answered: none writes their outputs any more."""
 
 
 def _condemn(sent: Encoded, error: MultitowerError) -> None:
-    if sent.lease is not None and error.reason not in _ENDED:
+    if sent.lease is not None and error.code not in _ENDED and error.reason not in _ENDED:
         sent.lease.condemn()
 
 

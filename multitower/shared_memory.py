@@ -12,7 +12,6 @@ never used again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import mmap
 import os
 import secrets
@@ -69,6 +68,8 @@ class Segment:
         descriptor = os.memfd_create("multitower", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, self.size)
+            import fcntl  # which not every system has where the client runs otherwise
+
             fcntl.fcntl(descriptor, _F_ADD_SEALS, _F_SEAL_SEAL | _F_SEAL_SHRINK | _F_SEAL_GROW)
             self.map = mmap.mmap(descriptor, self.size)
         except BaseException:

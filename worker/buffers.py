@@ -16,13 +16,17 @@ KEPT_BYTES = 64 << 20
 
 
 class Buffers:
-    """Buffers that wait, by their size."""
+    """Buffers that wait, by their size.
+
+    Attributes:
+        bytes: of all that wait, at most `KEPT_BYTES`.
+    """
 
     def __init__(self) -> None:
         # A collection of garbage may bring one back in the middle of anything, hence the queue.
         self._back: deque[np.ndarray[Any, Any]] = deque()
         self._free: dict[int, list[np.ndarray[Any, Any]]] = {}
-        self._bytes = 0
+        self.bytes = 0
 
     def take(self, size: int) -> memoryview:
         """A buffer of `size` bytes of any content."""
@@ -33,7 +37,7 @@ class Buffers:
         free = self._free.get(rounded)
         if free:
             memory = free.pop()
-            self._bytes -= rounded
+            self.bytes -= rounded
         else:
             memory = np.empty(rounded, np.uint8)
         return np.asarray(_Loan(memory, self._back)).data[:size]
@@ -44,12 +48,12 @@ class Buffers:
             size = memory.nbytes
             if size > KEPT_BYTES:
                 continue
-            if self._bytes + size > KEPT_BYTES:
+            if self.bytes + size > KEPT_BYTES:
                 # What batches are like has changed: those of other sizes may not be wanted any more.
                 self._free.clear()
-                self._bytes = 0
+                self.bytes = 0
             self._free.setdefault(size, []).append(memory)
-            self._bytes += size
+            self.bytes += size
 
 
 class _Loan:

@@ -128,6 +128,8 @@ def test_the_client_reads_the_replies(vector: dict[str, Any]) -> None:
 class Wire:
     """Stands for a front socket: gives one message, and keeps the replies."""
 
+    local = True
+
     def __init__(self, frames: list[bytes]) -> None:
         body = frames[1:] if frames[0] == wire.DELIMITER else None
         self._incoming: Incoming | None = Incoming((b"client",), body)
