@@ -16,6 +16,7 @@ import mmap
 import os
 import secrets
 import threading
+import time
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,9 @@ MOST_BYTES = 512 << 20
 
 SEGMENT_BYTES = 32 << 20
 MOST_AREAS = 32
+UNUSED_S = 10.0
+"""How long a segment is kept that nothing lies in; looked at when a request needs an area."""
+
 ALIGNMENT = 64
 """Of tensors within an area: a cache line, and what vector instructions like."""
 
@@ -50,7 +54,11 @@ class Segment:
     Attributes:
         name: what requests call it.
         address: of its first byte.
-        size: bytes.
+        size: bytes; `area_bytes` of each of its `areas`, the first page besides.
+        map: its mapping.
+        free: where areas begin that nothing holds, the last one used last.
+        condemned: how many areas are never used again.
+        used: when an area was given out last, in monotonic seconds.
     """
 
     def __init__(self, area_bytes: int, areas: int) -> None:
@@ -62,6 +70,7 @@ class Segment:
         self.area_bytes = area_bytes
         self.size = mmap.PAGESIZE + area_bytes * areas
         self.condemned = 0
+        self.used = 0.0
         self.areas = areas
         self.free = [mmap.PAGESIZE + area_bytes * index for index in reversed(range(areas))]
         nonce = secrets.token_hex(16)
@@ -152,8 +161,8 @@ class Arena:
         self._lock = threading.Lock()
         self._segments: dict[int, list[Segment]] = {}
         self._bytes = 0
+        self._look_at = 0.0
         self._back: deque[tuple[Segment, int, bool]] = deque()
-        self._pid = os.getpid()
 
     def lease(self, size: int) -> Lease | None:
         """An area of at least `size` bytes; None when there is no room for it."""
@@ -161,14 +170,19 @@ class Arena:
         with self._lock:
             self._take_back()
             segments = self._segments.setdefault(area_bytes, [])
-            for segment in segments:
-                if segment.free:
-                    return Lease(segment, segment.free.pop(), self._back)
-            new = self._new_segment(area_bytes)
-            if new is None:
-                return None
-            segments.append(new)
-            return Lease(new, new.free.pop(), self._back)
+            now = time.monotonic()
+            if now >= self._look_at:
+                self._look_at = now + UNUSED_S / 4
+                self._drop_unused(now - UNUSED_S)
+            # Always the first that has room: the last ones become unused.
+            segment = next((segment for segment in segments if segment.free), None)
+            if segment is None:
+                segment = self._new_segment(area_bytes)
+                if segment is None:
+                    return None
+                segments.append(segment)
+            segment.used = now
+            return Lease(segment, segment.free.pop(), self._back)
 
     def empty(self, shape: Sequence[int], dtype: DTypeLike) -> Array | None:
         """An array that requests can use where it lies; None when there is no room for it."""
@@ -206,8 +220,7 @@ class Arena:
         areas = max(1, min(MOST_AREAS, SEGMENT_BYTES // area_bytes))
         size = mmap.PAGESIZE + area_bytes * areas
         if self._bytes + size > MOST_BYTES:
-            for segment in [each for segments in self._segments.values() for each in segments if each.unused]:
-                self._drop(segment)
+            self._drop_unused(float("inf"))
         if self._bytes + size > MOST_BYTES:
             return None
         try:
@@ -216,6 +229,11 @@ class Arena:
             return None
         self._bytes += segment.size
         return segment
+
+    def _drop_unused(self, since: float) -> None:
+        for segment in [each for segments in self._segments.values() for each in segments]:
+            if segment.unused and segment.used <= since:
+                self._drop(segment)
 
     def _drop(self, segment: Segment) -> None:
         self._segments[segment.area_bytes].remove(segment)

@@ -108,7 +108,11 @@ class Inputs:
         self.frames: list[Any]
         if self.joined:
             widths = [tensors.byte_size(datatype, dims) for _, datatype, dims in key.inputs]
-            self.frames = self._join(widths, rows, sources, regions, buffers)
+            try:
+                self.frames = self._join(widths, rows, sources, regions, buffers)
+            except MemoryError as error:
+                self.errors = dict.fromkeys(range(len(rows)), _unreadable(error))
+                self.frames = [b""] * width
         else:
             self.frames = self._each(sources, regions, buffers)
         self.rows = [count for entry, count in enumerate(rows) if entry not in self.errors]
@@ -139,7 +143,7 @@ class Inputs:
         for entry, sources_of_it in enumerate(sources):
             try:
                 read.extend([_read(source, regions, buffers) for source in sources_of_it])
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 self.errors[entry] = _unreadable(error)
         return read
 
@@ -159,8 +163,10 @@ def _read(source: Any, regions: Regions, buffers: Buffers) -> Any:
     return buffer
 
 
-def _unreadable(error: OSError) -> MultitowerError:
-    """What makes a client send the request again in frames: it has not run."""
+def _unreadable(error: OSError | MemoryError) -> MultitowerError:
+    """The answer to a request that has not run; one that makes the client send it again in frames where that helps."""
+    if isinstance(error, MemoryError):
+        return make(Reason.MODEL_ERROR, "the worker has no memory for the inputs of the batch")
     where = f"inputs.parameters.{wire.SHARED_MEMORY_REGION}"
     message = f"{where}: the worker cannot read this shared memory: {error.strerror or error}"
     return make(Reason.MALFORMED, message, field=where)

@@ -104,6 +104,22 @@ def test_memory_is_bounded_and_what_is_unused_makes_room(monkeypatch: pytest.Mon
     assert arena.lease(4 * shared_memory.SEGMENT_BYTES) is None
 
 
+def test_what_a_burst_needed_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(shared_memory.time, "monotonic", lambda: now)
+    before = len(os.listdir("/proc/self/fd"))
+    arena = Arena()
+    held = [leased(arena, 1 << 20) for _ in range(100)]
+    burst = len(os.listdir("/proc/self/fd")) - before
+    assert burst >= 2 * 4, "a descriptor of the segment, and its mapping's"
+    first = where(held[0])
+    held.clear()
+    for _ in range(2 * int(shared_memory.UNUSED_S)):
+        now += 1
+        assert where(leased(arena, 1 << 20))[0] == first[0], "what is used is kept"
+    assert len(os.listdir("/proc/self/fd")) - before == 2
+
+
 def test_areas_hold_what_is_asked_for_and_little_more() -> None:
     arena = Arena()
     for size in [1, 4096, 4097, 65536, 602_112, 1_204_224, 2**20, 2**20 + 1, 10_000_000]:

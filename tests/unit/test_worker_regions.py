@@ -78,6 +78,19 @@ def test_bytes_keep_the_entries_apart() -> None:
     assert [bytes(f) for f in made.frames] == [numbers(1, 2), b"\1\0\0\0a", numbers(5, 6), b"\1\0\0\0b"]
 
 
+def test_no_memory_is_an_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> memoryview:
+        raise MemoryError
+
+    monkeypatch.setattr(Buffers, "take", refuse)
+    single = KeySpec("m", KEY.inputs, None, False)
+    with place(0, 0, numbers(5, 6)) as (x, _):
+        for key, rows, frames in ((KEY, [1, 1], [b"\0", numbers(1, 2), b"\1"]), (single, [1], [b"\0"])):
+            made = read(rows, [x], frames, key)
+            assert made.rows == []
+            assert [error.reason for error in made.errors.values()] == ["model_error"] * len(rows)
+
+
 # Outputs.
 
 REPLY = wire.reply_header("m", "1", [wire.Tensor("y", "INT16", (2,)), wire.Tensor("s", "BYTES", (1,))])
