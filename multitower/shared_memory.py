@@ -84,8 +84,9 @@ class Segment:
         except BaseException:
             os.close(descriptor)
             raise
-        # Unmapped, likewise, once nothing refers to it any more.
-        weakref.finalize(self, os.close, descriptor)
+        # Unmapped, likewise, once nothing refers to it any more. At the interpreter's end the system does it: requests
+        # may still be on their way.
+        weakref.finalize(self, os.close, descriptor).atexit = False
         self.name = f"mt-{os.getpid()}-{descriptor}-{nonce}"
         head = wire.REGION_MAGIC + nonce.encode()
         self.map[: len(head)] = head
@@ -195,6 +196,8 @@ class Arena:
 
     def locate(self, array: Array) -> tuple[Segment, int] | None:
         """Where a contiguous array lies in here; None when it does not."""
+        if array.base is None:
+            return None  # it has memory of its own: nearly always
         address: int = array.__array_interface__["data"][0]
         with self._lock:
             for segments in self._segments.values():

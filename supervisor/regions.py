@@ -46,7 +46,7 @@ class Region:
     def __init__(self, name: str, descriptor: int) -> None:
         self.name = name
         self.descriptor = descriptor
-        weakref.finalize(self, os.close, descriptor)
+        weakref.finalize(self, os.close, descriptor).atexit = False  # at the daemon's end, the system does it
         status = os.fstat(descriptor)
         self.size = status.st_size
         self.device = status.st_dev

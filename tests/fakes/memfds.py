@@ -18,6 +18,17 @@ def region(
     content: bytes = b"", *, size: int = 1 << 16, sealed: bool = True, head: bytes = wire.REGION_MAGIC + NONCE.encode()
 ) -> Iterator[tuple[str, int]]:
     """A region of this process with `content` at byte 4096; its name and descriptor."""
+    name, descriptor = make_region(content, size=size, sealed=sealed, head=head)
+    try:
+        yield name, descriptor
+    finally:
+        os.close(descriptor)
+
+
+def make_region(
+    content: bytes = b"", *, size: int = 1 << 16, sealed: bool = True, head: bytes = wire.REGION_MAGIC + NONCE.encode()
+) -> tuple[str, int]:
+    """The same, for the caller to close."""
     descriptor = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, size)
@@ -25,9 +36,10 @@ def region(
         os.pwrite(descriptor, content, 4096)
         if sealed:
             fcntl.fcntl(descriptor, F_ADD_SEALS, F_SEAL_SHRINK)
-        yield name_of(descriptor), descriptor
-    finally:
+    except OSError:
         os.close(descriptor)
+        raise
+    return name_of(descriptor), descriptor
 
 
 def name_of(descriptor: int, pid: int | None = None) -> str:
