@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from multitower import wire
 from multitower.errors import Reason, Unavailable, make
 from multitower.requests import (
@@ -25,6 +27,8 @@ from multitower.requests import (
 from multitower.retries import RETRIES
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
     from multitower.requests import Outputs
 
 
@@ -59,6 +63,7 @@ class Client:
         max_outstanding: requests that may wait for their answers at one time; `submit` waits for room.
         retries: how often a request is sent again, within its time, that the daemon refused without running it: its
             queue was full, or its model is loading. 0 for never.
+        shared_memory: large tensors of ipc endpoints travel through shared memory, where the daemon can reach it.
 
     Raises:
         Unavailable: `not_listening`: the endpoint is malformed.
@@ -73,10 +78,11 @@ class Client:
         connect_timeout: float = CONNECT_TIMEOUT_S,
         max_outstanding: int = MAX_OUTSTANDING,
         retries: int = RETRIES,
+        shared_memory: bool = True,
     ) -> None:
         if max_outstanding < 1:
             raise ValueError(f"max_outstanding must be 1 or more, not {max_outstanding}")
-        self._requests = Requests(endpoint, timeout, connect_timeout, retries)
+        self._requests = Requests(endpoint, timeout, connect_timeout, retries, shared_memory=shared_memory)
         self._room = _Room(max_outstanding)
         # Without `close`, the thread ends once nothing refers to the client any more.
         self._finalizer = weakref.finalize(self, self._requests.connection.stop)
@@ -124,6 +130,24 @@ class Client:
         # Not copied: the arrays are the caller's until this returns.
         future = self._submit(model, inputs, outputs, version, timeout, priority, copy=False)
         return self._wait(future)  # type: ignore[no-any-return]
+
+    def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """An array to fill and pass as an input, in shared memory where there is some: it is sent without a copy.
+
+        Its contiguous parts (rows, say) are sent so as well. It must not change while a request that it was passed
+        to has no outcome, not even with `submit`. It may be used for any number of requests.
+
+        Args:
+            shape: its shape.
+            dtype: its dtype.
+
+        Returns:
+            An array of any values; a common one where the endpoint is not ipc, and where there is no room.
+
+        Raises:
+            Unavailable: `closed`: the client was closed, or belongs to the parent of a forked process.
+        """
+        return self._requests.empty((shape,) if isinstance(shape, int) else shape, dtype)
 
     def submit(
         self,

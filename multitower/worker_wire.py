@@ -6,6 +6,7 @@ same rule when there are too many.
 
     router to worker:   ASSIGN | Assignment (JSON)
                         BATCH head | key (JSON), unless it is known | frames
+                        SHARED head | key, likewise | table | frames of the inputs that are not in shared memory
                         STOP
     worker to router:   REPORT | WorkerReport (JSON)
                         RESULT head | frames
@@ -30,6 +31,7 @@ from multitower import tensors
 
 ASSIGN: Final = b"A"
 BATCH: Final = b"B"
+SHARED: Final = b"H"
 STOP: Final = b"S"
 REPORT: Final = b"P"
 RESULT: Final = b"R"
@@ -120,6 +122,49 @@ def read_batch_head(head: bytes) -> BatchHead:
     """Reads what `batch_head` wrote."""
     _, batch_id, key_id, described, joined, count = _BATCH_HEAD.unpack_from(head)
     return BatchHead(batch_id, key_id, described, joined, struct.unpack_from(f"<{count}I", head, _BATCH_HEAD.size))
+
+
+def shared_head(head: bytes) -> bytes:
+    """The head of a batch of which some tensors lie in shared memory."""
+    return SHARED + head[len(BATCH) :]
+
+
+class Place(NamedTuple):
+    """A part of a region of shared memory, as a worker finds it.
+
+    Attributes:
+        entry: of the batch.
+        tensor: an input's number in the key's order, or an output's name.
+        region: the region's name, which replies tell.
+        descriptor: the region's in the parent; `device` and `inode` tell that it still is.
+        offset: in bytes, and `size` likewise.
+    """
+
+    entry: int
+    tensor: int | str
+    region: str
+    descriptor: int
+    device: int
+    inode: int
+    offset: int
+    size: int
+
+
+class Table(NamedTuple):
+    """Which tensors of a batch lie in shared memory: inputs to be read, and places where outputs may be written."""
+
+    inputs: list[Place]
+    outputs: list[Place]
+
+    def pack(self) -> bytes:
+        """The table's frame."""
+        return json.dumps(self, separators=(",", ":")).encode()
+
+    @classmethod
+    def unpack(cls, frame: bytes) -> Table:
+        """Reads what `pack` wrote."""
+        inputs, outputs = json.loads(frame)
+        return cls([Place(*place) for place in inputs], [Place(*place) for place in outputs])
 
 
 class Timing(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
 from multitower.spec import ModelReport, TensorReport
-from multitower.supervisor.request import NORMAL_PRIORITY, BatchKey, Plan
+from multitower.supervisor.request import NORMAL_PRIORITY, BatchKey, Plan, Shared
 from multitower.supervisor.serving import Served
 from multitower.worker_wire import KeySpec
 
@@ -177,7 +177,13 @@ class Admission:
             names=tuple(tensor.name for tensor in header.inputs),
             timeout_s=timeout,
             priority=header.priority or NORMAL_PRIORITY,
+            shared=_shared(header),
         )
+
+
+def _shared(header: wire.InferHeader) -> Shared | None:
+    inputs = tuple(tensor.area for tensor in header.inputs)
+    return Shared(inputs, header.areas) if header.areas or any(inputs) else None
 
 
 def _signature(report: ModelReport) -> tuple[object, ...]:

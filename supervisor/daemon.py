@@ -211,6 +211,7 @@ class Daemon:
         self.router.flush(now)
         if now >= self._account.due:
             self._account.tell(now)
+            self.router.regions.tick(now)
         self._notifier.watchdog(now)
         self._on_signals(now)
         code = self._over(now)

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+from multitower.supervisor.regions import Piece
 from multitower.supervisor.request import Request
 from multitower.worker_wire import KeySpec
 
@@ -92,7 +93,8 @@ def _identity(request: Request) -> tuple[KeySpec, int, bytes]:
     """Equal for requests that ask the same model for the same outputs of the same tensors."""
     digest = hashlib.blake2b(request.rows.to_bytes(8, "little"), digest_size=16)
     for frame in request.frames:
-        data: Any = memoryview(frame)
+        # Also of shared memory: the same tensors in frames would crash a worker just so.
+        data: Any = frame.read() if type(frame) is Piece else memoryview(frame)
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return request.plan.key.spec, request.size, digest.digest()

@@ -16,6 +16,7 @@ from typing import Any
 from multitower import wire, worker_wire
 from multitower.errors import MultitowerError, Reason, from_wire, make
 from multitower.spec import ModelReport
+from multitower.supervisor import regions
 from multitower.supervisor.admission import Admission, check_frames
 from multitower.supervisor.balancer import Balancer
 from multitower.supervisor.batching import Batch, QueueLimits
@@ -24,7 +25,7 @@ from multitower.supervisor.log import event
 from multitower.supervisor.metrics import ModelStatistics
 from multitower.supervisor.pool import Rule
 from multitower.supervisor.process import WorkerProcess
-from multitower.supervisor.request import Request
+from multitower.supervisor.request import Plan, Request, SharedRequest
 from multitower.supervisor.serving import Worker
 from multitower.supervisor.window import Window
 
@@ -62,6 +63,7 @@ class Router:
     Attributes:
         draining: no new request is taken.
         rejected: requests that got an error without having been queued.
+        regions: shared memory of local clients.
         leaving: models that are refused as unknown once their last worker goes.
     """
 
@@ -76,6 +78,7 @@ class Router:
         self.balancer = Balancer(limits, dispatch)
         self.admission = Admission(timeouts, self.balancer.hopeless)
         self.fronts: list[Front] = []
+        self.regions = regions.Regions()
         self.statistics = {model: ModelStatistics() for model in limits}
         self.channels: dict[Worker, Channel] = {}
         self.draining = False
@@ -136,9 +139,23 @@ class Router:
         size = sum(sizes)
         self._check_size(size + len(header))
         plan = self.admission.plan(header if type(header) is bytes else bytes(header))
+        if plan.shared is not None:
+            self._infer_shared(front, address, id, plan, body[3:])
+            return
         check_frames(plan, sizes)
         frames = [body[3 + index] for index in plan.order]
         self.balancer.submit(Request((front, address), id, plan, frames, size, time.monotonic()))
+
+    def _infer_shared(self, front: Front, address: tuple[bytes, ...], id: bytes, plan: Plan, frames: list[Any]) -> None:
+        now = time.monotonic()
+        if not front.local:
+            raise regions.refusal(plan, "this endpoint is not ipc")
+        tensors, places = self.regions.resolve(plan, frames, now)
+        sizes = [len(tensor) for tensor in tensors]
+        self._check_size(sum(sizes))
+        check_frames(plan, sizes)
+        in_order = [tensors[index] for index in plan.order]
+        self.balancer.submit(SharedRequest((front, address), id, plan, in_order, sum(sizes), now, places))
 
     def _other(self, front: Front, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
         kind = bytes(body[0])
@@ -262,6 +279,10 @@ class Router:
             description = [key.spec.to_json()]
             channel.keys.put(key.id, joined, len(description[0]))  # the worker keeps the key itself
         requests = batch.requests
+        for request in requests:
+            if request.shared:
+                channel.process.send(regions.batch_message(batch, description))
+                return
         if joined:
             frames = worker_wire.join([request.frames for request in requests])
         else:
