@@ -38,6 +38,8 @@ final class Connection {
     private static final long CLOSE_MS = 5000;
     private static final int RECONNECT_MS = 100;
     private static final int RECONNECT_MAX_MS = 2000;
+    private static final long HANDSHAKE_MS = 100;
+    private static final long HANDSHAKE_MAX_MS = 30_000;
     private static final long LONGEST_SLEEP_MS = TimeUnit.HOURS.toMillis(1);
 
     /** The id of the question for the daemon's limits; calls have others. */
@@ -68,6 +70,8 @@ final class Connection {
     private long serial = GREETING;
     private long nextCheck = Clock.NEVER;
     private long limit = Wire.DEFAULT_MAX_MESSAGE_SIZE;
+    private long handshakeMs = HANDSHAKE_MS;
+    private long handshakeBy = Clock.NEVER;
     private boolean connected; // something speaks ZeroMQ there
     private boolean toGreet; // and is to be asked for its limits
     private boolean greeted; // and has answered: calls may be sent
@@ -96,7 +100,7 @@ final class Connection {
         socket.setReconnectIVLMax(RECONNECT_MAX_MS);
         socket.setIPv6(endpoint.contains("["));
         socket.setMsgAllocationHeapThreshold(DIRECT_BYTES);
-        socket.setEventHook(this::happened, ZMQ.EVENT_HANDSHAKE_PROTOCOL | ZMQ.EVENT_DISCONNECTED);
+        socket.setEventHook(this::happened, ZMQ.EVENT_CONNECTED | ZMQ.EVENT_HANDSHAKE_PROTOCOL | ZMQ.EVENT_DISCONNECTED);
         try {
             this.selector = Selector.open();
             socket.getFD().register(selector, SelectionKey.OP_READ);
@@ -197,6 +201,9 @@ final class Connection {
                 if (now >= nextCheck) {
                     expire(now);
                 }
+                if (now >= handshakeBy) {
+                    connectAgain();
+                }
             }
         } catch (IOException error) {
             throw new UncheckedIOException(error);
@@ -213,7 +220,7 @@ final class Connection {
         boolean idle = incoming.isEmpty() && cancelled.isEmpty() && events.isEmpty();
         int wanted = blocked ? ZMQ.Poller.POLLIN | ZMQ.Poller.POLLOUT : ZMQ.Poller.POLLIN;
         if (idle && !closing && (socket.getEvents() & wanted) == 0) {
-            long until = Math.min(nextCheck, retries.due());
+            long until = Math.min(Math.min(nextCheck, handshakeBy), retries.due());
             if (until == Clock.NEVER) {
                 selector.select();
             } else {
@@ -362,7 +369,13 @@ final class Connection {
 
     private void watch() {
         for (ZMonitor.Event event = events.poll(); event != null; event = events.poll()) {
+            handshakeBy = Clock.NEVER;
+            if (event == ZMonitor.Event.CONNECTED) {
+                handshakeBy = Clock.now() + TimeUnit.MILLISECONDS.toNanos(handshakeMs);
+                continue;
+            }
             if (event == ZMonitor.Event.HANDSHAKE_PROTOCOL) {
+                handshakeMs = HANDSHAKE_MS;
                 connected = true;
                 toGreet = true;
                 continue;
@@ -380,6 +393,22 @@ final class Connection {
             for (Call<?> call : unsent) {
                 nextCheck = Math.min(nextCheck, call.connectBy);
             }
+        }
+    }
+
+    /**
+     * JeroMQ 0.6 forgets about one new connection in a hundred, and neither sends nor reads (its pull request 1022): it needs
+     * another. Each gets twice the time of the one before, for peers that are merely far away.
+     */
+    private void connectAgain() {
+        handshakeMs = Math.min(2 * handshakeMs, HANDSHAKE_MAX_MS);
+        handshakeBy = Clock.NEVER;
+        socket.disconnect(endpoint);
+        try {
+            socket.connect(endpoint);
+        } catch (ZMQException error) {
+            // The host's name leads nowhere for now.
+            handshakeBy = Clock.now() + TimeUnit.MILLISECONDS.toNanos(handshakeMs);
         }
     }
 

@@ -10,7 +10,9 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
+import java.net.InetAddress;
 import java.net.ServerSocket;
+import java.net.Socket;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Collections;
@@ -219,6 +221,28 @@ class ConnectionTest {
             CompletableFuture<Map<String, Tensor>> next = client.inferAsync("m", INPUTS, LONG);
             try (FakeDaemon daemon = new FakeDaemon(FakeDaemon::two, endpoint, "{}")) {
                 assertArrayEquals(new byte[] {1, 2}, next.get().get("y").toBytes());
+            }
+        }
+    }
+
+    @Test
+    void aConnectionThatNeverShakesHandsIsGivenUpForAnother() throws Exception {
+        List<Socket> silent = new ArrayList<>();
+        try (ServerSocket listener = new ServerSocket(0, 50, InetAddress.getLoopbackAddress())) {
+            String endpoint = "tcp://127.0.0.1:" + listener.getLocalPort();
+            try (MultitowerClient client = MultitowerClient.builder().endpoint(endpoint).connectTimeout(LONG).build()) {
+                CompletableFuture<Map<String, Tensor>> future = client.inferAsync("m", INPUTS, LONG);
+                silent.add(listener.accept());
+                silent.add(listener.accept());
+                listener.close();
+                // The others stay open, and silent.
+                try (FakeDaemon daemon = new FakeDaemon(FakeDaemon::two, endpoint, "{}")) {
+                    assertArrayEquals(new byte[] {1, 2}, future.get().get("y").toBytes());
+                }
+            }
+        } finally {
+            for (Socket socket : silent) {
+                socket.close();
             }
         }
     }
