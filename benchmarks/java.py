@@ -10,10 +10,10 @@ The daemon has two CPU workers and listens on tcp and ipc. Each contender is a p
 - `asyncio`: as many coroutines with `AsyncClient`, over tcp;
 - `pipelined ipc`: as `pipelined`, over ipc, which Java does not have.
 
-`echo` is a handler that needs no TensorFlow, with float32 [1, 16] and batching; `digits` is the demo's SavedModel. Each round
-measures all contenders one after the other, in an order that rotates; each warms up first, Java's compiler most of all. The
-figures are medians of the rounds; the ratio is Java's to the best of Python's in the same round, again the median. It needs a
-JDK and Maven.
+`echo` is a handler that needs no TensorFlow, with float32 [1, 16] and batching; `digits` is the demo's SavedModel. Each
+round measures all contenders one after the other, in an order that rotates; each warms up first, Java's compiler most
+of all. The figures are medians of the rounds; the ratio is to the best of Python's in the same round, again the median.
+It needs a JDK and Maven.
 """
 
 from __future__ import annotations
