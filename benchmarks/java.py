@@ -1,6 +1,6 @@
 """The Java client beside the Python client on the same daemon, in one run: 64 Java threads that share one client.
 
-    python benchmarks/java.py [--rounds 5] [--seconds 3] [--outstanding 64] [--models echo,digits]
+    python benchmarks/java.py [--rounds 5] [--seconds 3] [--outstanding 64] [--models echo,digits,frozen]
 
 The daemon has two CPU workers and listens on tcp and ipc. Each contender is a process with one client in it:
 
@@ -8,9 +8,12 @@ The daemon has two CPU workers and listens on tcp and ipc. Each contender is a p
 - `threads`: the same with Python's `Client`, over tcp;
 - `pipelined`: one Python thread that keeps as many requests outstanding with `submit`, over tcp;
 - `asyncio`: as many coroutines with `AsyncClient`, over tcp;
-- `pipelined ipc`: as `pipelined`, over ipc, which Java does not have.
+- `pipelined ipc`: as `pipelined`, over ipc, which Java does not have;
+- `in process`, for `frozen` alone: no daemon, but TensorFlow for Java with a graph and a session for each of one or two
+  logical CPUs in the application's process (`inprocess/`; it fetches 170 MB).
 
-`echo` is a handler that needs no TensorFlow, with float32 [1, 16] and batching; `digits` is the demo's SavedModel. Each
+`echo` is a handler that needs no TensorFlow, with float32 [1, 16] and batching; `digits` is the demo's SavedModel, and
+`frozen` the same with its weights as constants, which a session of TensorFlow for Java can load. Each
 round measures all contenders one after the other, in an order that rotates; each warms up first, Java's compiler most
 of all. The figures are medians of the rounds; the ratio is to the best of Python's in the same round, again the median.
 It needs a JDK and Maven.
@@ -31,7 +34,6 @@ from collections import deque
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import serving
@@ -42,6 +44,8 @@ HERE = Path(__file__).parent
 CLIENT = HERE.parent / "clients" / "java"
 PYTHON = ("threads", "pipelined", "asyncio", "pipelined ipc")
 CONTENDERS = ("java", *PYTHON)
+IN_PROCESS = {"in process, 1": 1, "in process, 2": 2}
+"""By name, and how many logical CPUs each has."""
 LIMIT_S = 60.0
 """Seconds that a contender may take beyond its time."""
 
@@ -57,7 +61,11 @@ class Model:
         return {self.input: np.zeros((1, self.columns), np.float32)}
 
 
-MODELS = {model.name: model for model in (Model("echo", "x", 16, "x"), Model("digits", "x", 64, "probabilities"))}
+MODELS = {
+    "echo": Model("echo", "x", 16, "x"),
+    "digits": Model("digits", "x", 64, "probabilities"),
+    "frozen": Model("frozen", "x", 64, "probabilities"),
+}
 
 
 class Tally:
@@ -151,21 +159,29 @@ def run_python(options: argparse.Namespace) -> None:
     print(json.dumps(tally.figures()))
 
 
-def build() -> str:
-    """Makes the Java client; its class path."""
+def contenders(model: str) -> tuple[str, ...]:
+    """Who is measured with a model."""
+    return (*CONTENDERS, *(IN_PROCESS if model == "frozen" else ()))
+
+
+def build(folder: Path) -> None:
+    """Makes what a folder's pom.xml says."""
     command = ["mvn", "--quiet", "--batch-mode", "--no-transfer-progress", "-DskipTests", "package"]
-    subprocess.run(command, cwd=CLIENT, check=True)
-    return f"{CLIENT}/target/*:{CLIENT}/target/lib/*"
+    subprocess.run(command, cwd=folder, check=True)
 
 
 def measure(
-    contender: str, endpoints: dict[str, str], model: Model, class_path: str, options: argparse.Namespace
+    contender: str, endpoints: dict[str, str], model: Model, folder: Path, options: argparse.Namespace
 ) -> dict[str, float]:
-    """The figures of one contender."""
+    """The figures of one contender; `folder` holds the models."""
     settings = [str(options.outstanding), str(options.seconds), str(options.warm_up)]
     if contender == "java":
+        class_path = f"{CLIENT}/target/*:{CLIENT}/target/lib/*"
         command = ["java", "-cp", class_path, str(HERE / "Throughput.java"), endpoints["tcp"]]
         command += [model.name, model.input, str(model.columns), model.output, *settings]
+    elif contender in IN_PROCESS:
+        command = ["java", "-cp", f"{HERE}/inprocess/target/lib/*", str(HERE / "inprocess" / "InProcess.java")]
+        command += [str(folder / "models" / "frozen" / "1"), str(IN_PROCESS[contender]), *settings]
     else:
         command = [sys.executable, __file__, "--contender", contender, "--models", model.name]
         command += ["--endpoint", endpoints["ipc" if contender.endswith("ipc") else "tcp"]]
@@ -182,16 +198,30 @@ def show(model: str, rounds: list[dict[str, dict[str, float]]]) -> None:
     """Prints the table of one model."""
     best = [max(each[name]["rps"] for name in PYTHON) for each in rounds]
     print(f"\n{model:16}{'requests/s':>12}{'of best':>10}{'p50 ms':>10}{'p99 ms':>10}")
-    for name in CONTENDERS:
+    for name in contenders(model):
         rps, p50, p99 = (statistics.median(each[name][figure] for each in rounds) for figure in ("rps", "p50", "p99"))
         ratio = statistics.median(each[name]["rps"] / of for each, of in zip(rounds, best, strict=True))
         print(f"{name:16}{rps:12,.0f}{ratio:10.2f}{p50:10.2f}{p99:10.2f}")
 
 
-def train(folder: Path) -> Path:
-    """The demo's model."""
-    subprocess.run([sys.executable, "-m", "multitower.cli.demo_model", str(folder)], check=True, capture_output=True)
-    return folder / "models" / "digits"
+def make_models(folder: Path, wanted: list[str]) -> dict[str, str]:
+    """Trains and freezes what is wanted; the YAML of each model."""
+    settings = {"echo": "handler: 'handlers:Echo', batching: {}"}
+    if wanted != ["echo"]:
+        python(["-m", "multitower.cli.demo_model", str(folder)])
+        settings["digits"] = f"path: '{folder}/models/digits', batching: {{}}"
+    if "frozen" in wanted:
+        program = HERE / "inprocess" / "freeze.py"
+        python([str(program), str(folder / "models" / "digits" / "1"), str(folder / "models" / "frozen" / "1")])
+        settings["frozen"] = f"path: '{folder}/models/frozen', batching: {{}}"
+    return {name: settings[name] for name in wanted}
+
+
+def python(arguments: list[str]) -> None:
+    """Runs a program of Python's."""
+    ended = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    if ended.returncode:
+        raise SystemExit(f"{' '.join(arguments)}: {ended.stderr}")
 
 
 def main() -> None:
@@ -210,21 +240,21 @@ def main() -> None:
         return
     wanted = options.models.split(",")
     results: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in wanted}
-    class_path = build()
+    build(CLIENT)
+    if "frozen" in wanted:
+        build(HERE / "inprocess")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mt-")))
-        settings: dict[str, Any] = {"echo": "handler: 'handlers:Echo', batching: {}"}
-        if "digits" in wanted:
-            settings["digits"] = f"path: '{train(folder)}', batching: {{}}"
-        models = {name: settings[name] for name in wanted}
+        models = make_models(folder, wanted)
         endpoints = {transport: serving.free_endpoint(folder, "both", transport) for transport in ("tcp", "ipc")}
         also = [endpoints["tcp"]]
         stack.enter_context(serving.daemon(folder, "both", workers=2, models=models, also=also))
         for number in range(options.rounds):
-            shift = number % len(CONTENDERS)
             for name in wanted:
-                order = CONTENDERS[shift:] + CONTENDERS[:shift]
-                results[name].append({one: measure(one, endpoints, MODELS[name], class_path, options) for one in order})
+                order = contenders(name)
+                shift = number % len(order)
+                rotated = order[shift:] + order[:shift]
+                results[name].append({one: measure(one, endpoints, MODELS[name], folder, options) for one in rotated})
     print(f"{options.outstanding} outstanding, medians of {options.rounds} rounds of {options.seconds:g} s")
     for name in wanted:
         show(name, results[name])
