@@ -8,8 +8,8 @@ import multitower.MultitowerClient;
 import multitower.Tensor;
 
 /**
- * A closed loop of the Java client: threads that share one client and ask until the time is over; prints a line of JSON.
- * java.py runs it:
+ * A closed loop of the Java client: threads that share one client and ask until the time is over; prints a line of
+ * JSON. java.py runs it:
  *
  * <pre>java -cp CLIENT Throughput.java ENDPOINT MODEL INPUT COLUMNS OUTPUT THREADS SECONDS WARM_UP</pre>
  */

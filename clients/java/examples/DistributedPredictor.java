@@ -14,9 +14,10 @@ import multitower.Tensor;
  * One object, called from many threads, that uses every GPU of the machine.
  *
  * <p>Done in one process with TensorFlow alone, such a class holds one session per GPU, each with its own {@code
- * visible_device_list}, and gives each request to the one with the least to do. TensorFlow takes that option once per process:
- * every session after the first lands on the same GPU, until it is out of memory. Here the sessions are the daemon's workers,
- * one process per GPU, and so is the choice among them. The threads of the application stay as they are.
+ * visible_device_list}, and gives each request to the one with the least to do. TensorFlow takes that option once per
+ * process: every session after the first lands on the same GPU, until it is out of memory. Here the sessions are the
+ * daemon's workers, one process per GPU, and so is the choice among them. The threads of the application stay as they
+ * are.
  *
  * <p>Which GPUs is the daemon's business: {@code gpus.yaml} beside this file has a line for each.
  *
@@ -67,7 +68,8 @@ public final class DistributedPredictor implements AutoCloseable {
             System.out.printf("%d images, their probabilities add up to %.1f%n", answers.size(), sum);
             for (Object slot : (List<?>) predictor.client.status().get("slots")) {
                 Map<?, ?> state = (Map<?, ?>) slot;
-                System.out.printf("slot %s on %s: %s rows%n", state.get("slot"), state.get("device"), state.get("completed"));
+                Object rows = state.get("completed");
+                System.out.printf("slot %s on %s: %s rows%n", state.get("slot"), state.get("device"), rows);
             }
         } catch (MultitowerException error) {
             System.err.println(error);

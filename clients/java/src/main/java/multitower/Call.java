@@ -5,8 +5,8 @@ import java.util.List;
 import java.util.concurrent.CompletableFuture;
 
 /**
- * A request and where its outcome goes. But for {@link #future}, only the connection's thread touches it once it was handed
- * over.
+ * A request and where its outcome goes. But for {@link #future}, only the connection's thread touches it once it was
+ * handed over.
  */
 final class Call<T> {
     /** Makes the result of an {@code MT1:ok} reply. */

@@ -17,8 +17,8 @@ final class Codec {
     private final Map<ByteBuffer, List<TensorSpec>> replies = new HashMap<>();
 
     /**
-     * The header of an {@code MT1:infer} request. Written by hand: it is less work than looking one up by all that is in it,
-     * and equal requests give equal bytes.
+     * The header of an {@code MT1:infer} request. Written by hand: it is less work than looking one up by all that is
+     * in it, and equal requests give equal bytes.
      *
      * @param micros the request's time in microseconds
      * @throws MultitowerException.InvalidRequest {@code malformed}: a name that UTF-8 cannot hold

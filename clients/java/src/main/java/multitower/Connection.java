@@ -29,10 +29,10 @@ import zmq.Msg;
 /**
  * One connection to a daemon: a DEALER socket and the thread that owns it.
  *
- * <p>Calls are handed over through a queue, and the thread is woken only when it sleeps, so that a burst of calls costs one
- * wake-up. The thread asks the daemon for its limits, sends, receives, sends again what was refused unrun, expires, and fails
- * what is outstanding when the connection is lost; each call gets exactly one outcome. The connection opens by itself, and
- * again after it was lost.
+ * <p>Calls are handed over through a queue, and the thread is woken only when it sleeps, so that a burst of calls costs
+ * one wake-up. The thread asks the daemon for its limits, sends, receives, sends again what was refused unrun, expires,
+ * and fails what is outstanding when the connection is lost; each call gets exactly one outcome. The connection opens
+ * by itself, and again after it was lost.
  */
 final class Connection {
     private static final long CLOSE_MS = 5000;
@@ -59,8 +59,8 @@ final class Connection {
     private volatile boolean closing;
     private volatile boolean ended; // the thread takes nothing any more
 
-    // The connection's thread's own. A selector rather than JeroMQ's poller: a thread that is interrupted while it wakes
-    // another through a channel closes that channel, but not a selector.
+    // The connection's thread's own. A selector rather than JeroMQ's poller: a thread that is interrupted while it
+    // wakes another through a channel closes that channel, but not a selector.
     private final Selector selector;
     private final ZContext context;
     private final ZMQ.Socket socket;
@@ -93,14 +93,15 @@ final class Connection {
         socket.setLinger(0);
         // What libzmq calls ZMQ_IMMEDIATE is false here: nothing is queued for a daemon that is not there.
         socket.setImmediate(false);
-        // The requests outstanding bound the replies. A limit here would stop reading while an application's callback runs,
-        // and the daemon drops what a client does not read.
+        // The requests outstanding bound the replies. A limit here would stop reading while an application's callback
+        // runs, and the daemon drops what a client does not read.
         socket.setRcvHWM(0);
         socket.setReconnectIVL(RECONNECT_MS);
         socket.setReconnectIVLMax(RECONNECT_MAX_MS);
         socket.setIPv6(endpoint.contains("["));
         socket.setMsgAllocationHeapThreshold(DIRECT_BYTES);
-        socket.setEventHook(this::happened, ZMQ.EVENT_CONNECTED | ZMQ.EVENT_HANDSHAKE_PROTOCOL | ZMQ.EVENT_DISCONNECTED);
+        int wanted = ZMQ.EVENT_CONNECTED | ZMQ.EVENT_HANDSHAKE_PROTOCOL | ZMQ.EVENT_DISCONNECTED;
+        socket.setEventHook(this::happened, wanted);
         try {
             this.selector = Selector.open();
             socket.getFD().register(selector, SelectionKey.OP_READ);
@@ -150,7 +151,9 @@ final class Connection {
         wake();
     }
 
-    /** Ends the connection and waits until it has, for some seconds. Calls without an outcome fail as {@code closed}. */
+    /**
+     * Ends the connection and waits until it has, for some seconds. Calls without an outcome fail as {@code closed}.
+     */
     void close() {
         closing = true;
         selector.wakeup();
@@ -215,8 +218,8 @@ final class Connection {
 
     private void sleep() throws IOException {
         sleeping.set(true);
-        // What was handed over before it slept must not wait for a wake-up that nobody sends; and what came to the socket
-        // while JeroMQ was busy with something else is signalled no second time.
+        // What was handed over before it slept must not wait for a wake-up that nobody sends; and what came to the
+        // socket while JeroMQ was busy with something else is signalled no second time.
         boolean idle = incoming.isEmpty() && cancelled.isEmpty() && events.isEmpty();
         int wanted = blocked ? ZMQ.Poller.POLLIN | ZMQ.Poller.POLLOUT : ZMQ.Poller.POLLIN;
         if (idle && !closing && (socket.getEvents() & wanted) == 0) {
@@ -253,7 +256,9 @@ final class Connection {
         }
     }
 
-    /** Tells the daemon that nobody waits for what was sent. Without room for it, the answer is dropped when it comes. */
+    /**
+     * Tells the daemon that nobody waits for what was sent. Without room for it, the answer is dropped when it comes.
+     */
     private void giveUp(Call<?> call) {
         sendRequest(Wire.CANCEL, call.id, Wire.EMPTY_HEADER, List.of());
     }
@@ -305,8 +310,8 @@ final class Connection {
         for (int i = 0; i < message.size(); i++) {
             boolean last = i == message.size() - 1;
             if (!socket.sendMsg(message.get(i), last ? ZMQ.DONTWAIT : ZMQ.DONTWAIT | ZMQ.SNDMORE)) {
-                // Where the first frame finds room the others do, unless the connection ends meanwhile: then it is said to be
-                // lost, and this request with it.
+                // Where the first frame finds room the others do, unless the connection ends meanwhile: then it is said
+                // to be lost, and this request with it.
                 cut = i > 0;
                 return cut;
             }
@@ -397,8 +402,8 @@ final class Connection {
     }
 
     /**
-     * JeroMQ 0.6 forgets about one new connection in a hundred, and neither sends nor reads (its pull request 1022): it needs
-     * another. Each gets twice the time of the one before, for peers that are merely far away.
+     * JeroMQ 0.6 forgets about one new connection in a hundred, and neither sends nor reads (its pull request 1022): it
+     * needs another. Each gets twice the time of the one before, for peers that are merely far away.
      */
     private void connectAgain() {
         handshakeMs = Math.min(2 * handshakeMs, HANDSHAKE_MAX_MS);
@@ -447,12 +452,15 @@ final class Connection {
             return Errors.make(Reason.NOT_LISTENING, message);
         }
         String message =
-                "no daemon listens at " + endpoint + "; is it running (multitower serve CONFIG), and is this its endpoint ("
-                        + Wire.ENDPOINT_VARIABLE + " or the client's argument)?";
+                "no daemon listens at " + endpoint + "; is it running (multitower serve CONFIG), and is this its"
+                        + " endpoint (" + Wire.ENDPOINT_VARIABLE + " or the client's argument)?";
         return Errors.make(Reason.NOT_LISTENING, message);
     }
 
-    /** What depends on the future runs here, and may leave the thread interrupted, which JeroMQ would take for its own end. */
+    /**
+     * What depends on the future runs here, and may leave the thread interrupted, which JeroMQ would take for its own
+     * end.
+     */
     private static void fail(Call<?> call, MultitowerException error) {
         call.fail(error);
         Thread.interrupted();

@@ -17,8 +17,8 @@ final class Errors {
     }
 
     /**
-     * The exception of an {@code MT1:error} header. A code or reason of a later release becomes the nearest class with its
-     * own words kept, so that an older client never fails on the answer of a newer daemon.
+     * The exception of an {@code MT1:error} header. A code or reason of a later release becomes the nearest class with
+     * its own words kept, so that an older client never fails on the answer of a newer daemon.
      */
     static MultitowerException fromWire(byte[] header) {
         Map<String, Object> error;

@@ -35,8 +35,8 @@ public final class InferRequest {
      * A request for all outputs, of the version that is served, in the client's own time.
      *
      * @param model its name
-     * @param inputs by name. Where the model is batched, dimension 0 of each is the rows. Maps with a fixed order give equal
-     *     headers for equal requests, which costs the daemon least; {@link Map#of} has one within a process
+     * @param inputs by name. Where the model is batched, dimension 0 of each is the rows. Maps with a fixed order give
+     *     equal headers for equal requests, which costs the daemon least; {@link Map#of} has one within a process
      * @return the request
      */
     public static InferRequest of(String model, Map<String, Tensor> inputs) {

@@ -16,8 +16,8 @@ import java.util.regex.Pattern;
 /**
  * A connection to a daemon, for any number of threads: make one, share it, close it.
  *
- * <p>Requests are pipelined over one connection, and answers come in any order. It opens by itself, and again after it was
- * lost. No call waits longer than its time.
+ * <p>Requests are pipelined over one connection, and answers come in any order. It opens by itself, and again after it
+ * was lost. No call waits longer than its time.
  *
  * <pre>{@code
  * try (MultitowerClient client = MultitowerClient.connect("tcp://127.0.0.1:5555")) {
@@ -32,11 +32,11 @@ import java.util.regex.Pattern;
  * <ul>
  *   <li>{@link MultitowerException.InvalidRequest}: the request is wrong; the message names the field.
  *   <li>{@link MultitowerException.NotFound}: there is no such model or version.
- *   <li>{@link MultitowerException.Overloaded}: the model's queue is full, and was so at each retry, or the next one would
- *       come too late.
+ *   <li>{@link MultitowerException.Overloaded}: the model's queue is full, and was so at each retry, or the next one
+ *       would come too late.
  *   <li>{@link MultitowerException.DeadlineExceeded}: no answer in time.
- *   <li>{@link MultitowerException.Unavailable}: no daemon listens, the connection was lost, no worker serves the model, or
- *       the client was closed.
+ *   <li>{@link MultitowerException.Unavailable}: no daemon listens, the connection was lost, no worker serves the
+ *       model, or the client was closed.
  *   <li>{@link MultitowerException.Poisoned}: workers died while they executed the request.
  *   <li>{@link MultitowerException.ModelError}: the model raised an exception.
  *   <li>{@link MultitowerException.Cancelled}: the waiting thread was interrupted; it stays so.
@@ -67,8 +67,8 @@ public final class MultitowerClient implements AutoCloseable {
         if (endpoint.startsWith("ipc://")) {
             // JeroMQ's own ipc is tcp on a port made of the path's hash: it would find no daemon, silently.
             String message =
-                    endpoint + ": ipc sockets cannot be reached from Java (JeroMQ has none that libzmq understands); let the"
-                            + " daemon listen on tcp://127.0.0.1:PORT as well";
+                    endpoint + ": ipc sockets cannot be reached from Java (JeroMQ has none that libzmq understands); let"
+                            + " the daemon listen on tcp://127.0.0.1:PORT as well";
             throw new IllegalArgumentException(message);
         }
         Matcher parts = TCP.matcher(endpoint);
@@ -174,8 +174,8 @@ public final class MultitowerClient implements AutoCloseable {
         }
 
         /**
-         * How often a request is sent again, within its time, that the daemon refused without running it: its queue was full,
-         * or its model is loading.
+         * How often a request is sent again, within its time, that the daemon refused without running it: its queue was
+         * full, or its model is loading.
          *
          * @param retries 2 by default; 0 for never
          * @return this
@@ -280,14 +280,15 @@ public final class MultitowerClient implements AutoCloseable {
     /**
      * Starts what {@link #infer(InferRequest)} does, and returns at once, or as soon as there is room for it.
      *
-     * <p>Completing the future before its outcome is there, as {@link CompletableFuture#cancel} does, cancels the request: the
-     * daemon is told, and does not run it if it can help it. What depends on the future without an executor runs in the
-     * client's thread: it must be short, and may start other requests, but not wait for them.
+     * <p>Completing the future before its outcome is there, as {@link CompletableFuture#cancel} does, cancels the
+     * request: the daemon is told, and does not run it if it can help it. What depends on the future without an
+     * executor runs in the client's thread: it must be short, and may start other requests, but not wait for them.
      *
      * @param request what to run
      * @return a future of the outputs, or of a {@link MultitowerException}
      * @throws MultitowerException.InvalidRequest {@code malformed}: a name that UTF-8 cannot hold
-     * @throws MultitowerException.DeadlineExceeded as many requests as may be were outstanding for the request's whole time
+     * @throws MultitowerException.DeadlineExceeded as many requests as may be were outstanding for the request's whole
+     *     time
      * @throws MultitowerException.Unavailable {@code closed}: the client was closed
      * @throws MultitowerException.Cancelled the thread was interrupted while it waited for room
      * @throws IllegalArgumentException the time-out is not more than nothing
@@ -297,8 +298,8 @@ public final class MultitowerClient implements AutoCloseable {
         Duration time = request.timeout() == null ? timeout : Clock.positive("timeout", request.timeout());
         long nanos = Clock.nanos(time);
         long begun = Clock.now();
-        // A whole number of microseconds, and never none: 0 is no time-out the protocol knows. Always the whole time, so that
-        // headers repeat.
+        // A whole number of microseconds, and never none: 0 is no time-out the protocol knows. Always the whole time,
+        // so that headers repeat.
         byte[] header = Codec.inferHeader(request, (nanos + 999) / 1000);
         List<Tensor> body = new ArrayList<>(request.inputs().values());
         enter(nanos);
@@ -342,8 +343,8 @@ public final class MultitowerClient implements AutoCloseable {
     private <T> T await(CompletableFuture<T> future) {
         if (connection.inItsThread() && !future.isDone()) {
             future.cancel(false);
-            String message = "this is the client's thread: the answer would come to it; use an executor (thenApplyAsync)";
-            throw new IllegalStateException(message);
+            throw new IllegalStateException(
+                    "this is the client's thread: the answer would come to it; use an executor (thenApplyAsync)");
         }
         try {
             return future.get();
@@ -504,7 +505,8 @@ public final class MultitowerClient implements AutoCloseable {
      * Waits until the daemon listens and each model has a ready worker.
      *
      * @param within how long
-     * @throws MultitowerException.Unavailable it was not ready in time; the message says what was not. Or {@code closed}
+     * @throws MultitowerException.Unavailable it was not ready in time; the message says what was not. Or
+     *     {@code closed}
      * @throws MultitowerException.Cancelled the thread was interrupted
      */
     public void waitUntilReady(Duration within) {
@@ -536,8 +538,8 @@ public final class MultitowerClient implements AutoCloseable {
     }
 
     /**
-     * Closes the connection; requests without an outcome fail with {@link MultitowerException.Unavailable}, {@code closed}. May
-     * be called again, and from any thread.
+     * Closes the connection; requests without an outcome fail with {@link MultitowerException.Unavailable},
+     * {@code closed}. May be called again, and from any thread.
      */
     @Override
     public void close() {

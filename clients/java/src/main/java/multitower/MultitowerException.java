@@ -7,8 +7,8 @@ import java.util.Map;
 /**
  * The base of every error that the client gives an application.
  *
- * <p>{@link #code} is a gRPC status name and says what to do, {@link #reason} says what exactly happened; both are stable
- * and for programs. The message is one sentence for people and names the offending field.
+ * <p>{@link #code} is a gRPC status name and says what to do, {@link #reason} says what exactly happened; both are
+ * stable and for programs. The message is one sentence for people and names the offending field.
  */
 public class MultitowerException extends RuntimeException {
     private static final long serialVersionUID = 1L;

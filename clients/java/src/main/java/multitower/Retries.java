@@ -6,8 +6,8 @@ import java.util.PriorityQueue;
 import java.util.function.DoubleSupplier;
 
 /**
- * The calls that were refused and are to be sent again: only what the daemon never ran, not before it says, and not in step
- * with other clients. It has no clock and no socket.
+ * The calls that were refused and are to be sent again: only what the daemon never ran, not before it says, and not in
+ * step with other clients. It has no clock and no socket.
  */
 final class Retries {
     /** How often a request is sent again, unless the client says otherwise. */
@@ -60,8 +60,8 @@ final class Retries {
      * @param retries how often it was sent again already
      * @param left nanoseconds until its deadline
      * @param random from 0 to 1
-     * @return nanoseconds, or {@link #NONE}: the error is of another kind, says no {@code retry_after_ms}, or the retry would
-     *     come too late
+     * @return nanoseconds, or {@link #NONE}: the error is of another kind, says no {@code retry_after_ms}, or the retry
+     *     would come too late
      */
     static long delayAfter(MultitowerException error, int retries, long left, double random) {
         // What the daemon answers to a request that no worker has had, where it says when to come back.

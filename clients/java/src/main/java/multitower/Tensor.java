@@ -11,12 +11,12 @@ import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 
 /**
- * A tensor as it travels: a datatype, a shape, and little-endian, row-major, unpadded bytes. Immutable, and safe to share
- * between threads and requests.
+ * A tensor as it travels: a datatype, a shape, and little-endian, row-major, unpadded bytes. Immutable, and safe to
+ * share between threads and requests.
  *
- * <p>The factories {@code of} copy an array into a direct buffer, once; the wire takes it from there. The one that takes a
- * {@link ByteBuffer} copies nothing. A shape with no dimensions is that of a scalar. Shape and size are checked here, before
- * anything is sent.
+ * <p>The factories {@code of} copy an array into a direct buffer, once; the wire takes it from there. The one that
+ * takes a {@link ByteBuffer} copies nothing. A shape with no dimensions is that of a scalar. Shape and size are checked
+ * here, before anything is sent.
  *
  * <table>
  * <caption>What each datatype is made of and read as</caption>
@@ -107,16 +107,16 @@ public final class Tensor {
     // Making one.
 
     /**
-     * A tensor of any datatype from its bytes, which are not copied: they must not change while the tensor is in use, which
-     * for a request that failed or was cancelled is until the client is closed.
+     * A tensor of any datatype from its bytes, which are not copied: they must not change while the tensor is in use,
+     * which for a request that failed or was cancelled is until the client is closed.
      *
      * @param datatype of the elements
-     * @param data from its position to its limit: the elements, little-endian, whatever its byte order is; a direct buffer
-     *     travels without a further copy
+     * @param data from its position to its limit: the elements, little-endian, whatever its byte order is; a direct
+     *     buffer travels without a further copy
      * @param shape sizes of the dimensions
      * @return the tensor
-     * @throws MultitowerException.InvalidRequest {@code shape_invalid}, or {@code size_mismatch}: the bytes are not those of
-     *     the shape
+     * @throws MultitowerException.InvalidRequest {@code shape_invalid}, or {@code size_mismatch}: the bytes are not
+     *     those of the shape
      */
     public static Tensor of(Datatype datatype, ByteBuffer data, long... shape) {
         return new Tensor(datatype, data, shape.clone());
@@ -157,7 +157,8 @@ public final class Tensor {
      * @param values row-major
      * @param shape sizes of the dimensions
      * @return the tensor
-     * @throws MultitowerException.InvalidRequest {@code datatype_mismatch}, {@code shape_invalid} or {@code size_mismatch}
+     * @throws MultitowerException.InvalidRequest {@code datatype_mismatch}, {@code shape_invalid} or
+     *     {@code size_mismatch}
      */
     public static Tensor of(Datatype datatype, byte[] values, long... shape) {
         return filled(datatype, room(datatype, byte[].class, values.length, shape).put(values), shape);
@@ -182,7 +183,8 @@ public final class Tensor {
      * @param values row-major
      * @param shape sizes of the dimensions
      * @return the tensor
-     * @throws MultitowerException.InvalidRequest {@code datatype_mismatch}, {@code shape_invalid} or {@code size_mismatch}
+     * @throws MultitowerException.InvalidRequest {@code datatype_mismatch}, {@code shape_invalid} or
+     *     {@code size_mismatch}
      */
     public static Tensor of(Datatype datatype, short[] values, long... shape) {
         ByteBuffer data = room(datatype, short[].class, values.length, shape);
@@ -209,7 +211,8 @@ public final class Tensor {
      * @param values row-major
      * @param shape sizes of the dimensions
      * @return the tensor
-     * @throws MultitowerException.InvalidRequest {@code datatype_mismatch}, {@code shape_invalid} or {@code size_mismatch}
+     * @throws MultitowerException.InvalidRequest {@code datatype_mismatch}, {@code shape_invalid} or
+     *     {@code size_mismatch}
      */
     public static Tensor of(Datatype datatype, int[] values, long... shape) {
         ByteBuffer data = room(datatype, int[].class, values.length, shape);
@@ -236,7 +239,8 @@ public final class Tensor {
      * @param values row-major
      * @param shape sizes of the dimensions
      * @return the tensor
-     * @throws MultitowerException.InvalidRequest {@code datatype_mismatch}, {@code shape_invalid} or {@code size_mismatch}
+     * @throws MultitowerException.InvalidRequest {@code datatype_mismatch}, {@code shape_invalid} or
+     *     {@code size_mismatch}
      */
     public static Tensor of(Datatype datatype, long[] values, long... shape) {
         ByteBuffer data = room(datatype, long[].class, values.length, shape);
@@ -264,7 +268,8 @@ public final class Tensor {
      * @param values row-major; for COMPLEX64 real and imaginary part in turn, two values an element
      * @param shape sizes of the dimensions
      * @return the tensor
-     * @throws MultitowerException.InvalidRequest {@code datatype_mismatch}, {@code shape_invalid} or {@code size_mismatch}
+     * @throws MultitowerException.InvalidRequest {@code datatype_mismatch}, {@code shape_invalid} or
+     *     {@code size_mismatch}
      */
     public static Tensor of(Datatype datatype, float[] values, long... shape) {
         ByteBuffer data = room(datatype, float[].class, values.length, shape);
@@ -301,7 +306,8 @@ public final class Tensor {
      * @param values row-major; for COMPLEX128 real and imaginary part in turn, two values an element
      * @param shape sizes of the dimensions
      * @return the tensor
-     * @throws MultitowerException.InvalidRequest {@code datatype_mismatch}, {@code shape_invalid} or {@code size_mismatch}
+     * @throws MultitowerException.InvalidRequest {@code datatype_mismatch}, {@code shape_invalid} or
+     *     {@code size_mismatch}
      */
     public static Tensor of(Datatype datatype, double[] values, long... shape) {
         ByteBuffer data = room(datatype, double[].class, values.length, shape);
@@ -315,8 +321,8 @@ public final class Tensor {
      * @param values row-major
      * @param shape sizes of the dimensions
      * @return the tensor
-     * @throws MultitowerException.InvalidRequest {@code shape_invalid}, {@code size_mismatch}, or {@code malformed}: half a
-     *     surrogate pair, which UTF-8 cannot hold
+     * @throws MultitowerException.InvalidRequest {@code shape_invalid}, {@code size_mismatch}, or {@code malformed}:
+     *     half a surrogate pair, which UTF-8 cannot hold
      */
     public static Tensor of(String[] values, long... shape) {
         byte[][] encoded = new byte[values.length][];
@@ -598,7 +604,8 @@ public final class Tensor {
     /**
      * A copy.
      *
-     * @return the elements of BYTES as text, row-major; what is no UTF-8 becomes U+FFFD, {@link #toByteArrays} has it as it is
+     * @return the elements of BYTES as text, row-major; what is no UTF-8 becomes U+FFFD, {@link #toByteArrays} has it
+     *     as it is
      * @throws IllegalStateException the tensor is of another datatype
      */
     public String[] toStrings() {

@@ -427,8 +427,8 @@ class ConnectionTest {
     // What callers say.
 
     @ParameterizedTest
-    @ValueSource(strings = {"ipc:///run/multitower/front.sock", "127.0.0.1:5555", "tcp://", "tcp://host", "tcp://host:0",
-        "tcp://host:65536", "tcp://ho st:1", "http://host:1", "tcp://::1:5555", ""})
+    @ValueSource(strings = {"ipc:///run/multitower/front.sock", "127.0.0.1:5555", "tcp://", "tcp://host",
+        "tcp://host:0", "tcp://host:65536", "tcp://ho st:1", "http://host:1", "tcp://::1:5555", ""})
     void whatIsNoEndpointIsRefusedAtOnce(String endpoint) {
         IllegalArgumentException error =
                 assertThrows(IllegalArgumentException.class, () -> MultitowerClient.connect(endpoint));
@@ -438,7 +438,8 @@ class ConnectionTest {
     @Test
     void aHostThatLeadsNowhereIsUnavailable() {
         MultitowerException error = assertThrows(
-                MultitowerException.Unavailable.class, () -> MultitowerClient.connect("tcp://no-such-host.invalid:5555"));
+                MultitowerException.Unavailable.class,
+                () -> MultitowerClient.connect("tcp://no-such-host.invalid:5555"));
         assertReason(Reason.NOT_LISTENING, error);
     }
 

@@ -65,11 +65,14 @@ final class Daemon implements AutoCloseable {
         }
     }
 
-    /** Reads the log to its end in a thread, so that the daemon never waits for it; the first line that holds a text. */
+    /**
+     * Reads the log to its end in a thread, so that the daemon never waits for it; the first line that holds a text.
+     */
     private String line(String wanted) throws InterruptedException {
         List<String> log = new ArrayList<>();
         BlockingQueue<String> found = new LinkedBlockingQueue<>();
-        BufferedReader reader = new BufferedReader(new InputStreamReader(process.getInputStream(), StandardCharsets.UTF_8));
+        BufferedReader reader =
+                new BufferedReader(new InputStreamReader(process.getInputStream(), StandardCharsets.UTF_8));
         Thread thread = new Thread(() -> {
             try {
                 for (String line = reader.readLine(); line != null; line = reader.readLine()) {

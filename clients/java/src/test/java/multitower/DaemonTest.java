@@ -154,8 +154,10 @@ class DaemonTest {
     @Test
     void aDaemonThatDiesFailsWhatIsOutstandingAndItsSuccessorIsFound() throws Exception {
         try (Daemon own = new Daemon("restarted", CONFIG.replace("spares: 2", "spares: 0"));
-                MultitowerClient asking =
-                        MultitowerClient.builder().endpoint(own.endpoint()).connectTimeout(Duration.ofSeconds(30)).build()) {
+                MultitowerClient asking = MultitowerClient.builder()
+                        .endpoint(own.endpoint())
+                        .connectTimeout(Duration.ofSeconds(30))
+                        .build()) {
             asking.waitUntilReady(Duration.ofSeconds(60));
             List<CompletableFuture<Map<String, Tensor>>> lost = new ArrayList<>();
             for (int i = 0; i < 4; i++) {

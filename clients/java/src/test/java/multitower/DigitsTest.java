@@ -37,7 +37,8 @@ class DigitsTest {
     @BeforeAll
     @Timeout(300)
     static void serve() throws Exception {
-        String config = "devices: {cpu: 2}\nmodels:\n  - {name: digits, path: models/digits, batching: {}}\nspares: 1\n";
+        String models = "models:\n  - {name: digits, path: models/digits, batching: {}}\n";
+        String config = "devices: {cpu: 2}\nspares: 1\n" + models;
         Path folder = Path.of(System.getProperty("multitower.work")).toAbsolutePath().resolve("daemons/digits");
         Files.createDirectories(folder);
         if (!Files.exists(folder.resolve("held_out.npz"))) {

@@ -18,9 +18,9 @@ import org.zeromq.ZContext;
 import org.zeromq.ZMQ;
 
 /**
- * A scripted daemon: a ROUTER in a thread that says exactly what a test wants said. It answers {@code MT1:server_metadata}
- * itself, since a client asks for it before it sends anything else; what {@code answer} gives no frames for is left in
- * {@link #requests}, for the test to answer through {@link #reply}.
+ * A scripted daemon: a ROUTER in a thread that says exactly what a test wants said. It answers
+ * {@code MT1:server_metadata} itself, since a client asks for it before it sends anything else; what {@code answer}
+ * gives no frames for is left in {@link #requests}, for the test to answer through {@link #reply}.
  */
 final class FakeDaemon implements AutoCloseable {
     static final long WAIT_S = 20;

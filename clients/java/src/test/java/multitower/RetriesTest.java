@@ -15,8 +15,8 @@ class RetriesTest {
 
     private static MultitowerException error(String reason, String details) {
         String json =
-                "{\"error\":{\"code\":\"UNAVAILABLE\",\"reason\":\"" + reason + "\",\"message\":\"m\",\"details\":" + details
-                        + "}}";
+                "{\"error\":{\"code\":\"UNAVAILABLE\",\"reason\":\"" + reason + "\",\"message\":\"m\",\"details\":"
+                        + details + "}}";
         return Errors.fromWire(json.getBytes(StandardCharsets.UTF_8));
     }
 

@@ -1,11 +1,13 @@
 package multitower;
 
 import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.stream.Stream;
 
 /** docs/protocol-vectors.json, which every client's tests read. */
 final class Vectors {
@@ -18,7 +20,7 @@ final class Vectors {
         try {
             file = Json.read(Files.readAllBytes(ROOT.resolve("docs/protocol-vectors.json")));
         } catch (IOException error) {
-            throw new java.io.UncheckedIOException(error);
+            throw new UncheckedIOException(error);
         }
         List<Map<String, Object>> entries = new ArrayList<>();
         for (Object entry : (List<?>) file.get(name)) {
@@ -130,7 +132,7 @@ final class Vectors {
 
     private static double[] doubles(List<?> values) {
         return values.stream()
-                .flatMap(value -> value instanceof List ? ((List<?>) value).stream() : java.util.stream.Stream.of(value))
+                .flatMap(value -> value instanceof List ? ((List<?>) value).stream() : Stream.of(value))
                 .mapToDouble(value -> ((Number) value).doubleValue())
                 .toArray();
     }
