@@ -67,8 +67,8 @@ public final class MultitowerClient implements AutoCloseable {
         if (endpoint.startsWith("ipc://")) {
             // JeroMQ's own ipc is tcp on a port made of the path's hash: it would find no daemon, silently.
             String message =
-                    endpoint + ": ipc sockets cannot be reached from Java (JeroMQ has none that libzmq understands); let"
-                            + " the daemon listen on tcp://127.0.0.1:PORT as well";
+                    endpoint + ": ipc sockets cannot be reached from Java (JeroMQ has none that libzmq understands);"
+                            + " let the daemon listen on tcp://127.0.0.1:PORT as well";
             throw new IllegalArgumentException(message);
         }
         Matcher parts = TCP.matcher(endpoint);
