@@ -58,6 +58,7 @@ class Balancer:
         self.crashing = CrashingModels()
         self.late = 0  # results that came after their request had been answered
         self._waits: dict[str, tuple[int, Wait]] = {}  # by model: the pool's changes when it said so, and what
+        self._patient = [queue for queue in self.queues.values() if queue.limits.max_delay_s]
         self._look_again = inf  # when `dispatch` may have something to do though nothing happens
         self._turns: OrderedDict[str, None] = OrderedDict.fromkeys(limits)
         self._hopeless: dict[str, str] = {}
@@ -99,22 +100,22 @@ class Balancer:
     def dispatch(self, now: float) -> list[Batch]:
         """Forms a batch for each worker that can have one. Call it after each burst of events."""
         self._look_again = inf
-        waiting = [queue for queue in map(self.queues.__getitem__, self._turns) if queue]
+        waiting = [self.queues[model] for model in self._turns if self.queues[model].size]
         if not waiting:
             return []
         batches: list[Batch] = []
         pool = self.pool
         while waiting and (pool.free or pool.next_opening <= now):
             queue = waiting.pop(0)
-            batch = self._suspect_batch(queue, now) or self._next_of(queue, now)
+            batch = (self._suspect_batch(queue, now) if queue.suspects else None) or self._next_of(queue, now)
             if batch is None:
                 continue
             batches.append(batch)
             # The models take turns, so that one with a long queue does not keep the others from the workers.
             self._turns.move_to_end(queue.model)
-            if queue:
+            if queue.size:
                 waiting.append(queue)
-        if any(self.queues.values()):
+        if any(queue.size for queue in self.queues.values()):
             if (opening := pool.next_opening) > now:
                 self._look_again = opening
             for _, wait in self._waits.values():
@@ -255,12 +256,14 @@ class Balancer:
             self._turns[model] = None
         else:
             queue.limits = limits
+        self._patient = [queue for queue in self.queues.values() if queue.limits.max_delay_s]
 
     def remove_model(self, model: str) -> None:
         """The model is no more, and no worker runs anything of it; what waits is answered."""
         for request in list(self.queues[model]):
             self._settle(request.parent or request, make(Reason.MODEL_UNKNOWN, f"there is no model {model!r} any more"))
         del self.queues[model], self._turns[model]
+        self._patient = [queue for queue in self._patient if queue.model != model]
         self._hopeless.pop(model, None)
         self.crashing.forget(model)
         self._waits.pop(model, None)
@@ -304,13 +307,14 @@ class Balancer:
 
     def next_wake(self) -> float | None:
         """When `expire` and `dispatch` must be called at the latest, in monotonic seconds."""
-        times = [self._deadlines.next(), self._look_again]
-        times.extend(
-            queue.next_due()
-            for queue in self.queues.values()
-            if queue.limits.max_delay_s and any(queue.model in worker.serves for worker in self.pool.free)
-        )
-        time = min((time for time in times if time is not None), default=inf)
+        time = self._look_again
+        deadline = self._deadlines.next()
+        if deadline is not None and deadline < time:
+            time = deadline
+        for queue in self._patient:
+            due = queue.next_due() if queue.size else None
+            if due is not None and due < time and any(queue.model in worker.serves for worker in self.pool.free):
+                time = due
         return time if time < inf else None
 
     # How it is done.

@@ -5,7 +5,8 @@ The balancer tells which batches were given and answered; `choose` picks a worke
 `earliest_finish` gives a batch to the worker that is expected to finish it first: by what it has to do yet, and by the
 time that such batches take on it (`estimate.py`). When the busy ones would have all that waits done before a slow one,
 the slow one stays idle; when the queue is too long for that, it works. Shortly before a worker is expected to end its
-batch it may get a second one, so that its way there costs nothing. Workers of about the same speed take turns.
+batch it may get a second one, so that its way there costs nothing. Workers of about the same speed take turns; so do
+all where batches are brief.
 
 `least_depth` looks at nothing but rows: whoever is free gets a batch, the longest idle one first. So does the other
 rule while nothing is known.
@@ -22,7 +23,7 @@ from math import inf
 from typing import Final, NamedTuple
 
 from multitower.supervisor.batching import Batch, ModelQueue
-from multitower.supervisor.estimate import Pace
+from multitower.supervisor.estimate import MOST_KEYS, Pace
 from multitower.supervisor.request import BatchKey, Request
 from multitower.supervisor.serving import Worker
 
@@ -43,6 +44,12 @@ TRY_IDLE_S: Final = 1.0
 
 COMMON_EVERY: Final = 8
 """Of so many batches one counts for what all workers take together."""
+
+BRIEF_S: Final = 0.0003
+"""Where the largest batch takes each worker less, as they say, choosing costs more than it gains: they take turns."""
+
+BRIEF_FOR: Final = 256
+"""Batches until that is looked at again."""
 
 _LEAST_WAIT_S: Final = 0.001
 _HOP_STEP: Final = 0.1
@@ -107,6 +114,7 @@ class Pool:
         self.changes = 0
         self._common = Pace()  # all workers together, for those of which too little is known
         self._given = 0
+        self._brief: dict[int, tuple[bool, int]] = {}  # whether a key's batches are, and until which batch that holds
         self._opens: float | None = None  # the earliest time that a busy one opens; None when it has to be found
 
     # What happens.
@@ -121,6 +129,7 @@ class Pool:
         self.workers[worker] = None
         self.free[worker] = None
         worker.turn = self._given
+        self._brief.clear()
         self.changes += 1
 
     def hold(self, worker: Worker) -> None:
@@ -141,7 +150,7 @@ class Pool:
         worker: Worker = batch.worker
         self._given += 1
         worker.turn = self._given
-        seconds = self._seconds(worker, batch.key, batch.size)
+        seconds = None if self._is_brief(batch.key) else self._seconds(worker, batch.key, batch.size)
         if worker.batch is None:
             worker.batch = batch
             batch.begun = now
@@ -167,7 +176,11 @@ class Pool:
         took = now - batch.begun
         if busy_s is None:
             busy_s = took
-        if measures:
+        # Of brief batches some suffice; a worker that has become slow is found by the others' next look.
+        if measures and not (
+            self._is_brief(batch.key) and self._given - worker.measured < COMMON_EVERY * len(self.workers)
+        ):
+            worker.measured = self._given
             self._learn(worker, batch, busy_s)
             if not batch.behind:
                 hop = max(took - busy_s, 0.0)
@@ -231,7 +244,8 @@ class Pool:
         """
         if len(self.workers) == 1:
             return Choice(able[0], 1)
-        offers = self._offers(able, queue, key, rows, now) if self.rule is Rule.EARLIEST_FINISH else None
+        clever = self.rule is Rule.EARLIEST_FINISH and not self._is_brief(key)
+        offers = self._offers(able, queue, key, rows, now) if clever else None
         if offers is None:
             free = [worker for worker in able if worker.batch is None]
             return Choice(min(free, key=_idle_since), len(free)) if free else Wait(0, inf)
@@ -291,6 +305,18 @@ class Pool:
         """What a batch of so many rows is expected to take; by what others take, where too little is known of it."""
         estimate = worker.pace.find(key.id) or self._common.find(key.id)
         return estimate.seconds(rows) if estimate is not None else None
+
+    def _is_brief(self, key: BatchKey) -> bool:
+        """Every worker is known to do the largest batch of this key in no time; looked at now and then."""
+        brief, until = self._brief.get(key.id, (False, -1))
+        if self._given >= until:
+            estimates = [worker.pace.find(key.id) for worker in self.workers]
+            rows = max(key.max_batch_size, 1)
+            brief = all(estimate is not None and estimate.seconds(rows) < BRIEF_S for estimate in estimates)
+            if len(self._brief) >= MOST_KEYS:
+                self._brief.clear()
+            self._brief[key.id] = brief, self._given + BRIEF_FOR
+        return brief
 
     def _learn(self, worker: Worker, batch: Batch, seconds: float) -> None:
         estimate = worker.pace.find(batch.key.id)

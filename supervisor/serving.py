@@ -44,6 +44,7 @@ class Worker:
         ends: when all that it has is expected to be answered, in monotonic seconds; infinite while that is not known.
         opens: from when on it may get a second batch; infinite while it may not.
         turn: the pool's count of batches when it got its last one.
+        measured: the same when a batch of its was measured last.
         tried: what it is executing was given to it to see whether it is still slow.
     """
 
@@ -61,7 +62,7 @@ class Worker:
         self.pace = Pace()
         self.hop_s = 0.0
         self.ends = self.opens = inf
-        self.turn = 0
+        self.turn = self.measured = 0
         self.tried = False
 
     @property

@@ -9,7 +9,7 @@ from practised import FIXED_S, KEY, LARGEST, ROW_S, SINGLY, Scene
 
 from multitower.errors import Reason, make
 from multitower.supervisor.estimate import LEAST, STREAK
-from multitower.supervisor.pool import GRAIN_S, TRY_AFTER, TRY_IDLE_S, Rule
+from multitower.supervisor.pool import BRIEF_FOR, GRAIN_S, TRY_AFTER, TRY_IDLE_S, Rule
 from multitower.supervisor.request import Request
 from multitower.supervisor.serving import Worker
 
@@ -98,6 +98,36 @@ def test_one_that_becomes_slow_is_left_alone_after_a_few_batches() -> None:
         scene.answer(slot, (8 if slot == 0 else 1) * (FIXED_S + ROW_S))
     assert given.count(0) <= STREAK + 2
     assert given[-20:] == [1] * 20
+
+
+@pytest.mark.parametrize(
+    ("factors", "turns"),
+    [
+        pytest.param((0.05, 0.01), [0, 1, 0, 1], id="choosing gains less than it costs"),
+        pytest.param((0.1, 0.01), [1, 1, 1, 1], id="it gains more"),
+    ],
+)
+def test_brief_batches_go_to_whoever_is_free(factors: tuple[float, ...], turns: list[int]) -> None:
+    scene = Scene(*factors)
+    given = []
+    for _ in turns:
+        scene.submit(1)
+        ((slot, _),) = scene.dispatch(0.001)
+        given.append(slot)
+        scene.answer(slot, factors[slot] * FIXED_S, factors[slot] * FIXED_S)
+    assert given == turns
+
+
+def test_one_whose_batches_are_brief_no_more_is_found_out() -> None:
+    scene = Scene(0.05, 0.05)
+    given = []
+    for _ in range(3 * BRIEF_FOR):
+        scene.submit(1)
+        ((slot, _),) = scene.dispatch(0.0001)
+        given.append(slot)
+        scene.answer(slot, took := (1 if slot == 0 else 0.05) * (FIXED_S + ROW_S), took)
+    assert given[:4] == [0, 1, 0, 1]
+    assert given[-BRIEF_FOR // 2 :].count(0) <= 1, "but for a try"
 
 
 @pytest.mark.parametrize("rule", Rule)
