@@ -87,11 +87,12 @@ class Wait(NamedTuple):
 
 
 class _Offer(NamedTuple):
-    """When an open worker would be done with its share."""
+    """When an open worker would be done with its share, and whether that follows from its own times."""
 
     finish: float
     seconds: float
     worker: Worker
+    known: bool
 
 
 class Pool:
@@ -260,7 +261,7 @@ class Pool:
         waiting = queue.batches(key.max_batch_size)
         margin = ALIKE * best.seconds
         before, offered = 0, {offer.worker for offer in offers}
-        for worker in self.workers:
+        for worker in self.workers if best.known else ():
             left = best.finish - margin - _expected(worker.ends, now)  # until the best of the open ones would be done
             if left > 0 and not worker.retiring and worker not in offered and worker.can_run(first):
                 seconds = self._seconds(worker, key, most)
@@ -281,12 +282,21 @@ class Pool:
         """When each of them would be done with an even share; None while that is not known of each."""
         share = queue.limits.padded(max(1, min(-(-rows // len(able)), key.max_batch_size)))
         offers = []
-        for worker in able:
-            seconds = self._seconds(worker, key, share)
-            if seconds is None:
+        times = [
+            (worker, estimate.seconds(share) if (estimate := worker.pace.find(key.id)) is not None else None)
+            for worker in able
+        ]
+        # One that is not known is as fast as the fastest, until it is: else it might never be known.
+        unknown = min((seconds for _, seconds in times if seconds is not None), default=None)
+        if unknown is None:
+            common = self._common.find(key.id)
+            if common is None:
                 return None
+            unknown = common.seconds(share)
+        for worker, own in times:
+            seconds = unknown if own is None else own
             start = now if worker.batch is None else _expected(worker.ends, now)
-            offers.append(_Offer(start + seconds, seconds, worker))
+            offers.append(_Offer(start + seconds, seconds, worker, own is not None))
         return offers
 
     def _sharing(self, offers: list[_Offer], best: _Offer, key: BatchKey, most: int, waiting: int) -> int:
@@ -294,7 +304,7 @@ class Pool:
         seconds = self._seconds(best.worker, key, most) or best.seconds
         begins = best.finish - best.seconds
         count = 0
-        for finish, own, _ in sorted(offers, key=_finish):
+        for finish, own, _, _ in sorted(offers, key=_finish):
             left = finish - ALIKE * own - begins
             if count and count * int(left / max(seconds, _LEAST_WAIT_S)) >= waiting:
                 break

@@ -156,6 +156,23 @@ def test_a_new_worker_is_as_fast_as_the_others_until_it_is_known() -> None:
     assert scene.dispatch() == [(other.slot, 1)]
 
 
+def test_a_new_worker_is_tried_at_once_though_most_of_the_others_are_slow() -> None:
+    scene = Scene()
+    for _ in range(3):
+        scene.worker(None)
+    times = [4 * FIXED_S, 4 * FIXED_S, FIXED_S, FIXED_S]
+    given = []
+    for number in range(120):
+        if number == 100:
+            scene.worker(None)
+        scene.submit(1)
+        ((slot, _),) = scene.dispatch(0.001)
+        given.append(slot)
+        scene.answer(slot, times[slot])
+    assert given[20:100] == [2] * 80, "as soon as the slow ones are known"
+    assert given[100:].count(3) in (9, 10, 11), "it takes turns with the fast one"
+
+
 def test_while_nothing_is_known_whoever_is_free_gets_it_and_nothing_is_sent_behind_another() -> None:
     scene = Scene()
     for _ in range(2):
