@@ -21,6 +21,7 @@ and its outputs, or the header of an error; joined, the reply headers stand in t
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from collections.abc import Sequence
@@ -162,9 +163,15 @@ class Table(NamedTuple):
 
     @classmethod
     def unpack(cls, frame: bytes) -> Table:
-        """Reads what `pack` wrote."""
-        inputs, outputs = json.loads(frame)
-        return cls([Place(*place) for place in inputs], [Place(*place) for place in outputs])
+        """Reads what `pack` wrote; the table is not to be changed."""
+        return _unpacked(frame)
+
+
+@functools.lru_cache(maxsize=256)
+def _unpacked(frame: bytes) -> Table:
+    # Clients use the same places again and again.
+    inputs, outputs = json.loads(frame)
+    return Table([Place(*place) for place in inputs], [Place(*place) for place in outputs])
 
 
 class Timing(NamedTuple):

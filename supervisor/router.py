@@ -140,19 +140,19 @@ class Router:
         self._check_size(size + len(header))
         plan = self.admission.plan(header if type(header) is bytes else bytes(header))
         if plan.shared is not None:
-            self._infer_shared(front, address, id, plan, body[3:])
+            self._infer_shared(front, address, id, plan, body)
             return
         check_frames(plan, sizes)
         frames = [body[3 + index] for index in plan.order]
         self.balancer.submit(Request((front, address), id, plan, frames, size, time.monotonic()))
 
-    def _infer_shared(self, front: Front, address: tuple[bytes, ...], id: bytes, plan: Plan, frames: list[Any]) -> None:
+    def _infer_shared(self, front: Front, address: tuple[bytes, ...], id: bytes, plan: Plan, body: list[Any]) -> None:
         now = time.monotonic()
         if not front.local:
             raise regions.refusal(plan, "this endpoint is not ipc")
-        tensors, places = self.regions.resolve(plan, frames, now)
+        tensors, places = self.regions.resolve(plan, body[3:], now)
         sizes = [len(tensor) for tensor in tensors]
-        self._check_size(sum(sizes))
+        self._check_size(sum(sizes) + len(body[2]))
         check_frames(plan, sizes)
         in_order = [tensors[index] for index in plan.order]
         self.balancer.submit(SharedRequest((front, address), id, plan, in_order, sum(sizes), now, places))

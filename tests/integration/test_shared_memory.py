@@ -21,7 +21,7 @@ import psutil
 import pytest
 from running import Running
 
-from multitower import AsyncClient, Client, DeadlineExceeded, Overloaded, tensors
+from multitower import AsyncClient, Client, DeadlineExceeded, Overloaded, Unavailable, tensors
 
 CONFIG = """
 listen: ["{endpoint}", "tcp://127.0.0.1:*"]
@@ -376,16 +376,26 @@ def test_a_daemon_that_is_started_again_is_served_as_before(tmp_path: Path) -> N
         client.empty((10,))
 
 
-def test_a_connection_that_comes_back_shares_again(tmp_path: Path) -> None:
+def test_a_daemon_that_is_killed_leaves_nothing_and_the_next_one_shares_again(tmp_path: Path) -> None:
     folder = tmp_path / "sockets"
     folder.mkdir()
     config = CONFIG.replace("{endpoint}", f"ipc://{folder}/f")
+    files = set(os.listdir("/dev/shm"))
     with contextlib.closing(Client(f"ipc://{folder}/f", connect_timeout=60.0)) as client:
         for number in range(2):
             with Running(tmp_path, config) as running:
                 client.wait_until_ready(60.0)
-                learn(client, "single", image(number))
-                assert running.end() == 0
+                learn(client, "slow", image(number))
+                kept = client.infer("slow", {"x": image(7)})["x"]
+                lost = [client.submit("slow", {"x": image(number)}) for _ in range(10)]
+                running.remember()
+                running.signal(signal.SIGKILL)
+                for future in lost:
+                    with pytest.raises(Unavailable, match="connection_lost"):
+                        future.result()
+                assert running.wait_end() == -signal.SIGKILL
+            assert (kept == 7).all()
+            assert set(os.listdir("/dev/shm")) <= files
 
 
 def test_a_forked_child_keeps_what_it_has(client: Client) -> None:

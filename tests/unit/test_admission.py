@@ -118,3 +118,35 @@ def test_frames_fit_their_header(admitted: Admission, sizes: tuple[int, ...], re
     with pytest.raises(MultitowerError) as raised:
         check_frames(plan, sizes)
     assert raised.value.reason == reason
+
+
+AREA = wire.Area("mt-1-2-" + "0" * 32, 4096, 24)
+
+
+def shared(**more: Any) -> bytes:
+    """Two rows, of which `x` lies in shared memory."""
+    tensors = [wire.Tensor("s", "BYTES", (2,)), wire.Tensor("x", "FP32", (2, 3), AREA)]
+    return wire.infer_header("m", tensors, **more)
+
+
+def test_requests_in_shared_memory_share_the_key_of_those_in_frames(admitted: Admission) -> None:
+    plain = admitted.plan(header())
+    plan = admitted.plan(shared(areas={"y": AREA, "z": AREA}))
+    assert plan is admitted.plan(shared(areas={"y": AREA, "z": AREA}))
+    assert plan.key is plain.key
+    assert plan.shared is not None
+    assert plan.shared.inputs == (None, AREA)
+    assert plan.shared.outputs == {"y": AREA, "z": AREA}
+    assert plain.shared is None
+    small = admitted.plan(wire.infer_header("m", [wire.Tensor(n, d, (2, *r)) for n, d, r in INPUTS], areas={"y": AREA}))
+    assert small.shared is not None
+    assert small.shared.inputs == (None, None)
+
+
+INPUTS = (("x", "FP32", (3,)), ("s", "BYTES", ()))
+
+
+def test_places_do_not_excuse_unknown_outputs(admitted: Admission) -> None:
+    with pytest.raises(MultitowerError, match="no output 'z'") as raised:
+        admitted.plan(shared(outputs=["y", "z"], areas={"z": AREA}))
+    assert raised.value.reason == "output_unknown"

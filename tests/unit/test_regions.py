@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -14,11 +15,14 @@ from memfds import NONCE, name_of, region
 
 from multitower import wire, worker_wire
 from multitower.errors import InvalidRequest
+from multitower.spec import ModelReport
 from multitower.supervisor import regions
-from multitower.supervisor.batching import Batch
+from multitower.supervisor.batching import Batch, QueueLimits
+from multitower.supervisor.front import Incoming
 from multitower.supervisor.quarantine import Quarantine
 from multitower.supervisor.regions import IDLE_S, Piece, Region, Regions, open_region
 from multitower.supervisor.request import BatchKey, Plan, Request, Shared, SharedRequest
+from multitower.supervisor.router import Router
 from multitower.supervisor.split import Join
 from multitower.worker_wire import KeySpec
 
@@ -286,3 +290,52 @@ def test_a_request_in_quarantine_is_known_by_its_bytes_however_it_comes() -> Non
         assert quarantine.find(request(Regions(), plan(bad), [b"123"]), 1.0) is not None
         in_frames = Request(("front",), b"id", plan(bad), [b"poison", b"123"], 9, 0.0)
         assert quarantine.find(in_frames, 1.0) is not None
+
+
+# The front.
+
+
+class OneRequest:
+    """Stands for a front socket: gives one request for a model, and keeps what is answered."""
+
+    def __init__(self, header: bytes, *frames: bytes, local: bool) -> None:
+        self.local = local
+        self.readable = False
+        self.errors: list[dict[str, str]] = []
+        self._incoming: Incoming | None = Incoming((b"client",), [wire.INFER, b"1", header, *frames])
+
+    def receive(self) -> Incoming | None:
+        incoming, self._incoming = self._incoming, None
+        return incoming
+
+    def reply(self, address: tuple[bytes, ...], kind: bytes, id: bytes, body: tuple[bytes]) -> None:
+        assert (address, kind, id) == ((b"client",), wire.ERROR, b"1")
+        error = json.loads(body[0])["error"]
+        self.errors.append({"reason": error["reason"], "field": error["details"]["field"]})
+
+
+@pytest.mark.parametrize(
+    ("local", "spare", "frames", "error"),
+    [
+        (True, 0, [b"12"], None),
+        (True, -1, [b"12"], {"reason": "too_large", "field": "frames"}),
+        (False, 0, [b"12"], {"reason": "malformed", "field": "inputs[1].parameters.shared_memory_region"}),
+        (True, 9, [b"1"], {"reason": "size_mismatch", "field": "n"}),
+        (True, 9, [b"12", b"34"], {"reason": "malformed", "field": "inputs"}),
+    ],
+)
+def test_the_router_takes_shared_memory_of_local_clients(
+    local: bool, spare: int, frames: list[bytes], error: dict[str, str] | None
+) -> None:
+    with region(b"abcdef") as (name, _):
+        tensors = [wire.Tensor("n", "UINT8", (2,)), wire.Tensor("x", "UINT8", (2, 3), wire.Area(name, 4096, 6))]
+        header = wire.infer_header("m", tensors)
+        front = OneRequest(header, *frames, local=local)
+        # What lies in shared memory counts as if it were in a frame.
+        limit = len(header) + 2 + 6 + spare
+        router = Router({"m": QueueLimits(10, 1 << 20)}, {"m": 30.0}, limit, lambda *_: {})
+        router.admission.describe(ModelReport(name="m", max_batch_size=2))
+        router.receive(front)  # type: ignore[arg-type]
+        assert front.errors == ([] if error is None else [error])
+        queue = router.balancer.queues["m"]
+        assert (queue.size, queue.bytes) == ((0, 0) if error else (1, 2 + 6))
