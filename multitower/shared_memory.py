@@ -222,6 +222,8 @@ class Arena:
     def _new_segment(self, area_bytes: int) -> Segment | None:
         areas = max(1, min(MOST_AREAS, SEGMENT_BYTES // area_bytes))
         size = mmap.PAGESIZE + area_bytes * areas
+        if size > MOST_BYTES:
+            return None  # not even if all else went
         if self._bytes + size > MOST_BYTES:
             self._drop_unused(float("inf"))
         if self._bytes + size > MOST_BYTES:

@@ -50,6 +50,18 @@ class Sleeper:
         return inputs
 
 
+class Patient:
+    """Sleeps as many seconds as the request says, then echoes `x`."""
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Nothing to load."""
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Sleeps and echoes."""
+        time.sleep(float(inputs["seconds"].max()))
+        return {"x": inputs["x"]}
+
+
 class Declared:
     """Declares its inputs and outputs, so that the router checks requests: `y = x * 2`, and a scalar `z`."""
 

@@ -33,7 +33,7 @@ models:
   - {name: echo, handler: "handlers:Echo", batching: {max_batch_size: 8}}
   - {name: single, handler: "handlers:Echo"}
   - {name: sleeper, handler: "handlers:Sleeper", parameters: {seconds: 0.01}, batching: {max_batch_size: 4}, retry: 3}
-  - {name: slow, handler: "handlers:Sleeper", parameters: {seconds: 0.05, slow: 0, factor: 30}}
+  - {name: patient, handler: "handlers:Patient"}
   - {name: narrow, handler: "handlers:Sleeper", parameters: {seconds: 0.5}, queue: {max_bytes: 1MiB}}
 """
 
@@ -65,11 +65,11 @@ def image(number: int, rows: int = 1) -> np.ndarray:
     return np.full((rows, 224, 224, 3), number, np.float32)
 
 
-def learn(client: Client, model: str, x: np.ndarray) -> None:
+def learn(client: Client, model: str, x: np.ndarray, **more: float) -> None:
     """Lets the client see what the daemon takes, and how large the outputs are."""
     client.live()
     for _ in range(2):
-        y = client.infer(model, {"x": x})["x"]
+        y = client.infer(model, {"x": x, **more})["x"]
     assert in_shared_memory(y)
 
 
@@ -269,7 +269,7 @@ CHILD = textwrap.dedent("""
     for _ in range(3):
         client.infer("sleeper", {"x": x})
     for _ in range(20):
-        client.submit("slow", {"x": x})
+        client.submit("patient", {"x": x, "seconds": 1.0})
     print("begun", flush=True)
     threading.Event().wait()
 """)
@@ -345,19 +345,20 @@ def _back(slot: dict[str, Any], before: dict[str, Any]) -> bool:
 
 
 def test_a_late_write_spoils_no_later_result(daemon: Running, client: Client) -> None:
-    """The request that the slow worker has times out; what it writes afterwards must hit nobody's memory."""
-    learn(client, "slow", image(0))
-    learn(client, "slow", image(0))
-    late = [client.submit("slow", {"x": image(-number - 1)}, timeout=0.5) for number in range(4)]
-    errors = [future.exception() for future in late]
-    assert sum(isinstance(error, DeadlineExceeded) for error in errors) >= 1
-    busy = daemon.slot(0)["completed"]
-    kept = [client.infer("slow", {"x": image(number)})["x"] for number in range(1, 11)]
+    """A request times out while a worker has it; what that writes afterwards must hit nobody's memory."""
+    learn(client, "patient", image(0), seconds=0.0)
+    before = _late(daemon)
+    late = client.submit("patient", {"x": image(-1), "seconds": 3.0}, timeout=0.5)
+    assert isinstance(late.exception(), DeadlineExceeded)
+    kept = [client.infer("patient", {"x": image(number), "seconds": 0.0})["x"] for number in range(1, 11)]
     assert all(map(in_shared_memory, kept))
-    assert daemon.slot(0)["completed"] == busy, "the slow worker is still at it"
-    daemon.wait(lambda: daemon.slot(0)["completed"] > busy)
-    # Its answer comes after what it wrote.
+    assert _late(daemon) == before, "the other worker is still at it"
+    daemon.wait(lambda: _late(daemon) > before)  # its answer comes after what it wrote
     assert [(int(y.min()), int(y.max())) for y in kept] == [(number, number) for number in range(1, 11)]
+
+
+def _late(daemon: Running) -> int:
+    return int(daemon.status()["daemon"]["late"])
 
 
 def test_a_daemon_that_is_started_again_is_served_as_before(tmp_path: Path) -> None:
@@ -385,9 +386,9 @@ def test_a_daemon_that_is_killed_leaves_nothing_and_the_next_one_shares_again(tm
         for number in range(2):
             with Running(tmp_path, config) as running:
                 client.wait_until_ready(60.0)
-                learn(client, "slow", image(number))
-                kept = client.infer("slow", {"x": image(7)})["x"]
-                lost = [client.submit("slow", {"x": image(number)}) for _ in range(10)]
+                learn(client, "patient", image(number), seconds=0.0)
+                kept = client.infer("patient", {"x": image(7), "seconds": 0.0})["x"]
+                lost = [client.submit("patient", {"x": image(number), "seconds": 60.0}) for _ in range(10)]
                 running.remember()
                 running.signal(signal.SIGKILL)
                 for future in lost:
@@ -398,16 +399,30 @@ def test_a_daemon_that_is_killed_leaves_nothing_and_the_next_one_shares_again(tm
             assert set(os.listdir("/dev/shm")) <= files
 
 
-def test_a_forked_child_keeps_what_it_has(client: Client) -> None:
-    """And its end takes nothing from its parent."""
-    learn(client, "single", image(0))
-    kept = client.infer("single", {"x": image(5)})["x"]
+FORK = textwrap.dedent("""
+    import os, sys
+    import numpy as np
+    from multitower import Client, Unavailable
+    client = Client(sys.argv[1])
+    client.live()
+    ask = lambda number: client.infer("single", {"x": np.full((1, 224, 224, 3), number, np.float32)})["x"]
+    ask(0)
+    kept = ask(5)
     pid = os.fork()
     if not pid:
-        os._exit(0 if (kept == 5).all() else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert (client.infer("single", {"x": image(6)})["x"] == 6).all()
-    assert (kept == 5).all()
+        right = (kept == 5).all()
+        try:
+            client.empty((10,))
+        except Unavailable:
+            os._exit(0 if right else 1)
+        os._exit(2)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), (ask(6) == 6).all(), (kept == 5).all())
+""")
+
+
+def test_a_forked_child_keeps_what_it_has_and_its_end_takes_nothing(daemon: Running) -> None:
+    done = subprocess.run([sys.executable, "-c", FORK, daemon.endpoint], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["0", "True", "True"], done
 
 
 def test_the_daemons_memory_does_not_grow_with_what_is_shared(daemon: Running, client: Client) -> None:

@@ -101,7 +101,9 @@ def test_memory_is_bounded_and_what_is_unused_makes_room(monkeypatch: pytest.Mon
     assert arena.lease(shared_memory.SEGMENT_BYTES // 2) is None
     held.clear()
     assert arena.lease(shared_memory.SEGMENT_BYTES // 2) is not None
+    kept = where(leased(arena))
     assert arena.lease(4 * shared_memory.SEGMENT_BYTES) is None
+    assert where(leased(arena)) == kept, "nothing went for what can never be had"
 
 
 def test_what_a_burst_needed_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
