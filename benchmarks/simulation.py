@@ -33,7 +33,7 @@ from multitower.supervisor.serving import Served, Worker
 from multitower.worker_wire import KeySpec
 
 BATCH_S, ROW_S, LARGEST = 0.004, 0.00003, 32
-GRAIN_S = 0.001
+GRAIN_S = 0.0002
 WARM_UP = 0.1
 """The share of the requests that come first and are not counted: until then estimates are being learned."""
 

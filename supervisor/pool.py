@@ -30,8 +30,8 @@ from multitower.supervisor.serving import Worker
 ALIKE: Final = 0.125
 """Share of a batch's time within which workers are as good as each other: then the longest idle one has it."""
 
-GRAIN_S: Final = 0.001
-"""The daemon's loop wakes up to this much later than it wants to."""
+GRAIN_S: Final = 0.0003
+"""The daemon's loop wakes up to this much later than it wants to, and has something else to do first."""
 
 LEAD_SHARE: Final = 0.25
 """Of a batch's time, how much before its end the next one may be sent at the most."""

@@ -205,7 +205,7 @@ def test_a_reload_may_change_the_rule_while_workers_have_two_batches() -> None:
     scene.submit(1 + LARGEST)
     scene.dispatch()
     scene.submit(LARGEST)
-    behind = scene.dispatch(FIXED_S)
+    behind = scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2)
     assert behind == [(0, LARGEST)]
     scene.balancer.set_dispatch(Rule.LEAST_DEPTH)
     scene.submit(10)
@@ -216,7 +216,7 @@ def test_a_reload_may_change_the_rule_while_workers_have_two_batches() -> None:
     assert batch[0] == 0
     scene.balancer.set_dispatch(Rule.EARLIEST_FINISH)
     scene.submit(LARGEST)
-    assert scene.dispatch(FIXED_S) == [(0, LARGEST)], "what was measured before counts"
+    assert scene.dispatch(FIXED_S + ROW_S * batch[1] - GRAIN_S / 2) == [(0, LARGEST)], "what was measured before counts"
 
 
 # A second batch just in time.

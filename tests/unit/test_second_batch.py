@@ -8,6 +8,7 @@ from practised import FIXED_S, LARGEST, ROW_S, SINGLY, Scene
 from multitower.errors import MultitowerError, Reason
 from multitower.supervisor.balancer import Balancer
 from multitower.supervisor.batching import QueueLimits
+from multitower.supervisor.pool import GRAIN_S
 from multitower.supervisor.request import Phase, Request
 from multitower.supervisor.serving import Served, Worker
 
@@ -20,7 +21,7 @@ def two(scene: Scene, *, first: int = 1) -> tuple[Worker, list[Request], list[Re
     executed = scene.submit(first)
     assert scene.dispatch() == [(0, first)]
     behind = scene.submit(LARGEST)
-    assert scene.dispatch(FIXED_S + ROW_S * first - 0.0005) == [(0, LARGEST)]
+    assert scene.dispatch(FIXED_S + ROW_S * first - GRAIN_S / 2) == [(0, LARGEST)]
     return scene.workers[0], executed, behind
 
 
@@ -68,7 +69,7 @@ def test_with_three_on_their_way_only_what_was_begun_is_suspect() -> None:
     worker, first, _ = two(scene)
     scene.answer(0)
     third = scene.submit(LARGEST)
-    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - 0.0005) == [(0, LARGEST)]
+    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [(0, LARGEST)]
     assert worker.batch is not None
     scene.balancer.remove_worker(worker, scene.now, begun=worker.batch.id - 1)
     assert not any(request.deaths for request in third)
@@ -84,7 +85,7 @@ def test_the_one_to_blame_is_kept_in_quarantine_and_its_neighbour_is_not(told: s
     requests = scene.submit(1, key=SINGLY)
     scene.dispatch()
     requests += scene.submit(1, key=SINGLY)
-    assert scene.dispatch(FIXED_S - 0.0005) == [(0, 1)]
+    assert scene.dispatch(FIXED_S - GRAIN_S / 2) == [(0, 1)]
     (worker,) = scene.workers
     scene.balancer.remove_worker(worker, scene.now, crashed=True, begun=begun(worker, told))
     ((request, answer),) = scene.balancer.replies()
@@ -108,7 +109,7 @@ def test_a_part_of_a_large_request_goes_back_to_its_own_edition_only() -> None:
     scene = Scene(1)
     (large,) = scene.submit(1, rows=2 * LARGEST)
     assert scene.dispatch() == [(0, LARGEST)]
-    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - 0.0005) == [(0, LARGEST)], "its second part, behind its first"
+    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [(0, LARGEST)], "its second part"
     newer = scene.balancer.add_worker(7, "cpu:7", {"m": Served(edition=1)}, scene.now)
     same = scene.worker(1)
     (worker,) = scene.workers
@@ -139,7 +140,7 @@ def test_a_suspect_is_neither_sent_behind_another_batch_nor_has_one_behind_it() 
     scene.balancer.remove_worker(scene.workers[0], scene.now)
     assert poison[0].deaths == 1
     scene.submit(LARGEST)
-    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - 0.0005) == [(1, LARGEST)], "not the suspect, which is first"
+    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [(1, LARGEST)], "not the suspect, which is first"
     scene.answer(1, 0.001)
     assert scene.dispatch() == []
     scene.answer(1, 0.005)
