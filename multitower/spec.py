@@ -16,6 +16,15 @@ from typing import Any, Final, Self
 NO_SOCKET: Final = 73
 """The exit code of a worker that cannot make its socket (EX_CANTCREAT of sysexits.h): it cannot report why."""
 
+GRAPH_SUFFIXES: Final = (".pb", ".pbtxt")
+"""Of files that hold a frozen GraphDef."""
+
+H5_SUFFIXES: Final = (".h5", ".hdf5")
+"""Of files in the format of Keras 2."""
+
+MODEL_SUFFIXES: Final = (".keras", *H5_SUFFIXES, *GRAPH_SUFFIXES)
+"""Of all files that are models."""
+
 
 class _Json:
     """To JSON and back for the frozen dataclasses below; nested ones name their own readers."""
@@ -30,11 +39,14 @@ class ModelSpec(_Json):
 
     Attributes:
         name: what clients ask for.
-        path: an absolute path of a SavedModel (or a folder of numbered versions) or a `.keras` file, or None.
+        path: an absolute path of a SavedModel (or a folder of numbered versions) or a file with one of the
+            `MODEL_SUFFIXES`, or None.
         version: the numbered folder under `path` to load, or None where there are none. The supervisor chooses it,
             so that a worker that is started again never serves another version than its neighbours.
         handler: `module:Class`, or None; exactly one of `path` and `handler` is given.
         parameters: passed to the handler's `load`.
+        inputs: of a frozen graph: the tensors that requests give, by the names that clients use for them.
+        outputs: of a frozen graph: those that they get.
         signature: the SavedModel's signature; None picks `serving_default`, else `serve`, else the only one.
         max_batch_size: rows a batch at the most; 0 means that requests are never batched together.
         allowed_batch_sizes: sizes a batch is padded to, ascending, the last being `max_batch_size`; empty for
@@ -49,6 +61,8 @@ class ModelSpec(_Json):
     version: str | None = None
     handler: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    outputs: Mapping[str, str] = field(default_factory=dict)
     signature: str | None = None
     max_batch_size: int = 0
     allowed_batch_sizes: tuple[int, ...] = ()
@@ -164,7 +178,7 @@ class ModelReport:
     Attributes:
         name: as configured.
         version: the number of the version folder, "1" where there are none.
-        platform: `tensorflow_savedmodel`, `keras` or `python`.
+        platform: `tensorflow_savedmodel`, `tensorflow_graphdef`, `keras` or `python`.
         state: `ready` or `failed`.
         cause: why it failed, for people.
         inputs: the model's inputs, or None where a handler declares none and takes any.

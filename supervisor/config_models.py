@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 
-from multitower.spec import ModelSpec
+from multitower.spec import GRAPH_SUFFIXES, MODEL_SUFFIXES, ModelSpec
 from multitower.supervisor.config_errors import Complaints, refuse_missing
 from multitower.supervisor.config_fields import (
     Count,
@@ -109,11 +109,44 @@ def _signature(value: object, info: ValidationInfo) -> str | None:
     if info.data.get("path", value) is None:
         raise ValueError("goes with a path only")
     path = info.data.get("path")
-    if path is not None and path.suffix == ".keras":
-        raise ValueError("goes with a SavedModel only; a .keras file has no signatures")
+    if path is not None and path.suffix in MODEL_SUFFIXES:
+        raise ValueError(f"goes with a SavedModel only; a {path.suffix} file has no signatures")
     if not isinstance(value, str) or not value:
         raise ValueError(f"must be the name of a signature, not {shown(value)}")
     return value
+
+
+def _tensors(value: object, info: ValidationInfo) -> Mapping[str, str]:
+    """What a frozen graph's inputs or outputs are; nothing but the configuration can tell."""
+    path = info.data.get("path")
+    if value is None:
+        if path is not None and path.suffix in GRAPH_SUFFIXES:
+            raise ValueError(f"a frozen graph needs it: {_TENSORS_EXAMPLE[str(info.field_name)]}")
+        return {}
+    if path is None or path.suffix not in GRAPH_SUFFIXES:
+        if "path" not in info.data:
+            return {}  # which is wrong itself
+        raise ValueError(f"goes with a frozen graph ({', '.join(GRAPH_SUFFIXES)}) only")
+    if not isinstance(value, dict) or not value:
+        raise ValueError(
+            f"must be a mapping of names to tensors, as in {_TENSORS_EXAMPLE[str(info.field_name)]}, not {shown(value)}"
+        )
+    complaints = Complaints()
+    for name, tensor in value.items():
+        if not name:
+            raise ValueError("a name must not be empty")
+        if not isinstance(tensor, str) or not tensor:
+            complaints.add(f'must be a tensor of the graph, as in "softmax:0", not {shown(tensor)}', name)
+    complaints()
+    return value
+
+
+_TENSORS_EXAMPLE = {"inputs": '{x: "x:0"}', "outputs": '{scores: "softmax:0"}'}
+Tensors = Annotated[
+    Mapping[str, str],
+    PlainValidator(_tensors),
+    WithJsonSchema({"type": "object", "minProperties": 1, "additionalProperties": {"type": "string", "minLength": 1}}),
+]
 
 
 class ModelConfig(Section):
@@ -122,7 +155,12 @@ class ModelConfig(Section):
     model_config = ConfigDict(
         json_schema_extra={
             "oneOf": [{"required": ["path"]}, {"required": ["handler"]}],
-            "dependentRequired": {"parameters": ["handler"], "signature": ["path"]},
+            "dependentRequired": {
+                "parameters": ["handler"],
+                "signature": ["path"],
+                "inputs": ["path"],
+                "outputs": ["path"],
+            },
         }
     )
 
@@ -130,7 +168,8 @@ class ModelConfig(Section):
         description="What clients ask for; unique."
     )
     path: Annotated[Path | None, PlainValidator(_path), WithJsonSchema({"type": "string", "minLength": 1})] = key(
-        None, "A SavedModel folder, a folder of numbered versions of one, or a .keras file."
+        None,
+        "A SavedModel folder, a folder of numbered versions of one, or a file: .keras, .h5, or a frozen graph (.pb).",
     )
     handler: Annotated[
         str | None, PlainValidator(_handler), WithJsonSchema({"type": "string", "pattern": HANDLER_PATTERN})
@@ -138,6 +177,8 @@ class ModelConfig(Section):
     parameters: Annotated[Mapping[str, Any], PlainValidator(_parameters), WithJsonSchema({"type": "object"})] = key(
         None, "What the handler's load() is given."
     )
+    inputs: Tensors = key(None, "Of a frozen graph: the tensors that requests give, by the names that clients use.")
+    outputs: Tensors = key(None, "Of a frozen graph: the tensors that requests get, by name.")
     signature: Annotated[str | None, PlainValidator(_signature), WithJsonSchema({"type": "string", "minLength": 1})] = (
         key(None, "The SavedModel's signature; without it serving_default, else serve, else the only one.")
     )
@@ -166,6 +207,8 @@ class ModelConfig(Section):
             path=str(self.path) if self.path is not None else None,
             handler=self.handler,
             parameters=dict(self.parameters),
+            inputs=dict(self.inputs),
+            outputs=dict(self.outputs),
             signature=self.signature,
             max_batch_size=batching.max_batch_size if batching is not None else 0,
             allowed_batch_sizes=batching.allowed_batch_sizes if batching is not None else (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,10 @@ with warnings.catch_warnings():
     import keras
     import ml_dtypes
     import tensorflow as tf
+    import tf_keras
 
     from multitower.worker import tensorflow_setup as setup
+    from multitower.worker.h5_model import LegacyKerasModel
     from multitower.worker.keras_model import KerasModel
     from multitower.worker.saved_model import SavedModel
 
@@ -265,6 +268,84 @@ def test_what_keras_exports_is_a_saved_model(tmp_path: Path) -> None:
     (name,) = [tensor.name for tensor in served.inputs]
     (output,) = served.infer({name: x}).values()
     np.testing.assert_allclose(output, model(x).numpy(), rtol=1e-5)
+
+
+# HDF5, the format of Keras 2.
+
+
+def kept_h5(model: Any, folder: Path) -> Model:
+    path = folder / "m.h5"
+    model.save(path)
+    return load(spec(path), ["cpu:0"])
+
+
+def test_keras_3_reads_the_h5_files_that_it_can(tmp_path: Path) -> None:
+    network = tf_keras.Sequential(
+        [tf_keras.layers.Input((3,), name="features"), tf_keras.layers.Dense(2, name="scores")]
+    )
+    served = kept_h5(network, tmp_path)
+    assert isinstance(served, KerasModel)
+    assert served.inputs == (TensorReport(name="features", datatype="FP32", shape=(-1, 3)),)
+    x = np.float32([[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_allclose(served.infer({"features": x})["scores"], network(x).numpy(), rtol=1e-5)
+
+
+def recurrent() -> Any:
+    """Two inputs, two outputs, one of them by a layer whose Keras 2 settings Keras 3 refuses."""
+    steps, extra = tf_keras.Input((5, 3), name="steps"), tf_keras.Input((2,), name="extra", dtype="float16")
+    last = tf_keras.layers.LSTM(4, name="last")(steps)
+    cast = tf_keras.layers.Activation("linear", dtype="float32")(extra)
+    return tf_keras.Model([steps, extra], [last, tf_keras.layers.Concatenate(name="all")([last, cast])])
+
+
+def test_tf_keras_reads_those_that_keras_3_cannot(tmp_path: Path) -> None:
+    network = recurrent()
+    served = kept_h5(network, tmp_path)
+    assert isinstance(served, LegacyKerasModel)
+    assert served.inputs == (
+        TensorReport(name="steps", datatype="FP32", shape=(-1, 5, 3)),
+        TensorReport(name="extra", datatype="FP16", shape=(-1, 2)),
+    )
+    assert {tensor.name: tensor.shape for tensor in served.outputs or ()} == {"last": (-1, 4), "all": (-1, 6)}
+    inputs = {"extra": np.ones((2, 2), np.float16), "steps": np.linspace(0, 1, 30, dtype="f").reshape(2, 5, 3)}
+    answer = served.infer(inputs)
+    last, everything = network([inputs["steps"], inputs["extra"]])
+    np.testing.assert_allclose(answer["last"], last.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(answer["all"], everything.numpy(), rtol=1e-5)
+    assert warm_up(served, spec("", max_batch_size=2)) == (None, True)
+
+
+def test_outputs_of_a_legacy_model_with_keys_and_of_one_layer(tmp_path: Path) -> None:
+    steps = tf_keras.Input((5, 3), name="steps")
+    states = tf_keras.layers.GRU(4, return_state=True, name="states")(steps)
+    served = kept_h5(tf_keras.Model(steps, states), tmp_path)
+    assert [tensor.name for tensor in served.outputs or ()] == ["states", "states_1"], "as Keras 2 numbers them"
+    served = kept_h5(tf_keras.Model(steps, {"sequence": states[0], "state": states[1]}), tmp_path)
+    assert {tensor.name for tensor in served.outputs or ()} == {"sequence", "state"}
+    single = tf_keras.Sequential([tf_keras.layers.Input((5, 3), name="steps"), tf_keras.layers.GRU(4, name="g")])
+    assert kept_h5(single, tmp_path).infer({"steps": np.ones((1, 5, 3), np.float32)})["g"].shape == (1, 4)
+
+
+def test_what_to_install_is_told_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tf_keras", None)
+    with pytest.raises(LoadError, match=r"Keras 3 cannot read it.*pip install tf-keras.*LSTM"):
+        kept_h5(recurrent(), tmp_path)
+
+
+def test_code_inside_an_h5_file_is_not_run(tmp_path: Path) -> None:
+    x = tf_keras.Input((1,))
+    inner = tf_keras.Sequential([tf_keras.layers.Lambda(lambda value: value + 1)])
+    with pytest.raises(LoadError, match="Lambda layer"):
+        kept_h5(tf_keras.Model(x, inner(x)), tmp_path)
+
+
+def test_h5_files_that_hold_no_model(tmp_path: Path) -> None:
+    recurrent().save_weights(tmp_path / "w.h5")
+    with pytest.raises(LoadError, match="holds weights alone"):
+        load(spec(tmp_path / "w.h5"), ["cpu:0"])
+    (tmp_path / "n.h5").write_bytes(b"no")
+    with pytest.raises(LoadError, match="no HDF5 file"):
+        load(spec(tmp_path / "n.h5"), ["cpu:0"])
 
 
 @pytest.mark.parametrize("batched", [True, False])

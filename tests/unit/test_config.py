@@ -152,6 +152,20 @@ def test_what_a_worker_is_told_of_a_path(folder: Path) -> None:
     assert model.to_spec() == ModelSpec(name="a", path=str(folder / "digits"), signature="serve", max_batch_size=32)
 
 
+def test_what_a_worker_is_told_of_a_frozen_graph(folder: Path) -> None:
+    (folder / "frozen.pb").touch()
+    names = 'inputs: {x: "x:0"}, outputs: {scores: "softmax:0", best: top}'
+    told = loaded(folder, f"models: [{{name: a, path: frozen.pb, {names}}}]").models[0].to_spec()
+    assert told == ModelSpec(
+        name="a",
+        path=str(folder / "frozen.pb"),
+        inputs={"x": "x:0"},
+        outputs={"scores": "softmax:0", "best": "top"},
+        max_batch_size=32,
+    )
+    assert ModelSpec.of(json.loads(told.to_json())) == told, "it travels"
+
+
 def test_a_configuration_cannot_be_changed(folder: Path) -> None:
     config = loaded(folder, MODEL)
     with pytest.raises(ValueError, match="frozen"):

@@ -126,9 +126,22 @@ MODELS = [
     ("name: a, path: other", "in a numbered version folder: it holds variables"),
     ("name: a, path: notes", "in a numbered version folder: its versions (1) hold none"),
     ("name: a, path: digits/saved_model.pb", "name the folder that holds it, {folder}/digits"),
-    ("name: a, path: old.h5", "load it with Keras and save it as .keras"),
-    ("name: a, path: frozen.pb", "export a frozen graph as a SavedModel"),
-    ("name: a, path: x.yaml", "is a file; a model is a SavedModel folder or a .keras file"),
+    ("name: a, path: frozen.pb, outputs: {y: 'y:0'}", 'models[0].inputs: a frozen graph needs it: {{x: "x:0"}}'),
+    ("name: a, path: frozen.pb, inputs: {x: 'x:0'}", "models[0].outputs: a frozen graph needs it: {{scores: "),
+    ("name: a, path: frozen.pb, inputs: {}, outputs: {y: y}", "models[0].inputs: must be a mapping of names to"),
+    (
+        "name: a, path: frozen.pb, inputs: ['x:0'], outputs: {y: y}",
+        "must be a mapping of names to tensors, as in {{x: ",
+    ),
+    (
+        "name: a, path: frozen.pb, inputs: {x: x, b: 5}, outputs: {y: y}",
+        '1:55: models[0].inputs.b: must be a tensor of the graph, as in "softmax:0", not 5',
+    ),
+    ("name: a, path: frozen.pb, inputs: {'': x}, outputs: {y: y}", "models[0].inputs: a name must not be empty"),
+    ("name: a, path: digits, inputs: {x: x}", "models[0].inputs: goes with a frozen graph (.pb, .pbtxt) only"),
+    ("name: a, path: old.h5, outputs: {x: x}", "models[0].outputs: goes with a frozen graph (.pb, .pbtxt) only"),
+    ("name: a, handler: 'm:C', outputs: {x: x}", "models[0].outputs: goes with a frozen graph (.pb, .pbtxt) only"),
+    ("name: a, path: x.yaml", "is a file; a model is a SavedModel folder or a file .keras, .h5, .hdf5, .pb, .pbtxt"),
     (f"name: a, path: {'a' * 300}", "cannot be read: File name too long"),
     ("name: a, path: ''", "must be the path of a model, not ''"),
     ("name: a, path: 5", "must be the path of a model, not 5"),
@@ -147,6 +160,7 @@ MODELS = [
     ("name: a, path: digits, parameters: {a: 1}", "models[0].parameters: goes with a handler only"),
     ("name: a, handler: 'm:C', signature: s", "models[0].signature: goes with a path only"),
     ("name: a, path: digits.keras, signature: s", "models[0].signature: goes with a SavedModel only"),
+    ("name: a, path: old.h5, signature: s", "goes with a SavedModel only; a .h5 file has no signatures"),
     ("name: a, path: digits, signature: ''", "must be the name of a signature"),
     ("name: a, path: digits, quarantine: 5", "models[0].quarantine: a duration needs its unit: write 5s"),
     ("name: a, path: digits, max_execution_time: 0s", "models[0].max_execution_time: must be longer than nothing"),
@@ -168,10 +182,7 @@ MODELS = [
     ("name: a, path: digits, queue: {max_bytes: 0B}", "models[0].queue.max_bytes: must be more than nothing"),
     ("name: a, path: digits, queue: {max_size: 0}", "models[0].queue.max_size: must be at least 1, not 0"),
     ("name: a, path: digits, timeout: 5s", "models[0].timeout: unknown key here; it belongs in models[].queue"),
-    *(
-        (f"name: a, path: digits, {key}: 1", f"models[0].{key}: is not supported by this release")
-        for key in ("versions", "inputs", "outputs")
-    ),
+    ("name: a, path: digits, versions: 1", "models[0].versions: is not supported by this release"),
     (
         "name: a, path: digits}, {name: a, path: digits",
         "1:42: models[1].name: 'a' is the name of a model above as well",
