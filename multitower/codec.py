@@ -40,6 +40,7 @@ class Codec:
         priority: int,
         *,
         copy: bool,
+        signature: str = "",
     ) -> tuple[bytes, list[bytes | memoryview]]:
         """The header and the frames of an `MT1:infer` request.
 
@@ -51,6 +52,7 @@ class Codec:
             timeout: seconds.
             priority: 0 or more.
             copy: the frames must stay as they are when the arrays change.
+            signature: the model's signature, or "" for the one that it has by default.
 
         Raises:
             InvalidRequest: `datatype_mismatch` or `shape_invalid`, naming the input that cannot be sent;
@@ -79,7 +81,7 @@ class Codec:
         wanted = None if outputs is None else tuple(outputs)
         # A whole number of microseconds, and never none: 0 is no time-out the protocol knows. True equals 1 as a key.
         microseconds = max(1, math.ceil(timeout * 1e6))
-        key = (model, tuple(described), wanted, version, microseconds, priority, type(priority))
+        key = (model, tuple(described), wanted, version, microseconds, priority, type(priority), signature)
         try:
             header = self._headers.get(key)
             if header is None:
@@ -90,6 +92,7 @@ class Codec:
                     outputs=wanted,
                     timeout_us=microseconds,
                     priority=priority,
+                    signature=signature,
                 )
                 if len(self._headers) >= MAX_CACHED:
                     self._headers.clear()

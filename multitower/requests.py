@@ -74,6 +74,7 @@ class Requests:
         priority: int,
         *,
         copy: bool,
+        signature: str = "",
     ) -> RequestFuture:
         """Starts an `MT1:infer` request; see `Client.submit`.
 
@@ -81,7 +82,9 @@ class Requests:
         seconds) is when the request fails here.
         """
         self.connection.check()
-        header, frames = self._codec.encode(model, inputs, outputs, version, seconds, priority, copy=copy)
+        header, frames = self._codec.encode(
+            model, inputs, outputs, version, seconds, priority, copy=copy, signature=signature
+        )
         return self._start(wire.INFER, header, frames, deadline, self._codec.decode)
 
     def ask(self, kind: bytes, header: Mapping[str, Any], timeout: float | None = None) -> RequestFuture:

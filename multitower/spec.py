@@ -172,6 +172,33 @@ class TensorReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SignatureReport:
+    """What a worker found of a signature that requests may name.
+
+    Attributes:
+        name: the signature's.
+        inputs: its inputs.
+        outputs: its outputs.
+        max_batch_size: rows a batch; 0 where requests run singly.
+        unbatched_because: why they do though the model was to be batched, or None.
+        cause: why it cannot be served, or None where it can.
+    """
+
+    name: str
+    inputs: tuple[TensorReport, ...] = ()
+    outputs: tuple[TensorReport, ...] = ()
+    max_batch_size: int = 0
+    unbatched_because: str | None = None
+    cause: str | None = None
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """The report that `dataclasses.asdict` and JSON made `data` of."""
+        tensors = {side: tuple(TensorReport.of(entry) for entry in data[side]) for side in ("inputs", "outputs")}
+        return cls(**{**data, **tensors})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelReport:
     """What a worker found a model to be.
 
@@ -185,6 +212,8 @@ class ModelReport:
         outputs: its outputs, or None where a handler declares none.
         max_batch_size: rows a batch; 0 where requests run singly.
         unbatched_because: why a model that was to be batched runs its requests singly, or None.
+        signature: the name of the signature that all of this tells of, "" where the model has none.
+        signatures: the others that it has.
         load_s: seconds to load it.
         warmup_s: seconds to warm it up.
     """
@@ -198,6 +227,8 @@ class ModelReport:
     outputs: tuple[TensorReport, ...] | None = None
     max_batch_size: int = 0
     unbatched_because: str | None = None
+    signature: str = ""
+    signatures: tuple[SignatureReport, ...] = ()
     load_s: float = 0.0
     warmup_s: float = 0.0
 
@@ -208,7 +239,8 @@ class ModelReport:
             side: None if data[side] is None else tuple(TensorReport.of(entry) for entry in data[side])
             for side in ("inputs", "outputs")
         }
-        return cls(**{**data, **tensors})
+        signatures = tuple(SignatureReport.of(entry) for entry in data["signatures"])
+        return cls(**{**data, **tensors, "signatures": signatures})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -71,6 +71,7 @@ ENDPOINT_VARIABLE: Final = "MULTITOWER_ENDPOINT"
 # Parameters of the infer header.
 TIMEOUT: Final = "timeout"  # microseconds, a positive integer
 PRIORITY: Final = "priority"
+SIGNATURE: Final = "signature_name"
 # Parameters of an input or output, kept for tensors that travel through shared memory (names as in Triton).
 SHARED_MEMORY_REGION: Final = "shared_memory_region"
 SHARED_MEMORY_OFFSET: Final = "shared_memory_offset"
@@ -98,6 +99,7 @@ class InferHeader:
         outputs: the names wanted, in the order they are to come, or None for all.
         timeout_us: microseconds from the router's receipt, or None.
         priority: 0 or more; 0 is the default.
+        signature: the model's signature, or "" for the one that it has by default.
     """
 
     model_name: str
@@ -106,6 +108,7 @@ class InferHeader:
     outputs: tuple[str, ...] | None = None
     timeout_us: int | None = None
     priority: int = 0
+    signature: str = ""
 
 
 def dump_json(value: Any) -> bytes:
@@ -125,6 +128,7 @@ def infer_header(
     outputs: Sequence[str] | None = None,
     timeout_us: int | None = None,
     priority: int = 0,
+    signature: str = "",
 ) -> bytes:
     """The bytes of an `MT1:infer` header. Equal arguments give equal bytes, which the router's cache lives on."""
     header: dict[str, Any] = {"model_name": model_name}
@@ -133,11 +137,13 @@ def infer_header(
     header["inputs"] = [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in inputs]
     if outputs is not None:
         header["outputs"] = [{"name": name} for name in outputs]
-    parameters: dict[str, int] = {}
+    parameters: dict[str, int | str] = {}
     if timeout_us is not None:
         parameters[TIMEOUT] = timeout_us
     if priority:
         parameters[PRIORITY] = priority
+    if signature:
+        parameters[SIGNATURE] = signature
     if parameters:
         header["parameters"] = parameters
     return dump_json(header)
@@ -236,6 +242,9 @@ def parse_infer_header(data: bytes) -> InferHeader:
     priority = parameters.get(PRIORITY, 0)
     if type(priority) is not int or not 0 <= priority <= MAX_DIMENSION:
         _refuse("parameters.priority is not an integer of 0 or more", "parameters.priority")
+    signature = parameters.get(SIGNATURE, "")
+    if not isinstance(signature, str):
+        _refuse("parameters.signature_name is not a string", "parameters.signature_name")
     return InferHeader(
         model_name=model_name,
         model_version=parse_version(header),
@@ -243,6 +252,7 @@ def parse_infer_header(data: bytes) -> InferHeader:
         outputs=_parse_outputs(header.get("outputs")),
         timeout_us=timeout_us,
         priority=priority,
+        signature=signature,
     )
 
 

@@ -58,26 +58,29 @@ class KeySpec:
             `batched`, and are the whole shape otherwise.
         outputs: names wanted, in their order, or None for all.
         batched: entries are joined along dimension 0. Otherwise a batch has exactly one entry.
+        signature: the model's, "" for the one that it has by default.
     """
 
     model: str
     inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
     outputs: tuple[str, ...] | None
     batched: bool
+    signature: str = ""
 
     def to_json(self) -> bytes:
         """The description that travels with the first batch of this key."""
-        return json.dumps([self.model, self.inputs, self.outputs, self.batched]).encode()
+        return json.dumps([self.model, self.inputs, self.outputs, self.batched, self.signature]).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> KeySpec:
         """Reads what `to_json` wrote."""
-        model, inputs, outputs, batched = json.loads(text)
+        model, inputs, outputs, batched, signature = json.loads(text)
         return cls(
             model=model,
             inputs=tuple((name, datatype, tuple(dims)) for name, datatype, dims in inputs),
             outputs=None if outputs is None else tuple(outputs),
             batched=batched,
+            signature=signature,
         )
 
 

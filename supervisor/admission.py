@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
-from multitower.spec import ModelReport, TensorReport
+from multitower.spec import ModelReport, SignatureReport, TensorReport
 from multitower.supervisor.request import NORMAL_PRIORITY, BatchKey, Plan
 from multitower.supervisor.serving import Served
 from multitower.worker_wire import KeySpec
@@ -98,7 +98,7 @@ class Admission:
 
         Raises:
             InvalidRequest: the header is wrong, by itself or for the model; names the field.
-            NotFound: `model_unknown` or `version_unknown`.
+            NotFound: `model_unknown`, `version_unknown` or `signature_unknown`.
             Unavailable: `no_worker`: no worker has loaded the model yet.
         """
         plan = self._plans.get(header)
@@ -141,15 +141,16 @@ class Admission:
         if report is None:
             still_loading = make(Reason.NO_WORKER, f"{name!r} is still loading", retry_after_ms=1000)
             raise self._why_absent(name) or still_loading
-        if report.inputs is not None:
-            _check_inputs(header.inputs, report.inputs, report.max_batch_size > 0)
-        if header.outputs is not None and report.outputs is not None:
-            _check_outputs(header.outputs, report)
-        batched = report.max_batch_size > 0
+        served = _signed(report, header.signature)
+        batched = served.max_batch_size > 0
+        if served.inputs is not None:
+            _check_inputs(header.inputs, served.inputs, batched)
+        if header.outputs is not None and served.outputs is not None:
+            _check_outputs(header.outputs, served.outputs)
         rows = _rows(header.inputs) if batched else 1
         by_name = {tensor.name: index for index, tensor in enumerate(header.inputs)}
         # Clients may list the inputs in any order; the key has one, so that all can share a batch.
-        declared = [tensor.name for tensor in report.inputs] if report.inputs is not None else sorted(by_name)
+        declared = [tensor.name for tensor in served.inputs] if served.inputs is not None else sorted(by_name)
         order = tuple(by_name[input_name] for input_name in declared)
         spec = KeySpec(
             model=name,
@@ -159,12 +160,14 @@ class Admission:
             ),
             outputs=header.outputs,
             batched=batched,
+            # So that requests which name the default share batches with those that name none.
+            signature=served.name if isinstance(served, SignatureReport) else "",
         )
         sizes = tuple(tensors.byte_size(tensor.datatype, tensor.shape) for tensor in header.inputs)
         identity = spec, self._contract(report), header.model_version
         key = self._keys.get(identity)
         if key is None:
-            key = self._keys[identity] = BatchKey(spec, report.max_batch_size, *identity[1:])
+            key = self._keys[identity] = BatchKey(spec, served.max_batch_size, *identity[1:])
         timeout = self._timeouts[name]
         if header.timeout_us is not None:
             timeout = min(timeout, header.timeout_us / 1e6)
@@ -181,7 +184,27 @@ class Admission:
 
 
 def _signature(report: ModelReport) -> tuple[object, ...]:
-    return report.inputs, report.outputs, report.max_batch_size
+    return report.inputs, report.outputs, report.max_batch_size, report.signature, report.signatures
+
+
+def _signed(report: ModelReport, name: str) -> ModelReport | SignatureReport:
+    """What tells of the signature of that name, the model's own for none.
+
+    Raises:
+        NotFound: `signature_unknown`: the model has none of that name, or one that cannot be served.
+    """
+    if name in ("", report.signature):
+        return report
+    found = next((signature for signature in report.signatures if signature.name == name), None)
+    if found is None:
+        served = [report.signature, *(entry.name for entry in report.signatures if entry.cause is None)]
+        has = f"only {', '.join(sorted(served))}" if report.signature else "nor any other"
+        message = f"{report.name!r} has no signature {name[:128]!r}, {has}"
+        raise make(Reason.SIGNATURE_UNKNOWN, message, field="parameters.signature_name")
+    if found.cause is not None:
+        message = f"the signature {name[:128]!r} of {report.name!r} cannot be served: {found.cause}"
+        raise make(Reason.SIGNATURE_UNKNOWN, message, field="parameters.signature_name")
+    return found
 
 
 def check_frames(plan: Plan, sizes: Sequence[int]) -> None:
@@ -252,8 +275,8 @@ def _fits(shape: Sequence[int], declared: Sequence[int]) -> bool:
     )
 
 
-def _check_outputs(names: Sequence[str], report: ModelReport) -> None:
-    known = [tensor.name for tensor in report.outputs or ()]
+def _check_outputs(names: Sequence[str], declared: Sequence[TensorReport]) -> None:
+    known = [tensor.name for tensor in declared]
     for name in names:
         if name not in known:
             raise make(

@@ -15,7 +15,7 @@ import psutil
 
 from multitower import tensors, wire
 from multitower.errors import Reason, make
-from multitower.spec import ModelReport, ModelSpec, TensorReport
+from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorReport
 from multitower.supervisor.fleet import Fleet
 from multitower.supervisor.member import Place
 from multitower.supervisor.resources import Sampler
@@ -222,6 +222,28 @@ def _metadata(report: ModelReport) -> dict[str, Any]:
         "platform": report.platform,
         "inputs": [_tensor(tensor) for tensor in report.inputs or ()],
         "outputs": [_tensor(tensor) for tensor in report.outputs or ()],
+        **(_signatures(report) if report.signature else {}),
+    }
+
+
+def _signatures(report: ModelReport) -> dict[str, Any]:
+    """All signatures that requests may name, and those that cannot be served, with the cause."""
+    described: list[tuple[str, ModelReport | SignatureReport]] = [
+        (report.signature, report),
+        *((signature.name, signature) for signature in report.signatures),
+    ]
+    return {
+        "signature_name": report.signature,
+        "signatures": {
+            name: {
+                "inputs": [_tensor(tensor) for tensor in signature.inputs or ()],
+                "outputs": [_tensor(tensor) for tensor in signature.outputs or ()],
+                "max_batch_size": signature.max_batch_size,
+                "unbatched_because": signature.unbatched_because,
+                "cause": signature.cause,
+            }
+            for name, signature in described
+        },
     }
 
 

@@ -14,16 +14,19 @@ from multitower.worker.batch import Joined
 from multitower.worker.executor import Executor
 from multitower.worker_wire import KeyMemory, KeySpec
 
+Executors = Mapping[str, Executor]
+"""What runs the batches of a model, by signature; that of its default one by ""."""
 
-def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
+
+def serve(socket: zmq.Socket[bytes], models: Mapping[str, Executors]) -> None:
     """Answers batches, one at a time, until STOP.
 
     Args:
         socket: the worker's end of its channel.
-        executors: the models that serve, by name.
+        models: those that serve, by name.
     """
     keys = KeyMemory()
-    told = {executor: (executor.safe_rows, 0) for executor in executors.values()}
+    told = {executor: (executor.safe_rows, 0) for executors in models.values() for executor in executors.values()}
     while True:
         message = frames.receive(socket, wait=True)
         assert message is not None  # it has waited for one
@@ -31,7 +34,7 @@ def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
         if kind == worker_wire.STOP:
             return
         if kind == worker_wire.BATCH:
-            frames.send(socket, _answer(message, keys, executors), wait=True)
+            frames.send(socket, _answer(message, keys, models), wait=True)
             for executor, before in told.items():
                 now = executor.safe_rows, executor.exhausted
                 if now != before:
@@ -40,7 +43,7 @@ def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
                     frames.send(socket, [worker_wire.MEMORY, report.to_json()], wait=True)
 
 
-def _answer(message: list[Any], keys: KeyMemory, executors: Mapping[str, Executor]) -> list[Any]:
+def _answer(message: list[Any], keys: KeyMemory, models: Mapping[str, Executors]) -> list[Any]:
     head = worker_wire.read_batch_head(message[0])
     if len(message[1]):
         # No `bytes` yet, where a key has very many inputs.
@@ -49,7 +52,7 @@ def _answer(message: list[Any], keys: KeyMemory, executors: Mapping[str, Executo
     assert isinstance(key, KeySpec)  # the router sends the description with the first batch of a key
     # Large frames are libzmq's; a view keeps them from being freed.
     inputs = [frame if type(frame) is bytes else frame.buffer for frame in message[2:]]
-    answers, timing = executors[key.model].run(key, head.rows, inputs, joined=head.joined)
+    answers, timing = models[key.model][key.signature].run(key, head.rows, inputs, joined=head.joined)
     if isinstance(answers, Joined):
         return worker_wire.joined_result(head.batch_id, answers.headers, answers.rows, answers.frames, timing)
     told = [wire.dump_json(answer.to_wire()) if isinstance(answer, MultitowerError) else answer for answer in answers]

@@ -40,22 +40,31 @@ def sizes(spec: ModelSpec) -> list[int]:
     return wanted if len(wanted) > 1 else [*wanted, 2 if wanted == [1] else 1]
 
 
-def warm_up(model: Model, spec: ModelSpec) -> Findings:
+def warm_up(model: Model, spec: ModelSpec, *, signature: str = "") -> Findings:
     """Runs a model on inputs of ones, in every size that batches will have, where it declares its inputs.
 
     A handler is not run: its `load` can do that, and only its author knows what inputs are harmless.
+
+    Args:
+        model: it.
+        spec: its batch sizes.
+        signature: the name of one that is not the model's default; it is run in two sizes.
     """
     reason = why_unbatchable(model) if spec.max_batch_size else None
     if model.platform == "python" or model.inputs is None:
         return Findings(reason)
     joined = spec.max_batch_size > 0 and reason is None
     shown = 0
-    for size in sizes(spec) if joined else [1]:
+    wanted = sizes(spec)[: 2 if signature else None] if joined else [1]
+    for size in wanted:
         try:
             outputs = model.infer(_ones(model, size))
         except Exception as error:  # noqa: BLE001  a model may refuse made-up inputs, and serve real ones
             told = " ".join(str(error).split())[:500]
-            log.warning("%s: no warm-up with %d made-up rows: %s: %s", spec.name, size, type(error).__name__, told)
+            name = f"{spec.name} ({signature})" if signature else spec.name
+            # Signatures that parse a format of their own refuse what is made up, and are rarely the ones in use.
+            level = logging.INFO if signature else logging.WARNING
+            log.log(level, "%s: no warm-up with %d made-up rows: %s: %s", name, size, type(error).__name__, told)
             break
         for name, array in outputs.items() if joined else ():
             if array.ndim == 0 or len(array) != size:

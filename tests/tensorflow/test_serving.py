@@ -226,6 +226,53 @@ def test_the_signature_is_the_configured_one(client: Client) -> None:
     assert client.infer("twice", {"x": np.ones((1, 6), np.float32)})["double"].tolist() == [[2.0] * 6]
 
 
+def test_a_request_may_name_another_signature_and_shares_no_batch_with_others(folder: Path, client: Client) -> None:
+    direct = Direct(folder / "dense.npz")
+    futures = [
+        (row, signature, client.submit("dense", {"x": direct.inputs["x"][row : row + 1]}, signature=signature))
+        for _ in range(10)
+        for row in range(len(direct.inputs["x"]))
+        for signature in ("", "twice", "serving_default")
+    ]
+    for row, signature, future in futures:
+        answer = future.result(STEP_S)
+        if signature == "twice":
+            same(answer, {"double": 2 * direct.inputs["x"][row : row + 1]})
+        else:
+            same(answer, {name: array[row : row + 1] for name, array in direct.outputs.items()}, exact=False)
+
+
+def test_the_metadata_lists_the_signatures_and_a_wrong_one_is_refused(client: Client) -> None:
+    metadata = client.metadata("dense")
+    assert metadata["signature_name"] == "serving_default"
+    twice = metadata["signatures"]["twice"]
+    assert [output["name"] for output in twice["outputs"]] == ["double"]
+    assert (twice["max_batch_size"], twice["unbatched_because"], twice["cause"]) == (8, None, None)
+    default = metadata["signatures"]["serving_default"]
+    assert (default["inputs"], default["outputs"]) == (metadata["inputs"], metadata["outputs"])
+    assert "signatures" not in client.metadata("keras")
+    with pytest.raises(NotFound, match="no signature 'thrice', only serving_default, twice"):
+        client.infer("dense", {"x": np.ones((1, 6), np.float32)}, signature="thrice")
+
+
+def test_the_command_line_asks_a_signature(folder: Path, client: Client) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "multitower",
+        "infer",
+        "dense",
+        "--endpoint",
+        client.endpoint,
+        "--signature",
+        "twice",
+    ]
+    given = json.dumps({"x": [[1, 2, 3, 4, 5, 6]]})
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=STEP_S, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"double": [[2, 4, 6, 8, 10, 12]]}
+
+
 def test_the_latest_version_is_by_number_and_others_are_refused(client: Client) -> None:
     assert client.metadata("dense")["versions"] == ["10"]
     x = np.ones((1, 6), np.float32)

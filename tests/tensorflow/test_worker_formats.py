@@ -24,10 +24,12 @@ with warnings.catch_warnings():
     from multitower.worker.h5_model import LegacyKerasModel
     from multitower.worker.keras_model import KerasModel
     from multitower.worker.saved_model import SavedModel
+    from multitower.worker.signatures import load_others
 
-from multitower.spec import Assignment, ModelSpec, TensorReport
+from multitower.spec import Assignment, ModelReport, ModelSpec, TensorReport, WorkerReport
 from multitower.worker.model import LoadError, Model, load
 from multitower.worker.warmup import warm_up
+from multitower.worker_wire import KeySpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -82,6 +84,73 @@ def test_a_signature_that_cannot_be_picked(names: list[str], wanted: str | None,
     path = saved(tmp_path / "m", VECTOR, **{name: plus(0) for name in names})
     with pytest.raises(LoadError, match=message):
         SavedModel(spec(path, signature=wanted))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_all_signatures_can_be_asked_for_and_what_cannot_be_served_says_why(
+    graph: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ragged = {"ragged": lambda x: {"y": tf.RaggedTensor.from_tensor(x[:, None])}} if not graph else {}
+    odd = {"odd": lambda x: {"q": tf.quantization.quantize(x, 0, 1, tf.qint8).output}}
+    functions = {"serving_default": plus(1), "twice": lambda x: {"double": 2 * x}, "total": total, **ragged, **odd}
+    path = saved(tmp_path / "m", VECTOR, **functions)
+    if graph:
+        monkeypatch.setattr(tf.saved_model, "load", no_optimizer)
+    wanted = spec(path, max_batch_size=4)
+    model = SavedModel(wanted)
+    name, executors, reports = load_others(model, wanted, SimpleNamespace(calls=0))
+    assert name == "serving_default"
+    assert set(executors) == {"twice", "total"}
+    by_name = {report.name: report for report in reports}
+    assert by_name["twice"].outputs == (TensorReport(name="double", datatype="FP32", shape=(-1,)),)
+    assert (by_name["twice"].max_batch_size, by_name["twice"].cause) == (4, None)
+    assert by_name["total"].max_batch_size == 0
+    assert "'sum' is not the batch" in str(by_name["total"].unbatched_because)
+    assert "'q' is qint8" in str(by_name["odd"].cause)
+    assert graph or "'y' is a RaggedTensor" in str(by_name["ragged"].cause)
+    report = ModelReport(name="m", signature=name, signatures=reports)
+    assert WorkerReport.from_json(WorkerReport(state="ready", pid=1, models=(report,)).to_json()).models == (report,)
+    key = KeySpec("m", (("x", "FP32", ()),), None, True, "twice")
+    ((_, frame),), _ = executors["twice"].run(key, [2], [np.float32([1, 2]).tobytes()])
+    assert np.frombuffer(frame, np.float32).tolist() == [2, 4]
+
+
+def total(x: Any) -> Any:
+    return {"sum": tf.reduce_sum(x)}
+
+
+def no_optimizer(folder: str) -> Any:
+    raise AttributeError("'_UserObject' object has no attribute 'add_slot'")
+
+
+def test_files_and_tables_of_a_model_are_found_wherever_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("cat\ndog\n")
+    module = tf.Module()
+    words = tf.lookup.TextFileInitializer(
+        str(tmp_path / "words.txt"),
+        *(tf.string, tf.lookup.TextFileIndex.WHOLE_LINE),
+        *(tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER),
+    )
+    module.table = tf.lookup.StaticHashTable(words, -1)
+    text = tf.TensorSpec([None], tf.string, name="text")
+    serve = tf.function(lambda text: {"id": module.table.lookup(text)}, input_signature=[text])
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures={"serve": serve})
+    (tmp_path / "words.txt").unlink()
+    (tmp_path / "m").rename(tmp_path / "moved")
+    model = SavedModel(spec(tmp_path / "moved"))
+    assert model.infer({"text": np.array([b"dog", b"cow"], object)})["id"].tolist() == [1, -1]
+
+
+def test_a_table_of_tensorflow_1_is_initialised(tmp_path: Path) -> None:
+    path, v1 = str(tmp_path / "m"), tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        text = v1.placeholder(tf.string, [None])
+        pairs = tf.lookup.KeyValueTensorInitializer(["cat", "dog"], tf.constant([7, 8], tf.int64))
+        ids = tf.lookup.StaticHashTable(pairs, -1).lookup(text)
+        session.run(v1.tables_initializer())
+        init = v1.tables_initializer()
+        v1.saved_model.simple_save(session, path, {"text": text}, {"ids": ids}, legacy_init_op=init)
+    assert SavedModel(spec(path)).infer({"text": np.array([b"dog", b"cow"], object)})["ids"].tolist() == [8, -1]
 
 
 def test_the_version_is_the_folder_that_the_supervisor_chose(tmp_path: Path) -> None:
@@ -172,11 +241,8 @@ def test_a_model_whose_optimizer_cannot_be_made_again_is_served_from_its_graph(
         serve=lambda b, a: {"z": b + 1, "c": tf.strings.upper(a), "s": tf.strings.reduce_join(a)},
     )
 
-    def fail(folder: str) -> Any:
-        raise AttributeError("'_UserObject' object has no attribute 'add_slot'")
-
     direct = SavedModel(spec(path))
-    monkeypatch.setattr(tf.saved_model, "load", fail)
+    monkeypatch.setattr(tf.saved_model, "load", no_optimizer)
     with caplog.at_level(logging.WARNING):
         model = SavedModel(spec(path))
     assert "add_slot" in caplog.text

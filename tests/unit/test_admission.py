@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from multitower import wire
-from multitower.errors import MultitowerError, NotFound, Reason, Unavailable, make
-from multitower.spec import ModelReport, TensorReport
+from multitower.errors import InvalidRequest, MultitowerError, NotFound, Reason, Unavailable, make
+from multitower.spec import ModelReport, SignatureReport, TensorReport
 from multitower.supervisor import admission
 from multitower.supervisor.admission import Admission, check_frames
 
@@ -57,6 +57,57 @@ def test_the_order_of_the_inputs_is_the_clients_own(admitted: Admission) -> None
 @pytest.mark.parametrize(("asked_us", "seconds"), [(None, 30.0), (5_000_000, 5.0), (60_000_000, 30.0)])
 def test_the_effective_time_is_the_smaller_one(admitted: Admission, asked_us: int | None, seconds: float) -> None:
     assert admitted.plan(header(timeout_us=asked_us)).timeout_s == seconds
+
+
+SIGNED = {
+    "signature": "serving_default",
+    "signatures": (
+        SignatureReport(
+            name="sum",
+            inputs=(TensorReport(name="n", datatype="INT64", shape=()),),
+            outputs=(TensorReport(name="total", datatype="INT64", shape=()),),
+        ),
+        SignatureReport(name="ragged", cause="'r' is a RaggedTensor"),
+    ),
+}
+
+
+def test_a_request_is_checked_against_the_signature_that_it_names(admitted: Admission) -> None:
+    admitted.describe(report(**SIGNED))
+    scalar = wire.infer_header("m", [wire.Tensor("n", "INT64", ())], signature="sum")
+    plan = admitted.plan(scalar)
+    assert (plan.key.spec.signature, plan.key.spec.batched, plan.key.max_batch_size) == ("sum", False, 0)
+    with pytest.raises(InvalidRequest, match="no input 'x', only 'n'"):
+        admitted.plan(header(signature="sum"))
+    with pytest.raises(InvalidRequest, match="no output 'y', only 'total'"):
+        admitted.plan(wire.infer_header("m", [wire.Tensor("n", "INT64", ())], outputs=["y"], signature="sum"))
+
+
+def test_who_names_the_default_signature_shares_batches_with_who_names_none(admitted: Admission) -> None:
+    admitted.describe(report(**SIGNED))
+    assert admitted.plan(header(signature="serving_default")).key is admitted.plan(header()).key
+    assert admitted.plan(header()).key.max_batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("more", "name", "message"),
+    [
+        (SIGNED, "other", "'m' has no signature 'other', only serving_default, sum"),
+        (SIGNED, "ragged", "the signature 'ragged' of 'm' cannot be served: 'r' is a RaggedTensor"),
+        ({}, "serving_default", "'m' has no signature 'serving_default', nor any other"),
+    ],
+)
+def test_signatures_that_cannot_be_asked_for(
+    admitted: Admission, more: dict[str, Any], name: str, message: str
+) -> None:
+    admitted.describe(report(**more))
+    with pytest.raises(NotFound, match=message) as raised:
+        admitted.plan(header(signature=name))
+    assert (raised.value.reason, raised.value.details["field"]) == ("signature_unknown", "parameters.signature_name")
+
+
+def test_another_set_of_signatures_is_another_contract(admitted: Admission) -> None:
+    assert admitted.describe(report(**SIGNED)) != admitted.describe(report(signature="serving_default"))
 
 
 def test_plans_are_forgotten_when_the_model_changes_and_only_then(admitted: Admission) -> None:

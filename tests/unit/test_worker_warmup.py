@@ -111,6 +111,12 @@ def test_outputs_of_a_constant_size_are_found_out(rows: int, allowed: tuple[int,
     assert not proven
 
 
+def test_a_signature_that_is_not_the_default_runs_in_two_sizes(caplog: pytest.LogCaptureFixture) -> None:
+    model = Model()
+    assert warm_up(model, ModelSpec(name="m", max_batch_size=64), signature="other") == (None, True)
+    assert [len(call["x"]) for call in model.calls] == [1, 2]
+
+
 def test_a_model_that_is_not_to_be_batched_runs_once() -> None:
     model = Model()
     assert warm_up(model, ModelSpec(name="m")) == (None, False)

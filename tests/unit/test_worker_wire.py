@@ -22,6 +22,11 @@ def key(*inputs: tuple[str, str, tuple[int, ...]], batched: bool = True) -> KeyS
 BULKY = tensors.BULKY_BYTES
 
 
+def test_a_key_travels_with_all_that_it_has() -> None:
+    spec = KeySpec("m", (("x", "FP32", (16, 2)), ("y", "INT8", ())), ("z",), True, "classify")
+    assert KeySpec.from_json(spec.to_json()) == spec
+
+
 @pytest.mark.parametrize(
     ("spec", "joined"),
     [
