@@ -51,6 +51,7 @@ class ModelSpec(_Json):
         max_batch_size: rows a batch at the most; 0 means that requests are never batched together.
         allowed_batch_sizes: sizes a batch is padded to, ascending, the last being `max_batch_size`; empty for
             no padding.
+        pad_variable_length_inputs: requests that differ in other dimensions than their rows share batches, padded.
         fingerprint: of what lies at `path`, so that a reload sees that it is another model; empty for handlers.
         safe_rows: rows that an earlier worker of the slot found to fit into the device's memory; 0 while that is
             unknown.
@@ -66,6 +67,7 @@ class ModelSpec(_Json):
     signature: str | None = None
     max_batch_size: int = 0
     allowed_batch_sizes: tuple[int, ...] = ()
+    pad_variable_length_inputs: bool = False
     fingerprint: str = ""
     safe_rows: int = 0
 
@@ -212,6 +214,7 @@ class ModelReport:
         outputs: its outputs, or None where a handler declares none.
         max_batch_size: rows a batch; 0 where requests run singly.
         unbatched_because: why a model that was to be batched runs its requests singly, or None.
+        pad_variable_length_inputs: as configured.
         signature: the name of the signature that all of this tells of, "" where the model has none.
         signatures: the others that it has.
         load_s: seconds to load it.
@@ -227,6 +230,7 @@ class ModelReport:
     outputs: tuple[TensorReport, ...] | None = None
     max_batch_size: int = 0
     unbatched_because: str | None = None
+    pad_variable_length_inputs: bool = False
     signature: str = ""
     signatures: tuple[SignatureReport, ...] = ()
     load_s: float = 0.0

@@ -14,8 +14,8 @@ same rule when there are too many.
 The frames of small tensors travel *joined*: one frame an input (or output) of the whole batch, row after row, which is
 the array that the model is called with. A frame costs a microsecond on each side of each socket, and a batch has many.
 Rows of `tensors.BULKY_BYTES` or more have frames of their own, entry by entry in the key's order, which nobody has to
-copy; and so has BYTES, whose elements differ in length. In a RESULT, entry by entry, each answer is a reply header
-and its outputs, or the header of an error; joined, the headers come first, one for each number of rows.
+copy; and so has BYTES, whose elements differ in length, and what is padded. In a RESULT, entry by entry, each answer is
+a reply header and its outputs, or the header of an error; joined, the headers come first, one for each number of rows.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ MEMORY: Final = b"M"
 HEARTBEAT: Final = "<Q"
 """A heartbeat, on a pipe of its own: the number of calls of models that the worker has begun."""
 
+SIZES: Final = ""
+"""In place of an input's name: the sizes of an entry's variable dimensions, INT64. No input is named so."""
+
 # A client that sends ever new shapes makes ever new keys; this many are remembered on each side.
 MAX_KEYS: Final = 4096
 MAX_KEY_BYTES: Final = 16 << 20
@@ -55,7 +58,8 @@ class KeySpec:
     Attributes:
         model: the model's name.
         inputs: (name, datatype, dims) in the order of the frames; dims exclude the batch dimension when
-            `batched`, and are the whole shape otherwise.
+            `batched`, and are the whole shape otherwise. Where entries differ in some dims (-1), the last input is
+            `SIZES`: what these are, in this order, in each entry.
         outputs: names wanted, in their order, or None for all.
         batched: entries are joined along dimension 0. Otherwise a batch has exactly one entry.
         signature: the model's, "" for the one that it has by default.
@@ -66,6 +70,11 @@ class KeySpec:
     outputs: tuple[str, ...] | None
     batched: bool
     signature: str = ""
+
+    @property
+    def padded(self) -> bool:
+        """Entries are padded to one size."""
+        return bool(self.inputs) and self.inputs[-1][0] == SIZES
 
     def to_json(self) -> bytes:
         """The description that travels with the first batch of this key."""
@@ -86,9 +95,13 @@ class KeySpec:
 
 def joinable(key: KeySpec) -> bool:
     """Whether the inputs of a batch travel joined."""
-    return key.batched and all(
-        datatype != tensors.BYTES and tensors.byte_size(datatype, dims) < tensors.BULKY_BYTES
-        for _, datatype, dims in key.inputs
+    return (
+        key.batched
+        and not key.padded
+        and all(
+            datatype != tensors.BYTES and tensors.byte_size(datatype, dims) < tensors.BULKY_BYTES
+            for _, datatype, dims in key.inputs
+        )
     )
 
 

@@ -5,6 +5,7 @@ The outcome is a `Plan`, cached by the header's bytes; the hot path is one look-
 
 from __future__ import annotations
 
+import struct
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
@@ -14,7 +15,7 @@ from multitower.errors import MultitowerError, Reason, make
 from multitower.spec import ModelReport, SignatureReport, TensorReport
 from multitower.supervisor.request import NORMAL_PRIORITY, BatchKey, Plan
 from multitower.supervisor.serving import Served
-from multitower.worker_wire import KeySpec
+from multitower.worker_wire import SIZES, KeySpec
 
 MAX_CACHED_HEADER = 16 << 10
 MAX_CACHED_ENTRIES = 10_000
@@ -152,12 +153,16 @@ class Admission:
         # Clients may list the inputs in any order; the key has one, so that all can share a batch.
         declared = [tensor.name for tensor in served.inputs] if served.inputs is not None else sorted(by_name)
         order = tuple(by_name[input_name] for input_name in declared)
+        inputs = tuple(
+            (tensor.name, tensor.datatype, tensor.shape[1:] if batched else tensor.shape)
+            for tensor in (header.inputs[index] for index in order)
+        )
+        sizes_frame = None
+        if report.pad_variable_length_inputs and 0 < rows <= served.max_batch_size:
+            inputs, sizes_frame = _variable(inputs, served.inputs)
         spec = KeySpec(
             model=name,
-            inputs=tuple(
-                (tensor.name, tensor.datatype, tensor.shape[1:] if batched else tensor.shape)
-                for tensor in (header.inputs[index] for index in order)
-            ),
+            inputs=inputs,
             outputs=header.outputs,
             batched=batched,
             # So that requests which name the default share batches with those that name none.
@@ -180,11 +185,37 @@ class Admission:
             names=tuple(tensor.name for tensor in header.inputs),
             timeout_s=timeout,
             priority=header.priority or NORMAL_PRIORITY,
+            sizes_frame=sizes_frame,
         )
 
 
 def _signature(report: ModelReport) -> tuple[object, ...]:
-    return report.inputs, report.outputs, report.max_batch_size, report.signature, report.signatures
+    batching = report.max_batch_size, report.pad_variable_length_inputs
+    return report.inputs, report.outputs, batching, report.signature, report.signatures
+
+
+_Inputs = tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+def _variable(inputs: _Inputs, declared: Sequence[TensorReport] | None) -> tuple[_Inputs, bytes | None]:
+    """A key's inputs without the sizes that may vary, and the frame that tells them.
+
+    A request larger than a batch does not come here: its parts must not be padded each to another size. Nor is an
+    empty tensor padded, which has no first element.
+    """
+    if not all(tensors.element_count(dims) for _, _, dims in inputs):
+        return inputs, None
+    free = [[True] * len(dims) for _, _, dims in inputs]
+    if declared is not None:  # in the same order
+        free = [[size == -1 for size in (tensor.shape or ())[1:]] for tensor in declared]
+    sizes: list[int] = []
+    variable = []
+    for (name, datatype, dims), may_vary in zip(inputs, free, strict=True):
+        sizes += [size for size, varies in zip(dims, may_vary, strict=True) if varies]
+        variable.append((name, datatype, tuple(-1 if v else size for size, v in zip(dims, may_vary, strict=True))))
+    if not sizes:
+        return inputs, None
+    return (*variable, (SIZES, "INT64", (len(sizes),))), struct.pack(f"<{len(sizes)}q", *sizes)
 
 
 def _signed(report: ModelReport, name: str) -> ModelReport | SignatureReport:

@@ -18,6 +18,7 @@ from multitower.spec import GRAPH_SUFFIXES, MODEL_SUFFIXES, ModelSpec
 from multitower.supervisor.config_errors import Complaints, refuse_missing
 from multitower.supervisor.config_fields import (
     Count,
+    CountFromZero,
     PositiveBytes,
     PositiveSeconds,
     Seconds,
@@ -39,10 +40,13 @@ from multitower.supervisor.units import shown
 class Batching(Section):
     """How requests are put together into one call of the model."""
 
-    max_batch_size: Count = key(32, "Rows of a batch at the most.")
+    max_batch_size: CountFromZero = key(32, "Rows of a batch at the most; 0 runs each request by itself.")
     allowed_batch_sizes: Annotated[tuple[Count, ...], Field(strict=False)] = key(
         [],
         "Sizes that batches are padded to, ascending, the last being `max_batch_size`; none for no padding.",
+    )
+    pad_variable_length_inputs: bool = key(
+        False, "Pad requests that differ in other dimensions than their rows, so that they share batches."
     )
     max_queue_delay: Seconds = key(
         "0ms", "How long a request may wait for others to fill its batch while a worker is free."
@@ -56,6 +60,8 @@ class Batching(Section):
             if size <= before:
                 complaints.add(f"{size} after {before}: the sizes must ascend", index)
         largest = info.data.get("max_batch_size")
+        if value and largest == 0:
+            raise ValueError("goes with batches only, and max_batch_size is 0")
         if value and largest is not None and value[-1] != largest:
             complaints.add(f"the last size must be max_batch_size, {largest}, not {value[-1]}", len(value) - 1)
         complaints()
@@ -212,4 +218,5 @@ class ModelConfig(Section):
             signature=self.signature,
             max_batch_size=batching.max_batch_size if batching is not None else 0,
             allowed_batch_sizes=batching.allowed_batch_sizes if batching is not None else (),
+            pad_variable_length_inputs=batching is not None and batching.pad_variable_length_inputs,
         )

@@ -54,6 +54,7 @@ class Plan:
         names: for each frame the input's name, for messages.
         timeout_s: the request's effective time.
         priority: 1 or more; less is more urgent.
+        sizes_frame: of a key whose requests are padded: the last frame of each entry; None for all other keys.
     """
 
     key: BatchKey
@@ -64,6 +65,7 @@ class Plan:
     names: tuple[str, ...]
     timeout_s: float
     priority: int = NORMAL_PRIORITY
+    sizes_frame: bytes | None = None
 
     @property
     def model(self) -> str:
@@ -125,7 +127,7 @@ class Request:
         self.id = id
         self.plan = plan
         self.rows = plan.rows
-        self.frames = frames
+        self.frames = frames if plan.sizes_frame is None else [*frames, plan.sizes_frame]
         self.size = size
         self.received = now
         self.deadline = now + plan.timeout_s

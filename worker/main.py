@@ -173,6 +173,7 @@ def _load_one(spec: ModelSpec, devices: Sequence[str], pulse: Heartbeat) -> tupl
         outputs=model.outputs,
         max_batch_size=rows_of_a_batch(spec, findings),
         unbatched_because=findings.unbatched_because,
+        pad_variable_length_inputs=spec.pad_variable_length_inputs,
         signature=signature,
         signatures=signatures,
         load_s=loaded - begun,

@@ -164,6 +164,17 @@ def sneaky(folder: Path) -> Arrays:
     return {"x": RNG.normal(size=(ROWS, 3)).astype(np.float32)}
 
 
+def masked(folder: Path) -> Arrays:
+    """Sums the first `length` numbers of each row: a padding changes nothing. Whole numbers, so that sums are exact."""
+
+    def serve(x: Any, length: Any) -> Any:
+        return {"sum": tf.reduce_sum(tf.where(tf.sequence_mask(length, tf.shape(x)[1]), x, 0.0), axis=1)}
+
+    specs = tf.TensorSpec([None, None], tf.float32, name="x"), tf.TensorSpec([None], tf.int32, name="length")
+    saved(folder, *specs, serve=serve)
+    return {"x": RNG.integers(0, 99, size=(ROWS, 7)).astype(np.float32), "length": np.full(ROWS, 7, np.int32)}
+
+
 def scalar(folder: Path) -> Arrays:
     """No batch dimension at all."""
     saved(folder, tf.TensorSpec([], tf.float64, name="x"), serve=lambda x: {"y": x * x})
@@ -207,7 +218,7 @@ def keras_file(folder: Path) -> None:
     np.savez(folder.with_suffix(".npz"), **columns(inputs, {name: value.numpy() for name, value in direct.items()}))
 
 
-MADE = (dense, words, datatypes, mean, sneaky, scalar, fixed, picky)
+MADE = (dense, words, datatypes, mean, sneaky, masked, scalar, fixed, picky)
 
 REAL: dict[str, Arrays] = {
     "guesslang": {

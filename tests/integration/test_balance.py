@@ -72,6 +72,35 @@ def test_a_slow_worker_gets_its_small_share(tmp_path: Path) -> None:
         assert max(fast) - min(fast) < 0.2 * max(fast)
 
 
+def test_no_request_waits_longer_for_another_shape_than_in_the_order_of_arrival(tmp_path: Path) -> None:
+    text = config(1, "{seconds: 0.005}", "batching: {max_batch_size: 8}")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        wide, narrow = {"x": np.zeros((1, 3), np.int32)}, {"x": np.zeros((1, 2), np.int32)}
+        answered, end, room = [0], threading.Event(), threading.Semaphore(64)
+
+        def flood() -> None:
+            while not end.is_set():
+                if room.acquire(timeout=0.1):
+                    client.submit("m", wide).add_done_callback(done)
+
+        def done(_: object) -> None:
+            answered[0] += 1
+            room.release()
+
+        flooding = threading.Thread(target=flood)
+        flooding.start()
+        try:
+            daemon.wait(lambda: answered[0] > 64)
+            for _ in range(20):
+                before = answered[0]
+                client.infer("m", narrow)
+                # Those that were there, one batch that was full already, and what is answered while this is read.
+                assert answered[0] - before <= 64 + 3 * 8
+        finally:
+            end.set()
+            flooding.join(STEP_S)
+
+
 def test_while_all_are_busy_batches_grow(tmp_path: Path) -> None:
     text = config(1, "{seconds: 0.05}", "batching: {max_batch_size: 16}")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:

@@ -53,6 +53,9 @@ models:
   - {name: scalar, path: scalar}
   - {name: fixed, path: fixed}
   - {name: picky, path: picky}
+  - {name: masked, path: masked, batching: {max_batch_size: 16, pad_variable_length_inputs: true}}
+  - {name: exact, path: masked, batching: {max_batch_size: 16, allowed_batch_sizes: [4, 16]}}
+  - {name: unbatched, path: dense, batching: {max_batch_size: 0}}
   - {name: keras, path: keras.keras}
   - {name: guesslang, path: guesslang}
   - {name: basic-pitch, path: basic-pitch, batching: {max_batch_size: 4}}
@@ -213,6 +216,43 @@ def test_a_large_request_is_split_over_batches(client: Client) -> None:
     weights = np.arange(24, dtype=np.float32).reshape(6, 4) / 7 * 10
     np.testing.assert_allclose(answer["y"], x @ weights, rtol=1e-4, atol=1e-4)
     assert answer["best"].tolist() == (x @ weights).argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("model", ["masked", "exact"])
+def test_rows_of_every_length_under_load_are_answered_as_if_alone(model: str, folder: Path, client: Client) -> None:
+    x = Direct(folder / "masked.npz").inputs["x"]
+    sent, before = [], stats(client, model)
+    for number in range(200):
+        row, length = number % len(x), 1 + number % x.shape[1]
+        inputs = {"x": x[row : row + 1, :length], "length": np.int32([length])}
+        sent.append((x[row, :length].sum(), client.submit(model, inputs)))
+    for wanted, future in sent:
+        assert future.result(STEP_S)["sum"].tolist() == [wanted]
+    after = stats(client, model)
+    assert after["batches"] - before["batches"] < (100 if model == "masked" else 200)
+    # Larger than a batch, and of a length that nobody else has.
+    many = np.tile(x[:1, :3], (100, 1))
+    answer = client.infer(model, {"x": many, "length": np.full(100, 3, np.int32)})
+    assert answer["sum"].tolist() == [many[0].sum()] * 100
+
+
+@pytest.mark.parametrize("model", ["mean", "sneaky"])
+def test_a_large_request_to_a_model_without_a_batch_dimension_is_not_split(model: str, client: Client) -> None:
+    x = np.random.default_rng(0).integers(0, 9, size=(100, 3)).astype(np.float32)
+    (answer,) = client.infer(model, {"x": x}).values()
+    wanted = x.mean(axis=0) if model == "mean" else [x.sum()]
+    np.testing.assert_allclose(answer, wanted, rtol=1e-5)
+
+
+def test_a_model_that_is_not_to_be_batched_takes_requests_of_every_size(folder: Path, client: Client) -> None:
+    direct = Direct(folder / "dense.npz")
+    same(client.infer("unbatched", direct.inputs), direct.outputs)
+    before = stats(client, "unbatched")
+    futures = [client.submit("unbatched", {"x": np.ones((40, 6), np.float32)}) for _ in range(10)]
+    assert {future.result(STEP_S)["y"].shape for future in futures} == {(40, 4)}
+    after = stats(client, "unbatched")
+    assert after["batches"] - before["batches"] == 10, "neither joined nor split"
+    assert (after["max_batch_size"], after["unbatched_because"]) == (0, None)
 
 
 def test_outputs_can_be_chosen(folder: Path, client: Client) -> None:

@@ -131,6 +131,11 @@ SPEC = ModelSpec(name="h", handler="my.module:Class")
         ("", {}),
         (", parameters: {size: 2, deep: [{a: null}]}", {"parameters": {"size": 2, "deep": [{"a": None}]}}),
         (", batching: {}", {"max_batch_size": 32}),
+        (", batching: {max_batch_size: 0}", {"max_batch_size": 0}),
+        (
+            ", batching: {pad_variable_length_inputs: true}",
+            {"max_batch_size": 32, "pad_variable_length_inputs": True},
+        ),
         (
             ", batching: {max_batch_size: 4, allowed_batch_sizes: [1, 4]}",
             {"max_batch_size": 4, "allowed_batch_sizes": (1, 4)},

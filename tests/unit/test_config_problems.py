@@ -167,7 +167,15 @@ MODELS = [
     ("name: a, path: digits, retry: 6", "models[0].retry: must be at most 5, not 6"),
     ("name: a, path: digits, retry: -1", "models[0].retry: must be at least 0, not -1"),
     ("name: a, path: digits, batching: 5", "batching: must be a mapping of keys to values, not 5"),
-    ("name: a, path: digits, batching: {max_batch_size: 0}", "batching.max_batch_size: must be at least 1, not 0"),
+    ("name: a, path: digits, batching: {max_batch_size: -1}", "batching.max_batch_size: must be at least 0, not -1"),
+    (
+        "name: a, path: digits, batching: {max_batch_size: 0, allowed_batch_sizes: [1]}",
+        "batching.allowed_batch_sizes: goes with batches only, and max_batch_size is 0",
+    ),
+    (
+        "name: a, path: digits, batching: {pad_variable_length_inputs: 1}",
+        "batching.pad_variable_length_inputs: must be true or false, not 1",
+    ),
     (
         "name: a, path: digits, batching: {allowed_batch_sizes: [1, 8]}",
         "1:70: models[0].batching.allowed_batch_sizes[1]: the last size must be max_batch_size, 32, not 8",

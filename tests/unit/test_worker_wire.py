@@ -37,6 +37,7 @@ def test_a_key_travels_with_all_that_it_has() -> None:
         pytest.param(key(("x", "INT8", (1,)), ("y", "INT8", (BULKY,))), False, id="one of two is bulky"),
         pytest.param(key(("x", "BYTES", (1,))), False, id="elements of unequal lengths"),
         pytest.param(key(("x", "INT8", (1,)), batched=False), False, id="runs singly"),
+        pytest.param(key(("x", "INT8", (-1,)), ("", "INT64", (1,))), False, id="to be padded"),
     ],
 )
 def test_which_keys_travel_joined(spec: KeySpec, joined: bool) -> None:
