@@ -52,6 +52,8 @@ class ModelSpec(_Json):
         allowed_batch_sizes: sizes a batch is padded to, ascending, the last being `max_batch_size`; empty for
             no padding.
         pad_variable_length_inputs: requests that differ in other dimensions than their rows share batches, padded.
+        warmup: an absolute path of an .npz file with inputs for the warm-up, or None.
+        jit_compile: XLA compiles the model for each of the allowed batch sizes.
         fingerprint: of what lies at `path`, so that a reload sees that it is another model; empty for handlers.
         safe_rows: rows that an earlier worker of the slot found to fit into the device's memory; 0 while that is
             unknown.
@@ -68,6 +70,8 @@ class ModelSpec(_Json):
     max_batch_size: int = 0
     allowed_batch_sizes: tuple[int, ...] = ()
     pad_variable_length_inputs: bool = False
+    warmup: str | None = None
+    jit_compile: bool = False
     fingerprint: str = ""
     safe_rows: int = 0
 

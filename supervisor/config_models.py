@@ -30,6 +30,7 @@ from multitower.supervisor.config_fields import (
 from multitower.supervisor.config_values import (
     HANDLER_PATTERN,
     NAME_PATTERN,
+    parse_file,
     parse_handler,
     parse_model_path,
     parse_name,
@@ -155,6 +156,10 @@ Tensors = Annotated[
 ]
 
 
+def _warmup(value: object, info: ValidationInfo) -> Path | None:
+    return None if value is None else parse_file(value, context_of(info).folder, ".npz", "inputs")
+
+
 class ModelConfig(Section):
     """One model: where it comes from, and how its requests are queued and batched."""
 
@@ -191,6 +196,10 @@ class ModelConfig(Section):
     batching: Batching | None = key(
         None, "How requests are batched. Without it a path takes the defaults, and a handler gets one at a time."
     )
+    warmup: Annotated[Path | None, PlainValidator(_warmup), WithJsonSchema({"type": "string", "minLength": 1})] = key(
+        None, "An .npz file with inputs for the warm-up, by name; without it they are made up."
+    )
+    jit_compile: bool = key(False, "XLA compiles the model, for each of the allowed batch sizes, before it is ready.")
     queue: Queue = key({}, "The model's queue.")
     retry: Annotated[int, Field(ge=0, le=5)] = key(
         1, "How many deaths of workers a request may survive while it is being executed."
@@ -205,6 +214,18 @@ class ModelConfig(Section):
     def _paths_are_batched(cls, value: Batching | None, info: ValidationInfo) -> Batching | None:
         return Batching() if value is None and info.data.get("path") is not None else value
 
+    @field_validator("jit_compile")
+    @classmethod
+    def _sizes_are_known(cls, value: bool, info: ValidationInfo) -> bool:
+        path, batching = info.data.get("path"), info.data.get("batching")
+        if not value:
+            return value
+        if "path" in info.data and (path is None or path.suffix in GRAPH_SUFFIXES):
+            raise ValueError("goes with a SavedModel or a file of Keras only")
+        if batching is not None and batching.max_batch_size and not batching.allowed_batch_sizes:
+            raise ValueError("needs batching.allowed_batch_sizes, since XLA compiles each size by itself")
+        return value
+
     def to_spec(self) -> ModelSpec:
         """What a worker is told of the model."""
         batching = self.batching
@@ -218,5 +239,7 @@ class ModelConfig(Section):
             signature=self.signature,
             max_batch_size=batching.max_batch_size if batching is not None else 0,
             allowed_batch_sizes=batching.allowed_batch_sizes if batching is not None else (),
+            warmup=str(self.warmup) if self.warmup is not None else None,
+            jit_compile=self.jit_compile,
             pad_variable_length_inputs=batching is not None and batching.pad_variable_length_inputs,
         )

@@ -194,6 +194,23 @@ def parse_model_path(value: object, folder: Path) -> Path:
     return path
 
 
+def parse_file(value: object, folder: Path, suffix: str, what: str) -> Path:
+    """The absolute path of a file with that suffix; it exists. `what` tells what it holds."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"must be the path of a {suffix} file with {what}, not {shown(value)}")
+    path = Path(os.path.normpath(folder / value))
+    try:
+        if not path.exists():
+            raise ValueError(_absent(path))
+        if path.suffix != suffix or not path.is_file():
+            raise ValueError(f"{path} is no {suffix} file")
+        if not os.access(path, os.R_OK):
+            raise ValueError(f"{path} cannot be read: permission denied")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    return path
+
+
 def _check_model_folder(path: Path) -> None:
     entries = sorted(path.iterdir())
     if is_saved_model(path) or any(is_version(entry) and is_saved_model(entry) for entry in entries):

@@ -83,7 +83,7 @@ class LegacyKerasModel:
         self._dtypes = {name: tensor.dtype for name, tensor in specs.items()}
         single = isinstance(model, keras.Sequential)
 
-        @tf.function(input_signature=[specs])  # type: ignore[untyped-decorator]
+        @tf.function(input_signature=[specs], jit_compile=spec.jit_compile or None)  # type: ignore[untyped-decorator]
         def call(values: dict[str, Any]) -> dict[str, Any]:
             # A functional model finds its inputs by their layers' names, however it was nested.
             outputs = model(next(iter(values.values())) if single else values, training=False)

@@ -19,6 +19,7 @@ from multitower import frames, worker_wire
 from multitower.spec import NO_SOCKET, Assignment, ModelReport, ModelSpec, ProcessSpec, WorkerReport
 from multitower.worker.heartbeat import Heartbeat
 from multitower.worker.model import LoadError, Model, load
+from multitower.worker.samples import samples_of
 from multitower.worker.service import Executors, serve
 from multitower.worker.signatures import executor_of, load_others, rows_of_a_batch
 from multitower.worker.warmup import warm_up
@@ -163,8 +164,9 @@ def _load_one(spec: ModelSpec, devices: Sequence[str], pulse: Heartbeat) -> tupl
     begun = time.monotonic()
     model = load(spec, devices)
     loaded = time.monotonic()
-    findings = warm_up(model, spec)
-    signature, others, signatures = load_others(model, spec, pulse)
+    samples = samples_of(model, spec)
+    findings = warm_up(model, spec, samples)
+    signature, others, signatures = load_others(model, spec, samples, pulse)
     report = ModelReport(
         name=spec.name,
         version=model.version,

@@ -53,12 +53,14 @@ class SavedModel:
         self.version = spec.version or "1"
         folder = str(Path(spec.path, spec.version) if spec.version is not None else Path(spec.path))
         try:
-            signatures = _from_objects(folder)
+            signatures = _from_objects(folder, jit_compile=spec.jit_compile)
         except (AttributeError, ValueError) as error:
             # Optimizer state that this Keras cannot make again (tensorflow issue 52091). Inference needs none of it,
             # nor of the other Python objects: the graph is enough. `allow_partial_checkpoint` comes too late for it.
             if "add_slot" not in str(error):
                 raise
+            if spec.jit_compile:
+                raise LoadError("jit_compile: a model whose optimizer cannot be made again has no functions") from error
             log.warning("%s: loaded as a graph, since its optimizer cannot be made again (%s)", spec.name, error)
             signatures = _from_graph(folder)
         self.signature = _pick(signatures, spec.signature)
@@ -107,10 +109,18 @@ class Signature:
         """Only the process's end gives device memory back."""
 
 
-def _from_objects(folder: str) -> _Signatures:
+def _from_objects(folder: str, *, jit_compile: bool) -> _Signatures:
     loaded = tf.saved_model.load(folder)
-    names = [name for name in loaded.signatures if name != INTERNAL]
-    return {name: partial(_of_function, loaded, loaded.signatures[name]) for name in names}
+    made = partial(_compiled, loaded) if jit_compile else partial(_of_function, loaded)
+    return {name: partial(made, loaded.signatures[name]) for name in loaded.signatures if name != INTERNAL}
+
+
+def _compiled(loaded: Any, function: Any) -> _Signature:
+    """The function as XLA compiles it, once for each shape that comes."""
+    inputs = _specs(function.structured_input_signature[1])
+    setup.reports(inputs.items())  # what XLA cannot compile may be what cannot be served either, and that is told
+    compiled = tf.function(lambda **tensors: function(**tensors), jit_compile=True)
+    return _of_function(loaded, compiled.get_concrete_function(**inputs))
 
 
 def _of_function(loaded: Any, function: Any) -> _Signature:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from multitower.spec import ModelSpec, SignatureReport
 from multitower.worker.executor import Counting, Executor
 from multitower.worker.model import LoadError, Model
-from multitower.worker.warmup import Findings, warm_up
+from multitower.worker.warmup import Findings, Sample, warm_up
 
 
 @runtime_checkable
@@ -43,7 +43,7 @@ def rows_of_a_batch(spec: ModelSpec, findings: Findings) -> int:
 
 
 def load_others(
-    model: Model, spec: ModelSpec, pulse: Counting
+    model: Model, spec: ModelSpec, samples: Sequence[Sample], pulse: Counting
 ) -> tuple[str, dict[str, Executor], tuple[SignatureReport, ...]]:
     """Makes a model's other signatures ready.
 
@@ -61,7 +61,7 @@ def load_others(
         if isinstance(other, LoadError):
             reports.append(SignatureReport(name=name, cause=str(other)))
             continue
-        findings = warm_up(other, spec, signature=name)
+        findings = warm_up(other, spec, samples, signature=name)
         executors[name] = executor_of(other, spec, findings, pulse)
         reports.append(
             SignatureReport(

@@ -55,6 +55,9 @@ models:
   - {name: picky, path: picky}
   - {name: masked, path: masked, batching: {max_batch_size: 16, pad_variable_length_inputs: true}}
   - {name: exact, path: masked, batching: {max_batch_size: 16, allowed_batch_sizes: [4, 16]}}
+  - {name: compiled, path: dense, jit_compile: true, batching: {max_batch_size: 8, allowed_batch_sizes: [4, 8]}}
+  - {name: warmed, path: picky, warmup: good.npz}
+  - {name: cold, path: picky, warmup: words.npz}
   - {name: unbatched, path: dense, batching: {max_batch_size: 0}}
   - {name: keras, path: keras.keras}
   - {name: guesslang, path: guesslang}
@@ -96,6 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    np.savez(folder / "good.npz", x=np.ones((1, 1)))
     return folder
 
 
@@ -148,11 +152,28 @@ def test_alone_it_is_bit_for_bit_what_tensorflow_gives(model: str, folder: Path,
 
 def direct_of(model: str, folder: Path) -> Direct:
     """Models that are the same in another format or another way of batching share what TensorFlow gives."""
-    file = "datatypes" if model in FORMATS else {"padded": "dense"}.get(model, model)
+    file = (
+        "datatypes"
+        if model in FORMATS
+        else {"padded": "dense", "compiled": "dense", "warmed": "picky"}.get(model, model)
+    )
     return Direct(folder / f"{file}.npz")
 
 
-MIXED = ["dense", "padded", "words", *FORMATS, "frozen", "legacy", "keras", "guesslang", "basic-pitch", "picky"]
+MIXED = [
+    "dense",
+    "padded",
+    "words",
+    *FORMATS,
+    "frozen",
+    "legacy",
+    "keras",
+    "compiled",
+    "warmed",
+    "guesslang",
+    "basic-pitch",
+    "picky",
+]
 
 
 @pytest.mark.parametrize("model", MIXED)
@@ -326,6 +347,12 @@ def test_what_cannot_be_served_says_why(client: Client) -> None:
     assert stats(client, "nosuch")["state"] == "failed"
     with pytest.raises(Unavailable, match="serving_default, twice"):
         client.infer("nosuch", {"x": np.ones((1, 6), np.float32)})
+
+
+def test_a_file_to_warm_up_with_that_does_not_fit_fails_the_model_and_is_named(folder: Path, client: Client) -> None:
+    state = stats(client, "cold")
+    assert state["state"] == "failed"
+    assert f"{folder / 'words.npz'}: it has the inputs in/text" in state["cause"]
 
 
 def test_why_requests_run_singly_is_told(client: Client) -> None:

@@ -98,7 +98,7 @@ def test_all_signatures_can_be_asked_for_and_what_cannot_be_served_says_why(
         monkeypatch.setattr(tf.saved_model, "load", no_optimizer)
     wanted = spec(path, max_batch_size=4)
     model = SavedModel(wanted)
-    name, executors, reports = load_others(model, wanted, SimpleNamespace(calls=0))
+    name, executors, reports = load_others(model, wanted, (), SimpleNamespace(calls=0))
     assert name == "serving_default"
     assert set(executors) == {"twice", "total"}
     by_name = {report.name: report for report in reports}

@@ -157,6 +157,15 @@ def test_what_a_worker_is_told_of_a_path(folder: Path) -> None:
     assert model.to_spec() == ModelSpec(name="a", path=str(folder / "digits"), signature="serve", max_batch_size=32)
 
 
+def test_what_a_worker_is_told_of_warm_up_and_xla(folder: Path) -> None:
+    (folder / "w.npz").touch()
+    more = "warmup: w.npz, jit_compile: true"
+    sizes = "{max_batch_size: 2, allowed_batch_sizes: [1, 2]}"
+    for batching, largest in ((sizes, 2), ("{max_batch_size: 0}", 0)):
+        told = loaded(folder, f"models: [{{name: a, path: digits, {more}, batching: {batching}}}]").models[0].to_spec()
+        assert (told.warmup, told.jit_compile, told.max_batch_size) == (str(folder / "w.npz"), True, largest)
+
+
 def test_what_a_worker_is_told_of_a_frozen_graph(folder: Path) -> None:
     (folder / "frozen.pb").touch()
     names = 'inputs: {x: "x:0"}, outputs: {scores: "softmax:0", best: top}'

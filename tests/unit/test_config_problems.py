@@ -162,6 +162,18 @@ MODELS = [
     ("name: a, path: digits.keras, signature: s", "models[0].signature: goes with a SavedModel only"),
     ("name: a, path: old.h5, signature: s", "goes with a SavedModel only; a .h5 file has no signatures"),
     ("name: a, path: digits, signature: ''", "must be the name of a signature"),
+    ("name: a, path: digits, warmup: no.npz", "models[0].warmup: {folder}/no.npz does not exist"),
+    ("name: a, path: digits, warmup: digits.keras", "models[0].warmup: {folder}/digits.keras is no .npz file"),
+    ("name: a, path: digits, warmup: 5", "models[0].warmup: must be the path of a .npz file with inputs, not 5"),
+    ("name: a, path: digits, jit_compile: true", "models[0].jit_compile: needs batching.allowed_batch_sizes, since"),
+    (
+        "name: a, handler: 'm:C', jit_compile: true",
+        "models[0].jit_compile: goes with a SavedModel or a file of Keras only",
+    ),
+    (
+        "name: a, path: frozen.pb, inputs: {x: x}, outputs: {y: y}, jit_compile: true",
+        "models[0].jit_compile: goes with a SavedModel or a file of Keras only",
+    ),
     ("name: a, path: digits, quarantine: 5", "models[0].quarantine: a duration needs its unit: write 5s"),
     ("name: a, path: digits, max_execution_time: 0s", "models[0].max_execution_time: must be longer than nothing"),
     ("name: a, path: digits, retry: 6", "models[0].retry: must be at most 5, not 6"),
