@@ -18,6 +18,7 @@ _send_frame = zmq.backend.Socket.send
 
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _LAST = int(zmq.NOBLOCK)
+_SNDMORE = int(zmq.SNDMORE)
 _POLLIN = int(zmq.POLLIN)
 
 
@@ -61,7 +62,7 @@ def send(socket: zmq.Socket[bytes], message: Sequence[Any], *, wait: bool = Fals
     Raises:
         zmq.ZMQError: EAGAIN when the peer's queue is full, EHOSTUNREACH when a ROUTER has no such peer.
     """
-    more, last = (zmq.SNDMORE, 0) if wait else (_MORE, _LAST)
+    more, last = (_SNDMORE, 0) if wait else (_MORE, _LAST)
     for frame in message[:-1]:
         _send_frame(socket, frame, more, len(frame) < BULKY_BYTES)
     frame = message[-1]

@@ -5,7 +5,7 @@ by number; the key's description travels with the first batch that uses it, and 
 same rule when there are too many.
 
     router to worker:   ASSIGN | Assignment (JSON)
-                        BATCH head | key (JSON, or empty when known) | frames
+                        BATCH head | key (JSON), unless it is known | frames
                         STOP
     worker to router:   REPORT | WorkerReport (JSON)
                         RESULT head | frames
@@ -15,7 +15,8 @@ The frames of small tensors travel *joined*: one frame an input (or output) of t
 the array that the model is called with. A frame costs a microsecond on each side of each socket, and a batch has many.
 Rows of `tensors.BULKY_BYTES` or more have frames of their own, entry by entry in the key's order, which nobody has to
 copy; and so has BYTES, whose elements differ in length, and what is padded. In a RESULT, entry by entry, each answer is
-a reply header and its outputs, or the header of an error; joined, the headers come first, one for each number of rows.
+a reply header and its outputs, or the header of an error; joined, the reply headers stand in the head, one for each
+number of rows.
 """
 
 from __future__ import annotations
@@ -45,10 +46,11 @@ SIZES: Final = ""
 MAX_KEYS: Final = 4096
 MAX_KEY_BYTES: Final = 16 << 20
 
-_BATCH_HEAD: Final = struct.Struct("<cQQ?I")  # BATCH, batch id, key id, joined, entries; then u32 rows an entry
-_RESULT_HEAD: Final = struct.Struct("<cQIQQQ")  # RESULT, batch id, entries, ns: assemble, compute, slice
-# Then, entry by entry: 0, u16 frames an entry. Joined: the number of headers, u32 rows a header, u32 rows an entry.
-_LAYOUT: Final = struct.Struct("<H")
+# BATCH, batch id, key id, whether the key follows, joined, entries; then u32 rows an entry.
+_BATCH_HEAD: Final = struct.Struct("<cQQ??I")
+# RESULT, batch id, entries, ns: assemble, compute, slice; then the number of reply headers, 0 for entry by entry.
+_RESULT_HEAD: Final = struct.Struct("<cQIQQQI")
+# Entry by entry then u16 frames an entry. Joined u32 rows an entry, u32 rows a header, u32 bytes a header, the headers.
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +114,9 @@ def join(entries: Sequence[Sequence[Any]]) -> list[Any]:
     return [b"".join(parts) for parts in zip(*entries, strict=True)]
 
 
-def batch_head(batch_id: int, key_id: int, rows: Sequence[int], *, joined: bool) -> bytes:
-    """The head of a BATCH message; `rows` has an item an entry."""
-    return struct.pack(f"<cQQ?I{len(rows)}I", BATCH, batch_id, key_id, joined, len(rows), *rows)
+def batch_head(batch_id: int, key_id: int, rows: Sequence[int], *, joined: bool, described: bool) -> bytes:
+    """The head of a BATCH message; `rows` has an item an entry, `described` says that the key's description follows."""
+    return struct.pack(f"<cQQ??I{len(rows)}I", BATCH, batch_id, key_id, described, joined, len(rows), *rows)
 
 
 class BatchHead(NamedTuple):
@@ -122,14 +124,15 @@ class BatchHead(NamedTuple):
 
     batch_id: int
     key_id: int
+    described: bool
     joined: bool
     rows: tuple[int, ...]
 
 
 def read_batch_head(head: bytes) -> BatchHead:
     """Reads what `batch_head` wrote."""
-    _, batch_id, key_id, joined, count = _BATCH_HEAD.unpack_from(head)
-    return BatchHead(batch_id, key_id, joined, struct.unpack_from(f"<{count}I", head, _BATCH_HEAD.size))
+    _, batch_id, key_id, described, joined, count = _BATCH_HEAD.unpack_from(head)
+    return BatchHead(batch_id, key_id, described, joined, struct.unpack_from(f"<{count}I", head, _BATCH_HEAD.size))
 
 
 class Timing(NamedTuple):
@@ -150,7 +153,7 @@ def result(batch_id: int, answers: Sequence[list[Any] | bytes], timing: Timing) 
         timing: where the time went.
     """
     counts = [0 if isinstance(answer, bytes) else len(answer) for answer in answers]
-    head = _RESULT_HEAD.pack(RESULT, batch_id, len(answers), *timing) + _LAYOUT.pack(0)
+    head = _RESULT_HEAD.pack(RESULT, batch_id, len(answers), *timing, 0)
     message: list[Any] = [head + struct.pack(f"<{len(counts)}H", *counts)]
     for answer in answers:
         if isinstance(answer, bytes):
@@ -172,9 +175,10 @@ def joined_result(
         outputs: one frame an output, of all rows.
         timing: where the time went.
     """
-    head = _RESULT_HEAD.pack(RESULT, batch_id, len(rows), *timing)
-    layout = struct.pack(f"<H{len(headers)}I{len(rows)}I", len(headers), *headers, *rows)
-    return [head + layout, *headers.values(), *outputs]
+    sizes = [len(header) for header in headers.values()]
+    head = _RESULT_HEAD.pack(RESULT, batch_id, len(rows), *timing, len(headers))
+    layout = struct.pack(f"<{len(rows)}I{len(headers)}I{len(headers)}I", *rows, *headers, *sizes)
+    return [b"".join((head, layout, *headers.values())), *outputs]
 
 
 class Result(NamedTuple):
@@ -188,25 +192,33 @@ class Result(NamedTuple):
 def read_result(message: Sequence[Any]) -> Result:
     """Reads what `result` or `joined_result` wrote."""
     head = bytes(message[0])
-    _, batch_id, count, *times = _RESULT_HEAD.unpack_from(head)
-    (headers,) = _LAYOUT.unpack_from(head, _RESULT_HEAD.size)
-    place = _RESULT_HEAD.size + _LAYOUT.size
+    _, batch_id, count, assemble_ns, compute_ns, slice_ns, headers = _RESULT_HEAD.unpack_from(head)
+    timing = Timing(assemble_ns, compute_ns, slice_ns)
     answers: list[list[Any] | bytes]
     if headers:
-        numbers = struct.unpack_from(f"<{headers + count}I", head, place)
-        by_rows = dict(zip(numbers, message[1 : 1 + headers], strict=False))
-        answers = _cut(by_rows, numbers[headers:], message[1 + headers :])
+        numbers = struct.unpack_from(f"<{count + 2 * headers}I", head, _RESULT_HEAD.size)
+        rows = numbers[:count]
+        end = len(head)
+        by_rows: dict[int, bytes] = {}
+        # From the last on: the headers end with the frame.
+        for place in range(headers - 1, -1, -1):
+            start = end - numbers[count + headers + place]
+            by_rows[numbers[count + place]] = head[start:end]
+            end = start
+        answers = _cut(by_rows, rows, message[1:])
     else:
         answers = []
         start = 1
-        for frames in struct.unpack_from(f"<{count}H", head, place):
+        for frames in struct.unpack_from(f"<{count}H", head, _RESULT_HEAD.size):
             answers.append(list(message[start : start + frames]) if frames else bytes(message[start]))
             start += frames or 1
-    return Result(batch_id, answers, Timing(*times))
+    return Result(batch_id, answers, timing)
 
 
-def _cut(headers: dict[int, Any], rows: Sequence[int], outputs: Sequence[Any]) -> list[list[Any] | bytes]:
+def _cut(headers: dict[int, bytes], rows: Sequence[int], outputs: Sequence[Any]) -> list[list[Any] | bytes]:
     """An answer an entry, of outputs that are joined."""
+    if len(rows) == 1:
+        return [[headers[rows[0]], *outputs]]
     total = sum(rows)
     answers: list[list[Any] | bytes] = [[headers[count]] for count in rows]
     for frame in outputs:

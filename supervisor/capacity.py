@@ -21,10 +21,12 @@ class Capacity:
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
 
-    def rss(self, slot: int) -> int | None:
-        """Bytes of resident memory of the slot's process, as last measured."""
-        sample = self._sampler.sample(slot)
-        return sample.rss_bytes if sample is not None else None
+    def rss(self, place: Place) -> int | None:
+        """Bytes of resident memory of the slot's process, as last measured; None before it has been."""
+        sample = self._sampler.sample(place.slot.number)
+        # Just after a renewal, the figure may be that of the process that has left.
+        measured = sample is not None and place.member is not None and sample.pid == place.member.process.pid
+        return sample.rss_bytes if sample is not None and measured else None
 
     def fits(self, place: Place) -> bool:
         """A second process fits, in host memory and in the device's. What is not known of a GPU does not fit."""

@@ -209,7 +209,7 @@ class Config(Section):
         int | None,
         PlainValidator(_optional_size),
         WithJsonSchema({"type": "string", "pattern": SIZE_PATTERN}),
-    ] = key(None, "Resident memory above which a worker is replaced; without it there is no limit.")
+    ] = key(None, "Resident memory above which a worker is replaced, or up to a tenth earlier; no limit without it.")
     exit_when_failed: bool = key(False, "End with exit code 69 once every slot has failed, instead of staying.")
     runtime_dir: Annotated[
         Path | None, PlainValidator(_runtime_dir), WithJsonSchema({"type": "string", "minLength": 1})

@@ -19,6 +19,7 @@ import zmq
 
 from multitower.exits import Exit
 from multitower.supervisor import devices
+from multitower.supervisor.account import Account
 from multitower.supervisor.capacity import Capacity
 from multitower.supervisor.config import Config
 from multitower.supervisor.control import Control
@@ -45,12 +46,6 @@ DRAINED_LINGER_MS = 2000
 
 FORCED_LINGER_MS = 200
 """The same after a second signal."""
-
-TELL_S = 0.25
-"""Seconds from one account of how things stand to the next."""
-
-EXTENSION_S = 30.0
-"""Seconds that a service manager is asked to wait for models that load; asked again while they do."""
 
 
 class StartError(Exception):
@@ -82,8 +77,7 @@ class Daemon:
         self._signals: list[int] = []
         self._stop_by: float | None = None
         self._forced = False
-        self._ready_once = self._told_ready = False
-        self._tell_at = self._chores_at = 0.0
+        self._chores_at = 0.0
         self._chores_due = False
         self._errands = Errands()
         self._notifier = Notifier()
@@ -136,6 +130,9 @@ class Daemon:
                 sampler=self._sampler,
                 control=endpoint,
             )
+            self._account = Account(
+                self.reporter, self._notifier, self._sampler, reloading=lambda: self._orders.reloading
+            )
             self._orders = Orders(
                 self.fleet,
                 self.router,
@@ -144,7 +141,7 @@ class Daemon:
                 settings,
                 read_config,
                 begun=self._notifier.reloading,
-                ended=self._reload_ended,
+                ended=self._account.reload_ended,
             )
             self._control = Control(front, self._answer, self._orders.reload, self._orders.restart)
             undo.pop_all()
@@ -211,41 +208,16 @@ class Daemon:
         self._chores_due = False
         self.fleet.tick(now)
         self.router.flush(now)
-        if now >= self._tell_at:
-            self._tell(now)
+        if now >= self._account.due:
+            self._account.tell(now)
         self._notifier.watchdog(now)
         self._on_signals(now)
         code = self._over(now)
         # What waits for answers to come in looks after each burst of them.
         self._chores_due |= self.fleet.renewals.active or self.reporter.state != "running"
-        times = [self.fleet.next_wake(now), self._notifier.next_wake(), self._tell_at, self._stop_by]
+        times = [self.fleet.next_wake(now), self._notifier.next_wake(), self._account.due, self._stop_by]
         self._chores_at = min(moment for moment in times if moment is not None)
         return code
-
-    def _tell(self, now: float) -> None:
-        """Tells the log and the service manager how things stand, and the sampler whom to measure."""
-        self._tell_at = now + TELL_S
-        places = self.fleet.places
-        self._sampler.watch(
-            {
-                place.slot.number: (
-                    place.member.process.pid if place.member is not None else None,
-                    place.placement.device,
-                )
-                for place in places
-            }
-        )
-        if not self._ready_once and self.reporter.readiness()["ready"]:
-            self._ready_once = True
-            event(log, logging.INFO, "daemon ready", after_s=round(now - self.reporter.started, 3))
-        notifier, line = self._notifier, self.reporter.line()
-        if not self._told_ready and self.reporter.settled:
-            # Also when something failed: what works is served, and the status tells the rest.
-            self._told_ready = True
-            notifier.ready(line)
-        notifier.status(line)
-        if not self._told_ready or self._orders.reloading or self.reporter.state != "running":
-            notifier.extend(EXTENSION_S)
 
     def _timeout_s(self) -> float:
         due = self._chores_at
@@ -305,9 +277,12 @@ class Daemon:
         self._chores_due = True
 
     def _on_messages(self, member: Member) -> None:
-        for message in member.process.messages():
-            if self.fleet.message(member, message, time.monotonic()):
-                self._chores_due = True
+        message = member.process.message()
+        if message is None:
+            return
+        if self.fleet.message(member, message, time.monotonic()):
+            self._chores_due = True
+        member.process.stir()  # there may be more, though seldom; asked once its next batch is on its way
 
     def _over(self, now: float) -> Exit | None:
         """The exit code when the daemon's life is over; takes a drain one step further before."""
@@ -342,10 +317,6 @@ class Daemon:
 
     def _answer(self, kind: bytes, header: dict[str, Any]) -> dict[str, Any]:
         return self.reporter.answer(kind, header, time.monotonic())
-
-    def _reload_ended(self) -> None:
-        if self._told_ready and self.reporter.state == "running":
-            self._notifier.ready(self.reporter.line())
 
     # Setting up and giving back.
 

@@ -1,8 +1,7 @@
 """All worker processes: the slots' and the spares'. Carries out what the slots' state machines ask for.
 
-The daemon's loop tells the fleet of reports, heartbeats, deaths and the time; the fleet starts and ends processes, and
-tells the router which workers serve. A spare is a process that has imported what takes long and waits without a device;
-a slot that needs a process takes one where there is one.
+The daemon's loop tells the fleet of reports, heartbeats, deaths and the time; the fleet has processes found for its
+slots (`hiring.py`) and seen out when they end (`endings.py`), and tells the router which workers serve.
 """
 
 from __future__ import annotations
@@ -10,15 +9,17 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import zmq
 
 from multitower import worker_wire
 from multitower.spec import MemoryReport, ModelReport, ModelSpec, WorkerReport
+from multitower.supervisor.endings import Endings
 from multitower.supervisor.fleet_settings import FleetSettings
 from multitower.supervisor.health import Health
+from multitower.supervisor.hiring import Hiring
 from multitower.supervisor.launcher import Launcher
 from multitower.supervisor.log import event
 from multitower.supervisor.member import Member, Place
@@ -28,21 +29,14 @@ from multitower.supervisor.restart import RestartBudget
 from multitower.supervisor.router import Router
 from multitower.supervisor.runtime import RuntimeDir
 from multitower.supervisor.slot import LIVE, Action, Event, Slot, State
-from multitower.supervisor.spares import Spares
 
 log = logging.getLogger("multitower.fleet")
 
-STOP_S = 5.0
-"""Seconds that a worker has to end after it was told to; then it is killed."""
-
-LAST_WORDS_S = 0.25
-"""Seconds to wait for a dead worker's channel to close; longer only if a child of it holds the channel open."""
-
-STACKS_S = 0.5
-"""Seconds that a worker which hangs has to write its Python stacks before it is killed."""
-
 EXHAUSTED_CALLS = 3
 """Calls in a row without enough device memory after which a worker is replaced: it may be in fragments."""
+
+RECYCLE_AGAIN_S = 60.0
+"""Seconds from one try to replace a worker that has served its time to the next, where the new one cannot load."""
 
 
 class Fleet:
@@ -58,7 +52,7 @@ class Fleet:
         watch: is told of each new process, before anything can happen to it.
         unwatch: is told of each dead one, before its sockets are closed.
         fits: whether a slot's device and the machine can hold a second process of it.
-        rss: bytes of resident memory of a slot's process as last measured, or None.
+        rss: bytes of resident memory of a slot's present process as last measured, or None.
         present: whether a slot's device is there, as last seen; None when that is not known.
 
     Attributes:
@@ -80,25 +74,24 @@ class Fleet:
         watch: Callable[[Member], None],
         unwatch: Callable[[Member], None],
         fits: Callable[[Place], bool] = lambda _: True,
-        rss: Callable[[int], int | None] = lambda _: None,
+        rss: Callable[[Place], int | None] = lambda _: None,
         present: Callable[[int], bool | None] = lambda _: None,
     ) -> None:
         self._rng = random.Random()
         self.settings = settings
         self._router = router
-        self._unwatch = unwatch
         self._health = Health(router, rss, present)
-        self._launcher = Launcher(context, runtime, import_path=import_path, watch=watch)
-        self._spares = Spares(self._launcher, RestartBudget(settings.policy, self._rng))
+        launcher = Launcher(context, runtime, import_path=import_path, watch=watch)
+        self._hiring = Hiring(launcher, settings, self._rng)
+        self._spares = self._hiring.spares
+        self._endings = Endings(unwatch)
         self.renewals = Renewals(self, router, fits)
         self.places: list[Place] = []
         self.apply(settings)
         for placement in placements:
             self.add(placement)
         self._stopping = False
-        self._editions: dict[bytes, int] = {}
         self._leaving: list[Member] = []  # their slots have others, and they finish what they have
-        self._ending: list[Member] = []  # told to end, or dead and not yet buried
 
     # What happens.
 
@@ -112,10 +105,10 @@ class Fleet:
         if kind == worker_wire.REPORT:
             self._report(member, WorkerReport.from_json(bytes(message[1])), now)
         elif kind == worker_wire.MEMORY:
-            self._short_of_memory(member, MemoryReport.from_json(bytes(message[1])))
+            self._short_of_memory(member, MemoryReport.from_json(bytes(message[1])), now)
         return True
 
-    def _short_of_memory(self, member: Member, report: MemoryReport) -> None:
+    def _short_of_memory(self, member: Member, report: MemoryReport, now: float) -> None:
         place = member.place
         if place is None:
             return
@@ -124,8 +117,8 @@ class Fleet:
             if member.channel is not None:
                 member.channel.worker.safe_rows[report.model] = report.safe_rows
             event(log, logging.WARNING, "device memory is short: smaller batches", **place.fields, **asdict(report))
-        if report.exhausted >= EXHAUSTED_CALLS and place.member is member and not self.renewals.includes(place):
-            self.renewals.ask(Renewal(place, f"{report.exhausted} calls in a row without enough device memory"))
+        if report.exhausted >= EXHAUSTED_CALLS and place.member is member:
+            self._recycle(place, f"{report.exhausted} calls in a row without enough device memory", now)
 
     def _report(self, member: Member, report: WorkerReport, now: float) -> None:
         member.state = report.state
@@ -156,25 +149,12 @@ class Fleet:
 
     def died(self, member: Member, now: float) -> None:
         """The process has ended; its answers may still lie in its channel."""
-        member.cause = member.process.reap()
-        member.bury_at = now + LAST_WORDS_S
-        if member.channel is not None:
-            # What it is given until it is buried would count as having died with it.
-            member.channel.worker.retiring = True
-        if member not in self._ending:
-            self._ending.append(member)
+        self._endings.died(member, now)
 
     def tick(self, now: float) -> None:
         """Does what is due: burials, kills, starts after a back-off, new spares."""
-        for member in list(self._ending):
-            if member.cause is not None:
-                if member.process.disconnected or now >= member.bury_at:
-                    self._bury(member, now)
-            elif member.kill_at is not None and now >= member.kill_at:
-                member.kill_at = None
-                if member.verdict is None:
-                    event(log, logging.WARNING, "worker does not end: killed", **member.process.fields)
-                member.process.kill()
+        for member in self._endings.due(now):
+            self._bury(member, now)
         for place in self.places:
             if place.slot.state is State.STARTING and place.member is None and not self._stopping:
                 self._start(place, now)
@@ -190,22 +170,23 @@ class Fleet:
 
     def _see_to_health(self, now: float) -> None:
         for member in self._health.look(self.members(), now):
-            member.kill_at = now + STACKS_S if member.verdict is not None and member.verdict.stacks else now
-            if member not in self._ending:
-                self._ending.append(member)
-        for renewal in self._health.recycle(self.places, self.settings):
-            if not self.renewals.includes(renewal.place):
-                self.renewals.ask(renewal)
+            self._endings.condemn(member, now)
+        for place, why in self._health.recycle(self.places, self.settings):
+            self._recycle(place, why, now)
+
+    def _recycle(self, place: Place, why: str, now: float) -> None:
+        """Replaces a worker that has served its time, unless that is under way, or has just been tried in vain."""
+        member = place.member
+        if member is None or now < member.recycle_at or self.renewals.includes(place):
+            return
+        member.recycle_at = now + RECYCLE_AGAIN_S
+        self.renewals.ask(Renewal(place, why))
 
     def next_wake(self, now: float) -> float | None:
         """When `tick` must be called at the latest, in monotonic seconds."""
         times = [place.due for place in self.places if place.due is not None]
         times.append(self._health.next_look)
-        for member in self._ending:
-            if member.cause is not None:
-                times.append(member.bury_at)
-            elif member.kill_at is not None:
-                times.append(member.kill_at)
+        times += self._endings.times()
         spare = self._spares.next_wake(now)
         if spare is not None:
             times.append(spare)
@@ -251,7 +232,7 @@ class Fleet:
 
     def close(self) -> None:
         """Gives back what is left, after all processes have been buried."""
-        self._launcher.close()
+        self._hiring.close()
 
     # What there is.
 
@@ -262,7 +243,7 @@ class Fleet:
 
     def members(self) -> Iterator[Member]:
         """Every process that has not been buried."""
-        seen = {id(member): member for member in self._ending}
+        seen = {id(member): member for member in self._endings.members}
         seen.update((id(member), member) for member in self.spares)
         for place in self.places:
             held = (place.member, place.successor)
@@ -292,7 +273,7 @@ class Fleet:
     def _start(self, place: Place, now: float) -> None:
         """Gives the slot its next process: the spare that is furthest, or a new one."""
         place.models, place.visible_devices = (), None
-        place.member = self._give_work(place, place.specs, place.placement, place.slot.incarnation)
+        place.member = self._hiring.give_work(place, place.specs, place.placement, place.slot.incarnation)
         if place.member is None:
             self._act(place, place.slot.died(now, "no process could be started"), now)
             self._log_if_failed(place)
@@ -300,37 +281,8 @@ class Fleet:
 
     def start_successor(self, place: Place, specs: tuple[ModelSpec, ...], placement: Placement) -> Member | None:
         """Starts a process that is to take over a slot which serves; None when there is no room for one."""
-        place.successor = self._give_work(place, specs, placement, place.slot.incarnation + 1)
+        place.successor = self._hiring.give_work(place, specs, placement, place.slot.incarnation + 1)
         return place.successor
-
-    def _give_work(
-        self, place: Place, specs: tuple[ModelSpec, ...], placement: Placement, incarnation: int
-    ) -> Member | None:
-        """A process for the slot: the spare that is furthest, or a new one."""
-        fields = {**place.fields, "incarnation": incarnation, "device": placement.device}
-        remembered = tuple(replace(spec, safe_rows=place.safe_rows.get(spec.name, 0)) for spec in specs)
-        assignment = placement.assignment(place.slot.number, incarnation, remembered)
-        member = self._spares.take()
-        if member is not None:
-            member.process.fields.clear()
-            member.process.fields.update(fields, pid=member.process.pid)
-            member.process.send([worker_wire.ASSIGN, assignment.to_json()])
-            event(log, logging.INFO, "spare takes over", **member.process.fields)
-        else:
-            member = self._launcher.launch(f"mt-worker-{place.slot.number}", assignment, fields)
-            if member is None:
-                return None
-            event(log, logging.INFO, "worker started", **member.process.fields)
-        member.place = place
-        member.editions = {spec.name: self._edition(spec) for spec in specs}
-        if self.settings.max_requests is not None:
-            # Not all at once, where all have had the same share of the requests.
-            member.request_limit = self.settings.max_requests * self._rng.uniform(0.9, 1.1)
-        return member
-
-    def _edition(self, spec: ModelSpec) -> int:
-        """A number for a model as it is configured now, equal as long as that is equal."""
-        return self._editions.setdefault(spec.to_json(), len(self._editions))
 
     def _report_of_successor(self, place: Place, member: Member, report: WorkerReport, now: float) -> None:
         if report.state == "failed" or any(model.state != "ready" for model in report.models):
@@ -408,25 +360,14 @@ class Fleet:
         """Tells a process to end, and kills it when it does not, or when it has nothing to finish."""
         if member in self.spares:
             self.spares.remove(member)
-        if member.cause is not None or member in self._ending:
-            return
-        self._ending.append(member)
-        if member.state in ("ready", "failed", "idle"):
-            member.process.send([worker_wire.STOP])
-            member.kill_at = now + STOP_S
-        else:
-            member.process.kill()
+        self._endings.tell(member, now)
 
     def _bury(self, member: Member, now: float) -> None:
         """The process is dead: reads its last answers, frees it, and decides what comes next."""
         assert member.cause is not None
-        self._ending.remove(member)
         if member in self._leaving:
             self._leaving.remove(member)
-        for message in member.process.messages():
-            self.message(member, message, now)
-        self._unwatch(member)
-        member.process.close()
+        self._endings.bury(member, lambda message: self.message(member, message, now))
         if member in self.spares:
             self.spares.remove(member)
             self._spares.died(member, now)
@@ -483,12 +424,10 @@ class Fleet:
     # What a reload changes.
 
     def apply(self, settings: FleetSettings) -> None:
-        """Takes new settings for whatever happens from now on; processes that serve stay as they are."""
+        """Takes new settings for whatever happens from now on; of those that serve, limits and times change."""
         self.settings = settings
-        self._launcher.heartbeat_s = settings.heartbeat_s
+        self._hiring.apply(settings)
         self._health.apply(settings)
-        self._launcher.import_tensorflow = any(model.path is not None for model in settings.models)
-        self._spares.want(settings.spares)
         for place in self.places:
             place.slot.set_policy(settings.policy)
 

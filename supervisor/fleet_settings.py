@@ -20,7 +20,8 @@ class FleetSettings:
         spares: how many processes wait.
         heartbeat_s: from one heartbeat of a worker to the next.
         max_requests: requests after which a worker is replaced, give or take a tenth; None for no limit.
-        max_rss: bytes of a worker's resident memory above which it is replaced; None for no limit.
+        max_rss: bytes of a worker's resident memory above which it is replaced, or up to a tenth before; None for no
+            limit.
     """
 
     models: tuple[ModelSpec, ...]

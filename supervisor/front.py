@@ -151,10 +151,7 @@ class Front:
 
     def reply(self, address: Sequence[bytes], kind: bytes, id: bytes, body: Sequence[Any]) -> None:
         """Sends a reply; a client that has left or does not read loses it, and it is counted."""
-        bulk = 0
-        for frame in body:
-            if len(frame) >= tensors.BULKY_BYTES:
-                bulk += len(frame)
+        bulk = sum([size for size in map(len, body) if size >= tensors.BULKY_BYTES])
         if bulk:
             if self._unread.of(address[0]) + bulk > MAX_UNREAD_BYTES:
                 self.dropped += 1

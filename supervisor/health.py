@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 from multitower.supervisor.fleet_settings import FleetSettings
 from multitower.supervisor.log import event
 from multitower.supervisor.member import Member, Place
 from multitower.supervisor.pulse import Verdict
-from multitower.supervisor.renewal import Renewal
 from multitower.supervisor.router import Router
 from multitower.supervisor.slot import State
 
@@ -24,14 +24,16 @@ class Health:
 
     Args:
         router: knows what each is executing.
-        rss: bytes of resident memory of a slot's process as last measured, or None.
+        rss: bytes of resident memory of a slot's present process as last measured, or None.
         present: whether a slot's device is there, as last seen; None when that is not known.
 
     Attributes:
         next_look: when `look` is to be called, in monotonic seconds.
     """
 
-    def __init__(self, router: Router, rss: Callable[[int], int | None], present: Callable[[int], bool | None]) -> None:
+    def __init__(
+        self, router: Router, rss: Callable[[Place], int | None], present: Callable[[int], bool | None]
+    ) -> None:
         self._router = router
         self._rss = rss
         self._present = present
@@ -88,8 +90,11 @@ class Health:
         member.device_seen = member.device_seen or bool(present)
         return Verdict("its device is gone", lost=True) if present is False and member.device_seen else None
 
-    def recycle(self, places: Iterable[Place], settings: FleetSettings) -> Iterator[Renewal]:
-        """Renewals of workers that have answered enough, or have grown too large."""
+    def recycle(self, places: Iterable[Place], settings: FleetSettings) -> Iterator[tuple[Place, str]]:
+        """Slots whose workers have answered enough, or have grown too large by now, and why.
+
+        The limits are those of `settings` at this moment, also for workers that began under others.
+        """
         if settings.max_requests is None and settings.max_rss is None:
             return
         for place in places:
@@ -97,11 +102,14 @@ class Health:
             if member is None or member.channel is None or place.slot.state is not State.READY:
                 continue
             requests = member.channel.worker.requests
-            rss = self._rss(place.slot.number)
-            if requests >= member.request_limit:
-                yield Renewal(place, f"{requests} requests (max_requests)")
-            elif settings.max_rss is not None and rss is not None and rss > settings.max_rss:
-                yield Renewal(place, f"{rss} bytes of memory (max_rss)")
+            rss = self._rss(place)
+            # Not all at once, where all have had the same share of the requests.
+            most_requests = (settings.max_requests or math.inf) * (0.9 + 0.2 * member.luck)
+            most_rss = (settings.max_rss or math.inf) * (0.9 + 0.1 * member.luck)
+            if requests >= most_requests:
+                yield place, f"{requests} requests (max_requests)"
+            elif rss is not None and rss > most_rss:
+                yield place, f"{rss} bytes of memory (max_rss)"
 
 
 def take_heartbeats(member: Member, now: float) -> None:

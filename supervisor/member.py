@@ -28,7 +28,8 @@ class Member:
         kill_at: when it is killed, having been told to end; monotonic seconds.
         cause: how it ended, once it has.
         bury_at: when it is buried at the latest, once it has ended.
-        request_limit: requests after which it is replaced.
+        luck: 0 to 1, its own: how early or late it is replaced where that is not to happen to all at once.
+        recycle_at: it is not asked to be replaced before; monotonic seconds.
         editions: a number for what it loads of each model; see `serving.Served`.
     """
 
@@ -42,7 +43,8 @@ class Member:
     kill_at: float | None = None
     cause: ExitCause | None = None
     bury_at: float = 0.0
-    request_limit: float = float("inf")
+    luck: float = 0.5
+    recycle_at: float = 0.0
     editions: dict[str, int] = field(default_factory=dict)
 
     @property

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -114,13 +114,12 @@ class WorkerProcess:
         frames.send(self.socket, message)
         self.stir()
 
-    def messages(self) -> Iterator[list[Any]]:
-        """All messages that have come."""
-        while frames.readable(self.socket):
-            message = frames.receive(self.socket)
-            assert message is not None  # it has come
+    def message(self) -> list[Any] | None:
+        """The next message, or None when none has come."""
+        message = frames.receive(self.socket)
+        if message is not None:
             self.heard = True
-            yield message
+        return message
 
     @property
     def disconnected(self) -> bool:

@@ -75,8 +75,9 @@ class Reactor:
         found = False
         if self._stirred:
             # Those that stir their sockets meanwhile have their next turn when the others have had theirs.
-            for descriptor in list(self._stirred):
-                del self._stirred[descriptor]
+            descriptors = tuple(self._stirred)
+            self._stirred.clear()
+            for descriptor in descriptors:
                 if frames.readable(self._sockets[descriptor]):
                     self._readers[descriptor]()
                     found = True

@@ -251,19 +251,20 @@ class Router:
     def _send(self, batch: Batch) -> None:
         channel = self.channels[batch.worker]
         key = batch.key
-        description = b""
+        description: list[bytes] = []
         joined = channel.keys.get(key.id)
         if joined is None:
             joined = worker_wire.joinable(key.spec)
-            description = key.spec.to_json()
-            channel.keys.put(key.id, joined, len(description))  # the worker keeps the key itself
+            description = [key.spec.to_json()]
+            channel.keys.put(key.id, joined, len(description[0]))  # the worker keeps the key itself
         requests = batch.requests
         if joined:
             frames = worker_wire.join([request.frames for request in requests])
         else:
             frames = [frame for request in requests for frame in request.frames]
-        head = worker_wire.batch_head(batch.id, key.id, [request.rows for request in requests], joined=joined)
-        channel.process.send([head, description, *frames])
+        rows = [request.rows for request in requests]
+        head = worker_wire.batch_head(batch.id, key.id, rows, joined=joined, described=bool(description))
+        channel.process.send([head, *description, *frames])
 
     def _reply_all(self) -> None:
         replies = self.balancer.replies()

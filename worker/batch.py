@@ -21,6 +21,9 @@ MUCH_PADDING = 64 << 20
 MOST_PADDING = 8
 """So many times the size of what is padded, at the most."""
 
+_Described = tuple[tuple[str, str, tuple[int, ...]], ...]
+"""Name, datatype and shape of each output."""
+
 
 def decode(key: KeySpec, rows: int, frames: Sequence[Any]) -> Arrays:
     """The inputs of one entry: read-only, and views of its frames where they are numbers.
@@ -165,7 +168,7 @@ class Answers:
     def __init__(self, model: str, version: str) -> None:
         self._model = model
         self._version = version
-        self._headers: dict[tuple[wire.Tensor, ...], bytes] = {}
+        self._headers: dict[_Described, bytes] = {}
 
     def make(self, outputs: Sequence[tuple[str, Array, str]], rows: slice | None) -> list[Any]:
         """The header and the output frames of one entry: these rows of each output, or all of it.
@@ -177,7 +180,7 @@ class Answers:
         described = []
         for name, whole, datatype in outputs:
             array = whole if rows is None else whole[rows]
-            described.append(wire.Tensor(name, datatype, array.shape))
+            described.append((name, datatype, array.shape))
             try:
                 frames.append(tensors.encode(array))
             except MultitowerError as error:
@@ -187,16 +190,16 @@ class Answers:
 
     def header(self, outputs: Sequence[tuple[str, Array, str]], rows: int) -> bytes:
         """The reply header of an entry that has so many rows of the outputs."""
-        return self._header(
-            tuple(wire.Tensor(name, datatype, (rows, *array.shape[1:])) for name, array, datatype in outputs)
-        )
+        return self._header(tuple([(name, datatype, (rows, *array.shape[1:])) for name, array, datatype in outputs]))
 
-    def _header(self, described: tuple[wire.Tensor, ...]) -> bytes:
+    def _header(self, described: _Described) -> bytes:
         header = self._headers.get(described)
         if header is None:
             if len(self._headers) >= MAX_HEADERS:
                 self._headers.clear()
-            header = self._headers[described] = wire.reply_header(self._model, self._version, described)
+            header = self._headers[described] = wire.reply_header(
+                self._model, self._version, [wire.Tensor(*each) for each in described]
+            )
         return header
 
 

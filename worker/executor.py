@@ -9,18 +9,15 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from multitower import wire
-from multitower.errors import Code, InvalidRequest, ModelError, MultitowerError, Reason, make
+from multitower.errors import MultitowerError
 from multitower.worker import batch, memory
 from multitower.worker.model import Array, Arrays, Model
+from multitower.worker.model_errors import ModelErrors
 from multitower.worker_wire import MAX_KEYS, KeySpec, Timing
 
 log = logging.getLogger("multitower.worker")
 
 Answer = list[Any] | MultitowerError
-
-TRACEBACK_EVERY_S = 1.0
-MAX_MESSAGE = 2000
 
 
 class Counting(Protocol):
@@ -80,7 +77,7 @@ class Executor:
         self._proven = proven
         self._proven_keys: set[KeySpec] = set()
         self._answers = batch.Answers(name, model.version)
-        self._last_traceback = float("-inf")
+        self._errors = ModelErrors(name)
         self._assemble = self._compute = self._slice = 0
 
     def run(
@@ -100,23 +97,27 @@ class Executor:
         self._assemble = self._compute = self._slice = 0
         begun = time.monotonic_ns()
         answers: list[Answer | None] = [None] * len(rows)
-        entries = (self._decode_joined if joined else self._decode)(key, rows, frames, answers)
-        self._assemble += time.monotonic_ns() - begun
-        if not key.batched or self._singly:
-            for entry in entries:
-                self._run_alone(key, entry, answers)
-        elif len(entries) < 2 or self._is_proven(key):
-            if entries:
-                outputs = self._try_joined(key, entries, answers, whole=entries[0].source if joined else None)
-                if outputs is not None:
-                    if len(entries) == len(rows) and batch.joinable(outputs):
-                        begun = time.monotonic_ns()
-                        shared = batch.Joined(self._answers, outputs, rows)
-                        self._slice += time.monotonic_ns() - begun
-                        return shared, self._timing()
-                    self._hand_out(outputs, entries, answers)
+        whole: Arrays | None = None
+        entries: list[_Entry] = []
+        if joined:
+            whole = self._decode_whole(key, rows, frames, answers)
         else:
-            self._run_first(key, entries, answers)
+            entries = self._decode(key, rows, frames, answers)
+        self._assemble += time.monotonic_ns() - begun
+        if whole is not None and not self._singly and (len(rows) == 1 or self._is_proven(key)):
+            shared = self._run_whole(key, rows, whole, answers)
+            if shared is not None:
+                return shared, self._timing()
+        else:
+            if whole is not None:
+                entries = _entries_of(whole, rows)
+            if not key.batched or self._singly:
+                for entry in entries:
+                    self._run_alone(key, entry, answers)
+            elif len(entries) > 1 and not self._is_proven(key):
+                self._run_first(key, entries, answers)
+            elif entries:
+                self._run_joined(key, entries, answers)
         # Each of the ways above answers every entry that it is given.
         return answers, self._timing()  # type: ignore[return-value]
 
@@ -133,21 +134,44 @@ class Executor:
                 arrays = batch.decode(key, count, frames[index * width : (index + 1) * width])
                 entries.append(_Entry(index, count, arrays))
             except Exception as error:  # noqa: BLE001  also no memory for it; it is this entry's answer
-                answers[index] = self._to_error(error)
+                answers[index] = self._errors.of(error)
         return entries
 
-    def _decode_joined(
+    def _decode_whole(
         self, key: KeySpec, rows: Sequence[int], frames: Sequence[Any], answers: list[Answer | None]
-    ) -> list[_Entry]:
-        """The entries, whose source is one array an input for all of them."""
+    ) -> Arrays | None:
+        """One array an input for all entries; None when they have got an error."""
         try:
-            whole = batch.decode(key, sum(rows), frames)
+            return batch.decode(key, sum(rows), frames)
         except Exception as error:  # noqa: BLE001  numbers that numpy does not know: nobody's alone
-            answers[:] = [self._to_error(error)] * len(rows)
-            return []
-        starts = itertools.accumulate(rows[:-1], initial=0)
-        entries = enumerate(zip(rows, starts, strict=True))
-        return [_Entry(index, count, whole, start) for index, (count, start) in entries]
+            answers[:] = [self._errors.of(error)] * len(rows)
+            return None
+
+    def _run_whole(
+        self, key: KeySpec, rows: Sequence[int], whole: Arrays, answers: list[Answer | None]
+    ) -> batch.Joined | None:
+        """The way of nearly all batches: what came joined is run at once, and leaves joined if it can.
+
+        Returns:
+            All answers; or None when they are in `answers`.
+        """
+        total = sum(rows)
+        size = batch.padded(total, self._allowed)
+        try:
+            outputs = self._infer_joined(key, [whole], size)
+        except Exception as error:  # noqa: BLE001  a model may raise anything; it is narrowed down to whose it is
+            self._narrow_down(key, _entries_of(whole, rows), answers, error)
+            return None
+        if not _has_rows(outputs, size):
+            self._run_apart(key, _entries_of(whole, rows), answers, outputs, size)
+            return None
+        if not batch.joinable(outputs):
+            self._hand_out(outputs, rows, answers)
+            return None
+        begun = time.monotonic_ns()
+        shared = batch.Joined(self._answers, outputs, rows)
+        self._slice += time.monotonic_ns() - begun
+        return shared
 
     def _is_proven(self, key: KeySpec) -> bool:
         return self._proven or key in self._proven_keys
@@ -163,7 +187,7 @@ class Executor:
         try:
             answers[entry.place] = self._reply(self._infer(key, entry.arrays), None)
         except Exception as error:  # noqa: BLE001  a model may raise anything; it is this request's answer
-            answers[entry.place] = self._to_error(error)
+            answers[entry.place] = self._errors.of(error)
 
     def _run_first(self, key: KeySpec, entries: list[_Entry], answers: list[Answer | None]) -> None:
         """The first batch of a key: one entry, then the others, such that two sizes show what outputs are like."""
@@ -199,67 +223,67 @@ class Executor:
         Returns:
             One run did, and each output had a row for each of the batch's.
         """
-        outputs = self._try_joined(key, entries, answers, size)
-        if outputs is None:
+        if self._singly:
+            for entry in entries:
+                self._run_alone(key, entry, answers)
             return False
-        self._hand_out(outputs, entries, answers)
+        size = size or batch.padded(sum(entry.rows for entry in entries), self._allowed)
+        try:
+            outputs = self._infer_joined(key, [entry.arrays for entry in entries], size)
+        except Exception as error:  # noqa: BLE001  a model may raise anything; it is narrowed down to whose it is
+            self._narrow_down(key, entries, answers, error)
+            return False
+        if not _has_rows(outputs, size):
+            self._run_apart(key, entries, answers, outputs, size)
+            return False
+        places = [entry.place for entry in entries]
+        self._hand_out(outputs, [entry.rows for entry in entries], answers, places)
         return True
 
     def _hand_out(
-        self, outputs: list[tuple[str, Array, str]], entries: list[_Entry], answers: list[Answer | None]
+        self,
+        outputs: list[tuple[str, Array, str]],
+        rows: Sequence[int],
+        answers: list[Answer | None],
+        places: Sequence[int] | None = None,
     ) -> None:
         start = 0
-        for entry in entries:
-            answers[entry.place] = self._answer(outputs, slice(start, start + entry.rows))
-            start += entry.rows
+        for place, count in zip(range(len(rows)) if places is None else places, rows, strict=True):
+            answers[place] = self._answer(outputs, slice(start, start + count))
+            start += count
 
-    def _try_joined(
+    def _infer_joined(self, key: KeySpec, parts: Sequence[Arrays], size: int) -> list[tuple[str, Array, str]]:
+        begun = time.monotonic_ns()
+        arrays = batch.join(parts, size)
+        self._assemble += time.monotonic_ns() - begun
+        return self._infer_within_memory(key, arrays, size)
+
+    def _narrow_down(self, key: KeySpec, entries: list[_Entry], answers: list[Answer | None], error: Exception) -> None:
+        """A run of these entries raised: runs fewer at a time, until whose error it is gets it alone."""
+        if len(entries) == 1:
+            answers[entries[0].place] = self._errors.of(error)
+            return
+        halve = self._is_proven(key) or memory.is_exhausted(error)
+        step = (len(entries) + 1) // 2 if halve else 1
+        for start in range(0, len(entries), step):
+            self._run_joined(key, entries[start : start + step], answers)
+
+    def _run_apart(
         self,
         key: KeySpec,
         entries: list[_Entry],
         answers: list[Answer | None],
-        size: int | None = None,
-        whole: Arrays | None = None,
-    ) -> list[tuple[str, Array, str]] | None:
-        """The outputs of one run of these entries; None when they have been answered from several.
-
-        Args:
-            key: what they have in common.
-            entries: in order.
-            answers: takes the answers of those that were run in other ways.
-            size: rows to run; None for the smallest allowed.
-            whole: the entries' rows as one array an input, where there is one already.
-        """
-        if self._singly:
-            for entry in entries:
-                self._run_alone(key, entry, answers)
-            return None
-        rows = sum(entry.rows for entry in entries)
-        size = size or batch.padded(rows, self._allowed)
-        try:
-            begun = time.monotonic_ns()
-            joined = batch.join([entry.arrays for entry in entries] if whole is None else [whole], size)
-            self._assemble += time.monotonic_ns() - begun
-            outputs = self._infer_within_memory(key, joined, size)
-        except Exception as error:  # noqa: BLE001  a model may raise anything; it is narrowed down to whose it is
-            if len(entries) == 1:
-                answers[entries[0].place] = self._to_error(error)
-                return None
-            halve = self._is_proven(key) or memory.is_exhausted(error)
-            step = (len(entries) + 1) // 2 if halve else 1
-            for start in range(0, len(entries), step):
-                self._run_joined(key, entries[start : start + step], answers)
-            return None
-        if any(array.ndim == 0 or len(array) != size for _, array, _ in outputs):
-            self._give_up_joining(outputs, size)
-            if len(entries) == 1 and size == rows:
-                answers[entries[0].place] = self._answer(outputs, None)
-                return None
-            # Neither these outputs nor padded ones are any entry's own.
-            for entry in entries:
-                self._run_alone(key, entry, answers)
-            return None
-        return outputs
+        outputs: list[tuple[str, Array, str]],
+        size: int,
+    ) -> None:
+        """A run of these entries gave outputs that do not have the batch's rows: no entries are joined any more."""
+        self._give_up_joining(outputs, size)
+        if len(entries) == 1 and size == entries[0].rows:
+            answers[entries[0].place] = self._answer(outputs, None)
+            return
+        # Neither these outputs nor padded ones are any entry's own.
+        for entry in entries:
+            self._run_alone(key, entry, answers)
 
     def _give_up_joining(self, outputs: Sequence[tuple[str, Array, str]], size: int) -> None:
         self._singly = True
@@ -310,32 +334,13 @@ class Executor:
         self._slice += time.monotonic_ns() - begun
         return frames
 
-    def _to_error(self, error: Exception) -> MultitowerError:
-        # Of the reasons that say what a model can know: others tell clients that the request has not run.
-        if isinstance(error, InvalidRequest | ModelError) and error.code in (Code.INVALID_ARGUMENT, Code.INTERNAL):
-            return _sendable(error)
-        now = time.monotonic()
-        if now - self._last_traceback >= TRACEBACK_EVERY_S:
-            self._last_traceback = now
-            log.warning("%s raised", self.name, exc_info=error)
-        return make(Reason.MODEL_ERROR, f"{self.name!r} raised {type(error).__name__}: {_text_of(error)}")
+
+def _entries_of(whole: Arrays, rows: Sequence[int]) -> list[_Entry]:
+    """The entries of what came joined."""
+    starts = itertools.accumulate(rows[:-1], initial=0)
+    return [_Entry(place, count, whole, start) for place, (count, start) in enumerate(zip(rows, starts, strict=True))]
 
 
-def _sendable(error: MultitowerError) -> MultitowerError:
-    """A handler may have put anything into it."""
-    text = _text_of(error.message)
-    try:
-        wire.dump_json(error.details)
-    except (TypeError, ValueError):
-        return type(error)(Reason(error.reason), text)
-    return error if text == error.message else type(error)(Reason(error.reason), text, error.details)
-
-
-def _text_of(error: object) -> str:
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001  a class of the model's own, and its answer is still due
-        return "(its message cannot be shown)"
-    shown = text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + " ..."
-    # Names of files may hold bytes that are no text, and JSON cannot carry them.
-    return shown.encode("utf-8", "backslashreplace").decode()
+def _has_rows(outputs: Sequence[tuple[str, Array, str]], size: int) -> bool:
+    """Each output has a row for each of the batch's."""
+    return all(array.ndim and len(array) == size for _, array, _ in outputs)

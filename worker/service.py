@@ -45,13 +45,15 @@ def serve(socket: zmq.Socket[bytes], models: Mapping[str, Executors]) -> None:
 
 def _answer(message: list[Any], keys: KeyMemory, models: Mapping[str, Executors]) -> list[Any]:
     head = worker_wire.read_batch_head(message[0])
-    if len(message[1]):
+    start = 1
+    if head.described:
         # No `bytes` yet, where a key has very many inputs.
         keys.put(head.key_id, KeySpec.from_json(bytes(message[1])), len(message[1]))
+        start = 2
     key = keys.get(head.key_id)
     assert isinstance(key, KeySpec)  # the router sends the description with the first batch of a key
     # Large frames are libzmq's; a view keeps them from being freed.
-    inputs = [frame if type(frame) is bytes else frame.buffer for frame in message[2:]]
+    inputs = [frame if type(frame) is bytes else frame.buffer for frame in message[start:]]
     answers, timing = models[key.model][key.signature].run(key, head.rows, inputs, joined=head.joined)
     if isinstance(answers, Joined):
         return worker_wire.joined_result(head.batch_id, answers.headers, answers.rows, answers.frames, timing)

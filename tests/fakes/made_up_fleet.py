@@ -58,8 +58,8 @@ class MadeUpProcess:
     def send(self, message: list[Any]) -> None:
         self.told = self.told or message[0] == worker_wire.STOP
 
-    def messages(self) -> list[Any]:
-        return []
+    def message(self) -> list[Any] | None:
+        return None
 
     def kill(self) -> None:
         self.told = True

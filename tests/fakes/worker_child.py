@@ -138,10 +138,10 @@ class WorkerChild:
         batch_id = len(self._batches) + 1
         self._batches[batch_id] = key
         key_id = self._ids.setdefault(key, len(self._ids) + 7)
-        description = b""
+        description: list[bytes] = []
         if self._keys.get(key_id) is None:
-            description = key.to_json()
-            self._keys.put(key_id, key, len(description))
+            description = [key.to_json()]
+            self._keys.put(key_id, key, len(description[0]))
         names = [name for name, _, _ in key.inputs]
         rows = [len(entry[names[0]]) if key.batched else 1 for entry in entries]
         frames = [
@@ -152,9 +152,9 @@ class WorkerChild:
             for entry in entries
         ]
         joined = worker_wire.joinable(key)
-        head = worker_wire.batch_head(batch_id, key_id, rows, joined=joined)
+        head = worker_wire.batch_head(batch_id, key_id, rows, joined=joined, described=bool(description))
         sent = worker_wire.join(frames) if joined else [frame for entry in frames for frame in entry]
-        self._socket.send_multipart([head, description, *sent])
+        self._socket.send_multipart([head, *description, *sent])
         return batch_id
 
     def result(self, batch_id: int) -> list[Answer]:

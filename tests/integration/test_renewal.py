@@ -114,6 +114,24 @@ def test_workers_are_replaced_after_so_many_requests(tmp_path: Path) -> None:
         assert sum(slot["restarts"] for slot in client.status()["slots"]) == 0
 
 
+@pytest.mark.parametrize("limit", ["max_requests: 50", "max_rss: 20MiB"])
+def test_limits_that_a_reload_sets_count_for_workers_that_serve_already(tmp_path: Path, limit: str) -> None:
+    text = CONFIG.replace("cpu: 2", "cpu: 3") + "heartbeat: 100ms\n"
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        with load(client) as sent:
+            daemon.wait(grown(sent, by=600))
+            daemon.config.write_text(f"{daemon.config.read_text()}{limit}\n")
+            assert multitower("reload", daemon=daemon).stdout == "reloaded; no slot had to change\n"
+            for slot in (0, 1, 2):
+                assert limit.split(":")[0] in daemon.wait_line("renewing", slot=slot)["why"]
+                daemon.wait_line("renewed", slot=slot)
+            told = [line["message"] for line in daemon.lines if line["message"] in ("renewing", "renewed")]
+            assert set(told[::2]) == {"renewing"}, "one after the other"
+            assert set(told[1::2]) == {"renewed"}
+            daemon.wait(grown(sent))
+        assert sum(slot["restarts"] for slot in client.status()["slots"]) == 0
+
+
 def test_a_reload_of_new_versions_under_load_is_never_a_mix_and_loses_nothing(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
         # Of 20 rows: split over workers, all parts on one version.

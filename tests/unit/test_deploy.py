@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from multitower.exits import Exit
-from multitower.supervisor import fleet
+from multitower.supervisor import endings
 from multitower.supervisor.config import Config
 from multitower.supervisor.config_overrides import PREFIX
 from multitower.supervisor.units import parse_duration
@@ -79,7 +79,7 @@ def test_only_ends_that_another_try_cannot_help_are_final() -> None:
 
 def test_a_drain_has_its_time() -> None:
     drain = parse_duration(Config.model_fields["drain_timeout"].default)
-    assert int(value("TimeoutStopSec")) >= drain + fleet.STOP_S + 5
+    assert int(value("TimeoutStopSec")) >= drain + endings.STOP_S + 5
     assert 0 < int(value("WatchdogSec")) < int(value("TimeoutStartSec"))
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from made_up_fleet import Scene, process
 
+from multitower.supervisor.fleet import RECYCLE_AGAIN_S
 from multitower.supervisor.slot import State
 
 
@@ -36,3 +39,63 @@ def test_spares_that_died_too_often_come_back_with_an_operators_restart() -> Non
     assert scene.state() is State.READY
     scene.tick()
     assert len(scene.fleet.spares) == 1
+
+
+def limited(scene: Scene, max_requests: int | None) -> None:
+    """As a reload does whose models are the same."""
+    scene.fleet.apply(replace(scene.fleet.settings, max_requests=max_requests))
+    scene.tick()
+
+
+def used(scene: Scene, slots: int, requests: int) -> None:
+    """Every slot's worker has answered so many."""
+    for _ in range(requests):
+        for _ in range(slots):
+            scene.submit()
+        for slot in range(slots):
+            scene.answer(scene.member(slot))
+
+
+def test_a_new_limit_of_requests_counts_for_those_that_serve_already() -> None:
+    scene = Scene(2)
+    veterans = [scene.serve(scene.member(slot)) for slot in (0, 1)]
+    used(scene, 2, 20)
+    limited(scene, 1000)
+    assert not scene.fleet.renewals.active
+    limited(scene, 10)
+    # One after the other: the second waits until the first is done.
+    assert scene.successor(0) is not None
+    assert scene.place(1).successor is None
+    scene.settle()
+    assert [scene.state(slot) for slot in (0, 1)] == [State.READY] * 2
+    assert not {scene.member(slot) for slot in (0, 1)} & set(veterans)
+    used(scene, 2, 8)
+    scene.tick(10.0)
+    assert not scene.fleet.renewals.active
+
+
+def test_workers_reach_their_limits_at_moments_of_their_own() -> None:
+    scene = Scene(8)
+    assert len({scene.member(slot).luck for slot in range(8)}) == 8
+    assert all(0 <= scene.member(slot).luck <= 1 for slot in range(8))
+
+
+def test_a_worker_whose_replacement_cannot_load_is_not_replaced_at_every_heartbeat() -> None:
+    scene = Scene()
+    old = scene.serve(scene.member())
+    used(scene, 1, 20)
+
+    def tried() -> int:
+        if scene.place().successor is None:
+            return 0
+        scene.report(scene.successor(), "failed", "the weights are gone")
+        scene.obey()
+        scene.tick()
+        return 1
+
+    limited(scene, 10)
+    assert tried() == 1
+    assert sum(scene.tick(1.0) or tried() for _ in range(int(RECYCLE_AGAIN_S) - 2)) == 0
+    assert sum(scene.tick(1.0) or tried() for _ in range(4)) == 1
+    assert scene.member() is old
+    assert scene.state() is State.READY

@@ -1,4 +1,4 @@
-"""Which workers are condemned as their device is gone; hangs: tests/unit/test_pulse.py."""
+"""Which workers are condemned as their device is gone, or have served their time; hangs: tests/unit/test_pulse.py."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from typing import Any, cast
 
 import pytest
 
+from multitower.supervisor.capacity import Capacity
+from multitower.supervisor.fleet_settings import FleetSettings
 from multitower.supervisor.health import Health
 from multitower.supervisor.member import Member, Place
 from multitower.supervisor.process import WorkerProcess
 from multitower.supervisor.pulse import Pulse
+from multitower.supervisor.resources import Sampler
+from multitower.supervisor.restart import RestartPolicy
 from multitower.supervisor.router import Channel, Router
+from multitower.supervisor.slot import State
 
 
 class Process:
@@ -39,17 +44,18 @@ class Workers:
     def __init__(self) -> None:
         self.retired: list[object] = []
         self.present: bool | None = None
+        self.rss: int | None = None
         balancer = SimpleNamespace(retire=self.retired.append)
         self.health = Health(
-            cast(Router, SimpleNamespace(balancer=balancer)), lambda _: None, lambda slot: self.present
+            cast(Router, SimpleNamespace(balancer=balancer)), lambda place: self.rss, lambda slot: self.present
         )
-        self.place = cast(Place, SimpleNamespace(slot=SimpleNamespace(number=0), member=None))
+        self.place = cast(Place, SimpleNamespace(slot=SimpleNamespace(number=0, state=State.READY), member=None))
         self.member = self.serving()
         self.place.member = self.member
         self.now = 0.0
 
     def serving(self) -> Member:
-        channel = cast(Channel, SimpleNamespace(worker=SimpleNamespace(batch=None)))
+        channel = cast(Channel, SimpleNamespace(worker=SimpleNamespace(batch=None, requests=0)))
         process: Any = Process()
         return Member(cast(WorkerProcess, process), Pulse(0.0, 1.0), self.place, channel, "ready")
 
@@ -88,3 +94,51 @@ def test_who_does_not_serve_the_slot_is_let_be() -> None:
     everybody = (leaving, loading, spare)
     assert workers.see(True, *everybody) == []
     assert workers.see(False, *everybody) == [workers.member]
+
+
+@pytest.mark.parametrize(
+    ("limits", "luck", "requests", "rss", "why"),
+    [
+        ({}, 0.5, 10**9, 10**12, None),
+        ({"max_requests": 100}, 0.0, 89, None, None),
+        ({"max_requests": 100}, 0.0, 90, None, "90 requests (max_requests)"),
+        ({"max_requests": 100}, 0.5, 99, None, None),
+        ({"max_requests": 100}, 0.5, 100, None, "100 requests (max_requests)"),
+        ({"max_requests": 100}, 1.0, 109, None, None),
+        ({"max_requests": 100}, 1.0, 111, None, "111 requests (max_requests)"),
+        ({"max_rss": 1000}, 0.0, 10**9, 900, None),
+        ({"max_rss": 1000}, 0.0, 0, 901, "901 bytes of memory (max_rss)"),
+        ({"max_rss": 1000}, 1.0, 0, 1000, None),
+        ({"max_rss": 1000}, 1.0, 0, 1001, "1001 bytes of memory (max_rss)"),
+        ({"max_rss": 1000}, 0.0, 0, None, None),  # not measured yet
+        ({"max_requests": 100, "max_rss": 1000}, 0.5, 99, 951, "951 bytes of memory (max_rss)"),
+    ],
+)
+def test_who_has_served_its_time(
+    limits: dict[str, int], luck: float, requests: int, rss: int | None, why: str | None
+) -> None:
+    workers = Workers()
+    channel: Any = workers.member.channel
+    workers.member.luck, channel.worker.requests, workers.rss = luck, requests, rss
+    settings = FleetSettings((), {}, RestartPolicy(), **limits)
+    assert list(workers.health.recycle([workers.place], settings)) == ([(workers.place, why)] if why else [])
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.READY])
+def test_who_does_not_serve_has_not_served_its_time(state: State) -> None:
+    workers = Workers()
+    place, channel = cast(Any, workers.place), cast(Any, workers.member.channel)
+    place.slot.state, channel.worker.requests = state, 10**9
+    assert not list(workers.health.recycle([workers.place], FleetSettings((), {}, RestartPolicy(), max_requests=1)))
+
+
+def test_the_memory_of_one_that_has_left_is_not_its_successors() -> None:
+    samples = {0: SimpleNamespace(pid=7, rss_bytes=1000)}
+    capacity = Capacity(cast(Sampler, SimpleNamespace(sample=samples.get)))
+    slot = SimpleNamespace(number=0)
+    worker, successor = (SimpleNamespace(process=SimpleNamespace(pid=pid)) for pid in (7, 8))
+    assert capacity.rss(cast(Place, SimpleNamespace(slot=slot, member=worker))) == 1000
+    assert capacity.rss(cast(Place, SimpleNamespace(slot=slot, member=successor))) is None
+    assert capacity.rss(cast(Place, SimpleNamespace(slot=slot, member=None))) is None
+    samples.clear()
+    assert capacity.rss(cast(Place, SimpleNamespace(slot=slot, member=worker))) is None

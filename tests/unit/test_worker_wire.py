@@ -44,11 +44,14 @@ def test_which_keys_travel_joined(spec: KeySpec, joined: bool) -> None:
     assert worker_wire.joinable(spec) is joined
 
 
-@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.lists(st.integers(1, 2**32 - 1)), st.booleans())
-def test_heads_of_batches(batch_id: int, key_id: int, rows: list[int], joined: bool) -> None:
-    head = worker_wire.batch_head(batch_id, key_id, rows, joined=joined)
+NUMBERS = st.integers(0, 2**64 - 1)
+
+
+@given(NUMBERS, NUMBERS, st.lists(st.integers(1, 2**32 - 1)), st.booleans(), st.booleans())
+def test_heads_of_batches(batch_id: int, key_id: int, rows: list[int], joined: bool, described: bool) -> None:
+    head = worker_wire.batch_head(batch_id, key_id, rows, joined=joined, described=described)
     assert head[:1] == worker_wire.BATCH
-    assert worker_wire.read_batch_head(head) == (batch_id, key_id, joined, tuple(rows))
+    assert worker_wire.read_batch_head(head) == (batch_id, key_id, described, joined, tuple(rows))
 
 
 def test_inputs_are_joined_in_the_order_of_the_entries() -> None:
