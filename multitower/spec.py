@@ -252,6 +252,24 @@ class ModelReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SinglyReport(_Json):
+    """Requests to a model that was batched run singly from now on.
+
+    Attributes:
+        model: its name.
+        because: what a batch has shown.
+    """
+
+    model: str
+    because: str
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Self:
+        """Reads what `to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryReport(_Json):
     """Memory did not suffice for a batch.
 

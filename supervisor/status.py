@@ -170,8 +170,15 @@ class Reporter:
             "batches": statistics.batches,
             "rows": statistics.rows,
             "max_batch_size": report.max_batch_size if report is not None else model.max_batch_size,
-            "unbatched_because": report.unbatched_because if report is not None else None,
+            "unbatched_because": self._unbatched_because(model.name),
         }
+
+    def _unbatched_because(self, name: str) -> str | None:
+        """As its warm-up has shown, or a batch since then, on any worker."""
+        models = (model for place in self.fleet.places for model in place.models if model.name == name)
+        report = self.router.admission.reports.get(name)
+        found = report.unbatched_because if report is not None else None
+        return found or next(filter(None, (model.unbatched_because for model in models)), None)
 
     def _slots_ready(self, model: str) -> int:
         return sum(place.channel is not None and model in place.channel.worker.serves for place in self.fleet.places)

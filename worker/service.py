@@ -9,7 +9,7 @@ import zmq
 
 from multitower import frames, wire, worker_wire
 from multitower.errors import MultitowerError
-from multitower.spec import MemoryReport
+from multitower.spec import MemoryReport, SinglyReport
 from multitower.worker.batch import Joined
 from multitower.worker.executor import Executor
 from multitower.worker_wire import KeyMemory, KeySpec
@@ -27,6 +27,7 @@ def serve(socket: zmq.Socket[bytes], models: Mapping[str, Executors]) -> None:
     """
     keys = KeyMemory()
     told = {executor: (executor.safe_rows, 0) for executors in models.values() for executor in executors.values()}
+    joining = list(told)
     while True:
         message = frames.receive(socket, wait=True)
         assert message is not None  # it has waited for one
@@ -35,6 +36,13 @@ def serve(socket: zmq.Socket[bytes], models: Mapping[str, Executors]) -> None:
             return
         if kind == worker_wire.BATCH:
             frames.send(socket, _answer(message, keys, models), wait=True)
+            for executor in joining:
+                if executor.singly_because is not None:
+                    # Once, since there is no way back.
+                    joining.remove(executor)
+                    found = SinglyReport(model=executor.name, because=executor.singly_because)
+                    frames.send(socket, [worker_wire.SINGLY, found.to_json()], wait=True)
+                    break
             for executor, before in told.items():
                 now = executor.safe_rows, executor.exhausted
                 if now != before:

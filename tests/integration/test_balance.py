@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from running import STEP_S, Running
 
-from multitower import Client, DeadlineExceeded, Overloaded
+from multitower import Client, DeadlineExceeded, ModelError, Overloaded
 
 
 def config(workers: int, parameters: str, more: str = "") -> str:
@@ -99,6 +99,19 @@ def test_no_request_waits_longer_for_another_shape_than_in_the_order_of_arrival(
         finally:
             end.set()
             flooding.join(STEP_S)
+
+
+def test_a_model_that_turns_out_to_have_no_batch_dimension_is_told(tmp_path: Path) -> None:
+    text = config(1, "{}", "batching: {max_batch_size: 8}").replace("Sleeper", "Total")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        assert client.status()["models"][0]["unbatched_because"] is None
+        futures = [client.submit("m", {"x": np.array([n, n], np.int64)}) for n in range(40)]
+        assert [future.result(STEP_S)["sum"].tolist() for future in futures] == [[2 * n] for n in range(40)]
+        state = client.status()["models"][0]
+        assert "rows gave outputs of the shapes 'sum' [1]" in state["unbatched_because"]
+        # The router did not know it, and parts of a sum are no sum.
+        with pytest.raises(ModelError, match=r"the request was split.*send fewer rows"):
+            client.infer("m", {"x": np.ones(20, np.int64)})
 
 
 def test_while_all_are_busy_batches_grow(tmp_path: Path) -> None:

@@ -140,6 +140,13 @@ def test_outputs_without_the_batchs_dimension_are_never_shared(shape: str, entri
         assert run(executor, *batch) == [UNBATCHABLE[shape](np.array(entry))["y"].tolist() for entry in batch]
 
 
+def test_why_requests_run_singly_is_told_once_it_is_known() -> None:
+    executor = Executor("m", Scripted(UNBATCHABLE["a scalar"]), ())
+    assert executor.singly_because is None
+    run(executor, [A, B], [C])
+    assert executor.singly_because == "2 rows gave outputs of the shapes 'y' []"
+
+
 @pytest.mark.parametrize("allowed", [(4,), (1, 4), (2, 4, 8)])
 @pytest.mark.parametrize("entries", [[[A, B], [C], [D]], [[C], [A], [B], [D]], [[A, B], [D, C]], [[A], [C]]])
 @pytest.mark.parametrize("shape", UNBATCHABLE)
