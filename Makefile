@@ -46,6 +46,7 @@ bench: $(VENV)/.dev ## Measure: the router beside libzmq's C proxy, its cost, si
 	$(BIN)/python benchmarks/devices.py
 	$(BIN)/python benchmarks/budget.py
 	$(BIN)/python benchmarks/restart.py
+	$(BIN)/python benchmarks/tensorflow_calls.py
 
 docs: $(VENV)/.dev ## Write again the parts of docs/ that are made from the code
 	$(BIN)/python scripts/docs.py

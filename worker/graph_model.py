@@ -68,6 +68,10 @@ class GraphModel:
         values = self._run(*(inputs[name] for name in names))
         return {name: setup.plain(value) for name, value in zip(outputs, values, strict=True)}
 
+    def try_out(self, inputs: Arrays) -> Arrays:
+        """As `infer`: there is one way to call it."""
+        return self.infer(inputs)
+
     def close(self) -> None:
         """Only the process's end gives device memory back."""
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from multitower.spec import ModelSpec
 from multitower.worker import tensorflow_setup as setup
+from multitower.worker.function_call import FunctionCall
 from multitower.worker.keras_model import KerasModel
 from multitower.worker.model import Arrays, LoadError, Model
 
@@ -80,7 +81,6 @@ class LegacyKerasModel:
         declared = {name: tensor.type_spec for name, tensor in zip(model.input_names, model.inputs, strict=True)}
         self.inputs = setup.reports(declared.items())
         specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in declared.items()}
-        self._dtypes = {name: tensor.dtype for name, tensor in specs.items()}
         single = isinstance(model, keras.Sequential)
 
         @tf.function(input_signature=[specs], jit_compile=spec.jit_compile or None)  # type: ignore[untyped-decorator]
@@ -91,13 +91,19 @@ class LegacyKerasModel:
                 return outputs
             return dict(zip(model.output_names, tf.nest.flatten(outputs), strict=True))
 
-        self._call = call
-        self.outputs = setup.reports(call.get_concrete_function().structured_outputs.items())
+        function = call.get_concrete_function()
+        self.outputs = setup.reports(function.structured_outputs.items())
+        self._call = FunctionCall(spec.name, function, specs, lambda tensors: ((tensors,), {}), lambda outputs: outputs)
+        # The function holds the model's variables only weakly.
+        self._model = model
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Calls the model."""
-        values = {name: setup.to_tensor(inputs[name], dtype) for name, dtype in self._dtypes.items()}
-        return {name: setup.to_array(value) for name, value in self._call(values).items()}
+        return self._call(inputs)
+
+    def try_out(self, inputs: Arrays) -> Arrays:
+        """Calls the model, and finds out whether it can be called in a quicker way."""
+        return self._call.try_out(inputs)
 
     def close(self) -> None:
         """Only the process's end gives device memory back."""

@@ -6,6 +6,7 @@ before the slot's work has come: a process that waits for it is a spare.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -74,6 +75,8 @@ class _Life:
                 self._report("failed", cause=f"TensorFlow cannot be imported: {_told(error)}")
                 self._wait_for_stop()
                 return
+        # What imports have made lives as long as the process: the garbage collector need not look at it again.
+        gc.freeze()
         assignment = spec.assignment or self._wait_for_assignment()
         if assignment is None:
             return
@@ -86,6 +89,9 @@ class _Life:
             self._report("failed", cause=causes, models=reports)
             self._wait_for_stop()
             return
+        # Nor at the models. With TensorFlow a full collection takes 200 ms otherwise, and some batch would wait for it.
+        gc.collect()
+        gc.freeze()
         self._report("ready", models=reports)
         serve(self._socket, {name: executors for name, (_, executors) in models.items()})
         for name, (model, _) in models.items():

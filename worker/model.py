@@ -40,6 +40,9 @@ class Model(Protocol):
     def infer(self, inputs: Arrays) -> Arrays:
         """Runs the model on arrays of the declared datatypes; BYTES are object arrays of `bytes`."""
 
+    def try_out(self, inputs: Arrays) -> Arrays:
+        """Runs the model as `infer` does, before it serves, and settles what can be settled only by running it."""
+
     def close(self) -> None:
         """Gives back what it holds beside memory; called once, before the process ends."""
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from multitower.spec import ModelSpec
 from multitower.worker import tensorflow_setup as setup
+from multitower.worker.function_call import FunctionCall
 from multitower.worker.model import Arrays, LoadError, Model
 
 log = logging.getLogger("multitower.worker")
@@ -24,11 +25,12 @@ INTERNAL = "__saved_model_init_op"
 
 
 class _Signature(NamedTuple):
-    """A loaded signature: what it takes and gives, by name, and how to call it."""
+    """A loaded signature: what it takes and gives, by name, how to call it, and how to find out how to."""
 
     inputs: dict[str, Any]
     outputs: dict[str, Any]
     call: Callable[[Arrays], Arrays]
+    try_out: Callable[[Arrays], Arrays]
 
 
 _Signatures = dict[str, Callable[[], _Signature]]
@@ -53,7 +55,7 @@ class SavedModel:
         self.version = spec.version or "1"
         folder = str(Path(spec.path, spec.version) if spec.version is not None else Path(spec.path))
         try:
-            signatures = _from_objects(folder, jit_compile=spec.jit_compile)
+            signatures = _from_objects(spec.name, folder, jit_compile=spec.jit_compile)
         except (AttributeError, ValueError) as error:
             # Optimizer state that this Keras cannot make again (tensorflow issue 52091). Inference needs none of it,
             # nor of the other Python objects: the graph is enough. `allow_partial_checkpoint` comes too late for it.
@@ -78,6 +80,10 @@ class SavedModel:
         """Calls the default signature."""
         return self._served.infer(inputs)
 
+    def try_out(self, inputs: Arrays) -> Arrays:
+        """Calls the default signature, and finds out whether it can be called in a quicker way."""
+        return self._served.try_out(inputs)
+
     def close(self) -> None:
         """Only the process's end gives device memory back."""
 
@@ -97,7 +103,7 @@ class Signature:
 
     def __init__(self, version: str, signature: _Signature) -> None:
         self.version = version
-        self._call = signature.call
+        self._call, self._try_out = signature.call, signature.try_out
         self.inputs = setup.reports(sorted(signature.inputs.items()))
         self.outputs = setup.reports(sorted(signature.outputs.items()))
 
@@ -105,35 +111,34 @@ class Signature:
         """Calls the signature."""
         return self._call(inputs)
 
+    def try_out(self, inputs: Arrays) -> Arrays:
+        """Calls the signature, and finds out whether it can be called in a quicker way."""
+        return self._try_out(inputs)
+
     def close(self) -> None:
         """Only the process's end gives device memory back."""
 
 
-def _from_objects(folder: str, *, jit_compile: bool) -> _Signatures:
+def _from_objects(model: str, folder: str, *, jit_compile: bool) -> _Signatures:
     loaded = tf.saved_model.load(folder)
-    made = partial(_compiled, loaded) if jit_compile else partial(_of_function, loaded)
+    made = partial(_compiled if jit_compile else _of_function, model, loaded)
     return {name: partial(made, loaded.signatures[name]) for name in loaded.signatures if name != INTERNAL}
 
 
-def _compiled(loaded: Any, function: Any) -> _Signature:
+def _compiled(model: str, loaded: Any, function: Any) -> _Signature:
     """The function as XLA compiles it, once for each shape that comes."""
     inputs = _specs(function.structured_input_signature[1])
     setup.reports(inputs.items())  # what XLA cannot compile may be what cannot be served either, and that is told
     compiled = tf.function(lambda **tensors: function(**tensors), jit_compile=True)
-    return _of_function(loaded, compiled.get_concrete_function(**inputs))
+    return _of_function(model, loaded, compiled.get_concrete_function(**inputs))
 
 
-def _of_function(loaded: Any, function: Any) -> _Signature:
+def _of_function(model: str, loaded: Any, function: Any) -> _Signature:
     inputs = function.structured_input_signature[1]
-    dtypes = {name: spec.dtype for name, spec in inputs.items()}
-
-    def call(arrays: Arrays) -> Arrays:
-        arguments = {name: setup.to_tensor(array, dtypes[name]) for name, array in arrays.items()}
-        return {name: setup.to_array(value) for name, value in function(**arguments).items()}
-
+    call = FunctionCall(model, function, inputs, lambda tensors: ((), tensors), lambda outputs: outputs)
     # The functions hold their model's variables only weakly.
     call.loaded = loaded  # type: ignore[attr-defined]
-    return _Signature(_specs(inputs), _specs(function.structured_outputs), call)
+    return _Signature(_specs(inputs), _specs(function.structured_outputs), call, call.try_out)
 
 
 def _from_graph(folder: str) -> _Signatures:
@@ -158,7 +163,7 @@ def _of_graph(graph: Any, session: Any, signature: Any) -> _Signature:
         values = run(*(arrays[name] for name in inputs))
         return {name: setup.plain(value) for name, value in zip(outputs, values, strict=True)}
 
-    return _Signature(_specs(inputs), _specs(outputs), call)
+    return _Signature(_specs(inputs), _specs(outputs), call, call)
 
 
 def _specs(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample] = (), *, si
     shown = 0
     for size in wanted if joined or not samples else ():
         try:
-            outputs = model.infer(_repeated(samples[0], size) if samples else _ones(model, size))
+            outputs = model.try_out(_repeated(samples[0], size) if samples else _ones(model, size))
         except Exception as error:  # noqa: BLE001  a model may refuse made-up inputs, and serve real ones
             if not memory.is_exhausted(error):
                 _refuse(error, spec, samples[0] if samples else None)
@@ -98,7 +98,7 @@ def warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample] = (), *, si
     for sample in samples[1:] if joined else samples:
         rows = min(_rows(sample), spec.max_batch_size) if joined else 0
         try:
-            model.infer(_repeated(sample, padded(rows, spec.allowed_batch_sizes)) if joined else sample.inputs)
+            model.try_out(_repeated(sample, padded(rows, spec.allowed_batch_sizes)) if joined else sample.inputs)
         except Exception as error:  # noqa: BLE001  a model may raise anything
             if not memory.is_exhausted(error):
                 _refuse(error, spec, sample)
