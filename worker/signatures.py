@@ -47,7 +47,8 @@ def load_others(
 ) -> tuple[str, dict[str, Executor], tuple[SignatureReport, ...]]:
     """Makes a model's other signatures ready.
 
-    They are warmed up with two batches only: that shows whether requests can be joined, and few are ever asked for.
+    They are warmed up where somebody has recorded requests for them. Of the others the first batches show whether
+    requests can be joined.
 
     Returns:
         The name of the default signature, "" where there are none; what runs the others, by name; and a report of

@@ -61,59 +61,48 @@ def warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample] = (), *, si
     """Runs a model in every size that batches will have: on the first sample, else on ones where it declares inputs.
 
     Then it runs every further sample. A handler is not run on ones: its `load` can do that, and only its author knows
-    what inputs are harmless.
+    what inputs are harmless. Nor is a signature that is not the default one: it may train the model, or write files.
 
     Args:
         model: it.
         spec: its batch sizes.
         samples: recorded requests; those of other signatures are left out.
-        signature: the name of one that is not the model's default; it is run in two sizes.
+        signature: the name of one that is not the model's default.
 
     Raises:
-        LoadError: the model raises on a sample; or on whatever it is run on, where XLA has to compile it.
+        LoadError: the model raises on a sample in its own size; or in any, where XLA has to compile it.
     """
     samples = [sample for sample in samples if sample.signature == signature]
     reason = why_unbatchable(model) if spec.max_batch_size else None
-    if not samples and (model.platform == "python" or model.inputs is None):
+    if not samples and (signature or model.platform == "python" or model.inputs is None):
         return Findings(reason)
     joined = spec.max_batch_size > 0 and reason is None
-    wanted = sizes(spec)[: 2 if signature else None] if joined else [1]
     told = f"{spec.name} ({signature})" if signature else spec.name
     shown = 0
-    for size in wanted if joined or not samples else ():
+    for size in sizes(spec) if joined else () if samples else [1]:
         try:
             outputs = model.try_out(_repeated(samples[0], size) if samples else _ones(model, size))
-        except Exception as error:  # noqa: BLE001  a model may refuse made-up inputs, and serve real ones
-            if not memory.is_exhausted(error):
-                _refuse(error, spec, samples[0] if samples else None)
-            # Signatures that parse a format of their own refuse what is made up, and are rarely the ones in use.
-            level = logging.INFO if signature else logging.WARNING
+        except Exception as error:
+            if spec.jit_compile and not memory.is_exhausted(error):
+                raise LoadError(
+                    "jit_compile: XLA cannot compile it, or it refuses made-up inputs (`warmup` can give it better "
+                    f"ones): {_text_of(error)}"
+                ) from error
             made_up = "rows of a sample" if samples else "made-up rows"
-            log.log(level, "%s: no warm-up with %d %s: %s", told, size, made_up, _text_of(error))
+            log.warning("%s: no warm-up with %d %s: %s", told, size, made_up, _text_of(error))
             break
         for name, array in outputs.items() if joined else ():
             if array.ndim == 0 or len(array) != size:
                 return Findings(f"{size} rows gave the output {name!r} the shape {list(array.shape)}")
         shown += 1
-    for sample in samples[1:] if joined else samples:
+    for sample in samples[1:] if shown else samples:
         rows = min(_rows(sample), spec.max_batch_size) if joined else 0
         try:
             model.try_out(_repeated(sample, padded(rows, spec.allowed_batch_sizes)) if joined else sample.inputs)
-        except Exception as error:  # noqa: BLE001  a model may raise anything
+        except Exception as error:
             if not memory.is_exhausted(error):
-                _refuse(error, spec, sample)
+                raise LoadError(f"{sample.origin}: the model raised on it: {_text_of(error)}") from error
     return Findings(reason, proven=joined and shown > 1)
-
-
-def _refuse(error: Exception, spec: ModelSpec, sample: Sample | None) -> None:
-    """Raises where this is no reason to go on without the warm-up."""
-    if sample is not None:
-        raise LoadError(f"{sample.origin}: the model raised on it: {_text_of(error)}") from error
-    if spec.jit_compile:
-        raise LoadError(
-            f"jit_compile: XLA cannot compile it, or it refuses made-up inputs (then `warmup` can give it better "
-            f"ones): {_text_of(error)}"
-        ) from error
 
 
 def _text_of(error: Exception) -> str:

@@ -115,10 +115,14 @@ def test_outputs_of_a_constant_size_are_found_out(rows: int, allowed: tuple[int,
     assert not proven
 
 
-def test_a_signature_that_is_not_the_default_runs_in_two_sizes(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_signature_that_is_not_the_default_is_run_on_recorded_requests_alone() -> None:
     model = Model()
-    assert warm_up(model, ModelSpec(name="m", max_batch_size=64), signature="other") == (None, True)
-    assert [len(call["x"]) for call in model.calls] == [1, 2]
+    spec = ModelSpec(name="m", max_batch_size=2)
+    assert warm_up(model, spec, [sample(7)], signature="train") == (None, False)
+    assert not model.calls, "it might train the model"
+    assert warm_up(Model(y=(3,)), spec, signature="mean") == ("dimension 0 of output 'y' is not the batch", False)
+    assert warm_up(model, spec, [sample(7), sample(8, signature="other")], signature="other") == (None, True)
+    assert first_columns(model) == [[8], [8, 8]]
 
 
 def test_a_model_that_is_not_to_be_batched_runs_once() -> None:
@@ -200,6 +204,17 @@ def test_a_sample_that_the_model_refuses_fails_it(spec: ModelSpec) -> None:
 
     with pytest.raises(LoadError, match=r"^file\.npz: the model raised on it: ValueError: no such word$"):
         warm_up(Model(refuse), spec, [sample(1)])
+
+
+def test_a_model_that_refuses_a_sample_in_other_sizes_than_its_own_is_served_and_not_trusted() -> None:
+    def only_three(inputs: Arrays) -> Arrays:
+        if len(inputs["x"]) != 3:
+            raise ValueError("three rows")
+        return {"y": inputs["x"]}
+
+    model = Model(only_three)
+    assert warm_up(model, BATCHED, [sample(1, 2, 3)]) == (None, False)
+    assert first_columns(model) == [[1], [1, 2, 3]]
 
 
 def test_too_little_memory_for_a_large_batch_of_a_sample_fails_nothing(caplog: pytest.LogCaptureFixture) -> None:
