@@ -82,6 +82,7 @@ class AsyncClient:
         version: str = "",
         timeout: float | None = None,
         priority: int = 0,
+        signature: str = "",
     ) -> Outputs:
         """Runs a model and waits for its outputs; see `Client.infer`."""
         requests = self._requests
@@ -98,7 +99,9 @@ class AsyncClient:
             await self._room.acquire()  # at once
         try:
             # Copied: other tasks run while this one waits, and may change the arrays.
-            future = requests.infer(model, inputs, outputs, version, seconds, deadline, priority, copy=True)
+            future = requests.infer(
+                model, inputs, outputs, version, seconds, deadline, priority, copy=True, signature=signature
+            )
             return await _outcome(future)  # type: ignore[no-any-return]
         finally:
             self._room.release()
@@ -116,9 +119,12 @@ class AsyncClient:
         version: str = "",
         timeout: float | None = None,
         priority: int = 0,
+        signature: str = "",
     ) -> asyncio.Task[Outputs]:
         """Starts what `infer` does as a task of the running loop. The arrays must not change before it has begun."""
-        request = self.infer(model, inputs, outputs=outputs, version=version, timeout=timeout, priority=priority)
+        request = self.infer(
+            model, inputs, outputs=outputs, version=version, timeout=timeout, priority=priority, signature=signature
+        )
         return asyncio.get_running_loop().create_task(request)
 
     async def _ask(self, kind: bytes, header: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:

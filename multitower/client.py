@@ -102,6 +102,7 @@ class Client:
         version: str = "",
         timeout: float | None = None,
         priority: int = 0,
+        signature: str = "",
     ) -> Outputs:
         """Runs a model and waits for its outputs.
 
@@ -113,14 +114,15 @@ class Client:
             outputs: the outputs wanted; None for all.
             version: the model's version; "" for the one that is served.
             timeout: seconds; None for the client's.
-            priority: 0 or more; accepted, without effect in this release.
+            priority: 1 or more, less being more urgent; 0 for 2.
+            signature: of the model's signatures, which `metadata` lists; "" for the one that it has by default.
 
         Returns:
             The outputs by name; read-only arrays. BYTES outputs are object arrays of `bytes`.
 
         Raises:
             InvalidRequest: the request is wrong; the message names the field.
-            NotFound: there is no such model or version.
+            NotFound: there is no such model, version or signature.
             Overloaded: the model's queue is full, and was so at each retry, or the next one would come too late.
             DeadlineExceeded: no answer in time.
             Unavailable: no daemon listens, the connection was lost, or no worker serves the model.
@@ -128,7 +130,7 @@ class Client:
             ModelError: the model raised an exception.
         """
         # Not copied: the arrays are the caller's until this returns.
-        future = self._submit(model, inputs, outputs, version, timeout, priority, copy=False)
+        future = self._submit(model, inputs, outputs, version, timeout, priority, signature, copy=False)
         return self._wait(future)  # type: ignore[no-any-return]
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
@@ -158,6 +160,7 @@ class Client:
         version: str = "",
         timeout: float | None = None,
         priority: int = 0,
+        signature: str = "",
     ) -> Future[Outputs]:
         """Starts what `infer` does, and returns at once with a future of its outcome.
 
@@ -169,7 +172,7 @@ class Client:
             DeadlineExceeded: `max_outstanding` requests were outstanding for the request's whole time.
             Unavailable: `closed`: the client was closed, or belongs to the parent of a forked process.
         """
-        return self._submit(model, inputs, outputs, version, timeout, priority, copy=True)
+        return self._submit(model, inputs, outputs, version, timeout, priority, signature, copy=True)
 
     def _submit(
         self,
@@ -179,6 +182,7 @@ class Client:
         version: str,
         timeout: float | None,
         priority: int,
+        signature: str,
         *,
         copy: bool,
     ) -> RequestFuture:
@@ -188,7 +192,9 @@ class Client:
         deadline = time.monotonic() + seconds
         self._room.enter(seconds, wait=not requests.connection.in_its_thread)
         try:
-            future = requests.infer(model, inputs, outputs, version, seconds, deadline, priority, copy=copy)
+            future = requests.infer(
+                model, inputs, outputs, version, seconds, deadline, priority, copy=copy, signature=signature
+            )
         except BaseException:
             self._room.leave()
             raise

@@ -77,6 +77,7 @@ class Codec:
         *,
         copy: bool,
         arena: Arena | None = None,
+        signature: str = "",
     ) -> Encoded:
         """An `MT1:infer` request.
 
@@ -89,6 +90,7 @@ class Codec:
             priority: 0 or more.
             copy: the frames must stay as they are when the arrays change.
             arena: shared memory that the daemon takes, or None.
+            signature: the model's signature, or "" for the one that it has by default.
 
         Raises:
             InvalidRequest: `datatype_mismatch` or `shape_invalid`, naming the input that cannot be sent;
@@ -122,10 +124,10 @@ class Codec:
         wanted = None if outputs is None else tuple(outputs)
         # A whole number of microseconds, and never none: 0 is no time-out the protocol knows. True equals 1 as a key.
         microseconds = max(1, math.ceil(timeout * 1e6))
-        key = (model, tuple(described), wanted, version, microseconds, priority, type(priority))
+        key = (model, tuple(described), wanted, version, signature, microseconds, priority, type(priority))
         if arena is None:
             return Encoded(self._header(key), frames)
-        asked = key[:4]
+        asked = key[:5]
         try:
             places = self._outputs.get(asked, ())
         except TypeError:
@@ -181,7 +183,7 @@ class Codec:
                 plain.insert(index, _kept(tensors.encode(array)))
             return self._header(key), plain
 
-        encoded = Encoded(self._header(key, areas, places), frames, key[:4])
+        encoded = Encoded(self._header(key, areas, places), frames, key[:5])
         encoded.lease, encoded.writes, encoded.again = lease, bool(places), again
         return encoded
 
@@ -191,7 +193,7 @@ class Codec:
         areas: Mapping[int, wire.Area] | None = None,
         places: Mapping[str, wire.Area] | None = None,
     ) -> bytes:
-        model, described, wanted, version, microseconds, priority, _ = key
+        model, described, wanted, version, signature, microseconds, priority, _ = key
         if areas is not None and places is not None:
             key = (*key, tuple(areas.items()), tuple(places.items()))
         try:
@@ -209,6 +211,7 @@ class Codec:
                     timeout_us=microseconds,
                     priority=priority,
                     areas=places,
+                    signature=signature,
                 )
                 if len(self._headers) >= MAX_CACHED:
                     self._headers.clear()

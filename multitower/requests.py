@@ -89,6 +89,7 @@ class Requests:
         priority: int,
         *,
         copy: bool,
+        signature: str = "",
     ) -> RequestFuture:
         """Starts an `MT1:infer` request; see `Client.submit`.
 
@@ -97,7 +98,9 @@ class Requests:
         """
         self.connection.check()
         arena = self._arena if self.connection.shared_memory else None
-        sent = self._codec.encode(model, inputs, outputs, version, seconds, priority, copy=copy, arena=arena)
+        sent = self._codec.encode(
+            model, inputs, outputs, version, seconds, priority, copy=copy, arena=arena, signature=signature
+        )
 
         def read(header: bytes, frames: Sequence[Any]) -> Outputs:
             return self._codec.decode(header, frames, sent)

@@ -72,6 +72,7 @@ ENDPOINT_VARIABLE: Final = "MULTITOWER_ENDPOINT"
 # Parameters of the infer header.
 TIMEOUT: Final = "timeout"  # microseconds, a positive integer
 PRIORITY: Final = "priority"
+SIGNATURE: Final = "signature_name"
 ALL_OUTPUTS: Final = "all_outputs"  # a boolean: `outputs` only says where outputs lie, and all are wanted
 # Parameters of an input or output that travels through shared memory (names as in Triton).
 SHARED_MEMORY_REGION: Final = "shared_memory_region"
@@ -119,6 +120,7 @@ class InferHeader:
         timeout_us: microseconds from the router's receipt, or None.
         priority: 0 or more; 0 is the default.
         areas: by name, where outputs may be written.
+        signature: the model's signature, or "" for the one that it has by default.
     """
 
     model_name: str
@@ -128,6 +130,7 @@ class InferHeader:
     timeout_us: int | None = None
     priority: int = 0
     areas: Mapping[str, Area] = field(default_factory=dict)
+    signature: str = ""
 
 
 def dump_json(value: Any) -> bytes:
@@ -148,6 +151,7 @@ def infer_header(
     timeout_us: int | None = None,
     priority: int = 0,
     areas: Mapping[str, Area] | None = None,
+    signature: str = "",
 ) -> bytes:
     """The bytes of an `MT1:infer` header. Equal arguments give equal bytes, which the router's cache lives on.
 
@@ -164,13 +168,15 @@ def infer_header(
             {"name": name, "parameters": areas[name].parameters()} if name in areas else {"name": name}
             for name in names
         ]
-    parameters: dict[str, int] = {}
+    parameters: dict[str, int | str] = {}
     if outputs is None and areas:
         parameters[ALL_OUTPUTS] = True
     if timeout_us is not None:
         parameters[TIMEOUT] = timeout_us
     if priority:
         parameters[PRIORITY] = priority
+    if signature:
+        parameters[SIGNATURE] = signature
     if parameters:
         header["parameters"] = parameters
     return dump_json(header)
@@ -280,6 +286,9 @@ def parse_infer_header(data: bytes) -> InferHeader:
     if type(all_outputs) is not bool:
         _refuse("parameters.all_outputs is not a boolean", "parameters.all_outputs")
     names, areas = _parse_outputs(header.get("outputs"))
+    signature = parameters.get(SIGNATURE, "")
+    if not isinstance(signature, str):
+        _refuse("parameters.signature_name is not a string", "parameters.signature_name")
     return InferHeader(
         model_name=model_name,
         model_version=parse_version(header),
@@ -288,6 +297,7 @@ def parse_infer_header(data: bytes) -> InferHeader:
         timeout_us=timeout_us,
         priority=priority,
         areas=areas,
+        signature=signature,
     )
 
 

@@ -240,6 +240,18 @@ def _refused() -> list[dict[str, Any]]:
             "malformed",
             "model_version",
         ),
+        (
+            "an unknown signature",
+            _with(b'"inputs"', b'"parameters":{"signature_name":"other"},"inputs"'),
+            "signature_unknown",
+            "parameters.signature_name",
+        ),
+        (
+            "a signature that is no string",
+            _with(b'"inputs"', b'"parameters":{"signature_name":1},"inputs"'),
+            "malformed",
+            "parameters.signature_name",
+        ),
         ("no inputs", b'{"model_name":"vectors"}', "malformed", "inputs"),
         ("a time of 0", _with(b'"inputs"', b'"parameters":{"timeout":0},"inputs"'), "malformed", "parameters.timeout"),
         (
@@ -308,7 +320,12 @@ def _refused() -> list[dict[str, Any]]:
     rows.append(("shared memory of a pid that Linux never gives", [b"", infer, id, gone, LABEL], "malformed", where))
     none = _with(b"[2,2]", b"[0,2]").replace(b"[2]}", b"[0]}")
     rows.append(("no rows", [b"", infer, id, none, b"", b""], "shape_invalid", "x"))
-    codes = {"kind_unknown": "UNIMPLEMENTED", "model_unknown": "NOT_FOUND", "version_unknown": "NOT_FOUND"}
+    codes = {
+        "kind_unknown": "UNIMPLEMENTED",
+        "model_unknown": "NOT_FOUND",
+        "version_unknown": "NOT_FOUND",
+        "signature_unknown": "NOT_FOUND",
+    }
     found = []
     for name, frames, reason, field, *reply_id in rows:
         entry = {"name": name, "frames": _hex(frames), "code": codes.get(reason, "INVALID_ARGUMENT"), "reason": reason}

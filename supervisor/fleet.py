@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import zmq
 
 from multitower import worker_wire
-from multitower.spec import MemoryReport, ModelReport, ModelSpec, WorkerReport
+from multitower.spec import MemoryReport, ModelReport, ModelSpec, SinglyReport, WorkerReport
 from multitower.supervisor.endings import Endings
 from multitower.supervisor.fleet_settings import FleetSettings
 from multitower.supervisor.health import Health
@@ -106,7 +106,17 @@ class Fleet:
             self._report(member, WorkerReport.from_json(bytes(message[1])), now)
         elif kind == worker_wire.MEMORY:
             self._short_of_memory(member, MemoryReport.from_json(bytes(message[1])), now)
+        elif kind == worker_wire.SINGLY:
+            self._not_joined(member, SinglyReport.from_json(bytes(message[1])))
         return True
+
+    def _not_joined(self, member: Member, report: SinglyReport) -> None:
+        place = member.place
+        if place is not None and place.member is member:
+            place.models = tuple(
+                replace(model, unbatched_because=report.because) if model.name == report.model else model
+                for model in place.models
+            )
 
     def _short_of_memory(self, member: Member, report: MemoryReport, now: float) -> None:
         place = member.place

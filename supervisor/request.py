@@ -70,6 +70,7 @@ class Plan:
         timeout_s: the request's effective time.
         priority: 1 or more; less is more urgent.
         shared: what lies in shared memory; None for nothing.
+        sizes_frame: of a key whose requests are padded: the last frame of each entry; None for all other keys.
     """
 
     key: BatchKey
@@ -81,6 +82,7 @@ class Plan:
     timeout_s: float
     priority: int = NORMAL_PRIORITY
     shared: Shared | None = None
+    sizes_frame: bytes | None = None
 
     @property
     def model(self) -> str:
@@ -145,7 +147,7 @@ class Request:
         self.id = id
         self.plan = plan
         self.rows = plan.rows
-        self.frames = frames
+        self.frames = frames if plan.sizes_frame is None else [*frames, plan.sizes_frame]
         self.size = size
         self.received = now
         self.deadline = now + plan.timeout_s

@@ -42,7 +42,7 @@ class KerasModel:
             (name, _dense(name, tensor)) for name, tensor in zip(names, keras.tree.flatten(symbolic), strict=True)
         )
 
-        @tf.function(input_signature=[specs])  # type: ignore[untyped-decorator]
+        @tf.function(input_signature=[specs], jit_compile=spec.jit_compile or None)  # type: ignore[untyped-decorator]
         def call(values: list[Any]) -> list[Any]:
             arguments = keras.tree.pack_sequence_as(structure, values)
             flat_outputs: list[Any] = keras.tree.flatten(self._model(arguments, training=False))

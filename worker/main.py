@@ -21,10 +21,11 @@ import zmq
 
 from multitower import frames, worker_wire
 from multitower.spec import NO_SOCKET, Assignment, ModelReport, ModelSpec, ProcessSpec, WorkerReport
-from multitower.worker.executor import Executor
 from multitower.worker.heartbeat import Heartbeat
 from multitower.worker.model import LoadError, Model, load
-from multitower.worker.service import serve
+from multitower.worker.samples import samples_of
+from multitower.worker.service import Executors, serve
+from multitower.worker.signatures import executor_of, load_others, rows_of_a_batch
 from multitower.worker.warmup import warm_up
 
 log = logging.getLogger("multitower.worker")
@@ -98,12 +99,12 @@ class _Life:
         gc.collect()
         gc.freeze()
         self._report("ready", models=reports)
-        serve(self._socket, {executor.name: executor for _, executor in models}, self._begin)
-        for model, executor in models:
+        serve(self._socket, {name: executors for name, (_, executors) in models.items()}, self._begin)
+        for name, (model, _) in models.items():
             try:
                 model.close()
             except Exception:
-                log.warning("%s: close raised", executor.name, exc_info=True)
+                log.warning("%s: close raised", name, exc_info=True)
 
     def _report(self, state: str, *, cause: str | None = None, models: tuple[ModelReport, ...] = ()) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -142,8 +143,10 @@ def _bind_to_cores(cores: tuple[int, ...]) -> None:
             return
 
 
-def _load_all(assignment: Assignment, pulse: Heartbeat) -> tuple[list[tuple[Model, Executor]], tuple[ModelReport, ...]]:
-    models: list[tuple[Model, Executor]] = []
+def _load_all(
+    assignment: Assignment, pulse: Heartbeat
+) -> tuple[dict[str, tuple[Model, Executors]], tuple[ModelReport, ...]]:
+    models: dict[str, tuple[Model, Executors]] = {}
     reports: list[ModelReport] = []
     setup_error: Exception | None = None
     if any(spec.path is not None for spec in assignment.models):
@@ -157,45 +160,40 @@ def _load_all(assignment: Assignment, pulse: Heartbeat) -> tuple[list[tuple[Mode
         try:
             if setup_error is not None and spec.path is not None:
                 raise setup_error
-            model, executor, report = _load_one(spec, assignment.devices, pulse)
+            model, executors, report = _load_one(spec, assignment.devices, pulse)
         except Exception as error:  # noqa: BLE001  a model may raise anything; the others serve
             if not isinstance(error, LoadError):
                 traceback.print_exc()
             version = spec.version or "1"
             reports.append(ModelReport(name=spec.name, version=version, state="failed", cause=_told(error)))
             continue
-        models.append((model, executor))
+        models[spec.name] = model, executors
         reports.append(report)
     return models, tuple(reports)
 
 
-def _load_one(spec: ModelSpec, devices: Sequence[str], pulse: Heartbeat) -> tuple[Model, Executor, ModelReport]:
+def _load_one(spec: ModelSpec, devices: Sequence[str], pulse: Heartbeat) -> tuple[Model, Executors, ModelReport]:
     begun = time.monotonic()
     model = load(spec, devices)
     loaded = time.monotonic()
-    findings = warm_up(model, spec)
+    samples = samples_of(model, spec)
+    findings = warm_up(model, spec, samples)
+    signature, others, signatures = load_others(model, spec, samples, pulse)
     report = ModelReport(
         name=spec.name,
         version=model.version,
         platform=model.platform,
         inputs=model.inputs,
         outputs=model.outputs,
-        max_batch_size=0 if findings.unbatched_because is not None else spec.max_batch_size,
+        max_batch_size=rows_of_a_batch(spec, findings),
         unbatched_because=findings.unbatched_because,
+        pad_variable_length_inputs=spec.pad_variable_length_inputs,
+        signature=signature,
+        signatures=signatures,
         load_s=loaded - begun,
         warmup_s=time.monotonic() - loaded,
     )
-    singly = report.max_batch_size == 0
-    executor = Executor(
-        spec.name,
-        model,
-        spec.allowed_batch_sizes,
-        singly=singly,
-        proven=findings.proven,
-        safe_rows=spec.safe_rows,
-        pulse=pulse,
-    )
-    return model, executor, report
+    return model, {"": executor_of(model, spec, findings, pulse), **others}, report
 
 
 def _told(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import tensorflow as tf
 from multitower.spec import ModelSpec
 from multitower.worker import tensorflow_setup as setup
 from multitower.worker.function_call import FunctionCall
-from multitower.worker.model import Arrays, LoadError
+from multitower.worker.model import Arrays, LoadError, Model
 
 log = logging.getLogger("multitower.worker")
 
@@ -32,8 +33,12 @@ class _Signature(NamedTuple):
     try_out: Callable[[Arrays], Arrays]
 
 
+_Signatures = dict[str, Callable[[], _Signature]]
+"""What makes each signature of a model; it raises LoadError where that cannot be served."""
+
+
 class SavedModel:
-    """A SavedModel.
+    """A SavedModel: its default signature, and `others`.
 
     Args:
         spec: its `path`, `version` and `signature`.
@@ -50,14 +55,54 @@ class SavedModel:
         self.version = spec.version or "1"
         folder = str(Path(spec.path, spec.version) if spec.version is not None else Path(spec.path))
         try:
-            signature = _from_objects(spec.name, folder, spec.signature)
+            signatures = _from_objects(spec.name, folder, jit_compile=spec.jit_compile)
         except (AttributeError, ValueError) as error:
             # Optimizer state that this Keras cannot make again (tensorflow issue 52091). Inference needs none of it,
             # nor of the other Python objects: the graph is enough. `allow_partial_checkpoint` comes too late for it.
             if "add_slot" not in str(error):
                 raise
+            if spec.jit_compile:
+                raise LoadError("jit_compile: a model whose optimizer cannot be made again has no functions") from error
             log.warning("%s: loaded as a graph, since its optimizer cannot be made again (%s)", spec.name, error)
-            signature = _from_graph(folder, spec.signature)
+            signatures = _from_graph(folder)
+        self.signature = _pick(signatures, spec.signature)
+        self._served = Signature(self.version, signatures[self.signature]())
+        self.inputs, self.outputs = self._served.inputs, self._served.outputs
+        self.others: dict[str, Model | LoadError] = {}
+        for name, loaded in sorted(signatures.items()):
+            if name != self.signature:
+                try:
+                    self.others[name] = Signature(self.version, loaded())
+                except LoadError as error:
+                    self.others[name] = error
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Calls the default signature."""
+        return self._served.infer(inputs)
+
+    def try_out(self, inputs: Arrays) -> Arrays:
+        """Calls the default signature, and finds out whether it can be called in a quicker way."""
+        return self._served.try_out(inputs)
+
+    def close(self) -> None:
+        """Only the process's end gives device memory back."""
+
+
+class Signature:
+    """One signature of a SavedModel, as a model.
+
+    Args:
+        version: the SavedModel's.
+        signature: what was loaded.
+
+    Raises:
+        LoadError: an input or output cannot be served.
+    """
+
+    platform = SavedModel.platform
+
+    def __init__(self, version: str, signature: _Signature) -> None:
+        self.version = version
         self._call, self._try_out = signature.call, signature.try_out
         self.inputs = setup.reports(sorted(signature.inputs.items()))
         self.outputs = setup.reports(sorted(signature.outputs.items()))
@@ -74,9 +119,21 @@ class SavedModel:
         """Only the process's end gives device memory back."""
 
 
-def _from_objects(model: str, folder: str, wanted: str | None) -> _Signature:
+def _from_objects(model: str, folder: str, *, jit_compile: bool) -> _Signatures:
     loaded = tf.saved_model.load(folder)
-    function = loaded.signatures[_pick(loaded.signatures, wanted)]
+    made = partial(_compiled if jit_compile else _of_function, model, loaded)
+    return {name: partial(made, loaded.signatures[name]) for name in loaded.signatures if name != INTERNAL}
+
+
+def _compiled(model: str, loaded: Any, function: Any) -> _Signature:
+    """The function as XLA compiles it, once for each shape that comes."""
+    inputs = _specs(function.structured_input_signature[1])
+    setup.reports(inputs.items())  # what XLA cannot compile may be what cannot be served either, and that is told
+    compiled = tf.function(lambda **tensors: function(**tensors), jit_compile=True)
+    return _of_function(model, loaded, compiled.get_concrete_function(**inputs))
+
+
+def _of_function(model: str, loaded: Any, function: Any) -> _Signature:
     inputs = function.structured_input_signature[1]
     call = FunctionCall(model, function, inputs, lambda tensors: ((), tensors), lambda outputs: outputs)
     # The functions hold their model's variables only weakly.
@@ -84,13 +141,20 @@ def _from_objects(model: str, folder: str, wanted: str | None) -> _Signature:
     return _Signature(_specs(inputs), _specs(function.structured_outputs), call, call.try_out)
 
 
-def _from_graph(folder: str, wanted: str | None) -> _Signature:
+def _from_graph(folder: str) -> _Signatures:
     graph = tf.Graph()
     # Without a configuration of its own a session takes what `tf.config` has been told.
     session = tf.compat.v1.Session(graph=graph)
     with graph.as_default():
         signatures = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], folder).signature_def
-    signature = signatures[_pick(signatures, wanted)]
+    return {
+        name: partial(_of_graph, graph, session, signature)
+        for name, signature in signatures.items()
+        if name != INTERNAL
+    }
+
+
+def _of_graph(graph: Any, session: Any, signature: Any) -> _Signature:
     inputs = {name: _tensor(graph, name, info) for name, info in sorted(signature.inputs.items())}
     outputs = {name: _tensor(graph, name, info) for name, info in sorted(signature.outputs.items())}
     run = session.make_callable(list(outputs.values()), feed_list=list(inputs.values()))
@@ -117,7 +181,7 @@ def _tensor(graph: Any, name: str, info: Any) -> Any:
 
 
 def _pick(signatures: Iterable[str], wanted: str | None) -> str:
-    known = sorted(name for name in signatures if name != INTERNAL)
+    known = sorted(signatures)
     listed = ", ".join(known) or "none"
     if wanted is not None:
         if wanted not in known:

@@ -11,24 +11,28 @@ import zmq
 
 from multitower import frames, wire, worker_wire
 from multitower.errors import MultitowerError
-from multitower.spec import MemoryReport
+from multitower.spec import MemoryReport, SinglyReport
 from multitower.worker.batch import Joined
 from multitower.worker.buffers import Buffers
 from multitower.worker.executor import Answer, Executor
 from multitower.worker.regions import Inputs, Outputs, Regions
 from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Place
 
+Executors = Mapping[str, Executor]
+"""What runs the batches of a model, by signature; that of its default one by ""."""
 
-def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor], begin: Callable[[int], None]) -> None:
+
+def serve(socket: zmq.Socket[bytes], models: Mapping[str, Executors], begin: Callable[[int], None]) -> None:
     """Answers batches, one at a time, until STOP.
 
     Args:
         socket: the worker's end of its channel.
-        executors: the models that serve, by name.
+        models: those that serve, by name.
         begin: notes the id of each batch before it is executed, where the supervisor finds it whatever happens then.
     """
-    service = _Service(executors, begin)
-    told = {executor: (executor.safe_rows, 0) for executor in executors.values()}
+    service = _Service(models, begin)
+    told = {executor: (executor.safe_rows, 0) for executors in models.values() for executor in executors.values()}
+    joining = list(told)
     while True:
         message = frames.receive(socket, wait=True)
         assert message is not None  # it has waited for one
@@ -38,6 +42,13 @@ def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor], begin: C
         if kind in (worker_wire.BATCH, worker_wire.SHARED):
             answer = service.answer if kind == worker_wire.BATCH else service.answer_shared
             frames.send(socket, answer(message), wait=True)
+            for executor in joining:
+                if executor.singly_because is not None:
+                    # Once, since there is no way back.
+                    joining.remove(executor)
+                    found = SinglyReport(model=executor.name, because=executor.singly_because)
+                    frames.send(socket, [worker_wire.SINGLY, found.to_json()], wait=True)
+                    break
             for executor, before in told.items():
                 now = executor.safe_rows, executor.exhausted
                 if now != before:
@@ -49,8 +60,8 @@ def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor], begin: C
 class _Service:
     """From the message of a batch to that of its answers."""
 
-    def __init__(self, executors: Mapping[str, Executor], begin: Callable[[int], None]) -> None:
-        self._executors = executors
+    def __init__(self, models: Mapping[str, Executors], begin: Callable[[int], None]) -> None:
+        self._models = models
         self._begin = begin
         self._keys = KeyMemory()
         self._outputs = Outputs()
@@ -60,7 +71,7 @@ class _Service:
     def answer(self, message: list[Any]) -> list[Any]:
         """Runs a batch whose tensors have come in frames."""
         head, key, rest = self._open(message)
-        answers, timing = self._executors[key.model].run(key, head.rows, _views(rest), joined=head.joined)
+        answers, timing = self._models[key.model][key.signature].run(key, head.rows, _views(rest), joined=head.joined)
         if isinstance(answers, Joined):
             return worker_wire.joined_result(head.batch_id, answers.headers, answers.rows, answers.frames, timing)
         return worker_wire.result(head.batch_id, [_told(answer) for answer in answers], timing)
@@ -73,7 +84,9 @@ class _Service:
             begun = time.monotonic_ns()
             inputs = Inputs(key, head.rows, table, _views(rest), regions, self._buffers)
             read = time.monotonic_ns()
-            run, timing = self._executors[key.model].run(key, inputs.rows, inputs.frames, joined=inputs.joined)
+            run, timing = self._models[key.model][key.signature].run(
+                key, inputs.rows, inputs.frames, joined=inputs.joined
+            )
             ran = iter(run)
             answers = [inputs.errors.get(entry) or next(ran) for entry in range(len(head.rows))]
             computed = time.monotonic_ns()

@@ -32,6 +32,28 @@ class Echo:
         return inputs
 
 
+class Reversed:
+    """Each row the other way round."""
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Nothing to load."""
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Views that are not contiguous."""
+        return {f"{name}_out": array[:, ::-1] for name, array in inputs.items()}
+
+
+class Total:
+    """One sum over all rows of the batch, which it does not declare: requests cannot be joined."""
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Nothing to load."""
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """The sum."""
+        return {"sum": inputs["x"].sum(keepdims=True)}
+
+
 class Sleeper:
     """Sleeps as long as a device would compute, then echoes.
 

@@ -128,9 +128,22 @@ MODELS = [
     ("name: a, path: other", "in a numbered version folder: it holds variables"),
     ("name: a, path: notes", "in a numbered version folder: its versions (1) hold none"),
     ("name: a, path: digits/saved_model.pb", "name the folder that holds it, {folder}/digits"),
-    ("name: a, path: old.h5", "load it with Keras and save it as .keras"),
-    ("name: a, path: frozen.pb", "export a frozen graph as a SavedModel"),
-    ("name: a, path: x.yaml", "is a file; a model is a SavedModel folder or a .keras file"),
+    ("name: a, path: frozen.pb, outputs: {y: 'y:0'}", 'models[0].inputs: a frozen graph needs it: {{x: "x:0"}}'),
+    ("name: a, path: frozen.pb, inputs: {x: 'x:0'}", "models[0].outputs: a frozen graph needs it: {{scores: "),
+    ("name: a, path: frozen.pb, inputs: {}, outputs: {y: y}", "models[0].inputs: must be a mapping of names to"),
+    (
+        "name: a, path: frozen.pb, inputs: ['x:0'], outputs: {y: y}",
+        "must be a mapping of names to tensors, as in {{x: ",
+    ),
+    (
+        "name: a, path: frozen.pb, inputs: {x: x, b: 5}, outputs: {y: y}",
+        '1:55: models[0].inputs.b: must be a tensor of the graph, as in "softmax:0", not 5',
+    ),
+    ("name: a, path: frozen.pb, inputs: {'': x}, outputs: {y: y}", "models[0].inputs: a name must not be empty"),
+    ("name: a, path: digits, inputs: {x: x}", "models[0].inputs: goes with a frozen graph (.pb, .pbtxt) only"),
+    ("name: a, path: old.h5, outputs: {x: x}", "models[0].outputs: goes with a frozen graph (.pb, .pbtxt) only"),
+    ("name: a, handler: 'm:C', outputs: {x: x}", "models[0].outputs: goes with a frozen graph (.pb, .pbtxt) only"),
+    ("name: a, path: x.yaml", "is a file; a model is a SavedModel folder or a file .keras, .h5, .hdf5, .pb, .pbtxt"),
     (f"name: a, path: {'a' * 300}", "cannot be read: File name too long"),
     ("name: a, path: ''", "must be the path of a model, not ''"),
     ("name: a, path: 5", "must be the path of a model, not 5"),
@@ -149,13 +162,34 @@ MODELS = [
     ("name: a, path: digits, parameters: {a: 1}", "models[0].parameters: goes with a handler only"),
     ("name: a, handler: 'm:C', signature: s", "models[0].signature: goes with a path only"),
     ("name: a, path: digits.keras, signature: s", "models[0].signature: goes with a SavedModel only"),
+    ("name: a, path: old.h5, signature: s", "goes with a SavedModel only; a .h5 file has no signatures"),
     ("name: a, path: digits, signature: ''", "must be the name of a signature"),
+    ("name: a, path: digits, warmup: no.npz", "models[0].warmup: {folder}/no.npz does not exist"),
+    ("name: a, path: digits, warmup: digits.keras", "models[0].warmup: {folder}/digits.keras is no .npz file"),
+    ("name: a, path: digits, warmup: 5", "models[0].warmup: must be the path of a .npz file with inputs, not 5"),
+    ("name: a, path: digits, jit_compile: true", "models[0].jit_compile: needs batching.allowed_batch_sizes, since"),
+    (
+        "name: a, handler: 'm:C', jit_compile: true",
+        "models[0].jit_compile: goes with a SavedModel or a file of Keras only",
+    ),
+    (
+        "name: a, path: frozen.pb, inputs: {x: x}, outputs: {y: y}, jit_compile: true",
+        "models[0].jit_compile: goes with a SavedModel or a file of Keras only",
+    ),
     ("name: a, path: digits, quarantine: 5", "models[0].quarantine: a duration needs its unit: write 5s"),
     ("name: a, path: digits, max_execution_time: 0s", "models[0].max_execution_time: must be longer than nothing"),
     ("name: a, path: digits, retry: 6", "models[0].retry: must be at most 5, not 6"),
     ("name: a, path: digits, retry: -1", "models[0].retry: must be at least 0, not -1"),
     ("name: a, path: digits, batching: 5", "batching: must be a mapping of keys to values, not 5"),
-    ("name: a, path: digits, batching: {max_batch_size: 0}", "batching.max_batch_size: must be at least 1, not 0"),
+    ("name: a, path: digits, batching: {max_batch_size: -1}", "batching.max_batch_size: must be at least 0, not -1"),
+    (
+        "name: a, path: digits, batching: {max_batch_size: 0, allowed_batch_sizes: [1]}",
+        "batching.allowed_batch_sizes: goes with batches only, and max_batch_size is 0",
+    ),
+    (
+        "name: a, path: digits, batching: {pad_variable_length_inputs: 1}",
+        "batching.pad_variable_length_inputs: must be true or false, not 1",
+    ),
     (
         "name: a, path: digits, batching: {allowed_batch_sizes: [1, 8]}",
         "1:70: models[0].batching.allowed_batch_sizes[1]: the last size must be max_batch_size, 32, not 8",
@@ -170,10 +204,7 @@ MODELS = [
     ("name: a, path: digits, queue: {max_bytes: 0B}", "models[0].queue.max_bytes: must be more than nothing"),
     ("name: a, path: digits, queue: {max_size: 0}", "models[0].queue.max_size: must be at least 1, not 0"),
     ("name: a, path: digits, timeout: 5s", "models[0].timeout: unknown key here; it belongs in models[].queue"),
-    *(
-        (f"name: a, path: digits, {key}: 1", f"models[0].{key}: is not supported by this release")
-        for key in ("versions", "inputs", "outputs")
-    ),
+    ("name: a, path: digits, versions: 1", "models[0].versions: is not supported by this release"),
     (
         "name: a, path: digits}, {name: a, path: digits",
         "1:42: models[1].name: 'a' is the name of a model above as well",

@@ -162,6 +162,8 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "endless time": (header(parameters={"timeout": 2**63}), "malformed", "parameters.timeout"),
     "negative priority": (header(parameters={"priority": -1}), "malformed", "parameters.priority"),
     "fractional priority": (header(parameters={"priority": 0.5}), "malformed", "parameters.priority"),
+    "signature a number": (header(parameters={"signature_name": 1}), "malformed", "parameters.signature_name"),
+    "signature null": (header(parameters={"signature_name": None}), "malformed", "parameters.signature_name"),
     "priority null": (b'{"model_name":"m","parameters":{"priority":null}}', "malformed", "parameters.priority"),
     "no inputs": (header(inputs=None), "malformed", "inputs"),
     "inputs are an object": (header(inputs={}), "malformed", "inputs"),

@@ -16,6 +16,8 @@ public enum Reason {
     MODEL_UNKNOWN("NOT_FOUND"),
     /** The model is not served in this version. */
     VERSION_UNKNOWN("NOT_FOUND"),
+    /** The model has no such signature, or one that cannot be served. */
+    SIGNATURE_UNKNOWN("NOT_FOUND"),
     /** The model has no such input. */
     INPUT_UNKNOWN("INVALID_ARGUMENT"),
     /** The model needs another input. */
