@@ -74,7 +74,9 @@ def learn(client: Client, model: str, x: np.ndarray, **more: float) -> None:
 
 
 def descriptors(pid: int) -> int:
-    return sum("/memfd:" in os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink())
+    """Clients' segments that a process has open; a daemon has a memfd of its own for each worker."""
+    links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
+    return sum("/memfd:" in link and "-begun" not in link for link in links)
 
 
 # What is answered.
