@@ -229,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each contender, model and round")
-    parser.add_argument("--warm-up", type=float, default=3.0, help="seconds before that")
+    parser.add_argument("--warm-up", type=float, default=4.0, help="seconds before that")
     parser.add_argument("--outstanding", type=int, default=64)
     parser.add_argument("--models", default="echo,digits")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
