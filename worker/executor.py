@@ -53,6 +53,7 @@ class Executor:
     Attributes:
         name: the model's name.
         safe_rows: as given, or less, once memory did not suffice for more.
+        volatile: what `run` returns may change at its next call.
         exhausted: calls in a row for which memory did not suffice, though they could not be split further.
         singly_because: why requests are not joined any more, though they were to be; None while they are.
     """
@@ -74,6 +75,8 @@ class Executor:
         self.singly_because: str | None = None
         self._pulse = pulse
         self._model = model
+        self.volatile = model.volatile
+        self._sole = False  # no call of the model in this batch follows the one to come, unless that raises
         self._allowed = tuple(allowed)
         self._singly = singly
         self._proven = proven
@@ -106,7 +109,9 @@ class Executor:
         else:
             entries = self._decode(key, rows, frames, answers)
         self._assemble += time.monotonic_ns() - begun
-        if whole is not None and not self._singly and (len(rows) == 1 or self._is_proven(key)):
+        simple = whole is not None and not self._singly and (len(rows) == 1 or self._is_proven(key))
+        self._sole = simple or len(rows) == 1
+        if whole is not None and simple:
             shared = self._run_whole(key, rows, whole, answers)
             if shared is not None:
                 return shared, self._timing()
@@ -304,6 +309,7 @@ class Executor:
                 half = size // 2
                 self.safe_rows = max((allowed for allowed in self._allowed if allowed <= half), default=half)
                 log.warning("%s: no memory for %d rows, %d from now on: %s", self.name, size, self.safe_rows, error)
+        self._sole = False
         step = self.safe_rows  # which the first part may find to be too many
         parts = [
             self._infer_within_memory(key, batch.rows_of(arrays, start, step), min(step, size - start))
@@ -313,6 +319,7 @@ class Executor:
 
     def _infer(self, key: KeySpec, arrays: Arrays) -> list[tuple[str, Array, str]]:
         begun = time.monotonic_ns()
+        sole, self._sole = self._sole, False
         if self._pulse is not None:
             self._pulse.calls += 1
         try:
@@ -323,7 +330,10 @@ class Executor:
         finally:
             self._compute += time.monotonic_ns() - begun
         self.exhausted = 0
-        return batch.check(outputs, key.outputs, self._model.outputs)
+        checked = batch.check(outputs, key.outputs, self._model.outputs)
+        if self.volatile and not sole:
+            return [(name, array.copy(), datatype) for name, array, datatype in checked]
+        return checked
 
     def _answer(self, outputs: Sequence[tuple[str, Array, str]], rows: slice | None) -> Answer:
         try:

@@ -45,6 +45,7 @@ class GraphModel:
     """
 
     platform = "tensorflow_graphdef"
+    volatile = False
     version = "1"
 
     def __init__(self, spec: ModelSpec) -> None:

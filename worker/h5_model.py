@@ -72,6 +72,7 @@ class LegacyKerasModel:
     """
 
     platform = "keras"
+    volatile = False
     version = "1"
 
     def __init__(self, spec: ModelSpec, keras: Any) -> None:

@@ -26,6 +26,7 @@ class HandlerModel:
     """
 
     platform = "python"
+    volatile = True
     version = "1"
 
     def __init__(self, spec: ModelSpec, devices: Sequence[str]) -> None:
@@ -37,7 +38,7 @@ class HandlerModel:
         self.outputs = _declared(self._handler, "outputs")
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """What the class's `infer` returns, as arrays that the class may change afterwards.
+        """What the class's `infer` returns, as arrays; the class may change them at its next call.
 
         Raises:
             ModelError: `output_invalid` when that is not a dict of arrays by name, or not what it declares.
@@ -119,13 +120,11 @@ def _checked_name(name: Any) -> str:
 def _to_array(name: str, value: Any) -> Array:
     try:
         # numpy's own arrays of strings lose zero bytes at the end of an element.
-        array = np.asarray(value, dtype=object if _is_text(value) else None)
+        return np.asarray(value, dtype=object if _is_text(value) else None)
     except Exception as error:
         # Sequences of unequal lengths, tensors of another library on another device, ...
         kind = type(error).__name__
         raise make(Reason.OUTPUT_INVALID, f"output {name!r} is no array: {kind}: {error}", field=name) from error
-    # Small frames are copied when they are sent, large ones leave later, while the next batch is computed.
-    return array.copy() if array.nbytes >= tensors.BULKY_BYTES else array
 
 
 def _is_text(value: Any) -> bool:

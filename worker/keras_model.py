@@ -26,6 +26,7 @@ class KerasModel:
     """
 
     platform = "keras"
+    volatile = False
     version = "1"
 
     def __init__(self, spec: ModelSpec) -> None:

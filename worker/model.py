@@ -23,6 +23,7 @@ class Model(Protocol):
 
     Attributes:
         platform: `tensorflow_savedmodel`, `tensorflow_graphdef`, `keras` or `python`.
+        volatile: what `infer` has returned may change when it is called again.
         version: the number of the version folder, "1" where there are none.
         inputs: what it takes, or None where it declares nothing and takes anything.
         outputs: what it gives, or None where it declares nothing.
@@ -30,6 +31,8 @@ class Model(Protocol):
 
     @property
     def platform(self) -> str: ...  # noqa: D102
+    @property
+    def volatile(self) -> bool: ...  # noqa: D102
     @property
     def version(self) -> str: ...  # noqa: D102
     @property

@@ -49,6 +49,7 @@ class SavedModel:
     """
 
     platform = "tensorflow_savedmodel"
+    volatile = False
 
     def __init__(self, spec: ModelSpec) -> None:
         assert spec.path is not None  # `load` picked this format for that
@@ -100,6 +101,7 @@ class Signature:
     """
 
     platform = SavedModel.platform
+    volatile = False
 
     def __init__(self, version: str, signature: _Signature) -> None:
         self.version = version

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import zmq
 
-from multitower import frames, wire, worker_wire
+from multitower import frames, tensors, wire, worker_wire
 from multitower.errors import MultitowerError
 from multitower.spec import MemoryReport, SinglyReport
 from multitower.worker.batch import Joined
@@ -71,10 +71,12 @@ class _Service:
     def answer(self, message: list[Any]) -> list[Any]:
         """Runs a batch whose tensors have come in frames."""
         head, key, rest = self._open(message)
-        answers, timing = self._models[key.model][key.signature].run(key, head.rows, _views(rest), joined=head.joined)
+        executor = self._models[key.model][key.signature]
+        answers, timing = executor.run(key, head.rows, _views(rest), joined=head.joined)
         if isinstance(answers, Joined):
-            return worker_wire.joined_result(head.batch_id, answers.headers, answers.rows, answers.frames, timing)
-        return worker_wire.result(head.batch_id, [_told(answer) for answer in answers], timing)
+            outputs = _kept(answers.frames) if executor.volatile else answers.frames
+            return worker_wire.joined_result(head.batch_id, answers.headers, answers.rows, outputs, timing)
+        return worker_wire.result(head.batch_id, _told(answers, executor), timing)
 
     def answer_shared(self, message: list[Any]) -> list[Any]:
         """Runs a batch of which some tensors lie in shared memory."""
@@ -84,9 +86,8 @@ class _Service:
             begun = time.monotonic_ns()
             inputs = Inputs(key, head.rows, table, _views(rest), regions, self._buffers)
             read = time.monotonic_ns()
-            run, timing = self._models[key.model][key.signature].run(
-                key, inputs.rows, inputs.frames, joined=inputs.joined
-            )
+            executor = self._models[key.model][key.signature]
+            run, timing = executor.run(key, inputs.rows, inputs.frames, joined=inputs.joined)
             ran = iter(run)
             answers = [inputs.errors.get(entry) or next(ran) for entry in range(len(head.rows))]
             computed = time.monotonic_ns()
@@ -99,7 +100,7 @@ class _Service:
                     answers[entry] = self._outputs.place(answer, wanted, regions)
             placed = time.monotonic_ns() - computed
         timing = timing._replace(assemble_ns=timing.assemble_ns + read - begun, slice_ns=timing.slice_ns + placed)
-        return worker_wire.result(head.batch_id, [_told(answer) for answer in answers], timing)
+        return worker_wire.result(head.batch_id, _told(answers, executor), timing)
 
     def _open(self, message: list[Any]) -> tuple[BatchHead, KeySpec, list[Any]]:
         """The head, the key, and the frames behind them."""
@@ -120,5 +121,17 @@ def _views(inputs: list[Any]) -> list[Any]:
     return [frame if type(frame) is bytes else frame.buffer for frame in inputs]
 
 
-def _told(answer: Answer) -> list[Any] | bytes:
-    return wire.dump_json(answer.to_wire()) if isinstance(answer, MultitowerError) else answer
+def _told(answers: Sequence[Answer], executor: Executor) -> list[list[Any] | bytes]:
+    return [
+        wire.dump_json(answer.to_wire())
+        if isinstance(answer, MultitowerError)
+        else _kept(answer)
+        if executor.volatile
+        else answer
+        for answer in answers
+    ]
+
+
+def _kept(frames: Sequence[Any]) -> list[Any]:
+    """Frames that stay as they are; small ones are copied when they are sent, large ones leave later."""
+    return [frame if len(frame) < tensors.BULKY_BYTES else bytes(frame) for frame in frames]

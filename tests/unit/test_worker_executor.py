@@ -28,6 +28,7 @@ class Scripted:
     """A model that is one function; remembers the rows of each call."""
 
     platform = "python"
+    volatile = True
     version = "1"
     inputs = None
 
@@ -328,6 +329,7 @@ class Masked:
     """Sums the first `n` columns of each row, which a padding must not change, and shows the padded rows."""
 
     platform = "python"
+    volatile = True
     version = "1"
     inputs = None
     outputs = None

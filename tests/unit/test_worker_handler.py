@@ -49,15 +49,6 @@ class Returns(Base):
         return self.value
 
 
-class Buffered(Base):
-    def load(self, devices, parameters):
-        self.buffer = np.zeros(100_000)
-
-    def infer(self, inputs):
-        self.buffer[:] += 1
-        return {"y": self.buffer}
-
-
 class Closing(Base):
     closed = 0
 
@@ -232,13 +223,6 @@ def test_what_is_declared_is_checked(value: Any, message: str | None) -> None:
     else:
         with pytest.raises(ModelError, match=message):
             model.infer({})
-
-
-def test_a_buffer_that_is_used_again_does_not_change_answers_on_their_way() -> None:
-    model = load("Buffered")
-    first = model.infer({})["y"]
-    model.infer({})
-    assert first[0] == 1
 
 
 def test_a_handler_that_empties_its_dict_does_not_empty_the_callers() -> None:

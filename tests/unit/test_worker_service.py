@@ -1,0 +1,87 @@
+"""What leaves a worker stays as it is, whatever its model does with its arrays afterwards."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from multitower import tensors, worker_wire
+from multitower.worker.executor import Executor
+from multitower.worker.model import Arrays
+from multitower.worker.service import _Service
+from multitower.worker_wire import KeySpec
+
+
+class Reusing:
+    """Writes into the same buffer at each call."""
+
+    platform = "python"
+    version = "1"
+    inputs = None
+    outputs = None
+
+    def __init__(self, volatile: bool) -> None:
+        self.volatile = volatile
+        self.buffer = np.zeros((8, tensors.BULKY_BYTES), np.uint8)
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        x = inputs["x"]
+        self.buffer[: len(x), : x.shape[1]] = x
+        return {"y": self.buffer[: len(x), : x.shape[1]]}
+
+    def try_out(self, inputs: Arrays) -> Arrays:
+        return self.infer(inputs)
+
+    def close(self) -> None:
+        pass
+
+
+class Scene:
+    """A worker without a socket, whose only model is that one."""
+
+    def __init__(self, *, volatile: bool = True, **options: Any) -> None:
+        executor = Executor("m", Reusing(volatile), (), **options)
+        self._service = _Service({"m": {"": executor}}, lambda _: None)
+        self._ids = itertools.count(1)
+
+    def ask(self, width: int, *values: int) -> list[Any]:
+        """The frames of the answer to a batch with a row of each value."""
+        key = KeySpec("m", (("x", "UINT8", (width,)),), None, True)
+        rows = [bytes([value]) * width for value in values]
+        joined = worker_wire.joinable(key)
+        number = next(self._ids)
+        head = worker_wire.batch_head(number, number, [1] * len(values), joined=joined, described=True)
+        return self._service.answer([head, key.to_json(), *([b"".join(rows)] if joined else rows)])
+
+
+def told(message: list[Any]) -> list[int]:
+    """The first byte of each entry's output; every byte of it must be the same."""
+    first = []
+    for answer in worker_wire.read_result([bytes(frame) for frame in message]).answers:
+        assert isinstance(answer, list)
+        assert len(set(bytes(answer[1]))) == 1
+        first.append(answer[1][0])
+    return first
+
+
+@pytest.mark.parametrize("width", [10, tensors.BULKY_BYTES // 4, tensors.BULKY_BYTES])
+@pytest.mark.parametrize("options", [{"proven": True}, {}, {"singly": True}, {"proven": True, "safe_rows": 1}], ids=str)
+def test_outputs_are_the_batchs_own(options: dict[str, Any], width: int) -> None:
+    scene = Scene(**options)
+    one, two = scene.ask(width, 1), scene.ask(width, 2, 3, 4, 5)
+    # What is small is copied when it is sent, before the next batch is looked at.
+    first, second = ([bytes(f) if len(f) < tensors.BULKY_BYTES else f for f in message] for message in (one, two))
+    if width == tensors.BULKY_BYTES:
+        scene.ask(width, 9, 9, 9, 9)
+        assert told(first) == [1]
+    assert told(second) == [2, 3, 4, 5]
+
+
+def test_what_a_model_gives_away_for_good_is_not_copied() -> None:
+    scene = Scene(volatile=False, proven=True)
+    message = scene.ask(tensors.BULKY_BYTES, 1)
+    scene.ask(tensors.BULKY_BYTES, 9)
+    assert told(message) == [9]
