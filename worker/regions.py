@@ -104,7 +104,8 @@ class Inputs:
         sources: list[list[Any]] = [
             [places.get((entry, index)) or next(rest) for index in range(width)] for entry in range(len(rows))
         ]
-        self.joined = key.batched and all(datatype != tensors.BYTES for _, datatype, _ in key.inputs)
+        plain = key.batched and not key.padded
+        self.joined = plain and all(datatype != tensors.BYTES for _, datatype, _ in key.inputs)
         self.frames: list[Any]
         if self.joined:
             widths = [tensors.byte_size(datatype, dims) for _, datatype, dims in key.inputs]

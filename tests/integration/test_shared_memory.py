@@ -33,6 +33,10 @@ models:
   - {name: echo, handler: "handlers:Echo", batching: {max_batch_size: 8}}
   - {name: single, handler: "handlers:Echo"}
   - {name: sleeper, handler: "handlers:Sleeper", parameters: {seconds: 0.01}, batching: {max_batch_size: 4}, retry: 3}
+  - name: padded
+    handler: "handlers:Sleeper"
+    parameters: {seconds: 0.01}
+    batching: {max_batch_size: 4, pad_variable_length_inputs: true}
   - {name: patient, handler: "handlers:Patient"}
   - {name: narrow, handler: "handlers:Sleeper", parameters: {seconds: 0.5}, queue: {max_bytes: 1MiB}}
 """
@@ -120,6 +124,22 @@ def test_small_rows_in_large_requests_come_back(client: Client) -> None:
     for turn in range(6):
         x = np.arange(turn, turn + 8 * 4000, dtype=np.float64).reshape(8, -1)
         assert (client.infer("echo", {"x": x})["x"] == x).all()
+
+
+def test_inputs_of_varying_length_are_padded_wherever_they_lie(daemon: Running) -> None:
+    with daemon.client() as shared, daemon.client(shared_memory=False) as framed:
+        learn(shared, "padded", np.ones((1, 50_000), np.float32))
+        before = executions(shared, "padded")
+        futures: list[tuple[np.ndarray, Future[dict[str, np.ndarray]]]] = []
+        for number in range(40):
+            x = np.arange(number, number + 40_000 + 100 * number, dtype=np.float32)[None]
+            futures.append((x, (framed if number % 4 == 0 else shared).submit("padded", {"x": x})))
+        for x, future in futures:
+            y = future.result(60)["x"]
+            width = x.shape[1]
+            assert (y[:, :width] == x).all()
+            assert (y[:, width:] == x[0, 0]).all()
+        assert executions(shared, "padded") - before < 40
 
 
 def test_requests_in_frames_and_in_shared_memory_share_a_batch(daemon: Running) -> None:
