@@ -18,8 +18,8 @@ import zmq
 
 from multitower import frames
 
-FINE_S = 0.02
-"""Waits shorter than this are kept to the microsecond: the next batch of a worker is sent when the one before ends."""
+FINE_S = 0.002
+"""The last part of a wait, which is kept to the microsecond: a worker's next batch is sent when the one before ends."""
 
 FD_SETSIZE = 1024
 
@@ -76,7 +76,8 @@ class Reactor:
         """Waits until something has come or the time is over, and calls those whom it concerns.
 
         Args:
-            timeout_s: seconds, from `FINE_S` on rounded up to milliseconds; None for as long as it takes.
+            timeout_s: seconds; None for as long as it takes. It may return up to a millisecond early, though not
+                again and again.
         """
         found = False
         if self._stirred:
@@ -94,7 +95,9 @@ class Reactor:
                 # An epoll counts in milliseconds, but can be waited for like any descriptor.
                 select.select((self._epoll,), (), (), timeout_s)
                 timeout_s = 0
-            timeout_s = max(0, math.ceil(timeout_s * 1000)) / 1000
+            else:
+                to_ms = math.floor if self._fine_s else math.ceil
+                timeout_s = max(0, to_ms(timeout_s * 1000)) / 1000
         for descriptor, _ in self._epoll.poll(timeout_s):
             reader = self._readers.get(descriptor)
             if reader is not None:
