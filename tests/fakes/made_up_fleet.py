@@ -265,7 +265,7 @@ class Scene:
     def settle(self, until: Callable[[], bool] = lambda: False) -> None:
         """Everything goes well from now on: processes load, serve, answer and end as they are told."""
         self.no_room = False
-        for _ in range(400):  # batches that one worker may have to answer alone
+        for _ in range(2000):  # more than the batches that one worker may have to answer alone
             self.tick(1.0)
             self.dispatch()
             busy = [member for member in self.alive() if member.channel and member.channel.worker in self.running]

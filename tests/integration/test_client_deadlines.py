@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -130,9 +131,15 @@ def test_what_is_cancelled_before_it_was_sent_is_never_sent(tmp_socket: str) -> 
 def test_ctrl_c_cancels_the_request(client: Client, daemon: FakeDaemon) -> None:
     ids: list[bytes] = []
 
+    main = threading.main_thread().ident or 0
+
     def interrupt() -> None:
         ids.append(daemon.next().id)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        # The request is out before its caller waits for it.
+        until = time.monotonic() + WAIT_S
+        while sys._current_frames()[main].f_code.co_name != "wait" and time.monotonic() < until:
+            time.sleep(0.001)
+        signal.pthread_kill(main, signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
