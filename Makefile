@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := menu
-.PHONY: menu demo serve test test-unit test-chaos lint format bench docs clean
+.PHONY: menu demo serve test test-unit test-chaos test-java lint format bench docs clean
 
 menu: ## Print this menu
 	@echo "multitower: one TensorFlow model on every GPU of a machine"
@@ -29,6 +29,9 @@ test-unit: $(VENV)/.dev ## Run the tests that start no process: seconds
 test-chaos: $(VENV)/.dev ## Run the tests that kill real processes under load
 	$(BIN)/python -m pytest -m chaos
 
+test-java: $(VENV)/.demo ## Run the Java client's tests, with real daemons; needs a JDK and Maven
+	cd clients/java && mvn --batch-mode --no-transfer-progress -Dmultitower.python='$(abspath $(BIN)/python)' verify
+
 lint: $(VENV)/.dev ## Check style, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,12 +49,13 @@ bench: $(VENV)/.dev ## Measure: the router beside libzmq's C proxy, its cost, si
 	$(BIN)/python benchmarks/devices.py
 	$(BIN)/python benchmarks/budget.py
 	$(BIN)/python benchmarks/restart.py
+	$(BIN)/python benchmarks/tensorflow_calls.py
 
 docs: $(VENV)/.dev ## Write again the parts of docs/ that are made from the code
 	$(BIN)/python scripts/docs.py
 
 clean: ## Remove the virtual environment and what tools leave behind
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info clients/java/target
 
 $(VENV)/.demo: pyproject.toml
 	@scripts/venv $(VENV)

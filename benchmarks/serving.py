@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +96,7 @@ def daemon(
     models: Mapping[str, str],
     more: str = "spares: 0",
     transport: str = "ipc",
+    also: Sequence[str] = (),
 ) -> Iterator[Daemon]:
     """Starts a daemon on CPU devices, waits until every slot is ready, and ends it afterwards.
 
@@ -106,12 +107,14 @@ def daemon(
         models: for each model's name the rest of its YAML; the handlers above are `handlers:Class`.
         more: more YAML.
         transport: `ipc` or `tcp`.
+        also: further endpoints that it listens on.
     """
     endpoint = free_endpoint(folder, name, transport)
+    listen = [endpoint, *also]
     (folder / "handlers.py").write_text(HANDLERS)
     config = folder / f"{name}.yaml"
     served = "".join(f"  - {{name: {model}, {yaml}}}\n" for model, yaml in models.items())
-    config.write_text(f"listen: ['{endpoint}']\ndevices: {{cpu: {workers}}}\n{more}\nmodels:\n{served}")
+    config.write_text(f"listen: {listen}\ndevices: {{cpu: {workers}}}\n{more}\nmodels:\n{served}")
     log = folder / f"{name}.log"
     command = [sys.executable, "-m", "multitower", "serve", str(config), "--log-format", "json"]
     with log.open("wb") as output:

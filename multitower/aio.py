@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from multitower import wire
 from multitower.errors import Reason, Unavailable, make
 from multitower.requests import (
@@ -24,6 +26,8 @@ from multitower.requests import (
 from multitower.retries import RETRIES
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
     from multitower.requests import Outputs
 
 
@@ -39,6 +43,7 @@ class AsyncClient:
         connect_timeout: see `Client`.
         max_outstanding: see `Client`.
         retries: see `Client`.
+        shared_memory: see `Client`.
 
     Raises:
         Unavailable: `not_listening`: the endpoint is malformed.
@@ -53,10 +58,11 @@ class AsyncClient:
         connect_timeout: float = CONNECT_TIMEOUT_S,
         max_outstanding: int = MAX_OUTSTANDING,
         retries: int = RETRIES,
+        shared_memory: bool = True,
     ) -> None:
         if max_outstanding < 1:
             raise ValueError(f"max_outstanding must be 1 or more, not {max_outstanding}")
-        self._requests = Requests(endpoint, timeout, connect_timeout, retries)
+        self._requests = Requests(endpoint, timeout, connect_timeout, retries, shared_memory=shared_memory)
         self._room = asyncio.Semaphore(max_outstanding)
         self._max_outstanding = max_outstanding
         self._finalizer = weakref.finalize(self, self._requests.connection.stop)
@@ -76,6 +82,7 @@ class AsyncClient:
         version: str = "",
         timeout: float | None = None,
         priority: int = 0,
+        signature: str = "",
     ) -> Outputs:
         """Runs a model and waits for its outputs; see `Client.infer`."""
         requests = self._requests
@@ -92,10 +99,16 @@ class AsyncClient:
             await self._room.acquire()  # at once
         try:
             # Copied: other tasks run while this one waits, and may change the arrays.
-            future = requests.infer(model, inputs, outputs, version, seconds, deadline, priority, copy=True)
+            future = requests.infer(
+                model, inputs, outputs, version, seconds, deadline, priority, copy=True, signature=signature
+            )
             return await _outcome(future)  # type: ignore[no-any-return]
         finally:
             self._room.release()
+
+    def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """See `Client.empty`."""
+        return self._requests.empty((shape,) if isinstance(shape, int) else shape, dtype)
 
     def submit(
         self,
@@ -106,9 +119,12 @@ class AsyncClient:
         version: str = "",
         timeout: float | None = None,
         priority: int = 0,
+        signature: str = "",
     ) -> asyncio.Task[Outputs]:
         """Starts what `infer` does as a task of the running loop. The arrays must not change before it has begun."""
-        request = self.infer(model, inputs, outputs=outputs, version=version, timeout=timeout, priority=priority)
+        request = self.infer(
+            model, inputs, outputs=outputs, version=version, timeout=timeout, priority=priority, signature=signature
+        )
         return asyncio.get_running_loop().create_task(request)
 
     async def _ask(self, kind: bytes, header: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:

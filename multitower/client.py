@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from multitower import wire
 from multitower.errors import Reason, Unavailable, make
 from multitower.requests import (
@@ -25,6 +27,8 @@ from multitower.requests import (
 from multitower.retries import RETRIES
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
     from multitower.requests import Outputs
 
 
@@ -59,6 +63,7 @@ class Client:
         max_outstanding: requests that may wait for their answers at one time; `submit` waits for room.
         retries: how often a request is sent again, within its time, that the daemon refused without running it: its
             queue was full, or its model is loading. 0 for never.
+        shared_memory: large tensors of ipc endpoints travel through shared memory, where the daemon can reach it.
 
     Raises:
         Unavailable: `not_listening`: the endpoint is malformed.
@@ -73,10 +78,11 @@ class Client:
         connect_timeout: float = CONNECT_TIMEOUT_S,
         max_outstanding: int = MAX_OUTSTANDING,
         retries: int = RETRIES,
+        shared_memory: bool = True,
     ) -> None:
         if max_outstanding < 1:
             raise ValueError(f"max_outstanding must be 1 or more, not {max_outstanding}")
-        self._requests = Requests(endpoint, timeout, connect_timeout, retries)
+        self._requests = Requests(endpoint, timeout, connect_timeout, retries, shared_memory=shared_memory)
         self._room = _Room(max_outstanding)
         # Without `close`, the thread ends once nothing refers to the client any more.
         self._finalizer = weakref.finalize(self, self._requests.connection.stop)
@@ -96,6 +102,7 @@ class Client:
         version: str = "",
         timeout: float | None = None,
         priority: int = 0,
+        signature: str = "",
     ) -> Outputs:
         """Runs a model and waits for its outputs.
 
@@ -107,14 +114,15 @@ class Client:
             outputs: the outputs wanted; None for all.
             version: the model's version; "" for the one that is served.
             timeout: seconds; None for the client's.
-            priority: 0 or more; accepted, without effect in this release.
+            priority: 1 or more, less being more urgent; 0 for 2.
+            signature: of the model's signatures, which `metadata` lists; "" for the one that it has by default.
 
         Returns:
             The outputs by name; read-only arrays. BYTES outputs are object arrays of `bytes`.
 
         Raises:
             InvalidRequest: the request is wrong; the message names the field.
-            NotFound: there is no such model or version.
+            NotFound: there is no such model, version or signature.
             Overloaded: the model's queue is full, and was so at each retry, or the next one would come too late.
             DeadlineExceeded: no answer in time.
             Unavailable: no daemon listens, the connection was lost, or no worker serves the model.
@@ -122,8 +130,26 @@ class Client:
             ModelError: the model raised an exception.
         """
         # Not copied: the arrays are the caller's until this returns.
-        future = self._submit(model, inputs, outputs, version, timeout, priority, copy=False)
+        future = self._submit(model, inputs, outputs, version, timeout, priority, signature, copy=False)
         return self._wait(future)  # type: ignore[no-any-return]
+
+    def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """An array to fill and pass as an input, in shared memory where there is some: it is sent without a copy.
+
+        Its contiguous parts (rows, say) are sent so as well. It must not change while a request that it was passed
+        to has no outcome, not even with `submit`. It may be used for any number of requests.
+
+        Args:
+            shape: its shape.
+            dtype: its dtype.
+
+        Returns:
+            An array of any values; a common one where the endpoint is not ipc, and where there is no room.
+
+        Raises:
+            Unavailable: `closed`: the client was closed, or belongs to the parent of a forked process.
+        """
+        return self._requests.empty((shape,) if isinstance(shape, int) else shape, dtype)
 
     def submit(
         self,
@@ -134,6 +160,7 @@ class Client:
         version: str = "",
         timeout: float | None = None,
         priority: int = 0,
+        signature: str = "",
     ) -> Future[Outputs]:
         """Starts what `infer` does, and returns at once with a future of its outcome.
 
@@ -145,7 +172,7 @@ class Client:
             DeadlineExceeded: `max_outstanding` requests were outstanding for the request's whole time.
             Unavailable: `closed`: the client was closed, or belongs to the parent of a forked process.
         """
-        return self._submit(model, inputs, outputs, version, timeout, priority, copy=True)
+        return self._submit(model, inputs, outputs, version, timeout, priority, signature, copy=True)
 
     def _submit(
         self,
@@ -155,6 +182,7 @@ class Client:
         version: str,
         timeout: float | None,
         priority: int,
+        signature: str,
         *,
         copy: bool,
     ) -> RequestFuture:
@@ -164,7 +192,9 @@ class Client:
         deadline = time.monotonic() + seconds
         self._room.enter(seconds, wait=not requests.connection.in_its_thread)
         try:
-            future = requests.infer(model, inputs, outputs, version, seconds, deadline, priority, copy=copy)
+            future = requests.infer(
+                model, inputs, outputs, version, seconds, deadline, priority, copy=copy, signature=signature
+            )
         except BaseException:
             self._room.leave()
             raise

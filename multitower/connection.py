@@ -45,11 +45,12 @@ class Call:
         done: takes the header and output frames of an `MT1:ok` reply, or the error; called once, in the
             connection's thread.
         id: unique in its connection; set each time that it is sent.
+        again: where it uses shared memory, makes the header and tensors of the same request without; else None.
         over: it has its outcome, or nobody waits for it.
         retries: how often it was refused and is sent again.
     """
 
-    __slots__ = ("body", "connect_by", "deadline", "done", "header", "id", "kind", "over", "retries")
+    __slots__ = ("again", "body", "connect_by", "deadline", "done", "header", "id", "kind", "over", "retries")
 
     def __init__(
         self,
@@ -59,7 +60,9 @@ class Call:
         deadline: float,
         connect_by: float,
         done: Callable[[list[Any] | MultitowerError], None],
+        again: Callable[[], tuple[bytes, Sequence[Any]]] | None = None,
     ) -> None:
+        self.again = again
         self.kind = kind
         self.header = header
         self.body = body
@@ -75,6 +78,11 @@ def _nobody(_: list[Any] | MultitowerError) -> None:
     """Takes the place of `Call.done` afterwards: a future and its call must not keep each other alive."""
 
 
+def _no_shared_memory(error: MultitowerError) -> bool:
+    """The daemon refused a request since it cannot reach its shared memory."""
+    return error.reason == Reason.MALFORMED and str(error.details.get("field")).endswith(wire.SHARED_MEMORY_REGION)
+
+
 class Connection:
     """A connection that opens by itself, and again after it was lost.
 
@@ -84,10 +92,12 @@ class Connection:
 
     Attributes:
         endpoint: the same.
+        shared_memory: the daemon takes tensors through shared memory, as far as is known.
     """
 
     def __init__(self, endpoint: str, retries: int = 0) -> None:
         self.endpoint = endpoint
+        self.shared_memory = False
         self._pid = os.getpid()
         self._new: deque[Call] = deque()
         self._cancelled: deque[Call] = deque()
@@ -286,7 +296,14 @@ class Connection:
                 continue  # cancelled or expired meanwhile
             if kind == wire.OK:
                 self._settle(call, [header, *message[4:]])
-            elif not self._retries.add(call, error := error_of(header), time.monotonic()):
+                continue
+            error = error_of(header)
+            if call.again is not None and _no_shared_memory(error):
+                # It has not run. The next ones are not even tried.
+                self.shared_memory = False
+                (call.header, call.body), call.again = call.again(), None
+                self._unsent.append(call)
+            elif not self._retries.add(call, error, time.monotonic()):
                 self._settle(call, error)
 
     def _watch(self) -> None:
@@ -302,7 +319,7 @@ class Connection:
             elif event == zmq.EVENT_DISCONNECTED:
                 # Answers that came before the end count.
                 self._receive()
-                self._connected = self._greeted = False
+                self._connected = self._greeted = self.shared_memory = False
                 lost, self._outstanding = self._outstanding, {}
                 for call in lost.values():
                     message = f"the connection to {self.endpoint} was lost before the answer came"
@@ -314,9 +331,16 @@ class Connection:
         self._greeted = True
         self._limit = wire.DEFAULT_MAX_MESSAGE_SIZE
         with contextlib.suppress(MultitowerError):  # a daemon that does not tell
-            limit = read_header(header).get("max_message_size") if kind == wire.OK else None
+            told = read_header(header) if kind == wire.OK else {}
+            limit = told.get("max_message_size")
             if type(limit) is int and limit > 0:
                 self._limit = limit
+            extensions = told.get("extensions")
+            self.shared_memory = (
+                self.endpoint.startswith("ipc:")
+                and isinstance(extensions, list)
+                and wire.SHARED_MEMORY_EXTENSION in extensions
+            )
 
     def _expire(self, now: float) -> None:
         """Fails what has run out of time. Runs when the earliest deadline known has come: rarely, under load."""
@@ -348,7 +372,7 @@ class Connection:
     def _settle(self, call: Call, outcome: list[Any] | MultitowerError) -> None:
         if not call.over:
             call.over = True
-            done, call.done = call.done, _nobody
+            done, call.done, call.again = call.done, _nobody, None
             done(outcome)
 
     def _end(self) -> None:

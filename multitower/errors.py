@@ -32,6 +32,7 @@ class Reason(StrEnum):
     KIND_UNKNOWN = "kind_unknown"  # a kind or protocol version this daemon does not speak
     MODEL_UNKNOWN = "model_unknown"
     VERSION_UNKNOWN = "version_unknown"
+    SIGNATURE_UNKNOWN = "signature_unknown"
     INPUT_UNKNOWN = "input_unknown"
     INPUT_MISSING = "input_missing"
     OUTPUT_UNKNOWN = "output_unknown"
@@ -59,6 +60,7 @@ CODE_OF: Mapping[Reason, Code] = {
     Reason.KIND_UNKNOWN: Code.UNIMPLEMENTED,
     Reason.MODEL_UNKNOWN: Code.NOT_FOUND,
     Reason.VERSION_UNKNOWN: Code.NOT_FOUND,
+    Reason.SIGNATURE_UNKNOWN: Code.NOT_FOUND,
     Reason.INPUT_UNKNOWN: Code.INVALID_ARGUMENT,
     Reason.INPUT_MISSING: Code.INVALID_ARGUMENT,
     Reason.OUTPUT_UNKNOWN: Code.INVALID_ARGUMENT,

@@ -9,13 +9,16 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from multitower import wire
-from multitower.codec import Codec, read_header
+from multitower.codec import Codec, Encoded, read_header
 from multitower.connection import Call, Connection
-from multitower.errors import MultitowerError, Reason, Unavailable, make
+from multitower.errors import Code, MultitowerError, Reason, Unavailable, make
+from multitower.shared_memory import Arena
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     Outputs = dict[str, NDArray[Any]]
 
@@ -49,9 +52,18 @@ class Requests:
         timeout: seconds for a request that gives none of its own.
         connect_timeout: seconds that a request waits for a daemon to listen.
         retries: how often a request is sent again that the daemon refused without running it.
+        shared_memory: large tensors travel through shared memory where the daemon takes it.
     """
 
-    def __init__(self, endpoint: str | None, timeout: float, connect_timeout: float, retries: int = 0) -> None:
+    def __init__(
+        self,
+        endpoint: str | None,
+        timeout: float,
+        connect_timeout: float,
+        retries: int = 0,
+        *,
+        shared_memory: bool = False,
+    ) -> None:
         for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):
             if not seconds > 0:
                 raise ValueError(f"{name} must be more than 0 seconds, not {seconds}")
@@ -61,6 +73,9 @@ class Requests:
         self.timeout = timeout
         self._connect_timeout = connect_timeout
         self._codec = Codec()
+        # Only Linux has memfds.
+        possible = shared_memory and self.endpoint.startswith("ipc:") and hasattr(os, "memfd_create")
+        self._arena = Arena() if possible else None
         self.connection = Connection(self.endpoint, retries)
 
     def infer(
@@ -74,6 +89,7 @@ class Requests:
         priority: int,
         *,
         copy: bool,
+        signature: str = "",
     ) -> RequestFuture:
         """Starts an `MT1:infer` request; see `Client.submit`.
 
@@ -81,8 +97,21 @@ class Requests:
         seconds) is when the request fails here.
         """
         self.connection.check()
-        header, frames = self._codec.encode(model, inputs, outputs, version, seconds, priority, copy=copy)
-        return self._start(wire.INFER, header, frames, deadline, self._codec.decode)
+        arena = self._arena if self.connection.shared_memory else None
+        sent = self._codec.encode(
+            model, inputs, outputs, version, seconds, priority, copy=copy, arena=arena, signature=signature
+        )
+
+        def read(header: bytes, frames: Sequence[Any]) -> Outputs:
+            return self._codec.decode(header, frames, sent)
+
+        return self._start(wire.INFER, sent.header, sent.frames, deadline, read, sent)
+
+    def empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+        """See `Client.empty`."""
+        self.connection.check()
+        array = None if self._arena is None else self._arena.empty(shape, dtype)
+        return np.empty(shape, dtype) if array is None else array
 
     def ask(self, kind: bytes, header: Mapping[str, Any], timeout: float | None = None) -> RequestFuture:
         """Starts a request of another kind; its result is the reply's header."""
@@ -97,10 +126,20 @@ class Requests:
             raise ValueError(f"timeout must be more than 0 seconds, not {seconds}")
         return min(seconds, threading.TIMEOUT_MAX / 2)
 
-    def _start(self, kind: bytes, header: bytes, frames: Sequence[Any], deadline: float, read: Any) -> RequestFuture:
+    def _start(
+        self,
+        kind: bytes,
+        header: bytes,
+        frames: Sequence[Any],
+        deadline: float,
+        read: Any,
+        sent: Encoded | None = None,
+    ) -> RequestFuture:
         future = RequestFuture(self.connection)
 
         def done(outcome: list[Any] | MultitowerError) -> None:
+            if sent is not None and sent.writes and isinstance(outcome, MultitowerError):
+                _condemn(sent, outcome)
             if not future.set_running_or_notify_cancel():
                 return
             if isinstance(outcome, MultitowerError):
@@ -114,10 +153,21 @@ class Requests:
                 future.set_result(result)
 
         connect_by = min(deadline, time.monotonic() + self._connect_timeout)
-        call = Call(kind, header, frames, deadline, connect_by, done)
+        call = Call(kind, header, frames, deadline, connect_by, done, None if sent is None else sent.again)
         future._call = call
         self.connection.start(call)
         return future
+
+
+_ENDED = frozenset(
+    (Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.RESOURCE_EXHAUSTED, Reason.MODEL_ERROR, Reason.OUTPUT_INVALID)
+)
+"""Errors of requests that no worker has had, or that one has answered: none writes their outputs any more."""
+
+
+def _condemn(sent: Encoded, error: MultitowerError) -> None:
+    if sent.lease is not None and error.code not in _ENDED and error.reason not in _ENDED:
+        sent.lease.condemn()
 
 
 def _read_only(frame: Any) -> bytes | memoryview:

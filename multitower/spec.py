@@ -16,6 +16,15 @@ from typing import Any, Final, Self
 NO_SOCKET: Final = 73
 """The exit code of a worker that cannot make its socket (EX_CANTCREAT of sysexits.h): it cannot report why."""
 
+GRAPH_SUFFIXES: Final = (".pb", ".pbtxt")
+"""Of files that hold a frozen GraphDef."""
+
+H5_SUFFIXES: Final = (".h5", ".hdf5")
+"""Of files in the format of Keras 2."""
+
+MODEL_SUFFIXES: Final = (".keras", *H5_SUFFIXES, *GRAPH_SUFFIXES)
+"""Of all files that are models."""
+
 
 class _Json:
     """To JSON and back for the frozen dataclasses below; nested ones name their own readers."""
@@ -30,15 +39,21 @@ class ModelSpec(_Json):
 
     Attributes:
         name: what clients ask for.
-        path: an absolute path of a SavedModel (or a folder of numbered versions) or a `.keras` file, or None.
+        path: an absolute path of a SavedModel (or a folder of numbered versions) or a file with one of the
+            `MODEL_SUFFIXES`, or None.
         version: the numbered folder under `path` to load, or None where there are none. The supervisor chooses it,
             so that a worker that is started again never serves another version than its neighbours.
         handler: `module:Class`, or None; exactly one of `path` and `handler` is given.
         parameters: passed to the handler's `load`.
+        inputs: of a frozen graph: the tensors that requests give, by the names that clients use for them.
+        outputs: of a frozen graph: those that they get.
         signature: the SavedModel's signature; None picks `serving_default`, else `serve`, else the only one.
         max_batch_size: rows a batch at the most; 0 means that requests are never batched together.
         allowed_batch_sizes: sizes a batch is padded to, ascending, the last being `max_batch_size`; empty for
             no padding.
+        pad_variable_length_inputs: requests that differ in other dimensions than their rows share batches, padded.
+        warmup: an absolute path of an .npz file with inputs for the warm-up, or None.
+        jit_compile: XLA compiles the model for each of the allowed batch sizes.
         fingerprint: of what lies at `path`, so that a reload sees that it is another model; empty for handlers.
         safe_rows: rows that an earlier worker of the slot found to fit into the device's memory; 0 while that is
             unknown.
@@ -49,9 +64,14 @@ class ModelSpec(_Json):
     version: str | None = None
     handler: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    outputs: Mapping[str, str] = field(default_factory=dict)
     signature: str | None = None
     max_batch_size: int = 0
     allowed_batch_sizes: tuple[int, ...] = ()
+    pad_variable_length_inputs: bool = False
+    warmup: str | None = None
+    jit_compile: bool = False
     fingerprint: str = ""
     safe_rows: int = 0
 
@@ -158,19 +178,49 @@ class TensorReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SignatureReport:
+    """What a worker found of a signature that requests may name.
+
+    Attributes:
+        name: the signature's.
+        inputs: its inputs.
+        outputs: its outputs.
+        max_batch_size: rows a batch; 0 where requests run singly.
+        unbatched_because: why they do though the model was to be batched, or None.
+        cause: why it cannot be served, or None where it can.
+    """
+
+    name: str
+    inputs: tuple[TensorReport, ...] = ()
+    outputs: tuple[TensorReport, ...] = ()
+    max_batch_size: int = 0
+    unbatched_because: str | None = None
+    cause: str | None = None
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """The report that `dataclasses.asdict` and JSON made `data` of."""
+        tensors = {side: tuple(TensorReport.of(entry) for entry in data[side]) for side in ("inputs", "outputs")}
+        return cls(**{**data, **tensors})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelReport:
     """What a worker found a model to be.
 
     Attributes:
         name: as configured.
         version: the number of the version folder, "1" where there are none.
-        platform: `tensorflow_savedmodel`, `keras` or `python`.
+        platform: `tensorflow_savedmodel`, `tensorflow_graphdef`, `keras` or `python`.
         state: `ready` or `failed`.
         cause: why it failed, for people.
         inputs: the model's inputs, or None where a handler declares none and takes any.
         outputs: its outputs, or None where a handler declares none.
         max_batch_size: rows a batch; 0 where requests run singly.
         unbatched_because: why a model that was to be batched runs its requests singly, or None.
+        pad_variable_length_inputs: as configured.
+        signature: the name of the signature that all of this tells of, "" where the model has none.
+        signatures: the others that it has.
         load_s: seconds to load it.
         warmup_s: seconds to warm it up.
     """
@@ -184,6 +234,9 @@ class ModelReport:
     outputs: tuple[TensorReport, ...] | None = None
     max_batch_size: int = 0
     unbatched_because: str | None = None
+    pad_variable_length_inputs: bool = False
+    signature: str = ""
+    signatures: tuple[SignatureReport, ...] = ()
     load_s: float = 0.0
     warmup_s: float = 0.0
 
@@ -194,7 +247,26 @@ class ModelReport:
             side: None if data[side] is None else tuple(TensorReport.of(entry) for entry in data[side])
             for side in ("inputs", "outputs")
         }
-        return cls(**{**data, **tensors})
+        signatures = tuple(SignatureReport.of(entry) for entry in data["signatures"])
+        return cls(**{**data, **tensors, "signatures": signatures})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SinglyReport(_Json):
+    """Requests to a model that was batched run singly from now on.
+
+    Attributes:
+        model: its name.
+        because: what a batch has shown.
+    """
+
+    model: str
+    because: str
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Self:
+        """Reads what `to_json` wrote."""
+        return cls(**json.loads(text))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from multitower import tensors
 from multitower.errors import Reason, make
@@ -71,20 +72,40 @@ ENDPOINT_VARIABLE: Final = "MULTITOWER_ENDPOINT"
 # Parameters of the infer header.
 TIMEOUT: Final = "timeout"  # microseconds, a positive integer
 PRIORITY: Final = "priority"
-# Parameters of an input or output, kept for tensors that travel through shared memory (names as in Triton).
+SIGNATURE: Final = "signature_name"
+ALL_OUTPUTS: Final = "all_outputs"  # a boolean: `outputs` only says where outputs lie, and all are wanted
+# Parameters of an input or output that travels through shared memory (names as in Triton).
 SHARED_MEMORY_REGION: Final = "shared_memory_region"
 SHARED_MEMORY_OFFSET: Final = "shared_memory_offset"
 SHARED_MEMORY_BYTE_SIZE: Final = "shared_memory_byte_size"
 SHARED_MEMORY_KEYS: Final = (SHARED_MEMORY_REGION, SHARED_MEMORY_OFFSET, SHARED_MEMORY_BYTE_SIZE)
+SHARED_MEMORY_EXTENSION: Final = "shared_memory"  # in the daemon's metadata
+REGION_MAGIC: Final = b"MT1:region\n"
+"""What a region begins with; its nonce comes next, as it stands in the region's name."""
+REGION_NAME: Final = re.compile(r"mt-([1-9][0-9]{0,9})-(0|[1-9][0-9]{0,9})-([0-9a-f]{32})", re.ASCII)
+"""A region's name: the client's pid, its descriptor there, and the nonce."""
+
+
+class Area(NamedTuple):
+    """A part of a region of shared memory: the region's name, where it begins there, and its bytes."""
+
+    region: str
+    offset: int
+    size: int
+
+    def parameters(self) -> dict[str, Any]:
+        """As they stand in the header of a request or reply."""
+        return dict(zip(SHARED_MEMORY_KEYS, self, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Name, datatype and shape of one tensor of a header; its bytes are a frame of their own."""
+    """Name, datatype and shape of one tensor of a header; its bytes are a frame of their own, or lie in `area`."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    area: Area | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +119,8 @@ class InferHeader:
         outputs: the names wanted, in the order they are to come, or None for all.
         timeout_us: microseconds from the router's receipt, or None.
         priority: 0 or more; 0 is the default.
+        areas: by name, where outputs may be written.
+        signature: the model's signature, or "" for the one that it has by default.
     """
 
     model_name: str
@@ -106,6 +129,8 @@ class InferHeader:
     outputs: tuple[str, ...] | None = None
     timeout_us: int | None = None
     priority: int = 0
+    areas: Mapping[str, Area] = field(default_factory=dict)
+    signature: str = ""
 
 
 def dump_json(value: Any) -> bytes:
@@ -125,19 +150,33 @@ def infer_header(
     outputs: Sequence[str] | None = None,
     timeout_us: int | None = None,
     priority: int = 0,
+    areas: Mapping[str, Area] | None = None,
+    signature: str = "",
 ) -> bytes:
-    """The bytes of an `MT1:infer` header. Equal arguments give equal bytes, which the router's cache lives on."""
+    """The bytes of an `MT1:infer` header. Equal arguments give equal bytes, which the router's cache lives on.
+
+    `areas` says by name where outputs may be written. Names among them that are not in `outputs` ask for nothing.
+    """
+    areas = areas or {}
     header: dict[str, Any] = {"model_name": model_name}
     if model_version:
         header["model_version"] = model_version
-    header["inputs"] = [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in inputs]
-    if outputs is not None:
-        header["outputs"] = [{"name": name} for name in outputs]
-    parameters: dict[str, int] = {}
+    header["inputs"] = [_described(tensor) for tensor in inputs]
+    if outputs is not None or areas:
+        names = areas if outputs is None else outputs
+        header["outputs"] = [
+            {"name": name, "parameters": areas[name].parameters()} if name in areas else {"name": name}
+            for name in names
+        ]
+    parameters: dict[str, int | str] = {}
+    if outputs is None and areas:
+        parameters[ALL_OUTPUTS] = True
     if timeout_us is not None:
         parameters[TIMEOUT] = timeout_us
     if priority:
         parameters[PRIORITY] = priority
+    if signature:
+        parameters[SIGNATURE] = signature
     if parameters:
         header["parameters"] = parameters
     return dump_json(header)
@@ -149,9 +188,16 @@ def reply_header(model_name: str, model_version: str, outputs: Sequence[Tensor])
         {
             "model_name": model_name,
             "model_version": model_version,
-            "outputs": [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in outputs],
+            "outputs": [_described(tensor) for tensor in outputs],
         }
     )
+
+
+def _described(tensor: Tensor) -> dict[str, Any]:
+    described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+    if tensor.area is not None:
+        described["parameters"] = tensor.area.parameters()
+    return described
 
 
 def _refuse(message: str, field_name: str = "header") -> NoReturn:
@@ -236,13 +282,22 @@ def parse_infer_header(data: bytes) -> InferHeader:
     priority = parameters.get(PRIORITY, 0)
     if type(priority) is not int or not 0 <= priority <= MAX_DIMENSION:
         _refuse("parameters.priority is not an integer of 0 or more", "parameters.priority")
+    all_outputs = parameters.get(ALL_OUTPUTS, False)
+    if type(all_outputs) is not bool:
+        _refuse("parameters.all_outputs is not a boolean", "parameters.all_outputs")
+    names, areas = _parse_outputs(header.get("outputs"))
+    signature = parameters.get(SIGNATURE, "")
+    if not isinstance(signature, str):
+        _refuse("parameters.signature_name is not a string", "parameters.signature_name")
     return InferHeader(
         model_name=model_name,
         model_version=parse_version(header),
         inputs=_parse_inputs(header.get("inputs")),
-        outputs=_parse_outputs(header.get("outputs")),
+        outputs=None if all_outputs else names,
         timeout_us=timeout_us,
         priority=priority,
+        areas=areas,
+        signature=signature,
     )
 
 
@@ -275,8 +330,11 @@ def _parse_inputs(value: Any) -> tuple[Tensor, ...]:
         if name in names:
             _refuse(f"{place}.name: the input {name[:80]!r} comes twice", f"{place}.name")
         names.add(name)
-        _refuse_shared_memory(entry, place)
-        inputs.append(Tensor(name, _parse_datatype(entry, place), _parse_shape(entry, place)))
+        datatype, shape = _parse_datatype(entry, place), _parse_shape(entry, place)
+        area = parse_area(entry, place)
+        if area is not None:
+            _check_input_area(area, datatype, shape, place)
+        inputs.append(Tensor(name, datatype, shape, area))
     return tuple(inputs)
 
 
@@ -327,9 +385,21 @@ def _parse_shape(entry: dict[str, Any], place: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _parse_outputs(value: Any) -> tuple[str, ...] | None:
+def _check_input_area(area: Area, datatype: str, shape: tuple[int, ...], place: str) -> None:
+    if datatype == tensors.BYTES:
+        where = f"{place}.parameters.{SHARED_MEMORY_REGION}"
+        _refuse(f"{where}: BYTES tensors travel in frames, not in shared memory", where)
+    wanted = tensors.byte_size(datatype, shape)
+    if area.size != wanted:
+        where = f"{place}.parameters.{SHARED_MEMORY_BYTE_SIZE}"
+        message = f"{where} is {area.size}, but {datatype} of shape {list(shape)} takes {wanted}"
+        raise make(Reason.SIZE_MISMATCH, message, field=where)
+
+
+def _parse_outputs(value: Any) -> tuple[tuple[str, ...] | None, dict[str, Area]]:
+    areas: dict[str, Area] = {}
     if value is None:
-        return None
+        return None, areas
     if not isinstance(value, list):
         _refuse("outputs is not a list", "outputs")
     if len(value) > MAX_INPUTS:
@@ -337,19 +407,44 @@ def _parse_outputs(value: Any) -> tuple[str, ...] | None:
     names: list[str] = []
     for index, entry in enumerate(value):
         place = f"outputs[{index}]"
-        name = _parse_name(entry if isinstance(entry, dict) else {}, place)
+        entry = entry if isinstance(entry, dict) else {}
+        name = _parse_name(entry, place)
         if name in names:
             _refuse(f"{place}.name: the output {name[:80]!r} comes twice", f"{place}.name")
-        _refuse_shared_memory(entry, place)
+        area = parse_area(entry, place)
+        if area is not None:
+            areas[name] = area
         names.append(name)
     # As in the Open Inference Protocol, an empty list asks for all outputs.
-    return tuple(names) or None
+    return tuple(names) or None, areas
 
 
-def _refuse_shared_memory(entry: dict[str, Any], place: str) -> None:
+def parse_area(entry: dict[str, Any], place: str) -> Area | None:
+    """Where a tensor of a header lies in shared memory; None when it has a frame.
+
+    Args:
+        entry: of the header's inputs or outputs.
+        place: what messages call it.
+
+    Raises:
+        InvalidRequest: `malformed`, naming the parameter.
+    """
     parameters = entry.get("parameters", {})
     if not isinstance(parameters, dict):
         _refuse(f"{place}.parameters is not an object", f"{place}.parameters")
-    for key in SHARED_MEMORY_KEYS:
-        if key in parameters:
-            _refuse(f"{place}.parameters.{key}: this daemon takes no shared memory", f"{place}.parameters.{key}")
+    if not any(key in parameters for key in SHARED_MEMORY_KEYS):
+        return None
+    place = f"{place}.parameters"
+    region = parameters.get(SHARED_MEMORY_REGION)
+    if not isinstance(region, str) or REGION_NAME.fullmatch(region) is None:
+        where = f"{place}.{SHARED_MEMORY_REGION}"
+        _refuse(f"{where} is missing, or no name of a region (mt-PID-DESCRIPTOR-NONCE)", where)
+    offset = parameters.get(SHARED_MEMORY_OFFSET, 0)
+    if type(offset) is not int or not 0 <= offset <= MAX_DIMENSION:
+        where = f"{place}.{SHARED_MEMORY_OFFSET}"
+        _refuse(f"{where} is not an integer from 0 to 2^63 - 1", where)
+    size = parameters.get(SHARED_MEMORY_BYTE_SIZE)
+    if type(size) is not int or not 0 < size <= MAX_DIMENSION:
+        where = f"{place}.{SHARED_MEMORY_BYTE_SIZE}"
+        _refuse(f"{where} is missing, or not an integer from 1 to 2^63 - 1", where)
+    return Area(region, offset, size)

@@ -6,20 +6,24 @@ same rule when there are too many.
 
     router to worker:   ASSIGN | Assignment (JSON)
                         BATCH head | key (JSON), unless it is known | frames
+                        SHARED head | key, likewise | table | frames of the inputs that are not in shared memory
                         STOP
     worker to router:   REPORT | WorkerReport (JSON)
                         RESULT head | frames
                         MEMORY | MemoryReport (JSON): the device's memory did not suffice
+                        SINGLY | SinglyReport (JSON): the model's outputs do not have the batch's dimension
 
 The frames of small tensors travel *joined*: one frame an input (or output) of the whole batch, row after row, which is
 the array that the model is called with. A frame costs a microsecond on each side of each socket, and a batch has many.
 Rows of `tensors.BULKY_BYTES` or more have frames of their own, entry by entry in the key's order, which nobody has to
-copy; and so has BYTES, whose elements differ in length. In a RESULT, entry by entry, each answer is a reply header
-and its outputs, or the header of an error; joined, the reply headers stand in the head, one for each number of rows.
+copy; and so has BYTES, whose elements differ in length, and what is padded. In a RESULT, entry by entry, each answer is
+a reply header and its outputs, or the header of an error; joined, the reply headers stand in the head, one for each
+number of rows.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from collections.abc import Sequence
@@ -30,13 +34,22 @@ from multitower import tensors
 
 ASSIGN: Final = b"A"
 BATCH: Final = b"B"
+SHARED: Final = b"H"
 STOP: Final = b"S"
 REPORT: Final = b"P"
 RESULT: Final = b"R"
 MEMORY: Final = b"M"
+SINGLY: Final = b"U"
 
 HEARTBEAT: Final = "<Q"
 """A heartbeat, on a pipe of its own: the number of calls of models that the worker has begun."""
+
+BEGUN: Final = "@Q"
+"""What a worker writes, in one store, into the memory that it shares with the supervisor: the id of the batch that it
+began last. It may have a second one, and what its socket held at its death is lost."""
+
+SIZES: Final = ""
+"""In place of an input's name: the sizes of an entry's variable dimensions, INT64. No input is named so."""
 
 # A client that sends ever new shapes makes ever new keys; this many are remembered on each side.
 MAX_KEYS: Final = 4096
@@ -56,37 +69,50 @@ class KeySpec:
     Attributes:
         model: the model's name.
         inputs: (name, datatype, dims) in the order of the frames; dims exclude the batch dimension when
-            `batched`, and are the whole shape otherwise.
+            `batched`, and are the whole shape otherwise. Where entries differ in some dims (-1), the last input is
+            `SIZES`: what these are, in this order, in each entry.
         outputs: names wanted, in their order, or None for all.
         batched: entries are joined along dimension 0. Otherwise a batch has exactly one entry.
+        signature: the model's, "" for the one that it has by default.
     """
 
     model: str
     inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
     outputs: tuple[str, ...] | None
     batched: bool
+    signature: str = ""
+
+    @property
+    def padded(self) -> bool:
+        """Entries are padded to one size."""
+        return bool(self.inputs) and self.inputs[-1][0] == SIZES
 
     def to_json(self) -> bytes:
         """The description that travels with the first batch of this key."""
-        return json.dumps([self.model, self.inputs, self.outputs, self.batched]).encode()
+        return json.dumps([self.model, self.inputs, self.outputs, self.batched, self.signature]).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> KeySpec:
         """Reads what `to_json` wrote."""
-        model, inputs, outputs, batched = json.loads(text)
+        model, inputs, outputs, batched, signature = json.loads(text)
         return cls(
             model=model,
             inputs=tuple((name, datatype, tuple(dims)) for name, datatype, dims in inputs),
             outputs=None if outputs is None else tuple(outputs),
             batched=batched,
+            signature=signature,
         )
 
 
 def joinable(key: KeySpec) -> bool:
     """Whether the inputs of a batch travel joined."""
-    return key.batched and all(
-        datatype != tensors.BYTES and tensors.byte_size(datatype, dims) < tensors.BULKY_BYTES
-        for _, datatype, dims in key.inputs
+    return (
+        key.batched
+        and not key.padded
+        and all(
+            datatype != tensors.BYTES and tensors.byte_size(datatype, dims) < tensors.BULKY_BYTES
+            for _, datatype, dims in key.inputs
+        )
     )
 
 
@@ -116,6 +142,55 @@ def read_batch_head(head: bytes) -> BatchHead:
     """Reads what `batch_head` wrote."""
     _, batch_id, key_id, described, joined, count = _BATCH_HEAD.unpack_from(head)
     return BatchHead(batch_id, key_id, described, joined, struct.unpack_from(f"<{count}I", head, _BATCH_HEAD.size))
+
+
+def shared_head(head: bytes) -> bytes:
+    """The head of a batch of which some tensors lie in shared memory."""
+    return SHARED + head[len(BATCH) :]
+
+
+class Place(NamedTuple):
+    """A part of a region of shared memory, as a worker finds it.
+
+    Attributes:
+        entry: of the batch.
+        tensor: an input's number in the key's order, or an output's name.
+        region: the region's name, which replies tell.
+        descriptor: the region's in the parent; `device` and `inode` tell that it still is.
+        offset: in bytes, and `size` likewise.
+    """
+
+    entry: int
+    tensor: int | str
+    region: str
+    descriptor: int
+    device: int
+    inode: int
+    offset: int
+    size: int
+
+
+class Table(NamedTuple):
+    """Which tensors of a batch lie in shared memory: inputs to be read, and places where outputs may be written."""
+
+    inputs: list[Place]
+    outputs: list[Place]
+
+    def pack(self) -> bytes:
+        """The table's frame."""
+        return json.dumps(self, separators=(",", ":")).encode()
+
+    @classmethod
+    def unpack(cls, frame: bytes) -> Table:
+        """Reads what `pack` wrote; the table is not to be changed."""
+        return _unpacked(frame)
+
+
+@functools.lru_cache(maxsize=256)
+def _unpacked(frame: bytes) -> Table:
+    # Clients use the same places again and again.
+    inputs, outputs = json.loads(frame)
+    return Table([Place(*place) for place in inputs], [Place(*place) for place in outputs])
 
 
 class Timing(NamedTuple):

@@ -100,6 +100,12 @@ def _with(text: bytes, replacement: bytes) -> bytes:
     return INFER.replace(text, replacement)
 
 
+def _shared(rest: bytes) -> bytes:
+    """The first input in shared memory: its parameters from the region on."""
+    region = b'"shared_memory_region":"mt-4194304-3-00112233445566778899aabbccddeeff",'
+    return _with(b'"shape":[2,2]', b'"shape":[2,2],"parameters":{' + region + rest + b"}")
+
+
 def _hex(frames: list[bytes]) -> list[str]:
     return [frame.hex() for frame in frames]
 
@@ -234,6 +240,18 @@ def _refused() -> list[dict[str, Any]]:
             "malformed",
             "model_version",
         ),
+        (
+            "an unknown signature",
+            _with(b'"inputs"', b'"parameters":{"signature_name":"other"},"inputs"'),
+            "signature_unknown",
+            "parameters.signature_name",
+        ),
+        (
+            "a signature that is no string",
+            _with(b'"inputs"', b'"parameters":{"signature_name":1},"inputs"'),
+            "malformed",
+            "parameters.signature_name",
+        ),
         ("no inputs", b'{"model_name":"vectors"}', "malformed", "inputs"),
         ("a time of 0", _with(b'"inputs"', b'"parameters":{"timeout":0},"inputs"'), "malformed", "parameters.timeout"),
         (
@@ -254,6 +272,24 @@ def _refused() -> list[dict[str, Any]]:
             _with(b'"shape":[2]', b'"shape":[2],"parameters":{"shared_memory_region":"r"}'),
             "malformed",
             "inputs[1].parameters.shared_memory_region",
+        ),
+        (
+            "shared memory of another size than the shape's",
+            _shared(b'"shared_memory_byte_size":15'),
+            "size_mismatch",
+            "inputs[0].parameters.shared_memory_byte_size",
+        ),
+        (
+            "shared memory without a size",
+            _shared(b'"shared_memory_offset":4096'),
+            "malformed",
+            "inputs[0].parameters.shared_memory_byte_size",
+        ),
+        (
+            "shared memory before its beginning",
+            _shared(b'"shared_memory_offset":-1,"shared_memory_byte_size":16'),
+            "malformed",
+            "inputs[0].parameters.shared_memory_offset",
         ),
         ("an input twice", _with(b'"label"', b'"x"'), "malformed", "inputs[1].name"),
         ("an unknown input", _with(b'"label"', b'"tag"'), "input_unknown", "tag"),
@@ -279,9 +315,17 @@ def _refused() -> list[dict[str, Any]]:
     rows += [(name, [b"", infer, id, header, X, LABEL], reason, field) for name, header, reason, field in headers]
     one = b'{"model_name":"vectors","inputs":[{"name":"x","datatype":"FP32","shape":[2,2]}]}'
     rows.append(("an input missing", [b"", infer, id, one, X], "input_missing", "label"))
+    gone = _shared(b'"shared_memory_offset":4096,"shared_memory_byte_size":16')
+    where = "inputs[0].parameters.shared_memory_region"
+    rows.append(("shared memory of a pid that Linux never gives", [b"", infer, id, gone, LABEL], "malformed", where))
     none = _with(b"[2,2]", b"[0,2]").replace(b"[2]}", b"[0]}")
     rows.append(("no rows", [b"", infer, id, none, b"", b""], "shape_invalid", "x"))
-    codes = {"kind_unknown": "UNIMPLEMENTED", "model_unknown": "NOT_FOUND", "version_unknown": "NOT_FOUND"}
+    codes = {
+        "kind_unknown": "UNIMPLEMENTED",
+        "model_unknown": "NOT_FOUND",
+        "version_unknown": "NOT_FOUND",
+        "signature_unknown": "NOT_FOUND",
+    }
     found = []
     for name, frames, reason, field, *reply_id in rows:
         entry = {"name": name, "frames": _hex(frames), "code": codes.get(reason, "INVALID_ARGUMENT"), "reason": reason}

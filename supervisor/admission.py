@@ -5,16 +5,17 @@ The outcome is a `Plan`, cached by the header's bytes; the hot path is one look-
 
 from __future__ import annotations
 
+import struct
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 
 from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
-from multitower.spec import ModelReport, TensorReport
-from multitower.supervisor.request import NORMAL_PRIORITY, BatchKey, Plan
+from multitower.spec import ModelReport, SignatureReport, TensorReport
+from multitower.supervisor.request import NORMAL_PRIORITY, BatchKey, Plan, Shared
 from multitower.supervisor.serving import Served
-from multitower.worker_wire import KeySpec
+from multitower.worker_wire import SIZES, KeySpec
 
 MAX_CACHED_HEADER = 16 << 10
 MAX_CACHED_ENTRIES = 10_000
@@ -98,7 +99,7 @@ class Admission:
 
         Raises:
             InvalidRequest: the header is wrong, by itself or for the model; names the field.
-            NotFound: `model_unknown` or `version_unknown`.
+            NotFound: `model_unknown`, `version_unknown` or `signature_unknown`.
             Unavailable: `no_worker`: no worker has loaded the model yet.
         """
         plan = self._plans.get(header)
@@ -141,30 +142,37 @@ class Admission:
         if report is None:
             still_loading = make(Reason.NO_WORKER, f"{name!r} is still loading", retry_after_ms=1000)
             raise self._why_absent(name) or still_loading
-        if report.inputs is not None:
-            _check_inputs(header.inputs, report.inputs, report.max_batch_size > 0)
-        if header.outputs is not None and report.outputs is not None:
-            _check_outputs(header.outputs, report)
-        batched = report.max_batch_size > 0
+        served = _signed(report, header.signature)
+        batched = served.max_batch_size > 0
+        if served.inputs is not None:
+            _check_inputs(header.inputs, served.inputs, batched)
+        if header.outputs is not None and served.outputs is not None:
+            _check_outputs(header.outputs, served.outputs)
         rows = _rows(header.inputs) if batched else 1
         by_name = {tensor.name: index for index, tensor in enumerate(header.inputs)}
         # Clients may list the inputs in any order; the key has one, so that all can share a batch.
-        declared = [tensor.name for tensor in report.inputs] if report.inputs is not None else sorted(by_name)
+        declared = [tensor.name for tensor in served.inputs] if served.inputs is not None else sorted(by_name)
         order = tuple(by_name[input_name] for input_name in declared)
+        inputs = tuple(
+            (tensor.name, tensor.datatype, tensor.shape[1:] if batched else tensor.shape)
+            for tensor in (header.inputs[index] for index in order)
+        )
+        sizes_frame = None
+        if report.pad_variable_length_inputs and 0 < rows <= served.max_batch_size:
+            inputs, sizes_frame = _variable(inputs, served.inputs)
         spec = KeySpec(
             model=name,
-            inputs=tuple(
-                (tensor.name, tensor.datatype, tensor.shape[1:] if batched else tensor.shape)
-                for tensor in (header.inputs[index] for index in order)
-            ),
+            inputs=inputs,
             outputs=header.outputs,
             batched=batched,
+            # So that requests which name the default share batches with those that name none.
+            signature=served.name if isinstance(served, SignatureReport) else "",
         )
         sizes = tuple(tensors.byte_size(tensor.datatype, tensor.shape) for tensor in header.inputs)
         identity = spec, self._contract(report), header.model_version
         key = self._keys.get(identity)
         if key is None:
-            key = self._keys[identity] = BatchKey(spec, report.max_batch_size, *identity[1:])
+            key = self._keys[identity] = BatchKey(spec, served.max_batch_size, *identity[1:])
         timeout = self._timeouts[name]
         if header.timeout_us is not None:
             timeout = min(timeout, header.timeout_us / 1e6)
@@ -177,11 +185,63 @@ class Admission:
             names=tuple(tensor.name for tensor in header.inputs),
             timeout_s=timeout,
             priority=header.priority or NORMAL_PRIORITY,
+            shared=_shared(header),
+            sizes_frame=sizes_frame,
         )
 
 
+def _shared(header: wire.InferHeader) -> Shared | None:
+    inputs = tuple(tensor.area for tensor in header.inputs)
+    return Shared(inputs, header.areas) if header.areas or any(inputs) else None
+
+
 def _signature(report: ModelReport) -> tuple[object, ...]:
-    return report.inputs, report.outputs, report.max_batch_size
+    batching = report.max_batch_size, report.pad_variable_length_inputs
+    return report.inputs, report.outputs, batching, report.signature, report.signatures
+
+
+_Inputs = tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+def _variable(inputs: _Inputs, declared: Sequence[TensorReport] | None) -> tuple[_Inputs, bytes | None]:
+    """A key's inputs without the sizes that may vary, and the frame that tells them.
+
+    A request larger than a batch does not come here: its parts must not be padded each to another size. Nor is an
+    empty tensor padded, which has no first element.
+    """
+    if not all(tensors.element_count(dims) for _, _, dims in inputs):
+        return inputs, None
+    free = [[True] * len(dims) for _, _, dims in inputs]
+    if declared is not None:  # in the same order
+        free = [[size == -1 for size in (tensor.shape or ())[1:]] for tensor in declared]
+    sizes: list[int] = []
+    variable = []
+    for (name, datatype, dims), may_vary in zip(inputs, free, strict=True):
+        sizes += [size for size, varies in zip(dims, may_vary, strict=True) if varies]
+        variable.append((name, datatype, tuple(-1 if v else size for size, v in zip(dims, may_vary, strict=True))))
+    if not sizes:
+        return inputs, None
+    return (*variable, (SIZES, "INT64", (len(sizes),))), struct.pack(f"<{len(sizes)}q", *sizes)
+
+
+def _signed(report: ModelReport, name: str) -> ModelReport | SignatureReport:
+    """What tells of the signature of that name, the model's own for none.
+
+    Raises:
+        NotFound: `signature_unknown`: the model has none of that name, or one that cannot be served.
+    """
+    if name in ("", report.signature):
+        return report
+    found = next((signature for signature in report.signatures if signature.name == name), None)
+    if found is None:
+        served = [report.signature, *(entry.name for entry in report.signatures if entry.cause is None)]
+        has = f"only {', '.join(sorted(served))}" if report.signature else "nor any other"
+        message = f"{report.name!r} has no signature {name[:128]!r}, {has}"
+        raise make(Reason.SIGNATURE_UNKNOWN, message, field="parameters.signature_name")
+    if found.cause is not None:
+        message = f"the signature {name[:128]!r} of {report.name!r} cannot be served: {found.cause}"
+        raise make(Reason.SIGNATURE_UNKNOWN, message, field="parameters.signature_name")
+    return found
 
 
 def check_frames(plan: Plan, sizes: Sequence[int]) -> None:
@@ -252,8 +312,8 @@ def _fits(shape: Sequence[int], declared: Sequence[int]) -> bool:
     )
 
 
-def _check_outputs(names: Sequence[str], report: ModelReport) -> None:
-    known = [tensor.name for tensor in report.outputs or ()]
+def _check_outputs(names: Sequence[str], declared: Sequence[TensorReport]) -> None:
+    known = [tensor.name for tensor in declared]
     for name in names:
         if name not in known:
             raise make(

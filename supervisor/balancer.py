@@ -3,13 +3,15 @@
 The router (`router.py`) tells what happened (a request came, a worker answered, died or became ready, time
 passed) and carries out what comes back: batches to send, and answers to give. The rules are these:
 
-- A request waits here, not behind a busy worker (late binding): a worker has one batch at a time, and a batch is
-  formed when a worker is free. While all are busy the queue grows, and so do the batches.
-- `choose_worker` picks among the free ones.
+- A request waits here, not behind a busy worker (late binding): a batch is formed when a worker is free, or is about to
+  be, so that it has the next batch when it ends the one before. While all are busy the queue grows, and so do the
+  batches.
+- `pool.py` picks the worker, and may leave a slow one idle while the queue is short.
 - Each request gets exactly one answer: `_settle` is the only place that gives one, and it does so once.
 - When a worker dies, the requests that it was executing are suspects: each runs again alone and first, on another
   device where there is one, until as many workers have died with it as `retry` allows. One that crashed a worker
-  alone is kept in quarantine.
+  alone is kept in quarantine; a model whose requests do so one after the other is kept away as a whole. A batch that
+  the worker had not begun goes back as if it had never left.
 - While a new version of a model takes over, workers of both serve. A request runs on one of the contract that it was
   checked against, and all parts of a split one on one edition.
 """
@@ -17,15 +19,18 @@ passed) and carries out what comes back: batches to send, and answers to give. T
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from math import inf
 from typing import NamedTuple
 
 from multitower.errors import MultitowerError, Reason, make
 from multitower.supervisor.batching import Batch, ModelQueue, QueueLimits
+from multitower.supervisor.crashing import CrashingModels
 from multitower.supervisor.deadlines import Deadlines
+from multitower.supervisor.pool import Pool, Rule, Wait
 from multitower.supervisor.quarantine import Quarantine
 from multitower.supervisor.request import BatchKey, Frame, Phase, Request
-from multitower.supervisor.serving import Served, Worker, choose_worker
+from multitower.supervisor.serving import Served, Worker
 
 Answer = Sequence[Frame] | MultitowerError
 """What a request gets: the frames of an `MT1:ok` reply from its header on, or an error."""
@@ -43,19 +48,18 @@ class Balancer:
 
     Args:
         limits: of each model's queue, by model name.
-        choose: picks a worker among the free ones.
+        dispatch: the rule by which a worker gets what waits; see `pool.py`.
     """
 
-    def __init__(
-        self,
-        limits: dict[str, QueueLimits],
-        choose: Callable[[Iterable[Worker]], Worker | None] = choose_worker,
-    ) -> None:
+    def __init__(self, limits: dict[str, QueueLimits], dispatch: Rule = Rule.EARLIEST_FINISH) -> None:
         self.queues = {model: ModelQueue(model, limit) for model, limit in limits.items()}
-        self.workers: dict[Worker, None] = {}  # in the order of their coming
+        self.pool = Pool(dispatch)
         self.quarantine = Quarantine()
+        self.crashing = CrashingModels()
         self.late = 0  # results that came after their request had been answered
-        self._choose = choose
+        self._waits: dict[str, tuple[int, Wait]] = {}  # by model: the pool's changes when it said so, and what
+        self._patient = [queue for queue in self.queues.values() if queue.limits.max_delay_s]
+        self._look_again = inf  # when `dispatch` may have something to do though nothing happens
         self._turns: OrderedDict[str, None] = OrderedDict.fromkeys(limits)
         self._hopeless: dict[str, str] = {}
         self._split: dict[Request, None] = {}  # those whose parts are on their way
@@ -71,7 +75,7 @@ class Balancer:
 
         Raises:
             Overloaded: `queue_full`; the request was not taken.
-            Unavailable: `no_worker`, when nothing serves or will serve the model.
+            Unavailable: `no_worker`, when nothing serves or will serve the model, or it crashes its workers.
             Poisoned: an equal request has crashed a worker, and is in quarantine.
         """
         queue = self.queues[request.plan.model]
@@ -94,25 +98,42 @@ class Balancer:
         self._by_sender.setdefault((request.sender, request.id), []).append(request)
 
     def dispatch(self, now: float) -> list[Batch]:
-        """Forms a batch for each free worker that can have one. Call it after each burst of events."""
+        """Forms a batch for each worker that can have one. Call it after each burst of events."""
+        self._look_again = inf
+        waiting = [self.queues[model] for model in self._turns if self.queues[model].size]
+        if not waiting:
+            return []
         batches: list[Batch] = []
-        free = [worker for worker in self.workers if worker.free]
-        waiting = [queue for queue in map(self.queues.__getitem__, self._turns) if queue]
-        while free and waiting:
+        pool = self.pool
+        while waiting and (pool.free or pool.next_opening <= now):
             queue = waiting.pop(0)
-            batch = self._suspect_batch(queue, free, now) or self._next_of(queue, free, now)
+            batch = (self._suspect_batch(queue, now) if queue.suspects else None) or self._next_of(queue, now)
             if batch is None:
                 continue
             batches.append(batch)
-            free.remove(batch.worker)
             # The models take turns, so that one with a long queue does not keep the others from the workers.
             self._turns.move_to_end(queue.model)
-            if queue:
+            if queue.size:
                 waiting.append(queue)
+        if any(queue.size for queue in self.queues.values()):
+            if (opening := pool.next_opening) > now:
+                self._look_again = opening
+            for _, wait in self._waits.values():
+                if now < wait.until < self._look_again:
+                    self._look_again = wait.until
         return batches
 
-    def finish(self, worker: Worker, batch_id: int, answers: Sequence[Answer], now: float) -> Batch | None:
+    def finish(
+        self, worker: Worker, batch_id: int, answers: Sequence[Answer], now: float, busy_s: float | None = None
+    ) -> Batch | None:
         """A worker has answered its batch, with an answer for each entry in order.
+
+        Args:
+            worker: which.
+            batch_id: the one that it was executing.
+            answers: for each entry.
+            now: monotonic seconds.
+            busy_s: seconds that the worker was at it, as it says; None where only the whole time is known.
 
         Returns:
             The batch, or None when the worker was not executing it.
@@ -120,10 +141,11 @@ class Balancer:
         batch = worker.batch
         if batch is None or batch.id != batch_id or len(answers) != len(batch.requests):
             return None
-        worker.batch = None
-        worker.idle_since = now
+        good = not any(isinstance(answer, MultitowerError) for answer in answers)
+        self.pool.finished(batch, now, busy_s, measures=good)
         worker.completed += batch.rows
         worker.requests += len(batch.requests)
+        self.crashing.answered(batch.key.spec.model)
         for request, answer in zip(batch.requests, answers, strict=True):
             if request.over:
                 self.late += 1
@@ -142,7 +164,8 @@ class Balancer:
         return len(requests)
 
     def expire(self, now: float) -> None:
-        """Answers all requests whose time is over."""
+        """Answers all requests whose time is over; models that were kept away for a time are let go."""
+        self.crashing.expire(now)
         for request in self._deadlines.expire(now):
             where = "while it was executed" if request.phase is Phase.RUNNING else "before a worker was free"
             self._settle(request, make(Reason.DEADLINE, f"the request's time was over {where}"), expired=True)
@@ -152,13 +175,22 @@ class Balancer:
     def add_worker(self, slot: int, device: str, serves: Mapping[str, Served], now: float) -> Worker:
         """A worker has become ready; it gets work from the next `dispatch` on."""
         worker = Worker(slot, device, serves, now)
-        self.workers[worker] = None
+        self.pool.add(worker)
         self._refuse_outdated()
         return worker
 
+    @property
+    def workers(self) -> Collection[Worker]:
+        """All that have come and are not gone, in that order."""
+        return self.pool.workers.keys()
+
+    def hold(self, worker: Worker) -> None:
+        """The worker gets nothing new; what it has may still be answered, or is told of by `remove_worker`."""
+        self.pool.hold(worker)
+
     def retire(self, worker: Worker) -> None:
-        """The worker gets nothing new."""
-        worker.retiring = True
+        """The worker gets nothing new, and what only its edition could have ended begins again."""
+        self.hold(worker)
         self._begin_again()
 
     def needed(self, worker: Worker, coming: Collection[str] = ()) -> bool:
@@ -173,20 +205,24 @@ class Balancer:
             for request in self.queues[model]
         )
 
-    def remove_worker(self, worker: Worker, now: float, *, crashed: bool = False) -> bool:
+    def remove_worker(self, worker: Worker, now: float, *, crashed: bool = False, begun: int | None = None) -> bool:
         """The worker is gone, and all its answers have been read.
 
         Args:
             worker: which.
             now: monotonic seconds.
             crashed: by what it executed, as far as can be told: not by a signal that anybody may have sent.
+            begun: the id of the batch that it began last, as it has left it; None when that is not known.
 
         Returns:
             Whether a single suspect is to blame, which was being executed alone.
         """
-        del self.workers[worker]
-        batch, worker.batch = worker.batch, None
-        requests = batch.requests if batch is not None else []
+        self.pool.remove(worker)
+        executed, others = _executed(worker, begun)
+        worker.batch = worker.next = None
+        for request in reversed([request for other in others for request in other.requests]):
+            self._return(request)
+        requests = executed.requests if executed is not None else []
         alone = len(requests) == 1
         lone_suspect = alone and requests[0].deaths > 0
         # Pushed to the head one by one, so from the last to the first.
@@ -208,6 +244,10 @@ class Balancer:
         for request in [request for twins in self._by_sender.values() for request in twins]:
             self._settle(request, error)
 
+    def set_dispatch(self, rule: Rule) -> None:
+        """Workers get batches by this rule from now on; what has been measured of them is kept."""
+        self.pool.set_rule(rule)
+
     def set_limits(self, model: str, limits: QueueLimits) -> None:
         """A model is new, or its queue's settings are."""
         queue = self.queues.get(model)
@@ -216,22 +256,36 @@ class Balancer:
             self._turns[model] = None
         else:
             queue.limits = limits
+        self._patient = [queue for queue in self.queues.values() if queue.limits.max_delay_s]
 
     def remove_model(self, model: str) -> None:
         """The model is no more, and no worker runs anything of it; what waits is answered."""
         for request in list(self.queues[model]):
             self._settle(request.parent or request, make(Reason.MODEL_UNKNOWN, f"there is no model {model!r} any more"))
         del self.queues[model], self._turns[model]
+        self._patient = [queue for queue in self._patient if queue.model != model]
         self._hopeless.pop(model, None)
+        self.crashing.forget(model)
+        self._waits.pop(model, None)
 
     def hope(self, model: str) -> None:
         """The model may be served again: requests wait from now on."""
         self._hopeless.pop(model, None)
 
+    def forgive(self, models: Collection[str] | None = None) -> None:
+        """What made these models crash, or all, has been seen to: they are tried again, and so are their requests."""
+        for model in self.crashing.suspected:
+            if models is None or model in models:
+                if model in self.crashing.until:
+                    self.quarantine.forget_model(model)
+                self.crashing.forget(model)
+
     def hopeless(self, model: str) -> MultitowerError | None:
         """Why the model's requests are refused, or None while there is hope."""
         # Made anew each time: an exception that is raised over and over keeps the traceback of every time.
         message = self._hopeless.get(model)
+        if message is None and (why := self.crashing.why(model)) is not None:
+            message = f"{model!r} is kept away: {why}"
         return None if message is None else make(Reason.NO_WORKER, message)
 
     # What is to be done.
@@ -253,52 +307,85 @@ class Balancer:
 
     def next_wake(self) -> float | None:
         """When `expire` and `dispatch` must be called at the latest, in monotonic seconds."""
-        times = [self._deadlines.next()]
-        free = [worker for worker in self.workers if worker.free]
-        times.extend(
-            queue.next_due()
-            for queue in self.queues.values()
-            if queue.limits.max_delay_s and any(queue.model in worker.serves for worker in free)
-        )
-        return min((time for time in times if time is not None), default=None)
+        time = self._look_again
+        deadline = self._deadlines.next()
+        if deadline is not None and deadline < time:
+            time = deadline
+        for queue in self._patient:
+            due = queue.next_due() if queue.size else None
+            if due is not None and due < time and any(queue.model in worker.serves for worker in self.pool.free):
+                time = due
+        return time if time < inf else None
 
     # How it is done.
 
-    def _suspect_batch(self, queue: ModelQueue, free: list[Worker], now: float) -> Batch | None:
+    def _suspect_batch(self, queue: ModelQueue, now: float) -> Batch | None:
         for request in list(queue.suspects):
             able = [worker for worker in self.workers if not worker.retiring and worker.can_run(request)]
             elsewhere = any(worker.device != request.avoid for worker in able)
-            worker = self._choose(
-                worker for worker in able if worker in free and not (elsewhere and worker.device == request.avoid)
-            )
-            if worker is not None:
-                queue.remove(request)
-                return self._give(worker, request.plan.key, [request], now)
+            # Whoever is free, the longest idle first. Behind another batch it would not be told from that one.
+            for worker in self.pool.free:
+                if worker in able and not (elsewhere and worker.device == request.avoid):
+                    queue.remove(request)
+                    return self._give(worker, request.plan.key, [request], now)
         return None
 
-    def _next_of(self, queue: ModelQueue, free: list[Worker], now: float) -> Batch | None:
-        able = [worker for worker in free if queue.model in worker.serves]
-        while able:
-            worker = self._choose(able)
-            assert worker is not None  # there is one
-            edition, most = worker.serves[queue.model].edition, worker.safe_rows.get(queue.model, 0)
+    def _next_of(self, queue: ModelQueue, now: float) -> Batch | None:
+        pool, waits = self.pool, self._waits.pop(queue.model, None)
+        key = queue.due(now)
+        if waits is not None and key is not None:
+            changes, wait = waits
+            if changes == pool.changes and now < wait.until and queue.batches(key.max_batch_size) <= wait.batches:
+                self._waits[queue.model] = waits
+                return None
+        workers = pool.open(now) if key is not None else ()
+        while key is not None:
+            first, rows = queue.first(key)
+            if not pool.free and rows < key.max_batch_size:
+                return None
+            # Behind another one only what would not grow by waiting, and could not be mistaken for what kills.
+            behind = rows >= key.max_batch_size and not first.deaths
+            able = [worker for worker in workers if (behind or worker.batch is None) and worker.can_run(first)]
+            if not able:
+                break
+            choice = pool.choose(able, queue, key, first, rows, now)
+            if isinstance(choice, Wait):
+                self._waits[queue.model] = pool.changes, choice
+                return None
+            batch = self._take(queue, key, choice.worker, choice.sharing, now)
+            if batch is not None:
+                return batch
+            key = queue.due(now)  # all that it would have taken had expired
+        else:
+            return None
+        return self._next_of_others(queue, now)
+
+    def _next_of_others(self, queue: ModelQueue, now: float) -> Batch | None:
+        """For the first request none is open that can run it: while another version of the model takes over."""
+        able = [worker for worker in self.pool.free if queue.model in worker.serves]
+        for count in range(len(able), 0, -1):
+            worker = able[len(able) - count]
             waiting = queue.size
             while (key := queue.due(now, worker.can_run)) is not None:
-                requests = queue.take(key, now, self._settle, len(able), edition, most)
-                if requests:
-                    return self._give(worker, key, requests, now)
+                batch = self._take(queue, key, worker, count, now)
+                if batch is not None:
+                    return batch
                 if queue.size == waiting:
-                    break
+                    break  # what waits is for workers of another edition
                 waiting = queue.size
-            # What waits is for workers of another edition.
-            able.remove(worker)
         return None
+
+    def _take(self, queue: ModelQueue, key: BatchKey, worker: Worker, sharing: int, now: float) -> Batch | None:
+        edition, most = worker.serves[queue.model].edition, worker.safe_rows.get(queue.model, 0)
+        requests = queue.take(key, now, self._settle, sharing, edition, most)
+        return self._give(worker, key, requests, now) if requests else None
 
     def _give(self, worker: Worker, key: BatchKey, requests: list[Request], now: float) -> Batch:
         rows = sum(request.rows for request in requests)
-        batch = Batch(self._next_batch, key, requests, rows, worker, now)
+        size = self.queues[key.spec.model].limits.padded(rows) if key.max_batch_size else rows
+        batch = Batch(self._next_batch, key, requests, rows, worker, now, size)
         self._next_batch += 1
-        worker.batch = batch
+        self.pool.given(batch, now)
         for request in requests:
             request.phase = Phase.RUNNING
             request.sent = now
@@ -307,6 +394,23 @@ class Balancer:
                 if not request.start:
                     request.parent.sent = now
         return batch
+
+    def _return(self, request: Request) -> None:
+        """Puts back a request that its worker has not begun, or has answered though the answer is lost with it."""
+        whole = request.parent or request
+        if Phase.DONE in (whole.phase, request.phase):
+            _let_go(request)  # nobody waits for it, or its request began again
+            return
+        queue = self.queues[request.plan.model]
+        hopeless = self.hopeless(queue.model)
+        if hopeless is not None:
+            self._settle(whole, hopeless)
+            _let_go(request)
+        elif request.deaths:
+            queue.push_suspect(request)
+        else:
+            request.phase = Phase.WAITING
+            queue.push(request, first=True)
 
     def _survive(self, request: Request, worker: Worker, now: float, *, to_blame: bool) -> None:
         """Decides about a request whose worker died with it; nobody may wait for it any more."""
@@ -319,14 +423,16 @@ class Balancer:
         if outdated:
             whole.deaths, whole.avoid = request.deaths, request.avoid
         spent = request.deaths > queue.limits.retry
-        if to_blame and (gone or spent) and whole.frames:
+        blamed = to_blame and (gone or spent) and bool(whole.frames)
+        if blamed:
             self.quarantine.add(whole, now, queue.limits.quarantine_s)
         if gone or (outdated and not spent):
             pass  # nobody waits for it
         elif not spent:
-            hopeless = self.hopeless(queue.model)
-            if hopeless is not None:
-                self._settle(whole, hopeless)
+            lost = queue.model in self._hopeless or self.crashing.certain(queue.model)
+            refusal = self.hopeless(queue.model) if lost else None
+            if refusal is not None:
+                self._settle(whole, refusal)
             else:
                 queue.push_suspect(request)
         elif queue.limits.retry == 0:
@@ -334,7 +440,17 @@ class Balancer:
         else:
             message = f"{request.deaths} workers died while they executed this request; do not send it again"
             self._settle(whole, make(Reason.POISONED, message))
+        if blamed and self.crashing.crashed(queue.model, now, queue.limits.quarantine_s):
+            self._keep_away(queue)
         _let_go(request)
+
+    def _keep_away(self, queue: ModelQueue) -> None:
+        """Answers what waits for a model that crashes its workers. Some suspects still run: one may be good."""
+        spared = queue.suspects if not self.crashing.certain(queue.model) else {}
+        for request in [request for request in queue if request not in spared]:
+            refusal = self.hopeless(queue.model)
+            assert refusal is not None  # it is kept away
+            self._settle(request.parent or request, refusal)
 
     def _begin_again(self) -> None:
         """Requests of which parts are to come, while no worker of their edition is left, begin again as a whole."""
@@ -416,6 +532,19 @@ class Balancer:
         if not twins:
             del self._by_sender[key]
         self._replies.append(Reply(request, answer))
+
+
+def _executed(worker: Worker, begun: int | None) -> tuple[Batch | None, list[Batch]]:
+    """Of the batches of a dead worker: the one that it was executing, and the others."""
+    batches = [batch for batch in (worker.batch, worker.next) if batch is not None]
+    if not batches:
+        return None, []
+    first, *rest = batches
+    if rest and rest[0].id == begun:
+        return rest[0], [first]  # the answer to the first is lost
+    if first.behind and begun not in (None, first.id):
+        return None, batches  # the one before it was answered, and there the worker ended
+    return first, rest
 
 
 def _let_go(request: Request) -> None:

@@ -25,6 +25,9 @@ class Batch:
         rows: over all entries.
         worker: who runs it; set when it is given out.
         sent: when, in monotonic seconds.
+        size: rows that are executed, with those that it is padded by.
+        begun: when its worker could begin with it: when it was sent, or when the one before it was answered.
+        behind: it was sent while its worker was executing another one.
     """
 
     id: int
@@ -33,17 +36,29 @@ class Batch:
     rows: int
     worker: Any = None
     sent: float = 0.0
+    size: int = 0
+    begun: float = 0.0
+    behind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """The settings of one model that the queue needs: requests, bytes, seconds, deaths and seconds."""
+    """The settings of one model that the queue needs: requests, bytes, seconds, deaths and seconds.
+
+    `sizes` are those that the model's workers pad batches to, ascending; empty for no padding.
+    """
 
     max_size: int
     max_bytes: int
     max_delay_s: float = 0.0
     retry: int = 1
     quarantine_s: float = 0.0
+    sizes: tuple[int, ...] = ()
+
+    def padded(self, rows: int) -> int:
+        """The rows that a batch of so many is executed with."""
+        place = bisect.bisect_left(self.sizes, rows)
+        return self.sizes[place] if place < len(self.sizes) else rows
 
 
 class _KeyQueue:
@@ -78,6 +93,7 @@ class ModelQueue:
         limits: see `QueueLimits`; may be set anew.
         bytes: of all requests in here.
         size: how many they are.
+        rows: of those that are no suspects.
     """
 
     def __init__(self, model: str, limits: QueueLimits) -> None:
@@ -85,6 +101,7 @@ class ModelQueue:
         self.limits = limits
         self.bytes = 0
         self.size = 0
+        self.rows = 0
         self.suspects: OrderedDict[Request, None] = OrderedDict()
         self._levels: dict[int, _Level] = {}
         self._priorities: list[int] = []  # of the levels, ascending
@@ -121,6 +138,7 @@ class ModelQueue:
             level.order.move_to_end(request, last=False)
             queue.requests.move_to_end(request, last=False)
         queue.rows += request.rows
+        self.rows += request.rows
         self.size += 1
         self.bytes += request.size
 
@@ -149,7 +167,9 @@ class ModelQueue:
         queue = level.keys[key]
         del level.order[request]
         del queue.requests[request]
-        queue.rows -= request.rows if request.join is None else request.join.rows_left
+        rows = request.rows if request.join is None else request.join.rows_left
+        queue.rows -= rows
+        self.rows -= rows
         if not queue.requests:
             del level.keys[key]
         if not level.order:
@@ -181,6 +201,16 @@ class ModelQueue:
                 if queue.rows >= key.max_batch_size and (able is None or any(map(able, queue.requests))):
                     return key
         return None
+
+    def first(self, key: BatchKey) -> tuple[Request, int]:
+        """Of a key that `due` has told: the first request that waits, and the rows of all of them."""
+        queues = [level.keys[key] for level in self._in_order() if key in level.keys]
+        return next(iter(queues[0].requests)), sum(queue.rows for queue in queues)
+
+    def batches(self, largest: int) -> int:
+        """How many batches of up to so many rows all that waits would make; a little less where keys are many."""
+        keys = sum(len(self._levels[priority].keys) for priority in self._priorities)
+        return max(keys, -(-self.rows // max(largest, 1)))
 
     def next_due(self) -> float | None:
         """When the first request has waited for `max_delay_s`, in monotonic seconds; None when nothing waits."""
@@ -218,7 +248,7 @@ class ModelQueue:
         taken: list[Request] = []
         for queue in queues:
             # A batch has at most as many requests as rows.
-            open_to_it = (each for each in queue.requests if each.join is None or each.join.edition == edition)
+            open_to_it = (each for each in queue.requests if _edition(each) in (None, edition))
             for request in list(islice(open_to_it, room)):
                 if request.deadline <= now:
                     self._leave(request)
@@ -259,11 +289,18 @@ class ModelQueue:
             fail(request, error)
             return 0
         queue.rows -= rows
+        self.rows -= rows
         if not request.join.rows_left:
             self._leave(request)
             request.phase = Phase.RUNNING
         taken.append(part)
         return rows
+
+
+def _edition(request: Request) -> int | None:
+    """The only edition that may run it, where some of it has been given to a worker before."""
+    join = request.join if request.parent is None else request.parent.join
+    return join.edition if join is not None else None
 
 
 def _received(request: Request) -> float:

@@ -201,6 +201,11 @@ class Config(Section):
     )
     spares: ProcessesFromZero = key(1, "Processes that wait with TensorFlow imported, to take over from a dead worker.")
     restart: Restart = key({}, "When a dead worker is started again, and when its slot is given up.")
+    dispatch: Literal["earliest_finish", "least_depth"] = key(
+        "earliest_finish",
+        "Who gets the next batch: earliest_finish is the worker expected to be done with it first, by measured times; "
+        "least_depth is whoever has the fewest rows.",
+    )
     heartbeat: PositiveSeconds = key("1s", "How often a worker shows that it lives.")
     max_requests: CountFromZero = key(
         0, "Requests after which a worker is replaced, give or take a tenth; 0 for no limit."

@@ -14,10 +14,11 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 
-from multitower.spec import ModelSpec
+from multitower.spec import GRAPH_SUFFIXES, MODEL_SUFFIXES, ModelSpec
 from multitower.supervisor.config_errors import Complaints, refuse_missing
 from multitower.supervisor.config_fields import (
     Count,
+    CountFromZero,
     PositiveBytes,
     PositiveSeconds,
     Seconds,
@@ -29,6 +30,7 @@ from multitower.supervisor.config_fields import (
 from multitower.supervisor.config_values import (
     HANDLER_PATTERN,
     NAME_PATTERN,
+    parse_file,
     parse_handler,
     parse_model_path,
     parse_name,
@@ -39,10 +41,13 @@ from multitower.supervisor.units import shown
 class Batching(Section):
     """How requests are put together into one call of the model."""
 
-    max_batch_size: Count = key(32, "Rows of a batch at the most.")
+    max_batch_size: CountFromZero = key(32, "Rows of a batch at the most; 0 runs each request by itself.")
     allowed_batch_sizes: Annotated[tuple[Count, ...], Field(strict=False)] = key(
         [],
         "Sizes that batches are padded to, ascending, the last being `max_batch_size`; none for no padding.",
+    )
+    pad_variable_length_inputs: bool = key(
+        False, "Pad requests that differ in other dimensions than their rows, so that they share batches."
     )
     max_queue_delay: Seconds = key(
         "0ms", "How long a request may wait for others to fill its batch while a worker is free."
@@ -56,6 +61,8 @@ class Batching(Section):
             if size <= before:
                 complaints.add(f"{size} after {before}: the sizes must ascend", index)
         largest = info.data.get("max_batch_size")
+        if value and largest == 0:
+            raise ValueError("goes with batches only, and max_batch_size is 0")
         if value and largest is not None and value[-1] != largest:
             complaints.add(f"the last size must be max_batch_size, {largest}, not {value[-1]}", len(value) - 1)
         complaints()
@@ -109,11 +116,48 @@ def _signature(value: object, info: ValidationInfo) -> str | None:
     if info.data.get("path", value) is None:
         raise ValueError("goes with a path only")
     path = info.data.get("path")
-    if path is not None and path.suffix == ".keras":
-        raise ValueError("goes with a SavedModel only; a .keras file has no signatures")
+    if path is not None and path.suffix in MODEL_SUFFIXES:
+        raise ValueError(f"goes with a SavedModel only; a {path.suffix} file has no signatures")
     if not isinstance(value, str) or not value:
         raise ValueError(f"must be the name of a signature, not {shown(value)}")
     return value
+
+
+def _tensors(value: object, info: ValidationInfo) -> Mapping[str, str]:
+    """What a frozen graph's inputs or outputs are; nothing but the configuration can tell."""
+    path = info.data.get("path")
+    if value is None:
+        if path is not None and path.suffix in GRAPH_SUFFIXES:
+            raise ValueError(f"a frozen graph needs it: {_TENSORS_EXAMPLE[str(info.field_name)]}")
+        return {}
+    if path is None or path.suffix not in GRAPH_SUFFIXES:
+        if "path" not in info.data:
+            return {}  # which is wrong itself
+        raise ValueError(f"goes with a frozen graph ({', '.join(GRAPH_SUFFIXES)}) only")
+    if not isinstance(value, dict) or not value:
+        raise ValueError(
+            f"must be a mapping of names to tensors, as in {_TENSORS_EXAMPLE[str(info.field_name)]}, not {shown(value)}"
+        )
+    complaints = Complaints()
+    for name, tensor in value.items():
+        if not name:
+            raise ValueError("a name must not be empty")
+        if not isinstance(tensor, str) or not tensor:
+            complaints.add(f'must be a tensor of the graph, as in "softmax:0", not {shown(tensor)}', name)
+    complaints()
+    return value
+
+
+_TENSORS_EXAMPLE = {"inputs": '{x: "x:0"}', "outputs": '{scores: "softmax:0"}'}
+Tensors = Annotated[
+    Mapping[str, str],
+    PlainValidator(_tensors),
+    WithJsonSchema({"type": "object", "minProperties": 1, "additionalProperties": {"type": "string", "minLength": 1}}),
+]
+
+
+def _warmup(value: object, info: ValidationInfo) -> Path | None:
+    return None if value is None else parse_file(value, context_of(info).folder, ".npz", "inputs")
 
 
 class ModelConfig(Section):
@@ -122,7 +166,12 @@ class ModelConfig(Section):
     model_config = ConfigDict(
         json_schema_extra={
             "oneOf": [{"required": ["path"]}, {"required": ["handler"]}],
-            "dependentRequired": {"parameters": ["handler"], "signature": ["path"]},
+            "dependentRequired": {
+                "parameters": ["handler"],
+                "signature": ["path"],
+                "inputs": ["path"],
+                "outputs": ["path"],
+            },
         }
     )
 
@@ -130,7 +179,8 @@ class ModelConfig(Section):
         description="What clients ask for; unique."
     )
     path: Annotated[Path | None, PlainValidator(_path), WithJsonSchema({"type": "string", "minLength": 1})] = key(
-        None, "A SavedModel folder, a folder of numbered versions of one, or a .keras file."
+        None,
+        "A SavedModel folder, a folder of numbered versions of one, or a file: .keras, .h5, or a frozen graph (.pb).",
     )
     handler: Annotated[
         str | None, PlainValidator(_handler), WithJsonSchema({"type": "string", "pattern": HANDLER_PATTERN})
@@ -138,18 +188,26 @@ class ModelConfig(Section):
     parameters: Annotated[Mapping[str, Any], PlainValidator(_parameters), WithJsonSchema({"type": "object"})] = key(
         None, "What the handler's load() is given."
     )
+    inputs: Tensors = key(None, "Of a frozen graph: the tensors that requests give, by the names that clients use.")
+    outputs: Tensors = key(None, "Of a frozen graph: the tensors that requests get, by name.")
     signature: Annotated[str | None, PlainValidator(_signature), WithJsonSchema({"type": "string", "minLength": 1})] = (
         key(None, "The SavedModel's signature; without it serving_default, else serve, else the only one.")
     )
     batching: Batching | None = key(
         None, "How requests are batched. Without it a path takes the defaults, and a handler gets one at a time."
     )
+    warmup: Annotated[Path | None, PlainValidator(_warmup), WithJsonSchema({"type": "string", "minLength": 1})] = key(
+        None, "An .npz file with inputs for the warm-up, by name; without it they are made up."
+    )
+    jit_compile: bool = key(False, "XLA compiles the model, for each of the allowed batch sizes, before it is ready.")
     queue: Queue = key({}, "The model's queue.")
     retry: Annotated[int, Field(ge=0, le=5)] = key(
         1, "How many deaths of workers a request may survive while it is being executed."
     )
     quarantine: SecondsOrOff = key(
-        "60s", "How long requests are refused that equal one which crashed a worker; 0 refuses none."
+        "60s",
+        "How long requests are refused that equal one which crashed a worker, and all of a model that crashes with one "
+        "after the other; 0 refuses none.",
     )
     max_execution_time: PositiveSeconds = key("30s", "The longest time for one call of the model; then it hangs.")
 
@@ -157,6 +215,18 @@ class ModelConfig(Section):
     @classmethod
     def _paths_are_batched(cls, value: Batching | None, info: ValidationInfo) -> Batching | None:
         return Batching() if value is None and info.data.get("path") is not None else value
+
+    @field_validator("jit_compile")
+    @classmethod
+    def _sizes_are_known(cls, value: bool, info: ValidationInfo) -> bool:
+        path, batching = info.data.get("path"), info.data.get("batching")
+        if not value:
+            return value
+        if "path" in info.data and (path is None or path.suffix in GRAPH_SUFFIXES):
+            raise ValueError("goes with a SavedModel or a file of Keras only")
+        if batching is not None and batching.max_batch_size and not batching.allowed_batch_sizes:
+            raise ValueError("needs batching.allowed_batch_sizes, since XLA compiles each size by itself")
+        return value
 
     def to_spec(self) -> ModelSpec:
         """What a worker is told of the model."""
@@ -166,7 +236,12 @@ class ModelConfig(Section):
             path=str(self.path) if self.path is not None else None,
             handler=self.handler,
             parameters=dict(self.parameters),
+            inputs=dict(self.inputs),
+            outputs=dict(self.outputs),
             signature=self.signature,
             max_batch_size=batching.max_batch_size if batching is not None else 0,
             allowed_batch_sizes=batching.allowed_batch_sizes if batching is not None else (),
+            warmup=str(self.warmup) if self.warmup is not None else None,
+            jit_compile=self.jit_compile,
+            pad_variable_length_inputs=batching is not None and batching.pad_variable_length_inputs,
         )

@@ -15,6 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
+from multitower.spec import MODEL_SUFFIXES
 from multitower.supervisor.runtime import MAX_IPC_PATH
 from multitower.supervisor.units import format_size, parse_size, shown
 from multitower.supervisor.versions import SAVED_MODEL_FILES, is_saved_model, is_version
@@ -173,7 +174,7 @@ def parse_device(value: object) -> int | str:
 
 
 def parse_model_path(value: object, folder: Path) -> Path:
-    """The absolute path of a SavedModel, a folder of numbered versions, or a `.keras` file; it exists."""
+    """The absolute path of a SavedModel, a folder of numbered versions, or a file of another format; it exists."""
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"must be the path of a model, not {shown(value)}")
     path = Path(os.path.normpath(folder / value))
@@ -184,9 +185,26 @@ def parse_model_path(value: object, folder: Path) -> Path:
             raise ValueError(_absent(path))
         elif path.name in SAVED_MODEL_FILES:
             raise ValueError(f"{path} is a file of a SavedModel; name the folder that holds it, {path.parent}")
-        elif path.suffix != ".keras":
-            raise ValueError(f"{path} is a file; a model is a SavedModel folder or a .keras file{_other(path.suffix)}")
+        elif path.suffix not in MODEL_SUFFIXES:
+            raise ValueError(f"{path} is a file; a model is a SavedModel folder or a file {', '.join(MODEL_SUFFIXES)}")
         elif not os.access(path, os.R_OK):
+            raise ValueError(f"{path} cannot be read: permission denied")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    return path
+
+
+def parse_file(value: object, folder: Path, suffix: str, what: str) -> Path:
+    """The absolute path of a file with that suffix; it exists. `what` tells what it holds."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"must be the path of a {suffix} file with {what}, not {shown(value)}")
+    path = Path(os.path.normpath(folder / value))
+    try:
+        if not path.exists():
+            raise ValueError(_absent(path))
+        if path.suffix != suffix or not path.is_file():
+            raise ValueError(f"{path} is no {suffix} file")
+        if not os.access(path, os.R_OK):
             raise ValueError(f"{path} cannot be read: permission denied")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
@@ -212,12 +230,6 @@ def _absent(path: Path) -> str:
     nor = f", nor does {absent[-1]}" if absent else ""
     home = "; ~ is not expanded, write the whole path" if "~" in path.parts else ""
     return f"{path} does not exist{nor}{home}"
-
-
-def _other(suffix: str) -> str:
-    if suffix in (".h5", ".hdf5"):
-        return "; load it with Keras and save it as .keras"
-    return "; export a frozen graph as a SavedModel" if suffix == ".pb" else ""
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

@@ -94,6 +94,7 @@ class Daemon:
                 timeouts=dict(settings.timeouts),
                 max_message_size=config.max_message_size,
                 answer=self._answer,
+                dispatch=settings.dispatch,
             )
             undo.callback(self._close_fronts)
             for endpoint in config.listen:
@@ -210,6 +211,7 @@ class Daemon:
         self.router.flush(now)
         if now >= self._account.due:
             self._account.tell(now)
+            self.router.regions.tick(now)
         self._notifier.watchdog(now)
         self._on_signals(now)
         code = self._over(now)

@@ -60,9 +60,6 @@ class Endings:
         """The process has ended; its answers may still lie in its channel."""
         member.cause = member.process.reap()
         member.bury_at = now + LAST_WORDS_S
-        if member.channel is not None:
-            # What it is given until it is buried would count as having died with it.
-            member.channel.worker.retiring = True
         if member not in self.members:
             self.members.append(member)
 

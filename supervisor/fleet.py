@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import zmq
 
 from multitower import worker_wire
-from multitower.spec import MemoryReport, ModelReport, ModelSpec, WorkerReport
+from multitower.spec import MemoryReport, ModelReport, ModelSpec, SinglyReport, WorkerReport
 from multitower.supervisor.endings import Endings
 from multitower.supervisor.fleet_settings import FleetSettings
 from multitower.supervisor.health import Health
@@ -106,7 +106,17 @@ class Fleet:
             self._report(member, WorkerReport.from_json(bytes(message[1])), now)
         elif kind == worker_wire.MEMORY:
             self._short_of_memory(member, MemoryReport.from_json(bytes(message[1])), now)
+        elif kind == worker_wire.SINGLY:
+            self._not_joined(member, SinglyReport.from_json(bytes(message[1])))
         return True
+
+    def _not_joined(self, member: Member, report: SinglyReport) -> None:
+        place = member.place
+        if place is not None and place.member is member:
+            place.models = tuple(
+                replace(model, unbatched_because=report.because) if model.name == report.model else model
+                for model in place.models
+            )
 
     def _short_of_memory(self, member: Member, report: MemoryReport, now: float) -> None:
         place = member.place
@@ -150,6 +160,9 @@ class Fleet:
     def died(self, member: Member, now: float) -> None:
         """The process has ended; its answers may still lie in its channel."""
         self._endings.died(member, now)
+        if member.channel is not None:
+            # What it is given until it is buried would count as having died with it.
+            self._router.balancer.hold(member.channel.worker)
 
     def tick(self, now: float) -> None:
         """Does what is due: burials, kills, starts after a back-off, new spares."""
@@ -214,13 +227,16 @@ class Fleet:
                 self.tell(place, Event.STOP, now)
 
     def restart(self, place: Place, done: Callable[[str | None], None]) -> None:
-        """Gives a slot a new process, as an operator who has seen to the cause wants it; spares may come again, too.
+        """Gives a slot a new process, as an operator who has seen to the cause wants it.
+
+        Spares may come again, too, and models that were kept away are tried again.
 
         Args:
             place: the slot.
             done: is told of the end: None, or why it failed.
         """
         place.safe_rows.clear()
+        self._router.balancer.forgive()
         self._spares.hope(self.settings.spares)
         self.renewals.ask(Renewal(place, "multitower restart", done=done))
 
@@ -374,7 +390,11 @@ class Fleet:
         lone_suspect = False
         if member.channel is not None:
             crashed = member.cause.crash or (member.verdict is not None and member.verdict.overrun)
+            kept_away = set(self._router.balancer.crashing.until)
             lone_suspect = self._router.worker_gone(member.channel, now, crashed=crashed)
+            for model in set(self._router.balancer.crashing.until) - kept_away:
+                cause = self._router.balancer.crashing.why(model)
+                event(log, logging.ERROR, "model is kept away", model=model, cause=cause)
         place = member.place
         if place is None:
             return

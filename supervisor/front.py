@@ -132,6 +132,11 @@ class Front:
             raise OSError(f"cannot listen on {endpoint}: {what}") from None
 
     @property
+    def local(self) -> bool:
+        """Its clients run on this machine: they may pass tensors through shared memory."""
+        return self._path is not None
+
+    @property
     def readable(self) -> bool:
         """A message has come."""
         return frames.readable(self.socket)

@@ -67,7 +67,7 @@ class Health:
             limit = self._execution_s.get(batch.key.spec.model, float("inf"))
         elif member.state in ("ready", "idle"):
             limit = float("inf")
-        since = batch.sent if batch is not None else now
+        since = batch.begun if batch is not None else now
         verdict = self._lost(member) or member.pulse.judge(now, batch, since, limit, member.process.look)
         if verdict is None:
             return False

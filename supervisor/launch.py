@@ -31,7 +31,7 @@ ORPHANED = 70
 """The exit code of a worker that found its parent gone."""
 
 
-def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat: Connection) -> None:
+def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat: Connection, begun: Connection) -> None:
     """The target of every spawned process. Never returns.
 
     Args:
@@ -39,6 +39,7 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
         death: the reading end of a pipe that the parent holds open as long as it lives.
         output: the writing end of the pipe that carries this process's stdout and stderr to the log.
         heartbeat: the writing end of the pipe of its heartbeats.
+        begun: a file in memory of one `worker_wire.BEGUN`.
     """
     spec = ProcessSpec.from_json(spec_json)
     for number in IGNORED_SIGNALS:
@@ -58,7 +59,7 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
         os.environ.update(spec.assignment.environment)
     code = 1
     try:
-        code = importlib.import_module("multitower.worker.main").run(spec, heartbeat.fileno())
+        code = importlib.import_module("multitower.worker.main").run(spec, heartbeat.fileno(), begun.fileno())
     except SystemExit as end:
         # A model that calls sys.exit ends its worker.
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

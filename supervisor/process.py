@@ -24,7 +24,7 @@ from multitower.supervisor.launch import IGNORED_SIGNALS, STACKS_SIGNAL, run_wor
 from multitower.supervisor.output import OutputReader
 from multitower.supervisor.pulse import Look
 from multitower.supervisor.reactor import unwatched
-from multitower.worker_wire import HEARTBEAT
+from multitower.worker_wire import BEGUN, HEARTBEAT
 
 log = logging.getLogger("multitower.process")
 
@@ -47,6 +47,7 @@ class WorkerProcess:
         pidfd: readable once it has ended.
         socket: the router's end of its channel.
         monitor: tells when the channel's other end is gone.
+        begun: the id of the batch that it began last, 0 for none, once it has been reaped.
         stir: called after each message that was sent; see `reactor.Reactor.add_socket`.
     """
 
@@ -61,6 +62,7 @@ class WorkerProcess:
         self._path = Path(spec.endpoint.removeprefix("ipc://"))
         self.fields = fields
         self.heard = False
+        self.begun: int | None = None
         self.stir: Callable[[], None] = unwatched
         # The system may run out of descriptors or processes at any step: then nothing of it stays.
         with contextlib.ExitStack() as undo:
@@ -80,7 +82,11 @@ class WorkerProcess:
                 os.set_blocking(self._heartbeat.fileno(), False)
                 output_out, output_in = multiprocessing.Pipe(duplex=False)
                 with heartbeat_in, output_out, output_in:
-                    self._process = self._start(spawn, spec, (death_out, output_in, heartbeat_in))
+                    # A connection only as far as `multiprocessing` hands those on to the process.
+                    self._begun = Connection(os.memfd_create(f"{spec.name}-begun"))
+                    undo.callback(self._begun.close)
+                    os.truncate(self._begun.fileno(), struct.calcsize(BEGUN))
+                    self._process = self._start(spawn, spec, (death_out, output_in, heartbeat_in, self._begun))
                     undo.callback(self._undo_start)
                     assert self._process.pid is not None  # it has been started
                     self.pid: int = self._process.pid
@@ -166,6 +172,7 @@ class WorkerProcess:
         """The cause of death of a process whose pidfd is readable."""
         self._process.join()
         assert self._process.exitcode is not None  # it has been joined
+        (self.begun,) = struct.unpack(BEGUN, os.pread(self._begun.fileno(), struct.calcsize(BEGUN), 0))
         return ExitCause(self._process.exitcode)
 
     def close(self) -> None:
@@ -176,6 +183,7 @@ class WorkerProcess:
         os.close(self.pidfd)
         self._death_in.close()
         self._heartbeat.close()
+        self._begun.close()
         self._process.close()
         # A folder that cannot be written any more keeps it; the next daemon there removes it.
         with contextlib.suppress(OSError):

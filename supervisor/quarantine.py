@@ -10,6 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+from multitower.supervisor.regions import Piece
 from multitower.supervisor.request import Request
 from multitower.worker_wire import KeySpec
 
@@ -70,6 +71,11 @@ class Quarantine:
             self._forget(identity)
         return list(self._kept.values())
 
+    def forget_model(self, model: str) -> None:
+        """Lets all requests of a model go: it was to blame, not they."""
+        for identity in [identity for identity, entry in self._kept.items() if entry.model == model]:
+            self._forget(identity)
+
     def _forget(self, identity: tuple[KeySpec, int, bytes]) -> None:
         del self._kept[identity]
         self._count(identity, -1)
@@ -87,7 +93,8 @@ def _identity(request: Request) -> tuple[KeySpec, int, bytes]:
     """Equal for requests that ask the same model for the same outputs of the same tensors."""
     digest = hashlib.blake2b(request.rows.to_bytes(8, "little"), digest_size=16)
     for frame in request.frames:
-        data: Any = memoryview(frame)
+        # Also of shared memory: the same tensors in frames would crash a worker just so.
+        data: Any = frame.read() if type(frame) is Piece else memoryview(frame)
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return request.plan.key.spec, request.size, digest.digest()

@@ -18,6 +18,11 @@ import zmq
 
 from multitower import frames
 
+FINE_S = 0.02
+"""Waits shorter than this are kept to the microsecond: the next batch of a worker is sent when the one before ends."""
+
+FD_SETSIZE = 1024
+
 Reader = Callable[[], None]
 """Reads what has come, all of it or, having stirred its socket, a part."""
 
@@ -31,6 +36,7 @@ class Reactor:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        self._fine_s = FINE_S if self._epoll.fileno() < FD_SETSIZE else 0.0
         self._readers: dict[int, Reader] = {}
         self._sockets: dict[int, zmq.Socket[Any]] = {}
         self._callbacks: dict[int, Callable[[], None]] = {}
@@ -70,7 +76,7 @@ class Reactor:
         """Waits until something has come or the time is over, and calls those whom it concerns.
 
         Args:
-            timeout_s: seconds, rounded up to milliseconds; None for as long as it takes.
+            timeout_s: seconds, from `FINE_S` on rounded up to milliseconds; None for as long as it takes.
         """
         found = False
         if self._stirred:
@@ -84,6 +90,10 @@ class Reactor:
         if found or self._stirred:
             timeout_s = 0
         elif timeout_s is not None:
+            if 0 < timeout_s < self._fine_s:
+                # An epoll counts in milliseconds, but can be waited for like any descriptor.
+                select.select((self._epoll,), (), (), timeout_s)
+                timeout_s = 0
             timeout_s = max(0, math.ceil(timeout_s * 1000)) / 1000
         for descriptor, _ in self._epoll.poll(timeout_s):
             reader = self._readers.get(descriptor)

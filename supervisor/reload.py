@@ -78,6 +78,7 @@ class Reload:
         names = {model.name for model in new.fleet.models}
         for name, limits in new.limits.items():
             router.add_model(name, limits, new.timeouts[name])
+        router.balancer.set_dispatch(new.dispatch)
         router.leaving = {model.name for model in self._old.fleet.models} - names
         # Until slots have the new models, those that are started anew get the old ones.
         self._fleet.apply(replace(new.fleet, models=self._old.fleet.models) if self._changed else new.fleet)
@@ -119,6 +120,10 @@ class Reload:
         names.update(model.name for model in fleet.settings.models)
         self._router.leaving = set()
         self._router.forget_models(names)
+        if error is None:
+            # They are others now.
+            changed_models = [model.name for model in self._new.fleet.models if model not in self._old.fleet.models]
+            self._router.balancer.forgive(changed_models)
         known = {spec.name: spec for spec in (*self._new.fleet.models, *fleet.settings.models)}
         self._reporter.models = [spec for name, spec in known.items() if name in names]
         changed = {

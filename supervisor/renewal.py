@@ -194,7 +194,7 @@ class Renewals:
         if place.successor is not None:
             return
         if place.slot.state is State.READY:
-            self._finish("the new worker could not load; the old one goes on")
+            self._finish(f"the new worker could not load, and the old one goes on: {place.slot.last_error}")
         elif place.member is renewal.new:
             # The old one died, and what was to take over is the slot's own process now.
             self._apply(renewal)

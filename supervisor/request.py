@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from multitower import wire
 from multitower.worker_wire import KeySpec
 
 if TYPE_CHECKING:
+    from multitower.supervisor.regions import Piece
     from multitower.supervisor.split import Join
 
 Frame = Any
@@ -41,6 +43,19 @@ class BatchKey:
     id: int = field(default_factory=lambda: next(_key_ids))
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What of a request lies in shared memory.
+
+    Attributes:
+        inputs: for each input in the request's order, where it lies; None where it has a frame.
+        outputs: by name, where outputs may be written.
+    """
+
+    inputs: tuple[wire.Area | None, ...]
+    outputs: Mapping[str, wire.Area]
+
+
 @dataclass(slots=True, eq=False)
 class Plan:
     """All that follows from a request's header: made once for each distinct header, and cached.
@@ -54,6 +69,8 @@ class Plan:
         names: for each frame the input's name, for messages.
         timeout_s: the request's effective time.
         priority: 1 or more; less is more urgent.
+        shared: what lies in shared memory; None for nothing.
+        sizes_frame: of a key whose requests are padded: the last frame of each entry; None for all other keys.
     """
 
     key: BatchKey
@@ -64,6 +81,8 @@ class Plan:
     names: tuple[str, ...]
     timeout_s: float
     priority: int = NORMAL_PRIORITY
+    shared: Shared | None = None
+    sizes_frame: bytes | None = None
 
     @property
     def model(self) -> str:
@@ -118,6 +137,9 @@ class Request:
         "tick",
     )
 
+    shared = False
+    """Some of its frames are areas of shared memory, or some of its outputs may be written there."""
+
     def __init__(
         self, sender: tuple[Any, ...], id: bytes, plan: Plan, frames: Sequence[Frame], size: int, now: float
     ) -> None:
@@ -125,7 +147,7 @@ class Request:
         self.id = id
         self.plan = plan
         self.rows = plan.rows
-        self.frames = frames
+        self.frames = frames if plan.sizes_frame is None else [*frames, plan.sizes_frame]
         self.size = size
         self.received = now
         self.deadline = now + plan.timeout_s
@@ -142,3 +164,27 @@ class Request:
     def over(self) -> bool:
         """Nobody waits for it any more."""
         return self.phase is Phase.DONE or (self.parent is not None and self.parent.phase is Phase.DONE)
+
+
+class SharedRequest(Request):
+    """A request of which something lies in shared memory: frames are `regions.Piece`s there.
+
+    Attributes:
+        places: by name, where outputs may be written.
+    """
+
+    __slots__ = ("places",)
+    shared = True
+
+    def __init__(
+        self,
+        sender: tuple[Any, ...],
+        id: bytes,
+        plan: Plan,
+        frames: Sequence[Frame],
+        size: int,
+        now: float,
+        places: Mapping[str, Piece],
+    ) -> None:
+        super().__init__(sender, id, plan, frames, size, now)
+        self.places = places

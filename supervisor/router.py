@@ -16,14 +16,16 @@ from typing import Any
 from multitower import wire, worker_wire
 from multitower.errors import MultitowerError, Reason, from_wire, make
 from multitower.spec import ModelReport
+from multitower.supervisor import regions
 from multitower.supervisor.admission import Admission, check_frames
 from multitower.supervisor.balancer import Balancer
 from multitower.supervisor.batching import Batch, QueueLimits
 from multitower.supervisor.front import Front, Incoming
 from multitower.supervisor.log import event
 from multitower.supervisor.metrics import ModelStatistics
+from multitower.supervisor.pool import Rule
 from multitower.supervisor.process import WorkerProcess
-from multitower.supervisor.request import Request
+from multitower.supervisor.request import Plan, Request, SharedRequest
 from multitower.supervisor.serving import Worker
 from multitower.supervisor.window import Window
 
@@ -56,10 +58,12 @@ class Router:
         max_message_size: bytes over all frames of a message.
         answer: answers the kinds other than `infer` and `cancel`: takes kind and header, returns the reply's
             header, or raises a `MultitowerError`.
+        dispatch: the rule by which workers get batches.
 
     Attributes:
         draining: no new request is taken.
         rejected: requests that got an error without having been queued.
+        regions: shared memory of local clients.
         leaving: models that are refused as unknown once their last worker goes.
     """
 
@@ -69,10 +73,12 @@ class Router:
         timeouts: dict[str, float],
         max_message_size: int,
         answer: Callable[[bytes, dict[str, Any]], dict[str, Any]],
+        dispatch: Rule = Rule.EARLIEST_FINISH,
     ) -> None:
-        self.balancer = Balancer(limits)
+        self.balancer = Balancer(limits, dispatch)
         self.admission = Admission(timeouts, self.balancer.hopeless)
         self.fronts: list[Front] = []
+        self.regions = regions.Regions()
         self.statistics = {model: ModelStatistics() for model in limits}
         self.channels: dict[Worker, Channel] = {}
         self.draining = False
@@ -133,9 +139,23 @@ class Router:
         size = sum(sizes)
         self._check_size(size + len(header))
         plan = self.admission.plan(header if type(header) is bytes else bytes(header))
+        if plan.shared is not None:
+            self._infer_shared(front, address, id, plan, body)
+            return
         check_frames(plan, sizes)
         frames = [body[3 + index] for index in plan.order]
         self.balancer.submit(Request((front, address), id, plan, frames, size, time.monotonic()))
+
+    def _infer_shared(self, front: Front, address: tuple[bytes, ...], id: bytes, plan: Plan, body: list[Any]) -> None:
+        now = time.monotonic()
+        if not front.local:
+            raise regions.refusal(plan, "this endpoint is not ipc")
+        tensors, places = self.regions.resolve(plan, body[3:], now)
+        sizes = [len(tensor) for tensor in tensors]
+        self._check_size(sum(sizes) + len(body[2]))
+        check_frames(plan, sizes)
+        in_order = [tensors[index] for index in plan.order]
+        self.balancer.submit(SharedRequest((front, address), id, plan, in_order, sum(sizes), now, places))
 
     def _other(self, front: Front, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
         kind = bytes(body[0])
@@ -223,20 +243,21 @@ class Router:
             if left and all(other.worker.serves[model].contract != contract for other in left):
                 # Requests are to be checked against what is served, not against what came last.
                 self.admission.describe(left[-1].reports[model])
-        return self.balancer.remove_worker(channel.worker, now, crashed=crashed)
+        begun = channel.process.begun
+        return self.balancer.remove_worker(channel.worker, now, crashed=crashed, begun=begun)
 
     def result(self, channel: Channel, message: list[Any]) -> None:
         """A worker has answered its batch."""
         batch_id, told, timing = worker_wire.read_result(message)
         answers = [_error_of(answer) if type(answer) is bytes else answer for answer in told]
         now = time.monotonic()
-        batch = self.balancer.finish(channel.worker, batch_id, answers, now)
+        batch = self.balancer.finish(channel.worker, batch_id, answers, now, sum(timing) / 1e9)
         if batch is None:
             # Nothing but a defect of ours makes a worker answer what it was not asked; do not trust it further.
             event(log, logging.ERROR, "worker broke the protocol: killed", slot=channel.worker.slot, batch=batch_id)
             channel.process.kill()
             return
-        channel.window.add(now, now - batch.sent, batch.rows)
+        channel.window.add(now, now - batch.begun, batch.rows)
         self.statistics[batch.key.spec.model].executed(len(answers), *timing)
 
     # After each burst.
@@ -258,6 +279,10 @@ class Router:
             description = [key.spec.to_json()]
             channel.keys.put(key.id, joined, len(description[0]))  # the worker keeps the key itself
         requests = batch.requests
+        for request in requests:
+            if request.shared:
+                channel.process.send(regions.batch_message(batch, description))
+                return
         if joined:
             frames = worker_wire.join([request.frames for request in requests])
         else:

@@ -1,11 +1,13 @@
-"""Workers as the balancer sees them, and which of them gets the next batch. Pure."""
+"""Workers as the balancer sees them. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from math import inf
 from typing import NamedTuple
 
 from multitower.supervisor.batching import Batch
+from multitower.supervisor.estimate import Pace
 from multitower.supervisor.request import Request
 
 
@@ -31,11 +33,19 @@ class Worker:
         device: its device's name.
         serves: the models it serves, by name.
         batch: what it is executing, or None when it is free.
+        next: what it has got to execute after that, or None.
         idle_since: monotonic seconds since when it has been free.
         completed: rows answered.
         requests: requests answered.
         safe_rows: rows that a batch may have, by model, where device memory did not suffice for more.
         retiring: it gets nothing new.
+        pace: how long it takes for batches.
+        hop_s: seconds that a batch takes to it and back, besides its execution, as measured; 0.0 before that.
+        ends: when all that it has is expected to be answered, in monotonic seconds; infinite while that is not known.
+        opens: from when on it may get a second batch; infinite while it may not.
+        turn: the pool's count of batches when it got its last one.
+        measured: the same when a batch of its was measured last.
+        tried: what it is executing was given to it to see whether it is still slow.
     """
 
     def __init__(self, slot: int, device: str, serves: Mapping[str, Served], now: float) -> None:
@@ -43,16 +53,22 @@ class Worker:
         self.device = device
         self.serves = dict(serves)
         self.batch: Batch | None = None
+        self.next: Batch | None = None
         self.idle_since = now
         self.completed = 0
         self.requests = 0
         self.safe_rows: dict[str, int] = {}
         self.retiring = False
+        self.pace = Pace()
+        self.hop_s = 0.0
+        self.ends = self.opens = inf
+        self.turn = self.measured = 0
+        self.tried = False
 
     @property
     def depth(self) -> int:
         """Rows sent and not yet answered."""
-        return self.batch.rows if self.batch is not None else 0
+        return sum(batch.rows for batch in (self.batch, self.next) if batch is not None)
 
     @property
     def free(self) -> bool:
@@ -70,8 +86,3 @@ class Worker:
         # All parts of a request run on one edition.
         join = request.join if request.parent is None else request.parent.join
         return join is None or join.edition == served.edition
-
-
-def choose_worker(free: Iterable[Worker]) -> Worker | None:
-    """Which of the workers with a free place gets the next batch: the least depth, then the longest idle."""
-    return min(free, key=lambda worker: (worker.depth, worker.idle_since), default=None)

@@ -10,6 +10,7 @@ from multitower.supervisor import placement
 from multitower.supervisor.batching import QueueLimits
 from multitower.supervisor.config import Config, ModelConfig
 from multitower.supervisor.fleet_settings import FleetSettings
+from multitower.supervisor.pool import Rule
 from multitower.supervisor.restart import RestartPolicy
 from multitower.supervisor.versions import fingerprint, latest_version
 
@@ -24,6 +25,7 @@ class Settings:
         fleet: what the fleet is told.
         limits: of each model's queue.
         timeouts: seconds that a request to each model may take.
+        dispatch: the rule by which workers get batches.
     """
 
     config: Config
@@ -31,6 +33,7 @@ class Settings:
     fleet: FleetSettings
     limits: dict[str, QueueLimits]
     timeouts: dict[str, float]
+    dispatch: Rule
 
 
 def make(config: Config) -> Settings:
@@ -59,6 +62,7 @@ def make(config: Config) -> Settings:
         ),
         limits={model.name: _limits(model) for model in config.models},
         timeouts={model.name: model.queue.timeout for model in config.models},
+        dispatch=Rule(config.dispatch),
     )
 
 
@@ -69,6 +73,7 @@ def _limits(model: ModelConfig) -> QueueLimits:
         max_delay_s=model.batching.max_queue_delay if model.batching is not None else 0.0,
         retry=model.retry,
         quarantine_s=model.quarantine,
+        sizes=model.batching.allowed_batch_sizes if model.batching is not None else (),
     )
 
 

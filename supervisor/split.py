@@ -12,7 +12,8 @@ from typing import Any
 
 from multitower import tensors, wire
 from multitower.errors import Reason, make
-from multitower.supervisor.request import Frame, Request
+from multitower.supervisor.regions import Piece
+from multitower.supervisor.request import Frame, Request, SharedRequest
 
 
 class Join:
@@ -51,7 +52,7 @@ class Join:
         whole = self._request
         frames: list[Frame] = []
         for index, (_, datatype, dims) in enumerate(whole.plan.key.spec.inputs):
-            data, start = _view(whole.frames[index]), self._offsets[index]
+            data, start = _sliceable(whole.frames[index]), self._offsets[index]
             count = rows * tensors.element_count(dims)
             if datatype == tensors.BYTES:
                 end = tensors.skip_bytes(data, start, count)
@@ -60,11 +61,16 @@ class Join:
             frames.append(data[start:end])
             self._offsets[index] = end
         if rows == self.rows_left and any(
-            end != len(_view(frame)) for end, frame in zip(self._offsets, whole.frames, strict=True)
+            end != len(_sliceable(frame)) for end, frame in zip(self._offsets, whole.frames, strict=True)
         ):
             # Only BYTES can come here: all other sizes were checked on receipt.
             raise make(Reason.SIZE_MISMATCH, "a BYTES input has more bytes than its shape has elements")
-        part = Request(whole.sender, whole.id, whole.plan, frames, sum(map(len, frames)), whole.received)
+        size = sum(map(len, frames))
+        if whole.shared:
+            # Outputs of parts come in frames: they are joined here.
+            part: Request = SharedRequest(whole.sender, whole.id, whole.plan, frames, size, whole.received, {})
+        else:
+            part = Request(whole.sender, whole.id, whole.plan, frames, size, whole.received)
         part.rows = rows
         part.deadline = whole.deadline
         part.parent = whole
@@ -112,6 +118,11 @@ class Join:
             frames.append(b"".join(_view(part[1 + index]) for _, part in answers))
         header = wire.reply_header(headers[0]["model_name"], headers[0]["model_version"], outputs)
         return [header, *frames]
+
+
+def _sliceable(frame: Frame) -> Any:
+    """A frame whose parts are no copies."""
+    return frame if type(frame) is Piece else _view(frame)
 
 
 def _view(frame: Frame) -> memoryview:

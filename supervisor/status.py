@@ -15,14 +15,14 @@ import psutil
 
 from multitower import tensors, wire
 from multitower.errors import Reason, make
-from multitower.spec import ModelReport, ModelSpec, TensorReport
+from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorReport
 from multitower.supervisor.fleet import Fleet
 from multitower.supervisor.member import Place
 from multitower.supervisor.resources import Sampler
 from multitower.supervisor.router import Router
 from multitower.supervisor.slot import State
 
-EXTENSIONS = ("model_configuration", "statistics", "binary_tensor_data")
+EXTENSIONS = ("model_configuration", "statistics", "binary_tensor_data", wire.SHARED_MEMORY_EXTENSION)
 
 
 @dataclass(slots=True)
@@ -170,10 +170,19 @@ class Reporter:
             "batches": statistics.batches,
             "rows": statistics.rows,
             "max_batch_size": report.max_batch_size if report is not None else model.max_batch_size,
-            "unbatched_because": report.unbatched_because if report is not None else None,
+            "unbatched_because": self._unbatched_because(model.name),
         }
 
+    def _unbatched_because(self, name: str) -> str | None:
+        """As its warm-up has shown, or a batch since then, on any worker."""
+        models = (model for place in self.fleet.places for model in place.models if model.name == name)
+        report = self.router.admission.reports.get(name)
+        found = report.unbatched_because if report is not None else None
+        return found or next(filter(None, (model.unbatched_because for model in models)), None)
+
     def _slots_ready(self, model: str) -> int:
+        if model in self.router.balancer.crashing.until:
+            return 0  # it is loaded, and kept away
         return sum(place.channel is not None and model in place.channel.worker.serves for place in self.fleet.places)
 
     def _model_cause(self, name: str) -> str | None:
@@ -222,6 +231,28 @@ def _metadata(report: ModelReport) -> dict[str, Any]:
         "platform": report.platform,
         "inputs": [_tensor(tensor) for tensor in report.inputs or ()],
         "outputs": [_tensor(tensor) for tensor in report.outputs or ()],
+        **(_signatures(report) if report.signature else {}),
+    }
+
+
+def _signatures(report: ModelReport) -> dict[str, Any]:
+    """All signatures that requests may name, and those that cannot be served, with the cause."""
+    described: list[tuple[str, ModelReport | SignatureReport]] = [
+        (report.signature, report),
+        *((signature.name, signature) for signature in report.signatures),
+    ]
+    return {
+        "signature_name": report.signature,
+        "signatures": {
+            name: {
+                "inputs": [_tensor(tensor) for tensor in signature.inputs or ()],
+                "outputs": [_tensor(tensor) for tensor in signature.outputs or ()],
+                "max_batch_size": signature.max_batch_size,
+                "unbatched_because": signature.unbatched_because,
+                "cause": signature.cause,
+            }
+            for name, signature in described
+        },
     }
 
 

@@ -15,6 +15,12 @@ from multitower.worker_wire import KeySpec
 
 MAX_HEADERS = 1024
 
+MUCH_PADDING = 64 << 20
+"""Bytes of a padded input from which on it matters how much of it is padding."""
+
+MOST_PADDING = 8
+"""So many times the size of what is padded, at the most."""
+
 _Described = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, datatype and shape of each output."""
 
@@ -32,13 +38,25 @@ def decode(key: KeySpec, rows: int, frames: Sequence[Any]) -> Arrays:
             `datatype_mismatch`: BF16 without ml_dtypes.
     """
     arrays: Arrays = {}
-    for (name, datatype, dims), frame in zip(key.inputs, frames, strict=True):
+    for (name, datatype, dims), frame in zip(*_sized(key, frames), strict=True):
         try:
             array = tensors.decode(datatype, (rows, *dims) if key.batched else dims, frame)
         except MultitowerError as error:
             raise make(Reason(error.reason), f"input {name!r}: {error.message}", field=name) from None
         arrays[name] = _read_only(array if array.flags.aligned else array.copy())
     return arrays
+
+
+def _sized(key: KeySpec, frames: Sequence[Any]) -> tuple[Sequence[tuple[str, str, tuple[int, ...]]], Sequence[Any]]:
+    """The inputs with an entry's own dimensions, and their frames."""
+    if not key.padded:
+        return key.inputs, frames
+    sizes = iter(np.frombuffer(frames[-1], np.int64).tolist())
+    inputs = [
+        (name, datatype, tuple(next(sizes) if size == -1 else size for size in dims))
+        for name, datatype, dims in key.inputs[:-1]
+    ]
+    return inputs, frames[:-1]
 
 
 def _read_only(array: Array) -> Array:
@@ -48,16 +66,41 @@ def _read_only(array: Array) -> Array:
 
 
 def join(entries: Sequence[Arrays], padded_rows: int) -> Arrays:
-    """One array an input, the entries one after the other, the last row repeated up to `padded_rows`."""
+    """One array an input, the entries one after the other, the last row repeated up to `padded_rows`.
+
+    Entries that differ in other dimensions are padded to the largest of each, every one with its own first element.
+
+    Raises:
+        MemoryError: that would be far more padding than there are elements.
+    """
     joined: Arrays = {}
     for name, first in entries[0].items():
         parts = [entry[name] for entry in entries] if len(entries) > 1 else [first]
+        if any(part.shape[1:] != first.shape[1:] for part in parts):
+            parts = [_of_one_size(name, parts)]
         missing = padded_rows - sum(map(len, parts))
         if missing:
             # Not zeros: a row that the model can compute cannot raise where real ones would not.
             parts.append(np.repeat(parts[-1][-1:], missing, axis=0))
-        joined[name] = _read_only(np.concatenate(parts)) if len(parts) > 1 else first
+        joined[name] = _read_only(np.concatenate(parts)) if len(parts) > 1 else parts[0]
     return joined
+
+
+def _of_one_size(name: str, parts: Sequence[Array]) -> Array:
+    dims = tuple(map(max, zip(*(part.shape[1:] for part in parts), strict=True)))
+    rows = sum(map(len, parts))
+    size = rows * tensors.element_count(dims)
+    if size * parts[0].itemsize > MUCH_PADDING and size > MOST_PADDING * sum(part.size for part in parts):
+        # A few odd shapes can make any amount of it. Whoever catches this runs fewer entries together.
+        raise MemoryError(f"{name!r} would be padded to {rows} rows of {list(dims)}")
+    whole = np.empty((rows, *dims), parts[0].dtype)
+    start = 0
+    for part in parts:
+        own = whole[start : start + len(part)]
+        own[...] = part.flat[0]
+        own[tuple(slice(size) for size in part.shape)] = part
+        start += len(part)
+    return _read_only(whole)
 
 
 def rows_of(arrays: Arrays, start: int, rows: int) -> Arrays:

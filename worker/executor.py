@@ -54,6 +54,7 @@ class Executor:
         name: the model's name.
         safe_rows: as given, or less, once memory did not suffice for more.
         exhausted: calls in a row for which memory did not suffice, though they could not be split further.
+        singly_because: why requests are not joined any more, though they were to be; None while they are.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Executor:
         self.name = name
         self.safe_rows = safe_rows
         self.exhausted = 0
+        self.singly_because: str | None = None
         self._pulse = pulse
         self._model = model
         self._allowed = tuple(allowed)
@@ -288,7 +290,8 @@ class Executor:
     def _give_up_joining(self, outputs: Sequence[tuple[str, Array, str]], size: int) -> None:
         self._singly = True
         shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array, _ in outputs)
-        log.warning("%s: %d rows gave outputs of the shapes %s: requests run singly now", self.name, size, shapes)
+        self.singly_because = f"{size} rows gave outputs of the shapes {shapes}"
+        log.warning("%s: %s: requests run singly now", self.name, self.singly_because)
 
     def _infer_within_memory(self, key: KeySpec, arrays: Arrays, size: int) -> list[tuple[str, Array, str]]:
         """Runs a batch, in parts where the device's memory does not suffice for all of it."""

@@ -51,6 +51,10 @@ class HandlerModel:
             _check_declared(tensor, outputs)
         return outputs
 
+    def try_out(self, inputs: Arrays) -> Arrays:
+        """As `infer`; a warm-up leaves handlers alone."""
+        return self.infer(inputs)
+
     def close(self) -> None:
         """Calls the class's `close`, where it has one."""
         close = getattr(self._handler, "close", None)

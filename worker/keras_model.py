@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from multitower.spec import ModelSpec
 from multitower.worker import tensorflow_setup as setup
+from multitower.worker.function_call import FunctionCall
 from multitower.worker.model import Arrays, LoadError
 
 
@@ -34,26 +35,34 @@ class KerasModel:
         self._model: Any = keras.saving.load_model(spec.path, compile=False, safe_mode=True)
         structure, symbolic = _structures(self._model)
         specs = [_dense(tensor.name, tensor) for tensor in keras.tree.flatten(structure)]
-        self._dtypes = {tensor.name: tensor.dtype for tensor in specs}
+        inputs = {tensor.name: tensor for tensor in specs}
         self.inputs = setup.reports((tensor.name, tensor) for tensor in specs)
-        self._names = _output_names(self._model, symbolic)
+        names = _output_names(self._model, symbolic)
         self.outputs = setup.reports(
-            (name, _dense(name, tensor)) for name, tensor in zip(self._names, keras.tree.flatten(symbolic), strict=True)
+            (name, _dense(name, tensor)) for name, tensor in zip(names, keras.tree.flatten(symbolic), strict=True)
         )
 
-        @tf.function(input_signature=[specs])  # type: ignore[untyped-decorator]
+        @tf.function(input_signature=[specs], jit_compile=spec.jit_compile or None)  # type: ignore[untyped-decorator]
         def call(values: list[Any]) -> list[Any]:
             arguments = keras.tree.pack_sequence_as(structure, values)
             flat_outputs: list[Any] = keras.tree.flatten(self._model(arguments, training=False))
             return flat_outputs
 
-        self._call = call
+        self._call = FunctionCall(
+            spec.name,
+            call.get_concrete_function(),
+            inputs,
+            lambda tensors: (([tensors[name] for name in inputs],), {}),
+            lambda outputs: dict(zip(names, outputs, strict=True)),
+        )
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Calls the model."""
-        values = [setup.to_tensor(inputs[name], dtype) for name, dtype in self._dtypes.items()]
-        outputs = self._call(values)
-        return {name: setup.to_array(value) for name, value in zip(self._names, outputs, strict=True)}
+        return self._call(inputs)
+
+    def try_out(self, inputs: Arrays) -> Arrays:
+        """Calls the model, and finds out whether it can be called in a quicker way."""
+        return self._call.try_out(inputs)
 
     def close(self) -> None:
         """Only the process's end gives device memory back."""

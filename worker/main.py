@@ -6,21 +6,26 @@ before the slot's work has come: a process that waits for it is a spare.
 
 from __future__ import annotations
 
+import functools
+import gc
 import logging
+import mmap
 import os
+import struct
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import zmq
 
 from multitower import frames, worker_wire
 from multitower.spec import NO_SOCKET, Assignment, ModelReport, ModelSpec, ProcessSpec, WorkerReport
-from multitower.worker.executor import Executor
 from multitower.worker.heartbeat import Heartbeat
 from multitower.worker.model import LoadError, Model, load
-from multitower.worker.service import serve
+from multitower.worker.samples import samples_of
+from multitower.worker.service import Executors, serve
+from multitower.worker.signatures import executor_of, load_others, rows_of_a_batch
 from multitower.worker.warmup import warm_up
 
 log = logging.getLogger("multitower.worker")
@@ -29,17 +34,19 @@ LINGER_MS = 2000
 """The last answers get this long to leave."""
 
 
-def run(spec: ProcessSpec, heartbeat: int) -> int:
+def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
     """Lives until the supervisor says STOP.
 
     Args:
         spec: what the process is told.
         heartbeat: the descriptor that heartbeats are written to.
+        begun: that of the file in memory which is to tell the batch begun last.
 
     Returns:
         The exit code; `NO_SOCKET` when there is no room for its socket, before anything was reported.
     """
     pulse = Heartbeat(heartbeat, spec.heartbeat_s)
+    page = mmap.mmap(begun, struct.calcsize(worker_wire.BEGUN))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     sys.path[:0] = spec.import_path
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
@@ -50,16 +57,17 @@ def run(spec: ProcessSpec, heartbeat: int) -> int:
         except zmq.ZMQError as error:
             log.error("the worker's socket cannot be made: %s", error)
             return NO_SOCKET
-        _Life(socket, pulse).live(spec)
+        _Life(socket, pulse, functools.partial(struct.pack_into, worker_wire.BEGUN, page, 0)).live(spec)
     return 0
 
 
 class _Life:
     """One process's way from `importing` to its end."""
 
-    def __init__(self, socket: zmq.Socket[bytes], pulse: Heartbeat) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], pulse: Heartbeat, begin: Callable[[int], None]) -> None:
         self._socket = socket
         self._pulse = pulse
+        self._begin = begin
 
     def live(self, spec: ProcessSpec) -> None:
         self._report("importing")
@@ -73,6 +81,8 @@ class _Life:
                 self._report("failed", cause=f"TensorFlow cannot be imported: {_told(error)}")
                 self._wait_for_stop()
                 return
+        # What imports have made lives as long as the process: the garbage collector need not look at it again.
+        gc.freeze()
         assignment = spec.assignment or self._wait_for_assignment()
         if assignment is None:
             return
@@ -85,13 +95,16 @@ class _Life:
             self._report("failed", cause=causes, models=reports)
             self._wait_for_stop()
             return
+        # Nor at the models. With TensorFlow a full collection takes 200 ms otherwise, and some batch would wait for it.
+        gc.collect()
+        gc.freeze()
         self._report("ready", models=reports)
-        serve(self._socket, {executor.name: executor for _, executor in models})
-        for model, executor in models:
+        serve(self._socket, {name: executors for name, (_, executors) in models.items()}, self._begin)
+        for name, (model, _) in models.items():
             try:
                 model.close()
             except Exception:
-                log.warning("%s: close raised", executor.name, exc_info=True)
+                log.warning("%s: close raised", name, exc_info=True)
 
     def _report(self, state: str, *, cause: str | None = None, models: tuple[ModelReport, ...] = ()) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -130,8 +143,10 @@ def _bind_to_cores(cores: tuple[int, ...]) -> None:
             return
 
 
-def _load_all(assignment: Assignment, pulse: Heartbeat) -> tuple[list[tuple[Model, Executor]], tuple[ModelReport, ...]]:
-    models: list[tuple[Model, Executor]] = []
+def _load_all(
+    assignment: Assignment, pulse: Heartbeat
+) -> tuple[dict[str, tuple[Model, Executors]], tuple[ModelReport, ...]]:
+    models: dict[str, tuple[Model, Executors]] = {}
     reports: list[ModelReport] = []
     setup_error: Exception | None = None
     if any(spec.path is not None for spec in assignment.models):
@@ -145,45 +160,40 @@ def _load_all(assignment: Assignment, pulse: Heartbeat) -> tuple[list[tuple[Mode
         try:
             if setup_error is not None and spec.path is not None:
                 raise setup_error
-            model, executor, report = _load_one(spec, assignment.devices, pulse)
+            model, executors, report = _load_one(spec, assignment.devices, pulse)
         except Exception as error:  # noqa: BLE001  a model may raise anything; the others serve
             if not isinstance(error, LoadError):
                 traceback.print_exc()
             version = spec.version or "1"
             reports.append(ModelReport(name=spec.name, version=version, state="failed", cause=_told(error)))
             continue
-        models.append((model, executor))
+        models[spec.name] = model, executors
         reports.append(report)
     return models, tuple(reports)
 
 
-def _load_one(spec: ModelSpec, devices: Sequence[str], pulse: Heartbeat) -> tuple[Model, Executor, ModelReport]:
+def _load_one(spec: ModelSpec, devices: Sequence[str], pulse: Heartbeat) -> tuple[Model, Executors, ModelReport]:
     begun = time.monotonic()
     model = load(spec, devices)
     loaded = time.monotonic()
-    findings = warm_up(model, spec)
+    samples = samples_of(model, spec)
+    findings = warm_up(model, spec, samples)
+    signature, others, signatures = load_others(model, spec, samples, pulse)
     report = ModelReport(
         name=spec.name,
         version=model.version,
         platform=model.platform,
         inputs=model.inputs,
         outputs=model.outputs,
-        max_batch_size=0 if findings.unbatched_because is not None else spec.max_batch_size,
+        max_batch_size=rows_of_a_batch(spec, findings),
         unbatched_because=findings.unbatched_because,
+        pad_variable_length_inputs=spec.pad_variable_length_inputs,
+        signature=signature,
+        signatures=signatures,
         load_s=loaded - begun,
         warmup_s=time.monotonic() - loaded,
     )
-    singly = report.max_batch_size == 0
-    executor = Executor(
-        spec.name,
-        model,
-        spec.allowed_batch_sizes,
-        singly=singly,
-        proven=findings.proven,
-        safe_rows=spec.safe_rows,
-        pulse=pulse,
-    )
-    return model, executor, report
+    return model, {"": executor_of(model, spec, findings, pulse), **others}, report
 
 
 def _told(error: Exception) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from multitower.spec import ModelSpec, TensorReport
+from multitower.spec import GRAPH_SUFFIXES, H5_SUFFIXES, ModelSpec, TensorReport
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -22,7 +22,7 @@ class Model(Protocol):
     """A loaded model.
 
     Attributes:
-        platform: `tensorflow_savedmodel`, `keras` or `python`.
+        platform: `tensorflow_savedmodel`, `tensorflow_graphdef`, `keras` or `python`.
         version: the number of the version folder, "1" where there are none.
         inputs: what it takes, or None where it declares nothing and takes anything.
         outputs: what it gives, or None where it declares nothing.
@@ -39,6 +39,9 @@ class Model(Protocol):
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Runs the model on arrays of the declared datatypes; BYTES are object arrays of `bytes`."""
+
+    def try_out(self, inputs: Arrays) -> Arrays:
+        """Runs the model as `infer` does, before it serves, and settles what can be settled only by running it."""
 
     def close(self) -> None:
         """Gives back what it holds beside memory; called once, before the process ends."""
@@ -60,6 +63,14 @@ def load(spec: ModelSpec, devices: Sequence[str]) -> Model:
 
         return HandlerModel(spec, devices)
     assert spec.path is not None  # the configuration sees to it that there is one of the two
+    if spec.path.endswith(GRAPH_SUFFIXES):
+        from multitower.worker.graph_model import GraphModel
+
+        return GraphModel(spec)
+    if spec.path.endswith(H5_SUFFIXES):
+        from multitower.worker.h5_model import load_h5
+
+        return load_h5(spec)
     if os.path.isfile(spec.path):
         from multitower.worker.keras_model import KerasModel
 

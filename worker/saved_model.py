@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ import tensorflow as tf
 
 from multitower.spec import ModelSpec
 from multitower.worker import tensorflow_setup as setup
-from multitower.worker.model import Arrays, LoadError
+from multitower.worker.function_call import FunctionCall
+from multitower.worker.model import Arrays, LoadError, Model
 
 log = logging.getLogger("multitower.worker")
 
@@ -23,15 +25,20 @@ INTERNAL = "__saved_model_init_op"
 
 
 class _Signature(NamedTuple):
-    """A loaded signature: what it takes and gives, by name, and how to call it."""
+    """A loaded signature: what it takes and gives, by name, how to call it, and how to find out how to."""
 
     inputs: dict[str, Any]
     outputs: dict[str, Any]
     call: Callable[[Arrays], Arrays]
+    try_out: Callable[[Arrays], Arrays]
+
+
+_Signatures = dict[str, Callable[[], _Signature]]
+"""What makes each signature of a model; it raises LoadError where that cannot be served."""
 
 
 class SavedModel:
-    """A SavedModel.
+    """A SavedModel: its default signature, and `others`.
 
     Args:
         spec: its `path`, `version` and `signature`.
@@ -48,15 +55,55 @@ class SavedModel:
         self.version = spec.version or "1"
         folder = str(Path(spec.path, spec.version) if spec.version is not None else Path(spec.path))
         try:
-            signature = _from_objects(folder, spec.signature)
+            signatures = _from_objects(spec.name, folder, jit_compile=spec.jit_compile)
         except (AttributeError, ValueError) as error:
             # Optimizer state that this Keras cannot make again (tensorflow issue 52091). Inference needs none of it,
             # nor of the other Python objects: the graph is enough. `allow_partial_checkpoint` comes too late for it.
             if "add_slot" not in str(error):
                 raise
+            if spec.jit_compile:
+                raise LoadError("jit_compile: a model whose optimizer cannot be made again has no functions") from error
             log.warning("%s: loaded as a graph, since its optimizer cannot be made again (%s)", spec.name, error)
-            signature = _from_graph(folder, spec.signature)
-        self._call = signature.call
+            signatures = _from_graph(folder)
+        self.signature = _pick(signatures, spec.signature)
+        self._served = Signature(self.version, signatures[self.signature]())
+        self.inputs, self.outputs = self._served.inputs, self._served.outputs
+        self.others: dict[str, Model | LoadError] = {}
+        for name, loaded in sorted(signatures.items()):
+            if name != self.signature:
+                try:
+                    self.others[name] = Signature(self.version, loaded())
+                except LoadError as error:
+                    self.others[name] = error
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Calls the default signature."""
+        return self._served.infer(inputs)
+
+    def try_out(self, inputs: Arrays) -> Arrays:
+        """Calls the default signature, and finds out whether it can be called in a quicker way."""
+        return self._served.try_out(inputs)
+
+    def close(self) -> None:
+        """Only the process's end gives device memory back."""
+
+
+class Signature:
+    """One signature of a SavedModel, as a model.
+
+    Args:
+        version: the SavedModel's.
+        signature: what was loaded.
+
+    Raises:
+        LoadError: an input or output cannot be served.
+    """
+
+    platform = SavedModel.platform
+
+    def __init__(self, version: str, signature: _Signature) -> None:
+        self.version = version
+        self._call, self._try_out = signature.call, signature.try_out
         self.inputs = setup.reports(sorted(signature.inputs.items()))
         self.outputs = setup.reports(sorted(signature.outputs.items()))
 
@@ -64,32 +111,50 @@ class SavedModel:
         """Calls the signature."""
         return self._call(inputs)
 
+    def try_out(self, inputs: Arrays) -> Arrays:
+        """Calls the signature, and finds out whether it can be called in a quicker way."""
+        return self._try_out(inputs)
+
     def close(self) -> None:
         """Only the process's end gives device memory back."""
 
 
-def _from_objects(folder: str, wanted: str | None) -> _Signature:
+def _from_objects(model: str, folder: str, *, jit_compile: bool) -> _Signatures:
     loaded = tf.saved_model.load(folder)
-    function = loaded.signatures[_pick(loaded.signatures, wanted)]
+    made = partial(_compiled if jit_compile else _of_function, model, loaded)
+    return {name: partial(made, loaded.signatures[name]) for name in loaded.signatures if name != INTERNAL}
+
+
+def _compiled(model: str, loaded: Any, function: Any) -> _Signature:
+    """The function as XLA compiles it, once for each shape that comes."""
+    inputs = _specs(function.structured_input_signature[1])
+    setup.reports(inputs.items())  # what XLA cannot compile may be what cannot be served either, and that is told
+    compiled = tf.function(lambda **tensors: function(**tensors), jit_compile=True)
+    return _of_function(model, loaded, compiled.get_concrete_function(**inputs))
+
+
+def _of_function(model: str, loaded: Any, function: Any) -> _Signature:
     inputs = function.structured_input_signature[1]
-    dtypes = {name: spec.dtype for name, spec in inputs.items()}
-
-    def call(arrays: Arrays) -> Arrays:
-        arguments = {name: setup.to_tensor(array, dtypes[name]) for name, array in arrays.items()}
-        return {name: setup.to_array(value) for name, value in function(**arguments).items()}
-
+    call = FunctionCall(model, function, inputs, lambda tensors: ((), tensors), lambda outputs: outputs)
     # The functions hold their model's variables only weakly.
     call.loaded = loaded  # type: ignore[attr-defined]
-    return _Signature(_specs(inputs), _specs(function.structured_outputs), call)
+    return _Signature(_specs(inputs), _specs(function.structured_outputs), call, call.try_out)
 
 
-def _from_graph(folder: str, wanted: str | None) -> _Signature:
+def _from_graph(folder: str) -> _Signatures:
     graph = tf.Graph()
     # Without a configuration of its own a session takes what `tf.config` has been told.
     session = tf.compat.v1.Session(graph=graph)
     with graph.as_default():
         signatures = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], folder).signature_def
-    signature = signatures[_pick(signatures, wanted)]
+    return {
+        name: partial(_of_graph, graph, session, signature)
+        for name, signature in signatures.items()
+        if name != INTERNAL
+    }
+
+
+def _of_graph(graph: Any, session: Any, signature: Any) -> _Signature:
     inputs = {name: _tensor(graph, name, info) for name, info in sorted(signature.inputs.items())}
     outputs = {name: _tensor(graph, name, info) for name, info in sorted(signature.outputs.items())}
     run = session.make_callable(list(outputs.values()), feed_list=list(inputs.values()))
@@ -98,7 +163,7 @@ def _from_graph(folder: str, wanted: str | None) -> _Signature:
         values = run(*(arrays[name] for name in inputs))
         return {name: setup.plain(value) for name, value in zip(outputs, values, strict=True)}
 
-    return _Signature(_specs(inputs), _specs(outputs), call)
+    return _Signature(_specs(inputs), _specs(outputs), call, call)
 
 
 def _specs(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +181,7 @@ def _tensor(graph: Any, name: str, info: Any) -> Any:
 
 
 def _pick(signatures: Iterable[str], wanted: str | None) -> str:
-    known = sorted(name for name in signatures if name != INTERNAL)
+    known = sorted(signatures)
     listed = ", ".join(known) or "none"
     if wanted is not None:
         if wanted not in known:

@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import zmq
 
 from multitower import frames, wire, worker_wire
 from multitower.errors import MultitowerError
-from multitower.spec import MemoryReport
+from multitower.spec import MemoryReport, SinglyReport
 from multitower.worker.batch import Joined
-from multitower.worker.executor import Executor
-from multitower.worker_wire import KeyMemory, KeySpec
+from multitower.worker.buffers import Buffers
+from multitower.worker.executor import Answer, Executor
+from multitower.worker.regions import Inputs, Outputs, Regions
+from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Place
+
+Executors = Mapping[str, Executor]
+"""What runs the batches of a model, by signature; that of its default one by ""."""
 
 
-def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
+def serve(socket: zmq.Socket[bytes], models: Mapping[str, Executors], begin: Callable[[int], None]) -> None:
     """Answers batches, one at a time, until STOP.
 
     Args:
         socket: the worker's end of its channel.
-        executors: the models that serve, by name.
+        models: those that serve, by name.
+        begin: notes the id of each batch before it is executed, where the supervisor finds it whatever happens then.
     """
-    keys = KeyMemory()
-    told = {executor: (executor.safe_rows, 0) for executor in executors.values()}
+    service = _Service(models, begin)
+    told = {executor: (executor.safe_rows, 0) for executors in models.values() for executor in executors.values()}
+    joining = list(told)
     while True:
         message = frames.receive(socket, wait=True)
         assert message is not None  # it has waited for one
         kind = bytes(message[0])[:1]
         if kind == worker_wire.STOP:
             return
-        if kind == worker_wire.BATCH:
-            frames.send(socket, _answer(message, keys, executors), wait=True)
+        if kind in (worker_wire.BATCH, worker_wire.SHARED):
+            answer = service.answer if kind == worker_wire.BATCH else service.answer_shared
+            frames.send(socket, answer(message), wait=True)
+            for executor in joining:
+                if executor.singly_because is not None:
+                    # Once, since there is no way back.
+                    joining.remove(executor)
+                    found = SinglyReport(model=executor.name, because=executor.singly_because)
+                    frames.send(socket, [worker_wire.SINGLY, found.to_json()], wait=True)
+                    break
             for executor, before in told.items():
                 now = executor.safe_rows, executor.exhausted
                 if now != before:
@@ -40,19 +57,68 @@ def serve(socket: zmq.Socket[bytes], executors: Mapping[str, Executor]) -> None:
                     frames.send(socket, [worker_wire.MEMORY, report.to_json()], wait=True)
 
 
-def _answer(message: list[Any], keys: KeyMemory, executors: Mapping[str, Executor]) -> list[Any]:
-    head = worker_wire.read_batch_head(message[0])
-    start = 1
-    if head.described:
-        # No `bytes` yet, where a key has very many inputs.
-        keys.put(head.key_id, KeySpec.from_json(bytes(message[1])), len(message[1]))
-        start = 2
-    key = keys.get(head.key_id)
-    assert isinstance(key, KeySpec)  # the router sends the description with the first batch of a key
+class _Service:
+    """From the message of a batch to that of its answers."""
+
+    def __init__(self, models: Mapping[str, Executors], begin: Callable[[int], None]) -> None:
+        self._models = models
+        self._begin = begin
+        self._keys = KeyMemory()
+        self._outputs = Outputs()
+        self._buffers = Buffers()
+        self._parent = os.getppid()
+
+    def answer(self, message: list[Any]) -> list[Any]:
+        """Runs a batch whose tensors have come in frames."""
+        head, key, rest = self._open(message)
+        answers, timing = self._models[key.model][key.signature].run(key, head.rows, _views(rest), joined=head.joined)
+        if isinstance(answers, Joined):
+            return worker_wire.joined_result(head.batch_id, answers.headers, answers.rows, answers.frames, timing)
+        return worker_wire.result(head.batch_id, [_told(answer) for answer in answers], timing)
+
+    def answer_shared(self, message: list[Any]) -> list[Any]:
+        """Runs a batch of which some tensors lie in shared memory."""
+        head, key, (packed, *rest) = self._open(message)
+        table = worker_wire.Table.unpack(bytes(packed))
+        with Regions(self._parent) as regions:
+            begun = time.monotonic_ns()
+            inputs = Inputs(key, head.rows, table, _views(rest), regions, self._buffers)
+            read = time.monotonic_ns()
+            run, timing = self._models[key.model][key.signature].run(
+                key, inputs.rows, inputs.frames, joined=inputs.joined
+            )
+            ran = iter(run)
+            answers = [inputs.errors.get(entry) or next(ran) for entry in range(len(head.rows))]
+            computed = time.monotonic_ns()
+            places: dict[int, dict[str, Place]] = {}
+            for place in table.outputs:
+                places.setdefault(place.entry, {})[str(place.tensor)] = place
+            for entry, wanted in places.items():
+                answer = answers[entry]
+                if not isinstance(answer, MultitowerError):
+                    answers[entry] = self._outputs.place(answer, wanted, regions)
+            placed = time.monotonic_ns() - computed
+        timing = timing._replace(assemble_ns=timing.assemble_ns + read - begun, slice_ns=timing.slice_ns + placed)
+        return worker_wire.result(head.batch_id, [_told(answer) for answer in answers], timing)
+
+    def _open(self, message: list[Any]) -> tuple[BatchHead, KeySpec, list[Any]]:
+        """The head, the key, and the frames behind them."""
+        head = worker_wire.read_batch_head(message[0])
+        self._begin(head.batch_id)
+        start = 1
+        if head.described:
+            # No `bytes` yet, where a key has very many inputs.
+            self._keys.put(head.key_id, KeySpec.from_json(bytes(message[1])), len(message[1]))
+            start = 2
+        key = self._keys.get(head.key_id)
+        assert isinstance(key, KeySpec)  # the router sends the description with the first batch of a key
+        return head, key, message[start:]
+
+
+def _views(inputs: list[Any]) -> list[Any]:
     # Large frames are libzmq's; a view keeps them from being freed.
-    inputs = [frame if type(frame) is bytes else frame.buffer for frame in message[start:]]
-    answers, timing = executors[key.model].run(key, head.rows, inputs, joined=head.joined)
-    if isinstance(answers, Joined):
-        return worker_wire.joined_result(head.batch_id, answers.headers, answers.rows, answers.frames, timing)
-    told = [wire.dump_json(answer.to_wire()) if isinstance(answer, MultitowerError) else answer for answer in answers]
-    return worker_wire.result(head.batch_id, told, timing)
+    return [frame if type(frame) is bytes else frame.buffer for frame in inputs]
+
+
+def _told(answer: Answer) -> list[Any] | bytes:
+    return wire.dump_json(answer.to_wire()) if isinstance(answer, MultitowerError) else answer

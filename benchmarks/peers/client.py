@@ -4,7 +4,7 @@
     client.py load [--endpoint E] [--processes 2] PORT WORKLOAD OUTSTANDING SECONDS
     client.py log [--endpoint E] PORT WORKLOAD OUTSTANDING SECONDS FILE     a line for each request
 
-`load` is a closed loop of the Python client as applications use it: threads that call `infer`, in several processes. It
+`load` is a closed loop of the Python client: `submit`, whose callback submits the next, in several processes. It
 prints one JSON object: rps, p50, p90, p99 and max (ms), n and errors. The loads in C are load.c's.
 """
 
@@ -17,12 +17,15 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from multitower import Client, MultitowerError
 
+Outputs = dict[str, np.ndarray]
 SHAPES = {"w1": (1, 16), "w2": (1, 224, 224, 3), "w3": (1, 64)}
 MODEL = "bench"
 TIMEOUT_S = 10.0
@@ -48,33 +51,39 @@ def probe(options: argparse.Namespace) -> int:
     return 0 if y.shape == expected.shape and np.allclose(y, expected, atol=1e-4) else 1
 
 
-def ask(client: Client, x: np.ndarray) -> str:
-    """One request: `ok`, or the reason why not."""
+def kind_of(future: Future[Outputs], x: np.ndarray) -> str:
+    """How a request ended: `ok`, or the reason why not."""
     try:
-        (y,) = client.infer(MODEL, {"x": x}, timeout=TIMEOUT_S).values()
+        (y,) = future.result().values()
     except MultitowerError as error:
         return error.reason
     return "ok" if y.shape[0] == 1 and y.dtype == x.dtype else "wrong"
 
 
 def closed_loop(endpoint: str, workload: str, outstanding: int, begin: float, end: float) -> list[list[float | str]]:
-    """Threads that ask until `end`; when each request ended, its kind, and how long it took, in seconds."""
+    """Asks until `end`; when each request ended, its kind, and how long it took, in seconds."""
     lines: list[list[float | str]] = []
+    over = threading.Semaphore(0)
+    x = tensor(workload)
     with Client(endpoint) as client:
 
-        def work() -> None:
-            x = tensor(workload)
-            time.sleep(max(0.0, begin - time.monotonic()))
-            while (sent := time.monotonic()) < end:
-                kind = ask(client, x)
-                answered = time.monotonic()
-                lines.append([answered, kind, answered - sent])
+        def ask() -> None:
+            sent = time.monotonic()
+            if sent >= end:
+                over.release()
+                return
+            client.submit(MODEL, {"x": x}, timeout=TIMEOUT_S).add_done_callback(partial(ended, sent))
 
-        threads = [threading.Thread(target=work) for _ in range(outstanding)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        def ended(sent: float, future: Future[Outputs]) -> None:
+            now = time.monotonic()
+            lines.append([now, kind_of(future, x), now - sent])
+            ask()
+
+        time.sleep(max(0.0, begin - time.monotonic()))
+        for _ in range(outstanding):
+            ask()
+        for _ in range(outstanding):
+            over.acquire()
     return lines
 
 

@@ -247,6 +247,7 @@ def _rows(model: dict[str, Any]) -> Iterable[Sequence[object]]:
 )
 @click.option("--only", "wanted", multiple=True, metavar="NAME", help="Ask for this output alone. Repeatable.")
 @click.option("--model-version", default="", metavar="VERSION", help="Else the one that is served.")
+@click.option("--signature", default="", metavar="NAME", help="Of the model's signatures; else its default one.")
 @asks
 def infer(
     client: Client,
@@ -256,6 +257,7 @@ def infer(
     output: Path | None,
     wanted: tuple[str, ...],
     model_version: str,
+    signature: str,
 ) -> int:
     """Ask MODEL once, and print its outputs as JSON.
 
@@ -271,9 +273,12 @@ def infer(
 
     if output is not None and output.suffix not in (".npz", ".json"):
         raise click.BadParameter("a file's name ends in .npz or .json", param_hint="'--output'")
-    declared = {tensor["name"]: tensor["datatype"] for tensor in client.metadata(model, model_version)["inputs"]}
+    metadata = client.metadata(model, model_version)
+    # One that does not exist is the daemon's to refuse.
+    signed = metadata.get("signatures", {}).get(signature, metadata)
+    declared = {tensor["name"]: tensor["datatype"] for tensor in signed["inputs"]}
     inputs = values.read(source if source or files else values.STDIN, files, declared)
-    answer = client.infer(model, inputs, outputs=wanted or None, version=model_version)
+    answer = client.infer(model, inputs, outputs=wanted or None, version=model_version, signature=signature)
     if output is not None:
         values.save(output, answer)
     else:

@@ -17,7 +17,7 @@ import pytest
 from load import Load
 from running import STEP_S, Running
 
-from multitower import Client, ModelError, Poisoned
+from multitower import Client, ModelError, MultitowerError, Poisoned
 
 pytestmark = pytest.mark.chaos
 
@@ -183,12 +183,45 @@ def test_no_process_outlives_a_parent_killed_while(stage: str, tmp_path: Path) -
                 daemon.wait(lambda: bool(idle_spares(client)))
                 daemon.signal(signal.SIGTERM)
                 daemon.wait_line("draining")
-        # Stopped first, so that it starts no process between the look and the kill.
-        daemon.signal(signal.SIGSTOP)
-        children = daemon.remember()
-        assert len(children) >= 3
-        daemon.signal(signal.SIGKILL)
-        until = time.monotonic() + 2
-        while alive := [child for child in children if lives(child)]:
-            assert time.monotonic() < until, f"still there: {[child.cmdline() for child in alive]}"
-            time.sleep(0.01)
+        killed_alone(daemon, at_least=3)
+
+
+@pytest.mark.parametrize("at", ["loading", "taking over"])
+def test_a_parent_killed_while_it_renews_leaves_nobody_and_clients_know_at_once(tmp_path: Path, at: str) -> None:
+    """In the middle of a reload under load: of a slot, two processes live, or one of them is leaving."""
+    model = "parameters: {load_seconds: 0.5, seconds: 0.01}\n    batching: {max_batch_size: 4}"
+    text = config("DeclaredReckoner", workers=3, spares=1, model=model)
+    with (
+        Running(tmp_path, text) as daemon,
+        daemon.wait_ready().client(retries=0, timeout=STEP_S) as client,
+        Load(daemon.endpoint, processes=1) as load,
+    ):
+        before = [slot["pid"] for slot in slots(client)]
+        daemon.config.write_text(daemon.config.read_text().replace("seconds: 0.5", "seconds: 0.6"))
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_line("renewing", slot=0)
+        load.wait_ok(20)
+        if at == "taking over":
+            daemon.wait_line("worker ready", slot=0, incarnation=2)
+        futures = [client.submit("m", {"x": np.array([[number]])}) for number in range(500)]
+        children = killed_alone(daemon, at_least=4)
+        killed = time.monotonic()
+        errors = [error for future in futures if (error := future.exception(STEP_S)) is not None]
+        assert time.monotonic() - killed < 2, "nobody waits for its request's time to be over"
+        assert {error.reason for error in errors if isinstance(error, MultitowerError)} == {"connection_lost"}
+        assert all(isinstance(error, MultitowerError) for error in errors)
+        assert set(before[1:]) <= {child.pid for child in children}, "it had not come to the last slots yet"
+
+
+def killed_alone(daemon: Running, at_least: int) -> list[psutil.Process]:
+    """The daemon is killed; what it had started, which must end by itself, at once."""
+    # Stopped first, so that it starts no process between the look and the kill.
+    daemon.signal(signal.SIGSTOP)
+    children = daemon.remember()
+    assert len(children) >= at_least
+    daemon.signal(signal.SIGKILL)
+    until = time.monotonic() + 2
+    while alive := [child for child in children if lives(child)]:
+        assert time.monotonic() < until, f"still there: {[child.cmdline() for child in alive]}"
+        time.sleep(0.01)
+    return children

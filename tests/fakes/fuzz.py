@@ -6,7 +6,9 @@ with its id where that can be read, and an empty id where it cannot.
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import random
 import re
 import time
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import zmq
+from memfds import make_region
 
 from multitower import Reason, tensors, wire
 
@@ -65,7 +68,29 @@ def _infer(rng: random.Random) -> tuple[dict[str, Any], list[bytes]]:
         header["parameters"] = {"timeout": rng.randrange(1, 10**7), "priority": rng.randrange(3)}
     if rng.random() < 0.3:
         header["outputs"] = [{"name": rng.choice("ymatx")}]
-    return header, [frame for _, frame in inputs]
+    frames = [frame for _, frame in inputs]
+    if rng.random() < 0.3:
+        _share(header, frames, rng)
+    return header, frames
+
+
+@functools.cache
+def _region() -> tuple[str, int]:
+    return make_region()
+
+
+def _share(header: dict[str, Any], frames: list[bytes], rng: random.Random) -> None:
+    """Puts the first input into shared memory, and perhaps an output there, over another's bytes."""
+    name, descriptor = _region()
+    os.pwrite(descriptor, frames[0], 4096)
+    header["inputs"][0]["parameters"] = dict(
+        zip(wire.SHARED_MEMORY_KEYS, (name, 4096, len(frames.pop(0))), strict=True)
+    )
+    for output in header.get("outputs", ()):
+        place = name, rng.choice((4096, 8192, (1 << 16) - 1)), rng.choice((1, 100))
+        output["parameters"] = dict(zip(wire.SHARED_MEMORY_KEYS, place, strict=True))
+    if rng.random() < 0.5:
+        header.setdefault("parameters", {})["all_outputs"] = True
 
 
 def valid(kind: bytes, id: bytes, rng: random.Random) -> Message:
@@ -195,7 +220,7 @@ _VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 1, 2, 3, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, -(2**63), 10**40, 1.5, 1e308),
     *("", "x", "1", "\ud800", "\0", "..", "é" * 600, "BYTES", "FP32", "INT8", "BF16", "declared", "echo"),
     *([], {}, [[]], [None], [0], [1, 1], [2**62, 2], [2**62, 0], [1] * 65, {"name": "x"}, {"data": [1]}),
-    *({"shared_memory_region": "r"}, {"timeout": 1}, {"timeout": True}, ["x"], [{"name": "y"}] * 2),
+    *({"shared_memory_region": "r"}, {"all_outputs": 1}, {"timeout": 1}, {"timeout": True}, ["x"], [{"name": "y"}] * 2),
 )
 
 

@@ -32,6 +32,28 @@ class Echo:
         return inputs
 
 
+class Reversed:
+    """Each row the other way round."""
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Nothing to load."""
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Views that are not contiguous."""
+        return {f"{name}_out": array[:, ::-1] for name, array in inputs.items()}
+
+
+class Total:
+    """One sum over all rows of the batch, which it does not declare: requests cannot be joined."""
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Nothing to load."""
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """The sum."""
+        return {"sum": inputs["x"].sum(keepdims=True)}
+
+
 class Sleeper:
     """Sleeps as long as a device would compute, then echoes.
 
@@ -48,6 +70,18 @@ class Sleeper:
         """Sleeps and echoes."""
         time.sleep(self._seconds)
         return inputs
+
+
+class Patient:
+    """Sleeps as many seconds as the request says, then echoes `x`."""
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Nothing to load."""
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Sleeps and echoes."""
+        time.sleep(float(inputs["seconds"].max()))
+        return {"x": inputs["x"]}
 
 
 class Declared:
@@ -302,3 +336,24 @@ class Nuisance(Commanded):
         lines, endless = b"this line says nothing at all\n" * 2000, b"x" * 60_000
         for number in range(size // 60_000):
             os.write(2, endless if number % 2 else lines)
+
+
+class Fragile(DeclaredReckoner):
+    """Does what the file `fragile` beside it says: `load` cannot be loaded, `infer` crashes at each request."""
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Raises, or not."""
+        if self._broken() == "load":
+            raise FileNotFoundError("the weights are missing")
+        super().load(devices, parameters)
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Crashes, or computes."""
+        if self._broken() == "infer":
+            ctypes.string_at(0)
+        return super().infer(inputs)
+
+    @staticmethod
+    def _broken() -> str:
+        file = Path(__file__).with_name("fragile")
+        return file.read_text() if file.exists() else ""

@@ -19,7 +19,7 @@ RNG = np.random.default_rng(3)
 ROWS = 5
 DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
-    *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
+    *("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "string"),
 )
 
 
@@ -76,13 +76,75 @@ def words(folder: Path) -> Arrays:
 
 
 def datatypes(folder: Path) -> Arrays:
-    """Every datatype there and back."""
+    """Every datatype there and, each row reversed, back: in every format that there is."""
     specs = [tf.TensorSpec([None, 3], tf.as_dtype(name), name=name) for name in DTYPES]
     saved(
-        folder, *specs, only=lambda *values: {f"{n}_out": tf.identity(v) for n, v in zip(DTYPES, values, strict=True)}
+        folder,
+        *specs,
+        only=lambda *values: {f"{n}_out": tf.reverse(v, [1]) for n, v in zip(DTYPES, values, strict=True)},
     )
+    datatypes_1(folder.with_name("datatypes-v1"), folder.with_name("datatypes.pb"))
+    datatypes_keras(folder)
     values = RNG.integers(0, 2, size=(ROWS, 3))
-    return {name: values.astype(tf.as_dtype(name).as_numpy_dtype) for name in DTYPES}
+    arrays: Arrays = {name: values.astype(tf.as_dtype(name).as_numpy_dtype) for name in DTYPES if name != "string"}
+    return {
+        **arrays,
+        "string": np.array([[b"\x00%d" % number, b"", "ü".encode() * 9] for number in range(ROWS)], object),
+    }
+
+
+def datatypes_1(folder: Path, file: Path) -> None:
+    """As a SavedModel of TensorFlow 1, and as a frozen graph."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default() as graph, v1.Session() as session:
+        inputs = {name: v1.placeholder(tf.as_dtype(name), [None, 3], name=name) for name in DTYPES}
+        outputs = {f"{n}_out": tf.reverse(value, [1], name=f"{n}_out") for n, value in inputs.items()}
+        v1.saved_model.simple_save(session, str(folder), inputs, outputs)
+    file.write_bytes(graph.as_graph_def().SerializeToString())
+
+
+def datatypes_keras(path: Path) -> None:
+    """As files of Keras 3 and of Keras 2."""
+    import keras
+    import tf_keras
+
+    inputs = {name: keras.Input((3,), name=name, dtype=name) for name in DTYPES}
+    outputs = {f"{name}_out": keras.ops.flip(value, axis=1) for name, value in inputs.items()}
+    keras.Model(inputs, outputs).save(path.with_suffix(".keras"))
+    inputs = {name: tf_keras.Input((3,), name=name, dtype=name) for name in DTYPES}
+    outputs = {f"{name}_out": tf.reverse(value, [1]) for name, value in inputs.items()}
+    tf_keras.Model(inputs, outputs).save(path.with_suffix(".h5"))
+
+
+def frozen(folder: Path) -> None:
+    """A frozen graph with names inside scopes, and a loop that turns as often as its largest input says."""
+    v1 = tf.compat.v1
+    inputs = {"x": RNG.normal(size=(ROWS, 6)).astype(np.float32), "turns": np.arange(ROWS, dtype=np.int64)}
+    with tf.Graph().as_default() as graph, v1.Session() as session:
+        x, turns = v1.placeholder(tf.float32, [None, 6], name="in/x"), v1.placeholder(tf.int64, [None], name="in/turns")
+        weights = tf.constant(RNG.normal(size=(6, 6)).astype(np.float32))
+
+        def turn(step: Any, state: Any) -> Any:
+            return step + 1, tf.where((turns > step)[:, None], tf.tanh(tf.matmul(state, weights)), state)
+
+        state = tf.while_loop(lambda step, _: step < tf.reduce_max(turns), turn, (tf.constant(0, tf.int64), x))[1]
+        scores = tf.nn.softmax(state, name="out/softmax")
+        folder.with_suffix(".pb").write_bytes(graph.as_graph_def().SerializeToString())
+        outputs = {"scores": session.run(scores, {"in/x:0": inputs["x"], "in/turns:0": inputs["turns"]})}
+    np.savez(folder.with_suffix(".npz"), **columns(inputs, outputs))
+
+
+def legacy(folder: Path) -> None:
+    """A recurrent network that Keras 2 saved: Keras 3 does not read it."""
+    import tf_keras
+
+    tf_keras.utils.set_random_seed(1)
+    steps = tf_keras.Input((4, 3), name="steps")
+    model = tf_keras.Model(steps, tf_keras.layers.LSTM(5, name="last")(steps))
+    model.save(folder.with_suffix(".h5"))
+    inputs = {"steps": RNG.normal(size=(ROWS, 4, 3)).astype(np.float32)}
+    outputs = {"last": tf.function(lambda x: model(x, training=False))(tf.constant(inputs["steps"])).numpy()}
+    np.savez(folder.with_suffix(".npz"), **columns(inputs, outputs))
 
 
 def mean(folder: Path) -> Arrays:
@@ -100,6 +162,17 @@ def sneaky(folder: Path) -> Arrays:
 
     saved(folder, tf.TensorSpec([None, 3], tf.float32, name="x"), serve=serve)
     return {"x": RNG.normal(size=(ROWS, 3)).astype(np.float32)}
+
+
+def masked(folder: Path) -> Arrays:
+    """Sums the first `length` numbers of each row: a padding changes nothing. Whole numbers, so that sums are exact."""
+
+    def serve(x: Any, length: Any) -> Any:
+        return {"sum": tf.reduce_sum(tf.where(tf.sequence_mask(length, tf.shape(x)[1]), x, 0.0), axis=1)}
+
+    specs = tf.TensorSpec([None, None], tf.float32, name="x"), tf.TensorSpec([None], tf.int32, name="length")
+    saved(folder, *specs, serve=serve)
+    return {"x": RNG.integers(0, 99, size=(ROWS, 7)).astype(np.float32), "length": np.full(ROWS, 7, np.int32)}
 
 
 def scalar(folder: Path) -> Arrays:
@@ -125,7 +198,7 @@ def picky(folder: Path) -> Arrays:
     return {"x": np.abs(RNG.normal(size=(ROWS, 1))).astype(np.float32)}
 
 
-def keras_file(folder: Path) -> Arrays:
+def keras_file(folder: Path) -> None:
     """A Keras model of two inputs and two outputs."""
     import keras
 
@@ -143,10 +216,9 @@ def keras_file(folder: Path) -> Arrays:
     call = tf.function(lambda arguments: model(arguments, training=False))
     direct = call({name: tf.constant(array) for name, array in inputs.items()})
     np.savez(folder.with_suffix(".npz"), **columns(inputs, {name: value.numpy() for name, value in direct.items()}))
-    return {}
 
 
-MADE = (dense, words, datatypes, mean, sneaky, scalar, fixed, picky)
+MADE = (dense, words, datatypes, mean, sneaky, masked, scalar, fixed, picky)
 
 REAL: dict[str, Arrays] = {
     "guesslang": {
@@ -199,6 +271,8 @@ def main(folder: Path, real: dict[str, Path]) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     keras_file(folder / "keras")
+    frozen(folder / "frozen")
+    legacy(folder / "legacy")
     for make in MADE:
         path = folder / make.__name__
         inputs = make(path)

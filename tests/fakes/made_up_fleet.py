@@ -43,9 +43,11 @@ class MadeUpProcess:
         told: it has been told to end, or killed.
         code: its exit code, once it has ended.
         closed: the fleet has buried it.
+        begun: the id of the batch that it began last; None when that is not known.
     """
 
     disconnected = True
+    begun: int | None = None
 
     def __init__(self, pid: int, fields: dict[str, object]) -> None:
         self.pid = pid
@@ -145,7 +147,7 @@ class Scene:
         self.launched: list[Member] = []
         self.no_room = False
         self.fits = fits
-        self.running: dict[Any, Batch] = {}
+        self.running: dict[Any, list[Batch]] = {}  # what each worker has, in order
         self._requests = 0
         self.router = Router(
             {"m": QueueLimits(1000, 1 << 20, retry=retry)}, {"m": 1e6}, 1 << 20, lambda _kind, _header: {}
@@ -243,12 +245,14 @@ class Scene:
 
     def dispatch(self) -> None:
         for batch in self.router.balancer.dispatch(self.now):
-            self.running[batch.worker] = batch
+            self.running.setdefault(batch.worker, []).append(batch)
 
     def answer(self, member: Member) -> None:
-        """The worker answers what it has."""
+        """The worker answers what it executes."""
         assert member.channel is not None
-        batch = self.running.pop(member.channel.worker)
+        batch, *following = self.running.pop(member.channel.worker)
+        if following:
+            self.running[member.channel.worker] = following
         answers = [[wire.reply_header("m", "1", [])] for _ in batch.requests]
         self.router.balancer.finish(member.channel.worker, batch.id, answers, self.now)
         self.tick()
@@ -261,7 +265,7 @@ class Scene:
     def settle(self, until: Callable[[], bool] = lambda: False) -> None:
         """Everything goes well from now on: processes load, serve, answer and end as they are told."""
         self.no_room = False
-        for _ in range(100):
+        for _ in range(400):  # batches that one worker may have to answer alone
             self.tick(1.0)
             self.dispatch()
             busy = [member for member in self.alive() if member.channel and member.channel.worker in self.running]

@@ -31,7 +31,9 @@ def _live(spec: str, log: str) -> None:
     os.dup2(descriptor, 2)
     from multitower.worker.main import run
 
-    code = run(ProcessSpec.from_json(spec), os.open(os.devnull, os.O_WRONLY))
+    begun = os.memfd_create("begun")
+    os.truncate(begun, 8)
+    code = run(ProcessSpec.from_json(spec), os.open(os.devnull, os.O_WRONLY), begun)
     os._exit(code)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from running import STEP_S, Running
 
-from multitower import Client, DeadlineExceeded, Overloaded
+from multitower import Client, DeadlineExceeded, ModelError, Overloaded
 
 
 def config(workers: int, parameters: str, more: str = "") -> str:
@@ -62,14 +62,70 @@ def test_all_workers_work_at_once(tmp_path: Path) -> None:
         assert min(completed(client)) > 25
 
 
-def test_a_slow_worker_gets_its_small_share(tmp_path: Path) -> None:
-    text = config(4, "{seconds: 0.01, slow: 0, factor: 4}")
+@pytest.mark.parametrize(
+    ("dispatch", "outstanding"), [("earliest_finish", 64), ("least_depth", 64), ("least_depth", 8)]
+)
+def test_a_slow_worker_gets_its_small_share_of_a_long_queue(tmp_path: Path, dispatch: str, outstanding: int) -> None:
+    text = config(4, "{seconds: 0.01, slow: 0, factor: 4}") + f"dispatch: {dispatch}\n"
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
-        closed_loop(client, 1000, 8)
+        closed_loop(client, 1000, outstanding)
         slow, *fast = completed(client)
         # 1 part in 13 is its due; an even share would be 3.25 parts.
         assert 0.3 * 1000 / 13 < slow < 1.7 * 1000 / 13
         assert max(fast) - min(fast) < 0.2 * max(fast)
+
+
+def test_a_slow_worker_stays_idle_where_the_others_are_done_before_it(tmp_path: Path) -> None:
+    text = config(4, "{seconds: 0.01, slow: 0, factor: 4}")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        # Three are executed and five wait; the slow one would need as long as the others for four or five each.
+        closed_loop(client, 1000, 8)
+        slow, *fast = completed(client)
+        # It has had some before it was known, and then one in 500.
+        assert 1 <= slow < 20
+        assert max(fast) - min(fast) < 0.2 * max(fast)
+
+
+def test_no_request_waits_longer_for_another_shape_than_in_the_order_of_arrival(tmp_path: Path) -> None:
+    text = config(1, "{seconds: 0.005}", "batching: {max_batch_size: 8}")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        wide, narrow = {"x": np.zeros((1, 3), np.int32)}, {"x": np.zeros((1, 2), np.int32)}
+        answered, end, room = [0], threading.Event(), threading.Semaphore(64)
+
+        def flood() -> None:
+            while not end.is_set():
+                if room.acquire(timeout=0.1):
+                    client.submit("m", wide).add_done_callback(done)
+
+        def done(_: object) -> None:
+            answered[0] += 1
+            room.release()
+
+        flooding = threading.Thread(target=flood)
+        flooding.start()
+        try:
+            daemon.wait(lambda: answered[0] > 64)
+            for _ in range(20):
+                before = answered[0]
+                client.infer("m", narrow)
+                # Those that were there, one batch that was full already, and what is answered while this is read.
+                assert answered[0] - before <= 64 + 3 * 8
+        finally:
+            end.set()
+            flooding.join(STEP_S)
+
+
+def test_a_model_that_turns_out_to_have_no_batch_dimension_is_told(tmp_path: Path) -> None:
+    text = config(1, "{}", "batching: {max_batch_size: 8}").replace("Sleeper", "Total")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        assert client.status()["models"][0]["unbatched_because"] is None
+        futures = [client.submit("m", {"x": np.array([n, n], np.int64)}) for n in range(40)]
+        assert [future.result(STEP_S)["sum"].tolist() for future in futures] == [[2 * n] for n in range(40)]
+        state = client.status()["models"][0]
+        assert "rows gave outputs of the shapes 'sum' [1]" in state["unbatched_because"]
+        # The router did not know it, and parts of a sum are no sum.
+        with pytest.raises(ModelError, match=r"the request was split.*send fewer rows"):
+            client.infer("m", {"x": np.ones(20, np.int64)})
 
 
 def test_while_all_are_busy_batches_grow(tmp_path: Path) -> None:

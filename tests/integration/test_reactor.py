@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 import zmq
 
-from multitower.supervisor.reactor import Reactor
+from multitower.supervisor.reactor import FINE_S, Reactor
 
 SOON_S = 20.0
 
@@ -134,3 +134,29 @@ def test_what_is_removed_is_not_called(reactor: Reactor, pair: tuple[zmq.Socket[
     reactor.remove_socket(ours)
     reactor.wait(0.05)
     assert not got
+
+
+def test_short_waits_are_kept_finer_than_an_epoll_can(reactor: Reactor) -> None:
+    """An epoll's are a millisecond at least, each of them; the scheduler's delays are now and then."""
+
+    def waited() -> float:
+        begun = time.monotonic()
+        reactor.wait(0.0002)
+        return time.monotonic() - begun
+
+    times = [waited() for _ in range(50)]
+    assert min(times) >= 0.0002
+    assert min(times) < 0.0009
+
+
+def test_what_comes_ends_a_short_wait(reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]) -> None:
+    ours, theirs = pair
+    got: list[bytes] = []
+    reactor.add_socket(ours, reading(ours, got))
+    reactor.wait(0.0)
+    theirs.send(b"1")
+    deadline = time.monotonic() + SOON_S
+    while not got:
+        assert time.monotonic() < deadline
+        reactor.wait(FINE_S / 2)
+    assert got == [b"1"]

@@ -175,6 +175,31 @@ def test_a_reload_of_settings_alone_restarts_nobody(tmp_path: Path) -> None:
         assert [slot["pid"] for slot in client.status()["slots"]] == before
 
 
+def test_a_reload_of_dispatch_applies_and_restarts_nobody(tmp_path: Path) -> None:
+    sleeper = CONFIG.split("models:")[0].replace("cpu: 2", "cpu: 4") + (
+        "models: [{name: m, handler: 'handlers:Sleeper', parameters: {seconds: 0.01, slow: 0, factor: 8}}]\n"
+    )
+    with Running(tmp_path, sleeper) as daemon, daemon.wait_ready().client() as client:
+
+        def slow_share_of(requests: int) -> int:
+            """What the slow one has done of so many requests, one after the other."""
+            before = client.status()["slots"][0]["completed"]
+            for number in range(requests):
+                client.infer("m", {"x": np.array([number])})
+            return int(client.status()["slots"][0]["completed"] - before)
+
+        pids = [slot["pid"] for slot in client.status()["slots"]]
+        slow_share_of(40)  # until all are known
+        assert slow_share_of(40) == 0
+        daemon.config.write_text(daemon.config.read_text() + "dispatch: least_depth\n")
+        assert multitower("reload", daemon=daemon).stdout == "reloaded; no slot had to change\n"
+        assert slow_share_of(40) == 10, "they take turns"
+        daemon.config.write_text(daemon.config.read_text().replace("least_depth", "earliest_finish"))
+        assert multitower("reload", daemon=daemon).stdout == "reloaded; no slot had to change\n"
+        assert slow_share_of(40) == 0, "what was measured is not forgotten"
+        assert [slot["pid"] for slot in client.status()["slots"]] == pids
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -37,6 +37,22 @@ def do(command: str) -> dict[str, Any]:
     return {"do": np.array([command])}
 
 
+def test_what_kills_right_behind_another_request_is_blamed_and_not_that_one(tmp_path: Path) -> None:
+    # The second request is sent shortly before the first one ends, and kills before that one's answer may have left.
+    text = config("Commanded", workers=1, model="retry: 0\n    quarantine: 0", more="restart: {max_restarts: 100}")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        for number in range(5):
+            for _ in range(4):
+                client.infer("m", do("sleep 0.1"))  # until its time is known
+            first = client.submit("m", do("sleep 0.1"))
+            second = client.submit("m", do(f"exit {number + 1}"))
+            third = client.submit("m", do("sleep 0.1"))
+            with pytest.raises(Unavailable, match="the worker died with this request"):
+                second.result(STEP_S)
+            assert first.result(STEP_S)["pid"].shape == (1,)
+            assert third.result(STEP_S)["pid"].shape == (1,)
+
+
 def test_kill_under_load_loses_nothing_and_the_spare_takes_over(tmp_path: Path) -> None:
     sleeper = config("Sleeper", spares=1, model="parameters: {seconds: 0.005}\n    batching: {max_batch_size: 8}")
     with Running(tmp_path, sleeper) as daemon, daemon.wait_ready().client() as client:

@@ -17,11 +17,13 @@ from multitower.spec import ModelSpec, TensorReport, WorkerReport
 from multitower.worker_wire import KeySpec
 
 HANDLERS = '''
+import gc
 import logging
 import os
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 
@@ -54,12 +56,18 @@ class Told:
 
     def load(self, devices, parameters):
         logging.getLogger("mine").warning("loaded by %d", os.getpid())
+        self.many = [[] for _ in range(50_000)]
+        rubbish = Double()
+        rubbish.itself = rubbish
+        self.rubbish = weakref.ref(rubbish)
 
     def infer(self, inputs):
         tasks = [sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")]
         return {
             "seen": [SEEN],
             "tensorflow": np.array(["tensorflow" in sys.modules]),
+            "collectable": np.array([len(gc.get_objects())]),
+            "rubbish": np.array([self.rubbish() is not None]),
             "cores": np.array(sorted({core for cores in tasks for core in cores})),
         }
 
@@ -155,6 +163,13 @@ def test_the_device_is_chosen_before_the_handlers_module_is_imported_and_tensorf
     assert told["seen"].tolist() == [b"GPU-1"]
     assert told["tensorflow"].tolist() == [False]
     assert told["cores"].tolist() == list(WORK.cores)
+
+
+def test_the_garbage_collector_looks_at_nothing_that_lives_as_long_as_the_process(child: WorkerChild) -> None:
+    (told,) = child.ask(KeySpec("told", (("x", "BOOL", ()),), None, False), {"x": True})
+    assert isinstance(told, dict)
+    assert told["collectable"][0] < 5_000, "of the 50,000 that `load` has made, and of all that the imports have"
+    assert not told["rubbish"][0], "and what nobody holds any more was not kept"
 
 
 def test_output_and_logging_of_models_go_to_stderr(child: WorkerChild) -> None:

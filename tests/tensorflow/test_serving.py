@@ -23,6 +23,12 @@ from multitower import Client, InvalidRequest, ModelError, NotFound, Unavailable
 
 MADE_MODELS = Path(__file__).parents[1] / "fakes" / "made_models.py"
 
+DATATYPES = (
+    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "string"),
+)
+FORMATS = ["datatypes", *(f"datatypes-{format}" for format in ("v1", "frozen", "keras", "h5", "handler"))]
+
 CONFIG = """
 listen: ["{endpoint}"]
 devices: {cpu: 2}
@@ -35,16 +41,30 @@ models:
   - {name: nosuch, path: dense, signature: nosuch}
   - {name: words, path: words}
   - {name: datatypes, path: datatypes}
+  - {name: datatypes-v1, path: datatypes-v1}
+  - {name: datatypes-frozen, path: datatypes.pb, inputs: {INPUTS}, outputs: {OUTPUTS}}
+  - {name: datatypes-keras, path: datatypes.keras}
+  - {name: datatypes-h5, path: datatypes.h5}
+  - {name: datatypes-handler, handler: handlers:Reversed, batching: {}}
+  - {name: frozen, path: frozen.pb, inputs: {x: "in/x:0", turns: "in/turns:0"}, outputs: {scores: "out/softmax:0"}}
+  - {name: legacy, path: legacy.h5}
   - {name: mean, path: mean}
   - {name: sneaky, path: sneaky}
   - {name: scalar, path: scalar}
   - {name: fixed, path: fixed}
   - {name: picky, path: picky}
+  - {name: masked, path: masked, batching: {max_batch_size: 16, pad_variable_length_inputs: true}}
+  - {name: exact, path: masked, batching: {max_batch_size: 16, allowed_batch_sizes: [4, 16]}}
+  - {name: compiled, path: dense, jit_compile: true, batching: {max_batch_size: 8, allowed_batch_sizes: [4, 8]}}
+  - {name: warmed, path: picky, warmup: good.npz}
+  - {name: cold, path: picky, warmup: words.npz}
+  - {name: unbatched, path: dense, batching: {max_batch_size: 0}}
   - {name: keras, path: keras.keras}
   - {name: guesslang, path: guesslang}
   - {name: basic-pitch, path: basic-pitch, batching: {max_batch_size: 4}}
 """
-
+CONFIG = CONFIG.replace("{INPUTS}", json.dumps({name: f"{name}:0" for name in DATATYPES}))
+CONFIG = CONFIG.replace("{OUTPUTS}", json.dumps({f"{name}_out": f"{name}_out:0" for name in DATATYPES}))
 
 # oneDNN computes in another order with another number of threads, on some CPUs by more than 1e-5.
 SAME_ARITHMETIC = {"TF_ENABLE_ONEDNN_OPTS": "0"}
@@ -79,6 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    np.savez(folder / "good.npz", x=np.ones((1, 1)))
     return folder
 
 
@@ -109,7 +130,9 @@ def same(answer: dict[str, Any], wanted: dict[str, np.ndarray], *, exact: bool =
 ALONE = [
     "dense",
     "words",
-    "datatypes",
+    *FORMATS,
+    "frozen",
+    "legacy",
     "mean",
     "sneaky",
     "scalar",
@@ -123,15 +146,39 @@ ALONE = [
 
 @pytest.mark.parametrize("model", ALONE)
 def test_alone_it_is_bit_for_bit_what_tensorflow_gives(model: str, folder: Path, client: Client) -> None:
-    direct = Direct(folder / f"{model}.npz")
+    direct = direct_of(model, folder)
     same(client.infer(model, named(client, model, direct)), direct.outputs)
 
 
-@pytest.mark.parametrize(
-    "model", ["dense", "padded", "words", "datatypes", "keras", "guesslang", "basic-pitch", "picky"]
-)
+def direct_of(model: str, folder: Path) -> Direct:
+    """Models that are the same in another format or another way of batching share what TensorFlow gives."""
+    file = (
+        "datatypes"
+        if model in FORMATS
+        else {"padded": "dense", "compiled": "dense", "warmed": "picky"}.get(model, model)
+    )
+    return Direct(folder / f"{file}.npz")
+
+
+MIXED = [
+    "dense",
+    "padded",
+    "words",
+    *FORMATS,
+    "frozen",
+    "legacy",
+    "keras",
+    "compiled",
+    "warmed",
+    "guesslang",
+    "basic-pitch",
+    "picky",
+]
+
+
+@pytest.mark.parametrize("model", MIXED)
 def test_row_by_row_in_mixed_batches_each_gets_its_own(model: str, folder: Path, client: Client) -> None:
-    direct = Direct(folder / ("dense.npz" if model == "padded" else f"{model}.npz"))
+    direct = direct_of(model, folder)
     inputs = named(client, model, direct)
     rows = len(next(iter(inputs.values())))
     before = stats(client, model)
@@ -141,7 +188,7 @@ def test_row_by_row_in_mixed_batches_each_gets_its_own(model: str, folder: Path,
         for row in range(rows)
     ]
     for row, future in futures:
-        same(future.result(STEP_S), {n: a[row : row + 1] for n, a in direct.outputs.items()}, exact=False)
+        same(future.result(STEP_S), {n: a[row : row + 1] for n, a in direct.outputs.items()}, exact=model in FORMATS)
     after = stats(client, model)
     if model != "basic-pitch":
         assert after["batches"] - before["batches"] < len(futures), "nothing was batched"
@@ -150,7 +197,7 @@ def test_row_by_row_in_mixed_batches_each_gets_its_own(model: str, folder: Path,
 def named(client: Client, model: str, direct: Direct) -> dict[str, np.ndarray]:
     """The inputs by their real names: the real models' are known to the daemon only."""
     names = [tensor["name"] for tensor in client.metadata(model)["inputs"]]
-    return direct.inputs if len(names) > 1 else dict(zip(names, direct.inputs.values(), strict=True))
+    return direct.inputs if len(names) != 1 else dict(zip(names, direct.inputs.values(), strict=True))
 
 
 def stats(client: Client, model: str) -> dict[str, Any]:
@@ -192,6 +239,43 @@ def test_a_large_request_is_split_over_batches(client: Client) -> None:
     assert answer["best"].tolist() == (x @ weights).argmax(axis=1).tolist()
 
 
+@pytest.mark.parametrize("model", ["masked", "exact"])
+def test_rows_of_every_length_under_load_are_answered_as_if_alone(model: str, folder: Path, client: Client) -> None:
+    x = Direct(folder / "masked.npz").inputs["x"]
+    sent, before = [], stats(client, model)
+    for number in range(200):
+        row, length = number % len(x), 1 + number % x.shape[1]
+        inputs = {"x": x[row : row + 1, :length], "length": np.int32([length])}
+        sent.append((x[row, :length].sum(), client.submit(model, inputs)))
+    for wanted, future in sent:
+        assert future.result(STEP_S)["sum"].tolist() == [wanted]
+    after = stats(client, model)
+    assert after["batches"] - before["batches"] < (100 if model == "masked" else 200)
+    # Larger than a batch, and of a length that nobody else has.
+    many = np.tile(x[:1, :3], (100, 1))
+    answer = client.infer(model, {"x": many, "length": np.full(100, 3, np.int32)})
+    assert answer["sum"].tolist() == [many[0].sum()] * 100
+
+
+@pytest.mark.parametrize("model", ["mean", "sneaky"])
+def test_a_large_request_to_a_model_without_a_batch_dimension_is_not_split(model: str, client: Client) -> None:
+    x = np.random.default_rng(0).integers(0, 9, size=(100, 3)).astype(np.float32)
+    (answer,) = client.infer(model, {"x": x}).values()
+    wanted = x.mean(axis=0) if model == "mean" else [x.sum()]
+    np.testing.assert_allclose(answer, wanted, rtol=1e-5)
+
+
+def test_a_model_that_is_not_to_be_batched_takes_requests_of_every_size(folder: Path, client: Client) -> None:
+    direct = Direct(folder / "dense.npz")
+    same(client.infer("unbatched", direct.inputs), direct.outputs)
+    before = stats(client, "unbatched")
+    futures = [client.submit("unbatched", {"x": np.ones((40, 6), np.float32)}) for _ in range(10)]
+    assert {future.result(STEP_S)["y"].shape for future in futures} == {(40, 4)}
+    after = stats(client, "unbatched")
+    assert after["batches"] - before["batches"] == 10, "neither joined nor split"
+    assert (after["max_batch_size"], after["unbatched_because"]) == (0, None)
+
+
 def test_outputs_can_be_chosen(folder: Path, client: Client) -> None:
     direct = Direct(folder / "dense.npz")
     same(client.infer("dense", direct.inputs, outputs=["best"]), {"best": direct.outputs["best"]})
@@ -201,6 +285,53 @@ def test_outputs_can_be_chosen(folder: Path, client: Client) -> None:
 
 def test_the_signature_is_the_configured_one(client: Client) -> None:
     assert client.infer("twice", {"x": np.ones((1, 6), np.float32)})["double"].tolist() == [[2.0] * 6]
+
+
+def test_a_request_may_name_another_signature_and_shares_no_batch_with_others(folder: Path, client: Client) -> None:
+    direct = Direct(folder / "dense.npz")
+    futures = [
+        (row, signature, client.submit("dense", {"x": direct.inputs["x"][row : row + 1]}, signature=signature))
+        for _ in range(10)
+        for row in range(len(direct.inputs["x"]))
+        for signature in ("", "twice", "serving_default")
+    ]
+    for row, signature, future in futures:
+        answer = future.result(STEP_S)
+        if signature == "twice":
+            same(answer, {"double": 2 * direct.inputs["x"][row : row + 1]})
+        else:
+            same(answer, {name: array[row : row + 1] for name, array in direct.outputs.items()}, exact=False)
+
+
+def test_the_metadata_lists_the_signatures_and_a_wrong_one_is_refused(client: Client) -> None:
+    metadata = client.metadata("dense")
+    assert metadata["signature_name"] == "serving_default"
+    twice = metadata["signatures"]["twice"]
+    assert [output["name"] for output in twice["outputs"]] == ["double"]
+    assert (twice["max_batch_size"], twice["unbatched_because"], twice["cause"]) == (8, None, None)
+    default = metadata["signatures"]["serving_default"]
+    assert (default["inputs"], default["outputs"]) == (metadata["inputs"], metadata["outputs"])
+    assert "signatures" not in client.metadata("keras")
+    with pytest.raises(NotFound, match="no signature 'thrice', only serving_default, twice"):
+        client.infer("dense", {"x": np.ones((1, 6), np.float32)}, signature="thrice")
+
+
+def test_the_command_line_asks_a_signature(folder: Path, client: Client) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "multitower",
+        "infer",
+        "dense",
+        "--endpoint",
+        client.endpoint,
+        "--signature",
+        "twice",
+    ]
+    given = json.dumps({"x": [[1, 2, 3, 4, 5, 6]]})
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=STEP_S, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"double": [[2, 4, 6, 8, 10, 12]]}
 
 
 def test_the_latest_version_is_by_number_and_others_are_refused(client: Client) -> None:
@@ -216,6 +347,12 @@ def test_what_cannot_be_served_says_why(client: Client) -> None:
     assert stats(client, "nosuch")["state"] == "failed"
     with pytest.raises(Unavailable, match="serving_default, twice"):
         client.infer("nosuch", {"x": np.ones((1, 6), np.float32)})
+
+
+def test_a_file_to_warm_up_with_that_does_not_fit_fails_the_model_and_is_named(folder: Path, client: Client) -> None:
+    state = stats(client, "cold")
+    assert state["state"] == "failed"
+    assert f"{folder / 'words.npz'}: it has the inputs in/text" in state["cause"]
 
 
 def test_why_requests_run_singly_is_told(client: Client) -> None:

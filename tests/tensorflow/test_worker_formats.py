@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +18,18 @@ with warnings.catch_warnings():
     import keras
     import ml_dtypes
     import tensorflow as tf
+    import tf_keras
 
     from multitower.worker import tensorflow_setup as setup
+    from multitower.worker.h5_model import LegacyKerasModel
     from multitower.worker.keras_model import KerasModel
     from multitower.worker.saved_model import SavedModel
+    from multitower.worker.signatures import load_others
 
-from multitower.spec import Assignment, ModelSpec, TensorReport
+from multitower.spec import Assignment, ModelReport, ModelSpec, TensorReport, WorkerReport
 from multitower.worker.model import LoadError, Model, load
 from multitower.worker.warmup import warm_up
+from multitower.worker_wire import KeySpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -79,6 +84,73 @@ def test_a_signature_that_cannot_be_picked(names: list[str], wanted: str | None,
     path = saved(tmp_path / "m", VECTOR, **{name: plus(0) for name in names})
     with pytest.raises(LoadError, match=message):
         SavedModel(spec(path, signature=wanted))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_all_signatures_can_be_asked_for_and_what_cannot_be_served_says_why(
+    graph: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ragged = {"ragged": lambda x: {"y": tf.RaggedTensor.from_tensor(x[:, None])}} if not graph else {}
+    odd = {"odd": lambda x: {"q": tf.quantization.quantize(x, 0, 1, tf.qint8).output}}
+    functions = {"serving_default": plus(1), "twice": lambda x: {"double": 2 * x}, "total": total, **ragged, **odd}
+    path = saved(tmp_path / "m", VECTOR, **functions)
+    if graph:
+        monkeypatch.setattr(tf.saved_model, "load", no_optimizer)
+    wanted = spec(path, max_batch_size=4)
+    model = SavedModel(wanted)
+    name, executors, reports = load_others(model, wanted, (), SimpleNamespace(calls=0))
+    assert name == "serving_default"
+    assert set(executors) == {"twice", "total"}
+    by_name = {report.name: report for report in reports}
+    assert by_name["twice"].outputs == (TensorReport(name="double", datatype="FP32", shape=(-1,)),)
+    assert (by_name["twice"].max_batch_size, by_name["twice"].cause) == (4, None)
+    assert by_name["total"].max_batch_size == 0
+    assert "'sum' is not the batch" in str(by_name["total"].unbatched_because)
+    assert "'q' is qint8" in str(by_name["odd"].cause)
+    assert graph or "'y' is a RaggedTensor" in str(by_name["ragged"].cause)
+    report = ModelReport(name="m", signature=name, signatures=reports)
+    assert WorkerReport.from_json(WorkerReport(state="ready", pid=1, models=(report,)).to_json()).models == (report,)
+    key = KeySpec("m", (("x", "FP32", ()),), None, True, "twice")
+    ((_, frame),), _ = executors["twice"].run(key, [2], [np.float32([1, 2]).tobytes()])
+    assert np.frombuffer(frame, np.float32).tolist() == [2, 4]
+
+
+def total(x: Any) -> Any:
+    return {"sum": tf.reduce_sum(x)}
+
+
+def no_optimizer(folder: str) -> Any:
+    raise AttributeError("'_UserObject' object has no attribute 'add_slot'")
+
+
+def test_files_and_tables_of_a_model_are_found_wherever_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("cat\ndog\n")
+    module = tf.Module()
+    words = tf.lookup.TextFileInitializer(
+        str(tmp_path / "words.txt"),
+        *(tf.string, tf.lookup.TextFileIndex.WHOLE_LINE),
+        *(tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER),
+    )
+    module.table = tf.lookup.StaticHashTable(words, -1)
+    text = tf.TensorSpec([None], tf.string, name="text")
+    serve = tf.function(lambda text: {"id": module.table.lookup(text)}, input_signature=[text])
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures={"serve": serve})
+    (tmp_path / "words.txt").unlink()
+    (tmp_path / "m").rename(tmp_path / "moved")
+    model = SavedModel(spec(tmp_path / "moved"))
+    assert model.infer({"text": np.array([b"dog", b"cow"], object)})["id"].tolist() == [1, -1]
+
+
+def test_a_table_of_tensorflow_1_is_initialised(tmp_path: Path) -> None:
+    path, v1 = str(tmp_path / "m"), tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        text = v1.placeholder(tf.string, [None])
+        pairs = tf.lookup.KeyValueTensorInitializer(["cat", "dog"], tf.constant([7, 8], tf.int64))
+        ids = tf.lookup.StaticHashTable(pairs, -1).lookup(text)
+        session.run(v1.tables_initializer())
+        init = v1.tables_initializer()
+        v1.saved_model.simple_save(session, path, {"text": text}, {"ids": ids}, legacy_init_op=init)
+    assert SavedModel(spec(path)).infer({"text": np.array([b"dog", b"cow"], object)})["ids"].tolist() == [8, -1]
 
 
 def test_the_version_is_the_folder_that_the_supervisor_chose(tmp_path: Path) -> None:
@@ -169,11 +241,8 @@ def test_a_model_whose_optimizer_cannot_be_made_again_is_served_from_its_graph(
         serve=lambda b, a: {"z": b + 1, "c": tf.strings.upper(a), "s": tf.strings.reduce_join(a)},
     )
 
-    def fail(folder: str) -> Any:
-        raise AttributeError("'_UserObject' object has no attribute 'add_slot'")
-
     direct = SavedModel(spec(path))
-    monkeypatch.setattr(tf.saved_model, "load", fail)
+    monkeypatch.setattr(tf.saved_model, "load", no_optimizer)
     with caplog.at_level(logging.WARNING):
         model = SavedModel(spec(path))
     assert "add_slot" in caplog.text
@@ -265,6 +334,84 @@ def test_what_keras_exports_is_a_saved_model(tmp_path: Path) -> None:
     (name,) = [tensor.name for tensor in served.inputs]
     (output,) = served.infer({name: x}).values()
     np.testing.assert_allclose(output, model(x).numpy(), rtol=1e-5)
+
+
+# HDF5, the format of Keras 2.
+
+
+def kept_h5(model: Any, folder: Path) -> Model:
+    path = folder / "m.h5"
+    model.save(path)
+    return load(spec(path), ["cpu:0"])
+
+
+def test_keras_3_reads_the_h5_files_that_it_can(tmp_path: Path) -> None:
+    network = tf_keras.Sequential(
+        [tf_keras.layers.Input((3,), name="features"), tf_keras.layers.Dense(2, name="scores")]
+    )
+    served = kept_h5(network, tmp_path)
+    assert isinstance(served, KerasModel)
+    assert served.inputs == (TensorReport(name="features", datatype="FP32", shape=(-1, 3)),)
+    x = np.float32([[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_allclose(served.infer({"features": x})["scores"], network(x).numpy(), rtol=1e-5)
+
+
+def recurrent() -> Any:
+    """Two inputs, two outputs, one of them by a layer whose Keras 2 settings Keras 3 refuses."""
+    steps, extra = tf_keras.Input((5, 3), name="steps"), tf_keras.Input((2,), name="extra", dtype="float16")
+    last = tf_keras.layers.LSTM(4, name="last")(steps)
+    cast = tf_keras.layers.Activation("linear", dtype="float32")(extra)
+    return tf_keras.Model([steps, extra], [last, tf_keras.layers.Concatenate(name="all")([last, cast])])
+
+
+def test_tf_keras_reads_those_that_keras_3_cannot(tmp_path: Path) -> None:
+    network = recurrent()
+    served = kept_h5(network, tmp_path)
+    assert isinstance(served, LegacyKerasModel)
+    assert served.inputs == (
+        TensorReport(name="steps", datatype="FP32", shape=(-1, 5, 3)),
+        TensorReport(name="extra", datatype="FP16", shape=(-1, 2)),
+    )
+    assert {tensor.name: tensor.shape for tensor in served.outputs or ()} == {"last": (-1, 4), "all": (-1, 6)}
+    inputs = {"extra": np.ones((2, 2), np.float16), "steps": np.linspace(0, 1, 30, dtype="f").reshape(2, 5, 3)}
+    answer = served.infer(inputs)
+    last, everything = network([inputs["steps"], inputs["extra"]])
+    np.testing.assert_allclose(answer["last"], last.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(answer["all"], everything.numpy(), rtol=1e-5)
+    assert warm_up(served, spec("", max_batch_size=2)) == (None, True)
+
+
+def test_outputs_of_a_legacy_model_with_keys_and_of_one_layer(tmp_path: Path) -> None:
+    steps = tf_keras.Input((5, 3), name="steps")
+    states = tf_keras.layers.GRU(4, return_state=True, name="states")(steps)
+    served = kept_h5(tf_keras.Model(steps, states), tmp_path)
+    assert [tensor.name for tensor in served.outputs or ()] == ["states", "states_1"], "as Keras 2 numbers them"
+    served = kept_h5(tf_keras.Model(steps, {"sequence": states[0], "state": states[1]}), tmp_path)
+    assert {tensor.name for tensor in served.outputs or ()} == {"sequence", "state"}
+    single = tf_keras.Sequential([tf_keras.layers.Input((5, 3), name="steps"), tf_keras.layers.GRU(4, name="g")])
+    assert kept_h5(single, tmp_path).infer({"steps": np.ones((1, 5, 3), np.float32)})["g"].shape == (1, 4)
+
+
+def test_what_to_install_is_told_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tf_keras", None)
+    with pytest.raises(LoadError, match=r"Keras 3 cannot read it.*pip install tf-keras.*LSTM"):
+        kept_h5(recurrent(), tmp_path)
+
+
+def test_code_inside_an_h5_file_is_not_run(tmp_path: Path) -> None:
+    x = tf_keras.Input((1,))
+    inner = tf_keras.Sequential([tf_keras.layers.Lambda(lambda value: value + 1)])
+    with pytest.raises(LoadError, match="Lambda layer"):
+        kept_h5(tf_keras.Model(x, inner(x)), tmp_path)
+
+
+def test_h5_files_that_hold_no_model(tmp_path: Path) -> None:
+    recurrent().save_weights(tmp_path / "w.h5")
+    with pytest.raises(LoadError, match="holds weights alone"):
+        load(spec(tmp_path / "w.h5"), ["cpu:0"])
+    (tmp_path / "n.h5").write_bytes(b"no")
+    with pytest.raises(LoadError, match="no HDF5 file"):
+        load(spec(tmp_path / "n.h5"), ["cpu:0"])
 
 
 @pytest.mark.parametrize("batched", [True, False])

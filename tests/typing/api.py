@@ -23,6 +23,8 @@ def threads() -> None:
             client.submit("m", {"x": [1, 2]}, outputs=["y"], version="1", timeout=1, priority=1), Future[Outputs]
         )
         assert_type(client.submit("m", {}).result(1.0)["y"], NDArray[Any])
+        assert_type(client.empty((1, 3)), NDArray[Any])
+        assert_type(client.empty(3, np.int64), NDArray[Any])
         assert_type(client.live(), bool)
         assert_type(client.ready(), bool)
         assert_type(client.server_ready(), dict[str, Any])
@@ -33,7 +35,9 @@ def threads() -> None:
         assert_type(client.model_config("m"), dict[str, Any])
         assert_type(client.statistics(), dict[str, Any])
         assert_type(client.statistics("m"), dict[str, Any])
-    Client("ipc:///run/multitower/front.sock", timeout=30, connect_timeout=5, max_outstanding=10).close()
+    Client(
+        "ipc:///run/multitower/front.sock", timeout=30, connect_timeout=5, max_outstanding=10, shared_memory=False
+    ).close()
     Client("tcp://127.0.0.1:5555", 30.0)  # type: ignore[call-arg]  # the others are by name
     client.infer("m", {"x": 1}, ["y"])  # type: ignore[call-arg]
 
@@ -43,6 +47,7 @@ async def coroutines() -> None:
         assert_type(client, AsyncClient)
         assert_type(await client.infer("m", {"x": np.zeros(3)}), Outputs)
         assert_type(client.submit("m", {"x": "text"}), asyncio.Task[Outputs])
+        assert_type(client.empty((1, 3), "f8"), NDArray[Any])
         assert_type(await client.live(), bool)
         assert_type(await client.ready(), bool)
         assert_type(await client.server_ready(), dict[str, Any])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import pytest
 
 from multitower import wire
-from multitower.errors import MultitowerError, NotFound, Reason, Unavailable, make
-from multitower.spec import ModelReport, TensorReport
+from multitower.errors import InvalidRequest, MultitowerError, NotFound, Reason, Unavailable, make
+from multitower.spec import ModelReport, SignatureReport, TensorReport
 from multitower.supervisor import admission
 from multitower.supervisor.admission import Admission, check_frames
+from multitower.supervisor.request import Request
 
 
 def report(**changes: Any) -> ModelReport:
@@ -57,6 +59,108 @@ def test_the_order_of_the_inputs_is_the_clients_own(admitted: Admission) -> None
 @pytest.mark.parametrize(("asked_us", "seconds"), [(None, 30.0), (5_000_000, 5.0), (60_000_000, 30.0)])
 def test_the_effective_time_is_the_smaller_one(admitted: Admission, asked_us: int | None, seconds: float) -> None:
     assert admitted.plan(header(timeout_us=asked_us)).timeout_s == seconds
+
+
+SIGNED = {
+    "signature": "serving_default",
+    "signatures": (
+        SignatureReport(
+            name="sum",
+            inputs=(TensorReport(name="n", datatype="INT64", shape=()),),
+            outputs=(TensorReport(name="total", datatype="INT64", shape=()),),
+        ),
+        SignatureReport(name="ragged", cause="'r' is a RaggedTensor"),
+    ),
+}
+
+
+def test_a_request_is_checked_against_the_signature_that_it_names(admitted: Admission) -> None:
+    admitted.describe(report(**SIGNED))
+    scalar = wire.infer_header("m", [wire.Tensor("n", "INT64", ())], signature="sum")
+    plan = admitted.plan(scalar)
+    assert (plan.key.spec.signature, plan.key.spec.batched, plan.key.max_batch_size) == ("sum", False, 0)
+    with pytest.raises(InvalidRequest, match="no input 'x', only 'n'"):
+        admitted.plan(header(signature="sum"))
+    with pytest.raises(InvalidRequest, match="no output 'y', only 'total'"):
+        admitted.plan(wire.infer_header("m", [wire.Tensor("n", "INT64", ())], outputs=["y"], signature="sum"))
+
+
+def test_who_names_the_default_signature_shares_batches_with_who_names_none(admitted: Admission) -> None:
+    admitted.describe(report(**SIGNED))
+    assert admitted.plan(header(signature="serving_default")).key is admitted.plan(header()).key
+    assert admitted.plan(header()).key.max_batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("more", "name", "message"),
+    [
+        (SIGNED, "other", "'m' has no signature 'other', only serving_default, sum"),
+        (SIGNED, "ragged", "the signature 'ragged' of 'm' cannot be served: 'r' is a RaggedTensor"),
+        ({}, "serving_default", "'m' has no signature 'serving_default', nor any other"),
+    ],
+)
+def test_signatures_that_cannot_be_asked_for(
+    admitted: Admission, more: dict[str, Any], name: str, message: str
+) -> None:
+    admitted.describe(report(**more))
+    with pytest.raises(NotFound, match=message) as raised:
+        admitted.plan(header(signature=name))
+    assert (raised.value.reason, raised.value.details["field"]) == ("signature_unknown", "parameters.signature_name")
+
+
+def test_another_set_of_signatures_is_another_contract(admitted: Admission) -> None:
+    assert admitted.describe(report(**SIGNED)) != admitted.describe(report(signature="serving_default"))
+
+
+VARIABLE = {
+    "pad_variable_length_inputs": True,
+    "inputs": (
+        TensorReport(name="x", datatype="FP32", shape=(-1, -1, 2)),
+        TensorReport(name="s", datatype="BYTES", shape=(-1,)),
+    ),
+}
+
+
+def lengths(rows: int, length: int) -> bytes:
+    return wire.infer_header("m", [wire.Tensor("s", "BYTES", (rows,)), wire.Tensor("x", "FP32", (rows, length, 2))])
+
+
+def test_requests_of_other_lengths_share_batches_where_they_are_padded(admitted: Admission) -> None:
+    admitted.describe(report(**VARIABLE))
+    three, five = admitted.plan(lengths(1, 3)), admitted.plan(lengths(2, 5))
+    assert three.key is five.key
+    assert three.key.spec.inputs == (("x", "FP32", (-1, 2)), ("s", "BYTES", ()), ("", "INT64", (1,)))
+    assert (three.sizes_frame, five.sizes_frame) == (struct.pack("<q", 3), struct.pack("<q", 5))
+    request = Request((), b"1", five, [b"x", b"s"], 2, 0.0)
+    assert request.frames == [b"x", b"s", struct.pack("<q", 5)]
+
+
+def test_lengths_are_told_apart_where_they_are_not_padded(admitted: Admission) -> None:
+    admitted.describe(report(**VARIABLE | {"pad_variable_length_inputs": False}))
+    assert admitted.plan(lengths(1, 3)).key is not admitted.plan(lengths(1, 5)).key
+
+
+@pytest.mark.parametrize(("rows", "length"), [(9, 3), (1, 0)])
+def test_what_is_to_be_split_and_what_is_empty_is_not_padded(admitted: Admission, rows: int, length: int) -> None:
+    admitted.describe(report(**VARIABLE))
+    plan = admitted.plan(lengths(rows, length))
+    assert plan.key.spec.inputs == (("x", "FP32", (length, 2)), ("s", "BYTES", ()))
+    assert plan.sizes_frame is None
+
+
+def test_what_has_no_variable_size_is_not_padded(admitted: Admission) -> None:
+    admitted.describe(report(pad_variable_length_inputs=True))
+    assert not admitted.plan(header()).key.spec.padded
+    admitted.describe(report(**VARIABLE | {"max_batch_size": 0}))
+    assert not admitted.plan(lengths(1, 3)).key.spec.padded
+
+
+def test_without_a_declaration_every_size_but_the_rows_may_vary(admitted: Admission) -> None:
+    admitted.describe(report(pad_variable_length_inputs=True, inputs=None))
+    assert admitted.plan(lengths(1, 3)).key.spec.inputs == (
+        *(("s", "BYTES", ()), ("x", "FP32", (-1, -1))),
+        ("", "INT64", (2,)),
+    )
 
 
 def test_plans_are_forgotten_when_the_model_changes_and_only_then(admitted: Admission) -> None:
@@ -118,3 +222,35 @@ def test_frames_fit_their_header(admitted: Admission, sizes: tuple[int, ...], re
     with pytest.raises(MultitowerError) as raised:
         check_frames(plan, sizes)
     assert raised.value.reason == reason
+
+
+AREA = wire.Area("mt-1-2-" + "0" * 32, 4096, 24)
+
+
+def shared(**more: Any) -> bytes:
+    """Two rows, of which `x` lies in shared memory."""
+    tensors = [wire.Tensor("s", "BYTES", (2,)), wire.Tensor("x", "FP32", (2, 3), AREA)]
+    return wire.infer_header("m", tensors, **more)
+
+
+def test_requests_in_shared_memory_share_the_key_of_those_in_frames(admitted: Admission) -> None:
+    plain = admitted.plan(header())
+    plan = admitted.plan(shared(areas={"y": AREA, "z": AREA}))
+    assert plan is admitted.plan(shared(areas={"y": AREA, "z": AREA}))
+    assert plan.key is plain.key
+    assert plan.shared is not None
+    assert plan.shared.inputs == (None, AREA)
+    assert plan.shared.outputs == {"y": AREA, "z": AREA}
+    assert plain.shared is None
+    small = admitted.plan(wire.infer_header("m", [wire.Tensor(n, d, (2, *r)) for n, d, r in INPUTS], areas={"y": AREA}))
+    assert small.shared is not None
+    assert small.shared.inputs == (None, None)
+
+
+INPUTS = (("x", "FP32", (3,)), ("s", "BYTES", ()))
+
+
+def test_places_do_not_excuse_unknown_outputs(admitted: Admission) -> None:
+    with pytest.raises(MultitowerError, match="no output 'z'") as raised:
+        admitted.plan(shared(outputs=["y", "z"], areas={"z": AREA}))
+    assert raised.value.reason == "output_unknown"

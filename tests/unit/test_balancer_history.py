@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import inf
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -13,7 +14,10 @@ from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
 from multitower.supervisor.balancer import Balancer
 from multitower.supervisor.batching import Batch, QueueLimits
-from multitower.supervisor.request import BatchKey, Plan, Request
+from multitower.supervisor.crashing import CRASHES
+from multitower.supervisor.estimate import LEAST
+from multitower.supervisor.pool import Rule
+from multitower.supervisor.request import BatchKey, Phase, Plan, Request
 from multitower.supervisor.serving import Served, Worker
 from multitower.worker_wire import KeySpec
 
@@ -35,18 +39,25 @@ FINAL = {Reason.DEADLINE, Reason.CANCELLED, Reason.POISONED, Reason.WORKER_DIED,
 class History(RuleBasedStateMachine):
     """A balancer with everything around it made up; what it answers is checked against what was asked."""
 
-    @initialize(retry=st.integers(0, 2), size=st.integers(1, 12))
-    def begin(self, retry: int, size: int) -> None:
+    @initialize(
+        retry=st.integers(0, 2), size=st.integers(1, 12), dispatch=st.sampled_from(Rule), practised=st.booleans()
+    )
+    def begin(self, retry: int, size: int, dispatch: Rule, practised: bool) -> None:
         limits = QueueLimits(max_size=size, max_bytes=64, max_delay_s=0.0, retry=retry, quarantine_s=2.0)
         self.retry = retry
         self.now = 0.0
-        self.balancer = Balancer(dict.fromkeys(MODELS, limits))
-        self.busy: dict[Worker, Batch] = {}
+        self.balancer = Balancer(dict.fromkeys(MODELS, limits), dispatch)
+        self.busy: dict[Worker, list[Batch]] = {}  # what each has, in order
         self.asked: dict[int, Request] = {}
         self.answers: dict[int, Any] = {}
         self.deaths: dict[int, int] = {}
         self.slots = 0
         self.given_up: set[str] = set()
+        self.lone_crashes = dict.fromkeys(MODELS, 0)  # since the last answer
+        if practised:
+            self.worker_comes(set(MODELS), "1", 0.5)
+            self.arrive(KEYS[0], LARGEST, 0, 5.0, 2)
+            self.dispatch()
 
     # What happens.
 
@@ -74,7 +85,7 @@ class History(RuleBasedStateMachine):
             self.balancer.submit(request)
         except MultitowerError as error:
             refused = error
-        if key.spec.model in self.given_up:
+        if self.refused(key.spec.model):
             assert refused is not None
             assert refused.reason == Reason.NO_WORKER
         elif full:
@@ -89,23 +100,32 @@ class History(RuleBasedStateMachine):
             self.asked[number] = request
         self.collect()
 
-    @rule(models=st.sets(st.sampled_from(MODELS), min_size=1), version=st.sampled_from(VERSIONS))
-    def worker_comes(self, models: set[str], version: str = "1") -> None:
+    @rule(
+        models=st.sets(st.sampled_from(MODELS), min_size=1),
+        version=st.sampled_from(VERSIONS),
+        seconds=st.sampled_from([0.0, 0.5, 0.5, 2.0]),
+    )
+    def worker_comes(self, models: set[str], version: str = "1", seconds: float = 0.0) -> None:
         for model in models:
             self.balancer.hope(model)
             self.given_up.discard(model)
         serves = {model: Served(version, edition=int(version)) for model in models}
-        self.balancer.add_worker(self.slots, f"cpu:{self.slots % 2}", serves, self.now)
+        worker = self.balancer.add_worker(self.slots, f"cpu:{self.slots % 2}", serves, self.now)
+        # Histories are short: some workers are known from the start, as if they had answered before.
+        for key in KEYS * LEAST if seconds else ():
+            worker.pace.add(key.id, 1, seconds)
         self.slots += 1
         self.collect()
 
     @rule()
     def dispatch(self) -> None:
-        before = {worker for worker in self.balancer.workers if worker.free}
         for batch in self.balancer.dispatch(self.now):
             worker: Worker = batch.worker
-            assert worker in before
-            assert worker not in self.busy
+            has = self.busy.setdefault(worker, [])
+            assert not worker.retiring
+            assert len(has) <= (self.balancer.pool.rule is Rule.EARLIEST_FINISH), "no more than one behind another"
+            assert not any(request.deaths for other in has for request in other.requests), "behind a suspect"
+            assert not has or batch.requests[0].deaths == 0, "a suspect behind another batch"
             served = worker.serves[batch.key.spec.model]
             assert batch.key.version in ("", served.version)
             for request in batch.requests:
@@ -113,20 +133,24 @@ class History(RuleBasedStateMachine):
                     assert request.parent.join is not None
                     assert request.parent.join.edition == served.edition, "all parts on one edition"
             assert all(request.plan.key is batch.key for request in batch.requests)
-            assert batch.rows == sum(request.rows for request in batch.requests) == worker.depth
+            assert batch.rows == sum(request.rows for request in batch.requests)
+            assert worker.depth == batch.rows + sum(other.rows for other in has)
             assert len(batch.requests) == 1 or batch.rows <= LARGEST
             assert batch.rows <= max(batch.key.max_batch_size, 1)
             assert not any(request.over for request in batch.requests), "nobody waits for it any more"
             suspects = [request for request in batch.requests if request.deaths]
             assert not suspects or len(batch.requests) == 1, "a suspect runs alone"
-            self.busy[worker] = batch
+            has.append(batch)
         self.collect()
 
     @precondition(lambda self: self.busy)
     @rule(data=st.data(), fail=st.booleans())
     def answer(self, data: st.DataObject, fail: bool) -> None:
         worker = data.draw(st.sampled_from(list(self.busy)))
-        batch = self.busy.pop(worker)
+        batch = self.busy[worker].pop(0)
+        self.lone_crashes[batch.key.spec.model] = 0
+        if not self.busy[worker]:
+            del self.busy[worker]
         answers: list[Any] = []
         for place, request in enumerate(batch.requests):
             if fail and place == 0:
@@ -142,16 +166,27 @@ class History(RuleBasedStateMachine):
         self.collect()
 
     @precondition(lambda self: self.balancer.workers)
-    @rule(data=st.data(), crashed=st.booleans())
-    def worker_dies(self, data: st.DataObject, crashed: bool) -> None:
-        self.kill(data.draw(st.sampled_from(list(self.balancer.workers))), crashed)
+    @rule(data=st.data(), crashed=st.booleans(), told=st.booleans(), place=st.integers(0, 1))
+    def worker_dies(self, data: st.DataObject, crashed: bool, told: bool, place: int) -> None:
+        self.kill(data.draw(st.sampled_from(list(self.balancer.workers))), crashed, told=told, place=place)
 
-    def kill(self, worker: Worker, crashed: bool = False) -> None:
-        batch = self.busy.pop(worker, None)
-        for request in batch.requests if batch is not None else ():
+    def kill(self, worker: Worker, crashed: bool = False, *, told: bool = False, place: int = 0) -> None:
+        """While it executes its first batch or, where that is told, its second one; the first one's answer is lost."""
+        has = self.busy.pop(worker, [])
+        executed = has[min(place, len(has) - 1) if told else 0] if has else None
+        marks = {request: request.deaths for batch in has for request in batch.requests}
+        for request in executed.requests if executed is not None else ():
             number = int.from_bytes(request.id, "big")
             self.deaths[number] = self.deaths.get(number, 0) + 1
-        self.balancer.remove_worker(worker, self.now, crashed=crashed)
+        if executed is not None and crashed and len(executed.requests) == 1:
+            self.lone_crashes[executed.key.spec.model] += 1
+        begun = executed.id if told and executed is not None else None
+        self.balancer.remove_worker(worker, self.now, crashed=crashed, begun=begun)
+        for batch in has:
+            if batch is not executed:
+                for request in batch.requests:
+                    if request.parent is None and request.phase is Phase.WAITING and request.join is None:
+                        assert request.deaths == marks[request], "it had not begun, and is no suspect"
         self.collect()
 
     @precondition(lambda self: self.balancer.workers)
@@ -186,6 +221,18 @@ class History(RuleBasedStateMachine):
             # The wheel's grain is coarser than a float.
             assert number in self.answers or request.deadline > self.now - 0.1
 
+    def refused(self, model: str) -> bool:
+        return model in self.given_up or model in self.balancer.crashing.until
+
+    @precondition(lambda self: any(worker.opens < inf for worker in self.balancer.workers))
+    @rule(key=st.sampled_from(KEYS[:3]), count=st.integers(1, 3))
+    def more_comes_shortly_before_a_batch_ends(self, key: BatchKey, count: int) -> None:
+        self.now = max(self.now, min(worker.opens for worker in self.balancer.workers))
+        self.balancer.expire(self.now)
+        for _ in range(count):
+            self.arrive(key, LARGEST, 0, 5.0, 2)
+        self.dispatch()
+
     # What must hold.
 
     def collect(self) -> None:
@@ -198,7 +245,7 @@ class History(RuleBasedStateMachine):
                 assert answer.reason in FINAL
                 if answer.reason in (Reason.POISONED, Reason.WORKER_DIED):
                     assert self.deaths[number] > self.retry
-                elif answer.reason == Reason.NO_WORKER and request.plan.key.spec.model not in self.given_up:
+                elif answer.reason == Reason.NO_WORKER and not self.refused(request.plan.model):
                     assert request.plan.key.version == "1", "only a version can go away"
             else:
                 output = json.loads(answer[0])["outputs"][0]
@@ -211,20 +258,28 @@ class History(RuleBasedStateMachine):
     def depths_add_up(self) -> None:
         if not hasattr(self, "balancer"):
             return
-        running = {id(batch) for batch in self.busy.values()}
-        assert {id(worker.batch) for worker in self.balancer.workers if worker.batch is not None} == running
+        for worker in self.balancer.workers:
+            has = [batch for batch in (worker.batch, worker.next) if batch is not None]
+            assert has == self.busy.get(worker, [])
         assert self.balancer.outstanding == len(self.asked) - len(self.answers)
+        for model in self.balancer.crashing.until:
+            assert self.lone_crashes[model] >= CRASHES, "only who crashes again and again is kept away"
         for queue in self.balancer.queues.values():
             waiting = list(queue)
             assert queue.size == len(waiting)
             assert queue.bytes == sum(request.size for request in waiting)
+            assert queue.rows == sum(
+                request.rows if request.join is None else request.join.rows_left
+                for request in waiting
+                if request not in queue.suspects
+            )
 
     def teardown(self) -> None:
         """In the end everything has an answer: workers come, and serve all that is left."""
         if not hasattr(self, "balancer"):
             return
-        for worker in list(self.balancer.workers):
-            self.kill(worker)
+        for number, worker in enumerate(list(self.balancer.workers)):
+            self.kill(worker, told=number % 2 == 0, place=1)
         self.worker_comes(set(MODELS))
         self.worker_comes(set(MODELS))
         for _ in range(1000):

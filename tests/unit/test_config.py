@@ -131,6 +131,11 @@ SPEC = ModelSpec(name="h", handler="my.module:Class")
         ("", {}),
         (", parameters: {size: 2, deep: [{a: null}]}", {"parameters": {"size": 2, "deep": [{"a": None}]}}),
         (", batching: {}", {"max_batch_size": 32}),
+        (", batching: {max_batch_size: 0}", {"max_batch_size": 0}),
+        (
+            ", batching: {pad_variable_length_inputs: true}",
+            {"max_batch_size": 32, "pad_variable_length_inputs": True},
+        ),
         (
             ", batching: {max_batch_size: 4, allowed_batch_sizes: [1, 4]}",
             {"max_batch_size": 4, "allowed_batch_sizes": (1, 4)},
@@ -150,6 +155,29 @@ def test_a_handler_may_be_a_class_in_a_class(folder: Path) -> None:
 def test_what_a_worker_is_told_of_a_path(folder: Path) -> None:
     model = loaded(folder, "models: [{name: a, path: digits, signature: serve}]").models[0]
     assert model.to_spec() == ModelSpec(name="a", path=str(folder / "digits"), signature="serve", max_batch_size=32)
+
+
+def test_what_a_worker_is_told_of_warm_up_and_xla(folder: Path) -> None:
+    (folder / "w.npz").touch()
+    more = "warmup: w.npz, jit_compile: true"
+    sizes = "{max_batch_size: 2, allowed_batch_sizes: [1, 2]}"
+    for batching, largest in ((sizes, 2), ("{max_batch_size: 0}", 0)):
+        told = loaded(folder, f"models: [{{name: a, path: digits, {more}, batching: {batching}}}]").models[0].to_spec()
+        assert (told.warmup, told.jit_compile, told.max_batch_size) == (str(folder / "w.npz"), True, largest)
+
+
+def test_what_a_worker_is_told_of_a_frozen_graph(folder: Path) -> None:
+    (folder / "frozen.pb").touch()
+    names = 'inputs: {x: "x:0"}, outputs: {scores: "softmax:0", best: top}'
+    told = loaded(folder, f"models: [{{name: a, path: frozen.pb, {names}}}]").models[0].to_spec()
+    assert told == ModelSpec(
+        name="a",
+        path=str(folder / "frozen.pb"),
+        inputs={"x": "x:0"},
+        outputs={"scores": "softmax:0", "best": "top"},
+        max_batch_size=32,
+    )
+    assert ModelSpec.of(json.loads(told.to_json())) == told, "it travels"
 
 
 def test_a_configuration_cannot_be_changed(folder: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -153,17 +156,23 @@ def test_the_configuration_in_the_readme_loads(folder: Path) -> None:
         assert isinstance(load(folder / "readme.yaml", environment={}), Config)
 
 
-def test_the_example_of_a_handler_does_what_it_says(folder: Path) -> None:
-    model = load(folder / "handler.yaml", environment={}).models[0]
+def handler_of(config: Path, device: str) -> Any:
+    """The handler of an example, loaded as a worker does it."""
+    model = load(config, environment={}).models[0]
     assert model.handler is not None
     module_name, _, name = model.handler.partition(":")
-    spec = importlib.util.spec_from_file_location("example_handlers", folder / f"{module_name}.py")
+    spec = importlib.util.spec_from_file_location(f"example_{module_name}", config.parent / f"{module_name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     handler = getattr(module, name)()
-    handler.load(["cpu:0"], model.parameters)
+    handler.load([device], model.parameters)
+    return handler
+
+
+def test_the_example_of_a_handler_does_what_it_says(folder: Path) -> None:
+    handler = handler_of(folder / "handler.yaml", "cpu:0")
 
     images = np.zeros((2, 130, 33, 3), np.uint8)
     images[0, :65] = 200
@@ -178,3 +187,56 @@ def test_the_example_of_a_handler_does_what_it_says(folder: Path) -> None:
     assert (handler.infer({"images": small})["thumbnails"] == small).all()
     with pytest.raises(ValueError, match="without pixels"):
         handler.infer({"images": images[:, :0]})
+
+
+class Tensor:
+    """As much of a tensor of PyTorch as the example uses; its values are numpy's."""
+
+    def __init__(self, array: np.ndarray, device: str) -> None:
+        self.array, self.device = array.copy(), device
+
+    def cpu(self) -> Tensor:
+        return Tensor(self.array, "cpu")
+
+    def numpy(self) -> np.ndarray:
+        assert self.device == "cpu", "of a GPU's tensor there is no array"
+        return self.array
+
+
+def stand_in_for_torch(program: Any) -> ModuleType:
+    """The functions of PyTorch that the example calls; it is too large to be installed for one test."""
+
+    def move(file: str, device: str) -> SimpleNamespace:
+        def module(*tensors: Tensor) -> Any:
+            assert {tensor.device for tensor in tensors} == {device}
+            results = program(Path(file).name, *(tensor.array for tensor in tensors))
+            wrapped = [Tensor(result, device) for result in results]
+            return wrapped if len(wrapped) > 1 else wrapped[0]
+
+        return SimpleNamespace(module=lambda: module)
+
+    torch: Any = ModuleType("torch")
+    torch.export = SimpleNamespace(load=lambda file: file, passes=SimpleNamespace(move_to_device_pass=move))
+    torch.tensor = Tensor
+    torch.inference_mode = contextlib.nullcontext
+    return torch  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("device", ["cpu:0", "GPU-8f3a"])
+def test_the_example_of_pytorch_gives_and_takes_arrays(
+    device: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def program(file: str, features: np.ndarray) -> list[np.ndarray]:
+        asked.append(file)
+        return [features * 2]
+
+    monkeypatch.setitem(sys.modules, "torch", stand_in_for_torch(program))
+    handler = handler_of(folder / "pytorch.yaml", device)
+    features = np.float32([[1, 2]])
+    features.flags.writeable = False
+    assert handler.infer({"features": features})["scores"].tolist() == [[2, 4]]
+    assert asked == ["classifier.pt2"]
+    with pytest.raises(ValueError, match="the inputs features are missing"):
+        handler.infer({"x": features})

@@ -29,10 +29,11 @@ NAMES = [
     "__version__",
 ]
 
-CONSTRUCTOR = "endpoint=None timeout=30.0 connect_timeout=5.0 max_outstanding=1000 retries=2"
-INFER = "model inputs outputs=None version='' timeout=None priority=0"
+CONSTRUCTOR = "endpoint=None timeout=30.0 connect_timeout=5.0 max_outstanding=1000 retries=2 shared_memory=True"
+INFER = "model inputs outputs=None version='' timeout=None priority=0 signature=''"
 METHODS = {
     "close": "",
+    "empty": "shape dtype=<class 'numpy.float32'>",
     "endpoint": None,
     "infer": INFER,
     "live": "",

@@ -87,7 +87,8 @@ def test_the_client_writes_the_requests() -> None:
     plain, everything = VECTORS["requests"][:2]
     inputs = {"x": np.array([[1, 2], [3, 4]], np.float32), "label": ["a", "bc"]}
     for vector, version, outputs, priority in ((plain, "", None, 0), (everything, "3", ["z", "y"], 1)):
-        header, frames = codec.Codec().encode("vectors", inputs, outputs, version, 1.5, priority, copy=True)
+        sent = codec.Codec().encode("vectors", inputs, outputs, version, 1.5, priority, copy=True)
+        header, frames = sent.header, sent.frames
         wanted = frames_of(vector)
         assert [bytes(frame) for frame in frames] == wanted[4:]
         if vector is plain:  # the client always sends a timeout
@@ -126,6 +127,8 @@ def test_the_client_reads_the_replies(vector: dict[str, Any]) -> None:
 
 class Wire:
     """Stands for a front socket: gives one message, and keeps the replies."""
+
+    local = True
 
     def __init__(self, frames: list[bytes]) -> None:
         body = frames[1:] if frames[0] == wire.DELIMITER else None

@@ -24,6 +24,38 @@ def of_input(**changes: Any) -> bytes:
     return header(inputs=[{key: value for key, value in {**X, **changes}.items() if value is not None}])
 
 
+REGION = "mt-123-4-" + "0123456789abcdef" * 2
+
+
+def area(**changes: Any) -> dict[str, Any]:
+    """The parameters of an input of 24 bytes in shared memory."""
+    whole = {"region": REGION, "offset": 4096, "byte_size": 24, **changes}
+    return {f"shared_memory_{name}": value for name, value in whole.items() if value is not None}
+
+
+# What is wrong, and the parameter that is named for it.
+BAD_AREAS: dict[str, tuple[dict[str, Any], str]] = {
+    "an offset without a region": (area(region=None, byte_size=None), "region"),
+    "a size without a region": (area(region=None, offset=None), "region"),
+    **{
+        f"a region {region!r}": (area(region=region), "region")
+        for region in (
+            *("", "r", 7, None, ["mt"], "mt-123-4-", REGION + "0", REGION[:-1], REGION.upper(), " " + REGION),
+            *(REGION + "\n", REGION.replace("123", "-1"), REGION.replace("123", "0"), REGION.replace("123", "self")),
+            *(REGION.replace("-4-", "-../4-"), REGION.replace("-4-", "-4/..-"), REGION.replace("4", "\u0664")),
+            REGION.replace("123", "12345678901"),
+        )
+    },
+    **{
+        f"an offset of {offset!r}": (area(offset=offset), "offset")
+        for offset in (-1, 2**63, 10**30, 1.0, "0", True, [0])
+    },
+    **{
+        f"a size of {size!r}": (area(byte_size=size), "byte_size")
+        for size in (0, -1, 2**63, 10**30, 24.0, "24", True, None)
+    },
+}
+
 READ: dict[str, tuple[bytes, wire.InferHeader]] = {
     "the least": (b'{"model_name":"m","inputs":[]}', wire.InferHeader("m")),
     "an input": (header(), wire.InferHeader("m", inputs=(wire.Tensor("x", "FP32", (2, 3)),))),
@@ -56,7 +88,36 @@ READ: dict[str, tuple[bytes, wire.InferHeader]] = {
         b'"outputs":[{"name":"y","parameters":{"binary_data":true}}],"parameters":{"sequence_id":3}}',
         wire.InferHeader("m", inputs=(wire.Tensor("x", "INT8", (1,)),), outputs=("y",)),
     ),
+    "an input in shared memory": (
+        of_input(parameters=area()),
+        wire.InferHeader("m", inputs=(wire.Tensor("x", "FP32", (2, 3), wire.Area(REGION, 4096, 24)),)),
+    ),
+    "shared memory without an offset": (
+        of_input(parameters=area(offset=None)),
+        wire.InferHeader("m", inputs=(wire.Tensor("x", "FP32", (2, 3), wire.Area(REGION, 0, 24)),)),
+    ),
+    "a place for an output that is wanted": (
+        header(inputs=[], outputs=[{"name": "z"}, {"name": "y", "parameters": area()}]),
+        wire.InferHeader("m", outputs=("z", "y"), areas={"y": wire.Area(REGION, 4096, 24)}),
+    ),
+    "all outputs, and a place for one": (
+        header(inputs=[], outputs=[{"name": "y", "parameters": area()}], parameters={"all_outputs": True}),
+        wire.InferHeader("m", areas={"y": wire.Area(REGION, 4096, 24)}),
+    ),
+    "all outputs": (
+        header(inputs=[], outputs=[{"name": "y"}], parameters={"all_outputs": True}),
+        wire.InferHeader("m"),
+    ),
 }
+
+
+def test_what_is_written_of_shared_memory_is_read_back() -> None:
+    place = wire.Area(REGION, 4096, 24)
+    inputs = (wire.Tensor("x", "FP32", (2, 3), place), wire.Tensor("n", "INT8", (1,)))
+    for outputs in (None, ("z", "y"), ("z",)):
+        written = wire.infer_header("m", inputs, outputs=outputs, areas={"y": place})
+        wanted = {"y": place} if outputs is None or "y" in outputs else {}
+        assert wire.parse_infer_header(written) == wire.InferHeader("m", "", inputs, outputs, areas=wanted)
 
 
 @pytest.mark.parametrize("case", READ)
@@ -101,6 +162,8 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "endless time": (header(parameters={"timeout": 2**63}), "malformed", "parameters.timeout"),
     "negative priority": (header(parameters={"priority": -1}), "malformed", "parameters.priority"),
     "fractional priority": (header(parameters={"priority": 0.5}), "malformed", "parameters.priority"),
+    "signature a number": (header(parameters={"signature_name": 1}), "malformed", "parameters.signature_name"),
+    "signature null": (header(parameters={"signature_name": None}), "malformed", "parameters.signature_name"),
     "priority null": (b'{"model_name":"m","parameters":{"priority":null}}', "malformed", "parameters.priority"),
     "no inputs": (header(inputs=None), "malformed", "inputs"),
     "inputs are an object": (header(inputs={}), "malformed", "inputs"),
@@ -130,14 +193,30 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "an output without a name": (header(outputs=[{}]), "malformed", "outputs[0].name"),
     "an output twice": (header(outputs=[{"name": "y"}] * 2), "malformed", "outputs[1].name"),
     **{
-        f"{key} of an {side[:-1]}": (
-            header(**{side: [{**X, "parameters": {key: 0}}]}),
+        f"{what} of an {side[:-1]}": (
+            header(**{side: [{**X, "parameters": parameters}]}),
             "malformed",
-            f"{side}[0].parameters.{key}",
+            f"{side}[0].parameters.shared_memory_{parameter}",
         )
-        for key in wire.SHARED_MEMORY_KEYS
+        for what, (parameters, parameter) in BAD_AREAS.items()
         for side in ("inputs", "outputs")
     },
+    "an area that is too small": (
+        of_input(parameters=area(byte_size=23)),
+        "size_mismatch",
+        "inputs[0].parameters.shared_memory_byte_size",
+    ),
+    "an area that is too large": (
+        of_input(parameters=area(byte_size=25)),
+        "size_mismatch",
+        "inputs[0].parameters.shared_memory_byte_size",
+    ),
+    "an area of BYTES": (
+        of_input(datatype="BYTES", parameters=area(byte_size=16)),
+        "malformed",
+        "inputs[0].parameters.shared_memory_region",
+    ),
+    "all_outputs as a number": (header(parameters={"all_outputs": 1}), "malformed", "parameters.all_outputs"),
 }  # fmt: skip
 
 

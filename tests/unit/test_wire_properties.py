@@ -151,7 +151,8 @@ def test_arrays_travel_there_and_back(sent: Sequence[np.ndarray]) -> None:
     """Through a request's header and frames, and through a reply's."""
     codec = Codec()
     inputs = {f"x{index}": array for index, array in enumerate(sent)}
-    header, frames = codec.encode("m", inputs, None, "", 1.0, 0, copy=True)
+    encoded = codec.encode("m", inputs, None, "", 1.0, 0, copy=True)
+    header, frames = encoded.header, encoded.frames
     described = wire.parse_infer_header(header).inputs
     received = [
         tensors.decode(tensor.datatype, tensor.shape, frame) for tensor, frame in zip(described, frames, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -137,6 +138,13 @@ def test_outputs_without_the_batchs_dimension_are_never_shared(shape: str, entri
     executor = Executor("m", Scripted(UNBATCHABLE[shape]), ())
     for batch in (entries, entries[::-1]):
         assert run(executor, *batch) == [UNBATCHABLE[shape](np.array(entry))["y"].tolist() for entry in batch]
+
+
+def test_why_requests_run_singly_is_told_once_it_is_known() -> None:
+    executor = Executor("m", Scripted(UNBATCHABLE["a scalar"]), ())
+    assert executor.singly_because is None
+    run(executor, [A, B], [C])
+    assert executor.singly_because == "2 rows gave outputs of the shapes 'y' []"
 
 
 @pytest.mark.parametrize("allowed", [(4,), (1, 4), (2, 4, 8)])
@@ -309,3 +317,96 @@ def test_tracebacks_are_logged_but_not_all_of_a_flood(caplog: pytest.LogCaptureF
     shown = [record for record in caplog.records if record.exc_info]
     assert 1 <= len(shown) < 10
     assert "picky" in caplog.text
+
+
+# Inputs of varying length.
+
+PADDED = KeySpec("m", (("n", "INT64", ()), ("x", "INT64", (-1, -1)), ("", "INT64", (2,))), None, True)
+
+
+class Masked:
+    """Sums the first `n` columns of each row, which a padding must not change, and shows the padded rows."""
+
+    platform = "python"
+    version = "1"
+    inputs = None
+    outputs = None
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        x, n = inputs["x"], inputs["n"]
+        self.shapes.append(x.shape)
+        if (n < 0).any():
+            raise ValueError
+        mask = np.arange(x.shape[2]) < n[:, None, None]
+        return {"sum": np.where(mask, x, 0)[:, 0].sum(axis=1), "x": x}
+
+    def close(self) -> None:
+        pass
+
+
+def run_padded(executor: Executor, *entries: np.ndarray, lengths: Sequence[int] | None = None) -> list[Any]:
+    """For each entry its sums, and its rows as the model saw them; or its error's reason."""
+    frames: list[bytes] = []
+    for index, entry in enumerate(entries):
+        n = entry.shape[2] if lengths is None else lengths[index]
+        frames += [np.full(len(entry), n).tobytes(), entry.tobytes(), np.array(entry.shape[1:], np.int64).tobytes()]
+    answers, _ = executor.run(PADDED, [len(entry) for entry in entries], frames)
+    told: list[Any] = []
+    for answer in answers:
+        if isinstance(answer, MultitowerError):
+            told.append(answer.reason)
+            continue
+        shapes = {output["name"]: output["shape"] for output in json.loads(answer[0])["outputs"]}
+        sums, x = (np.frombuffer(frame, np.int64) for frame in answer[1:])
+        told.append((sums.tolist(), x.reshape(shapes["x"])))
+    return told
+
+
+def test_each_is_padded_with_its_own_first_element_and_nothing_is_cut_off() -> None:
+    first, second = np.array([[[1, 2]], [[3, 4]]]), np.array([[[5, 6, 7], [8, 9, 10]]])
+    (sums, x), (other_sums, other) = run_padded(Executor("m", Masked(), (), proven=True), first, second)
+    assert (sums, other_sums) == ([3, 7], [18])
+    assert x.tolist() == [[[1, 2, 1], [1, 1, 1]], [[3, 4, 1], [1, 1, 1]]]
+    assert other.tolist() == second.tolist()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=8),
+    st.sampled_from([(), (1, 4, 24), (24,)]),
+    st.booleans(),
+)
+def test_padded_answers_are_those_of_each_alone(
+    shapes: list[tuple[int, ...]], allowed: tuple[int, ...], proven: bool
+) -> None:
+    entries = [np.arange(np.prod(shape), dtype=np.int64).reshape(shape) + 7 for shape in shapes]
+    told = run_padded(Executor("m", Masked(), allowed, proven=proven), *entries)
+    for entry, (sums, _) in zip(entries, told, strict=True):
+        assert sums == entry[:, 0].sum(axis=1).tolist()
+
+
+def test_the_error_of_a_padded_entry_is_its_own() -> None:
+    entries = [np.ones((1, 1, width), np.int64) for width in range(1, 7)]
+    told = run_padded(Executor("m", Masked(), (), proven=True), *entries, lengths=[1, 2, 3, -1, 5, 6])
+    assert told.pop(3) == "model_error"
+    assert [sums for sums, _ in told] == [[1], [2], [3], [5], [6]]
+
+
+def test_a_batch_that_would_be_padding_alone_is_run_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multitower.worker.batch.MUCH_PADDING", 1000)
+    model = Masked()
+    entries = [np.ones((1, 1, 50), np.int64), np.ones((1, 50, 1), np.int64), np.ones((1, 1, 49), np.int64)]
+    told = run_padded(Executor("m", model, (), proven=True), *entries)
+    assert [sums for sums, _ in told] == [[50], [1], [49]]
+    assert max(np.prod(shape) for shape in model.shapes) <= 2 * 50 * 50 / 8
+
+
+def test_text_is_padded_too() -> None:
+    key = KeySpec("m", (("x", "BYTES", (-1,)), ("", "INT64", (1,))), None, True)
+    model = Scripted(lambda x: {"y": x})
+    frames = [b"\x01\0\0\0a", struct.pack("<q", 1), b"\x01\0\0\0b\0\0\0\0", struct.pack("<q", 2)]
+    (first, second), _ = Executor("m", model, (), proven=True).run(key, [1, 1], frames)
+    assert first[1] == b"\x01\0\0\0a\x01\0\0\0a"  # type: ignore[index]
+    assert second[1] == frames[2]  # type: ignore[index]

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from multitower.spec import ModelSpec, TensorReport
-from multitower.worker.model import Arrays
-from multitower.worker.warmup import sizes, warm_up
+from multitower.worker.model import Arrays, LoadError
+from multitower.worker.samples import samples_of
+from multitower.worker.warmup import Sample, sizes, warm_up
 
 
 @pytest.mark.parametrize(
@@ -50,7 +54,7 @@ class Model:
         self.outputs = (TensorReport(name="y", datatype="FP32", shape=y or (-1, 3)),)
         self.calls: list[Arrays] = []
 
-    def infer(self, inputs: Arrays) -> Arrays:
+    def try_out(self, inputs: Arrays) -> Arrays:
         self.calls.append(inputs)
         answer: Arrays = self._function(inputs)
         return answer
@@ -111,6 +115,16 @@ def test_outputs_of_a_constant_size_are_found_out(rows: int, allowed: tuple[int,
     assert not proven
 
 
+def test_a_signature_that_is_not_the_default_is_run_on_recorded_requests_alone() -> None:
+    model = Model()
+    spec = ModelSpec(name="m", max_batch_size=2)
+    assert warm_up(model, spec, [sample(7)], signature="train") == (None, False)
+    assert not model.calls, "it might train the model"
+    assert warm_up(Model(y=(3,)), spec, signature="mean") == ("dimension 0 of output 'y' is not the batch", False)
+    assert warm_up(model, spec, [sample(7), sample(8, signature="other")], signature="other") == (None, True)
+    assert first_columns(model) == [[8], [8, 8]]
+
+
 def test_a_model_that_is_not_to_be_batched_runs_once() -> None:
     model = Model()
     assert warm_up(model, ModelSpec(name="m")) == (None, False)
@@ -144,3 +158,160 @@ def test_handlers_are_not_run() -> None:
     model.inputs = None
     assert warm_up(model, BATCHED) == (None, False)
     assert not model.calls
+
+
+# Recorded requests.
+
+
+def sample(*rows: float, signature: str = "") -> Sample:
+    return Sample(signature, {"x": np.float32([[row] * 3 for row in rows])}, "file.npz")
+
+
+def first_columns(model: Model) -> list[list[float]]:
+    return [call["x"][:, 0].tolist() for call in model.calls]
+
+
+def test_the_first_sample_is_run_in_every_size_and_the_others_as_they_are() -> None:
+    model = Model()
+    assert warm_up(model, BATCHED, [sample(7, 8), sample(5, 5, 5), sample(9, signature="other")]) == (None, True)
+    assert first_columns(model) == [[7], [7, 8], [7, 8, 7, 8], [5, 5, 5]]
+
+
+def test_samples_are_padded_and_cut_as_batches_are() -> None:
+    model = Model()
+    spec = ModelSpec(name="m", max_batch_size=4, allowed_batch_sizes=(2, 4))
+    assert warm_up(model, spec, [sample(1), sample(2), sample(*range(9))]) == (None, True)
+    assert first_columns(model) == [[1, 1], [1, 1, 1, 1], [2, 2], [0, 1, 2, 3]]
+
+
+def test_a_model_that_runs_singly_gets_the_samples_as_they_are() -> None:
+    model = Model()
+    assert warm_up(model, ModelSpec(name="m"), [sample(1, 2, 3), sample(4)]) == (None, False)
+    assert first_columns(model) == [[1, 2, 3], [4]]
+
+
+def test_a_handler_is_run_on_samples() -> None:
+    model = Model()
+    model.platform, model.inputs = "python", None
+    assert warm_up(model, BATCHED, [sample(7)]) == (None, True)
+    assert first_columns(model) == [[7], [7, 7], [7, 7, 7, 7]]
+
+
+@pytest.mark.parametrize("spec", [BATCHED, ModelSpec(name="m")])
+def test_a_sample_that_the_model_refuses_fails_it(spec: ModelSpec) -> None:
+    def refuse(inputs: Arrays) -> Arrays:
+        raise ValueError("no such word")
+
+    with pytest.raises(LoadError, match=r"^file\.npz: the model raised on it: ValueError: no such word$"):
+        warm_up(Model(refuse), spec, [sample(1)])
+
+
+def test_a_model_that_refuses_a_sample_in_other_sizes_than_its_own_is_served_and_not_trusted() -> None:
+    def only_three(inputs: Arrays) -> Arrays:
+        if len(inputs["x"]) != 3:
+            raise ValueError("three rows")
+        return {"y": inputs["x"]}
+
+    model = Model(only_three)
+    assert warm_up(model, BATCHED, [sample(1, 2, 3)]) == (None, False)
+    assert first_columns(model) == [[1], [1, 2, 3]]
+
+
+def test_too_little_memory_for_a_large_batch_of_a_sample_fails_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def small(inputs: Arrays) -> Arrays:
+        if len(inputs["x"]) > 2:
+            raise MemoryError
+        return {"y": inputs["x"]}
+
+    with caplog.at_level(logging.WARNING):
+        assert warm_up(Model(small), BATCHED, [sample(1), sample(2)]) == (None, True)
+    assert "no warm-up with 4 rows of a sample: MemoryError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"x": np.float32(1)},
+        {"x": np.zeros((0, 3), np.float32)},
+        {"x": np.zeros((1, 3), np.float32), "y": np.zeros((2, 3), np.float32)},
+        {},
+    ],
+)
+def test_a_sample_without_rows_fails_a_batched_model(inputs: Arrays) -> None:
+    with pytest.raises(LoadError, match=r"file\.npz: inputs of a batched model share dimension 0"):
+        warm_up(Model(), BATCHED, [Sample("", inputs, "file.npz")])
+
+
+def test_what_xla_has_to_compile_must_be_run() -> None:
+    def refuse(inputs: Arrays) -> Arrays:
+        raise ValueError("unsupported operations")
+
+    with pytest.raises(LoadError, match=r"jit_compile: XLA cannot compile it.*unsupported operations"):
+        warm_up(Model(refuse), ModelSpec(name="m", max_batch_size=4, jit_compile=True))
+
+
+# From a file of numpy's.
+
+DECLARED = (
+    X,
+    TensorReport(name="s", datatype="BYTES", shape=(-1,)),
+    TensorReport(name="h", datatype="BF16", shape=(-1,)),
+)
+GOOD: Arrays = {"x": np.ones((2, 3)), "s": np.array(["grün", ""]), "h": np.ones(2, ml_dtypes.bfloat16)}
+
+
+def of_file(path: Path, inputs: tuple[TensorReport, ...] | None = DECLARED) -> list[Sample]:
+    model = Model(same)
+    model.inputs = inputs
+    return samples_of(model, ModelSpec(name="m", handler="m:M", warmup=str(path)))
+
+
+def test_arrays_of_a_file_become_what_the_model_takes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "w.npz", **GOOD)
+    (found,) = of_file(tmp_path / "w.npz")
+    assert {name: array.dtype.name for name, array in found.inputs.items()} == {
+        "x": "float32",
+        "s": "object",
+        "h": "bfloat16",
+    }
+    assert found.inputs["s"].tolist() == ["grün".encode(), b""]
+    assert found.inputs["h"].tolist() == [1, 1]
+    (found,) = of_file(tmp_path / "w.npz", None)
+    assert found.inputs["x"].dtype == np.float64, "as it is, where nothing is declared"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"x": np.ones((2, 4))}, r"the input 'x' has the shape \[2, 4\], not \[-1, 3\]"),
+        ({"x": np.ones((2, 3), "c8")}, "the input 'x' is complex64, not FP32"),
+        ({"x": np.array(["a"])}, "the input 'x' is object, not FP32"),
+        ({"s": np.ones(2)}, "the input 's' is float64, not BYTES"),
+        ({"other": np.ones(2)}, "it has the inputs h, other, s, x, but the model takes h, s, x"),
+        ({"x": np.array([[{}]])}, "cannot be read: Object arrays cannot be loaded"),
+    ],
+)
+def test_a_file_of_other_arrays_is_named(changes: Arrays, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.npz"
+    np.savez(path, **{**GOOD, **changes})
+    with pytest.raises(LoadError, match=f"{re.escape(str(path))}:? {told}"):
+        of_file(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"no", b"PK\x03\x04 cut off", b"\x93NUMPY"])
+def test_a_file_that_is_none_of_numpys_is_named(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "w.npz"
+    path.write_bytes(data)
+    with pytest.raises(LoadError, match=f"{re.escape(str(path))} cannot be read"):
+        of_file(path)
+
+
+def test_an_array_without_a_name_is_told_as_that(tmp_path: Path) -> None:
+    np.save(tmp_path / "w.npy", np.ones(3))
+    with pytest.raises(LoadError, match="one array without a name"):
+        of_file(tmp_path / "w.npy")
+
+
+def test_nobody_gave_any(tmp_path: Path) -> None:
+    assert samples_of(Model(), ModelSpec(name="m", handler="m:M")) == []
+    assert samples_of(Model(), ModelSpec(name="m", path=str(tmp_path))) == []

@@ -22,6 +22,11 @@ def key(*inputs: tuple[str, str, tuple[int, ...]], batched: bool = True) -> KeyS
 BULKY = tensors.BULKY_BYTES
 
 
+def test_a_key_travels_with_all_that_it_has() -> None:
+    spec = KeySpec("m", (("x", "FP32", (16, 2)), ("y", "INT8", ())), ("z",), True, "classify")
+    assert KeySpec.from_json(spec.to_json()) == spec
+
+
 @pytest.mark.parametrize(
     ("spec", "joined"),
     [
@@ -32,6 +37,7 @@ BULKY = tensors.BULKY_BYTES
         pytest.param(key(("x", "INT8", (1,)), ("y", "INT8", (BULKY,))), False, id="one of two is bulky"),
         pytest.param(key(("x", "BYTES", (1,))), False, id="elements of unequal lengths"),
         pytest.param(key(("x", "INT8", (1,)), batched=False), False, id="runs singly"),
+        pytest.param(key(("x", "INT8", (-1,)), ("", "INT64", (1,))), False, id="to be padded"),
     ],
 )
 def test_which_keys_travel_joined(spec: KeySpec, joined: bool) -> None:

@@ -1,0 +1,29 @@
+"""The demo's model with its weights as constants, as a frozen graph has them: `freeze.py SAVED_MODEL FROZEN`.
+
+A session of TensorFlow for Java restores nothing of what Keras 3 saves; constants need no restoring.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Loads, freezes, saves."""
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    source, target = sys.argv[1:]
+    loaded = tf.saved_model.load(source)  # its variables live as long as it does
+    frozen = convert_variables_to_constants_v2(loaded.signatures["serving_default"])
+    module = tf.Module()
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 64], tf.float32, name="x")])
+    def classify(x: object) -> dict[str, object]:
+        return {"probabilities": frozen(x)[0]}
+
+    tf.saved_model.save(module, target, signatures=classify)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+package multitower;
+
+import java.time.Duration;
+import java.util.Collections;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Objects;
+
+/** An inference with all that can be said of one; immutable, each {@code with} makes another. */
+public final class InferRequest {
+    private final String model;
+    private final Map<String, Tensor> inputs;
+    private final List<String> outputs;
+    private final String version;
+    private final Duration timeout;
+    private final long priority;
+
+    private InferRequest(
+            String model,
+            Map<String, Tensor> inputs,
+            List<String> outputs,
+            String version,
+            Duration timeout,
+            long priority) {
+        this.model = model;
+        this.inputs = inputs;
+        this.outputs = outputs;
+        this.version = version;
+        this.timeout = timeout;
+        this.priority = priority;
+    }
+
+    /**
+     * A request for all outputs, of the version that is served, in the client's own time.
+     *
+     * @param model its name
+     * @param inputs by name. Where the model is batched, dimension 0 of each is the rows. Maps with a fixed order give
+     *     equal headers for equal requests, which costs the daemon least; {@link Map#of} has one within a process
+     * @return the request
+     */
+    public static InferRequest of(String model, Map<String, Tensor> inputs) {
+        // A map that is unmodifiable but no copy would change with what is behind it.
+        Map<String, Tensor> copy = new LinkedHashMap<>(inputs);
+        copy.forEach((name, tensor) -> Objects.requireNonNull(tensor, name));
+        return new InferRequest(
+                Objects.requireNonNull(model, "model"), Collections.unmodifiableMap(copy), List.of(), "", null, 0);
+    }
+
+    /**
+     * The same for some outputs only.
+     *
+     * @param names of the outputs wanted, in the order that they are to come; none for all
+     * @return the request
+     */
+    public InferRequest withOutputs(String... names) {
+        return new InferRequest(model, inputs, List.of(names), version, timeout, priority);
+    }
+
+    /**
+     * The same for one version.
+     *
+     * @param version of the model; empty for the one that is served
+     * @return the request
+     */
+    public InferRequest withVersion(String version) {
+        return new InferRequest(
+                model, inputs, outputs, Objects.requireNonNull(version, "version"), timeout, priority);
+    }
+
+    /**
+     * The same with a time of its own.
+     *
+     * @param timeout more than nothing; {@code null} for the client's
+     * @return the request
+     */
+    public InferRequest withTimeout(Duration timeout) {
+        return new InferRequest(model, inputs, outputs, version, timeout, priority);
+    }
+
+    /**
+     * The same with a priority.
+     *
+     * @param priority 1 is the most urgent; 0, the default, counts as 2. Waiting requests of a lower number come first
+     * @return the request
+     * @throws IllegalArgumentException it is under 0
+     */
+    public InferRequest withPriority(long priority) {
+        if (priority < 0) {
+            throw new IllegalArgumentException("priority must be 0 or more, not " + priority);
+        }
+        return new InferRequest(model, inputs, outputs, version, timeout, priority);
+    }
+
+    String model() {
+        return model;
+    }
+
+    Map<String, Tensor> inputs() {
+        return inputs;
+    }
+
+    List<String> outputs() {
+        return outputs;
+    }
+
+    String version() {
+        return version;
+    }
+
+    Duration timeout() {
+        return timeout;
+    }
+
+    long priority() {
+        return priority;
+    }
+}

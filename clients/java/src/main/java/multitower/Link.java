@@ -1,0 +1,254 @@
+package multitower;
+
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.ByteBuffer;
+import java.nio.channels.SelectionKey;
+import java.nio.channels.Selector;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Queue;
+import java.util.concurrent.ConcurrentLinkedQueue;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicBoolean;
+import java.util.function.BooleanSupplier;
+import org.zeromq.SocketType;
+import org.zeromq.ZContext;
+import org.zeromq.ZEvent;
+import org.zeromq.ZMQ;
+import org.zeromq.ZMQException;
+import org.zeromq.ZMonitor;
+import zmq.Msg;
+
+/**
+ * A connection's socket, a DEALER that opens by itself and again after it was lost, and how the thread that owns it
+ * sleeps. All but {@link #wake} is for that thread. It knows messages, and nothing of calls.
+ */
+final class Link {
+    private static final System.Logger LOG = System.getLogger("multitower");
+    private static final int RECONNECT_MS = 100;
+    private static final int RECONNECT_MAX_MS = 2000;
+    private static final long HANDSHAKE_MS = 100;
+    private static final long HANDSHAKE_MAX_MS = 30_000;
+    private static final long LONGEST_SLEEP_MS = TimeUnit.HOURS.toMillis(1);
+
+    /** Larger frames are received into direct buffers. */
+    private static final int DIRECT_BYTES = 64 << 10;
+
+    /** What happened to the connection. */
+    enum Change {
+        /** Something that speaks ZeroMQ is there. */
+        OPENED,
+        /** It is gone. */
+        LOST
+    }
+
+    /** A reply of the protocol's. */
+    static final class Reply {
+        final boolean ok;
+        final long id;
+        final byte[] header;
+        final List<ByteBuffer> frames;
+
+        Reply(boolean ok, long id, byte[] header, List<ByteBuffer> frames) {
+            this.ok = ok;
+            this.id = id;
+            this.header = header;
+            this.frames = frames;
+        }
+    }
+
+    private final String endpoint;
+    private final ZContext context = new ZContext();
+    private final ZMQ.Socket socket;
+    // Rather than JeroMQ's poller: a thread that is interrupted while it wakes another through a channel closes that
+    // channel, but not a selector.
+    private final Selector selector;
+    private final AtomicBoolean sleeping = new AtomicBoolean();
+    private final Queue<ZMonitor.Event> events = new ConcurrentLinkedQueue<>();
+    private volatile boolean closing;
+    private long handshakeMs = HANDSHAKE_MS;
+    private long handshakeBy = Clock.NEVER;
+    private boolean cut; // the connection went away in the middle of a message
+
+    /**
+     * Begins to connect.
+     *
+     * @param endpoint {@code tcp://HOST:PORT}
+     * @throws MultitowerException.Unavailable {@code not_listening}: the host's name leads nowhere
+     */
+    Link(String endpoint) {
+        this.endpoint = endpoint;
+        context.setNotificationExceptionHandler(this::failed);
+        socket = context.createSocket(SocketType.DEALER);
+        socket.setLinger(0);
+        // What libzmq calls ZMQ_IMMEDIATE is false here: nothing is queued for a daemon that is not there.
+        socket.setImmediate(false);
+        // The requests outstanding bound the replies. A limit here would stop reading while an application's callback
+        // runs, and the daemon drops what a client does not read.
+        socket.setRcvHWM(0);
+        socket.setReconnectIVL(RECONNECT_MS);
+        socket.setReconnectIVLMax(RECONNECT_MAX_MS);
+        socket.setIPv6(endpoint.contains("["));
+        socket.setMsgAllocationHeapThreshold(DIRECT_BYTES);
+        int wanted = ZMQ.EVENT_CONNECTED | ZMQ.EVENT_HANDSHAKE_PROTOCOL | ZMQ.EVENT_DISCONNECTED;
+        socket.setEventHook(this::happened, wanted);
+        try {
+            this.selector = Selector.open();
+            socket.getFD().register(selector, SelectionKey.OP_READ);
+            socket.connect(endpoint);
+        } catch (ZMQException error) {
+            context.close();
+            throw Errors.make(Reason.NOT_LISTENING, endpoint + " leads nowhere: " + error.getMessage());
+        } catch (IOException error) {
+            context.close();
+            throw new UncheckedIOException(error);
+        }
+    }
+
+    /** Ends the owner's sleep, from any thread. It costs nothing while the owner is awake. */
+    void wake() {
+        if (sleeping.get() && sleeping.compareAndSet(true, false)) {
+            selector.wakeup();
+        }
+    }
+
+    /** In JeroMQ's thread. */
+    private void happened(ZEvent event) {
+        events.add(event.getEvent());
+        wake();
+    }
+
+    /** In JeroMQ's thread. While a socket is closed, it now and then writes to what it has closed already. */
+    private void failed(Thread thread, Throwable error) {
+        LOG.log(closing ? System.Logger.Level.DEBUG : System.Logger.Level.WARNING, "in " + thread.getName(), error);
+    }
+
+    /**
+     * Sleeps until a message or a change comes, or {@link #wake}.
+     *
+     * @param until or until then
+     * @param toSend or until something can be sent
+     * @param busy there is something to do for who calls {@link #wake}: asked once more before it sleeps
+     */
+    void sleep(long until, boolean toSend, BooleanSupplier busy) {
+        sleeping.set(true);
+        // What was handed over before it slept must not wait for a wake-up that nobody sends; and what came to the
+        // socket while JeroMQ was busy with something else is signalled no second time.
+        int wanted = toSend ? ZMQ.Poller.POLLIN | ZMQ.Poller.POLLOUT : ZMQ.Poller.POLLIN;
+        if (!busy.getAsBoolean() && events.isEmpty() && (socket.getEvents() & wanted) == 0) {
+            select(Math.min(until, handshakeBy));
+        }
+        sleeping.set(false);
+    }
+
+    private void select(long until) {
+        try {
+            if (until == Clock.NEVER) {
+                selector.select();
+            } else {
+                long ms = (until - Clock.now()) / 1_000_000 + 1;
+                if (ms > 0) {
+                    selector.select(Math.min(ms, LONGEST_SLEEP_MS));
+                }
+            }
+        } catch (IOException error) {
+            throw new UncheckedIOException(error);
+        }
+        selector.selectedKeys().clear();
+    }
+
+    /** The next change of the connection, or null. */
+    Change change() {
+        for (ZMonitor.Event event = events.poll(); event != null; event = events.poll()) {
+            handshakeBy = Clock.NEVER;
+            if (event == ZMonitor.Event.DISCONNECTED) {
+                return Change.LOST;
+            }
+            if (event == ZMonitor.Event.HANDSHAKE_PROTOCOL) {
+                handshakeMs = HANDSHAKE_MS;
+                return Change.OPENED;
+            }
+            handshakeBy = Clock.now() + TimeUnit.MILLISECONDS.toNanos(handshakeMs);
+        }
+        return null;
+    }
+
+    /**
+     * Connects again where nobody shakes hands. JeroMQ 0.6 forgets about one new connection in a hundred, and neither
+     * sends nor reads (its pull request 1022): it needs another. Each gets twice the time of the one before, for peers
+     * that are merely far away.
+     */
+    void insist(long now) {
+        if (now < handshakeBy) {
+            return;
+        }
+        handshakeMs = Math.min(2 * handshakeMs, HANDSHAKE_MAX_MS);
+        handshakeBy = Clock.NEVER;
+        socket.disconnect(endpoint);
+        try {
+            socket.connect(endpoint);
+        } catch (ZMQException error) {
+            // The host's name leads nowhere for now.
+            handshakeBy = Clock.now() + TimeUnit.MILLISECONDS.toNanos(handshakeMs);
+        }
+    }
+
+    /** Sends a request, or returns false when nothing can be sent now. */
+    boolean send(byte[] kind, long id, byte[] header, List<Tensor> body) {
+        // JeroMQ waits for the end of a message that was cut, and would take the next one for it.
+        if (cut && !socket.sendMsg(new Msg(), ZMQ.DONTWAIT)) {
+            return false;
+        }
+        cut = false;
+        List<Msg> message = new ArrayList<>(4 + body.size());
+        message.add(new Msg());
+        message.add(new Msg(kind));
+        message.add(new Msg(ByteBuffer.allocate(Long.BYTES).putLong(0, id)));
+        message.add(new Msg(header));
+        for (Tensor tensor : body) {
+            message.add(new Msg(tensor.data()));
+        }
+        for (int i = 0; i < message.size(); i++) {
+            boolean last = i == message.size() - 1;
+            if (!socket.sendMsg(message.get(i), last ? ZMQ.DONTWAIT : ZMQ.DONTWAIT | ZMQ.SNDMORE)) {
+                // Where the first frame finds room the others do, unless the connection ends meanwhile: then it is said
+                // to be lost, and this request with it.
+                cut = i > 0;
+                return cut;
+            }
+        }
+        return true;
+    }
+
+    /** The next reply that has come, or null. What is none of the protocol's to this client is dropped. */
+    Reply receive() {
+        for (Msg first = socket.recvMsg(ZMQ.DONTWAIT); first != null; first = socket.recvMsg(ZMQ.DONTWAIT)) {
+            List<Msg> message = new ArrayList<>(5);
+            message.add(first);
+            while (message.get(message.size() - 1).hasMore()) {
+                message.add(socket.recvMsg(ZMQ.DONTWAIT)); // the rest is there when the first is
+            }
+            if (message.size() >= 4 && first.size() == 0 && message.get(2).size() == Long.BYTES) {
+                boolean ok = Arrays.equals(message.get(1).data(), Wire.OK);
+                List<ByteBuffer> frames = new ArrayList<>(message.size() - 4);
+                for (Msg tensor : message.subList(4, message.size())) {
+                    frames.add(tensor.buf());
+                }
+                return new Reply(ok, message.get(2).getLong(0), message.get(3).data(), frames);
+            }
+        }
+        return null;
+    }
+
+    void close() {
+        closing = true;
+        context.close();
+        try {
+            selector.close();
+        } catch (IOException error) {
+            throw new UncheckedIOException(error);
+        }
+    }
+}

@@ -1,0 +1,82 @@
+package multitower;
+
+/**
+ * What exactly went wrong; stable, and meant for programs. {@link #toString} is the word on the wire.
+ *
+ * <p>A later daemon may send reasons that are not here: {@link MultitowerException#reason} has the word in any case.
+ */
+public enum Reason {
+    /** Frames or JSON that cannot be read. */
+    MALFORMED("INVALID_ARGUMENT"),
+    /** A message over the daemon's {@code max_message_size}, or a header over its own limit. */
+    TOO_LARGE("INVALID_ARGUMENT"),
+    /** A kind or version of the protocol that the daemon does not speak. */
+    KIND_UNKNOWN("UNIMPLEMENTED"),
+    /** There is no such model. */
+    MODEL_UNKNOWN("NOT_FOUND"),
+    /** The model is not served in this version. */
+    VERSION_UNKNOWN("NOT_FOUND"),
+    /** The model has no such signature, or one that cannot be served. */
+    SIGNATURE_UNKNOWN("NOT_FOUND"),
+    /** The model has no such input. */
+    INPUT_UNKNOWN("INVALID_ARGUMENT"),
+    /** The model needs another input. */
+    INPUT_MISSING("INVALID_ARGUMENT"),
+    /** The model has no such output. */
+    OUTPUT_UNKNOWN("INVALID_ARGUMENT"),
+    /** An unknown datatype, or not the one that the model declares. */
+    DATATYPE_MISMATCH("INVALID_ARGUMENT"),
+    /** No shape, or not one that the model takes. */
+    SHAPE_INVALID("INVALID_ARGUMENT"),
+    /** The bytes of a tensor do not fit its shape. */
+    SIZE_MISMATCH("INVALID_ARGUMENT"),
+    /** The model's queue is full. */
+    QUEUE_FULL("RESOURCE_EXHAUSTED"),
+    /** The request's time is over. */
+    DEADLINE("DEADLINE_EXCEEDED"),
+    /** Its sender cancelled the request. */
+    CANCELLED("CANCELLED"),
+    /** The daemon is stopping and takes no new work. */
+    DRAINING("UNAVAILABLE"),
+    /** No worker serves the model now. */
+    NO_WORKER("UNAVAILABLE"),
+    /** The request's worker died, and the model's {@code retry} is 0. */
+    WORKER_DIED("UNAVAILABLE"),
+    /** The request was being executed at more workers' deaths than {@code retry} allows. */
+    POISONED("INTERNAL"),
+    /** The model raised an exception. */
+    MODEL_ERROR("INTERNAL"),
+    /** The model returned what it did not declare, or the reply cannot be read. */
+    OUTPUT_INVALID("INTERNAL"),
+
+    // The client's own: these never travel.
+
+    /** No daemon at the endpoint. */
+    NOT_LISTENING("UNAVAILABLE"),
+    /** The daemon went away with requests outstanding. */
+    CONNECTION_LOST("UNAVAILABLE"),
+    /** The client was closed. */
+    CLOSED("UNAVAILABLE");
+
+    private final String code;
+    private final String word = name().toLowerCase(java.util.Locale.ROOT);
+
+    Reason(String code) {
+        this.code = code;
+    }
+
+    /**
+     * The gRPC status name that says what to do about it.
+     *
+     * @return for example {@code UNAVAILABLE}
+     */
+    public String code() {
+        return code;
+    }
+
+    /** The word on the wire, for example {@code queue_full}. */
+    @Override
+    public String toString() {
+        return word;
+    }
+}

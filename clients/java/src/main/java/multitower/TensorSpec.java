@@ -1,0 +1,49 @@
+package multitower;
+
+import java.util.Arrays;
+
+/** What a model declares of an input or output. */
+public final class TensorSpec {
+    private final String name;
+    private final Datatype datatype;
+    private final long[] shape;
+
+    TensorSpec(String name, Datatype datatype, long[] shape) {
+        this.name = name;
+        this.datatype = datatype;
+        this.shape = shape;
+    }
+
+    /**
+     * The key of the tensor in the map of inputs or outputs.
+     *
+     * @return its name
+     */
+    public String name() {
+        return name;
+    }
+
+    /**
+     * The datatype of its elements.
+     *
+     * @return one of the protocol's
+     */
+    public Datatype datatype() {
+        return datatype;
+    }
+
+    /**
+     * The sizes of its dimensions; dimension 0 is the rows where the model is batched.
+     *
+     * @return a copy; -1 for a dimension of any size
+     */
+    public long[] shape() {
+        return shape.clone();
+    }
+
+    /** Name, datatype and shape, for example {@code x: FP32[-1, 64]}. */
+    @Override
+    public String toString() {
+        return name + ": " + datatype + Arrays.toString(shape);
+    }
+}

@@ -1,0 +1,364 @@
+"""The workers that serve, and which of them gets the next batch: the rules of `dispatch`. Pure.
+
+The balancer tells which batches were given and answered; `choose` picks a worker for what waits.
+
+`earliest_finish` gives a batch to the worker that is expected to finish it first: by what it has to do yet, and by the
+time that such batches take on it (`estimate.py`). When the busy ones would have all that waits done before a slow one,
+the slow one stays idle; when the queue is too long for that, it works. Shortly before a worker is expected to end its
+batch it may get a second one, so that its way there costs nothing. Workers of about the same speed take turns; so do
+all where batches are brief.
+
+`least_depth` looks at nothing but rows: whoever is free gets a batch, the longest idle one first. So does the other
+rule while nothing is known.
+
+What is done for a request that finds no worker free costs the same however many workers there are; what is done for a
+batch grows a little with their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from math import inf
+from typing import Final, NamedTuple
+
+from multitower.supervisor.batching import Batch, ModelQueue
+from multitower.supervisor.estimate import MOST_KEYS, Pace
+from multitower.supervisor.request import BatchKey, Request
+from multitower.supervisor.serving import Worker
+
+ALIKE: Final = 0.125
+"""Share of a batch's time within which workers are as good as each other: then the longest idle one has it."""
+
+GRAIN_S: Final = 0.0003
+"""The daemon's loop wakes up to this much later than it wants to, and has something else to do first."""
+
+LEAD_SHARE: Final = 0.25
+"""Of a batch's time, how much before its end the next one may be sent at the most."""
+
+TRY_AFTER: Final = 500
+"""Batches that others get until an idle worker gets one to see whether it is still slow."""
+
+TRY_IDLE_S: Final = 1.0
+"""How long it must have been idle for that."""
+
+COMMON_EVERY: Final = 8
+"""Of so many batches one counts for what all workers take together."""
+
+BRIEF_S: Final = 0.0003
+"""Where the largest batch takes each worker less, as they say, choosing costs more than it gains: they take turns."""
+
+BRIEF_FOR: Final = 256
+"""Batches until that is looked at again."""
+
+_LEAST_WAIT_S: Final = 0.001
+_HOP_STEP: Final = 0.1
+
+
+class Rule(StrEnum):
+    """The values of `dispatch` in a configuration."""
+
+    EARLIEST_FINISH = "earliest_finish"  # whoever is expected to be done with it first
+    LEAST_DEPTH = "least_depth"  # whoever has the fewest rows, the longest idle first
+
+
+class Choice(NamedTuple):
+    """Who gets the next batch.
+
+    Attributes:
+        worker: the one.
+        sharing: workers among whom the rows that wait are to be shared out.
+    """
+
+    worker: Worker
+    sharing: int
+
+
+class Wait(NamedTuple):
+    """Nobody gets what waits yet: busy workers are expected to be done with it before any that is open.
+
+    Attributes:
+        batches: that these would finish before; when more wait, choose again.
+        until: monotonic seconds, when to choose again at the latest.
+    """
+
+    batches: int
+    until: float
+
+
+class _Offer(NamedTuple):
+    """When an open worker would be done with its share, and whether that follows from its own times."""
+
+    finish: float
+    seconds: float
+    worker: Worker
+    known: bool
+
+
+class Pool:
+    """All workers that serve.
+
+    Args:
+        rule: who gets what.
+
+    Attributes:
+        rule: as given, or as set last.
+        workers: in the order of their coming.
+        free: those that execute nothing and may get something, the longest idle one first.
+        changes: counts what may change a choice: workers that come, go, get something and answer it.
+    """
+
+    def __init__(self, rule: Rule = Rule.EARLIEST_FINISH) -> None:
+        self.rule = rule
+        self.workers: dict[Worker, None] = {}
+        self.free: dict[Worker, None] = {}
+        self.changes = 0
+        self._common = Pace()  # all workers together, for those of which too little is known
+        self._given = 0
+        self._brief: dict[int, tuple[bool, int]] = {}  # whether a key's batches are, and until which batch that holds
+        self._opens: float | None = None  # the earliest time that a busy one opens; None when it has to be found
+
+    # What happens.
+
+    def set_rule(self, rule: Rule) -> None:
+        """Another rule applies from now on."""
+        self.rule = rule
+        self._changed()
+
+    def add(self, worker: Worker) -> None:
+        """A worker has come."""
+        self.workers[worker] = None
+        self.free[worker] = None
+        worker.turn = self._given
+        self._brief.clear()
+        self.changes += 1
+
+    def hold(self, worker: Worker) -> None:
+        """The worker gets nothing more."""
+        worker.retiring = True
+        worker.opens = inf
+        self.free.pop(worker, None)
+        self._changed()
+
+    def remove(self, worker: Worker) -> None:
+        """The worker is gone."""
+        del self.workers[worker]
+        self.free.pop(worker, None)
+        self._changed()
+
+    def given(self, batch: Batch, now: float) -> None:
+        """Its worker gets a batch, as its only one or behind the one that it executes."""
+        worker: Worker = batch.worker
+        self._given += 1
+        worker.turn = self._given
+        seconds = None if self._is_brief(batch.key) else self._seconds(worker, batch.key, batch.size)
+        if worker.batch is None:
+            worker.batch = batch
+            batch.begun = now
+            worker.ends = inf if seconds is None else now + worker.hop_s + seconds
+            self.free.pop(worker, None)
+        else:
+            batch.behind = True
+            worker.next = batch
+            worker.ends = inf if seconds is None else _expected(worker.ends, now) + seconds
+        self._set_opening(worker, seconds)
+        self._changed()
+
+    def finished(self, batch: Batch, now: float, busy_s: float | None, *, measures: bool) -> None:
+        """Its worker has answered the batch that it was executing, and begins with the next one if it has one.
+
+        Args:
+            batch: the one.
+            now: monotonic seconds.
+            busy_s: seconds that the worker was at it, as it says; None where only the whole time is known.
+            measures: it tells how long such batches take; one with errors does not.
+        """
+        worker: Worker = batch.worker
+        took = now - batch.begun
+        if busy_s is None:
+            busy_s = took
+        # Of brief batches some suffice; a worker that has become slow is found by the others' next look.
+        if measures and not (
+            self._is_brief(batch.key) and self._given - worker.measured < COMMON_EVERY * len(self.workers)
+        ):
+            worker.measured = self._given
+            self._learn(worker, batch, busy_s)
+            if not batch.behind:
+                hop = max(took - busy_s, 0.0)
+                # The loop itself may have been busy elsewhere, which says nothing of the next time.
+                hop = min(hop, 4 * worker.hop_s) if worker.hop_s else hop
+                worker.hop_s += (_HOP_STEP if worker.hop_s else 1.0) * (hop - worker.hop_s)
+        worker.tried = False
+        worker.batch, worker.next = worker.next, None
+        if worker.batch is None:
+            worker.idle_since = now
+            worker.ends = worker.opens = inf
+            if not worker.retiring:
+                self.free[worker] = None
+        else:
+            seconds = self._seconds(worker, worker.batch.key, worker.batch.size)
+            worker.batch.begun = now
+            worker.ends = inf if seconds is None else now + seconds
+            self._set_opening(worker, seconds)
+        self._changed()
+
+    # What follows from it.
+
+    def open(self, now: float) -> list[Worker]:
+        """Those that may get a batch now: the free ones, and those about to end the only one that they have."""
+        found = list(self.free)
+        if self.next_opening <= now:
+            for worker in self.workers:
+                if worker.opens <= now:
+                    if now - worker.ends <= worker.ends - worker.opens:
+                        found.append(worker)
+                    else:
+                        worker.opens = inf  # it is late: nothing is to be stuck behind what may take forever
+                        self._opens = None
+        return found
+
+    @property
+    def next_opening(self) -> float:
+        """When a busy worker may get a second batch, in monotonic seconds; infinite when none may."""
+        if self.rule is Rule.LEAST_DEPTH:
+            return inf
+        if self._opens is None:
+            least = inf
+            for worker in self.workers:
+                if worker.opens < least:
+                    least = worker.opens
+            self._opens = least
+        return self._opens
+
+    def choose(
+        self, able: Sequence[Worker], queue: ModelQueue, key: BatchKey, first: Request, rows: int, now: float
+    ) -> Choice | Wait:
+        """Who gets the next batch of a key.
+
+        Args:
+            able: open workers that can run it, at least one.
+            queue: where it waits.
+            key: the batch key.
+            first: its first request.
+            rows: of all requests of this key that wait.
+            now: monotonic seconds.
+        """
+        if len(self.workers) == 1:
+            return Choice(able[0], 1)
+        clever = self.rule is Rule.EARLIEST_FINISH and not self._is_brief(key)
+        offers = self._offers(able, queue, key, rows, now) if clever else None
+        if offers is None:
+            free = [worker for worker in able if worker.batch is None]
+            return Choice(min(free, key=_idle_since), len(free)) if free else Wait(0, inf)
+        for offer in offers:
+            worker = offer.worker
+            forgotten = self._given - worker.turn >= TRY_AFTER and now - worker.idle_since >= TRY_IDLE_S
+            if forgotten and worker.batch is None:
+                worker.tried = True
+                return Choice(worker, max(rows, 1))  # one row of the whole suffices
+        best = offers[0] if len(offers) == 1 else min(offers, key=_finish)
+        most = queue.limits.padded(max(1, min(rows, key.max_batch_size)))
+        waiting = queue.batches(key.max_batch_size)
+        margin = ALIKE * best.seconds
+        before, offered = 0, {offer.worker for offer in offers}
+        for worker in self.workers if best.known else ():
+            left = best.finish - margin - _expected(worker.ends, now)  # until the best of the open ones would be done
+            if left > 0 and not worker.retiring and worker not in offered and worker.can_run(first):
+                seconds = self._seconds(worker, key, most)
+                if seconds is not None and left > seconds:
+                    before += int(left / max(seconds, _LEAST_WAIT_S))
+                    if before >= waiting:
+                        return Wait(before, now + max(best.seconds * LEAD_SHARE, _LEAST_WAIT_S))
+        if len(offers) == 1:
+            return Choice(best.worker, 1)
+        alike = [offer.worker for offer in offers if offer.finish <= best.finish + margin]
+        return Choice(min(alike, key=_idle_since), self._sharing(offers, best, key, most, waiting))
+
+    # How it is done.
+
+    def _offers(
+        self, able: Sequence[Worker], queue: ModelQueue, key: BatchKey, rows: int, now: float
+    ) -> list[_Offer] | None:
+        """When each of them would be done with an even share; None while that is not known of each."""
+        share = queue.limits.padded(max(1, min(-(-rows // len(able)), key.max_batch_size)))
+        offers = []
+        times = [
+            (worker, estimate.seconds(share) if (estimate := worker.pace.find(key.id)) is not None else None)
+            for worker in able
+        ]
+        # One that is not known is as fast as the fastest, until it is: else it might never be known.
+        unknown = min((seconds for _, seconds in times if seconds is not None), default=None)
+        if unknown is None:
+            common = self._common.find(key.id)
+            if common is None:
+                return None
+            unknown = common.seconds(share)
+        for worker, own in times:
+            seconds = unknown if own is None else own
+            start = now if worker.batch is None else _expected(worker.ends, now)
+            offers.append(_Offer(start + seconds, seconds, worker, own is not None))
+        return offers
+
+    def _sharing(self, offers: list[_Offer], best: _Offer, key: BatchKey, most: int, waiting: int) -> int:
+        """How many of them are fast enough to have a share, rather than leave it to the best one."""
+        seconds = self._seconds(best.worker, key, most) or best.seconds
+        begins = best.finish - best.seconds
+        count = 0
+        for finish, own, _, _ in sorted(offers, key=_finish):
+            left = finish - ALIKE * own - begins
+            if count and count * int(left / max(seconds, _LEAST_WAIT_S)) >= waiting:
+                break
+            count += 1
+        return count
+
+    def _seconds(self, worker: Worker, key: BatchKey, rows: int) -> float | None:
+        """What a batch of so many rows is expected to take; by what others take, where too little is known of it."""
+        estimate = worker.pace.find(key.id) or self._common.find(key.id)
+        return estimate.seconds(rows) if estimate is not None else None
+
+    def _is_brief(self, key: BatchKey) -> bool:
+        """Every worker is known to do the largest batch of this key in no time; looked at now and then."""
+        brief, until = self._brief.get(key.id, (False, -1))
+        if self._given >= until:
+            estimates = [worker.pace.find(key.id) for worker in self.workers]
+            rows = max(key.max_batch_size, 1)
+            brief = all(estimate is not None and estimate.seconds(rows) < BRIEF_S for estimate in estimates)
+            if len(self._brief) >= MOST_KEYS:
+                self._brief.clear()
+            self._brief[key.id] = brief, self._given + BRIEF_FOR
+        return brief
+
+    def _learn(self, worker: Worker, batch: Batch, seconds: float) -> None:
+        estimate = worker.pace.find(batch.key.id)
+        if worker.tried and estimate is not None:
+            estimate.rescale(batch.size, seconds)
+        worker.pace.add(batch.key.id, batch.size, seconds)
+        # Of those that are known, some suffice.
+        if estimate is None or self._given % COMMON_EVERY == 0:
+            self._common.add(batch.key.id, batch.size, seconds)
+
+    def _set_opening(self, worker: Worker, seconds: float | None) -> None:
+        """A worker that has one batch, of known length, opens a little before its end; never behind a suspect."""
+        batch = worker.batch
+        assert batch is not None  # it has just got one
+        if worker.next is not None or seconds is None or worker.retiring or batch.requests[0].deaths:
+            worker.opens = inf
+        else:
+            worker.opens = worker.ends - min(worker.hop_s + GRAIN_S, LEAD_SHARE * seconds)
+
+    def _changed(self) -> None:
+        self.changes += 1
+        self._opens = None
+
+
+def _expected(ends: float, now: float) -> float:
+    """When it will have ended. What is late already may take as long again: nobody waits for it forever."""
+    return ends if ends >= now else now + (now - ends)
+
+
+def _idle_since(worker: Worker) -> float:
+    return worker.idle_since if worker.batch is None else inf
+
+
+def _finish(offer: _Offer) -> float:
+    return offer.finish

@@ -1,0 +1,243 @@
+"""Shared memory of local clients: the regions that requests name, and what the router and the workers need of them.
+
+A region is a memfd of the client, which the daemon opens through /proc at its first use; there is nothing to register.
+The daemon maps nothing and reads nothing (but to put a request into quarantine): workers read and write through its
+descriptor. A descriptor stays open while a request needs it and as long as the region is in use, so that a client's
+death takes nothing away under a worker, and keeps nothing for longer than `IDLE_S`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from multitower import wire
+from multitower.errors import MultitowerError, Reason, make
+from multitower.worker_wire import Place, Table, batch_head, shared_head
+
+if TYPE_CHECKING:
+    from multitower.supervisor.batching import Batch
+    from multitower.supervisor.request import Frame, Plan
+
+MAX_REGIONS = 256
+"""Regions that are open at one time: each is a descriptor."""
+
+IDLE_S = 10.0
+"""How long a region stays open that no request names."""
+
+
+class Region:
+    """An open region. Its descriptor is closed when nothing refers to it any more.
+
+    Attributes:
+        name: the client's word for it.
+        descriptor: open for reading and writing.
+        size: bytes; its seals keep it from shrinking.
+        device: with `inode`, what the descriptor refers to.
+    """
+
+    __slots__ = ("__weakref__", "descriptor", "device", "inode", "name", "size")
+
+    def __init__(self, name: str, descriptor: int) -> None:
+        self.name = name
+        self.descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor).atexit = False  # at the daemon's end, the system does it
+        status = os.fstat(descriptor)
+        self.size = status.st_size
+        self.device = status.st_dev
+        self.inode = status.st_ino
+
+
+class Piece:
+    """A part of a region, in the place of a frame. Its parts are pieces."""
+
+    __slots__ = ("offset", "region", "size")
+
+    def __init__(self, region: Region, offset: int, size: int) -> None:
+        self.region = region
+        self.offset = offset
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> Piece:
+        start, end, _ = part.indices(self.size)
+        return Piece(self.region, self.offset + start, end - start)
+
+    def read(self) -> bytes:
+        """A copy of its bytes."""
+        parts = []
+        position, end = self.offset, self.offset + self.size
+        while position < end:
+            part = os.pread(self.region.descriptor, end - position, position)
+            if not part:
+                raise EOFError(f"the region {self.region.name} ends at byte {position}")
+            parts.append(part)
+            position += len(part)
+        return b"".join(parts)
+
+    def place(self, entry: int, tensor: int | str) -> Place:
+        """It as a worker is told."""
+        region = self.region
+        return Place(entry, tensor, region.name, region.descriptor, region.device, region.inode, self.offset, self.size)
+
+
+def open_region(name: str) -> Region:
+    """Opens a region by its name.
+
+    Raises:
+        OSError: it cannot be reached: the client runs in another container, as another user, or not at all; or what
+            is there is not the region of this name.
+    """
+    found = wire.REGION_NAME.fullmatch(name)
+    if found is None:
+        raise OSError("this is no name of a region")
+    pid, descriptor, nonce = found.groups()
+    # To open a pipe or a device may wait or do something; this opens nothing, and tells what it is.
+    path = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(path).st_mode):
+            raise OSError("the descriptor is no shared memory")
+        region = Region(name, os.open(f"/proc/self/fd/{path}", os.O_RDWR | os.O_CLOEXEC))
+    finally:
+        os.close(path)
+    # Of files, only memfds have seals. Without this one, what was checked here may be gone when a worker reads.
+    if not fcntl.fcntl(region.descriptor, _F_GET_SEALS) & _F_SEAL_SHRINK:
+        raise OSError("the descriptor is no memfd that is sealed against shrinking")
+    head = wire.REGION_MAGIC + nonce.encode()
+    if os.pread(region.descriptor, len(head), 0) != head:
+        raise OSError("the descriptor is another region's")
+    return region
+
+
+# Linux's numbers (linux/fcntl.h); the fcntl module has them only from Python 3.13 on.
+_F_GET_SEALS = 1034
+_F_SEAL_SHRINK = 2
+
+
+class Regions:
+    """The regions that are open, the least recently used first.
+
+    Args:
+        open: opens a region by its name, or raises OSError.
+    """
+
+    def __init__(self, open: Callable[[str], Region] = open_region) -> None:
+        self._open = open
+        self._known: OrderedDict[str, tuple[Region, float]] = OrderedDict()
+        self._all: weakref.WeakSet[Region] = weakref.WeakSet()
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def get(self, name: str, now: float) -> Region:
+        """The region of this name, opened if it is not open yet.
+
+        Raises:
+            OSError: it cannot be, or there are too many.
+        """
+        known = self._known.get(name)
+        if known is not None:
+            self._known[name] = known[0], now
+            self._known.move_to_end(name)
+            return known[0]
+        if len(self._known) >= MAX_REGIONS:
+            self._known.popitem(last=False)
+        if len(self._all) >= MAX_REGIONS:
+            raise OSError(f"{len(self._all)} regions are in use")
+        region = self._open(name)
+        self._all.add(region)
+        self._known[name] = region, now
+        return region
+
+    def tick(self, now: float) -> None:
+        """Forgets the regions that no request has named for `IDLE_S`."""
+        while self._known:
+            name, (_, used) = next(iter(self._known.items()))
+            if used + IDLE_S > now:
+                return
+            del self._known[name]
+
+    def resolve(self, plan: Plan, frames: Sequence[Frame], now: float) -> tuple[list[Frame], dict[str, Piece]]:
+        """The tensors of a request in its own order, and the places of its outputs.
+
+        Args:
+            plan: of a request of which something lies in shared memory.
+            frames: those that came with it.
+            now: monotonic seconds.
+
+        Raises:
+            InvalidRequest: `malformed`: a region cannot be opened or is smaller than the request says, or the number
+                of frames is wrong.
+        """
+        assert plan.shared is not None  # else nobody asks
+        inputs = plan.shared.inputs
+        missing = inputs.count(None) - len(frames)
+        if missing:
+            raise make(
+                Reason.MALFORMED,
+                f"the header lists {inputs.count(None)} inputs outside shared memory, but {len(frames)} frames came "
+                "with it",
+                field="inputs",
+            )
+        rest = iter(frames)
+        tensors = [
+            next(rest) if area is None else self._piece(area, f"inputs[{index}]", now)
+            for index, area in enumerate(inputs)
+        ]
+        places = {name: self._piece(area, name, now) for name, area in plan.shared.outputs.items()}
+        return tensors, places
+
+    def _piece(self, area: wire.Area, whose: str, now: float) -> Piece:
+        try:
+            region = self.get(area.region, now)
+        except OSError as error:
+            raise _refusal(whose, error.strerror or str(error)) from None
+        if area.offset + area.size > region.size:
+            where = f"{whose}.parameters.{wire.SHARED_MEMORY_OFFSET}"
+            raise make(
+                Reason.MALFORMED,
+                f"{where}: {area.size} bytes from {area.offset} on, but the region has {region.size}",
+                field=where,
+            )
+        return Piece(region, area.offset, area.size)
+
+
+def refusal(plan: Plan, why: str) -> MultitowerError:
+    """Why a request is refused that would use shared memory; clients send it again in frames."""
+    assert plan.shared is not None  # else nobody asks
+    first = next((index for index, area in enumerate(plan.shared.inputs) if area is not None), None)
+    return _refusal(next(iter(plan.shared.outputs)) if first is None else f"inputs[{first}]", why)
+
+
+def _refusal(whose: str, why: str) -> MultitowerError:
+    where = f"{whose}.parameters.{wire.SHARED_MEMORY_REGION}"
+    return make(Reason.MALFORMED, f"{where}: the daemon cannot take this shared memory: {why}", field=where)
+
+
+def batch_message(batch: Batch, description: Sequence[bytes]) -> list[Any]:
+    """The message of a batch of which something lies in shared memory.
+
+    Args:
+        batch: it.
+        description: of its key; none when the worker knows it.
+    """
+    table = Table([], [])
+    frames: list[Frame] = []
+    for entry, request in enumerate(batch.requests):
+        for index, frame in enumerate(request.frames):
+            if type(frame) is Piece:
+                table.inputs.append(frame.place(entry, index))
+            else:
+                frames.append(frame)
+        places: Mapping[str, Piece] = getattr(request, "places", {})
+        table.outputs.extend(piece.place(entry, name) for name, piece in places.items())
+    rows = [request.rows for request in batch.requests]
+    head = batch_head(batch.id, batch.key.id, rows, joined=False, described=bool(description))
+    return [shared_head(head), *description, table.pack(), *frames]

@@ -1,0 +1,232 @@
+"""Frozen graphs as people have them: of either TensorFlow, with control flow, tables, and names that are wrong."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # TensorFlow's own, at its import
+    import tensorflow as tf
+    from google.protobuf import text_format
+
+    from multitower.worker.graph_model import GraphModel
+
+from multitower.spec import ModelSpec, TensorReport
+from multitower.worker.model import LoadError, load
+from multitower.worker.warmup import warm_up
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+v1 = tf.compat.v1
+Names = dict[str, str]
+
+
+@pytest.fixture
+def frozen(tmp_path: Path) -> Callable[..., GraphModel]:
+    def freeze(build: Callable[[], object], inputs: Names, outputs: Names, **more: Any) -> GraphModel:
+        with tf.Graph().as_default() as graph:
+            build()
+        path = tmp_path / "frozen.pb"
+        path.write_bytes(graph.as_graph_def().SerializeToString())
+        model = load(ModelSpec(name="m", path=str(path), inputs=inputs, outputs=outputs, **more), ["cpu:0"])
+        assert isinstance(model, GraphModel)
+        return model
+
+    return freeze
+
+
+def plain() -> None:
+    x = v1.placeholder(tf.float32, [None, 2], name="x")
+    with tf.name_scope("head"):
+        tf.nn.softmax(tf.matmul(x, tf.constant([[1.0, 2.0], [3.0, 4.0]])), name="softmax")
+    tf.nn.top_k(x, 1, name="top")
+
+
+def test_names_are_the_configurations_and_shapes_the_graphs(frozen: Callable[..., GraphModel]) -> None:
+    model = frozen(plain, {"features": "x:0"}, {"scores": "head/softmax:0", "place": "top:1", "best": "top"})
+    assert (model.platform, model.version) == ("tensorflow_graphdef", "1")
+    assert model.inputs == (TensorReport(name="features", datatype="FP32", shape=(-1, 2)),)
+    assert model.outputs == (
+        TensorReport(name="best", datatype="FP32", shape=(-1, 1)),
+        TensorReport(name="place", datatype="INT32", shape=(-1, 1)),
+        TensorReport(name="scores", datatype="FP32", shape=(-1, 2)),
+    )
+    x = np.float32([[1, 0], [0, 5]])
+    answer = model.infer({"features": x})
+    np.testing.assert_allclose(answer["scores"], tf.nn.softmax(x @ [[1, 2], [3, 4]]).numpy(), rtol=1e-5)
+    assert (answer["place"].tolist(), answer["best"].tolist()) == ([[0], [1]], [[1], [5]])
+    assert warm_up(model, ModelSpec(name="m", max_batch_size=4)) == (None, True)
+
+
+def test_a_graph_may_be_text(tmp_path: Path) -> None:
+    with tf.Graph().as_default() as graph:
+        plain()
+    (tmp_path / "m.pbtxt").write_text(text_format.MessageToString(graph.as_graph_def()))
+    model = GraphModel(spec_of(tmp_path / "m.pbtxt", {"x": "x"}, {"best": "top"}))
+    assert model.infer({"x": np.float32([[1, 2]])})["best"].tolist() == [[2]]
+
+
+def spec_of(path: Path, inputs: Names, outputs: Names) -> ModelSpec:
+    return ModelSpec(name="m", path=str(path), inputs=inputs, outputs=outputs)
+
+
+def looped() -> None:
+    """Powers of two by a loop, signs by a condition."""
+    n = v1.placeholder(tf.int64, [None], name="n")
+    one = tf.constant(1, tf.int64)
+    _, power = tf.while_loop(
+        lambda i, _: i < tf.reduce_max(n),
+        lambda i, power: (i + 1, tf.where(n > i, power * 2, power)),
+        (one - 1, tf.ones_like(n)),
+    )
+    tf.identity(power, name="power")
+    tf.cond(
+        tf.reduce_all(n > 0), lambda: tf.fill(tf.shape(n), "all"), lambda: tf.fill(tf.shape(n), "some"), name="told"
+    )
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_control_flow_of_either_kind_and_the_function_library(version: int, frozen: Callable[..., GraphModel]) -> None:
+    def build() -> None:
+        (v1.enable_control_flow_v2 if version == 2 else v1.disable_control_flow_v2)()
+        try:
+            looped()
+        finally:
+            v1.enable_control_flow_v2()
+
+        @tf.function
+        def tripled(value: Any) -> Any:
+            return value * 3
+
+        tf.identity(tripled(v1.placeholder(tf.int64, [None], name="m")), name="tripled")
+
+    kinds = {1: {"Enter", "Merge"}, 2: {"StatelessWhile", "StatelessIf"}}[version]
+    model = frozen(
+        build, {"n": "n", "m": "m"}, {"power": "power", "told": f"told/{told_by(version)}:0", "t": "tripled"}
+    )
+    n = np.int64([3, 0, 10])
+    answer = model.infer({"n": n, "m": n})
+    assert kinds <= {node.type for node in model._session.graph.get_operations()}
+    assert {name: array.tolist() for name, array in answer.items()} == {
+        "power": [8, 1, 1024],
+        "told": [b"some"] * 3,
+        "t": [9, 0, 30],
+    }
+
+
+def told_by(version: int) -> str:
+    return "Merge" if version == 1 else "Identity"
+
+
+def test_a_function_of_tensorflow_2_frozen_as_its_guides_tell(
+    frozen: Callable[..., GraphModel], tmp_path: Path
+) -> None:
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    weights = tf.Variable([[2.0], [3.0]])
+    function = tf.function(lambda x: tf.matmul(x, weights)).get_concrete_function(tf.TensorSpec([None, 2], name="x"))
+    constant = convert_variables_to_constants_v2(function)
+    path = tmp_path / "m.pb"
+    path.write_bytes(constant.graph.as_graph_def().SerializeToString())
+    model = GraphModel(spec_of(path, {"x": "x:0"}, {"y": constant.outputs[0].name}))
+    assert model.infer({"x": np.float32([[1, 1], [0, 2]])})["y"].tolist() == [[5], [6]]
+
+
+def test_tables_are_initialised(frozen: Callable[..., GraphModel]) -> None:
+    def build() -> None:
+        words = v1.placeholder(tf.string, [None], name="words")
+        pairs = tf.lookup.KeyValueTensorInitializer(["cat", "dog"], tf.constant([7, 8], tf.int64))
+        tf.identity(tf.lookup.StaticHashTable(pairs, -1).lookup(words), name="ids")
+
+    model = frozen(build, {"words": "words"}, {"ids": "ids"})
+    assert model.infer({"words": np.array([b"dog", b"cow"], object)})["ids"].tolist() == [8, -1]
+
+
+def test_a_placeholder_with_a_default_need_not_be_given(frozen: Callable[..., GraphModel]) -> None:
+    def build() -> None:
+        x = v1.placeholder(tf.float32, None, name="x")
+        tf.multiply(x, v1.placeholder_with_default(2.0, [], name="factor"), name="y")
+
+    model = frozen(build, {"x": "x"}, {"y": "y"})
+    assert model.inputs[0].shape is None
+    assert model.infer({"x": np.float32(4)})["y"].tolist() == 8
+    model = frozen(build, {"x": "x", "f": "factor"}, {"y": "y"})
+    assert model.infer({"x": np.float32(4), "f": np.float32(3)})["y"].tolist() == 12
+
+
+X, Y = {"x": "x:0"}, {"y": "head/softmax:0"}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "message"),
+    [
+        ({"x": "X:0"}, Y, "inputs.x: 'X:0': there is no node 'X'; the graph's placeholders: 'x'"),
+        (X, {"y": "softmax:0"}, "outputs.y: 'softmax:0': there is no node 'softmax'; did you mean 'head/softmax'?"),
+        (X, {"y": "nothing"}, "nodes that no other uses: 'head/softmax', 'top'"),
+        (X, {"y": "top:2"}, "outputs.y: 'top:2': the node 'top' (TopKV2) has 'top:0', 'top:1'"),
+        (X, {"y": "top:first"}, "the node 'top' (TopKV2) has 'top:0', 'top:1'"),
+        (X, {"y": "^top"}, "there is no node '^top'; did you mean 'top'"),
+        ({**X, "z": "top:1"}, Y, "inputs.z: 'top:1' has no influence on any of the outputs"),
+        ({**X, "z": "x"}, Y, "inputs.z and inputs.x are the same tensor, 'x:0'"),
+        ({"k": "top/k:0"}, {"y": "top"}, "the outputs need a value for the placeholder 'x'; name it under inputs"),
+    ],
+)
+def test_names_that_are_wrong(inputs: Names, outputs: Names, message: str, frozen: Callable[..., GraphModel]) -> None:
+    with pytest.raises(LoadError, match=re.escape(message)):
+        frozen(plain, inputs, outputs)
+
+
+def test_a_placeholder_that_only_has_to_run_before_is_needed_too(frozen: Callable[..., GraphModel]) -> None:
+    def build() -> None:
+        x = v1.placeholder(tf.float32, [None], name="x")
+        with tf.control_dependencies([v1.Print(v1.placeholder(tf.float32, [], name="hidden"), [])]):
+            tf.identity(x, name="y")
+
+    with pytest.raises(LoadError, match="the placeholder 'hidden'"):
+        frozen(build, {"x": "x"}, {"y": "y"})
+
+
+@pytest.mark.parametrize("resource", [True, False])
+def test_a_graph_with_variables_is_not_frozen(resource: bool, frozen: Callable[..., GraphModel]) -> None:
+    def build() -> None:
+        weights = v1.get_variable("w", initializer=[1.0], use_resource=resource)
+        tf.add(v1.placeholder(tf.float32, [None], name="x"), weights, name="y")
+
+    with pytest.raises(LoadError, match="not frozen: the variable 'w' has no value"):
+        frozen(build, {"x": "x"}, {"y": "y"})
+
+
+def test_an_operation_that_has_no_output(frozen: Callable[..., GraphModel]) -> None:
+    with pytest.raises(LoadError, match=re.escape("'idle': the node 'idle' (NoOp) has no output")):
+        frozen(lambda: (plain(), tf.no_op(name="idle")), X, {"y": "idle"})
+
+
+def test_what_the_protocol_cannot_carry_is_refused(frozen: Callable[..., GraphModel]) -> None:
+    def build() -> None:
+        tf.raw_ops.HashTableV2(key_dtype=tf.string, value_dtype=tf.int64, name="table")
+
+    with pytest.raises(LoadError, match="'t' is resource, which cannot be served"):
+        frozen(build, {}, {"t": "table"})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "no node can be read from it"),
+        (b"not a graph", "is no GraphDef"),
+        (b"\x08\x01", "no node can be read from it; for a SavedModel name its folder"),
+        (b"\x0a\x10\x0a\x01a\x12\x0bNoSuchThing", "cannot be imported: .*NoSuchThing"),
+    ],
+    ids=["empty", "text", "another message", "an unknown operation"],
+)
+def test_files_that_are_no_graph(data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "m.pb").write_bytes(data)
+    with pytest.raises(LoadError, match=message):
+        GraphModel(spec_of(tmp_path / "m.pb", X, Y))

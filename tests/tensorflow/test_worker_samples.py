@@ -1,0 +1,210 @@
+"""Recorded requests, as TensorFlow Serving keeps them and as numpy does, and what XLA makes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # TensorFlow's own, at its import
+    import keras
+    import tensorflow as tf
+
+    from multitower.worker.keras_model import KerasModel
+    from multitower.worker.saved_model import SavedModel
+    from multitower.worker.signatures import load_others
+
+from multitower.spec import ModelSpec
+from multitower.worker.model import Arrays, LoadError
+from multitower.worker.samples import SERVING_FILE, samples_of
+from multitower.worker.warmup import warm_up
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+# PredictionLogs as tensorflow-serving-api 2.21 writes them. x is [[1.5, -2.0]]; the examples have the feature `a`, of
+# 3 and 4, and of 9 in the context of an empty one.
+PREDICT = "322b0a290a070a016d12020803121b0a0178121608011208120208011202080222080000c03f000000c01a0179"
+TWICE = "32320a300a0e0a016d120208031a057477696365121b0a0178121608011208120208011202080222080000c03f000000c01a0179"
+CLASSIFY = "12320a300a0a1a08636c61737369667912220a200a0e0a0c0a0a0a016112051a030a01030a0e0a0c0a0a0a016112051a030a0104"
+REGRESS = "1a240a220a0a1a08636c617373696679121412120a00120e0a0c0a0a0a016112051a030a0109"
+SESSION_RUN = "2a070a050a030a016d"
+
+
+def parse(examples: Any) -> Any:
+    return tf.io.parse_example(examples, {"a": tf.io.FixedLenFeature([], tf.int64)})["a"]
+
+
+def guarded(check: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
+    def serve(x: Any) -> Any:
+        with tf.control_dependencies([check(x[:, 1], 0.0)]):
+            return {"y": tf.identity(x)}
+
+    return serve
+
+
+def saved(folder: Path, default: Callable[[Any], Any] | None = None) -> Path:
+    """Three signatures: two of `x`, one of serialised examples."""
+    x = tf.TensorSpec([None, 2], tf.float32, name="x")
+    functions = {
+        "serving_default": (default or (lambda x: {"y": x + 1}), x),
+        "twice": (lambda x: {"y": x * 2}, x),
+        "classify": (lambda inputs: {"classes": parse(inputs)}, tf.TensorSpec([None], tf.string, name="inputs")),
+    }
+    module = tf.Module()
+    signatures = {
+        name: tf.function(function, input_signature=[spec]).get_concrete_function()
+        for name, (function, spec) in functions.items()
+    }
+    tf.saved_model.save(module, str(folder), signatures=signatures)
+    return folder
+
+
+def record(folder: Path, *messages: str) -> Path:
+    file = folder / SERVING_FILE
+    file.parent.mkdir()
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for message in messages:
+            writer.write(bytes.fromhex(message))
+    return file
+
+
+def spec_of(path: Path, **more: Any) -> ModelSpec:
+    return ModelSpec(name="m", path=str(path), **{"max_batch_size": 4, **more})
+
+
+def plain(inputs: Arrays) -> dict[str, Any]:
+    return {name: array.tolist() for name, array in inputs.items()}
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("m") / "1")
+
+
+def test_requests_as_tensorflow_serving_keeps_them(serving: Path) -> None:
+    file = record(serving, PREDICT, SESSION_RUN, TWICE, CLASSIFY, REGRESS)
+    spec = spec_of(serving.parent, version="1")
+    model = SavedModel(spec)
+    samples = samples_of(model, spec)
+    assert [sample.signature for sample in samples] == ["", "twice", "classify", "classify"]
+    assert plain(samples[0].inputs) == plain(samples[1].inputs) == {"x": [[1.5, -2.0]]}
+    assert [parse(sample.inputs["inputs"]).numpy().tolist() for sample in samples[2:]] == [[3, 4], [9]]
+    assert samples[2].origin == f"{file}, record 3"
+    assert warm_up(model, spec, samples) == (None, True)
+    _, executors, reports = load_others(model, spec, samples, SimpleNamespace(calls=0))
+    assert set(executors) == {"classify", "twice"}
+    # Made-up text is no example: without the recorded ones nothing would have been shown.
+    assert executors["classify"]._proven
+    assert [report.unbatched_because for report in reports] == [None, None]
+
+
+def test_the_first_request_is_what_every_size_is_run_on(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m", guarded(tf.debugging.assert_less))
+    spec = spec_of(path)
+    assert warm_up(SavedModel(spec), spec) == (None, False), "ones are refused"
+    record(path, PREDICT)
+    assert warm_up(SavedModel(spec), spec, samples_of(SavedModel(spec), spec)) == (None, True)
+
+
+@pytest.fixture(scope="module")
+def model(serving: Path) -> SavedModel:
+    return SavedModel(spec_of(serving.parent, version="1"))
+
+
+WRONG = {
+    "a field that is cut off": (PREDICT[:-8], "it cannot be read: a field is longer than its message"),
+    "a number that is cut off": ("32030a0108", "it cannot be read: a number is cut off"),
+    "a number that is too long": ("32" + "ff" * 11, "it cannot be read: a number has more than 64 bits"),
+    "an unknown wire type": ("33", "it cannot be read: a field has the unknown wire type 3"),
+    "a number for a message": ("32020801", "it cannot be read: a field holds a number where a message is due"),
+    "no inputs": ("32020a00", "it has the inputs none, but the model takes x"),
+    "a tensor of no datatype": (PREDICT.replace("08011208", "08631208"), "it cannot be read"),
+    "another input": (PREDICT.replace("0178", "0179", 1), "it has the inputs y, but the model takes x"),
+    "another datatype": (
+        PREDICT.replace("08011208120208011202080222", "08081208120208011202080122"),
+        "the input 'x' is complex64, not FP32",
+    ),
+    "another shape": (
+        PREDICT.replace("08011208120208011202080222", "08011208120208021202080122"),
+        "the input 'x' has the shape \\[2, 1\\], not \\[-1, 2\\]",
+    ),
+    "another signature": (TWICE.replace("7477696365", "7477697365"), "no signature 'twise'; the model has: classify, "),
+}
+
+
+@pytest.mark.parametrize(("message", "told"), WRONG.values(), ids=WRONG)
+def test_a_record_that_is_wrong_is_named(message: str, told: str, model: SavedModel, tmp_path: Path) -> None:
+    file = record(tmp_path, PREDICT, message)
+    with pytest.raises(LoadError, match=re.escape(f"{file}, record 2: ") + ".*" + told):
+        samples_of(model, spec_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[:-5], lambda data: data[:-9] + b"\xff" + data[-8:], lambda data: data + b"not a record at all"],
+    ids=["cut off", "another byte", "something more"],
+)
+def test_a_file_that_is_damaged_is_named(damage: Callable[[bytes], bytes], model: SavedModel, tmp_path: Path) -> None:
+    file = record(tmp_path, PREDICT, PREDICT)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(LoadError, match=re.escape(str(file)) + r", record [23]: it cannot be read"):
+        samples_of(model, spec_of(tmp_path))
+
+
+def test_no_byte_that_differs_does_more_than_fail_the_model(model: SavedModel, tmp_path: Path) -> None:
+    good, rng = bytes.fromhex(PREDICT), np.random.default_rng(5)
+    for number in range(80):
+        bad = bytearray(good)
+        bad[rng.integers(len(bad))] = rng.integers(256)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        record(folder, bad.hex())
+        with contextlib.suppress(LoadError):
+            assert all(sample.inputs["x"].shape[1:] == (2,) for sample in samples_of(model, spec_of(folder)))
+
+
+def test_a_request_that_the_model_refuses_fails_it(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m", guarded(tf.debugging.assert_greater))
+    file = record(path, PREDICT)
+    spec = spec_of(path)
+    with pytest.raises(LoadError, match=re.escape(f"{file}, record 1: the model raised on it: InvalidArgumentError")):
+        warm_up(SavedModel(spec), spec, samples_of(SavedModel(spec), spec))
+
+
+# XLA.
+
+
+def test_xla_compiles_each_signature(serving: Path) -> None:
+    spec = spec_of(serving.parent, version="1", allowed_batch_sizes=(1, 4), jit_compile=True)
+    model = SavedModel(spec)
+    assert warm_up(model, spec) == (None, True)
+    x = np.float32([[1, 2], [3, 4]])
+    assert model.infer({"x": x})["y"].tolist() == (x + 1).tolist()
+    assert isinstance(model.others["twice"], type(model._served))
+    assert model.others["twice"].infer({"x": x})["y"].tolist() == (x * 2).tolist()
+
+
+def test_what_xla_cannot_compile_is_told_before_it_serves(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m", lambda x: {"y": tf.strings.as_string(x)})
+    spec = spec_of(path, jit_compile=True)
+    with pytest.raises(LoadError, match=r"jit_compile: XLA cannot compile it.*(AsString|unsupported)"):
+        warm_up(SavedModel(spec), spec)
+
+
+def test_xla_compiles_keras_too(tmp_path: Path) -> None:
+    layers = keras.layers
+    network = keras.Sequential([layers.Input((3,), name="x"), layers.Dense(2, name="y", activation="tanh")])
+    network.save(tmp_path / "m.keras")
+    spec = spec_of(tmp_path / "m.keras", jit_compile=True)
+    model = KerasModel(spec)
+    assert warm_up(model, spec) == (None, True)
+    x = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_allclose(model.infer({"x": x})["y"], network(x).numpy(), rtol=1e-5)

@@ -1,0 +1,25 @@
+"""What the Java client shares with the package, and only a program would notice to differ."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from xml.etree import ElementTree
+
+from multitower.errors import CODE_OF
+
+ROOT = Path(__file__).parents[2]
+JAVA = ROOT / "clients" / "java"
+
+
+def test_it_has_the_version_of_the_package() -> None:
+    pom = ElementTree.parse(JAVA / "pom.xml").getroot()
+    version = pom.findtext("{http://maven.apache.org/POM/4.0.0}version")
+    assert version == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_it_knows_every_reason_with_its_code() -> None:
+    source = (JAVA / "src" / "main" / "java" / "multitower" / "Reason.java").read_text()
+    reasons = dict(re.findall(r'^    ([A-Z_]+)\("([A-Z_]+)"\)', source, re.MULTILINE))
+    assert {name.lower(): code for name, code in reasons.items()} == {str(key): str(CODE_OF[key]) for key in CODE_OF}

@@ -1,0 +1,168 @@
+"""What becomes of two batches when their worker dies: only what it was executing is suspect, and nothing is lost."""
+
+from __future__ import annotations
+
+import pytest
+from practised import FIXED_S, LARGEST, ROW_S, SINGLY, Scene
+
+from multitower.errors import MultitowerError, Reason
+from multitower.supervisor.balancer import Balancer
+from multitower.supervisor.batching import QueueLimits
+from multitower.supervisor.pool import GRAIN_S
+from multitower.supervisor.request import Phase, Request
+from multitower.supervisor.serving import Served, Worker
+
+# What the dead worker has left of which batch it began last.
+UNTOLD, NONE, FIRST, SECOND = "nothing was told", "neither", "the first", "the second"
+
+
+def two(scene: Scene, *, first: int = 1) -> tuple[Worker, list[Request], list[Request]]:
+    """A worker with two batches: of `first` requests, and of `LARGEST` ones."""
+    executed = scene.submit(first)
+    assert scene.dispatch() == [(0, first)]
+    behind = scene.submit(LARGEST)
+    assert scene.dispatch(FIXED_S + ROW_S * first - GRAIN_S / 2) == [(0, LARGEST)]
+    return scene.workers[0], executed, behind
+
+
+def begun(worker: Worker, told: str) -> int | None:
+    assert worker.batch is not None
+    ids = {UNTOLD: None, NONE: 0, FIRST: worker.batch.id}
+    if worker.next is not None:
+        ids[SECOND] = worker.next.id
+    return ids[told]
+
+
+@pytest.mark.parametrize(
+    ("told", "suspects"), [(UNTOLD, "first"), (NONE, "first"), (FIRST, "first"), (SECOND, "second")]
+)
+def test_of_two_batches_the_one_that_was_executed_is_suspect(told: str, suspects: str) -> None:
+    scene = Scene(1)
+    worker, first, second = two(scene, first=2)
+    assert not scene.balancer.remove_worker(worker, scene.now, crashed=True, begun=begun(worker, told))
+    deaths = {"first": [1, 0], "second": [0, 1]}[suspects]
+    assert [sum(each.deaths for each in part) / len(part) for part in (first, second)] == deaths
+    assert all(each.phase is Phase.WAITING for each in first + second)
+    scene.worker(1)
+    # Suspects come first and alone; the others go on in the order in which they came.
+    order: list[Request] = []
+    while len(order) < len(first) + len(second):
+        scene.dispatch(0.1)
+        order += scene.answer(1, 0.1).requests
+    assert order == (first + second if suspects == "first" else second + first)
+
+
+@pytest.mark.parametrize(("told", "suspect"), [(UNTOLD, True), (FIRST, True), (NONE, False)])
+def test_the_second_one_is_suspect_once_it_was_begun_though_its_worker_dies_with_nothing_else(
+    told: str, suspect: bool
+) -> None:
+    scene = Scene(1)
+    worker, _, second = two(scene)
+    scene.answer(0)
+    scene.balancer.remove_worker(worker, scene.now, begun=begun(worker, told))
+    assert {request.deaths for request in second} == {int(suspect)}
+
+
+def test_with_three_on_their_way_only_what_was_begun_is_suspect() -> None:
+    """The answer of the first was read, but the second had not been begun, and a third lay behind that."""
+    scene = Scene(1)
+    worker, first, _ = two(scene)
+    scene.answer(0)
+    third = scene.submit(LARGEST)
+    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [(0, LARGEST)]
+    assert worker.batch is not None
+    scene.balancer.remove_worker(worker, scene.now, begun=worker.batch.id - 1)
+    assert not any(request.deaths for request in third)
+    waiting = list(scene.balancer.queues["m"])
+    assert len(waiting) == 2 * LARGEST
+    assert waiting[LARGEST:] == third
+    assert first[0].phase is Phase.DONE
+
+
+@pytest.mark.parametrize("told", [FIRST, SECOND])
+def test_the_one_to_blame_is_kept_in_quarantine_and_its_neighbour_is_not(told: str) -> None:
+    scene = Scene(1, retry=0)
+    requests = scene.submit(1, key=SINGLY)
+    scene.dispatch()
+    requests += scene.submit(1, key=SINGLY)
+    assert scene.dispatch(FIXED_S - GRAIN_S / 2) == [(0, 1)]
+    (worker,) = scene.workers
+    scene.balancer.remove_worker(worker, scene.now, crashed=True, begun=begun(worker, told))
+    ((request, answer),) = scene.balancer.replies()
+    assert request is requests[told == SECOND]
+    assert isinstance(answer, MultitowerError)
+    assert answer.reason is Reason.WORKER_DIED
+    assert len(scene.balancer.quarantine.entries(scene.now)) == 1
+
+
+def test_nothing_goes_back_that_nobody_waits_for() -> None:
+    scene = Scene(1)
+    worker, _, second = two(scene)
+    assert scene.balancer.cancel(second[0].sender, second[0].id) == 1
+    scene.balancer.remove_worker(worker, scene.now)
+    assert second[0] not in list(scene.balancer.queues["m"])
+    assert not second[0].frames
+    assert scene.balancer.queues["m"].size == LARGEST
+
+
+def test_a_part_of_a_large_request_goes_back_to_its_own_edition_only() -> None:
+    scene = Scene(1)
+    (large,) = scene.submit(1, rows=2 * LARGEST)
+    assert scene.dispatch() == [(0, LARGEST)]
+    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [(0, LARGEST)], "its second part"
+    newer = scene.balancer.add_worker(7, "cpu:7", {"m": Served(edition=1)}, scene.now)
+    same = scene.worker(1)
+    (worker,) = scene.workers
+    scene.balancer.remove_worker(worker, scene.now, begun=begun(worker, FIRST))
+    assert large.join is not None
+    given = {batch.worker: batch for batch in scene.balancer.dispatch(scene.now)}
+    assert newer not in given
+    assert set(given) == {same}
+
+
+def test_when_the_model_is_given_up_both_are_answered() -> None:
+    scene = Scene(1)
+    worker, _, _ = two(scene)
+    scene.balancer.give_up("m", "it cannot load")
+    scene.balancer.remove_worker(worker, scene.now)
+    answers = [reply.answer for reply in scene.balancer.replies()]
+    assert len(answers) == 1 + LARGEST
+    assert {answer.reason for answer in answers if isinstance(answer, MultitowerError)} == {Reason.NO_WORKER}
+    assert not scene.balancer.busy
+
+
+def test_a_suspect_is_neither_sent_behind_another_batch_nor_has_one_behind_it() -> None:
+    scene = Scene(1, 1)
+    poison = scene.submit(1)
+    assert scene.dispatch() == [(0, 1)]
+    scene.submit(LARGEST)
+    assert scene.dispatch() == [(1, LARGEST)]
+    scene.balancer.remove_worker(scene.workers[0], scene.now)
+    assert poison[0].deaths == 1
+    scene.submit(LARGEST)
+    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [(1, LARGEST)], "not the suspect, which is first"
+    scene.answer(1, 0.001)
+    assert scene.dispatch() == []
+    scene.answer(1, 0.005)
+    assert scene.dispatch() == [(1, 1)], "alone"
+    scene.submit(3 * LARGEST)
+    for _ in range(10):
+        assert scene.dispatch(0.0005) == []
+
+
+def test_two_batches_are_no_more_than_a_retiring_worker_finishes() -> None:
+    scene = Scene(1)
+    worker, first, second = two(scene)
+    scene.balancer.retire(worker)
+    assert worker.depth == len(first) + len(second)
+    scene.answer(0)
+    assert worker.batch is not None
+    scene.answer(0)
+    assert worker.batch is None
+    assert not scene.balancer.busy
+
+
+def test_without_measured_times_no_worker_has_two() -> None:
+    balancer = Balancer({"m": QueueLimits(1000, 1 << 20)})
+    worker = balancer.add_worker(0, "cpu:0", {"m": Served()}, 0.0)
+    assert balancer.pool.next_opening == worker.opens == float("inf")

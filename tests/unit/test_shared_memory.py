@@ -1,0 +1,412 @@
+"""The client's side of shared memory: which areas are used again, which never, and what is sent of them."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from multitower import ModelError, shared_memory, tensors, wire
+from multitower.codec import SHARED_BYTES, Codec, Encoded
+from multitower.shared_memory import Arena, Lease
+
+LARGE = SHARED_BYTES // 4  # of FP32
+
+
+def leased(arena: Arena, size: int = 100_000) -> Lease:
+    lease = arena.lease(size)
+    assert lease is not None
+    return lease
+
+
+def where(lease: Lease) -> tuple[str, int]:
+    return lease.segment.name, lease.offset
+
+
+def in_shared_memory(array: np.ndarray) -> bool:
+    address = array.__array_interface__["data"][0]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(number, 16) for number in line.split()[0].split("-"))
+        if first <= address < last:
+            return "/memfd:multitower" in line
+    return False
+
+
+# Areas.
+
+
+def test_the_same_area_comes_round() -> None:
+    arena = Arena()
+    first = where(leased(arena))
+    assert where(leased(arena)) == first, "it was given back at once"
+    held = leased(arena)
+    assert where(held) == first
+    assert where(leased(arena)) != first
+
+
+def test_an_area_is_held_as_long_as_any_view_of_it() -> None:
+    arena = Arena()
+    lease = leased(arena)
+    first = where(lease)
+    array = lease.array(lease.offset, (10, 10), np.dtype("<f4"), writeable=False)
+    del lease
+    view = array[2:, 1:].T
+    del array
+    gc.collect()
+    assert where(leased(arena)) != first
+    del view
+    assert where(leased(arena)) == first
+
+
+def test_a_condemned_area_is_never_used_again_and_its_memory_given_back() -> None:
+    arena = Arena()
+    lease = leased(arena)
+    first, segment = where(lease), lease.segment
+    lease.array(lease.offset, (100_000,), np.dtype("u1"), writeable=True)[:] = 1
+    descriptor = int(segment.name.split("-")[2])
+    assert os.fstat(descriptor).st_blocks * 512 >= 100_000
+    lease.condemn()
+    del lease
+    areas = [leased(arena) for _ in range(100)]
+    assert first not in map(where, areas)
+    assert os.fstat(descriptor).st_blocks * 512 <= 4096
+
+
+def test_a_segment_of_condemned_areas_goes() -> None:
+    arena = Arena()
+    size = shared_memory.SEGMENT_BYTES
+    descriptors = set()
+    for _ in range(50):
+        lease = leased(arena, size)
+        descriptors.add(int(lease.segment.name.split("-")[2]))
+        lease.condemn()
+    del lease
+    assert len(descriptors) < 4, "of areas that are gone, descriptors are free"
+
+
+def test_memory_is_bounded_and_what_is_unused_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "MOST_BYTES", 3 * shared_memory.SEGMENT_BYTES)
+    arena = Arena()
+    held = [arena.lease(shared_memory.SEGMENT_BYTES - 4096 * 4) for _ in range(3)]
+    assert [lease is None for lease in held] == [False, False, True]
+    small = arena.lease(1000)
+    assert small is not None
+    assert arena.lease(shared_memory.SEGMENT_BYTES // 2) is None
+    held.clear()
+    assert arena.lease(shared_memory.SEGMENT_BYTES // 2) is not None
+    kept = where(leased(arena))
+    assert arena.lease(4 * shared_memory.SEGMENT_BYTES) is None
+    assert where(leased(arena)) == kept, "nothing went for what can never be had"
+
+
+def test_what_a_burst_needed_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(shared_memory.time, "monotonic", lambda: now)
+    before = len(os.listdir("/proc/self/fd"))
+    arena = Arena()
+    held = [leased(arena, 1 << 20) for _ in range(100)]
+    burst = len(os.listdir("/proc/self/fd")) - before
+    assert burst >= 2 * 4, "a descriptor of the segment, and its mapping's"
+    first = where(held[0])
+    held.clear()
+    for _ in range(2 * int(shared_memory.UNUSED_S)):
+        now += 1
+        assert where(leased(arena, 1 << 20))[0] == first[0], "what is used is kept"
+    assert len(os.listdir("/proc/self/fd")) - before == 2
+
+
+def test_areas_hold_what_is_asked_for_and_little_more() -> None:
+    arena = Arena()
+    for size in [1, 4096, 4097, 65536, 602_112, 1_204_224, 2**20, 2**20 + 1, 10_000_000]:
+        lease = leased(arena, size)
+        assert size <= lease.segment.area_bytes <= max(size * 1.25, 4096 + size), size
+        assert lease.segment.area_bytes % 4096 == 0
+        assert lease.offset + lease.segment.area_bytes <= lease.segment.size
+
+
+def test_a_region_is_as_the_protocol_says() -> None:
+    segment = leased(Arena()).segment
+    found = wire.REGION_NAME.fullmatch(segment.name)
+    assert found is not None
+    pid, descriptor, nonce = found.groups()
+    assert int(pid) == os.getpid()
+    head = wire.REGION_MAGIC + nonce.encode()
+    assert os.pread(int(descriptor), len(head), 0) == head
+    assert not os.get_inheritable(int(descriptor))
+    for size in (segment.size - 1, segment.size + 1):
+        with pytest.raises(OSError, match="not permitted"):
+            os.ftruncate(int(descriptor), size)
+
+
+def test_without_memfds_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    assert Arena().lease(1000) is None
+    assert Arena().empty((1000,), np.float32) is None
+
+
+def test_a_segment_that_cannot_be_made_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> int:
+        raise OSError(1, "Operation not permitted")
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    assert Arena().lease(1000) is None
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_all_is_given_back_with_the_last_array() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    arena = Arena()
+    array = arena.empty((1000, 100), np.float64)
+    assert array is not None
+    array[:] = 7
+    row = array[5]
+    del arena, array
+    gc.collect()
+    assert (row == 7).all()
+    assert len(os.listdir("/proc/self/fd")) > before
+    del row
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not re.search("/memfd:multitower", Path("/proc/self/maps").read_text())
+
+
+@pytest.mark.parametrize("dtype", ["?", "i1", "<u2", "<i8", "<f2", "<f4", "<f8", "<c8", "<c16"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4)])
+def test_arrays_of_every_kind(dtype: str, shape: tuple[int, ...]) -> None:
+    arena = Arena()
+    array = arena.empty(shape, dtype)
+    assert array is not None
+    assert (array.dtype, array.shape, array.flags.writeable) == (np.dtype(dtype), shape, True)
+    assert array.flags.aligned
+    assert in_shared_memory(array)
+    array[...] = 1
+    assert (array == 1).all()
+
+
+def test_bf16() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    array = Arena().empty((4,), ml_dtypes.bfloat16)
+    assert array is not None
+    array[:] = 1.5
+    assert array.tolist() == [1.5] * 4
+    assert tensors.datatype_of(array) == "BF16"
+
+
+def test_empty_arrays_and_objects_lie_elsewhere() -> None:
+    assert Arena().empty((0, 3), np.float32) is None
+    assert Arena().empty((3,), object) is None
+
+
+def test_many_threads_never_hold_the_same_area() -> None:
+    arena = Arena()
+    wrong: list[str] = []
+
+    def work(number: int) -> None:
+        for turn in range(300):
+            lease = leased(arena, 70_000 + 4096 * (turn % 3))
+            array = lease.array(lease.offset, (1000,), np.dtype("<i4"), writeable=True)
+            array[:] = number
+            del lease
+            if not (array == number).all():
+                wrong.append(f"{number} found {np.unique(array)}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+# Requests and replies.
+
+
+def encode(codec: Codec, arena: Arena | None, **inputs: Any) -> Encoded:
+    return codec.encode("m", inputs, None, "", 1.0, 0, copy=True, arena=arena)
+
+
+def content(area: wire.Area) -> bytes:
+    """What a worker would read."""
+    _, _, descriptor, _ = area.region.split("-")
+    return os.pread(int(descriptor), area.size, area.offset)
+
+
+def of_input(encoded: Encoded, index: int = 0) -> wire.Area | None:
+    return wire.parse_infer_header(encoded.header).inputs[index].area
+
+
+def reply(sent: Encoded, *outputs: tuple[str, int], shared: bool = True) -> tuple[bytes, list[bytes]]:
+    """The reply of a daemon that answers zeros, where they are wanted."""
+    areas = wire.parse_infer_header(sent.header).areas if shared else {}
+    described = [wire.Tensor(name, "UINT8", (size,), areas.get(name)) for name, size in outputs]
+    frames = [bytes(size) for name, size in outputs if name not in areas]
+    return wire.reply_header("m", "1", described), frames
+
+
+SOURCES = {
+    "row-major": lambda: np.arange(LARGE, dtype=np.float32).reshape(4, -1),
+    "column-major": lambda: np.asfortranarray(np.arange(LARGE, dtype=np.float32).reshape(4, -1)),
+    "every other": lambda: np.arange(4 * LARGE, dtype=np.float32)[::2],
+    "big-endian": lambda: np.arange(LARGE, dtype=">f4"),
+    "booleans": lambda: np.arange(4 * LARGE) % 3 == 0,
+    "complex": lambda: np.arange(LARGE) * 1j,
+    "read-only": lambda: np.frombuffer(bytes(range(256)) * LARGE, np.float32),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_large_input_lies_in_shared_memory_as_it_would_in_a_frame(source: str) -> None:
+    array = SOURCES[source]()
+    encoded = encode(Codec(), Arena(), x=array)
+    area = of_input(encoded)
+    assert area is not None
+    assert encoded.frames == []
+    assert content(area) == bytes(tensors.encode(array))
+
+
+def test_small_ones_and_bytes_keep_their_frames() -> None:
+    inputs = {"a": np.arange(4), "x": np.zeros(LARGE, np.float32), "s": ["text" * LARGE], "b": np.arange(3)}
+    encoded = encode(Codec(), Arena(), **inputs)
+    header = wire.parse_infer_header(encoded.header)
+    assert [tensor.area is not None for tensor in header.inputs] == [False, True, False, False]
+    assert [len(frame) for frame in encoded.frames] == [32, 4 * LARGE + 4, 24]
+    assert encoded.again is not None
+    plain = encode(Codec(), None, **inputs)
+    assert encoded.again() == (plain.header, plain.frames)
+    nearly = encode(Codec(), Arena(), x=np.zeros(LARGE - 1, np.float32))
+    assert (nearly.lease, len(nearly.frames)) == (None, 1)
+
+
+def test_headers_repeat_byte_for_byte() -> None:
+    codec, arena = Codec(), Arena()
+    x = np.zeros(LARGE, np.float32)
+    first = encode(codec, arena, x=x).header
+    assert encode(codec, arena, x=x).header == first
+    held = encode(codec, arena, x=x)
+    assert encode(codec, arena, x=x).header != held.header
+
+
+def test_what_lies_there_already_is_not_copied() -> None:
+    codec, arena = Codec(), Arena()
+    array = arena.empty((4, LARGE), np.float32)
+    assert array is not None
+    array[:] = np.arange(4)[:, None]
+    whole, row, column = (encode(codec, arena, x=part) for part in (array, array[2], array[:, 1:]))
+    area, area_of_row = of_input(whole), of_input(row)
+    assert area is not None
+    assert area_of_row is not None
+    assert (whole.lease, row.lease) == (None, None)
+    assert area_of_row.offset == area.offset + 2 * 4 * LARGE
+    assert content(area_of_row) == array[2].tobytes()
+    # It is not contiguous.
+    assert column.lease is not None
+
+
+def test_such_an_array_is_held_until_its_request_is_over() -> None:
+    codec, arena = Codec(), Arena()
+    array = arena.empty((LARGE,), np.float32)
+    assert array is not None
+    encoded = encode(codec, arena, x=array)
+    area = of_input(encoded)
+    del array
+    gc.collect()
+    assert area is not None
+    other = leased(arena, 4 * LARGE)
+    assert where(other) != (area.region, area.offset)
+    encoded.again = None  # as the connection does when the call has its outcome
+    gc.collect()
+    assert where(leased(arena, 4 * LARGE)) == (area.region, area.offset)
+
+
+def test_places_for_outputs_are_asked_for_once_their_size_is_known() -> None:
+    codec, arena = Codec(), Arena()
+    x = np.zeros(LARGE, np.float32)
+    outputs = (("y", SHARED_BYTES), ("small", 10))
+    first = encode(codec, arena, x=x)
+    assert wire.parse_infer_header(first.header).areas == {}
+    assert not first.writes
+    codec.decode(*reply(first, *outputs), first)
+    second = encode(codec, arena, x=x)
+    parsed = wire.parse_infer_header(second.header)
+    assert second.writes
+    assert (parsed.outputs, list(parsed.areas)) == (None, ["y"])
+    assert parsed.areas["y"].size == SHARED_BYTES
+    found = codec.decode(*reply(second, *outputs), second)
+    assert [in_shared_memory(array) for array in found.values()] == [True, False]
+    assert not any(array.flags.writeable for array in found.values())
+    # A small input may have a large output, and a later one a larger one.
+    tiny = encode(codec, arena, x=x[:1])
+    codec.decode(*reply(tiny, *outputs), tiny)
+    larger = encode(codec, arena, x=x[:1])
+    assert list(wire.parse_infer_header(larger.header).areas) == ["y"]
+    codec.decode(*reply(larger, ("y", 2 * SHARED_BYTES), shared=False), larger)
+    again = wire.parse_infer_header(encode(codec, arena, x=x[:1]).header)
+    assert again.areas["y"].size == 2 * SHARED_BYTES
+
+
+def test_outputs_that_are_wanted_by_name_stay_so() -> None:
+    codec, arena = Codec(), Arena()
+    for turn in range(2):
+        sent = codec.encode("m", {"x": [1]}, ["b", "a"], "", 1.0, 0, copy=True, arena=arena)
+        parsed = wire.parse_infer_header(sent.header)
+        assert parsed.outputs == ("b", "a")
+        assert set(parsed.areas) == ({"a"} if turn else set())
+        codec.decode(*reply(sent, ("b", 10), ("a", SHARED_BYTES)), sent)
+
+
+def test_outputs_hold_their_area() -> None:
+    codec, arena = Codec(), Arena()
+    x = np.zeros(LARGE, np.float32)
+    for _ in range(2):
+        sent = encode(codec, arena, x=x)
+        found = codec.decode(*reply(sent, ("y", SHARED_BYTES), ("z", SHARED_BYTES)), sent)
+    header, kept = sent.header, found["z"]
+    del sent, found
+    gc.collect()
+    assert encode(codec, arena, x=x).header != header
+    del kept
+    gc.collect()
+    assert encode(codec, arena, x=x).header == header
+
+
+def test_without_room_all_travels_in_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "MOST_BYTES", 0)
+    x = np.zeros(LARGE, np.float32)
+    encoded = encode(Codec(), Arena(), a=[1], x=x, b=[2])
+    assert (encoded.header, encoded.frames) == (lambda e: (e.header, e.frames))(
+        encode(Codec(), None, a=[1], x=x, b=[2])
+    )
+    assert encoded.again is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"offset": 0},
+        {"offset": 1 << 40},
+        {"size": SHARED_BYTES - 1},
+        {"size": 1 << 40},
+        {"region": "mt-1-1-" + "0" * 32},
+    ],
+)
+def test_replies_that_lie_elsewhere_are_refused(change: dict[str, Any]) -> None:
+    codec, arena = Codec(), Arena()
+    first = encode(codec, arena, x=[1])
+    codec.decode(*reply(first, ("y", SHARED_BYTES)), first)
+    sent = encode(codec, arena, x=[1])
+    area = wire.parse_infer_header(sent.header).areas["y"]
+    header = wire.reply_header("m", "1", [wire.Tensor("y", "UINT8", (SHARED_BYTES,), area._replace(**change))])
+    for of in (sent, first, None):
+        with pytest.raises(ModelError, match="cannot be read"):
+            codec.decode(header, [], of)

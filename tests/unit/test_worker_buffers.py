@@ -1,0 +1,62 @@
+"""Memory for inputs that is used again, and never while anything still looks at it."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+
+from multitower.worker import buffers
+from multitower.worker.buffers import Buffers
+
+
+def address(view: memoryview) -> int:
+    found: int = np.frombuffer(view, np.uint8).__array_interface__["data"][0]
+    return found
+
+
+def test_a_buffer_comes_round_and_nearly_equal_sizes_share_it() -> None:
+    made = Buffers()
+    first = address(made.take(602_112))
+    assert address(made.take(602_112)) == first
+    assert address(made.take(590_000)) == first
+    assert address(made.take(6_000_000)) != first
+    assert [len(made.take(size)) for size in (0, 1, 5000, 602_112)] == [0, 1, 5000, 602_112]
+
+
+def test_not_while_a_view_of_it_is_left() -> None:
+    made = Buffers()
+    view = made.take(100_000)
+    array = np.frombuffer(view, np.float32).reshape(100, 250)[10:20]
+    array[:] = 7
+    frame = array.reshape(-1).view(np.uint8).data
+    first = address(view)
+    for kept in (view, array, frame):
+        assert len(kept)
+    del view, kept
+    for _ in range(2):
+        other = made.take(100_000)
+        assert address(other) != first
+        other[:] = bytes(100_000)
+    del array
+    assert bytes(frame[:4]) == np.float32(7).tobytes()
+    del frame
+    gc.collect()
+    del other
+    assert first in [address(view) for view in [made.take(100_000) for _ in range(3)]]
+
+
+def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "KEPT_BYTES", 1 << 20)
+    made = Buffers()
+    views = [made.take(100_000) for _ in range(50)]
+    assert len({address(view) for view in views}) == 50
+    del views
+    made.take(1)
+    assert 0 < made.bytes <= 1 << 20
+    views = [made.take(200_000) for _ in range(50)]
+    made.take(2 << 20)
+    del views
+    made.take(1)
+    assert 0 < made.bytes <= 1 << 20

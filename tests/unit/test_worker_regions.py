@@ -1,0 +1,130 @@
+"""A worker's side of shared memory: inputs read into the batch's arrays, outputs written to their places."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from memfds import region
+
+from multitower import wire
+from multitower.worker.buffers import Buffers
+from multitower.worker.regions import Inputs, Outputs, Regions
+from multitower.worker_wire import KeySpec, Place, Table
+
+KEY = KeySpec("m", (("x", "INT16", (2,)), ("n", "UINT8", ())), None, True)
+
+
+def numbers(*values: int) -> bytes:
+    return np.array(values, "<i2").tobytes()
+
+
+@contextmanager
+def place(entry: int, tensor: int | str, content: bytes, size: int | None = None) -> Iterator[tuple[Place, int]]:
+    """A place in a region of this process, and the region's descriptor."""
+    with region(content) as (name, descriptor):
+        status = os.fstat(descriptor)
+        size = len(content) if size is None else size
+        yield Place(entry, tensor, name, descriptor, status.st_dev, status.st_ino, 4096, size), descriptor
+
+
+def read(rows: list[int], inputs: list[Place], frames: list[bytes], key: KeySpec = KEY) -> Inputs:
+    before = len(os.listdir("/proc/self/fd"))
+    with Regions(os.getpid()) as regions:
+        made = Inputs(key, rows, Table(inputs, []), frames, regions, Buffers())
+    assert len(os.listdir("/proc/self/fd")) == before
+    return made
+
+
+def test_shared_and_framed_entries_become_one_array_an_input() -> None:
+    with place(1, 0, numbers(5, 6, 7, 8)) as (x, _), place(2, 1, b"\3") as (n, _):
+        made = read([1, 2, 1], [x, n], [numbers(1, 2), b"\0", b"\1\2", numbers(9, 10)])
+    assert made.joined
+    assert [bytes(frame) for frame in made.frames] == [numbers(1, 2, 5, 6, 7, 8, 9, 10), b"\0\1\2\3"]
+    assert (made.rows, made.errors) == ([1, 2, 1], {})
+
+
+def test_a_region_that_is_gone_costs_its_own_entry_only() -> None:
+    with place(1, 0, numbers(5, 6)) as (x, _):
+        gone = [x._replace(inode=x.inode + 1), x._replace(descriptor=999_999), x._replace(offset=1 << 16)]
+        for bad in gone:
+            made = read([1, 1, 1], [bad], [numbers(1, 2), b"\0", b"\1", numbers(3, 4), b"\2"])
+            assert made.rows == [1, 1]
+            assert [bytes(frame) for frame in made.frames] == [numbers(1, 2, 3, 4), b"\0\2"]
+            assert list(made.errors) == [1]
+            # By this the client knows that the request has not run, and sends it again in frames.
+            assert made.errors[1].reason == "malformed"
+            assert made.errors[1].details["field"].endswith("shared_memory_region")
+
+
+def test_an_entry_that_is_run_alone() -> None:
+    key = KeySpec("m", (("x", "INT16", (1, 2)), ("n", "BYTES", (1,))), None, False)
+    with place(0, 0, numbers(5, 6)) as (x, _):
+        made = read([1], [x], [b"\1\0\0\0a"], key)
+        assert (made.joined, made.rows) == (False, [1])
+        assert [bytes(frame) for frame in made.frames] == [numbers(5, 6), b"\1\0\0\0a"]
+        assert list(read([1], [x._replace(inode=0)], [b"\0\0\0\0"], key).errors) == [0]
+
+
+def test_bytes_keep_the_entries_apart() -> None:
+    key = KeySpec("m", (("x", "INT16", (2,)), ("n", "BYTES", ())), None, True)
+    with place(1, 0, numbers(5, 6)) as (x, _):
+        made = read([1, 1], [x], [numbers(1, 2), b"\1\0\0\0a", b"\1\0\0\0b"], key)
+    assert not made.joined
+    assert [bytes(f) for f in made.frames] == [numbers(1, 2), b"\1\0\0\0a", numbers(5, 6), b"\1\0\0\0b"]
+
+
+def test_no_memory_is_an_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> memoryview:
+        raise MemoryError
+
+    monkeypatch.setattr(Buffers, "take", refuse)
+    single = KeySpec("m", KEY.inputs, None, False)
+    with place(0, 0, numbers(5, 6)) as (x, _):
+        for key, rows, frames in ((KEY, [1, 1], [b"\0", numbers(1, 2), b"\1"]), (single, [1], [b"\0"])):
+            made = read(rows, [x], frames, key)
+            assert made.rows == []
+            assert [error.reason for error in made.errors.values()] == ["model_error"] * len(rows)
+
+
+# Outputs.
+
+REPLY = wire.reply_header("m", "1", [wire.Tensor("y", "INT16", (2,)), wire.Tensor("s", "BYTES", (1,))])
+ANSWER = [REPLY, numbers(1, 2), b"\1\0\0\0a"]
+
+
+def write(outputs: Outputs, places: dict[str, Place]) -> list[bytes]:
+    with Regions(os.getpid()) as regions:
+        return outputs.place(list(ANSWER), places, regions)
+
+
+def test_an_output_is_written_to_its_place_and_the_header_tells() -> None:
+    outputs = Outputs()
+    with place(0, "y", bytes(10)) as (y, descriptor):
+        for _ in range(2):
+            header, *frames = write(outputs, {"y": y})
+            assert frames == [b"\1\0\0\0a"]
+            told = json.loads(header)["outputs"]
+            assert told[0]["parameters"] == dict(zip(wire.SHARED_MEMORY_KEYS, (y.region, 4096, 4), strict=True))
+            assert "parameters" not in told[1]
+            assert os.pread(descriptor, 10, 4096) == numbers(1, 2) + bytes(6)
+        other = y._replace(offset=8192)
+        assert json.loads(write(outputs, {"y": other})[0])["outputs"][0]["parameters"]["shared_memory_offset"] == 8192
+
+
+@pytest.mark.parametrize("change", [{"size": 3}, {"inode": 0}, {"descriptor": 999_999}])
+def test_what_cannot_be_written_stays_a_frame(change: dict[str, int]) -> None:
+    with place(0, "y", bytes(10)) as (y, descriptor):
+        answer = write(Outputs(), {"y": y._replace(**change)})
+        assert answer[1:] == ANSWER[1:]
+        assert json.loads(answer[0]) == json.loads(REPLY)
+        assert os.pread(descriptor, 10, 4096) == bytes(10)
+
+
+def test_bytes_and_unknown_outputs_have_no_place() -> None:
+    with place(0, "s", bytes(100)) as (s, _):
+        assert write(Outputs(), {"s": s, "z": s}) == ANSWER
