@@ -13,7 +13,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 
 from multitower.spec import Assignment, ModelSpec
 from multitower.supervisor.config import Config
-from multitower.supervisor.devices import Device, DeviceError, discover, format_bytes, resolve
+from multitower.supervisor.devices import Device, DeviceError, Discovery, discover, format_bytes, resolve
 
 # CUDA reads this one as "no GPU"; an empty value would do the same, but cannot be told from a mistake.
 NO_GPU: Final = "-1"
@@ -134,14 +134,18 @@ def place(
     )
 
 
-def of_config(config: Config) -> tuple[Placement, ...]:
+def of_config(config: Config, discovery: Discovery | None = None) -> tuple[Placement, ...]:
     """The slots that a configuration has on this machine.
+
+    Args:
+        config: checked.
+        discovery: what the machine has, where that is known already.
 
     Raises:
         DeviceError: a device is not to be had, or cannot hold its workers.
     """
     return place(
-        resolve(config.devices, discover()),
+        resolve(config.devices, discovery if discovery is not None else discover()),
         workers_per_device=config.workers_per_device,
         memory=config.memory,
         intra_op=config.threads.intra_op,

@@ -23,7 +23,11 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "check": Entry(
             "multitower.cli.configuration:check", "Check the configuration file CONFIG, without starting anything."
         ),
+        "doctor": Entry("multitower.cli.doctor:doctor", "Examine CONFIG on this machine, without starting a daemon."),
         "schema": Entry("multitower.cli.configuration:schema", "Print the configuration's JSON Schema, for editors."),
+        "convert-config": Entry(
+            "multitower.cli.convert:convert_config", "Print the YAML for TensorFlow Serving's MODELS_CONFIG."
+        ),
     },
     "The daemon": {
         "serve": Entry(

@@ -1,0 +1,101 @@
+"""Findings about threads, NUMA nodes and limits. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from multitower.doctor.findings import Finding, Level
+from multitower.doctor.machine import Machine
+from multitower.supervisor.devices import format_bytes
+from multitower.supervisor.placement import Placement
+
+THREADS: Final = "threads"
+LIMITS: Final = "limits"
+
+DESCRIPTORS: Final = 64
+"""Of a daemon without workers and clients; about 25 were counted."""
+
+DESCRIPTORS_A_WORKER: Final = 16
+"""10 were counted; a worker that is replaced has them twice for a while."""
+
+CLIENTS: Final = 256
+"""Each has a descriptor of its own; fewer than that are few."""
+
+SMALL_SHM: Final = 256 << 20
+
+
+def threads(placements: Sequence[Placement], machine: Machine, gpu_nodes: Mapping[str, int]) -> Iterator[Finding]:
+    """Whether the workers' threads suit the cores.
+
+    Args:
+        placements: the slots.
+        machine: this one.
+        gpu_nodes: the NUMA node of each GPU that is known to have one, by its UUID.
+    """
+    wanted = sum(placement.intra_op_threads for placement in placements)
+    cores = len(machine.cores)
+    each = sorted({placement.intra_op_threads for placement in placements})
+    text = (
+        f"{len(placements)} workers with {' or '.join(map(str, each))} intra-op threads on {cores} cores"
+        f"{', each bound to its own' if any(placement.cores for placement in placements) else ''}"
+    )
+    if wanted > cores:
+        advice = "they take turns, and batches take longer: fewer workers, or a smaller threads.intra_op"
+        yield Finding(THREADS, Level.WARNING, text, advice)
+    else:
+        yield Finding(THREADS, Level.OK, text)
+    if machine.quota is not None and machine.quota < wanted:
+        advice = "set threads.intra_op, and fewer workers, by the limit: `auto` counts the cores that it sees"
+        text = f"this container may use {machine.quota:g} cores' time, and the workers have {wanted} threads"
+        yield Finding(THREADS, Level.WARNING, text, advice)
+    if len(machine.nodes) > 1:
+        yield from _nodes(placements, machine, gpu_nodes)
+
+
+def _nodes(placements: Sequence[Placement], machine: Machine, gpu_nodes: Mapping[str, int]) -> Iterator[Finding]:
+    astray = []
+    for placement in placements:
+        node = next((gpu_nodes[name] for name in placement.devices if name in gpu_nodes), None)
+        if node is not None and placement.cores and not set(placement.cores) & machine.nodes[node]:
+            astray.append(f"slot {placement.slot} (its GPU is at node {node})")
+    told = f"{len(machine.nodes)} NUMA nodes"
+    if astray:
+        advice = "order `devices` as the nodes' cores are numbered, or set cores: shared"
+        yield Finding(THREADS, Level.WARNING, f"{told}; bound to cores of another node: {', '.join(astray)}", advice)
+    elif any(len(placement.cores) == 0 for placement in placements):
+        yield Finding(THREADS, Level.NOTE, f"{told}; workers without cores of their own run at any of them")
+    else:
+        yield Finding(THREADS, Level.OK, told)
+
+
+def limits(machine: Machine, processes: int) -> Iterator[Finding]:
+    """Whether the system's limits leave room.
+
+    Args:
+        machine: this one.
+        processes: workers and spares.
+    """
+    soft, hard = machine.descriptors
+    needed = DESCRIPTORS + DESCRIPTORS_A_WORKER * processes
+    text = f"{soft} file descriptors; the daemon needs about {needed}, and one for each client"
+    advice = f"ulimit -n 65536, or LimitNOFILE=65536 in the systemd unit{'' if hard >= 65536 else ' (root may)'}"
+    if soft < needed:
+        yield Finding(LIMITS, Level.PROBLEM, text, advice)
+    elif soft < needed + CLIENTS:
+        yield Finding(LIMITS, Level.WARNING, text, advice)
+    else:
+        yield Finding(LIMITS, Level.OK, text)
+    if machine.memfd is not None:
+        text = f"no memory can be shared between processes (memfd_create: {machine.memfd})"
+        yield Finding(LIMITS, Level.WARNING, text, "see what forbids it: a seccomp profile, or an old kernel")
+    else:
+        yield Finding(LIMITS, Level.OK, "memory can be shared between processes (memfd_create)")
+    if machine.shm_bytes is None:
+        text = "there is no /dev/shm; multitower needs none, but handlers' libraries may"
+        yield Finding(LIMITS, Level.NOTE, text, "mount a tmpfs there")
+    elif machine.shm_bytes < SMALL_SHM:
+        text = f"/dev/shm has {format_bytes(machine.shm_bytes)}; multitower needs none, but handlers' libraries may"
+        yield Finding(LIMITS, Level.NOTE, text, "docker run --shm-size=1g")
+    else:
+        yield Finding(LIMITS, Level.OK, f"/dev/shm has {format_bytes(machine.shm_bytes)}")

@@ -1,0 +1,116 @@
+"""Whether the models fit: device memory by an estimate from their files, host memory by what loading them took. Pure.
+
+The estimate for a worker on a GPU: the bytes of its models' files, `MARGIN` times, and `CONTEXT_BYTES` for the CUDA
+context, cuBLAS and cuDNN. What a batch needs beside its weights is not known beforehand and not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from multitower.doctor.findings import Finding, Level
+from multitower.spec import ModelSpec
+from multitower.supervisor.devices import Device, format_bytes
+from multitower.supervisor.placement import Placement
+from multitower.supervisor.versions import SAVED_MODEL_FILES
+
+SECTION: Final = "memory"
+MARGIN: Final = 1.2
+"""A process that loads needs more for a moment than one that serves."""
+
+CONTEXT_BYTES: Final = 600 << 20
+IDLE_BYTES: Final = 600 << 20
+"""Of a process that has imported TensorFlow and loaded nothing, where none was measured."""
+
+
+def file_bytes(spec: ModelSpec) -> int | None:
+    """The bytes of what a model's weights and graph are read from; None for a handler, whose needs nobody knows."""
+    if spec.path is None:
+        return None
+    path = Path(spec.path, spec.version) if spec.version is not None else Path(spec.path)
+    if path.is_file():
+        return path.stat().st_size
+    files = [path / name for name in SAVED_MODEL_FILES]
+    files += (path / "variables").glob("*.data-*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def estimate(sizes: Sequence[int | None]) -> int:
+    """Device memory of one worker with models of these sizes; an estimate, see above."""
+    return CONTEXT_BYTES + int(MARGIN * sum(size for size in sizes if size is not None))
+
+
+def device_findings(
+    devices: Sequence[Device], placements: Sequence[Placement], sizes: Mapping[str, int | None]
+) -> Iterator[Finding]:
+    """Whether each GPU holds its workers.
+
+    Args:
+        devices: the configured ones.
+        placements: the slots on them.
+        sizes: each model's `file_bytes`, by its name.
+    """
+    need = estimate(list(sizes.values()))
+    for device in devices:
+        workers = [placement for placement in placements if device.name in placement.devices]
+        if device.kind == "cpu" or not workers:
+            continue
+        yield _of_device(device, len(workers), workers[0].memory_limit_bytes, need)
+    unknown = [name for name, size in sizes.items() if size is None]
+    if unknown and any(device.kind == "gpu" for device in devices):
+        text = f"what handlers need on a device is not known: {', '.join(unknown)}"
+        yield Finding(SECTION, Level.NOTE, text, "compare with `multitower status` once it serves")
+
+
+def _of_device(device: Device, workers: int, limit: int | None, need: int) -> Finding:
+    each = f"{workers} workers of about {format_bytes(need)}" if workers > 1 else f"about {format_bytes(need)}"
+    if device.memory_bytes is None or device.memory_used_bytes is None:
+        text = f"{device.name}: an estimate of {each}; its memory is the host's"
+        return Finding(SECTION, Level.NOTE, text)
+    free = device.memory_bytes - device.memory_used_bytes
+    told = f"{device.name}: an estimate of {each}, without what batches need; {format_bytes(free)} are free"
+    if need * workers > device.memory_bytes:
+        advice = "fewer models or workers_per_device, or a larger device"
+        return Finding(SECTION, Level.PROBLEM, f"{told}, {format_bytes(device.memory_bytes)} in all", advice)
+    if need * workers > free:
+        advice = "see who uses the device (nvidia-smi); a daemon that serves already counts too"
+        return Finding(SECTION, Level.WARNING, told, advice)
+    if limit is not None and limit + CONTEXT_BYTES < need:
+        advice = "raise memory, or use growth"
+        return Finding(SECTION, Level.WARNING, f"{told}; memory limits each worker to {format_bytes(limit)}", advice)
+    return Finding(SECTION, Level.OK, told)
+
+
+def host_finding(
+    workers: int, spares: int, sizes: Mapping[str, int | None], measured: Mapping[str, tuple[int, int]], available: int
+) -> Finding:
+    """Whether the host holds all processes.
+
+    Args:
+        workers: how many there are to be.
+        spares: how many.
+        sizes: each model's `file_bytes`, by its name.
+        measured: for models that were loaded, resident bytes of a process before and after.
+        available: bytes that the host, or this container, has left.
+    """
+    idle = max((before for before, _ in measured.values()), default=IDLE_BYTES)
+    guessed = [name for name in sizes if name not in measured]
+    models = sum(max(0, after - before) for before, after in measured.values())
+    models += sum(int(MARGIN * (sizes[name] or 0)) for name in guessed)
+    total = workers * (idle + models) + spares * idle
+    how = "as measured here on the CPU" if not guessed else "estimated, since not every model was loaded"
+    text = (
+        f"host: {_several(workers, 'worker')} of {format_bytes(idle + models)} and {_several(spares, 'spare')} of "
+        f"{format_bytes(idle)} take "
+        f"{format_bytes(total)} ({how}); {format_bytes(available)} are available"
+    )
+    if total > available:
+        advice = "fewer workers, spares or models; a daemon that serves already counts too"
+        return Finding(SECTION, Level.WARNING if guessed else Level.PROBLEM, text, advice)
+    return Finding(SECTION, Level.OK, text)
+
+
+def _several(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,133 @@
+"""One examination, from a checked configuration to all findings."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from multitower.doctor import host, libraries, machine, memory, models, operations, sockets, versions
+from multitower.doctor.findings import Finding, Level
+from multitower.doctor.libraries import Driver
+from multitower.spec import ModelSpec
+from multitower.supervisor import placement
+from multitower.supervisor.config import Config, CpuDevices
+from multitower.supervisor.devices import Device, DeviceError, format_bytes, resolve
+from multitower.supervisor.placement import Placement
+from multitower.supervisor.versions import latest_version
+
+DEVICES: Final = "devices"
+_ALWAYS: Final = ("numpy", "pyzmq", "tensorflow")
+
+
+def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[Finding]:
+    """Everything there is to say, section by section; call it in the main thread.
+
+    Args:
+        config: checked.
+        load_models: load each model once; without it they are judged by their files alone.
+        timeout_s: for each model.
+    """
+    specs = [_with_version(model.to_spec()) for model in config.models]
+    with_path = [spec for spec in specs if spec.path is not None]
+    needed = versions.requirements()
+    installed = versions.installed([name for name in needed if name != "Python"] or _ALWAYS)
+    yield from versions.findings(installed, needed, tensorflow_needed=bool(with_path))
+
+    driver = libraries.look()
+    gpus_wanted = not isinstance(config.devices, CpuDevices)
+    devices, placements, told = _devices(config, driver)
+    yield from told
+
+    this = machine.look()
+    nodes = {device.name: machine.node_of_gpu(device.pci_bus_id) for device in devices}
+    gpu_nodes = {name: node for name, node in nodes.items() if node is not None}
+    if placements:
+        yield from host.threads(placements, this, gpu_nodes)
+    yield from host.limits(this, max(1, len(placements)) + config.spares)
+    yield from sockets.findings(config.listen, config.runtime_dir)
+
+    has_tensorflow = importlib.util.find_spec("tensorflow") is not None
+    answer, failure = _operations(with_path, timeout_s) if with_path and has_tensorflow else (None, None)
+    build = answer["build"] if answer is not None else None
+    missing = libraries.missing_libraries(libraries.cuda_libraries(build)) if build is not None and gpus_wanted else {}
+    yield from libraries.findings(driver, build, missing, gpus_wanted=gpus_wanted)
+
+    loadable = [spec for spec in specs if spec.path is None or has_tensorflow] if load_models else []
+    looked = answer["models"] if answer is not None else {}
+    measured: dict[str, tuple[int, int]] = {}
+    for loaded in models.load(
+        loadable,
+        import_path=str(config.folder),
+        intra_op=placements[0].intra_op_threads if placements else len(this.cores),
+        inter_op=placements[0].inter_op_threads if placements else 1,
+        timeout_s=timeout_s,
+    ):
+        yield from models.findings(loaded, looked.get(loaded.spec.name, {}).get("signatures", ()))
+        if loaded.report is not None and loaded.report.state == "ready":
+            measured[loaded.spec.name] = loaded.before_bytes, loaded.after_bytes
+    yield from _not_loaded([spec.name for spec in specs if spec not in loadable], wanted=load_models)
+
+    if answer is not None:
+        yield from operations.findings(answer, gpus_wanted=gpus_wanted)
+    elif failure is not None:
+        yield Finding(operations.SECTION, Level.WARNING, failure, "does `python -c 'import tensorflow'` work?")
+
+    sizes = {spec.name: memory.file_bytes(spec) for spec in specs}
+    yield from memory.device_findings(devices, placements, sizes)
+    workers = max(1, len(placements))
+    yield memory.host_finding(workers, config.spares, sizes, measured, this.available_bytes)
+
+
+def _with_version(spec: ModelSpec) -> ModelSpec:
+    """The model in the version that a daemon started now would serve."""
+    return spec if spec.path is None else dataclasses.replace(spec, version=latest_version(spec.path))
+
+
+def _devices(config: Config, driver: Driver) -> tuple[Sequence[Device], Sequence[Placement], list[Finding]]:
+    told: list[Finding] = []
+    devices: Sequence[Device] = ()
+    placements: Sequence[Placement] = ()
+    discovery = driver.discovery
+    try:
+        devices = resolve(config.devices, discovery)
+        placements = placement.of_config(config, discovery)
+    except DeviceError as error:
+        advice = "`multitower devices` lists what there is; `devices: {cpu: 1}` serves on the CPU"
+        told += [Finding(DEVICES, Level.PROBLEM, problem, advice) for problem in error.problems]
+    else:
+        told += [Finding(DEVICES, Level.OK, _shown(slot)) for slot in placements]
+    if discovery.gpus and discovery.problem is not None:
+        told.append(Finding(DEVICES, Level.WARNING, discovery.problem, "`multitower devices` lists the others"))
+    inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if inherited is not None:
+        text = f"CUDA_VISIBLE_DEVICES={inherited} is set here, and limits no worker"
+        told.append(Finding(DEVICES, Level.NOTE, text, "name the GPUs in `devices`"))
+    return devices, placements, told
+
+
+def _shown(slot: Placement) -> str:
+    limit = f", memory {format_bytes(slot.memory_limit_bytes)}" if slot.memory_limit_bytes is not None else ""
+    cores = f", cores {','.join(map(str, slot.cores))}" if slot.cores else ""
+    threads = f"{slot.intra_op_threads} intra-op and {slot.inter_op_threads} inter-op threads"
+    return f"slot {slot.slot}: {slot.device}, {threads}{limit}{cores}"
+
+
+def _operations(specs: Sequence[ModelSpec], timeout_s: float) -> tuple[dict[str, Any] | None, str | None]:
+    try:
+        return operations.look(specs, timeout_s * len(specs)), None
+    except operations.LookError as error:
+        return None, str(error)
+
+
+def _not_loaded(names: Sequence[str], *, wanted: bool) -> Iterator[Finding]:
+    if not names:
+        return
+    told = ", ".join(names)
+    if wanted:
+        text = f"not loaded, since TensorFlow is not installed: {told}"
+        yield Finding(models.SECTION, Level.NOTE, text, "install it, and run doctor again")
+    else:
+        yield Finding(models.SECTION, Level.NOTE, f"not loaded, as --no-models says: {told}")

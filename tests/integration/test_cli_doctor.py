@@ -1,0 +1,184 @@
+"""`multitower doctor` as a process: with handlers, with stand-ins for GPUs, and without TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_gpus import UUIDS, FakeGpus, read_log
+
+from multitower.exits import Exit
+
+ROOT = Path(__file__).parents[2]
+
+HANDLERS = """
+import logging
+import os
+import threading
+
+
+class Good:
+    inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
+
+    def load(self, devices, parameters):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "-1"
+        logging.getLogger("mine").warning("for %s", ",".join(devices))
+
+    def infer(self, inputs):
+        return inputs
+
+
+class Broken(Good):
+    def load(self, devices, parameters):
+        raise ValueError("no weights")
+
+
+class Dying(Good):
+    def load(self, devices, parameters):
+        print("these are its last words")
+        os.abort()
+
+
+class Hanging(Good):
+    def load(self, devices, parameters):
+        threading.Event().wait()
+"""
+
+CONFIG = """
+listen: ["ipc:///tmp/mt-no-such-folder/front.sock"]
+devices: {cpu: 1}
+models:
+  - {name: good, handler: "doctored:Good", batching: {max_batch_size: 4}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "doctored.py").write_text(HANDLERS)
+    (tmp_path / "x.yaml").write_text(CONFIG.replace("/tmp/mt-no-such-folder", str(tmp_path)[:60]))
+    (tmp_path / "tmp").mkdir()
+    return tmp_path
+
+
+def doctor(
+    folder: Path, *arguments: str, python: tuple[str, ...] = (sys.executable,), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*python, "-m", "multitower", "doctor", "x.yaml", "--set", "listen=[tcp://127.0.0.1:*]", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=folder,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def findings(done: subprocess.CompletedProcess[str], section: str) -> list[tuple[str, str]]:
+    assert done.stdout, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return [(found["level"], found["text"]) for found in answer["findings"] if found["section"] == section]
+
+
+def test_a_configuration_that_serves(folder: Path) -> None:
+    done = doctor(folder)
+    assert done.returncode == Exit.OK, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    sections = [line for line in lines if line and not line.startswith(" ")]
+    assert sections[:-1] == [*("versions", "devices", "threads", "limits", "endpoints", "driver", "models", "memory")]
+    assert sections[-1].startswith("0 problems, ")
+    assert "  ok        good is batched: up to 4 rows" in lines
+    assert "  note      good: its worker says: for cpu:0" in lines
+    assert "  ok        good: x FP32 [-1, 2] → anything" in lines
+
+
+def test_each_model_that_does_not_load_is_a_problem_and_the_others_are_looked_at(folder: Path) -> None:
+    names = ("Broken", "Dying", "Hanging", "Good")
+    models = ", ".join(f"{{name: {name}, handler: 'doctored:{name}'}}" for name in names)
+    done = doctor(folder, "--json", "--timeout", "10", "--set", f"models=[{models}]")
+    assert done.returncode == Exit.UNAVAILABLE, done.stderr
+    told = findings(done, "models")
+    assert ("problem", "Broken cannot be loaded: ValueError: no weights") in told
+    (dead,) = [text for level, text in told if text.startswith("Dying cannot")]
+    assert "its process killed by SIGABRT (6)" in dead
+    assert ("note", "Dying: its worker says: these are its last words") in told
+    assert ("problem", "Hanging cannot be loaded: it was not ready within 10 s") in told
+    assert ("note", "Good runs its requests singly, as configured") in told
+    assert json.loads(done.stdout)["counts"]["problem"] == 3
+
+
+def test_no_models_runs_none_of_their_code(folder: Path) -> None:
+    arguments = ("--no-models", "--json", "--set", "models=[{name: d, handler: 'doctored:Dying'}]")
+    done = doctor(folder, *arguments, TMPDIR=str(folder / "tmp"))
+    assert done.returncode == Exit.OK, done.stderr
+    assert findings(done, "models") == [("note", "not loaded, as --no-models says: d")]
+    assert list((folder / "tmp").iterdir()) == [], "nothing is left"
+
+
+def test_a_wrong_configuration_is_told_as_by_check(folder: Path) -> None:
+    done = doctor(folder, "--set", "spare=1")
+    assert (done.returncode, done.stdout) == (Exit.CONFIG, "")
+    assert "did you mean 'spares'?" in done.stderr
+
+
+def test_gpus_are_seen_and_not_touched(folder: Path, fake_gpus: FakeGpus) -> None:
+    log = folder / "cuda.log"
+    environment = fake_gpus.environment(log) | {"CUDA_VISIBLE_DEVICES": "3"}
+    done = doctor(folder, "--json", "--set", "devices=[1, 2]", "--set", "memory=50%", **environment)
+    assert done.returncode == Exit.OK, done.stdout + done.stderr
+    slots = [text for level, text in findings(done, "devices") if level == "ok"]
+    assert [text.split(",")[0] for text in slots] == [f"slot 0: {UUIDS[1]}", f"slot 1: {UUIDS[2]}"]
+    assert all("memory 20.0 GiB" in text for text in slots)
+    assert ("note", "CUDA_VISIBLE_DEVICES=3 is set here, and limits no worker") in findings(done, "devices")
+    assert next(text for _, text in findings(done, "driver")).startswith("NVIDIA driver ")
+    first = findings(done, "memory")[0]
+    assert first[0] == "ok"
+    assert first[1].startswith(f"{UUIDS[1]}: an estimate of about 600 MiB")
+    assert "39.0 GiB are free" in first[1]
+    assert read_log(log) == []
+
+
+def test_a_gpu_that_is_not_there_is_a_problem_and_the_rest_is_told_all_the_same(
+    folder: Path, fake_gpus: FakeGpus
+) -> None:
+    done = doctor(folder, "--json", "--set", "devices=[0, 7]", **fake_gpus.environment(lost=2))
+    assert done.returncode == Exit.UNAVAILABLE, done.stderr
+    told = findings(done, "devices")
+    assert ("problem", "devices: 7 is not the index of a GPU here.") in told
+    assert [level for level, text in told if "GPU 2 cannot be used" in text] == ["warning"]
+    assert ("ok", "good is batched: up to 4 rows") in findings(done, "models")
+
+
+@pytest.fixture(scope="module")
+def without_tensorflow(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], dict[str, str]]:
+    """How Python is run with all that is installed here but TensorFlow and Keras."""
+    packages = tmp_path_factory.mktemp("packages")
+    folders = [Path(folder) for folder in sys.path if folder.endswith("site-packages")]
+    for entry in (entry for folder in reversed(folders) for entry in folder.iterdir()):
+        if not entry.name.startswith(("tensorflow", "keras", "tf_")) and entry.suffix != ".pth":
+            (packages / entry.name).unlink(missing_ok=True)
+            (packages / entry.name).symlink_to(entry)
+    # Without `site` the environment's own packages are not found.
+    return (sys.executable, "-S"), {"PYTHONPATH": os.pathsep.join([str(ROOT), str(packages)])}
+
+
+def test_without_tensorflow_it_says_so(
+    folder: Path, without_tensorflow: tuple[tuple[str, ...], dict[str, str]]
+) -> None:
+    python, environment = without_tensorflow
+    (folder / "saved").mkdir()
+    (folder / "saved" / "saved_model.pb").touch()
+    done = doctor(folder, "--json", python=python, **environment)
+    assert done.returncode == Exit.OK, done.stdout + done.stderr
+    assert ("ok", "good is batched: up to 4 rows") in findings(done, "models")
+    models = "models=[{name: saved, path: saved}, {name: good, handler: 'doctored:Good'}]"
+    done = doctor(folder, "--json", "--set", models, python=python, **environment)
+    assert done.returncode == Exit.UNAVAILABLE, done.stderr
+    assert ("problem", "TensorFlow is not installed, and models need it") in findings(done, "versions")
+    assert ("note", "not loaded, since TensorFlow is not installed: saved") in findings(done, "models")
+    assert any(text.startswith("good: python, loaded in") for _, text in findings(done, "models"))

@@ -1,0 +1,113 @@
+"""What the doctor says of endpoints and folders that are free, held, or cannot be had."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from running import Running
+
+from multitower.doctor import sockets
+from multitower.doctor.findings import Finding, Level
+from multitower.supervisor.runtime import FileLock
+
+
+@pytest.fixture(autouse=True)
+def _no_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+
+
+@pytest.fixture
+def short(tmp_socket: str) -> Path:
+    """A folder with a short path."""
+    return Path(tmp_socket.removeprefix("ipc://")).parent
+
+
+def of(endpoint: str) -> Finding:
+    finding, _ = sockets.findings([endpoint], None)
+    return finding
+
+
+def of_folder(runtime_dir: Path | None) -> Finding:
+    (finding,) = sockets.findings([], runtime_dir)
+    return finding
+
+
+def test_free_ones_stay_free(tmp_socket: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for endpoint in (tmp_socket, f"tcp://127.0.0.1:{port}", f"tcp://localhost:{port}", "tcp://127.0.0.1:*"):
+        assert of(endpoint).level is Level.OK, endpoint
+    assert list(Path(tmp_socket.removeprefix("ipc://")).parent.iterdir()) == []
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+def test_a_port_that_another_process_holds() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        found = of(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+    assert found.level is Level.PROBLEM
+    assert "is held by another process" in found.text
+
+
+def test_an_address_that_this_machine_has_not() -> None:
+    found = of("tcp://192.0.2.1:5555")
+    assert found.level is Level.PROBLEM
+    assert "cannot be used: Cannot assign requested address" in found.text
+
+
+def test_a_running_daemon_is_told_from_others(tmp_path: Path) -> None:
+    config = 'listen: ["{endpoint}"]\ndevices: {cpu: 1}\nspares: 0\nmodels: [{name: e, handler: "handlers:Echo"}]\n'
+    with Running(tmp_path, config) as daemon:
+        daemon.wait_ready()
+        found, folder = sockets.findings([daemon.endpoint], daemon.runtime_dir)
+        assert found.level is Level.WARNING
+        assert "a daemon serves there" in found.text
+        assert folder.level is Level.WARNING
+        assert "in use by a running daemon" in folder.text
+
+
+def test_a_path_that_is_locked_without_an_answer(tmp_socket: str) -> None:
+    path = Path(tmp_socket.removeprefix("ipc://"))
+    lock = FileLock(path.with_name(path.name + ".lock"))
+    found = of(tmp_socket)
+    lock.release()
+    assert found.level is Level.PROBLEM
+    assert "is held by another process" in found.text
+    assert of(tmp_socket).level is Level.OK
+
+
+def test_paths_that_cannot_be_had(short: Path) -> None:
+    found = of(f"ipc://{short}/no/front.sock")
+    assert found.level is Level.PROBLEM
+    assert found.advice == f"mkdir -p {short}/no"
+    found = of("ipc:///run/multitower-nowhere/front.sock")
+    assert found.advice is not None
+    assert found.advice.startswith("RuntimeDirectory=multitower-nowhere in the systemd unit makes it")
+    (short / "file").touch()
+    found = of(f"ipc://{short}/file")
+    assert found.level is Level.PROBLEM
+    assert "is a file that is no socket" in found.text
+
+
+def test_the_folder_of_the_workers_sockets(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert of_folder(short).level is Level.OK
+    short.chmod(0o755)
+    assert "gets the mode 0700" in of_folder(short).text
+    assert of_folder(short / "new").level is Level.OK
+    assert not (short / "new").exists()
+    (short / "file").touch()
+    assert "no folder can be made" in of_folder(short / "file" / "new").text
+    long = short / ("x" * 90)
+    for folder in (long, None):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+        found = of_folder(folder)
+        assert found.level is Level.PROBLEM
+        assert "107 are the most" in found.text
+    long.mkdir()
+    assert "107 are the most" in of_folder(long).text
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
+    assert f"get a folder in {short}" in of_folder(None).text
+    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{short}:/elsewhere")
+    assert f"{short} gets the mode" in of_folder(None).text

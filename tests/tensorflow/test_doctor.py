@@ -1,0 +1,161 @@
+"""The doctor on real models: what they take and give, and which of their operations only a CPU can run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # TensorFlow's own, at its import
+    import keras
+    import tensorflow as tf
+
+    from multitower.worker import kernels
+
+from multitower.doctor import operations
+from multitower.spec import ModelSpec
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),
+    pytest.mark.skipif(not tf.test.is_built_with_gpu_support(), reason="this TensorFlow has no kernels for GPUs"),
+]
+
+TEXT = tf.TensorSpec([None], tf.string, name="text")
+
+
+class Module(tf.Module):
+    """Two signatures: one of strings, in a function of a function, and one of numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = tf.Variable([[1.0, 2.0]])
+
+    @tf.function(input_signature=[TEXT])
+    def inner(self, text: Any) -> Any:
+        return tf.strings.upper(tf.strings.upper(text))
+
+    @tf.function(input_signature=[TEXT])
+    def strings(self, text: Any) -> Any:
+        return {"upper": self.inner(text)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32, name="x")])
+    def numbers(self, x: Any) -> Any:
+        return {"y": tf.matmul(x, self.weights)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("doctored")
+    module = Module()
+    signatures = {"serving_default": module.strings, "numbers": module.numbers}
+    tf.saved_model.save(module, str(folder / "mixed" / "3"), signatures=signatures)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    model.save(folder / "dense.keras")
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.strings.upper(tf.compat.v1.placeholder(tf.string, name="text"), name="upper")
+    (folder / "frozen.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    (folder / "old.h5").touch()
+    return folder
+
+
+def node(op: str, **types: Any) -> Any:
+    definition = tf.compat.v1.NodeDef(name="n", op=op)
+    for name, dtype in types.items():
+        definition.attr[name].type = dtype.as_datatype_enum
+    return definition
+
+
+@pytest.mark.parametrize(
+    ("definition", "expected"),
+    [
+        (node("MatMul", T=tf.float32), False),
+        (node("StringUpper"), True),
+        (node("Add", T=tf.float32), False),
+        (node("Add", T=tf.string), True),
+        (node("Add"), False),
+        (node("Placeholder", dtype=tf.string), False),
+        (node("PartitionedCall"), False),
+        (node("__inference_of_somebody_17"), False),
+    ],
+    ids=lambda value: value.op if hasattr(value, "op") else None,
+)
+def test_a_kernel_counts_for_the_types_that_it_takes(definition: Any, expected: bool) -> None:
+    assert kernels.is_cpu_only(definition) is expected
+
+
+def test_the_nodes_that_a_request_runs_are_looked_at_in_every_format(folder: Path) -> None:
+    mixed = {"path": str(folder / "mixed"), "version": "3"}
+    specs = [
+        ModelSpec(name="default", **mixed),
+        ModelSpec(name="numbers", signature="numbers", **mixed),
+        ModelSpec(name="nosuch", signature="nosuch", **mixed),
+        ModelSpec(name="dense", path=str(folder / "dense.keras")),
+        ModelSpec(name="frozen", path=str(folder / "frozen.pb")),
+        ModelSpec(name="old", path=str(folder / "old.h5")),
+    ]
+    answer = operations.look(specs, 100.0)
+    assert answer["build"]["version"] == tf.__version__
+    models = answer["models"]
+    assert models["default"]["signature"] == "serving_default"
+    assert models["default"]["signatures"] == ["numbers", "serving_default"]
+    assert models["default"]["cpu_only"] == {"StringUpper": 2}, "neither of saving nor of the other signature"
+    assert models["numbers"]["cpu_only"] == {}
+    assert models["numbers"]["operations"] > 3
+    assert "the model has: numbers, serving_default" in models["nosuch"]["error"]
+    assert models["dense"]["cpu_only"] == {}
+    assert models["dense"]["operations"] > 3
+    assert models["frozen"]["cpu_only"] == {"StringUpper": 1}
+    assert ".h5 files are not looked into" in models["old"]["error"]
+
+
+def test_a_broken_installation_is_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorflow.py").write_text("raise ImportError('libfoo is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(operations.LookError, match="libfoo is missing"):
+        operations.look([ModelSpec(name="dense", path=str(folder / "dense.keras"))], 60.0)
+
+
+PROGRAM = """
+import sys
+from multitower.cli.doctor import doctor
+try:
+    doctor(["x.yaml", "--json"], prog_name="doctor")
+finally:
+    assert not {"tensorflow", "keras"} & set(sys.modules), "this process itself loads no TensorFlow"
+    assert not any(name.startswith("multitower.worker.") for name in sys.modules)
+"""
+
+
+def test_a_whole_examination(folder: Path) -> None:
+    (folder / "x.yaml").write_text(
+        """
+listen: ["tcp://127.0.0.1:*"]
+devices: {cpu: 2}
+models:
+  - {name: mixed, path: mixed, batching: {max_batch_size: 4, allowed_batch_sizes: [2, 4]}}
+  - {name: dense, path: dense.keras}
+  - {name: nosuch, path: mixed, signature: nosuch}
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=folder, capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 69, done.stdout + done.stderr
+    told = [(found["level"], found["text"]) for found in json.loads(done.stdout)["findings"]]
+    texts = [text for _, text in told]
+    assert any(text.startswith("mixed: version 3, tensorflow_savedmodel, loaded in ") for text in texts)
+    assert ("ok", "mixed has the signatures numbers, serving_default") in told
+    assert ("ok", "mixed: text BYTES [-1] → upper BYTES [-1]") in told
+    assert ("ok", "mixed is batched: up to 4 rows, padded to 2, 4") in told
+    assert ("ok", "dense is batched: up to 32 rows") in told
+    assert any(level == "problem" and "no signature 'nosuch'" in text for level, text in told)
+    assert any(level == "note" and "no GPU kernel: StringUpper (2)" in text for level, text in told)
+    (memory,) = [text for text in texts if text.startswith("host: 2 workers of ")]
+    assert "estimated, since not every model was loaded" in memory

@@ -1,0 +1,231 @@
+"""TensorFlow Serving's files become a configuration that `load` takes, and nothing of them goes without a word."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from multitower.convert import yaml_text
+from multitower.convert.serving import Conversion, convert
+from multitower.convert.text_format import Field, Message, parse
+from multitower.supervisor.config import Config, load
+from multitower.supervisor.config_models import Batching
+
+PADS = "pad_variable_length_inputs" in Batching.model_fields
+
+
+@pytest.fixture(autouse=True)
+def models(tmp_path: Path) -> Path:
+    for model, version in (("digits", "1"), ("digits", "42"), ("words", "7")):
+        (tmp_path / model / version).mkdir(parents=True)
+        (tmp_path / model / version / "saved_model.pb").touch()
+    return tmp_path
+
+
+def converted(models: str, batching: str | None = None) -> Conversion:
+    return convert(parse(models), parse(batching) if batching is not None else None, batching_file="batching.txt")
+
+
+def loaded(conversion: Conversion, folder: Path) -> Config:
+    path = folder / "converted.yaml"
+    path.write_text(conversion.yaml)
+    for note in conversion.notes:
+        assert yaml_text.comment(str(note)) in conversion.yaml, "each note is a comment as well"
+    return load(path, environment={})
+
+
+def one(folder: Path, more: str = "") -> str:
+    return f"model_config_list {{ config {{ name: 'digits' base_path: '{folder}/digits' {more} }} }}"
+
+
+def test_the_example_of_the_guide(models: Path) -> None:
+    text = f"""
+    model_config_list: {{
+      config: {{ name: "digits", base_path: "{models}/digits", model_platform: "tensorflow" }},
+      config: {{ name: "words", base_path: "file://{models}/words/" model_type: TENSORFLOW
+                model_version_policy: {{ latest: {{ num_versions: 1 }} }} }},
+    }}
+    """
+    batching = """
+    max_batch_size { value: 16 }
+    batch_timeout_micros { value: 1500 }
+    allowed_batch_sizes: 4
+    allowed_batch_sizes: 16
+    """
+    conversion = converted(text, batching)
+    assert conversion.notes == ()
+    assert conversion.models == 2
+    config = loaded(conversion, models)
+    assert [(model.name, model.path) for model in config.models] == [
+        ("digits", models / "digits"),
+        ("words", models / "words"),
+    ]
+    for model in config.models:
+        assert model.batching is not None
+        assert model.batching.max_batch_size == 16
+        assert model.batching.allowed_batch_sizes == (4, 16)
+        assert model.batching.max_queue_delay == 0.0015
+
+
+def test_without_a_batching_file_the_defaults_hold(models: Path) -> None:
+    (model,) = loaded(converted(one(models)), models).models
+    assert model.batching == Batching()
+
+
+@pytest.mark.parametrize(
+    ("more", "path", "words"),
+    [
+        ("model_version_policy { specific { versions: 1 } }", "digits/1", ["path names its folder"]),
+        ("model_version_policy { specific { versions: [1, 42] } }", "digits", ["[1, 42]", "only one version"]),
+        ("model_version_policy { latest { num_versions: 2 } }", "digits", ["num_versions: 2", "only the latest"]),
+        ("model_version_policy { latest { } }", "digits", []),
+        ("model_version_policy { all { } }", "digits", ["not all versions"]),
+        ("model_version_policy { }", "digits", ["is empty"]),
+        ("model_version_policy { newest { } }", "digits", ["newest in model_version_policy"]),
+        (
+            "version_labels { key: 'stable' value: 42 } version_labels { key: 'canary' value: 1 }",
+            "digits",
+            ["version_labels (stable: 42, canary: 1)"],
+        ),
+        ("logging_config { sampling_config { sampling_rate: 1 } }", "digits", ["logging_config was not carried over"]),
+        ("model_plaform: 'tensorflow'", "digits", ["model_plaform was not carried over: an unknown field"]),
+        ("name: 7", "digits", ["name was not carried over"]),
+    ],
+)
+def test_what_has_no_counterpart_is_told_with_its_line(models: Path, more: str, path: str, words: list[str]) -> None:
+    conversion = converted("\n\n" + one(models, more))
+    (model,) = loaded(conversion, models).models
+    assert model.path == models / path
+    assert len(conversion.notes) == bool(words)
+    for word in words:
+        assert word in conversion.notes[0].text
+        assert str(conversion.notes[0]).startswith("models.config:3: ")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("name: 'm' base_path: 'gs://bucket/m'", "not from gs://"),
+        ("name: 'm'", "no base_path"),
+        ("name: 'm' base_path: '/m' model_platform: 'custom'", "the platform 'custom'"),
+        ("name: 'm' base_path: '/m' model_type: OTHER", "the model_type OTHER"),
+    ],
+)
+def test_a_model_that_cannot_be_served_stays_as_a_comment(models: Path, config: str, words: str) -> None:
+    served = f"config {{ name: 'digits' base_path: '{models}/digits' }}"
+    conversion = converted(f"model_config_list {{ config {{ {config} }} {served} }}", "max_batch_size { value: 8 }")
+    assert conversion.models == 1
+    assert [model.name for model in loaded(conversion, models).models] == ["digits"]
+    assert words in conversion.notes[0].text
+    assert "left out" in conversion.notes[0].text
+    lines = conversion.yaml.splitlines()
+    assert "  #- name: m" in lines
+    alone = converted(f"model_config_list {{ config {{ {config} }} }}")
+    assert alone.models == 0
+    assert YAML(typ="safe").load(alone.yaml)["models"] == []
+
+
+def test_models_from_elsewhere_are_told() -> None:
+    conversion = converted(
+        "custom_model_config { [type.googleapis.com/a.B] { x: 1 } }\nwhat: 1 model_config_list { x: 1 }"
+    )
+    assert [str(note).split(" was")[0] for note in conversion.notes] == [
+        "models.config:1: custom_model_config",
+        "models.config:2: what",
+        "models.config:2: x",
+    ]
+
+
+def test_names_that_are_none_here_are_changed_and_told(models: Path) -> None:
+    names = ["a b", "a_b", "", "a b", "-x", "."]
+    configs = " ".join(f"config {{ name: {name!r} base_path: '{models}/digits' }}" for name in names)
+    conversion = converted(f"model_config_list {{ {configs} }}")
+    assert [model.name for model in loaded(conversion, models).models] == [
+        "a_b",
+        "a_b_2",
+        "model",
+        "a_b_3",
+        "model_x",
+        "model_2",
+    ]
+    assert len(conversion.notes) == 6
+    assert "is taken by a model above" in conversion.notes[1].text
+
+
+@pytest.mark.parametrize(
+    ("batching", "expected", "words"),
+    [
+        ("", (1000, (), 0.0, 1000), []),
+        ("max_batch_size { value: 8 } max_enqueued_batches { value: 10 }", (8, (), 0.0, 80), ["queue.max_size: 80"]),
+        ("max_enqueued_batches { value: 1000000000 }", (1000, (), 0.0, 2**31 - 1), ["queue.max_size: 2147483647"]),
+        ("allowed_batch_sizes: [2, 4]", (4, (2, 4), 0.0, 1000), []),
+        ("allowed_batch_sizes: [4, 2, 4]", (4, (2, 4), 0.0, 1000), ["put in order"]),
+        (
+            "max_batch_size { value: 6 } allowed_batch_sizes: [2, 4, 8]",
+            (6, (2, 4, 6), 0.0, 1000),
+            ["must end with max_batch_size, 6: they became [2, 4, 6]"],
+        ),
+        (
+            "max_batch_size { value: 64 } max_execution_batch_size { value: 16 } allowed_batch_sizes: [8, 16] "
+            "enable_large_batch_splitting { value: true }",
+            (16, (8, 16), 0.0, 1000),
+            ["max_execution_batch_size became max_batch_size"],
+        ),
+        (
+            "enable_large_batch_splitting { value: False }",
+            (1000, (), 0.0, 1000),
+            ["requests over max_batch_size are split"],
+        ),
+        ("num_batch_threads { value: 4 }", (1000, (), 0.0, 1000), ["num_batch_threads (4)"]),
+        ("thread_pool_name { value: 'x' }", (1000, (), 0.0, 1000), ["thread_pool_name"]),
+        ("max_batch_size { value: 0 }", (1000, (), 0.0, 1000), ["max_batch_size was not carried over"]),
+        ("batch_timeout_micros { value: 1 }", (1000, (), 1e-6, 1000), []),
+        ("batch_timeout_micros { value: -1 }", (1000, (), 0.0, 1000), ["batch_timeout_micros was not"]),
+        ("max_batch_sise { value: 8 }", (1000, (), 0.0, 1000), ["max_batch_sise was not carried over"]),
+        ("pad_variable_length_inputs: false", (1000, (), 0.0, 1000), []),
+        ("pad_variable_length_inputs: true", (1000, (), 0.0, 1000), [] if PADS else ["pad_variable_length_inputs"]),
+    ],
+)
+def test_batching_parameters(
+    models: Path, batching: str, expected: tuple[int, tuple[int, ...], float, int], words: list[str]
+) -> None:
+    conversion = converted(one(models), batching)
+    (model,) = loaded(conversion, models).models
+    assert model.batching is not None
+    found = model.batching.max_batch_size, model.batching.allowed_batch_sizes, model.batching.max_queue_delay
+    assert (*found, model.queue.max_size) == expected
+    assert [word in note.text for word, note in zip(words, conversion.notes, strict=True)] == [True] * len(words)
+    assert all(str(note).startswith("batching.txt:1: ") for note in conversion.notes)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_read_back_as_it_was_and_any_comment_is_one_line(value: str) -> None:
+    value = value.encode("utf-8", "replace").decode()
+    document = f"{yaml_text.comment(value)}\nkey: {yaml_text.text(value)}\n"
+    assert YAML(typ="safe", pure=True).load(io.StringIO(document)) == {"key": value}
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_whatever_the_fields_hold_the_result_is_yaml_with_one_model(name: str, path: str) -> None:
+    fields = tuple(
+        Field(key, value.encode("utf-8", "replace").decode(), 1) for key, value in (("name", name), ("base_path", path))
+    )
+    config = Message((Field("model_config_list", Message((Field("config", Message(fields), 1),)), 1),))
+    conversion = convert(config)
+    data = YAML(typ="safe", pure=True).load(conversion.yaml)
+    assert len(data["models"]) == conversion.models
+    if conversion.models:
+        assert data["models"][0]["path"] == fields[1].value.removeprefix("file://")
+
+
+def test_the_guide_shows_what_the_command_prints() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "from-tensorflow-serving.md").read_text()
+    models, batching = re.findall(r"```proto\n(.*?)```", guide, re.DOTALL)
+    (shown,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    assert convert(parse(models), parse(batching), batching_file="batching_parameters.txt").yaml == shown

@@ -1,0 +1,345 @@
+"""What the doctor says of what it was told: tables of facts and findings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from multitower.doctor import host, libraries, machine, memory, models, operations, versions
+from multitower.doctor.findings import Finding, Level, count, listed
+from multitower.doctor.libraries import Driver
+from multitower.doctor.machine import Machine
+from multitower.doctor.models import Loaded
+from multitower.spec import ModelReport, ModelSpec, TensorReport
+from multitower.supervisor.devices import Device, Discovery
+from multitower.supervisor.placement import Placement
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+
+def levels(findings: Any) -> list[tuple[str, str]]:
+    return [(finding.level.value, finding.text) for finding in findings]
+
+
+def worst(findings: Any) -> Finding:
+    found = list(findings)
+    return max(found, key=lambda finding: list(Level).index(finding.level))
+
+
+def test_findings_are_counted_by_level() -> None:
+    found = [Finding("a", Level.OK, "x"), Finding("a", Level.PROBLEM, "y"), Finding("b", Level.OK, "z")]
+    assert count(found) == {Level.OK: 2, Level.NOTE: 0, Level.WARNING: 0, Level.PROBLEM: 1}
+    assert listed("abcd", 3) == "a, b, c and 1 more"
+    assert listed("abc", 3) == "a, b, c"
+
+
+# Versions.
+
+NEEDED = {"Python": "3.11", "numpy": "1.24", "tensorflow": "2.21"}
+GOOD: dict[str, str | None] = {"Python": "3.11.2", "multitower": "0.1.0", "numpy": "1.24", "tensorflow": "2.21.0rc1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "needs_tensorflow", "level", "words"),
+    [
+        ({}, True, Level.OK, "numpy 1.24, tensorflow 2.21.0rc1"),
+        ({"tensorflow": "2.100.0"}, True, Level.OK, "tensorflow 2.100.0"),
+        ({"tensorflow": None}, True, Level.PROBLEM, "TensorFlow is not installed, and models need it"),
+        ({"tensorflow": None}, False, Level.OK, ""),
+        ({"tensorflow": "2.9.1"}, True, Level.PROBLEM, "tensorflow 2.9.1 is too old"),
+        ({"numpy": None}, True, Level.PROBLEM, "numpy is not installed"),
+        ({"Python": "3.9.0"}, True, Level.PROBLEM, "Python 3.9.0 is too old"),
+    ],
+)
+def test_versions(changes: dict[str, str | None], needs_tensorflow: bool, level: Level, words: str) -> None:
+    found = worst(versions.findings(GOOD | changes, NEEDED, tensorflow_needed=needs_tensorflow))
+    assert found.level is level
+    assert words in found.text
+    assert (found.advice is not None) == (level is Level.PROBLEM)
+
+
+def test_without_an_installation_the_least_versions_are_not_known() -> None:
+    found = worst(versions.findings(GOOD | {"multitower": None}, {}, tensorflow_needed=True))
+    assert found.level is Level.NOTE
+    assert "not installed" in found.text
+
+
+def test_requirements_are_those_of_the_project() -> None:
+    needed = versions.requirements()
+    assert needed["Python"] == "3.11"
+    assert {"numpy", "pyzmq", "psutil", "pydantic", "tensorflow", "nvidia-ml-py"} <= set(needed)
+    assert not {"pytest", "matplotlib", "scikit-learn"} & set(needed)
+    assert versions.installed(["numpy", "no-such-package"])["no-such-package"] is None
+
+
+# The driver.
+
+BUILD = {"version": "2.21.0", "gpu": True, "cuda": True, "cuda_version": "12.5.1", "cudnn_version": "9"}
+CPU_BUILD = {"version": "2.21.0", "gpu": False, "cuda": False, "cuda_version": None, "cudnn_version": None}
+DRIVER = Driver(discovery=Discovery(()), version="550.54", cuda=(12, 4))
+NO_DRIVER = Driver(discovery=Discovery((), "no driver"), not_loadable={libraries.DRIVER_LIBRARY: "not found"})
+
+
+@pytest.mark.parametrize(
+    ("driver", "build", "missing", "gpus", "level", "words"),
+    [
+        (DRIVER, BUILD, {}, True, Level.OK, "NVIDIA driver 550.54, for CUDA up to 12.4"),
+        (NO_DRIVER, BUILD, {}, True, Level.PROBLEM, "libcuda.so.1 cannot be loaded: not found"),
+        (NO_DRIVER, BUILD, {}, False, Level.OK, "need none"),
+        (NO_DRIVER, CPU_BUILD, {}, False, Level.OK, "need none"),
+        (DRIVER, CPU_BUILD, {}, True, Level.PROBLEM, "built without CUDA"),
+        (DRIVER, BUILD, {"libcudnn.so.9": "not found"}, True, Level.PROBLEM, "not found: libcudnn.so.9"),
+        (replace(DRIVER, cuda=(11, 8)), BUILD, {}, True, Level.PROBLEM, "the driver knows CUDA up to 11.8"),
+        (DRIVER, None, {}, True, Level.OK, "550.54"),
+    ],
+)
+def test_the_driver(
+    driver: Driver, build: dict[str, Any] | None, missing: dict[str, str], gpus: bool, level: Level, words: str
+) -> None:
+    found = worst(libraries.findings(driver, build, missing, gpus_wanted=gpus))
+    assert found.level is level
+    assert words in found.text
+
+
+def test_the_libraries_that_a_build_looks_for() -> None:
+    assert libraries.cuda_libraries(BUILD) == ["libcudart.so.12", "libcublas.so.12", "libcudnn.so.9"]
+    assert libraries.cuda_libraries(CPU_BUILD) == []
+
+
+def test_libraries_in_wheels_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "nvidia" / "cudnn" / "lib"
+    folder.mkdir(parents=True)
+    (folder / "libnosuch.so.9").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert libraries.missing_libraries(["libnosuch.so.9"]) == {}
+    assert "libnosuch.so.8" in libraries.missing_libraries(["libnosuch.so.9", "libnosuch.so.8"])
+
+
+# Memory.
+
+
+def gpu(used: int = 0, total: int | None = 40 * GIB, name: str = "GPU-a") -> Device:
+    return Device(
+        name=name,
+        kind="gpu",
+        index=0,
+        product="",
+        memory_bytes=total,
+        memory_used_bytes=used if total is not None else None,
+        pci_bus_id=None,
+    )
+
+
+def slot(number: int = 0, device: str = "GPU-a", limit: int | None = None, **more: Any) -> Placement:
+    settings: dict[str, Any] = {"intra_op_threads": 2, "inter_op_threads": 1, "cores": ()} | more
+    return Placement(slot=number, devices=(device,), environment={}, memory_limit_bytes=limit, **settings)
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "limit", "sizes", "level", "words"),
+    [
+        (gpu(), 1, None, {"m": 10 * GIB}, Level.OK, "about 12.6 GiB, without what batches need; 40.0 GiB are free"),
+        (gpu(), 2, None, {"m": 10 * GIB}, Level.OK, "2 workers of about 12.6 GiB"),
+        (gpu(), 4, None, {"m": 10 * GIB}, Level.PROBLEM, "40.0 GiB in all"),
+        (gpu(used=30 * GIB), 1, None, {"m": 10 * GIB}, Level.WARNING, "10.0 GiB are free"),
+        (gpu(), 1, 4 * GIB, {"m": 10 * GIB}, Level.WARNING, "memory limits each worker to 4.0 GiB"),
+        (gpu(), 1, 20 * GIB, {"m": 10 * GIB}, Level.OK, "an estimate"),
+        (gpu(total=None), 1, None, {"m": 10 * GIB}, Level.NOTE, "its memory is the host's"),
+        (gpu(), 1, None, {"m": GIB, "h": None}, Level.NOTE, "what handlers need on a device is not known: h"),
+    ],
+)
+def test_device_memory(
+    device: Device, workers: int, limit: int | None, sizes: dict[str, int | None], level: Level, words: str
+) -> None:
+    slots = [slot(number, limit=limit) for number in range(workers)]
+    found = worst(memory.device_findings([device], slots, sizes))
+    assert found.level is level
+    assert words in found.text
+
+
+def test_devices_on_the_cpu_have_no_memory_of_their_own() -> None:
+    device = replace(gpu(name="cpu:0"), kind="cpu")
+    assert list(memory.device_findings([device], [slot(device="cpu:0")], {"m": 1, "h": None})) == []
+
+
+@pytest.mark.parametrize(
+    ("measured", "available", "level", "words"),
+    [
+        (
+            {"m": (500 * MIB, 1500 * MIB)},
+            10 * GIB,
+            Level.OK,
+            "2 workers of 1.5 GiB and 1 spare of 500 MiB take 3.4 GiB",
+        ),
+        ({"m": (500 * MIB, 1500 * MIB)}, 3 * GIB, Level.PROBLEM, "as measured here on the CPU"),
+        ({}, 10 * GIB, Level.OK, "estimated, since not every model was loaded"),
+        ({}, 1 * GIB, Level.WARNING, "estimated"),
+    ],
+)
+def test_host_memory(measured: dict[str, tuple[int, int]], available: int, level: Level, words: str) -> None:
+    found = memory.host_finding(2, 1, {"m": 100 * MIB}, measured, available)
+    assert found.level is level
+    assert words in found.text
+
+
+def test_the_bytes_of_models(tmp_path: Path) -> None:
+    (tmp_path / "3" / "variables").mkdir(parents=True)
+    (tmp_path / "3" / "saved_model.pb").write_bytes(b"x" * 10)
+    (tmp_path / "3" / "variables" / "variables.data-00000-of-00001").write_bytes(b"x" * 100)
+    (tmp_path / "3" / "variables" / "variables.index").write_bytes(b"x")
+    (tmp_path / "k.keras").write_bytes(b"x" * 7)
+    assert memory.file_bytes(ModelSpec(name="m", path=str(tmp_path), version="3")) == 110
+    assert memory.file_bytes(ModelSpec(name="m", path=str(tmp_path / "k.keras"))) == 7
+    assert memory.file_bytes(ModelSpec(name="m", handler="a:B")) is None
+
+
+# Threads and limits.
+
+MACHINE = Machine(
+    cores=tuple(range(8)),
+    quota=None,
+    nodes={0: frozenset(range(8))},
+    available_bytes=GIB,
+    descriptors=(65536, 65536),
+    shm_bytes=GIB,
+    memfd=None,
+)
+TWO_NODES = replace(MACHINE, nodes={0: frozenset(range(4)), 1: frozenset(range(4, 8))})
+
+
+@pytest.mark.parametrize(
+    ("slots", "machine_", "nodes", "level", "words"),
+    [
+        ([slot(0), slot(1)], MACHINE, {}, Level.OK, "2 workers with 2 intra-op threads on 8 cores"),
+        ([slot(0, intra_op_threads=8), slot(1)], MACHINE, {}, Level.WARNING, "2 or 8 intra-op threads on 8 cores"),
+        ([slot(0)], replace(MACHINE, quota=1.5), {}, Level.WARNING, "1.5 cores' time"),
+        ([slot(0)], replace(MACHINE, quota=2.0), {}, Level.OK, ""),
+        ([slot(0)], TWO_NODES, {"GPU-a": 1}, Level.NOTE, "run at any of them"),
+        ([slot(0, cores=(0, 1))], TWO_NODES, {"GPU-a": 1}, Level.WARNING, "slot 0 (its GPU is at node 1)"),
+        ([slot(0, cores=(4, 5))], TWO_NODES, {"GPU-a": 1}, Level.OK, ""),
+        ([slot(0, cores=(0, 1))], TWO_NODES, {}, Level.OK, ""),
+    ],
+)
+def test_threads(slots: list[Placement], machine_: Machine, nodes: dict[str, int], level: Level, words: str) -> None:
+    found = worst(host.threads(slots, machine_, nodes))
+    assert found.level is level
+    assert words in found.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "words"),
+    [
+        ({}, Level.OK, "65536 file descriptors"),
+        ({"descriptors": (100, 65536)}, Level.PROBLEM, "needs about 144"),
+        ({"descriptors": (256, 256)}, Level.WARNING, "256 file descriptors"),
+        ({"memfd": "Function not implemented"}, Level.WARNING, "memfd_create: Function not implemented"),
+        ({"shm_bytes": 64 * MIB}, Level.NOTE, "/dev/shm has 64 MiB"),
+        ({"shm_bytes": None}, Level.NOTE, "there is no /dev/shm"),
+    ],
+)
+def test_limits(changes: dict[str, Any], level: Level, words: str) -> None:
+    found = worst(host.limits(replace(MACHINE, **changes), 5))
+    assert found.level is level
+    assert words in found.text
+
+
+def test_what_the_kernel_writes_is_read(tmp_path: Path) -> None:
+    assert machine.cpus("0-3,8\n") == [0, 1, 2, 3, 8]
+    assert machine.cpus("\n") == []
+    assert machine._quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert machine._quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert machine._quota(tmp_path) == 1.5
+    for name, text in (("memory.max", "1000000"), ("memory.current", "400000")):
+        (tmp_path / name).write_text(text)
+    assert machine._available(tmp_path) == 600000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine._available(tmp_path) > 600000
+    (tmp_path / "node1").mkdir()
+    (tmp_path / "node1" / "cpulist").write_text("4-7\n")
+    assert machine._nodes(tmp_path) == {1: frozenset((4, 5, 6, 7))}
+
+
+def test_a_gpus_node_is_found_by_its_address(tmp_path: Path) -> None:
+    (tmp_path / "0000:3b:00.0").mkdir()
+    (tmp_path / "0000:3b:00.0" / "numa_node").write_text("1\n")
+    assert machine.node_of_gpu("00000000:3B:00.0", tmp_path) == 1
+    assert machine.node_of_gpu("00000000:17:00.0", tmp_path) is None
+    (tmp_path / "0000:3b:00.0" / "numa_node").write_text("-1\n")
+    assert machine.node_of_gpu("00000000:3B:00.0", tmp_path) is None
+    assert machine.node_of_gpu(None, tmp_path) is None
+
+
+# Models and their operations.
+
+X = TensorReport(name="x", datatype="FP32", shape=(-1, 6))
+Y = TensorReport(name="y", datatype="BYTES", shape=None)
+SPEC = ModelSpec(name="m", path="/m", version="7", max_batch_size=8, allowed_batch_sizes=(4, 8))
+REPORT = ModelReport(
+    name="m", version="7", platform="keras", inputs=(X,), outputs=(Y,), max_batch_size=8, load_s=1.0, warmup_s=0.5
+)
+
+
+def test_a_model_that_serves() -> None:
+    loaded = Loaded(spec=SPEC, report=REPORT, before_bytes=MIB, after_bytes=3 * MIB, words=["m: no warm-up"])
+    assert levels(models.findings(loaded, ["a", "b"])) == [
+        ("ok", "m: version 7, keras, loaded in 1.0 s, warmed up in 0.5 s, 2 MiB of host memory"),
+        ("ok", "m has the signatures a, b"),
+        ("ok", "m: x FP32 [-1, 6] → y BYTES of any shape"),
+        ("ok", "m is batched: up to 8 rows, padded to 4, 8"),
+        ("note", "m: its worker says: no warm-up"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("loaded", "level", "words"),
+    [
+        (Loaded(spec=SPEC, cause="killed"), Level.PROBLEM, "m cannot be loaded: killed"),
+        (
+            Loaded(spec=SPEC, report=ModelReport(name="m", state="failed", cause="no such signature"), cause="m: …"),
+            Level.PROBLEM,
+            "m cannot be loaded: no such signature",
+        ),
+        (
+            Loaded(spec=SPEC, report=replace(REPORT, max_batch_size=0, unbatched_because="it has no inputs")),
+            Level.WARNING,
+            "runs its requests singly: it has no inputs",
+        ),
+        (
+            Loaded(spec=ModelSpec(name="m", handler="a:B"), report=replace(REPORT, max_batch_size=0, inputs=None)),
+            Level.NOTE,
+            "singly, as configured",
+        ),
+    ],
+)
+def test_a_model_that_does_not_serve_as_it_could(loaded: Loaded, level: Level, words: str) -> None:
+    found = worst(models.findings(loaded))
+    assert found.level is level
+    assert words in found.text
+
+
+@pytest.mark.parametrize(
+    ("build", "model", "gpus", "level", "words"),
+    [
+        (BUILD, {"operations": 9, "cpu_only": {}}, True, Level.OK, "all 9 operations have a GPU kernel"),
+        (
+            BUILD,
+            {"operations": 9, "cpu_only": {"StringJoin": 2, "Unique": 1}},
+            True,
+            Level.WARNING,
+            "3 of 9 operations have no GPU kernel: StringJoin (2), Unique",
+        ),
+        (BUILD, {"operations": 9, "cpu_only": {"StringJoin": 2}}, False, Level.NOTE, "2 of 9"),
+        (BUILD, {"error": "ValueError: broken"}, True, Level.NOTE, "not looked at: ValueError: broken"),
+        (CPU_BUILD, {"operations": 9, "cpu_only": {}}, True, Level.NOTE, "built for CPUs alone"),
+    ],
+)
+def test_operations(build: dict[str, Any], model: dict[str, Any], gpus: bool, level: Level, words: str) -> None:
+    found = worst(operations.findings({"build": build, "models": {"m": model}}, gpus_wanted=gpus))
+    assert found.level is level
+    assert words in found.text
