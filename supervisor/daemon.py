@@ -18,7 +18,7 @@ from typing import Any
 import zmq
 
 from multitower.exits import Exit
-from multitower.supervisor import devices
+from multitower.supervisor import devices, garbage
 from multitower.supervisor.account import Account
 from multitower.supervisor.capacity import Capacity
 from multitower.supervisor.config import Config
@@ -175,6 +175,7 @@ class Daemon:
                 slots=len(self.fleet.places),
                 runtime_dir=self._runtime.path,
             )
+            garbage.keep_out_of_the_way()
             code = self._loop()
             event(log, logging.INFO, "daemon ended", code=int(code))
             return code

@@ -1,0 +1,38 @@
+"""The garbage collector does not stop the loop for requests that wait."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import gc
+import sys
+
+sys.path.insert(0, sys.argv[1])
+from practised import Scene
+
+from multitower.supervisor.garbage import keep_out_of_the_way
+
+if sys.argv[2] == "tamed":
+    keep_out_of_the_way()
+looks = []
+gc.callbacks.append(lambda phase, info: looks.append(phase))
+scene = Scene(1, 1)
+scene.submit(5000)
+for _ in range(20):
+    scene.dispatch()
+    scene.answer(0)
+    scene.answer(1)
+print(len(looks))
+"""
+
+
+@pytest.mark.parametrize("how", ["tamed", "as it is"])
+def test_a_full_queue_makes_it_look_at_nothing(how: str) -> None:
+    fakes = next(path for path in sys.path if path.endswith("fakes"))
+    ran = subprocess.run([sys.executable, "-c", SCRIPT, fakes, how], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert (int(ran.stdout) == 0) == (how == "tamed")
