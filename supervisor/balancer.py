@@ -79,7 +79,7 @@ class Balancer:
             Poisoned: an equal request has crashed a worker, and is in quarantine.
         """
         queue = self.queues[request.plan.model]
-        hopeless = self.hopeless(queue.model)
+        hopeless = self.hopeless(queue.model) if self._hopeless or self.crashing.until else None
         if hopeless is not None:
             raise hopeless
         if queue.full(request):

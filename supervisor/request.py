@@ -61,7 +61,7 @@ class Plan:
     """All that follows from a request's header: made once for each distinct header, and cached.
 
     Attributes:
-        key: its batch key.
+        key: its batch key; `model`: the name of the model, from there.
         rows: dimension 0 of its inputs; 1 where requests run singly.
         order: for each input of the key, the index of its frame in the request.
         sizes: for each frame in the request's order, the bytes it must have; for BYTES the least.
@@ -83,11 +83,10 @@ class Plan:
     priority: int = NORMAL_PRIORITY
     shared: Shared | None = None
     sizes_frame: bytes | None = None
+    model: str = field(init=False)
 
-    @property
-    def model(self) -> str:
-        """The name of the model."""
-        return self.key.spec.model
+    def __post_init__(self) -> None:
+        self.model = self.key.spec.model
 
 
 class Phase(Enum):
