@@ -5,8 +5,8 @@ The balancer tells which batches were given and answered; `choose` picks a worke
 `earliest_finish` gives a batch to the worker that is expected to finish it first: by what it has to do yet, and by the
 time that such batches take on it (`estimate.py`). When the busy ones would have all that waits done before a slow one,
 the slow one stays idle; when the queue is too long for that, it works. Shortly before a worker is expected to end its
-batch it may get a second one, so that its way there costs nothing. Workers of about the same speed take turns; so do
-all where batches are brief.
+batch it may get a second one, so that its way there costs nothing. Workers of about the same speed take turns, except
+where batches are brief.
 
 `least_depth` looks at nothing but rows: whoever is free gets a batch, the longest idle one first. So does the other
 rule while nothing is known.
@@ -46,7 +46,8 @@ COMMON_EVERY: Final = 8
 """Of so many batches one counts for what all workers take together."""
 
 BRIEF_S: Final = 0.0003
-"""Where the largest batch takes each worker less, as they say, choosing costs more than it gains: they take turns."""
+"""Where the largest batch takes each worker less, as they say, choosing costs more than it gains. Then of those that
+are free the one that was at it last has the next batch: what it needs is still in the processor's caches."""
 
 BRIEF_FOR: Final = 256
 """Batches until that is looked at again."""
@@ -245,11 +246,14 @@ class Pool:
         """
         if len(self.workers) == 1:
             return Choice(able[0], 1)
-        clever = self.rule is Rule.EARLIEST_FINISH and not self._is_brief(key)
-        offers = self._offers(able, queue, key, rows, now) if clever else None
+        clever = self.rule is Rule.EARLIEST_FINISH
+        brief = clever and self._is_brief(key)
+        offers = self._offers(able, queue, key, rows, now) if clever and not brief else None
         if offers is None:
             free = [worker for worker in able if worker.batch is None]
-            return Choice(min(free, key=_idle_since), len(free)) if free else Wait(0, inf)
+            if not free:
+                return Wait(0, inf)
+            return Choice((max if brief else min)(free, key=_idle_since), len(free))
         for offer in offers:
             worker = offer.worker
             forgotten = self._given - worker.turn >= TRY_AFTER and now - worker.idle_since >= TRY_IDLE_S

@@ -103,11 +103,11 @@ def test_one_that_becomes_slow_is_left_alone_after_a_few_batches() -> None:
 @pytest.mark.parametrize(
     ("factors", "turns"),
     [
-        pytest.param((0.05, 0.01), [0, 1, 0, 1], id="choosing gains less than it costs"),
+        pytest.param((0.05, 0.01), [0, 0, 0, 0], id="choosing gains less than it costs"),
         pytest.param((0.1, 0.01), [1, 1, 1, 1], id="it gains more"),
     ],
 )
-def test_brief_batches_go_to_whoever_is_free(factors: tuple[float, ...], turns: list[int]) -> None:
+def test_brief_batches_go_to_whom_of_the_free_was_at_it_last(factors: tuple[float, ...], turns: list[int]) -> None:
     scene = Scene(*factors)
     given = []
     for _ in turns:
@@ -118,6 +118,18 @@ def test_brief_batches_go_to_whoever_is_free(factors: tuple[float, ...], turns: 
     assert given == turns
 
 
+def test_brief_batches_are_shared_by_all_who_are_free() -> None:
+    scene = Scene(0.05, 0.05, 0.05)
+    scene.submit(30)
+    assert sorted(scene.dispatch()) == [(0, 10), (1, 10), (2, 10)]
+    for slot in (1, 0, 2):
+        scene.answer(slot, 0.0001, 0.0001)
+    scene.submit(1)
+    assert scene.dispatch() == [(2, 1)]
+    scene.submit(1)
+    assert scene.dispatch() == [(0, 1)]
+
+
 def test_one_whose_batches_are_brief_no_more_is_found_out() -> None:
     scene = Scene(0.05, 0.05)
     given = []
@@ -126,7 +138,7 @@ def test_one_whose_batches_are_brief_no_more_is_found_out() -> None:
         ((slot, _),) = scene.dispatch(0.0001)
         given.append(slot)
         scene.answer(slot, took := (1 if slot == 0 else 0.05) * (FIXED_S + ROW_S), took)
-    assert given[:4] == [0, 1, 0, 1]
+    assert given[:4] == [0, 0, 0, 0]
     assert given[-BRIEF_FOR // 2 :].count(0) <= 1, "but for a try"
 
 
