@@ -16,7 +16,6 @@ from typing import Final
 from multitower.convert import yaml_text
 from multitower.convert.text_format import Field, Message, Word
 from multitower.supervisor.config_fields import MAX_INT
-from multitower.supervisor.config_models import Batching
 from multitower.supervisor.config_values import NAME_PATTERN
 from multitower.supervisor.units import MAX_DURATION_S, format_duration
 
@@ -279,9 +278,7 @@ def _batching(config: Message, file: str) -> _Batching:
         elif part.name == "allowed_batch_sizes" and count is not None:
             batching.allowed_batch_sizes.append(count)
         elif part.name == _PAD and (isinstance(value, Word) or value in (0, 1)):
-            batching.pad = _truth(value) and _PAD in Batching.model_fields
-            if _truth(value) and not batching.pad:
-                note(part, f"{_PAD} was not carried over: requests of other shapes do not share batches")
+            batching.pad = _truth(value)
         elif part.name == "num_batch_threads":
             note(part, f"num_batch_threads ({value}) was not carried over: devices and workers_per_device say it")
         elif part.name == "thread_pool_name":
