@@ -98,8 +98,12 @@ def _load_one(
         output = OutputReader()
         try:
             spawn = multiprocessing.get_context("spawn")
-            process = WorkerProcess(context, spawn, process_spec, output, {"model": spec.name})
             verdict = False
+            try:
+                process = WorkerProcess(context, spawn, process_spec, output, {"model": spec.name})
+            except (OSError, zmq.ZMQError) as error:
+                loaded.cause = f"no process could be started: {error}"
+                return loaded
             try:
                 verdict = _follow(process, assignment, loaded, timeout_s)
             finally:
