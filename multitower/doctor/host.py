@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from multitower.doctor.findings import Finding, Level
+from multitower.doctor.findings import Finding, Level, several
 from multitower.doctor.machine import Machine
 from multitower.supervisor.devices import format_bytes
 from multitower.supervisor.placement import Placement
@@ -37,11 +37,13 @@ def threads(placements: Sequence[Placement], machine: Machine, gpu_nodes: Mappin
     cores = len(machine.cores)
     each = sorted({placement.intra_op_threads for placement in placements})
     text = (
-        f"{len(placements)} workers with {' or '.join(map(str, each))} intra-op threads on {cores} cores"
+        f"{several(len(placements), 'worker')} with {' or '.join(map(str, each))} intra-op "
+        f"thread{'' if each == [1] else 's'} on {several(cores, 'core')}"
         f"{', each bound to its own' if any(placement.cores for placement in placements) else ''}"
     )
     if wanted > cores:
-        advice = "they take turns, and batches take longer: fewer workers, or a smaller threads.intra_op"
+        fewer = ", or a smaller threads.intra_op" if each[-1] > 1 else ""
+        advice = f"they take turns, and batches take longer: fewer workers{fewer}"
         yield Finding(THREADS, Level.WARNING, text, advice)
     else:
         yield Finding(THREADS, Level.OK, text)

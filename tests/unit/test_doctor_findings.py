@@ -216,6 +216,7 @@ TWO_NODES = replace(MACHINE, nodes={0: frozenset(range(4)), 1: frozenset(range(4
     [
         ([slot(0), slot(1)], MACHINE, {}, Level.OK, "2 workers with 2 intra-op threads on 8 cores"),
         ([slot(0, intra_op_threads=8), slot(1)], MACHINE, {}, Level.WARNING, "2 or 8 intra-op threads on 8 cores"),
+        ([slot(0, intra_op_threads=1)] * 9, MACHINE, {}, Level.WARNING, "9 workers with 1 intra-op thread on 8 cores"),
         ([slot(0)], replace(MACHINE, quota=1.5), {}, Level.WARNING, "1.5 cores' time"),
         ([slot(0)], replace(MACHINE, quota=2.0), {}, Level.OK, ""),
         ([slot(0)], TWO_NODES, {"GPU-a": 1}, Level.NOTE, "run at any of them"),
