@@ -66,6 +66,11 @@ class FunctionCall:
         self._given_up = False
         self._operation: _Operation | None = None
 
+    @property
+    def graph(self) -> Any:
+        """The function as a GraphDef, with those that it calls."""
+        return self._function.graph.as_graph_def()
+
     def __call__(self, arrays: Arrays) -> Arrays:
         """The outputs for these inputs, in the quick way where it has been found to do.
 

@@ -73,6 +73,11 @@ class GraphModel:
         """As `infer`: there is one way to call it."""
         return self.infer(inputs)
 
+    @property
+    def graph(self) -> Any:
+        """What a call runs: a GraphDef, with the functions that it calls."""
+        return self._session.graph.as_graph_def()
+
     def close(self) -> None:
         """Only the process's end gives device memory back."""
 

@@ -106,5 +106,10 @@ class LegacyKerasModel:
         """Calls the model, and finds out whether it can be called in a quicker way."""
         return self._call.try_out(inputs)
 
+    @property
+    def graph(self) -> Any:
+        """What a call runs: a GraphDef, with the functions that it calls."""
+        return self._call.graph
+
     def close(self) -> None:
         """Only the process's end gives device memory back."""

@@ -1,8 +1,8 @@
 """Which operations of models TensorFlow can run on the CPU alone: `python -m multitower.worker.kernels`.
 
 `multitower doctor` runs it in a process of its own. A JSON list of `ModelSpec`s comes on stdin, a JSON object with
-`build` and, for each model, an entry in `models` goes to stdout. SavedModels and frozen graphs are read but not loaded;
-a Keras file has to be. No device is touched.
+`build` and, for each model, an entry in `models` goes to stdout. SavedModels are read but not loaded; files are loaded
+as a worker loads them. No device is touched: whoever starts it hides them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tensorflow as tf
 from tensorflow.python.framework import kernels
 
 from multitower.spec import ModelSpec
+from multitower.worker.model import load
 from multitower.worker.saved_model import INTERNAL, SIGNATURES
 
 _ON_GPU = frozenset(("GPU", "DEFAULT"))
@@ -48,7 +49,7 @@ def _build() -> dict[str, Any]:
 
 def _look_at(spec: ModelSpec) -> dict[str, Any]:
     try:
-        signature, signatures, nodes = _nodes(spec)
+        nodes = _nodes(spec)
     except Exception as error:  # noqa: BLE001  a model may be broken in any way; the others are looked at
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
     counts: Counter[str] = Counter()
@@ -57,8 +58,6 @@ def _look_at(spec: ModelSpec) -> dict[str, Any]:
         counts[node.op] += 1
         cpu_only[node.op] += is_cpu_only(node)
     return {
-        "signature": signature,
-        "signatures": signatures,
         "operations": counts.total(),
         "cpu_only": {name: count for name, count in sorted(cpu_only.items()) if count},
     }
@@ -91,20 +90,18 @@ def _takes(kernel: Any, node: Any) -> bool:
     return True
 
 
-def _nodes(spec: ModelSpec) -> tuple[str | None, list[str], Iterable[Any]]:
-    """The signature, all there are, and the nodes that a request runs."""
+def _nodes(spec: ModelSpec) -> Iterator[Any]:
+    """The nodes that a request runs."""
     assert spec.path is not None  # handlers are not asked for
     path = Path(spec.path, spec.version) if spec.version is not None else Path(spec.path)
     if path.is_dir():
         return _saved_model(path, spec.signature)
-    if path.suffix == ".keras":
-        return None, [], _all(_keras(path))
-    if path.suffix == ".pb":
-        return None, [], _all(tf.compat.v1.GraphDef.FromString(path.read_bytes()))
-    raise ValueError(f"{path.suffix} files are not looked into")
+    model: Any = load(spec, ["cpu:0"])
+    graph = model.graph
+    return _reached(graph, spec.outputs.values() or [node.name for node in graph.node])
 
 
-def _saved_model(folder: Path, wanted: str | None) -> tuple[str | None, list[str], Iterable[Any]]:
+def _saved_model(folder: Path, wanted: str | None) -> Iterator[Any]:
     from tensorflow.python.saved_model import loader_impl
 
     graphs = loader_impl.parse_saved_model(str(folder)).meta_graphs
@@ -115,7 +112,7 @@ def _saved_model(folder: Path, wanted: str | None) -> tuple[str | None, list[str
     if name is None:
         raise ValueError(f"no signature to look at; the model has: {', '.join(known) or 'none'}")
     outputs = [tensor for info in graph.signature_def[name].outputs.values() for tensor in _tensors(info)]
-    return name, known, _reached(graph.graph_def, outputs)
+    return _reached(graph.graph_def, outputs)
 
 
 def _tensors(info: Any) -> list[str]:
@@ -128,16 +125,6 @@ def _tensors(info: Any) -> list[str]:
     return [info.name]
 
 
-def _keras(path: Path) -> Any:
-    import keras
-
-    model: Any = keras.saving.load_model(path, compile=False, safe_mode=True)
-    # A Sequential that was built by its input layer alone has no `input` yet.
-    structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-    inputs = keras.tree.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), structure)
-    return tf.function(lambda values: model(values, training=False)).get_concrete_function(inputs).graph.as_graph_def()
-
-
 def _reached(graph: Any, outputs: Iterable[str]) -> Iterator[Any]:
     """The nodes that the outputs need, and those of the functions that these call."""
     nodes = {node.name: node for node in graph.node}
@@ -148,11 +135,8 @@ def _reached(graph: Any, outputs: Iterable[str]) -> Iterator[Any]:
         if name in nodes and name not in found:
             found[name] = nodes[name]
             waiting += map(_node_of, nodes[name].input)
-    yield from _with_functions(found.values(), _library(graph))
-
-
-def _all(graph: Any) -> Iterator[Any]:
-    return _with_functions(graph.node, _library(graph))
+    library = {function.signature.name: function for function in graph.library.function}
+    yield from _with_functions(found.values(), library)
 
 
 def _node_of(tensor: str) -> str:

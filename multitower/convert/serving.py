@@ -16,7 +16,6 @@ from typing import Final
 from multitower.convert import yaml_text
 from multitower.convert.text_format import Field, Message, Word
 from multitower.supervisor.config_fields import MAX_INT
-from multitower.supervisor.config_models import Batching
 from multitower.supervisor.config_values import NAME_PATTERN
 from multitower.supervisor.units import MAX_DURATION_S, format_duration
 
@@ -166,7 +165,7 @@ def _model(entry: Field, config: Message, names: set[str], file: str) -> _Model:
 
     labels: list[str] = []
     labelled: Field | None = None
-    for part in config.fields:
+    for part in _counting(config, "version_labels", note):
         value = part.value
         if part.name == "name" and isinstance(value, str):
             model.name = value
@@ -182,6 +181,7 @@ def _model(entry: Field, config: Message, names: set[str], file: str) -> _Model:
             policy = value, part
         elif part.name == "version_labels" and isinstance(value, Message):
             labels.append(f"{_only(value, 'key')}: {_only(value, 'value')}")
+            _tell_strange(value, part, ("key", "value"), note)
             labelled = labelled or part
         else:
             why = _IGNORED.get(part.name, "an unknown field, or not of the type that it has")
@@ -212,8 +212,13 @@ def _settle_path(model: _Model, note: _Noting, refuse: _Noting) -> None:
 
 def _settle_versions(model: _Model, policy: Message, at: Field, note: _Noting) -> None:
     """The highest version is served here; one specific version can be, by its own folder."""
-    for choice in policy.fields:
+    for choice in policy.fields[:-1]:
+        note(choice, f"{choice.name} in model_version_policy does not count: another one follows")
+    for choice in policy.fields[-1:]:
         inner = choice.value if isinstance(choice.value, Message) else Message(())
+        known = {"latest": ("num_versions",), "all": (), "specific": ("versions",)}.get(choice.name)
+        if known is not None:
+            _tell_strange(inner, choice, known, note)
         if choice.name == "latest":
             count = _only(inner, "num_versions")
             if count not in (None, 0, 1):
@@ -261,7 +266,7 @@ def _batching(config: Message, file: str) -> _Batching:
     def note(at: Field | None, text: str) -> None:
         batching.notes.append(Note(file, at.line if at is not None else 1, text))
 
-    for part in config.fields:
+    for part in _counting(config, "allowed_batch_sizes", note):
         value = _unwrapped(part.value)
         count = value if isinstance(value, int) and 1 <= value <= MAX_INT else None
         if part.name == "max_batch_size" and count is not None:
@@ -279,9 +284,7 @@ def _batching(config: Message, file: str) -> _Batching:
         elif part.name == "allowed_batch_sizes" and count is not None:
             batching.allowed_batch_sizes.append(count)
         elif part.name == _PAD and (isinstance(value, Word) or value in (0, 1)):
-            batching.pad = _truth(value) and _PAD in Batching.model_fields
-            if _truth(value) and not batching.pad:
-                note(part, f"{_PAD} was not carried over: requests of other shapes do not share batches")
+            batching.pad = _truth(value)
         elif part.name == "num_batch_threads":
             note(part, f"num_batch_threads ({value}) was not carried over: devices and workers_per_device say it")
         elif part.name == "thread_pool_name":
@@ -318,6 +321,22 @@ def _settle_sizes(batching: _Batching, config: Message, given: bool, note: _Noti
         sizes = [*fitting, batching.max_batch_size]
         note(at, f"allowed_batch_sizes must end with max_batch_size, {batching.max_batch_size}: they became {sizes}")
     batching.allowed_batch_sizes = sizes
+
+
+def _counting(config: Message, several: str, note: _Noting) -> list[Field]:
+    """The fields that count: of each name but `several` the last; the others are told."""
+    last = {part.name: part for part in config.fields}
+    for part in config.fields:
+        if part.name != several and last[part.name] is not part:
+            note(part, f"{part.name} does not count: it is given again later")
+    return [part for part in config.fields if part.name == several or last[part.name] is part]
+
+
+def _tell_strange(message: Message, around: Field, known: Sequence[str], note: _Noting) -> None:
+    """Tells of fields that are not among the known ones."""
+    for part in message.fields:
+        if part.name not in known:
+            note(part, f"{part.name} in {around.name} was not carried over: an unknown field")
 
 
 def _unwrapped(value: object) -> object:

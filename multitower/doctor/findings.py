@@ -44,6 +44,11 @@ def count(findings: Iterable[Finding]) -> dict[Level, int]:
     return {level: levels.count(level) for level in Level}
 
 
+def several(number: int, what: str) -> str:
+    """As in `2 workers`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def listed(names: Iterable[str], most: int = 8) -> str:
     """Names for a sentence, the first ones when there are many."""
     names = list(names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from multitower.doctor.findings import Finding, Level
+from multitower.doctor.findings import Finding, Level, several
 from multitower.doctor.machine import Machine
 from multitower.supervisor.devices import format_bytes
 from multitower.supervisor.placement import Placement
@@ -17,7 +17,7 @@ DESCRIPTORS: Final = 64
 """Of a daemon without workers and clients; about 25 were counted."""
 
 DESCRIPTORS_A_WORKER: Final = 16
-"""10 were counted; a worker that is replaced has them twice for a while."""
+"""11 were counted; a worker that is replaced has them twice for a while."""
 
 CLIENTS: Final = 256
 """Each has a descriptor of its own; fewer than that are few."""
@@ -37,11 +37,13 @@ def threads(placements: Sequence[Placement], machine: Machine, gpu_nodes: Mappin
     cores = len(machine.cores)
     each = sorted({placement.intra_op_threads for placement in placements})
     text = (
-        f"{len(placements)} workers with {' or '.join(map(str, each))} intra-op threads on {cores} cores"
+        f"{several(len(placements), 'worker')} with {' or '.join(map(str, each))} intra-op "
+        f"thread{'' if each == [1] else 's'} on {several(cores, 'core')}"
         f"{', each bound to its own' if any(placement.cores for placement in placements) else ''}"
     )
     if wanted > cores:
-        advice = "they take turns, and batches take longer: fewer workers, or a smaller threads.intra_op"
+        fewer = ", or a smaller threads.intra_op" if each[-1] > 1 else ""
+        advice = f"they take turns, and batches take longer: fewer workers{fewer}"
         yield Finding(THREADS, Level.WARNING, text, advice)
     else:
         yield Finding(THREADS, Level.OK, text)
@@ -69,15 +71,16 @@ def _nodes(placements: Sequence[Placement], machine: Machine, gpu_nodes: Mapping
         yield Finding(THREADS, Level.OK, told)
 
 
-def limits(machine: Machine, processes: int) -> Iterator[Finding]:
+def limits(machine: Machine, processes: int, regions: int = 0) -> Iterator[Finding]:
     """Whether the system's limits leave room.
 
     Args:
         machine: this one.
         processes: workers and spares.
+        regions: pieces of clients' shared memory that the daemon may have open at one time.
     """
     soft, hard = machine.descriptors
-    needed = DESCRIPTORS + DESCRIPTORS_A_WORKER * processes
+    needed = DESCRIPTORS + DESCRIPTORS_A_WORKER * processes + regions
     text = f"{soft} file descriptors; the daemon needs about {needed}, and one for each client"
     advice = f"ulimit -n 65536, or LimitNOFILE=65536 in the systemd unit{'' if hard >= 65536 else ' (root may)'}"
     if soft < needed:
@@ -88,7 +91,8 @@ def limits(machine: Machine, processes: int) -> Iterator[Finding]:
         yield Finding(LIMITS, Level.OK, text)
     if machine.memfd is not None:
         text = f"no memory can be shared between processes (memfd_create: {machine.memfd})"
-        yield Finding(LIMITS, Level.WARNING, text, "see what forbids it: a seccomp profile, or an old kernel")
+        advice = "workers need it, and clients share large tensors by it: see what forbids it, as a seccomp profile"
+        yield Finding(LIMITS, Level.PROBLEM, text, advice)
     else:
         yield Finding(LIMITS, Level.OK, "memory can be shared between processes (memfd_create)")
     if machine.shm_bytes is None:

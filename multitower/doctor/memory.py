@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from multitower.doctor.findings import Finding, Level
+from multitower.doctor.findings import Finding, Level, several
 from multitower.spec import ModelSpec
 from multitower.supervisor.devices import Device, format_bytes
 from multitower.supervisor.placement import Placement
@@ -65,7 +65,9 @@ def device_findings(
 
 
 def _of_device(device: Device, workers: int, limit: int | None, need: int) -> Finding:
-    each = f"{workers} workers of about {format_bytes(need)}" if workers > 1 else f"about {format_bytes(need)}"
+    each = (
+        f"{several(workers, 'worker')} of about {format_bytes(need)}" if workers > 1 else f"about {format_bytes(need)}"
+    )
     if device.memory_bytes is None or device.memory_used_bytes is None:
         text = f"{device.name}: an estimate of {each}; its memory is the host's"
         return Finding(SECTION, Level.NOTE, text)
@@ -102,7 +104,7 @@ def host_finding(
     total = workers * (idle + models) + spares * idle
     how = "as measured here on the CPU" if not guessed else "estimated, since not every model was loaded"
     text = (
-        f"host: {_several(workers, 'worker')} of {format_bytes(idle + models)} and {_several(spares, 'spare')} of "
+        f"host: {several(workers, 'worker')} of {format_bytes(idle + models)} and {several(spares, 'spare')} of "
         f"{format_bytes(idle)} take "
         f"{format_bytes(total)} ({how}); {format_bytes(available)} are available"
     )
@@ -110,7 +112,3 @@ def host_finding(
         advice = "fewer workers, spares or models; a daemon that serves already counts too"
         return Finding(SECTION, Level.WARNING if guessed else Level.PROBLEM, text, advice)
     return Finding(SECTION, Level.OK, text)
-
-
-def _several(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

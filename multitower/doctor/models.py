@@ -98,8 +98,12 @@ def _load_one(
         output = OutputReader()
         try:
             spawn = multiprocessing.get_context("spawn")
-            process = WorkerProcess(context, spawn, process_spec, output, {"model": spec.name})
             verdict = False
+            try:
+                process = WorkerProcess(context, spawn, process_spec, output, {"model": spec.name})
+            except (OSError, zmq.ZMQError) as error:
+                loaded.cause = f"no process could be started: {error}"
+                return loaded
             try:
                 verdict = _follow(process, assignment, loaded, timeout_s)
             finally:
@@ -192,16 +196,11 @@ def _lines() -> Iterator[list[str]]:
         logger.level, logger.propagate = former
 
 
-def findings(loaded: Loaded, signatures: Sequence[str] = ()) -> Iterator[Finding]:
-    """What there is to say of a model.
-
-    Args:
-        loaded: what became of it.
-        signatures: all that a SavedModel has.
-    """
+def findings(loaded: Loaded) -> Iterator[Finding]:
+    """What there is to say of a model."""
     name, report = loaded.spec.name, loaded.report
     if report is not None and report.state == "ready":
-        yield from _of_report(loaded, report, signatures)
+        yield from _of_report(loaded, report)
     else:
         cause = (report.cause if report is not None else None) or loaded.cause
         advice = "the daemon would show it as failed, and serve the others; docs/models.md tells what can be served"
@@ -210,16 +209,22 @@ def findings(loaded: Loaded, signatures: Sequence[str] = ()) -> Iterator[Finding
         yield Finding(SECTION, Level.NOTE, f"{name}: its worker says: {line.removeprefix(f'{name}: ')}")
 
 
-def _of_report(loaded: Loaded, report: ModelReport, signatures: Sequence[str]) -> Iterator[Finding]:
+def _of_report(loaded: Loaded, report: ModelReport) -> Iterator[Finding]:
     name = loaded.spec.name
     took = f"loaded in {report.load_s:.1f} s, warmed up in {report.warmup_s:.1f} s"
     grown = format_bytes(max(0, loaded.after_bytes - loaded.before_bytes))
     version = f"version {report.version}, " if loaded.spec.version is not None else ""
     yield Finding(SECTION, Level.OK, f"{name}: {version}{report.platform}, {took}, {grown} of host memory")
-    if len(signatures) > 1:
-        yield Finding(SECTION, Level.OK, f"{name} has the signatures {', '.join(signatures)}")
-    yield Finding(SECTION, Level.OK, f"{name}: {_shown(report.inputs)} → {_shown(report.outputs)}")
+    signature = f"{name}, signature {report.signature}" if report.signature else name
+    yield Finding(SECTION, Level.OK, f"{signature}: {_shown(report.inputs)} → {_shown(report.outputs)}")
     yield _batching(loaded.spec, report)
+    for other in report.signatures:
+        if other.cause is None:
+            text = f"requests to {name} may name {other.name}: {_shown(other.inputs)} → {_shown(other.outputs)}"
+            yield Finding(SECTION, Level.OK, text)
+        else:
+            text = f"requests to {name} cannot name its signature {other.name}: {other.cause}"
+            yield Finding(SECTION, Level.NOTE, text)
 
 
 def _batching(spec: ModelSpec, report: ModelReport) -> Finding:
@@ -231,8 +236,9 @@ def _batching(spec: ModelSpec, report: ModelReport) -> Finding:
         advice = "give it `batching` where row i of its outputs depends on row i of its inputs alone"
         text = f"{spec.name} runs its requests singly, as configured"
         return Finding(SECTION, Level.NOTE, text, advice if spec.handler is not None else None)
+    varying = ", inputs of varying length padded" if report.pad_variable_length_inputs else ""
     sizes = f", padded to {', '.join(map(str, spec.allowed_batch_sizes))}" if spec.allowed_batch_sizes else ""
-    return Finding(SECTION, Level.OK, f"{spec.name} is batched: up to {report.max_batch_size} rows{sizes}")
+    return Finding(SECTION, Level.OK, f"{spec.name} is batched: up to {report.max_batch_size} rows{sizes}{varying}")
 
 
 def _shown(tensors: tuple[TensorReport, ...] | None) -> str:

@@ -15,7 +15,9 @@ from multitower.spec import ModelSpec
 from multitower.supervisor import placement
 from multitower.supervisor.config import Config, CpuDevices
 from multitower.supervisor.devices import Device, DeviceError, format_bytes, resolve
+from multitower.supervisor.front import IPC
 from multitower.supervisor.placement import Placement
+from multitower.supervisor.regions import MAX_REGIONS
 from multitower.supervisor.versions import latest_version
 
 DEVICES: Final = "devices"
@@ -46,7 +48,8 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     gpu_nodes = {name: node for name, node in nodes.items() if node is not None}
     if placements:
         yield from host.threads(placements, this, gpu_nodes)
-    yield from host.limits(this, max(1, len(placements)) + config.spares)
+    shares = any(endpoint.startswith(IPC) for endpoint in config.listen)
+    yield from host.limits(this, max(1, len(placements)) + config.spares, MAX_REGIONS if shares else 0)
     yield from sockets.findings(config.listen, config.runtime_dir)
 
     has_tensorflow = importlib.util.find_spec("tensorflow") is not None
@@ -56,7 +59,6 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     yield from libraries.findings(driver, build, missing, gpus_wanted=gpus_wanted)
 
     loadable = [spec for spec in specs if spec.path is None or has_tensorflow] if load_models else []
-    looked = answer["models"] if answer is not None else {}
     measured: dict[str, tuple[int, int]] = {}
     for loaded in models.load(
         loadable,
@@ -65,7 +67,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
         inter_op=placements[0].inter_op_threads if placements else 1,
         timeout_s=timeout_s,
     ):
-        yield from models.findings(loaded, looked.get(loaded.spec.name, {}).get("signatures", ()))
+        yield from models.findings(loaded)
         if loaded.report is not None and loaded.report.state == "ready":
             measured[loaded.spec.name] = loaded.before_bytes, loaded.after_bytes
     yield from _not_loaded([spec.name for spec in specs if spec not in loadable], wanted=load_models)

@@ -59,20 +59,28 @@ def _tcp(endpoint: str) -> Finding:
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     if port == "*":
         return Finding(SECTION, Level.OK, f"{endpoint} takes a free port, which the log and `status` tell")
+    try:
+        _listen(host, int(port))
+    except socket.gaierror as error:
+        text = f"{endpoint} was not looked at: {host} is not resolved here ({error.strerror})"
+        return Finding(SECTION, Level.NOTE, text, "libzmq takes names of network interfaces, too; else see DNS")
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return _held(endpoint)
+        advice = "choose another" if error.errno != errno.EACCES else "ports below 1024 are root's: choose another"
+        return Finding(SECTION, Level.PROBLEM, f"{endpoint} cannot be used: {error.strerror or error}", advice)
+    return Finding(SECTION, Level.OK, f"{endpoint} is free")
+
+
+def _listen(host: str, port: int) -> None:
+    """Takes the port for a moment."""
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         # As libzmq does: a port whose last connections are ending is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("" if host == "*" else host.strip("[]"), int(port)))
-            # Only this tells of somebody who listens with the same option.
-            probe.listen(1)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return _held(endpoint)
-            advice = "choose another" if error.errno != errno.EACCES else "ports below 1024 are root's: choose another"
-            return Finding(SECTION, Level.PROBLEM, f"{endpoint} cannot be used: {error.strerror or error}", advice)
-    return Finding(SECTION, Level.OK, f"{endpoint} is free")
+        probe.bind(("" if host == "*" else host.strip("[]"), port))
+        # Only this tells of somebody who listens with the same option.
+        probe.listen(1)
 
 
 def _held(endpoint: str) -> Finding:

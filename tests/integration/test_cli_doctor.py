@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from fake_gpus import UUIDS, FakeGpus, read_log
 
@@ -46,6 +50,11 @@ class Dying(Good):
 
 class Hanging(Good):
     def load(self, devices, parameters):
+        if "HANGING" in os.environ:
+            path = os.environ["HANGING"]
+            with open(path + ".new", "w") as file:
+                file.write(str(os.getpid()))
+            os.rename(path + ".new", path)
         threading.Event().wait()
 """
 
@@ -118,6 +127,41 @@ def test_no_models_runs_none_of_their_code(folder: Path) -> None:
     assert done.returncode == Exit.OK, done.stderr
     assert findings(done, "models") == [("note", "not loaded, as --no-models says: d")]
     assert list((folder / "tmp").iterdir()) == [], "nothing is left"
+
+
+def test_a_temporary_folder_with_too_long_a_path_is_a_problem(folder: Path) -> None:
+    long = folder / ("x" * 100)
+    long.mkdir()
+    done = doctor(folder, "--json", TMPDIR=str(long), XDG_RUNTIME_DIR="")
+    assert done.returncode == Exit.UNAVAILABLE, done.stderr
+    (text,) = [text for level, text in findings(done, "models") if level == "problem"]
+    assert text.startswith("good cannot be loaded: no process could be started: ")
+    assert any("107 are the most" in text for _, text in findings(done, "endpoints"))
+
+
+def test_an_interrupt_ends_the_model_that_loads(folder: Path) -> None:
+    arguments = ["--set", "listen=[tcp://127.0.0.1:*]", "--set", "models=[{name: h, handler: 'doctored:Hanging'}]"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "multitower", "doctor", "x.yaml", *arguments],
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(folder / "tmp"), "HANGING": str(folder / "pid")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        wait_for((folder / "pid").exists)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr.strip() == b""
+    assert not psutil.pid_exists(int((folder / "pid").read_text()))
+    assert list((folder / "tmp").iterdir()) == [], "nothing is left"
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_wrong_configuration_is_told_as_by_check(folder: Path) -> None:

@@ -57,6 +57,12 @@ def test_an_address_that_this_machine_has_not() -> None:
     assert "cannot be used: Cannot assign requested address" in found.text
 
 
+def test_a_name_that_is_not_resolved_is_no_problem_by_itself() -> None:
+    found = of("tcp://no-such-host.invalid:5555")
+    assert found.level is Level.NOTE
+    assert "was not looked at" in found.text
+
+
 def test_a_running_daemon_is_told_from_others(tmp_path: Path) -> None:
     config = 'listen: ["{endpoint}"]\ndevices: {cpu: 1}\nspares: 0\nmodels: [{name: e, handler: "handlers:Echo"}]\n'
     with Running(tmp_path, config) as daemon:

@@ -59,9 +59,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save(folder / "dense.keras")
     graph = tf.Graph()
     with graph.as_default():
-        tf.strings.upper(tf.compat.v1.placeholder(tf.string, name="text"), name="upper")
+        text = tf.compat.v1.placeholder(tf.string, name="text")
+        tf.strings.upper(text, name="upper")
+        tf.strings.lower(text, name="of_no_use")
     (folder / "frozen.pb").write_bytes(graph.as_graph_def().SerializeToString())
-    (folder / "old.h5").touch()
+    model.save(folder / "old.h5")
+    (folder / "none.h5").touch()
     return folder
 
 
@@ -97,14 +100,13 @@ def test_the_nodes_that_a_request_runs_are_looked_at_in_every_format(folder: Pat
         ModelSpec(name="numbers", signature="numbers", **mixed),
         ModelSpec(name="nosuch", signature="nosuch", **mixed),
         ModelSpec(name="dense", path=str(folder / "dense.keras")),
-        ModelSpec(name="frozen", path=str(folder / "frozen.pb")),
+        ModelSpec(name="frozen", path=str(folder / "frozen.pb"), inputs={"x": "text"}, outputs={"y": "upper:0"}),
         ModelSpec(name="old", path=str(folder / "old.h5")),
+        ModelSpec(name="none", path=str(folder / "none.h5")),
     ]
     answer = operations.look(specs, 100.0)
     assert answer["build"]["version"] == tf.__version__
     models = answer["models"]
-    assert models["default"]["signature"] == "serving_default"
-    assert models["default"]["signatures"] == ["numbers", "serving_default"]
     assert models["default"]["cpu_only"] == {"StringUpper": 2}, "neither of saving nor of the other signature"
     assert models["numbers"]["cpu_only"] == {}
     assert models["numbers"]["operations"] > 3
@@ -112,7 +114,9 @@ def test_the_nodes_that_a_request_runs_are_looked_at_in_every_format(folder: Pat
     assert models["dense"]["cpu_only"] == {}
     assert models["dense"]["operations"] > 3
     assert models["frozen"]["cpu_only"] == {"StringUpper": 1}
-    assert ".h5 files are not looked into" in models["old"]["error"]
+    assert models["old"]["cpu_only"] == {}
+    assert models["old"]["operations"] > 3
+    assert "is no HDF5 file" in models["none"]["error"]
 
 
 def test_a_broken_installation_is_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,8 +155,8 @@ models:
     told = [(found["level"], found["text"]) for found in json.loads(done.stdout)["findings"]]
     texts = [text for _, text in told]
     assert any(text.startswith("mixed: version 3, tensorflow_savedmodel, loaded in ") for text in texts)
-    assert ("ok", "mixed has the signatures numbers, serving_default") in told
-    assert ("ok", "mixed: text BYTES [-1] → upper BYTES [-1]") in told
+    assert ("ok", "mixed, signature serving_default: text BYTES [-1] → upper BYTES [-1]") in told
+    assert ("ok", "requests to mixed may name numbers: x FP32 [-1, 1] → y FP32 [-1, 2]") in told
     assert ("ok", "mixed is batched: up to 4 rows, padded to 2, 4") in told
     assert ("ok", "dense is batched: up to 32 rows") in told
     assert any(level == "problem" and "no signature 'nosuch'" in text for level, text in told)

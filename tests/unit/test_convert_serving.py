@@ -17,8 +17,6 @@ from multitower.convert.text_format import Field, Message, parse
 from multitower.supervisor.config import Config, load
 from multitower.supervisor.config_models import Batching
 
-PADS = "pad_variable_length_inputs" in Batching.model_fields
-
 
 @pytest.fixture(autouse=True)
 def models(tmp_path: Path) -> Path:
@@ -87,6 +85,12 @@ def test_without_a_batching_file_the_defaults_hold(models: Path) -> None:
         ("model_version_policy { latest { } }", "digits", []),
         ("model_version_policy { all { } }", "digits", ["not all versions"]),
         ("model_version_policy { }", "digits", ["is empty"]),
+        (
+            "model_version_policy { all { } latest { num_versions: 1 } }",
+            "digits",
+            ["all in model_version_policy does not"],
+        ),
+        ("name: 'digits'", "digits", ["name does not count: it is given again later"]),
         ("model_version_policy { newest { } }", "digits", ["newest in model_version_policy"]),
         (
             "version_labels { key: 'stable' value: 42 } version_labels { key: 'canary' value: 1 }",
@@ -95,7 +99,6 @@ def test_without_a_batching_file_the_defaults_hold(models: Path) -> None:
         ),
         ("logging_config { sampling_config { sampling_rate: 1 } }", "digits", ["logging_config was not carried over"]),
         ("model_plaform: 'tensorflow'", "digits", ["model_plaform was not carried over: an unknown field"]),
-        ("name: 7", "digits", ["name was not carried over"]),
     ],
 )
 def test_what_has_no_counterpart_is_told_with_its_line(models: Path, more: str, path: str, words: list[str]) -> None:
@@ -184,12 +187,14 @@ def test_names_that_are_none_here_are_changed_and_told(models: Path) -> None:
         ),
         ("num_batch_threads { value: 4 }", (1000, (), 0.0, 1000), ["num_batch_threads (4)"]),
         ("thread_pool_name { value: 'x' }", (1000, (), 0.0, 1000), ["thread_pool_name"]),
+        ("max_batch_size { value: 4 } max_batch_size { value: 8 }", (8, (), 0.0, 1000), ["does not count"]),
         ("max_batch_size { value: 0 }", (1000, (), 0.0, 1000), ["max_batch_size was not carried over"]),
         ("batch_timeout_micros { value: 1 }", (1000, (), 1e-6, 1000), []),
         ("batch_timeout_micros { value: -1 }", (1000, (), 0.0, 1000), ["batch_timeout_micros was not"]),
         ("max_batch_sise { value: 8 }", (1000, (), 0.0, 1000), ["max_batch_sise was not carried over"]),
         ("pad_variable_length_inputs: false", (1000, (), 0.0, 1000), []),
-        ("pad_variable_length_inputs: true", (1000, (), 0.0, 1000), [] if PADS else ["pad_variable_length_inputs"]),
+        ("pad_variable_length_inputs: true", (1000, (), 0.0, 1000), []),
+        ("pad_variable_length_inputs: 7", (1000, (), 0.0, 1000), ["pad_variable_length_inputs was not carried over"]),
     ],
 )
 def test_batching_parameters(
@@ -200,6 +205,7 @@ def test_batching_parameters(
     assert model.batching is not None
     found = model.batching.max_batch_size, model.batching.allowed_batch_sizes, model.batching.max_queue_delay
     assert (*found, model.queue.max_size) == expected
+    assert model.batching.pad_variable_length_inputs is batching.endswith(": true")
     assert [word in note.text for word, note in zip(words, conversion.notes, strict=True)] == [True] * len(words)
     assert all(str(note).startswith("batching.txt:1: ") for note in conversion.notes)
 
@@ -209,6 +215,45 @@ def test_any_text_is_read_back_as_it_was_and_any_comment_is_one_line(value: str)
     value = value.encode("utf-8", "replace").decode()
     document = f"{yaml_text.comment(value)}\nkey: {yaml_text.text(value)}\n"
     assert YAML(typ="safe", pure=True).load(io.StringIO(document)) == {"key": value}
+
+
+STRANGE = {
+    "ROOT": "strange_0: 1",
+    "LIST": "strange_1 { }",
+    "CONFIG": "strange_2: 'x'",
+    "POLICY": "strange_3 { }",
+    "LATEST": "strange_4: [1]",
+    "LABEL": "strange_5: true",
+    "BATCHING": "strange_6: 1.5",
+}
+TREE = """ROOT model_config_list { LIST config { CONFIG name: 'm' base_path: '/m'
+version_labels { key: 'a' LABEL value: 1 } model_version_policy { POLICY latest { LATEST num_versions: 1 } } } }"""
+
+
+@given(st.sets(st.sampled_from(sorted(STRANGE))))
+def test_no_unknown_field_goes_without_a_word_wherever_it_stands(places: set[str]) -> None:
+    models, batching = TREE, "BATCHING max_batch_size { value: 8 }"
+    for place, text in STRANGE.items():
+        models, batching = (part.replace(place, text if place in places else "") for part in (models, batching))
+    told = [note.text.split(" ")[0] for note in converted(models, batching).notes]
+    assert sorted(name for name in told if name.startswith("strange")) == sorted(
+        STRANGE[place].split(":")[0].split(" ")[0] for place in places
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("name: 7 base_path: '/m'", "name was not carried over"),
+        ("name: 'm' base_path { }", "base_path was not carried over"),
+        ("name: 'm' base_path: '/m' model_platform: 1", "model_platform was not carried over"),
+        ("name: 'm' base_path: '/m' model_version_policy: 1", "model_version_policy was not carried over"),
+        ("name: 'm' base_path: '/m' version_labels: 'stable'", "version_labels was not carried over"),
+    ],
+)
+def test_a_field_of_another_type_is_told(field: str, words: str) -> None:
+    notes = converted(f"model_config_list {{ config {{ {field} }} }}").notes
+    assert any(note.text.startswith(words) for note in notes)
 
 
 @given(st.text(max_size=20), st.text(max_size=20))

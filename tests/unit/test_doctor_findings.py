@@ -13,7 +13,7 @@ from multitower.doctor.findings import Finding, Level, count, listed
 from multitower.doctor.libraries import Driver
 from multitower.doctor.machine import Machine
 from multitower.doctor.models import Loaded
-from multitower.spec import ModelReport, ModelSpec, TensorReport
+from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorReport
 from multitower.supervisor.devices import Device, Discovery
 from multitower.supervisor.placement import Placement
 
@@ -216,6 +216,7 @@ TWO_NODES = replace(MACHINE, nodes={0: frozenset(range(4)), 1: frozenset(range(4
     [
         ([slot(0), slot(1)], MACHINE, {}, Level.OK, "2 workers with 2 intra-op threads on 8 cores"),
         ([slot(0, intra_op_threads=8), slot(1)], MACHINE, {}, Level.WARNING, "2 or 8 intra-op threads on 8 cores"),
+        ([slot(0, intra_op_threads=1)] * 9, MACHINE, {}, Level.WARNING, "9 workers with 1 intra-op thread on 8 cores"),
         ([slot(0)], replace(MACHINE, quota=1.5), {}, Level.WARNING, "1.5 cores' time"),
         ([slot(0)], replace(MACHINE, quota=2.0), {}, Level.OK, ""),
         ([slot(0)], TWO_NODES, {"GPU-a": 1}, Level.NOTE, "run at any of them"),
@@ -236,7 +237,7 @@ def test_threads(slots: list[Placement], machine_: Machine, nodes: dict[str, int
         ({}, Level.OK, "65536 file descriptors"),
         ({"descriptors": (100, 65536)}, Level.PROBLEM, "needs about 144"),
         ({"descriptors": (256, 256)}, Level.WARNING, "256 file descriptors"),
-        ({"memfd": "Function not implemented"}, Level.WARNING, "memfd_create: Function not implemented"),
+        ({"memfd": "Function not implemented"}, Level.PROBLEM, "memfd_create: Function not implemented"),
         ({"shm_bytes": 64 * MIB}, Level.NOTE, "/dev/shm has 64 MiB"),
         ({"shm_bytes": None}, Level.NOTE, "there is no /dev/shm"),
     ],
@@ -245,6 +246,11 @@ def test_limits(changes: dict[str, Any], level: Level, words: str) -> None:
     found = worst(host.limits(replace(MACHINE, **changes), 5))
     assert found.level is level
     assert words in found.text
+
+
+def test_shared_memory_takes_descriptors_too() -> None:
+    found = next(host.limits(MACHINE, 5, 256))
+    assert "needs about 400" in found.text
 
 
 def test_what_the_kernel_writes_is_read(tmp_path: Path) -> None:
@@ -286,12 +292,15 @@ REPORT = ModelReport(
 
 
 def test_a_model_that_serves() -> None:
-    loaded = Loaded(spec=SPEC, report=REPORT, before_bytes=MIB, after_bytes=3 * MIB, words=["m: no warm-up"])
-    assert levels(models.findings(loaded, ["a", "b"])) == [
+    others = SignatureReport(name="a", inputs=(Y,), outputs=(X,)), SignatureReport(name="b", cause="it is ragged")
+    report = replace(REPORT, signature="s", signatures=others, pad_variable_length_inputs=True)
+    loaded = Loaded(spec=SPEC, report=report, before_bytes=MIB, after_bytes=3 * MIB, words=["m: no warm-up"])
+    assert levels(models.findings(loaded)) == [
         ("ok", "m: version 7, keras, loaded in 1.0 s, warmed up in 0.5 s, 2 MiB of host memory"),
-        ("ok", "m has the signatures a, b"),
-        ("ok", "m: x FP32 [-1, 6] → y BYTES of any shape"),
-        ("ok", "m is batched: up to 8 rows, padded to 4, 8"),
+        ("ok", "m, signature s: x FP32 [-1, 6] → y BYTES of any shape"),
+        ("ok", "m is batched: up to 8 rows, padded to 4, 8, inputs of varying length padded"),
+        ("ok", "requests to m may name a: y BYTES of any shape → x FP32 [-1, 6]"),
+        ("note", "requests to m cannot name its signature b: it is ragged"),
         ("note", "m: its worker says: no warm-up"),
     ]
 
