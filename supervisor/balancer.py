@@ -19,7 +19,7 @@ passed) and carries out what comes back: batches to send, and answers to give. T
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from math import inf
 from typing import NamedTuple
 
@@ -105,10 +105,16 @@ class Balancer:
             return []
         batches: list[Batch] = []
         pool = self.pool
+        passed_over: set[str] = set()  # models that wait for a worker to be free: nothing more is put before them
         while waiting and (pool.free or pool.next_opening <= now):
             queue = waiting.pop(0)
-            batch = (self._suspect_batch(queue, now) if queue.suspects else None) or self._next_of(queue, now)
+            batch = self._suspect_batch(queue, now) if queue.suspects else None
+            if batch is None and queue.suspects:
+                passed_over.add(queue.model)
+            batch = batch or self._next_of(queue, now, passed_over)
             if batch is None:
+                if waiting and queue.due(now) is not None:
+                    passed_over.add(queue.model)
                 continue
             batches.append(batch)
             # The models take turns, so that one with a long queue does not keep the others from the workers.
@@ -116,11 +122,15 @@ class Balancer:
             if queue.size:
                 waiting.append(queue)
         if any(queue.size for queue in self.queues.values()):
-            if (opening := pool.next_opening) > now:
-                self._look_again = opening
+            self._look_again = pool.opening_after(now)
             for _, wait in self._waits.values():
                 if now < wait.until < self._look_again:
                     self._look_again = wait.until
+            for queue in self._patient:
+                due = queue.next_due()
+                # What is due already has been looked at.
+                if due is not None and now < due < self._look_again:
+                    self._look_again = due
         return batches
 
     def finish(
@@ -306,15 +316,11 @@ class Balancer:
         return bool(self._by_sender)
 
     def next_wake(self) -> float | None:
-        """When `expire` and `dispatch` must be called at the latest, in monotonic seconds."""
+        """When to call `expire` and `dispatch` at the latest, in monotonic seconds, as of the last `dispatch`."""
         time = self._look_again
         deadline = self._deadlines.next()
         if deadline is not None and deadline < time:
             time = deadline
-        for queue in self._patient:
-            due = queue.next_due() if queue.size else None
-            if due is not None and due < time and any(queue.model in worker.serves for worker in self.pool.free):
-                time = due
         return time if time < inf else None
 
     # How it is done.
@@ -330,12 +336,12 @@ class Balancer:
                     return self._give(worker, request.plan.key, [request], now)
         return None
 
-    def _next_of(self, queue: ModelQueue, now: float) -> Batch | None:
+    def _next_of(self, queue: ModelQueue, now: float, passed_over: Set[str]) -> Batch | None:
         pool, waits = self.pool, self._waits.pop(queue.model, None)
         key = queue.due(now)
         if waits is not None and key is not None:
             changes, wait = waits
-            if changes == pool.changes and now < wait.until and queue.batches(key.max_batch_size) <= wait.batches:
+            if changes == pool.changes and now < wait.until and self._batches() <= wait.batches:
                 self._waits[queue.model] = waits
                 return None
         workers = pool.open(now) if key is not None else ()
@@ -345,10 +351,15 @@ class Balancer:
                 return None
             # Behind another one only what would not grow by waiting, and could not be mistaken for what kills.
             behind = rows >= key.max_batch_size and not first.deaths
-            able = [worker for worker in workers if (behind or worker.batch is None) and worker.can_run(first)]
+            able = [
+                worker
+                for worker in workers
+                if (worker.batch is None or (behind and passed_over.isdisjoint(worker.serves)))
+                and worker.can_run(first)
+            ]
             if not able:
                 break
-            choice = pool.choose(able, queue, key, first, rows, now)
+            choice = pool.choose(able, queue, key, first, rows, now, self._batches())
             if isinstance(choice, Wait):
                 self._waits[queue.model] = pool.changes, choice
                 return None
@@ -359,6 +370,9 @@ class Balancer:
         else:
             return None
         return self._next_of_others(queue, now)
+
+    def _batches(self) -> int:
+        return sum([queue.batches() for queue in self.queues.values()])
 
     def _next_of_others(self, queue: ModelQueue, now: float) -> Batch | None:
         """For the first request none is open that can run it: while another version of the model takes over."""

@@ -207,8 +207,12 @@ class ModelQueue:
         queues = [level.keys[key] for level in self._in_order() if key in level.keys]
         return next(iter(queues[0].requests)), sum(queue.rows for queue in queues)
 
-    def batches(self, largest: int) -> int:
-        """How many batches of up to so many rows all that waits would make; a little less where keys are many."""
+    def batches(self) -> int:
+        """How many batches all that waits would make at the least; 0 for nothing."""
+        if not self.size:
+            return 0
+        # Keys of one model nearly always allow the same.
+        largest = next(iter(self)).plan.key.max_batch_size
         keys = sum(len(self._levels[priority].keys) for priority in self._priorities)
         return max(keys, -(-self.rows // max(largest, 1)))
 
@@ -250,9 +254,12 @@ class ModelQueue:
             # A batch has at most as many requests as rows.
             open_to_it = (each for each in queue.requests if _edition(each) in (None, edition))
             for request in list(islice(open_to_it, room)):
+                if request.phase is not Phase.WAITING:
+                    continue  # a part of a request that has just failed
                 if request.deadline <= now:
                     self._leave(request)
-                    fail(request, make(Reason.DEADLINE, "the request's time was over before a worker was free"))
+                    error = make(Reason.DEADLINE, "the request's time was over before a worker was free")
+                    fail(request.parent or request, error)
                 elif key.max_batch_size and request.rows > key.max_batch_size:
                     if request.deaths and taken:
                         return taken

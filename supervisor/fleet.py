@@ -131,6 +131,8 @@ class Fleet:
             self._recycle(place, f"{report.exhausted} calls in a row without enough device memory", now)
 
     def _report(self, member: Member, report: WorkerReport, now: float) -> None:
+        if member.cause is not None or member.verdict is not None:
+            return  # it is dead, or will be in a moment: what it says of itself is of interest no more
         member.state = report.state
         place = member.place
         if place is None:

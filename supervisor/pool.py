@@ -231,8 +231,21 @@ class Pool:
             self._opens = least
         return self._opens
 
+    def opening_after(self, now: float) -> float:
+        """The first opening that is yet to come; infinite when there is none."""
+        if self.next_opening > now:
+            return self.next_opening
+        return min((worker.opens for worker in self.workers if worker.opens > now), default=inf)
+
     def choose(
-        self, able: Sequence[Worker], queue: ModelQueue, key: BatchKey, first: Request, rows: int, now: float
+        self,
+        able: Sequence[Worker],
+        queue: ModelQueue,
+        key: BatchKey,
+        first: Request,
+        rows: int,
+        now: float,
+        waiting: int,
     ) -> Choice | Wait:
         """Who gets the next batch of a key.
 
@@ -243,6 +256,7 @@ class Pool:
             first: its first request.
             rows: of all requests of this key that wait.
             now: monotonic seconds.
+            waiting: batches that all waits would make, of other models too: they take the busy workers' time as well.
         """
         if len(self.workers) == 1:
             return Choice(able[0], 1)
@@ -262,7 +276,6 @@ class Pool:
                 return Choice(worker, max(rows, 1))  # one row of the whole suffices
         best = offers[0] if len(offers) == 1 else min(offers, key=_finish)
         most = queue.limits.padded(max(1, min(rows, key.max_batch_size)))
-        waiting = queue.batches(key.max_batch_size)
         margin = ALIKE * best.seconds
         before, offered = 0, {offer.worker for offer in offers}
         for worker in self.workers if best.known else ():

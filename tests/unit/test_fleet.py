@@ -7,6 +7,7 @@ from dataclasses import replace
 from made_up_fleet import Scene, process
 
 from multitower.supervisor.fleet import RECYCLE_AGAIN_S
+from multitower.supervisor.pulse import Verdict
 from multitower.supervisor.slot import State
 
 
@@ -99,3 +100,39 @@ def test_a_worker_whose_replacement_cannot_load_is_not_replaced_at_every_heartbe
     assert sum(scene.tick(1.0) or tried() for _ in range(4)) == 1
     assert scene.member() is old
     assert scene.state() is State.READY
+
+
+def test_a_process_that_is_dead_is_not_served_though_its_ready_is_read_later() -> None:
+    scene = Scene(retry=0)
+    member = scene.member()
+    scene.report(member, "loading")
+    process(member).disconnected = False
+    process(member).code = -9
+    scene.fleet.died(member, scene.now)
+    scene.report(member, "ready")
+    scene.submit()
+    assert not scene.running
+    scene.settle()
+    assert [type(answer) for answer in scene.replies()] == [list]
+
+
+def test_a_process_that_is_to_be_killed_is_not_served() -> None:
+    scene = Scene(retry=0)
+    member = scene.member()
+    scene.report(member, "loading")
+    member.verdict = Verdict("missed heartbeats")
+    scene.report(member, "ready")
+    scene.submit()
+    assert not scene.running
+
+
+def test_a_successor_that_is_to_be_killed_does_not_take_over() -> None:
+    scene = Scene()
+    old = scene.serve(scene.member())
+    scene.order(0)
+    scene.tick()
+    new = scene.successor()
+    scene.report(new, "loading")
+    new.verdict = Verdict("missed heartbeats")
+    scene.report(new, "ready")
+    assert scene.member() is old

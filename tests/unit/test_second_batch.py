@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from practised import FIXED_S, LARGEST, ROW_S, SINGLY, Scene
+from practised import FIXED_S, KEY, LARGEST, ROW_S, SINGLY, Scene
 
 from multitower.errors import MultitowerError, Reason
 from multitower.supervisor.balancer import Balancer
 from multitower.supervisor.batching import QueueLimits
 from multitower.supervisor.pool import GRAIN_S
-from multitower.supervisor.request import Phase, Request
+from multitower.supervisor.request import BatchKey, Phase, Plan, Request
 from multitower.supervisor.serving import Served, Worker
+from multitower.worker_wire import KeySpec
 
 # What the dead worker has left of which batch it began last.
 UNTOLD, NONE, FIRST, SECOND = "nothing was told", "neither", "the first", "the second"
@@ -140,10 +141,8 @@ def test_a_suspect_is_neither_sent_behind_another_batch_nor_has_one_behind_it() 
     scene.balancer.remove_worker(scene.workers[0], scene.now)
     assert poison[0].deaths == 1
     scene.submit(LARGEST)
-    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [(1, LARGEST)], "not the suspect, which is first"
+    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [], "not the suspect, nor anything before it"
     scene.answer(1, 0.001)
-    assert scene.dispatch() == []
-    scene.answer(1, 0.005)
     assert scene.dispatch() == [(1, 1)], "alone"
     scene.submit(3 * LARGEST)
     for _ in range(10):
@@ -166,3 +165,105 @@ def test_without_measured_times_no_worker_has_two() -> None:
     balancer = Balancer({"m": QueueLimits(1000, 1 << 20)})
     worker = balancer.add_worker(0, "cpu:0", {"m": Served()}, 0.0)
     assert balancer.pool.next_opening == worker.opens == float("inf")
+
+
+# What waits beside it.
+
+OTHER = BatchKey(KeySpec("other", (("x", "UINT8", ()),), None, True), LARGEST)
+
+
+def beside(scene: Scene) -> None:
+    """Each worker serves another model as well, whose batches take as long."""
+    scene.balancer.set_limits("other", QueueLimits(10_000, 1 << 30))
+    for worker in scene.workers:
+        worker.serves["other"] = Served()
+        for rows in range(1, LARGEST + 1):
+            worker.pace.add(OTHER.id, rows, FIXED_S + ROW_S * rows)
+
+
+@pytest.mark.parametrize("what", ["another model", "a suspect"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_flood_puts_nothing_before_what_waits_for_a_worker_to_be_free(what: str, workers: int) -> None:
+    """Only whole batches are sent ahead: who has fewer rows would never find a worker free."""
+    scene = Scene(*(1,) * workers)
+    beside(scene)
+    scene.submit(100 * LARGEST)
+    assert len(scene.dispatch()) == workers
+    (waits,) = scene.submit(1, key=KEY if what == "a suspect" else OTHER)
+    if what == "a suspect":
+        scene.balancer.queues["m"].remove(waits)
+        waits.deaths = 1
+        scene.balancer.queues["m"].push_suspect(waits)
+    for _ in range(2):
+        scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2)
+        for slot in range(workers):
+            scene.answer(slot, GRAIN_S / 2)
+        scene.dispatch()
+        if waits.phase is Phase.RUNNING:
+            return
+    raise AssertionError("two batches later it still waits")
+
+
+def test_what_other_models_wait_for_counts_where_a_slow_device_may_stay_idle() -> None:
+    """Each of them alone would wait for the fast one, which cannot do it all."""
+    scene = Scene(3, 1)
+    beside(scene)
+    scene.submit(LARGEST)
+    assert scene.dispatch() == [(1, LARGEST)]
+    scene.submit(1)
+    assert scene.dispatch() == []
+    scene.submit(1, key=OTHER)
+    assert [slot for slot, _ in scene.dispatch()] == [0]
+
+
+def test_a_part_that_comes_back_when_its_time_is_over_is_answered_as_a_whole() -> None:
+    scene = Scene(1, 1)
+    scene.submit(2 * LARGEST)
+    assert len(scene.dispatch()) == 2
+    plan = Plan(KEY, 2 * LARGEST, (0,), (2 * LARGEST,), (False,), ("x",), 0.05)
+    large = Request(("client",), b"large", plan, [bytes(2 * LARGEST)], 2 * LARGEST, scene.now)
+    scene.balancer.submit(large)
+    assert len(scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2)) == 2
+    first, second = scene.workers
+    assert first.batch is not None
+    scene.balancer.remove_worker(first, scene.now, begun=first.batch.id)
+    # Before the wheel of deadlines has turned that far.
+    scene.now = large.deadline
+    scene.answer(second.slot)
+    scene.answer(second.slot)
+    for _ in range(LARGEST):
+        scene.dispatch()  # those that the first was executing, each alone
+        scene.answer(second.slot)
+    scene.dispatch()
+    (answer,) = [reply.answer for reply in scene.balancer.replies() if reply.request is large]
+    assert isinstance(answer, MultitowerError)
+    assert answer.reason == Reason.DEADLINE
+    assert not scene.balancer.queues["m"].size
+
+
+def test_the_loop_does_not_spin_while_a_slow_one_waits_and_a_delay_is_over() -> None:
+    scene = Scene(1, 20)
+    scene.balancer.set_limits("m", QueueLimits(10_000, 1 << 30, max_delay_s=0.002))
+    scene.submit(LARGEST)
+    scene.dispatch()
+    scene.submit(1)
+    scene.dispatch(0.0001)
+    assert scene.balancer.next_wake() == pytest.approx(scene.now + 0.0019, abs=1e-4), "when its delay is over"
+    assert scene.dispatch(0.0021) == []
+    wake = scene.balancer.next_wake()
+    assert wake is not None
+    assert wake > scene.now + 0.0005
+
+
+def test_an_opening_that_nobody_can_use_does_not_hide_the_next() -> None:
+    scene = Scene(1, 1)
+    beside(scene)
+    first, second = scene.workers
+    del first.serves["m"], second.serves["other"]
+    scene.submit(1, key=OTHER)
+    assert scene.dispatch() == [(0, 1)]
+    scene.submit(1)
+    assert scene.dispatch(0.0005) == [(1, 1)]
+    scene.submit(LARGEST)
+    assert scene.dispatch(first.opens - scene.now) == []
+    assert scene.balancer.next_wake() == second.opens
