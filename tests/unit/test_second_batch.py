@@ -177,8 +177,10 @@ def beside(scene: Scene) -> None:
     scene.balancer.set_limits("other", QueueLimits(10_000, 1 << 30))
     for worker in scene.workers:
         worker.serves["other"] = Served()
+        known = worker.pace.find(KEY.id)
+        assert known is not None
         for rows in range(1, LARGEST + 1):
-            worker.pace.add(OTHER.id, rows, FIXED_S + ROW_S * rows)
+            worker.pace.add(OTHER.id, rows, known.seconds(rows))
 
 
 @pytest.mark.parametrize("what", ["another model", "a suspect"])
