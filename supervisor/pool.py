@@ -47,7 +47,8 @@ COMMON_EVERY: Final = 8
 
 BRIEF_S: Final = 0.0003
 """Where the largest batch takes each worker less, as they say, choosing costs more than it gains. Then of those that
-are free the one that was at it last has the next batch: what it needs is still in the processor's caches."""
+are free the one that was at it last has the next batch, since what it needs is still in the processor's caches. While a
+worker is at such a batch, others are woken for whole ones only: its answer comes before they would have begun."""
 
 BRIEF_FOR: Final = 256
 """Batches until that is looked at again."""
@@ -267,7 +268,10 @@ class Pool:
             free = [worker for worker in able if worker.batch is None]
             if not free:
                 return Wait(0, inf)
-            return Choice((max if brief else min)(free, key=_idle_since), len(free))
+            if not brief:
+                return Choice(min(free, key=_idle_since), len(free))
+            until = self._back_soon(key, now) if rows < key.max_batch_size else now
+            return Wait(1, until) if until > now else Choice(max(free, key=_idle_since), 1)
         for offer in offers:
             worker = offer.worker
             forgotten = self._given - worker.turn >= TRY_AFTER and now - worker.idle_since >= TRY_IDLE_S
@@ -292,6 +296,17 @@ class Pool:
         return Choice(min(alike, key=_idle_since), self._sharing(offers, best, key, most, waiting))
 
     # How it is done.
+
+    def _back_soon(self, key: BatchKey, now: float) -> float:
+        """Until when it is worth to wait for a worker that is at a brief batch of this key; 0 when none is."""
+        return max(
+            (
+                worker.batch.begun + 2 * worker.hop_s + BRIEF_S
+                for worker in self.workers
+                if worker.batch is not None and worker.batch.key is key and not worker.retiring
+            ),
+            default=0.0,
+        )
 
     def _offers(
         self, able: Sequence[Worker], queue: ModelQueue, key: BatchKey, rows: int, now: float

@@ -118,16 +118,25 @@ def test_brief_batches_go_to_whom_of_the_free_was_at_it_last(factors: tuple[floa
     assert given == turns
 
 
-def test_brief_batches_are_shared_by_all_who_are_free() -> None:
+def test_others_are_woken_for_brief_batches_when_they_are_whole_or_the_first_is_not_back() -> None:
     scene = Scene(0.05, 0.05, 0.05)
     scene.submit(30)
-    assert sorted(scene.dispatch()) == [(0, 10), (1, 10), (2, 10)]
-    for slot in (1, 0, 2):
-        scene.answer(slot, 0.0001, 0.0001)
-    scene.submit(1)
-    assert scene.dispatch() == [(2, 1)]
-    scene.submit(1)
-    assert scene.dispatch() == [(0, 1)]
+    assert scene.dispatch() == [(0, 30)]
+    scene.submit(LARGEST - 1)
+    assert scene.dispatch(0.0001) == []
+    wake = scene.balancer.next_wake()
+    assert wake is not None
+    assert scene.now < wake < scene.now + 0.001
+    scene.submit(2)
+    assert scene.dispatch() == [(1, LARGEST)]
+    scene.answer(0, 0.0001, 0.0001)
+    scene.answer(1, 0.0001, 0.0001)
+    assert scene.dispatch() == [(1, 1)], "who was at it last"
+    scene.submit(5)
+    assert scene.dispatch() == []
+    wake = scene.balancer.next_wake()
+    assert wake is not None
+    assert scene.dispatch(wake - scene.now) == [(0, 5)], "it is not back"
 
 
 def test_one_whose_batches_are_brief_no_more_is_found_out() -> None:
