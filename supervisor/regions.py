@@ -9,8 +9,8 @@ death takes nothing away under a worker, and keeps nothing for longer than `IDLE
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
-import stat
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -93,27 +93,52 @@ def open_region(name: str) -> Region:
 
     Raises:
         OSError: it cannot be reached: the client runs in another container, as another user, or not at all; or what
-            is there is not the region of this name.
+            is there is not the region of this name, or could be opened only after a wait.
     """
     found = wire.REGION_NAME.fullmatch(name)
     if found is None:
         raise OSError("this is no name of a region")
     pid, descriptor, nonce = found.groups()
-    # To open a pipe or a device may wait or do something; this opens nothing, and tells what it is.
+    # To open a pipe or a device may wait or do something; this opens nothing, and what it names stays the same.
     path = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_PATH | os.O_CLOEXEC)
     try:
-        if not stat.S_ISREG(os.fstat(path).st_mode):
+        # Before anything is asked of a file system, which may be the client's own and never answer.
+        if _mount_of(path) != _mount_of_memfds():
             raise OSError("the descriptor is no shared memory")
-        region = Region(name, os.open(f"/proc/self/fd/{path}", os.O_RDWR | os.O_CLOEXEC))
+        # A client may hold a lease on a memfd: then an opener waits for up to 45 s, unless it says that it does not.
+        region = Region(name, os.open(f"/proc/self/fd/{path}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
     finally:
         os.close(path)
-    # Of files, only memfds have seals. Without this one, what was checked here may be gone when a worker reads.
+    # Without this seal, what was checked here may be gone when a worker reads.
     if not fcntl.fcntl(region.descriptor, _F_GET_SEALS) & _F_SEAL_SHRINK:
         raise OSError("the descriptor is no memfd that is sealed against shrinking")
     head = wire.REGION_MAGIC + nonce.encode()
     if os.pread(region.descriptor, len(head), 0) != head:
         raise OSError("the descriptor is another region's")
     return region
+
+
+def _mount_of(descriptor: int) -> bytes:
+    """What the kernel calls the mount that a descriptor's file lies in; asks only the kernel.
+
+    Raises:
+        OSError: it does not tell.
+    """
+    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as lines:
+        for line in lines:
+            if line.startswith(b"mnt_id:"):
+                return line
+    raise OSError("the kernel does not tell what the descriptor is")
+
+
+@functools.cache
+def _mount_of_memfds() -> bytes:
+    """All memfds, but for those of huge pages, lie in one mount, which has no name and holds no other files."""
+    descriptor = os.memfd_create("multitower", os.MFD_CLOEXEC)
+    try:
+        return _mount_of(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 # Linux's numbers (linux/fcntl.h); the fcntl module has them only from Python 3.13 on.

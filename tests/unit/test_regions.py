@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -110,6 +112,45 @@ def test_nothing_else_is_opened(what: str, tmp_path: Path) -> None:
         open_region(name)
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("what", ["a file", "a file in /dev/shm", "a folder"])
+def test_no_other_file_is_opened_even_for_a_moment(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # To open a file for writing can do something, and its file system can be one that never answers.
+    asked = []
+    real_open, real_stat = os.open, os.fstat
+
+    def spy_open(path: str, flags: int, *rest: int) -> int:
+        asked.extend([] if flags & os.O_PATH else [path])
+        return real_open(path, flags, *rest)
+
+    def spy_stat(descriptor: int) -> os.stat_result:
+        asked.append(str(descriptor))
+        return real_stat(descriptor)
+
+    with FOREIGN[what](tmp_path / "it") as name, monkeypatch.context() as patch, region() as (good, _):
+        patch.setattr(os, "open", spy_open)
+        patch.setattr(os, "fstat", spy_stat)
+        with pytest.raises(OSError, match="no shared memory"):
+            open_region(name)
+        assert asked == []
+        open_region(good)
+        assert len(asked) == 2
+
+
+@pytest.mark.timeout(10)
+def test_a_lease_on_a_region_holds_nobody_up() -> None:
+    # A lease can be had while nobody has the file open for writing; breaking it would take up to 45 s.
+    with region() as (_, descriptor):
+        reading = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
+    handler = signal.signal(signal.SIGIO, signal.SIG_IGN)  # how the kernel tells the holder
+    try:
+        fcntl.fcntl(reading, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        with pytest.raises(BlockingIOError):
+            open_region(name_of(reading))
+    finally:
+        os.close(reading)
+        signal.signal(signal.SIGIO, handler)
 
 
 @pytest.mark.parametrize(
