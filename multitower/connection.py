@@ -301,10 +301,19 @@ class Connection:
             if call.again is not None and _no_shared_memory(error):
                 # It has not run. The next ones are not even tried.
                 self.shared_memory = False
-                (call.header, call.body), call.again = call.again(), None
-                self._unsent.append(call)
+                self._send_in_frames(call, error)
             elif not self._retries.add(call, error, time.monotonic()):
                 self._settle(call, error)
+
+    def _send_in_frames(self, call: Call, refusal: MultitowerError) -> None:
+        assert call.again is not None  # it was in shared memory
+        try:
+            (call.header, call.body), call.again = call.again(), None
+        except Exception as error:  # noqa: BLE001  no memory for a copy: its outcome, and nobody else's
+            message = f"{refusal.message}; and it cannot be sent in frames: {error!r}"
+            self._settle(call, make(Reason.MALFORMED, message, field=refusal.details.get("field")))
+        else:
+            self._unsent.append(call)
 
     def _watch(self) -> None:
         while True:
