@@ -8,6 +8,7 @@ death takes nothing away under a worker, and keeps nothing for longer than `IDLE
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import os
@@ -29,6 +30,11 @@ MAX_REGIONS = 256
 
 IDLE_S = 10.0
 """How long a region stays open that no request names."""
+
+PASSING_MS = 1000
+"""What clients are told to wait for before they try shared memory again, where only too much was open."""
+
+_PASSING = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
 class Region:
@@ -155,8 +161,9 @@ class Regions:
 
     def __init__(self, open: Callable[[str], Region] = open_region) -> None:
         self._open = open
-        self._known: OrderedDict[str, tuple[Region, float]] = OrderedDict()
-        self._all: weakref.WeakSet[Region] = weakref.WeakSet()
+        self._used: OrderedDict[str, float] = OrderedDict()
+        self._kept: dict[str, Region] = {}  # the same ones
+        self._all: weakref.WeakValueDictionary[str, Region] = weakref.WeakValueDictionary()  # also what requests keep
 
     def __len__(self) -> int:
         return len(self._all)
@@ -167,27 +174,34 @@ class Regions:
         Raises:
             OSError: it cannot be, or there are too many.
         """
-        known = self._known.get(name)
-        if known is not None:
-            self._known[name] = known[0], now
-            self._known.move_to_end(name)
-            return known[0]
-        if len(self._known) >= MAX_REGIONS:
-            self._known.popitem(last=False)
-        if len(self._all) >= MAX_REGIONS:
-            raise OSError(f"{len(self._all)} regions are in use")
-        region = self._open(name)
-        self._all.add(region)
-        self._known[name] = region, now
+        region = self._all.get(name)
+        if region is None:
+            if len(self._all) >= MAX_REGIONS and not self._make_room():
+                raise OSError(errno.EMFILE, f"{len(self._all)} regions are in use")
+            region = self._all[name] = self._open(name)
+        self._kept[name] = region
+        self._used[name] = now
+        self._used.move_to_end(name)
         return region
+
+    def _make_room(self) -> bool:
+        """Closes the least recently used region that no request needs; False when all are needed."""
+        for name in self._used:
+            del self._kept[name]
+            region = self._all.get(name)
+            if region is None:
+                del self._used[name]
+                return True
+            self._kept[name] = region
+        return False
 
     def tick(self, now: float) -> None:
         """Forgets the regions that no request has named for `IDLE_S`."""
-        while self._known:
-            name, (_, used) = next(iter(self._known.items()))
+        while self._used:
+            name, used = next(iter(self._used.items()))
             if used + IDLE_S > now:
                 return
-            del self._known[name]
+            del self._used[name], self._kept[name]
 
     def resolve(self, plan: Plan, frames: Sequence[Frame], now: float) -> tuple[list[Frame], dict[str, Piece]]:
         """The tensors of a request in its own order, and the places of its outputs.
@@ -223,7 +237,8 @@ class Regions:
         try:
             region = self.get(area.region, now)
         except OSError as error:
-            raise _refusal(whose, error.strerror or str(error)) from None
+            passing = PASSING_MS if error.errno in _PASSING else None
+            raise _refusal(whose, error.strerror or str(error), passing) from None
         if area.offset + area.size > region.size:
             where = f"{whose}.parameters.{wire.SHARED_MEMORY_OFFSET}"
             raise make(
@@ -241,9 +256,10 @@ def refusal(plan: Plan, why: str) -> MultitowerError:
     return _refusal(next(iter(plan.shared.outputs)) if first is None else f"inputs[{first}]", why)
 
 
-def _refusal(whose: str, why: str) -> MultitowerError:
+def _refusal(whose: str, why: str, retry_after_ms: int | None = None) -> MultitowerError:
     where = f"{whose}.parameters.{wire.SHARED_MEMORY_REGION}"
-    return make(Reason.MALFORMED, f"{where}: the daemon cannot take this shared memory: {why}", field=where)
+    message = f"{where}: the daemon cannot take this shared memory: {why}"
+    return make(Reason.MALFORMED, message, field=where, retry_after_ms=retry_after_ms)
 
 
 def batch_message(batch: Batch, description: Sequence[bytes]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -65,6 +66,32 @@ def test_what_is_refused_is_sent_in_frames_and_so_are_the_next_ones(client: Clie
             refuse(daemon)
         assert reply(daemon).frames == [LARGE.tobytes()]
         assert future.result(WAIT_S)["y"].tolist() == [1]
+
+
+def test_after_a_passing_shortage_shared_memory_is_tried_again(client: Client, daemon: FakeDaemon) -> None:
+    for after_ms in (3000, 0):
+        future = client.submit("m", {"x": LARGE})
+        refuse(daemon, retry_after_ms=after_ms)
+        assert not is_shared(reply(daemon))
+        assert future.result(WAIT_S)["y"].tolist() == [1]
+        future = client.submit("m", {"x": LARGE})
+        assert is_shared(reply(daemon)) == (after_ms == 0)
+        future.result(WAIT_S)
+        limit = time.monotonic() + WAIT_S
+        while not client._requests.connection.shared_memory:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+
+
+def test_what_lasts_is_not_forgotten_over_a_passing_shortage(client: Client, daemon: FakeDaemon) -> None:
+    futures = [client.submit("m", {"x": LARGE}) for _ in range(2)]
+    refuse(daemon)
+    refuse(daemon, retry_after_ms=0)
+    for future in futures:
+        assert not is_shared(reply(daemon))
+        future.result(WAIT_S)
+    client.submit("m", {"x": LARGE})
+    assert not is_shared(reply(daemon))
 
 
 def test_no_memory_for_frames_is_the_outcome_of_that_request_only(
