@@ -84,7 +84,7 @@ class Codec:
         Args:
             model: its name.
             inputs: array-likes by name.
-            outputs: names wanted, or None for all.
+            outputs: names wanted; None or none of them for all.
             version: the model's version, or "" for the one that is served.
             timeout: seconds.
             priority: 0 or more.
@@ -121,7 +121,8 @@ class Codec:
             frames.append(_kept(frame) if copy else frame)
         if isinstance(outputs, str):
             raise make(Reason.MALFORMED, f"outputs is a list of names, not {outputs!r}", field="outputs")
-        wanted = None if outputs is None else tuple(outputs)
+        # An empty list asks for all outputs, as in the protocol; they then have their places in shared memory too.
+        wanted = (tuple(outputs) or None) if outputs is not None else None
         # A whole number of microseconds, and never none: 0 is no time-out the protocol knows. True equals 1 as a key.
         microseconds = max(1, math.ceil(timeout * 1e6))
         key = (model, tuple(described), wanted, version, signature, microseconds, priority, type(priority))

@@ -23,7 +23,7 @@ from zmq.utils.monitor import recv_monitor_message
 from multitower import frames, wire
 from multitower.codec import error_of, read_header
 from multitower.errors import MultitowerError, Reason, make
-from multitower.retries import Retries
+from multitower.retries import Retries, told_after
 
 CLOSE_S = 5.0
 RECONNECT_MS = 100
@@ -92,12 +92,11 @@ class Connection:
 
     Attributes:
         endpoint: the same.
-        shared_memory: the daemon takes tensors through shared memory, as far as is known.
     """
 
     def __init__(self, endpoint: str, retries: int = 0) -> None:
         self.endpoint = endpoint
-        self.shared_memory = False
+        self._shares_from = float("inf")  # when tensors may go through shared memory, monotonic seconds
         self._pid = os.getpid()
         self._new: deque[Call] = deque()
         self._cancelled: deque[Call] = deque()
@@ -145,6 +144,12 @@ class Connection:
         _open.add(self)
 
     # From any thread.
+
+    @property
+    def shared_memory(self) -> bool:
+        """The daemon takes tensors through shared memory now, as far as is known."""
+        since = self._shares_from
+        return since == 0.0 or since <= time.monotonic()
 
     @property
     def in_its_thread(self) -> bool:
@@ -299,12 +304,23 @@ class Connection:
                 continue
             error = error_of(header)
             if call.again is not None and _no_shared_memory(error):
-                # It has not run. The next ones are not even tried.
-                self.shared_memory = False
-                (call.header, call.body), call.again = call.again(), None
-                self._unsent.append(call)
+                # It has not run. The next ones are not even tried, for good or until a shortage may have passed.
+                after = told_after(error)
+                again_from = float("inf") if after is None else time.monotonic() + after
+                self._shares_from = max(self._shares_from, again_from)
+                self._send_in_frames(call, error)
             elif not self._retries.add(call, error, time.monotonic()):
                 self._settle(call, error)
+
+    def _send_in_frames(self, call: Call, refusal: MultitowerError) -> None:
+        assert call.again is not None  # it was in shared memory
+        try:
+            (call.header, call.body), call.again = call.again(), None
+        except Exception as error:  # noqa: BLE001  no memory for a copy: its outcome, and nobody else's
+            message = f"{refusal.message}; and it cannot be sent in frames: {error!r}"
+            self._settle(call, make(Reason.MALFORMED, message, field=refusal.details.get("field")))
+        else:
+            self._unsent.append(call)
 
     def _watch(self) -> None:
         while True:
@@ -319,7 +335,8 @@ class Connection:
             elif event == zmq.EVENT_DISCONNECTED:
                 # Answers that came before the end count.
                 self._receive()
-                self._connected = self._greeted = self.shared_memory = False
+                self._connected = self._greeted = False
+                self._shares_from = float("inf")
                 lost, self._outstanding = self._outstanding, {}
                 for call in lost.values():
                     message = f"the connection to {self.endpoint} was lost before the answer came"
@@ -336,11 +353,12 @@ class Connection:
             if type(limit) is int and limit > 0:
                 self._limit = limit
             extensions = told.get("extensions")
-            self.shared_memory = (
+            if (
                 self.endpoint.startswith("ipc:")
                 and isinstance(extensions, list)
                 and wire.SHARED_MEMORY_EXTENSION in extensions
-            )
+            ):
+                self._shares_from = 0.0
 
     def _expire(self, now: float) -> None:
         """Fails what has run out of time. Runs when the earliest deadline known has come: rarely, under load."""

@@ -149,6 +149,8 @@ class Requests:
                 result = read(outcome[0], [_read_only(frame) for frame in outcome[1:]])
             except MultitowerError as error:
                 future.set_exception(error)
+            except Exception as error:  # noqa: BLE001  no memory for it: this request's outcome, not the connection's end
+                future.set_exception(make(Reason.OUTPUT_INVALID, f"the daemon's reply cannot be read: {error!r}"))
             else:
                 future.set_result(result)
 

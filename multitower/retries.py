@@ -44,14 +44,21 @@ def delay_after(error: MultitowerError, retries: int, now: float, deadline: floa
     """
     if error.reason not in _UNRUN:
         return None
+    told = told_after(error)
+    if told is None:
+        return None
+    floor = min(FLOOR_S * 2 ** min(retries, _MAX_DOUBLINGS), MAX_DELAY_S)
+    delay = max(told, floor) * rng.uniform(1.0, 1.0 + JITTER)
+    return delay if now + delay < deadline else None
+
+
+def told_after(error: MultitowerError) -> float | None:
+    """When the daemon says to come back, in seconds; None when it does not."""
     told_ms = error.details.get("retry_after_ms")
     # It came over the wire: it may be anything that JSON can say, infinity and NaN among it.
     if isinstance(told_ms, bool) or not isinstance(told_ms, int | float) or not told_ms >= 0:
         return None
-    told = min(told_ms, MAX_DELAY_S * 1000) / 1000
-    floor = min(FLOOR_S * 2 ** min(retries, _MAX_DOUBLINGS), MAX_DELAY_S)
-    delay = max(told, floor) * rng.uniform(1.0, 1.0 + JITTER)
-    return delay if now + delay < deadline else None
+    return min(told_ms, MAX_DELAY_S * 1000) / 1000
 
 
 class Retries:

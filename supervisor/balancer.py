@@ -437,7 +437,8 @@ class Balancer:
         if outdated:
             whole.deaths, whole.avoid = request.deaths, request.avoid
         spent = request.deaths > queue.limits.retry
-        blamed = to_blame and (gone or spent) and bool(whole.frames)
+        # Who waits no longer may have written something else to its shared memory.
+        blamed = to_blame and (gone or spent) and bool(whole.frames) and not (gone and whole.shared)
         if blamed:
             self.quarantine.add(whole, now, queue.limits.quarantine_s)
         if gone or (outdated and not spent):

@@ -8,9 +8,10 @@ death takes nothing away under a worker, and keeps nothing for longer than `IDLE
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import functools
 import os
-import stat
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,11 @@ MAX_REGIONS = 256
 
 IDLE_S = 10.0
 """How long a region stays open that no request names."""
+
+PASSING_MS = 1000
+"""What clients are told to wait for before they try shared memory again, where only too much was open."""
+
+_PASSING = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
 class Region:
@@ -93,27 +99,52 @@ def open_region(name: str) -> Region:
 
     Raises:
         OSError: it cannot be reached: the client runs in another container, as another user, or not at all; or what
-            is there is not the region of this name.
+            is there is not the region of this name, or could be opened only after a wait.
     """
     found = wire.REGION_NAME.fullmatch(name)
     if found is None:
         raise OSError("this is no name of a region")
     pid, descriptor, nonce = found.groups()
-    # To open a pipe or a device may wait or do something; this opens nothing, and tells what it is.
+    # To open a pipe or a device may wait or do something; this opens nothing, and what it names stays the same.
     path = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_PATH | os.O_CLOEXEC)
     try:
-        if not stat.S_ISREG(os.fstat(path).st_mode):
+        # Before anything is asked of a file system, which may be the client's own and never answer.
+        if _mount_of(path) != _mount_of_memfds():
             raise OSError("the descriptor is no shared memory")
-        region = Region(name, os.open(f"/proc/self/fd/{path}", os.O_RDWR | os.O_CLOEXEC))
+        # A client may hold a lease on a memfd: then an opener waits for up to 45 s, unless it says that it does not.
+        region = Region(name, os.open(f"/proc/self/fd/{path}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
     finally:
         os.close(path)
-    # Of files, only memfds have seals. Without this one, what was checked here may be gone when a worker reads.
+    # Without this seal, what was checked here may be gone when a worker reads.
     if not fcntl.fcntl(region.descriptor, _F_GET_SEALS) & _F_SEAL_SHRINK:
         raise OSError("the descriptor is no memfd that is sealed against shrinking")
     head = wire.REGION_MAGIC + nonce.encode()
     if os.pread(region.descriptor, len(head), 0) != head:
         raise OSError("the descriptor is another region's")
     return region
+
+
+def _mount_of(descriptor: int) -> bytes:
+    """What the kernel calls the mount that a descriptor's file lies in; asks only the kernel.
+
+    Raises:
+        OSError: it does not tell.
+    """
+    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as lines:
+        for line in lines:
+            if line.startswith(b"mnt_id:"):
+                return line
+    raise OSError("the kernel does not tell what the descriptor is")
+
+
+@functools.cache
+def _mount_of_memfds() -> bytes:
+    """All memfds, but for those of huge pages, lie in one mount, which has no name and holds no other files."""
+    descriptor = os.memfd_create("multitower", os.MFD_CLOEXEC)
+    try:
+        return _mount_of(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 # Linux's numbers (linux/fcntl.h); the fcntl module has them only from Python 3.13 on.
@@ -130,8 +161,9 @@ class Regions:
 
     def __init__(self, open: Callable[[str], Region] = open_region) -> None:
         self._open = open
-        self._known: OrderedDict[str, tuple[Region, float]] = OrderedDict()
-        self._all: weakref.WeakSet[Region] = weakref.WeakSet()
+        self._used: OrderedDict[str, float] = OrderedDict()
+        self._kept: dict[str, Region] = {}  # the same ones
+        self._all: weakref.WeakValueDictionary[str, Region] = weakref.WeakValueDictionary()  # also what requests keep
 
     def __len__(self) -> int:
         return len(self._all)
@@ -142,27 +174,34 @@ class Regions:
         Raises:
             OSError: it cannot be, or there are too many.
         """
-        known = self._known.get(name)
-        if known is not None:
-            self._known[name] = known[0], now
-            self._known.move_to_end(name)
-            return known[0]
-        if len(self._known) >= MAX_REGIONS:
-            self._known.popitem(last=False)
-        if len(self._all) >= MAX_REGIONS:
-            raise OSError(f"{len(self._all)} regions are in use")
-        region = self._open(name)
-        self._all.add(region)
-        self._known[name] = region, now
+        region = self._all.get(name)
+        if region is None:
+            if len(self._all) >= MAX_REGIONS and not self._make_room():
+                raise OSError(errno.EMFILE, f"{len(self._all)} regions are in use")
+            region = self._all[name] = self._open(name)
+        self._kept[name] = region
+        self._used[name] = now
+        self._used.move_to_end(name)
         return region
+
+    def _make_room(self) -> bool:
+        """Closes the least recently used region that no request needs; False when all are needed."""
+        for name in self._used:
+            del self._kept[name]
+            region = self._all.get(name)
+            if region is None:
+                del self._used[name]
+                return True
+            self._kept[name] = region
+        return False
 
     def tick(self, now: float) -> None:
         """Forgets the regions that no request has named for `IDLE_S`."""
-        while self._known:
-            name, (_, used) = next(iter(self._known.items()))
+        while self._used:
+            name, used = next(iter(self._used.items()))
             if used + IDLE_S > now:
                 return
-            del self._known[name]
+            del self._used[name], self._kept[name]
 
     def resolve(self, plan: Plan, frames: Sequence[Frame], now: float) -> tuple[list[Frame], dict[str, Piece]]:
         """The tensors of a request in its own order, and the places of its outputs.
@@ -198,7 +237,8 @@ class Regions:
         try:
             region = self.get(area.region, now)
         except OSError as error:
-            raise _refusal(whose, error.strerror or str(error)) from None
+            passing = PASSING_MS if error.errno in _PASSING else None
+            raise _refusal(whose, error.strerror or str(error), passing) from None
         if area.offset + area.size > region.size:
             where = f"{whose}.parameters.{wire.SHARED_MEMORY_OFFSET}"
             raise make(
@@ -216,9 +256,10 @@ def refusal(plan: Plan, why: str) -> MultitowerError:
     return _refusal(next(iter(plan.shared.outputs)) if first is None else f"inputs[{first}]", why)
 
 
-def _refusal(whose: str, why: str) -> MultitowerError:
+def _refusal(whose: str, why: str, retry_after_ms: int | None = None) -> MultitowerError:
     where = f"{whose}.parameters.{wire.SHARED_MEMORY_REGION}"
-    return make(Reason.MALFORMED, f"{where}: the daemon cannot take this shared memory: {why}", field=where)
+    message = f"{where}: the daemon cannot take this shared memory: {why}"
+    return make(Reason.MALFORMED, message, field=where, retry_after_ms=retry_after_ms)
 
 
 def batch_message(batch: Batch, description: Sequence[bytes]) -> list[Any]:

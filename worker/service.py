@@ -16,7 +16,7 @@ from multitower.worker.batch import Joined
 from multitower.worker.buffers import Buffers
 from multitower.worker.executor import Answer, Executor
 from multitower.worker.regions import Inputs, Outputs, Regions
-from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Place
+from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Place, Timing
 
 Executors = Mapping[str, Executor]
 """What runs the batches of a model, by signature; that of its default one by ""."""
@@ -87,7 +87,10 @@ class _Service:
             inputs = Inputs(key, head.rows, table, _views(rest), regions, self._buffers)
             read = time.monotonic_ns()
             executor = self._models[key.model][key.signature]
-            run, timing = executor.run(key, inputs.rows, inputs.frames, joined=inputs.joined)
+            run: Sequence[Answer] = ()
+            timing = Timing(0, 0, 0)
+            if inputs.rows:  # a model is not called for nothing
+                run, timing = executor.run(key, inputs.rows, inputs.frames, joined=inputs.joined)
             ran = iter(run)
             answers = [inputs.errors.get(entry) or next(ran) for entry in range(len(head.rows))]
             computed = time.monotonic_ns()

@@ -336,6 +336,7 @@ CLASSES: dict[Reason, type[MultitowerError]] = {
     Reason.KIND_UNKNOWN: InvalidRequest,
     Reason.MODEL_UNKNOWN: NotFound,
     Reason.VERSION_UNKNOWN: NotFound,
+    Reason.SIGNATURE_UNKNOWN: NotFound,
     Reason.INPUT_UNKNOWN: InvalidRequest,
     Reason.INPUT_MISSING: InvalidRequest,
     Reason.OUTPUT_UNKNOWN: InvalidRequest,

@@ -1,9 +1,9 @@
-"""When the client uses a place in shared memory again, and when never; when it goes back to frames."""
+"""`Client` against a daemon that takes shared memory or refuses it: what becomes of the request and of the next one."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import fake_daemon
@@ -11,158 +11,113 @@ import numpy as np
 import pytest
 from fake_daemon import METADATA, FakeDaemon, Received
 
-from multitower import Client, Code, MultitowerError, Reason, wire
-from multitower.errors import CODE_OF
+from multitower import Client, InvalidRequest, ModelError, codec, tensors, wire
+from multitower.errors import Reason
 
-TAKES = {**METADATA, "max_message_size": 1 << 24, "extensions": ["statistics", "shared_memory"]}
-X = np.arange(1 << 16, dtype=np.float32)
-SMALL = np.arange(3)
+WAIT_S = 20.0
+LARGE = np.ones(codec.SHARED_BYTES, np.uint8)
+WHERE = f"inputs[0].parameters.{wire.SHARED_MEMORY_REGION}"
+
+
+def answer(request: Received) -> Sequence[bytes] | None:
+    """Leaves `MT1:infer` to the test."""
+    return None if request.kind == wire.INFER else fake_daemon.echo(request)
 
 
 @pytest.fixture
 def daemon(tmp_socket: str) -> Iterator[FakeDaemon]:
-    with FakeDaemon(endpoint=tmp_socket, metadata=TAKES) as made:
-        yield made
+    with FakeDaemon(answer, tmp_socket, {**METADATA, "extensions": [wire.SHARED_MEMORY_EXTENSION]}) as daemon:
+        yield daemon
 
 
 @pytest.fixture
 def client(daemon: FakeDaemon) -> Iterator[Client]:
-    with Client(daemon.endpoint, retries=0) as made:
-        learn(made, daemon)
-        yield made
+    with Client(daemon.endpoint, timeout=WAIT_S) as client:
+        client.statistics()  # from here on it knows that the daemon takes shared memory
+        yield client
 
 
-def greet(client: Client, daemon: FakeDaemon) -> None:
-    """Waits until the client knows what the daemon takes."""
-    asked = client._requests.ask(wire.SERVER_LIVE, {})
-    daemon.reply(request := daemon.next(wire.SERVER_LIVE), fake_daemon.ok(request.id, {"live": True}))
-    asked.result(10.0)
-
-
-def learn(client: Client, daemon: FakeDaemon) -> None:
-    """Lets the client see that the output `y` is large."""
-    greet(client, daemon)
-    future = client.submit("m", {"n": SMALL})
-    daemon.reply(request := daemon.next(), fake_daemon.outputs(request.id, y=X))
-    future.result(10.0)
-
-
-def place(request: Received) -> wire.Area | None:
-    """Where the request wants `y`."""
-    return wire.parse_infer_header(request.header).areas.get("y")
-
-
-def ask(client: Client, daemon: FakeDaemon, **arguments: Any) -> tuple[Any, Received, wire.Area]:
-    """A request that has a place for its output."""
-    future = client.submit("m", {"n": SMALL}, **arguments)
+def refuse(daemon: FakeDaemon, **details: Any) -> None:
+    """Refuses the shared memory of the next request."""
     request = daemon.next()
-    area = place(request)
-    assert area is not None
-    return future, request, area
+    assert is_shared(request)
+    daemon.reply(request, fake_daemon.error(request.id, Reason.MALFORMED, "no shared memory", field=WHERE, **details))
 
 
-def next_place(client: Client, daemon: FakeDaemon) -> wire.Area | None:
-    gc.collect()
-    future = client.submit("m", {"n": SMALL})
+def is_shared(request: Received) -> bool:
+    return not request.frames
+
+
+def reply(daemon: FakeDaemon) -> Received:
+    """Answers the next request with one byte."""
     request = daemon.next()
-    daemon.reply(request, fake_daemon.error(request.id, Reason.MODEL_ERROR))
-    assert future.exception(10.0) is not None
-    return place(request)
+    daemon.reply(request, fake_daemon.outputs(request.id, y=np.ones(1, np.uint8)))
+    return request
 
 
-SAFE = {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.RESOURCE_EXHAUSTED, Reason.MODEL_ERROR, Reason.OUTPUT_INVALID}
+def no_memory(*_: object) -> None:
+    raise MemoryError("none left")
 
 
-@pytest.mark.parametrize("reason", [reason for reason in Reason if CODE_OF[reason] != Code.UNIMPLEMENTED])
-def test_a_place_is_used_again_only_if_nobody_writes_to_it(reason: Reason, client: Client, daemon: FakeDaemon) -> None:
-    future, request, area = ask(client, daemon)
-    daemon.reply(request, fake_daemon.error(request.id, reason))
-    assert isinstance(future.exception(10.0), MultitowerError)
-    again = {reason, CODE_OF[reason]} & SAFE
-    assert (next_place(client, daemon) == area) == bool(again)
+def test_what_is_refused_is_sent_in_frames_and_so_are_the_next_ones(client: Client, daemon: FakeDaemon) -> None:
+    for number in range(2):
+        future = client.submit("m", {"x": LARGE})
+        if number == 0:
+            refuse(daemon)
+        assert reply(daemon).frames == [LARGE.tobytes()]
+        assert future.result(WAIT_S)["y"].tolist() == [1]
 
 
-def test_not_after_a_cancelled_request(client: Client, daemon: FakeDaemon) -> None:
-    future, request, area = ask(client, daemon)
-    assert future.cancel()
-    assert daemon.next(wire.CANCEL).id == request.id
-    assert next_place(client, daemon) != area
+def test_after_a_passing_shortage_shared_memory_is_tried_again(client: Client, daemon: FakeDaemon) -> None:
+    for after_ms in (3000, 0):
+        future = client.submit("m", {"x": LARGE})
+        refuse(daemon, retry_after_ms=after_ms)
+        assert not is_shared(reply(daemon))
+        assert future.result(WAIT_S)["y"].tolist() == [1]
+        future = client.submit("m", {"x": LARGE})
+        assert is_shared(reply(daemon)) == (after_ms == 0)
+        future.result(WAIT_S)
+        limit = time.monotonic() + WAIT_S
+        while not client._requests.connection.shared_memory:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
 
 
-def test_not_after_a_request_that_ran_out_of_time(client: Client, daemon: FakeDaemon) -> None:
-    future, request, area = ask(client, daemon, timeout=0.05)
-    assert future.exception(10.0).reason == Reason.DEADLINE
-    assert daemon.next(wire.CANCEL).id == request.id
-    assert next_place(client, daemon) != area
+def test_what_lasts_is_not_forgotten_over_a_passing_shortage(client: Client, daemon: FakeDaemon) -> None:
+    futures = [client.submit("m", {"x": LARGE}) for _ in range(2)]
+    refuse(daemon)
+    refuse(daemon, retry_after_ms=0)
+    for future in futures:
+        assert not is_shared(reply(daemon))
+        future.result(WAIT_S)
+    client.submit("m", {"x": LARGE})
+    assert not is_shared(reply(daemon))
 
 
-def test_not_after_a_lost_connection(client: Client, daemon: FakeDaemon) -> None:
-    future, _, area = ask(client, daemon)
-    daemon.close()
-    assert future.exception(10.0).reason == Reason.CONNECTION_LOST
-    with FakeDaemon(endpoint=daemon.endpoint, metadata=TAKES) as other:
-        greet(client, other)
-        assert next_place(client, other) not in (area, None)
+def test_no_memory_for_frames_is_the_outcome_of_that_request_only(
+    client: Client, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (client.submit("m", {"x": LARGE}) for _ in range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(codec, "_kept", no_memory)
+        refuse(daemon)
+        with pytest.raises(InvalidRequest, match=r"no shared memory; and it cannot .*none left") as error:
+            first.result(WAIT_S)
+    assert error.value.details == {"field": WHERE}
+    refuse(daemon)
+    assert not is_shared(reply(daemon))
+    assert second.result(WAIT_S)["y"].tolist() == [1]
 
 
-def test_a_request_that_waits_to_be_sent_again_keeps_its_place(daemon: FakeDaemon) -> None:
-    with Client(daemon.endpoint, retries=1) as client:
-        learn(client, daemon)
-        future, request, area = ask(client, daemon)
-        daemon.reply(request, fake_daemon.error(request.id, Reason.QUEUE_FULL, retry_after_ms=1))
-        request = daemon.next()
-        assert place(request) == area
-        daemon.reply(request, fake_daemon.error(request.id, Reason.MODEL_ERROR))
-        assert future.exception(10.0).reason == Reason.MODEL_ERROR
-
-
-@pytest.mark.parametrize("field", ["inputs[0].parameters.shared_memory_region", "y.parameters.shared_memory_region"])
-def test_what_the_daemon_cannot_reach_is_sent_again_in_frames(field: str, client: Client, daemon: FakeDaemon) -> None:
-    arena = client.empty(X.shape)
-    arena[:] = X + 1
-    futures = [client.submit("m", {"x": array, "n": SMALL}) for array in (X, arena)]
-    requests = [daemon.next() for _ in futures]
-    assert [len(request.frames) for request in requests] == [1, 1]
-    for request in requests:
-        daemon.reply(request, fake_daemon.error(request.id, Reason.MALFORMED, field=field))
-    for future, sent in zip(futures, (X, arena), strict=True):
-        request = daemon.next()
-        assert "shared_memory" not in request.header.decode()
-        assert (request.inputs["x"] == sent).all()
-        assert request.inputs["n"].tolist() == SMALL.tolist()
-        daemon.reply(request, fake_daemon.echo(request))
-        assert (future.result(10.0)["x"] == sent).all()
-    # It is not even tried any more, until the connection is another one.
-    future = client.submit("m", {"x": arena})
-    daemon.reply(request := daemon.next(), fake_daemon.echo(request))
-    assert "shared_memory" not in request.header.decode()
-    future.result(10.0)
-    daemon.close()
-    with FakeDaemon(endpoint=daemon.endpoint, metadata=TAKES) as other:
-        greet(client, other)
-        client.submit("m", {"x": arena})
-        assert other.next().frames == []
-
-
-def test_other_mistakes_are_the_callers(client: Client, daemon: FakeDaemon) -> None:
-    future, request, _ = ask(client, daemon)
-    daemon.reply(request, fake_daemon.error(request.id, Reason.MALFORMED, field="inputs[0].parameters"))
-    assert future.exception(10.0).reason == Reason.MALFORMED
-    assert place(_sent(client, daemon)) is not None
-
-
-def _sent(client: Client, daemon: FakeDaemon) -> Received:
-    client.submit("m", {"n": SMALL})
-    return daemon.next()
-
-
-@pytest.mark.parametrize(
-    "metadata", [{}, METADATA, {**TAKES, "extensions": None}, {**TAKES, "extensions": "shared_memory"}]
-)
-def test_a_daemon_that_does_not_tell_gets_frames(metadata: dict[str, Any], tmp_socket: str) -> None:
-    with FakeDaemon(endpoint=tmp_socket, metadata=metadata) as daemon, Client(daemon.endpoint) as client:
-        for _ in range(2):
-            future = client.submit("m", {"x": X})
-            daemon.reply(request := daemon.next(), fake_daemon.echo(request))
-            assert (request.inputs["x"] == X).all()
-            future.result(10.0)
+def test_no_memory_for_a_reply_is_the_outcome_of_that_request_only(
+    client: Client, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (client.submit("m", {"x": 1.0}) for _ in range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(tensors, "decode", no_memory)
+        reply(daemon)
+        with pytest.raises(ModelError, match="none left") as error:
+            first.result(WAIT_S)
+    assert error.value.reason == "output_invalid"
+    reply(daemon)
+    assert second.result(WAIT_S)["y"].tolist() == [1]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from multitower.errors import MultitowerError, Poisoned
+from multitower.supervisor import quarantine as quarantine_module
 from multitower.supervisor.balancer import Balancer
 from multitower.supervisor.batching import QueueLimits
-from multitower.supervisor.quarantine import MAX_KEPT, Quarantine
-from multitower.supervisor.request import BatchKey, Plan, Request
+from multitower.supervisor.quarantine import MAX_KEPT, MOST_BYTES, Quarantine
+from multitower.supervisor.regions import Piece, Region
+from multitower.supervisor.request import BatchKey, Plan, Request, SharedRequest
 from multitower.supervisor.serving import Served
 from multitower.worker_wire import KeySpec
 
@@ -43,6 +47,55 @@ def test_it_is_off_without_time_and_keeps_the_last_ones() -> None:
     assert len(quarantine.entries(1.0)) == MAX_KEPT
     assert quarantine.find(request(bytes([9])), 1.0) is None
     assert quarantine.find(request(bytes([10])), 1.0) is not None
+
+
+def shared(content: bytes, region: Region) -> SharedRequest:
+    os.pwrite(region.descriptor, content, 0)
+    plan = request(content).plan
+    return SharedRequest(("sender",), b"1", plan, [Piece(region, 0, len(content))], len(content), 0.0, {})
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_of_large_requests_parts_are_compared(share: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine_module, "MOST_BYTES", 80)
+    region = Region("r", os.memfd_create("r"))
+
+    def found(content: bytes) -> bool:
+        return quarantine.find(shared(content, region) if share else request(content), 1.0) is not None
+
+    for size, unseen in ((80, set()), (150, set(range(10, 20)) | set(range(130, 140)))):
+        quarantine = Quarantine()
+        content = bytes(range(size))
+        quarantine.add(request(content), 0.0, 60.0)  # frames and shared memory are the same
+        changed = [content[:at] + b"\xff" + content[at + 1 :] for at in range(size)]
+        equal = {at for at in range(size) if found(changed[at])}
+        assert found(content)
+        assert unseen <= equal
+        assert len(equal) == max(0, size - 80)
+        assert not equal & {0, size - 1}
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_the_bytes_that_are_digested_are_bounded(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (60 << 20) // count
+    region = Region("r", os.memfd_create("r"))
+    os.ftruncate(region.descriptor, size)
+    inputs = tuple((str(number), "UINT8", (size,)) for number in range(count))
+    plan = Plan(BatchKey(KeySpec("m", inputs, None, True), 4), 1, (), (), (), (), 30.0)
+    pieces = [Piece(region, 0, size)] * count
+    large = SharedRequest(("sender",), b"1", plan, pieces, size * count, 0.0, {})
+    read = []
+    real = os.pread
+
+    def pread(descriptor: int, bytes: int, offset: int) -> bytes:
+        read.append(bytes)
+        return real(descriptor, bytes, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    quarantine = Quarantine()
+    quarantine.add(large, 0.0, 60.0)
+    assert quarantine.find(large, 1.0) is not None
+    assert 0 < sum(read) <= 2 * MOST_BYTES
 
 
 class Deaths:
@@ -104,11 +157,15 @@ def test_neighbours_of_a_batch_are_not_blamed() -> None:
     assert scene.quarantined == 0
 
 
-def test_a_request_that_hangs_beyond_its_deadline_is_known_again() -> None:
+@pytest.mark.parametrize("share", [False, True])
+def test_a_request_that_hangs_beyond_its_deadline_is_known_again(share: bool) -> None:
+    region = Region("r", os.memfd_create("r"))
     scene = Deaths()
-    scene.balancer.submit(request(time=1.0))
+    scene.balancer.submit(shared(b"bad", region) if share else request())
     worker = scene.balancer.add_worker(0, "cpu:0", {"m": Served()}, 0.0)
     assert scene.balancer.dispatch(0.0)
-    scene.balancer.expire(2.0)
-    scene.balancer.remove_worker(worker, 2.0, crashed=True)
-    assert scene.quarantined == 1
+    scene.balancer.expire(40.0)
+    os.pwrite(region.descriptor, b"god", 0)  # its client has its outcome, and uses the memory again
+    scene.balancer.remove_worker(worker, 40.0, crashed=True)
+    assert len(scene.balancer.quarantine.entries(40.0)) == (0 if share else 1)
+    scene.balancer.submit(request(b"god", id=b"2"))

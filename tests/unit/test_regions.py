@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import gc
 import json
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -112,6 +115,45 @@ def test_nothing_else_is_opened(what: str, tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize("what", ["a file", "a file in /dev/shm", "a folder"])
+def test_no_other_file_is_opened_even_for_a_moment(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # To open a file for writing can do something, and its file system can be one that never answers.
+    asked = []
+    real_open, real_stat = os.open, os.fstat
+
+    def spy_open(path: str, flags: int, *rest: int) -> int:
+        asked.extend([] if flags & os.O_PATH else [path])
+        return real_open(path, flags, *rest)
+
+    def spy_stat(descriptor: int) -> os.stat_result:
+        asked.append(str(descriptor))
+        return real_stat(descriptor)
+
+    with FOREIGN[what](tmp_path / "it") as name, monkeypatch.context() as patch, region() as (good, _):
+        patch.setattr(os, "open", spy_open)
+        patch.setattr(os, "fstat", spy_stat)
+        with pytest.raises(OSError, match="no shared memory"):
+            open_region(name)
+        assert asked == []
+        open_region(good)
+        assert len(asked) == 2
+
+
+@pytest.mark.timeout(10)
+def test_a_lease_on_a_region_holds_nobody_up() -> None:
+    # A lease can be had while nobody has the file open for writing; breaking it would take up to 45 s.
+    with region() as (_, descriptor):
+        reading = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
+    handler = signal.signal(signal.SIGIO, signal.SIG_IGN)  # how the kernel tells the holder
+    try:
+        fcntl.fcntl(reading, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        with pytest.raises(BlockingIOError):
+            open_region(name_of(reading))
+    finally:
+        os.close(reading)
+        signal.signal(signal.SIGIO, handler)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -193,6 +235,27 @@ def test_descriptors_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert known.get("k", 3.0).name == "k"
 
 
+def test_what_requests_need_stays_known_however_many_names_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "MAX_REGIONS", 3)
+    made = Made()
+    known = Regions(made)
+    held = {name: known.get(name, 0.0) for name in "abc"}
+    for name in "defg":
+        with pytest.raises(OSError, match="3 regions are in use"):
+            known.get(name, 1.0)
+    assert all(known.get(name, 2.0) is region for name, region in held.items())
+    assert made.asked == ["a", "b", "c"]
+    # The first that nothing needs makes room, though others were used longer ago.
+    del held["b"]
+    known.get("d", 3.0)
+    assert (made.open, known.get("a", 4.0)) == (3, held["a"])
+    # It is found by its name even after it was idle, and is opened again only once it was closed.
+    known.tick(4.0 + IDLE_S)
+    assert known.get("c", 20.0) is held["c"]
+    known.get("b", 20.0)
+    assert made.asked == ["a", "b", "c", "d", "b"]
+
+
 # Requests.
 
 SPEC = KeySpec("m", (("x", "UINT8", (2,)), ("n", "UINT8", ())), None, True)
@@ -250,6 +313,26 @@ def test_what_cannot_be_opened_is_told_by_its_field() -> None:
         {"field": "inputs[1].parameters.shared_memory_region"},
     )
     assert regions.refusal(plan(gone), "why").details == raised.value.details
+
+
+@pytest.mark.parametrize(("number", "passing"), [(errno.EMFILE, True), (errno.ENOENT, False), (errno.EAGAIN, False)])
+def test_a_passing_shortage_is_told_from_what_lasts(number: int, passing: bool) -> None:
+    def refuse(_: str) -> Region:
+        raise OSError(number, "why")
+
+    with pytest.raises(InvalidRequest, match="cannot take this shared memory: why") as raised:
+        Regions(refuse).resolve(plan(name_of(0)), [b"123"], 0.0)
+    assert raised.value.details.get("retry_after_ms") == (regions.PASSING_MS if passing else None)
+
+
+def test_too_many_regions_are_a_passing_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "MAX_REGIONS", 1)
+    known = Regions(Made())
+    held = known.get("a", 0.0)
+    with pytest.raises(InvalidRequest, match="1 regions are in use") as raised:
+        known.resolve(plan(name_of(0)), [b"123"], 0.0)
+    assert raised.value.details["retry_after_ms"] == regions.PASSING_MS
+    assert known.get("a", 1.0) is held
 
 
 def test_a_large_request_is_split_where_it_lies() -> None:

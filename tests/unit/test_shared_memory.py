@@ -365,6 +365,17 @@ def test_outputs_that_are_wanted_by_name_stay_so() -> None:
         codec.decode(*reply(sent, ("b", 10), ("a", SHARED_BYTES)), sent)
 
 
+def test_no_names_ask_for_all_outputs_and_no_area_is_held_for_nothing() -> None:
+    codec, arena = Codec(), Arena()
+    for turn in range(2):
+        sent = codec.encode("m", {"x": [1]}, [], "", 1.0, 0, copy=True, arena=arena)
+        parsed = wire.parse_infer_header(sent.header)
+        assert parsed.outputs is None
+        assert (sent.lease is not None, set(parsed.areas)) == ((True, {"a"}) if turn else (False, set()))
+        outputs = codec.decode(*reply(sent, ("a", SHARED_BYTES)), sent)
+        assert list(outputs) == ["a"]
+
+
 def test_outputs_hold_their_area() -> None:
     codec, arena = Codec(), Arena()
     x = np.zeros(LARGE, np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from multitower import tensors, worker_wire
 from multitower.worker.executor import Executor
 from multitower.worker.model import Arrays
 from multitower.worker.service import _Service
-from multitower.worker_wire import KeySpec
+from multitower.worker_wire import KeySpec, Place
 
 
 class Reusing:
@@ -26,8 +27,10 @@ class Reusing:
     def __init__(self, volatile: bool) -> None:
         self.volatile = volatile
         self.buffer = np.zeros((8, tensors.BULKY_BYTES), np.uint8)
+        self.calls = 0
 
     def infer(self, inputs: Arrays) -> Arrays:
+        self.calls += 1
         x = inputs["x"]
         self.buffer[: len(x), : x.shape[1]] = x
         return {"y": self.buffer[: len(x), : x.shape[1]]}
@@ -43,7 +46,8 @@ class Scene:
     """A worker without a socket, whose only model is that one."""
 
     def __init__(self, *, volatile: bool = True, **options: Any) -> None:
-        executor = Executor("m", Reusing(volatile), (), **options)
+        self.model = Reusing(volatile)
+        executor = Executor("m", self.model, (), **options)
         self._service = _Service({"m": {"": executor}}, lambda _: None)
         self._ids = itertools.count(1)
 
@@ -55,6 +59,17 @@ class Scene:
         number = next(self._ids)
         head = worker_wire.batch_head(number, number, [1] * len(values), joined=joined, described=True)
         return self._service.answer([head, key.to_json(), *([b"".join(rows)] if joined else rows)])
+
+    def ask_unreadable(self, entries: int, *, text: bool) -> list[Any]:
+        """The frames of the answer to a batch whose entries name shared memory that is not there."""
+        inputs = (("x", "UINT8", (4,)), *((("t", "BYTES", ()),) if text else ()))
+        key = KeySpec("m", inputs, None, True)
+        number = next(self._ids)
+        head = worker_wire.batch_head(number, number, [1] * entries, joined=False, described=True)
+        places = [Place(entry, 0, "mt-gone", 2**31 - 1, 0, 0, 4096, 4) for entry in range(entries)]
+        frames = [b"\1\0\0\0a"] * entries if text else []
+        table = worker_wire.Table(places, [])
+        return self._service.answer_shared([worker_wire.shared_head(head), key.to_json(), table.pack(), *frames])
 
 
 def told(message: list[Any]) -> list[int]:
@@ -85,3 +100,17 @@ def test_what_a_model_gives_away_for_good_is_not_copied() -> None:
     message = scene.ask(tensors.BULKY_BYTES, 1)
     scene.ask(tensors.BULKY_BYTES, 9)
     assert told(message) == [9]
+
+
+@pytest.mark.parametrize("options", [{}, {"proven": True}, {"singly": True}, {"proven": True, "safe_rows": 1}], ids=str)
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("entries", [1, 3])
+def test_a_batch_of_which_nothing_can_be_read_is_answered_unrun(
+    entries: int, text: bool, options: dict[str, Any]
+) -> None:
+    scene = Scene(**options)
+    message = scene.ask_unreadable(entries, text=text)
+    answers = [answer for answer in worker_wire.read_result(message).answers if isinstance(answer, bytes)]
+    assert [json.loads(answer)["error"]["reason"] for answer in answers] == ["malformed"] * entries
+    assert scene.model.calls == 0
+    assert told(scene.ask(10, 1, 2)) == [1, 2], "the worker lives on"

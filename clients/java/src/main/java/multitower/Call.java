@@ -67,6 +67,13 @@ final class Call<T> {
         } catch (MultitowerException error) {
             fail(error);
             return;
+        } catch (Throwable error) {
+            // No memory for its outputs, most likely: the outcome of this one, and not the end of the connection.
+            MultitowerException unread =
+                    Errors.make(Reason.OUTPUT_INVALID, "the daemon's reply cannot be read: " + error);
+            unread.initCause(error);
+            fail(unread);
+            return;
         }
         over = true;
         future.complete(result);

@@ -142,6 +142,26 @@ class ConnectionTest {
         }
     }
 
+    // What cannot be read.
+
+    @ParameterizedTest
+    @ValueSource(booleans = {false, true})
+    void whateverReadingThrowsIsTheCallsOutcome(boolean memory) {
+        Call.Reader<Void> reader =
+                (header, frames) -> {
+                    if (memory) {
+                        throw new OutOfMemoryError("none left");
+                    }
+                    throw new IllegalStateException("none left");
+                };
+        Call<Void> call = new Call<>(new byte[0], new byte[0], List.of(), 0, 0, reader);
+        call.answer(new byte[0], List.of());
+        MultitowerException error = failure(call.future);
+        assertReason(Reason.OUTPUT_INVALID, error);
+        assertTrue(error.getMessage().contains("none left"), error.getMessage());
+        assertTrue(call.over);
+    }
+
     // Cancelling.
 
     @Test
