@@ -267,6 +267,7 @@ class Executor:
 
     def _narrow_down(self, key: KeySpec, entries: list[_Entry], answers: list[Answer | None], error: Exception) -> None:
         """A run of these entries raised: runs fewer at a time, until whose error it is gets it alone."""
+        self._sole = False  # still set where it was not the model that raised, but the joining of its inputs
         if len(entries) == 1:
             answers[entries[0].place] = self._errors.of(error)
             return

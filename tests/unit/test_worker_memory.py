@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from multitower.errors import MultitowerError
+from multitower.worker import batch
 from multitower.worker.executor import Executor
 from multitower.worker.model import Arrays
 from multitower.worker_wire import KeySpec
@@ -90,3 +91,17 @@ def test_a_part_without_its_rows_is_an_error_though_the_sum_is_right(monkeypatch
     infer: Callable[[Arrays], Arrays] = model.infer
     monkeypatch.setattr(model, "infer", lambda inputs: {"y": np.unique(infer(inputs)["y"])})
     assert run(Executor("m", model, (4, 10), proven=True), range(10)) == ["output_invalid"]
+
+
+def test_outputs_are_copied_where_the_joining_of_the_inputs_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    join, failed = batch.join, []
+
+    def without_room_at_first(parts: Sequence[Arrays], size: int) -> Arrays:
+        if not failed:
+            failed.append(size)
+            raise MemoryError("no room for the padding")
+        return join(parts, size)
+
+    monkeypatch.setattr(batch, "join", without_room_at_first)
+    assert run(Executor("m", Limited(8), (8,), proven=True), [1], [2], [3], [4]) == [[10], [20], [30], [40]]
+    assert failed == [8]
