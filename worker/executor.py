@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from multitower.errors import MultitowerError
+from multitower.errors import MultitowerError, Reason, make
 from multitower.worker import batch, memory
 from multitower.worker.model import Array, Arrays, Model
 from multitower.worker.model_errors import ModelErrors
@@ -267,6 +267,7 @@ class Executor:
 
     def _narrow_down(self, key: KeySpec, entries: list[_Entry], answers: list[Answer | None], error: Exception) -> None:
         """A run of these entries raised: runs fewer at a time, until whose error it is gets it alone."""
+        self._sole = False  # still set where it was not the model that raised, but the joining of its inputs
         if len(entries) == 1:
             answers[entries[0].place] = self._errors.of(error)
             return
@@ -294,28 +295,42 @@ class Executor:
 
     def _give_up_joining(self, outputs: Sequence[tuple[str, Array, str]], size: int) -> None:
         self._singly = True
-        shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array, _ in outputs)
-        self.singly_because = f"{size} rows gave outputs of the shapes {shapes}"
+        self.singly_because = f"{size} rows gave outputs of the shapes {_shapes(outputs)}"
         log.warning("%s: %s: requests run singly now", self.name, self.singly_because)
 
     def _infer_within_memory(self, key: KeySpec, arrays: Arrays, size: int) -> list[tuple[str, Array, str]]:
         """Runs a batch, in parts where the device's memory does not suffice for all of it."""
-        if not self.safe_rows or size <= self.safe_rows:
+        if not self.safe_rows or size <= self._size_within(self.safe_rows):
             try:
                 return self._infer(key, arrays)
             except Exception as error:
-                if size < 2 or not (memory.is_exhausted(error) and self._may_split(key)):
+                fewer = self._size_within(size // 2)
+                if not (0 < fewer < size and memory.is_exhausted(error) and self._may_split(key)):
                     raise
-                half = size // 2
-                self.safe_rows = max((allowed for allowed in self._allowed if allowed <= half), default=half)
-                log.warning("%s: no memory for %d rows, %d from now on: %s", self.name, size, self.safe_rows, error)
+                self.safe_rows = fewer
+                log.warning("%s: no memory for %d rows, %d from now on: %s", self.name, size, fewer, error)
         self._sole = False
-        step = self.safe_rows  # which the first part may find to be too many
-        parts = [
-            self._infer_within_memory(key, batch.rows_of(arrays, start, step), min(step, size - start))
-            for start in range(0, size, step)
-        ]
+        step = self._size_within(self.safe_rows)  # which the first part may find to be too many
+        parts = []
+        for start in range(0, size, step):
+            rows = min(step, size - start)
+            padded = batch.padded(rows, self._allowed)
+            outputs = self._infer_joined(key, [batch.rows_of(arrays, start, rows)], padded)
+            if not _has_rows(outputs, padded):
+                raise make(
+                    Reason.OUTPUT_INVALID, f"a part of {padded} rows gave outputs of the shapes {_shapes(outputs)}"
+                )
+            parts.append([(name, array[:rows], datatype) for name, array, datatype in outputs])
         return batch.joined_outputs(parts)
+
+    def _size_within(self, rows: int) -> int:
+        """The largest size that the model may be called with and that does not exceed `rows`.
+
+        Where all that are allowed do, the smallest of them.
+        """
+        if not self._allowed:
+            return rows
+        return max((size for size in self._allowed if size <= rows), default=self._allowed[0])
 
     def _infer(self, key: KeySpec, arrays: Arrays) -> list[tuple[str, Array, str]]:
         begun = time.monotonic_ns()
@@ -357,3 +372,7 @@ def _entries_of(whole: Arrays, rows: Sequence[int]) -> list[_Entry]:
 def _has_rows(outputs: Sequence[tuple[str, Array, str]], size: int) -> bool:
     """Each output has a row for each of the batch's."""
     return all(array.ndim and len(array) == size for _, array, _ in outputs)
+
+
+def _shapes(outputs: Sequence[tuple[str, Array, str]]) -> str:
+    return ", ".join(f"{name!r} {list(array.shape)}" for name, array, _ in outputs)

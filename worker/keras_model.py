@@ -1,4 +1,4 @@
-"""Models saved by Keras 3 as `.keras` files."""
+"""Models saved by Keras 3, as `.keras` or `.h5`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multitower.worker.model import Arrays, LoadError
 
 
 class KerasModel:
-    """A `.keras` file. Inputs have the names of the model's input layers; `_output_names` tells the outputs'.
+    """A file of Keras 3. Inputs have the names of the model's input layers; `_output_names` tells the outputs'.
 
     Args:
         spec: its `path`.

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from multitower.spec import GRAPH_SUFFIXES, H5_SUFFIXES, ModelSpec, TensorReport
+from multitower.spec import GRAPH_SUFFIXES, ModelSpec, TensorReport
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -70,14 +70,10 @@ def load(spec: ModelSpec, devices: Sequence[str]) -> Model:
         from multitower.worker.graph_model import GraphModel
 
         return GraphModel(spec)
-    if spec.path.endswith(H5_SUFFIXES):
-        from multitower.worker.h5_model import load_h5
-
-        return load_h5(spec)
     if os.path.isfile(spec.path):
-        from multitower.worker.keras_model import KerasModel
+        from multitower.worker.keras_files import load_keras_file
 
-        return KerasModel(spec)
+        return load_keras_file(spec)
     from multitower.worker.saved_model import SavedModel
 
     return SavedModel(spec)

@@ -202,9 +202,10 @@ def _print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> N
 @click.option("--json", "as_json", is_flag=True, help="Print the Open Inference Protocol's metadata, for programs.")
 @asks
 def models(client: Client, as_json: bool) -> int:
-    """List the models with their inputs and outputs.
+    """List the models with their inputs and outputs, of a SavedModel those of each signature.
 
-    A dimension `any` takes every size; where a model is batched it is the first one, the rows.
+    The first signature is the default one. A dimension `any` takes every size; where a model is batched it is the first
+    one, the rows.
     """
     from multitower import MultitowerError
 
@@ -219,7 +220,7 @@ def models(client: Client, as_json: bool) -> int:
         click.echo(json.dumps(found, indent=2))
     else:
         _print_table(
-            ("Model", "State", "Version", "", "Name", "Datatype", "Shape"),
+            ("Model", "State", "Version", "Signature", "", "Name", "Datatype", "Shape"),
             (row for model in found for row in _rows(model)),
         )
     return Exit.OK
@@ -227,12 +228,15 @@ def models(client: Client, as_json: bool) -> int:
 
 def _rows(model: dict[str, Any]) -> Iterable[Sequence[object]]:
     first = [model["name"], model["state"], ", ".join(model.get("versions", ())) or None]
-    tensors = [(side, tensor) for side in ("input", "output") for tensor in model.get(f"{side}s", ())]
-    if not tensors:
-        yield (*first, "", "takes any inputs" if "inputs" in model else model["cause"], "", "")
-    for side, tensor in tensors:
-        shape = ", ".join("any" if size == -1 else str(size) for size in tensor["shape"])
-        yield (*first, side, tensor["name"], tensor["datatype"], f"[{shape}]")
+    nothing = "takes any inputs" if "inputs" in model else model["cause"]
+    for name, signature in model.get("signatures", {"": model}).items():
+        tensors = [(side, tensor) for side in ("input", "output") for tensor in signature.get(f"{side}s", ())]
+        if not tensors:
+            yield (*first, name, "", signature["cause"] if name else nothing, "", "")
+        for side, tensor in tensors:
+            shape = ", ".join("any" if size == -1 else str(size) for size in tensor["shape"])
+            yield (*first, name, side, tensor["name"], tensor["datatype"], f"[{shape}]")
+            first, name = ["", "", ""], ""
         first = ["", "", ""]
 
 

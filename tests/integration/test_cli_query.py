@@ -230,6 +230,20 @@ def test_models_are_listed_with_what_they_take(script: Script) -> None:
     assert "other loading - 'other' is not loaded: it is still loading" in rows
 
 
+def test_models_are_listed_with_their_signatures(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    default = {"inputs": DIGITS["inputs"], "outputs": DIGITS["outputs"], "cause": None}
+    other = {**default, "inputs": [{"name": "pixels", "datatype": "INT32", "shape": [4]}]}
+    refused = {"inputs": [], "outputs": [], "cause": "the input 'tags' is sparse"}
+    monkeypatch.setitem(DIGITS, "signatures", {"serving_default": default, "other": other, "third": refused})
+    code, out, _ = multitower("models")
+    assert code == Exit.OK
+    rows = [" ".join(line.split()) for line in out.splitlines()]
+    assert "digits ready 3 serving_default input x FP32 [any, 2]" in rows
+    assert rows.count("output scores FP32 [any, 10]") == 2
+    assert "other input pixels INT32 [4]" in rows
+    assert "third the input 'tags' is sparse" in rows
+
+
 def test_models_are_json_for_programs(script: Script) -> None:
     code, out, _ = multitower("models", "--json")
     assert code == Exit.OK

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,14 +17,15 @@ import pytest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # TensorFlow's own, at its import
+    import h5py
     import keras
     import ml_dtypes
     import tensorflow as tf
     import tf_keras
 
     from multitower.worker import tensorflow_setup as setup
-    from multitower.worker.h5_model import LegacyKerasModel
     from multitower.worker.keras_model import KerasModel
+    from multitower.worker.legacy_keras_model import LegacyKerasModel
     from multitower.worker.saved_model import SavedModel
     from multitower.worker.signatures import load_others
 
@@ -336,35 +339,79 @@ def test_what_keras_exports_is_a_saved_model(tmp_path: Path) -> None:
     np.testing.assert_allclose(output, model(x).numpy(), rtol=1e-5)
 
 
-# HDF5, the format of Keras 2.
+# Files of Keras 2, and HDF5 of either.
 
 
-def kept_h5(model: Any, folder: Path) -> Model:
-    path = folder / "m.h5"
+def kept_h5(model: Any, folder: Path, suffix: str = ".h5") -> Model:
+    path = folder / f"m{suffix}"
     model.save(path)
     return load(spec(path), ["cpu:0"])
 
 
-def test_keras_3_reads_the_h5_files_that_it_can(tmp_path: Path) -> None:
-    network = tf_keras.Sequential(
-        [tf_keras.layers.Input((3,), name="features"), tf_keras.layers.Dense(2, name="scores")]
-    )
-    served = kept_h5(network, tmp_path)
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_keras_3_reads_what_it_saved(suffix: str, tmp_path: Path) -> None:
+    layers = keras.layers
+    network = keras.Sequential([layers.Input((3,), name="features"), layers.Dense(2, "hard_sigmoid", name="scores")])
+    served = kept_h5(network, tmp_path, suffix)
     assert isinstance(served, KerasModel)
     assert served.inputs == (TensorReport(name="features", datatype="FP32", shape=(-1, 3)),)
     x = np.float32([[1, 2, 3], [4, 5, 6]])
     np.testing.assert_allclose(served.infer({"features": x})["scores"], network(x).numpy(), rtol=1e-5)
 
 
+KERAS_2: dict[str, Callable[[Any], Any]] = {
+    "a function that is another in Keras 3": lambda layers: layers.Dense(4, "hard_sigmoid"),
+    "of the same name inside a cell": lambda layers: layers.LSTM(4, recurrent_activation="hard_sigmoid"),
+    "one that Keras 3 refuses": lambda layers: layers.GRU(4),
+    "one that both read": lambda layers: layers.Dense(4, "tanh"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("layer", KERAS_2)
+def test_files_of_keras_2_compute_what_they_did_there(layer: str, suffix: str, tmp_path: Path) -> None:
+    network = tf_keras.Sequential([tf_keras.Input((5, 3), name="steps"), KERAS_2[layer](tf_keras.layers)])
+    served = kept_h5(network, tmp_path, suffix)
+    x = np.linspace(-3, 3, 30, dtype=np.float32).reshape(2, 5, 3)
+    (output,) = served.infer({"steps": x}).values()
+    np.testing.assert_allclose(output, network(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("version", ["2.2.4", b"2.2.4", None])
+def test_files_that_are_older_than_some_settings(version: str | bytes | None, tmp_path: Path) -> None:
+    """Keras 2.2 wrote no `time_major`, which is what Keras 3 refuses an LSTM for; and, at first, no version."""
+    path = tmp_path / "m.h5"
+    cell = tf_keras.layers.LSTM(4, recurrent_activation="hard_sigmoid")
+    network = tf_keras.Sequential([tf_keras.Input((5, 3), name="steps"), cell])
+    network.save(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = file.attrs["model_config"].replace('"time_major": false, ', "")
+        assert "time_major" not in file.attrs["model_config"]
+        del file.attrs["keras_version"]
+        if version is not None:
+            file.attrs["keras_version"] = version
+    x = np.linspace(-3, 3, 30, dtype=np.float32).reshape(2, 5, 3)
+    served = load(spec(path), ["cpu:0"])
+    (output,) = served.infer({"steps": x}).values()
+    np.testing.assert_allclose(output, network(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_hdf5_of_keras_2_may_be_called_keras(tmp_path: Path) -> None:
+    network = tf_keras.Sequential([tf_keras.Input((3,), name="x"), tf_keras.layers.Dense(2, name="y")])
+    network.save(tmp_path / "m.h5")
+    (tmp_path / "m.h5").rename(tmp_path / "m.keras")
+    assert isinstance(load(spec(tmp_path / "m.keras"), ["cpu:0"]), LegacyKerasModel)
+
+
 def recurrent() -> Any:
-    """Two inputs, two outputs, one of them by a layer whose Keras 2 settings Keras 3 refuses."""
+    """Two inputs of different datatypes, two outputs."""
     steps, extra = tf_keras.Input((5, 3), name="steps"), tf_keras.Input((2,), name="extra", dtype="float16")
     last = tf_keras.layers.LSTM(4, name="last")(steps)
     cast = tf_keras.layers.Activation("linear", dtype="float32")(extra)
     return tf_keras.Model([steps, extra], [last, tf_keras.layers.Concatenate(name="all")([last, cast])])
 
 
-def test_tf_keras_reads_those_that_keras_3_cannot(tmp_path: Path) -> None:
+def test_names_and_shapes_of_a_legacy_model(tmp_path: Path) -> None:
     network = recurrent()
     served = kept_h5(network, tmp_path)
     assert isinstance(served, LegacyKerasModel)
@@ -392,17 +439,47 @@ def test_outputs_of_a_legacy_model_with_keys_and_of_one_layer(tmp_path: Path) ->
     assert kept_h5(single, tmp_path).infer({"steps": np.ones((1, 5, 3), np.float32)})["g"].shape == (1, 4)
 
 
-def test_what_to_install_is_told_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_what_to_install_is_told_where_it_is_missing(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "tf_keras", None)
-    with pytest.raises(LoadError, match=r"Keras 3 cannot read it.*pip install tf-keras.*LSTM"):
-        kept_h5(recurrent(), tmp_path)
+    with pytest.raises(LoadError, match=r"saved by Keras 2\.[0-9.]+, which computes some.*pip install tf-keras"):
+        kept_h5(recurrent(), tmp_path, suffix)
 
 
-def test_code_inside_an_h5_file_is_not_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_code_inside_a_file_of_keras_2_is_not_run(suffix: str, tmp_path: Path) -> None:
     x = tf_keras.Input((1,))
     inner = tf_keras.Sequential([tf_keras.layers.Lambda(lambda value: value + 1)])
     with pytest.raises(LoadError, match="Lambda layer"):
-        kept_h5(tf_keras.Model(x, inner(x)), tmp_path)
+        kept_h5(tf_keras.Model(x, inner(x)), tmp_path, suffix)
+
+
+def test_nor_is_that_of_an_h5_file_of_keras_3(tmp_path: Path) -> None:
+    x = keras.Input((1,))
+    with pytest.raises(ValueError, match=r"[Ll]ambda"):
+        kept_h5(keras.Model(x, keras.layers.Lambda(lambda value: value + 1)(x)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("module", "class_name", "name"),
+    [
+        ("builtins", "function", "print"),
+        ("tests.fakes.handlers", "Counter", "Counter"),
+        ("keras.src.utils.data_utils", "get_file", "get_file"),
+        ("keras.src.utils.data_utils", "os.popen", "os.popen"),
+    ],
+)
+def test_nor_is_what_it_names_imported(module: str, class_name: str, name: str, tmp_path: Path) -> None:
+    network = tf_keras.Sequential([tf_keras.Input((3,), name="x"), tf_keras.layers.Dense(2, "tanh", name="y")])
+    network.save(tmp_path / "m.h5")
+    foreign = {"module": module, "class_name": class_name, "config": name, "registered_name": name}
+    with h5py.File(tmp_path / "m.h5", "r+") as file:
+        config = file.attrs["model_config"].replace('"tanh"', json.dumps(foreign))
+        file.attrs["model_config"] = config
+    with pytest.raises(LoadError, match=f"needs '{class_name}' of '{module}', which is no layer of Keras"):
+        load(spec(tmp_path / "m.h5"), ["cpu:0"])
 
 
 def test_h5_files_that_hold_no_model(tmp_path: Path) -> None:
@@ -412,6 +489,10 @@ def test_h5_files_that_hold_no_model(tmp_path: Path) -> None:
     (tmp_path / "n.h5").write_bytes(b"no")
     with pytest.raises(LoadError, match="no HDF5 file"):
         load(spec(tmp_path / "n.h5"), ["cpu:0"])
+    with zipfile.ZipFile(tmp_path / "z.keras", "w"):
+        pass
+    with pytest.raises(LoadError, match=r"nor a \.keras file: .*metadata\.json"):
+        load(spec(tmp_path / "z.keras"), ["cpu:0"])
 
 
 @pytest.mark.parametrize("batched", [True, False])
