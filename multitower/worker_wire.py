@@ -72,7 +72,7 @@ class KeySpec:
             `batched`, and are the whole shape otherwise. Where entries differ in some dims (-1), the last input is
             `SIZES`: what these are, in this order, in each entry.
         outputs: names wanted, in their order, or None for all.
-        batched: entries are joined along dimension 0. Otherwise a batch has exactly one entry.
+        batched: entries are joined along dimension 0. Otherwise each is run alone.
         signature: the model's, "" for the one that it has by default.
     """
 

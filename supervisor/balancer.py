@@ -391,7 +391,9 @@ class Balancer:
 
     def _take(self, queue: ModelQueue, key: BatchKey, worker: Worker, sharing: int, now: float) -> Batch | None:
         edition, most = worker.serves[queue.model].edition, worker.safe_rows.get(queue.model, 0)
-        requests = queue.take(key, now, self._settle, sharing, edition, most)
+        # Whose neighbours would answer for it where a request may survive no death travels alone.
+        singles = self.pool.brief(key) if not key.max_batch_size and queue.limits.retry else 1
+        requests = queue.take(key, now, self._settle, sharing, edition, most, max(singles, 1))
         return self._give(worker, key, requests, now) if requests else None
 
     def _give(self, worker: Worker, key: BatchKey, requests: list[Request], now: float) -> Batch:

@@ -229,6 +229,7 @@ class ModelQueue:
         free: int = 1,
         edition: int = 0,
         most: int = 0,
+        singles: int = 1,
     ) -> list[Request]:
         """Takes the next batch of a key: from the first on, as many whole requests as fit.
 
@@ -242,12 +243,13 @@ class ModelQueue:
             free: workers that could take a batch now, the one that this batch is for among them.
             edition: of the model on that one; all parts of a request run on one.
             most: rows that it has memory for; 0 for as many as the key allows.
+            singles: requests that may travel together where they run one by one.
 
         Returns:
             The batch's entries; none when all that waited had expired.
         """
         queues = [level.keys[key] for level in self._in_order() if key in level.keys]
-        largest = min(key.max_batch_size, most or key.max_batch_size)
+        largest = min(key.max_batch_size, most or key.max_batch_size) if key.max_batch_size else singles
         room = max(1, min(largest, -(-sum(queue.rows for queue in queues) // free)))
         taken: list[Request] = []
         for queue in queues:

@@ -61,9 +61,9 @@ class ModelStatistics:
         """One request got an error."""
         self.fail.add(1, int(total_s * 1e9))
 
-    def executed(self, requests: int, assemble_ns: int, compute_ns: int, slice_ns: int) -> None:
-        """One batch was answered by a worker."""
-        self.batches += 1
+    def executed(self, batches: int, requests: int, assemble_ns: int, compute_ns: int, slice_ns: int) -> None:
+        """A worker has answered a message of so many batches, and requests in them."""
+        self.batches += batches
         self.compute_input.add(requests, assemble_ns)
         self.compute_infer.add(requests, compute_ns)
         self.compute_output.add(requests, slice_ns)

@@ -50,10 +50,14 @@ BRIEF_S: Final = 0.0003
 are free the one that was at it last has the next batch, since what it needs is still in the processor's caches. While a
 worker is at such a batch, others are woken for whole ones only: its answer comes before they would have begun."""
 
+MOST_SINGLES: Final = 32
+"""Requests that run one by one in one message at the most."""
+
 BRIEF_FOR: Final = 256
 """Batches until that is looked at again."""
 
 _LEAST_WAIT_S: Final = 0.001
+_LEAST_S: Final = 1e-6
 _HOP_STEP: Final = 0.1
 
 
@@ -117,7 +121,7 @@ class Pool:
         self.changes = 0
         self._common = Pace()  # all workers together, for those of which too little is known
         self._given = 0
-        self._brief: dict[int, tuple[bool, int]] = {}  # whether a key's batches are, and until which batch that holds
+        self._brief: dict[int, tuple[int, int]] = {}  # what `brief` says of a key, and until which batch that holds
         self._opens: float | None = None  # the earliest time that a busy one opens; None when it has to be found
 
     # What happens.
@@ -153,7 +157,7 @@ class Pool:
         worker: Worker = batch.worker
         self._given += 1
         worker.turn = self._given
-        seconds = None if self._is_brief(batch.key) else self._seconds(worker, batch.key, batch.size)
+        seconds = None if self.brief(batch.key) else self._seconds(worker, batch.key, batch.size)
         if worker.batch is None:
             worker.batch = batch
             batch.begun = now
@@ -181,7 +185,7 @@ class Pool:
             busy_s = took
         # Of brief batches some suffice; a worker that has become slow is found by the others' next look.
         if measures and not (
-            self._is_brief(batch.key) and self._given - worker.measured < COMMON_EVERY * len(self.workers)
+            self.brief(batch.key) and self._given - worker.measured < COMMON_EVERY * len(self.workers)
         ):
             worker.measured = self._given
             self._learn(worker, batch, busy_s)
@@ -238,6 +242,26 @@ class Pool:
             return self.next_opening
         return min((worker.opens for worker in self.workers if worker.opens > now), default=inf)
 
+    def brief(self, key: BatchKey) -> int:
+        """The rows of a brief batch of this key; 0 where its batches are not brief. Looked at now and then.
+
+        Requests that run one by one make a batch, too, as many as are brief together: a message costs more than they.
+        """
+        most, until = self._brief.get(key.id, (0, -1))
+        if self._given >= until:
+            estimates = [worker.pace.find(key.id) for worker in self.workers]
+            largest = max(key.max_batch_size, 1)
+            slowest = max(
+                [inf if estimate is None else estimate.seconds(largest) for estimate in estimates], default=inf
+            )
+            most = 0
+            if slowest < BRIEF_S:
+                most = key.max_batch_size or min(int(BRIEF_S / max(slowest, _LEAST_S)), MOST_SINGLES)
+            if len(self._brief) >= MOST_KEYS:
+                self._brief.clear()
+            self._brief[key.id] = most, self._given + BRIEF_FOR
+        return most
+
     def choose(
         self,
         able: Sequence[Worker],
@@ -262,7 +286,7 @@ class Pool:
         if len(self.workers) == 1:
             return Choice(able[0], 1)
         clever = self.rule is Rule.EARLIEST_FINISH
-        brief = clever and self._is_brief(key)
+        brief = self.brief(key) if clever else 0
         offers = self._offers(able, queue, key, rows, now) if clever and not brief else None
         if offers is None:
             free = [worker for worker in able if worker.batch is None]
@@ -270,7 +294,7 @@ class Pool:
                 return Wait(0, inf)
             if not brief:
                 return Choice(min(free, key=_idle_since), len(free))
-            until = self._back_soon(key, now) if rows < key.max_batch_size else now
+            until = self._back_soon(key, now) if rows < brief else now
             return Wait(1, until) if until > now else Choice(max(free, key=_idle_since), 1)
         for offer in offers:
             worker = offer.worker
@@ -347,18 +371,6 @@ class Pool:
         """What a batch of so many rows is expected to take; by what others take, where too little is known of it."""
         estimate = worker.pace.find(key.id) or self._common.find(key.id)
         return estimate.seconds(rows) if estimate is not None else None
-
-    def _is_brief(self, key: BatchKey) -> bool:
-        """Every worker is known to do the largest batch of this key in no time; looked at now and then."""
-        brief, until = self._brief.get(key.id, (False, -1))
-        if self._given >= until:
-            estimates = [worker.pace.find(key.id) for worker in self.workers]
-            rows = max(key.max_batch_size, 1)
-            brief = all(estimate is not None and estimate.seconds(rows) < BRIEF_S for estimate in estimates)
-            if len(self._brief) >= MOST_KEYS:
-                self._brief.clear()
-            self._brief[key.id] = brief, self._given + BRIEF_FOR
-        return brief
 
     def _learn(self, worker: Worker, batch: Batch, seconds: float) -> None:
         estimate = worker.pace.find(batch.key.id)

@@ -258,7 +258,8 @@ class Router:
             channel.process.kill()
             return
         channel.window.add(now, now - batch.begun, batch.rows)
-        self.statistics[batch.key.spec.model].executed(len(answers), *timing)
+        batches = 1 if batch.key.max_batch_size else len(answers)
+        self.statistics[batch.key.spec.model].executed(batches, len(answers), *timing)
 
     # After each burst.
 

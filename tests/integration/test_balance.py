@@ -128,6 +128,25 @@ def test_a_model_that_turns_out_to_have_no_batch_dimension_is_told(tmp_path: Pat
             client.infer("m", {"x": np.ones(20, np.int64)})
 
 
+def test_brief_requests_that_run_one_by_one_travel_together_and_answer_for_themselves(tmp_path: Path) -> None:
+    text = config(2, "{}").replace("Sleeper", "Commanded")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        for _ in range(600):  # until it is known that they are brief
+            client.infer("m", {"do": np.array([b"nothing"], object)})
+        commands = [f"raise {number}" if number % 7 == 0 else "nothing" for number in range(2000)]
+        futures = [client.submit("m", {"do": np.array([command], object)}) for command in commands]
+        pids = {slot["pid"] for slot in client.status()["slots"]}
+        for number, (command, future) in enumerate(zip(commands, futures, strict=True)):
+            if command == "nothing":
+                assert future.result(STEP_S)["pid"][0] in pids
+            else:
+                with pytest.raises(ModelError, match=rf"\b{number}$"):
+                    future.result(STEP_S)
+        (statistics,) = client.statistics()["model_stats"]
+        assert statistics["execution_count"] == 2600
+        assert statistics["inference_stats"]["fail"]["count"] == 2000 - commands.count("nothing")
+
+
 def test_while_all_are_busy_batches_grow(tmp_path: Path) -> None:
     text = config(1, "{seconds: 0.05}", "batching: {max_batch_size: 16}")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:

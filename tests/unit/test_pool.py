@@ -139,6 +139,37 @@ def test_others_are_woken_for_brief_batches_when_they_are_whole_or_the_first_is_
     assert scene.dispatch(wake - scene.now) == [(0, 5)], "it is not back"
 
 
+def test_brief_requests_that_run_one_by_one_travel_together() -> None:
+    scene = Scene(0.005, 0.005)  # 20 us a request
+    scene.submit(20, key=SINGLY)
+    assert scene.dispatch() == [(0, 14)]
+    scene.submit(5, key=SINGLY)
+    assert scene.dispatch(0.0001) == []
+    scene.answer(0, 0.0001, 0.0003)
+    assert scene.dispatch() == [(0, 11)]
+
+
+@pytest.mark.parametrize(
+    ("factor", "retry"),
+    [pytest.param(0.1, 1, id="not brief"), pytest.param(0.005, 0, id="a neighbour's crash would be theirs")],
+)
+def test_other_requests_that_run_one_by_one_travel_alone(factor: float, retry: int) -> None:
+    scene = Scene(factor, retry=retry)
+    scene.submit(20, key=SINGLY)
+    assert scene.dispatch() == [(0, 1)]
+
+
+def test_of_those_that_travelled_together_each_runs_alone_after_a_death() -> None:
+    scene = Scene(0.005, 0.005)
+    scene.submit(3, key=SINGLY)
+    assert scene.dispatch() == [(0, 3)]
+    scene.balancer.remove_worker(scene.workers[0], scene.now, crashed=True)
+    for _ in range(3):
+        assert scene.dispatch() == [(1, 1)]
+        scene.answer(1, 0.0001)
+    assert not scene.balancer.busy
+
+
 def test_one_whose_batches_are_brief_no_more_is_found_out() -> None:
     scene = Scene(0.05, 0.05)
     given = []
