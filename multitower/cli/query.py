@@ -202,9 +202,9 @@ def _print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> N
 @click.option("--json", "as_json", is_flag=True, help="Print the Open Inference Protocol's metadata, for programs.")
 @asks
 def models(client: Client, as_json: bool) -> int:
-    """List the models with their inputs and outputs, of a SavedModel those of each signature.
+    """List the models with their inputs and outputs.
 
-    The first signature is the default one. A dimension `any` takes every size; where a model is batched it is the first
+    Of a SavedModel those of each signature; the first one is the default. A dimension `any` takes every size; where a model is batched it is the first
     one, the rows.
     """
     from multitower import MultitowerError
