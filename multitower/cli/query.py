@@ -204,8 +204,8 @@ def _print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> N
 def models(client: Client, as_json: bool) -> int:
     """List the models with their inputs and outputs.
 
-    Of a SavedModel those of each signature; the first one is the default. A dimension `any` takes every size; where a model is batched it is the first
-    one, the rows.
+    Of a SavedModel those of each signature; the first one is the default. A dimension `any` takes every size; where a
+    model is batched it is the first one, the rows.
     """
     from multitower import MultitowerError
 
