@@ -1,4 +1,4 @@
-"""Regions of shared memory as a client of another make would make them, good ones and bad ones."""
+"""Regions of shared memory as a client of another make would make them, and whether an array lies in one of ours."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
 
 from multitower import wire
 
@@ -45,3 +48,13 @@ def make_region(
 def name_of(descriptor: int, pid: int | None = None) -> str:
     """The name under which a daemon would look for a descriptor of this process."""
     return f"mt-{pid or os.getpid()}-{descriptor}-{NONCE}"
+
+
+def in_shared_memory(array: np.ndarray) -> bool:
+    """It lies in a mapping of a memfd of the client's."""
+    address = array.__array_interface__["data"][0]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(number, 16) for number in line.split()[0].split("-"))
+        if first <= address < last:
+            return "/memfd:multitower" in line
+    return False

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from memfds import in_shared_memory
 from running import Running
 
 from multitower import AsyncClient, Client, DeadlineExceeded, Overloaded, Unavailable, tensors
@@ -53,16 +54,6 @@ def client(daemon: Running) -> Iterator[Client]:
     with daemon.client() as made:
         made.live()  # the daemon has told what it takes
         yield made
-
-
-def in_shared_memory(array: np.ndarray) -> bool:
-    """It lies in a mapping of a memfd of the client's."""
-    address = array.__array_interface__["data"][0]
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        first, last = (int(number, 16) for number in line.split()[0].split("-"))
-        if first <= address < last:
-            return "/memfd:multitower" in line
-    return False
 
 
 def image(number: int, rows: int = 1) -> np.ndarray:

@@ -394,11 +394,8 @@ def test_a_worker_that_is_held_gets_nothing_though_it_is_about_to_be_done() -> N
     assert scene.dispatch() == []
 
 
-def test_a_request_costs_the_same_however_many_workers_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that find no worker free look at none."""
-    scene = Scene(*[1.0] * 16)
-    scene.submit(16)
-    assert len(scene.dispatch()) == 16
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """The requests that workers are asked for from now on, whether they can run them."""
     asked: list[Request] = []
     original = Worker.can_run
 
@@ -407,6 +404,15 @@ def test_a_request_costs_the_same_however_many_workers_are_busy(monkeypatch: pyt
         return original(worker, request)
 
     monkeypatch.setattr(Worker, "can_run", can_run)
+    return asked
+
+
+def test_a_request_costs_the_same_however_many_workers_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that find no worker free look at none."""
+    scene = Scene(*[1.0] * 16)
+    scene.submit(16)
+    assert len(scene.dispatch()) == 16
+    asked = asked_for(monkeypatch)
     for _ in range(100):
         scene.submit(1)
         assert scene.dispatch(1e-6) == []
@@ -417,14 +423,7 @@ def test_a_request_costs_the_same_while_a_slow_worker_is_left_idle(monkeypatch: 
     scene = Scene(4, *[1.0] * 15)
     scene.submit(16)
     assert len(scene.dispatch()) == 15
-    asked: list[Request] = []
-    original = Worker.can_run
-
-    def can_run(worker: Worker, request: Request) -> bool:
-        asked.append(request)
-        return original(worker, request)
-
-    monkeypatch.setattr(Worker, "can_run", can_run)
+    asked = asked_for(monkeypatch)
     for _ in range(100):
         scene.submit(1)
         assert scene.dispatch(1e-6) == []

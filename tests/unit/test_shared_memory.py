@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from memfds import in_shared_memory
 
 from multitower import ModelError, shared_memory, tensors, wire
 from multitower.codec import SHARED_BYTES, Codec, Encoded
@@ -28,15 +29,6 @@ def leased(arena: Arena, size: int = 100_000) -> Lease:
 
 def where(lease: Lease) -> tuple[str, int]:
     return lease.segment.name, lease.offset
-
-
-def in_shared_memory(array: np.ndarray) -> bool:
-    address = array.__array_interface__["data"][0]
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        first, last = (int(number, 16) for number in line.split()[0].split("-"))
-        if first <= address < last:
-            return "/memfd:multitower" in line
-    return False
 
 
 # Areas.
