@@ -197,7 +197,7 @@ class Config(Section):
         "auto splits where each worker can have two or more.",
     )
     models: Annotated[tuple[ModelConfig, ...], *NOT_EMPTY] = Field(
-        description="The models; every worker loads all of them."
+        description="The models; every worker loads all of them, or those for its device."
     )
     spares: ProcessesFromZero = key(1, "Processes that wait with TensorFlow imported, to take over from a dead worker.")
     restart: Restart = key({}, "When a dead worker is started again, and when its slot is given up.")
@@ -231,6 +231,22 @@ class Config(Section):
             raise ValueError(f"{format_size(value)} is less than {format_size(_MIN_MESSAGE_SIZE)}, the least")
         if value > _MAX_MESSAGE_SIZE:
             raise ValueError(f"{format_size(value)} is more than {format_size(_MAX_MESSAGE_SIZE)}, the most")
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def _on_the_daemons_devices(cls, value: tuple[ModelConfig, ...], info: ValidationInfo) -> tuple[ModelConfig, ...]:
+        devices = info.data.get("devices")
+        if not isinstance(devices, CpuDevices):
+            return value  # which GPUs these are is the machine's to tell
+        complaints = Complaints()
+        names = [f"cpu:{number}" for number in range(devices.cpu)]
+        for number, model in enumerate(value):
+            for index, device in enumerate(model.devices if model.devices != "all" else ()):
+                if device not in names:
+                    message = f"{device} is not one of the daemon's devices, {', '.join(names)}"
+                    complaints.add(message, number, "devices", index)
+        complaints()
         return value
 
     @field_validator("heartbeat")

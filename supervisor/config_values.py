@@ -29,6 +29,7 @@ _DOTTED: Final = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
 HANDLER_PATTERN: Final = rf"^{_DOTTED}:{_DOTTED}$"
 NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
 UUID_PATTERN: Final = r"^[Gg][Pp][Uu]-[0-9A-Za-z-]+$"
+CPU_PATTERN: Final = r"^cpu:(?:0|[1-9][0-9]{0,3})$"
 
 _TCP: Final = re.compile(r"tcp://(\[[^\[\]\s]+\]|[^:\[\]\s]+):(\*|[0-9]{1,5})")
 _PERCENTAGE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%")
@@ -171,6 +172,11 @@ def parse_device(value: object) -> int | str:
         hint = "; {cpu: N} instead of the list gives workers on the CPU" if value.startswith("cpu") else ""
         raise ValueError(f"{shown(value)} is neither an index (0) nor a UUID (GPU-8f6c0d5a-...){hint}")
     return value
+
+
+def is_cpu_device(value: object) -> bool:
+    """It is the name of one of the devices of `devices: {cpu: N}`."""
+    return isinstance(value, str) and re.fullmatch(CPU_PATTERN, value) is not None
 
 
 def parse_model_path(value: object, folder: Path) -> Path:

@@ -7,11 +7,12 @@ and pure.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol, TypeAlias
 
 from multitower.spec import Assignment, ModelSpec
+from multitower.supervisor.allotment import allot
 from multitower.supervisor.config import Config
 from multitower.supervisor.devices import Device, DeviceError, Discovery, discover, format_bytes, resolve
 
@@ -55,6 +56,8 @@ class Placement:
         inter_op_threads: TensorFlow's operations at one time.
         cores: CPU numbers to bind the worker to, or empty for no binding.
         memory_limit_bytes: a hard limit of device memory for TensorFlow, or None for growth on demand.
+        models: names of the models that are configured for its devices. Not compared: a worker that loads the same as
+            before needs no successor because of them.
     """
 
     slot: int
@@ -64,6 +67,11 @@ class Placement:
     inter_op_threads: int
     cores: tuple[int, ...]
     memory_limit_bytes: int | None
+    models: tuple[str, ...] = field(default=(), compare=False)
+
+    def specs(self, models: Iterable[ModelSpec]) -> tuple[ModelSpec, ...]:
+        """Those of the models that are configured for its devices."""
+        return tuple(spec for spec in models if spec.name in self.models)
 
     def assignment(self, slot: int, incarnation: int, models: Sequence[ModelSpec]) -> Assignment:
         """What a worker here is told."""
@@ -142,10 +150,20 @@ def of_config(config: Config, discovery: Discovery | None = None) -> tuple[Place
         discovery: what the machine has, where that is known already.
 
     Raises:
-        DeviceError: a device is not to be had, or cannot hold its workers.
+        DeviceError: a device is not to be had, cannot hold its workers, or has no model; or a model is for another.
     """
-    return place(
-        resolve(config.devices, discovery if discovery is not None else discover()),
+    return of_devices(config, resolve(config.devices, discovery if discovery is not None else discover()))
+
+
+def of_devices(config: Config, devices: Sequence[Device]) -> tuple[Placement, ...]:
+    """As `of_config`, where `config.devices` has been resolved already.
+
+    Raises:
+        DeviceError: a device cannot hold its workers, a model is for a device that is not among these, or a device has
+            no model.
+    """
+    placements = place(
+        devices,
         workers_per_device=config.workers_per_device,
         memory=config.memory,
         intra_op=config.threads.intra_op,
@@ -153,6 +171,8 @@ def of_config(config: Config, discovery: Discovery | None = None) -> tuple[Place
         cores=config.cores,
         available_cores=sorted(os.sched_getaffinity(0)),
     )
+    allotted = allot(config.models, [placement.devices for placement in placements], devices)
+    return tuple(replace(each, models=models) for each, models in zip(placements, allotted, strict=True))
 
 
 def _environment(device: Device) -> dict[str, str]:

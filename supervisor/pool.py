@@ -249,7 +249,8 @@ class Pool:
         """
         most, until = self._brief.get(key.id, (0, -1))
         if self._given >= until:
-            estimates = [worker.pace.find(key.id) for worker in self.workers]
+            serving = [worker for worker in self.workers if key.spec.model in worker.serves]
+            estimates = [worker.pace.find(key.id) for worker in serving]
             largest = max(key.max_batch_size, 1)
             slowest = max(
                 [inf if estimate is None else estimate.seconds(largest) for estimate in estimates], default=inf
