@@ -145,6 +145,16 @@ class Reporter:
             "device_memory_of": sample.device_memory_of if sample is not None else None,
             "utilization_percent": sample.utilization_percent if sample is not None else None,
             "device_present": self.sampler.present(place.slot.number) if self.sampler is not None else None,
+            "devices": [
+                {
+                    "name": device.name,
+                    "memory_bytes": device.memory_bytes,
+                    "memory_of": device.memory_of,
+                    "utilization_percent": device.utilization_percent,
+                    "present": device.present,
+                }
+                for device in (self.sampler.devices(place.slot.number) if self.sampler is not None else ())
+            ],
             "models": [
                 {"name": model.name, "version": model.version, "state": model.state, "cause": model.cause}
                 for model in place.models
