@@ -15,6 +15,7 @@ import psutil
 
 from multitower import tensors, wire
 from multitower.errors import Reason, make
+from multitower.infer_header import parse_version
 from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorReport
 from multitower.supervisor.fleet import Fleet
 from multitower.supervisor.member import Place
@@ -201,7 +202,7 @@ class Reporter:
         name = header.get("model_name")
         if not isinstance(name, str) or not name:
             raise make(Reason.MALFORMED, "model_name is missing or not a string", field="model_name")
-        return name, self.router.admission.model(name, wire.parse_version(header))
+        return name, self.router.admission.model(name, parse_version(header))
 
     def _statistics(self, header: dict[str, Any]) -> dict[str, Any]:
         names = [self._named(header)[0]] if "model_name" in header else [model.name for model in self.models]
