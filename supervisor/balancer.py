@@ -8,10 +8,8 @@ passed) and carries out what comes back: batches to send, and answers to give. T
   batches.
 - `dispatcher.py` forms the batches; `pool.py` picks the worker, and may leave a slow one idle while the queue is short.
 - Each request gets exactly one answer: `Ledger.settle` is the only place that gives one, and it does so once.
-- When a worker dies, the requests that it was executing are suspects: each runs again alone and first, on another
-  device where there is one, until as many workers have died with it as `retry` allows. One that crashed a worker
-  alone is kept in quarantine; a model whose requests do so one after the other is kept away as a whole. A batch that
-  the worker had not begun goes back as if it had never left.
+- When a worker dies, `recovery.py` decides which of its requests run again; `refusals.py` keeps away what has crashed
+  a worker.
 - While a new version of a model takes over, workers of both serve. A request runs on one of the contract that it was
   checked against, and all parts of a split one on one edition.
 """
@@ -23,12 +21,12 @@ from math import inf
 
 from multitower.errors import MultitowerError, Reason, make
 from multitower.supervisor.batching import Batch, ModelQueue, QueueLimits
-from multitower.supervisor.crashing import CrashingModels
 from multitower.supervisor.dispatcher import Dispatcher
-from multitower.supervisor.ledger import Answer, Ledger, Reply
+from multitower.supervisor.ledger import Answer, Ledger, Reply, let_go
 from multitower.supervisor.pool import Pool, Rule
-from multitower.supervisor.quarantine import Quarantine
-from multitower.supervisor.request import Phase, Request
+from multitower.supervisor.recovery import Recovery
+from multitower.supervisor.refusals import Refusals
+from multitower.supervisor.request import Request
 from multitower.supervisor.serving import Served, Worker
 
 
@@ -43,12 +41,11 @@ class Balancer:
     def __init__(self, limits: dict[str, QueueLimits], dispatch: Rule = Rule.EARLIEST_FINISH) -> None:
         self.queues = {model: ModelQueue(model, limit) for model, limit in limits.items()}
         self.pool = Pool(dispatch)
-        self.quarantine = Quarantine()
-        self.crashing = CrashingModels()
+        self.refusals = Refusals()
         self.late = 0  # results that came after their request had been answered
         self._ledger = Ledger(self.queues)
         self._dispatcher = Dispatcher(self.queues, self.pool, self._ledger)
-        self._hopeless: dict[str, str] = {}
+        self._recovery = Recovery(self.queues, self.pool, self._ledger, self.refusals)
 
     # What happens, in the order of a request's life.
 
@@ -61,9 +58,9 @@ class Balancer:
             Poisoned: an equal request has crashed a worker, and is in quarantine.
         """
         queue = self.queues[request.plan.model]
-        hopeless = self.hopeless(queue.model) if self._hopeless or self.crashing.until else None
-        if hopeless is not None:
-            raise hopeless
+        refusal = self.refusals.of(queue.model)
+        if refusal is not None:
+            raise refusal
         if queue.full(request):
             raise make(
                 Reason.QUEUE_FULL,
@@ -71,7 +68,7 @@ class Balancer:
                 queue_depth=queue.size,
                 retry_after_ms=_retry_after_ms(queue, request.received),
             )
-        entry = self.quarantine.find(request, request.received)
+        entry = self.refusals.quarantine.find(request, request.received)
         if entry is not None:
             seconds = entry.until - request.received
             raise make(Reason.POISONED, f"an equal request crashed a worker; it is refused for {seconds:.0f} s more")
@@ -104,7 +101,7 @@ class Balancer:
         self.pool.finished(batch, now, busy_s, measures=good)
         worker.completed += batch.rows
         worker.requests += len(batch.requests)
-        self.crashing.answered(batch.key.spec.model)
+        self.refusals.crashing.answered(batch.key.spec.model)
         for request, answer in zip(batch.requests, answers, strict=True):
             if request.over:
                 self.late += 1
@@ -112,7 +109,7 @@ class Balancer:
                 self._ledger.part_done(request.parent, request, answer)
             else:
                 self._ledger.settle(request, answer)
-            _let_go(request)
+            let_go(request)
         return batch
 
     def cancel(self, sender: tuple[object, ...], request_id: bytes) -> int:
@@ -124,7 +121,7 @@ class Balancer:
 
     def expire(self, now: float) -> None:
         """Answers all requests whose time is over; models that were kept away for a time are let go."""
-        self.crashing.expire(now)
+        self.refusals.crashing.expire(now)
         self._ledger.expire(now)
 
     # What happens to workers.
@@ -133,7 +130,7 @@ class Balancer:
         """A worker has become ready; it gets work from the next `dispatch` on."""
         worker = Worker(slot, device, serves, now)
         self.pool.add(worker)
-        self._refuse_outdated()
+        self._recovery.refuse_outdated()
         return worker
 
     @property
@@ -148,7 +145,7 @@ class Balancer:
     def retire(self, worker: Worker) -> None:
         """The worker gets nothing new, and what only its edition could have ended begins again."""
         self.hold(worker)
-        self._begin_again()
+        self._recovery.begin_again()
 
     def needed(self, worker: Worker, coming: Collection[str] = ()) -> bool:
         """Something waits that no other worker can run, nor one that is to come, which will serve these models."""
@@ -163,37 +160,16 @@ class Balancer:
         )
 
     def remove_worker(self, worker: Worker, now: float, *, crashed: bool = False, begun: int | None = None) -> bool:
-        """The worker is gone, and all its answers have been read.
-
-        Args:
-            worker: which.
-            now: monotonic seconds.
-            crashed: by what it executed, as far as can be told: not by a signal that anybody may have sent.
-            begun: the id of the batch that it began last, as it has left it; None when that is not known.
-
-        Returns:
-            Whether a single suspect is to blame, which was being executed alone.
-        """
-        self.pool.remove(worker)
-        executed, others = _executed(worker, begun)
-        worker.batch = worker.next = None
-        for request in reversed([request for other in others for request in other.requests]):
-            self._return(request)
-        requests = executed.requests if executed is not None else []
-        alone = len(requests) == 1
-        lone_suspect = alone and requests[0].deaths > 0
-        # Pushed to the head one by one, so from the last to the first.
-        for request in reversed(requests):
-            self._survive(request, worker, now, to_blame=alone and crashed)
-        self._begin_again()
-        self._refuse_outdated()
-        return lone_suspect
+        """The worker is gone, and all its answers have been read; see `Recovery.lost`."""
+        return self._recovery.lost(worker, now, crashed=crashed, begun=begun)
 
     def give_up(self, model: str, cause: str) -> None:
         """Nothing serves or will serve this model: what waits is answered, and what comes is refused."""
-        self._hopeless[model] = f"no worker serves {model!r}: {cause}"
+        self.refusals.give_up(model, cause)
         for request in list(self.queues[model]):
-            self._ledger.settle(request.parent or request, make(Reason.NO_WORKER, self._hopeless[model]))
+            refusal = self.refusals.of(model)
+            assert refusal is not None  # it was just given up
+            self._ledger.settle(request.parent or request, refusal)
 
     def abandon(self, message: str) -> None:
         """The daemon ends: all that have no answer yet get this one, also what a worker is executing."""
@@ -221,28 +197,7 @@ class Balancer:
             self._ledger.settle(request.parent or request, error)
         del self.queues[model]
         self._dispatcher.models_changed()
-        self._hopeless.pop(model, None)
-        self.crashing.forget(model)
-
-    def hope(self, model: str) -> None:
-        """The model may be served again: requests wait from now on."""
-        self._hopeless.pop(model, None)
-
-    def forgive(self, models: Collection[str] | None = None) -> None:
-        """What made these models crash, or all, has been seen to: they are tried again, and so are their requests."""
-        for model in self.crashing.suspected:
-            if models is None or model in models:
-                if model in self.crashing.until:
-                    self.quarantine.forget_model(model)
-                self.crashing.forget(model)
-
-    def hopeless(self, model: str) -> MultitowerError | None:
-        """Why the model's requests are refused, or None while there is hope."""
-        # Made anew each time: an exception that is raised over and over keeps the traceback of every time.
-        message = self._hopeless.get(model)
-        if message is None and (why := self.crashing.why(model)) is not None:
-            message = f"{model!r} is kept away: {why}"
-        return None if message is None else make(Reason.NO_WORKER, message)
+        self.refusals.remove(model)
 
     # What is to be done.
 
@@ -267,121 +222,6 @@ class Balancer:
         if deadline is not None and deadline < time:
             time = deadline
         return time if time < inf else None
-
-    # How it is done.
-
-    def _return(self, request: Request) -> None:
-        """Puts back a request that its worker has not begun, or has answered though the answer is lost with it."""
-        whole = request.parent or request
-        if Phase.DONE in (whole.phase, request.phase):
-            _let_go(request)  # nobody waits for it, or its request began again
-            return
-        queue = self.queues[request.plan.model]
-        hopeless = self.hopeless(queue.model)
-        if hopeless is not None:
-            self._ledger.settle(whole, hopeless)
-            _let_go(request)
-        elif request.deaths:
-            queue.push_suspect(request)
-        else:
-            request.phase = Phase.WAITING
-            queue.push(request, first=True)
-
-    def _survive(self, request: Request, worker: Worker, now: float, *, to_blame: bool) -> None:
-        """Decides about a request whose worker died with it; nobody may wait for it any more."""
-        queue = self.queues[request.plan.model]
-        whole = request.parent or request
-        gone = whole.phase is Phase.DONE
-        outdated = request.phase is Phase.DONE and not gone  # a part: its request began again when the worker retired
-        request.deaths = max(request.deaths, whole.deaths) + 1
-        request.avoid = worker.device
-        if outdated:
-            whole.deaths, whole.avoid = request.deaths, request.avoid
-        spent = request.deaths > queue.limits.retry
-        # Who waits no longer may have written something else to its shared memory.
-        blamed = to_blame and (gone or spent) and bool(whole.frames) and not (gone and whole.shared)
-        if blamed:
-            self.quarantine.add(whole, now, queue.limits.quarantine_s)
-        if gone or (outdated and not spent):
-            pass  # nobody waits for it
-        elif not spent:
-            lost = queue.model in self._hopeless or self.crashing.certain(queue.model)
-            refusal = self.hopeless(queue.model) if lost else None
-            if refusal is not None:
-                self._ledger.settle(whole, refusal)
-            else:
-                queue.push_suspect(request)
-        elif queue.limits.retry == 0:
-            self._ledger.settle(whole, make(Reason.WORKER_DIED, "the worker died with this request"))
-        else:
-            message = f"{request.deaths} workers died while they executed this request; do not send it again"
-            self._ledger.settle(whole, make(Reason.POISONED, message))
-        if blamed and self.crashing.crashed(queue.model, now, queue.limits.quarantine_s):
-            self._keep_away(queue)
-        _let_go(request)
-
-    def _keep_away(self, queue: ModelQueue) -> None:
-        """Answers what waits for a model that crashes its workers. Some suspects still run: one may be good."""
-        spared = queue.suspects if not self.crashing.certain(queue.model) else {}
-        for request in [request for request in queue if request not in spared]:
-            refusal = self.hopeless(queue.model)
-            assert refusal is not None  # it is kept away
-            self._ledger.settle(request.parent or request, refusal)
-
-    def _begin_again(self) -> None:
-        """Requests of which parts are to come, while no worker of their edition is left, begin again as a whole."""
-        if not self._ledger.split:
-            return
-        left = [worker for worker in self.workers if not worker.retiring]
-        for whole in list(self._ledger.split):
-            join = whole.join
-            assert join is not None  # those that are done have left
-            unfinished = join.rows_left or any(part.phase is Phase.WAITING for part in join.parts)
-            if not unfinished or any(worker.can_run(whole) for worker in left):
-                continue
-            queue = self.queues[whole.plan.model]
-            self._ledger.drop_parts(whole)
-            if whole.phase is Phase.WAITING:
-                queue.remove(whole)
-            # What its parts have survived counts: else it would kill one worker after another.
-            for part in join.parts:
-                if part.deaths > whole.deaths:
-                    whole.deaths, whole.avoid = part.deaths, part.avoid
-            whole.join = None
-            whole.phase = Phase.WAITING
-            queue.push(whole, first=True)
-
-    def _refuse_outdated(self) -> None:
-        """Answers what was checked against a model that no worker serves any more, though some serve its successor."""
-        for queue in self.queues.values():
-            serving = [worker for worker in self.workers if queue.model in worker.serves]
-            for request in list(queue) if serving else ():
-                if not any(worker.can_run(request) for worker in serving):
-                    message = f"{queue.model!r} was changed while the request waited"
-                    # Only what has not run at all may be sent again without a thought.
-                    untouched = request.parent is None and request.join is None and not request.deaths
-                    error = make(Reason.NO_WORKER, message, retry_after_ms=100 if untouched else None)
-                    self._ledger.settle(request.parent or request, error)
-
-
-def _executed(worker: Worker, begun: int | None) -> tuple[Batch | None, list[Batch]]:
-    """Of the batches of a dead worker: the one that it was executing, and the others."""
-    batches = [batch for batch in (worker.batch, worker.next) if batch is not None]
-    if not batches:
-        return None, []
-    first, *rest = batches
-    if rest and rest[0].id == begun:
-        return rest[0], [first]  # the answer to the first is lost
-    if first.behind and begun not in (None, first.id):
-        return None, batches  # the one before it was answered, and there the worker ended
-    return first, rest
-
-
-def _let_go(request: Request) -> None:
-    """The batch of a request or part is back, and nobody needs its tensors any more if it has its answer."""
-    for each in (request, request.parent):
-        if each is not None and each.phase is Phase.DONE:
-            each.frames = ()
 
 
 def _retry_after_ms(queue: ModelQueue, now: float) -> int:

@@ -127,3 +127,10 @@ class Ledger:
     def next_deadline(self) -> float | None:
         """When to call `expire` at the latest, in monotonic seconds; None when nothing is outstanding."""
         return self._deadlines.next()
+
+
+def let_go(request: Request) -> None:
+    """The batch of a request or part is back, and nobody needs its tensors any more if it has its answer."""
+    for each in (request, request.parent):
+        if each is not None and each.phase is Phase.DONE:
+            each.frames = ()
