@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from multitower.supervisor.devices import Device, DeviceError, Discovery, resolve
 
-CPU_PREFIX = "cpu:"
+ModelSelection: TypeAlias = Literal["all"] | Sequence[int | str | Sequence[int | str]]
 
 
 class Wanted(Protocol):
@@ -18,7 +18,7 @@ class Wanted(Protocol):
         """The model's."""
 
     @property
-    def devices(self) -> Literal["all"] | Sequence[int | str]:
+    def devices(self) -> ModelSelection:
         """Where it is to be loaded."""
 
 
@@ -55,29 +55,19 @@ def allot(
     return allotted
 
 
-def _names(
-    selection: Literal["all"] | Sequence[int | str], slots: Sequence[Collection[str]], devices: Sequence[Device]
-) -> frozenset[str]:
+def _names(selection: ModelSelection, slots: Sequence[Collection[str]], devices: Sequence[Device]) -> frozenset[str]:
     """The devices that a model's `devices` means; a slot has it when all of the slot's are among them."""
     names = {device.name for device in devices}
     if selection == "all":
         return frozenset(names)
-    cpus = [entry for entry in selection if isinstance(entry, str) and entry.startswith(CPU_PREFIX)]
-    problems = [f"devices: {entry!r} is not one of the daemon's devices." for entry in cpus if entry not in names]
-    chosen = set(cpus)
-    others = [entry for entry in selection if entry not in chosen]
-    if others:
-        gpus = tuple(device for device in devices if device.kind != "cpu")
-        try:
-            chosen.update(device.name for device in resolve(others, Discovery(gpus)))
-        except DeviceError as error:
-            problems += error.problems
+    groups = resolve(selection, Discovery(tuple(device for device in devices if device.kind != "cpu")))
+    chosen = {device.name for group in groups for device in group}
+    problems = [f"devices: {name!r} is not one of the daemon's devices." for name in sorted(chosen - names)]
     for slot in slots:
         missing = set(slot) - chosen
         if missing and not chosen.isdisjoint(slot):
-            problems.append(
-                f"devices: lacks {', '.join(sorted(missing))}, whose worker has one of those that it names."
-            )
+            missed = ", ".join(sorted(missing))
+            problems.append(f"devices: lacks {missed}, whose worker has one of those that it names.")
     if problems:
         raise DeviceError(list(dict.fromkeys(problems)))
     return frozenset(chosen)

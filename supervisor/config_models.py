@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 
 from multitower.spec import GRAPH_SUFFIXES, MODEL_SUFFIXES, ModelSpec
+from multitower.supervisor.config_devices import ModelDevices
 from multitower.supervisor.config_errors import Complaints, refuse_missing
 from multitower.supervisor.config_fields import (
     Count,
@@ -28,12 +29,8 @@ from multitower.supervisor.config_fields import (
     key,
 )
 from multitower.supervisor.config_values import (
-    CPU_PATTERN,
     HANDLER_PATTERN,
     NAME_PATTERN,
-    UUID_PATTERN,
-    is_cpu_device,
-    parse_device,
     parse_file,
     parse_handler,
     parse_model_path,
@@ -160,47 +157,6 @@ Tensors = Annotated[
 ]
 
 
-def _devices(value: object) -> Literal["all"] | tuple[int | str, ...]:
-    if value == "all":
-        return "all"
-    if isinstance(value, dict):
-        raise ValueError(f"must be all or a list of devices, as in [cpu:0, cpu:1], not {shown(value)}")
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"must be all or a list of devices, as in [0, 2], not {shown(value)}")
-    complaints = Complaints()
-    devices: list[int | str] = []
-    for index, entry in enumerate(value):
-        try:
-            device = entry if is_cpu_device(entry) else parse_device(entry)
-        except ValueError as error:
-            complaints.add(str(error), index)
-            continue
-        if device in devices:
-            complaints.add(f"{device} is listed twice", index)
-        devices.append(device)
-    complaints()
-    return tuple(devices)
-
-
-_DEVICES_SCHEMA: Final[dict[str, Any]] = {
-    "oneOf": [
-        {"const": "all"},
-        {
-            "type": "array",
-            "minItems": 1,
-            "uniqueItems": True,
-            "items": {
-                "oneOf": [
-                    {"type": "integer", "minimum": 0},
-                    {"type": "string", "pattern": UUID_PATTERN},
-                    {"type": "string", "pattern": CPU_PATTERN},
-                ]
-            },
-        },
-    ]
-}
-
-
 def _warmup(value: object, info: ValidationInfo) -> Path | None:
     return None if value is None else parse_file(value, context_of(info).folder, ".npz", "inputs")
 
@@ -238,9 +194,7 @@ class ModelConfig(Section):
     signature: Annotated[str | None, PlainValidator(_signature), WithJsonSchema({"type": "string", "minLength": 1})] = (
         key(None, "The SavedModel's signature; without it serving_default, else serve, else the only one.")
     )
-    devices: Annotated[
-        Literal["all"] | tuple[int | str, ...], PlainValidator(_devices), WithJsonSchema(_DEVICES_SCHEMA)
-    ] = key(
+    devices: ModelDevices = key(
         "all", "Which of the daemon's devices load it: all, or a list of indices, of UUIDs of GPUs, or of cpu:0, cpu:1."
     )
     batching: Batching | None = key(

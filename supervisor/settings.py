@@ -46,11 +46,11 @@ def make(config: Config) -> Settings:
         DeviceError: a device is not to be had, cannot hold its workers, or has no model; or a model is for another.
         OSError: a model's folder cannot be read.
     """
-    devices = resolve(config.devices, discover())
+    groups = resolve(config.devices, discover())
     return Settings(
         config=config,
-        devices=devices,
-        placements=placement.of_devices(config, devices),
+        devices=tuple(device for group in groups for device in group),
+        placements=placement.of_groups(config, groups),
         fleet=FleetSettings(
             models=tuple(_pin_version(model.to_spec()) for model in config.models),
             execution_s={model.name: model.max_execution_time for model in config.models},

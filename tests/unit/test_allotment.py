@@ -71,6 +71,7 @@ def test_each_slot_loads_the_models_for_its_device(
 def test_a_worker_of_several_devices_has_a_model_that_names_them_all() -> None:
     slots = [GPUS[:2], GPUS[2:]]
     assert allotted(GPUS, slots, m=[0, 1], n=[2]) == ["m", "n"]
+    assert allotted(GPUS, slots, m=[[0, 1]], n="all") == ["mn", "n"]
     with pytest.raises(DeviceError, match=r"models\[1\].devices: lacks GPU-8f3a0000, whose worker has one of those"):
         allotted(GPUS, slots, m="all", n=[1, 2])
 
