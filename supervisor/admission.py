@@ -75,12 +75,16 @@ class Admission:
             del known[version]
             self._forget_plans()
 
-    def remove(self, name: str) -> None:
-        """There is no such model any more."""
-        self._timeouts.pop(name, None)
+    def forget(self, name: str) -> None:
+        """No worker has the model any more; one may again."""
         self.reports.pop(name, None)
         self._versions.pop(name, None)
         self._forget_plans()
+
+    def remove(self, name: str) -> None:
+        """There is no such model any more."""
+        self._timeouts.pop(name, None)
+        self.forget(name)
 
     def _forget_plans(self) -> None:
         self._plans.clear()

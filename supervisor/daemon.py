@@ -29,6 +29,7 @@ from multitower.supervisor.front import Front
 from multitower.supervisor.health import take_heartbeats
 from multitower.supervisor.log import event
 from multitower.supervisor.member import Member
+from multitower.supervisor.model_orders import ModelOrders
 from multitower.supervisor.notify import Notifier
 from multitower.supervisor.orders import Orders
 from multitower.supervisor.reactor import Reactor
@@ -144,7 +145,10 @@ class Daemon:
                 begun=self._notifier.reloading,
                 ended=self._account.reload_ended,
             )
-            self._control = Control(front, self._answer, self._orders.reload, self._orders.restart)
+            models = ModelOrders(self._orders, self.fleet, self.router, self.reporter, self._errands, read_config)
+            self._control = Control(
+                front, self._answer, self._orders.reload, self._orders.restart, models.load, models.unload
+            )
             undo.pop_all()
 
     def run(self) -> int:

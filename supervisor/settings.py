@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from multitower.spec import ModelSpec
 from multitower.supervisor import placement
+from multitower.supervisor.allotment import allot
 from multitower.supervisor.batching import QueueLimits
 from multitower.supervisor.config import Config, ModelConfig
 from multitower.supervisor.devices import Device, discover, resolve
@@ -24,10 +25,11 @@ class Settings:
         config: what it was made of.
         devices: the daemon's.
         placements: one for each slot, numbered from 0.
-        fleet: what the fleet is told.
+        fleet: what the fleet is told, the models among it that are loaded.
         limits: of each model's queue.
         timeouts: seconds that a request to each model may take.
         dispatch: the rule by which workers get batches.
+        unloaded: models that are configured, and not loaded.
     """
 
     config: Config
@@ -37,6 +39,47 @@ class Settings:
     limits: dict[str, QueueLimits]
     timeouts: dict[str, float]
     dispatch: Rule
+    unloaded: tuple[ModelSpec, ...] = ()
+
+    def without(self, name: str) -> Settings:
+        """The same with a model unloaded."""
+        out = tuple(spec for spec in self.fleet.models if spec.name == name)
+        models = tuple(spec for spec in self.fleet.models if spec.name != name)
+        return replace(self, unloaded=self.unloaded + out, fleet=replace(self.fleet, models=models))
+
+    def with_model(self, model: ModelConfig) -> Settings:
+        """The same with this model loaded, as it is configured now: one more, or instead of the one of its name.
+
+        Looks at the model's folder: not for the daemon's loop.
+
+        Raises:
+            DeviceError: it is for a device that the daemon does not have, or leaves one without a model.
+            OSError: its folder cannot be read.
+        """
+        name, known = model.name, {other.name: other for other in self.config.models}
+        configs = tuple((known | {name: model}).values())
+        specs = [spec for spec in self.fleet.models if spec.name != name]
+        loaded = sorted([*specs, _pin_version(model.to_spec())], key=lambda spec: _place(spec.name, configs))
+        allotted = allot(configs, [placement.devices for placement in self.placements], self.devices)
+        return replace(
+            self,
+            config=self.config.model_copy(update={"models": configs}),
+            placements=tuple(
+                replace(placement, models=models) for placement, models in zip(self.placements, allotted, strict=True)
+            ),
+            fleet=replace(
+                self.fleet,
+                models=tuple(loaded),
+                execution_s={**self.fleet.execution_s, name: model.max_execution_time},
+            ),
+            limits={**self.limits, name: _limits(model)},
+            timeouts={**self.timeouts, name: model.queue.timeout},
+            unloaded=tuple(spec for spec in self.unloaded if spec.name != name),
+        )
+
+
+def _place(name: str, configs: Sequence[ModelConfig]) -> int:
+    return next(index for index, config in enumerate(configs) if config.name == name)
 
 
 def make(config: Config) -> Settings:
@@ -86,4 +129,4 @@ def _pin_version(spec: ModelSpec) -> ModelSpec:
     if spec.path is None:
         return spec
     version = latest_version(spec.path)
-    return dataclasses.replace(spec, version=version, fingerprint=fingerprint(spec.path, version))
+    return replace(spec, version=version, fingerprint=fingerprint(spec.path, version))

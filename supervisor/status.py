@@ -67,7 +67,7 @@ class Reporter:
             return self._statistics(header)
         name, report = self._named(header)
         if kind == wire.MODEL_READY:
-            return {"name": name, "ready": self._slots_ready(name) > 0}
+            return {"name": name, "ready": not self._unloaded(name) and self._slots_ready(name) > 0}
         if report is None:
             cause = self._model_cause(name) or "it is still loading"
             raise make(Reason.NO_WORKER, f"{name!r} is not loaded: {cause}")
@@ -76,15 +76,23 @@ class Reporter:
         return _config(report)
 
     def readiness(self) -> dict[str, Any]:
-        """`{ready, slots_ready, slots_total}`: ready when each model has a ready slot."""
-        ready = self.state == "running" and all(self._slots_ready(model.name) for model in self.models)
+        """`{ready, slots_ready, slots_total}`: ready when each model has a ready slot, of those that are not unloaded.
+
+        Slots without a model do not count.
+        """
+        names = [model.name for model in self.models if not self._unloaded(model.name)]
+        ready = self.state == "running" and all(map(self._slots_ready, names))
         slots_ready = sum(place.slot.state is State.READY for place in self.fleet.places)
-        return {"ready": ready, "slots_ready": slots_ready, "slots_total": len(self.fleet.places)}
+        slots_total = sum(bool(place.specs) for place in self.fleet.places)
+        return {"ready": ready, "slots_ready": slots_ready, "slots_total": slots_total}
 
     def line(self) -> str:
         """The state in one line, for a service manager."""
         state = self.readiness()
-        models = ", ".join(f"{model.name} {self._slots_ready(model.name)}" for model in self.models)
+        models = ", ".join(
+            f"{model.name} {'unloaded' if self._unloaded(model.name) else self._slots_ready(model.name)}"
+            for model in self.models
+        )
         return f"{self.state}: {state['slots_ready']}/{state['slots_total']} slots ready; workers per model: {models}"
 
     @property
@@ -167,11 +175,10 @@ class Reporter:
         queue = self.router.balancer.queues[model.name]
         statistics = self.router.statistics[model.name]
         ready = self._slots_ready(model.name)
-        hopeless = self.router.balancer.refusals.of(model.name)
         return {
             "name": model.name,
             "version": report.version if report is not None else None,
-            "state": "ready" if ready else "failed" if hopeless else "loading",
+            "state": self._model_state(model.name, ready),
             "cause": self._model_cause(model.name),
             "slots_ready": ready,
             "slots_total": sum(model.name in map(_name, place.specs) for place in self.fleet.places),
@@ -185,6 +192,15 @@ class Reporter:
             "unbatched_because": self._unbatched_because(model.name),
         }
 
+    def _model_state(self, name: str, ready: int) -> str:
+        if self._unloaded(name):
+            return "unloading" if any(place.serves(name) for place in self.fleet.places) else "unloaded"
+        return "ready" if ready else "failed" if self.router.balancer.refusals.of(name) else "loading"
+
+    def _unloaded(self, name: str) -> bool:
+        """An operator has taken it out, or it is not loaded at the start."""
+        return name in self.router.balancer.refusals.unloaded
+
     def _unbatched_because(self, name: str) -> str | None:
         """As its warm-up has shown, or a batch since then, on any worker."""
         models = (model for place in self.fleet.places for model in place.models if model.name == name)
@@ -195,12 +211,12 @@ class Reporter:
     def _slots_ready(self, model: str) -> int:
         if model in self.router.balancer.refusals.crashing.until:
             return 0  # it is loaded, and kept away
-        return sum(place.channel is not None and model in place.channel.worker.serves for place in self.fleet.places)
+        return sum(place.serves(model) for place in self.fleet.places)
 
     def _model_cause(self, name: str) -> str | None:
-        hopeless = self.router.balancer.refusals.of(name)
-        if hopeless is not None:
-            return hopeless.message
+        refused = self.router.balancer.refusals.of_new(name)
+        if refused is not None:
+            return refused.message
         causes = [
             f"slot {place.slot.number}: {model.cause}"
             for place in self.fleet.places

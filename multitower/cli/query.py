@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CONNECT_S = 3.0
 TIMEOUT_S = 10.0
-COLOURS = {"ready": "green", "running": "green", "failed": "red", "stopped": "red"}
+COLOURS = {"ready": "green", "running": "green", "failed": "red", "stopped": "red", "unloaded": "default"}
 OTHER_COLOUR = "yellow"
 
 

@@ -5,7 +5,7 @@ Fleet, slots, renewals, router and balancer are the real ones; only `Launcher` i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 from unittest import mock
 
@@ -223,9 +223,14 @@ class Scene:
         self.now += seconds
         self.fleet.tick(self.now)
 
-    def report(self, member: Member, state: str, cause: str | None = None) -> None:
-        names = member.editions if state == "ready" else ()
-        models = tuple(ModelReport(name=name, max_batch_size=LARGEST) for name in names)
+    def report(self, member: Member, state: str, cause: str | None = None, failed: Collection[str] = ()) -> None:
+        """What a process says; with `failed` models, as many of the others as there are."""
+        models = tuple(
+            ModelReport(name=name, state="failed", cause="no weights")
+            if name in failed
+            else ModelReport(name=name, max_batch_size=LARGEST)
+            for name in (member.editions if state == "ready" else ())
+        )
         report = WorkerReport(state=state, pid=member.process.pid, cause=cause, models=models)
         self.fleet.message(member, [worker_wire.REPORT, report.to_json()], self.now)
 
