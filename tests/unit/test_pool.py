@@ -8,8 +8,9 @@ import pytest
 from practised import FIXED_S, KEY, LARGEST, ROW_S, SINGLY, Scene
 
 from multitower.errors import Reason, make
+from multitower.supervisor.choice import TRY_AFTER, TRY_IDLE_S
 from multitower.supervisor.estimate import LEAST, STREAK
-from multitower.supervisor.pool import BRIEF_FOR, GRAIN_S, TRY_AFTER, TRY_IDLE_S, Rule
+from multitower.supervisor.pool import BRIEF_FOR, GRAIN_S, Rule
 from multitower.supervisor.request import Request
 from multitower.supervisor.serving import Served, Worker
 
