@@ -33,8 +33,9 @@ ALIKE: Final = 0.125
 GRAIN_S: Final = 0.0003
 """The daemon's loop wakes up to this much later than it wants to, and has something else to do first."""
 
-LEAD_SHARE: Final = 0.25
-"""Of a batch's time, how much before its end the next one may be sent at the most."""
+LEAD_SHARE: Final = 0.5
+"""Of a batch's time, how much before its end the next one may be sent at the most. Large inputs need it: a worker puts
+them together meanwhile."""
 
 TRY_AFTER: Final = 500
 """Batches that others get until an idle worker gets one to see whether it is still slow."""
