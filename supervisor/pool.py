@@ -21,8 +21,9 @@ from multitower.supervisor.serving import Worker
 GRAIN_S: Final = 0.0003
 """The daemon's loop wakes up to this much later than it wants to, and has something else to do first."""
 
-LEAD_SHARE: Final = 0.25
-"""Of a batch's time, how much before its end the next one may be sent at the most."""
+LEAD_SHARE: Final = 0.5
+"""Of a batch's time, how much before its end the next one may be sent at the most. Large inputs need it: a worker puts
+them together meanwhile."""
 
 COMMON_EVERY: Final = 8
 """Of so many batches one counts for what all workers take together."""
