@@ -27,7 +27,8 @@ def test_each_worker_sees_its_devices_and_no_other(fake_gpus: FakeGpus, tmp_path
     log = tmp_path / "cuda.log"
     wanted = [SLICES[1], f"{UUIDS[1]},{UUIDS[0]}"]
     # What somebody exported in the shell must not reach the workers.
-    environment = fake_gpus.environment(log, split=3) | {"CUDA_VISIBLE_DEVICES": "2", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    exported = {"CUDA_VISIBLE_DEVICES": "2", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    environment = fake_gpus.environment(log, split=3) | exported
     with Running(tmp_path, CONFIG, environment=environment) as daemon, daemon.wait_ready(110).client() as client:
         slots = client.status()["slots"]
         assert [slot["device"] for slot in slots] == wanted
