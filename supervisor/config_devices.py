@@ -12,7 +12,8 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 
 from multitower.supervisor.config_errors import Complaints
 from multitower.supervisor.config_fields import Processes, Section
-from multitower.supervisor.config_values import CPU_DEVICE_PATTERN, UUID_PATTERN, is_cpu_device, parse_device
+from multitower.supervisor.config_values import CPU_DEVICE_PATTERN, UUID_PATTERN, is_cpu_device, is_slice, parse_device
+from multitower.supervisor.devices import ONE_SLICE
 from multitower.supervisor.units import shown
 
 Entry: TypeAlias = int | str
@@ -92,6 +93,8 @@ def _group(items: list[object], index: int, known: set[Entry], complaints: Compl
     group = tuple(entry for entry in entries if entry is not None)
     if not items:
         complaints.add("the group is empty; name the devices that one worker has together", index)
+    elif len(group) > 1 and any(map(is_slice, group)):
+        complaints.add(f"the group has MIG slices; {ONE_SLICE}", index)
     elif len({is_cpu_device(entry) for entry in group}) > 1:
         complaints.add("the group mixes GPUs with CPU devices; a worker has devices of one kind", index)
     return group

@@ -14,7 +14,8 @@ from typing import Final, Literal, Protocol, TypeAlias
 from multitower.spec import Assignment, ModelSpec
 from multitower.supervisor.allotment import allot
 from multitower.supervisor.config import Config
-from multitower.supervisor.devices import Device, DeviceError, Discovery, Group, discover, format_bytes, resolve
+from multitower.supervisor.devices import Device, DeviceError, Discovery, Group, format_bytes, resolve
+from multitower.supervisor.discovery import discover
 
 # CUDA reads this one as "no GPU"; an empty value would do the same, but cannot be told from a mistake.
 NO_GPU: Final = "-1"

@@ -10,7 +10,8 @@ from multitower.supervisor import placement
 from multitower.supervisor.allotment import allot
 from multitower.supervisor.batching import QueueLimits
 from multitower.supervisor.config import Config, ModelConfig
-from multitower.supervisor.devices import Device, discover, resolve
+from multitower.supervisor.devices import Device, resolve
+from multitower.supervisor.discovery import discover
 from multitower.supervisor.fleet_settings import FleetSettings
 from multitower.supervisor.pool import Rule
 from multitower.supervisor.restart import RestartPolicy

@@ -59,7 +59,7 @@ def device_findings(
         need = estimate([size for name, size in sizes.items() if name in workers[0].models])
         yield _of_device(device, len(workers), workers[0].memory_limit_bytes, need)
     unknown = [name for name, size in sizes.items() if size is None]
-    if unknown and any(device.kind == "gpu" for device in devices):
+    if unknown and any(device.kind != "cpu" for device in devices):
         text = f"what handlers need on a device is not known: {', '.join(unknown)}"
         yield Finding(SECTION, Level.NOTE, text, "compare with `multitower status` once it serves")
 

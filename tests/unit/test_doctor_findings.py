@@ -149,6 +149,7 @@ def slot(number: int = 0, device: str = "GPU-a", limit: int | None = None, **mor
         (gpu(), 1, 4 * GIB, {"m": 10 * GIB}, Level.WARNING, "memory limits each worker to 4.0 GiB"),
         (gpu(), 1, 20 * GIB, {"m": 10 * GIB}, Level.OK, "an estimate"),
         (gpu(total=None), 1, None, {"m": 10 * GIB}, Level.NOTE, "its memory is the host's"),
+        (replace(gpu(), kind="mig"), 1, None, {"m": GIB, "h": None}, Level.NOTE, "is not known: h"),
         (gpu(), 1, None, {"m": GIB, "h": None}, Level.NOTE, "what handlers need on a device is not known: h"),
     ],
 )

@@ -8,8 +8,9 @@ import pytest
 from practised import FIXED_S, KEY, LARGEST, ROW_S, SINGLY, Scene
 
 from multitower.errors import Reason, make
+from multitower.supervisor.choice import TRY_AFTER, TRY_IDLE_S
 from multitower.supervisor.estimate import LEAST, STREAK
-from multitower.supervisor.pool import BRIEF_FOR, GRAIN_S, TRY_AFTER, TRY_IDLE_S, Rule
+from multitower.supervisor.pool import BRIEF_FOR, GRAIN_S, LEAD_SHARE, Rule
 from multitower.supervisor.request import Request
 from multitower.supervisor.serving import Served, Worker
 
@@ -339,7 +340,7 @@ def test_nothing_is_sent_behind_what_is_late(late: float) -> None:
 
 @pytest.mark.parametrize("hop_s", [0.0, 0.0003, 0.002])
 def test_the_way_there_and_back_counts(hop_s: float) -> None:
-    """It is sent earlier by that, but never earlier than a quarter of the time of the one before."""
+    """It is sent earlier by that, but never earlier than a share of the time of the one before."""
     scene = Scene(1)
     for _ in range(50):
         scene.submit(1)
@@ -350,7 +351,7 @@ def test_the_way_there_and_back_counts(hop_s: float) -> None:
     scene.dispatch()
     wake = scene.balancer.next_wake()
     assert wake is not None
-    lead = min(hop_s + GRAIN_S, (FIXED_S + ROW_S) / 4)
+    lead = min(hop_s + GRAIN_S, LEAD_SHARE * (FIXED_S + ROW_S))
     assert wake - scene.now == pytest.approx(FIXED_S + ROW_S + hop_s - lead, abs=0.0002)
 
 
