@@ -25,6 +25,9 @@ from multitower.supervisor.slot import State
 
 EXTENSIONS = ("model_configuration", "statistics", "binary_tensor_data", wire.SHARED_MEMORY_EXTENSION)
 
+MEMORY = ("host_memory_bytes", "device_memory_bytes", "device_memory_peak_bytes")
+"""Of `ModelReport`: by how much memory grew while a worker loaded a model."""
+
 
 @dataclass(slots=True)
 class Reporter:
@@ -165,7 +168,13 @@ class Reporter:
                 for device in (self.sampler.devices(place.slot.number) if self.sampler is not None else ())
             ],
             "models": [
-                {"name": model.name, "version": model.version, "state": model.state, "cause": model.cause}
+                {
+                    "name": model.name,
+                    "version": model.version,
+                    "state": model.state,
+                    "cause": model.cause,
+                    **{key: getattr(model, key) for key in MEMORY},
+                }
                 for model in place.models
             ],
         }
@@ -190,7 +199,19 @@ class Reporter:
             "rows": statistics.rows,
             "max_batch_size": report.max_batch_size if report is not None else model.max_batch_size,
             "unbatched_because": self._unbatched_because(model.name),
+            **self._memory(model.name),
         }
+
+    def _memory(self, name: str) -> dict[str, int | None]:
+        """What the model took in one worker, the most of any."""
+        reports = [
+            model
+            for place in self.fleet.places
+            for model in place.models
+            if model.name == name and model.state == "ready"
+        ]
+        told = {key: [size for model in reports if (size := getattr(model, key)) is not None] for key in MEMORY}
+        return {key: max(sizes, default=None) for key, sizes in told.items()}
 
     def _model_state(self, name: str, ready: int) -> str:
         if self._unloaded(name):

@@ -27,7 +27,7 @@ spares: 0
 models:
   - {name: m, handler: "handlers:Versioned", parameters: {version: 1}, devices: [cpu:0, cpu:1]}
   - {name: n, handler: "handlers:Versioned", parameters: {version: 2}, devices: [cpu:1]}
-  - {name: o, handler: "handlers:Echo", devices: [cpu:2]}
+  - {name: o, handler: "handlers:Heavy", parameters: {mib: 256}, devices: [cpu:2]}
 """
 
 
@@ -76,6 +76,14 @@ def test_a_model_is_unloaded_and_loaded_under_load_and_no_other_one_notices(tmp_
         state = client.status()
         assert [[model["name"] for model in slot["models"]] for slot in state["slots"]] == [["m"], ["m", "n"], ["o"]]
         assert [(model["slots_ready"], model["slots_total"]) for model in state["models"]] == [(2, 2), (1, 1), (1, 1)]
+        assert "o ready" in (told := " ".join(multitower("status", daemon=daemon)[1].split()))
+        assert "+256 MiB" in told.replace("+257", "+256"), "what its worker's memory grew by"
+        (heavy,) = state["slots"][2]["models"]
+        assert 256 << 20 <= heavy["host_memory_bytes"] < 300 << 20
+        grown = [model["host_memory_bytes"] for model in state["models"]]
+        assert grown[2] == heavy["host_memory_bytes"]
+        assert max(grown[:2]) < 64 << 20
+        assert {model["device_memory_bytes"] for model in state["models"]} == {None}
         before = [slot["pid"] for slot in state["slots"]]
         with load(client, "m") as of_m, load(client, "n") as of_n:
             daemon.wait(lambda: min(len(of_m), len(of_n)) > 50)
@@ -84,6 +92,7 @@ def test_a_model_is_unloaded_and_loaded_under_load_and_no_other_one_notices(tmp_
             assert multitower("status", daemon=daemon)[0] == 0, "it is as the operator wants it"
             unloaded = client.status()
             assert [model["state"] for model in unloaded["models"]] == ["ready", "unloaded", "ready"]
+            assert unloaded["models"][1]["host_memory_bytes"] is None
             assert [model["name"] for model in unloaded["slots"][1]["models"]] == ["m"]
             assert not client.model_ready("n")
             seen = len(of_m)
