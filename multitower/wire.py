@@ -73,6 +73,7 @@ ENDPOINT_VARIABLE: Final = "MULTITOWER_ENDPOINT"
 TIMEOUT: Final = "timeout"  # microseconds, a positive integer
 PRIORITY: Final = "priority"
 SIGNATURE: Final = "signature_name"
+VERSION_LABEL: Final = "version_label"  # in place of model_version
 ALL_OUTPUTS: Final = "all_outputs"  # a boolean: `outputs` only says where outputs lie, and all are wanted
 # Parameters of an input or output that travels through shared memory (names as in Triton).
 SHARED_MEMORY_REGION: Final = "shared_memory_region"
@@ -121,6 +122,7 @@ class InferHeader:
         priority: 0 or more; 0 is the default.
         areas: by name, where outputs may be written.
         signature: the model's signature, or "" for the one that it has by default.
+        version_label: the label of the version, in place of its number, or "".
     """
 
     model_name: str
@@ -131,6 +133,7 @@ class InferHeader:
     priority: int = 0
     areas: Mapping[str, Area] = field(default_factory=dict)
     signature: str = ""
+    version_label: str = ""
 
 
 def dump_json(value: Any) -> bytes:
@@ -152,6 +155,7 @@ def infer_header(
     priority: int = 0,
     areas: Mapping[str, Area] | None = None,
     signature: str = "",
+    version_label: str = "",
 ) -> bytes:
     """The bytes of an `MT1:infer` header. Equal arguments give equal bytes, which the router's cache lives on.
 
@@ -177,6 +181,8 @@ def infer_header(
         parameters[PRIORITY] = priority
     if signature:
         parameters[SIGNATURE] = signature
+    if version_label:
+        parameters[VERSION_LABEL] = version_label
     if parameters:
         header["parameters"] = parameters
     return dump_json(header)
@@ -273,9 +279,8 @@ def parse_infer_header(data: bytes) -> InferHeader:
     model_name = header.get("model_name")
     if not isinstance(model_name, str) or not model_name:
         _refuse("model_name is missing or not a string", "model_name")
+    version, label = parse_version(header)
     parameters = header.get("parameters", {})
-    if not isinstance(parameters, dict):
-        _refuse("parameters is not an object", "parameters")
     timeout_us = parameters.get(TIMEOUT)
     if timeout_us is not None and (type(timeout_us) is not int or not 0 < timeout_us <= MAX_DIMENSION):
         _refuse("parameters.timeout is not a positive integer (microseconds)", "parameters.timeout")
@@ -291,26 +296,35 @@ def parse_infer_header(data: bytes) -> InferHeader:
         _refuse("parameters.signature_name is not a string", "parameters.signature_name")
     return InferHeader(
         model_name=model_name,
-        model_version=parse_version(header),
+        model_version=version,
         inputs=_parse_inputs(header.get("inputs")),
         outputs=None if all_outputs else names,
         timeout_us=timeout_us,
         priority=priority,
         areas=areas,
         signature=signature,
+        version_label=label,
     )
 
 
-def parse_version(header: dict[str, Any]) -> str:
-    """The `model_version` of a header, "" where there is none.
+def parse_version(header: dict[str, Any]) -> tuple[str, str]:
+    """The `model_version` and the label of a version that a header names; "" where it names none.
 
     Raises:
-        InvalidRequest: `malformed` when it is not a string.
+        InvalidRequest: `malformed` when one is not a string, or both are given.
     """
     version = header.get("model_version", "")
     if not isinstance(version, str):
         _refuse("model_version is not a string", "model_version")
-    return version
+    parameters = header.get("parameters", {})
+    if not isinstance(parameters, dict):
+        _refuse("parameters is not an object", "parameters")
+    label = parameters.get(VERSION_LABEL, "")
+    if not isinstance(label, str):
+        _refuse("parameters.version_label is not a string", "parameters.version_label")
+    if version and label:
+        _refuse("a version is named by model_version or by version_label, not by both", "parameters.version_label")
+    return version, label
 
 
 def _parse_inputs(value: Any) -> tuple[Tensor, ...]:

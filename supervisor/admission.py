@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
@@ -20,6 +20,8 @@ from multitower.worker_wire import SIZES, KeySpec
 MAX_CACHED_HEADER = 16 << 10
 MAX_CACHED_ENTRIES = 10_000
 MAX_CACHED_BYTES = 8 << 20
+MAX_DIGITS = 20
+"""Of a version's number, which has 64 bits."""
 
 
 class Admission:
@@ -30,7 +32,7 @@ class Admission:
         why_absent: why no worker will load a model, or None where one may be about to.
 
     Attributes:
-        reports: each model's latest description.
+        reports: of each model what requests are checked against that name no version.
     """
 
     def __init__(
@@ -41,23 +43,65 @@ class Admission:
         self._why_absent = why_absent
         self.reports: dict[str, ModelReport] = {}
         self._versions: dict[str, dict[str, ModelReport]] = {}
+        self._labels: dict[str, Mapping[str, Sequence[str]]] = {}
         self._contracts: dict[tuple[object, ...], int] = {}
         self._timeouts = timeouts
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._bytes = 0
         self._keys: weakref.WeakValueDictionary[tuple[KeySpec, int, str], BatchKey] = weakref.WeakValueDictionary()
 
-    def describe(self, report: ModelReport) -> Served:
+    def describe(self, report: ModelReport, *, newest: bool = True) -> Served:
         """A worker has loaded the model: requests are checked against this description from now on.
 
         What was planned against an older one is forgotten.
+
+        Args:
+            report: of one version.
+            newest: of those that the worker has: requests that name no version are checked against it.
         """
-        known = self.reports.get(report.name)
-        self.reports[report.name] = report
-        self._versions.setdefault(report.name, {})[report.version] = report
-        if known is None or (known.version, _signature(known)) != (report.version, _signature(report)):
+        versions = self._versions.setdefault(report.name, {})
+        before = [versions.get(report.version), self.reports.get(report.name) if newest else report]
+        versions[report.version] = report
+        if newest:
+            self.reports[report.name] = report
+        if any(known is None or not _alike(known, report) for known in before):
             self._forget_plans()
         return Served(report.version, self._contract(report))
+
+    def versions(self, name: str) -> list[str]:
+        """Those of the model that can be asked for by name, ascending."""
+        return sorted(self._versions.get(name, ()), key=int)
+
+    def report(self, name: str, version: str) -> ModelReport | None:
+        """The description of a version; None while no worker has loaded it."""
+        return self._versions.get(name, {}).get(version)
+
+    def set_labels(self, name: str, labels: Mapping[str, Sequence[str]]) -> None:
+        """What the labels of the model's versions stand for: for each label versions, of which the first served counts.
+
+        While a reload replaces worker after worker there are two: what a label stood for, and what it is to stand for.
+        """
+        if self._labels.get(name, {}) != labels:
+            self._labels[name] = labels
+            self._forget_plans()
+
+    def labels(self, name: str) -> dict[str, str]:
+        """The version that each label of the model stands for, whether that is served or not."""
+        return {label: self._labelled(name, label) or wanted[0] for label, wanted in self._labels.get(name, {}).items()}
+
+    def _labelled(self, name: str, label: str) -> str | None:
+        """The served version that a label stands for."""
+        found = (self._numbered(name, version) for version in self._labels.get(name, {}).get(label, ()))
+        return next((version for version in found if version is not None), None)
+
+    def _numbered(self, name: str, version: str) -> str | None:
+        """The served version of that number: its folder may be named 001."""
+        versions = self._versions.get(name, {})
+        if version in versions:
+            return version
+        if not (version.isascii() and version.isdigit() and len(version) <= MAX_DIGITS):
+            return None
+        return next((known for known in versions if int(known) == int(version)), None)
 
     def set_timeout(self, name: str, seconds: float) -> None:
         """The model is new, or the time of its requests is."""
@@ -79,6 +123,7 @@ class Admission:
         self._timeouts.pop(name, None)
         self.reports.pop(name, None)
         self._versions.pop(name, None)
+        self._labels.pop(name, None)
         self._forget_plans()
 
     def _forget_plans(self) -> None:
@@ -115,8 +160,13 @@ class Admission:
                 self._bytes -= len(oldest)
         return plan
 
-    def model(self, name: str, version: str) -> ModelReport | None:
-        """The description of a model, the latest or that of a version; None while no worker has loaded it.
+    def model(self, name: str, version: str, label: str = "") -> ModelReport | None:
+        """The description of a model, the newest or that of a version; None while no worker has loaded it.
+
+        Args:
+            name: the model's.
+            version: its number, or "".
+            label: of a version, or "".
 
         Raises:
             NotFound: `model_unknown` or `version_unknown`.
@@ -124,24 +174,33 @@ class Admission:
         if name not in self._timeouts:
             known = ", ".join(sorted(self._timeouts))
             raise make(Reason.MODEL_UNKNOWN, f"there is no model {name[:128]!r}, only {known}", field="model_name")
+        labels = self._labels.get(name, {})
+        if label and label not in labels:
+            known = f"only {', '.join(map(repr, labels))}" if labels else "nor any other"
+            message = f"{name!r} has no version label {label[:128]!r}, {known}"
+            raise make(Reason.VERSION_UNKNOWN, message, field="parameters.version_label")
         versions = self._versions.get(name)
-        if not version or not versions:
+        if not (version or label) or not versions:
             return self.reports.get(name)
-        report = versions.get(version)
-        if report is None:
-            raise make(
-                Reason.VERSION_UNKNOWN,
-                f"{name!r} has no version {version[:40]!r}, only {', '.join(versions)}",
-                field="model_version",
+        found = self._labelled(name, label) if label else self._numbered(name, version)
+        if found is not None:
+            return versions[found]
+        served = ", ".join(self.versions(name))
+        if label:
+            message = (
+                f"the label {label[:128]!r} of {name!r} is version {labels[label][0]}, but served is only {served}"
             )
-        return report
+            raise make(Reason.VERSION_UNKNOWN, message, field="parameters.version_label")
+        message = f"{name!r} has no version {version[:40]!r}, only {served}"
+        raise make(Reason.VERSION_UNKNOWN, message, field="model_version")
 
     def _make(self, header: wire.InferHeader) -> Plan:
         name = header.model_name
-        report = self.model(name, header.model_version)
+        report = self.model(name, header.model_version, header.version_label)
         if report is None:
             still_loading = make(Reason.NO_WORKER, f"{name!r} is still loading", retry_after_ms=1000)
             raise self._why_absent(name) or still_loading
+        version = report.version if header.model_version or header.version_label else ""
         served = _signed(report, header.signature)
         batched = served.max_batch_size > 0
         if served.inputs is not None:
@@ -167,9 +226,10 @@ class Admission:
             batched=batched,
             # So that requests which name the default share batches with those that name none.
             signature=served.name if isinstance(served, SignatureReport) else "",
+            version=version,
         )
         sizes = tuple(tensors.byte_size(tensor.datatype, tensor.shape) for tensor in header.inputs)
-        identity = spec, self._contract(report), header.model_version
+        identity = spec, self._contract(report), version
         key = self._keys.get(identity)
         if key is None:
             key = self._keys[identity] = BatchKey(spec, served.max_batch_size, *identity[1:])
@@ -193,6 +253,10 @@ class Admission:
 def _shared(header: wire.InferHeader) -> Shared | None:
     inputs = tuple(tensor.area for tensor in header.inputs)
     return Shared(inputs, header.areas) if header.areas or any(inputs) else None
+
+
+def _alike(one: ModelReport, other: ModelReport) -> bool:
+    return (one.version, _signature(one)) == (other.version, _signature(other))
 
 
 def _signature(report: ModelReport) -> tuple[object, ...]:

@@ -182,9 +182,16 @@ class Balancer:
 
     # What happens to workers.
 
-    def add_worker(self, slot: int, device: str, serves: Mapping[str, Served], now: float) -> Worker:
-        """A worker has become ready; it gets work from the next `dispatch` on."""
-        worker = Worker(slot, device, serves, now)
+    def add_worker(
+        self,
+        slot: int,
+        device: str,
+        serves: Mapping[str, Served],
+        now: float,
+        versions: Mapping[tuple[str, str], Served] | None = None,
+    ) -> Worker:
+        """A worker has become ready; it gets work from the next `dispatch` on. See `serving.Worker`."""
+        worker = Worker(slot, device, serves, now, versions)
         self.pool.add(worker)
         self._refuse_outdated()
         return worker
@@ -390,10 +397,11 @@ class Balancer:
         return None
 
     def _take(self, queue: ModelQueue, key: BatchKey, worker: Worker, sharing: int, now: float) -> Batch | None:
-        edition, most = worker.serves[queue.model].edition, worker.safe_rows.get(queue.model, 0)
+        served, most = worker.served(key), worker.safe_rows.get(queue.model, 0)
+        assert served is not None  # it can run a request of this key
         # Whose neighbours would answer for it where a request may survive no death travels alone.
         singles = self.pool.brief(key) if not key.max_batch_size and queue.limits.retry else 1
-        requests = queue.take(key, now, self._settle, sharing, edition, most, max(singles, 1))
+        requests = queue.take(key, now, self._settle, sharing, served.edition, most, max(singles, 1))
         return self._give(worker, key, requests, now) if requests else None
 
     def _give(self, worker: Worker, key: BatchKey, requests: list[Request], now: float) -> Batch:
@@ -402,13 +410,16 @@ class Balancer:
         batch = Batch(self._next_batch, key, requests, rows, worker, now, size)
         self._next_batch += 1
         self.pool.given(batch, now)
+        served = worker.served(key)
+        version = served.version if served is not None else ""
         for request in requests:
             request.phase = Phase.RUNNING
             request.sent = now
+            request.version = version
             if request.parent is not None:
                 self._split[request.parent] = None
                 if not request.start:
-                    request.parent.sent = now
+                    request.parent.sent, request.parent.version = now, version
         return batch
 
     def _return(self, request: Request) -> None:

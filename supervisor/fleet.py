@@ -114,7 +114,9 @@ class Fleet:
         place = member.place
         if place is not None and place.member is member:
             place.models = tuple(
-                replace(model, unbatched_because=report.because) if model.name == report.model else model
+                replace(model, unbatched_because=report.because)
+                if model.key == (report.model, report.version)
+                else model
                 for model in place.models
             )
 
@@ -154,7 +156,7 @@ class Fleet:
             place.models = report.models
             for model in report.models:
                 self._log_failed_model(place, model)
-            cause = report.cause or "; ".join(f"{model.name}: {model.cause}" for model in report.models)
+            cause = report.cause or _causes(report.models)
             event(log, logging.ERROR, "slot failed", **member.process.fields, cause=cause)
             self.tell(place, Event.UNLOADABLE, now, cause)
             self.judge_models()
@@ -299,14 +301,17 @@ class Fleet:
 
     def start_successor(self, place: Place, specs: tuple[ModelSpec, ...], placement: Placement) -> Member | None:
         """Starts a process that is to take over a slot which serves; None when there is no room for one."""
+        place.refused = ()
         place.successor = self._hiring.give_work(place, specs, placement, place.slot.incarnation + 1)
         return place.successor
 
     def _report_of_successor(self, place: Place, member: Member, report: WorkerReport, now: float) -> None:
-        if report.state == "failed" or any(model.state != "ready" for model in report.models):
-            cause = report.cause or "; ".join(f"{model.name}: {model.cause}" for model in report.models if model.cause)
+        failed = self._newly_failed(place, member, report)
+        if report.state == "failed" or failed:
+            cause = report.cause or _causes(failed)
             event(log, logging.ERROR, "the new worker cannot load", **member.process.fields, cause=cause)
             place.slot.last_error = cause
+            place.refused = tuple(failed)
             place.successor = None
             self.end(member, now)
         elif report.state == "ready":
@@ -318,6 +323,22 @@ class Fleet:
             self.tell(place, Event.REPLACED, now)
             self._serve(place, member, report, now)
             self.renewals.took_over(place, old)
+
+    @staticmethod
+    def _newly_failed(place: Place, member: Member, report: WorkerReport) -> list[ModelReport]:
+        """What a process that is to take over cannot load, save what the one that serves could not load either."""
+        old = place.member
+        before = {model.key for model in place.models if model.state != "ready"}
+        return [
+            model
+            for model in report.models
+            if model.state != "ready"
+            and not (
+                old is not None
+                and model.key in before
+                and old.editions.get(model.key) == member.editions.get(model.key)
+            )
+        ]
 
     def _ready(self, place: Place, member: Member, report: WorkerReport, now: float) -> None:
         self.tell(place, Event.LOADED, now)
@@ -343,7 +364,7 @@ class Fleet:
             logging.INFO,
             "worker ready",
             **member.process.fields,
-            models=",".join(model.name for model in serving),
+            models=",".join(dict.fromkeys(model.name for model in serving)),
             away_s=away,
         )
         self.judge_models()
@@ -353,22 +374,30 @@ class Fleet:
             event(log, logging.ERROR, "slot failed", **place.fields, cause=place.slot.last_error)
 
     def _log_failed_model(self, place: Place, model: ModelReport) -> None:
-        event(log, logging.ERROR, "model cannot load", **place.fields, model=model.name, cause=model.cause)
+        event(
+            log,
+            logging.ERROR,
+            "model cannot load",
+            **place.fields,
+            model=model.name,
+            version=model.version,
+            cause=model.cause,
+        )
 
     def judge_models(self) -> None:
         """Finds the models that nothing serves or will serve, so that their requests need not wait."""
-        for spec in self.settings.models:
+        for name in dict.fromkeys(spec.name for spec in self.settings.models):
             causes: list[str] = []
             for place in self.places:
                 if not self._lives(place):
                     causes.append(f"slot {place.slot.number}: {place.slot.last_error or place.slot.state}")
                     continue
-                report = next((model for model in place.models if model.name == spec.name), None)
-                if report is None or report.state == "ready":
+                reports = [model for model in place.models if model.name == name]
+                if not reports or any(report.state == "ready" for report in reports):
                     break
-                causes.append(f"slot {place.slot.number}: {report.cause}")
+                causes.append(f"slot {place.slot.number}: {'; '.join(str(report.cause) for report in reports)}")
             else:
-                self._router.balancer.give_up(spec.name, "; ".join(causes))
+                self._router.balancer.give_up(name, "; ".join(causes))
 
     def tell(self, place: Place, event: Event, now: float, cause: str | None = None) -> None:
         """Tells the slot of an event, and does what follows from it."""
@@ -464,3 +493,7 @@ class Fleet:
     def drop(self, place: Place) -> None:
         """The slot is no more; its process has ended."""
         self.places.remove(place)
+
+
+def _causes(reports: Sequence[ModelReport]) -> str:
+    return "; ".join(f"{model.name}: {model.cause}" for model in reports if model.cause)

@@ -47,6 +47,7 @@ class Renewal:
         old: the process that leaves.
         overlap: the new process loads while the old one serves.
         new: the process that loads meanwhile.
+        changed: models and versions that it loads otherwise than the former one.
     """
 
     place: Place
@@ -59,6 +60,7 @@ class Renewal:
     old: Member | None = None
     overlap: bool = False
     new: Member | None = None
+    changed: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def wanted(self) -> tuple[ModelSpec, ...]:
@@ -212,9 +214,9 @@ class Renewals:
             return  # it is dead, or about to be: what it was executing is still to be given to others
         worker, balancer = old.channel.worker, self._router.balancer
         if not worker.retiring:
-            coming = set[str]() if renewal.overlap or renewal.remove else {spec.name for spec in renewal.wanted}
+            coming = [] if renewal.overlap or renewal.remove else [spec.key for spec in renewal.wanted]
             self._router.withdraw(old.channel, coming)
-            if balancer.needed(worker, coming):
+            if balancer.needed(worker, {name for name, _ in coming}):
                 return
             balancer.retire(worker)
             if not renewal.overlap:
@@ -256,12 +258,18 @@ class Renewals:
     def _starting(self, renewal: Renewal, _now: float) -> None:
         slot = renewal.place.slot
         if slot.state is State.READY:
-            self._finish(None)
+            failed = [
+                model for model in renewal.place.models if model.state != "ready" and model.key in renewal.changed
+            ]
+            if failed:
+                slot.last_error = "; ".join(f"{model.name}: {model.cause}" for model in failed)
+            self._finish(slot.last_error if failed else None)
         elif slot.state in (State.FAILED, State.STOPPED):
             self._finish(slot.last_error or str(slot.state))
 
     def _apply(self, renewal: Renewal) -> None:
         if renewal.specs is not None:
+            renewal.changed = frozenset(spec.key for spec in renewal.specs if spec not in renewal.place.specs)
             renewal.place.specs = renewal.specs
         if renewal.placement is not None:
             renewal.place.placement = renewal.placement

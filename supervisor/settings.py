@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from multitower.spec import ModelSpec
 from multitower.supervisor import placement
 from multitower.supervisor.batching import QueueLimits
 from multitower.supervisor.config import Config, ModelConfig
 from multitower.supervisor.fleet_settings import FleetSettings
+from multitower.supervisor.log import event
 from multitower.supervisor.pool import Rule
 from multitower.supervisor.restart import RestartPolicy
-from multitower.supervisor.versions import fingerprint, latest_version
+from multitower.supervisor.versions import chosen_versions, fingerprint
+
+log = logging.getLogger("multitower.daemon")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,7 @@ class Settings:
         fleet: what the fleet is told.
         limits: of each model's queue.
         timeouts: seconds that a request to each model may take.
+        labels: of each model that has some, the versions that they stand for.
         dispatch: the rule by which workers get batches.
     """
 
@@ -33,7 +38,33 @@ class Settings:
     fleet: FleetSettings
     limits: dict[str, QueueLimits]
     timeouts: dict[str, float]
+    labels: dict[str, dict[str, str]]
     dispatch: Rule
+
+    def with_versions(self, name: str, versions: Mapping[str, str]) -> Settings:
+        """The same with other versions of a model.
+
+        Args:
+            name: the model's.
+            versions: which are to be served, each with its `versions.fingerprint`.
+        """
+        specs: list[ModelSpec] = []
+        for model in self.config.models:
+            if model.name == name:
+                spec = model.to_spec()
+                specs += [replace(spec, version=version, fingerprint=print_) for version, print_ in versions.items()]
+            else:
+                specs += [spec for spec in self.fleet.models if spec.name == model.name]
+        return replace(self, fleet=replace(self.fleet, models=tuple(specs)))
+
+    def warn_of_labels(self) -> None:
+        """Tells the log of labels for versions that are not served: requests that give them are refused."""
+        for name, labels in self.labels.items():
+            served = [spec.key[1] for spec in self.fleet.models if spec.name == name]
+            for label, version in labels.items():
+                if int(version) not in map(int, served):
+                    fields = {"model": name, "label": label, "version": version, "served": ",".join(served)}
+                    event(log, logging.WARNING, "the version of a label is not served", **fields)
 
 
 def make(config: Config) -> Settings:
@@ -47,7 +78,7 @@ def make(config: Config) -> Settings:
         config=config,
         placements=placement.of_config(config),
         fleet=FleetSettings(
-            models=tuple(_pin_version(model.to_spec()) for model in config.models),
+            models=tuple(spec for model in config.models for spec in _pinned(model)),
             execution_s={model.name: model.max_execution_time for model in config.models},
             policy=RestartPolicy(
                 max_restarts=config.restart.max_restarts,
@@ -62,6 +93,11 @@ def make(config: Config) -> Settings:
         ),
         limits={model.name: _limits(model) for model in config.models},
         timeouts={model.name: model.queue.timeout for model in config.models},
+        labels={
+            model.name: {label: str(number) for label, number in model.version_labels.items()}
+            for model in config.models
+            if model.version_labels
+        },
         dispatch=Rule(config.dispatch),
     )
 
@@ -77,8 +113,12 @@ def _limits(model: ModelConfig) -> QueueLimits:
     )
 
 
-def _pin_version(spec: ModelSpec) -> ModelSpec:
+def _pinned(model: ModelConfig) -> list[ModelSpec]:
+    """The model as workers are told of it, once for each version that is to be served."""
+    spec = model.to_spec()
     if spec.path is None:
-        return spec
-    version = latest_version(spec.path)
-    return dataclasses.replace(spec, version=version, fingerprint=fingerprint(spec.path, version))
+        return [spec]
+    return [
+        replace(spec, version=version, fingerprint=fingerprint(spec.path, version))
+        for version in chosen_versions(spec.path, model.versions)
+    ]

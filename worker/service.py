@@ -11,7 +11,7 @@ import zmq
 
 from multitower import frames, tensors, wire, worker_wire
 from multitower.errors import MultitowerError
-from multitower.spec import MemoryReport, SinglyReport
+from multitower.spec import MemoryReport, SinglyReport, newest
 from multitower.worker.batch import Joined
 from multitower.worker.buffers import Buffers
 from multitower.worker.executor import Answer, Executor
@@ -19,15 +19,18 @@ from multitower.worker.regions import Inputs, Outputs, Regions
 from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Place, Timing
 
 Executors = Mapping[str, Executor]
-"""What runs the batches of a model, by signature; that of its default one by ""."""
+"""What runs the batches of a model's version, by signature; that of its default one by ""."""
+
+Models = Mapping[tuple[str, str], Executors]
+"""Those that a worker serves, by name and version."""
 
 
-def serve(socket: zmq.Socket[bytes], models: Mapping[str, Executors], begin: Callable[[int], None]) -> None:
+def serve(socket: zmq.Socket[bytes], models: Models, begin: Callable[[int], None]) -> None:
     """Answers batches, one at a time, until STOP.
 
     Args:
         socket: the worker's end of its channel.
-        models: those that serve, by name.
+        models: those that serve, by name and version.
         begin: notes the id of each batch before it is executed, where the supervisor finds it whatever happens then.
     """
     service = _Service(models, begin)
@@ -46,7 +49,7 @@ def serve(socket: zmq.Socket[bytes], models: Mapping[str, Executors], begin: Cal
                 if executor.singly_because is not None:
                     # Once, since there is no way back.
                     joining.remove(executor)
-                    found = SinglyReport(model=executor.name, because=executor.singly_because)
+                    found = SinglyReport(model=executor.name, version=executor.version, because=executor.singly_because)
                     frames.send(socket, [worker_wire.SINGLY, found.to_json()], wait=True)
                     break
             for executor, before in told.items():
@@ -60,8 +63,11 @@ def serve(socket: zmq.Socket[bytes], models: Mapping[str, Executors], begin: Cal
 class _Service:
     """From the message of a batch to that of its answers."""
 
-    def __init__(self, models: Mapping[str, Executors], begin: Callable[[int], None]) -> None:
-        self._models = models
+    def __init__(self, models: Models, begin: Callable[[int], None]) -> None:
+        versions: dict[str, list[str]] = {}
+        for name, version in models:
+            versions.setdefault(name, []).append(version)
+        self._models = {**models, **{(name, ""): models[name, newest(found)] for name, found in versions.items()}}
         self._begin = begin
         self._keys = KeyMemory()
         self._outputs = Outputs()
@@ -71,7 +77,7 @@ class _Service:
     def answer(self, message: list[Any]) -> list[Any]:
         """Runs a batch whose tensors have come in frames."""
         head, key, rest = self._open(message)
-        executor = self._models[key.model][key.signature]
+        executor = self._models[key.model, key.version][key.signature]
         answers, timing = executor.run(key, head.rows, _views(rest), joined=head.joined)
         if isinstance(answers, Joined):
             outputs = _kept(answers.frames) if executor.volatile else answers.frames
@@ -86,7 +92,7 @@ class _Service:
             begun = time.monotonic_ns()
             inputs = Inputs(key, head.rows, table, _views(rest), regions, self._buffers)
             read = time.monotonic_ns()
-            executor = self._models[key.model][key.signature]
+            executor = self._models[key.model, key.version][key.signature]
             run: Sequence[Answer] = ()
             timing = Timing(0, 0, 0)
             if inputs.rows:  # a model is not called for nothing

@@ -250,7 +250,8 @@ def _rows(model: dict[str, Any]) -> Iterable[Sequence[object]]:
     "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the outputs to FILE, .npz or .json."
 )
 @click.option("--only", "wanted", multiple=True, metavar="NAME", help="Ask for this output alone. Repeatable.")
-@click.option("--model-version", default="", metavar="VERSION", help="Else the one that is served.")
+@click.option("--model-version", default="", metavar="VERSION", help="Else the highest that is served.")
+@click.option("--version-label", default="", metavar="LABEL", help="Of the model's version_labels, in place of that.")
 @click.option("--signature", default="", metavar="NAME", help="Of the model's signatures; else its default one.")
 @asks
 def infer(
@@ -261,6 +262,7 @@ def infer(
     output: Path | None,
     wanted: tuple[str, ...],
     model_version: str,
+    version_label: str,
     signature: str,
 ) -> int:
     """Ask MODEL once, and print its outputs as JSON.
@@ -277,12 +279,19 @@ def infer(
 
     if output is not None and output.suffix not in (".npz", ".json"):
         raise click.BadParameter("a file's name ends in .npz or .json", param_hint="'--output'")
-    metadata = client.metadata(model, model_version)
+    metadata = client.metadata(model, model_version, version_label=version_label)
     # One that does not exist is the daemon's to refuse.
     signed = metadata.get("signatures", {}).get(signature, metadata)
     declared = {tensor["name"]: tensor["datatype"] for tensor in signed["inputs"]}
     inputs = values.read(source if source or files else values.STDIN, files, declared)
-    answer = client.infer(model, inputs, outputs=wanted or None, version=model_version, signature=signature)
+    answer = client.infer(
+        model,
+        inputs,
+        outputs=wanted or None,
+        version=model_version,
+        version_label=version_label,
+        signature=signature,
+    )
     if output is not None:
         values.save(output, answer)
     else:

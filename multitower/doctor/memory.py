@@ -50,7 +50,7 @@ def device_findings(
     Args:
         devices: the configured ones.
         placements: the slots on them.
-        sizes: each model's `file_bytes`, by its name.
+        sizes: the `file_bytes` of each version of a model, by what it is called.
     """
     need = estimate(list(sizes.values()))
     for device in devices:
@@ -93,7 +93,7 @@ def host_finding(
     Args:
         workers: how many there are to be.
         spares: how many.
-        sizes: each model's `file_bytes`, by its name.
+        sizes: the `file_bytes` of each version of a model, by what it is called.
         measured: for models that were loaded, resident bytes of a process before and after.
         available: bytes that the host, or this container, has left.
     """

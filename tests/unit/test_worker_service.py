@@ -48,7 +48,7 @@ class Scene:
     def __init__(self, *, volatile: bool = True, **options: Any) -> None:
         self.model = Reusing(volatile)
         executor = Executor("m", self.model, (), **options)
-        self._service = _Service({"m": {"": executor}}, lambda _: None)
+        self._service = _Service({("m", "1"): {"": executor}}, lambda _: None)
         self._ids = itertools.count(1)
 
     def ask(self, width: int, *values: int) -> list[Any]:
