@@ -138,7 +138,7 @@ class Reload:
         if error is None:
             # They are others now.
             changed_models = [model.name for model in self._new.fleet.models if model not in self._old.fleet.models]
-            self._router.balancer.forgive(changed_models)
+            self._router.balancer.refusals.forgive(changed_models)
             self._router.set_labels(self._new.labels)
             self._new.warn_of_labels()
         current = fleet.settings.models

@@ -78,7 +78,7 @@ class Router:
         dispatch: Rule = Rule.EARLIEST_FINISH,
     ) -> None:
         self.balancer = Balancer(limits, dispatch)
-        self.admission = Admission(timeouts, self.balancer.hopeless)
+        self.admission = Admission(timeouts, self.balancer.refusals.of)
         self.fronts: list[Front] = []
         self.regions = regions.Regions()
         self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
@@ -231,7 +231,7 @@ class Router:
         }
         serves = {name: versions[of_model[-1].key] for name, of_model in described.items()}
         for name in serves:
-            self.balancer.hope(name)
+            self.balancer.refusals.hope(name)
         worker = self.balancer.add_worker(slot, device, serves, now, versions)
         channel = self.channels[worker] = Channel(worker, process, reports=described)
         return channel

@@ -15,6 +15,7 @@ import psutil
 
 from multitower import tensors, wire
 from multitower.errors import Reason, make
+from multitower.infer_header import parse_version
 from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorReport
 from multitower.supervisor.fleet import Fleet
 from multitower.supervisor.member import Place
@@ -69,7 +70,7 @@ class Reporter:
             return self._statistics(header)
         name, report = self._named(header)
         if kind == wire.MODEL_READY:
-            named = report is not None and any(wire.parse_version(header))
+            named = report is not None and any(parse_version(header))
             return {"name": name, "ready": self._slots_ready(name, report.version if report and named else None) > 0}
         if report is None:
             cause = self._model_cause(name) or "it is still loading"
@@ -114,7 +115,7 @@ class Reporter:
                 "control": self.control,
                 "quarantine": [
                     {"model": entry.model, "seconds_left": round(entry.until - now, 1), "refused": entry.refused}
-                    for entry in router.balancer.quarantine.entries(now)
+                    for entry in router.balancer.refusals.quarantine.entries(now)
                 ],
             },
             "slots": [self._slot(place, now) for place in self.fleet.places],
@@ -148,6 +149,16 @@ class Reporter:
             "device_memory_of": sample.device_memory_of if sample is not None else None,
             "utilization_percent": sample.utilization_percent if sample is not None else None,
             "device_present": self.sampler.present(place.slot.number) if self.sampler is not None else None,
+            "devices": [
+                {
+                    "name": device.name,
+                    "memory_bytes": device.memory_bytes,
+                    "memory_of": device.memory_of,
+                    "utilization_percent": device.utilization_percent,
+                    "present": device.present,
+                }
+                for device in (self.sampler.devices(place.slot.number) if self.sampler is not None else ())
+            ],
             "models": [
                 {"name": model.name, "version": model.version, "state": model.state, "cause": model.cause}
                 for model in place.models
@@ -176,7 +187,7 @@ class Reporter:
         report = admission.report(name, version) if version is not None else None
         statistics = self.router.statistics[name].get(version or "") or ModelStatistics()
         ready = self._slots_ready(name, version)
-        failed = refused or self.router.balancer.hopeless(name) or self.failure(name, version)
+        failed = refused or self.router.balancer.refusals.of(name) or self.failure(name, version)
         max_batch_size = next(model.max_batch_size for model in self.models if model.name == name)
         return {
             "name": name,
@@ -201,7 +212,7 @@ class Reporter:
         return report.unbatched_because or next(filter(None, (model.unbatched_because for model in models)), None)
 
     def _slots_ready(self, name: str, version: str | None = None) -> int:
-        if name in self.router.balancer.crashing.until:
+        if name in self.router.balancer.refusals.crashing.until:
             return 0  # it is loaded, and kept away
         workers = [place.channel.worker for place in self.fleet.places if place.channel is not None]
         return sum(
@@ -223,20 +234,20 @@ class Reporter:
         ]
 
     def _model_cause(self, name: str, version: str | None = None) -> str | None:
-        hopeless = self.router.balancer.hopeless(name)
+        hopeless = self.router.balancer.refusals.of(name)
         return hopeless.message if hopeless is not None else "; ".join(self._causes(name, version)) or None
 
     def _named(self, header: dict[str, Any]) -> tuple[str, ModelReport | None]:
         name = header.get("model_name")
         if not isinstance(name, str) or not name:
             raise make(Reason.MALFORMED, "model_name is missing or not a string", field="model_name")
-        return name, self.router.admission.model(name, *wire.parse_version(header))
+        return name, self.router.admission.model(name, *parse_version(header))
 
     def _statistics(self, header: dict[str, Any]) -> dict[str, Any]:
         versions: dict[str, list[str]] = {name: self.router.admission.versions(name) or [""] for name in self._names}
         if "model_name" in header:
             name, report = self._named(header)
-            named = report is not None and any(wire.parse_version(header))
+            named = report is not None and any(parse_version(header))
             versions = {name: [report.version] if report and named else versions.get(name, [""])}
         return {
             "model_stats": [
