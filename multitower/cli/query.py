@@ -128,17 +128,31 @@ def _print_status(state: dict[str, Any]) -> None:
             (
                 model["name"],
                 model["state"],
-                model["version"],
+                _version(model),
                 f"{model['slots_ready']}/{len(slots)}",
                 model["queue"],
                 f"{model['completed']:,}",
                 f"{model['failed']:,}",
                 f"{model['rows'] / model['batches']:.1f}" if model["batches"] else None,
-                model["cause"] or model["unbatched_because"] or "",
+                "; ".join(_notes(model)),
             )
             for model in models
         ),
     )
+
+
+def _version(model: dict[str, Any]) -> str | None:
+    """The version with its labels."""
+    labels = ", ".join(model["labels"])
+    return f"{model['version']} ({labels})" if labels else model["version"]
+
+
+def _notes(model: dict[str, Any]) -> Iterable[str]:
+    told = model["cause"] or model["unbatched_because"]
+    if told:
+        yield told
+    for label, version in model["labels_not_served"].items():
+        yield f"the label {label} is version {version}, which is not served"
 
 
 def _print_use(slots: Sequence[dict[str, Any]]) -> None:
@@ -202,7 +216,7 @@ def _print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> N
 @click.option("--json", "as_json", is_flag=True, help="Print the Open Inference Protocol's metadata, for programs.")
 @asks
 def models(client: Client, as_json: bool) -> int:
-    """List the models with their inputs and outputs.
+    """List the models and their versions with their inputs and outputs.
 
     Of a SavedModel those of each signature; the first one is the default. A dimension `any` takes every size; where a
     model is batched it is the first one, the rows.
@@ -211,11 +225,11 @@ def models(client: Client, as_json: bool) -> int:
 
     found: list[dict[str, Any]] = []
     for model in client.status()["models"]:
-        entry = {"name": model["name"], "state": model["state"], "cause": model["cause"]}
+        entry = {name: model[name] for name in ("name", "version", "labels", "state", "cause")}
         try:
-            found.append({**entry, **client.metadata(model["name"])})
+            found.append({**entry, **client.metadata(model["name"], model["version"] or "")})
         except MultitowerError as error:  # not loaded, or not any more
-            found.append({**entry, "cause": error.message})
+            found.append({**entry, "cause": entry["cause"] or error.message})
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
@@ -227,7 +241,7 @@ def models(client: Client, as_json: bool) -> int:
 
 
 def _rows(model: dict[str, Any]) -> Iterable[Sequence[object]]:
-    first = [model["name"], model["state"], ", ".join(model.get("versions", ())) or None]
+    first = [model["name"], model["state"], _version(model)]
     nothing = "takes any inputs" if "inputs" in model else model["cause"]
     for name, signature in model.get("signatures", {"": model}).items():
         tensors = [(side, tensor) for side in ("input", "output") for tensor in signature.get(f"{side}s", ())]

@@ -194,8 +194,11 @@ class Scene:
         self.now += seconds
         self.fleet.tick(self.now)
 
-    def report(self, member: Member, state: str, cause: str | None = None) -> None:
-        models = (ModelReport(name="m", max_batch_size=LARGEST),) if state == "ready" else ()
+    def report(
+        self, member: Member, state: str, cause: str | None = None, models: tuple[ModelReport, ...] | None = None
+    ) -> None:
+        if models is None:
+            models = (ModelReport(name="m", max_batch_size=LARGEST),) if state == "ready" else ()
         report = WorkerReport(state=state, pid=member.process.pid, cause=cause, models=models)
         self.fleet.message(member, [worker_wire.REPORT, report.to_json()], self.now)
 
