@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -112,6 +114,10 @@ def test_versions_come_and_go_under_load_without_an_error_and_no_answer_is_a_mix
             shutil.rmtree(folder / "4")
             daemon.wait_line("versions changed", 100, versions="2", before="4")
             daemon.wait(lambda: load.last() == 2.0)
+        pid = daemon.slot(0)["pid"]
+        os.kill(pid, signal.SIGKILL)
+        daemon.wait(lambda: daemon.slot(0)["pid"] not in (pid, None))
+        daemon.wait_ready()
         answers = [set(future.result(STEP_S)["y"].ravel().tolist()) for future in load.sent]
         assert all(answer in ({1.0}, {2.0}, {4.0}) for answer in answers), "a mix of versions"
         assert sum(line["message"] == "versions not changed" for line in daemon.lines) == 1, "tried again"
