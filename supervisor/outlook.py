@@ -36,9 +36,13 @@ class Outlook:
 
     def judge(self, models: Iterable[ModelSpec]) -> None:
         """Finds those of the models that nothing serves or will serve."""
-        for name in dict.fromkeys(spec.name for spec in models):
+        # What a worker that leaves still serves may be waited for, though its slot is to have other models.
+        served = {model for worker in self._balancer.workers if not worker.retiring for model in worker.serves}
+        for name in dict.fromkeys(spec.name for spec in models if spec.name not in served):
             causes: list[str] = []
             for place in self._places:
+                if name not in {known.name for known in (*place.specs, *self._renewals.coming(place))}:
+                    continue
                 if not self.lives(place):
                     causes.append(f"slot {place.slot.number}: {place.slot.last_error or place.slot.state}")
                     continue
@@ -47,4 +51,4 @@ class Outlook:
                     break
                 causes.append(f"slot {place.slot.number}: {'; '.join(str(report.cause) for report in reports)}")
             else:
-                self._balancer.give_up(name, "; ".join(causes))
+                self._balancer.give_up(name, "; ".join(causes) or "no slot has it")

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
+from multitower.spec import ModelSpec
 from multitower.supervisor.fleet import Fleet
 from multitower.supervisor.log import event
 from multitower.supervisor.member import Place
@@ -72,15 +73,18 @@ class Reload:
         self._renewed: list[int] = []
         self._given_up: list[int] = []
         kept, self._added, self._removed = _match(fleet.places, new.placements)
-        self._changed = [
-            (place, placement)
-            for place, placement in kept
-            if place.placement != placement or place.specs != new.fleet.models or place.member is None
+        wanted = [(place, placement, placement.specs(new.fleet.models)) for place, placement in kept]
+        changed = [
+            (place, placement, specs)
+            for place, placement, specs in wanted
+            if place.placement != placement or place.specs != specs or place.member is None
         ]
+        # Those that get models first: they may have to take over from those that only lose some.
+        self._changed = sorted(changed, key=lambda each: _names(each[2]) <= _names(each[0].specs))
         self._may_fail: set[int] = set()
         if tolerant:
-            self._changed.sort(key=lambda changed: changed[0].channel is None)
-            self._may_fail = {place.slot.number for place, _ in self._changed if place.channel is None}
+            self._changed.sort(key=lambda each: each[0].channel is None)
+            self._may_fail = {place.slot.number for place, _, _ in self._changed if place.channel is None}
 
     def start(self) -> None:
         """Begins; `done` may be called before it returns."""
@@ -97,7 +101,7 @@ class Reload:
         # Until slots have the new models, those that are started anew get the old ones.
         self._fleet.apply(replace(new.fleet, models=self._old.fleet.models) if self._changed else new.fleet)
         renewals = [
-            Renewal(place, self._why, specs=new.fleet.models, placement=placement) for place, placement in self._changed
+            Renewal(place, self._why, specs=specs, placement=placement) for place, placement, specs in self._changed
         ]
         self._renew(renewals, self._renewed, self._give_up_slots)
 
@@ -153,6 +157,10 @@ class Reload:
         level = logging.INFO if error is None else logging.ERROR
         event(log, level, "reloaded" if error is None else "not reloaded", **changed, cause=error)
         self._done(changed, error)
+
+
+def _names(specs: Iterable[ModelSpec]) -> set[str]:
+    return {spec.name for spec in specs}
 
 
 def _match(

@@ -195,6 +195,7 @@ class Reporter:
             "state": "ready" if ready else "failed" if failed else "loading",
             "cause": self._model_cause(name, version) or refused,
             "slots_ready": ready,
+            "slots_total": sum(any(name == spec.name for spec in place.specs) for place in self.fleet.places),
             "queue": queue.size,
             "queue_bytes": queue.bytes,
             "completed": statistics.success.count,

@@ -77,7 +77,8 @@ def _models(config: Config) -> Iterator[str]:
         where = str(model.handler or model.path)
         if told:
             where += f", version{'s' if len(versions) > 1 else ''} {told}"
-        yield f"{model.name:{width}}  {where}"
+        on = "" if model.devices == "all" else f", on {', '.join(map(str, model.devices))}"
+        yield f"{model.name:{width}}  {where}{on}"
 
 
 def _slots(config: Config) -> Iterator[str]:
@@ -89,7 +90,8 @@ def _slots(config: Config) -> Iterator[str]:
         memory = f", memory {devices.format_bytes(limit)}" if limit is not None else ""
         cores = f", cores {','.join(map(str, slot.cores))}" if slot.cores else ""
         threads = f"{slot.intra_op_threads} intra-op and {slot.inter_op_threads} inter-op threads"
-        yield f"{slot.slot}  {slot.device}, {threads}{memory}{cores}"
+        models = f", models {', '.join(slot.models)}" if len(slot.models) < len(config.models) else ""
+        yield f"{slot.slot}  {slot.device}, {threads}{memory}{cores}{models}"
 
 
 @click.command()

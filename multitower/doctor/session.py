@@ -70,7 +70,10 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     ):
         yield from models.findings(loaded)
         if loaded.report is not None and loaded.report.state == "ready":
-            measured[_called(loaded.spec)] = loaded.before_bytes, loaded.after_bytes
+            # The versions of a model are loaded one by one, and lie in a worker together.
+            name, grown = loaded.spec.name, loaded.after_bytes - loaded.before_bytes
+            before, after = measured.get(name, (loaded.before_bytes, loaded.before_bytes))
+            measured[name] = before, after + grown
     yield from _not_loaded(list(dict.fromkeys(spec.name for spec in specs if spec not in loadable)), wanted=load_models)
 
     if answer is not None:
@@ -78,14 +81,13 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     elif failure is not None:
         yield Finding(operations.SECTION, Level.WARNING, failure, "does `python -c 'import tensorflow'` work?")
 
-    sizes = {_called(spec): memory.file_bytes(spec) for spec in specs}
+    sizes: dict[str, int | None] = {}
+    for spec in specs:
+        size, others = memory.file_bytes(spec), sizes.get(spec.name, 0)
+        sizes[spec.name] = None if size is None or others is None else size + others
     yield from memory.device_findings(devices, placements, sizes)
-    workers = max(1, len(placements))
+    workers = [placement.models for placement in placements] or [tuple(sizes)]
     yield memory.host_finding(workers, config.spares, sizes, measured, this.available_bytes)
-
-
-def _called(spec: ModelSpec) -> str:
-    return spec.name if spec.version is None else f"{spec.name} {spec.version}"
 
 
 def _with_versions(model: ModelConfig) -> list[ModelSpec]:
@@ -108,7 +110,7 @@ def _devices(config: Config, driver: Driver) -> tuple[Sequence[Device], Sequence
         advice = "`multitower devices` lists what there is; `devices: {cpu: 1}` serves on the CPU"
         told += [Finding(DEVICES, Level.PROBLEM, problem, advice) for problem in error.problems]
     else:
-        told += [Finding(DEVICES, Level.OK, _shown(slot)) for slot in placements]
+        told += [Finding(DEVICES, Level.OK, _shown(slot, len(config.models))) for slot in placements]
     if discovery.gpus and discovery.problem is not None:
         told.append(Finding(DEVICES, Level.WARNING, discovery.problem, "`multitower devices` lists the others"))
     inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -118,11 +120,12 @@ def _devices(config: Config, driver: Driver) -> tuple[Sequence[Device], Sequence
     return devices, placements, told
 
 
-def _shown(slot: Placement) -> str:
+def _shown(slot: Placement, models: int) -> str:
     limit = f", memory {format_bytes(slot.memory_limit_bytes)}" if slot.memory_limit_bytes is not None else ""
     cores = f", cores {','.join(map(str, slot.cores))}" if slot.cores else ""
     threads = f"{slot.intra_op_threads} intra-op and {slot.inter_op_threads} inter-op threads"
-    return f"slot {slot.slot}: {slot.device}, {threads}{limit}{cores}"
+    loads = f", models {', '.join(slot.models)}" if len(slot.models) < models else ""
+    return f"slot {slot.slot}: {slot.device}, {threads}{limit}{cores}{loads}"
 
 
 def _operations(specs: Sequence[ModelSpec], timeout_s: float) -> tuple[dict[str, Any] | None, str | None]:
