@@ -148,7 +148,7 @@ class Daemon:
             self._watch_versions = Watch(self.fleet, self.reporter, self._orders, self._errands)
             self.reporter.refused = self._watch_versions.refused
             self.router.set_labels(settings.labels)
-            settings.warn_of_labels()
+            settings.warn_of_versions()
             self._control = Control(front, self._answer, self._orders.reload, self._orders.restart)
             undo.pop_all()
 

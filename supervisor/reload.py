@@ -144,7 +144,7 @@ class Reload:
             changed_models = [model.name for model in self._new.fleet.models if model not in self._old.fleet.models]
             self._router.balancer.refusals.forgive(changed_models)
             self._router.set_labels(self._new.labels)
-            self._new.warn_of_labels()
+            self._new.warn_of_versions()
         current = fleet.settings.models
         known = {spec.name for spec in current}
         others = (spec for spec in self._new.fleet.models if spec.name not in known)

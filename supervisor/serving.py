@@ -95,7 +95,9 @@ class Worker:
     def can_run(self, request: Request) -> bool:
         """It serves what the request was checked against."""
         key = request.plan.key
-        served = self.served(key)
+        # Not through `served`: this is asked for each open worker and batch.
+        version = key.version
+        served = self.versions.get((key.spec.model, version)) if version else self.serves.get(key.spec.model)
         if served is None or served.contract != key.contract:
             return False
         # All parts of a request run on one edition.

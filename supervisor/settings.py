@@ -61,14 +61,20 @@ class Settings:
                 specs += [spec for spec in self.fleet.models if spec.name == model.name]
         return replace(self, fleet=replace(self.fleet, models=tuple(specs)))
 
-    def warn_of_labels(self) -> None:
-        """Tells the log of labels for versions that are not served: requests that give them are refused."""
-        for name, labels in self.labels.items():
-            served = [spec.key[1] for spec in self.fleet.models if spec.name == name]
-            for label, version in labels.items():
-                if int(version) not in map(int, served):
-                    fields = {"model": name, "label": label, "version": version, "served": ",".join(served)}
-                    event(log, logging.WARNING, "the version of a label is not served", **fields)
+    def warn_of_versions(self) -> None:
+        """Tells the log of versions that are listed or have a label, but are not there."""
+        for model in self.config.models:
+            served = [spec.key[1] for spec in self.fleet.models if spec.name == model.name]
+            labels = {number: label for label, number in model.version_labels.items()}
+            for number in {*model.versions.listed, *labels}:
+                if number not in map(int, served):
+                    told = {
+                        "model": model.name,
+                        "version": number,
+                        "label": labels.get(number),
+                        "served": ",".join(served),
+                    }
+                    event(log, logging.WARNING, "a version is not there", **told)
 
 
 def make(config: Config) -> Settings:
