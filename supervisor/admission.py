@@ -14,6 +14,7 @@ from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
 from multitower.infer_header import parse_infer_header
 from multitower.spec import ModelReport, SignatureReport, TensorReport
+from multitower.supervisor.catalogue import Catalogue
 from multitower.supervisor.request import NORMAL_PRIORITY, BatchKey, Plan, Shared
 from multitower.supervisor.serving import Served
 from multitower.worker_wire import SIZES, KeySpec
@@ -21,8 +22,6 @@ from multitower.worker_wire import SIZES, KeySpec
 MAX_CACHED_HEADER = 16 << 10
 MAX_CACHED_ENTRIES = 10_000
 MAX_CACHED_BYTES = 8 << 20
-MAX_DIGITS = 20
-"""Of a version's number, which has 64 bits."""
 
 
 class Admission:
@@ -33,7 +32,7 @@ class Admission:
         why_absent: why no worker will load a model, or None where one may be about to.
 
     Attributes:
-        reports: of each model what requests are checked against that name no version.
+        catalogue: the versions that can be asked for.
     """
 
     def __init__(
@@ -42,9 +41,7 @@ class Admission:
         why_absent: Callable[[str], MultitowerError | None] = lambda _: None,
     ) -> None:
         self._why_absent = why_absent
-        self.reports: dict[str, ModelReport] = {}
-        self._versions: dict[str, dict[str, ModelReport]] = {}
-        self._labels: dict[str, Mapping[str, Sequence[str]]] = {}
+        self.catalogue = Catalogue()
         self._contracts: dict[tuple[object, ...], int] = {}
         self._timeouts = timeouts
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
@@ -60,49 +57,15 @@ class Admission:
             report: of one version.
             newest: of those that the worker has: requests that name no version are checked against it.
         """
-        versions = self._versions.setdefault(report.name, {})
-        before = [versions.get(report.version), self.reports.get(report.name) if newest else report]
-        versions[report.version] = report
-        if newest:
-            self.reports[report.name] = report
+        before = self.catalogue.describe(report, newest=newest)
         if any(known is None or not _alike(known, report) for known in before):
             self._forget_plans()
         return Served(report.version, self._contract(report))
 
-    def versions(self, name: str) -> list[str]:
-        """Those of the model that can be asked for by name, ascending."""
-        return sorted(self._versions.get(name, ()), key=int)
-
-    def report(self, name: str, version: str) -> ModelReport | None:
-        """The description of a version; None while no worker has loaded it."""
-        return self._versions.get(name, {}).get(version)
-
     def set_labels(self, name: str, labels: Mapping[str, Sequence[str]]) -> None:
-        """What the labels of the model's versions stand for: for each label versions, of which the first served counts.
-
-        While a reload replaces worker after worker there are two: what a label stood for, and what it is to stand for.
-        """
-        if self._labels.get(name, {}) != labels:
-            self._labels[name] = labels
+        """What the labels of the model's versions stand for; see `Catalogue.set_labels`."""
+        if self.catalogue.set_labels(name, labels):
             self._forget_plans()
-
-    def labels(self, name: str) -> dict[str, str]:
-        """The version that each label of the model stands for, whether that is served or not."""
-        return {label: self._labelled(name, label) or wanted[0] for label, wanted in self._labels.get(name, {}).items()}
-
-    def _labelled(self, name: str, label: str) -> str | None:
-        """The served version that a label stands for."""
-        found = (self._numbered(name, version) for version in self._labels.get(name, {}).get(label, ()))
-        return next((version for version in found if version is not None), None)
-
-    def _numbered(self, name: str, version: str) -> str | None:
-        """The served version of that number: its folder may be named 001."""
-        versions = self._versions.get(name, {})
-        if version in versions:
-            return version
-        if not (version.isascii() and version.isdigit() and len(version) <= MAX_DIGITS):
-            return None
-        return next((known for known in versions if int(known) == int(version)), None)
 
     def set_timeout(self, name: str, seconds: float) -> None:
         """The model is new, or the time of its requests is."""
@@ -112,19 +75,13 @@ class Admission:
 
     def keep_versions(self, name: str, versions: Collection[str]) -> None:
         """Only these versions can be asked for by name, and the one described last."""
-        known = self._versions.get(name, {})
-        for version in [
-            version for version in known if version not in versions and known[version] is not self.reports[name]
-        ]:
-            del known[version]
+        if self.catalogue.keep(name, versions):
             self._forget_plans()
 
     def remove(self, name: str) -> None:
         """There is no such model any more."""
         self._timeouts.pop(name, None)
-        self.reports.pop(name, None)
-        self._versions.pop(name, None)
-        self._labels.pop(name, None)
+        self.catalogue.remove(name)
         self._forget_plans()
 
     def _forget_plans(self) -> None:
@@ -134,7 +91,7 @@ class Admission:
 
     def current_contract(self, name: str) -> int | None:
         """The contract that requests to the model are checked against; None while there is none."""
-        report = self.reports.get(name)
+        report = self.catalogue.newest.get(name)
         return None if report is None else self._contract(report)
 
     def _contract(self, report: ModelReport) -> int:
@@ -162,12 +119,7 @@ class Admission:
         return plan
 
     def model(self, name: str, version: str, label: str = "") -> ModelReport | None:
-        """The description of a model, the newest or that of a version; None while no worker has loaded it.
-
-        Args:
-            name: the model's.
-            version: its number, or "".
-            label: of a version, or "".
+        """The description of a model, the newest or that of a version; see `Catalogue.find`.
 
         Raises:
             NotFound: `model_unknown` or `version_unknown`.
@@ -175,25 +127,7 @@ class Admission:
         if name not in self._timeouts:
             known = ", ".join(sorted(self._timeouts))
             raise make(Reason.MODEL_UNKNOWN, f"there is no model {name[:128]!r}, only {known}", field="model_name")
-        labels = self._labels.get(name, {})
-        if label and label not in labels:
-            known = f"only {', '.join(map(repr, labels))}" if labels else "nor any other"
-            message = f"{name!r} has no version label {label[:128]!r}, {known}"
-            raise make(Reason.VERSION_UNKNOWN, message, field="parameters.version_label")
-        versions = self._versions.get(name)
-        if not (version or label) or not versions:
-            return self.reports.get(name)
-        found = self._labelled(name, label) if label else self._numbered(name, version)
-        if found is not None:
-            return versions[found]
-        served = ", ".join(self.versions(name))
-        if label:
-            message = (
-                f"the label {label[:128]!r} of {name!r} is version {labels[label][0]}, but served is only {served}"
-            )
-            raise make(Reason.VERSION_UNKNOWN, message, field="parameters.version_label")
-        message = f"{name!r} has no version {version[:40]!r}, only {served}"
-        raise make(Reason.VERSION_UNKNOWN, message, field="model_version")
+        return self.catalogue.find(name, version, label)
 
     def _make(self, header: wire.InferHeader) -> Plan:
         name = header.model_name

@@ -255,7 +255,7 @@ class Router:
                 if model in self.leaving and not served:
                     self.admission.remove(model)
                 statistics = self.statistics[model]
-                for version in statistics.keys() - set(self.admission.versions(model)):
+                for version in statistics.keys() - set(self.admission.catalogue.versions(model)):
                     del statistics[version]
 
     def worker_gone(self, channel: Channel, now: float, *, crashed: bool) -> bool:
@@ -321,7 +321,7 @@ class Router:
 
     def _version_of(self, request: Request) -> str:
         """The version that a request was for which no worker has had."""
-        report = self.admission.reports.get(request.plan.model)
+        report = self.admission.catalogue.newest.get(request.plan.model)
         return request.plan.key.version or (report.version if report is not None else "")
 
     def _reply_all(self) -> None:

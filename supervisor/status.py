@@ -75,7 +75,7 @@ class Reporter:
         if report is None:
             cause = self._model_cause(name) or "it is still loading"
             raise make(Reason.NO_WORKER, f"{name!r} is not loaded: {cause}")
-        served = self.router.admission.versions(name)
+        served = self.router.admission.catalogue.versions(name)
         return _metadata(report, served) if kind == wire.MODEL_METADATA else _config(report, served)
 
     def readiness(self) -> dict[str, Any]:
@@ -173,18 +173,18 @@ class Reporter:
         """One for each version of the model that is served, is to be, or was tried in vain."""
         refused = {version: why for (of, version), why in self.refused().items() if of == name}
         wanted = {model.version for model in self.models if model.name == name and model.version is not None}
-        served = self.router.admission.versions(name)
+        served = self.router.admission.catalogue.versions(name)
         versions: list[str | None] = [*sorted({*served, *wanted, *refused}, key=int)] or [None]
         rows = [self._model(name, version, refused.get(version or "")) for version in versions]
-        labels = self.router.admission.labels(name)
+        labels = self.router.admission.catalogue.labels(name)
         for row in rows:
             row["labels"] = [label for label, version in labels.items() if row["version"] == version]
         rows[-1]["labels_not_served"] = {label: version for label, version in labels.items() if version not in served}
         return rows
 
     def _model(self, name: str, version: str | None, refused: str | None) -> dict[str, Any]:
-        admission, queue = self.router.admission, self.router.balancer.queues[name]
-        report = admission.report(name, version) if version is not None else None
+        catalogue, queue = self.router.admission.catalogue, self.router.balancer.queues[name]
+        report = catalogue.report(name, version) if version is not None else None
         statistics = self.router.statistics[name].get(version or "") or ModelStatistics()
         ready = self._slots_ready(name, version)
         failed = refused or self.router.balancer.refusals.of(name) or self.failure(name, version)
@@ -245,7 +245,9 @@ class Reporter:
         return name, self.router.admission.model(name, *parse_version(header))
 
     def _statistics(self, header: dict[str, Any]) -> dict[str, Any]:
-        versions: dict[str, list[str]] = {name: self.router.admission.versions(name) or [""] for name in self._names}
+        versions: dict[str, list[str]] = {
+            name: self.router.admission.catalogue.versions(name) or [""] for name in self._names
+        }
         if "model_name" in header:
             name, report = self._named(header)
             named = report is not None and any(parse_version(header))

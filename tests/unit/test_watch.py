@@ -289,19 +289,19 @@ def test_a_reload_tries_again_what_could_not_be_loaded(tmp_path: Path) -> None:
 
 def test_a_label_that_is_moved_stands_for_the_former_version_until_the_reload_is_over(tmp_path: Path) -> None:
     daemon = daemon_of(tmp_path, "1", "2", more=", versions: {specific: [1]}, version_labels: {stable: 1}")
-    admission = daemon.scene.router.admission
+    catalogue = daemon.scene.router.admission.catalogue
     daemon.write(", versions: {specific: [1, 2]}, version_labels: {stable: 2, next: 2}", 1)
     daemon.orders.reload(lambda _: None)
-    assert admission.labels("m") == {"stable": "1", "next": "2"}
+    assert catalogue.labels("m") == {"stable": "1", "next": "2"}
     daemon.go_on()
-    assert admission.labels("m") == {"stable": "2", "next": "2"}
+    assert catalogue.labels("m") == {"stable": "2", "next": "2"}
     assert daemon.served() == [["1", "2"]]
     rows = daemon.reporter.status(0.0)["models"]
     assert [(row["version"], row["labels"]) for row in rows] == [("1", []), ("2", ["stable", "next"])]
     # Back again: the labels alone, at once.
     daemon.write(", versions: {specific: [1, 2]}, version_labels: {stable: 1}", 1)
     daemon.orders.reload(lambda _: None)
-    assert admission.labels("m") == {"stable": "1"}
+    assert catalogue.labels("m") == {"stable": "1"}
 
 
 def test_a_folder_that_cannot_be_read_changes_nothing_and_is_told_once(
