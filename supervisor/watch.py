@@ -104,7 +104,7 @@ class Watch:
                 frozenset(self._of(model.name).refused),
             )
             for model in config.models
-            if model.path is not None
+            if any(spec.version is not None for spec in self._specs(model.name))
         ]
         if targets:
             self._looking = True

@@ -318,6 +318,16 @@ def test_a_folder_that_cannot_be_read_changes_nothing_and_is_told_once(
     assert daemon.served() == [["2"]]
 
 
+def test_one_savedmodel_is_not_watched(tmp_path: Path) -> None:
+    version(tmp_path, "model")
+    daemon = Daemon(tmp_path)
+    daemon.go_on()
+    version(tmp_path / "model", "2")
+    daemon.look()
+    assert daemon.served() == [["1"]]
+    assert len(daemon.scene.launched) == 1
+
+
 def test_nothing_is_looked_at_where_the_watch_is_off(tmp_path: Path) -> None:
     daemon = daemon_of(tmp_path, "1")
     version(tmp_path / "model", "2")
