@@ -25,6 +25,9 @@ from multitower.supervisor.status import Reporter
 
 log = logging.getLogger("multitower.daemon")
 
+Changed = Callable[[dict[str, Any], str | None], None]
+"""What a `Reload` tells at its end."""
+
 
 class ModelOrders:
     """Loads and unloads models, one order after the other, and not while a reload is under way.
@@ -105,18 +108,32 @@ class ModelOrders:
         old = self._orders.settings
 
         def changed(slots: dict[str, Any], error: str | None) -> None:
-            if error is None:
-                self._orders.settings = new
-                error = self._cause(name) if what == "load" else None
-            if error is None:
-                event(log, logging.INFO, f"model {what}ed", model=name, slots=slots["renewed"])
-                end({"model_name": name, "slots": slots["renewed"]})
-            else:
-                event(log, logging.ERROR, f"model not {what}ed", model=name, cause=error)
-                end(make(Reason.MODEL_ERROR, f"{name!r} could not be {what}ed: {error}", slots=slots["renewed"]))
+            if error is not None:
+                failed(error)
+                return
+            self._orders.settings = new
+            cause = self._cause(name) if what == "load" else None
+            if cause is not None:
+                end(self._failed(name, what, cause))
+                return
+            event(log, logging.INFO, f"model {what}ed", model=name, slots=slots["renewed"])
+            end({"model_name": name, "slots": slots["renewed"]})
 
-        why = f"{what} {name}"
-        Reload(self._fleet, self._router, self._reporter, old, new, changed, why, model=name).start()
+        def failed(error: str) -> None:
+            if what == "load":
+                # Slots that have it already, or have tried it without a worker of before to go on, are to be rid of it.
+                self._reload(new, old, lambda *_: end(self._failed(name, what, error)), f"{name} as before", name)
+            else:
+                end(self._failed(name, what, error))
+
+        self._reload(old, new, changed, f"{what} {name}", name, again=what == "load")
+
+    def _reload(self, old: Settings, new: Settings, done: Changed, why: str, name: str, *, again: bool = False) -> None:
+        Reload(self._fleet, self._router, self._reporter, old, new, done, why, model=name, again=again).start()
+
+    def _failed(self, name: str, what: str, cause: str) -> MultitowerError:
+        event(log, logging.ERROR, f"model not {what}ed", model=name, cause=cause)
+        return make(Reason.MODEL_ERROR, f"{name!r} could not be {what}ed: {cause}")
 
     def _cause(self, name: str) -> str | None:
         """Why the model does not serve where it should; its neighbours do, since their worker had to go first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from multitower.errors import MultitowerError, Reason, make
@@ -69,6 +69,11 @@ class Orders:
         if len(self._turns) == 1:
             job()
 
+    @property
+    def changing(self) -> bool:
+        """Something that changes the settings is under way."""
+        return bool(self._turns)
+
     def turn_over(self) -> None:
         """The job whose turn it was has ended."""
         self._turns.popleft()
@@ -123,6 +128,37 @@ class Orders:
         else:
             done(make(Reason.MODEL_ERROR, f"the reload ended early: {error}", **changed))
         self._after()
+
+    def serve_versions(self, name: str, versions: Mapping[str, str], ended: Callable[[str | None], None]) -> None:
+        """Has the workers serve other versions of one model; to be called while nothing is `changing`.
+
+        Where they cannot be loaded, the slots that have them already get the former ones back.
+
+        Args:
+            name: the model's.
+            versions: which, each with its fingerprint.
+            ended: is told of the end: None, or why they are not served.
+        """
+        self.in_turn(lambda: self._serve_versions(name, versions, ended))
+
+    def _serve_versions(self, name: str, versions: Mapping[str, str], ended: Callable[[str | None], None]) -> None:
+        old, new = self.settings, self.settings.with_versions(name, versions)
+        self._begun()
+
+        def over(_: dict[str, Any], __: str | None) -> None:
+            self._ended()
+            self.turn_over()
+
+        def done(changed: dict[str, Any], error: str | None) -> None:
+            ended(error)
+            if error is None:
+                self.settings = new
+                over(changed, None)
+            else:
+                back = "back to the former versions"
+                Reload(self._fleet, self._router, self._reporter, new, old, over, back, tolerant=True).start()
+
+        Reload(self._fleet, self._router, self._reporter, old, new, done, "other versions", tolerant=True).start()
 
     def _after(self) -> None:
         self._ended()

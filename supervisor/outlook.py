@@ -39,19 +39,17 @@ class Outlook:
         """Finds those of the models that nothing serves or will serve."""
         # What a worker that leaves still serves may be waited for, though its slot is to have other models.
         served = {model for worker in self._balancer.workers if not worker.retiring for model in worker.serves}
-        for spec in models:
-            if spec.name in served:
-                continue
+        for name in dict.fromkeys(spec.name for spec in models if spec.name not in served):
             causes: list[str] = []
             for place in self._places:
-                if spec.name not in {known.name for known in (*place.specs, *self._renewals.coming(place))}:
+                if name not in {known.name for known in (*place.specs, *self._renewals.coming(place))}:
                     continue
                 if not self.lives(place):
                     causes.append(f"slot {place.slot.number}: {place.slot.last_error or place.slot.state}")
                     continue
-                report = next((model for model in place.models if model.name == spec.name), None)
-                if report is None or report.state == "ready":
+                reports = [model for model in place.models if model.name == name]
+                if not reports or any(report.state == "ready" for report in reports):
                     break
-                causes.append(f"slot {place.slot.number}: {report.cause}")
+                causes.append(f"slot {place.slot.number}: {'; '.join(str(report.cause) for report in reports)}")
             else:
-                self._balancer.give_up(spec.name, "; ".join(causes) or "no slot has it")
+                self._balancer.give_up(name, "; ".join(causes) or "no slot has it")

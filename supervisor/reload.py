@@ -48,8 +48,9 @@ class Reload:
         new: what it is to be.
         done: is told of the end, with what was changed, or with why it was not.
         why: for the log.
-        model: the only one that differs, where no other is to be touched; slots on which it does not serve are given
-            new processes, too.
+        model: the only one that differs, where no other is to be touched.
+        again: slots on which that one does not serve, though it should, get new processes, too.
+        tolerant: a slot that has not served before may fail to come up, as long as one that has takes what is new.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class Reload:
         why: str = "reload",
         *,
         model: str | None = None,
+        again: bool = False,
+        tolerant: bool = False,
     ) -> None:
         self._fleet = fleet
         self._router = router
@@ -72,6 +75,7 @@ class Reload:
         self._done = done
         self._why = why
         self._model = model
+        self._again = again
         self._renewed: list[int] = []
         self._given_up: list[int] = []
         kept, self._added, self._removed = _match(fleet.places, new.placements)
@@ -79,6 +83,10 @@ class Reload:
         changed = [each for each in wanted if self._changes(*each)]
         # Those that get models first: they may have to take over from those that only lose some.
         self._changed = sorted(changed, key=lambda each: _names(each[2]) <= _names(each[0].specs))
+        self._may_fail: set[int] = set()
+        if tolerant:
+            self._changed.sort(key=lambda each: each[0].channel is None)
+            self._may_fail = {place.slot.number for place, _, _ in self._changed if place.channel is None}
 
     def _wanted(self, place: Place, placement: Placement) -> tuple[ModelSpec, ...]:
         """What the slot is to load."""
@@ -97,13 +105,17 @@ class Reload:
             return True
         if self._model is None:
             return place.placement != placement or (place.member is None and bool(specs))
-        return self._model in _names(specs) and not place.serves(self._model)
+        return self._again and self._model in _names(specs) and not place.serves(self._model)
 
     def start(self) -> None:
         """Begins; `done` may be called before it returns."""
         router, new = self._router, self._new
         for name, limits in new.limits.items():
             router.add_model(name, limits, new.timeouts[name])
+            # A label that is moved stands for the former version until all slots have the new one.
+            both = (self._old.labels.get(name, {}), new.labels.get(name, {}))
+            labels = {label: [labels[label] for labels in both if label in labels] for label in both[0] | both[1]}
+            router.admission.set_labels(name, labels)
         for name in _names(new.unloaded):
             router.close(name)
         for name in router.balancer.refusals.unloaded & _names(new.fleet.models):
@@ -124,7 +136,8 @@ class Reload:
             return
 
         def one_done(place: Place, error: str | None) -> None:
-            if error is not None:
+            tolerated = place.slot.number in self._may_fail and bool(ended)
+            if error is not None and not tolerated:
                 self._fleet.renewals.withdraw(renewals)
                 self._finish(f"slot {place.slot.number}: {place.slot.last_error or error}")
                 return
@@ -156,8 +169,13 @@ class Reload:
             # They are others now.
             changed_models = [model.name for model in new.fleet.models if model not in old.fleet.models]
             self._router.balancer.refusals.forgive([*changed_models, *([self._model] if self._model else [])])
-        known = {spec.name: spec for spec in (*new.unloaded, *old.unloaded, *new.fleet.models, *fleet.settings.models)}
-        self._reporter.models = [known[name] for name in sorted(_names(specs), key=_by_place(new))]
+            self._router.set_labels(new.labels)
+            new.warn_of_versions()
+        self._reporter.models = [
+            spec
+            for name in sorted(_names(specs), key=_by_place(new))
+            for spec in _specs_of(name, fleet.settings.models, new.fleet.models, new.unloaded, old.unloaded)
+        ]
         changed = {
             "renewed": self._renewed,
             "added": [placement.slot for placement in self._added] if error is None else [],
@@ -180,6 +198,12 @@ class Reload:
 
 def _names(specs: Iterable[ModelSpec]) -> set[str]:
     return {spec.name for spec in specs}
+
+
+def _specs_of(name: str, *sources: Iterable[ModelSpec]) -> list[ModelSpec]:
+    """The model's versions in the first of the sources that has it."""
+    found = ([spec for spec in source if spec.name == name] for source in sources)
+    return next((specs for specs in found if specs), [])
 
 
 def _by_place(settings: Settings) -> Callable[[str], int]:

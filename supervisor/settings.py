@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from multitower.spec import ModelSpec
@@ -13,9 +14,12 @@ from multitower.supervisor.config import Config, ModelConfig
 from multitower.supervisor.devices import Device, resolve
 from multitower.supervisor.discovery import discover
 from multitower.supervisor.fleet_settings import FleetSettings
+from multitower.supervisor.log import event
 from multitower.supervisor.pool import Rule
 from multitower.supervisor.restart import RestartPolicy
-from multitower.supervisor.versions import fingerprint, latest_version
+from multitower.supervisor.versions import chosen_versions, fingerprint
+
+log = logging.getLogger("multitower.daemon")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class Settings:
         fleet: what the fleet is told, the models among it that are loaded.
         limits: of each model's queue.
         timeouts: seconds that a request to each model may take.
+        labels: of each model that has some, the versions that they stand for.
         dispatch: the rule by which workers get batches.
         unloaded: models that are configured, and not loaded.
     """
@@ -39,6 +44,7 @@ class Settings:
     fleet: FleetSettings
     limits: dict[str, QueueLimits]
     timeouts: dict[str, float]
+    labels: dict[str, dict[str, str]]
     dispatch: Rule
     unloaded: tuple[ModelSpec, ...] = ()
 
@@ -60,7 +66,7 @@ class Settings:
         name, known = model.name, {other.name: other for other in self.config.models}
         configs = tuple((known | {name: model}).values())
         specs = [spec for spec in self.fleet.models if spec.name != name]
-        loaded = sorted([*specs, _pin_version(model.to_spec())], key=lambda spec: _place(spec.name, configs))
+        loaded = sorted([*specs, *_pinned(model)], key=lambda spec: _place(spec.name, configs))
         allotted = allot(configs, [placement.devices for placement in self.placements], self.devices)
         return replace(
             self,
@@ -75,8 +81,43 @@ class Settings:
             ),
             limits={**self.limits, name: _limits(model)},
             timeouts={**self.timeouts, name: model.queue.timeout},
+            labels={**self.labels, name: _labels(model)},
             unloaded=tuple(spec for spec in self.unloaded if spec.name != name),
         )
+
+    def with_versions(self, name: str, versions: Mapping[str, str]) -> Settings:
+        """The same with other versions of a model.
+
+        Args:
+            name: the model's.
+            versions: which are to be served, each with its `versions.fingerprint`.
+        """
+        specs: list[ModelSpec] = []
+        for model in self.config.models:
+            if model.name == name:
+                spec = model.to_spec()
+                specs += [replace(spec, version=version, fingerprint=print_) for version, print_ in versions.items()]
+            else:
+                specs += [spec for spec in self.fleet.models if spec.name == model.name]
+        return replace(self, fleet=replace(self.fleet, models=tuple(specs)))
+
+    def warn_of_versions(self) -> None:
+        """Tells the log of versions that are listed or have a label, but are not there."""
+        unloaded = {spec.name for spec in self.unloaded}
+        for model in self.config.models:
+            if model.name in unloaded:
+                continue
+            served = [spec.key[1] for spec in self.fleet.models if spec.name == model.name]
+            labels = {number: label for label, number in model.version_labels.items()}
+            for number in {*model.versions.listed, *labels}:
+                if number not in map(int, served):
+                    told = {
+                        "model": model.name,
+                        "version": number,
+                        "label": labels.get(number),
+                        "served": ",".join(served),
+                    }
+                    event(log, logging.WARNING, "a version is not there", **told)
 
 
 def _place(name: str, configs: Sequence[ModelConfig]) -> int:
@@ -96,7 +137,7 @@ def make(config: Config) -> Settings:
         devices=tuple(device for group in groups for device in group),
         placements=placement.of_groups(config, groups),
         fleet=FleetSettings(
-            models=tuple(_pin_version(model.to_spec()) for model in config.models),
+            models=tuple(spec for model in config.models for spec in _pinned(model)),
             execution_s={model.name: model.max_execution_time for model in config.models},
             policy=RestartPolicy(
                 max_restarts=config.restart.max_restarts,
@@ -111,6 +152,7 @@ def make(config: Config) -> Settings:
         ),
         limits={model.name: _limits(model) for model in config.models},
         timeouts={model.name: model.queue.timeout for model in config.models},
+        labels={model.name: _labels(model) for model in config.models if model.version_labels},
         dispatch=Rule(config.dispatch),
     )
 
@@ -126,8 +168,16 @@ def _limits(model: ModelConfig) -> QueueLimits:
     )
 
 
-def _pin_version(spec: ModelSpec) -> ModelSpec:
+def _labels(model: ModelConfig) -> dict[str, str]:
+    return {label: str(number) for label, number in model.version_labels.items()}
+
+
+def _pinned(model: ModelConfig) -> list[ModelSpec]:
+    """The model as workers are told of it, once for each version that is to be served."""
+    spec = model.to_spec()
     if spec.path is None:
-        return spec
-    version = latest_version(spec.path)
-    return replace(spec, version=version, fingerprint=fingerprint(spec.path, version))
+        return [spec]
+    return [
+        replace(spec, version=version, fingerprint=fingerprint(spec.path, version))
+        for version in chosen_versions(spec.path, model.versions)
+    ]

@@ -223,14 +223,22 @@ class Scene:
         self.now += seconds
         self.fleet.tick(self.now)
 
-    def report(self, member: Member, state: str, cause: str | None = None, failed: Collection[str] = ()) -> None:
-        """What a process says; with `failed` models, as many of the others as there are."""
-        models = tuple(
-            ModelReport(name=name, state="failed", cause="no weights")
-            if name in failed
-            else ModelReport(name=name, max_batch_size=LARGEST)
-            for name in (member.editions if state == "ready" else ())
-        )
+    def report(
+        self,
+        member: Member,
+        state: str,
+        cause: str | None = None,
+        models: tuple[ModelReport, ...] | None = None,
+        failed: Collection[str] = (),
+    ) -> None:
+        """What a process says; these of its models have failed, where none are told."""
+        if models is None:
+            models = tuple(
+                ModelReport(name=name, version=version, state="failed", cause="no weights")
+                if name in failed
+                else ModelReport(name=name, version=version, max_batch_size=LARGEST)
+                for name, version in (member.editions if state == "ready" else ())
+            )
         report = WorkerReport(state=state, pid=member.process.pid, cause=cause, models=models)
         self.fleet.message(member, [worker_wire.REPORT, report.to_json()], self.now)
 

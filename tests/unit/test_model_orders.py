@@ -108,7 +108,7 @@ class Daemon:
     def loads(self) -> list[str]:
         """The models of each slot's process."""
         members = [place.member for place in self.scene.fleet.places]
-        return ["".join(member.editions) if member is not None else "" for member in members]
+        return ["".join(name for name, _ in member.editions) if member is not None else "" for member in members]
 
 
 @pytest.fixture
@@ -260,18 +260,18 @@ def test_one_that_cannot_be_loaded_stays_unloaded_and_is_tried_again(daemon: Dae
     assert of(daemon.carry_out("load", "n")) == [0]
 
 
-def test_one_that_cannot_be_loaded_where_two_do_not_fit_is_failed_beside_the_others(tmp_path: Path) -> None:
+def test_one_that_cannot_be_loaded_where_two_do_not_fit_is_given_up_again(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, [("m", "n")], fits=False)
     daemon.carry_out("unload", "n")
     daemon.order("load", "n")
     daemon.scene.obey()
     daemon.scene.report(daemon.scene.member(), "loading")
     daemon.scene.report(daemon.scene.member(), "ready", failed=["n"])
-    daemon.scene.tick()
-    assert why(daemon.told[-1]) == (Reason.MODEL_ERROR, "'n' could not be loaded: slot 0: no weights")
-    assert (daemon.state("m"), daemon.state("n")) == ("ready", "failed")
-    assert daemon.refused("n") == "no worker serves 'n': slot 0: no weights"
     daemon.scene.submit(model="m")
+    daemon.scene.settle()
+    assert why(daemon.told[-1]) == (Reason.MODEL_ERROR, "'n' could not be loaded: slot 0: n: no weights")
+    assert (daemon.state("m"), daemon.state("n"), daemon.loads()) == ("ready", "unloaded", ["m"])
+    assert [type(answer) for answer in daemon.scene.replies()] == [list]
     assert of(daemon.carry_out("load", "n")) == [0]
     assert daemon.state("n") == "ready"
 
@@ -288,21 +288,33 @@ def test_a_new_one_that_cannot_be_loaded_is_not_known(tmp_path: Path) -> None:
     assert of(daemon.carry_out("load", "n")) == [0]
 
 
-def test_one_that_could_be_loaded_on_one_slot_alone_serves_there(tmp_path: Path) -> None:
+def test_one_that_cannot_be_loaded_on_one_of_its_slots_is_given_up_on_all(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, [("m", "n"), ("m", "n")])
     daemon.carry_out("unload", "n")
     daemon.order("load", "n")
     daemon.scene.serve(daemon.scene.successor(0))
     daemon.scene.obey()
     daemon.scene.tick()
+    daemon.scene.submit(model="n")
     daemon.scene.report(daemon.scene.successor(1), "failed", "n: no memory")
     daemon.scene.settle()
     assert why(daemon.told[-1])[1] == "'n' could not be loaded: slot 1: n: no memory"
-    assert (daemon.loads(), daemon.state("n")) == (["mn", "m"], "ready")
-    daemon.scene.submit(model="n")
-    assert of(daemon.carry_out("unload", "n")) == [0]
     assert [type(answer) for answer in daemon.scene.replies()] == [list]
     assert (daemon.loads(), daemon.state("n")) == (["m", "m"], "unloaded")
+
+
+def test_one_whose_new_edition_cannot_be_loaded_everywhere_stays_what_it_was(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, [("m", "n"), ("n",)])
+    daemon.configure(n=2)
+    daemon.order("load", "n")
+    daemon.scene.serve(daemon.scene.successor(0))
+    daemon.scene.obey()
+    daemon.scene.tick()
+    daemon.scene.report(daemon.scene.successor(1), "failed", "n: no weights")
+    daemon.scene.settle()
+    assert why(daemon.told[-1])[0] == Reason.MODEL_ERROR
+    assert daemon.scene.place(0).specs == (spec(1, "m"), spec(1, "n"))
+    assert (daemon.state("n"), daemon.scene.place(1).specs) == ("ready", (spec(1, "n"),))
 
 
 def test_orders_are_carried_out_one_after_the_other(daemon: Daemon) -> None:
