@@ -127,7 +127,7 @@ class Daemon:
             self.reporter = Reporter(
                 self.router,
                 self.fleet,
-                settings.fleet.models,
+                settings.models,
                 config.max_message_size,
                 started=time.monotonic(),
                 sampler=self._sampler,
@@ -149,6 +149,8 @@ class Daemon:
             self._watch_versions = Watch(self.fleet, self.reporter, self._orders, self._errands)
             self.reporter.refused = self._watch_versions.refused
             self.router.set_labels(settings.labels)
+            for spec in settings.unloaded:
+                self.router.close(spec.name)
             settings.warn_of_versions()
             models = ModelOrders(self._orders, self.fleet, self.router, self.reporter, self._errands, read_config)
             self._control = Control(

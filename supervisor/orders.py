@@ -101,6 +101,7 @@ class Orders:
     def _apply(self, outcome: Settings | Exception, done: Done) -> None:
         if isinstance(outcome, Settings):
             # The daemon may have been told to end meanwhile.
+            outcome = outcome.still_with({spec.name for spec in self.settings.fleet.models})
             running = self._reporter.state == "running"
             refusal = why_not(self.settings, outcome) if running else "the daemon is stopping"
             if refusal is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from multitower.spec import ModelSpec
@@ -48,11 +48,23 @@ class Settings:
     dispatch: Rule
     unloaded: tuple[ModelSpec, ...] = ()
 
+    @property
+    def models(self) -> tuple[ModelSpec, ...]:
+        """All that are configured, in the order of the file."""
+        place_of = {name: place for place, name in enumerate(self.limits)}
+        return tuple(sorted((*self.fleet.models, *self.unloaded), key=lambda spec: place_of[spec.name]))
+
     def without(self, name: str) -> Settings:
         """The same with a model unloaded."""
         out = tuple(spec for spec in self.fleet.models if spec.name == name)
         models = tuple(spec for spec in self.fleet.models if spec.name != name)
         return replace(self, unloaded=self.unloaded + out, fleet=replace(self.fleet, models=models))
+
+    def still_with(self, names: Collection[str]) -> Settings:
+        """The same with these models loaded though the file says that they need not be at the start."""
+        unloaded = tuple(spec for spec in self.unloaded if spec.name not in names)
+        models = tuple(spec for spec in self.models if spec not in unloaded)
+        return replace(self, unloaded=unloaded, fleet=replace(self.fleet, models=models))
 
     def with_model(self, model: ModelConfig) -> Settings:
         """The same with this model loaded, as it is configured now: one more, or instead of the one of its name.
@@ -132,12 +144,13 @@ def make(config: Config) -> Settings:
         OSError: a model's folder cannot be read.
     """
     groups = resolve(config.devices, discover())
+    specs = [(model.load_at_startup, spec) for model in config.models for spec in _pinned(model)]
     return Settings(
         config=config,
         devices=tuple(device for group in groups for device in group),
         placements=placement.of_groups(config, groups),
         fleet=FleetSettings(
-            models=tuple(spec for model in config.models for spec in _pinned(model)),
+            models=tuple(spec for at_startup, spec in specs if at_startup),
             execution_s={model.name: model.max_execution_time for model in config.models},
             policy=RestartPolicy(
                 max_restarts=config.restart.max_restarts,
@@ -154,6 +167,7 @@ def make(config: Config) -> Settings:
         timeouts={model.name: model.queue.timeout for model in config.models},
         labels={model.name: _labels(model) for model in config.models if model.version_labels},
         dispatch=Rule(config.dispatch),
+        unloaded=tuple(spec for at_startup, spec in specs if not at_startup),
     )
 
 

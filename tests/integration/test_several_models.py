@@ -16,7 +16,7 @@ import psutil
 import pytest
 from running import STEP_S, Running
 
-from multitower import Client, MultitowerError
+from multitower import Client, MultitowerError, Unavailable
 
 pytestmark = pytest.mark.chaos
 
@@ -111,11 +111,18 @@ def test_a_model_is_unloaded_and_loaded_under_load_and_no_other_one_notices(tmp_
 
 
 def test_a_device_without_models_is_idle_and_takes_new_ones_of_the_file(tmp_path: Path) -> None:
-    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
-        assert multitower("unload", "o", daemon=daemon) == (0, "o is unloaded; slots renewed 2\n")
+    text = CONFIG.replace("devices: [cpu:2]", "devices: [cpu:2], load_at_startup: false")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         slot = client.status()["slots"][2]
         assert (slot["state"], slot["pid"], slot["models"]) == ("stopped", None, [])
         assert client.server_ready() == {"ready": True, "slots_ready": 2, "slots_total": 2}
+        with pytest.raises(Unavailable, match="'o' is unloaded; `multitower load o` loads it"):
+            client.infer("o", {"x": np.ones(1)})
+        assert multitower("load", "o", daemon=daemon) == (0, "o is loaded; slots renewed 2\n")
+        assert multitower("reload", daemon=daemon) == (0, "reloaded; no slot had to change\n")
+        assert client.infer("o", {"x": np.ones(1)})["x"].tolist() == [1]
+        assert multitower("unload", "o", daemon=daemon) == (0, "o is unloaded; slots renewed 2\n")
+        assert client.status()["slots"][2]["state"] == "stopped"
         daemon.config.write_text(
             daemon.config.read_text().replace("version: 1", "version: 3")
             + '  - {name: p, handler: "handlers:Echo", devices: [cpu:2]}\n'
@@ -126,7 +133,7 @@ def test_a_device_without_models_is_idle_and_takes_new_ones_of_the_file(tmp_path
         code, told = multitower("load", "q", daemon=daemon)
         assert code == 1
         assert "names no model 'q', only m, n, o, p" in told
-        assert multitower("reload", daemon=daemon) == (0, "reloaded; slots renewed 0, 1, 2\n")
+        assert multitower("reload", daemon=daemon) == (0, "reloaded; slots renewed 0, 1\n")
         assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [3]
-        assert [model["state"] for model in client.status()["models"]] == ["ready"] * 4
+        assert [model["state"] for model in client.status()["models"]] == ["ready", "ready", "unloaded", "ready"]
         assert daemon.end() == 0

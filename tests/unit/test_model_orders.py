@@ -21,7 +21,7 @@ from multitower.supervisor.status import Reporter
 
 MODEL = (
     "- {{name: {name}, handler: 'h:M', parameters: {{version: {version}}}, batching: {{max_batch_size: 2}}, "
-    "devices: {on}}}"
+    "devices: {on}, load_at_startup: {at_startup}}}"
 )
 
 
@@ -67,13 +67,13 @@ class Daemon:
         self._models = ModelOrders(self.orders, fleet, router, self.reporter, errands, self._read)
         self.told: list[dict[str, Any] | MultitowerError] = []
 
-    def configure(self, *, more: str = "", **versions: int) -> None:
-        """Writes the file, with these versions of models and this text behind."""
+    def configure(self, *, more: str = "", at_startup: str = "true", **versions: int) -> None:
+        """Writes the file: versions of models, whether they are loaded at the start, and a text behind."""
         names = sorted({name for slot in self._slots for name in slot} | set(versions))
         lines = [f"devices: {{cpu: {len(self._slots)}}}", "spares: 0", "models:"]
         for name in names:
             on = [f"cpu:{number}" for number, slot in enumerate(self._slots) if name in slot] or "all"
-            lines.append(MODEL.format(name=name, version=versions.get(name, 1), on=on))
+            lines.append(MODEL.format(name=name, version=versions.get(name, 1), on=on, at_startup=at_startup))
         self._path.write_text("\n".join([*lines, more]))
 
     def _read(self) -> config.Config:
@@ -223,6 +223,19 @@ def test_a_reload_returns_to_what_the_file_says(daemon: Daemon) -> None:
     assert isinstance(answer, dict)
     assert answer["renewed"] == [0]
     assert (daemon.loads(), daemon.state("n")) == (["mn", "m"], "ready")
+
+
+def test_a_reload_leaves_what_need_not_be_loaded_at_the_start_as_it_is(daemon: Daemon) -> None:
+    daemon.configure(at_startup="false")
+    members = [daemon.scene.member(slot) for slot in (0, 1)]
+    assert isinstance(daemon.carry_out("reload"), dict)
+    assert [daemon.scene.member(slot) for slot in (0, 1)] == members
+    daemon.carry_out("unload", "n")
+    assert isinstance(daemon.carry_out("reload"), dict)
+    assert (daemon.loads(), daemon.state("n"), daemon.state("m")) == (["m", "m"], "unloaded", "ready")
+    daemon.configure()
+    daemon.carry_out("reload")
+    assert daemon.loads() == ["mn", "m"]
 
 
 @pytest.mark.parametrize(
