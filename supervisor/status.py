@@ -129,6 +129,7 @@ class Reporter:
             "pid": place.member.process.pid if place.member is not None else None,
             "device": place.placement.device,
             "visible_devices": place.visible_devices,
+            "cores": list(place.placement.cores),
             "incarnation": place.slot.incarnation,
             "restarts": place.slot.restarts,
             "depth": channel.worker.depth if channel is not None else 0,
