@@ -60,12 +60,32 @@ def parse_device_list(value: list[object]) -> DeviceList:
     return tuple(devices)
 
 
+def parse_model_devices(value: object) -> Literal["all"] | DeviceList:
+    """What a model's `devices` says."""
+    if value == "all":
+        return "all"
+    if not isinstance(value, list):
+        raise ValueError(f"must be all or a list of devices, as in [0, 2] or [cpu:0], not {shown(value)}")
+    return parse_device_list(value)
+
+
+def cpu_names(devices: Literal["all"] | DeviceList | CpuDevices) -> list[Entry] | None:
+    """The names of the daemon's devices, where they are CPUs; which GPUs there are is the machine's to tell."""
+    if isinstance(devices, CpuDevices):
+        return [f"cpu:{number}" for number in range(devices.cpu)]
+    return flat(devices) if devices != "all" and on_cpus(devices) else None
+
+
+def flat(devices: DeviceList) -> list[Entry]:
+    """All devices of a list, those of its groups among them."""
+    return [entry for item in devices for entry in (item if isinstance(item, tuple) else (item,))]
+
+
 def on_cpus(devices: Literal["all"] | DeviceList | CpuDevices) -> bool:
     """Whether no GPU is meant."""
     if devices == "all" or isinstance(devices, CpuDevices):
         return devices != "all"
-    flat = [entry for item in devices for entry in (item if isinstance(item, tuple) else (item,))]
-    return all(is_cpu_device(entry) for entry in flat)
+    return all(is_cpu_device(entry) for entry in flat(devices))
 
 
 def _group(items: list[object], index: int, known: set[Entry], complaints: Complaints) -> tuple[Entry, ...]:
@@ -110,6 +130,12 @@ _SCHEMA: Final[dict[str, Any]] = {
         },
     ]
 }
+
+ModelDevices = Annotated[
+    Literal["all"] | DeviceList,
+    PlainValidator(parse_model_devices),
+    WithJsonSchema({"oneOf": _SCHEMA["oneOf"][:2]}),
+]
 
 Devices = Annotated[
     Literal["all"] | DeviceList | CpuDevices,

@@ -175,6 +175,7 @@ class Reporter:
             "state": "ready" if ready else "failed" if hopeless else "loading",
             "cause": self._model_cause(model.name),
             "slots_ready": ready,
+            "slots_total": sum(model.name in map(_name, place.specs) for place in self.fleet.places),
             "queue": queue.size,
             "queue_bytes": queue.bytes,
             "completed": statistics.success.count,
@@ -233,6 +234,10 @@ class Reporter:
             "protocol": wire.VERSION,
             "max_message_size": self.max_message_size,
         }
+
+
+def _name(spec: ModelSpec) -> str:
+    return spec.name
 
 
 def _metadata(report: ModelReport) -> dict[str, Any]:
