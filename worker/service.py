@@ -17,6 +17,7 @@ from multitower.worker.batch import Joined
 from multitower.worker.buffers import Buffers
 from multitower.worker.executor import Executor
 from multitower.worker.inbox import Inbox
+from multitower.worker.mappings import Mappings
 from multitower.worker.prepared import Answer, Prepared
 from multitower.worker.regions import Inputs, Outputs, Regions
 from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Place, Table, Timing
@@ -41,7 +42,7 @@ def serve(socket: zmq.Socket[bytes], models: Mapping[str, Executors], begin: Cal
     service = _Service(models, begin)
     told = {executor: (executor.safe_rows, 0) for executors in models.values() for executor in executors.values()}
     joining = list(told)
-    with Inbox(socket, service.open) as inbox:
+    with Inbox(socket, service.open, service.tick) as inbox:
         while _answer_one(inbox, service):
             for executor in joining:
                 if executor.singly_because is not None:
@@ -124,10 +125,12 @@ class _Service:
         self._keys = KeyMemory()
         self._outputs = Outputs()
         self._buffers = Buffers()
+        self._mappings = Mappings()
         self._parent = os.getppid()
 
     def open(self, message: list[Any]) -> _Job | None:
         """Makes ready what a message brings; None for the one that says to stop. While it does, `run` may run."""
+        self.tick()
         kind = bytes(message[0])[:1]
         if kind == worker_wire.STOP:
             return None
@@ -142,9 +145,13 @@ class _Service:
         whole = _Part(key, head.rows, _views(frames), Table.unpack(bytes(packed)))
         # What runs one by one is also read and written one by one, while it is in the processor's caches.
         parts = [whole] if key.batched else _one_by_one(whole)
-        regions = Regions(self._parent)
+        regions = Regions(self._parent, self._mappings)
         self._prepare(parts[0], executor, regions)
         return _Job(head.batch_id, executor, parts, regions, time.monotonic_ns() - begun)
+
+    def tick(self) -> None:
+        """Gives up what is kept only for as long as it is used; to be called while nothing comes, too."""
+        self._mappings.tick()
 
     def _prepare(self, part: _Part, executor: Executor, regions: Regions) -> None:
         """Reads what lies in shared memory."""
