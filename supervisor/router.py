@@ -76,7 +76,7 @@ class Router:
         dispatch: Rule = Rule.EARLIEST_FINISH,
     ) -> None:
         self.balancer = Balancer(limits, dispatch)
-        self.admission = Admission(timeouts, self.balancer.hopeless)
+        self.admission = Admission(timeouts, self.balancer.refusals.of)
         self.fronts: list[Front] = []
         self.regions = regions.Regions()
         self.statistics = {model: ModelStatistics() for model in limits}
@@ -214,7 +214,7 @@ class Router:
         described = {report.name: report for report in reports if report.name in self.balancer.queues}
         for name, report in described.items():
             serves[name] = self.admission.describe(report)._replace(edition=editions.get(name, 0))
-            self.balancer.hope(name)
+            self.balancer.refusals.hope(name)
         worker = self.balancer.add_worker(slot, device, serves, now)
         channel = self.channels[worker] = Channel(worker, process, reports=described)
         return channel
