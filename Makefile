@@ -20,8 +20,8 @@ demo: $(VENV)/.demo ## Train, serve on two CPU workers, kill one under load, cou
 serve: $(VENV)/.demo ## Serve the demo's digits model until Ctrl-C, for a client of your own
 	@$(BIN)/multitower demo --folder demo --serve
 
-test: $(VENV)/.dev ## Run all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## Run all tests, several files at a time: most wait for processes and time
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 test-unit: $(VENV)/.dev ## Run the tests that start no process: seconds
 	$(BIN)/python -m pytest tests/unit
