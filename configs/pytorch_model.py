@@ -1,4 +1,4 @@
-"""The handler of pytorch.yaml: serves a program of PyTorch. docs/models.md tells all that a handler may do.
+"""The handler of pytorch.yaml: serves a program of PyTorch. docs/handlers.md tells all that a handler may do.
 
 Such a file is made once, wherever the model is at home, with a dynamic dimension 0 so that requests can be batched:
 
