@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,19 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 PAGE = (Path(__file__).parents[2] / "docs" / "frozen-graphs.md").read_text()
 PROGRAMS = {found[1]: found[0] for found in re.findall(r'```python\n("""(\w+\.py).*?)```', PAGE, re.DOTALL)}
 (MODELS,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+Run = Callable[..., str]
 LISTED, WRONG = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)
+SPARSE = """
+  - name: sparse
+    path: sparse.pb
+    inputs: {indices: x/indices, values: x/values, shape: x/shape}
+    outputs: {dense: dense}
+    batching: {max_batch_size: 0}
+"""
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     monkeypatch.chdir(tmp_path)
 
     def run(name: str, *arguments: str) -> str:
@@ -39,12 +48,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return run
 
 
-def test_the_example_of_the_guide_serves(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_the_example_of_the_guide_serves(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("freeze.py")
     assert run("names.py", "frozen.pb") == LISTED
     run("settle.py")
-    guessed = MODELS.replace("legacy", "guessed").replace("in/images", "images").replace("serving", "frozen")
-    config = 'listen: ["{endpoint}"]\ndevices: {cpu: 1}\nspares: 0\n' + MODELS + guessed.replace("models:\n", "")
+    make_sparse(tmp_path / "sparse.pb")
+    guessed = MODELS.replace("legacy", "guessed").replace("in/images", "images").removeprefix("models:\n")
+    config = 'listen: ["{endpoint}"]\ndevices: {cpu: 1}\nspares: 0\n' + MODELS + guessed + SPARSE
     with Running(tmp_path, config) as daemon, daemon.wait_ready(110).client() as client:
         monkeypatch.setenv("MULTITOWER_ENDPOINT", daemon.endpoint)
         assert run("ask.py").startswith("(2, 10) ")
@@ -54,9 +64,21 @@ def test_the_example_of_the_guide_serves(run, tmp_path: Path, monkeypatch: pytes
             np.testing.assert_array_equal(answer[name], wanted, strict=True)
         with pytest.raises(InvalidRequest, match="datatype"):
             client.infer("legacy", {**inputs, "images": inputs["images"].astype("f8")})
-        legacy, failed = client.status()["models"]
+        row = {
+            "indices": np.int64([[0, 1], [1, 1], [2, 0]]),
+            "values": np.float32([5, 7, 6]),
+            "shape": np.int64([3, 2]),
+        }
+        assert client.infer("sparse", row)["dense"].tolist() == [[0, 5], [0, 7], [6, 0]]
+        legacy, failed, _ = client.status()["models"]
         assert (legacy["max_batch_size"], legacy["unbatched_because"]) == (32, None)
         assert WRONG.strip() in failed["cause"]
+
+
+def make_sparse(path: Path) -> None:
+    with tf.Graph().as_default() as graph:
+        tf.identity(tf.sparse.to_dense(tf.compat.v1.sparse_placeholder(tf.float32, name="x")), name="dense")
+    path.write_bytes(graph.as_graph_def().SerializeToString())
 
 
 def by_session(path: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
