@@ -311,7 +311,7 @@ def test_requests_are_pipelined(client: Client, daemon: FakeDaemon) -> None:
 
 
 def test_inputs_without_names_are_refused(client: Client) -> None:
-    with pytest.raises(InvalidRequest, match="inputs are arrays by name, as in {'x': array}, not ndarray") as raised:
+    with pytest.raises(InvalidRequest, match=r"inputs are arrays by name, as in .*, not ndarray") as raised:
         client.infer("m", np.zeros(3))  # type: ignore[arg-type]
     assert raised.value.reason == "malformed"
 
