@@ -21,18 +21,39 @@ PROGRAMS = {found[1]: found[0] for found in re.findall(r'```python\n("""(\w+\.py
 ((ASKED, COMMAND),) = re.findall(r"`echo '([^']*)' \| (multitower [^`]*)`", PAGE)
 
 
+WHERE = "  - {name: where, handler: threads:Where}\n"
+THREADS = """
+import threading
+
+
+class Where:
+    def load(self, devices, parameters):
+        self.main = [threading.current_thread() is threading.main_thread()]
+
+    def infer(self, inputs):
+        self.main.append(threading.current_thread() is threading.main_thread())
+        return {"main": self.main}
+
+    def close(self):
+        print("closed in the main thread:", threading.current_thread() is threading.main_thread())
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guide")
     for name, text in PROGRAMS.items():
         (folder / name).write_text(text)
+    (folder / "threads.py").write_text(THREADS)
     return folder
 
 
 @pytest.fixture(scope="module")
 def daemon(folder: Path) -> Iterator[Running]:
-    with Running(folder, 'listen: ["{endpoint}"]\ndevices: {cpu: 1}\nspares: 0\n' + MODELS) as running:
+    with Running(folder, 'listen: ["{endpoint}"]\ndevices: {cpu: 1}\nspares: 0\n' + MODELS + WHERE) as running:
         yield running.wait_ready()
+        assert running.end() == 0
+        running.wait_line("closed in the main thread: True")
 
 
 def test_its_tests_pass(folder: Path) -> None:
@@ -44,7 +65,7 @@ def test_its_tests_pass(folder: Path) -> None:
 
 def test_a_bad_request_among_good_ones_has_its_error_alone(daemon: Running) -> None:
     with daemon.client() as client:
-        (model,) = client.status()["models"]
+        model, _ = client.status()["models"]
         assert (model["max_batch_size"], model["unbatched_because"]) == (64, None)
         texts = ["a fine day", "", "an awful one"] * 20
         futures = [client.submit("sentiment", {"text": np.array([text])}) for text in texts]
@@ -61,6 +82,11 @@ def test_what_does_not_fit_the_declaration_never_gets_there(daemon: Running) -> 
     with daemon.client() as client, pytest.raises(InvalidRequest, match="text") as raised:
         client.infer("sentiment", {"text": np.zeros(1)})
     assert raised.value.reason == "datatype_mismatch"
+
+
+def test_it_is_called_in_the_main_thread(daemon: Running) -> None:
+    with daemon.client() as client:
+        assert client.infer("where", {"x": np.zeros(1)})["main"].tolist() == [True, True]
 
 
 def test_its_command_asks_the_daemon(daemon: Running) -> None:
