@@ -21,7 +21,8 @@ serve: $(VENV)/.demo ## Serve the demo's digits model until Ctrl-C, for a client
 	@$(BIN)/multitower demo --folder demo --serve
 
 test: $(VENV)/.dev ## Run all tests, several files at a time: most wait for processes and time
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	@# In the order of the folders: the brief unit tests come last, and fill up what the long ones leave.
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-unit: $(VENV)/.dev ## Run the tests that start no process: seconds
 	$(BIN)/python -m pytest tests/unit
