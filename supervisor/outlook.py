@@ -41,16 +41,27 @@ class Outlook:
         for spec in models:
             if spec.name in served:
                 continue
-            causes: list[str] = []
+            causes: list[tuple[int, str]] = []
             for place in self._places:
                 if spec.name not in {known.name for known in (*place.specs, *self._renewals.coming(place))}:
                     continue
                 if not self.lives(place):
-                    causes.append(f"slot {place.slot.number}: {place.slot.last_error or place.slot.state}")
+                    causes.append((place.slot.number, place.slot.last_error or place.slot.state))
                     continue
                 report = next((model for model in place.models if model.name == spec.name), None)
                 if report is None or report.state == "ready":
                     break
-                causes.append(f"slot {place.slot.number}: {report.cause}")
+                causes.append((place.slot.number, str(report.cause)))
             else:
-                self._balancer.give_up(spec.name, "; ".join(causes) or "no slot has it")
+                self._balancer.give_up(spec.name, by_slots(causes) or "no slot has it")
+
+
+def by_slots(causes: Iterable[tuple[int, str]]) -> str:
+    """Slots and their causes for people, each cause once: `slots 0, 1: no weights; slot 2: out of memory`."""
+    numbers: dict[str, list[int]] = {}
+    for number, cause in causes:
+        numbers.setdefault(cause, []).append(number)
+    return "; ".join(
+        f"{'slot' if len(slots) == 1 else 'slots'} {', '.join(map(str, slots))}: {cause}"
+        for cause, slots in numbers.items()
+    )

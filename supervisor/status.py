@@ -19,6 +19,7 @@ from multitower.infer_header import parse_version
 from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorReport
 from multitower.supervisor.fleet import Fleet
 from multitower.supervisor.member import Place
+from multitower.supervisor.outlook import by_slots
 from multitower.supervisor.resources import Sampler
 from multitower.supervisor.router import Router
 from multitower.supervisor.slot import State
@@ -69,6 +70,8 @@ class Reporter:
         if kind == wire.MODEL_READY:
             return {"name": name, "ready": self._slots_ready(name) > 0}
         if report is None:
+            if (hopeless := self.router.balancer.refusals.of(name)) is not None:
+                raise hopeless
             cause = self._model_cause(name) or "it is still loading"
             raise make(Reason.NO_WORKER, f"{name!r} is not loaded: {cause}")
         if kind == wire.MODEL_METADATA:
@@ -202,13 +205,13 @@ class Reporter:
         hopeless = self.router.balancer.refusals.of(name)
         if hopeless is not None:
             return hopeless.message
-        causes = [
-            f"slot {place.slot.number}: {model.cause}"
+        causes = (
+            (place.slot.number, model.cause)
             for place in self.fleet.places
             for model in place.models
             if model.name == name and model.cause is not None
-        ]
-        return "; ".join(causes) or None
+        )
+        return by_slots(causes) or None
 
     def _named(self, header: dict[str, Any]) -> tuple[str, ModelReport | None]:
         name = header.get("model_name")
