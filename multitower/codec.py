@@ -97,12 +97,17 @@ class Codec:
 
         Raises:
             InvalidRequest: `datatype_mismatch` or `shape_invalid`, naming the input that cannot be sent;
-                `malformed` for names and a priority that cannot be written.
+                `malformed` for inputs without names, and for names and a priority that cannot be written.
         """
         frames: list[bytes | memoryview] = []
         described: list[tuple[str, str, tuple[int, ...]]] = []
         large: list[tuple[int, Array]] = []
-        for name, value in inputs.items():
+        try:
+            items = inputs.items()
+        except AttributeError:
+            kind = type(inputs).__name__
+            raise make(Reason.MALFORMED, f"inputs are arrays by name, as in {{'x': array}}, not {kind}") from None
+        for name, value in items:
             try:
                 if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
                     raise make(Reason.DATATYPE_MISMATCH, "the protocol has no masked elements; fill them first")

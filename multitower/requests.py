@@ -203,7 +203,9 @@ def not_ready(state: dict[str, Any] | Exception) -> str:
         raise state
     if isinstance(state, Exception):
         return str(state)
-    return f"{state['slots_ready']} of {state['slots_total']} slots are ready"
+    ready, total = state["slots_ready"], state["slots_total"]
+    missing = ", but some model is on none of them" if ready == total else ""
+    return f"{ready} of {total} slots are ready{missing}; `multitower status` tells why"
 
 
 def model_header(model: str, version: str, version_label: str = "") -> dict[str, Any]:

@@ -163,8 +163,8 @@ class Config(Section):
     threads: Threads = key({}, "TensorFlow's threads in each worker.")
     cores: Literal["auto", "split", "shared"] = key(
         "auto",
-        "The host's cores: split binds each worker to its own equal slice, shared binds none, "
-        "auto splits where each worker can have two or more.",
+        "The host's cores: split binds each worker to its own, of the NUMA node that its device is at, shared binds "
+        "none, auto splits where each worker can have two or more.",
     )
     models: Annotated[tuple[ModelConfig, ...], *NOT_EMPTY] = Field(
         description="The models; every worker loads all of them, or those for its device."

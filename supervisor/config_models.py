@@ -130,7 +130,8 @@ def _tensors(value: object, info: ValidationInfo) -> Mapping[str, str]:
     path = info.data.get("path")
     if value is None:
         if path is not None and path.suffix in GRAPH_SUFFIXES:
-            raise ValueError(f"a frozen graph needs it: {_TENSORS_EXAMPLE[str(info.field_name)]}")
+            example = _TENSORS_EXAMPLE[str(info.field_name)]
+            raise ValueError(f"a frozen graph needs it: {example}; docs/frozen-graphs.md tells how to find the names")
         return {}
     if path is None or path.suffix not in GRAPH_SUFFIXES:
         if "path" not in info.data:

@@ -20,6 +20,7 @@ from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorRepor
 from multitower.supervisor.fleet import Fleet
 from multitower.supervisor.member import Place
 from multitower.supervisor.metrics import ModelStatistics
+from multitower.supervisor.outlook import by_slots
 from multitower.supervisor.resources import Sampler
 from multitower.supervisor.router import Router
 from multitower.supervisor.slot import State
@@ -77,6 +78,8 @@ class Reporter:
             ready = self._slots_ready(name, report.version if report and named else None)
             return {"name": name, "ready": not self._unloaded(name) and ready > 0}
         if report is None:
+            if (refused := self.router.balancer.refusals.of_new(name)) is not None:
+                raise refused
             cause = self._model_cause(name) or "it is still loading"
             raise make(Reason.NO_WORKER, f"{name!r} is not loaded: {cause}")
         served = self.router.admission.catalogue.versions(name)
@@ -143,6 +146,7 @@ class Reporter:
             "pid": place.member.process.pid if place.member is not None else None,
             "device": place.placement.device,
             "visible_devices": place.visible_devices,
+            "cores": list(place.placement.cores),
             "incarnation": place.slot.incarnation,
             "restarts": place.slot.restarts,
             "depth": channel.worker.depth if channel is not None else 0,
@@ -262,19 +266,19 @@ class Reporter:
         """Why no worker could load the version, where none serves it and none is about to."""
         causes = self._causes(name, version)
         coming = any(place.slot.state in (State.STARTING, State.LOADING, State.BACKOFF) for place in self.fleet.places)
-        return "; ".join(causes) if causes and not coming and not self._slots_ready(name, version) else None
+        return causes if causes and not coming and not self._slots_ready(name, version) else None
 
-    def _causes(self, name: str, version: str | None) -> list[str]:
-        return [
-            f"slot {place.slot.number}: {model.cause}"
+    def _causes(self, name: str, version: str | None) -> str:
+        return by_slots(
+            (place.slot.number, model.cause)
             for place in self.fleet.places
             for model in place.models
             if model.name == name and version in (None, model.version) and model.cause is not None
-        ]
+        )
 
     def _model_cause(self, name: str, version: str | None = None) -> str | None:
         refused = self.router.balancer.refusals.of_new(name)
-        return refused.message if refused is not None else "; ".join(self._causes(name, version)) or None
+        return refused.message if refused is not None else self._causes(name, version) or None
 
     def _named(self, header: dict[str, Any]) -> tuple[str, ModelReport | None]:
         name = header.get("model_name")

@@ -108,7 +108,7 @@ def _print_status(state: dict[str, Any]) -> None:
             (
                 slot["slot"],
                 slot["state"],
-                slot["device"],
+                slot["device"].replace(",", "\n"),
                 slot["pid"],
                 slot["restarts"],
                 slot["depth"],
@@ -166,19 +166,24 @@ def _print_use(slots: Sequence[dict[str, Any]]) -> None:
     rows = []
     for slot in slots:
         batch = slot.get("batch_ms") or {}
-        memory, device = slot.get("rss_bytes"), slot.get("device_memory_bytes")
+        memory = slot.get("rss_bytes")
+        devices = slot.get("devices") or ()
         rows.append(
             (
                 slot["slot"],
                 *(f"{batch[name]:,.1f} ms" if batch.get(name) is not None else None for name in ("p50", "p99")),
                 f"{slot['rows_per_s']:,.0f}" if slot.get("rows_per_s") is not None else None,
-                _size(memory) if memory is not None else None,
+                _size(memory),
                 _percent(slot.get("cpu_percent")),
-                _size(device) if device is not None else None,
-                "gone" if slot.get("device_present") is False else _percent(slot.get("utilization_percent")),
+                "\n".join(_size(each["memory_bytes"]) or "-" for each in devices) or None,
+                "\n".join(_busy(each) or "-" for each in devices) or None,
             )
         )
     _print_table(headings, rows)
+
+
+def _busy(device: dict[str, Any]) -> str | None:
+    return "gone" if device["present"] is False else _percent(device["utilization_percent"])
 
 
 def _grown(model: dict[str, Any]) -> tuple[str | None, str | None]:
@@ -202,8 +207,8 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _size(size: int) -> str:
-    return f"{size / (1 << 20):,.0f} MiB"
+def _size(size: int | None) -> str | None:
+    return None if size is None else f"{size / (1 << 20):,.0f} MiB"
 
 
 def _print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -15,6 +15,7 @@ from multitower.spec import ModelSpec
 from multitower.supervisor import placement
 from multitower.supervisor.config import Config, ModelConfig
 from multitower.supervisor.config_devices import on_cpus
+from multitower.supervisor.cores import shown
 from multitower.supervisor.devices import Device, DeviceError, format_bytes, resolve
 from multitower.supervisor.front import IPC
 from multitower.supervisor.placement import Placement
@@ -45,10 +46,8 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     yield from told
 
     this = machine.look()
-    nodes = {device.name: machine.node_of_gpu(device.pci_bus_id) for device in devices}
-    gpu_nodes = {name: node for name, node in nodes.items() if node is not None}
     if placements:
-        yield from host.threads(placements, this, gpu_nodes)
+        yield from host.threads(placements, this, {device.name: device for device in devices})
     shares = any(endpoint.startswith(IPC) for endpoint in config.listen)
     yield from host.limits(this, max(1, len(placements)) + config.spares, MAX_REGIONS if shares else 0)
     yield from sockets.findings(config.listen, config.runtime_dir)
@@ -122,7 +121,7 @@ def _devices(config: Config, driver: Driver) -> tuple[Sequence[Device], Sequence
 
 def _shown(slot: Placement, models: int) -> str:
     limit = f", memory {format_bytes(slot.memory_limit_bytes)}" if slot.memory_limit_bytes is not None else ""
-    cores = f", cores {','.join(map(str, slot.cores))}" if slot.cores else ""
+    cores = f", cores {shown(slot.cores)}" if slot.cores else ""
     threads = f"{slot.intra_op_threads} intra-op and {slot.inter_op_threads} inter-op threads"
     loads = f", models {', '.join(slot.models)}" if len(slot.models) < models else ""
     return f"slot {slot.slot}: {slot.device}, {threads}{limit}{cores}{loads}"

@@ -176,12 +176,10 @@ def test_status_is_readable(script: Script) -> None:
         "rows_per_s": 1234.5,
         "rss_bytes": 900 << 20,
         "cpu_percent": 87.6,
-        "device_memory_bytes": 6 << 30,
-        "utilization_percent": 93,
-        "device_present": True,
+        "devices": [{"memory_bytes": 6 << 30, "utilization_percent": 93, "present": True}],
     }
-    script.status["slots"][1]["device_present"] = False
     script.status["models"][0] |= {"host_memory_bytes": 300 << 20, "device_memory_bytes": 1 << 30}
+    script.status["slots"][1]["devices"] = [{"memory_bytes": None, "utilization_percent": None, "present": False}]
     script.status["daemon"]["quarantine"] = [{"model": "digits", "seconds_left": 12.0, "refused": 6}]
     code, out, err = multitower("status")
     assert (code, err) == (Exit.DEGRADED, "")
@@ -200,6 +198,25 @@ def test_status_is_readable(script: Script) -> None:
     told = [*grown, "the", "label", "canary", "is", "version", "4,", "which", "is", "not", "served"]
     assert ["digits", "ready", "3", "(stable,", "best)", "1/2", "2", "1,000", "1", "2.5", *told] in rows
     assert ["other", "loading", "-", "0/2", "0", "0", "0", "-", "-", "-"] in rows
+
+
+def test_status_shows_each_device_of_a_slot_on_a_line_of_its_own(script: Script) -> None:
+    script.status["slots"][0] |= {
+        "device": "GPU-8f3a1c20,GPU-5b,GPU-61",
+        "rss_bytes": 900 << 20,
+        "devices": [
+            {"memory_bytes": 6 << 30, "utilization_percent": 93, "present": True},
+            {"memory_bytes": None, "utilization_percent": None, "present": False},
+            {"memory_bytes": 1 << 30, "utilization_percent": None, "present": True},
+        ],
+    }
+    lines = [line.split() for line in multitower("status")[1].splitlines()]
+    names = next(number for number, line in enumerate(lines) if "GPU-8f3a1c20" in line)
+    assert lines[names][:3] == ["0", "ready", "GPU-8f3a1c20"]
+    assert lines[names + 1 : names + 3] == [["GPU-5b"], ["GPU-61"]]
+    use = next(number for number, line in enumerate(lines) if "900" in line)
+    assert lines[use][-4:] == ["6,144", "MiB", "93", "%"]
+    assert lines[use + 1 : use + 3] == [["-", "gone"], ["1,024", "MiB", "-"]]
 
 
 def test_status_is_json_for_programs(script: Script) -> None:

@@ -83,7 +83,10 @@ DAEMON = [
     ("devices: []", "devices: the list is empty"),
     ("devices: {}", "2:10: devices: the key 'cpu' is missing"),
     ("devices: {cpu: 0}", "2:16: devices.cpu: must be at least 1, not 0"),
-    ("devices: {gpu: 1}", "2:11: devices.gpu: unknown key (did you mean 'cpu'?)"),
+    (
+        "devices: {gpu: 1}",
+        "2:11: devices.gpu: unknown key; GPUs are all of them (devices: all) or listed (",
+    ),
     ("devices: [[0, 1], []]", "2:19: devices[1]: the group is empty"),
     ("devices: [0, [1, -1]]", "2:18: devices[1][1]: -1 is no device index"),
     ("devices: [[0, 1], [2, 1]]", "2:23: devices[1][1]: 1 is listed twice; workers_per_device"),

@@ -146,7 +146,7 @@ def test_an_unloaded_model_answers_what_was_accepted_and_refuses_what_comes(daem
     assert (daemon.state("n"), daemon.state("m")) == ("unloaded", "ready")
     assert daemon.refused("n") == "'n' is unloaded; `multitower load n` loads it"
     assert daemon.reporter.readiness() == {"ready": True, "slots_ready": 2, "slots_total": 2}
-    with pytest.raises(Unavailable, match="'n' is not loaded: 'n' is unloaded"):
+    with pytest.raises(Unavailable, match="'n' is unloaded; `multitower load n` loads it"):
         daemon.reporter.answer(b"MT1:model_metadata", {"model_name": "n"}, scene.now)
     assert of(daemon.carry_out("unload", "n")) == [], "again"
 

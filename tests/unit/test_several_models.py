@@ -48,6 +48,14 @@ def test_what_killed_a_worker_runs_again_on_another_device_that_has_the_model() 
     assert [worker.slot for worker in scene.running] == [3 - first]
 
 
+def test_a_cause_that_slots_share_is_told_once() -> None:
+    scene = serving([("m", "n"), ("m", "n"), ("m", "n")], max_restarts=0)
+    for slot, code in enumerate((3, 4, 3)):
+        scene.die(scene.member(slot), code)
+    with pytest.raises(Unavailable, match=r"'n': slots 0, 2: exited with code 3; .*; slot 1: exited with code 4"):
+        scene.submit(model="n")
+
+
 def test_a_model_whose_only_slot_is_given_up_is_refused_and_the_others_served() -> None:
     scene = serving([("m",), ("n",)], max_restarts=0)
     scene.die(scene.member(1))

@@ -228,7 +228,7 @@ def test_one_that_no_worker_can_load_at_the_start_makes_room_for_the_former(tmp_
     assert daemon.rows()["2"][0] == "failed"
     daemon.look()
     assert daemon.served() == [["1"], ["1"]]
-    assert daemon.rows() == {"1": ("ready", None), "2": ("failed", "slot 0: no weights; slot 1: no weights")}
+    assert daemon.rows() == {"1": ("ready", None), "2": ("failed", "slots 0, 1: no weights")}
 
 
 def test_a_slot_that_is_broken_anyway_keeps_nobody_from_the_new_version(tmp_path: Path) -> None:
