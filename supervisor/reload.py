@@ -189,9 +189,9 @@ class Reload:
         """Models that are not to be loaded, as it has come out, are gone; those of which a slot is left are open."""
         router, unloaded = self._router, _names(settings.unloaded)
         for name in unloaded | router.balancer.refusals.unloaded:
-            if any(place.serves(name) for place in self._fleet.places):
+            if name not in unloaded or any(place.serves(name) for place in self._fleet.places):
                 router.open(name)
-            elif name in unloaded:
+            else:
                 router.close(name)
                 router.unloaded(name)
 

@@ -196,6 +196,17 @@ def test_a_slot_that_failed_comes_back_without_the_model_that_is_unloaded(tmp_pa
     assert (scene.state(), daemon.loads()) == (State.READY, ["m"])
 
 
+def test_one_that_could_not_be_unloaded_is_there_as_before(daemon: Daemon) -> None:
+    daemon.scene.no_room = True
+    daemon.order("unload", "n")
+    assert why(daemon.told[-1])[1] == "'n' could not be unloaded: slot 0: no process could be started"
+    assert daemon.state("n") == "ready"
+    scene = daemon.scene
+    scene.submit(model="n")
+    scene.settle()
+    assert [type(answer) for answer in scene.replies()] == [list]
+
+
 def test_a_load_takes_one_section_of_the_file_and_no_other(daemon: Daemon) -> None:
     neighbour = daemon.scene.member(1)
     daemon.configure(m=2, n=2, more="dispatch: least_depth")
