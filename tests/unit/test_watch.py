@@ -190,6 +190,23 @@ def test_one_that_cannot_be_loaded_leaves_all_slots_as_they_were(tmp_path: Path,
     assert daemon.served() == [["2"], ["2"]]
 
 
+def test_one_that_is_served_is_written_again(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1", slots=2)
+    before = [daemon.scene.member(slot) for slot in (0, 1)]
+    weights = tmp_path / "model" / "1" / "variables" / "variables.data"
+    daemon.bad["1"] = {0, 1}
+    weights.write_bytes(b"worse")
+    daemon.look()
+    assert [daemon.scene.member(slot) for slot in (0, 1)] == before, "what they have loaded is good"
+    assert daemon.rows() == {"1": ("ready", "no weights")}, "of its files as they are now"
+    daemon.bad.clear()
+    weights.write_bytes(b"much better")
+    daemon.look()
+    daemon.look()
+    assert daemon.served() == [["1"], ["1"]]
+    assert not {id(daemon.scene.member(slot)) for slot in (0, 1)} & set(map(id, before))
+
+
 def test_of_several_new_ones_the_good_are_taken(tmp_path: Path) -> None:
     daemon = daemon_of(tmp_path, "1", more=", versions: all")
     daemon.bad["2"] = {0}
