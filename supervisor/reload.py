@@ -139,6 +139,7 @@ class Reload:
         names.update(model.name for model in fleet.settings.models)
         self._router.leaving = set()
         self._router.forget_models(names)
+        fleet.judge_models()  # there may have been hope in renewals that were withdrawn
         if error is None:
             # They are others now.
             changed_models = [model.name for model in self._new.fleet.models if model not in self._old.fleet.models]
