@@ -164,7 +164,7 @@ class Reload:
         self._router.leaving = set()
         self._router.forget_models(_names(specs))
         self._settle_unloaded(settings)
-        # Workers may have failed to load what was not among the settings yet, and renewals that were withdrawn were a hope.
+        # What was new may have failed before it was among the settings, and renewals that were withdrawn were a hope.
         fleet.judge_models()
         if error is None:
             # They are others now.
