@@ -111,7 +111,8 @@ class Reload:
             self._fleet.renewals.ask(renewal)
 
     def _give_up_slots(self) -> None:
-        # The new ones first: they may have to take over from those that go.
+        # The new ones first: they may have to take over from those that go. What shares a GPU with one that goes, in
+        # another group, is started when that has ended.
         self._fleet.apply(self._new.fleet)
         for placement in self._added:
             self._fleet.add(placement)

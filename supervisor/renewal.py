@@ -85,6 +85,9 @@ class Staff(Protocol):
     def drop(self, place: Place) -> None:
         """The slot is no more."""
 
+    def promised(self, place: Place) -> set[str]:
+        """Models that nothing brings but slots which wait for the end of this one's process."""
+
     def judge_models(self) -> None:
         """Finds the models that nothing serves or will serve."""
 
@@ -177,7 +180,10 @@ class Renewals:
     def _begin(self, renewal: Renewal, now: float) -> None:
         place = renewal.place
         state = place.slot.state
-        if state in (State.STARTING, State.LOADING):
+        if state is State.STARTING and place.member is None and not renewal.remove:
+            self._apply(renewal)  # it is held back: its first process, which is yet to come, is the new one
+            self._finish(None)
+        elif state in (State.STARTING, State.LOADING):
             self._staff.tell(place, Event.STOP, now)
             renewal.step = _Step.STOPPING
         elif state is State.READY and place.member is not None:
@@ -233,7 +239,7 @@ class Renewals:
 
     def _brought(self, renewal: Renewal) -> set[str]:
         """Models of the process that leaves which others are to load yet: requests can wait for those."""
-        own = {spec.name for spec in renewal.wanted} if not renewal.remove else set()
+        own = {spec.name for spec in renewal.wanted} if not renewal.remove else self._staff.promised(renewal.place)
         later = {
             spec.name
             for other in self._waiting
