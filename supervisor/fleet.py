@@ -244,6 +244,7 @@ class Fleet:
 
     def start_successor(self, place: Place, specs: tuple[ModelSpec, ...], placement: Placement) -> Member | None:
         """Starts a process that is to take over a slot which serves; None when there is no room for one."""
+        place.refused = ()
         place.successor = self._hiring.give_work(place, specs, placement, place.slot.incarnation + 1)
         return place.successor
 
@@ -355,11 +356,11 @@ class Fleet:
         """The slot waits for the end of the other's process, which has some of its devices."""
         return leaving.member is not None and place.placement.crowds(leaving.placement)
 
-    def promised(self, place: Place) -> set[str]:
-        """Models that nothing brings but slots which this one holds back: what waits for them waits on."""
-        held = {spec.name for each in self.places if self._holds_back(place, each) for spec in each.specs}
+    def promised(self, place: Place) -> set[tuple[str, str]]:
+        """Models and versions that nothing brings but slots which this one holds back: what waits for them waits on."""
+        held = {spec.key for each in self.places if self._holds_back(place, each) for spec in each.specs}
         loading = (each for each in self.places if each.member is not None and each.slot.state in _LOADING)
-        return held - {spec.name for each in loading for spec in each.specs}
+        return held - {spec.key for each in loading for spec in each.specs}
 
     def drop(self, place: Place) -> None:
         """The slot is no more; its process has ended."""

@@ -47,6 +47,7 @@ class Renewal:
         old: the process that leaves.
         overlap: the new process loads while the old one serves.
         new: the process that loads meanwhile.
+        changed: models and versions that it loads otherwise than the former one.
     """
 
     place: Place
@@ -59,6 +60,7 @@ class Renewal:
     old: Member | None = None
     overlap: bool = False
     new: Member | None = None
+    changed: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def wanted(self) -> tuple[ModelSpec, ...]:
@@ -85,8 +87,8 @@ class Staff(Protocol):
     def drop(self, place: Place) -> None:
         """The slot is no more."""
 
-    def promised(self, place: Place) -> set[str]:
-        """Models that nothing brings but slots which wait for the end of this one's process."""
+    def promised(self, place: Place) -> set[tuple[str, str]]:
+        """Models and versions that nothing brings but slots which wait for the end of this one's process."""
 
     def judge_models(self) -> None:
         """Finds the models that nothing serves or will serve."""
@@ -225,7 +227,7 @@ class Renewals:
         if not worker.retiring:
             coming = self._brought(renewal)
             self._router.withdraw(old.channel, coming)
-            if balancer.needed(worker, coming):
+            if balancer.needed(worker, {name for name, _ in coming}):
                 return
             balancer.retire(worker)
             if not renewal.overlap:
@@ -237,15 +239,15 @@ class Renewals:
                 self._staff.tell(place, Event.DRAINED, now)
             self._left(renewal)
 
-    def _brought(self, renewal: Renewal) -> set[str]:
-        """Models of the process that leaves which others are to load yet: requests can wait for those."""
-        own = {spec.name for spec in renewal.wanted} if not renewal.remove else self._staff.promised(renewal.place)
+    def _brought(self, renewal: Renewal) -> set[tuple[str, str]]:
+        """Models and versions of the process that leaves which others are to load yet: requests can wait for those."""
+        own = {spec.key for spec in renewal.wanted} if not renewal.remove else self._staff.promised(renewal.place)
         later = {
-            spec.name
+            spec.key
             for other in self._waiting
             if not other.remove
             for spec in other.wanted
-            if spec.name not in {known.name for known in other.place.specs}
+            if spec.key not in {known.key for known in other.place.specs}
         }
         return (later - own) | (set() if renewal.overlap else own)
 
@@ -279,12 +281,18 @@ class Renewals:
     def _starting(self, renewal: Renewal, _now: float) -> None:
         slot = renewal.place.slot
         if slot.state is State.READY:
-            self._finish(None)
+            failed = [
+                model for model in renewal.place.models if model.state != "ready" and model.key in renewal.changed
+            ]
+            if failed:
+                slot.last_error = "; ".join(f"{model.name}: {model.cause}" for model in failed)
+            self._finish(slot.last_error if failed else None)
         elif slot.state in (State.FAILED, State.STOPPED):
             self._finish(slot.last_error or str(slot.state))
 
     def _apply(self, renewal: Renewal) -> None:
         if renewal.specs is not None:
+            renewal.changed = frozenset(spec.key for spec in renewal.specs if spec not in renewal.place.specs)
             renewal.place.specs = renewal.specs
         if renewal.placement is not None:
             renewal.place.placement = renewal.placement

@@ -68,12 +68,15 @@ def _selection(config: Config) -> str:
 
 
 def _models(config: Config) -> Iterator[str]:
-    from multitower.supervisor.versions import latest_version
+    from multitower.supervisor.versions import chosen_versions
 
     width = max(len(model.name) for model in config.models)
     for model in config.models:
-        version = latest_version(model.path) if model.path is not None else None
-        where = f"{model.handler or model.path}{f', version {version}' if version is not None else ''}"
+        versions = chosen_versions(model.path, model.versions) if model.path is not None else ()
+        told = ", ".join(version for version in versions if version is not None)
+        where = str(model.handler or model.path)
+        if told:
+            where += f", version{'s' if len(versions) > 1 else ''} {told}"
         on = "" if model.devices == "all" else f", on {', '.join(map(str, model.devices))}"
         yield f"{model.name:{width}}  {where}{on}"
 

@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,14 @@ models:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "doctored.py").write_text(HANDLERS)
     (tmp_path / "x.yaml").write_text(CONFIG.replace("/tmp/mt-no-such-folder", str(tmp_path)[:60]))
-    (tmp_path / "tmp").mkdir()
     return tmp_path
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """For temporary files. Not under `tmp_path`: a worker's socket has to fit in."""
+    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
+        yield Path(folder)
 
 
 def doctor(
@@ -121,12 +128,12 @@ def test_each_model_that_does_not_load_is_a_problem_and_the_others_are_looked_at
     assert json.loads(done.stdout)["counts"]["problem"] == 3
 
 
-def test_no_models_runs_none_of_their_code(folder: Path) -> None:
+def test_no_models_runs_none_of_their_code(folder: Path, temporary: Path) -> None:
     arguments = ("--no-models", "--json", "--set", "models=[{name: d, handler: 'doctored:Dying'}]")
-    done = doctor(folder, *arguments, TMPDIR=str(folder / "tmp"))
+    done = doctor(folder, *arguments, TMPDIR=str(temporary))
     assert done.returncode == Exit.OK, done.stderr
     assert findings(done, "models") == [("note", "not loaded, as --no-models says: d")]
-    assert list((folder / "tmp").iterdir()) == [], "nothing is left"
+    assert list(temporary.iterdir()) == [], "nothing is left"
 
 
 def test_a_temporary_folder_with_too_long_a_path_is_a_problem(folder: Path) -> None:
@@ -139,12 +146,12 @@ def test_a_temporary_folder_with_too_long_a_path_is_a_problem(folder: Path) -> N
     assert any("107 are the most" in text for _, text in findings(done, "endpoints"))
 
 
-def test_an_interrupt_ends_the_model_that_loads(folder: Path) -> None:
+def test_an_interrupt_ends_the_model_that_loads(folder: Path, temporary: Path) -> None:
     arguments = ["--set", "listen=[tcp://127.0.0.1:*]", "--set", "models=[{name: h, handler: 'doctored:Hanging'}]"]
     with subprocess.Popen(
         [sys.executable, "-m", "multitower", "doctor", "x.yaml", *arguments],
         cwd=folder,
-        env={**os.environ, "TMPDIR": str(folder / "tmp"), "HANGING": str(folder / "pid")},
+        env={**os.environ, "TMPDIR": str(temporary), "HANGING": str(folder / "pid")},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     ) as process:
@@ -154,7 +161,7 @@ def test_an_interrupt_ends_the_model_that_loads(folder: Path) -> None:
     assert process.returncode == 130
     assert stderr.strip() == b""
     assert not psutil.pid_exists(int((folder / "pid").read_text()))
-    assert list((folder / "tmp").iterdir()) == [], "nothing is left"
+    assert list(temporary.iterdir()) == [], "nothing is left"
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -66,6 +66,8 @@ STATUS: dict[str, Any] = {
         {
             "name": "digits",
             "version": "3",
+            "labels": ["stable", "best"],
+            "labels_not_served": {"canary": "4"},
             "state": "ready",
             "cause": None,
             "slots_ready": 1,
@@ -81,6 +83,8 @@ STATUS: dict[str, Any] = {
         {
             "name": "other",
             "version": None,
+            "labels": [],
+            "labels_not_served": {},
             "state": "loading",
             "cause": None,
             "slots_ready": 0,
@@ -189,7 +193,8 @@ def test_status_is_readable(script: Script) -> None:
     assert use in rows
     assert ["1", "-", "-", "-", "-", "-", "-", "gone"] in rows
     assert "in quarantine: 1 requests that crashed a worker; 6 equal ones were refused" in out
-    assert ["digits", "ready", "3", "1/2", "2", "1,000", "1", "2.5"] in rows
+    told = ["the", "label", "canary", "is", "version", "4,", "which", "is", "not", "served"]
+    assert ["digits", "ready", "3", "(stable,", "best)", "1/2", "2", "1,000", "1", "2.5", *told] in rows
     assert ["other", "loading", "-", "0/2", "0", "0", "0", "-"] in rows
 
 
@@ -242,7 +247,7 @@ def test_models_are_listed_with_what_they_take(script: Script) -> None:
     code, out, err = multitower("models")
     assert (code, err) == (Exit.OK, "")
     rows = [" ".join(line.split()) for line in out.splitlines()]
-    assert "digits ready 3 input x FP32 [any, 2]" in rows
+    assert "digits ready 3 (stable, best) input x FP32 [any, 2]" in rows
     assert "output scores FP32 [any, 10]" in rows
     assert "other loading - 'other' is not loaded: it is still loading" in rows
 
@@ -255,7 +260,7 @@ def test_models_are_listed_with_their_signatures(script: Script, monkeypatch: py
     code, out, _ = multitower("models")
     assert code == Exit.OK
     rows = [" ".join(line.split()) for line in out.splitlines()]
-    assert "digits ready 3 serving_default input x FP32 [any, 2]" in rows
+    assert "digits ready 3 (stable, best) serving_default input x FP32 [any, 2]" in rows
     assert rows.count("output scores FP32 [any, 10]") == 2
     assert "other input pixels INT32 [4]" in rows
     assert "third the input 'tags' is sparse" in rows
@@ -265,8 +270,9 @@ def test_models_are_json_for_programs(script: Script) -> None:
     code, out, _ = multitower("models", "--json")
     assert code == Exit.OK
     digits, other = json.loads(out)
-    assert digits == {**DIGITS, "state": "ready", "cause": None}
-    assert other == {"name": "other", "state": "loading", "cause": "'other' is not loaded: it is still loading"}
+    assert digits == {**DIGITS, "version": "3", "labels": ["stable", "best"], "state": "ready", "cause": None}
+    cause = "'other' is not loaded: it is still loading"
+    assert other == {"name": "other", "version": None, "labels": [], "state": "loading", "cause": cause}
 
 
 # infer.
