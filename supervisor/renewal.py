@@ -39,7 +39,7 @@ class Renewal:
     Attributes:
         place: the slot.
         why: for the log.
-        specs: the models of the new process; None for the slot's own.
+        specs: the models of the new process; None for the slot's own. Without any there is no new process.
         placement: its share of the machine; None for the slot's own.
         remove: the slot is given up: nothing takes over.
         done: is told of the end: None, or why it failed.
@@ -61,6 +61,11 @@ class Renewal:
     overlap: bool = False
     new: Member | None = None
     changed: frozenset[tuple[str, str]] = frozenset()
+
+    @property
+    def overlaps(self) -> bool:
+        """A new process could load while the old one serves."""
+        return not self.remove and bool(self.wanted)
 
     @property
     def wanted(self) -> tuple[ModelSpec, ...]:
@@ -125,7 +130,7 @@ class Renewals:
 
     def revives(self, place: Place) -> bool:
         """The slot is going to have a new process, whatever its state is now."""
-        return any(not each.remove for each in self._of(place))
+        return any(not each.remove and each.wanted for each in self._of(place))
 
     def _of(self, place: Place) -> Iterator[Renewal]:
         if self._current is not None and self._current.place is place:
@@ -190,7 +195,7 @@ class Renewals:
             renewal.step = _Step.STOPPING
         elif state is State.READY and place.member is not None:
             renewal.old = place.member
-            if renewal.remove or not self._fits(place):
+            if not (renewal.overlaps and self._fits(place)):
                 renewal.step = _Step.LEAVING
                 return
             renewal.overlap = True
@@ -275,6 +280,10 @@ class Renewals:
                     other.done("the slot is no longer configured")
             return
         self._apply(renewal)
+        if not place.specs:
+            self._staff.tell(place, Event.STOP, now)  # it waits for no restart any more
+            self._finish(None)
+            return
         self._staff.tell(place, Event.RESTART, now)
         renewal.step = _Step.STARTING
 
