@@ -93,12 +93,15 @@ class Executor:
         else:
             entries = self._decode(key, rows, frames, answers)
         ready: Arrays | None = None
-        parts = [entry.arrays for entry in entries] if whole is None else [whole]
-        if parts and key.batched and not self._singly and (len(rows) == 1 or self._is_proven(key)):
-            total = sum(rows) if whole is not None else sum(entry.rows for entry in entries)
-            # What it raises it raises again when the batch is run, and there it is found out whose error it is.
-            with contextlib.suppress(Exception):
-                ready = batch.join(parts, batch.padded(total, self._allowed))
+        if key.batched and not self._singly and (len(rows) == 1 or self._is_proven(key)):
+            if whole is not None and not self._allowed:
+                ready = whole
+            elif whole is not None or entries:
+                parts = [entry.arrays for entry in entries] if whole is None else [whole]
+                total = sum(rows) if whole is not None else sum(entry.rows for entry in entries)
+                # What it raises it raises again when the batch is run, and there it is found out whose error it is.
+                with contextlib.suppress(Exception):
+                    ready = batch.join(parts, batch.padded(total, self._allowed))
         return Prepared(key, rows, answers, whole, entries, ready, time.monotonic_ns() - begun)
 
     def run(self, prepared: Prepared) -> tuple[Sequence[Answer], Timing]:

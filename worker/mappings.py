@@ -60,15 +60,19 @@ class _Mapping:
 
 
 class Mappings:
-    """The mappings of one worker."""
+    """The mappings of one worker.
+
+    Attributes:
+        known: of each region that has been named lately; None where that was once.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[Identity, _Mapping | None] = {}  # None: named once so far
+        self.known: dict[Identity, _Mapping | None] = {}
         self._look_at = 0.0
 
     def find(self, place: Place) -> memoryview | None:
         """The place's bytes; None where it is to be reached through its descriptor."""
-        mapping = self._known.get((place.region, place.device, place.inode))
+        mapping = self.known.get((place.region, place.device, place.inode))
         if mapping is None or (place.offset, place.size) not in mapping.filled:
             return None
         mapping.used = time.monotonic()
@@ -78,15 +82,15 @@ class Mappings:
     def learn(self, place: Place, descriptor: int) -> None:
         """The place has been used through its descriptor: the next time it may be found here."""
         identity = place.region, place.device, place.inode
-        if identity not in self._known:
+        if identity not in self.known:
             # Most clients send one request, and a mapping is dear.
-            if len(self._known) >= MOST_MAPPINGS:
-                self._known.clear()
-            self._known[identity] = None
+            if len(self.known) >= MOST_MAPPINGS:
+                self.known.clear()
+            self.known[identity] = None
             return
-        mapping = self._known[identity]
+        mapping = self.known[identity]
         if mapping is None:
-            mapping = self._known[identity] = _Mapping(descriptor)
+            mapping = self.known[identity] = _Mapping(descriptor)
         mapping.used = time.monotonic()
         if mapping.view is None or not place.size or not _is_filled(place, descriptor):
             return
@@ -107,10 +111,10 @@ class Mappings:
         if now < self._look_at:
             return
         self._look_at = now + UNUSED_S / 4
-        for identity, mapping in list(self._known.items()):
+        for identity, mapping in list(self.known.items()):
             # One that somebody is copying from ends with that.
             if mapping is None or mapping.used + UNUSED_S <= now:
-                self._known.pop(identity, None)
+                self.known.pop(identity, None)
 
 
 def _is_filled(place: Place, descriptor: int) -> bool:
