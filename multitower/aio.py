@@ -129,6 +129,7 @@ class AsyncClient:
         timeout: float | None = None,
         priority: int = 0,
         signature: str = "",
+        version_label: str = "",
     ) -> Outputs:
         """Runs a model and waits for its outputs; see `Client.infer`."""
         requests = self._requests
@@ -146,7 +147,16 @@ class AsyncClient:
         try:
             # Copied: other tasks run while this one waits, and may change the arrays.
             future = requests.infer(
-                model, inputs, outputs, version, seconds, deadline, priority, copy=True, signature=signature
+                model,
+                inputs,
+                outputs,
+                version,
+                seconds,
+                deadline,
+                priority,
+                copy=True,
+                signature=signature,
+                version_label=version_label,
             )
             return await self._outcome(future)  # type: ignore[no-any-return]
         finally:
@@ -166,10 +176,18 @@ class AsyncClient:
         timeout: float | None = None,
         priority: int = 0,
         signature: str = "",
+        version_label: str = "",
     ) -> asyncio.Task[Outputs]:
         """Starts what `infer` does as a task of the running loop. The arrays must not change before it has begun."""
         request = self.infer(
-            model, inputs, outputs=outputs, version=version, timeout=timeout, priority=priority, signature=signature
+            model,
+            inputs,
+            outputs=outputs,
+            version=version,
+            timeout=timeout,
+            priority=priority,
+            signature=signature,
+            version_label=version_label,
         )
         return asyncio.get_running_loop().create_task(request)
 
@@ -205,23 +223,25 @@ class AsyncClient:
         answer: dict[str, Any] = await self._ask(wire.STATUS)
         return answer
 
-    async def model_ready(self, model: str, version: str = "") -> bool:
+    async def model_ready(self, model: str, version: str = "", *, version_label: str = "") -> bool:
         """See `Client.model_ready`."""
-        return bool((await self._ask(wire.MODEL_READY, model_header(model, version)))["ready"])
+        return bool((await self._ask(wire.MODEL_READY, model_header(model, version, version_label)))["ready"])
 
-    async def metadata(self, model: str, version: str = "") -> dict[str, Any]:
+    async def metadata(self, model: str, version: str = "", *, version_label: str = "") -> dict[str, Any]:
         """See `Client.metadata`."""
-        answer: dict[str, Any] = await self._ask(wire.MODEL_METADATA, model_header(model, version))
+        answer: dict[str, Any] = await self._ask(wire.MODEL_METADATA, model_header(model, version, version_label))
         return answer
 
-    async def model_config(self, model: str, version: str = "") -> dict[str, Any]:
+    async def model_config(self, model: str, version: str = "", *, version_label: str = "") -> dict[str, Any]:
         """See `Client.model_config`."""
-        answer: dict[str, Any] = await self._ask(wire.MODEL_CONFIG, model_header(model, version))
+        answer: dict[str, Any] = await self._ask(wire.MODEL_CONFIG, model_header(model, version, version_label))
         return answer
 
-    async def statistics(self, model: str | None = None, version: str = "") -> dict[str, Any]:
+    async def statistics(
+        self, model: str | None = None, version: str = "", *, version_label: str = ""
+    ) -> dict[str, Any]:
         """See `Client.statistics`."""
-        header = {} if model is None else model_header(model, version)
+        header = {} if model is None else model_header(model, version, version_label)
         answer: dict[str, Any] = await self._ask(wire.STATISTICS, header)
         return answer
 

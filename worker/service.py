@@ -12,7 +12,7 @@ import zmq
 
 from multitower import tensors, wire, worker_wire
 from multitower.errors import MultitowerError
-from multitower.spec import MemoryReport, SinglyReport
+from multitower.spec import MemoryReport, SinglyReport, newest
 from multitower.worker.batch import Joined
 from multitower.worker.buffers import Buffers
 from multitower.worker.executor import Executor
@@ -23,18 +23,21 @@ from multitower.worker.regions import Inputs, Outputs, Regions
 from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Place, Table, Timing
 
 Executors = Mapping[str, Executor]
-"""What runs the batches of a model, by signature; that of its default one by ""."""
+"""What runs the batches of a model's version, by signature; that of its default one by ""."""
+
+Models = Mapping[tuple[str, str], Executors]
+"""Those that a worker serves, by name and version."""
 
 WORTH_NS = 300_000
 """Where both a batch's computation and its assembly take this long, the next one is assembled by another thread."""
 
 
-def serve(socket: zmq.Socket[bytes], models: Mapping[str, Executors], begin: Callable[[int], None]) -> None:
+def serve(socket: zmq.Socket[bytes], models: Models, begin: Callable[[int], None]) -> None:
     """Answers batches, one at a time, until STOP.
 
     Args:
         socket: the worker's end of its channel.
-        models: those that serve, by name.
+        models: those that serve, by name and version.
         begin: notes the id of each batch before it is executed, where the supervisor finds it whatever happens then.
     """
     service = _Service(models, begin)
@@ -46,7 +49,7 @@ def serve(socket: zmq.Socket[bytes], models: Mapping[str, Executors], begin: Cal
                 if executor.singly_because is not None:
                     # Once, since there is no way back.
                     joining.remove(executor)
-                    found = SinglyReport(model=executor.name, because=executor.singly_because)
+                    found = SinglyReport(model=executor.name, version=executor.version, because=executor.singly_because)
                     inbox.send([worker_wire.SINGLY, found.to_json()])
                     break
             for executor, before in told.items():
@@ -119,8 +122,11 @@ class _Part:
 class _Service:
     """From the message of a batch to that of its answers."""
 
-    def __init__(self, models: Mapping[str, Executors], begin: Callable[[int], None]) -> None:
-        self._models = models
+    def __init__(self, models: Models, begin: Callable[[int], None]) -> None:
+        versions: dict[str, list[str]] = {}
+        for name, version in models:
+            versions.setdefault(name, []).append(version)
+        self._models = {**models, **{(name, ""): models[name, newest(found)] for name, found in versions.items()}}
         self._begin = begin
         self._keys = KeyMemory()
         self._outputs = Outputs()
@@ -136,7 +142,7 @@ class _Service:
         if kind == worker_wire.STOP:
             return None
         head, key, rest = self._read(message)
-        executor = self._models[key.model][key.signature]
+        executor = self._models[key.model, key.version][key.signature]
         if kind == worker_wire.BATCH:
             prepared = executor.prepare(key, head.rows, _views(rest), joined=head.joined)
             return _Job(head.batch_id, executor, prepared.assemble_ns, prepared)

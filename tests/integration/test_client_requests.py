@@ -326,6 +326,12 @@ def test_requests_are_pipelined(client: Client, daemon: FakeDaemon) -> None:
         future.result(WAIT_S)
 
 
+def test_inputs_without_names_are_refused(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match=r"inputs are arrays by name, as in .*, not ndarray") as raised:
+        client.infer("m", np.zeros(3))  # type: ignore[arg-type]
+    assert raised.value.reason == "malformed"
+
+
 def test_a_callback_may_submit_but_not_wait(client: Client, daemon: FakeDaemon) -> None:
     results: list[Any] = []
     done = threading.Event()
