@@ -162,12 +162,13 @@ class _Service:
     def _prepare(self, part: _Part, executor: Executor, regions: Regions) -> None:
         """Reads what lies in shared memory."""
         assert part.frames is not None  # it is done once
-        inputs = Inputs(part.key, part.rows, part.table, part.frames, regions, self._buffers)
+        inputs = Inputs(part.key, part.rows, part.table, part.frames, regions, self._buffers, executor.padded)
         part.frames, part.errors = None, inputs.errors
         for place in part.table.outputs:
             part.places.setdefault(place.entry, {})[str(place.tensor)] = place
         if inputs.rows:  # a model is not called for nothing
-            part.prepared = executor.prepare(part.key, inputs.rows, inputs.frames, joined=inputs.joined)
+            joined = inputs.joined
+            part.prepared = executor.prepare(part.key, inputs.rows, inputs.frames, joined=joined, padded=joined)
 
     def run(self, job: _Job) -> list[Any]:
         """Runs a batch; returns the message of its answers."""
