@@ -147,6 +147,8 @@ class Connection:
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
         self._using = threading.Lock()
+        self._told = select.poll()
+        self._told.register(self._socket.fileno(), select.POLLIN)
         # So that nobody writes into a descriptor that was closed and may be another file's by now. Reentrant: the
         # garbage collector may run a client's finalizer, which wakes, in a thread that is waking.
         self._waking = threading.RLock()
@@ -195,6 +197,8 @@ class Connection:
         try:
             if not self._greeted or self._closing or self._new or self._unsent or self._too_large(call):
                 return False
+            if self._told.poll(0):
+                return False  # something has come: the thread wakes anyway, and is to read that first
             try:
                 self._send_one(call)
             except zmq.Again:
