@@ -23,8 +23,8 @@ UNUSED_S = 10.0
 """How long a mapping is kept that nothing uses."""
 
 MOST_MAPPINGS = 64
-MOST_PLACES = 4096
-"""Of one mapping, of which is known that they have been filled."""
+MOST_BYTES = 4 << 30
+"""Of a file that is mapped."""
 
 # Linux's numbers (linux/fcntl.h, asm-generic/mman-common.h); Python's modules have them only from later versions on.
 _F_GET_SEALS = 1034
@@ -40,7 +40,7 @@ class _Mapping:
 
     Attributes:
         view: its bytes; None where it cannot be mapped.
-        filled: offsets and sizes of places that have been.
+        filled: for each of its pages, 1 when it is known to be memory already.
         used: when it was used last, in monotonic seconds.
     """
 
@@ -48,15 +48,18 @@ class _Mapping:
 
     def __init__(self, descriptor: int) -> None:
         self.used = 0.0
-        self.filled: set[tuple[int, int]] = set()
+        self.filled = bytearray()
         self.view: memoryview | None = None
-        with contextlib.suppress(OSError, ValueError):  # sealed against writing, or too large
-            if fcntl.fcntl(descriptor, _F_GET_SEALS) & _F_SEAL_SHRINK:
-                mapped = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
-                # It is not the worker's to write into a core dump, nor a grandchild's to hold.
-                mapped.madvise(mmap.MADV_DONTDUMP)
-                mapped.madvise(mmap.MADV_DONTFORK)
-                self.view = memoryview(mapped)
+        size = os.fstat(descriptor).st_size
+        if size > MOST_BYTES or not fcntl.fcntl(descriptor, _F_GET_SEALS) & _F_SEAL_SHRINK:
+            return
+        with contextlib.suppress(OSError, ValueError):  # sealed against writing, or there is no room
+            mapped = mmap.mmap(descriptor, size)
+            # It is not the worker's to write into a core dump, nor a grandchild's to hold.
+            mapped.madvise(mmap.MADV_DONTDUMP)
+            mapped.madvise(mmap.MADV_DONTFORK)
+            self.view = memoryview(mapped)
+            self.filled = bytearray(-(-size // mmap.PAGESIZE))
 
 
 class Mappings:
@@ -73,10 +76,11 @@ class Mappings:
     def find(self, place: Place) -> memoryview | None:
         """The place's bytes; None where it is to be reached through its descriptor."""
         mapping = self.known.get((place.region, place.device, place.inode))
-        if mapping is None or (place.offset, place.size) not in mapping.filled:
+        if mapping is None or mapping.view is None or place.offset + place.size > len(mapping.view):
+            return None
+        if mapping.filled.find(0, *_pages(place)) >= 0:
             return None
         mapping.used = time.monotonic()
-        assert mapping.view is not None  # else nothing is known to be filled
         return mapping.view[place.offset : place.offset + place.size]
 
     def learn(self, place: Place, descriptor: int) -> None:
@@ -96,14 +100,12 @@ class Mappings:
             return
         if place.offset + place.size > len(mapping.view):
             return  # it has grown meanwhile
-        start = place.offset - place.offset % mmap.PAGESIZE
+        first, end = _pages(place)
         with contextlib.suppress(OSError):  # kernels before 5.14 do it page by page, when it is used
             mapped = mapping.view.obj
             assert isinstance(mapped, mmap.mmap)
-            mapped.madvise(_MADV_POPULATE_READ, start, place.offset + place.size - start)
-        if len(mapping.filled) >= MOST_PLACES:
-            mapping.filled.clear()
-        mapping.filled.add((place.offset, place.size))
+            mapped.madvise(_MADV_POPULATE_READ, first * mmap.PAGESIZE, (end - first) * mmap.PAGESIZE)
+        mapping.filled[first:end] = bytes([1]) * (end - first)
 
     def tick(self) -> None:
         """Gives up what has not been used lately; to be called now and then."""
@@ -115,6 +117,11 @@ class Mappings:
             # One that somebody is copying from ends with that.
             if mapping is None or mapping.used + UNUSED_S <= now:
                 self.known.pop(identity, None)
+
+
+def _pages(place: Place) -> tuple[int, int]:
+    """The first page of a place, and the one behind its last."""
+    return place.offset // mmap.PAGESIZE, -(-(place.offset + place.size) // mmap.PAGESIZE)
 
 
 def _is_filled(place: Place, descriptor: int) -> bool:
