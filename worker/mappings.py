@@ -63,7 +63,7 @@ class _Mapping:
 
 
 class Mappings:
-    """The mappings of one worker.
+    """The mappings of one worker. Any number of threads may use them.
 
     Attributes:
         known: of each region that has been named lately; None where that was once.
@@ -86,13 +86,14 @@ class Mappings:
     def learn(self, place: Place, descriptor: int) -> None:
         """The place has been used through its descriptor: the next time it may be found here."""
         identity = place.region, place.device, place.inode
-        if identity not in self.known:
+        try:
+            mapping = self.known[identity]
+        except KeyError:
             # Most clients send one request, and a mapping is dear.
             if len(self.known) >= MOST_MAPPINGS:
                 self.known.clear()
             self.known[identity] = None
             return
-        mapping = self.known[identity]
         if mapping is None:
             mapping = self.known[identity] = _Mapping(descriptor)
         mapping.used = time.monotonic()
