@@ -127,9 +127,16 @@ class Balancer:
 
     # What happens to workers.
 
-    def add_worker(self, slot: int, device: str, serves: Mapping[str, Served], now: float) -> Worker:
-        """A worker has become ready; it gets work from the next `dispatch` on."""
-        worker = Worker(slot, device, serves, now)
+    def add_worker(
+        self,
+        slot: int,
+        device: str,
+        serves: Mapping[str, Served],
+        now: float,
+        versions: Mapping[tuple[str, str], Served] | None = None,
+    ) -> Worker:
+        """A worker has become ready; it gets work from the next `dispatch` on. See `serving.Worker`."""
+        worker = Worker(slot, device, serves, now, versions)
         self.pool.add(worker)
         self._recovery.refuse_outdated()
         return worker

@@ -13,7 +13,7 @@ from multitower.supervisor.config_source import KeyTree, Location, Node, Problem
 from multitower.supervisor.units import shown
 
 # Keys that are planned, and that people read about: a spelling suggestion would mislead them.
-LATER: Final = frozenset(("gateway", "versions"))
+LATER: Final = frozenset(("gateway",))
 NOT_YET: Final = "is not supported by this release"
 
 _MISSING_ONE: Final = "missing_one_of"

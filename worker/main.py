@@ -99,8 +99,8 @@ class _Life:
         gc.collect()
         gc.freeze()
         self._report("ready", models=reports)
-        serve(self._socket, {name: executors for name, (_, executors) in models.items()}, self._begin)
-        for name, (model, _) in models.items():
+        serve(self._socket, {key: executors for key, (_, executors) in models.items()}, self._begin)
+        for (name, _), (model, _) in models.items():
             try:
                 model.close()
             except Exception:
@@ -145,8 +145,8 @@ def _bind_to_cores(cores: tuple[int, ...]) -> None:
 
 def _load_all(
     assignment: Assignment, pulse: Heartbeat
-) -> tuple[dict[str, tuple[Model, Executors]], tuple[ModelReport, ...]]:
-    models: dict[str, tuple[Model, Executors]] = {}
+) -> tuple[dict[tuple[str, str], tuple[Model, Executors]], tuple[ModelReport, ...]]:
+    models: dict[tuple[str, str], tuple[Model, Executors]] = {}
     reports: list[ModelReport] = []
     setup_error: Exception | None = None
     if any(spec.path is not None for spec in assignment.models):
@@ -164,10 +164,10 @@ def _load_all(
         except Exception as error:  # noqa: BLE001  a model may raise anything; the others serve
             if not isinstance(error, LoadError):
                 traceback.print_exc()
-            version = spec.version or "1"
-            reports.append(ModelReport(name=spec.name, version=version, state="failed", cause=_told(error)))
+            name, version = spec.key
+            reports.append(ModelReport(name=name, version=version, state="failed", cause=_told(error)))
             continue
-        models[spec.name] = model, executors
+        models[report.key] = model, executors
         reports.append(report)
     return models, tuple(reports)
 

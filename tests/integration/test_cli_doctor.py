@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from fake_gpus import UUIDS, FakeGpus, read_log
+from fake_gpus import SLICES, UUIDS, FakeGpus, read_log
 
 from multitower.exits import Exit
 
@@ -177,20 +177,20 @@ def test_a_wrong_configuration_is_told_as_by_check(folder: Path) -> None:
     assert "did you mean 'spares'?" in done.stderr
 
 
-def test_gpus_are_seen_and_not_touched(folder: Path, fake_gpus: FakeGpus) -> None:
+def test_gpus_and_slices_are_seen_and_not_touched(folder: Path, fake_gpus: FakeGpus) -> None:
     log = folder / "cuda.log"
-    environment = fake_gpus.environment(log) | {"CUDA_VISIBLE_DEVICES": "3"}
-    done = doctor(folder, "--json", "--set", "devices=[1, 2]", "--set", "memory=50%", **environment)
+    environment = fake_gpus.environment(log, split=3) | {"CUDA_VISIBLE_DEVICES": "3"}
+    done = doctor(folder, "--json", "--set", "devices=[[1, 2], MIG-91b7]", "--set", "memory=50%", **environment)
     assert done.returncode == Exit.OK, done.stdout + done.stderr
     slots = [text for level, text in findings(done, "devices") if level == "ok"]
-    assert [text.split(",")[0] for text in slots] == [f"slot 0: {UUIDS[1]}", f"slot 1: {UUIDS[2]}"]
-    assert all("memory 20.0 GiB" in text for text in slots)
+    assert [text.split(", ")[0] for text in slots] == [f"slot 0: {UUIDS[1]},{UUIDS[2]}", f"slot 1: {SLICES[1]}"]
+    assert [text.partition("memory ")[2].split(",")[0] for text in slots] == ["20.0 GiB", "5.0 GiB"]
     assert ("note", "CUDA_VISIBLE_DEVICES=3 is set here, and limits no worker") in findings(done, "devices")
     assert next(text for _, text in findings(done, "driver")).startswith("NVIDIA driver ")
-    first = findings(done, "memory")[0]
-    assert first[0] == "ok"
-    assert first[1].startswith(f"{UUIDS[1]}: an estimate of about 600 MiB")
-    assert "39.0 GiB are free" in first[1]
+    told = [text for level, text in findings(done, "memory") if level == "ok"]
+    for device, free, text in zip((UUIDS[1], UUIDS[2], SLICES[1]), (39, 38, 8), told, strict=False):
+        assert text.startswith(f"{device}: an estimate of about 600 MiB")
+        assert f"{free}.0 GiB are free" in text
     assert read_log(log) == []
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import fake_daemon
@@ -297,6 +298,21 @@ def test_sixteen_threads_share_a_connection(echoing: Client) -> None:
         thread.join(WAIT_S)
     assert not any(thread.is_alive() for thread in threads)
     assert wrong == []
+
+
+def test_no_answer_lies_unread_whoever_sends(echoing: Client) -> None:
+    """Callers send by themselves while the connection's thread sleeps, and may take the sign of an answer from it."""
+    rng = random.Random(7)
+    pauses = [rng.expovariate(1 / 0.0003) if rng.random() < 0.5 else 0.0 for _ in range(400)]
+
+    def work() -> None:
+        for pause in pauses:
+            time.sleep(pause)
+            echoing.infer("m", {"x": 1.0}, timeout=WAIT_S)
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(work) for _ in range(3)]:
+            done.result()
 
 
 def test_requests_are_pipelined(client: Client, daemon: FakeDaemon) -> None:

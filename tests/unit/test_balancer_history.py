@@ -32,7 +32,7 @@ KEYS = [
     for model in MODELS
     for dims, batched, version in (((), True, ""), ((2,), True, ""), ((3,), False, ""), ((), True, "1"))
 ]
-VERSIONS = ("1", "2")
+VERSIONS = (("1",), ("2",), ("1", "2"))
 FINAL = {Reason.DEADLINE, Reason.CANCELLED, Reason.POISONED, Reason.WORKER_DIED, Reason.NO_WORKER, Reason.MODEL_ERROR}
 
 
@@ -55,7 +55,7 @@ class History(RuleBasedStateMachine):
         self.given_up: set[str] = set()
         self.lone_crashes = dict.fromkeys(MODELS, 0)  # since the last answer
         if practised:
-            self.worker_comes(set(MODELS), "1", 0.5)
+            self.worker_comes(set(MODELS), ("1",), 0.5)
             self.arrive(KEYS[0], LARGEST, 0, 5.0, 2)
             self.dispatch()
 
@@ -102,15 +102,16 @@ class History(RuleBasedStateMachine):
 
     @rule(
         models=st.sets(st.sampled_from(MODELS), min_size=1),
-        version=st.sampled_from(VERSIONS),
+        versions=st.sampled_from(VERSIONS),
         seconds=st.sampled_from([0.0, 0.5, 0.5, 2.0]),
     )
-    def worker_comes(self, models: set[str], version: str = "1", seconds: float = 0.0) -> None:
+    def worker_comes(self, models: set[str], versions: tuple[str, ...] = ("1",), seconds: float = 0.0) -> None:
         for model in models:
             self.balancer.refusals.hope(model)
             self.given_up.discard(model)
-        serves = {model: Served(version, edition=int(version)) for model in models}
-        worker = self.balancer.add_worker(self.slots, f"cpu:{self.slots % 2}", serves, self.now)
+        served = {(model, version): Served(version, edition=int(version)) for model in models for version in versions}
+        newest = {model: served[model, versions[-1]] for model in models}
+        worker = self.balancer.add_worker(self.slots, f"cpu:{self.slots % 2}", newest, self.now, served)
         # Histories are short: some workers are known from the start, as if they had answered before.
         for key in KEYS * LEAST if seconds else ():
             worker.pace.add(key.id, 1, seconds)
@@ -126,9 +127,11 @@ class History(RuleBasedStateMachine):
             assert len(has) <= (self.balancer.pool.rule is Rule.EARLIEST_FINISH), "no more than one behind another"
             assert not any(request.deaths for other in has for request in other.requests), "behind a suspect"
             assert not has or batch.requests[0].deaths == 0, "a suspect behind another batch"
-            served = worker.serves[batch.key.spec.model]
+            served = worker.served(batch.key)
+            assert served is not None
             assert batch.key.version in ("", served.version)
             for request in batch.requests:
+                assert request.version == served.version
                 if request.parent is not None:
                     assert request.parent.join is not None
                     assert request.parent.join.edition == served.edition, "all parts on one edition"
@@ -157,9 +160,7 @@ class History(RuleBasedStateMachine):
                 answers.append(make(Reason.MODEL_ERROR, "it raised"))
                 continue
             shape = (request.rows, *batch.key.spec.inputs[0][2]) if batch.key.max_batch_size else (3,)
-            header = wire.reply_header(
-                batch.key.spec.model, worker.serves[batch.key.spec.model].version, [wire.Tensor("y", "UINT8", shape)]
-            )
+            header = wire.reply_header(batch.key.spec.model, request.version, [wire.Tensor("y", "UINT8", shape)])
             # An echo; a request that is over has given its frames back.
             answers.append([header, bytes(request.frames[0]) if request.frames else b""])
         assert self.balancer.finish(worker, batch.id, answers, self.now) is batch

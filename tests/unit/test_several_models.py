@@ -19,7 +19,7 @@ def serving(models: Slots, *, fits: bool = True, retry: int = 1, max_restarts: i
 
 def loads(scene: Scene) -> list[str]:
     """The models of each slot's process."""
-    return ["".join(scene.member(place.slot.number).editions) for place in scene.fleet.places]
+    return ["".join(name for name, _ in scene.member(place.slot.number).editions) for place in scene.fleet.places]
 
 
 def test_requests_go_to_workers_that_have_their_model() -> None:
