@@ -48,7 +48,8 @@ class Outlook:
                     causes.append((place.slot.number, place.slot.last_error or place.slot.state))
                     continue
                 reports = [model for model in place.models if model.name == name]
-                if not reports or any(report.state == "ready" for report in reports):
+                # What a process has said tells nothing of the next one.
+                if self._renewals.revives(place) or not reports or any(report.state == "ready" for report in reports):
                     break
                 causes.append((place.slot.number, "; ".join(str(report.cause) for report in reports)))
             else:

@@ -165,7 +165,9 @@ class Reload:
         self._router.leaving = set()
         self._router.forget_models(_names(specs))
         self._settle_unloaded(settings)
-        fleet.judge_models()  # workers may have failed to load what was not yet among the fleet's settings
+        # Workers may have failed to load what was not yet among the fleet's settings, and there may have been hope in
+        # renewals that were withdrawn.
+        fleet.judge_models()
         if error is None:
             # They are others now.
             changed_models = [model.name for model in new.fleet.models if model not in old.fleet.models]

@@ -82,6 +82,8 @@ class Daemon:
             lambda: config.load(self._path, environment={}),
         )
         self.reporter.refused = self.watch.refused
+        for name, limits in made.limits.items():
+            router.add_model(name, limits, made.timeouts[name])
         router.set_labels(made.labels)
         self._hired: dict[int, Any] = {}
         give_work = self.fleet._hiring.give_work
@@ -197,6 +199,41 @@ def test_one_that_cannot_be_loaded_leaves_all_slots_as_they_were(tmp_path: Path,
     daemon.look()
     daemon.look()
     assert daemon.served() == [["2"], ["2"]]
+
+
+@pytest.mark.parametrize("more", ["", "}, {name: other, handler: 'h:H'"], ids=["alone", "beside another model"])
+def test_requests_wait_where_the_only_slot_tries_a_version_in_vain(tmp_path: Path, more: str) -> None:
+    daemon = daemon_of(tmp_path, "1", more=more, fits=False)
+    daemon.bad["2"] = {0}
+    version(tmp_path / "model", "2")
+    former = daemon.scene.member()
+    daemon.watch.due = 0.0
+    daemon.watch.tick(daemon.scene.now)
+    daemon.scene.tick()
+    assert process(former).told
+    daemon.scene.submit()
+    daemon.go_on()
+    assert set(daemon.served()[0]) == {"1"}
+    daemon.scene.dispatch()
+    daemon.scene.answer(daemon.scene.member())
+    assert [type(reply) for reply in daemon.scene.replies()] == [list]
+
+
+def test_one_that_is_served_is_written_again(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1", slots=2)
+    before = [daemon.scene.member(slot) for slot in (0, 1)]
+    weights = tmp_path / "model" / "1" / "variables" / "variables.data"
+    daemon.bad["1"] = {0, 1}
+    weights.write_bytes(b"worse")
+    daemon.look()
+    assert [daemon.scene.member(slot) for slot in (0, 1)] == before, "what they have loaded is good"
+    assert daemon.rows() == {"1": ("ready", "no weights")}, "of its files as they are now"
+    daemon.bad.clear()
+    weights.write_bytes(b"much better")
+    daemon.look()
+    daemon.look()
+    assert daemon.served() == [["1"], ["1"]]
+    assert not {id(daemon.scene.member(slot)) for slot in (0, 1)} & set(map(id, before))
 
 
 def test_of_several_new_ones_the_good_are_taken(tmp_path: Path) -> None:
