@@ -29,7 +29,7 @@ _DATATYPES: Mapping[Any, str] = {
 
 
 def configure(assignment: Assignment) -> None:
-    """Sets threads and device memory.
+    """Sets threads and device memory; several CPU devices become as many logical ones of TensorFlow's.
 
     Raises:
         LoadError: the slot's device is a GPU, and TensorFlow does not see it.
@@ -37,6 +37,9 @@ def configure(assignment: Assignment) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(assignment.intra_op_threads)
     tf.config.threading.set_inter_op_parallelism_threads(assignment.inter_op_threads)
     if all(device.startswith("cpu") for device in assignment.devices):
+        if len(assignment.devices) > 1:
+            logical = [tf.config.LogicalDeviceConfiguration()] * len(assignment.devices)
+            tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], logical)
         return
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
