@@ -1,7 +1,7 @@
 """All worker processes: the slots' and the spares'. Carries out what the slots' state machines ask for.
 
-The daemon's loop tells the fleet of reports, heartbeats, deaths and the time; the fleet has processes found for its
-slots (`hiring.py`) and seen out when they end (`endings.py`), and tells the router which workers serve.
+The daemon's loop tells the fleet of messages, deaths and the time; the fleet has processes found for its slots
+(`hiring.py`), their messages read (`reports.py`), and them seen out when they end (`endings.py`).
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
 from typing import Any
 
 import zmq
 
-from multitower import worker_wire
-from multitower.spec import MemoryReport, ModelReport, ModelSpec, SinglyReport, WorkerReport
+from multitower.spec import ModelSpec
 from multitower.supervisor.endings import Endings
 from multitower.supervisor.fleet_settings import FleetSettings
 from multitower.supervisor.health import Health
@@ -23,17 +21,16 @@ from multitower.supervisor.hiring import Hiring
 from multitower.supervisor.launcher import Launcher
 from multitower.supervisor.log import event
 from multitower.supervisor.member import Member, Place
+from multitower.supervisor.outlook import Outlook
 from multitower.supervisor.placement import Placement
 from multitower.supervisor.renewal import Renewal, Renewals
+from multitower.supervisor.reports import Reports
 from multitower.supervisor.restart import RestartBudget
 from multitower.supervisor.router import Router
 from multitower.supervisor.runtime import RuntimeDir
 from multitower.supervisor.slot import LIVE, Action, Event, Slot, State
 
 log = logging.getLogger("multitower.fleet")
-
-EXHAUSTED_CALLS = 3
-"""Calls in a row without enough device memory after which a worker is replaced: it may be in fragments."""
 
 RECYCLE_AGAIN_S = 60.0
 """Seconds from one try to replace a worker that has served its time to the next, where the new one cannot load."""
@@ -85,8 +82,10 @@ class Fleet:
         self._hiring = Hiring(launcher, settings, self._rng)
         self._spares = self._hiring.spares
         self._endings = Endings(unwatch)
+        self._reports = Reports(self, router, self._spares.failed)
         self.renewals = Renewals(self, router, fits)
         self.places: list[Place] = []
+        self._outlook = Outlook(self.places, self.renewals, router.balancer)
         self.apply(settings)
         for placement in placements:
             self.add(placement)
@@ -97,67 +96,7 @@ class Fleet:
 
     def message(self, member: Member, message: list[Any], now: float) -> bool:
         """A process has sent something; True when `tick` is to be called for it."""
-        kind = bytes(message[0])[:1]
-        if kind == worker_wire.RESULT:
-            if member.channel is not None:
-                self._router.result(member.channel, message)
-            return False
-        if kind == worker_wire.REPORT:
-            self._report(member, WorkerReport.from_json(bytes(message[1])), now)
-        elif kind == worker_wire.MEMORY:
-            self._short_of_memory(member, MemoryReport.from_json(bytes(message[1])), now)
-        elif kind == worker_wire.SINGLY:
-            self._not_joined(member, SinglyReport.from_json(bytes(message[1])))
-        return True
-
-    def _not_joined(self, member: Member, report: SinglyReport) -> None:
-        place = member.place
-        if place is not None and place.member is member:
-            place.models = tuple(
-                replace(model, unbatched_because=report.because) if model.name == report.model else model
-                for model in place.models
-            )
-
-    def _short_of_memory(self, member: Member, report: MemoryReport, now: float) -> None:
-        place = member.place
-        if place is None:
-            return
-        if report.safe_rows and place.safe_rows.get(report.model) != report.safe_rows:
-            place.safe_rows[report.model] = report.safe_rows
-            if member.channel is not None:
-                member.channel.worker.safe_rows[report.model] = report.safe_rows
-            event(log, logging.WARNING, "device memory is short: smaller batches", **place.fields, **asdict(report))
-        if report.exhausted >= EXHAUSTED_CALLS and place.member is member:
-            self._recycle(place, f"{report.exhausted} calls in a row without enough device memory", now)
-
-    def _report(self, member: Member, report: WorkerReport, now: float) -> None:
-        if member.cause is not None or member.verdict is not None:
-            return  # it is dead, or will be in a moment: what it says of itself is of interest no more
-        member.state = report.state
-        place = member.place
-        if place is None:
-            if report.state == "failed":
-                self._spares.failed(member, report.cause)
-                self.end(member, now)
-            return
-        if place.successor is member:
-            self._report_of_successor(place, member, report, now)
-            return
-        if place.member is not member:
-            return  # it has been replaced, and only its end is of interest
-        place.visible_devices = report.visible_devices
-        if report.state == "loading":
-            self.tell(place, Event.LOADING, now)
-        elif report.state == "ready":
-            self._ready(place, member, report, now)
-        elif report.state == "failed":
-            place.models = report.models
-            for model in report.models:
-                self._log_failed_model(place, model)
-            cause = report.cause or "; ".join(f"{model.name}: {model.cause}" for model in report.models)
-            event(log, logging.ERROR, "slot failed", **member.process.fields, cause=cause)
-            self.tell(place, Event.UNLOADABLE, now, cause)
-            self.judge_models()
+        return self._reports.read(member, message, now)
 
     def died(self, member: Member, now: float) -> None:
         """The process has ended; its answers may still lie in its channel."""
@@ -187,9 +126,9 @@ class Fleet:
         for member in self._health.look(self.members(), now):
             self._endings.condemn(member, now)
         for place, why in self._health.recycle(self.places, self.settings):
-            self._recycle(place, why, now)
+            self.recycle(place, why, now)
 
-    def _recycle(self, place: Place, why: str, now: float) -> None:
+    def recycle(self, place: Place, why: str, now: float) -> None:
         """Replaces a worker that has served its time, unless that is under way, or has just been tried in vain."""
         member = place.member
         if member is None or now < member.recycle_at or self.renewals.includes(place):
@@ -272,11 +211,11 @@ class Fleet:
     @property
     def hopeless(self) -> bool:
         """No slot serves or is on its way to serving."""
-        return not any(map(self._lives, self.places))
+        return self._outlook.hopeless
 
-    def _lives(self, place: Place) -> bool:
-        """The slot serves, or is on its way to serving, perhaps through a renewal that has to end its process first."""
-        return place.slot.state in LIVE or self.renewals.revives(place)
+    def judge_models(self) -> None:
+        """Finds the models that nothing serves or will serve, so that their requests need not wait."""
+        self._outlook.judge(self.settings.models)
 
     # How it is done.
 
@@ -302,73 +241,19 @@ class Fleet:
         place.successor = self._hiring.give_work(place, specs, placement, place.slot.incarnation + 1)
         return place.successor
 
-    def _report_of_successor(self, place: Place, member: Member, report: WorkerReport, now: float) -> None:
-        if report.state == "failed" or any(model.state != "ready" for model in report.models):
-            cause = report.cause or "; ".join(f"{model.name}: {model.cause}" for model in report.models if model.cause)
-            event(log, logging.ERROR, "the new worker cannot load", **member.process.fields, cause=cause)
-            place.slot.last_error = cause
-            place.successor = None
-            self.end(member, now)
-        elif report.state == "ready":
-            old = place.member
-            assert old is not None  # it serves
-            place.member, place.successor = member, None
-            self._leaving.append(old)
-            place.visible_devices = report.visible_devices
-            self.tell(place, Event.REPLACED, now)
-            self._serve(place, member, report, now)
-            self.renewals.took_over(place, old)
-
-    def _ready(self, place: Place, member: Member, report: WorkerReport, now: float) -> None:
-        self.tell(place, Event.LOADED, now)
-        if place.slot.state is not State.READY:
-            return
-        self._serve(place, member, report, now)
-
-    def _serve(self, place: Place, member: Member, report: WorkerReport, now: float) -> None:
-        """The process has loaded, and gets work from now on."""
-        place.models = report.models
-        for model in report.models:
-            if model.state != "ready":
-                self._log_failed_model(place, model)
-        serving = [model for model in report.models if model.state == "ready"]
-        member.channel = self._router.worker_ready(
-            place.slot.number, place.placement.device, member.process, serving, member.editions, now
-        )
-        member.channel.worker.safe_rows.update(place.safe_rows)
-        away = None if place.away_since is None else round(now - place.away_since, 3)
-        place.away_since = None
-        event(
-            log,
-            logging.INFO,
-            "worker ready",
-            **member.process.fields,
-            models=",".join(model.name for model in serving),
-            away_s=away,
-        )
-        self.judge_models()
+    def take_over(self, place: Place, member: Member, serve: Callable[[], None], now: float) -> None:
+        """A process takes the place of the one that serves; `serve` lets it."""
+        old = place.member
+        assert old is not None  # it serves
+        place.member, place.successor = member, None
+        self._leaving.append(old)
+        self.tell(place, Event.REPLACED, now)
+        serve()
+        self.renewals.took_over(place, old)
 
     def _log_if_failed(self, place: Place) -> None:
         if place.slot.state is State.FAILED:
             event(log, logging.ERROR, "slot failed", **place.fields, cause=place.slot.last_error)
-
-    def _log_failed_model(self, place: Place, model: ModelReport) -> None:
-        event(log, logging.ERROR, "model cannot load", **place.fields, model=model.name, cause=model.cause)
-
-    def judge_models(self) -> None:
-        """Finds the models that nothing serves or will serve, so that their requests need not wait."""
-        for spec in self.settings.models:
-            causes: list[str] = []
-            for place in self.places:
-                if not self._lives(place):
-                    causes.append(f"slot {place.slot.number}: {place.slot.last_error or place.slot.state}")
-                    continue
-                report = next((model for model in place.models if model.name == spec.name), None)
-                if report is None or report.state == "ready":
-                    break
-                causes.append(f"slot {place.slot.number}: {report.cause}")
-            else:
-                self._router.balancer.give_up(spec.name, "; ".join(causes))
 
     def tell(self, place: Place, event: Event, now: float, cause: str | None = None) -> None:
         """Tells the slot of an event, and does what follows from it."""
