@@ -9,7 +9,8 @@ passed) and carries out what comes back: batches to send, and answers to give. T
 - `pool.py` picks the worker, and may leave a slow one idle while the queue is short.
 - Each request gets exactly one answer: `_settle` is the only place that gives one, and it does so once.
 - When a worker dies, the requests that it was executing are suspects: each runs again alone and first, on another
-  device where there is one, until as many workers have died with it as `retry` allows. One that crashed a worker
+  device where there is one, until as many workers have died with it as `retry` allows. In a process of several towers
+  nothing else is executed meanwhile. One that crashed a worker
   alone is kept in quarantine; a model whose requests do so one after the other is kept away as a whole. A batch that
   the worker had not begun goes back as if it had never left.
 - While a new version of a model takes over, workers of both serve. A request runs on one of the contract that it was
@@ -57,6 +58,7 @@ class Balancer:
         self.quarantine = Quarantine()
         self.crashing = CrashingModels()
         self.late = 0  # results that came after their request had been answered
+        self._reserved_for: Request | None = None  # the suspect for which the pool has reserved a process
         self._waits: dict[str, tuple[int, Wait]] = {}  # by model: the pool's changes when it said so, and what
         self._patient = [queue for queue in self.queues.values() if queue.limits.max_delay_s]
         self._look_again = inf  # when `dispatch` may have something to do though nothing happens
@@ -100,13 +102,15 @@ class Balancer:
     def dispatch(self, now: float) -> list[Batch]:
         """Forms a batch for each worker that can have one. Call it after each burst of events."""
         self._look_again = inf
+        if self.pool.reserved and not self._is_suspect(self._reserved_for):
+            self.pool.reserve(())  # it has got its answer otherwise
         waiting = [self.queues[model] for model in self._turns if self.queues[model].size]
         if not waiting:
             return []
         batches: list[Batch] = []
         pool = self.pool
         passed_over: set[str] = set()  # models that wait for a worker to be free: nothing more is put before them
-        while waiting and (pool.free or pool.next_opening <= now):
+        while waiting and (pool.free or pool.next_opening <= now or pool.reserved):
             queue = waiting.pop(0)
             batch = self._suspect_batch(queue, now) if queue.suspects else None
             if batch is None and queue.suspects:
@@ -184,10 +188,18 @@ class Balancer:
 
     def add_worker(self, slot: int, device: str, serves: Mapping[str, Served], now: float) -> Worker:
         """A worker has become ready; it gets work from the next `dispatch` on."""
-        worker = Worker(slot, device, serves, now)
-        self.pool.add(worker)
+        return self.add_towers(slot, device, [serves], now)[0]
+
+    def add_towers(
+        self, slot: int, device: str, serves: Sequence[Mapping[str, Served]], now: float
+    ) -> tuple[Worker, ...]:
+        """A process has become ready, with a worker for each of its towers; `serves` tells the models of each."""
+        workers = tuple(Worker(slot, device, each, now) for each in serves)
+        for worker in workers:
+            worker.mates = workers
+            self.pool.add(worker)
         self._refuse_outdated()
-        return worker
+        return workers
 
     @property
     def workers(self) -> Collection[Worker]:
@@ -195,17 +207,18 @@ class Balancer:
         return self.pool.workers.keys()
 
     def hold(self, worker: Worker) -> None:
-        """The worker gets nothing new; what it has may still be answered, or is told of by `remove_worker`."""
-        self.pool.hold(worker)
+        """Its process gets nothing new; what it has may still be answered, or is told of by `remove_worker`."""
+        for mate in worker.mates:
+            self.pool.hold(mate)
 
     def retire(self, worker: Worker) -> None:
-        """The worker gets nothing new, and what only its edition could have ended begins again."""
+        """Its process gets nothing new, and what only its edition could have ended begins again."""
         self.hold(worker)
         self._begin_again()
 
     def needed(self, worker: Worker, coming: Collection[str] = ()) -> bool:
-        """Something waits that no other worker can run, nor one that is to come, which will serve these models."""
-        others = [other for other in self.workers if other is not worker and not other.retiring]
+        """Something waits that no other process can run, nor one that is to come, which will serve these models."""
+        others = [other for other in self.workers if other not in worker.mates and not other.retiring]
         return any(
             worker.can_run(request)
             and not any(other.can_run(request) for other in others)
@@ -215,24 +228,28 @@ class Balancer:
             for request in self.queues[model]
         )
 
-    def remove_worker(self, worker: Worker, now: float, *, crashed: bool = False, begun: int | None = None) -> bool:
-        """The worker is gone, and all its answers have been read.
+    def remove_worker(self, worker: Worker, now: float, *, crashed: bool = False, begun: Sequence[int] = ()) -> bool:
+        """The worker's process is gone, with all its towers, and all its answers have been read.
 
         Args:
-            worker: which.
+            worker: any of the process's.
             now: monotonic seconds.
             crashed: by what it executed, as far as can be told: not by a signal that anybody may have sent.
-            begun: the id of the batch that it began last, as it has left it; None when that is not known.
+            begun: the id of the batch that each tower began last, as it has left it; none where that is not known.
 
         Returns:
             Whether a single suspect is to blame, which was being executed alone.
         """
-        self.pool.remove(worker)
-        executed, others = _executed(worker, begun)
-        worker.batch = worker.next = None
+        requests: list[Request] = []
+        others: list[Batch] = []
+        for number, mate in enumerate(worker.mates):
+            self.pool.remove(mate)
+            executed, rest = _executed(mate, begun[number] if number < len(begun) else None)
+            mate.batch = mate.next = None
+            requests += executed.requests if executed is not None else []
+            others += rest
         for request in reversed([request for other in others for request in other.requests]):
             self._return(request)
-        requests = executed.requests if executed is not None else []
         alone = len(requests) == 1
         lone_suspect = alone and requests[0].deaths > 0
         # Pushed to the head one by one, so from the last to the first.
@@ -326,15 +343,27 @@ class Balancer:
     # How it is done.
 
     def _suspect_batch(self, queue: ModelQueue, now: float) -> Batch | None:
+        pool = self.pool
         for request in list(queue.suspects):
             able = [worker for worker in self.workers if not worker.retiring and worker.can_run(request)]
             elsewhere = any(worker.device != request.avoid for worker in able)
-            # Whoever is free, the longest idle first. Behind another batch it would not be told from that one.
-            for worker in self.pool.free:
-                if worker in able and not (elsewhere and worker.device == request.avoid):
+            fit = {worker for worker in able if not (elsewhere and worker.device == request.avoid)}
+            # Whoever is free, the longest idle first. Behind another batch it would not be told from that one, nor
+            # beside one in the same process.
+            for worker in (*pool.free, *pool.reserved):
+                if worker in fit and worker.alone:
                     queue.remove(request)
                     return self._give(worker, request.plan.key, [request], now)
+            open_to = not pool.reserved or (request is self._reserved_for and fit.isdisjoint(pool.reserved))
+            if open_to and fit and all(len(worker.mates) > 1 for worker in fit):
+                # Its towers would never be free all at once while others wait.
+                self._reserved_for = request
+                pool.reserve(min(fit, key=_depth_of_process).mates)
         return None
+
+    def _is_suspect(self, request: Request | None) -> bool:
+        queue = self.queues.get(request.plan.model) if request is not None else None
+        return queue is not None and request in queue.suspects
 
     def _next_of(self, queue: ModelQueue, now: float, passed_over: Set[str]) -> Batch | None:
         pool, waits = self.pool, self._waits.pop(queue.model, None)
@@ -549,6 +578,10 @@ class Balancer:
         if not twins:
             del self._by_sender[key]
         self._replies.append(Reply(request, answer))
+
+
+def _depth_of_process(worker: Worker) -> int:
+    return sum(mate.depth for mate in worker.mates)
 
 
 def _executed(worker: Worker, begun: int | None) -> tuple[Batch | None, list[Batch]]:

@@ -19,7 +19,7 @@ from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorRepor
 from multitower.supervisor.fleet import Fleet
 from multitower.supervisor.member import Place
 from multitower.supervisor.resources import Sampler
-from multitower.supervisor.router import Router
+from multitower.supervisor.router import Channel, Router
 from multitower.supervisor.slot import State
 
 EXTENSIONS = ("model_configuration", "statistics", "binary_tensor_data", wire.SHARED_MEMORY_EXTENSION)
@@ -130,8 +130,8 @@ class Reporter:
             "visible_devices": place.visible_devices,
             "incarnation": place.slot.incarnation,
             "restarts": place.slot.restarts,
-            "depth": channel.worker.depth if channel is not None else 0,
-            "completed": place.completed + (channel.worker.completed if channel is not None else 0),
+            "depth": channel.depth if channel is not None else 0,
+            "completed": place.completed + (channel.completed if channel is not None else 0),
             "last_error": place.slot.last_error,
             "safe_rows": dict(place.safe_rows),
             "batch_ms": {
@@ -149,6 +149,7 @@ class Reporter:
                 {"name": model.name, "version": model.version, "state": model.state, "cause": model.cause}
                 for model in place.models
             ],
+            "towers": _towers(channel) if channel is not None else [],
         }
 
     def _model(self, model: ModelSpec) -> dict[str, Any]:
@@ -221,6 +222,32 @@ class Reporter:
             "protocol": wire.VERSION,
             "max_message_size": self.max_message_size,
         }
+
+
+def _towers(channel: Channel) -> list[dict[str, Any]]:
+    """The towers of a process that has some: what each does, and where its models' nodes really are."""
+    told = []
+    for number, tower in enumerate(channel.mates):
+        models = {name: report.towers[number] for name, report in tower.reports.items() if number < len(report.towers)}
+        if models:
+            told.append(
+                {
+                    "devices": sorted({model.device for model in models.values()}),
+                    "depth": tower.worker.depth,
+                    "completed": tower.worker.completed,
+                    "batches": tower.batches,
+                    "models": [
+                        {
+                            "name": name,
+                            "device": model.device,
+                            "nodes": None if model.nodes is None else dict(model.nodes),
+                            "fallbacks": dict(model.fallbacks),
+                        }
+                        for name, model in models.items()
+                    ],
+                }
+            )
+    return told
 
 
 def _metadata(report: ModelReport) -> dict[str, Any]:

@@ -118,6 +118,7 @@ def _print_status(state: dict[str, Any]) -> None:
         ),
     )
     _print_use(slots)
+    _print_towers(slots)
     if daemon.get("quarantine"):
         kept = daemon["quarantine"]
         refused = sum(entry["refused"] for entry in kept)
@@ -160,6 +161,32 @@ def _print_use(slots: Sequence[dict[str, Any]]) -> None:
             )
         )
     _print_table(headings, rows)
+
+
+def _print_towers(slots: Sequence[dict[str, Any]]) -> None:
+    """Where the towers of slots with several devices are, and what of them runs elsewhere."""
+    rows = [
+        (
+            slot["slot"],
+            model["device"],
+            model["name"],
+            tower["depth"],
+            f"{tower['batches']:,}",
+            f"{tower['completed']:,}",
+            _counted(model["nodes"]) if model["nodes"] is not None else "not known: no warm-up run",
+            _counted(model["fallbacks"]) if model["nodes"] is not None else None,
+        )
+        for slot in slots
+        for tower in slot.get("towers", ())
+        for model in tower["models"]
+    ]
+    if rows:
+        headings = ("Slot", "Tower", "Model", ">Depth", ">Batches", ">Rows answered", "Nodes", "Not on its device")
+        _print_table(headings, rows)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
 
 
 def _percent(value: float | None) -> str | None:

@@ -180,7 +180,7 @@ class History(RuleBasedStateMachine):
             self.deaths[number] = self.deaths.get(number, 0) + 1
         if executed is not None and crashed and len(executed.requests) == 1:
             self.lone_crashes[executed.key.spec.model] += 1
-        begun = executed.id if told and executed is not None else None
+        begun = (executed.id,) if told and executed is not None else ()
         self.balancer.remove_worker(worker, self.now, crashed=crashed, begun=begun)
         for batch in has:
             if batch is not executed:
