@@ -14,6 +14,7 @@ import numpy as np
 
 from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, from_wire, make
+from multitower.infer_header import parse_area
 from multitower.shared_memory import ALIGNMENT, Arena, Lease
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ class Codec:
     def _read(self, header: bytes) -> tuple[list[_Output], tuple[tuple[str, int], ...]]:
         """The outputs of a reply, and the names and sizes of those that shared memory is for."""
         described = [
-            _Output(output["name"], output["datatype"], output["shape"], wire.parse_area(output, f"outputs[{index}]"))
+            _Output(output["name"], output["datatype"], output["shape"], parse_area(output, f"outputs[{index}]"))
             for index, output in enumerate(read_header(header)["outputs"])
         ]
         sizes = {

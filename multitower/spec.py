@@ -93,13 +93,14 @@ class Assignment(_Json):
     Attributes:
         slot: the slot's number.
         incarnation: the n-th process in that slot, from 1.
-        devices: names of the devices, `("GPU-…",)` or `("cpu:0",)`.
+        devices: names of the devices, `("GPU-…",)` or `("cpu:0",)`; of several, all of one kind, the i-th is
+            TensorFlow's `GPU:i` or `CPU:i`.
         environment: variables to set before any device is touched (`CUDA_VISIBLE_DEVICES`,
             `CUDA_DEVICE_ORDER`).
         intra_op_threads: TensorFlow's threads within one operation.
         inter_op_threads: TensorFlow's operations at one time.
         cores: CPU numbers the worker is bound to, or empty for no binding.
-        memory_limit_bytes: a hard limit of device memory for TensorFlow, or None for growth on demand.
+        memory_limit_bytes: a hard limit of each device's memory for TensorFlow, or None for growth on demand.
         models: what to load, in this order.
     """
 

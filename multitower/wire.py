@@ -1,8 +1,8 @@
-"""The public wire protocol: every constant of it, and the reading and writing of its messages.
+"""The public wire protocol: every constant of it, the writing of its headers, and the strict reading of JSON.
 
-The specification is docs/protocol.md. Both clients write requests and read replies with this module, the router
-reads requests and writes replies. A message travels in the request-reply envelope of ZeroMQ's RFC 28; what is
-called a message here begins after the empty delimiter frame:
+The specification is docs/protocol.md. Both clients write requests and read replies with this module, the router writes
+replies; it reads the headers of requests with `infer_header.py`. A message travels in the request-reply envelope of
+ZeroMQ's RFC 28; what is called a message here begins after the empty delimiter frame:
 
     request:  kind | id | header (JSON) | one raw frame an input, in header order
     reply:    MT1:ok or MT1:error | id | header (JSON) | one raw frame an output, in header order
@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, NoReturn
 
-from multitower import tensors
 from multitower.errors import Reason, make
 
 VERSION: Final = "MT1"
@@ -200,7 +199,12 @@ def _described(tensor: Tensor) -> dict[str, Any]:
     return described
 
 
-def _refuse(message: str, field_name: str = "header") -> NoReturn:
+def refuse(message: str, field_name: str = "header") -> NoReturn:
+    """What is wrong with a header, and in which field.
+
+    Raises:
+        InvalidRequest: `malformed`.
+    """
     raise make(Reason.MALFORMED, message, field=field_name)
 
 
@@ -210,7 +214,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                _refuse(f"the header has the key {key[:80]!r} twice")
+                refuse(f"the header has the key {key[:80]!r} twice")
             seen.add(key)
     return found
 
@@ -218,12 +222,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        _refuse(f"the header holds the number {text[:40]}, which no double can hold")
+        refuse(f"the header holds the number {text[:40]}, which no double can hold")
     return number
 
 
 def _no_constant(text: str) -> NoReturn:
-    _refuse(f"the header holds {text}, which is not JSON")
+    refuse(f"the header holds {text}, which is not JSON")
 
 
 _DECODER = json.JSONDecoder(
@@ -249,202 +253,14 @@ def load_header(data: bytes) -> dict[str, Any]:
     try:
         value = _DECODER.decode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        _refuse(f"the header is not UTF-8 (byte {error.start})")
+        refuse(f"the header is not UTF-8 (byte {error.start})")
     except json.JSONDecodeError as error:
-        _refuse(f"the header is not JSON: {error.msg} at character {error.pos}")
+        refuse(f"the header is not JSON: {error.msg} at character {error.pos}")
     except RecursionError:
-        _refuse("the header is nested too deeply")
+        refuse("the header is nested too deeply")
     except ValueError:
         # Python refuses to read integers of more than 4300 digits.
-        _refuse("the header holds a number with too many digits")
+        refuse("the header holds a number with too many digits")
     if not isinstance(value, dict):
-        _refuse("the header is not a JSON object")
+        refuse("the header is not a JSON object")
     return value
-
-
-def parse_infer_header(data: bytes) -> InferHeader:
-    """Reads and checks the header of an `MT1:infer` request by itself, without regard to any model.
-
-    Raises:
-        InvalidRequest: `malformed`, `too_large`, `shape_invalid` or `datatype_mismatch`; the message and
-            `details["field"]` name the offending field.
-    """
-    header = load_header(data)
-    model_name = header.get("model_name")
-    if not isinstance(model_name, str) or not model_name:
-        _refuse("model_name is missing or not a string", "model_name")
-    parameters = header.get("parameters", {})
-    if not isinstance(parameters, dict):
-        _refuse("parameters is not an object", "parameters")
-    timeout_us = parameters.get(TIMEOUT)
-    if timeout_us is not None and (type(timeout_us) is not int or not 0 < timeout_us <= MAX_DIMENSION):
-        _refuse("parameters.timeout is not a positive integer (microseconds)", "parameters.timeout")
-    priority = parameters.get(PRIORITY, 0)
-    if type(priority) is not int or not 0 <= priority <= MAX_DIMENSION:
-        _refuse("parameters.priority is not an integer of 0 or more", "parameters.priority")
-    all_outputs = parameters.get(ALL_OUTPUTS, False)
-    if type(all_outputs) is not bool:
-        _refuse("parameters.all_outputs is not a boolean", "parameters.all_outputs")
-    names, areas = _parse_outputs(header.get("outputs"))
-    signature = parameters.get(SIGNATURE, "")
-    if not isinstance(signature, str):
-        _refuse("parameters.signature_name is not a string", "parameters.signature_name")
-    return InferHeader(
-        model_name=model_name,
-        model_version=parse_version(header),
-        inputs=_parse_inputs(header.get("inputs")),
-        outputs=None if all_outputs else names,
-        timeout_us=timeout_us,
-        priority=priority,
-        areas=areas,
-        signature=signature,
-    )
-
-
-def parse_version(header: dict[str, Any]) -> str:
-    """The `model_version` of a header, "" where there is none.
-
-    Raises:
-        InvalidRequest: `malformed` when it is not a string.
-    """
-    version = header.get("model_version", "")
-    if not isinstance(version, str):
-        _refuse("model_version is not a string", "model_version")
-    return version
-
-
-def _parse_inputs(value: Any) -> tuple[Tensor, ...]:
-    if not isinstance(value, list):
-        _refuse("inputs is missing or not a list", "inputs")
-    if len(value) > MAX_INPUTS:
-        _refuse(f"inputs has {len(value)} entries; the limit is {MAX_INPUTS}", "inputs")
-    inputs: list[Tensor] = []
-    names: set[str] = set()
-    for index, entry in enumerate(value):
-        place = f"inputs[{index}]"
-        if not isinstance(entry, dict):
-            _refuse(f"{place} is not an object", place)
-        if "data" in entry:
-            _refuse(f"{place}.data: tensors travel in frames of their own, not in the header", f"{place}.data")
-        name = _parse_name(entry, place)
-        if name in names:
-            _refuse(f"{place}.name: the input {name[:80]!r} comes twice", f"{place}.name")
-        names.add(name)
-        datatype, shape = _parse_datatype(entry, place), _parse_shape(entry, place)
-        area = parse_area(entry, place)
-        if area is not None:
-            _check_input_area(area, datatype, shape, place)
-        inputs.append(Tensor(name, datatype, shape, area))
-    return tuple(inputs)
-
-
-def _parse_name(entry: dict[str, Any], place: str) -> str:
-    name = entry.get("name")
-    if not isinstance(name, str) or not name:
-        _refuse(f"{place}.name is missing or not a string", f"{place}.name")
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError:
-        _refuse(f"{place}.name holds half a surrogate pair, which is no text", f"{place}.name")
-    if size > MAX_NAME_BYTES:
-        _refuse(f"{place}.name has {size} bytes; the limit is {MAX_NAME_BYTES}", f"{place}.name")
-    return name
-
-
-def _parse_datatype(entry: dict[str, Any], place: str) -> str:
-    datatype = entry.get("datatype")
-    if not isinstance(datatype, str):
-        _refuse(f"{place}.datatype is missing or not a string", f"{place}.datatype")
-    if datatype not in tensors.DATATYPES:
-        raise make(
-            Reason.DATATYPE_MISMATCH,
-            f"{place}.datatype {datatype[:40]!r} is none of {', '.join(tensors.DATATYPES)}",
-            field=f"{place}.datatype",
-        )
-    return datatype
-
-
-def _parse_shape(entry: dict[str, Any], place: str) -> tuple[int, ...]:
-    shape = entry.get("shape")
-    where = f"{place}.shape"
-    if not isinstance(shape, list):
-        raise make(Reason.SHAPE_INVALID, f"{where} is missing or not a list", field=where)
-    if len(shape) > MAX_RANK:
-        raise make(Reason.SHAPE_INVALID, f"{where} has {len(shape)} dimensions; at most {MAX_RANK}", field=where)
-    elements = 1
-    for axis, size in enumerate(shape):
-        if type(size) is not int or not 0 <= size <= MAX_DIMENSION:
-            raise make(
-                Reason.SHAPE_INVALID,
-                f"{where}[{axis}] is not an integer from 0 to 2^63 - 1",
-                field=f"{where}[{axis}]",
-            )
-        elements *= size
-    if elements > MAX_DIMENSION:
-        raise make(Reason.SHAPE_INVALID, f"{where} has more than 2^63 - 1 elements", field=where)
-    return tuple(shape)
-
-
-def _check_input_area(area: Area, datatype: str, shape: tuple[int, ...], place: str) -> None:
-    if datatype == tensors.BYTES:
-        where = f"{place}.parameters.{SHARED_MEMORY_REGION}"
-        _refuse(f"{where}: BYTES tensors travel in frames, not in shared memory", where)
-    wanted = tensors.byte_size(datatype, shape)
-    if area.size != wanted:
-        where = f"{place}.parameters.{SHARED_MEMORY_BYTE_SIZE}"
-        message = f"{where} is {area.size}, but {datatype} of shape {list(shape)} takes {wanted}"
-        raise make(Reason.SIZE_MISMATCH, message, field=where)
-
-
-def _parse_outputs(value: Any) -> tuple[tuple[str, ...] | None, dict[str, Area]]:
-    areas: dict[str, Area] = {}
-    if value is None:
-        return None, areas
-    if not isinstance(value, list):
-        _refuse("outputs is not a list", "outputs")
-    if len(value) > MAX_INPUTS:
-        _refuse(f"outputs has {len(value)} entries; the limit is {MAX_INPUTS}", "outputs")
-    names: list[str] = []
-    for index, entry in enumerate(value):
-        place = f"outputs[{index}]"
-        entry = entry if isinstance(entry, dict) else {}
-        name = _parse_name(entry, place)
-        if name in names:
-            _refuse(f"{place}.name: the output {name[:80]!r} comes twice", f"{place}.name")
-        area = parse_area(entry, place)
-        if area is not None:
-            areas[name] = area
-        names.append(name)
-    # As in the Open Inference Protocol, an empty list asks for all outputs.
-    return tuple(names) or None, areas
-
-
-def parse_area(entry: dict[str, Any], place: str) -> Area | None:
-    """Where a tensor of a header lies in shared memory; None when it has a frame.
-
-    Args:
-        entry: of the header's inputs or outputs.
-        place: what messages call it.
-
-    Raises:
-        InvalidRequest: `malformed`, naming the parameter.
-    """
-    parameters = entry.get("parameters", {})
-    if not isinstance(parameters, dict):
-        _refuse(f"{place}.parameters is not an object", f"{place}.parameters")
-    if not any(key in parameters for key in SHARED_MEMORY_KEYS):
-        return None
-    place = f"{place}.parameters"
-    region = parameters.get(SHARED_MEMORY_REGION)
-    if not isinstance(region, str) or REGION_NAME.fullmatch(region) is None:
-        where = f"{place}.{SHARED_MEMORY_REGION}"
-        _refuse(f"{where} is missing, or no name of a region (mt-PID-DESCRIPTOR-NONCE)", where)
-    offset = parameters.get(SHARED_MEMORY_OFFSET, 0)
-    if type(offset) is not int or not 0 <= offset <= MAX_DIMENSION:
-        where = f"{place}.{SHARED_MEMORY_OFFSET}"
-        _refuse(f"{where} is not an integer from 0 to 2^63 - 1", where)
-    size = parameters.get(SHARED_MEMORY_BYTE_SIZE)
-    if type(size) is not int or not 0 < size <= MAX_DIMENSION:
-        where = f"{place}.{SHARED_MEMORY_BYTE_SIZE}"
-        _refuse(f"{where} is missing, or not an integer from 1 to 2^63 - 1", where)
-    return Area(region, offset, size)

@@ -48,7 +48,7 @@ class Account:
             {
                 place.slot.number: (
                     place.member.process.pid if place.member is not None else None,
-                    place.placement.device,
+                    place.placement.devices,
                 )
                 for place in reporter.fleet.places
             }

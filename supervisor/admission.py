@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
+from multitower.infer_header import parse_infer_header
 from multitower.spec import ModelReport, SignatureReport, TensorReport
 from multitower.supervisor.request import NORMAL_PRIORITY, BatchKey, Plan, Shared
 from multitower.supervisor.serving import Served
@@ -106,7 +107,7 @@ class Admission:
         if plan is not None:
             self._plans.move_to_end(header)
             return plan
-        plan = self._make(wire.parse_infer_header(header))
+        plan = self._make(parse_infer_header(header))
         if len(header) <= MAX_CACHED_HEADER:
             self._plans[header] = plan
             self._bytes += len(header)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 
 from multitower.supervisor.member import Place
-from multitower.supervisor.resources import Sampler
+from multitower.supervisor.resources import DeviceSample, Sampler
 
 MARGIN = 1.2
 """A process that loads needs more for a moment than one that serves."""
@@ -29,13 +29,16 @@ class Capacity:
         return sample.rss_bytes if sample is not None and measured else None
 
     def fits(self, place: Place) -> bool:
-        """A second process fits, in host memory and in the device's. What is not known of a GPU does not fit."""
+        """A second process fits, in host memory and in each device's. What is not known of a GPU does not fit."""
         sample = self._sampler.sample(place.slot.number)
         if sample is not None and psutil.virtual_memory().available < MARGIN * sample.rss_bytes:
             return False
         if all(device.startswith("cpu") for device in place.placement.devices):
             return True
-        if sample is None or sample.device_free_bytes is None:
-            return False
-        needed = place.placement.memory_limit_bytes or sample.device_memory_bytes
-        return needed is not None and sample.device_free_bytes >= MARGIN * needed
+        return sample is not None and all(
+            _fits(device, place.placement.memory_limit_bytes or device.memory_bytes) for device in sample.devices
+        )
+
+
+def _fits(device: DeviceSample, needed: int | None) -> bool:
+    return device.free_bytes is not None and needed is not None and device.free_bytes >= MARGIN * needed

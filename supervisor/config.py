@@ -24,7 +24,8 @@ from pydantic import (
 )
 
 from multitower.supervisor import config_overrides
-from multitower.supervisor.config_errors import Complaints, key_tree, sift, translate
+from multitower.supervisor.config_devices import CpuDevices, Devices, on_cpus
+from multitower.supervisor.config_errors import key_tree, sift, translate
 from multitower.supervisor.config_fields import (
     NOT_EMPTY,
     AutoOrCount,
@@ -44,9 +45,7 @@ from multitower.supervisor.config_source import MAX_PROBLEMS, ConfigError, Node,
 from multitower.supervisor.config_values import (
     ENDPOINT_PATTERN,
     MEMORY_PATTERN,
-    UUID_PATTERN,
     Memory,
-    parse_device,
     parse_endpoint,
     parse_memory,
     parse_runtime_dir,
@@ -55,7 +54,7 @@ from multitower.supervisor.config_yaml import Reader
 from multitower.supervisor.units import SIZE_PATTERN, format_duration, format_size, parse_size, shown
 from multitower.wire import DEFAULT_ENDPOINT
 
-__all__ = ["Config", "ConfigError", "Memory", "ModelConfig", "Problem", "load", "schema"]
+__all__ = ["Config", "ConfigError", "CpuDevices", "Memory", "ModelConfig", "Problem", "load", "schema"]
 
 _MIN_MESSAGE_SIZE: Final = 1 << 10
 _MIN_HEARTBEAT_S: Final = 0.05
@@ -68,12 +67,6 @@ class Threads(Section):
 
     intra_op: AutoOrCount = key("auto", "Threads within one operation; auto is a fair share of the host's cores.")
     inter_op: AutoOrCount = key("auto", "Operations at one time; auto is a fair share of the host's cores.")
-
-
-class CpuDevices(Section):
-    """Workers on the CPU instead of on GPUs."""
-
-    cpu: Processes = Field(description="How many CPU devices; each gets `workers_per_device` workers.")
 
 
 class Backoff(Section):
@@ -108,34 +101,10 @@ def _endpoint(value: object, info: ValidationInfo) -> str:
     return endpoint
 
 
-def _devices(value: object) -> Literal["all"] | tuple[int | str, ...] | CpuDevices:
-    if value == "all":
-        return "all"
-    if isinstance(value, dict):
-        return CpuDevices.model_validate(value)
-    if not isinstance(value, list):
-        raise ValueError(f"must be all, a list of devices or {{cpu: N}}, not {shown(value)}")
-    if not value:
-        raise ValueError("the list is empty; name a device, or leave the key out for all of them")
-    complaints = Complaints()
-    devices: list[int | str] = []
-    for index, entry in enumerate(value):
-        try:
-            device = parse_device(entry)
-        except ValueError as error:
-            complaints.add(str(error), index)
-            continue
-        if device in devices:
-            complaints.add(f"{device} is listed twice; workers_per_device gives a device several workers", index)
-        devices.append(device)
-    complaints()
-    return tuple(devices)
-
-
 def _memory(value: object, info: ValidationInfo) -> Memory:
     memory = parse_memory(value)
-    if memory != Memory() and isinstance(info.data.get("devices"), CpuDevices):
-        raise ValueError("limits the memory of GPUs; devices: {cpu: N} have none of their own")
+    if memory != Memory() and on_cpus(info.data.get("devices", "all")):
+        raise ValueError("limits the memory of GPUs; CPU devices have none of their own")
     return memory
 
 
@@ -145,25 +114,6 @@ def _optional_size(value: object) -> int | None:
 
 def _runtime_dir(value: object, info: ValidationInfo) -> Path | None:
     return None if value is None else parse_runtime_dir(value, context_of(info).folder)
-
-
-_DEVICES_SCHEMA: Final[dict[str, Any]] = {
-    "oneOf": [
-        {"const": "all"},
-        {
-            "type": "array",
-            "minItems": 1,
-            "uniqueItems": True,
-            "items": {"oneOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": UUID_PATTERN}]},
-        },
-        {
-            "type": "object",
-            "properties": {"cpu": {"type": "integer", "minimum": 1, "description": "How many CPU devices."}},
-            "required": ["cpu"],
-            "additionalProperties": False,
-        },
-    ]
-}
 
 
 class Config(Section):
@@ -177,11 +127,11 @@ class Config(Section):
         ],
         *NOT_EMPTY,
     ] = key([DEFAULT_ENDPOINT], "Endpoints for clients: ipc://PATH or tcp://HOST:PORT; the port may be *.")
-    devices: Annotated[
-        Literal["all"] | tuple[int | str, ...] | CpuDevices,
-        PlainValidator(_devices),
-        WithJsonSchema(_DEVICES_SCHEMA),
-    ] = key("all", "Where workers run: all, a list of indices and UUIDs of GPUs, or {cpu: N}.")
+    devices: Devices = key(
+        "all",
+        "Where workers run: all, a list of indices and UUIDs of GPUs, {cpu: N}, or [[0, 1], [2, 3]]: groups of devices "
+        "that one worker has together.",
+    )
     workers_per_device: Processes = key(1, "Worker processes on each device.")
     memory: Annotated[
         Memory, PlainValidator(_memory), WithJsonSchema({"type": "string", "pattern": MEMORY_PATTERN})

@@ -30,6 +30,8 @@ HANDLER_PATTERN: Final = rf"^{_DOTTED}:{_DOTTED}$"
 NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
 UUID_PATTERN: Final = r"^[Gg][Pp][Uu]-[0-9A-Za-z-]+$"
 
+CPU_DEVICE_PATTERN: Final = r"^cpu:(?:0|[1-9][0-9]?|1[0-9]{2}|2[0-4][0-9]|25[0-5])$"
+
 _TCP: Final = re.compile(r"tcp://(\[[^\[\]\s]+\]|[^:\[\]\s]+):(\*|[0-9]{1,5})")
 _PERCENTAGE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%")
 
@@ -154,9 +156,9 @@ def parse_runtime_dir(value: object, folder: Path) -> Path:
 
 
 def parse_device(value: object) -> int | str:
-    """A device of a list: its index, or (the beginning of) its UUID. Text is never taken for a number."""
+    """A device of a list: its index, (the beginning of) its UUID, or `cpu:N`. Text is never taken for a number."""
     if isinstance(value, list | tuple):
-        raise ValueError("groups of devices are not supported by this release; list the devices one by one")
+        raise ValueError("is a group within a group; a group lists devices")
     if isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value < 2**31:
             raise ValueError(f"{shown(value)} is no device index; they count from 0")
@@ -167,10 +169,20 @@ def parse_device(value: object) -> int | str:
         raise ValueError(f"{shown(value)} is text; an index is written without quotes")
     if value.upper().startswith("MIG-"):
         raise ValueError(f"{shown(value)} is a MIG device, which is not supported by this release")
-    if not re.fullmatch(UUID_PATTERN, value):
-        hint = "; {cpu: N} instead of the list gives workers on the CPU" if value.startswith("cpu") else ""
-        raise ValueError(f"{shown(value)} is neither an index (0) nor a UUID (GPU-8f6c0d5a-...){hint}")
+    if value.startswith("cpu"):
+        if not is_cpu_device(value):
+            raise ValueError(
+                f"{shown(value)} is no CPU device: they are cpu:0 to cpu:255; {{cpu: N}} instead of the list gives "
+                "N workers one each"
+            )
+    elif not re.fullmatch(UUID_PATTERN, value):
+        raise ValueError(f"{shown(value)} is neither an index (0) nor a UUID (GPU-8f6c0d5a-...) nor a CPU device")
     return value
+
+
+def is_cpu_device(value: int | str) -> bool:
+    """Whether an entry of a list is a CPU device; the others are GPUs."""
+    return isinstance(value, str) and re.fullmatch(CPU_DEVICE_PATTERN, value) is not None
 
 
 def parse_model_path(value: object, folder: Path) -> Path:

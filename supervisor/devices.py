@@ -32,6 +32,7 @@ _NONE_REPORTED: Final = (
     "container NVIDIA_VISIBLE_DEVICES"
 )
 _PREFIX: Final = "gpu-"
+_CPU_PREFIX: Final = "cpu:"
 
 
 class DeviceError(Exception):
@@ -48,7 +49,7 @@ class DeviceError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Device:
-    """A GPU, or one of the pretended devices of `devices: {cpu: N}`.
+    """A GPU, or one of the pretended devices `cpu:N`.
 
     Attributes:
         name: what it is called everywhere: the UUID of a GPU, else `cpu:0`, `cpu:1`, ...
@@ -90,7 +91,10 @@ class CpuDevices(Protocol):
         """How many workers' worth of CPU devices there are to be."""
 
 
-Selection: TypeAlias = Literal["all"] | Sequence[int | str] | CpuDevices
+Selection: TypeAlias = Literal["all"] | Sequence[int | str | Sequence[int | str]] | CpuDevices
+
+Group: TypeAlias = tuple[Device, ...]
+"""The devices that one worker has together: one, or several of the same kind."""
 
 
 def discover() -> Discovery:
@@ -177,17 +181,19 @@ def _advice(error: Exception) -> str:
     return _ADVICE.get(type(error).__name__.removeprefix("NVMLError_"), f"NVML says: {error}")
 
 
-def resolve(selection: Selection, discovery: Discovery) -> tuple[Device, ...]:
-    """The devices that the configuration's `devices` means, in its order.
+def resolve(selection: Selection, discovery: Discovery) -> tuple[Group, ...]:
+    """The devices that the configuration's `devices` means, in its order: a group for each worker.
 
     Args:
-        selection: `"all"`; a list of indices in PCI order (integers) and beginnings of UUIDs (text, in either
-            case, with or without `GPU-`); or an object whose `cpu` says how many CPU devices there are to be.
-        discovery: what the machine has.
+        selection: `"all"`; a list of indices in PCI order (integers), beginnings of UUIDs (text, in either case, with
+            or without `GPU-`), `cpu:N`, and lists of these, which are groups; or an object whose `cpu` says how many
+            CPU devices there are to be. All but the lists within a list give groups of one.
+        discovery: what there is to choose from.
 
     Raises:
-        DeviceError: an entry means no GPU, several, or one that is listed already; or there is no GPU at all.
-            Every such entry is named, and what there is to choose from.
+        DeviceError: an entry means no device, several, or one that is listed already; a group is empty, or of devices
+            that no process can have together; or there is no GPU at all. Everything that is wrong is named, and
+            what there is to choose from.
     """
     if selection == "all":
         if not discovery.gpus:
@@ -195,34 +201,55 @@ def resolve(selection: Selection, discovery: Discovery) -> tuple[Device, ...]:
                 [f"devices: all finds no GPU: {discovery.problem or _NONE_REPORTED}."],
                 "To serve on the CPU, write devices: {cpu: 1}.",
             )
-        return discovery.gpus
+        return tuple((gpu,) for gpu in discovery.gpus)
     if not isinstance(selection, Sequence):
         if selection.cpu < 1:
             raise DeviceError([f"devices: {{cpu: {selection.cpu}}} is no device; write 1 or more."])
-        return tuple(_cpu(number) for number in range(selection.cpu))
+        return tuple((_cpu(number),) for number in range(selection.cpu))
     if not selection:
         raise DeviceError(["devices is an empty list; name a GPU, or write all or {cpu: 1}."])
-    chosen: dict[str, Device] = {}
-    spelled: dict[str, int | str] = {}
+    chosen: dict[str, int | str] = {}
     problems: list[str] = []
-    for entry in selection:
+    groups = tuple(_group(item, discovery, chosen, problems) for item in selection)
+    if problems:
+        raise DeviceError(problems, "\n".join(_inventory(discovery)))
+    return groups
+
+
+def _group(
+    item: int | str | Sequence[int | str], discovery: Discovery, chosen: dict[str, int | str], problems: list[str]
+) -> Group:
+    """The devices of one item of a list.
+
+    Args:
+        item: the list's.
+        discovery: what there is to choose from.
+        chosen: how each device that is taken already was spelled, by its name; grows.
+        problems: what is wrong; grows.
+    """
+    group: list[Device] = []
+    entries = [item] if isinstance(item, int | str) else item
+    for entry in entries:
         match = _find(entry, discovery.gpus)
         if isinstance(match, str):
             problems.append(f"devices: {entry!r} {match}.")
         elif match.name in chosen:
-            earlier = spelled[match.name]
+            earlier = chosen[match.name]
             named = "is listed twice" if earlier == entry else f"is the same GPU as {earlier!r}"
             problems.append(f"devices: {entry!r} {named}.")
         else:
-            chosen[match.name], spelled[match.name] = match, entry
-    if problems:
-        raise DeviceError(problems, "\n".join(_inventory(discovery)))
-    return tuple(chosen.values())
+            chosen[match.name] = entry
+            group.append(match)
+    if not entries:
+        problems.append("devices: [] is an empty group; name the devices that one worker has together.")
+    elif len({device.kind for device in group}) > 1:
+        problems.append(f"devices: {list(entries)} mixes GPUs with CPU devices; a worker has devices of one kind.")
+    return tuple(group)
 
 
 def _cpu(number: int) -> Device:
     return Device(
-        name=f"cpu:{number}",
+        name=f"{_CPU_PREFIX}{number}",
         kind="cpu",
         index=None,
         product="CPU",
@@ -233,10 +260,13 @@ def _cpu(number: int) -> Device:
 
 
 def _find(entry: int | str, gpus: Sequence[Device]) -> Device | str:
-    """The GPU that an entry means, or the rest of a sentence that says why it means none."""
+    """The device that an entry means, or the rest of a sentence that says why it means none."""
     if isinstance(entry, int):
         return next((gpu for gpu in gpus if gpu.index == entry), "is not the index of a GPU here")
     wanted = entry.strip().lower()
+    number = wanted.removeprefix(_CPU_PREFIX)
+    if number != wanted:
+        return _cpu(int(number)) if number.isdecimal() else "is no CPU device: write cpu:0"
     if wanted.startswith("mig-"):
         return "is a MIG device, which this release cannot use yet: name the whole GPU"
     if wanted.isdecimal():

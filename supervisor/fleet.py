@@ -177,7 +177,7 @@ class Fleet:
             done: is told of the end: None, or why it failed.
         """
         place.safe_rows.clear()
-        self._router.balancer.forgive()
+        self._router.balancer.refusals.forgive()
         self._spares.hope(self.settings.spares)
         self.renewals.ask(Renewal(place, "multitower restart", done=done))
 
@@ -277,10 +277,10 @@ class Fleet:
         lone_suspect = False
         if member.channel is not None:
             crashed = member.cause.crash or (member.verdict is not None and member.verdict.overrun)
-            kept_away = set(self._router.balancer.crashing.until)
+            kept_away = set(self._router.balancer.refusals.crashing.until)
             lone_suspect = self._router.worker_gone(member.channel, now, crashed=crashed)
-            for model in set(self._router.balancer.crashing.until) - kept_away:
-                cause = self._router.balancer.crashing.why(model)
+            for model in set(self._router.balancer.refusals.crashing.until) - kept_away:
+                cause = self._router.balancer.refusals.crashing.why(model)
                 event(log, logging.ERROR, "model is kept away", model=model, cause=cause)
         place = member.place
         if place is None:

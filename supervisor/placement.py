@@ -13,7 +13,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 
 from multitower.spec import Assignment, ModelSpec
 from multitower.supervisor.config import Config
-from multitower.supervisor.devices import Device, DeviceError, Discovery, discover, format_bytes, resolve
+from multitower.supervisor.devices import Device, DeviceError, Discovery, Group, discover, format_bytes, resolve
 
 # CUDA reads this one as "no GPU"; an empty value would do the same, but cannot be told from a mistake.
 NO_GPU: Final = "-1"
@@ -36,7 +36,7 @@ class Memory(Protocol):
 
     @property
     def fraction(self) -> float | None:
-        """A share of the device, over 0 up to 1, for all its workers together."""
+        """A share of each device, over 0 up to 1, for all its workers together."""
 
 
 Threads: TypeAlias = Literal["auto"] | int
@@ -54,7 +54,8 @@ class Placement:
         intra_op_threads: TensorFlow's threads within one operation.
         inter_op_threads: TensorFlow's operations at one time.
         cores: CPU numbers to bind the worker to, or empty for no binding.
-        memory_limit_bytes: a hard limit of device memory for TensorFlow, or None for growth on demand.
+        memory_limit_bytes: a hard limit of the memory of each of its devices for TensorFlow, or None for growth on
+            demand.
     """
 
     slot: int
@@ -86,7 +87,7 @@ class Placement:
 
 
 def place(
-    devices: Sequence[Device],
+    groups: Sequence[Group],
     *,
     workers_per_device: int,
     memory: Memory,
@@ -97,13 +98,13 @@ def place(
 ) -> tuple[Placement, ...]:
     """One placement for each slot, in the order of the slots.
 
-    The workers of a device have neighbouring slots: with one worker a device, slot i is the i-th device; with
-    two, slots 0 and 1 are the first device, 2 and 3 the second.
+    The workers of a group of devices have neighbouring slots: with one worker a group, slot i is the i-th group; with
+    two, slots 0 and 1 are the first group, 2 and 3 the second.
 
     Args:
-        devices: the devices, at least one.
-        workers_per_device: how many processes share each device, at least 1.
-        memory: bytes for each worker; or a share of each device, divided among its workers; or neither.
+        groups: the devices that a worker has together, at least one group, each of one kind.
+        workers_per_device: how many processes share each group, at least 1.
+        memory: bytes of each device for each worker; or a share of each device, divided among its workers; or neither.
         intra_op: threads a worker, or `auto`: an equal share of `available_cores`, at least 1.
         inter_op: threads a worker, or `auto`: as `intra_op`'s `auto`, but 2 at the most.
         cores: `split` binds each worker to an equal run of neighbouring cores, or to a single one in turn when
@@ -115,22 +116,22 @@ def place(
     Raises:
         DeviceError: a device cannot give its workers the memory that is asked for; names each such device.
     """
-    limits = _memory_limits(devices, memory, workers_per_device)
-    workers = len(devices) * workers_per_device
+    limits = _memory_limits(groups, memory, workers_per_device)
+    workers = len(groups) * workers_per_device
     available = sorted(set(available_cores))
     share = max(1, len(available) // workers)
     bind = cores == "split" or (cores == "auto" and share >= _MIN_CORES_TO_BIND)
     return tuple(
         Placement(
             slot=slot,
-            devices=(device.name,),
-            environment=_environment(device),
+            devices=tuple(device.name for device in group),
+            environment=_environment(group),
             intra_op_threads=share if intra_op == "auto" else intra_op,
             inter_op_threads=min(share, _MAX_INTER_OP) if inter_op == "auto" else inter_op,
             cores=_slice(available, slot, workers) if bind else (),
             memory_limit_bytes=limits[slot // workers_per_device],
         )
-        for slot, device in enumerate(device for device in devices for _ in range(workers_per_device))
+        for slot, group in enumerate(group for group in groups for _ in range(workers_per_device))
     )
 
 
@@ -155,14 +156,16 @@ def of_config(config: Config, discovery: Discovery | None = None) -> tuple[Place
     )
 
 
-def _environment(device: Device) -> dict[str, str]:
+def _environment(group: Group) -> dict[str, str]:
     # PCI_BUS_ID even where a UUID says it all: CUDA otherwise numbers by speed, NVML by PCI address, and whoever
     # reads a worker's log beside nvidia-smi would be misled.
     common = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    if device.kind == "cpu":
+    if group[0].kind == "cpu":
         return {**common, "CUDA_VISIBLE_DEVICES": NO_GPU}
+    # The process counts its GPUs in this order (https://docs.nvidia.com/cuda/cuda-c-programming-guide/#env-vars).
+    visible = ",".join(device.name for device in group)
     # Kernels are launched by threads of the GPU's own: otherwise they queue behind operations on the host.
-    return {**common, "CUDA_VISIBLE_DEVICES": device.name, "TF_GPU_THREAD_MODE": "gpu_private"}
+    return {**common, "CUDA_VISIBLE_DEVICES": visible, "TF_GPU_THREAD_MODE": "gpu_private"}
 
 
 def _slice(available: Sequence[int], slot: int, workers: int) -> tuple[int, ...]:
@@ -172,17 +175,17 @@ def _slice(available: Sequence[int], slot: int, workers: int) -> tuple[int, ...]
     return tuple(available[slot * each : (slot + 1) * each])
 
 
-def _memory_limits(devices: Sequence[Device], memory: Memory, workers: int) -> list[int | None]:
-    """The limit of each worker of each device, in the devices' order."""
+def _memory_limits(groups: Sequence[Group], memory: Memory, workers: int) -> list[int | None]:
+    """The limit of each worker of each group, in the groups' order."""
     if memory.size is None and memory.fraction is None:
-        return [None] * len(devices)
+        return [None] * len(groups)
     limits: list[int | None] = []
     problems: list[str] = []
-    for device in devices:
-        limit, problem = _memory_limit(device, memory, workers)
-        limits.append(limit)
-        if problem is not None:
-            problems.append(problem)
+    for group in groups:
+        each = [_memory_limit(device, memory, workers) for device in group]
+        problems += [problem for _, problem in each if problem is not None]
+        # Each device of a group holds the same models: what the smallest can give is what there is to use.
+        limits.append(min((limit for limit, _ in each if limit is not None), default=None))
     if problems:
         raise DeviceError(problems)
     return limits

@@ -123,7 +123,7 @@ class Reload:
         if error is None:
             # They are others now.
             changed_models = [model.name for model in self._new.fleet.models if model not in self._old.fleet.models]
-            self._router.balancer.forgive(changed_models)
+            self._router.balancer.refusals.forgive(changed_models)
         known = {spec.name: spec for spec in (*self._new.fleet.models, *fleet.settings.models)}
         self._reporter.models = [spec for name, spec in known.items() if name in names]
         changed = {

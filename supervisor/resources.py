@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 import psutil
 
@@ -32,7 +32,32 @@ REOPEN_S: Final = 10.0
 CLOSE_S: Final = 1.0
 """How long the end of the threads is waited for: a call into a driver that hangs cannot be interrupted."""
 
+Watched: TypeAlias = tuple[int | None, tuple[str, ...]]
+"""A slot's process's pid, or None while it has none, and its devices: UUIDs of GPUs, or `cpu:N`."""
+
 _CPU: Final = "cpu:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSample:
+    """What is known of one device of a worker.
+
+    Attributes:
+        name: the UUID of a GPU, or `cpu:N`.
+        memory_bytes: device memory in use; None for a CPU device, and where NVML does not say.
+        memory_of: whether that is the memory of the `process` or, where NVML does not know the process (in a
+            container, or before it has opened the device), of everything on the `device`.
+        free_bytes: device memory that nobody uses; None as above.
+        utilization_percent: the share of time in which the device computed, whoever for; None as above.
+        present: False for a GPU that has gone, as one fallen off the bus; None when NVML does not answer.
+    """
+
+    name: str
+    memory_bytes: int | None = None
+    memory_of: Literal["process", "device"] | None = None
+    free_bytes: int | None = None
+    utilization_percent: int | None = None
+    present: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,23 +69,33 @@ class Sample:
         at: when, in monotonic seconds.
         rss_bytes: its resident memory.
         cpu_percent: its CPU time since the sample before, 100 being one core; None in its first sample.
-        device_memory_bytes: device memory in use; None for a CPU device, and where NVML does not say.
-        device_memory_of: whether that is the memory of the `process` or, where NVML does not know the process (in
-            a container, or before it has opened the device), of everything on the `device`.
-        device_free_bytes: device memory that nobody uses; None as above.
-        utilization_percent: the share of time in which the device computed, whoever for; None as above.
-        device_present: False for a GPU that has gone, as one fallen off the bus; None when NVML does not answer.
+        devices: each of its devices.
     """
 
     pid: int
     at: float
     rss_bytes: int
     cpu_percent: float | None
-    device_memory_bytes: int | None
-    device_memory_of: Literal["process", "device"] | None
-    device_free_bytes: int | None
-    utilization_percent: int | None
-    device_present: bool | None
+    devices: tuple[DeviceSample, ...]
+
+    @property
+    def device_memory_bytes(self) -> int | None:
+        """Memory in use, summed over the devices; None unless it is known of each."""
+        each = [device.memory_bytes for device in self.devices if device.memory_bytes is not None]
+        return sum(each) if each and len(each) == len(self.devices) else None
+
+    @property
+    def device_memory_of(self) -> Literal["process", "device"] | None:
+        """Whose memory that is: the `process`'s where it is on each device."""
+        if self.device_memory_bytes is None:
+            return None
+        return "process" if all(device.memory_of == "process" for device in self.devices) else "device"
+
+    @property
+    def utilization_percent(self) -> int | None:
+        """The mean over the devices; None unless it is known of each."""
+        each = [device.utilization_percent for device in self.devices if device.utilization_percent is not None]
+        return round(sum(each) / len(each)) if each and len(each) == len(self.devices) else None
 
 
 class Sampler:
@@ -76,7 +111,7 @@ class Sampler:
         # Long intervals make old figures, not wrong ones.
         self._stale_s = max(STALE_S, 2 * interval_s)
         # Each is replaced as a whole and never changed, so no side needs a lock.
-        self._watched: Mapping[int, tuple[int | None, str]] = {}
+        self._watched: Mapping[int, Watched] = {}
         self._usages: Mapping[int, _Usage] = {}
         self._looks: tuple[float, Mapping[str, _Gpu]] = (0.0, {})
         self._processes: dict[int, psutil.Process] = {}
@@ -94,47 +129,55 @@ class Sampler:
         """Rounds that ended in an error nobody foresaw; the first one is in the log."""
         return sum(loop.failures for loop in self._loops)
 
-    def watch(self, watched: Mapping[int, tuple[int | None, str]]) -> None:
+    def watch(self, watched: Mapping[int, Watched]) -> None:
         """Says what to measure from the next round on, instead of what was said before.
 
         Args:
-            watched: for each slot its process's pid, or None while it has none, and its device: the UUID of a GPU, or
-                `cpu:N`.
+            watched: by slot.
         """
         self._watched = dict(watched)
 
     def sample(self, slot: int) -> Sample | None:
         """The latest figures of a slot's process; None when there are none, or none any more."""
         now = time.monotonic()
-        pid, device = self._watched.get(slot, (None, ""))
+        pid, _ = self._watched.get(slot, _NOTHING)
         usage = self._usages.get(slot)
         if usage is None or usage.pid != pid or now - usage.at > self._stale_s:
             return None
-        gpu = self._gpu(device, now)
-        own = gpu.by_pid.get(usage.pid)
-        used = own if own is not None else gpu.used_bytes
         return Sample(
             pid=usage.pid,
             at=usage.at,
             rss_bytes=usage.rss_bytes,
             cpu_percent=usage.cpu_percent,
-            device_memory_bytes=used,
-            device_memory_of=None if used is None else "process" if own is not None else "device",
-            device_free_bytes=gpu.free_bytes,
-            utilization_percent=gpu.utilization,
-            device_present=gpu.present,
+            devices=self.devices(slot),
         )
 
-    def present(self, slot: int) -> bool | None:
-        """`Sample.device_present` of a slot's device, also while the slot has no process."""
-        _, device = self._watched.get(slot, (None, ""))
-        return self._gpu(device, time.monotonic()).present
+    def devices(self, slot: int) -> tuple[DeviceSample, ...]:
+        """Each device of a slot, also while the slot has no process."""
+        now = time.monotonic()
+        pid, names = self._watched.get(slot, _NOTHING)
+        return tuple(self._device(name, pid, now) for name in names)
 
-    def _gpu(self, device: str, now: float) -> _Gpu:
-        if device.startswith(_CPU):
-            return _NO_GPU
+    def present(self, slot: int) -> bool | None:
+        """Whether all devices of a slot are there, also while it has no process; None when that is not known."""
+        present = {device.present for device in self.devices(slot)}
+        return None if not present else False if False in present else None if None in present else True
+
+    def _device(self, name: str, pid: int | None, now: float) -> DeviceSample:
+        if name.startswith(_CPU):
+            return DeviceSample(name=name, present=True)
         looked_at, gpus = self._looks
-        return gpus.get(device, _UNKNOWN) if now - looked_at <= self._stale_s else _UNKNOWN
+        gpu = gpus.get(name, _UNKNOWN) if now - looked_at <= self._stale_s else _UNKNOWN
+        own = gpu.by_pid.get(pid) if pid is not None else None
+        used = own if own is not None else gpu.used_bytes
+        return DeviceSample(
+            name=name,
+            memory_bytes=used,
+            memory_of=None if used is None else "process" if own is not None else "device",
+            free_bytes=gpu.free_bytes,
+            utilization_percent=gpu.utilization,
+            present=gpu.present,
+        )
 
     def close(self) -> None:
         """Ends the threads; returns within `CLOSE_S`."""
@@ -144,8 +187,8 @@ class Sampler:
             loop.join(max(0.0, until - time.monotonic()))
 
     def _look(self) -> None:
-        devices = {device for _, device in self._watched.values() if not device.startswith(_CPU)}
-        gpus = self._gpus.look(devices)
+        names = {name for _, names in self._watched.values() for name in names if not name.startswith(_CPU)}
+        gpus = self._gpus.look(names)
         self._looks = (time.monotonic(), gpus)
 
     def _measure(self) -> None:
@@ -227,7 +270,7 @@ class _Gpu:
     by_pid: Mapping[int, int] = field(default_factory=dict)
 
 
-_NO_GPU: Final = _Gpu(True)
+_NOTHING: Final[Watched] = (None, ())
 _UNKNOWN: Final = _Gpu(None)
 
 

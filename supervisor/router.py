@@ -114,7 +114,7 @@ class Router:
         dispatch: Rule = Rule.EARLIEST_FINISH,
     ) -> None:
         self.balancer = Balancer(limits, dispatch)
-        self.admission = Admission(timeouts, self.balancer.hopeless)
+        self.admission = Admission(timeouts, self.balancer.refusals.of)
         self.fronts: list[Front] = []
         self.regions = regions.Regions()
         self.statistics = {model: ModelStatistics() for model in limits}
@@ -256,7 +256,7 @@ class Router:
         described = {report.name: report for report in reports if report.name in self.balancer.queues}
         for name, report in described.items():
             serves[name] = self.admission.describe(report)._replace(edition=editions.get(name, 0))
-            self.balancer.hope(name)
+            self.balancer.refusals.hope(name)
         towers = max([len(report.towers) for report in described.values()], default=1) or 1
         # A model that has fewer replicas than others is on the first towers.
         served = [

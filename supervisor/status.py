@@ -15,6 +15,7 @@ import psutil
 
 from multitower import tensors, wire
 from multitower.errors import Reason, make
+from multitower.infer_header import parse_version
 from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorReport
 from multitower.supervisor.fleet import Fleet
 from multitower.supervisor.member import Place
@@ -111,7 +112,7 @@ class Reporter:
                 "control": self.control,
                 "quarantine": [
                     {"model": entry.model, "seconds_left": round(entry.until - now, 1), "refused": entry.refused}
-                    for entry in router.balancer.quarantine.entries(now)
+                    for entry in router.balancer.refusals.quarantine.entries(now)
                 ],
             },
             "slots": [self._slot(place, now) for place in self.fleet.places],
@@ -145,6 +146,16 @@ class Reporter:
             "device_memory_of": sample.device_memory_of if sample is not None else None,
             "utilization_percent": sample.utilization_percent if sample is not None else None,
             "device_present": self.sampler.present(place.slot.number) if self.sampler is not None else None,
+            "devices": [
+                {
+                    "name": device.name,
+                    "memory_bytes": device.memory_bytes,
+                    "memory_of": device.memory_of,
+                    "utilization_percent": device.utilization_percent,
+                    "present": device.present,
+                }
+                for device in (self.sampler.devices(place.slot.number) if self.sampler is not None else ())
+            ],
             "models": [
                 {"name": model.name, "version": model.version, "state": model.state, "cause": model.cause}
                 for model in place.models
@@ -157,7 +168,7 @@ class Reporter:
         queue = self.router.balancer.queues[model.name]
         statistics = self.router.statistics[model.name]
         ready = self._slots_ready(model.name)
-        hopeless = self.router.balancer.hopeless(model.name)
+        hopeless = self.router.balancer.refusals.of(model.name)
         return {
             "name": model.name,
             "version": report.version if report is not None else None,
@@ -182,12 +193,12 @@ class Reporter:
         return found or next(filter(None, (model.unbatched_because for model in models)), None)
 
     def _slots_ready(self, model: str) -> int:
-        if model in self.router.balancer.crashing.until:
+        if model in self.router.balancer.refusals.crashing.until:
             return 0  # it is loaded, and kept away
         return sum(place.channel is not None and model in place.channel.worker.serves for place in self.fleet.places)
 
     def _model_cause(self, name: str) -> str | None:
-        hopeless = self.router.balancer.hopeless(name)
+        hopeless = self.router.balancer.refusals.of(name)
         if hopeless is not None:
             return hopeless.message
         causes = [
@@ -202,7 +213,7 @@ class Reporter:
         name = header.get("model_name")
         if not isinstance(name, str) or not name:
             raise make(Reason.MALFORMED, "model_name is missing or not a string", field="model_name")
-        return name, self.router.admission.model(name, wire.parse_version(header))
+        return name, self.router.admission.model(name, parse_version(header))
 
     def _statistics(self, header: dict[str, Any]) -> dict[str, Any]:
         names = [self._named(header)[0]] if "model_name" in header else [model.name for model in self.models]

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from multitower.errors import MultitowerError, Reason, make
 from multitower.worker import batch, memory
 from multitower.worker.model import Array, Arrays, Model
 from multitower.worker.model_errors import ModelErrors
+from multitower.worker.prepared import Answer, Entry, Prepared, entries_of
 from multitower.worker_wire import MAX_KEYS, KeySpec, Timing
 
 log = logging.getLogger("multitower.worker")
-
-Answer = list[Any] | MultitowerError
 
 
 class Counting(Protocol):
     """What counts the calls of models."""
 
     calls: int
-
-
-class _Entry(NamedTuple):
-    place: int
-    rows: int
-    source: Arrays
-    start: int | None = None  # None: all of the source is its own
-
-    @property
-    def arrays(self) -> Arrays:
-        return self.source if self.start is None else batch.rows_of(self.source, self.start, self.rows)
 
 
 class Executor:
@@ -85,61 +73,78 @@ class Executor:
         self._errors = ModelErrors(name)
         self._assemble = self._compute = self._slice = 0
 
-    def run(
-        self, key: KeySpec, rows: Sequence[int], frames: Sequence[Any], *, joined: bool = False
-    ) -> tuple[Sequence[Answer], Timing]:
-        """Runs one batch.
+    def prepare(self, key: KeySpec, rows: Sequence[int], frames: Sequence[Any], *, joined: bool = False) -> Prepared:
+        """Decodes a batch, and puts its inputs together where they will be needed so; calls no model.
+
+        Another thread may be in `run` meanwhile, with another batch.
 
         Args:
             key: what its entries have in common.
             rows: of each entry.
             frames: entry by entry, one an input; or joined: one an input, of all rows.
             joined: which of the two.
-
-        Returns:
-            An answer for each entry, header and outputs or an error; and where the time went.
         """
-        self._assemble = self._compute = self._slice = 0
         begun = time.monotonic_ns()
         answers: list[Answer | None] = [None] * len(rows)
         whole: Arrays | None = None
-        entries: list[_Entry] = []
+        entries: list[Entry] = []
         if joined:
             whole = self._decode_whole(key, rows, frames, answers)
         else:
             entries = self._decode(key, rows, frames, answers)
-        self._assemble += time.monotonic_ns() - begun
+        ready: Arrays | None = None
+        parts = [entry.arrays for entry in entries] if whole is None else [whole]
+        if parts and key.batched and not self._singly and (len(rows) == 1 or self._is_proven(key)):
+            total = sum(rows) if whole is not None else sum(entry.rows for entry in entries)
+            # What it raises it raises again when the batch is run, and there it is found out whose error it is.
+            with contextlib.suppress(Exception):
+                ready = batch.join(parts, batch.padded(total, self._allowed))
+        return Prepared(key, rows, answers, whole, entries, ready, time.monotonic_ns() - begun)
+
+    def run(self, prepared: Prepared) -> tuple[Sequence[Answer], Timing]:
+        """Runs a batch.
+
+        Returns:
+            An answer for each entry, header and outputs or an error; and where the time went.
+        """
+        key, rows, answers, whole, entries, ready, self._assemble = prepared
+        self._compute = self._slice = 0
         simple = whole is not None and not self._singly and (len(rows) == 1 or self._is_proven(key))
         self._sole = simple or len(rows) == 1
         if whole is not None and simple:
-            shared = self._run_whole(key, rows, whole, answers)
+            shared = self._run_whole(key, rows, whole, answers, ready)
             if shared is not None:
                 return shared, self._timing()
         else:
             if whole is not None:
-                entries = _entries_of(whole, rows)
+                entries = entries_of(whole, rows)
             if not key.batched or self._singly:
                 for entry in entries:
                     self._run_alone(key, entry, answers)
             elif len(entries) > 1 and not self._is_proven(key):
                 self._run_first(key, entries, answers)
             elif entries:
-                self._run_joined(key, entries, answers)
+                self._run_joined(key, entries, answers, ready=ready)
         # Each of the ways above answers every entry that it is given.
         return answers, self._timing()  # type: ignore[return-value]
+
+    @property
+    def compute_ns(self) -> int:
+        """What the model itself took for the last batch; 0 before the first."""
+        return self._compute
 
     def _timing(self) -> Timing:
         return Timing(self._assemble, self._compute, self._slice)
 
     def _decode(
         self, key: KeySpec, rows: Sequence[int], frames: Sequence[Any], answers: list[Answer | None]
-    ) -> list[_Entry]:
-        entries: list[_Entry] = []
+    ) -> list[Entry]:
+        entries: list[Entry] = []
         width = len(key.inputs)
         for index, count in enumerate(rows):
             try:
                 arrays = batch.decode(key, count, frames[index * width : (index + 1) * width])
-                entries.append(_Entry(index, count, arrays))
+                entries.append(Entry(index, count, arrays))
             except Exception as error:  # noqa: BLE001  also no memory for it; it is this entry's answer
                 answers[index] = self._errors.of(error)
         return entries
@@ -155,7 +160,7 @@ class Executor:
             return None
 
     def _run_whole(
-        self, key: KeySpec, rows: Sequence[int], whole: Arrays, answers: list[Answer | None]
+        self, key: KeySpec, rows: Sequence[int], whole: Arrays, answers: list[Answer | None], ready: Arrays | None
     ) -> batch.Joined | None:
         """The way of nearly all batches: what came joined is run at once, and leaves joined if it can.
 
@@ -165,12 +170,12 @@ class Executor:
         total = sum(rows)
         size = batch.padded(total, self._allowed)
         try:
-            outputs = self._infer_joined(key, [whole], size)
+            outputs = self._infer_joined(key, [whole], size, ready)
         except Exception as error:  # noqa: BLE001  a model may raise anything; it is narrowed down to whose it is
-            self._narrow_down(key, _entries_of(whole, rows), answers, error)
+            self._narrow_down(key, entries_of(whole, rows), answers, error)
             return None
         if not _has_rows(outputs, size):
-            self._run_apart(key, _entries_of(whole, rows), answers, outputs, size)
+            self._run_apart(key, entries_of(whole, rows), answers, outputs, size)
             return None
         if not batch.joinable(outputs):
             self._hand_out(outputs, rows, answers)
@@ -190,13 +195,13 @@ class Executor:
             declared is not None and all(output.shape and output.shape[0] == -1 for output in declared)
         )
 
-    def _run_alone(self, key: KeySpec, entry: _Entry, answers: list[Answer | None]) -> None:
+    def _run_alone(self, key: KeySpec, entry: Entry, answers: list[Answer | None]) -> None:
         try:
             answers[entry.place] = self._reply(self._infer(key, entry.arrays), None)
         except Exception as error:  # noqa: BLE001  a model may raise anything; it is this request's answer
             answers[entry.place] = self._errors.of(error)
 
-    def _run_first(self, key: KeySpec, entries: list[_Entry], answers: list[Answer | None]) -> None:
+    def _run_first(self, key: KeySpec, entries: list[Entry], answers: list[Answer | None]) -> None:
         """The first batch of a key: one entry, then the others, such that two sizes show what outputs are like."""
         waiting = deque(entries)
         most = max(batch.padded(sum(entry.rows for entry in entries), self._allowed), *self._allowed, 0)
@@ -223,9 +228,21 @@ class Executor:
         self._proven_keys.add(key)
 
     def _run_joined(
-        self, key: KeySpec, entries: list[_Entry], answers: list[Answer | None], size: int | None = None
+        self,
+        key: KeySpec,
+        entries: list[Entry],
+        answers: list[Answer | None],
+        size: int | None = None,
+        ready: Arrays | None = None,
     ) -> bool:
         """Answers these entries from one run; where that does not do, from several.
+
+        Args:
+            key: the batch's.
+            entries: which.
+            answers: of all entries of the batch.
+            size: rows to pad them to; None for what is allowed.
+            ready: their inputs, where these have been put together and padded already.
 
         Returns:
             One run did, and each output had a row for each of the batch's.
@@ -236,7 +253,7 @@ class Executor:
             return False
         size = size or batch.padded(sum(entry.rows for entry in entries), self._allowed)
         try:
-            outputs = self._infer_joined(key, [entry.arrays for entry in entries], size)
+            outputs = self._infer_joined(key, [entry.arrays for entry in entries], size, ready)
         except Exception as error:  # noqa: BLE001  a model may raise anything; it is narrowed down to whose it is
             self._narrow_down(key, entries, answers, error)
             return False
@@ -259,13 +276,16 @@ class Executor:
             answers[place] = self._answer(outputs, slice(start, start + count))
             start += count
 
-    def _infer_joined(self, key: KeySpec, parts: Sequence[Arrays], size: int) -> list[tuple[str, Array, str]]:
-        begun = time.monotonic_ns()
-        arrays = batch.join(parts, size)
-        self._assemble += time.monotonic_ns() - begun
-        return self._infer_within_memory(key, arrays, size)
+    def _infer_joined(
+        self, key: KeySpec, parts: Sequence[Arrays], size: int, ready: Arrays | None = None
+    ) -> list[tuple[str, Array, str]]:
+        if ready is None:
+            begun = time.monotonic_ns()
+            ready = batch.join(parts, size)
+            self._assemble += time.monotonic_ns() - begun
+        return self._infer_within_memory(key, ready, size)
 
-    def _narrow_down(self, key: KeySpec, entries: list[_Entry], answers: list[Answer | None], error: Exception) -> None:
+    def _narrow_down(self, key: KeySpec, entries: list[Entry], answers: list[Answer | None], error: Exception) -> None:
         """A run of these entries raised: runs fewer at a time, until whose error it is gets it alone."""
         self._sole = False  # still set where it was not the model that raised, but the joining of its inputs
         if len(entries) == 1:
@@ -279,7 +299,7 @@ class Executor:
     def _run_apart(
         self,
         key: KeySpec,
-        entries: list[_Entry],
+        entries: list[Entry],
         answers: list[Answer | None],
         outputs: list[tuple[str, Array, str]],
         size: int,
@@ -361,12 +381,6 @@ class Executor:
         frames = self._answers.make(outputs, rows)
         self._slice += time.monotonic_ns() - begun
         return frames
-
-
-def _entries_of(whole: Arrays, rows: Sequence[int]) -> list[_Entry]:
-    """The entries of what came joined."""
-    starts = itertools.accumulate(rows[:-1], initial=0)
-    return [_Entry(place, count, whole, start) for place, (count, start) in enumerate(zip(rows, starts, strict=True))]
 
 
 def _has_rows(outputs: Sequence[tuple[str, Array, str]], size: int) -> bool:

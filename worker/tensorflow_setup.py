@@ -29,24 +29,26 @@ _DATATYPES: Mapping[Any, str] = {
 
 
 def configure(assignment: Assignment) -> None:
-    """Sets threads and device memory; several CPU devices become as many logical ones of TensorFlow's.
+    """Sets threads, device memory, and as many logical CPU devices as the slot has CPU devices.
 
     Raises:
-        LoadError: the slot's device is a GPU, and TensorFlow does not see it.
+        LoadError: the slot's devices are GPUs, and TensorFlow does not see all of them.
     """
     tf.config.threading.set_intra_op_parallelism_threads(assignment.intra_op_threads)
     tf.config.threading.set_inter_op_parallelism_threads(assignment.inter_op_threads)
     if all(device.startswith("cpu") for device in assignment.devices):
         if len(assignment.devices) > 1:
-            logical = [tf.config.LogicalDeviceConfiguration()] * len(assignment.devices)
-            tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], logical)
+            cpus = [tf.config.LogicalDeviceConfiguration() for _ in assignment.devices]
+            tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], cpus)
         return
     gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        # Serving on the CPU instead would look like a very slow GPU.
+    if len(gpus) < len(assignment.devices):
+        # Serving on the CPU, or on some of them, instead would look like very slow GPUs.
         hint = "" if tf.test.is_built_with_cuda() else ": this TensorFlow is built without CUDA"
+        seen = f"only {len(gpus)} of {len(assignment.devices)} GPUs" if gpus else "no GPU"
+        visible = f"{', '.join(assignment.devices)} {'is' if len(assignment.devices) == 1 else 'are'} visible to it"
         raise LoadError(
-            f"TensorFlow sees no GPU although {', '.join(assignment.devices)} is visible to it{hint}; is it still "
+            f"TensorFlow sees {seen} although {visible}{hint}; is it still "
             "there (`multitower devices`), are CUDA's libraries installed (pip install 'multitower[gpu]'), and is the "
             "driver new enough?"
         )

@@ -20,7 +20,7 @@ from multitower.bench.scaling import worker_counts
 from multitower.client import Client
 from multitower.errors import MultitowerError
 from multitower.supervisor import devices
-from multitower.supervisor.config import Config
+from multitower.supervisor.config import Config, CpuDevices
 
 READY_S: Final = 600.0
 """How long models may take to load."""
@@ -35,7 +35,7 @@ class Plan:
     """How a configuration is cut down to fewer workers.
 
     Attributes:
-        devices: the names of its GPUs, or None where its devices are CPUs.
+        devices: what its `devices` lists for each worker: names, and groups of them in brackets; None for `{cpu: N}`.
         each: its `workers_per_device`.
         workers: the numbers of workers to measure.
     """
@@ -63,7 +63,7 @@ def plan(config: Config, wanted: Sequence[int] | None) -> Plan:
         DeviceError: its devices are not to be had on this machine.
     """
     found = devices.resolve(config.devices, devices.discover())
-    names = None if found[0].kind == "cpu" else tuple(device.name for device in found)
+    names = None if isinstance(config.devices, CpuDevices) else tuple(_listed(group) for group in found)
     each = config.workers_per_device
     if wanted is None:
         wanted = [count * each for count in worker_counts(len(found))]
@@ -73,6 +73,11 @@ def plan(config: Config, wanted: Sequence[int] | None) -> Plan:
         if names is not None and workers > len(names) * each:
             raise BenchError(f"there are devices for {len(names) * each} workers, not for {workers}")
     return Plan(names, each, tuple(sorted(set(wanted))))
+
+
+def _listed(group: devices.Group) -> str:
+    names = ", ".join(device.name for device in group)
+    return f"[{names}]" if len(group) > 1 else names
 
 
 class OwnDaemon:

@@ -60,7 +60,7 @@ def _selection(config: Config) -> str:
     if devices == "all":
         text = "all GPUs"
     elif isinstance(devices, tuple):
-        text = ", ".join(map(str, devices))
+        text = ", ".join(f"[{', '.join(map(str, item))}]" if isinstance(item, tuple) else str(item) for item in devices)
     else:
         text = f"cpu: {devices.cpu}"
     workers = config.workers_per_device

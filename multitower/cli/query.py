@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,19 +169,18 @@ def _print_towers(slots: Sequence[dict[str, Any]]) -> None:
         (
             slot["slot"],
             model["device"],
+            # Of the whole tower, and so once.
+            *((tower["depth"], f"{tower['batches']:,}", f"{tower['completed']:,}") if not place else ("", "", "")),
             model["name"],
-            tower["depth"],
-            f"{tower['batches']:,}",
-            f"{tower['completed']:,}",
             _counted(model["nodes"]) if model["nodes"] is not None else "not known: no warm-up run",
             _counted(model["fallbacks"]) if model["nodes"] is not None else None,
         )
         for slot in slots
         for tower in slot.get("towers", ())
-        for model in tower["models"]
+        for place, model in enumerate(tower["models"])
     ]
     if rows:
-        headings = ("Slot", "Tower", "Model", ">Depth", ">Batches", ">Rows answered", "Nodes", "Not on its device")
+        headings = ("Slot", "Tower", ">Depth", ">Batches", ">Rows answered", "Model", "Nodes", "Not on its device")
         _print_table(headings, rows)
 
 

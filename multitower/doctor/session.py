@@ -13,7 +13,8 @@ from multitower.doctor.findings import Finding, Level
 from multitower.doctor.libraries import Driver
 from multitower.spec import ModelSpec
 from multitower.supervisor import placement
-from multitower.supervisor.config import Config, CpuDevices
+from multitower.supervisor.config import Config
+from multitower.supervisor.config_devices import on_cpus
 from multitower.supervisor.devices import Device, DeviceError, format_bytes, resolve
 from multitower.supervisor.front import IPC
 from multitower.supervisor.placement import Placement
@@ -39,7 +40,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     yield from versions.findings(installed, needed, tensorflow_needed=bool(with_path))
 
     driver = libraries.look()
-    gpus_wanted = not isinstance(config.devices, CpuDevices)
+    gpus_wanted = not on_cpus(config.devices)
     devices, placements, told = _devices(config, driver)
     yield from told
 
@@ -94,7 +95,7 @@ def _devices(config: Config, driver: Driver) -> tuple[Sequence[Device], Sequence
     placements: Sequence[Placement] = ()
     discovery = driver.discovery
     try:
-        devices = resolve(config.devices, discovery)
+        devices = [device for group in resolve(config.devices, discovery) for device in group]
         placements = placement.of_config(config, discovery)
     except DeviceError as error:
         advice = "`multitower devices` lists what there is; `devices: {cpu: 1}` serves on the CPU"

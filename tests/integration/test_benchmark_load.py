@@ -17,6 +17,7 @@ import pytest
 import zmq
 
 from multitower import wire
+from multitower.infer_header import parse_infer_header
 
 SOURCE = Path(__file__).parents[2] / "benchmarks" / "load.py"
 Answers = Callable[[list[bytes]], list[list[bytes]]]
@@ -26,7 +27,7 @@ def right(request: list[bytes]) -> list[list[bytes]]:
     """The one answer of an echo."""
     client, empty, kind, id, header, tensor = request
     assert (empty, kind) == (b"", wire.INFER)
-    assert wire.parse_infer_header(header).model_name == "model"
+    assert parse_infer_header(header).model_name == "model"
     return [[client, b"", wire.OK, id, b"{}", tensor]]
 
 

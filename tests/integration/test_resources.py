@@ -99,14 +99,14 @@ def test_memory_and_cpu_of_processes(children: Callable[[], Child]) -> None:
     try:
         busy.tell("1")
         idle.tell("1")
-        sampler.watch({0: (busy.pid, "cpu:0"), 7: (idle.pid, "cpu:1")})
+        sampler.watch({0: (busy.pid, ("cpu:0",)), 7: (idle.pid, ("cpu:1",))})
         first = wait_for(lambda: sampler.sample(0), bool)
         assert first is not None
         assert first.pid == busy.pid
         assert first.cpu_percent is None
         assert first.rss_bytes > MIB
         assert (first.device_memory_bytes, first.device_memory_of, first.utilization_percent) == (None, None, None)
-        assert first.device_present is True
+        assert [device.present for device in first.devices] == [True]
         busy.tell("64")
         busy.tell("spin")
         later = wait_for(
@@ -129,7 +129,7 @@ def test_a_dead_process_has_no_figures_and_the_others_keep_theirs(
     children: Callable[[], Child], sampler: Sampler, reaped: bool
 ) -> None:
     dead, alive = children(), children()
-    sampler.watch({0: (dead.pid, "cpu:0"), 1: (alive.pid, "cpu:1")})
+    sampler.watch({0: (dead.pid, ("cpu:0",)), 1: (alive.pid, ("cpu:1",))})
     wait_for(lambda: sampler.sample(0), bool)
     if reaped:
         dead.end()
@@ -144,9 +144,9 @@ def test_a_dead_process_has_no_figures_and_the_others_keep_theirs(
 
 def test_a_new_incarnation_never_shows_the_old_one_s_figures(children: Callable[[], Child], sampler: Sampler) -> None:
     old, new = children(), children()
-    sampler.watch({0: (old.pid, "cpu:0")})
+    sampler.watch({0: (old.pid, ("cpu:0",))})
     wait_for(lambda: sampler.sample(0), bool)
-    sampler.watch({0: (new.pid, "cpu:0")})
+    sampler.watch({0: (new.pid, ("cpu:0",))})
     first = wait_for(lambda: sampler.sample(0), bool)
     assert first is not None
     assert first.pid == new.pid
@@ -164,7 +164,7 @@ def test_what_nobody_foresaw_is_counted_and_ends_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(psutil, "Process", broken)
-        sampler.watch({0: (child.pid, "cpu:0")})
+        sampler.watch({0: (child.pid, ("cpu:0",))})
         wait_for(lambda: sampler.failures, lambda failures: failures > 1)
     wait_for(lambda: sampler.sample(0), bool)
 
@@ -172,7 +172,7 @@ def test_what_nobody_foresaw_is_counted_and_ends_nothing(
 def test_figures_that_are_old_are_none(children: Callable[[], Child], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "STALE_S", 0.5)
     sampler = Sampler(0.05)
-    sampler.watch({0: (children().pid, "cpu:0")})
+    sampler.watch({0: (children().pid, ("cpu:0",))})
     wait_for(lambda: sampler.sample(0), bool)
     sampler.close()
     wait_for(lambda: sampler.sample(0), lambda sample: sample is None)
@@ -200,10 +200,13 @@ sampler = resources.Sampler(0.02)
 for line in sys.stdin:
     order, began, answer = json.loads(line), time.monotonic(), None
     if "watch" in order:
-        sampler.watch({int(slot): tuple(what) for slot, what in order["watch"].items()})
+        sampler.watch({int(slot): (pid, tuple(names)) for slot, (pid, names) in order["watch"].items()})
     elif "sample" in order:
         sample = sampler.sample(order["sample"])
-        answer = None if sample is None else dataclasses.asdict(sample)
+        names = ("device_memory_bytes", "device_memory_of", "utilization_percent")
+        summed = {name: getattr(sample, name) for name in names if sample is not None}
+        present = {"device_present": sampler.present(order["sample"])}
+        answer = None if sample is None else dataclasses.asdict(sample) | summed | present
     elif "maps" in order:
         answer = open("/proc/self/maps").read()
     elif "close" in order:
@@ -240,7 +243,8 @@ class Probe:
         return reply["answer"]
 
     def watch(self, *devices: str) -> None:
-        self.ask(watch={slot: (self.pid, device) for slot, device in enumerate(devices)})
+        """What each slot has; several devices of one are joined by commas."""
+        self.ask(watch={slot: (self.pid, names.split(",")) for slot, names in enumerate(devices)})
 
     def wait(
         self, slot: int, good: Callable[[dict[str, Any]], object] = lambda sample: sample["device_present"] is not None
@@ -298,6 +302,22 @@ def test_device_memory_of_the_process_else_of_the_device(start: Start, settings:
     probe.ask(close=True)
     assert probe.took_s < 1.0
     assert probe.log.read_text() == ""
+
+
+def test_several_devices_of_a_worker_are_told_each_and_together(start: Start, settings: Path) -> None:
+    probe = start()
+    set_gpus(settings, utilization=37, processes=f"1:{probe.pid}:300,2:{probe.pid}:200")
+    probe.watch(f"{UUIDS[1]},{UUIDS[2]}", f"{UUIDS[2]},{UUIDS[3]}", "cpu:0,cpu:1")
+    sample = probe.wait(0)
+    assert gpu_figures(sample) == (True, 500 * MIB, "process", 37)
+    each = [(device["name"], device["memory_bytes"], device["free_bytes"] // GIB) for device in sample["devices"]]
+    assert each == [(UUIDS[1], 300 * MIB, 39), (UUIDS[2], 200 * MIB, 38)]
+    assert gpu_figures(probe.wait(1)) == (True, 200 * MIB + 3 * GIB, "device", 37)
+    assert gpu_figures(probe.wait(2)) == (True, None, None, None)
+    set_gpus(settings, lost=2)
+    sample = probe.wait(0, lambda sample: sample["device_present"] is False)
+    assert [device["present"] for device in sample["devices"]] == [True, False]
+    assert gpu_figures(sample) == (False, None, None, None)
 
 
 def test_nvml_is_left_alone_while_no_gpu_is_watched(start: Start) -> None:

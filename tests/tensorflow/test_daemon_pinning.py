@@ -1,4 +1,4 @@
-"""Workers of the daemon see their own device and no other, from a cold start and through the spare."""
+"""Workers of the daemon see their own devices and no other, from a cold start and through the spare."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from running import STEP_S, Running
 # `saved` makes the spare import TensorFlow; it cannot load where TensorFlow sees no GPU, and says so.
 CONFIG = """
 listen: ["{endpoint}"]
-devices: [3, 1]
+devices: [3, [1, 0]]
 spares: 1
 models:
   - {name: pinned, handler: "handlers:Pinned"}
@@ -21,11 +21,11 @@ models:
 """
 
 
-def test_each_worker_sees_its_device_and_no_other(fake_gpus: FakeGpus, tmp_path: Path) -> None:
+def test_each_worker_sees_its_devices_and_no_other(fake_gpus: FakeGpus, tmp_path: Path) -> None:
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "saved_model.pb").touch()
     log = tmp_path / "cuda.log"
-    wanted = [UUIDS[3], UUIDS[1]]
+    wanted = [UUIDS[3], f"{UUIDS[1]},{UUIDS[0]}"]
     # What somebody exported in the shell must not reach the workers.
     environment = fake_gpus.environment(log) | {"CUDA_VISIBLE_DEVICES": "2", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
     with Running(tmp_path, CONFIG, environment=environment) as daemon, daemon.wait_ready(110).client() as client:
@@ -49,7 +49,7 @@ def test_each_worker_sees_its_device_and_no_other(fake_gpus: FakeGpus, tmp_path:
         os.kill(slots[1]["pid"], signal.SIGKILL)
         daemon.wait_line("worker ready", 60, slot=1, incarnation=2)
         slot = client.status()["slots"][1]
-        assert (slot["pid"], slot["device"], slot["visible_devices"]) == (spare, UUIDS[1], UUIDS[1])
-        assert CuInit(spare, UUIDS[1], "PCI_BUS_ID") in read_log(log)
-        assert {entry.visible_devices for entry in read_log(log) if entry.pid == spare} == {UUIDS[1]}
+        assert (slot["pid"], slot["device"], slot["visible_devices"]) == (spare, wanted[1], wanted[1])
+        assert CuInit(spare, wanted[1], "PCI_BUS_ID") in read_log(log)
+        assert {entry.visible_devices for entry in read_log(log) if entry.pid == spare} == {wanted[1]}
         assert daemon.process.pid not in {entry.pid for entry in read_log(log)}, "the parent holds no CUDA context"

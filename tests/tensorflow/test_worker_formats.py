@@ -546,6 +546,12 @@ def test_no_gpu_is_asked_for_on_the_cpu(told: list[Any]) -> None:
     assert told == [("intra", 3), ("inter", 2)]
 
 
+def test_fewer_gpus_than_the_slot_has_are_an_error(told: list[Any]) -> None:
+    setup.configure(work(devices=("GPU-1", "GPU-2")))
+    with pytest.raises(LoadError, match="sees only 2 of 3 GPUs although GPU-1, GPU-2, GPU-3 are visible to it"):
+        setup.configure(work(devices=("GPU-1", "GPU-2", "GPU-3")))
+
+
 def test_a_gpu_that_tensorflow_does_not_see_is_an_error_and_no_slow_cpu(
     told: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,12 +36,13 @@ class Told:
         threads = tf.config.threading
         return {
             "threads": [threads.get_intra_op_parallelism_threads(), threads.get_inter_op_parallelism_threads()],
+            "cpus": [device.name for device in tf.config.list_logical_devices("CPU")],
             "cores": sorted({c for t in os.listdir("/proc/self/task") for c in os.sched_getaffinity(int(t))}),
         }
 """
 
 
-def test_a_spare_has_tensorflow_and_takes_its_slots_threads_cores_and_models(tmp_path: Path) -> None:
+def test_a_spare_has_tensorflow_and_takes_its_slots_devices_threads_cores_and_models(tmp_path: Path) -> None:
     made = subprocess.run(
         [sys.executable, "-c", MAKE, str(tmp_path / "double" / "1")],
         capture_output=True,
@@ -56,6 +57,7 @@ def test_a_spare_has_tensorflow_and_takes_its_slots_threads_cores_and_models(tmp
         ModelSpec(name="told", handler="spare_handlers:Told"),
         ModelSpec(name="double", path=str(tmp_path / "double"), version="1", max_batch_size=4),
         ModelSpec(name="absent", path=str(tmp_path / "absent"), version="3", max_batch_size=4),
+        devices=("cpu:4", "cpu:5"),
         intra_op_threads=3,
         inter_op_threads=2,
         cores=(core,),
@@ -74,6 +76,7 @@ def test_a_spare_has_tensorflow_and_takes_its_slots_threads_cores_and_models(tmp
         (facts,) = child.ask(KeySpec("told", (("x", "BOOL", ()),), None, False), {"x": True})
         assert isinstance(facts, dict)
         assert facts["threads"].tolist() == [3, 2]
+        assert facts["cpus"].tolist() == [b"/device:CPU:0", b"/device:CPU:1"]
         assert facts["cores"].tolist() == [core]
         key = KeySpec("double", (("x", "FP32", (2,)),), None, True)
         entries = [{"x": np.full((rows, 2), rows, np.float32)} for rows in (1, 2, 1)]

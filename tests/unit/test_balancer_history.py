@@ -94,7 +94,7 @@ class History(RuleBasedStateMachine):
             assert refused.details["queue_depth"] == queue.size
         elif refused is not None:
             assert refused.reason == Reason.POISONED
-            assert self.balancer.quarantine.entries(self.now)
+            assert self.balancer.refusals.quarantine.entries(self.now)
         else:
             assert refused is None
             self.asked[number] = request
@@ -107,7 +107,7 @@ class History(RuleBasedStateMachine):
     )
     def worker_comes(self, models: set[str], version: str = "1", seconds: float = 0.0) -> None:
         for model in models:
-            self.balancer.hope(model)
+            self.balancer.refusals.hope(model)
             self.given_up.discard(model)
         serves = {model: Served(version, edition=int(version)) for model in models}
         worker = self.balancer.add_worker(self.slots, f"cpu:{self.slots % 2}", serves, self.now)
@@ -222,7 +222,7 @@ class History(RuleBasedStateMachine):
             assert number in self.answers or request.deadline > self.now - 0.1
 
     def refused(self, model: str) -> bool:
-        return model in self.given_up or model in self.balancer.crashing.until
+        return model in self.given_up or model in self.balancer.refusals.crashing.until
 
     @precondition(lambda self: any(worker.opens < inf for worker in self.balancer.workers))
     @rule(key=st.sampled_from(KEYS[:3]), count=st.integers(1, 3))
@@ -262,7 +262,7 @@ class History(RuleBasedStateMachine):
             has = [batch for batch in (worker.batch, worker.next) if batch is not None]
             assert has == self.busy.get(worker, [])
         assert self.balancer.outstanding == len(self.asked) - len(self.answers)
-        for model in self.balancer.crashing.until:
+        for model in self.balancer.refusals.crashing.until:
             assert self.lone_crashes[model] >= CRASHES, "only who crashes again and again is kept away"
         for queue in self.balancer.queues.values():
             waiting = list(queue)

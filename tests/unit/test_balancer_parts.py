@@ -117,7 +117,7 @@ def test_a_split_poison_kills_as_many_workers_as_any_other_though_the_edition_go
             break
     assert scene.deaths == retry + 1
     assert scene.errors() == [Reason.POISONED if retry else Reason.WORKER_DIED]
-    assert len(scene.balancer.quarantine.entries(0.0)) == 1
+    assert len(scene.balancer.refusals.quarantine.entries(0.0)) == 1
     with pytest.raises(MultitowerError, match="an equal request crashed a worker"):
         scene.submit(rows=bad.rows)
 

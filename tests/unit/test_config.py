@@ -74,6 +74,10 @@ def test_the_file_may_be_named_in_any_way(folder: Path, monkeypatch: pytest.Monk
     ("text", "key", "value"),
     [
         ("devices: [0, 2]", "devices", (0, 2)),
+        ("devices: [[0, 1], [2, GPU-8f]]", "devices", ((0, 1), (2, "GPU-8f"))),
+        ("devices: [0, [1, 2], cpu:0]", "devices", (0, (1, 2), "cpu:0")),
+        ("devices: [[cpu:0, cpu:1], [cpu:2, cpu:255]]", "devices", (("cpu:0", "cpu:1"), ("cpu:2", "cpu:255"))),
+        ("devices:\n- - cpu:0\n  - cpu:1", "devices", (("cpu:0", "cpu:1"),)),
         ("devices: [GPU-8f3a1c, gpu-2E77-00]", "devices", ("GPU-8f3a1c", "gpu-2E77-00")),
         ("workers_per_device: 3", "workers_per_device", 3),
         ("memory: 6GiB", "memory", Memory(size=6 << 30)),

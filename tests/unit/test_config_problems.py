@@ -80,12 +80,19 @@ DAEMON = [
     ("devices: {}", "2:10: devices: the key 'cpu' is missing"),
     ("devices: {cpu: 0}", "2:16: devices.cpu: must be at least 1, not 0"),
     ("devices: {gpu: 1}", "2:11: devices.gpu: unknown key (did you mean 'cpu'?)"),
-    ("devices: [[0, 1]]", "2:11: devices[0]: groups of devices are not supported by this release"),
+    ("devices: [[0, 1], []]", "2:19: devices[1]: the group is empty"),
+    ("devices: [0, [1, -1]]", "2:18: devices[1][1]: -1 is no device index"),
+    ("devices: [[0, 1], [2, 1]]", "2:23: devices[1][1]: 1 is listed twice; workers_per_device"),
+    ("devices: [[0, cpu:0]]", "2:11: devices[0]: the group mixes GPUs with CPU devices"),
+    ("devices: [[[0]]]", "2:12: devices[0][0]: is a group within a group"),
+    ("devices: [[0, {cpu: 1}]]", "devices[0][1]: must be an index (0) or a UUID"),
+    ("devices: [[cpu:0, cpu:1]]\nmemory: 50%", "3:9: memory: limits the memory of GPUs"),
+    ("devices: [cpu:256]", "'cpu:256' is no CPU device: they are cpu:0 to cpu:255"),
     ("devices: ['0']", "devices[0]: '0' is text; an index is written without quotes"),
     ("devices: [0, -1]", "2:14: devices[1]: -1 is no device index"),
     ("devices: [0, 1, 0]", "2:17: devices[2]: 0 is listed twice; workers_per_device"),
     ("devices: [MIG-3]", "'MIG-3' is a MIG device, which is not supported by this release"),
-    ("devices: [cpu]", "{cpu: N} instead of the list gives workers on the CPU"),
+    ("devices: [cpu]", "{cpu: N} instead of the list gives N workers one each"),
     ("devices: [8f3a]", "'8f3a' is neither an index (0) nor a UUID"),
     ("devices: [true]", "devices[0]: must be an index (0) or a UUID"),
     ("listen: []", "2:9: listen: must not be empty"),
@@ -279,7 +286,7 @@ def test_everything_is_told_at_once_in_the_order_of_the_file() -> None:
 listen: [tcp://0.0.0.0:1, x, tcp://127.0.0.1:1]
 spares: 1
 spares: many
-devices: [0, '1', [2]]
+devices: [0, '1', [true]]
 restart:
   window: 1d
   backof: {first: 1s}
@@ -296,7 +303,7 @@ models:
         ["1:27", "listen[1]"],
         ["3:1", "spares"],
         ["4:14", "devices[1]"],
-        ["4:19", "devices[2]"],
+        ["4:20", "devices[2][0]"],
         ["6:11", "restart.window"],
         ["7:3", "restart.backof"],
         ["10:11", "models[0].path"],

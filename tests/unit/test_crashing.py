@@ -136,14 +136,14 @@ def test_what_waits_is_answered_and_a_suspect_that_runs_after_all_ends_it() -> N
     for _ in range(CRASHES):
         assert scene.crash(), "suspects run alone, and cost no slot's budget"
     assert scene.reasons() == ["poisoned"] * 3 + ["no_worker"] * len(waiting)
-    assert scene.balancer.crashing.why(A) is not None
+    assert scene.balancer.refusals.crashing.why(A) is not None
     scene.submit(B)
     worker = scene.worker()
     while (batch := worker.batch) is not None:
         scene.balancer.finish(worker, batch.id, [[b"fine"] for _ in batch.requests], scene.now)
         scene.balancer.dispatch(scene.now)
     assert scene.reasons() == ["ok", "ok"], "the fourth, and that of the other model"
-    assert scene.balancer.crashing.why(A) is None
+    assert scene.balancer.refusals.crashing.why(A) is None
     scene.submit()
 
 
@@ -154,10 +154,10 @@ def test_who_has_seen_to_the_cause_gets_an_answer_to_the_same_requests(models: l
         scene.submit()
         scene.crash()
         scene.crash()
-    assert len(scene.balancer.quarantine.entries(0.0)) == CRASHES
-    scene.balancer.forgive(models)
-    assert len(scene.balancer.quarantine.entries(0.0)) == (0 if tried else CRASHES)
-    assert (scene.balancer.hopeless(A) is None) == tried
+    assert len(scene.balancer.refusals.quarantine.entries(0.0)) == CRASHES
+    scene.balancer.refusals.forgive(models)
+    assert len(scene.balancer.refusals.quarantine.entries(0.0)) == (0 if tried else CRASHES)
+    assert (scene.balancer.refusals.of(A) is None) == tried
 
 
 def test_a_request_that_was_to_blame_itself_is_not_forgiven() -> None:
@@ -165,5 +165,5 @@ def test_a_request_that_was_to_blame_itself_is_not_forgiven() -> None:
     scene.submit()
     scene.crash()
     scene.crash()
-    scene.balancer.forgive()
-    assert len(scene.balancer.quarantine.entries(0.0)) == 1
+    scene.balancer.refusals.forgive()
+    assert len(scene.balancer.refusals.quarantine.entries(0.0)) == 1

@@ -59,7 +59,22 @@ def test_what_a_selection_means(selection: Selection, indices: list[int] | None)
     if indices is None:
         assert "write an index without quotes" in problems_of(selection)[0]
     else:
-        assert [device.index for device in resolve(selection, FOUR)] == indices
+        assert [[device.index for device in group] for group in resolve(selection, FOUR)] == [[i] for i in indices]
+
+
+@pytest.mark.parametrize(
+    ("selection", "names"),
+    [
+        ([[0, 1], [2, 3]], [UUIDS[:2], UUIDS[2:]]),
+        ([[3, "8f3a1"], 1], [(UUIDS[3], UUIDS[0]), (UUIDS[1],)]),  # within a group the order is kept, too
+        ([[2]], [(UUIDS[2],)]),
+        (["cpu:1", "CPU:0"], [("cpu:1",), ("cpu:0",)]),
+        ([["cpu:0", "cpu:1"], ["cpu:2", "cpu:3"]], [("cpu:0", "cpu:1"), ("cpu:2", "cpu:3")]),
+        ([0, "cpu:0"], [(UUIDS[0],), ("cpu:0",)]),  # a worker of each kind
+    ],
+)
+def test_groups_and_named_cpu_devices(selection: Selection, names: list[tuple[str, ...]]) -> None:
+    assert [tuple(device.name for device in group) for group in resolve(selection, FOUR)] == names
 
 
 @pytest.mark.parametrize(
@@ -72,7 +87,13 @@ def test_what_a_selection_means(selection: Selection, indices: list[int] | None)
         (["GPU-8f3a1c02-5b7e-and-more"], ["is not the beginning"]),
         (["GPU-"], ["names no GPU"]),
         ([""], ["names no GPU"]),
-        (["cpu:0"], ["is not the beginning"]),
+        (["cpu:x"], ["'cpu:x' is no CPU device"]),
+        (["cpu:0", "cpu:0"], ["'cpu:0' is listed twice"]),
+        ([[0, 1], [1, 2]], ["1 is listed twice"]),
+        ([0, [2, "gpu-8f3a1"]], ["'gpu-8f3a1' is the same GPU as 0"]),
+        ([[0, 1], []], ["[] is an empty group"]),
+        ([[0, "cpu:0"]], ["[0, 'cpu:0'] mixes GPUs with CPU devices"]),
+        ([[0, 9]], ["9 is not the index"]),
         (["MIG-3a1c"], ["'MIG-3a1c'", "MIG", "cannot use yet"]),
         ([1, 1], ["1 is listed twice"]),
         ([0, "gpu-8f3a1"], ["'gpu-8f3a1' is the same GPU as 0"]),
@@ -100,7 +121,7 @@ def test_every_bad_entry_is_reported_with_all_there_is_to_choose_from() -> None:
 
 def test_a_gpu_that_is_missing_for_a_reason_gives_the_reason() -> None:
     partial = Discovery((gpu(0), gpu(2)), "GPU 1 cannot be used: it fell off the bus")
-    assert [device.index for device in resolve([0, 2], partial)] == [0, 2]
+    assert [device.index for (device,) in resolve([0, 2], partial)] == [0, 2]
     with pytest.raises(DeviceError, match="fell off the bus"):
         resolve([1], partial)
     with pytest.raises(DeviceError, match="No GPU is seen: the driver is asleep"):
@@ -114,7 +135,7 @@ def test_all_without_a_gpu_says_why_and_what_else_would_work() -> None:
 
 @pytest.mark.parametrize("discovery", [FOUR, NONE])
 def test_cpu_devices_are_numbered_and_need_no_gpu(discovery: Discovery) -> None:
-    devices = resolve(Cpu(3), discovery)
+    devices = [device for (device,) in resolve(Cpu(3), discovery)]
     assert [device.name for device in devices] == ["cpu:0", "cpu:1", "cpu:2"]
     assert {(device.kind, device.index, device.memory_bytes) for device in devices} == {("cpu", None, None)}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from multitower.supervisor.devices import Device, DeviceError
+from multitower.supervisor.devices import Device, DeviceError, Group
 from multitower.supervisor.placement import Placement, place
 
 GIB = 2**30
@@ -49,7 +49,9 @@ def cpu(number: int) -> Device:
     )
 
 
-def placed(devices: Sequence[Device], available: Sequence[int] = range(8), **options: Any) -> tuple[Placement, ...]:
+def placed(
+    devices: Sequence[Device | Group], available: Sequence[int] = range(8), **options: Any
+) -> tuple[Placement, ...]:
     defaults = {
         "workers_per_device": 1,
         "memory": GROWTH,
@@ -57,7 +59,8 @@ def placed(devices: Sequence[Device], available: Sequence[int] = range(8), **opt
         "inter_op": "auto",
         "cores": "auto",
     }
-    return place(devices, **(defaults | options), available_cores=available)
+    groups = [item if isinstance(item, tuple) else (item,) for item in devices]
+    return place(groups, **(defaults | options), available_cores=available)
 
 
 def test_with_one_worker_a_device_slot_i_is_device_i() -> None:
@@ -82,6 +85,20 @@ def test_a_gpu_worker_sees_its_gpu_by_uuid_and_launches_kernels_from_threads_of_
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "TF_GPU_THREAD_MODE": "gpu_private",
     }
+
+
+def test_a_worker_with_several_gpus_sees_them_in_their_order_and_no_other() -> None:
+    first, second = placed([(gpu(2), gpu(0)), (gpu(1), gpu(3))])
+    assert first.devices == ("GPU-00000002", "GPU-00000000")
+    assert first.device == first.environment["CUDA_VISIBLE_DEVICES"] == "GPU-00000002,GPU-00000000"
+    assert second.environment["CUDA_VISIBLE_DEVICES"] == "GPU-00000001,GPU-00000003"
+
+
+def test_each_group_has_its_workers_and_they_share_the_cores() -> None:
+    placements = placed([(cpu(0), cpu(1)), cpu(2)], workers_per_device=2)
+    assert [placement.device for placement in placements] == ["cpu:0,cpu:1", "cpu:0,cpu:1", "cpu:2", "cpu:2"]
+    assert [placement.cores for placement in placements] == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    assert {placement.environment["CUDA_VISIBLE_DEVICES"] for placement in placements} == {"-1"}
 
 
 def test_a_cpu_worker_sees_no_gpu() -> None:
@@ -155,8 +172,21 @@ def test_a_percentage_is_of_each_devices_own_memory() -> None:
     assert limits == [20 * GIB, 40 * GIB]
 
 
+@pytest.mark.parametrize(
+    ("memory", "limit"),
+    [
+        (GROWTH, None),
+        (Limit(6 * GIB), 6 * GIB),  # of each device
+        (share(50), 10 * GIB),  # of the smaller device, divided between two workers
+    ],
+)
+def test_memory_of_a_group_is_that_of_each_of_its_devices(memory: Limit, limit: int | None) -> None:
+    placements = placed([(gpu(0, 80 * GIB), gpu(1, 40 * GIB))], memory=memory, workers_per_device=2)
+    assert [placement.memory_limit_bytes for placement in placements] == [limit, limit]
+
+
 def test_every_device_that_is_too_small_is_named() -> None:
-    devices = [gpu(0, 40 * GIB), gpu(1, 80 * GIB), gpu(2, 24 * GIB)]
+    devices = [(gpu(0, 40 * GIB), gpu(1, 80 * GIB)), gpu(2, 24 * GIB)]
     with pytest.raises(DeviceError) as caught:
         placed(devices, memory=Limit(21 * GIB), workers_per_device=2)
     first, second = caught.value.problems

@@ -119,7 +119,7 @@ class Deaths:
 
     @property
     def quarantined(self) -> int:
-        return len(self.balancer.quarantine.entries(0.0))
+        return len(self.balancer.refusals.quarantine.entries(0.0))
 
 
 @pytest.mark.parametrize(
@@ -167,5 +167,5 @@ def test_a_request_that_hangs_beyond_its_deadline_is_known_again(share: bool) ->
     scene.balancer.expire(40.0)
     os.pwrite(region.descriptor, b"god", 0)  # its client has its outcome, and uses the memory again
     scene.balancer.remove_worker(worker, 40.0, crashed=True)
-    assert len(scene.balancer.quarantine.entries(40.0)) == (0 if share else 1)
+    assert len(scene.balancer.refusals.quarantine.entries(40.0)) == (0 if share else 1)
     scene.balancer.submit(request(b"god", id=b"2"))

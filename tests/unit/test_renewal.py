@@ -402,7 +402,7 @@ class Renewing(RuleBasedStateMachine):
             if place.slot.state is State.READY:
                 assert place.channel is not None
                 assert place.channel.worker in scene.router.channels
-                assert scene.router.balancer.hopeless("m") is None
+                assert scene.router.balancer.refusals.of("m") is None
         for worker in scene.running:
             (member,) = [member for member in scene.launched if member.channel and member.channel.worker is worker]
             assert member.cause is None, "a dead worker was given work"

@@ -93,7 +93,7 @@ def test_the_one_to_blame_is_kept_in_quarantine_and_its_neighbour_is_not(told: s
     assert request is requests[told == SECOND]
     assert isinstance(answer, MultitowerError)
     assert answer.reason is Reason.WORKER_DIED
-    assert len(scene.balancer.quarantine.entries(scene.now)) == 1
+    assert len(scene.balancer.refusals.quarantine.entries(scene.now)) == 1
 
 
 def test_nothing_goes_back_that_nobody_waits_for() -> None:

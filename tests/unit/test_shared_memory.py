@@ -16,6 +16,7 @@ from memfds import in_shared_memory
 
 from multitower import ModelError, shared_memory, tensors, wire
 from multitower.codec import SHARED_BYTES, Codec, Encoded
+from multitower.infer_header import parse_infer_header
 from multitower.shared_memory import Arena, Lease
 
 LARGE = SHARED_BYTES // 4  # of FP32
@@ -235,12 +236,12 @@ def content(area: wire.Area) -> bytes:
 
 
 def of_input(encoded: Encoded, index: int = 0) -> wire.Area | None:
-    return wire.parse_infer_header(encoded.header).inputs[index].area
+    return parse_infer_header(encoded.header).inputs[index].area
 
 
 def reply(sent: Encoded, *outputs: tuple[str, int], shared: bool = True) -> tuple[bytes, list[bytes]]:
     """The reply of a daemon that answers zeros, where they are wanted."""
-    areas = wire.parse_infer_header(sent.header).areas if shared else {}
+    areas = parse_infer_header(sent.header).areas if shared else {}
     described = [wire.Tensor(name, "UINT8", (size,), areas.get(name)) for name, size in outputs]
     frames = [bytes(size) for name, size in outputs if name not in areas]
     return wire.reply_header("m", "1", described), frames
@@ -270,7 +271,7 @@ def test_a_large_input_lies_in_shared_memory_as_it_would_in_a_frame(source: str)
 def test_small_ones_and_bytes_keep_their_frames() -> None:
     inputs = {"a": np.arange(4), "x": np.zeros(LARGE, np.float32), "s": ["text" * LARGE], "b": np.arange(3)}
     encoded = encode(Codec(), Arena(), **inputs)
-    header = wire.parse_infer_header(encoded.header)
+    header = parse_infer_header(encoded.header)
     assert [tensor.area is not None for tensor in header.inputs] == [False, True, False, False]
     assert [len(frame) for frame in encoded.frames] == [32, 4 * LARGE + 4, 24]
     assert encoded.again is not None
@@ -326,11 +327,11 @@ def test_places_for_outputs_are_asked_for_once_their_size_is_known() -> None:
     x = np.zeros(LARGE, np.float32)
     outputs = (("y", SHARED_BYTES), ("small", 10))
     first = encode(codec, arena, x=x)
-    assert wire.parse_infer_header(first.header).areas == {}
+    assert parse_infer_header(first.header).areas == {}
     assert not first.writes
     codec.decode(*reply(first, *outputs), first)
     second = encode(codec, arena, x=x)
-    parsed = wire.parse_infer_header(second.header)
+    parsed = parse_infer_header(second.header)
     assert second.writes
     assert (parsed.outputs, list(parsed.areas)) == (None, ["y"])
     assert parsed.areas["y"].size == SHARED_BYTES
@@ -341,9 +342,9 @@ def test_places_for_outputs_are_asked_for_once_their_size_is_known() -> None:
     tiny = encode(codec, arena, x=x[:1])
     codec.decode(*reply(tiny, *outputs), tiny)
     larger = encode(codec, arena, x=x[:1])
-    assert list(wire.parse_infer_header(larger.header).areas) == ["y"]
+    assert list(parse_infer_header(larger.header).areas) == ["y"]
     codec.decode(*reply(larger, ("y", 2 * SHARED_BYTES), shared=False), larger)
-    again = wire.parse_infer_header(encode(codec, arena, x=x[:1]).header)
+    again = parse_infer_header(encode(codec, arena, x=x[:1]).header)
     assert again.areas["y"].size == 2 * SHARED_BYTES
 
 
@@ -351,7 +352,7 @@ def test_outputs_that_are_wanted_by_name_stay_so() -> None:
     codec, arena = Codec(), Arena()
     for turn in range(2):
         sent = codec.encode("m", {"x": [1]}, ["b", "a"], "", 1.0, 0, copy=True, arena=arena)
-        parsed = wire.parse_infer_header(sent.header)
+        parsed = parse_infer_header(sent.header)
         assert parsed.outputs == ("b", "a")
         assert set(parsed.areas) == ({"a"} if turn else set())
         codec.decode(*reply(sent, ("b", 10), ("a", SHARED_BYTES)), sent)
@@ -361,7 +362,7 @@ def test_no_names_ask_for_all_outputs_and_no_area_is_held_for_nothing() -> None:
     codec, arena = Codec(), Arena()
     for turn in range(2):
         sent = codec.encode("m", {"x": [1]}, [], "", 1.0, 0, copy=True, arena=arena)
-        parsed = wire.parse_infer_header(sent.header)
+        parsed = parse_infer_header(sent.header)
         assert parsed.outputs is None
         assert (sent.lease is not None, set(parsed.areas)) == ((True, {"a"}) if turn else (False, set()))
         outputs = codec.decode(*reply(sent, ("a", SHARED_BYTES)), sent)
@@ -408,7 +409,7 @@ def test_replies_that_lie_elsewhere_are_refused(change: dict[str, Any]) -> None:
     first = encode(codec, arena, x=[1])
     codec.decode(*reply(first, ("y", SHARED_BYTES)), first)
     sent = encode(codec, arena, x=[1])
-    area = wire.parse_infer_header(sent.header).areas["y"]
+    area = parse_infer_header(sent.header).areas["y"]
     header = wire.reply_header("m", "1", [wire.Tensor("y", "UINT8", (SHARED_BYTES,), area._replace(**change))])
     for of in (sent, first, None):
         with pytest.raises(ModelError, match="cannot be read"):

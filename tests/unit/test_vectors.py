@@ -13,6 +13,7 @@ import pytest
 
 from multitower import Code, codec, tensors, wire
 from multitower.errors import CODE_OF
+from multitower.infer_header import parse_infer_header
 from multitower.spec import ModelReport, ModelSpec, TensorReport
 from multitower.supervisor.batching import QueueLimits
 from multitower.supervisor.front import Incoming
@@ -186,7 +187,7 @@ def test_the_daemon_takes_the_requests(vector: dict[str, Any]) -> None:
     if frames[1] == wire.INFER:
         assert front.replies == []
         assert router.balancer.queues["vectors"].size == 1
-        parsed = wire.parse_infer_header(frames[3])
+        parsed = parse_infer_header(frames[3])
         header = vector["header"]
         assert parsed.model_name == header["model_name"]
         assert parsed.model_version == header.get("model_version", "")

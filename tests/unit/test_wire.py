@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multitower import InvalidRequest, tensors, wire, worker_wire
+from multitower.infer_header import parse_infer_header
 
 X = {"name": "x", "datatype": "FP32", "shape": [2, 3]}
 
@@ -117,13 +118,13 @@ def test_what_is_written_of_shared_memory_is_read_back() -> None:
     for outputs in (None, ("z", "y"), ("z",)):
         written = wire.infer_header("m", inputs, outputs=outputs, areas={"y": place})
         wanted = {"y": place} if outputs is None or "y" in outputs else {}
-        assert wire.parse_infer_header(written) == wire.InferHeader("m", "", inputs, outputs, areas=wanted)
+        assert parse_infer_header(written) == wire.InferHeader("m", "", inputs, outputs, areas=wanted)
 
 
 @pytest.mark.parametrize("case", READ)
 def test_headers_are_read(case: str) -> None:
     data, wanted = READ[case]
-    assert wire.parse_infer_header(data) == wanted
+    assert parse_infer_header(data) == wanted
 
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -224,7 +225,7 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
 def test_bad_headers_are_refused_with_reason_and_field(case: str) -> None:
     data, reason, field = REFUSED[case]
     with pytest.raises(InvalidRequest) as error:
-        wire.parse_infer_header(data)
+        parse_infer_header(data)
     assert (error.value.reason, error.value.details) == (reason, {"field": field})
     assert len(error.value.message) < 500
 
@@ -245,7 +246,7 @@ def test_messages_do_not_repeat_what_is_long(long: str) -> None:
         json.dumps({"a": 1, long: 1}).encode(),
     ):
         with pytest.raises(InvalidRequest) as error:
-            wire.parse_infer_header(data)
+            parse_infer_header(data)
         assert len(error.value.message) < 500
 
 
@@ -274,7 +275,7 @@ def test_what_is_written_is_read(
     written = wire.infer_header(
         model, inputs, model_version=version, outputs=outputs, timeout_us=timeout, priority=priority
     )
-    assert wire.parse_infer_header(written) == wire.InferHeader(
+    assert parse_infer_header(written) == wire.InferHeader(
         model, version, tuple(inputs), None if outputs is None else tuple(outputs), timeout, priority
     )
 
@@ -296,7 +297,7 @@ JSON = st.recursive(
 @given(st.one_of(st.binary(max_size=60), JSON.map(lambda value: json.dumps(value).encode())))
 def test_anything_else_is_read_or_refused(data: bytes) -> None:
     with contextlib.suppress(InvalidRequest):
-        assert wire.parse_infer_header(data).model_name
+        assert parse_infer_header(data).model_name
 
 
 def test_json_is_compact_and_strict() -> None:

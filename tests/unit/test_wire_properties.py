@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from multitower import InvalidRequest, ModelError, MultitowerError, Reason, tensors, wire
 from multitower.codec import Codec, error_of
 from multitower.errors import from_wire, make
+from multitower.infer_header import parse_infer_header
 
 # Text of JSON may hold half a surrogate pair, which UTF-8 cannot.
 TEXT = st.text(st.characters(), max_size=8) | st.sampled_from(["", "\ud800", "\0", "é" * 2000, *tensors.DATATYPES])
@@ -70,16 +71,16 @@ def refused(function: Callable[..., object], *arguments: object) -> bool:
 @given(damaged() | st.binary(max_size=200))
 def test_any_header_is_read_or_refused(data: bytes) -> None:
     if refused(wire.load_header, data):
-        assert refused(wire.parse_infer_header, data)
+        assert refused(parse_infer_header, data)
     else:
         wire.load_header(data)
-        refused(wire.parse_infer_header, data)
+        refused(parse_infer_header, data)
 
 
 @given(HEADERS)
 def test_what_is_read_can_be_written_and_is_the_same(value: dict[str, Any]) -> None:
     with contextlib.suppress(InvalidRequest):
-        header = wire.parse_infer_header(json.dumps(value).encode())
+        header = parse_infer_header(json.dumps(value).encode())
         assert all(type(size) is int and size >= 0 for tensor in header.inputs for size in tensor.shape)
         assert all(tensor.datatype in tensors.DATATYPES for tensor in header.inputs)
         again = wire.infer_header(
@@ -90,7 +91,7 @@ def test_what_is_read_can_be_written_and_is_the_same(value: dict[str, Any]) -> N
             timeout_us=header.timeout_us,
             priority=header.priority,
         )
-        assert wire.parse_infer_header(again) == header
+        assert parse_infer_header(again) == header
 
 
 @given(st.text(max_size=20) | st.binary(max_size=20).map(lambda data: data.decode("latin-1")))
@@ -113,7 +114,7 @@ def test_any_frame_is_an_array_or_refused(datatype: str, shape: list[int], data:
     """With every shape that a header may have."""
     entry = {"name": "x", "datatype": datatype, "shape": shape}
     try:
-        header = wire.parse_infer_header(json.dumps({"model_name": "m", "inputs": [entry]}).encode())
+        header = parse_infer_header(json.dumps({"model_name": "m", "inputs": [entry]}).encode())
     except InvalidRequest:
         return
     (tensor,) = header.inputs
@@ -153,7 +154,7 @@ def test_arrays_travel_there_and_back(sent: Sequence[np.ndarray]) -> None:
     inputs = {f"x{index}": array for index, array in enumerate(sent)}
     encoded = codec.encode("m", inputs, None, "", 1.0, 0, copy=True)
     header, frames = encoded.header, encoded.frames
-    described = wire.parse_infer_header(header).inputs
+    described = parse_infer_header(header).inputs
     received = [
         tensors.decode(tensor.datatype, tensor.shape, frame) for tensor, frame in zip(described, frames, strict=True)
     ]

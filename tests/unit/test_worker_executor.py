@@ -58,7 +58,7 @@ def picky(x: np.ndarray) -> Arrays:
 def run(executor: Executor, *entries: Sequence[int], key: KeySpec = KEY) -> list[Any]:
     """An answer an entry: its `y`, or its error's reason."""
     frames = [np.array(entry, np.int64).tobytes() for entry in entries]
-    answers, timing = executor.run(key, [len(entry) for entry in entries], frames)
+    answers, timing = executor.run(executor.prepare(key, [len(entry) for entry in entries], frames))
     assert min(timing.assemble_ns, timing.compute_ns, timing.slice_ns) >= 0
     read = []
     for answer in answers:
@@ -84,7 +84,8 @@ def test_padding_repeats_the_last_row_and_is_cut_off() -> None:
 
 
 def test_time_is_accounted_for() -> None:
-    _, timing = Executor("m", Scripted(square), (), proven=True).run(KEY, [1, 1], [bytes(8), bytes(8)])
+    executor = Executor("m", Scripted(square), (), proven=True)
+    _, timing = executor.run(executor.prepare(KEY, [1, 1], [bytes(8), bytes(8)]))
     assert min(timing.assemble_ns, timing.compute_ns, timing.slice_ns) > 0
 
 
@@ -254,16 +255,17 @@ def test_a_single_entry_runs_once() -> None:
 def test_an_unbatched_key_runs_as_it_is() -> None:
     model = Scripted(UNBATCHABLE["a scalar"])
     key = KeySpec("m", (("x", "INT64", (2,)),), None, False)
-    answers, _ = Executor("m", model, (8,), singly=True).run(key, [1], [np.array([1, 2]).tobytes()])
+    executor = Executor("m", model, (8,), singly=True)
+    answers, _ = executor.run(executor.prepare(key, [1], [np.array([1, 2]).tobytes()]))
     assert json.loads(answers[0][0])["outputs"] == [{"name": "y", "datatype": "INT64", "shape": []}]
     assert model.calls == [[1, 2]]
 
 
 def test_a_malformed_entry_is_refused_and_the_others_run() -> None:
     model = Scripted(square)
-    answers, _ = Executor("m", model, (), proven=True).run(
-        KEY, [1, 1, 1], [np.array([2]).tobytes(), b"short", np.array([3]).tobytes()]
-    )
+    executor = Executor("m", model, (), proven=True)
+    frames = [np.array([2]).tobytes(), b"short", np.array([3]).tobytes()]
+    answers, _ = executor.run(executor.prepare(KEY, [1, 1, 1], frames))
     assert isinstance(answers[1], InvalidRequest)
     assert answers[1].reason == "size_mismatch"
     assert model.calls == [[2, 3]]
@@ -298,7 +300,8 @@ def test_what_a_model_raises_is_told(error: Exception, reason: str, message: str
     def fail(x: np.ndarray) -> Arrays:
         raise error
 
-    answers, _ = Executor("m", Scripted(fail), ()).run(KEY, [1], [bytes(8)])
+    executor = Executor("m", Scripted(fail), ())
+    answers, _ = executor.run(executor.prepare(KEY, [1], [bytes(8)]))
     body = json.loads(wire.dump_json(answers[0].to_wire()))["error"]  # type: ignore[union-attr]
     assert (body["reason"], body["message"]) == (reason, message)
 
@@ -307,7 +310,8 @@ def test_a_handlers_own_refusal_keeps_its_details() -> None:
     def fail(x: np.ndarray) -> Arrays:
         raise refusal()
 
-    answers, _ = Executor("m", Scripted(fail), ()).run(KEY, [1], [bytes(8)])
+    executor = Executor("m", Scripted(fail), ())
+    answers, _ = executor.run(executor.prepare(KEY, [1], [bytes(8)]))
     assert answers[0].details == {"field": "x"}  # type: ignore[union-attr]
 
 
@@ -355,7 +359,7 @@ def run_padded(executor: Executor, *entries: np.ndarray, lengths: Sequence[int] 
     for index, entry in enumerate(entries):
         n = entry.shape[2] if lengths is None else lengths[index]
         frames += [np.full(len(entry), n).tobytes(), entry.tobytes(), np.array(entry.shape[1:], np.int64).tobytes()]
-    answers, _ = executor.run(PADDED, [len(entry) for entry in entries], frames)
+    answers, _ = executor.run(executor.prepare(PADDED, [len(entry) for entry in entries], frames))
     told: list[Any] = []
     for answer in answers:
         if isinstance(answer, MultitowerError):
@@ -409,6 +413,7 @@ def test_text_is_padded_too() -> None:
     key = KeySpec("m", (("x", "BYTES", (-1,)), ("", "INT64", (1,))), None, True)
     model = Scripted(lambda x: {"y": x})
     frames = [b"\x01\0\0\0a", struct.pack("<q", 1), b"\x01\0\0\0b\0\0\0\0", struct.pack("<q", 2)]
-    (first, second), _ = Executor("m", model, (), proven=True).run(key, [1, 1], frames)
+    executor = Executor("m", model, (), proven=True)
+    (first, second), _ = executor.run(executor.prepare(key, [1, 1], frames))
     assert first[1] == b"\x01\0\0\0a\x01\0\0\0a"  # type: ignore[index]
     assert second[1] == frames[2]  # type: ignore[index]

@@ -49,7 +49,7 @@ class Limited:
 def run(executor: Executor, *entries: Sequence[int]) -> list[Any]:
     """An answer an entry: its `y`, or its error's reason."""
     joined = np.concatenate([np.array(entry, np.int64) for entry in entries]).tobytes()
-    answers, _ = executor.run(KEY, [len(entry) for entry in entries], [joined], joined=True)
+    answers, _ = executor.run(executor.prepare(KEY, [len(entry) for entry in entries], [joined], joined=True))
     return [
         answer.reason if isinstance(answer, MultitowerError) else np.frombuffer(answer[1], np.int64).tolist()
         for answer in answers

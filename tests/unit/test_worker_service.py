@@ -58,7 +58,7 @@ class Scene:
         joined = worker_wire.joinable(key)
         number = next(self._ids)
         head = worker_wire.batch_head(number, number, [1] * len(values), joined=joined, described=True)
-        return self._service.answer([head, key.to_json(), *([b"".join(rows)] if joined else rows)])
+        return self._answer([head, key.to_json(), *([b"".join(rows)] if joined else rows)])
 
     def ask_unreadable(self, entries: int, *, text: bool) -> list[Any]:
         """The frames of the answer to a batch whose entries name shared memory that is not there."""
@@ -69,7 +69,12 @@ class Scene:
         places = [Place(entry, 0, "mt-gone", 2**31 - 1, 0, 0, 4096, 4) for entry in range(entries)]
         frames = [b"\1\0\0\0a"] * entries if text else []
         table = worker_wire.Table(places, [])
-        return self._service.answer_shared([worker_wire.shared_head(head), key.to_json(), table.pack(), *frames])
+        return self._answer([worker_wire.shared_head(head), key.to_json(), table.pack(), *frames])
+
+    def _answer(self, message: list[Any]) -> list[Any]:
+        job = self._service.open(message)
+        assert job is not None
+        return self._service.run(job)
 
 
 def told(message: list[Any]) -> list[int]:

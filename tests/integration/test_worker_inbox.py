@@ -1,0 +1,182 @@
+"""The next batch is received and put together while one computes, and nothing else changes by it."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from multitower import frames, worker_wire
+from multitower.worker import service
+from multitower.worker.executor import Executor
+from multitower.worker.model import Arrays
+from multitower.worker.prepared import Prepared
+from multitower.worker_wire import KeySpec
+
+KEY = KeySpec("m", (("x", "INT64", ()),), None, True)
+BOUND_S = 20.0
+
+
+class Squares:
+    """A model that does something else before it squares, by the first number that it gets."""
+
+    platform = "python"
+    volatile = True
+    version = "1"
+    inputs = None
+    outputs = None
+
+    def __init__(self, before: Callable[[int], object]) -> None:
+        self._before = before
+        self.threads: set[int] = set()
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        self.threads.add(threading.get_ident())
+        self._before(int(inputs["x"][0]))
+        return {"y": inputs["x"] ** 2}
+
+    def try_out(self, inputs: Arrays) -> Arrays:
+        return self.infer(inputs)
+
+    def close(self) -> None:
+        pass
+
+
+class Watched(Executor):
+    """Tells which batches have been put together, by their first number."""
+
+    def __init__(self, model: Squares) -> None:
+        super().__init__("m", model, (), proven=True)
+        self.told = threading.Condition()
+        self.prepared: list[int] = []
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Prepared:
+        made = super().prepare(*args, **kwargs)
+        assert made.ready is not None
+        with self.told:
+            self.prepared.append(int(made.ready["x"][0]))
+            self.told.notify_all()
+        return made
+
+    def wait_for(self, number: int) -> None:
+        with self.told:
+            assert self.told.wait_for(lambda: number in self.prepared, BOUND_S)
+
+
+class Scene:
+    """A worker's loop in a thread of its own, and the supervisor's end of its channel."""
+
+    def __init__(self, end: zmq.Socket[bytes], worker: zmq.Socket[bytes], before: Callable[[int], object]) -> None:
+        self.end = end
+        self.begun: list[int] = []
+        self.model = Squares(before)
+        self.executor = Watched(self.model)
+        self._pool = ThreadPoolExecutor(1)
+        self.loop = self._pool.submit(service.serve, worker, {"m": {"": self.executor}}, self.begun.append)
+
+    def send(self, number: int, values: Sequence[int]) -> None:
+        data = np.array(values, np.int64).tobytes()
+        head = worker_wire.batch_head(number, 1, [1] * len(values), joined=True, described=number == 1)
+        frames.send(self.end, [head, *([KEY.to_json()] if number == 1 else []), data])
+
+    def receive(self) -> tuple[int, list[int]]:
+        assert self.end.poll(BOUND_S * 1000)
+        result = worker_wire.read_result(frames.receive(self.end) or [])
+        return result.batch_id, [int(np.frombuffer(answer[1], np.int64)[0]) for answer in result.answers]
+
+    def stop(self) -> None:
+        frames.send(self.end, [worker_wire.STOP])
+
+
+@contextmanager
+def scene(before: Callable[[int], object]) -> Iterator[Scene]:
+    with zmq.Context() as context, context.socket(zmq.PAIR) as worker, context.socket(zmq.PAIR) as end:
+        worker.bind("inproc://worker")
+        end.connect("inproc://worker")
+        made = Scene(end, worker, before)
+        yield made
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "WORTH_NS", 0)
+
+
+@pytest.mark.usefixtures("always")
+def test_a_batch_is_put_together_while_the_one_before_it_computes() -> None:
+    seen: list[list[int]] = []
+
+    def before(number: int) -> None:
+        if number < 5:
+            made.executor.wait_for(number + 1)  # for ever, were it not put together meanwhile
+            seen.append(list(made.begun))
+
+    with scene(before) as made:
+        for number in range(1, 6):
+            made.send(number, [number, 7])
+        assert [made.receive() for _ in range(5)] == [(number, [number**2, 49]) for number in range(1, 6)]
+        made.stop()
+        made.loop.result(BOUND_S)
+    # A batch that waits has not begun: should the worker die, it is not to blame.
+    assert seen == [list(range(1, number + 1)) for number in range(1, 5)]
+    assert len(made.model.threads) == 1
+    assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
+
+
+def test_answers_keep_their_order_while_threads_take_turns_at_receiving(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(4)
+    monkeypatch.setattr(service._Job, "pays", lambda *_: rng.random() < 0.5)
+    with scene(lambda _: None) as made:
+        made.send(1, [1])
+        for number in range(2, 2001):
+            made.send(number, [number] * rng.randrange(1, 4))
+            if rng.random() < 0.1:
+                threading.Event().wait(0.0002)  # now and then the worker is idle
+            batch_id, answers = made.receive()
+            assert batch_id == number - 1
+            assert set(answers) == {(number - 1) ** 2}
+        assert made.receive()[0] == 2000
+        made.stop()
+        made.loop.result(BOUND_S)
+    assert made.begun == list(range(1, 2001))
+    assert len(made.model.threads) == 1
+
+
+def test_brief_batches_are_left_to_one_thread() -> None:
+    with scene(lambda _: None) as made:
+        for number in range(1, 51):
+            made.send(number, [number])
+            made.receive()
+        assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
+        made.stop()
+        made.loop.result(BOUND_S)
+
+
+@pytest.mark.usefixtures("always")
+def test_what_ends_the_worker_ends_both_threads() -> None:
+    def before(number: int) -> None:
+        if number == 3:
+            raise SystemExit(7)
+
+    with scene(before) as made:
+        for number in range(1, 5):
+            made.send(number, [number])
+        assert isinstance(ended := made.loop.exception(BOUND_S), SystemExit)
+        assert ended.code == 7
+    assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
+
+
+@pytest.mark.usefixtures("always")
+def test_what_cannot_be_read_ahead_ends_the_loop() -> None:
+    with scene(lambda _: None) as made:
+        made.send(1, [1])
+        made.receive()
+        frames.send(made.end, [worker_wire.BATCH])
+        assert made.loop.exception(BOUND_S) is not None
