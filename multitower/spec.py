@@ -190,7 +190,8 @@ class TowerReport:
     Attributes:
         device: as the configuration names it; several joined by commas where it spans them.
         nodes: of its graph, by the device that they were on; None where no run has shown it.
-        fallbacks: those that were not on the tower's device, by operation: it has no kernel for them.
+        fallbacks: those that were not on the tower's device, by operation: it has no kernel for them; or they are where
+            a request's own tensor enters a loop or a branch.
     """
 
     device: str

@@ -59,10 +59,10 @@ class GraphModel:
         _refuse_what_is_missing(inputs, outputs)
         self.inputs = setup.reports(inputs.items())
         self.outputs = setup.reports(outputs.items())
-        self._session = session_of(graph, site)
+        session = session_of(graph, site)
         # A GraphDef does not tell what is to be run first, but only these can be meant.
-        self._session.run([node for node in graph.get_operations() if node.type in _TABLE_INITIALIZERS])
-        self._run = GraphRun(self._session, inputs, outputs, site)
+        session.run([node for node in graph.get_operations() if node.type in _TABLE_INITIALIZERS])
+        self._run = GraphRun(session, inputs, outputs, site)
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Runs the graph as far as the outputs need it."""
@@ -80,7 +80,7 @@ class GraphModel:
     @property
     def graph(self) -> Any:
         """What a call runs: a GraphDef, with the functions that it calls."""
-        return self._session.graph.as_graph_def()
+        return self._run.graph
 
     def close(self) -> None:
         """Only the process's end gives device memory back."""

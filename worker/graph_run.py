@@ -53,6 +53,7 @@ class GraphRun:
     ) -> None:
         self._inputs, self._outputs = list(inputs), list(outputs)
         self._run = session.make_callable(list(outputs.values()), feed_list=list(inputs.values()))
+        self._session = session
         self._site = site
         self.tower = TowerReport(device=site.name) if site is not None else None
 
@@ -75,8 +76,13 @@ class GraphRun:
         if self._site.log:
             # TensorFlow's own option tells of the outermost graph alone, not of the functions that it calls.
             for name, (operation, device) in sorted(nodes.items()):
-                log.info("%s: %s (%s): %s", self._site.name, name, operation, device)
+                log.info("%s on %s: %s (%s): %s", self._site.log, self._site.name, name, operation, device)
         return self._named(values)
+
+    @property
+    def graph(self) -> Any:
+        """What a call runs: a GraphDef, with the functions that it calls."""
+        return self._session.graph.as_graph_def()
 
     def _named(self, values: list[Any]) -> Arrays:
         return {name: setup.plain(value) for name, value in zip(self._outputs, values, strict=True)}

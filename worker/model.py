@@ -94,7 +94,7 @@ def load_towers(spec: ModelSpec, devices: Sequence[str]) -> list[Model]:
         return [load(spec, devices)]
     if spec.jit_compile:
         raise LoadError("jit_compile: XLA compiles functions, and a worker of several devices runs graphs in sessions")
-    places = sites(devices, spec.placement, log=spec.log_device_placement)
+    places = sites(devices, spec.placement, spec.name if spec.log_device_placement else "")
     if spec.path.endswith(GRAPH_SUFFIXES):
         from multitower.worker.graph_model import GraphModel
 

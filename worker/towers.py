@@ -27,12 +27,12 @@ class Site:
     Attributes:
         devices: the worker's, as the configuration names them, in TensorFlow's order.
         index: of the replica's device; None where the graph's own devices are left alone, and it may use all.
-        log: the device of each node is to be logged.
+        log: the name of the model, where the device of each of its nodes is to be logged; else empty.
     """
 
     devices: tuple[str, ...]
     index: int | None = None
-    log: bool = False
+    log: str = ""
 
     @property
     def name(self) -> str:
@@ -47,7 +47,7 @@ class Site:
         return f"/device:{_kind(self.devices)}:{self.index}"
 
 
-def sites(devices: Sequence[str], placement: str, *, log: bool) -> list[Site]:
+def sites(devices: Sequence[str], placement: str, log: str = "") -> list[Site]:
     """Where the replicas of a model are to be: one on each device, or a single one that may use all."""
     names = tuple(devices)
     if placement == AS_SAVED:

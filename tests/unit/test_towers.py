@@ -271,7 +271,7 @@ def test_every_node_is_assigned_those_of_functions_too() -> None:
     ],
 )
 def test_sites(devices: tuple[str, ...], placement: str, expected: list[tuple[str, str | None]]) -> None:
-    assert [(site.name, site.device) for site in sites(devices, placement, log=False)] == expected
+    assert [(site.name, site.device) for site in sites(devices, placement)] == expected
 
 
 def traced(*partitions: Any, steps: dict[str, list[str]] | None = None) -> Any:
