@@ -6,7 +6,8 @@ passed) and carries out what comes back: batches to send, and answers to give. T
 - A request waits here, not behind a busy worker (late binding): a batch is formed when a worker is free, or is about to
   be, so that it has the next batch when it ends the one before. While all are busy the queue grows, and so do the
   batches.
-- `dispatcher.py` forms the batches; `pool.py` picks the worker, and may leave a slow one idle while the queue is short.
+- `dispatcher.py` forms the batches; `choice.py` picks the worker, and may leave a slow one idle while the queue is
+  short.
 - Each request gets exactly one answer: `Ledger.settle` is the only place that gives one, and it does so once.
 - When a worker dies, `recovery.py` decides which of its requests run again; `refusals.py` keeps away what has crashed
   a worker.
@@ -35,7 +36,7 @@ class Balancer:
 
     Args:
         limits: of each model's queue, by model name.
-        dispatch: the rule by which a worker gets what waits; see `pool.py`.
+        dispatch: the rule by which a worker gets what waits; see `choice.py`.
     """
 
     def __init__(self, limits: dict[str, QueueLimits], dispatch: Rule = Rule.EARLIEST_FINISH) -> None:

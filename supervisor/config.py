@@ -24,8 +24,8 @@ from pydantic import (
 )
 
 from multitower.supervisor import config_overrides
-from multitower.supervisor.config_devices import CpuDevices, Devices, on_cpus
-from multitower.supervisor.config_errors import key_tree, sift, translate
+from multitower.supervisor.config_devices import CpuDevices, Devices, cpu_names, flat, on_cpus
+from multitower.supervisor.config_errors import Complaints, key_tree, sift, translate
 from multitower.supervisor.config_fields import (
     NOT_EMPTY,
     AutoOrCount,
@@ -147,7 +147,7 @@ class Config(Section):
         "auto splits where each worker can have two or more.",
     )
     models: Annotated[tuple[ModelConfig, ...], *NOT_EMPTY] = Field(
-        description="The models; every worker loads all of them."
+        description="The models; every worker loads all of them, or those for its device."
     )
     spares: ProcessesFromZero = key(1, "Processes that wait with TensorFlow imported, to take over from a dead worker.")
     restart: Restart = key({}, "When a dead worker is started again, and when its slot is given up.")
@@ -181,6 +181,22 @@ class Config(Section):
             raise ValueError(f"{format_size(value)} is less than {format_size(_MIN_MESSAGE_SIZE)}, the least")
         if value > _MAX_MESSAGE_SIZE:
             raise ValueError(f"{format_size(value)} is more than {format_size(_MAX_MESSAGE_SIZE)}, the most")
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def _on_the_daemons_devices(cls, value: tuple[ModelConfig, ...], info: ValidationInfo) -> tuple[ModelConfig, ...]:
+        names = cpu_names(info.data.get("devices", "all"))
+        if names is None:
+            return value
+        complaints = Complaints()
+        for number, model in enumerate(value):
+            for index, item in enumerate(model.devices if model.devices != "all" else ()):
+                for device in flat((item,)):
+                    if device not in names:
+                        message = f"{device} is not one of the daemon's devices, {', '.join(map(str, names))}"
+                        complaints.add(message, number, "devices", index)
+        complaints()
         return value
 
     @field_validator("heartbeat")

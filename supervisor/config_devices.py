@@ -12,7 +12,8 @@ from pydantic import Field, PlainValidator, WithJsonSchema
 
 from multitower.supervisor.config_errors import Complaints
 from multitower.supervisor.config_fields import Processes, Section
-from multitower.supervisor.config_values import CPU_DEVICE_PATTERN, UUID_PATTERN, is_cpu_device, parse_device
+from multitower.supervisor.config_values import CPU_DEVICE_PATTERN, UUID_PATTERN, is_cpu_device, is_slice, parse_device
+from multitower.supervisor.devices import ONE_SLICE
 from multitower.supervisor.units import shown
 
 Entry: TypeAlias = int | str
@@ -59,12 +60,32 @@ def parse_device_list(value: list[object]) -> DeviceList:
     return tuple(devices)
 
 
+def parse_model_devices(value: object) -> Literal["all"] | DeviceList:
+    """What a model's `devices` says."""
+    if value == "all":
+        return "all"
+    if not isinstance(value, list):
+        raise ValueError(f"must be all or a list of devices, as in [0, 2] or [cpu:0], not {shown(value)}")
+    return parse_device_list(value)
+
+
+def cpu_names(devices: Literal["all"] | DeviceList | CpuDevices) -> list[Entry] | None:
+    """The names of the daemon's devices, where they are CPUs; which GPUs there are is the machine's to tell."""
+    if isinstance(devices, CpuDevices):
+        return [f"cpu:{number}" for number in range(devices.cpu)]
+    return flat(devices) if devices != "all" and on_cpus(devices) else None
+
+
+def flat(devices: DeviceList) -> list[Entry]:
+    """All devices of a list, those of its groups among them."""
+    return [entry for item in devices for entry in (item if isinstance(item, tuple) else (item,))]
+
+
 def on_cpus(devices: Literal["all"] | DeviceList | CpuDevices) -> bool:
     """Whether no GPU is meant."""
     if devices == "all" or isinstance(devices, CpuDevices):
         return devices != "all"
-    flat = [entry for item in devices for entry in (item if isinstance(item, tuple) else (item,))]
-    return all(is_cpu_device(entry) for entry in flat)
+    return all(is_cpu_device(entry) for entry in flat(devices))
 
 
 def _group(items: list[object], index: int, known: set[Entry], complaints: Complaints) -> tuple[Entry, ...]:
@@ -72,6 +93,8 @@ def _group(items: list[object], index: int, known: set[Entry], complaints: Compl
     group = tuple(entry for entry in entries if entry is not None)
     if not items:
         complaints.add("the group is empty; name the devices that one worker has together", index)
+    elif len(group) > 1 and any(map(is_slice, group)):
+        complaints.add(f"the group has MIG slices; {ONE_SLICE}", index)
     elif len({is_cpu_device(entry) for entry in group}) > 1:
         complaints.add("the group mixes GPUs with CPU devices; a worker has devices of one kind", index)
     return group
@@ -107,6 +130,12 @@ _SCHEMA: Final[dict[str, Any]] = {
         },
     ]
 }
+
+ModelDevices = Annotated[
+    Literal["all"] | DeviceList,
+    PlainValidator(parse_model_devices),
+    WithJsonSchema({"oneOf": _SCHEMA["oneOf"][:2]}),
+]
 
 Devices = Annotated[
     Literal["all"] | DeviceList | CpuDevices,

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 
 from multitower.spec import GRAPH_SUFFIXES, MODEL_SUFFIXES, ModelSpec
+from multitower.supervisor.config_devices import ModelDevices
 from multitower.supervisor.config_errors import Complaints, refuse_missing
 from multitower.supervisor.config_fields import (
     Count,
@@ -198,6 +199,9 @@ class ModelConfig(Section):
     outputs: Tensors = key(None, "Of a frozen graph: the tensors that requests get, by name.")
     signature: Annotated[str | None, PlainValidator(_signature), WithJsonSchema({"type": "string", "minLength": 1})] = (
         key(None, "The SavedModel's signature; without it serving_default, else serve, else the only one.")
+    )
+    devices: ModelDevices = key(
+        "all", "Which of the daemon's devices load it: all, or a list of indices, of UUIDs of GPUs, or of cpu:0, cpu:1."
     )
     batching: Batching | None = key(
         None, "How requests are batched. Without it a path takes the defaults, and a handler gets one at a time."

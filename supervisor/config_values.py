@@ -28,7 +28,8 @@ ENDPOINT_PATTERN: Final = r"^(?:ipc://.+|tcp://.+:(?:\*|[0-9]+))$"
 _DOTTED: Final = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
 HANDLER_PATTERN: Final = rf"^{_DOTTED}:{_DOTTED}$"
 NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
-UUID_PATTERN: Final = r"^[Gg][Pp][Uu]-[0-9A-Za-z-]+$"
+# Before R470 a MIG slice was called MIG-GPU-<UUID>/<instance>/<instance>.
+UUID_PATTERN: Final = r"^(?:[Gg][Pp][Uu]-[0-9A-Za-z-]+|[Mm][Ii][Gg]-[0-9A-Za-z/-]+)$"
 
 CPU_DEVICE_PATTERN: Final = r"^cpu:(?:0|[1-9][0-9]?|1[0-9]{2}|2[0-4][0-9]|25[0-5])$"
 
@@ -167,8 +168,6 @@ def parse_device(value: object) -> int | str:
         raise ValueError(f"must be an index (0) or a UUID (GPU-8f6c0d5a-...), not {shown(value)}")
     if value.isdecimal():
         raise ValueError(f"{shown(value)} is text; an index is written without quotes")
-    if value.upper().startswith("MIG-"):
-        raise ValueError(f"{shown(value)} is a MIG device, which is not supported by this release")
     if value.startswith("cpu"):
         if not is_cpu_device(value):
             raise ValueError(
@@ -178,6 +177,11 @@ def parse_device(value: object) -> int | str:
     elif not re.fullmatch(UUID_PATTERN, value):
         raise ValueError(f"{shown(value)} is neither an index (0) nor a UUID (GPU-8f6c0d5a-...) nor a CPU device")
     return value
+
+
+def is_slice(value: int | str) -> bool:
+    """Whether an entry of a list is a MIG slice."""
+    return isinstance(value, str) and value.upper().startswith("MIG-")
 
 
 def is_cpu_device(value: int | str) -> bool:

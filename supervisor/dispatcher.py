@@ -1,6 +1,6 @@
 """Which batches are formed when: each free worker gets what the rules of `dispatch` have for it. Pure.
 
-The models take turns; in each model's queue suspects come first, then what is most urgent. `pool.py` picks the worker
+The models take turns; in each model's queue suspects come first, then what is most urgent. `choice.py` picks the worker
 for what waits, or says that it is to wait for one of the busy ones; that is remembered until something changes.
 """
 
@@ -11,8 +11,9 @@ from collections.abc import Mapping, Set
 from math import inf
 
 from multitower.supervisor.batching import Batch, ModelQueue
+from multitower.supervisor.choice import Chooser, Wait
 from multitower.supervisor.ledger import Ledger
-from multitower.supervisor.pool import Pool, Wait
+from multitower.supervisor.pool import Pool
 from multitower.supervisor.request import BatchKey, Phase, Request
 from multitower.supervisor.serving import Worker
 
@@ -33,6 +34,7 @@ class Dispatcher:
         self.look_again = inf
         self._queues = queues
         self._pool = pool
+        self._chooser = Chooser(pool)
         self._ledger = ledger
         self._turns: OrderedDict[str, None] = OrderedDict.fromkeys(queues)
         self._reserved_for: Request | None = None  # the suspect for which the pool has reserved a process
@@ -136,7 +138,7 @@ class Dispatcher:
             ]
             if not able:
                 break
-            choice = pool.choose(able, queue, key, first, rows, now, self._batches())
+            choice = self._chooser.choose(able, queue, key, first, rows, now, self._batches())
             if isinstance(choice, Wait):
                 self._waits[queue.model] = pool.changes, choice
                 return None

@@ -1,7 +1,7 @@
 """How long a worker takes for a batch, learned from those that it has answered. Pure.
 
 A device takes a fixed time a batch and some time a row. `Estimate` is the running fit of such a line through what was
-measured; `Pace` keeps one for each batch key of a worker. The pool (`pool.py`) asks them who would be done first.
+measured; `Pace` keeps one for each batch key of a worker. `choice.py` asks them who would be done first.
 """
 
 from __future__ import annotations

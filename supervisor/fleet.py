@@ -340,9 +340,8 @@ class Fleet:
 
     def add(self, placement: Placement) -> None:
         """A new slot; `tick` starts it."""
-        place = Place(
-            Slot(placement.slot, RestartBudget(self.settings.policy, self._rng)), placement, self.settings.models
-        )
+        slot = Slot(placement.slot, RestartBudget(self.settings.policy, self._rng))
+        place = Place(slot, placement, placement.specs(self.settings.models))
         self.places.append(place)
         self.places.sort(key=lambda place: place.slot.number)
 

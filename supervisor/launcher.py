@@ -31,7 +31,7 @@ class Launcher:
         watch: is told of each new process, before anything can happen to it.
 
     Attributes:
-        import_tensorflow: whether some model will need it.
+        import_tensorflow: whether some model will need it: then spares import it.
         heartbeat_s: seconds from one heartbeat of a process to the next.
     """
 
@@ -65,11 +65,14 @@ class Launcher:
             The process, or None when the system has no room for one; that is logged.
         """
         self._serial += 1
+        import_tensorflow = self.import_tensorflow
+        if assignment is not None:
+            import_tensorflow = any(model.path is not None for model in assignment.models)
         spec = ProcessSpec(
             endpoint=f"ipc://{self._runtime.worker_socket(self._serial)}",
             parent_pid=os.getpid(),
             name=name,
-            import_tensorflow=self.import_tensorflow,
+            import_tensorflow=import_tensorflow,
             heartbeat_s=self.heartbeat_s,
             import_path=self._import_path,
             assignment=assignment,

@@ -36,9 +36,15 @@ class Outlook:
 
     def judge(self, models: Iterable[ModelSpec]) -> None:
         """Finds those of the models that nothing serves or will serve."""
+        # What a worker that leaves still serves may be waited for, though its slot is to have other models.
+        served = {model for worker in self._balancer.workers if not worker.retiring for model in worker.serves}
         for spec in models:
+            if spec.name in served:
+                continue
             causes: list[str] = []
             for place in self._places:
+                if spec.name not in {known.name for known in (*place.specs, *self._renewals.coming(place))}:
+                    continue
                 if not self.lives(place):
                     causes.append(f"slot {place.slot.number}: {place.slot.last_error or place.slot.state}")
                     continue
@@ -47,4 +53,4 @@ class Outlook:
                     break
                 causes.append(f"slot {place.slot.number}: {report.cause}")
             else:
-                self._balancer.give_up(spec.name, "; ".join(causes))
+                self._balancer.give_up(spec.name, "; ".join(causes) or "no slot has it")

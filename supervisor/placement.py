@@ -7,13 +7,15 @@ and pure.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol, TypeAlias
 
 from multitower.spec import Assignment, ModelSpec
+from multitower.supervisor.allotment import allot
 from multitower.supervisor.config import Config
-from multitower.supervisor.devices import Device, DeviceError, Discovery, Group, discover, format_bytes, resolve
+from multitower.supervisor.devices import Device, DeviceError, Discovery, Group, format_bytes, resolve
+from multitower.supervisor.discovery import discover
 
 # CUDA reads this one as "no GPU"; an empty value would do the same, but cannot be told from a mistake.
 NO_GPU: Final = "-1"
@@ -56,6 +58,8 @@ class Placement:
         cores: CPU numbers to bind the worker to, or empty for no binding.
         memory_limit_bytes: a hard limit of the memory of each of its devices for TensorFlow, or None for growth on
             demand.
+        models: names of the models that are configured for its devices. Not compared: a worker that loads the same as
+            before needs no successor because of them.
     """
 
     slot: int
@@ -65,6 +69,11 @@ class Placement:
     inter_op_threads: int
     cores: tuple[int, ...]
     memory_limit_bytes: int | None
+    models: tuple[str, ...] = field(default=(), compare=False)
+
+    def specs(self, models: Iterable[ModelSpec]) -> tuple[ModelSpec, ...]:
+        """Those of the models that are configured for its devices."""
+        return tuple(spec for spec in models if spec.name in self.models)
 
     def assignment(self, slot: int, incarnation: int, models: Sequence[ModelSpec]) -> Assignment:
         """What a worker here is told."""
@@ -143,10 +152,20 @@ def of_config(config: Config, discovery: Discovery | None = None) -> tuple[Place
         discovery: what the machine has, where that is known already.
 
     Raises:
-        DeviceError: a device is not to be had, or cannot hold its workers.
+        DeviceError: a device is not to be had, cannot hold its workers, or has no model; or a model is for another.
     """
-    return place(
-        resolve(config.devices, discovery if discovery is not None else discover()),
+    return of_groups(config, resolve(config.devices, discovery if discovery is not None else discover()))
+
+
+def of_groups(config: Config, groups: Sequence[Group]) -> tuple[Placement, ...]:
+    """As `of_config`, where `config.devices` has been resolved already.
+
+    Raises:
+        DeviceError: a device cannot hold its workers, a model is for a device that is not among these, or a device has
+            no model.
+    """
+    placements = place(
+        groups,
         workers_per_device=config.workers_per_device,
         memory=config.memory,
         intra_op=config.threads.intra_op,
@@ -154,6 +173,9 @@ def of_config(config: Config, discovery: Discovery | None = None) -> tuple[Place
         cores=config.cores,
         available_cores=sorted(os.sched_getaffinity(0)),
     )
+    devices = [device for group in groups for device in group]
+    allotted = allot(config.models, [placement.devices for placement in placements], devices)
+    return tuple(replace(each, models=models) for each, models in zip(placements, allotted, strict=True))
 
 
 def _environment(group: Group) -> dict[str, str]:

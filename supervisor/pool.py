@@ -1,15 +1,7 @@
-"""The workers that serve, and which of them gets the next batch: the rules of `dispatch`. Pure.
+"""The workers that serve: what each has to do, until when, and when it may get more. Pure.
 
-The balancer tells which batches were given and answered; `choose` picks a worker for what waits.
-
-`earliest_finish` gives a batch to the worker that is expected to finish it first: by what it has to do yet, and by the
-time that such batches take on it (`estimate.py`). When the busy ones would have all that waits done before a slow one,
-the slow one stays idle; when the queue is too long for that, it works. Shortly before a worker is expected to end its
-batch it may get a second one, so that its way there costs nothing. Workers of about the same speed take turns, except
-where batches are brief.
-
-`least_depth` looks at nothing but rows: whoever is free gets a batch, the longest idle one first. So does the other
-rule while nothing is known.
+The balancer tells which batches were given and answered; `choice.py` picks the worker for what waits. Shortly before a
+worker is expected to end its batch it opens for a second one, so that its way there costs nothing.
 
 What is done for a request that finds no worker free costs the same however many workers there are; what is done for a
 batch grows a little with their number.
@@ -17,30 +9,21 @@ batch grows a little with their number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import StrEnum
 from math import inf
-from typing import Final, NamedTuple
+from typing import Final
 
-from multitower.supervisor.batching import Batch, ModelQueue
+from multitower.supervisor.batching import Batch
 from multitower.supervisor.estimate import MOST_KEYS, Pace
-from multitower.supervisor.request import BatchKey, Request
+from multitower.supervisor.request import BatchKey
 from multitower.supervisor.serving import Worker
-
-ALIKE: Final = 0.125
-"""Share of a batch's time within which workers are as good as each other: then the longest idle one has it."""
 
 GRAIN_S: Final = 0.0003
 """The daemon's loop wakes up to this much later than it wants to, and has something else to do first."""
 
-LEAD_SHARE: Final = 0.25
-"""Of a batch's time, how much before its end the next one may be sent at the most."""
-
-TRY_AFTER: Final = 500
-"""Batches that others get until an idle worker gets one to see whether it is still slow."""
-
-TRY_IDLE_S: Final = 1.0
-"""How long it must have been idle for that."""
+LEAD_SHARE: Final = 0.5
+"""Of a batch's time, how much before its end the next one may be sent at the most. Large inputs need it: a worker puts
+them together meanwhile."""
 
 COMMON_EVERY: Final = 8
 """Of so many batches one counts for what all workers take together."""
@@ -56,7 +39,6 @@ MOST_SINGLES: Final = 32
 BRIEF_FOR: Final = 256
 """Batches until that is looked at again."""
 
-_LEAST_WAIT_S: Final = 0.001
 _LEAST_S: Final = 1e-6
 _HOP_STEP: Final = 0.1
 
@@ -66,39 +48,6 @@ class Rule(StrEnum):
 
     EARLIEST_FINISH = "earliest_finish"  # whoever is expected to be done with it first
     LEAST_DEPTH = "least_depth"  # whoever has the fewest rows, the longest idle first
-
-
-class Choice(NamedTuple):
-    """Who gets the next batch.
-
-    Attributes:
-        worker: the one.
-        sharing: workers among whom the rows that wait are to be shared out.
-    """
-
-    worker: Worker
-    sharing: int
-
-
-class Wait(NamedTuple):
-    """Nobody gets what waits yet: busy workers are expected to be done with it before any that is open.
-
-    Attributes:
-        batches: that these would finish before; when more wait, choose again.
-        until: monotonic seconds, when to choose again at the latest.
-    """
-
-    batches: int
-    until: float
-
-
-class _Offer(NamedTuple):
-    """When an open worker would be done with its share, and whether that follows from its own times."""
-
-    finish: float
-    seconds: float
-    worker: Worker
-    known: bool
 
 
 class Pool:
@@ -113,6 +62,8 @@ class Pool:
         free: those that execute nothing and may get something, the longest idle one first.
         changes: counts what may change a choice: workers that come, go, get something and answer it.
         reserved: the workers of a process that is to execute a suspect, and gets nothing else until it is free for it.
+        count: of batches given.
+        common: the pace of all workers together, for those of which too little is known.
     """
 
     def __init__(self, rule: Rule = Rule.EARLIEST_FINISH) -> None:
@@ -121,8 +72,8 @@ class Pool:
         self.free: dict[Worker, None] = {}
         self.changes = 0
         self.reserved: tuple[Worker, ...] = ()
-        self._common = Pace()  # all workers together, for those of which too little is known
-        self._given = 0
+        self.count = 0
+        self.common = Pace()
         self._brief: dict[int, tuple[int, int]] = {}  # what `brief` says of a key, and until which batch that holds
         self._opens: float | None = None  # the earliest time that a busy one opens; None when it has to be found
 
@@ -137,7 +88,7 @@ class Pool:
         """A worker has come."""
         self.workers[worker] = None
         self.free[worker] = None
-        worker.turn = self._given
+        worker.turn = self.count
         self._brief.clear()
         self.changes += 1
 
@@ -182,9 +133,9 @@ class Pool:
     def given(self, batch: Batch, now: float) -> None:
         """Its worker gets a batch, as its only one or behind the one that it executes."""
         worker: Worker = batch.worker
-        self._given += 1
-        worker.turn = self._given
-        seconds = None if self.brief(batch.key) else self._seconds(worker, batch.key, batch.size)
+        self.count += 1
+        worker.turn = self.count
+        seconds = None if self.brief(batch.key) else self.seconds(worker, batch.key, batch.size)
         if worker.batch is None:
             worker.batch = batch
             batch.begun = now
@@ -193,7 +144,7 @@ class Pool:
         else:
             batch.behind = True
             worker.next = batch
-            worker.ends = inf if seconds is None else _expected(worker.ends, now) + seconds
+            worker.ends = inf if seconds is None else expected(worker.ends, now) + seconds
         self._set_opening(worker, seconds)
         if batch.requests[0].deaths and len(worker.mates) > 1:
             # Should the process die now, it is known what of.
@@ -217,10 +168,8 @@ class Pool:
         if busy_s is None:
             busy_s = took
         # Of brief batches some suffice; a worker that has become slow is found by the others' next look.
-        if measures and not (
-            self.brief(batch.key) and self._given - worker.measured < COMMON_EVERY * len(self.workers)
-        ):
-            worker.measured = self._given
+        if measures and not (self.brief(batch.key) and self.count - worker.measured < COMMON_EVERY * len(self.workers)):
+            worker.measured = self.count
             self._learn(worker, batch, busy_s)
             if not batch.behind:
                 hop = max(took - busy_s, 0.0)
@@ -238,7 +187,7 @@ class Pool:
             if not (worker.retiring or worker.barred):
                 self.free[worker] = None
         else:
-            seconds = self._seconds(worker, worker.batch.key, worker.batch.size)
+            seconds = self.seconds(worker, worker.batch.key, worker.batch.size)
             worker.batch.begun = now
             worker.ends = inf if seconds is None else now + seconds
             self._set_opening(worker, seconds)
@@ -284,8 +233,9 @@ class Pool:
         Requests that run one by one make a batch, too, as many as are brief together: a message costs more than they.
         """
         most, until = self._brief.get(key.id, (0, -1))
-        if self._given >= until:
-            estimates = [worker.pace.find(key.id) for worker in self.workers]
+        if self.count >= until:
+            serving = [worker for worker in self.workers if key.spec.model in worker.serves]
+            estimates = [worker.pace.find(key.id) for worker in serving]
             largest = max(key.max_batch_size, 1)
             slowest = max(
                 [inf if estimate is None else estimate.seconds(largest) for estimate in estimates], default=inf
@@ -295,119 +245,15 @@ class Pool:
                 most = key.max_batch_size or min(int(BRIEF_S / max(slowest, _LEAST_S)), MOST_SINGLES)
             if len(self._brief) >= MOST_KEYS:
                 self._brief.clear()
-            self._brief[key.id] = most, self._given + BRIEF_FOR
+            self._brief[key.id] = most, self.count + BRIEF_FOR
         return most
 
-    def choose(
-        self,
-        able: Sequence[Worker],
-        queue: ModelQueue,
-        key: BatchKey,
-        first: Request,
-        rows: int,
-        now: float,
-        waiting: int,
-    ) -> Choice | Wait:
-        """Who gets the next batch of a key.
-
-        Args:
-            able: open workers that can run it, at least one.
-            queue: where it waits.
-            key: the batch key.
-            first: its first request.
-            rows: of all requests of this key that wait.
-            now: monotonic seconds.
-            waiting: batches that all waits would make, of other models too: they take the busy workers' time as well.
-        """
-        if len(self.workers) == 1:
-            return Choice(able[0], 1)
-        clever = self.rule is Rule.EARLIEST_FINISH
-        brief = self.brief(key) if clever else 0
-        offers = self._offers(able, queue, key, rows, now) if clever and not brief else None
-        if offers is None:
-            free = [worker for worker in able if worker.batch is None]
-            if not free:
-                return Wait(0, inf)
-            if not brief:
-                return Choice(min(free, key=_idle_since), len(free))
-            until = self._back_soon(key, now) if rows < brief else now
-            return Wait(1, until) if until > now else Choice(max(free, key=_idle_since), 1)
-        for offer in offers:
-            worker = offer.worker
-            forgotten = self._given - worker.turn >= TRY_AFTER and now - worker.idle_since >= TRY_IDLE_S
-            if forgotten and worker.batch is None:
-                worker.tried = True
-                return Choice(worker, max(rows, 1))  # one row of the whole suffices
-        best = offers[0] if len(offers) == 1 else min(offers, key=_finish)
-        most = queue.limits.padded(max(1, min(rows, key.max_batch_size)))
-        margin = ALIKE * best.seconds
-        before, offered = 0, {offer.worker for offer in offers}
-        for worker in self.workers if best.known else ():
-            left = best.finish - margin - _expected(worker.ends, now)  # until the best of the open ones would be done
-            closed = worker.retiring or worker.barred
-            if left > 0 and not closed and worker not in offered and worker.can_run(first):
-                seconds = self._seconds(worker, key, most)
-                if seconds is not None and left > seconds:
-                    before += int(left / max(seconds, _LEAST_WAIT_S))
-                    if before >= waiting:
-                        return Wait(before, now + max(best.seconds * LEAD_SHARE, _LEAST_WAIT_S))
-        if len(offers) == 1:
-            return Choice(best.worker, 1)
-        alike = [offer.worker for offer in offers if offer.finish <= best.finish + margin]
-        return Choice(min(alike, key=_idle_since), self._sharing(offers, best, key, most, waiting))
+    def seconds(self, worker: Worker, key: BatchKey, rows: int) -> float | None:
+        """What a batch of so many rows is expected to take; by what others take, where too little is known of it."""
+        estimate = worker.pace.find(key.id) or self.common.find(key.id)
+        return estimate.seconds(rows) if estimate is not None else None
 
     # How it is done.
-
-    def _back_soon(self, key: BatchKey, now: float) -> float:
-        """Until when it is worth to wait for a worker that is at a brief batch of this key; 0 when none is."""
-        return max(
-            (
-                worker.batch.begun + 2 * worker.hop_s + BRIEF_S
-                for worker in self.workers
-                if worker.batch is not None and worker.batch.key is key and not worker.retiring
-            ),
-            default=0.0,
-        )
-
-    def _offers(
-        self, able: Sequence[Worker], queue: ModelQueue, key: BatchKey, rows: int, now: float
-    ) -> list[_Offer] | None:
-        """When each of them would be done with an even share; None while that is not known of each."""
-        share = queue.limits.padded(max(1, min(-(-rows // len(able)), key.max_batch_size)))
-        offers = []
-        times = [
-            (worker, estimate.seconds(share) if (estimate := worker.pace.find(key.id)) is not None else None)
-            for worker in able
-        ]
-        # One that is not known is as fast as the fastest, until it is: else it might never be known.
-        unknown = min((seconds for _, seconds in times if seconds is not None), default=None)
-        if unknown is None:
-            common = self._common.find(key.id)
-            if common is None:
-                return None
-            unknown = common.seconds(share)
-        for worker, own in times:
-            seconds = unknown if own is None else own
-            start = now if worker.batch is None else _expected(worker.ends, now)
-            offers.append(_Offer(start + seconds, seconds, worker, own is not None))
-        return offers
-
-    def _sharing(self, offers: list[_Offer], best: _Offer, key: BatchKey, most: int, waiting: int) -> int:
-        """How many of them are fast enough to have a share, rather than leave it to the best one."""
-        seconds = self._seconds(best.worker, key, most) or best.seconds
-        begins = best.finish - best.seconds
-        count = 0
-        for finish, own, _, _ in sorted(offers, key=_finish):
-            left = finish - ALIKE * own - begins
-            if count and count * int(left / max(seconds, _LEAST_WAIT_S)) >= waiting:
-                break
-            count += 1
-        return count
-
-    def _seconds(self, worker: Worker, key: BatchKey, rows: int) -> float | None:
-        """What a batch of so many rows is expected to take; by what others take, where too little is known of it."""
-        estimate = worker.pace.find(key.id) or self._common.find(key.id)
-        return estimate.seconds(rows) if estimate is not None else None
 
     def _learn(self, worker: Worker, batch: Batch, seconds: float) -> None:
         estimate = worker.pace.find(batch.key.id)
@@ -415,8 +261,8 @@ class Pool:
             estimate.rescale(batch.size, seconds)
         worker.pace.add(batch.key.id, batch.size, seconds)
         # Of those that are known, some suffice.
-        if estimate is None or self._given % COMMON_EVERY == 0:
-            self._common.add(batch.key.id, batch.size, seconds)
+        if estimate is None or self.count % COMMON_EVERY == 0:
+            self.common.add(batch.key.id, batch.size, seconds)
 
     def _set_opening(self, worker: Worker, seconds: float | None) -> None:
         """A worker that has one batch, of known length, opens a little before its end; never behind a suspect."""
@@ -433,14 +279,6 @@ class Pool:
         self._opens = None
 
 
-def _expected(ends: float, now: float) -> float:
+def expected(ends: float, now: float) -> float:
     """When it will have ended. What is late already may take as long again: nobody waits for it forever."""
     return ends if ends >= now else now + (now - ends)
-
-
-def _idle_since(worker: Worker) -> float:
-    return worker.idle_since if worker.batch is None else inf
-
-
-def _finish(offer: _Offer) -> float:
-    return offer.finish

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
+from multitower.spec import ModelSpec
 from multitower.supervisor.fleet import Fleet
 from multitower.supervisor.log import event
 from multitower.supervisor.member import Place
@@ -66,11 +67,14 @@ class Reload:
         self._renewed: list[int] = []
         self._given_up: list[int] = []
         kept, self._added, self._removed = _match(fleet.places, new.placements)
-        self._changed = [
-            (place, placement)
-            for place, placement in kept
-            if place.placement != placement or place.specs != new.fleet.models or place.member is None
+        wanted = [(place, placement, placement.specs(new.fleet.models)) for place, placement in kept]
+        changed = [
+            (place, placement, specs)
+            for place, placement, specs in wanted
+            if place.placement != placement or place.specs != specs or place.member is None
         ]
+        # Those that get models first: they may have to take over from those that only lose some.
+        self._changed = sorted(changed, key=lambda each: _names(each[2]) <= _names(each[0].specs))
 
     def start(self) -> None:
         """Begins; `done` may be called before it returns."""
@@ -83,7 +87,7 @@ class Reload:
         # Until slots have the new models, those that are started anew get the old ones.
         self._fleet.apply(replace(new.fleet, models=self._old.fleet.models) if self._changed else new.fleet)
         renewals = [
-            Renewal(place, "reload", specs=new.fleet.models, placement=placement) for place, placement in self._changed
+            Renewal(place, "reload", specs=specs, placement=placement) for place, placement, specs in self._changed
         ]
         self._renew(renewals, self._renewed, self._give_up_slots)
 
@@ -134,6 +138,10 @@ class Reload:
         level = logging.INFO if error is None else logging.ERROR
         event(log, level, "reloaded" if error is None else "not reloaded", **changed, cause=error)
         self._done(changed, error)
+
+
+def _names(specs: Iterable[ModelSpec]) -> set[str]:
+    return {spec.name for spec in specs}
 
 
 def _match(

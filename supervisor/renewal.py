@@ -127,6 +127,11 @@ class Renewals:
             yield self._current
         yield from (each for each in self._waiting if each.place is place)
 
+    def coming(self, place: Place) -> tuple[ModelSpec, ...]:
+        """The models that the slot is to load, the slot's own if it is not being renewed."""
+        renewals = [renewal for renewal in self._of(place) if not renewal.remove]
+        return renewals[-1].wanted if renewals else place.specs
+
     def withdraw(self, renewals: Collection[Renewal]) -> None:
         """These are not wanted any more, as far as they have not begun."""
         self._waiting = deque(each for each in self._waiting if each not in renewals)
@@ -212,7 +217,7 @@ class Renewals:
             return  # it is dead, or about to be: what it was executing is still to be given to others
         worker, balancer = old.channel.worker, self._router.balancer
         if not worker.retiring:
-            coming = set[str]() if renewal.overlap or renewal.remove else {spec.name for spec in renewal.wanted}
+            coming = self._brought(renewal)
             self._router.withdraw(old.channel, coming)
             if balancer.needed(worker, coming):
                 return
@@ -225,6 +230,18 @@ class Renewals:
             else:
                 self._staff.tell(place, Event.DRAINED, now)
             self._left(renewal)
+
+    def _brought(self, renewal: Renewal) -> set[str]:
+        """Models of the process that leaves which others are to load yet: requests can wait for those."""
+        own = {spec.name for spec in renewal.wanted} if not renewal.remove else set()
+        later = {
+            spec.name
+            for other in self._waiting
+            if not other.remove
+            for spec in other.wanted
+            if spec.name not in {known.name for known in other.place.specs}
+        }
+        return (later - own) | (set() if renewal.overlap else own)
 
     def _left(self, renewal: Renewal) -> None:
         if renewal.overlap:

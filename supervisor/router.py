@@ -308,7 +308,9 @@ class Router:
             channel = next((each for each in channel.mates if each.executes(batch_id)), channel)
         answers = [_error_of(answer) if type(answer) is bytes else answer for answer in told]
         now = time.monotonic()
-        batch = self.balancer.finish(channel.worker, batch_id, answers, now, sum(timing) / 1e9)
+        # Its assembly counts as the way to the worker: like that it can take place while another batch computes.
+        busy_s = (timing.compute_ns + timing.slice_ns) / 1e9
+        batch = self.balancer.finish(channel.worker, batch_id, answers, now, busy_s)
         if batch is None:
             # Nothing but a defect of ours makes a worker answer what it was not asked; do not trust it further.
             event(log, logging.ERROR, "worker broke the protocol: killed", slot=channel.worker.slot, batch=batch_id)

@@ -9,6 +9,8 @@ from multitower.spec import ModelSpec
 from multitower.supervisor import placement
 from multitower.supervisor.batching import QueueLimits
 from multitower.supervisor.config import Config, ModelConfig
+from multitower.supervisor.devices import Device, resolve
+from multitower.supervisor.discovery import discover
 from multitower.supervisor.fleet_settings import FleetSettings
 from multitower.supervisor.pool import Rule
 from multitower.supervisor.restart import RestartPolicy
@@ -21,6 +23,7 @@ class Settings:
 
     Attributes:
         config: what it was made of.
+        devices: the daemon's.
         placements: one for each slot, numbered from 0.
         fleet: what the fleet is told.
         limits: of each model's queue.
@@ -29,6 +32,7 @@ class Settings:
     """
 
     config: Config
+    devices: tuple[Device, ...]
     placements: tuple[placement.Placement, ...]
     fleet: FleetSettings
     limits: dict[str, QueueLimits]
@@ -40,12 +44,14 @@ def make(config: Config) -> Settings:
     """Looks at devices and folders, and may wait for them: not for the daemon's loop.
 
     Raises:
-        DeviceError: a device is not to be had, or cannot hold its workers.
+        DeviceError: a device is not to be had, cannot hold its workers, or has no model; or a model is for another.
         OSError: a model's folder cannot be read.
     """
+    groups = resolve(config.devices, discover())
     return Settings(
         config=config,
-        placements=placement.of_config(config),
+        devices=tuple(device for group in groups for device in group),
+        placements=placement.of_groups(config, groups),
         fleet=FleetSettings(
             models=tuple(_pin_version(model.to_spec()) for model in config.models),
             execution_s={model.name: model.max_execution_time for model in config.models},

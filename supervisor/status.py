@@ -175,6 +175,7 @@ class Reporter:
             "state": "ready" if ready else "failed" if hopeless else "loading",
             "cause": self._model_cause(model.name),
             "slots_ready": ready,
+            "slots_total": sum(model.name in map(_name, place.specs) for place in self.fleet.places),
             "queue": queue.size,
             "queue_bytes": queue.bytes,
             "completed": statistics.success.count,
@@ -259,6 +260,10 @@ def _towers(channel: Channel) -> list[dict[str, Any]]:
                 }
             )
     return told
+
+
+def _name(spec: ModelSpec) -> str:
+    return spec.name
 
 
 def _metadata(report: ModelReport) -> dict[str, Any]:

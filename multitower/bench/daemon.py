@@ -21,6 +21,7 @@ from multitower.client import Client
 from multitower.errors import MultitowerError
 from multitower.supervisor import devices
 from multitower.supervisor.config import Config, CpuDevices
+from multitower.supervisor.discovery import discover
 
 READY_S: Final = 600.0
 """How long models may take to load."""
@@ -62,7 +63,7 @@ def plan(config: Config, wanted: Sequence[int] | None) -> Plan:
         BenchError: the configuration cannot be served with such a number of workers.
         DeviceError: its devices are not to be had on this machine.
     """
-    found = devices.resolve(config.devices, devices.discover())
+    found = devices.resolve(config.devices, discover())
     names = None if isinstance(config.devices, CpuDevices) else tuple(_listed(group) for group in found)
     each = config.workers_per_device
     if wanted is None:

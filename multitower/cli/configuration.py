@@ -74,7 +74,8 @@ def _models(config: Config) -> Iterator[str]:
     for model in config.models:
         version = latest_version(model.path) if model.path is not None else None
         where = f"{model.handler or model.path}{f', version {version}' if version is not None else ''}"
-        yield f"{model.name:{width}}  {where}"
+        on = "" if model.devices == "all" else f", on {', '.join(map(str, model.devices))}"
+        yield f"{model.name:{width}}  {where}{on}"
 
 
 def _slots(config: Config) -> Iterator[str]:
@@ -86,7 +87,8 @@ def _slots(config: Config) -> Iterator[str]:
         memory = f", memory {devices.format_bytes(limit)}" if limit is not None else ""
         cores = f", cores {','.join(map(str, slot.cores))}" if slot.cores else ""
         threads = f"{slot.intra_op_threads} intra-op and {slot.inter_op_threads} inter-op threads"
-        yield f"{slot.slot}  {slot.device}, {threads}{memory}{cores}"
+        models = f", models {', '.join(slot.models)}" if len(slot.models) < len(config.models) else ""
+        yield f"{slot.slot}  {slot.device}, {threads}{memory}{cores}{models}"
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""`multitower devices`: the GPUs as the configuration may name them, and what to check when there is none."""
+"""`multitower devices`: GPUs and slices as the configuration may name them, and what to check when there is none."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def devices(as_json: bool) -> None:
-    """List this machine's GPUs and CPU cores.
+    """List this machine's GPUs, MIG slices and CPU cores.
 
-    An index or the beginning of a UUID from this list is what `devices` in the configuration takes. No daemon is
-    asked and no GPU is touched.
+    An index or the beginning of a UUID from this list is what `devices` in the configuration takes. A slice is `in` the
+    GPU of that index, and is named by its UUID alone. No daemon is asked and no GPU is touched.
     """
-    from multitower.supervisor.devices import discover
+    from multitower.supervisor.discovery import discover
 
     discovery = discover()
     cores = sorted(os.sched_getaffinity(0))
@@ -36,11 +36,13 @@ def _json(discovery: Discovery, cores: Sequence[int]) -> str:
     gpus = [
         {
             "index": gpu.index,
+            "kind": gpu.kind,
             "uuid": gpu.name,
             "product": gpu.product,
             "memory_bytes": gpu.memory_bytes,
             "memory_used_bytes": gpu.memory_used_bytes,
             "pci_bus_id": gpu.pci_bus_id,
+            "parent": gpu.parent.name if gpu.parent is not None else None,
         }
         for gpu in discovery.gpus
     ]
@@ -77,7 +79,7 @@ def _print_table(gpus: Sequence[Device]) -> None:
         table.add_column(heading, no_wrap=True, justify="right" if heading in ("Index", "Memory", "Used") else "left")
     for gpu in gpus:
         cells = (
-            str(gpu.index),
+            str(gpu.index) if gpu.parent is None else f"in {gpu.parent.index}",
             gpu.name,
             gpu.product,
             format_bytes(gpu.memory_bytes),

@@ -130,7 +130,7 @@ def _print_status(state: dict[str, Any]) -> None:
                 model["name"],
                 model["state"],
                 model["version"],
-                f"{model['slots_ready']}/{len(slots)}",
+                f"{model['slots_ready']}/{model.get('slots_total', len(slots))}",
                 model["queue"],
                 f"{model['completed']:,}",
                 f"{model['failed']:,}",

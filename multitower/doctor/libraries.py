@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from multitower.doctor.findings import Finding, Level, listed
-from multitower.supervisor.devices import Discovery, discover
+from multitower.supervisor.devices import Discovery
+from multitower.supervisor.discovery import discover
 
 SECTION: Final = "driver"
 DRIVER_LIBRARY: Final = "libcuda.so.1"

@@ -6,7 +6,7 @@ context, cuBLAS and cuDNN. What a batch needs beside its weights is not known be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -49,17 +49,17 @@ def device_findings(
 
     Args:
         devices: the configured ones.
-        placements: the slots on them.
+        placements: the slots on them, with the models of each.
         sizes: each model's `file_bytes`, by its name.
     """
-    need = estimate(list(sizes.values()))
     for device in devices:
         workers = [placement for placement in placements if device.name in placement.devices]
         if device.kind == "cpu" or not workers:
             continue
+        need = estimate([size for name, size in sizes.items() if name in workers[0].models])
         yield _of_device(device, len(workers), workers[0].memory_limit_bytes, need)
     unknown = [name for name, size in sizes.items() if size is None]
-    if unknown and any(device.kind == "gpu" for device in devices):
+    if unknown and any(device.kind != "cpu" for device in devices):
         text = f"what handlers need on a device is not known: {', '.join(unknown)}"
         yield Finding(SECTION, Level.NOTE, text, "compare with `multitower status` once it serves")
 
@@ -86,12 +86,16 @@ def _of_device(device: Device, workers: int, limit: int | None, need: int) -> Fi
 
 
 def host_finding(
-    workers: int, spares: int, sizes: Mapping[str, int | None], measured: Mapping[str, tuple[int, int]], available: int
+    workers: Sequence[Collection[str]],
+    spares: int,
+    sizes: Mapping[str, int | None],
+    measured: Mapping[str, tuple[int, int]],
+    available: int,
 ) -> Finding:
     """Whether the host holds all processes.
 
     Args:
-        workers: how many there are to be.
+        workers: the names of the models of each.
         spares: how many.
         sizes: each model's `file_bytes`, by its name.
         measured: for models that were loaded, resident bytes of a process before and after.
@@ -99,12 +103,14 @@ def host_finding(
     """
     idle = max((before for before, _ in measured.values()), default=IDLE_BYTES)
     guessed = [name for name in sizes if name not in measured]
-    models = sum(max(0, after - before) for before, after in measured.values())
-    models += sum(int(MARGIN * (sizes[name] or 0)) for name in guessed)
-    total = workers * (idle + models) + spares * idle
+    models = {name: max(0, after - before) for name, (before, after) in measured.items()}
+    models |= {name: int(MARGIN * (sizes[name] or 0)) for name in guessed}
+    needs = [idle + sum(models[name] for name in names) for names in workers]
+    total = sum(needs) + spares * idle
+    each = format_bytes(needs[0]) if len(set(needs)) == 1 else f"up to {format_bytes(max(needs))}"
     how = "as measured here on the CPU" if not guessed else "estimated, since not every model was loaded"
     text = (
-        f"host: {several(workers, 'worker')} of {format_bytes(idle + models)} and {several(spares, 'spare')} of "
+        f"host: {several(len(workers), 'worker')} of {each} and {several(spares, 'spare')} of "
         f"{format_bytes(idle)} take "
         f"{format_bytes(total)} ({how}); {format_bytes(available)} are available"
     )

@@ -80,7 +80,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
 
     sizes = {spec.name: memory.file_bytes(spec) for spec in specs}
     yield from memory.device_findings(devices, placements, sizes)
-    workers = max(1, len(placements))
+    workers = [placement.models for placement in placements] or [tuple(sizes)]
     yield memory.host_finding(workers, config.spares, sizes, measured, this.available_bytes)
 
 
@@ -101,7 +101,7 @@ def _devices(config: Config, driver: Driver) -> tuple[Sequence[Device], Sequence
         advice = "`multitower devices` lists what there is; `devices: {cpu: 1}` serves on the CPU"
         told += [Finding(DEVICES, Level.PROBLEM, problem, advice) for problem in error.problems]
     else:
-        told += [Finding(DEVICES, Level.OK, _shown(slot)) for slot in placements]
+        told += [Finding(DEVICES, Level.OK, _shown(slot, len(config.models))) for slot in placements]
     if discovery.gpus and discovery.problem is not None:
         told.append(Finding(DEVICES, Level.WARNING, discovery.problem, "`multitower devices` lists the others"))
     inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -111,11 +111,12 @@ def _devices(config: Config, driver: Driver) -> tuple[Sequence[Device], Sequence
     return devices, placements, told
 
 
-def _shown(slot: Placement) -> str:
+def _shown(slot: Placement, models: int) -> str:
     limit = f", memory {format_bytes(slot.memory_limit_bytes)}" if slot.memory_limit_bytes is not None else ""
     cores = f", cores {','.join(map(str, slot.cores))}" if slot.cores else ""
     threads = f"{slot.intra_op_threads} intra-op and {slot.inter_op_threads} inter-op threads"
-    return f"slot {slot.slot}: {slot.device}, {threads}{limit}{cores}"
+    loads = f", models {', '.join(slot.models)}" if len(slot.models) < models else ""
+    return f"slot {slot.slot}: {slot.device}, {threads}{limit}{cores}{loads}"
 
 
 def _operations(specs: Sequence[ModelSpec], timeout_s: float) -> tuple[dict[str, Any] | None, str | None]:

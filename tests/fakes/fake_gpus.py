@@ -24,6 +24,8 @@ UUIDS = (
     "GPU-2e6b7710-93af-4c08-b5d4-71e8f0a9c3b2",
     "GPU-c40d55e9-0f6a-47b3-8e21-d9a8b7c6e5f4",
 )
+# The slices of the GPU that `split` names, 10 GiB each; the second stands at index 2, and 2 GiB of it are used.
+SLICES = ("MIG-5e0c8f7a-2d31-5c64-9b0e-6f1a2b3c4d5e", "MIG-91b7d3e4-8a05-5f19-a7c2-0e9d8c7b6a51")
 
 
 def build_fakes(folder: Path) -> Path:

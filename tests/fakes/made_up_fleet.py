@@ -5,13 +5,14 @@ Fleet, slots, renewals, router and balancer are the real ones; only `Launcher` i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 from unittest import mock
 
 import zmq
 
 from multitower import wire, worker_wire
+from multitower.errors import from_wire
 from multitower.spec import Assignment, ModelReport, ModelSpec, WorkerReport
 from multitower.supervisor import fleet as fleet_module
 from multitower.supervisor.batching import Batch, QueueLimits
@@ -31,8 +32,13 @@ from multitower.supervisor.slot import State
 from multitower.worker_wire import KeySpec
 
 LARGEST = 2
+CONTRACTS = {"m": 0, "n": 1}
+"""Of the models that there are: the router numbers them as workers come, so the first to come serves `m`."""
+
 KEYS = {
-    version: BatchKey(KeySpec("m", (("x", "UINT8", ()),), None, True), LARGEST, 0, version) for version in ("", "1")
+    (name, version): BatchKey(KeySpec(name, (("x", "UINT8", ()),), None, True), LARGEST, contract, version)
+    for name, contract in CONTRACTS.items()
+    for version in ("", "1")
 }
 
 
@@ -104,12 +110,12 @@ class MadeUpLauncher:
         """Nothing is held."""
 
 
-def spec(version: int = 1) -> ModelSpec:
-    """The model as configured; every version is an edition of its own."""
-    return ModelSpec(name="m", handler="h:M", parameters={"version": version}, max_batch_size=LARGEST)
+def spec(version: int = 1, name: str = "m") -> ModelSpec:
+    """A model as configured; every version is an edition of its own."""
+    return ModelSpec(name=name, handler="h:M", parameters={"version": version}, max_batch_size=LARGEST)
 
 
-def placement(slot: int) -> Placement:
+def placement(slot: int, models: tuple[str, ...] = ("m",)) -> Placement:
     """A slot's."""
     return Placement(
         slot=slot,
@@ -119,7 +125,18 @@ def placement(slot: int) -> Placement:
         inter_op_threads=1,
         cores=(),
         memory_limit_bytes=None,
+        models=models,
     )
+
+
+class MadeUpFront:
+    """A front socket whose clients read nothing: what they were answered is kept, frames or errors."""
+
+    def __init__(self) -> None:
+        self.answers: list[Any] = []
+
+    def reply(self, _address: tuple[bytes, ...], kind: bytes, _id: bytes, body: Sequence[Any]) -> None:
+        self.answers.append(from_wire(wire.load_header(body[0])) if kind == wire.ERROR else list(body))
 
 
 class Scene:
@@ -131,6 +148,7 @@ class Scene:
         spares: how many are wanted.
         max_restarts: of the policy; deaths of serving workers are followed at once, others after a second.
         retry: deaths that a request may survive.
+        models: the names of each slot's models, where they are not just `m` on every slot.
 
     Attributes:
         now: the time, in seconds.
@@ -141,7 +159,14 @@ class Scene:
     """
 
     def __init__(
-        self, slots: int = 1, *, fits: bool = True, spares: int = 0, max_restarts: int = 100, retry: int = 1
+        self,
+        slots: int = 1,
+        *,
+        fits: bool = True,
+        spares: int = 0,
+        max_restarts: int = 100,
+        retry: int = 1,
+        models: Sequence[tuple[str, ...]] = (),
     ) -> None:
         self.now = 100.0
         self.launched: list[Member] = []
@@ -149,14 +174,18 @@ class Scene:
         self.fits = fits
         self.running: dict[Any, list[Batch]] = {}  # what each worker has, in order
         self._requests = 0
+        self._front = MadeUpFront()
+        slots_models = models or [("m",)] * slots
+        names = sorted({name for slot in slots_models for name in slot})
+        limits = QueueLimits(1000, 1 << 20, retry=retry)
         self.router = Router(
-            {"m": QueueLimits(1000, 1 << 20, retry=retry)}, {"m": 1e6}, 1 << 20, lambda _kind, _header: {}
+            dict.fromkeys(names, limits), dict.fromkeys(names, 1e6), 1 << 20, lambda _kind, _header: {}
         )
         policy = RestartPolicy(max_restarts=max_restarts, first_s=1.0, max_s=1.0)
         with mock.patch.object(fleet_module, "Launcher", return_value=MadeUpLauncher(self)):
             self.fleet = Fleet(
-                placements=[placement(number) for number in range(slots)],
-                settings=FleetSettings((spec(),), {"m": 30.0}, policy, spares),
+                placements=[placement(number, models) for number, models in enumerate(slots_models)],
+                settings=FleetSettings(tuple(spec(name=name) for name in names), {"m": 30.0}, policy, spares),
                 import_path=(),
                 runtime=cast(RuntimeDir, None),
                 context=cast("zmq.Context[zmq.Socket[bytes]]", None),
@@ -195,7 +224,8 @@ class Scene:
         self.fleet.tick(self.now)
 
     def report(self, member: Member, state: str, cause: str | None = None) -> None:
-        models = (ModelReport(name="m", max_batch_size=LARGEST),) if state == "ready" else ()
+        names = member.editions if state == "ready" else ()
+        models = tuple(ModelReport(name=name, max_batch_size=LARGEST) for name in names)
         report = WorkerReport(state=state, pid=member.process.pid, cause=cause, models=models)
         self.fleet.message(member, [worker_wire.REPORT, report.to_json()], self.now)
 
@@ -233,12 +263,12 @@ class Scene:
 
     # Requests.
 
-    def submit(self, rows: int = 1, version: str = "") -> Request:
+    def submit(self, rows: int = 1, version: str = "", model: str = "m") -> Request:
         """A request; of more than `LARGEST` rows it is split. With version 1 no worker that is to come will do."""
         self._requests += 1
-        plan = Plan(KEYS[version], rows, (0,), (rows,), (False,), ("x",), 1e6)
+        plan = Plan(KEYS[model, version], rows, (0,), (rows,), (False,), ("x",), 1e6)
         frame = self._requests.to_bytes(4, "big") * rows
-        request = Request(("sender",), frame[:4], plan, [frame[:rows]], rows, self.now)
+        request = Request((self._front, (b"client",)), frame[:4], plan, [frame[:rows]], rows, self.now)
         self.router.balancer.submit(request)
         self.dispatch()
         return request
@@ -253,14 +283,15 @@ class Scene:
         batch, *following = self.running.pop(member.channel.worker)
         if following:
             self.running[member.channel.worker] = following
-        answers = [[wire.reply_header("m", "1", [])] for _ in batch.requests]
+        answers = [[wire.reply_header(batch.key.spec.model, "1", [])] for _ in batch.requests]
         self.router.balancer.finish(member.channel.worker, batch.id, answers, self.now)
         self.tick()
         self.dispatch()
 
     def replies(self) -> list[Any]:
         """What was answered since the last call: frames, or errors."""
-        return [reply.answer for reply in self.router.balancer.replies()]
+        answers, self._front.answers = self._front.answers, []
+        return answers + [reply.answer for reply in self.router.balancer.replies()]
 
     def settle(self, until: Callable[[], bool] = lambda: False) -> None:
         """Everything goes well from now on: processes load, serve, answer and end as they are told."""

@@ -8,11 +8,14 @@
  *   FAKE_NVML_COUNT       how many of them there are (default: all)
  *   FAKE_NVML_FAILURE     the number of the error that every call gives, such as 9: driver not loaded
  *   FAKE_NVML_LOST        the number of a GPU that answers "GPU is lost"
- *   FAKE_NVML_SPLIT       the number of a GPU in MIG mode
+ *   FAKE_NVML_SPLIT       the number of a GPU in MIG mode; its slices are
+ *   FAKE_NVML_SLICES      the UUIDs of the split GPU's slices, separated by commas, at most 7; an empty one is a gap
+ *                         (default: the two below, with a gap between them); - for none
  *   FAKE_NVML_SHARED      the number of a GPU that has no memory of its own
  *   FAKE_NVML_REVERSED    set: the GPUs are enumerated from the highest PCI address to the lowest
  *   FAKE_NVML_UTILIZATION per cent of the time that every GPU computes (default: 0); -1 for "not supported"
- *   FAKE_NVML_PROCESSES   GPU:PID:MIB for each process that computes, separated by commas; MIB -1 for "unknown"
+ *   FAKE_NVML_PROCESSES   GPU:PID:MIB for each process that computes, separated by commas; MIB -1 for "unknown"; slice
+ *                         i of the split GPU is 100 + i
  *   FAKE_NVML_HANG        a file: while it exists, calls about a GPU's memory do not return
  *
  * The structures are those of nvml.h; no header of NVIDIA's is needed to build this.
@@ -24,6 +27,8 @@
 
 #define API __attribute__((visibility("default")))
 #define MAX_GPUS 16
+#define MAX_SLICES 7
+#define SLICE 100 /* slice i has this number + i */
 #define MAX_TEXT 1024
 #define MIB (1024ULL * 1024)
 #define GIB (1024 * MIB)
@@ -34,6 +39,7 @@ enum {
     UNINITIALIZED = 1,
     INVALID_ARGUMENT = 2,
     NOT_SUPPORTED = 3,
+    NO_PERMISSION = 4,
     NOT_FOUND = 6,
     INSUFFICIENT_SIZE = 7,
     GPU_IS_LOST = 15,
@@ -76,7 +82,12 @@ static const char *DEFAULT_UUIDS =
     "GPU-2e6b7710-93af-4c08-b5d4-71e8f0a9c3b2,"
     "GPU-c40d55e9-0f6a-47b3-8e21-d9a8b7c6e5f4";
 
-static gpu_t gpus[MAX_GPUS];
+static const char *DEFAULT_SLICES =
+    "MIG-5e0c8f7a-2d31-5c64-9b0e-6f1a2b3c4d5e,"
+    ","
+    "MIG-91b7d3e4-8a05-5f19-a7c2-0e9d8c7b6a51";
+
+static gpu_t gpus[MAX_GPUS], slices[MAX_SLICES];
 static int references;
 
 /* The text of a setting, from the file or the variable, cut to fit; 0 where it is not set. */
@@ -106,11 +117,14 @@ static int setting(const char *name, int otherwise) {
     return text_of(name, text) ? atoi(text) : otherwise;
 }
 
-/* Copies the UUID of GPU `wanted` to `out` (when there is room) and returns how many UUIDs there are. */
+/* Copies the UUID of GPU or slice `wanted` to `out` (when there is room), and returns how many GPUs' or slices' UUIDs
+ * there are. */
 static int uuid_of(int wanted, char *out, size_t room) {
     char set[MAX_TEXT];
-    const char *text = text_of("FAKE_NVML_UUIDS", set) ? set : DEFAULT_UUIDS;
-    int number = 0;
+    int is_slice = wanted >= SLICE, number = is_slice ? SLICE : 0;
+    const char *text = is_slice ? DEFAULT_SLICES : DEFAULT_UUIDS;
+    if (text_of(is_slice ? "FAKE_NVML_SLICES" : "FAKE_NVML_UUIDS", set))
+        text = set;
     for (; *text; number++) {
         size_t length = strcspn(text, ",");
         if (number == wanted && length < room) {
@@ -135,10 +149,15 @@ static int state(void) {
     return failure != SUCCESS ? failure : references == 0 ? UNINITIALIZED : SUCCESS;
 }
 
-/* The same, for a call about one GPU. */
+/* The GPU that a slice is of, -1 where none is split; any other number is that of the GPU itself. */
+static int parent_of(int number) { return number >= SLICE ? setting("FAKE_NVML_SPLIT", -1) : number; }
+
+static int is_split(int number) { return number < SLICE && setting("FAKE_NVML_SPLIT", -1) == number; }
+
+/* The same, for a call about one GPU or slice. */
 static int state_of(int number) {
     int result = state();
-    if (result == SUCCESS && setting("FAKE_NVML_LOST", -1) == number)
+    if (result == SUCCESS && setting("FAKE_NVML_LOST", -1) == parent_of(number))
         result = GPU_IS_LOST;
     return result;
 }
@@ -146,10 +165,23 @@ static int state_of(int number) {
 static int handle_of(int number, gpu_t **gpu) {
     int result = state_of(number);
     if (result == SUCCESS) {
-        gpus[number].number = number;
-        *gpu = &gpus[number];
+        *gpu = number >= SLICE ? &slices[number - SLICE] : &gpus[number];
+        (*gpu)->number = number;
     }
     return result;
+}
+
+/* A slice with such a UUID, or SLICE + MAX_SLICES. */
+static int slice_of(const char *uuid) {
+    char known[MAX_TEXT];
+    int number = SLICE;
+    for (; number < SLICE + MAX_SLICES; number++) {
+        *known = 0;
+        uuid_of(number, known, sizeof known);
+        if (strncmp(known, "MIG-", 4) == 0 && strcmp(known, uuid) == 0)
+            break;
+    }
+    return number;
 }
 
 API int nvmlInitWithFlags(unsigned flags) {
@@ -211,7 +243,8 @@ API int nvmlDeviceGetHandleByUUID(const char *uuid, gpu_t **gpu) {
         if (strcmp(known, uuid) == 0)
             return handle_of(number, gpu);
     }
-    return NOT_FOUND;
+    int part = parent_of(SLICE) >= 0 ? slice_of(uuid) : SLICE + MAX_SLICES;
+    return part < SLICE + MAX_SLICES ? handle_of(part, gpu) : NOT_FOUND;
 }
 
 API int nvmlDeviceGetUUID(gpu_t *gpu, char *uuid, unsigned length) {
@@ -221,8 +254,8 @@ API int nvmlDeviceGetUUID(gpu_t *gpu, char *uuid, unsigned length) {
 }
 
 API int nvmlDeviceGetName(gpu_t *gpu, char *name, unsigned length) {
-    (void)gpu;
-    return snprintf(name, length, "NVIDIA Stand-in") < (int)length ? SUCCESS : INSUFFICIENT_SIZE;
+    const char *text = gpu->number >= SLICE ? "NVIDIA Stand-in MIG 2g.10gb" : "NVIDIA Stand-in";
+    return snprintf(name, length, "%s", text) < (int)length ? SUCCESS : INSUFFICIENT_SIZE;
 }
 
 API int nvmlDeviceGetMemoryInfo(gpu_t *gpu, memory_t *memory) {
@@ -234,8 +267,10 @@ API int nvmlDeviceGetMemoryInfo(gpu_t *gpu, memory_t *memory) {
         usleep(1000);
     if (setting("FAKE_NVML_SHARED", -1) == gpu->number)
         return NOT_SUPPORTED;
-    memory->total = 40 * GIB;
-    memory->used = gpu->number * GIB;
+    if (is_split(gpu->number))
+        return NO_PERMISSION; /* as to any caller without privileges */
+    memory->total = (gpu->number >= SLICE ? 10 : 40) * GIB;
+    memory->used = (unsigned long long)(gpu->number % SLICE) * GIB;
     memory->free = memory->total - memory->used;
     return SUCCESS;
 }
@@ -270,10 +305,28 @@ API int nvmlDeviceGetMigMode(gpu_t *gpu, unsigned *current, unsigned *pending) {
     return SUCCESS;
 }
 
+API int nvmlDeviceGetMaxMigDeviceCount(gpu_t *gpu, unsigned *count) {
+    *count = is_split(gpu->number) ? MAX_SLICES : 0;
+    return state_of(gpu->number);
+}
+
+API int nvmlDeviceGetMigDeviceHandleByIndex(gpu_t *gpu, unsigned index, gpu_t **part) {
+    char known[MAX_TEXT] = "";
+    int result = state_of(gpu->number);
+    if (result != SUCCESS)
+        return result;
+    if (!is_split(gpu->number))
+        return NOT_SUPPORTED;
+    if (index >= MAX_SLICES)
+        return INVALID_ARGUMENT;
+    uuid_of(SLICE + (int)index, known, sizeof known);
+    return strncmp(known, "MIG-", 4) == 0 ? handle_of(SLICE + (int)index, part) : NOT_FOUND;
+}
+
 API int nvmlDeviceGetUtilizationRates(gpu_t *gpu, utilization_t *rates) {
     int result = state_of(gpu->number), percent = setting("FAKE_NVML_UTILIZATION", 0);
-    if (result == SUCCESS && percent < 0)
-        result = NOT_SUPPORTED;
+    if (result == SUCCESS && (percent < 0 || gpu->number >= SLICE || is_split(gpu->number)))
+        result = NOT_SUPPORTED; /* real ones do not tell in MIG mode */
     if (result == SUCCESS) {
         rates->gpu = percent;
         rates->memory = percent / 2;

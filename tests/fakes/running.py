@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -94,7 +95,7 @@ class Running:
         self._reader.join(STEP_S)
         assert self.process.stderr is not None
         self.process.stderr.close()
-        _, alive = psutil.wait_procs(list(self._children.values()), timeout=STEP_S)
+        alive = outliving(self._children.values(), STEP_S)
         for process in alive:
             process.kill()
         self._sockets.cleanup()
@@ -181,6 +182,28 @@ class Running:
             raise AssertionError(f"still running after {timeout} s:\n{self.text()}") from None
         self._reader.join(STEP_S)
         return code
+
+
+def outliving(processes: Iterable[psutil.Process], timeout: float) -> list[psutil.Process]:
+    """Those that still run after so many seconds.
+
+    One that has ended and that nobody has reaped yet runs no more: orphans are reaped by whoever inherits them, in his
+    own time, which in some containers is a second later.
+    """
+    until = time.monotonic() + timeout
+    return [process for process in processes if not _ends(process, until - time.monotonic())]
+
+
+def _ends(process: psutil.Process, timeout: float) -> bool:
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        ended, _, _ = select.select([pidfd], [], [], max(timeout, 0.0))
+        return bool(ended) or not process.is_running()
+    finally:
+        os.close(pidfd)
 
 
 def _all_ready(client: Client) -> bool:

@@ -55,8 +55,8 @@ def test_a_right_one_is_summed_up(folder: Path) -> None:
 
 
 def test_overrides_count(folder: Path) -> None:
-    done = check(folder, "x.yaml", "--set", "devices=[0, GPU-8f]", MULTITOWER_WORKERS_PER_DEVICE="2")
-    assert "devices  0, GPU-8f; 2 workers on each" in done.stdout
+    done = check(folder, "x.yaml", "--set", "devices=[0, [1, GPU-8f]]", MULTITOWER_WORKERS_PER_DEVICE="2")
+    assert "devices  0, [1, GPU-8f]; 2 workers on each" in done.stdout
 
 
 def test_a_wrong_one_is_told_everything(folder: Path) -> None:

@@ -310,19 +310,23 @@ def test_requests_are_pipelined(client: Client, daemon: FakeDaemon) -> None:
         future.result(WAIT_S)
 
 
-def test_a_callback_may_submit_but_not_wait(echoing: Client) -> None:
+def test_a_callback_may_submit_but_not_wait(client: Client, daemon: FakeDaemon) -> None:
     results: list[Any] = []
     done = threading.Event()
 
     def callback(first: Future[Any]) -> None:
-        results.append(echoing.submit("m", {"x": first.result()["x"] + 1}))
+        results.append(client.submit("m", {"x": first.result()["x"] + 1}))
         try:
-            echoing.infer("m", {"x": 1.0})
+            client.infer("m", {"x": 1.0})
         except RuntimeError as error:
             results.append(error)
         done.set()
 
-    echoing.submit("m", {"x": 1.0}).add_done_callback(callback)
+    # Answered once the callback is there: of a future that is done, it would run in this thread.
+    client.submit("m", {"x": 1.0}).add_done_callback(callback)
+    for _ in range(2):
+        request = daemon.next()
+        daemon.reply(request, fake_daemon.echo(request))
     assert done.wait(WAIT_S)
     assert results[0].result(WAIT_S)["x"].tolist() == 2.0
     assert "callback" in str(results[1])

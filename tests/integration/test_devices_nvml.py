@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_gpus import UUIDS, FakeGpus, read_log
+from fake_gpus import SLICES, UUIDS, FakeGpus, read_log
 
 GIB = 2**30
 CLI = "from multitower.cli.devices import devices; devices(prog_name='devices')"
 DISCOVER = """
 import dataclasses, json, sys
-from multitower.supervisor.devices import discover
+from multitower.supervisor.discovery import discover
 print(json.dumps(dataclasses.asdict(discover())))
 """
 
@@ -52,6 +52,7 @@ def test_discover_reads_what_nvml_reports(fake_gpus: FakeGpus) -> None:
         "memory_bytes": 40 * GIB,
         "memory_used_bytes": 2 * GIB,
         "pci_bus_id": "00000000:57:00.0",
+        "parent": None,
     }
 
 
@@ -65,15 +66,40 @@ def test_indices_follow_pci_addresses_however_nvml_enumerates(fake_gpus: FakeGpu
     assert [(gpu["index"], gpu["name"]) for gpu in gpus] == list(enumerate(UUIDS))
 
 
-@pytest.mark.parametrize(("setting", "why"), [("lost", "cannot be used"), ("split", "split into MIG devices")])
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"lost": 1}, "cannot be used"),
+        ({"split": 1, "slices": "-"}, "is in MIG mode and has no slice"),
+        ({"split": 1, "lost": 1}, "cannot be used"),
+    ],
+)
 def test_a_gpu_that_cannot_be_used_is_left_out_and_the_others_keep_their_indices(
-    fake_gpus: FakeGpus, setting: str, why: str
+    fake_gpus: FakeGpus, settings: dict[str, str | int], why: str
 ) -> None:
-    gpus, problem = discovered(fake_gpus, **{setting: 1})
+    gpus, problem = discovered(fake_gpus, **settings)
     assert [(gpu["index"], gpu["name"]) for gpu in gpus] == [(0, UUIDS[0]), (2, UUIDS[2]), (3, UUIDS[3])]
     assert problem is not None
     assert "GPU 1" in problem
     assert why in problem
+
+
+def test_the_slices_of_a_gpu_in_mig_mode_stand_in_its_place(fake_gpus: FakeGpus) -> None:
+    gpus, problem = discovered(fake_gpus, split=1, reversed=1)
+    assert problem is None
+    assert [gpu["name"] for gpu in gpus] == [UUIDS[0], *SLICES, UUIDS[2], UUIDS[3]]
+    assert [gpu["index"] for gpu in gpus] == [0, None, None, 2, 3]
+    parent = gpus[2].pop("parent")
+    assert gpus[2] == {
+        "name": SLICES[1],
+        "kind": "mig",
+        "index": None,
+        "product": "NVIDIA Stand-in MIG 2g.10gb",
+        "memory_bytes": 10 * GIB,
+        "memory_used_bytes": 2 * GIB,
+        "pci_bus_id": "00000000:37:00.0",
+    }
+    assert (parent["name"], parent["index"], parent["memory_bytes"]) == (UUIDS[1], 1, None)
 
 
 def test_a_gpu_without_memory_of_its_own_is_listed(fake_gpus: FakeGpus) -> None:
@@ -105,7 +131,7 @@ def test_nvml_is_shut_down_again_and_neither_cuda_nor_tensorflow_is_touched(
     log = tmp_path / "cuda.log"
     code = """
 import sys, pynvml
-from multitower.supervisor.devices import discover
+from multitower.supervisor.discovery import discover
 assert len(discover().gpus) == len(discover().gpus) == 4
 try:
     pynvml.nvmlDeviceGetCount()
@@ -129,6 +155,16 @@ def test_the_command_lists_whole_uuids_even_in_a_narrow_pipe(fake_gpus: FakeGpus
     assert f"CPU cores available: {len(os.sched_getaffinity(0))}" in output
 
 
+def test_the_command_lists_slices_in_their_gpu(fake_gpus: FakeGpus) -> None:
+    lines = run(CLI, **fake_gpus.environment(split=1)).splitlines()
+    (line,) = [line for line in lines if SLICES[1] in line]
+    assert line.split()[:3] == ["in", "1", SLICES[1]]
+    assert not any(UUIDS[1] in line for line in lines)
+    answer = json.loads(run(CLI, "--json", **fake_gpus.environment(split=1)))
+    told = [(gpu["index"], gpu["kind"], gpu["parent"]) for gpu in answer["gpus"][:3]]
+    assert told == [(0, "gpu", None), (None, "mig", UUIDS[1]), (None, "mig", UUIDS[1])]
+
+
 def test_the_command_says_why_a_gpu_is_missing_from_the_table(fake_gpus: FakeGpus) -> None:
     output = run(CLI, **fake_gpus.environment(lost=3))
     assert UUIDS[3] not in output
@@ -147,11 +183,13 @@ def test_the_command_prints_json_for_programs(fake_gpus: FakeGpus) -> None:
         "gpus": [
             {
                 "index": 0,
+                "kind": "gpu",
                 "uuid": UUIDS[0],
                 "product": "NVIDIA Stand-in",
                 "memory_bytes": 40 * GIB,
                 "memory_used_bytes": 0,
                 "pci_bus_id": "00000000:17:00.0",
+                "parent": None,
             }
         ],
         "problem": None,
@@ -175,7 +213,7 @@ import ctypes, pynvml
 def missing(name):
     raise OSError(f"{name}: cannot open shared object file")
 pynvml.CDLL = missing
-from multitower.supervisor.devices import discover
+from multitower.supervisor.discovery import discover
 print(discover().problem)
 """
     assert "libnvidia-ml.so.1 was not found" in run(code)

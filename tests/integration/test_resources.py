@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import psutil
 import pytest
-from fake_gpus import UUIDS, FakeGpus, read_log, set_gpus
+from fake_gpus import SLICES, UUIDS, FakeGpus, read_log, set_gpus
 
 from multitower.supervisor import resources
 from multitower.supervisor.resources import Sampler
@@ -318,6 +318,24 @@ def test_several_devices_of_a_worker_are_told_each_and_together(start: Start, se
     sample = probe.wait(0, lambda sample: sample["device_present"] is False)
     assert [device["present"] for device in sample["devices"]] == [True, False]
     assert gpu_figures(sample) == (False, None, None, None)
+
+
+def test_of_a_mig_slice_memory_is_known_and_utilisation_is_not(start: Start, settings: Path) -> None:
+    probe = start()
+    set_gpus(settings, split=1, utilization=37, processes=f"1:1:11,102:{probe.pid}:300")
+    probe.watch(*SLICES, UUIDS[2])
+    assert gpu_figures(probe.wait(0)) == (True, 0, "device", None)
+    sample = probe.wait(1)
+    assert gpu_figures(sample) == (True, 300 * MIB, "process", None)
+    assert sample["devices"][0]["free_bytes"] == 8 * GIB
+    assert gpu_figures(probe.wait(2)) == (True, 2 * GIB, "device", 37)
+    # Somebody removes the second slice, and then the whole GPU goes.
+    set_gpus(settings, split=1, slices=SLICES[0])
+    probe.wait(1, lambda sample: sample["device_present"] is False)
+    probe.wait(0, lambda sample: sample["device_present"] is True)
+    set_gpus(settings, split=1, lost=1)
+    probe.wait(0, lambda sample: sample["device_present"] is False)
+    probe.wait(2, lambda sample: sample["device_present"] is True)
 
 
 def test_nvml_is_left_alone_while_no_gpu_is_watched(start: Start) -> None:

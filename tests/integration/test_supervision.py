@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from running import STEP_S, Running
+from running import STEP_S, Running, outliving
 
 from multitower import MultitowerError, Poisoned, Unavailable
 
@@ -244,9 +244,7 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path, handler: str) -> No
         children = daemon.remember()
         assert len(children) >= expected
         daemon.signal(signal.SIGKILL)
-        _, alive = psutil.wait_procs(children, timeout=2)
-        # One that has ended may wait for this machine's init to notice.
-        assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+        assert not outliving(children, timeout=2)
 
 
 def test_workers_ignore_the_signals_of_their_process_group(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ import signal
 from pathlib import Path
 
 import numpy as np
-from fake_gpus import UUIDS, CuInit, FakeGpus, read_log
+from fake_gpus import SLICES, UUIDS, CuInit, FakeGpus, read_log
 from running import STEP_S, Running
 
 # `saved` makes the spare import TensorFlow; it cannot load where TensorFlow sees no GPU, and says so.
 CONFIG = """
 listen: ["{endpoint}"]
-devices: [3, [1, 0]]
+devices: [MIG-91b7, [1, 0]]
 spares: 1
 models:
   - {name: pinned, handler: "handlers:Pinned"}
@@ -25,9 +25,10 @@ def test_each_worker_sees_its_devices_and_no_other(fake_gpus: FakeGpus, tmp_path
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "saved_model.pb").touch()
     log = tmp_path / "cuda.log"
-    wanted = [UUIDS[3], f"{UUIDS[1]},{UUIDS[0]}"]
+    wanted = [SLICES[1], f"{UUIDS[1]},{UUIDS[0]}"]
     # What somebody exported in the shell must not reach the workers.
-    environment = fake_gpus.environment(log) | {"CUDA_VISIBLE_DEVICES": "2", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    exported = {"CUDA_VISIBLE_DEVICES": "2", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    environment = fake_gpus.environment(log, split=3) | exported
     with Running(tmp_path, CONFIG, environment=environment) as daemon, daemon.wait_ready(110).client() as client:
         slots = client.status()["slots"]
         assert [slot["device"] for slot in slots] == wanted
@@ -39,7 +40,7 @@ def test_each_worker_sees_its_devices_and_no_other(fake_gpus: FakeGpus, tmp_path
             answer = future.result(STEP_S)
             assert answer["visible"][0].decode() == saw[int(answer["pid"][0])]
         cause = slots[0]["models"][1]["cause"]
-        assert UUIDS[3] in cause
+        assert SLICES[1] in cause
         assert "sees no GPU" in cause
 
         daemon.wait(lambda: [s["state"] for s in client.status()["daemon"]["spares"]] == ["idle"], 60)

@@ -75,6 +75,7 @@ def test_the_file_may_be_named_in_any_way(folder: Path, monkeypatch: pytest.Monk
     [
         ("devices: [0, 2]", "devices", (0, 2)),
         ("devices: [[0, 1], [2, GPU-8f]]", "devices", ((0, 1), (2, "GPU-8f"))),
+        ("devices: [MIG-5e0c, mig-GPU-8f/1/0, [MIG-9]]", "devices", ("MIG-5e0c", "mig-GPU-8f/1/0", ("MIG-9",))),
         ("devices: [0, [1, 2], cpu:0]", "devices", (0, (1, 2), "cpu:0")),
         ("devices: [[cpu:0, cpu:1], [cpu:2, cpu:255]]", "devices", (("cpu:0", "cpu:1"), ("cpu:2", "cpu:255"))),
         ("devices:\n- - cpu:0\n  - cpu:1", "devices", (("cpu:0", "cpu:1"),)),

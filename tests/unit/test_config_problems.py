@@ -91,7 +91,9 @@ DAEMON = [
     ("devices: ['0']", "devices[0]: '0' is text; an index is written without quotes"),
     ("devices: [0, -1]", "2:14: devices[1]: -1 is no device index"),
     ("devices: [0, 1, 0]", "2:17: devices[2]: 0 is listed twice; workers_per_device"),
-    ("devices: [MIG-3]", "'MIG-3' is a MIG device, which is not supported by this release"),
+    ("devices: [MIG-3_]", "'MIG-3_' is neither an index (0) nor a UUID"),
+    ("devices: [[MIG-3, MIG-4]]", "2:11: devices[0]: the group has MIG slices; a worker has a slice alone"),
+    ("devices: [[0, MIG-4]]", "2:11: devices[0]: the group has MIG slices"),
     ("devices: [cpu]", "{cpu: N} instead of the list gives N workers one each"),
     ("devices: [8f3a]", "'8f3a' is neither an index (0) nor a UUID"),
     ("devices: [true]", "devices[0]: must be an index (0) or a UUID"),
@@ -128,6 +130,11 @@ def test_keys_of_the_daemon(line: str, problem: str) -> None:
 
 
 MODELS = [
+    ("name: a, handler: 'h:M', devices: cpu:0", "models[0].devices: must be all or a list of devices, as in [0, 2]"),
+    ("name: a, handler: 'h:M', devices: []", "models[0].devices: the list is empty"),
+    ("name: a, handler: 'h:M', devices: {cpu: 1}", "must be all or a list of devices, as in [0, 2] or [cpu:0], not"),
+    ("name: a, handler: 'h:M', devices: [0, 0]", "models[0].devices[1]: 0 is listed twice"),
+    ("name: a, handler: 'h:M', devices: [cpu:01]", "models[0].devices[0]: 'cpu:01' is no CPU device"),
     ("name: a, path: nowhere", "1:26: models[0].path: {folder}/nowhere does not exist"),
     ("name: a, path: no/where", "no/where does not exist, nor does {folder}/no"),
     ("name: a, path: ~/model", "~ is not expanded, write the whole path"),
@@ -332,3 +339,13 @@ def test_no_problem_quotes_more_than_somebody_reads() -> None:
     text = f"{long}: 1\nspares: {long}\ncores: {long}\nlisten: [{long}]\ndevices: [{long}]\nmemory: {long}\n"
     for problem in problems_of(text + f"drain_timeout: {long}\nmodels: [{{name: {long}, handler: {long}}}]\n"):
         assert len(problem) < 400
+
+
+@pytest.mark.parametrize("devices", ["{cpu: 2}", "[cpu:0, cpu:1]", "[[cpu:0, cpu:1]]"])
+def test_a_model_is_for_devices_of_the_daemon(devices: str) -> None:
+    first = f"devices: {devices}\nmodels:\n- {{name: a, handler: 'h:M'}}\n"
+    text = first + "- {name: b, handler: 'h:M', devices: [cpu:1, cpu:2, 0]}\n"
+    assert problems_of(text) == [
+        "4:46: models[1].devices[1]: cpu:2 is not one of the daemon's devices, cpu:0, cpu:1",
+        "4:53: models[1].devices[2]: 0 is not one of the daemon's devices, cpu:0, cpu:1",
+    ]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -24,6 +24,14 @@ def gpu(index: int) -> Device:
 
 FOUR = Discovery(tuple(gpu(index) for index in range(4)))
 NONE = Discovery((), "the driver is asleep")
+SLICES = ("MIG-5e0c8f7a-2d31", "MIG-5e91b7d3-8a05", "MIG-GPU-41750e9b-0f6a/1/0")
+
+
+def mig(number: int, parent: Device) -> Device:
+    return replace(gpu(0), name=SLICES[number], kind="mig", index=None, parent=parent)
+
+
+SPLIT = Discovery((gpu(0), mig(0, gpu(1)), mig(1, gpu(1)), gpu(2), mig(2, gpu(3))))
 
 
 @dataclass
@@ -90,14 +98,14 @@ def test_groups_and_named_cpu_devices(selection: Selection, names: list[tuple[st
         (["cpu:x"], ["'cpu:x' is no CPU device"]),
         (["cpu:0", "cpu:0"], ["'cpu:0' is listed twice"]),
         ([[0, 1], [1, 2]], ["1 is listed twice"]),
-        ([0, [2, "gpu-8f3a1"]], ["'gpu-8f3a1' is the same GPU as 0"]),
+        ([0, [2, "gpu-8f3a1"]], ["'gpu-8f3a1' is the same device as 0"]),
         ([[0, 1], []], ["[] is an empty group"]),
         ([[0, "cpu:0"]], ["[0, 'cpu:0'] mixes GPUs with CPU devices"]),
         ([[0, 9]], ["9 is not the index"]),
-        (["MIG-3a1c"], ["'MIG-3a1c'", "MIG", "cannot use yet"]),
+        (["MIG-3a1c"], ["'MIG-3a1c'", "is not the beginning of a MIG slice's UUID here"]),
         ([1, 1], ["1 is listed twice"]),
-        ([0, "gpu-8f3a1"], ["'gpu-8f3a1' is the same GPU as 0"]),
-        (["8f3a1c", "GPU-8f3a1"], ["'GPU-8f3a1' is the same GPU as '8f3a1c'"]),
+        ([0, "gpu-8f3a1"], ["'gpu-8f3a1' is the same device as 0"]),
+        (["8f3a1c", "GPU-8f3a1"], ["'GPU-8f3a1' is the same device as '8f3a1c'"]),
         ([], ["empty list"]),
         (Cpu(0), ["{cpu: 0} is no device"]),
     ],
@@ -106,6 +114,42 @@ def test_an_entry_that_means_no_device_is_named(selection: Selection, words: lis
     (problem,) = problems_of(selection)
     for word in words:
         assert word in problem
+
+
+@pytest.mark.parametrize(
+    ("selection", "names"),
+    [
+        ("all", [UUIDS[0], *SLICES[:2], UUIDS[2], SLICES[2]]),
+        ([2, "MIG-5e9"], [UUIDS[2], SLICES[1]]),
+        (["mig-5E0c", ["MIG-5e91b7d3-8a05"]], SLICES[:2]),
+        (["MIG-GPU-41750e9b-0f6a/1/0"], [SLICES[2]]),
+    ],
+)
+def test_slices(selection: Selection, names: list[str]) -> None:
+    assert [device.name for (device,) in resolve(selection, SPLIT)] == list(names)
+
+
+@pytest.mark.parametrize(
+    ("selection", "words"),
+    [
+        ([1], "1 is a GPU in MIG mode: name its slices, MIG-5e0c8f7a-2d31, MIG-5e91b7d3-8a05"),
+        (["GPU-8f3a9"], "'GPU-8f3a9' is a GPU in MIG mode: name its slices, MIG-5e0c8f7a-2d31, "),
+        (["MIG-5e"], "'MIG-5e' is the beginning of 2 MIG slices' UUIDs"),
+        (["MIG-"], "'MIG-' names no MIG slice: write the beginning of a UUID"),
+        (["GPU-8f3a"], "'GPU-8f3a' is the beginning of 2 GPUs' UUIDs"),
+        (["MIG-5e0", "MIG-5e0c"], "'MIG-5e0c' is the same device as 'MIG-5e0'"),
+        ([["MIG-5e0", "MIG-5e9"]], "['MIG-5e0', 'MIG-5e9'] has MIG slices; a worker has a slice alone"),
+        ([[0, "MIG-5e9"]], "[0, 'MIG-5e9'] has MIG slices"),
+    ],
+)
+def test_what_names_no_slice_or_not_one_alone(selection: Selection, words: str) -> None:
+    (problem,) = problems_of(selection, SPLIT)
+    assert words in problem
+
+
+def test_slices_are_listed_in_their_gpu() -> None:
+    with pytest.raises(DeviceError, match=f"\n  in 1  {SLICES[0]}  "):
+        resolve([9], SPLIT)
 
 
 def test_every_bad_entry_is_reported_with_all_there_is_to_choose_from() -> None:

@@ -135,7 +135,7 @@ def gpu(used: int = 0, total: int | None = 40 * GIB, name: str = "GPU-a") -> Dev
 
 
 def slot(number: int = 0, device: str = "GPU-a", limit: int | None = None, **more: Any) -> Placement:
-    settings: dict[str, Any] = {"intra_op_threads": 2, "inter_op_threads": 1, "cores": ()} | more
+    settings: dict[str, Any] = {"intra_op_threads": 2, "inter_op_threads": 1, "cores": (), "models": ("m", "h")} | more
     return Placement(slot=number, devices=(device,), environment={}, memory_limit_bytes=limit, **settings)
 
 
@@ -149,6 +149,7 @@ def slot(number: int = 0, device: str = "GPU-a", limit: int | None = None, **mor
         (gpu(), 1, 4 * GIB, {"m": 10 * GIB}, Level.WARNING, "memory limits each worker to 4.0 GiB"),
         (gpu(), 1, 20 * GIB, {"m": 10 * GIB}, Level.OK, "an estimate"),
         (gpu(total=None), 1, None, {"m": 10 * GIB}, Level.NOTE, "its memory is the host's"),
+        (replace(gpu(), kind="mig"), 1, None, {"m": GIB, "h": None}, Level.NOTE, "is not known: h"),
         (gpu(), 1, None, {"m": GIB, "h": None}, Level.NOTE, "what handlers need on a device is not known: h"),
     ],
 )
@@ -181,9 +182,19 @@ def test_devices_on_the_cpu_have_no_memory_of_their_own() -> None:
     ],
 )
 def test_host_memory(measured: dict[str, tuple[int, int]], available: int, level: Level, words: str) -> None:
-    found = memory.host_finding(2, 1, {"m": 100 * MIB}, measured, available)
+    found = memory.host_finding([("m",)] * 2, 1, {"m": 100 * MIB}, measured, available)
     assert found.level is level
     assert words in found.text
+
+
+def test_slots_need_memory_for_their_own_models() -> None:
+    sizes: dict[str, int | None] = {"m": 10 * GIB, "n": 20 * GIB}
+    devices = [gpu(name="GPU-a"), gpu(name="GPU-b")]
+    slots = [slot(0, "GPU-a", models=("m",)), slot(1, "GPU-b", models=("m", "n"))]
+    told = [finding.text for finding in memory.device_findings(devices, slots, sizes)]
+    assert ["12.6 GiB" in told[0], "36.6 GiB" in told[1]] == [True, True]
+    found = memory.host_finding([each.models for each in slots], 0, sizes, {}, 100 * GIB)
+    assert "2 workers of up to 36.6 GiB and 0 spares of 600 MiB take 49.2 GiB" in found.text
 
 
 def test_the_bytes_of_models(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -85,6 +85,14 @@ def test_a_gpu_worker_sees_its_gpu_by_uuid_and_launches_kernels_from_threads_of_
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "TF_GPU_THREAD_MODE": "gpu_private",
     }
+
+
+def test_a_worker_on_a_mig_slice_sees_it_alone() -> None:
+    slice_ = replace(gpu(0, 10 * GIB), name="MIG-5e0c8f7a", kind="mig", index=None, parent=gpu(0))
+    (placement,) = placed([slice_], memory=share(80))
+    assert placement.device == placement.environment["CUDA_VISIBLE_DEVICES"] == "MIG-5e0c8f7a"
+    assert placement.environment["TF_GPU_THREAD_MODE"] == "gpu_private"
+    assert placement.memory_limit_bytes == 8 * GIB
 
 
 def test_a_worker_with_several_gpus_sees_them_in_their_order_and_no_other() -> None:

@@ -8,10 +8,11 @@ import pytest
 from practised import FIXED_S, KEY, LARGEST, ROW_S, SINGLY, Scene
 
 from multitower.errors import Reason, make
+from multitower.supervisor.choice import TRY_AFTER, TRY_IDLE_S
 from multitower.supervisor.estimate import LEAST, STREAK
-from multitower.supervisor.pool import BRIEF_FOR, GRAIN_S, TRY_AFTER, TRY_IDLE_S, Rule
+from multitower.supervisor.pool import BRIEF_FOR, GRAIN_S, LEAD_SHARE, Rule
 from multitower.supervisor.request import Request
-from multitower.supervisor.serving import Worker
+from multitower.supervisor.serving import Served, Worker
 
 IDLE = [
     # Times of the devices, one-row requests that wait, batches.
@@ -116,6 +117,15 @@ def test_brief_batches_go_to_whom_of_the_free_was_at_it_last(factors: tuple[floa
         given.append(slot)
         scene.answer(slot, factors[slot] * FIXED_S, factors[slot] * FIXED_S)
     assert given == turns
+
+
+def test_workers_of_other_models_do_not_keep_batches_from_being_brief() -> None:
+    scene = Scene(0.05, 0.01)
+    scene.balancer.add_worker(2, "cpu:1", {"n": Served()}, scene.now)
+    for _ in range(4):
+        scene.submit(1)
+        assert scene.dispatch(0.001) == [(0, 1)], "the slower one was at it last, and choosing costs more than it gains"
+        scene.answer(0, 0.05 * FIXED_S, 0.05 * FIXED_S)
 
 
 def test_others_are_woken_for_brief_batches_when_they_are_whole_or_the_first_is_not_back() -> None:
@@ -330,7 +340,7 @@ def test_nothing_is_sent_behind_what_is_late(late: float) -> None:
 
 @pytest.mark.parametrize("hop_s", [0.0, 0.0003, 0.002])
 def test_the_way_there_and_back_counts(hop_s: float) -> None:
-    """It is sent earlier by that, but never earlier than a quarter of the time of the one before."""
+    """It is sent earlier by that, but never earlier than a share of the time of the one before."""
     scene = Scene(1)
     for _ in range(50):
         scene.submit(1)
@@ -341,7 +351,7 @@ def test_the_way_there_and_back_counts(hop_s: float) -> None:
     scene.dispatch()
     wake = scene.balancer.next_wake()
     assert wake is not None
-    lead = min(hop_s + GRAIN_S, (FIXED_S + ROW_S) / 4)
+    lead = min(hop_s + GRAIN_S, LEAD_SHARE * (FIXED_S + ROW_S))
     assert wake - scene.now == pytest.approx(FIXED_S + ROW_S + hop_s - lead, abs=0.0002)
 
 

@@ -1,0 +1,133 @@
+"""Slots that load other models than their neighbours: deaths and reloads, as histories of a fleet without processes."""
+
+from __future__ import annotations
+
+import pytest
+from made_up_fleet import Scene, process
+from made_up_settings import Slots, made, reload
+
+from multitower.errors import Reason, Unavailable
+
+
+def serving(models: Slots, *, fits: bool = True, retry: int = 1, max_restarts: int = 100) -> Scene:
+    """Every slot serves its models."""
+    scene = Scene(models=models, fits=fits, retry=retry, max_restarts=max_restarts)
+    for slot in range(len(models)):
+        scene.serve(scene.member(slot))
+    return scene
+
+
+def loads(scene: Scene) -> list[str]:
+    """The models of each slot's process."""
+    return ["".join(scene.member(place.slot.number).editions) for place in scene.fleet.places]
+
+
+def test_requests_go_to_workers_that_have_their_model() -> None:
+    scene = serving([("m",), ("n",), ("n",)])
+    for model in ("n", "n", "m"):
+        scene.submit(model=model)
+    slots = {worker.slot: [batch.key.spec.model for batch in given] for worker, given in scene.running.items()}
+    assert slots == {0: ["m"], 1: ["n"], 2: ["n"]}
+
+
+def test_a_large_request_is_split_over_the_workers_that_have_its_model() -> None:
+    scene = serving([("m",), ("n",), ("n",)])
+    scene.submit(rows=4, model="n")
+    assert sorted(worker.slot for worker in scene.running) == [1, 2]
+    for slot in (1, 2):
+        scene.answer(scene.member(slot))
+    assert [type(answer) for answer in scene.replies()] == [list]
+
+
+def test_what_killed_a_worker_runs_again_on_another_device_that_has_the_model() -> None:
+    scene = serving([("m",), ("n",), ("n",)])
+    scene.submit(model="n")
+    (first,) = [worker.slot for worker in scene.running]
+    scene.die(scene.member(first))
+    scene.dispatch()
+    assert [worker.slot for worker in scene.running] == [3 - first]
+
+
+def test_a_model_whose_only_slot_is_given_up_is_refused_and_the_others_served() -> None:
+    scene = serving([("m",), ("n",)], max_restarts=0)
+    scene.die(scene.member(1))
+    with pytest.raises(Unavailable, match="no worker serves 'n': slot 1: killed"):
+        scene.submit(model="n")
+    scene.submit(model="m")
+    assert len(scene.running) == 1
+    assert not scene.fleet.hopeless
+
+
+RELOADS = [
+    # Slots before, slots after, changed versions, slots that get new processes.
+    ("nothing", [("m",), ("n",)], [("m",), ("n",)], {}, []),
+    ("one model's version", [("m",), ("m", "n"), ("n",)], [("m",), ("m", "n"), ("n",)], {"n": 2}, [1, 2]),
+    ("a model more on one", [("m",), ("m",)], [("m", "n"), ("m",)], {}, [0]),
+    ("a model less on one", [("m", "n"), ("m", "n")], [("m", "n"), ("m",)], {}, [1]),
+    ("one moves", [("m", "n"), ("m",)], [("m",), ("m", "n")], {}, [0, 1]),
+    ("two change places", [("m",), ("n",)], [("n",), ("m",)], {}, [0, 1]),
+]
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize(
+    ("before", "after", "versions", "changed"), [row[1:] for row in RELOADS], ids=[row[0] for row in RELOADS]
+)
+def test_a_reload_renews_the_slots_whose_models_change(
+    fits: bool, before: Slots, after: Slots, versions: dict[str, int], changed: list[int]
+) -> None:
+    scene = serving(before, fits=fits)
+    members = [scene.member(slot) for slot in range(len(before))]
+    told = reload(scene, made(before), made(after, versions))
+    requests = [scene.submit(model=model) for model in ("m", "n") if any(model in slot for slot in before)]
+    scene.settle(lambda: told != [])
+    scene.settle()
+    assert told == [None]
+    assert loads(scene) == ["".join(slot) for slot in after]
+    assert [slot for slot, member in enumerate(members) if scene.member(slot) is not member] == changed
+    answers = scene.replies()
+    assert [type(answer) for answer in answers] == [list] * len(requests)
+
+
+def test_a_model_that_moves_is_loaded_where_it_is_new_before_it_goes_where_it_was() -> None:
+    scene = serving([("m", "n"), ("m",)])
+    told = reload(scene, made([("m", "n"), ("m",)]), made([("m",), ("m", "n")]))
+    assert scene.place(0).successor is None
+    scene.serve(scene.successor(1))
+    scene.obey()
+    scene.tick()
+    scene.serve(scene.successor(0))
+    scene.submit(model="n")
+    assert [worker.slot for worker in scene.running] == [1]
+    scene.settle(lambda: told != [])
+    assert told == [None]
+
+
+def test_a_leaving_worker_answers_what_waits_for_a_model_that_nobody_else_is_to_have() -> None:
+    """Also when something happens meanwhile that makes the models' chances be judged again."""
+    scene = serving([("m", "n"), ("m",)])
+    told = reload(scene, made([("m", "n"), ("m",)]), made([("m",), ("m",)]))
+    old = scene.member(0)
+    requests = [scene.submit(model="n") for _ in range(5)]
+    scene.serve(scene.successor(0))
+    scene.fleet.judge_models()
+    for _ in requests[::2]:
+        scene.answer(old)
+    assert process(old).told
+    assert [type(answer) for answer in scene.replies()] == [list] * 5
+    scene.settle(lambda: told != [])
+    assert told == [None]
+
+
+def test_a_reload_that_ends_early_leaves_no_request_waiting_for_a_model_without_a_slot() -> None:
+    scene = serving([("m",), ("n",)])
+    told = reload(scene, made([("m",), ("n",)]), made([("n",), ("m",)]))
+    scene.serve(scene.successor(0))
+    scene.obey()
+    scene.tick()
+    scene.submit(model="m")
+    scene.report(scene.successor(1), "failed", "no weights")
+    scene.tick()
+    assert told == ["slot 1: no weights"]
+    (error,) = scene.replies()
+    assert (error.reason, error.message) == (Reason.NO_WORKER, "no worker serves 'm': no slot has it")
