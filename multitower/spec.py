@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
@@ -24,6 +24,14 @@ H5_SUFFIXES: Final = (".h5", ".hdf5")
 
 MODEL_SUFFIXES: Final = (".keras", *H5_SUFFIXES, *GRAPH_SUFFIXES)
 """Of all files that are models."""
+
+ONLY_VERSION: Final = "1"
+"""Of a model that has no version folders."""
+
+
+def newest(versions: Iterable[str]) -> str:
+    """Of these versions, at least one, the one that requests get which name none: the highest number."""
+    return max(versions, key=int)
 
 
 class _Json:
@@ -42,7 +50,8 @@ class ModelSpec(_Json):
         path: an absolute path of a SavedModel (or a folder of numbered versions) or a file with one of the
             `MODEL_SUFFIXES`, or None.
         version: the numbered folder under `path` to load, or None where there are none. The supervisor chooses it,
-            so that a worker that is started again never serves another version than its neighbours.
+            so that a worker that is started again never serves another version than its neighbours. A model of which
+            several versions are served has a spec for each.
         handler: `module:Class`, or None; exactly one of `path` and `handler` is given.
         parameters: passed to the handler's `load`.
         inputs: of a frozen graph: the tensors that requests give, by the names that clients use for them.
@@ -79,6 +88,11 @@ class ModelSpec(_Json):
     log_device_placement: bool = False
     fingerprint: str = ""
     safe_rows: int = 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Its name and version, as its report has them."""
+        return self.name, self.version or ONLY_VERSION
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
@@ -249,7 +263,7 @@ class ModelReport:
     """
 
     name: str
-    version: str = "1"
+    version: str = ONLY_VERSION
     platform: str = ""
     state: str = "ready"
     cause: str | None = None
@@ -263,6 +277,11 @@ class ModelReport:
     towers: tuple[TowerReport, ...] = ()
     load_s: float = 0.0
     warmup_s: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Its name and version."""
+        return self.name, self.version
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
@@ -282,10 +301,12 @@ class SinglyReport(_Json):
 
     Attributes:
         model: its name.
+        version: its version.
         because: what a batch has shown.
     """
 
     model: str
+    version: str
     because: str
 
     @classmethod

@@ -79,6 +79,7 @@ class KeySpec:
         outputs: names wanted, in their order, or None for all.
         batched: entries are joined along dimension 0. Otherwise each is run alone.
         signature: the model's, "" for the one that it has by default.
+        version: the model's, "" for the newest that the worker has.
     """
 
     model: str
@@ -86,6 +87,7 @@ class KeySpec:
     outputs: tuple[str, ...] | None
     batched: bool
     signature: str = ""
+    version: str = ""
 
     @property
     def padded(self) -> bool:
@@ -94,18 +96,20 @@ class KeySpec:
 
     def to_json(self) -> bytes:
         """The description that travels with the first batch of this key."""
-        return json.dumps([self.model, self.inputs, self.outputs, self.batched, self.signature]).encode()
+        told = [self.model, self.inputs, self.outputs, self.batched, self.signature, self.version]
+        return json.dumps(told).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> KeySpec:
         """Reads what `to_json` wrote."""
-        model, inputs, outputs, batched, signature = json.loads(text)
+        model, inputs, outputs, batched, signature, version = json.loads(text)
         return cls(
             model=model,
             inputs=tuple((name, datatype, tuple(dims)) for name, datatype, dims in inputs),
             outputs=None if outputs is None else tuple(outputs),
             batched=batched,
             signature=signature,
+            version=version,
         )
 
 

@@ -127,15 +127,26 @@ class Balancer:
 
     # What happens to workers.
 
-    def add_worker(self, slot: int, device: str, serves: Mapping[str, Served], now: float) -> Worker:
-        """A worker has become ready; it gets work from the next `dispatch` on."""
-        return self.add_towers(slot, device, [serves], now)[0]
+    def add_worker(
+        self,
+        slot: int,
+        device: str,
+        serves: Mapping[str, Served],
+        now: float,
+        versions: Mapping[tuple[str, str], Served] | None = None,
+    ) -> Worker:
+        """A worker has become ready; it gets work from the next `dispatch` on. See `serving.Worker`."""
+        return self.add_towers(slot, device, [(serves, versions)], now)[0]
 
     def add_towers(
-        self, slot: int, device: str, serves: Sequence[Mapping[str, Served]], now: float
+        self,
+        slot: int,
+        device: str,
+        towers: Sequence[tuple[Mapping[str, Served], Mapping[tuple[str, str], Served] | None]],
+        now: float,
     ) -> tuple[Worker, ...]:
-        """A process has become ready, with a worker for each of its towers; `serves` tells the models of each."""
-        workers = tuple(Worker(slot, device, each, now) for each in serves)
+        """A process has become ready, with a worker for each of its towers; what these serve, and in which versions."""
+        workers = tuple(Worker(slot, device, serves, now, versions) for serves, versions in towers)
         for worker in workers:
             worker.mates = workers
             self.pool.add(worker)

@@ -36,6 +36,7 @@ from multitower.supervisor.config_values import (
     parse_model_path,
     parse_name,
 )
+from multitower.supervisor.config_versions import VersionLabels, VersionPolicy
 from multitower.supervisor.units import shown
 
 
@@ -129,7 +130,8 @@ def _tensors(value: object, info: ValidationInfo) -> Mapping[str, str]:
     path = info.data.get("path")
     if value is None:
         if path is not None and path.suffix in GRAPH_SUFFIXES:
-            raise ValueError(f"a frozen graph needs it: {_TENSORS_EXAMPLE[str(info.field_name)]}")
+            example = _TENSORS_EXAMPLE[str(info.field_name)]
+            raise ValueError(f"a frozen graph needs it: {example}; docs/frozen-graphs.md tells how to find the names")
         return {}
     if path is None or path.suffix not in GRAPH_SUFFIXES:
         if "path" not in info.data:
@@ -178,6 +180,8 @@ class ModelConfig(Section):
                 "signature": ["path"],
                 "inputs": ["path"],
                 "outputs": ["path"],
+                "versions": ["path"],
+                "version_labels": ["path"],
             },
         }
     )
@@ -189,6 +193,11 @@ class ModelConfig(Section):
         None,
         "A SavedModel folder, a folder of numbered versions of one, or a file: .keras, .h5, or a frozen graph (.pb).",
     )
+    versions: VersionPolicy = key(
+        "latest",
+        "Which versions of the folder are served: latest, all, {latest: N} for the N highest, or {specific: [N, …]}.",
+    )
+    version_labels: VersionLabels = key(None, "Names of versions, which requests may give instead of their numbers.")
     handler: Annotated[
         str | None, PlainValidator(_handler), WithJsonSchema({"type": "string", "pattern": HANDLER_PATTERN})
     ] = key(None, "A Python class with load() and infer(), as module:Class; the file's folder is searched first.")

@@ -38,6 +38,7 @@ from multitower.supervisor.runtime import HeldError, RuntimeDir
 from multitower.supervisor.settings import Settings
 from multitower.supervisor.settings import make as make_settings
 from multitower.supervisor.status import Reporter
+from multitower.supervisor.watch import Watch
 
 log = logging.getLogger("multitower.daemon")
 
@@ -144,6 +145,10 @@ class Daemon:
                 begun=self._notifier.reloading,
                 ended=self._account.reload_ended,
             )
+            self._watch_versions = Watch(self.fleet, self.reporter, self._orders, self._errands)
+            self.reporter.refused = self._watch_versions.refused
+            self.router.set_labels(settings.labels)
+            settings.warn_of_versions()
             self._control = Control(front, self._answer, self._orders.reload, self._orders.restart)
             undo.pop_all()
 
@@ -213,12 +218,14 @@ class Daemon:
         if now >= self._account.due:
             self._account.tell(now)
             self.router.regions.tick(now)
+        self._watch_versions.tick(now)
         self._notifier.watchdog(now)
         self._on_signals(now)
         code = self._over(now)
         # What waits for answers to come in looks after each burst of them.
         self._chores_due |= self.fleet.renewals.active or self.reporter.state != "running"
         times = [self.fleet.next_wake(now), self._notifier.next_wake(), self._account.due, self._stop_by]
+        times.append(self._watch_versions.due)
         self._chores_at = min(moment for moment in times if moment is not None)
         return code
 

@@ -49,6 +49,8 @@ class Device:
         memory_used_bytes: what all processes, and the driver, hold of it at the moment.
         pci_bus_id: such as `00000000:17:00.0`, of a slice that of its GPU, None for `cpu`.
         parent: the GPU that a slice is of.
+        numa_node: the NUMA node of the host that it is at; None where that is not known, or not one.
+        cores: numbers of the host's CPUs near it; None where they are not known.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Device:
     memory_used_bytes: int | None
     pci_bus_id: str | None
     parent: Device | None = None
+    numa_node: int | None = None
+    cores: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

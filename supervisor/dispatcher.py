@@ -169,10 +169,11 @@ class Dispatcher:
         return None
 
     def _take(self, queue: ModelQueue, key: BatchKey, worker: Worker, sharing: int, now: float) -> Batch | None:
-        edition, most = worker.serves[queue.model].edition, worker.safe_rows.get(queue.model, 0)
+        served, most = worker.served(key), worker.safe_rows.get(queue.model, 0)
+        assert served is not None  # it can run a request of this key
         # Whose neighbours would answer for it where a request may survive no death travels alone.
         singles = self._pool.brief(key) if not key.max_batch_size and queue.limits.retry else 1
-        requests = queue.take(key, now, self._ledger.settle, sharing, edition, most, max(singles, 1))
+        requests = queue.take(key, now, self._ledger.settle, sharing, served.edition, most, max(singles, 1))
         return self._give(worker, key, requests, now) if requests else None
 
     def _give(self, worker: Worker, key: BatchKey, requests: list[Request], now: float) -> Batch:
@@ -181,13 +182,16 @@ class Dispatcher:
         batch = Batch(self._next_batch, key, requests, rows, worker, now, size)
         self._next_batch += 1
         self._pool.given(batch, now)
+        served = worker.served(key)
+        version = served.version if served is not None else ""
         for request in requests:
             request.phase = Phase.RUNNING
             request.sent = now
+            request.version = version
             if request.parent is not None:
                 self._ledger.split[request.parent] = None
                 if not request.start:
-                    request.parent.sent = now
+                    request.parent.sent, request.parent.version = now, version
         return batch
 
 

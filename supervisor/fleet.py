@@ -238,6 +238,7 @@ class Fleet:
 
     def start_successor(self, place: Place, specs: tuple[ModelSpec, ...], placement: Placement) -> Member | None:
         """Starts a process that is to take over a slot which serves; None when there is no room for one."""
+        place.refused = ()
         place.successor = self._hiring.give_work(place, specs, placement, place.slot.incarnation + 1)
         return place.successor
 

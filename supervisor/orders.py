@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from multitower.errors import Reason, make
@@ -60,11 +60,16 @@ class Orders:
         self._ended = ended
         self.reloading = False
         self._reload_again = False
+        self._changing_versions = False
+        self._waiting: list[Done] = []  # reloads that were ordered meanwhile
 
     def reload(self, done: Done) -> None:
         """Reads and checks the configuration in a thread, then applies it."""
         if self._reporter.state != "running":
             done(make(Reason.DRAINING, "the daemon is stopping"))
+            return
+        if self._changing_versions:
+            self._waiting.append(done)
             return
         if self.reloading:
             # Whoever asks again has changed the file again.
@@ -108,6 +113,38 @@ class Orders:
         else:
             done(make(Reason.MODEL_ERROR, f"the reload ended early: {error}", **changed))
         self._after()
+
+    def serve_versions(self, name: str, versions: Mapping[str, str], ended: Callable[[str | None], None]) -> None:
+        """Has the workers serve other versions of one model; to be called while no reload is under way.
+
+        Where they cannot be loaded, the slots that have them already get the former ones back.
+
+        Args:
+            name: the model's.
+            versions: which, each with its fingerprint.
+            ended: is told of the end: None, or why they are not served.
+        """
+        old, new = self.settings, self.settings.with_versions(name, versions)
+        self.reloading = self._changing_versions = True
+        self._begun()
+
+        def over(_: dict[str, Any], __: str | None) -> None:
+            self.reloading = self._changing_versions = False
+            self._after()
+            waiting, self._waiting = self._waiting, []
+            for each in waiting:
+                self.reload(each)
+
+        def done(changed: dict[str, Any], error: str | None) -> None:
+            ended(error)
+            if error is None:
+                self.settings = new
+                over(changed, None)
+            else:
+                back = "back to the former versions"
+                Reload(self._fleet, self._router, self._reporter, new, old, over, back, tolerant=True).start()
+
+        Reload(self._fleet, self._router, self._reporter, old, new, done, "other versions", tolerant=True).start()
 
     def _after(self) -> None:
         self._ended()

@@ -47,6 +47,8 @@ class Reload:
         old: what it was told last.
         new: what it is to be.
         done: is told of the end, with what was changed, or with why it was not.
+        why: for the log.
+        tolerant: a slot that has not served before may fail to come up, as long as one that has takes what is new.
     """
 
     def __init__(
@@ -57,6 +59,9 @@ class Reload:
         old: Settings,
         new: Settings,
         done: Callable[[dict[str, Any], str | None], None],
+        why: str = "reload",
+        *,
+        tolerant: bool = False,
     ) -> None:
         self._fleet = fleet
         self._router = router
@@ -64,6 +69,7 @@ class Reload:
         self._old = old
         self._new = new
         self._done = done
+        self._why = why
         self._renewed: list[int] = []
         self._given_up: list[int] = []
         kept, self._added, self._removed = _match(fleet.places, new.placements)
@@ -75,6 +81,10 @@ class Reload:
         ]
         # Those that get models first: they may have to take over from those that only lose some.
         self._changed = sorted(changed, key=lambda each: _names(each[2]) <= _names(each[0].specs))
+        self._may_fail: set[int] = set()
+        if tolerant:
+            self._changed.sort(key=lambda each: each[0].channel is None)
+            self._may_fail = {place.slot.number for place, _, _ in self._changed if place.channel is None}
 
     def start(self) -> None:
         """Begins; `done` may be called before it returns."""
@@ -82,12 +92,16 @@ class Reload:
         names = {model.name for model in new.fleet.models}
         for name, limits in new.limits.items():
             router.add_model(name, limits, new.timeouts[name])
+            # A label that is moved stands for the former version until all slots have the new one.
+            both = (self._old.labels.get(name, {}), new.labels.get(name, {}))
+            labels = {label: [labels[label] for labels in both if label in labels] for label in both[0] | both[1]}
+            router.admission.set_labels(name, labels)
         router.balancer.set_dispatch(new.dispatch)
         router.leaving = {model.name for model in self._old.fleet.models} - names
         # Until slots have the new models, those that are started anew get the old ones.
         self._fleet.apply(replace(new.fleet, models=self._old.fleet.models) if self._changed else new.fleet)
         renewals = [
-            Renewal(place, "reload", specs=specs, placement=placement) for place, placement, specs in self._changed
+            Renewal(place, self._why, specs=specs, placement=placement) for place, placement, specs in self._changed
         ]
         self._renew(renewals, self._renewed, self._give_up_slots)
 
@@ -98,7 +112,8 @@ class Reload:
             return
 
         def one_done(place: Place, error: str | None) -> None:
-            if error is not None:
+            tolerated = place.slot.number in self._may_fail and bool(ended)
+            if error is not None and not tolerated:
                 self._fleet.renewals.withdraw(renewals)
                 self._finish(f"slot {place.slot.number}: {place.slot.last_error or error}")
                 return
@@ -128,8 +143,12 @@ class Reload:
             # They are others now.
             changed_models = [model.name for model in self._new.fleet.models if model not in self._old.fleet.models]
             self._router.balancer.refusals.forgive(changed_models)
-        known = {spec.name: spec for spec in (*self._new.fleet.models, *fleet.settings.models)}
-        self._reporter.models = [spec for name, spec in known.items() if name in names]
+            self._router.set_labels(self._new.labels)
+            self._new.warn_of_versions()
+        current = fleet.settings.models
+        known = {spec.name for spec in current}
+        others = (spec for spec in self._new.fleet.models if spec.name not in known)
+        self._reporter.models = [spec for spec in (*current, *others) if spec.name in names]
         changed = {
             "renewed": self._renewed,
             "added": [placement.slot for placement in self._added] if error is None else [],

@@ -47,6 +47,7 @@ class Renewal:
         old: the process that leaves.
         overlap: the new process loads while the old one serves.
         new: the process that loads meanwhile.
+        changed: models and versions that it loads otherwise than the former one.
     """
 
     place: Place
@@ -59,6 +60,7 @@ class Renewal:
     old: Member | None = None
     overlap: bool = False
     new: Member | None = None
+    changed: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def wanted(self) -> tuple[ModelSpec, ...]:
@@ -219,7 +221,7 @@ class Renewals:
         if not worker.retiring:
             coming = self._brought(renewal)
             self._router.withdraw(old.channel, coming)
-            if balancer.needed(worker, coming):
+            if balancer.needed(worker, {name for name, _ in coming}):
                 return
             balancer.retire(worker)
             if not renewal.overlap:
@@ -231,15 +233,15 @@ class Renewals:
                 self._staff.tell(place, Event.DRAINED, now)
             self._left(renewal)
 
-    def _brought(self, renewal: Renewal) -> set[str]:
-        """Models of the process that leaves which others are to load yet: requests can wait for those."""
-        own = {spec.name for spec in renewal.wanted} if not renewal.remove else set()
+    def _brought(self, renewal: Renewal) -> set[tuple[str, str]]:
+        """Models and versions of the process that leaves which others are to load yet: requests can wait for those."""
+        own = {spec.key for spec in renewal.wanted} if not renewal.remove else set()
         later = {
-            spec.name
+            spec.key
             for other in self._waiting
             if not other.remove
             for spec in other.wanted
-            if spec.name not in {known.name for known in other.place.specs}
+            if spec.key not in {known.key for known in other.place.specs}
         }
         return (later - own) | (set() if renewal.overlap else own)
 
@@ -273,12 +275,18 @@ class Renewals:
     def _starting(self, renewal: Renewal, _now: float) -> None:
         slot = renewal.place.slot
         if slot.state is State.READY:
-            self._finish(None)
+            failed = [
+                model for model in renewal.place.models if model.state != "ready" and model.key in renewal.changed
+            ]
+            if failed:
+                slot.last_error = "; ".join(f"{model.name}: {model.cause}" for model in failed)
+            self._finish(slot.last_error if failed else None)
         elif slot.state in (State.FAILED, State.STOPPED):
             self._finish(slot.last_error or str(slot.state))
 
     def _apply(self, renewal: Renewal) -> None:
         if renewal.specs is not None:
+            renewal.changed = frozenset(spec.key for spec in renewal.specs if spec not in renewal.place.specs)
             renewal.place.specs = renewal.specs
         if renewal.placement is not None:
             renewal.place.placement = renewal.placement

@@ -212,10 +212,21 @@ class Sampler:
                 return None
             with process.oneshot():
                 percent = process.cpu_percent(None)  # since the call before: the first one has no meaning
-                return _Usage(pid, time.monotonic(), process.memory_info().rss, None if first else percent)
+                # Memory of clients that a worker maps is theirs.
+                own = process.memory_info().rss - _mapped_shared_memory(pid)
+                return _Usage(pid, time.monotonic(), own, None if first else percent)
         except (psutil.Error, OSError):
             self._processes.pop(pid, None)
             return None
+
+
+def _mapped_shared_memory(pid: int) -> int:
+    """Bytes of memory files that a process has mapped and looked at (proc(5), RssShmem)."""
+    with open(f"/proc/{pid}/status", "rb") as lines:
+        for line in lines:
+            if line.startswith(b"RssShmem:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 class _Loop(threading.Thread):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,7 @@ from multitower.supervisor.metrics import ModelStatistics
 from multitower.supervisor.pool import Rule
 from multitower.supervisor.process import WorkerProcess
 from multitower.supervisor.request import Plan, Request, SharedRequest
-from multitower.supervisor.serving import Worker
+from multitower.supervisor.serving import Served, Worker
 from multitower.supervisor.window import Window
 
 log = logging.getLogger("multitower.router")
@@ -45,7 +46,7 @@ class Channel:
     Attributes:
         worker: its place in the balancer.
         process: its process.
-        reports: what that has loaded, by model.
+        reports: what that has loaded of each model, the newest version last.
         window: the last batches of all its towers.
         head: the frames in front of each batch: which tower it is for, where there are several.
         keys: those that its end knows.
@@ -55,7 +56,7 @@ class Channel:
 
     worker: Worker
     process: WorkerProcess
-    reports: dict[str, ModelReport]
+    reports: dict[str, list[ModelReport]]
     window: Window
     head: list[bytes]
     keys: worker_wire.KeyMemory = field(default_factory=worker_wire.KeyMemory)
@@ -101,6 +102,7 @@ class Router:
     Attributes:
         draining: no new request is taken.
         rejected: requests that got an error without having been queued.
+        statistics: of each model and version.
         regions: shared memory of local clients.
         leaving: models that are refused as unknown once their last worker goes.
     """
@@ -117,7 +119,7 @@ class Router:
         self.admission = Admission(timeouts, self.balancer.refusals.of)
         self.fronts: list[Front] = []
         self.regions = regions.Regions()
-        self.statistics = {model: ModelStatistics() for model in limits}
+        self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
         self.channels: dict[Worker, Channel] = {}
         self.draining = False
         self.rejected = 0
@@ -226,7 +228,12 @@ class Router:
         """A model is new, or the settings of its queue are."""
         self.balancer.set_limits(name, limits)
         self.admission.set_timeout(name, timeout_s)
-        self.statistics.setdefault(name, ModelStatistics())
+        self.statistics.setdefault(name, defaultdict(ModelStatistics))
+
+    def set_labels(self, labels: Mapping[str, Mapping[str, str]]) -> None:
+        """The labels of the models' versions, by model: for each label the version."""
+        for name in self.balancer.queues:
+            self.admission.set_labels(name, {label: [version] for label, version in labels.get(name, {}).items()})
 
     def forget_models(self, keep: Collection[str]) -> None:
         """No worker serves any other model any more."""
@@ -244,49 +251,71 @@ class Router:
         device: str,
         process: WorkerProcess,
         reports: Iterable[ModelReport],
-        editions: Mapping[str, int],
+        editions: Mapping[tuple[str, str], int],
         now: float,
     ) -> Channel:
         """A process serves the models of these reports from now on; `editions` are those of `serving.Served`.
 
+        They and the reports are of each version of a model by itself.
+
         Returns:
             The channel of its first tower, which has all of them.
         """
-        serves = {}
-        described = {report.name: report for report in reports if report.name in self.balancer.queues}
-        for name, report in described.items():
-            serves[name] = self.admission.describe(report)._replace(edition=editions.get(name, 0))
+        described: dict[str, list[ModelReport]] = {}
+        for report in sorted(reports, key=_number):
+            if report.name in self.balancer.queues:
+                described.setdefault(report.name, []).append(report)
+        versions = {
+            report.key: self._describe(report, of_model)._replace(edition=editions.get(report.key, 0))
+            for of_model in described.values()
+            for report in of_model
+        }
+        serves = {name: versions[of_model[-1].key] for name, of_model in described.items()}
+        for name in serves:
             self.balancer.refusals.hope(name)
-        towers = max([len(report.towers) for report in described.values()], default=1) or 1
-        # A model that has fewer replicas than others is on the first towers.
-        served = [
-            {name: each for name, each in serves.items() if not tower or tower < len(described[name].towers)}
-            for tower in range(towers)
-        ]
+        towers = max([len(report.towers) for of_model in described.values() for report in of_model], default=1) or 1
         window = Window()
+        of_tower = []
+        for tower in range(towers):
+            # A model that has fewer replicas than others is on the first towers.
+            here = {
+                report.key
+                for of_model in described.values()
+                for report in of_model
+                if not tower or tower < len(report.towers)
+            }
+            newest = {name: served for name, served in serves.items() if described[name][-1].key in here}
+            of_tower.append((newest, {key: served for key, served in versions.items() if key in here}))
         channels = [
             Channel(worker, process, described, window, [worker_wire.tower_head(tower)] if towers > 1 else [])
-            for tower, worker in enumerate(self.balancer.add_towers(slot, device, served, now))
+            for tower, worker in enumerate(self.balancer.add_towers(slot, device, of_tower, now))
         ]
         for channel in channels:
             channel.mates = channels
             self.channels[channel.worker] = channel
         return channels[0]
 
-    def withdraw(self, channel: Channel, coming: Collection[str] = ()) -> None:
+    def _describe(self, report: ModelReport, of_model: Sequence[ModelReport]) -> Served:
+        return self.admission.describe(report, newest=report is of_model[-1])
+
+    def withdraw(self, channel: Channel, coming: Collection[tuple[str, str]] = ()) -> None:
         """What only this worker serves cannot be asked for any more; what waits for it can still be answered.
 
         Args:
             channel: the worker's.
-            coming: models that a worker which is to come will serve.
+            coming: models that a worker which is to come will serve, and their versions.
         """
         others = [worker for worker in self.channels if worker not in channel.workers and not worker.retiring]
+        kept = {key for worker in others for key in worker.versions}.union(coming)
         for model in channel.worker.serves:
             if model in self.balancer.queues:
-                served = {worker.serves[model].version for worker in others if model in worker.serves}
+                served = {version for name, version in kept if name == model}
                 self.admission.keep_versions(model, served)
-                if model in self.leaving and not served and model not in coming:
+                if model in self.leaving and not served:
                     self.admission.remove(model)
+                statistics = self.statistics[model]
+                for version in statistics.keys() - set(self.admission.catalogue.versions(model)):
+                    del statistics[version]
 
     def worker_gone(self, channel: Channel, now: float, *, crashed: bool) -> bool:
         """A process is gone and has been read to its end; True when a lone suspect is to blame."""
@@ -297,7 +326,8 @@ class Router:
             contract = self.admission.current_contract(model)
             if left and all(other.worker.serves[model].contract != contract for other in left):
                 # Requests are to be checked against what is served, not against what came last.
-                self.admission.describe(left[-1].reports[model])
+                for report in left[-1].reports[model]:
+                    self._describe(report, left[-1].reports[model])
         begun = channel.process.begun
         return self.balancer.remove_worker(channel.worker, now, crashed=crashed, begun=begun)
 
@@ -319,7 +349,7 @@ class Router:
         channel.batches += 1
         channel.window.add(now, now - batch.begun, batch.rows)
         batches = 1 if batch.key.max_batch_size else len(answers)
-        self.statistics[batch.key.spec.model].executed(batches, len(answers), *timing)
+        self.statistics[batch.key.spec.model][batch.requests[0].version].executed(batches, len(answers), *timing)
 
     # After each burst.
 
@@ -352,6 +382,11 @@ class Router:
         head = worker_wire.batch_head(batch.id, key.id, rows, joined=joined, described=bool(description))
         channel.process.send([*channel.head, head, *description, *frames])
 
+    def _version_of(self, request: Request) -> str:
+        """The version that a request was for which no worker has had."""
+        report = self.admission.catalogue.newest.get(request.plan.model)
+        return request.plan.key.version or (report.version if report is not None else "")
+
     def _reply_all(self) -> None:
         replies = self.balancer.replies()
         if not replies:
@@ -359,13 +394,17 @@ class Router:
         now = time.monotonic()
         for request, answer in replies:
             front, address = request.sender
-            statistics = self.statistics[request.plan.model]
+            statistics = self.statistics[request.plan.model][request.version or self._version_of(request)]
             if isinstance(answer, MultitowerError):
                 statistics.failed(now - request.received)
                 front.reply(address, wire.ERROR, request.id, (wire.dump_json(answer.to_wire()),))
             else:
                 statistics.succeeded(request.rows, request.sent - request.received, now - request.received)
                 front.reply(address, wire.OK, request.id, answer)
+
+
+def _number(report: ModelReport) -> int:
+    return int(report.version)
 
 
 def _error_of(header: bytes) -> MultitowerError:

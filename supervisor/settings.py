@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from multitower.spec import ModelSpec
 from multitower.supervisor import placement
@@ -12,9 +13,12 @@ from multitower.supervisor.config import Config, ModelConfig
 from multitower.supervisor.devices import Device, resolve
 from multitower.supervisor.discovery import discover
 from multitower.supervisor.fleet_settings import FleetSettings
+from multitower.supervisor.log import event
 from multitower.supervisor.pool import Rule
 from multitower.supervisor.restart import RestartPolicy
-from multitower.supervisor.versions import fingerprint, latest_version
+from multitower.supervisor.versions import chosen_versions, fingerprint
+
+log = logging.getLogger("multitower.daemon")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class Settings:
         fleet: what the fleet is told.
         limits: of each model's queue.
         timeouts: seconds that a request to each model may take.
+        labels: of each model that has some, the versions that they stand for.
         dispatch: the rule by which workers get batches.
     """
 
@@ -37,7 +42,39 @@ class Settings:
     fleet: FleetSettings
     limits: dict[str, QueueLimits]
     timeouts: dict[str, float]
+    labels: dict[str, dict[str, str]]
     dispatch: Rule
+
+    def with_versions(self, name: str, versions: Mapping[str, str]) -> Settings:
+        """The same with other versions of a model.
+
+        Args:
+            name: the model's.
+            versions: which are to be served, each with its `versions.fingerprint`.
+        """
+        specs: list[ModelSpec] = []
+        for model in self.config.models:
+            if model.name == name:
+                spec = model.to_spec()
+                specs += [replace(spec, version=version, fingerprint=print_) for version, print_ in versions.items()]
+            else:
+                specs += [spec for spec in self.fleet.models if spec.name == model.name]
+        return replace(self, fleet=replace(self.fleet, models=tuple(specs)))
+
+    def warn_of_versions(self) -> None:
+        """Tells the log of versions that are listed or have a label, but are not there."""
+        for model in self.config.models:
+            served = [spec.key[1] for spec in self.fleet.models if spec.name == model.name]
+            labels = {number: label for label, number in model.version_labels.items()}
+            for number in {*model.versions.listed, *labels}:
+                if number not in map(int, served):
+                    told = {
+                        "model": model.name,
+                        "version": number,
+                        "label": labels.get(number),
+                        "served": ",".join(served),
+                    }
+                    event(log, logging.WARNING, "a version is not there", **told)
 
 
 def make(config: Config) -> Settings:
@@ -53,7 +90,7 @@ def make(config: Config) -> Settings:
         devices=tuple(device for group in groups for device in group),
         placements=placement.of_groups(config, groups),
         fleet=FleetSettings(
-            models=tuple(_pin_version(model.to_spec()) for model in config.models),
+            models=tuple(spec for model in config.models for spec in _pinned(model)),
             execution_s={model.name: model.max_execution_time for model in config.models},
             policy=RestartPolicy(
                 max_restarts=config.restart.max_restarts,
@@ -68,6 +105,11 @@ def make(config: Config) -> Settings:
         ),
         limits={model.name: _limits(model) for model in config.models},
         timeouts={model.name: model.queue.timeout for model in config.models},
+        labels={
+            model.name: {label: str(number) for label, number in model.version_labels.items()}
+            for model in config.models
+            if model.version_labels
+        },
         dispatch=Rule(config.dispatch),
     )
 
@@ -83,8 +125,12 @@ def _limits(model: ModelConfig) -> QueueLimits:
     )
 
 
-def _pin_version(spec: ModelSpec) -> ModelSpec:
+def _pinned(model: ModelConfig) -> list[ModelSpec]:
+    """The model as workers are told of it, once for each version that is to be served."""
+    spec = model.to_spec()
     if spec.path is None:
-        return spec
-    version = latest_version(spec.path)
-    return dataclasses.replace(spec, version=version, fingerprint=fingerprint(spec.path, version))
+        return [spec]
+    return [
+        replace(spec, version=version, fingerprint=fingerprint(spec.path, version))
+        for version in chosen_versions(spec.path, model.versions)
+    ]

@@ -40,6 +40,7 @@ class Executor:
 
     Attributes:
         name: the model's name.
+        version: its version.
         safe_rows: as given, or less, once memory did not suffice for more.
         volatile: what `run` returns may change at its next call.
         exhausted: calls in a row for which memory did not suffice, though they could not be split further.
@@ -58,6 +59,7 @@ class Executor:
         pulse: Counting | None = None,
     ) -> None:
         self.name = name
+        self.version = model.version
         self.safe_rows = safe_rows
         self.exhausted = 0
         self.singly_because: str | None = None

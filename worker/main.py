@@ -107,17 +107,17 @@ class _Life:
         gc.freeze()
         self._report("ready", models=reports)
         self._serve(models)
-        for name, replicas in models.items():
+        for (name, _), replicas in models.items():
             for model, _ in replicas:
                 try:
                     model.close()
                 except Exception:
                     log.warning("%s: close raised", name, exc_info=True)
 
-    def _serve(self, models: Mapping[str, Replicas]) -> None:
+    def _serve(self, models: Mapping[tuple[str, str], Replicas]) -> None:
         # A model that has fewer replicas than others is on the first towers.
         towers = [
-            {name: replicas[number][1] for name, replicas in models.items() if number < len(replicas)}
+            {key: replicas[number][1] for key, replicas in models.items() if number < len(replicas)}
             for number in range(max(map(len, models.values())))
         ]
         size = struct.calcsize(worker_wire.BEGUN)
@@ -167,8 +167,10 @@ def _bind_to_cores(cores: tuple[int, ...]) -> None:
             return
 
 
-def _load_all(assignment: Assignment, pulse: Heartbeat) -> tuple[dict[str, Replicas], tuple[ModelReport, ...]]:
-    models: dict[str, Replicas] = {}
+def _load_all(
+    assignment: Assignment, pulse: Heartbeat
+) -> tuple[dict[tuple[str, str], Replicas], tuple[ModelReport, ...]]:
+    models: dict[tuple[str, str], Replicas] = {}
     reports: list[ModelReport] = []
     setup_error: Exception | None = None
     if any(spec.path is not None for spec in assignment.models):
@@ -187,10 +189,10 @@ def _load_all(assignment: Assignment, pulse: Heartbeat) -> tuple[dict[str, Repli
         except Exception as error:  # noqa: BLE001  a model may raise anything; the others serve
             if not isinstance(error, LoadError):
                 traceback.print_exc()
-            version = spec.version or "1"
-            reports.append(ModelReport(name=spec.name, version=version, state="failed", cause=_told(error)))
+            name, version = spec.key
+            reports.append(ModelReport(name=name, version=version, state="failed", cause=_told(error)))
             continue
-        models[spec.name] = replicas
+        models[report.key] = replicas
         reports.append(report)
     return models, tuple(reports)
 

@@ -10,13 +10,13 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import zmq
 
 from multitower import frames, worker_wire
-from multitower.worker.service import Executors, serve
+from multitower.worker.service import Models, serve
 
 _ENDED = b""
 """A tower's last message."""
@@ -25,7 +25,7 @@ _ENDED = b""
 def serve_towers(
     context: zmq.Context[zmq.Socket[bytes]],
     socket: zmq.Socket[bytes],
-    towers: Sequence[Mapping[str, Executors]],
+    towers: Sequence[Models],
     begin: Sequence[Callable[[int], None]],
 ) -> None:
     """Answers batches, one at a time on each tower, until STOP.
@@ -77,7 +77,7 @@ class _Tower:
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         number: int,
-        models: Mapping[str, Executors],
+        models: Models,
         begin: Callable[[int], None],
     ) -> None:
         self.socket = _pair(context)
@@ -87,7 +87,7 @@ class _Tower:
         # The process may end while it computes: a thread that is no daemon would be waited for.
         threading.Thread(target=self._run, args=(inner, models, begin), name=f"tower-{number}", daemon=True).start()
 
-    def _run(self, socket: zmq.Socket[bytes], models: Mapping[str, Executors], begin: Callable[[int], None]) -> None:
+    def _run(self, socket: zmq.Socket[bytes], models: Models, begin: Callable[[int], None]) -> None:
         with socket:
             try:
                 serve(socket, models, begin)

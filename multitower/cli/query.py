@@ -107,7 +107,7 @@ def _print_status(state: dict[str, Any]) -> None:
             (
                 slot["slot"],
                 slot["state"],
-                slot["device"],
+                slot["device"].replace(",", "\n"),
                 slot["pid"],
                 slot["restarts"],
                 slot["depth"],
@@ -129,17 +129,31 @@ def _print_status(state: dict[str, Any]) -> None:
             (
                 model["name"],
                 model["state"],
-                model["version"],
+                _version(model),
                 f"{model['slots_ready']}/{model.get('slots_total', len(slots))}",
                 model["queue"],
                 f"{model['completed']:,}",
                 f"{model['failed']:,}",
                 f"{model['rows'] / model['batches']:.1f}" if model["batches"] else None,
-                model["cause"] or model["unbatched_because"] or "",
+                "; ".join(_notes(model)),
             )
             for model in models
         ),
     )
+
+
+def _version(model: dict[str, Any]) -> str | None:
+    """The version with its labels."""
+    labels = ", ".join(model["labels"])
+    return f"{model['version']} ({labels})" if labels else model["version"]
+
+
+def _notes(model: dict[str, Any]) -> Iterable[str]:
+    told = model["cause"] or model["unbatched_because"]
+    if told:
+        yield told
+    for label, version in model["labels_not_served"].items():
+        yield f"the label {label} is version {version}, which is not served"
 
 
 def _print_use(slots: Sequence[dict[str, Any]]) -> None:
@@ -148,16 +162,17 @@ def _print_use(slots: Sequence[dict[str, Any]]) -> None:
     rows = []
     for slot in slots:
         batch = slot.get("batch_ms") or {}
-        memory, device = slot.get("rss_bytes"), slot.get("device_memory_bytes")
+        memory = slot.get("rss_bytes")
+        devices = slot.get("devices") or ()
         rows.append(
             (
                 slot["slot"],
                 *(f"{batch[name]:,.1f} ms" if batch.get(name) is not None else None for name in ("p50", "p99")),
                 f"{slot['rows_per_s']:,.0f}" if slot.get("rows_per_s") is not None else None,
-                _size(memory) if memory is not None else None,
+                _size(memory),
                 _percent(slot.get("cpu_percent")),
-                _size(device) if device is not None else None,
-                "gone" if slot.get("device_present") is False else _percent(slot.get("utilization_percent")),
+                "\n".join(_size(each["memory_bytes"]) or "-" for each in devices) or None,
+                "\n".join(_busy(each) or "-" for each in devices) or None,
             )
         )
     _print_table(headings, rows)
@@ -188,6 +203,10 @@ def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
 
 
+def _busy(device: dict[str, Any]) -> str | None:
+    return "gone" if device["present"] is False else _percent(device["utilization_percent"])
+
+
 def _percent(value: float | None) -> str | None:
     return None if value is None else f"{value:.0f} %"
 
@@ -199,8 +218,8 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _size(size: int) -> str:
-    return f"{size / (1 << 20):,.0f} MiB"
+def _size(size: int | None) -> str | None:
+    return None if size is None else f"{size / (1 << 20):,.0f} MiB"
 
 
 def _print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -228,7 +247,7 @@ def _print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> N
 @click.option("--json", "as_json", is_flag=True, help="Print the Open Inference Protocol's metadata, for programs.")
 @asks
 def models(client: Client, as_json: bool) -> int:
-    """List the models with their inputs and outputs.
+    """List the models and their versions with their inputs and outputs.
 
     Of a SavedModel those of each signature; the first one is the default. A dimension `any` takes every size; where a
     model is batched it is the first one, the rows.
@@ -237,11 +256,11 @@ def models(client: Client, as_json: bool) -> int:
 
     found: list[dict[str, Any]] = []
     for model in client.status()["models"]:
-        entry = {"name": model["name"], "state": model["state"], "cause": model["cause"]}
+        entry = {name: model[name] for name in ("name", "version", "labels", "state", "cause")}
         try:
-            found.append({**entry, **client.metadata(model["name"])})
+            found.append({**entry, **client.metadata(model["name"], model["version"] or "")})
         except MultitowerError as error:  # not loaded, or not any more
-            found.append({**entry, "cause": error.message})
+            found.append({**entry, "cause": entry["cause"] or error.message})
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
@@ -253,7 +272,7 @@ def models(client: Client, as_json: bool) -> int:
 
 
 def _rows(model: dict[str, Any]) -> Iterable[Sequence[object]]:
-    first = [model["name"], model["state"], ", ".join(model.get("versions", ())) or None]
+    first = [model["name"], model["state"], _version(model)]
     nothing = "takes any inputs" if "inputs" in model else model["cause"]
     for name, signature in model.get("signatures", {"": model}).items():
         tensors = [(side, tensor) for side in ("input", "output") for tensor in signature.get(f"{side}s", ())]
@@ -276,7 +295,8 @@ def _rows(model: dict[str, Any]) -> Iterable[Sequence[object]]:
     "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the outputs to FILE, .npz or .json."
 )
 @click.option("--only", "wanted", multiple=True, metavar="NAME", help="Ask for this output alone. Repeatable.")
-@click.option("--model-version", default="", metavar="VERSION", help="Else the one that is served.")
+@click.option("--model-version", default="", metavar="VERSION", help="Else the highest that is served.")
+@click.option("--version-label", default="", metavar="LABEL", help="Of the model's version_labels, in place of that.")
 @click.option("--signature", default="", metavar="NAME", help="Of the model's signatures; else its default one.")
 @asks
 def infer(
@@ -287,6 +307,7 @@ def infer(
     output: Path | None,
     wanted: tuple[str, ...],
     model_version: str,
+    version_label: str,
     signature: str,
 ) -> int:
     """Ask MODEL once, and print its outputs as JSON.
@@ -303,12 +324,19 @@ def infer(
 
     if output is not None and output.suffix not in (".npz", ".json"):
         raise click.BadParameter("a file's name ends in .npz or .json", param_hint="'--output'")
-    metadata = client.metadata(model, model_version)
+    metadata = client.metadata(model, model_version, version_label=version_label)
     # One that does not exist is the daemon's to refuse.
     signed = metadata.get("signatures", {}).get(signature, metadata)
     declared = {tensor["name"]: tensor["datatype"] for tensor in signed["inputs"]}
     inputs = values.read(source if source or files else values.STDIN, files, declared)
-    answer = client.infer(model, inputs, outputs=wanted or None, version=model_version, signature=signature)
+    answer = client.infer(
+        model,
+        inputs,
+        outputs=wanted or None,
+        version=model_version,
+        version_label=version_label,
+        signature=signature,
+    )
     if output is not None:
         values.save(output, answer)
     else:

@@ -223,9 +223,12 @@ class Scene:
         self.now += seconds
         self.fleet.tick(self.now)
 
-    def report(self, member: Member, state: str, cause: str | None = None) -> None:
-        names = member.editions if state == "ready" else ()
-        models = tuple(ModelReport(name=name, max_batch_size=LARGEST) for name in names)
+    def report(
+        self, member: Member, state: str, cause: str | None = None, models: tuple[ModelReport, ...] | None = None
+    ) -> None:
+        if models is None:
+            keys = member.editions if state == "ready" else ()
+            models = tuple(ModelReport(name=name, version=version, max_batch_size=LARGEST) for name, version in keys)
         report = WorkerReport(state=state, pid=member.process.pid, cause=cause, models=models)
         self.fleet.message(member, [worker_wire.REPORT, report.to_json()], self.now)
 

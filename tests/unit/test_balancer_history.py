@@ -32,7 +32,7 @@ KEYS = [
     for model in MODELS
     for dims, batched, version in (((), True, ""), ((2,), True, ""), ((3,), False, ""), ((), True, "1"))
 ]
-VERSIONS = ("1", "2")
+VERSIONS = (("1",), ("2",), ("1", "2"))
 FINAL = {Reason.DEADLINE, Reason.CANCELLED, Reason.POISONED, Reason.WORKER_DIED, Reason.NO_WORKER, Reason.MODEL_ERROR}
 
 
@@ -56,7 +56,7 @@ class History(RuleBasedStateMachine):
         self.given_up: set[str] = set()
         self.lone_crashes = dict.fromkeys(MODELS, 0)  # since the last answer
         if practised:
-            self.worker_comes(set(MODELS), "1", 0.5)
+            self.worker_comes(set(MODELS), ("1",), 0.5)
             self.arrive(KEYS[0], LARGEST, 0, 5.0, 2)
             self.dispatch()
 
@@ -103,18 +103,22 @@ class History(RuleBasedStateMachine):
 
     @rule(
         models=st.sets(st.sampled_from(MODELS), min_size=1),
-        version=st.sampled_from(VERSIONS),
+        versions=st.sampled_from(VERSIONS),
         seconds=st.sampled_from([0.0, 0.5, 0.5, 2.0]),
         towers=st.sampled_from([1, 1, 2, 3]),
     )
-    def worker_comes(self, models: set[str], version: str = "1", seconds: float = 0.0, towers: int = 1) -> None:
+    def worker_comes(
+        self, models: set[str], versions: tuple[str, ...] = ("1",), seconds: float = 0.0, towers: int = 1
+    ) -> None:
         for model in models:
             self.balancer.refusals.hope(model)
             self.given_up.discard(model)
-        serves = {model: Served(version, edition=int(version)) for model in models}
+        served = {(model, version): Served(version, edition=int(version)) for model in models for version in versions}
+        newest = {model: served[model, versions[-1]] for model in models}
         # One of the models is on the first tower alone.
-        fewer = {model: served for model, served in serves.items() if model == min(models)}
-        of_each = [serves, *[fewer] * (towers - 1)]
+        fewer = {model: each for model, each in newest.items() if model == min(models)}
+        old = {key: each for key, each in served.items() if key[0] in fewer}
+        of_each = [(newest, served), *[(fewer, old)] * (towers - 1)]
         for worker in self.balancer.add_towers(self.slots, f"cpu:{self.slots % 2}", of_each, self.now):
             # Histories are short: some workers are known from the start, as if they had answered before.
             for key in KEYS * LEAST if seconds else ():
@@ -132,9 +136,11 @@ class History(RuleBasedStateMachine):
             assert len(has) <= (self.balancer.pool.rule is Rule.EARLIEST_FINISH), "no more than one behind another"
             assert not any(request.deaths for other in has for request in other.requests), "behind a suspect"
             assert not has or batch.requests[0].deaths == 0, "a suspect behind another batch"
-            served = worker.serves[batch.key.spec.model]
+            served = worker.served(batch.key)
+            assert served is not None
             assert batch.key.version in ("", served.version)
             for request in batch.requests:
+                assert request.version == served.version
                 if request.parent is not None:
                     assert request.parent.join is not None
                     assert request.parent.join.edition == served.edition, "all parts on one edition"
@@ -168,9 +174,7 @@ class History(RuleBasedStateMachine):
                 answers.append(make(Reason.MODEL_ERROR, "it raised"))
                 continue
             shape = (request.rows, *batch.key.spec.inputs[0][2]) if batch.key.max_batch_size else (3,)
-            header = wire.reply_header(
-                batch.key.spec.model, worker.serves[batch.key.spec.model].version, [wire.Tensor("y", "UINT8", shape)]
-            )
+            header = wire.reply_header(batch.key.spec.model, request.version, [wire.Tensor("y", "UINT8", shape)])
             # An echo; a request that is over has given its frames back.
             answers.append([header, bytes(request.frames[0]) if request.frames else b""])
         assert self.balancer.finish(worker, batch.id, answers, self.now) is batch

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +14,14 @@ import pytest
 from multitower.bench import record, report
 from multitower.bench.arrivals import Load
 from multitower.bench.bottleneck import Part, judge
+from multitower.bench.daemon import plan
 from multitower.bench.evidence import Evidence, Snapshot, Worker, gather
 from multitower.bench.results import Result, best
 from multitower.bench.scaling import MAX_STEPS, efficiency, most_concurrency, next_concurrency, worker_counts
 from multitower.bench.slo import LOWEST, NEAR, Objective, Search
 from multitower.bench.tally import Tally
+from multitower.supervisor import placement
+from multitower.supervisor.config import load
 
 # The search.
 
@@ -342,6 +346,27 @@ def test_the_table_of_scaling() -> None:
         ("2", "75.0", "225", "75.0%", "16", "30.0", "client"),
     ]
     assert best([one, two, two]) is two
+
+
+@pytest.mark.parametrize(
+    ("devices", "workers", "override"),
+    [
+        ("{cpu: 2}", (1, 2), "{cpu: 2}"),
+        ("[cpu:1, cpu:0]", (1, 2), "[cpu:1, cpu:0]"),
+        ("[[cpu:0, cpu:1], [cpu:2, cpu:3]]", (1, 2), "[[cpu:0, cpu:1], [cpu:2, cpu:3]]"),
+        ("[cpu:4, [cpu:0, cpu:1], cpu:5]", (1, 2, 3), "[cpu:4, [cpu:0, cpu:1]]"),
+    ],
+)
+def test_fewer_workers_have_the_first_devices_or_groups(
+    tmp_path: Path, devices: str, workers: tuple[int, ...], override: str
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(f"devices: {devices}\nmodels: [{{name: m, handler: 'handlers:M'}}]\n")
+    planned = plan(load(file, environment={}), None)
+    assert planned.workers == workers
+    assert planned.override(2) == f"devices={override}"
+    again = load(file, environment={}, overrides=[planned.override(2)])
+    assert len(placement.of_config(again)) == 2
 
 
 def test_the_json_is_strict_and_has_it_all() -> None:

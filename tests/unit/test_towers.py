@@ -22,7 +22,7 @@ from multitower.worker.towers import AS_SAVED, Site, assign, nodes_of, sites, wh
 def towers(count: int, *, retry: int = 1, others: int = 0) -> tuple[Scene, list[Worker]]:
     """One process of so many towers, beside others of one."""
     scene = Scene(retry=retry)
-    workers = list(scene.balancer.add_towers(0, "cpu:0,cpu:1", [{"m": Served()}] * count, scene.now))
+    workers = list(scene.balancer.add_towers(0, "cpu:0,cpu:1", [({"m": Served()}, None)] * count, scene.now))
     for number in range(others):
         scene.balancer.add_worker(number + 1, f"cpu:{number + 7}", {"m": Served()}, scene.now)
     return scene, workers
@@ -86,7 +86,7 @@ def test_a_suspect_is_alone_in_its_process_which_lets_nothing_else_in_until_it_i
     (suspect,) = scene.submit(1)
     given(scene)
     scene.balancer.remove_worker(workers[0], scene.now, crashed=True)
-    first, second = scene.balancer.add_towers(0, "cpu:0,cpu:1", [{"m": Served()}] * 2, scene.now)
+    first, second = scene.balancer.add_towers(0, "cpu:0,cpu:1", [({"m": Served()}, None)] * 2, scene.now)
     scene.submit(2 * LARGEST)
     (chosen,) = given(scene)
     assert chosen.batch is not None
@@ -100,7 +100,7 @@ def test_a_busy_process_is_emptied_for_a_suspect_though_more_waits() -> None:
     scene, dying = towers(2)
     (suspect,) = scene.submit(1)
     given(scene)
-    first, second = scene.balancer.add_towers(1, "cpu:2,cpu:3", [{"m": Served()}] * 2, scene.now)
+    first, second = scene.balancer.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
     scene.submit(10 * LARGEST)
     assert {first, second} <= set(given(scene))
     scene.balancer.remove_worker(dying[0], scene.now, crashed=True)
@@ -121,7 +121,7 @@ def test_a_process_that_is_kept_free_for_a_suspect_is_let_go_when_nobody_waits_f
     scene, dying = towers(2)
     (suspect,) = scene.submit(1)
     given(scene)
-    first, second = scene.balancer.add_towers(1, "cpu:2,cpu:3", [{"m": Served()}] * 2, scene.now)
+    first, second = scene.balancer.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
     scene.submit(2 * LARGEST)
     given(scene)
     scene.balancer.remove_worker(dying[0], scene.now)
@@ -141,7 +141,7 @@ def test_a_lone_suspect_that_kills_again_is_known_and_its_twin_is_refused() -> N
     (bad,) = scene.submit(1)
     given(scene)
     scene.balancer.remove_worker(workers[0], scene.now, crashed=True)
-    again = scene.balancer.add_towers(0, "cpu:0,cpu:1", [{"m": Served()}] * 2, scene.now)
+    again = scene.balancer.add_towers(0, "cpu:0,cpu:1", [({"m": Served()}, None)] * 2, scene.now)
     scene.submit(LARGEST)
     (chosen,) = given(scene)
     assert scene.balancer.remove_worker(chosen, scene.now, crashed=True)

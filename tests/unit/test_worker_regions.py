@@ -13,6 +13,7 @@ from memfds import region
 
 from multitower import wire
 from multitower.worker.buffers import Buffers
+from multitower.worker.mappings import Mappings
 from multitower.worker.regions import Inputs, Outputs, Regions
 from multitower.worker_wire import KeySpec, Place, Table
 
@@ -34,7 +35,7 @@ def place(entry: int, tensor: int | str, content: bytes, size: int | None = None
 
 def read(rows: list[int], inputs: list[Place], frames: list[bytes], key: KeySpec = KEY) -> Inputs:
     before = len(os.listdir("/proc/self/fd"))
-    with Regions(os.getpid()) as regions:
+    with Regions(os.getpid(), Mappings()) as regions:
         made = Inputs(key, rows, Table(inputs, []), frames, regions, Buffers())
     assert len(os.listdir("/proc/self/fd")) == before
     return made
@@ -98,7 +99,7 @@ ANSWER = [REPLY, numbers(1, 2), b"\1\0\0\0a"]
 
 
 def write(outputs: Outputs, places: dict[str, Place]) -> list[bytes]:
-    with Regions(os.getpid()) as regions:
+    with Regions(os.getpid(), Mappings()) as regions:
         return outputs.place(list(ANSWER), places, regions)
 
 
