@@ -293,7 +293,7 @@ class Fleet:
         if place is None:
             return
         if member.channel is not None:
-            place.completed += member.channel.worker.completed
+            place.completed += member.channel.completed
         if place.successor is member:
             place.successor = None
             event(log, logging.ERROR, "the new worker died", **member.process.fields, cause=member.told_cause)

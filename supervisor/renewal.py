@@ -241,7 +241,7 @@ class Renewals:
             balancer.retire(worker)
             if not renewal.overlap:
                 self._staff.tell(place, Event.DRAIN, now)
-        if worker.batch is None:
+        if worker.alone:
             if renewal.overlap:
                 self._staff.end(old, now)
             else:
