@@ -150,7 +150,8 @@ class Reload:
             self._fleet.renewals.ask(renewal)
 
     def _give_up_slots(self) -> None:
-        # The new ones first: they may have to take over from those that go.
+        # The new ones first: they may have to take over from those that go. What shares a GPU with one that goes, in
+        # another group, is started when that has ended.
         self._fleet.apply(self._new.fleet)
         for placement in self._added:
             self._fleet.add(placement)
@@ -164,7 +165,8 @@ class Reload:
         self._router.leaving = set()
         self._router.forget_models(_names(specs))
         self._settle_unloaded(settings)
-        # What was new may have failed before it was among the settings, and renewals that were withdrawn were a hope.
+        # Workers may have failed to load what was not yet among the fleet's settings, and there may have been hope in
+        # renewals that were withdrawn.
         fleet.judge_models()
         if error is None:
             # They are others now.

@@ -96,6 +96,9 @@ class Staff(Protocol):
     def drop(self, place: Place) -> None:
         """The slot is no more."""
 
+    def promised(self, place: Place) -> set[tuple[str, str]]:
+        """Models and versions that nothing brings but slots which wait for the end of this one's process."""
+
     def judge_models(self) -> None:
         """Finds the models that nothing serves or will serve."""
 
@@ -188,7 +191,10 @@ class Renewals:
     def _begin(self, renewal: Renewal, now: float) -> None:
         place = renewal.place
         state = place.slot.state
-        if state in (State.STARTING, State.LOADING):
+        if state is State.STARTING and place.member is None and not renewal.remove:
+            self._apply(renewal)  # it is held back: its first process, which is yet to come, is the new one
+            self._finish(None)
+        elif state in (State.STARTING, State.LOADING):
             self._staff.tell(place, Event.STOP, now)
             renewal.step = _Step.STOPPING
         elif state is State.READY and place.member is not None:
@@ -235,7 +241,7 @@ class Renewals:
             balancer.retire(worker)
             if not renewal.overlap:
                 self._staff.tell(place, Event.DRAIN, now)
-        if worker.batch is None:
+        if worker.alone:
             if renewal.overlap:
                 self._staff.end(old, now)
             else:
@@ -244,7 +250,7 @@ class Renewals:
 
     def _brought(self, renewal: Renewal) -> set[tuple[str, str]]:
         """Models and versions of the process that leaves which others are to load yet: requests can wait for those."""
-        own = {spec.key for spec in renewal.wanted} if not renewal.remove else set()
+        own = {spec.key for spec in renewal.wanted} if not renewal.remove else self._staff.promised(renewal.place)
         later = {
             spec.key
             for other in self._waiting

@@ -22,7 +22,7 @@ from multitower.supervisor.member import Place
 from multitower.supervisor.metrics import ModelStatistics
 from multitower.supervisor.outlook import by_slots
 from multitower.supervisor.resources import Sampler
-from multitower.supervisor.router import Router
+from multitower.supervisor.router import Channel, Router
 from multitower.supervisor.slot import State
 
 EXTENSIONS = ("model_configuration", "statistics", "binary_tensor_data", wire.SHARED_MEMORY_EXTENSION)
@@ -149,8 +149,8 @@ class Reporter:
             "cores": list(place.placement.cores),
             "incarnation": place.slot.incarnation,
             "restarts": place.slot.restarts,
-            "depth": channel.worker.depth if channel is not None else 0,
-            "completed": place.completed + (channel.worker.completed if channel is not None else 0),
+            "depth": channel.depth if channel is not None else 0,
+            "completed": place.completed + (channel.completed if channel is not None else 0),
             "last_error": place.slot.last_error,
             "safe_rows": dict(place.safe_rows),
             "batch_ms": {
@@ -184,6 +184,7 @@ class Reporter:
                 }
                 for model in place.models
             ],
+            "towers": _towers(channel) if channel is not None else [],
         }
 
     @property
@@ -310,6 +311,33 @@ class Reporter:
             "protocol": wire.VERSION,
             "max_message_size": self.max_message_size,
         }
+
+
+def _towers(channel: Channel) -> list[dict[str, Any]]:
+    """The towers of a process that has some: what each does, and where its models' nodes really are."""
+    reports = [report for of_model in channel.reports.values() for report in of_model]
+    return [
+        {
+            "devices": sorted({report.towers[number].device for report in here}),
+            "depth": tower.worker.depth,
+            "completed": tower.worker.completed,
+            "batches": tower.batches,
+            "models": [_replica(report, number) for report in here],
+        }
+        for number, tower in enumerate(channel.mates)
+        if (here := [report for report in reports if number < len(report.towers)])
+    ]
+
+
+def _replica(report: ModelReport, number: int) -> dict[str, Any]:
+    tower = report.towers[number]
+    return {
+        "name": report.name,
+        "version": report.version,
+        "device": tower.device,
+        "nodes": None if tower.nodes is None else dict(tower.nodes),
+        "fallbacks": dict(tower.fallbacks),
+    }
 
 
 def _metadata(report: ModelReport, versions: Sequence[str]) -> dict[str, Any]:

@@ -28,6 +28,10 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "convert-config": Entry(
             "multitower.cli.convert:convert_config", "Print the YAML for TensorFlow Serving's MODELS_CONFIG."
         ),
+        "compare": Entry(
+            "multitower.cli.compare:compare",
+            "Serve MODEL by one process per device, then by towers in one process, and show both side by side.",
+        ),
     },
     "The daemon": {
         "serve": Entry(

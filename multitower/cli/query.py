@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +68,8 @@ def asks(command: Callable[..., int]) -> Callable[..., None]:
 def status(client: Client, as_json: bool) -> int:
     """Show the daemon, its slots and its models.
 
-    The exit code is 0 when every slot is ready, 1 when every model is served but some slot is not ready, 69 when a
-    model has no ready worker, when the daemon is stopping, or when none answers.
+    The exit code is 0 when every slot that has a model is ready, 1 when every model is served but some slot is not
+    ready, 69 when a model has no ready worker and is not unloaded, when the daemon is stopping, or when none answers.
     """
     state = client.status()
     if as_json:
@@ -119,6 +119,7 @@ def _print_status(state: dict[str, Any]) -> None:
         ),
     )
     _print_use(slots)
+    _print_towers(slots)
     if daemon.get("quarantine"):
         kept = daemon["quarantine"]
         refused = sum(entry["refused"] for entry in kept)
@@ -180,6 +181,31 @@ def _print_use(slots: Sequence[dict[str, Any]]) -> None:
             )
         )
     _print_table(headings, rows)
+
+
+def _print_towers(slots: Sequence[dict[str, Any]]) -> None:
+    """Where the towers of slots with several devices are, and what of them runs elsewhere."""
+    rows = [
+        (
+            slot["slot"],
+            model["device"],
+            # Of the whole tower, and so once.
+            *((tower["depth"], f"{tower['batches']:,}", f"{tower['completed']:,}") if not place else ("", "", "")),
+            model["name"],
+            _counted(model["nodes"]) if model["nodes"] is not None else "not known: no warm-up run",
+            _counted(model["fallbacks"]) if model["nodes"] is not None else None,
+        )
+        for slot in slots
+        for tower in slot.get("towers", ())
+        for place, model in enumerate(tower["models"])
+    ]
+    if rows:
+        headings = ("Slot", "Tower", ">Depth", ">Batches", ">Rows answered", "Model", "Nodes", "Not on its device")
+        _print_table(headings, rows)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
 
 
 def _busy(device: dict[str, Any]) -> str | None:

@@ -49,11 +49,11 @@ class MadeUpProcess:
         told: it has been told to end, or killed.
         code: its exit code, once it has ended.
         closed: the fleet has buried it.
-        begun: the id of the batch that it began last; None when that is not known.
+        begun: the id of the batch that each tower began last; none where that is not known.
     """
 
     disconnected = True
-    begun: int | None = None
+    begun: tuple[int, ...] = ()
 
     def __init__(self, pid: int, fields: dict[str, object]) -> None:
         self.pid = pid
@@ -72,7 +72,7 @@ class MadeUpProcess:
     def kill(self) -> None:
         self.told = True
 
-    def heartbeat(self) -> int | None:
+    def heartbeat(self) -> tuple[int, ...] | None:
         return None
 
     def look(self) -> None:

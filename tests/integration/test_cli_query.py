@@ -178,8 +178,8 @@ def test_status_is_readable(script: Script) -> None:
         "cpu_percent": 87.6,
         "devices": [{"memory_bytes": 6 << 30, "utilization_percent": 93, "present": True}],
     }
-    script.status["models"][0] |= {"host_memory_bytes": 300 << 20, "device_memory_bytes": 1 << 30}
     script.status["slots"][1]["devices"] = [{"memory_bytes": None, "utilization_percent": None, "present": False}]
+    script.status["models"][0] |= {"host_memory_bytes": 300 << 20, "device_memory_bytes": 1 << 30}
     script.status["daemon"]["quarantine"] = [{"model": "digits", "seconds_left": 12.0, "refused": 6}]
     code, out, err = multitower("status")
     assert (code, err) == (Exit.DEGRADED, "")
