@@ -87,6 +87,9 @@ class Staff(Protocol):
     def drop(self, place: Place) -> None:
         """The slot is no more."""
 
+    def relieved(self, place: Place) -> bool:
+        """A slot that loads is to serve what nothing but this one serves."""
+
     def promised(self, place: Place) -> set[tuple[str, str]]:
         """Models and versions that nothing brings but slots which wait for the end of this one's process."""
 
@@ -225,6 +228,8 @@ class Renewals:
             return  # it is dead, or about to be: what it was executing is still to be given to others
         worker, balancer = old.channel.worker, self._router.balancer
         if not worker.retiring:
+            if renewal.remove and self._staff.relieved(place):
+                return
             coming = self._brought(renewal)
             self._router.withdraw(old.channel, coming)
             if balancer.needed(worker, {name for name, _ in coming}):

@@ -165,6 +165,10 @@ def test_models_and_devices_come_and_go_under_load(tmp_path: Path) -> None:
         with pytest.raises(NotFound):
             client.infer("n", {"x": np.ones(1)})
         assert [model["name"] for model in client.status()["models"]] == ["m"]
+        daemon.config.write_text(text.replace("{cpu: 2}", "[cpu:7]"))
+        assert multitower("reload", daemon=daemon).stdout == "reloaded; slots added 1; removed 0\n"
+        (slot,) = client.status()["slots"]
+        assert (slot["device"], slot["state"]) == ("cpu:7", "ready"), "the old one serves until the new one does"
         daemon.wait(grown(sent))
 
 
