@@ -293,7 +293,7 @@ class Fleet:
         if place is None:
             return
         if member.channel is not None:
-            place.completed += member.channel.worker.completed
+            place.completed += member.channel.completed
         if place.successor is member:
             place.successor = None
             event(log, logging.ERROR, "the new worker died", **member.process.fields, cause=member.told_cause)
@@ -346,9 +346,10 @@ class Fleet:
             place.slot.set_policy(settings.policy)
 
     def add(self, placement: Placement) -> None:
-        """A new slot; `tick` starts it."""
-        slot = Slot(placement.slot, RestartBudget(self.settings.policy, self._rng))
-        place = Place(slot, placement, placement.specs(self.settings.models))
+        """A new slot; `tick` starts it, if it has a model."""
+        specs = placement.specs(self.settings.models)
+        state = State.STARTING if specs else State.STOPPED
+        place = Place(Slot(placement.slot, RestartBudget(self.settings.policy, self._rng), state), placement, specs)
         self.places.append(place)
         self.places.sort(key=lambda place: place.slot.number)
 

@@ -178,6 +178,28 @@ def test_when_the_new_one_cannot_load_then_what_waits_is_refused_with_the_cause(
     assert scene.state() is State.FAILED
 
 
+@pytest.mark.parametrize("how", ["cannot load", "dies"])
+def test_when_it_cannot_load_other_models_the_slot_gets_its_former_ones_back_and_nobody_is_refused(how: str) -> None:
+    scene = serving(fits=False)
+    told = scene.order(specs=(spec(2),))
+    scene.submit()
+    scene.obey()
+    if how == "cannot load":
+        scene.report(scene.member(), "loading")
+        scene.report(scene.member(), "failed", "no weights")
+    else:
+        scene.die(scene.member())
+    scene.tick()
+    assert told == []
+    scene.obey()
+    scene.serve(scene.member())
+    assert told == ["no weights" if how == "cannot load" else "killed by SIGKILL (9)"]
+    assert (scene.state(), scene.place().specs) == (State.READY, (spec(1),))
+    scene.dispatch()
+    scene.answer(scene.member())
+    assert [type(reply) for reply in scene.replies()] == [list]
+
+
 def test_it_dies_while_it_drains_and_the_new_one_comes_all_the_same() -> None:
     scene = serving(fits=False)
     scene.submit()
