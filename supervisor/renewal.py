@@ -194,7 +194,7 @@ class Renewals:
     def _begin(self, renewal: Renewal, now: float) -> None:
         place = renewal.place
         state = place.slot.state
-        if state is State.STARTING and place.member is None and not renewal.remove:
+        if state is State.STARTING and place.member is None and renewal.overlaps:
             self._apply(renewal)  # it is held back: its first process, which is yet to come, is the new one
             self._finish(None)
         elif state in (State.STARTING, State.LOADING):

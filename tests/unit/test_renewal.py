@@ -392,6 +392,16 @@ def test_a_slot_that_is_held_back_can_be_removed_or_restarted(remove: bool) -> N
         assert (len(scene.launched), scene.state(1)) == (2, State.READY)
 
 
+def test_a_slot_that_is_held_back_can_lose_its_models() -> None:
+    scene = serving(1)
+    on(scene, slot_0="GPU-a")
+    group(scene, 1, "GPU-a,GPU-b")
+    assert scene.order(1, specs=()) == [None]
+    scene.order(0, remove=True)
+    scene.settle()
+    assert (scene.state(1), len(scene.launched)) == (State.STOPPED, 1)
+
+
 @pytest.mark.parametrize("loads", [True, False])
 def test_what_goes_serves_until_what_comes_does_or_cannot(loads: bool) -> None:
     scene = serving(1)
