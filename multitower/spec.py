@@ -260,6 +260,9 @@ class ModelReport:
         towers: its replicas, where the worker made towers of it.
         load_s: seconds to load it.
         warmup_s: seconds to warm it up.
+        host_memory_bytes: by how much the worker's resident memory grew meanwhile.
+        device_memory_bytes: the same of its devices' memory; None without a GPU, and where nobody says.
+        device_memory_peak_bytes: the most that it was meanwhile; None as well where only TensorFlow could say.
     """
 
     name: str
@@ -277,6 +280,9 @@ class ModelReport:
     towers: tuple[TowerReport, ...] = ()
     load_s: float = 0.0
     warmup_s: float = 0.0
+    host_memory_bytes: int | None = None
+    device_memory_bytes: int | None = None
+    device_memory_peak_bytes: int | None = None
 
     @property
     def key(self) -> tuple[str, str]:

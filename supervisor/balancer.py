@@ -59,7 +59,7 @@ class Balancer:
             Poisoned: an equal request has crashed a worker, and is in quarantine.
         """
         queue = self.queues[request.plan.model]
-        refusal = self.refusals.of(queue.model)
+        refusal = self.refusals.of_new(queue.model)
         if refusal is not None:
             raise refusal
         if queue.full(request):

@@ -212,6 +212,7 @@ class ModelConfig(Section):
     devices: ModelDevices = key(
         "all", "Which of the daemon's devices load it: all, or a list of indices, of UUIDs of GPUs, or of cpu:0, cpu:1."
     )
+    load_at_startup: bool = key(True, "Load it when the daemon starts; false waits for `multitower load`.")
     batching: Batching | None = key(
         None, "How requests are batched. Without it a path takes the defaults, and a handler gets one at a time."
     )

@@ -116,7 +116,7 @@ class Router:
         dispatch: Rule = Rule.EARLIEST_FINISH,
     ) -> None:
         self.balancer = Balancer(limits, dispatch)
-        self.admission = Admission(timeouts, self.balancer.refusals.of)
+        self.admission = Admission(timeouts, self.balancer.refusals.of_new)
         self.fronts: list[Front] = []
         self.regions = regions.Regions()
         self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
@@ -242,6 +242,20 @@ class Router:
             self.balancer.remove_model(name)
             self._reply_all()  # while its statistics are there
             del self.statistics[name]
+
+    def close(self, name: str) -> None:
+        """The model is to be unloaded: new requests to it are refused, those that there are get their answers."""
+        self.balancer.refusals.unloaded.add(name)
+
+    def open(self, name: str) -> None:
+        """The model is loaded, or is to be."""
+        self.balancer.refusals.unloaded.discard(name)
+        self.balancer.refusals.hope(name)
+
+    def unloaded(self, name: str) -> None:
+        """No worker has the model any more; what still waits for it is answered."""
+        self.balancer.give_up(name, "it was unloaded")
+        self.admission.forget(name)
 
     # Workers.
 

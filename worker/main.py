@@ -16,12 +16,14 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 import zmq
 
 from multitower import frames, worker_wire
 from multitower.spec import NO_SOCKET, Assignment, ModelReport, ModelSpec, ProcessSpec, WorkerReport
 from multitower.worker.heartbeat import Counter, Heartbeat
+from multitower.worker.memory_use import Gauge
 from multitower.worker.model import LoadError, Model, Placed, load_towers
 from multitower.worker.samples import samples_of
 from multitower.worker.service import Executors, serve
@@ -185,6 +187,7 @@ def _load_all(
         try:
             if setup_error is not None and spec.path is not None:
                 raise setup_error
+            gauge = Gauge(assignment.devices, tensorflow=spec.path is not None)
             replicas, report = _load_one(spec, assignment.devices, pulse.counters)
         except Exception as error:  # noqa: BLE001  a model may raise anything; the others serve
             if not isinstance(error, LoadError):
@@ -193,7 +196,7 @@ def _load_all(
             reports.append(ModelReport(name=name, version=version, state="failed", cause=_told(error)))
             continue
         models[report.key] = replicas
-        reports.append(report)
+        reports.append(replace(report, **asdict(gauge.growth())))
     return models, tuple(reports)
 
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 CONNECT_S = 3.0
 TIMEOUT_S = 10.0
-COLOURS = {"ready": "green", "running": "green", "failed": "red", "stopped": "red"}
+COLOURS = {"ready": "green", "running": "green", "failed": "red", "stopped": "red", "unloaded": "default"}
 OTHER_COLOUR = "yellow"
+MEMORY = ("host_memory_bytes", "device_memory_bytes", "device_memory_peak_bytes")
 
 
 def _not_nan(context: click.Context, parameter: click.Parameter, seconds: float) -> float:
@@ -124,7 +125,10 @@ def _print_status(state: dict[str, Any]) -> None:
         refused = sum(entry["refused"] for entry in kept)
         click.echo(f"in quarantine: {len(kept)} requests that crashed a worker; {refused:,} equal ones were refused\n")
     _print_table(
-        ("Model", "State", "Version", ">Slots", ">Queue", ">Answered", ">Failed", ">Rows a batch", "Note"),
+        (
+            *("Model", "State", "Version", ">Slots", ">Queue", ">Answered", ">Failed", ">Rows a batch"),
+            *(">Host memory", ">Device memory", "Note"),
+        ),
         (
             (
                 model["name"],
@@ -135,6 +139,7 @@ def _print_status(state: dict[str, Any]) -> None:
                 f"{model['completed']:,}",
                 f"{model['failed']:,}",
                 f"{model['rows'] / model['batches']:.1f}" if model["batches"] else None,
+                *_grown(model),
                 "; ".join(_notes(model)),
             )
             for model in models
@@ -207,6 +212,16 @@ def _busy(device: dict[str, Any]) -> str | None:
     return "gone" if device["present"] is False else _percent(device["utilization_percent"])
 
 
+def _grown(model: dict[str, Any]) -> tuple[str | None, str | None]:
+    """By how much host and device memory grew when a worker loaded the model."""
+    host, device = model.get("host_memory_bytes"), model.get("device_memory_bytes")
+    return _more(host), _more(device)
+
+
+def _more(size: int | None) -> str | None:
+    return None if size is None else f"{size / (1 << 20):+,.0f} MiB"
+
+
 def _percent(value: float | None) -> str | None:
     return None if value is None else f"{value:.0f} %"
 
@@ -250,13 +265,16 @@ def models(client: Client, as_json: bool) -> int:
     """List the models and their versions with their inputs and outputs.
 
     Of a SavedModel those of each signature; the first one is the default. A dimension `any` takes every size; where a
-    model is batched it is the first one, the rows.
+    model is batched it is the first one, the rows. Memory is by how much that of a worker grew while it loaded the
+    model and warmed it up, the most of any worker.
     """
     from multitower import MultitowerError
 
     found: list[dict[str, Any]] = []
     for model in client.status()["models"]:
-        entry = {name: model[name] for name in ("name", "version", "labels", "state", "cause")}
+        entry = {
+            name: model[name] for name in ("name", "version", "labels", "state", "cause", *MEMORY) if name in model
+        }
         try:
             found.append({**entry, **client.metadata(model["name"], model["version"] or "")})
         except MultitowerError as error:  # not loaded, or not any more
@@ -265,7 +283,18 @@ def models(client: Client, as_json: bool) -> int:
         click.echo(json.dumps(found, indent=2))
     else:
         _print_table(
-            ("Model", "State", "Version", "Signature", "", "Name", "Datatype", "Shape"),
+            (
+                "Model",
+                "State",
+                "Version",
+                "Signature",
+                "",
+                "Name",
+                "Datatype",
+                "Shape",
+                ">Host memory",
+                ">Device memory",
+            ),
             (row for model in found for row in _rows(model)),
         )
     return Exit.OK
@@ -273,16 +302,17 @@ def models(client: Client, as_json: bool) -> int:
 
 def _rows(model: dict[str, Any]) -> Iterable[Sequence[object]]:
     first = [model["name"], model["state"], _version(model)]
+    memory: Sequence[object] = _grown(model)
     nothing = "takes any inputs" if "inputs" in model else model["cause"]
     for name, signature in model.get("signatures", {"": model}).items():
         tensors = [(side, tensor) for side in ("input", "output") for tensor in signature.get(f"{side}s", ())]
         if not tensors:
-            yield (*first, name, "", signature["cause"] if name else nothing, "", "")
+            yield (*first, name, "", signature["cause"] if name else nothing, "", "", *memory)
         for side, tensor in tensors:
             shape = ", ".join("any" if size == -1 else str(size) for size in tensor["shape"])
-            yield (*first, name, side, tensor["name"], tensor["datatype"], f"[{shape}]")
-            first, name = ["", "", ""], ""
-        first = ["", "", ""]
+            yield (*first, name, side, tensor["name"], tensor["datatype"], f"[{shape}]", *memory)
+            first, name, memory = ["", "", ""], "", ("", "")
+        first, memory = ["", "", ""], ("", "")
 
 
 @click.command()
