@@ -60,6 +60,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
 
     loadable = [spec for spec in specs if spec.path is None or has_tensorflow] if load_models else []
     measured: dict[str, tuple[int, int]] = {}
+    failed: set[str] = set()
     for loaded in models.load(
         loadable,
         import_path=str(config.folder),
@@ -73,10 +74,12 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
             name, grown = loaded.spec.name, loaded.after_bytes - loaded.before_bytes
             before, after = measured.get(name, (loaded.before_bytes, loaded.before_bytes))
             measured[name] = before, after + grown
+        else:
+            failed.add(loaded.spec.name)
     yield from _not_loaded(list(dict.fromkeys(spec.name for spec in specs if spec not in loadable)), wanted=load_models)
 
     if answer is not None:
-        yield from operations.findings(answer, gpus_wanted=gpus_wanted)
+        yield from operations.findings(answer, gpus_wanted=gpus_wanted, told=failed)
     elif failure is not None:
         yield Finding(operations.SECTION, Level.WARNING, failure, "does `python -c 'import tensorflow'` work?")
 

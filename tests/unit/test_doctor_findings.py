@@ -373,3 +373,9 @@ def test_operations(build: dict[str, Any], model: dict[str, Any], gpus: bool, le
     found = worst(operations.findings({"build": build, "models": {"m": model}}, gpus_wanted=gpus))
     assert found.level is level
     assert words in found.text
+
+
+def test_what_cannot_be_loaded_is_not_told_again() -> None:
+    answer = {"build": BUILD, "models": {"m": {"error": "no weights"}, "n": {"error": "no weights"}}}
+    found = list(operations.findings(answer, gpus_wanted=True, told={"m"}))
+    assert [finding.text for finding in found] == ["n: its operations were not looked at: no weights"]
