@@ -147,6 +147,8 @@ class Connection:
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
         self._using = threading.Lock()
+        self._told = select.poll()
+        self._told.register(self._socket.fileno(), select.POLLIN)
         # So that nobody writes into a descriptor that was closed and may be another file's by now. Reentrant: the
         # garbage collector may run a client's finalizer, which wakes, in a thread that is waking.
         self._waking = threading.RLock()
@@ -195,6 +197,8 @@ class Connection:
         try:
             if not self._greeted or self._closing or self._new or self._unsent or self._too_large(call):
                 return False
+            if self._told.poll(0):
+                return False  # something has come: the thread wakes anyway, and is to read that first
             try:
                 self._send_one(call)
             except zmq.Again:
@@ -236,16 +240,19 @@ class Connection:
 
     def _run(self) -> None:
         poll = select.poll()
-        for descriptor in (self._socket.fileno(), self._monitor.fileno(), self._wake_out):
+        monitor = self._monitor.fileno()
+        for descriptor in (self._socket.fileno(), monitor, self._wake_out):
             poll.register(descriptor, select.POLLIN)
         self._using.acquire()
         try:
+            self._watch()  # from now on its descriptor tells of whatever comes
             while not self._closing:
-                if self._wake_out in self._sleep(poll):
+                ready = self._sleep(poll)
+                if self._wake_out in ready:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake_out, 4096)
                 self._receive()
-                if frames.readable(self._monitor):
+                if monitor in ready:
                     self._watch()
                 now = time.monotonic()
                 if now >= self._retries.due:
@@ -275,10 +282,10 @@ class Connection:
         return [descriptor for descriptor, _ in ready]
 
     def _can_go_on(self) -> bool:
-        """Something has come, or what libzmq did not take could be sent now. Descriptors do not tell it twice."""
+        """Something has come, or what libzmq did not take could be sent now: the descriptor may have told it before."""
         events = self._socket.get(zmq.EVENTS)
         wanted = zmq.POLLIN | zmq.POLLOUT if self._blocked else zmq.POLLIN
-        return (isinstance(events, int) and bool(events & wanted)) or frames.readable(self._monitor)
+        return isinstance(events, int) and bool(events & wanted)
 
     def _timeout_ms(self) -> int | None:
         until = min(self._next_check, self._retries.due)
@@ -344,6 +351,8 @@ class Connection:
         self._outstanding[call.id] = call
 
     def _receive(self) -> None:
+        # To ask first whether something has come would cost less. But asked, libzmq learns that the connection is lost,
+        # and with that forgets answers that came before.
         while (message := frames.receive(self._socket)) is not None:
             # Anything that is no reply of the protocol's is not for us.
             if len(message) < 4 or message[0] != wire.DELIMITER:

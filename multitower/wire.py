@@ -50,6 +50,8 @@ KINDS: Final = frozenset(
 # Kinds of the operator's endpoint alone.
 RELOAD: Final = b"MT1:reload"
 RESTART: Final = b"MT1:restart"
+LOAD: Final = b"MT1:load"
+UNLOAD: Final = b"MT1:unload"
 
 # Kinds of reply.
 OK: Final = b"MT1:ok"

@@ -78,6 +78,11 @@ class Admission:
         if self.catalogue.keep(name, versions):
             self._forget_plans()
 
+    def forget(self, name: str) -> None:
+        """No worker has the model any more; one may again."""
+        self.catalogue.forget(name)
+        self._forget_plans()
+
     def remove(self, name: str) -> None:
         """There is no such model any more."""
         self._timeouts.pop(name, None)

@@ -53,10 +53,14 @@ class Catalogue:
             del known[version]
         return bool(gone)
 
-    def remove(self, name: str) -> None:
-        """There is no such model any more."""
+    def forget(self, name: str) -> None:
+        """No worker has the model any more; one may again."""
         self.newest.pop(name, None)
         self._versions.pop(name, None)
+
+    def remove(self, name: str) -> None:
+        """There is no such model any more."""
+        self.forget(name)
         self._labels.pop(name, None)
 
     def set_labels(self, name: str, labels: Mapping[str, Sequence[str]]) -> bool:

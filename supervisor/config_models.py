@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 
 from multitower.spec import GRAPH_SUFFIXES, MODEL_SUFFIXES, ModelSpec
 from multitower.supervisor.config_devices import ModelDevices
@@ -163,6 +163,12 @@ def _warmup(value: object, info: ValidationInfo) -> Path | None:
     return None if value is None else parse_file(value, context_of(info).folder, ".npz", "inputs")
 
 
+def _of_a_path(value: Any, info: ValidationInfo) -> Any:
+    if "path" in info.data and info.data["path"] is None and value not in ("towers", False):
+        raise ValueError("goes with a path only; a handler places itself")
+    return value
+
+
 class ModelConfig(Section):
     """One model: where it comes from, and how its requests are queued and batched."""
 
@@ -206,6 +212,7 @@ class ModelConfig(Section):
     devices: ModelDevices = key(
         "all", "Which of the daemon's devices load it: all, or a list of indices, of UUIDs of GPUs, or of cpu:0, cpu:1."
     )
+    load_at_startup: bool = key(True, "Load it when the daemon starts; false waits for `multitower load`.")
     batching: Batching | None = key(
         None, "How requests are batched. Without it a path takes the defaults, and a handler gets one at a time."
     )
@@ -213,6 +220,14 @@ class ModelConfig(Section):
         None, "An .npz file with inputs for the warm-up, by name; without it they are made up."
     )
     jit_compile: bool = key(False, "XLA compiles the model, for each of the allowed batch sizes, before it is ready.")
+    placement: Annotated[Literal["towers", "as_saved"], AfterValidator(_of_a_path)] = key(
+        "towers",
+        "In a worker of several devices: towers puts a replica on each; as_saved one that spans them, on the devices "
+        "that the graph itself names.",
+    )
+    log_device_placement: Annotated[bool, AfterValidator(_of_a_path)] = key(
+        False, "Log the device of each node of the graph, once, before the model is ready."
+    )
     queue: Queue = key({}, "The model's queue.")
     retry: Annotated[int, Field(ge=0, le=5)] = key(
         1, "How many deaths of workers a request may survive while it is being executed."
@@ -257,4 +272,6 @@ class ModelConfig(Section):
             warmup=str(self.warmup) if self.warmup is not None else None,
             jit_compile=self.jit_compile,
             pad_variable_length_inputs=batching is not None and batching.pad_variable_length_inputs,
+            placement=self.placement,
+            log_device_placement=self.log_device_placement,
         )

@@ -29,6 +29,7 @@ from multitower.supervisor.front import Front
 from multitower.supervisor.health import take_heartbeats
 from multitower.supervisor.log import event
 from multitower.supervisor.member import Member
+from multitower.supervisor.model_orders import ModelOrders
 from multitower.supervisor.notify import Notifier
 from multitower.supervisor.orders import Orders
 from multitower.supervisor.reactor import Reactor
@@ -126,14 +127,14 @@ class Daemon:
             self.reporter = Reporter(
                 self.router,
                 self.fleet,
-                settings.fleet.models,
+                settings.models,
                 config.max_message_size,
                 started=time.monotonic(),
                 sampler=self._sampler,
                 control=endpoint,
             )
             self._account = Account(
-                self.reporter, self._notifier, self._sampler, reloading=lambda: self._orders.reloading
+                self.reporter, self._notifier, self._sampler, reloading=lambda: self._orders.changing
             )
             self._orders = Orders(
                 self.fleet,
@@ -148,8 +149,13 @@ class Daemon:
             self._watch_versions = Watch(self.fleet, self.reporter, self._orders, self._errands)
             self.reporter.refused = self._watch_versions.refused
             self.router.set_labels(settings.labels)
+            for spec in settings.unloaded:
+                self.router.close(spec.name)
             settings.warn_of_versions()
-            self._control = Control(front, self._answer, self._orders.reload, self._orders.restart)
+            models = ModelOrders(self._orders, self.fleet, self.router, self.reporter, self._errands, read_config)
+            self._control = Control(
+                front, self._answer, self._orders.reload, self._orders.restart, models.load, models.unload
+            )
             undo.pop_all()
 
     def run(self) -> int:

@@ -37,6 +37,7 @@ class Dispatcher:
         self._chooser = Chooser(pool)
         self._ledger = ledger
         self._turns: OrderedDict[str, None] = OrderedDict.fromkeys(queues)
+        self._reserved_for: Request | None = None  # the suspect for which the pool has reserved a process
         self._waits: dict[str, tuple[int, Wait]] = {}  # by model: the pool's changes when it said so, and what
         self._patient: list[ModelQueue] = []
         self.models_changed()
@@ -54,13 +55,15 @@ class Dispatcher:
     def dispatch(self, now: float) -> list[Batch]:
         """Forms a batch for each worker that can have one. Call it after each burst of events."""
         self.look_again = inf
+        if self._pool.reserved and not self._is_suspect(self._reserved_for):
+            self._pool.reserve(())  # it has got its answer otherwise
         waiting = [self._queues[model] for model in self._turns if self._queues[model].size]
         if not waiting:
             return []
         batches: list[Batch] = []
         pool = self._pool
         passed_over: set[str] = set()  # models that wait for a worker to be free: nothing more is put before them
-        while waiting and (pool.free or pool.next_opening <= now):
+        while waiting and (pool.free or pool.next_opening <= now or pool.reserved):
             queue = waiting.pop(0)
             batch = self._suspect_batch(queue, now) if queue.suspects else None
             if batch is None and queue.suspects:
@@ -90,15 +93,27 @@ class Dispatcher:
     # How it is done.
 
     def _suspect_batch(self, queue: ModelQueue, now: float) -> Batch | None:
+        pool = self._pool
         for request in list(queue.suspects):
-            able = [worker for worker in self._pool.workers if not worker.retiring and worker.can_run(request)]
+            able = [worker for worker in pool.workers if not worker.retiring and worker.can_run(request)]
             elsewhere = any(worker.device != request.avoid for worker in able)
-            # Whoever is free, the longest idle first. Behind another batch it would not be told from that one.
-            for worker in self._pool.free:
-                if worker in able and not (elsewhere and worker.device == request.avoid):
+            fit = {worker for worker in able if not (elsewhere and worker.device == request.avoid)}
+            # Whoever is free, the longest idle first. Behind another batch it would not be told from that one, nor
+            # beside one in the same process.
+            for worker in (*pool.free, *pool.reserved):
+                if worker in fit and worker.alone:
                     queue.remove(request)
                     return self._give(worker, request.plan.key, [request], now)
+            open_to = not pool.reserved or (request is self._reserved_for and fit.isdisjoint(pool.reserved))
+            if open_to and fit and all(len(worker.mates) > 1 for worker in fit):
+                # Its towers would never be free all at once while others wait.
+                self._reserved_for = request
+                pool.reserve(min(fit, key=_depth_of_process).mates)
         return None
+
+    def _is_suspect(self, request: Request | None) -> bool:
+        queue = self._queues.get(request.plan.model) if request is not None else None
+        return queue is not None and request in queue.suspects
 
     def _next_of(self, queue: ModelQueue, now: float, passed_over: Set[str]) -> Batch | None:
         pool, waits = self._pool, self._waits.pop(queue.model, None)
@@ -178,3 +193,7 @@ class Dispatcher:
                 if not request.start:
                     request.parent.sent, request.parent.version = now, version
         return batch
+
+
+def _depth_of_process(worker: Worker) -> int:
+    return sum(mate.depth for mate in worker.mates)

@@ -106,6 +106,10 @@ class Place:
         """Its process's place in the router, while it serves."""
         return self.member.channel if self.member is not None else None
 
+    def serves(self, model: str) -> bool:
+        """Its process serves the model."""
+        return self.channel is not None and model in self.channel.worker.serves
+
     @property
     def fields(self) -> dict[str, object]:
         """What stands on every line of the log about this slot's worker."""

@@ -31,8 +31,9 @@ class Outlook:
 
     @property
     def hopeless(self) -> bool:
-        """No slot serves or is on its way to serving."""
-        return not any(map(self.lives, self._places))
+        """No slot serves or is on its way to serving, of those that have a model."""
+        with_models = [place for place in self._places if place.specs or self._renewals.revives(place)]
+        return bool(with_models) and not any(map(self.lives, with_models))
 
     def judge(self, models: Iterable[ModelSpec]) -> None:
         """Finds those of the models that nothing serves or will serve."""
@@ -47,7 +48,8 @@ class Outlook:
                     causes.append((place.slot.number, place.slot.last_error or place.slot.state))
                     continue
                 reports = [model for model in place.models if model.name == name]
-                if not reports or any(report.state == "ready" for report in reports):
+                # What a process has said tells nothing of the next one.
+                if self._renewals.revives(place) or not reports or any(report.state == "ready" for report in reports):
                     break
                 causes.append((place.slot.number, "; ".join(str(report.cause) for report in reports)))
             else:

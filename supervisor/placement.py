@@ -14,7 +14,7 @@ from multitower.spec import Assignment, ModelSpec
 from multitower.supervisor.allotment import allot
 from multitower.supervisor.config import Config
 from multitower.supervisor.cores import available, divide
-from multitower.supervisor.devices import Device, DeviceError, Discovery, Group, format_bytes, resolve
+from multitower.supervisor.devices import CPU_PREFIX, Device, DeviceError, Discovery, Group, format_bytes, resolve
 from multitower.supervisor.discovery import discover
 
 # CUDA reads this one as "no GPU"; an empty value would do the same, but cannot be told from a mistake.
@@ -88,6 +88,11 @@ class Placement:
             memory_limit_bytes=self.memory_limit_bytes,
             models=tuple(models),
         )
+
+    def crowds(self, other: Placement) -> bool:
+        """Some of these GPUs are in another group there, as while a reload groups them anew: they do not hold both."""
+        shared = set(self.devices).intersection(other.devices)
+        return self.devices != other.devices and any(not name.startswith(CPU_PREFIX) for name in shared)
 
     @property
     def device(self) -> str:

@@ -88,7 +88,8 @@ class Reports:
         if report.safe_rows and place.safe_rows.get(report.model) != report.safe_rows:
             place.safe_rows[report.model] = report.safe_rows
             if member.channel is not None:
-                member.channel.worker.safe_rows[report.model] = report.safe_rows
+                for worker in member.channel.workers:
+                    worker.safe_rows[report.model] = report.safe_rows
             event(log, logging.WARNING, "device memory is short: smaller batches", **place.fields, **asdict(report))
         if report.exhausted >= EXHAUSTED_CALLS and place.member is member:
             self._crew.recycle(place, f"{report.exhausted} calls in a row without enough device memory", now)
@@ -147,7 +148,8 @@ class Reports:
         member.channel = self._router.worker_ready(
             place.slot.number, place.placement.device, member.process, serving, member.editions, now
         )
-        member.channel.worker.safe_rows.update(place.safe_rows)
+        for worker in member.channel.workers:
+            worker.safe_rows.update(place.safe_rows)
         away = None if place.away_since is None else round(now - place.away_since, 3)
         place.away_since = None
         event(

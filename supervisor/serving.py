@@ -47,6 +47,9 @@ class Worker:
         turn: the pool's count of batches when it got its last one.
         measured: the same when a batch of its was measured last.
         tried: what it is executing was given to it to see whether it is still slow.
+        mates: the workers of its process, it among them: several where that has a tower on each of several devices.
+            They get batches each for itself, and die together.
+        barred: it gets nothing for now, since what a mate of it executes, or is to execute, has to be alone.
     """
 
     def __init__(
@@ -75,6 +78,8 @@ class Worker:
         self.ends = self.opens = inf
         self.turn = self.measured = 0
         self.tried = False
+        self.mates: tuple[Worker, ...] = (self,)
+        self.barred = False
 
     @property
     def depth(self) -> int:
@@ -85,6 +90,11 @@ class Worker:
     def free(self) -> bool:
         """It can get a batch now."""
         return self.batch is None and not self.retiring
+
+    @property
+    def alone(self) -> bool:
+        """Nothing is executed in its process."""
+        return all(mate.batch is None for mate in self.mates)
 
     def served(self, key: BatchKey) -> Served | None:
         """What it would run batches of this key on."""

@@ -22,10 +22,13 @@ from multitower.supervisor.member import Place
 from multitower.supervisor.metrics import ModelStatistics
 from multitower.supervisor.outlook import by_slots
 from multitower.supervisor.resources import Sampler
-from multitower.supervisor.router import Router
+from multitower.supervisor.router import Channel, Router
 from multitower.supervisor.slot import State
 
 EXTENSIONS = ("model_configuration", "statistics", "binary_tensor_data", wire.SHARED_MEMORY_EXTENSION)
+
+MEMORY = ("host_memory_bytes", "device_memory_bytes", "device_memory_peak_bytes")
+"""Of `ModelReport`: by how much memory grew while a worker loaded a model."""
 
 
 @dataclass(slots=True)
@@ -72,25 +75,33 @@ class Reporter:
         name, report = self._named(header)
         if kind == wire.MODEL_READY:
             named = report is not None and any(parse_version(header))
-            return {"name": name, "ready": self._slots_ready(name, report.version if report and named else None) > 0}
+            ready = self._slots_ready(name, report.version if report and named else None)
+            return {"name": name, "ready": not self._unloaded(name) and ready > 0}
         if report is None:
-            if (hopeless := self.router.balancer.refusals.of(name)) is not None:
-                raise hopeless
+            if (refused := self.router.balancer.refusals.of_new(name)) is not None:
+                raise refused
             cause = self._model_cause(name) or "it is still loading"
             raise make(Reason.NO_WORKER, f"{name!r} is not loaded: {cause}")
         served = self.router.admission.catalogue.versions(name)
         return _metadata(report, served) if kind == wire.MODEL_METADATA else _config(report, served)
 
     def readiness(self) -> dict[str, Any]:
-        """`{ready, slots_ready, slots_total}`: ready when each model has a ready slot."""
-        ready = self.state == "running" and all(self._slots_ready(name) for name in self._names)
+        """`{ready, slots_ready, slots_total}`: ready when each model has a ready slot, of those that are not unloaded.
+
+        Slots without a model do not count.
+        """
+        names = [name for name in self._names if not self._unloaded(name)]
+        ready = self.state == "running" and all(self._slots_ready(name) for name in names)
         slots_ready = sum(place.slot.state is State.READY for place in self.fleet.places)
-        return {"ready": ready, "slots_ready": slots_ready, "slots_total": len(self.fleet.places)}
+        slots_total = sum(bool(place.specs) for place in self.fleet.places)
+        return {"ready": ready, "slots_ready": slots_ready, "slots_total": slots_total}
 
     def line(self) -> str:
         """The state in one line, for a service manager."""
         state = self.readiness()
-        models = ", ".join(f"{name} {self._slots_ready(name)}" for name in self._names)
+        models = ", ".join(
+            f"{name} {'unloaded' if self._unloaded(name) else self._slots_ready(name)}" for name in self._names
+        )
         return f"{self.state}: {state['slots_ready']}/{state['slots_total']} slots ready; workers per model: {models}"
 
     @property
@@ -138,8 +149,8 @@ class Reporter:
             "cores": list(place.placement.cores),
             "incarnation": place.slot.incarnation,
             "restarts": place.slot.restarts,
-            "depth": channel.worker.depth if channel is not None else 0,
-            "completed": place.completed + (channel.worker.completed if channel is not None else 0),
+            "depth": channel.depth if channel is not None else 0,
+            "completed": place.completed + (channel.completed if channel is not None else 0),
             "last_error": place.slot.last_error,
             "safe_rows": dict(place.safe_rows),
             "batch_ms": {
@@ -164,9 +175,16 @@ class Reporter:
                 for device in (self.sampler.devices(place.slot.number) if self.sampler is not None else ())
             ],
             "models": [
-                {"name": model.name, "version": model.version, "state": model.state, "cause": model.cause}
+                {
+                    "name": model.name,
+                    "version": model.version,
+                    "state": model.state,
+                    "cause": model.cause,
+                    **{key: getattr(model, key) for key in MEMORY},
+                }
                 for model in place.models
             ],
+            "towers": _towers(channel) if channel is not None else [],
         }
 
     @property
@@ -191,12 +209,11 @@ class Reporter:
         report = catalogue.report(name, version) if version is not None else None
         statistics = self.router.statistics[name].get(version or "") or ModelStatistics()
         ready = self._slots_ready(name, version)
-        failed = refused or self.router.balancer.refusals.of(name) or self.failure(name, version)
         max_batch_size = next(model.max_batch_size for model in self.models if model.name == name)
         return {
             "name": name,
             "version": version,
-            "state": "ready" if ready else "failed" if failed else "loading",
+            "state": self._state(name, ready, refused, version),
             "cause": self._model_cause(name, version) or refused,
             "slots_ready": ready,
             "slots_total": sum(any(name == spec.name for spec in place.specs) for place in self.fleet.places),
@@ -209,7 +226,29 @@ class Reporter:
             "max_batch_size": report.max_batch_size if report is not None else max_batch_size,
             "unbatched_because": self._unbatched_because(name, report) if report is not None else None,
             "labels_not_served": {},
+            **self._memory(name, version),
         }
+
+    def _state(self, name: str, ready: int, refused: str | None, version: str | None) -> str:
+        if self._unloaded(name):
+            return "unloading" if any(place.serves(name) for place in self.fleet.places) else "unloaded"
+        failed = refused or self.router.balancer.refusals.of(name) or self.failure(name, version)
+        return "ready" if ready else "failed" if failed else "loading"
+
+    def _unloaded(self, name: str) -> bool:
+        """An operator has taken it out."""
+        return name in self.router.balancer.refusals.unloaded
+
+    def _memory(self, name: str, version: str | None) -> dict[str, int | None]:
+        """What the model took in one worker, the most of any."""
+        reports = [
+            model
+            for place in self.fleet.places
+            for model in place.models
+            if model.name == name and version in (None, model.version) and model.state == "ready"
+        ]
+        told = {key: [size for model in reports if (size := getattr(model, key)) is not None] for key in MEMORY}
+        return {key: max(sizes, default=None) for key, sizes in told.items()}
 
     def _unbatched_because(self, name: str, report: ModelReport) -> str | None:
         """As its warm-up has shown, or a batch since then, on any worker."""
@@ -239,8 +278,8 @@ class Reporter:
         )
 
     def _model_cause(self, name: str, version: str | None = None) -> str | None:
-        hopeless = self.router.balancer.refusals.of(name)
-        return hopeless.message if hopeless is not None else self._causes(name, version) or None
+        refused = self.router.balancer.refusals.of_new(name)
+        return refused.message if refused is not None else self._causes(name, version) or None
 
     def _named(self, header: dict[str, Any]) -> tuple[str, ModelReport | None]:
         name = header.get("model_name")
@@ -272,6 +311,33 @@ class Reporter:
             "protocol": wire.VERSION,
             "max_message_size": self.max_message_size,
         }
+
+
+def _towers(channel: Channel) -> list[dict[str, Any]]:
+    """The towers of a process that has some: what each does, and where its models' nodes really are."""
+    reports = [report for of_model in channel.reports.values() for report in of_model]
+    return [
+        {
+            "devices": sorted({report.towers[number].device for report in here}),
+            "depth": tower.worker.depth,
+            "completed": tower.worker.completed,
+            "batches": tower.batches,
+            "models": [_replica(report, number) for report in here],
+        }
+        for number, tower in enumerate(channel.mates)
+        if (here := [report for report in reports if number < len(report.towers)])
+    ]
+
+
+def _replica(report: ModelReport, number: int) -> dict[str, Any]:
+    tower = report.towers[number]
+    return {
+        "name": report.name,
+        "version": report.version,
+        "device": tower.device,
+        "nodes": None if tower.nodes is None else dict(tower.nodes),
+        "fallbacks": dict(tower.fallbacks),
+    }
 
 
 def _metadata(report: ModelReport, versions: Sequence[str]) -> dict[str, Any]:

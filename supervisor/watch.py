@@ -156,7 +156,7 @@ class Watch:
                 continue
             settling = self._of(model.name)
             settling.see(seen, now)
-            if self._orders.reloading or self._reporter.state != "running":
+            if self._orders.changing or self._reporter.state != "running" or not self._specs(model.name):
                 continue
             self._judge(model.name)
             served = self._served(model.name)

@@ -26,7 +26,7 @@ from multitower import frames
 
 Job = TypeVar("Job")
 
-REST_MS: Final = 5000
+REST_MS: Final = 2500
 
 _PARKED: Final = object()
 """Behind the last batch that the second thread took: the other one receives again."""

@@ -23,8 +23,8 @@ UNUSED_S = 10.0
 """How long a mapping is kept that nothing uses."""
 
 MOST_MAPPINGS = 64
-MOST_PLACES = 4096
-"""Of one mapping, of which is known that they have been filled."""
+MOST_BYTES = 4 << 30
+"""Of a file that is mapped."""
 
 # Linux's numbers (linux/fcntl.h, asm-generic/mman-common.h); Python's modules have them only from later versions on.
 _F_GET_SEALS = 1034
@@ -40,7 +40,7 @@ class _Mapping:
 
     Attributes:
         view: its bytes; None where it cannot be mapped.
-        filled: offsets and sizes of places that have been.
+        filled: for each of its pages, 1 when it is known to be memory already.
         used: when it was used last, in monotonic seconds.
     """
 
@@ -48,58 +48,65 @@ class _Mapping:
 
     def __init__(self, descriptor: int) -> None:
         self.used = 0.0
-        self.filled: set[tuple[int, int]] = set()
+        self.filled = bytearray()
         self.view: memoryview | None = None
-        with contextlib.suppress(OSError, ValueError):  # sealed against writing, or too large
-            if fcntl.fcntl(descriptor, _F_GET_SEALS) & _F_SEAL_SHRINK:
-                mapped = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
-                # It is not the worker's to write into a core dump, nor a grandchild's to hold.
-                mapped.madvise(mmap.MADV_DONTDUMP)
-                mapped.madvise(mmap.MADV_DONTFORK)
-                self.view = memoryview(mapped)
+        size = os.fstat(descriptor).st_size
+        if size > MOST_BYTES or not fcntl.fcntl(descriptor, _F_GET_SEALS) & _F_SEAL_SHRINK:
+            return
+        with contextlib.suppress(OSError, ValueError):  # sealed against writing, or there is no room
+            mapped = mmap.mmap(descriptor, size)
+            # It is not the worker's to write into a core dump, nor a grandchild's to hold.
+            mapped.madvise(mmap.MADV_DONTDUMP)
+            mapped.madvise(mmap.MADV_DONTFORK)
+            self.view = memoryview(mapped)
+            self.filled = bytearray(-(-size // mmap.PAGESIZE))
 
 
 class Mappings:
-    """The mappings of one worker."""
+    """The mappings of one worker. Any number of threads may use them.
+
+    Attributes:
+        known: of each region that has been named lately; None where that was once.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[Identity, _Mapping | None] = {}  # None: named once so far
+        self.known: dict[Identity, _Mapping | None] = {}
         self._look_at = 0.0
 
     def find(self, place: Place) -> memoryview | None:
         """The place's bytes; None where it is to be reached through its descriptor."""
-        mapping = self._known.get((place.region, place.device, place.inode))
-        if mapping is None or (place.offset, place.size) not in mapping.filled:
+        mapping = self.known.get((place.region, place.device, place.inode))
+        if mapping is None or mapping.view is None or place.offset + place.size > len(mapping.view):
+            return None
+        if mapping.filled.find(0, *_pages(place)) >= 0:
             return None
         mapping.used = time.monotonic()
-        assert mapping.view is not None  # else nothing is known to be filled
         return mapping.view[place.offset : place.offset + place.size]
 
     def learn(self, place: Place, descriptor: int) -> None:
         """The place has been used through its descriptor: the next time it may be found here."""
         identity = place.region, place.device, place.inode
-        if identity not in self._known:
+        try:
+            mapping = self.known[identity]
+        except KeyError:
             # Most clients send one request, and a mapping is dear.
-            if len(self._known) >= MOST_MAPPINGS:
-                self._known.clear()
-            self._known[identity] = None
+            if len(self.known) >= MOST_MAPPINGS:
+                self.known.clear()
+            self.known[identity] = None
             return
-        mapping = self._known[identity]
         if mapping is None:
-            mapping = self._known[identity] = _Mapping(descriptor)
+            mapping = self.known[identity] = _Mapping(descriptor)
         mapping.used = time.monotonic()
         if mapping.view is None or not place.size or not _is_filled(place, descriptor):
             return
         if place.offset + place.size > len(mapping.view):
             return  # it has grown meanwhile
-        start = place.offset - place.offset % mmap.PAGESIZE
+        first, end = _pages(place)
         with contextlib.suppress(OSError):  # kernels before 5.14 do it page by page, when it is used
             mapped = mapping.view.obj
             assert isinstance(mapped, mmap.mmap)
-            mapped.madvise(_MADV_POPULATE_READ, start, place.offset + place.size - start)
-        if len(mapping.filled) >= MOST_PLACES:
-            mapping.filled.clear()
-        mapping.filled.add((place.offset, place.size))
+            mapped.madvise(_MADV_POPULATE_READ, first * mmap.PAGESIZE, (end - first) * mmap.PAGESIZE)
+        mapping.filled[first:end] = bytes([1]) * (end - first)
 
     def tick(self) -> None:
         """Gives up what has not been used lately; to be called now and then."""
@@ -107,10 +114,15 @@ class Mappings:
         if now < self._look_at:
             return
         self._look_at = now + UNUSED_S / 4
-        for identity, mapping in list(self._known.items()):
+        for identity, mapping in list(self.known.items()):
             # One that somebody is copying from ends with that.
             if mapping is None or mapping.used + UNUSED_S <= now:
-                self._known.pop(identity, None)
+                self.known.pop(identity, None)
+
+
+def _pages(place: Place) -> tuple[int, int]:
+    """The first page of a place, and the one behind its last."""
+    return place.offset // mmap.PAGESIZE, -(-(place.offset + place.size) // mmap.PAGESIZE)
 
 
 def _is_filled(place: Place, descriptor: int) -> bool:

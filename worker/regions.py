@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,7 +109,7 @@ class Inputs:
     Attributes:
         rows: of each entry that can be run.
         frames: of these entries, joined where `joined`.
-        joined: one frame an input, of all rows.
+        joined: one frame an input, of all rows, padded like a batch.
         errors: the answers of the other entries, by their number.
     """
 
@@ -121,6 +121,7 @@ class Inputs:
         frames: Sequence[Any],
         regions: Regions,
         buffers: Buffers,
+        padded: Callable[[int], int],
     ) -> None:
         self.errors: dict[int, MultitowerError] = {}
         width = len(key.inputs)
@@ -135,7 +136,7 @@ class Inputs:
         if self.joined:
             widths = [tensors.byte_size(datatype, dims) for _, datatype, dims in key.inputs]
             try:
-                self.frames = self._join(widths, rows, sources, regions, buffers)
+                self.frames = self._join(widths, rows, sources, regions, buffers, padded)
             except MemoryError as error:
                 self.errors = dict.fromkeys(range(len(rows)), _unreadable(error))
                 self.frames = [b""] * width
@@ -150,9 +151,10 @@ class Inputs:
         sources: Sequence[Sequence[Any]],
         regions: Regions,
         buffers: Buffers,
+        padded: Callable[[int], int],
     ) -> list[Any]:
-        total = sum(rows)
-        wholes = [buffers.take(total * width) for width in widths]
+        size = padded(sum(rows))
+        wholes = [buffers.take(size * width) for width in widths]
         start = 0
         for entry, count in enumerate(rows):
             try:
@@ -162,7 +164,12 @@ class Inputs:
                 self.errors[entry] = _unreadable(error)
                 continue  # the next one takes its rows
             start += count
-        return [whole[: start * width] for whole, width in zip(wholes, widths, strict=True)]
+        size = padded(start) if start else 0
+        for whole, width in zip(wholes, widths, strict=True):
+            for row in range(start, size):
+                # Not zeros: a row that the model can compute cannot raise where real ones would not.
+                whole[row * width : (row + 1) * width] = whole[(start - 1) * width : start * width]
+        return [whole[: size * width] for whole, width in zip(wholes, widths, strict=True)]
 
     def _each(self, sources: Sequence[Sequence[Any]], regions: Regions, buffers: Buffers) -> list[Any]:
         read: list[Any] = []

@@ -31,8 +31,6 @@ Models = Mapping[tuple[str, str], Executors]
 WORTH_NS = 300_000
 """Where both a batch's computation and its assembly take this long, the next one is assembled by another thread."""
 
-NOTHING = Table([], [])
-
 
 def serve(socket: zmq.Socket[bytes], models: Models, begin: Callable[[int], None]) -> None:
     """Answers batches, one at a time, until STOP.
@@ -79,16 +77,18 @@ class _Job:
     Attributes:
         batch_id: its number.
         executor: what runs it.
-        parts: that are run one after the other.
-        regions: of shared memory, open until the batch is answered; None where all came in frames.
         assemble_ns: what its assembly has taken so far.
+        prepared: all of it, where it came in frames.
+        parts: that are run one after the other, where some of it lies in shared memory.
+        regions: of that, open until the batch is answered.
     """
 
     batch_id: int
     executor: Executor
-    parts: list[_Part]
-    regions: Regions | None
     assemble_ns: int
+    prepared: Prepared | None
+    parts: Sequence[_Part] = ()
+    regions: Regions | None = None
 
     def pays(self, ahead: bool) -> bool:
         """It is worth while to put batches like this one together while another computes; `ahead`, as it is done."""
@@ -98,7 +98,7 @@ class _Job:
 
 @dataclass(slots=True)
 class _Part:
-    """All entries of a batch, or one of those that run one by one.
+    """All entries of a batch with shared memory, or one of those that run one by one.
 
     Attributes:
         key: what the entries have in common.
@@ -136,7 +136,8 @@ class _Service:
 
     def open(self, message: list[Any]) -> _Job | None:
         """Makes ready what a message brings; None for the one that says to stop. While it does, `run` may run."""
-        self.tick()
+        if self._mappings.known:
+            self._mappings.tick()
         kind = bytes(message[0])[:1]
         if kind == worker_wire.STOP:
             return None
@@ -144,8 +145,7 @@ class _Service:
         executor = self._models[key.model, key.version][key.signature]
         if kind == worker_wire.BATCH:
             prepared = executor.prepare(key, head.rows, _views(rest), joined=head.joined)
-            part = _Part(key, head.rows, None, NOTHING, prepared)
-            return _Job(head.batch_id, executor, [part], None, prepared.assemble_ns)
+            return _Job(head.batch_id, executor, prepared.assemble_ns, prepared)
         begun = time.monotonic_ns()
         packed, *frames = rest
         whole = _Part(key, head.rows, _views(frames), Table.unpack(bytes(packed)))
@@ -153,7 +153,7 @@ class _Service:
         parts = [whole] if key.batched else _one_by_one(whole)
         regions = Regions(self._parent, self._mappings)
         self._prepare(parts[0], executor, regions)
-        return _Job(head.batch_id, executor, parts, regions, time.monotonic_ns() - begun)
+        return _Job(head.batch_id, executor, time.monotonic_ns() - begun, None, parts, regions)
 
     def tick(self) -> None:
         """Gives up what is kept only for as long as it is used; to be called while nothing comes, too."""
@@ -162,24 +162,24 @@ class _Service:
     def _prepare(self, part: _Part, executor: Executor, regions: Regions) -> None:
         """Reads what lies in shared memory."""
         assert part.frames is not None  # it is done once
-        inputs = Inputs(part.key, part.rows, part.table, part.frames, regions, self._buffers)
+        inputs = Inputs(part.key, part.rows, part.table, part.frames, regions, self._buffers, executor.padded)
         part.frames, part.errors = None, inputs.errors
         for place in part.table.outputs:
             part.places.setdefault(place.entry, {})[str(place.tensor)] = place
         if inputs.rows:  # a model is not called for nothing
-            part.prepared = executor.prepare(part.key, inputs.rows, inputs.frames, joined=inputs.joined)
+            joined = inputs.joined
+            part.prepared = executor.prepare(part.key, inputs.rows, inputs.frames, joined=joined, padded=joined)
 
     def run(self, job: _Job) -> list[Any]:
         """Runs a batch; returns the message of its answers."""
         self._begin(job.batch_id)
-        if job.regions is None:
-            (part,) = job.parts
-            assert part.prepared is not None  # what came in frames always is
-            answers, timing = job.executor.run(part.prepared)
+        if job.prepared is not None:
+            answers, timing = job.executor.run(job.prepared)
             if isinstance(answers, Joined):
                 outputs = _kept(answers.frames) if job.executor.volatile else answers.frames
                 return worker_wire.joined_result(job.batch_id, answers.headers, answers.rows, outputs, timing)
             return worker_wire.result(job.batch_id, _told(answers, job.executor), timing)
+        assert job.regions is not None  # one of the two is there
         told: list[list[Any] | bytes] = []
         compute_ns, assemble_ns, begun = 0, job.assemble_ns, time.monotonic_ns()
         with job.regions as regions:

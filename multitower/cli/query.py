@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 CONNECT_S = 3.0
 TIMEOUT_S = 10.0
-COLOURS = {"ready": "green", "running": "green", "failed": "red", "stopped": "red"}
+COLOURS = {"ready": "green", "running": "green", "failed": "red", "stopped": "red", "unloaded": "default"}
 OTHER_COLOUR = "yellow"
+MEMORY = ("host_memory_bytes", "device_memory_bytes", "device_memory_peak_bytes")
 
 
 def _not_nan(context: click.Context, parameter: click.Parameter, seconds: float) -> float:
@@ -118,12 +119,16 @@ def _print_status(state: dict[str, Any]) -> None:
         ),
     )
     _print_use(slots)
+    _print_towers(slots)
     if daemon.get("quarantine"):
         kept = daemon["quarantine"]
         refused = sum(entry["refused"] for entry in kept)
         click.echo(f"in quarantine: {len(kept)} requests that crashed a worker; {refused:,} equal ones were refused\n")
     _print_table(
-        ("Model", "State", "Version", ">Slots", ">Queue", ">Answered", ">Failed", ">Rows a batch", "Note"),
+        (
+            *("Model", "State", "Version", ">Slots", ">Queue", ">Answered", ">Failed", ">Rows a batch"),
+            *(">Host memory", ">Device memory", "Note"),
+        ),
         (
             (
                 model["name"],
@@ -134,6 +139,7 @@ def _print_status(state: dict[str, Any]) -> None:
                 f"{model['completed']:,}",
                 f"{model['failed']:,}",
                 f"{model['rows'] / model['batches']:.1f}" if model["batches"] else None,
+                *_grown(model),
                 "; ".join(_notes(model)),
             )
             for model in models
@@ -177,8 +183,43 @@ def _print_use(slots: Sequence[dict[str, Any]]) -> None:
     _print_table(headings, rows)
 
 
+def _print_towers(slots: Sequence[dict[str, Any]]) -> None:
+    """Where the towers of slots with several devices are, and what of them runs elsewhere."""
+    rows = [
+        (
+            slot["slot"],
+            model["device"],
+            # Of the whole tower, and so once.
+            *((tower["depth"], f"{tower['batches']:,}", f"{tower['completed']:,}") if not place else ("", "", "")),
+            model["name"],
+            _counted(model["nodes"]) if model["nodes"] is not None else "not known: no warm-up run",
+            _counted(model["fallbacks"]) if model["nodes"] is not None else None,
+        )
+        for slot in slots
+        for tower in slot.get("towers", ())
+        for place, model in enumerate(tower["models"])
+    ]
+    if rows:
+        headings = ("Slot", "Tower", ">Depth", ">Batches", ">Rows answered", "Model", "Nodes", "Not on its device")
+        _print_table(headings, rows)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+
+
 def _busy(device: dict[str, Any]) -> str | None:
     return "gone" if device["present"] is False else _percent(device["utilization_percent"])
+
+
+def _grown(model: dict[str, Any]) -> tuple[str | None, str | None]:
+    """By how much host and device memory grew when a worker loaded the model."""
+    host, device = model.get("host_memory_bytes"), model.get("device_memory_bytes")
+    return _more(host), _more(device)
+
+
+def _more(size: int | None) -> str | None:
+    return None if size is None else f"{size / (1 << 20):+,.0f} MiB"
 
 
 def _percent(value: float | None) -> str | None:
@@ -224,13 +265,16 @@ def models(client: Client, as_json: bool) -> int:
     """List the models and their versions with their inputs and outputs.
 
     Of a SavedModel those of each signature; the first one is the default. A dimension `any` takes every size; where a
-    model is batched it is the first one, the rows.
+    model is batched it is the first one, the rows. Memory is by how much that of a worker grew while it loaded the
+    model and warmed it up, the most of any worker.
     """
     from multitower import MultitowerError
 
     found: list[dict[str, Any]] = []
     for model in client.status()["models"]:
-        entry = {name: model[name] for name in ("name", "version", "labels", "state", "cause")}
+        entry = {
+            name: model[name] for name in ("name", "version", "labels", "state", "cause", *MEMORY) if name in model
+        }
         try:
             found.append({**entry, **client.metadata(model["name"], model["version"] or "")})
         except MultitowerError as error:  # not loaded, or not any more
@@ -239,7 +283,18 @@ def models(client: Client, as_json: bool) -> int:
         click.echo(json.dumps(found, indent=2))
     else:
         _print_table(
-            ("Model", "State", "Version", "Signature", "", "Name", "Datatype", "Shape"),
+            (
+                "Model",
+                "State",
+                "Version",
+                "Signature",
+                "",
+                "Name",
+                "Datatype",
+                "Shape",
+                ">Host memory",
+                ">Device memory",
+            ),
             (row for model in found for row in _rows(model)),
         )
     return Exit.OK
@@ -247,16 +302,17 @@ def models(client: Client, as_json: bool) -> int:
 
 def _rows(model: dict[str, Any]) -> Iterable[Sequence[object]]:
     first = [model["name"], model["state"], _version(model)]
+    memory: Sequence[object] = _grown(model)
     nothing = "takes any inputs" if "inputs" in model else model["cause"]
     for name, signature in model.get("signatures", {"": model}).items():
         tensors = [(side, tensor) for side in ("input", "output") for tensor in signature.get(f"{side}s", ())]
         if not tensors:
-            yield (*first, name, "", signature["cause"] if name else nothing, "", "")
+            yield (*first, name, "", signature["cause"] if name else nothing, "", "", *memory)
         for side, tensor in tensors:
             shape = ", ".join("any" if size == -1 else str(size) for size in tensor["shape"])
-            yield (*first, name, side, tensor["name"], tensor["datatype"], f"[{shape}]")
-            first, name = ["", "", ""], ""
-        first = ["", "", ""]
+            yield (*first, name, side, tensor["name"], tensor["datatype"], f"[{shape}]", *memory)
+            first, name, memory = ["", "", ""], "", ("", "")
+        first, memory = ["", "", ""], ("", "")
 
 
 @click.command()

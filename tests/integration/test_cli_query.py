@@ -179,6 +179,7 @@ def test_status_is_readable(script: Script) -> None:
         "devices": [{"memory_bytes": 6 << 30, "utilization_percent": 93, "present": True}],
     }
     script.status["slots"][1]["devices"] = [{"memory_bytes": None, "utilization_percent": None, "present": False}]
+    script.status["models"][0] |= {"host_memory_bytes": 300 << 20, "device_memory_bytes": 1 << 30}
     script.status["daemon"]["quarantine"] = [{"model": "digits", "seconds_left": 12.0, "refused": 6}]
     code, out, err = multitower("status")
     assert (code, err) == (Exit.DEGRADED, "")
@@ -193,9 +194,10 @@ def test_status_is_readable(script: Script) -> None:
     assert use in rows
     assert ["1", "-", "-", "-", "-", "-", "-", "gone"] in rows
     assert "in quarantine: 1 requests that crashed a worker; 6 equal ones were refused" in out
-    told = ["the", "label", "canary", "is", "version", "4,", "which", "is", "not", "served"]
+    grown = ["+300", "MiB", "+1,024", "MiB"]
+    told = [*grown, "the", "label", "canary", "is", "version", "4,", "which", "is", "not", "served"]
     assert ["digits", "ready", "3", "(stable,", "best)", "1/2", "2", "1,000", "1", "2.5", *told] in rows
-    assert ["other", "loading", "-", "0/2", "0", "0", "0", "-"] in rows
+    assert ["other", "loading", "-", "0/2", "0", "0", "0", "-", "-", "-"] in rows
 
 
 def test_status_shows_each_device_of_a_slot_on_a_line_of_its_own(script: Script) -> None:
@@ -244,12 +246,13 @@ def test_no_daemon_is_one_line_and_its_own_exit_code(command: list[str], tmp_soc
 
 
 def test_models_are_listed_with_what_they_take(script: Script) -> None:
+    script.status["models"][0]["host_memory_bytes"] = 300 << 20
     code, out, err = multitower("models")
     assert (code, err) == (Exit.OK, "")
     rows = [" ".join(line.split()) for line in out.splitlines()]
-    assert "digits ready 3 (stable, best) input x FP32 [any, 2]" in rows
+    assert "digits ready 3 (stable, best) input x FP32 [any, 2] +300 MiB -" in rows
     assert "output scores FP32 [any, 10]" in rows
-    assert "other loading - 'other' is not loaded: it is still loading" in rows
+    assert "other loading - 'other' is not loaded: it is still loading - -" in rows
 
 
 def test_models_are_listed_with_their_signatures(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +263,7 @@ def test_models_are_listed_with_their_signatures(script: Script, monkeypatch: py
     code, out, _ = multitower("models")
     assert code == Exit.OK
     rows = [" ".join(line.split()) for line in out.splitlines()]
-    assert "digits ready 3 (stable, best) serving_default input x FP32 [any, 2]" in rows
+    assert "digits ready 3 (stable, best) serving_default input x FP32 [any, 2] - -" in rows
     assert rows.count("output scores FP32 [any, 10]") == 2
     assert "other input pixels INT32 [4]" in rows
     assert "third the input 'tags' is sparse" in rows

@@ -79,7 +79,7 @@ class Scene:
         self.model = Squares(before)
         self.executor = Watched(self.model)
         self._pool = ThreadPoolExecutor(1)
-        self.loop = self._pool.submit(service.serve, worker, {"m": {"": self.executor}}, self.begun.append)
+        self.loop = self._pool.submit(service.serve, worker, {("m", "1"): {"": self.executor}}, self.begun.append)
 
     def send(self, number: int, values: Sequence[int]) -> None:
         data = np.array(values, np.int64).tobytes()

@@ -47,7 +47,7 @@ def saved(folder: Path, function: Callable[..., Any], *specs: Any, **tracked: An
 
 
 def call_of(model: Any) -> FunctionCall:
-    call = (model._served if isinstance(model, SavedModel) else model)._call
+    call = model._served._call if isinstance(model, SavedModel) else model.call
     assert isinstance(call, FunctionCall)
     return call
 

@@ -18,6 +18,7 @@ from multitower.bench.daemon import plan
 from multitower.bench.evidence import Evidence, Snapshot, Worker, gather
 from multitower.bench.results import Result, best
 from multitower.bench.scaling import MAX_STEPS, efficiency, most_concurrency, next_concurrency, worker_counts
+from multitower.bench.session import _only_model
 from multitower.bench.slo import LOWEST, NEAR, Objective, Search
 from multitower.bench.tally import Tally
 from multitower.supervisor import placement
@@ -391,3 +392,12 @@ def test_the_json_is_strict_and_has_it_all() -> None:
     assert read["objective"]["highest_rate"] == 8
     assert [entry["efficiency"] for entry in read["scaling"]] == [1.0]
     assert read["machine"]["cores"] >= 1
+
+
+def test_of_several_versions_the_one_that_the_statistics_are_of_is_looked_at() -> None:
+    entries = [{"name": "n", "version": "1"}, {"name": "m", "version": "1"}, {"name": "m", "version": "2"}]
+    looked = Snapshot(0.0, {"version": "2"}, {"models": entries}, {}, {}, (0.0, 0.0))
+    assert looked.model("m") is entries[2]
+    assert looked.model("n") is entries[0], "of a model without versions there is one entry"
+    assert looked.model("o") == {}
+    assert _only_model({"models": entries[1:]}) == "m"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from version_folders import version
 
+from multitower.spec import ModelSpec
 from multitower.supervisor import config, settings
 from multitower.supervisor.batching import QueueLimits
 from multitower.supervisor.pool import Rule
@@ -34,6 +36,22 @@ def test_the_queue_knows_what_batches_are_padded_to(tmp_path: Path) -> None:
 )
 def test_padding(sizes: tuple[int, ...], rows: int, padded: int) -> None:
     assert QueueLimits(1, 1, sizes=sizes).padded(rows) == padded
+
+
+def test_models_that_the_start_does_not_load_are_told_apart_and_a_reload_keeps_what_is_loaded(
+    tmp_path: Path,
+) -> None:
+    models = "{name: l, handler: 'h:L'}, {name: m, handler: 'h:M', load_at_startup: false}, {name: n, handler: 'h:N'}"
+    told = made(tmp_path, f"models: [{models}]")
+
+    def names(specs: Iterable[ModelSpec]) -> str:
+        return "".join(spec.name for spec in specs)
+
+    assert (names(told.fleet.models), names(told.unloaded), names(told.models)) == ("ln", "m", "lmn")
+    assert told.still_with({"l"}) == told
+    loaded = told.still_with({"l", "m"})
+    assert (names(loaded.fleet.models), loaded.unloaded) == ("lmn", ())
+    assert (names(loaded.without("m").fleet.models), names(loaded.without("m").unloaded)) == ("ln", "m")
 
 
 @pytest.mark.parametrize(

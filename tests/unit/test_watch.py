@@ -16,6 +16,7 @@ from multitower.spec import ModelReport
 from multitower.supervisor import config, settings
 from multitower.supervisor.errands import Errands
 from multitower.supervisor.member import Member
+from multitower.supervisor.model_orders import ModelOrders
 from multitower.supervisor.orders import Orders
 from multitower.supervisor.slot import State
 from multitower.supervisor.status import Reporter
@@ -44,7 +45,7 @@ class Daemon:
 
     Attributes:
         bad: versions that no worker can load, or the slots where one cannot be loaded.
-        orders: the daemon's.
+        orders, models: the daemon's.
         watch: the daemon's.
     """
 
@@ -72,7 +73,17 @@ class Daemon:
             ended=lambda: None,
         )
         self.watch = Watch(self.fleet, self.reporter, self.orders, errands)
+        self.models = ModelOrders(
+            self.orders,
+            self.fleet,
+            router,
+            self.reporter,
+            errands,
+            lambda: config.load(self._path, environment={}),
+        )
         self.reporter.refused = self.watch.refused
+        for name, limits in made.limits.items():
+            router.add_model(name, limits, made.timeouts[name])
         router.set_labels(made.labels)
         self._hired: dict[int, Any] = {}
         give_work = self.fleet._hiring.give_work
@@ -190,6 +201,41 @@ def test_one_that_cannot_be_loaded_leaves_all_slots_as_they_were(tmp_path: Path,
     assert daemon.served() == [["2"], ["2"]]
 
 
+@pytest.mark.parametrize("more", ["", "}, {name: other, handler: 'h:H'"], ids=["alone", "beside another model"])
+def test_requests_wait_where_the_only_slot_tries_a_version_in_vain(tmp_path: Path, more: str) -> None:
+    daemon = daemon_of(tmp_path, "1", more=more, fits=False)
+    daemon.bad["2"] = {0}
+    version(tmp_path / "model", "2")
+    former = daemon.scene.member()
+    daemon.watch.due = 0.0
+    daemon.watch.tick(daemon.scene.now)
+    daemon.scene.tick()
+    assert process(former).told
+    daemon.scene.submit()
+    daemon.go_on()
+    assert set(daemon.served()[0]) == {"1"}
+    daemon.scene.dispatch()
+    daemon.scene.answer(daemon.scene.member())
+    assert [type(reply) for reply in daemon.scene.replies()] == [list]
+
+
+def test_one_that_is_served_is_written_again(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1", slots=2)
+    before = [daemon.scene.member(slot) for slot in (0, 1)]
+    weights = tmp_path / "model" / "1" / "variables" / "variables.data"
+    daemon.bad["1"] = {0, 1}
+    weights.write_bytes(b"worse")
+    daemon.look()
+    assert [daemon.scene.member(slot) for slot in (0, 1)] == before, "what they have loaded is good"
+    assert daemon.rows() == {"1": ("ready", "no weights")}, "of its files as they are now"
+    daemon.bad.clear()
+    weights.write_bytes(b"much better")
+    daemon.look()
+    daemon.look()
+    assert daemon.served() == [["1"], ["1"]]
+    assert not {id(daemon.scene.member(slot)) for slot in (0, 1)} & set(map(id, before))
+
+
 def test_of_several_new_ones_the_good_are_taken(tmp_path: Path) -> None:
     daemon = daemon_of(tmp_path, "1", more=", versions: all")
     daemon.bad["2"] = {0}
@@ -258,7 +304,7 @@ def test_a_reload_that_is_ordered_meanwhile_waits_and_is_carried_out(tmp_path: P
     daemon = daemon_of(tmp_path, "1")
     version(tmp_path / "model", "2")
     daemon.watch.tick(daemon.scene.now)
-    assert daemon.orders.reloading
+    assert daemon.orders.changing
     daemon.write(", versions: all", 1)
     answers: list[Any] = []
     daemon.orders.reload(answers.append)
@@ -285,6 +331,22 @@ def test_a_reload_tries_again_what_could_not_be_loaded(tmp_path: Path) -> None:
     assert answers[1:] == [{"renewed": [0], "added": [], "removed": []}]
     daemon.look()
     assert daemon.rows() == {"2": ("ready", None)}
+
+
+def test_an_unloaded_model_is_not_brought_back_by_a_new_version_and_is_loaded_with_it(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1", more=", version_labels: {stable: 2}")
+    answers: list[Any] = []
+    daemon.models.unload("m", answers.append)
+    daemon.go_on()
+    assert daemon.rows() == {"1": ("unloaded", "'m' is unloaded; `multitower load m` loads it")}
+    version(tmp_path / "model", "2")
+    daemon.look()
+    assert daemon.scene.alive() == []
+    daemon.models.load("m", answers.append)
+    daemon.go_on()
+    assert answers == [{"model_name": "m", "slots": [0]}] * 2
+    assert daemon.served() == [["2"]]
+    assert [row["labels"] for row in daemon.reporter.status(0.0)["models"]] == [["stable"]]
 
 
 def test_a_label_that_is_moved_stands_for_the_former_version_until_the_reload_is_over(tmp_path: Path) -> None:

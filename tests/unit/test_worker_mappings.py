@@ -65,6 +65,20 @@ def test_from_the_third_time_on_a_place_is_found() -> None:
     assert mapped() == 0
 
 
+def test_what_lies_within_is_found_too() -> None:
+    """Requests of ever other sizes use the same memory."""
+    mappings = Mappings()
+    with place() as (where, _):
+        for _ in range(2):
+            read(mappings, where)
+        for offset, size in ((4096, 1), (5000, 5096), (10_096 - 1, 1), (4096, 8192), (8192, 4096)):
+            within = where._replace(offset=offset, size=size)
+            assert mappings.find(within) is not None
+            assert read(mappings, within) == (bytes(4096) + CONTENT + bytes(4096))[offset : offset + size]
+        for offset, size in ((4095, 2), (4096, 8193), (12_288, 1), (60_000, 10_000)):
+            assert mappings.find(where._replace(offset=offset, size=size)) is None
+
+
 def test_another_region_is_never_taken_for_it() -> None:
     mappings = Mappings()
     with place() as (where, _):
@@ -76,7 +90,7 @@ def test_another_region_is_never_taken_for_it() -> None:
             where._replace(inode=where.inode + 1),
             where._replace(device=where.device + 1),
             where._replace(offset=8192),
-            where._replace(size=where.size - 1),
+            where._replace(offset=0),
         ):
             assert mappings.find(other) is None
 
