@@ -262,7 +262,7 @@ def _print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> N
 @click.option("--json", "as_json", is_flag=True, help="Print the Open Inference Protocol's metadata, for programs.")
 @asks
 def models(client: Client, as_json: bool) -> int:
-    """List the models and their versions with their inputs and outputs.
+    """List the models, their versions, inputs and outputs.
 
     Of a SavedModel those of each signature; the first one is the default. A dimension `any` takes every size; where a
     model is batched it is the first one, the rows. Memory is by how much that of a worker grew while it loaded the
