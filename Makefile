@@ -20,8 +20,9 @@ demo: $(VENV)/.demo ## Train, serve on two CPU workers, kill one under load, cou
 serve: $(VENV)/.demo ## Serve the demo's digits model until Ctrl-C, for a client of your own
 	@$(BIN)/multitower demo --folder demo --serve
 
-test: $(VENV)/.dev ## Run all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## Run all tests, several files at a time: most wait for processes and time
+	@# In the order of the folders: the brief unit tests come last, and fill up what the long ones leave.
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-unit: $(VENV)/.dev ## Run the tests that start no process: seconds
 	$(BIN)/python -m pytest tests/unit

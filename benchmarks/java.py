@@ -10,7 +10,7 @@ The daemon has two CPU workers and listens on tcp and ipc. Each contender is a p
 - `asyncio`: as many coroutines with `AsyncClient`, over tcp;
 - `pipelined ipc`: as `pipelined`, over ipc, which Java does not have;
 - `in process`, for `frozen` alone: no daemon, but TensorFlow for Java with a graph and a session for each of one or two
-  logical CPUs in the application's process (`inprocess/`; it fetches 170 MB).
+  logical CPUs in the application's process (`java/InProcess.java`; it fetches 170 MB).
 
 `echo` is a handler that needs no TensorFlow, with float32 [1, 16] and batching; `digits` is the demo's SavedModel, and
 `frozen` the same with its weights as constants, which a session of TensorFlow for Java can load. Each
@@ -41,7 +41,13 @@ import serving
 from multitower import AsyncClient, Client
 
 HERE = Path(__file__).parent
+PROGRAMS = HERE / "java"
 CLIENT = HERE.parent / "clients" / "java"
+CLASS_PATHS = {
+    "Throughput": f"{CLIENT}/target/*:{CLIENT}/target/lib/*",
+    "InProcess": f"{PROGRAMS}/target/lib/*",
+}
+"""What each program needs beside the loop that they share."""
 PYTHON = ("threads", "pipelined", "asyncio", "pipelined ipc")
 CONTENDERS = ("java", *PYTHON)
 IN_PROCESS = {"in process, 1": 1, "in process, 2": 2}
@@ -170,18 +176,29 @@ def build(folder: Path) -> None:
     subprocess.run(command, cwd=folder, check=True)
 
 
+def compile_programs(names: list[str], folder: Path) -> None:
+    """Compiles programs of `java/` to `folder/classes`."""
+    for name in names:
+        sources = [str(PROGRAMS / f"{each}.java") for each in ("Loop", name)]
+        subprocess.run(["javac", "-d", str(folder / "classes"), "-cp", CLASS_PATHS[name], *sources], check=True)
+
+
+def java(name: str, folder: Path) -> list[str]:
+    """The command that runs a program."""
+    return ["java", "-cp", f"{folder}/classes:{CLASS_PATHS[name]}", name]
+
+
 def measure(
     contender: str, endpoints: dict[str, str], model: Model, folder: Path, options: argparse.Namespace
 ) -> dict[str, float]:
-    """The figures of one contender; `folder` holds the models."""
+    """The figures of one contender; `folder` holds the models and the programs."""
     settings = [str(options.outstanding), str(options.seconds), str(options.warm_up)]
     if contender == "java":
-        class_path = f"{CLIENT}/target/*:{CLIENT}/target/lib/*"
-        command = ["java", "-cp", class_path, str(HERE / "Throughput.java"), endpoints["tcp"]]
-        command += [model.name, model.input, str(model.columns), model.output, *settings]
+        command = [*java("Throughput", folder), endpoints["tcp"], model.name, model.input, str(model.columns)]
+        command += [model.output, *settings]
     elif contender in IN_PROCESS:
-        command = ["java", "-cp", f"{HERE}/inprocess/target/lib/*", str(HERE / "inprocess" / "InProcess.java")]
-        command += [str(folder / "models" / "frozen" / "1"), str(IN_PROCESS[contender]), *settings]
+        saved_model = folder / "models" / "frozen" / "1"
+        command = [*java("InProcess", folder), str(saved_model), str(IN_PROCESS[contender]), *settings]
     else:
         command = [sys.executable, __file__, "--contender", contender, "--models", model.name]
         command += ["--endpoint", endpoints["ipc" if contender.endswith("ipc") else "tcp"]]
@@ -211,7 +228,7 @@ def make_models(folder: Path, wanted: list[str]) -> dict[str, str]:
         python(["-m", "multitower.cli.demo_model", str(folder)])
         settings["digits"] = f"path: '{folder}/models/digits', batching: {{}}"
     if "frozen" in wanted:
-        program = HERE / "inprocess" / "freeze.py"
+        program = PROGRAMS / "freeze.py"
         python([str(program), str(folder / "models" / "digits" / "1"), str(folder / "models" / "frozen" / "1")])
         settings["frozen"] = f"path: '{folder}/models/frozen', batching: {{}}"
     return {name: settings[name] for name in wanted}
@@ -241,10 +258,13 @@ def main() -> None:
     wanted = options.models.split(",")
     results: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in wanted}
     build(CLIENT)
+    programs = ["Throughput"]
     if "frozen" in wanted:
-        build(HERE / "inprocess")
+        build(PROGRAMS)
+        programs.append("InProcess")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mt-")))
+        compile_programs(programs, folder)
         models = make_models(folder, wanted)
         endpoints = {transport: serving.free_endpoint(folder, "both", transport) for transport in ("tcp", "ipc")}
         also = [endpoints["tcp"]]

@@ -1,16 +1,24 @@
 """What it gains that a worker puts the next batch together while one computes.
 
-    python benchmarks/overlap.py [--rounds 3] [--seconds 3] [--compute 5,20] [--rows 8,32]
+    python benchmarks/overlap.py [--rounds 3] [--seconds 3] [--compute 5,20] [--rows 8,32] [--strides 32]
 
-One worker, whose handler sleeps as a batch on a device would take (`--compute`, ms), over ipc with the Python client:
-requests of one row of 602,112 bytes (float32 [1, 224, 224, 3]), a number a row comes back, four batches outstanding.
-The worker as it is and one that does everything in turn take turns. The figures are medians over the rounds.
+One worker is asked over ipc by the Python client for requests of one row of 602,112 bytes (float32 [1, 224, 224, 3]),
+four batches of which are outstanding; a few numbers a row come back. A worker as it is and one that does everything in
+turn take turns. The models are
+
+- a handler that sleeps as a batch on a device would take (`--compute`, ms);
+- a SavedModel on the CPU: a convolution with 64 filters of 7 by 7 every so many points (`--strides`; fewer take
+  longer), with one thread, such that a second core is left for the worker's other one, the daemon and the client.
+
+The figures are medians over the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,24 +28,55 @@ import serving
 
 from multitower import Client
 
-HANDLERS = """
+HANDLERS = '''
+
+def set_turns(in_turn):
+    if in_turn:
+        from multitower.worker import service
+
+        service.WORTH_NS = 1 << 62
+
 
 class Picture:
     def load(self, devices, parameters):
         self._seconds = parameters["seconds"]
-        if parameters["in_turn"]:
-            from multitower.worker import service
-
-            service.WORTH_NS = 1 << 62
+        set_turns(parameters["in_turn"])
 
     def infer(self, inputs):
         time.sleep(self._seconds)
         return {"y": inputs["x"][:, 0, 0, 0]}
+
+
+class Turns(Echo):
+    """Beside a SavedModel: sets how its worker works."""
+
+    def load(self, devices, parameters):
+        set_turns(parameters["in_turn"])
+'''
+
+MODEL = """
+import sys
+
+import tensorflow as tf
+
+
+class Convolution(tf.Module):
+    def __init__(self, strides):
+        self.strides = strides
+        self.filters = tf.Variable(tf.random.normal([7, 7, 3, 64]))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 224, 224, 3], tf.float32, name="x")])
+    def __call__(self, x):
+        return {"y": tf.reduce_mean(tf.nn.conv2d(x, self.filters, self.strides, "VALID"), [1, 2])}
+
+
+tf.saved_model.save(Convolution(int(sys.argv[2])), sys.argv[1])
 """
 
 
-def rate(endpoint: str, x: np.ndarray, outstanding: int, seconds: float) -> float:
+def rate(endpoint: str, outstanding: int, seconds: float) -> float:
     """Requests a second of one thread that keeps so many outstanding."""
+    x = np.random.default_rng(1).normal(size=(1, 224, 224, 3)).astype(np.float32)
     done = 0
     with Client(endpoint) as client:
         client.live()
@@ -56,36 +95,63 @@ def rate(endpoint: str, x: np.ndarray, outstanding: int, seconds: float) -> floa
     return done / took
 
 
+def model_ms(endpoint: str) -> float:
+    """What the model took for a batch, by the daemon's statistics."""
+    with Client(endpoint) as client:
+        (answer,) = client.statistics("picture")["model_stats"]
+    return float(answer["inference_stats"]["compute_infer"]["ns"]) / answer["execution_count"] / 1e6
+
+
+def compare(name: str, rows: int, options: argparse.Namespace, model: str, also: str = "") -> None:
+    """Prints a line of the table; `{in_turn}` in the models' YAML is replaced."""
+    pairs, took = [], []
+    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
+        for number in range(options.rounds):
+            figures = []
+            for in_turn in ("true", "false"):
+                batching = f", batching: {{max_batch_size: {rows}}}"
+                models = {"picture": model.replace("{in_turn}", in_turn) + batching}
+                if also:
+                    models["turns"] = also.replace("{in_turn}", in_turn)
+                more = "spares: 0\nthreads: {intra_op: 1, inter_op: 1}"
+                with serving.daemon(Path(folder), f"{number}{in_turn}", workers=1, models=models, more=more) as daemon:
+                    rate(daemon.endpoint, 4 * rows, 0.5)
+                    figures.append(rate(daemon.endpoint, 4 * rows, options.seconds))
+                    took.append(model_ms(daemon.endpoint))
+            pairs.append(figures)
+    in_turn_s, overlapping_s = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
+    ratio = statistics.median(pair[1] / pair[0] for pair in pairs)
+    milliseconds = statistics.median(took)
+    ideal = rows / milliseconds * 1e3
+    print(
+        f"{name:>18}{milliseconds:8.1f}{rows:6}{in_turn_s:12.0f}{overlapping_s:15.0f}{ratio:8.2f}{ideal:10.0f}",
+        flush=True,
+    )
+
+
 def main() -> None:
     """Measures, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--compute", default="5,20", help="ms a batch")
+    parser.add_argument("--compute", default="5,20", help="ms a batch of the handler that sleeps")
+    parser.add_argument("--strides", default="32", help="of the SavedModel")
     parser.add_argument("--rows", default="8,32", help="of a batch at the most")
     options = parser.parse_args()
     serving.HANDLERS += HANDLERS
-    x = np.random.default_rng(1).normal(size=(1, 224, 224, 3)).astype(np.float32)
-    print(f"{'ms':>6}{'rows':>6}{'in turn/s':>12}{'overlapping/s':>15}{'ratio':>8}{'ideal/s':>10}")
-    for milliseconds in [float(each) for each in options.compute.split(",")]:
-        for rows in [int(each) for each in options.rows.split(",")]:
-            pairs = []
-            with tempfile.TemporaryDirectory(prefix="mt-") as folder:
-                for number in range(options.rounds):
-                    figures = []
-                    for in_turn in ("true", "false"):
-                        models = {
-                            "picture": f"handler: 'handlers:Picture', batching: {{max_batch_size: {rows}}}, "
-                            f"parameters: {{seconds: {milliseconds / 1e3}, in_turn: {in_turn}}}"
-                        }
-                        with serving.daemon(Path(folder), f"{number}{in_turn}", workers=1, models=models) as daemon:
-                            rate(daemon.endpoint, x, 4 * rows, 0.5)
-                            figures.append(rate(daemon.endpoint, x, 4 * rows, options.seconds))
-                    pairs.append(figures)
-            in_turn_s, overlapping_s = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
-            ratio = statistics.median(pair[1] / pair[0] for pair in pairs)
-            ideal = rows / milliseconds * 1e3
-            print(f"{milliseconds:6.0f}{rows:6}{in_turn_s:12.0f}{overlapping_s:15.0f}{ratio:8.2f}{ideal:10.0f}")
+    sizes = [int(each) for each in options.rows.split(",")]
+    print(f"{'':>18}{'ms':>8}{'rows':>6}{'in turn/s':>12}{'overlapping/s':>15}{'ratio':>8}{'ideal/s':>10}")
+    for milliseconds in [float(each) for each in options.compute.split(",") if each]:
+        model = f"handler: 'handlers:Picture', parameters: {{seconds: {milliseconds / 1e3}, in_turn: {{in_turn}}}}"
+        for rows in sizes:
+            compare("sleep", rows, options, model)
+    for strides in [each for each in options.strides.split(",") if each]:
+        with tempfile.TemporaryDirectory(prefix="mt-") as folder:
+            saved = f"{folder}/model/1"
+            subprocess.run([sys.executable, "-c", MODEL, saved, strides], check=True, stderr=subprocess.DEVNULL)
+            for rows in sizes:
+                also = "handler: 'handlers:Turns', parameters: {in_turn: {in_turn}}"
+                compare(f"TensorFlow, {strides}", rows, options, f"path: {folder}/model", also)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The handler of handler.yaml: makes images smaller. docs/models.md tells all that a handler may do."""
+"""The handler of handler.yaml: makes images smaller. docs/handlers.md tells all that a handler may do."""
 
 from __future__ import annotations
 

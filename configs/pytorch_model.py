@@ -1,4 +1,4 @@
-"""The handler of pytorch.yaml: serves a program of PyTorch. docs/models.md tells all that a handler may do.
+"""The handler of pytorch.yaml: serves a program of PyTorch. docs/handlers.md tells all that a handler may do.
 
 Such a file is made once, wherever the model is at home, with a dynamic dimension 0 so that requests can be batched:
 
@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.export.passes import move_to_device_pass
+
+from multitower import InvalidRequest, Reason
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -32,7 +35,7 @@ class Exported:
         """
         self._device = "cpu" if devices[0].startswith("cpu") else "cuda:0"
         program = torch.export.load(str(Path(__file__).parent / parameters["program"]))
-        self._module = torch.export.passes.move_to_device_pass(program, self._device).module()
+        self._module = move_to_device_pass(program, self._device).module()
         self._inputs: list[str] = parameters["inputs"]
         self._outputs: list[str] = parameters["outputs"]
 
@@ -47,7 +50,7 @@ class Exported:
         """
         missing = [name for name in self._inputs if name not in inputs]
         if missing:
-            raise ValueError(f"the inputs {', '.join(missing)} are missing")
+            raise InvalidRequest(Reason.INPUT_MISSING, f"the inputs {', '.join(missing)} are missing")
         with torch.inference_mode():
             given = [torch.tensor(inputs[name], device=self._device) for name in self._inputs]
             returned = self._module(*given)

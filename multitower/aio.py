@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -29,6 +31,49 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from multitower.requests import Outputs
+
+
+class _Outcomes:
+    """Brings outcomes from the client's thread to an event loop, all that have come meanwhile at once.
+
+    Args:
+        loop: the one.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._came: deque[tuple[RequestFuture, asyncio.Future[Any]]] = deque()
+        self._told = False  # the loop will look
+
+    async def of(self, request: RequestFuture) -> Any:
+        """Waits for an outcome. To cancel the waiting task cancels the request."""
+        outcome: asyncio.Future[Any] = self.loop.create_future()
+
+        def came(_: object) -> None:
+            self._came.append((request, outcome))
+            if not self._told:
+                self._told = True
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    self.loop.call_soon_threadsafe(self._hand_out)
+
+        request.add_done_callback(came)
+        try:
+            return await outcome
+        except BaseException:
+            request.cancel()  # without effect where that is the outcome
+            raise
+
+    def _hand_out(self) -> None:
+        self._told = False  # first: what comes from now on is told of again
+        while self._came:
+            request, outcome = self._came.popleft()
+            if outcome.done():
+                continue  # its task has been cancelled
+            error = request.exception()
+            if error is None:
+                outcome.set_result(request.result())
+            else:
+                outcome.set_exception(error)
 
 
 class AsyncClient:
@@ -65,6 +110,7 @@ class AsyncClient:
         self._requests = Requests(endpoint, timeout, connect_timeout, retries, shared_memory=shared_memory)
         self._room = asyncio.Semaphore(max_outstanding)
         self._max_outstanding = max_outstanding
+        self._outcomes: _Outcomes | None = None
         self._finalizer = weakref.finalize(self, self._requests.connection.stop)
         self._finalizer.atexit = False  # the connection module sees to the interpreter's end
 
@@ -83,6 +129,7 @@ class AsyncClient:
         timeout: float | None = None,
         priority: int = 0,
         signature: str = "",
+        version_label: str = "",
     ) -> Outputs:
         """Runs a model and waits for its outputs; see `Client.infer`."""
         requests = self._requests
@@ -100,9 +147,18 @@ class AsyncClient:
         try:
             # Copied: other tasks run while this one waits, and may change the arrays.
             future = requests.infer(
-                model, inputs, outputs, version, seconds, deadline, priority, copy=True, signature=signature
+                model,
+                inputs,
+                outputs,
+                version,
+                seconds,
+                deadline,
+                priority,
+                copy=True,
+                signature=signature,
+                version_label=version_label,
             )
-            return await _outcome(future)  # type: ignore[no-any-return]
+            return await self._outcome(future)  # type: ignore[no-any-return]
         finally:
             self._room.release()
 
@@ -120,15 +176,29 @@ class AsyncClient:
         timeout: float | None = None,
         priority: int = 0,
         signature: str = "",
+        version_label: str = "",
     ) -> asyncio.Task[Outputs]:
         """Starts what `infer` does as a task of the running loop. The arrays must not change before it has begun."""
         request = self.infer(
-            model, inputs, outputs=outputs, version=version, timeout=timeout, priority=priority, signature=signature
+            model,
+            inputs,
+            outputs=outputs,
+            version=version,
+            timeout=timeout,
+            priority=priority,
+            signature=signature,
+            version_label=version_label,
         )
         return asyncio.get_running_loop().create_task(request)
 
+    async def _outcome(self, request: RequestFuture) -> Any:
+        loop = asyncio.get_running_loop()
+        if self._outcomes is None or self._outcomes.loop is not loop:
+            self._outcomes = _Outcomes(loop)
+        return await self._outcomes.of(request)
+
     async def _ask(self, kind: bytes, header: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
-        return await _outcome(self._requests.ask(kind, header or {}, timeout))
+        return await self._outcome(self._requests.ask(kind, header or {}, timeout))
 
     async def live(self) -> bool:
         """The daemon answers."""
@@ -153,23 +223,25 @@ class AsyncClient:
         answer: dict[str, Any] = await self._ask(wire.STATUS)
         return answer
 
-    async def model_ready(self, model: str, version: str = "") -> bool:
+    async def model_ready(self, model: str, version: str = "", *, version_label: str = "") -> bool:
         """See `Client.model_ready`."""
-        return bool((await self._ask(wire.MODEL_READY, model_header(model, version)))["ready"])
+        return bool((await self._ask(wire.MODEL_READY, model_header(model, version, version_label)))["ready"])
 
-    async def metadata(self, model: str, version: str = "") -> dict[str, Any]:
+    async def metadata(self, model: str, version: str = "", *, version_label: str = "") -> dict[str, Any]:
         """See `Client.metadata`."""
-        answer: dict[str, Any] = await self._ask(wire.MODEL_METADATA, model_header(model, version))
+        answer: dict[str, Any] = await self._ask(wire.MODEL_METADATA, model_header(model, version, version_label))
         return answer
 
-    async def model_config(self, model: str, version: str = "") -> dict[str, Any]:
+    async def model_config(self, model: str, version: str = "", *, version_label: str = "") -> dict[str, Any]:
         """See `Client.model_config`."""
-        answer: dict[str, Any] = await self._ask(wire.MODEL_CONFIG, model_header(model, version))
+        answer: dict[str, Any] = await self._ask(wire.MODEL_CONFIG, model_header(model, version, version_label))
         return answer
 
-    async def statistics(self, model: str | None = None, version: str = "") -> dict[str, Any]:
+    async def statistics(
+        self, model: str | None = None, version: str = "", *, version_label: str = ""
+    ) -> dict[str, Any]:
         """See `Client.statistics`."""
-        header = {} if model is None else model_header(model, version)
+        header = {} if model is None else model_header(model, version, version_label)
         answer: dict[str, Any] = await self._ask(wire.STATISTICS, header)
         return answer
 
@@ -204,8 +276,3 @@ class AsyncClient:
 
     def __repr__(self) -> str:
         return f"AsyncClient({self.endpoint!r})"
-
-
-async def _outcome(future: RequestFuture) -> Any:
-    # Cancelling the waiting task cancels the future, and that the request.
-    return await asyncio.wrap_future(future)

@@ -103,6 +103,7 @@ class Client:
         timeout: float | None = None,
         priority: int = 0,
         signature: str = "",
+        version_label: str = "",
     ) -> Outputs:
         """Runs a model and waits for its outputs.
 
@@ -112,10 +113,11 @@ class Client:
                 declares; where the model is batched, dimension 0 is the rows. Elements of BYTES inputs are `str`
                 (sent as UTF-8) or `bytes`.
             outputs: the outputs wanted; None for all.
-            version: the model's version; "" for the one that is served.
+            version: the number of the model's version; "" for the highest that is served.
             timeout: seconds; None for the client's.
             priority: 1 or more, less being more urgent; 0 for 2.
             signature: of the model's signatures, which `metadata` lists; "" for the one that it has by default.
+            version_label: of the model's `version_labels`, in place of `version`.
 
         Returns:
             The outputs by name; read-only arrays. BYTES outputs are object arrays of `bytes`.
@@ -130,7 +132,7 @@ class Client:
             ModelError: the model raised an exception.
         """
         # Not copied: the arrays are the caller's until this returns.
-        future = self._submit(model, inputs, outputs, version, timeout, priority, signature, copy=False)
+        future = self._submit(model, inputs, outputs, version, timeout, priority, signature, version_label, copy=False)
         return self._wait(future)  # type: ignore[no-any-return]
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
@@ -161,6 +163,7 @@ class Client:
         timeout: float | None = None,
         priority: int = 0,
         signature: str = "",
+        version_label: str = "",
     ) -> Future[Outputs]:
         """Starts what `infer` does, and returns at once with a future of its outcome.
 
@@ -172,7 +175,7 @@ class Client:
             DeadlineExceeded: `max_outstanding` requests were outstanding for the request's whole time.
             Unavailable: `closed`: the client was closed, or belongs to the parent of a forked process.
         """
-        return self._submit(model, inputs, outputs, version, timeout, priority, signature, copy=True)
+        return self._submit(model, inputs, outputs, version, timeout, priority, signature, version_label, copy=True)
 
     def _submit(
         self,
@@ -183,6 +186,7 @@ class Client:
         timeout: float | None,
         priority: int,
         signature: str,
+        version_label: str,
         *,
         copy: bool,
     ) -> RequestFuture:
@@ -193,7 +197,16 @@ class Client:
         self._room.enter(seconds, wait=not requests.connection.in_its_thread)
         try:
             future = requests.infer(
-                model, inputs, outputs, version, seconds, deadline, priority, copy=copy, signature=signature
+                model,
+                inputs,
+                outputs,
+                version,
+                seconds,
+                deadline,
+                priority,
+                copy=copy,
+                signature=signature,
+                version_label=version_label,
             )
         except BaseException:
             self._room.leave()
@@ -237,41 +250,41 @@ class Client:
         answer: dict[str, Any] = self._ask(wire.STATUS)
         return answer
 
-    def model_ready(self, model: str, version: str = "") -> bool:
+    def model_ready(self, model: str, version: str = "", *, version_label: str = "") -> bool:
         """A worker serves the model.
 
         Raises:
             NotFound: there is no such model or version.
         """
-        return bool(self._ask(wire.MODEL_READY, model_header(model, version))["ready"])
+        return bool(self._ask(wire.MODEL_READY, model_header(model, version, version_label))["ready"])
 
-    def metadata(self, model: str, version: str = "") -> dict[str, Any]:
+    def metadata(self, model: str, version: str = "", *, version_label: str = "") -> dict[str, Any]:
         """The model's versions, and its inputs and outputs: `name`, `datatype`, `shape` (-1 for any size).
 
         Raises:
             NotFound: there is no such model or version.
             Unavailable: no worker has loaded it.
         """
-        answer: dict[str, Any] = self._ask(wire.MODEL_METADATA, model_header(model, version))
+        answer: dict[str, Any] = self._ask(wire.MODEL_METADATA, model_header(model, version, version_label))
         return answer
 
-    def model_config(self, model: str, version: str = "") -> dict[str, Any]:
+    def model_config(self, model: str, version: str = "", *, version_label: str = "") -> dict[str, Any]:
         """The model's configuration in Triton's words, `max_batch_size` among it.
 
         Raises:
             NotFound: there is no such model or version.
             Unavailable: no worker has loaded it.
         """
-        answer: dict[str, Any] = self._ask(wire.MODEL_CONFIG, model_header(model, version))
+        answer: dict[str, Any] = self._ask(wire.MODEL_CONFIG, model_header(model, version, version_label))
         return answer
 
-    def statistics(self, model: str | None = None, version: str = "") -> dict[str, Any]:
+    def statistics(self, model: str | None = None, version: str = "", *, version_label: str = "") -> dict[str, Any]:
         """Counts and nanoseconds of success, failure, queue and compute, of one model or of all.
 
         Raises:
             NotFound: there is no such model or version.
         """
-        header = {} if model is None else model_header(model, version)
+        header = {} if model is None else model_header(model, version, version_label)
         answer: dict[str, Any] = self._ask(wire.STATISTICS, header)
         return answer
 

@@ -79,6 +79,7 @@ class Codec:
         copy: bool,
         arena: Arena | None = None,
         signature: str = "",
+        version_label: str = "",
     ) -> Encoded:
         """An `MT1:infer` request.
 
@@ -92,15 +93,21 @@ class Codec:
             copy: the frames must stay as they are when the arrays change.
             arena: shared memory that the daemon takes, or None.
             signature: the model's signature, or "" for the one that it has by default.
+            version_label: the label of the version, in place of `version`, or "".
 
         Raises:
             InvalidRequest: `datatype_mismatch` or `shape_invalid`, naming the input that cannot be sent;
-                `malformed` for names and a priority that cannot be written.
+                `malformed` for inputs without names, and for names and a priority that cannot be written.
         """
         frames: list[bytes | memoryview] = []
         described: list[tuple[str, str, tuple[int, ...]]] = []
         large: list[tuple[int, Array]] = []
-        for name, value in inputs.items():
+        try:
+            items = inputs.items()
+        except AttributeError:
+            kind = type(inputs).__name__
+            raise make(Reason.MALFORMED, f"inputs are arrays by name, as in {{'x': array}}, not {kind}") from None
+        for name, value in items:
             try:
                 if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
                     raise make(Reason.DATATYPE_MISMATCH, "the protocol has no masked elements; fill them first")
@@ -126,10 +133,20 @@ class Codec:
         wanted = (tuple(outputs) or None) if outputs is not None else None
         # A whole number of microseconds, and never none: 0 is no time-out the protocol knows. True equals 1 as a key.
         microseconds = max(1, math.ceil(timeout * 1e6))
-        key = (model, tuple(described), wanted, version, signature, microseconds, priority, type(priority))
+        key = (
+            model,
+            tuple(described),
+            wanted,
+            version,
+            signature,
+            version_label,
+            microseconds,
+            priority,
+            type(priority),
+        )
         if arena is None:
             return Encoded(self._header(key), frames)
-        asked = key[:5]
+        asked = key[:6]
         try:
             places = self._outputs.get(asked, ())
         except TypeError:
@@ -185,7 +202,7 @@ class Codec:
                 plain.insert(index, _kept(tensors.encode(array)))
             return self._header(key), plain
 
-        encoded = Encoded(self._header(key, areas, places), frames, key[:5])
+        encoded = Encoded(self._header(key, areas, places), frames, key[:6])
         encoded.lease, encoded.writes, encoded.again = lease, bool(places), again
         return encoded
 
@@ -195,7 +212,7 @@ class Codec:
         areas: Mapping[int, wire.Area] | None = None,
         places: Mapping[str, wire.Area] | None = None,
     ) -> bytes:
-        model, described, wanted, version, signature, microseconds, priority, _ = key
+        model, described, wanted, version, signature, version_label, microseconds, priority, _ = key
         if areas is not None and places is not None:
             key = (*key, tuple(areas.items()), tuple(places.items()))
         try:
@@ -214,6 +231,7 @@ class Codec:
                     priority=priority,
                     areas=places,
                     signature=signature,
+                    version_label=version_label,
                 )
                 if len(self._headers) >= MAX_CACHED:
                     self._headers.clear()

@@ -1,8 +1,13 @@
-"""One connection to a daemon: a DEALER socket and the thread that owns it. The clients are thin fronts of it.
+"""One connection to a daemon: a DEALER socket and a thread that serves it. The clients are thin fronts of it.
 
-Calls are handed over through a deque, and the thread is woken through a pipe only when it sleeps, so that a burst of
-calls costs one wake-up. The thread connects, asks the daemon for its limits, sends, receives, sends again what was
-refused unrun, expires, and fails what is outstanding when the connection is lost; each call gets exactly one outcome.
+The thread connects, asks the daemon for its limits, sends, receives, sends again what was refused unrun, expires, and
+fails what is outstanding when the connection is lost; each call gets exactly one outcome.
+
+A call that is made while the thread sleeps is sent by its caller, which saves waking the thread. While it does not,
+calls are handed over through a deque, and one round sends all that have come. Whoever uses the socket, and what is
+known of its calls, holds the lock `_using`: the thread at all times but when it sleeps. It sleeps outside libzmq, on
+the socket's descriptor, which tells only once that something has come, and which sending may silence: so a caller that
+has sent looks, and wakes the thread through a pipe.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import select
 import threading
 import time
 import weakref
@@ -74,6 +80,10 @@ class Call:
         self.retries = 0
 
 
+def _size(call: Call) -> int:
+    return len(call.header) + sum(map(len, call.body))
+
+
 def _nobody(_: list[Any] | MultitowerError) -> None:
     """Takes the place of `Call.done` afterwards: a future and its call must not keep each other alive."""
 
@@ -136,6 +146,9 @@ class Connection:
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
+        self._using = threading.Lock()
+        self._told = select.poll()
+        self._told.register(self._socket.fileno(), select.POLLIN)
         # So that nobody writes into a descriptor that was closed and may be another file's by now. Reentrant: the
         # garbage collector may run a client's finalizer, which wakes, in a thread that is waking.
         self._waking = threading.RLock()
@@ -170,10 +183,34 @@ class Connection:
 
     def start(self, call: Call) -> None:
         """Sends a call as soon as that is possible. Its outcome comes through `call.done`."""
+        if self._send_at_once(call):
+            return
         self._new.append(call)
         self._wake()
         if self._ended:
             self._refuse_new()
+
+    def _send_at_once(self, call: Call) -> bool:
+        """Sends a call while the connection's thread sleeps; False when it is to be handed over."""
+        if not self._using.acquire(blocking=False):
+            return False
+        try:
+            if not self._greeted or self._closing or self._new or self._unsent or self._too_large(call):
+                return False
+            if self._told.poll(0):
+                return False  # something has come: the thread wakes anyway, and is to read that first
+            try:
+                self._send_one(call)
+            except zmq.Again:
+                return False
+            # The thread sleeps until what was the first deadline.
+            wake = call.deadline < self._next_check or frames.readable(self._socket)
+            self._next_check = min(self._next_check, call.deadline)
+        finally:
+            self._using.release()
+        if wake:
+            self._wake()
+        return True
 
     def cancel(self, call: Call) -> None:
         """Nobody waits for this call any more: it is not sent, or the daemon is told."""
@@ -202,25 +239,20 @@ class Connection:
     # In the connection's thread.
 
     def _run(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._monitor, zmq.POLLIN)
-        poller.register(self._wake_out, zmq.POLLIN)
-        blocked = False
+        poll = select.poll()
+        monitor = self._monitor.fileno()
+        for descriptor in (self._socket.fileno(), monitor, self._wake_out):
+            poll.register(descriptor, select.POLLIN)
+        self._using.acquire()
         try:
+            self._watch()  # from now on its descriptor tells of whatever comes
             while not self._closing:
-                if blocked is not self._blocked:
-                    blocked = self._blocked
-                    poller.modify(self._socket, zmq.POLLIN | zmq.POLLOUT if blocked else zmq.POLLIN)
-                self._sleeping = True
-                # What was handed over before it slept must not wait for a wake-up that nobody sends.
-                ready = dict(poller.poll(0 if self._new or self._cancelled else self._timeout_ms()))
-                self._sleeping = False
+                ready = self._sleep(poll)
                 if self._wake_out in ready:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake_out, 4096)
                 self._receive()
-                if self._monitor in ready:
+                if monitor in ready:
                     self._watch()
                 now = time.monotonic()
                 if now >= self._retries.due:
@@ -233,6 +265,27 @@ class Connection:
         finally:
             self._closing = True
             self._end()
+            self._using.release()
+
+    def _sleep(self, poll: select.poll) -> list[int]:
+        """Waits until something has come or is due; returns the descriptors that tell of it."""
+        self._sleeping = True
+        # What was handed over before it slept must not wait for a wake-up that nobody sends.
+        if self._new or self._cancelled or self._closing or self._can_go_on():
+            timeout: int | None = 0
+        else:
+            timeout = self._timeout_ms()
+        self._using.release()
+        ready = poll.poll(timeout)
+        self._using.acquire()
+        self._sleeping = False
+        return [descriptor for descriptor, _ in ready]
+
+    def _can_go_on(self) -> bool:
+        """Something has come, or what libzmq did not take could be sent now: the descriptor may have told it before."""
+        events = self._socket.get(zmq.EVENTS)
+        wanted = zmq.POLLIN | zmq.POLLOUT if self._blocked else zmq.POLLIN
+        return isinstance(events, int) and bool(events & wanted)
 
     def _timeout_ms(self) -> int | None:
         until = min(self._next_check, self._retries.due)
@@ -271,23 +324,35 @@ class Connection:
             if call.over:
                 self._unsent.popleft()
                 continue
-            size = len(call.header) + sum(map(len, call.body))
-            if size > self._limit:
+            if self._too_large(call):
                 self._unsent.popleft()
-                message = f"the message has {size} bytes; the daemon's max_message_size is {self._limit}"
+                message = f"the message has {_size(call)} bytes; the daemon's max_message_size is {self._limit}"
                 self._settle(call, make(Reason.TOO_LARGE, message, field="frames"))
                 continue
-            self._serial += 1
-            call.id = self._serial.to_bytes(8, "little")
             try:
-                frames.send(self._socket, (wire.DELIMITER, call.kind, call.id, call.header, *call.body))
+                self._send_one(call)
             except zmq.Again:
                 self._blocked = True
                 return
             self._unsent.popleft()
-            self._outstanding[call.id] = call
+
+    def _too_large(self, call: Call) -> bool:
+        return _size(call) > self._limit
+
+    def _send_one(self, call: Call) -> None:
+        """Sends a call.
+
+        Raises:
+            zmq.Again: libzmq takes no more for now.
+        """
+        self._serial += 1
+        call.id = self._serial.to_bytes(8, "little")
+        frames.send(self._socket, (wire.DELIMITER, call.kind, call.id, call.header, *call.body))
+        self._outstanding[call.id] = call
 
     def _receive(self) -> None:
+        # To ask first whether something has come would cost less. But asked, libzmq learns that the connection is lost,
+        # and with that forgets answers that came before.
         while (message := frames.receive(self._socket)) is not None:
             # Anything that is no reply of the protocol's is not for us.
             if len(message) < 4 or message[0] != wire.DELIMITER:

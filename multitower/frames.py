@@ -51,7 +51,7 @@ def receive(
     Args:
         socket: to read from.
         limit: frames to keep at the most; the others of a longer message are read and dropped.
-        wait: for a message, for as long as it takes.
+        wait: for a message, for as long as the socket's option says: any time, unless it is set.
         routed: the socket is a ROUTER: its messages begin with a small frame, and do not end with it.
     """
     if _at_once is not None:

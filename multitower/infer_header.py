@@ -23,9 +23,8 @@ def parse_infer_header(data: bytes) -> wire.InferHeader:
     model_name = header.get("model_name")
     if not isinstance(model_name, str) or not model_name:
         wire.refuse("model_name is missing or not a string", "model_name")
+    version, label = parse_version(header)
     parameters = header.get("parameters", {})
-    if not isinstance(parameters, dict):
-        wire.refuse("parameters is not an object", "parameters")
     timeout_us = parameters.get(wire.TIMEOUT)
     if timeout_us is not None and (type(timeout_us) is not int or not 0 < timeout_us <= wire.MAX_DIMENSION):
         wire.refuse("parameters.timeout is not a positive integer (microseconds)", "parameters.timeout")
@@ -41,26 +40,35 @@ def parse_infer_header(data: bytes) -> wire.InferHeader:
         wire.refuse("parameters.signature_name is not a string", "parameters.signature_name")
     return wire.InferHeader(
         model_name=model_name,
-        model_version=parse_version(header),
+        model_version=version,
         inputs=_parse_inputs(header.get("inputs")),
         outputs=None if all_outputs else names,
         timeout_us=timeout_us,
         priority=priority,
         areas=areas,
         signature=signature,
+        version_label=label,
     )
 
 
-def parse_version(header: dict[str, Any]) -> str:
-    """The `model_version` of a header, "" where there is none.
+def parse_version(header: dict[str, Any]) -> tuple[str, str]:
+    """The `model_version` of a header and the label in its place; "" where it has none.
 
     Raises:
-        InvalidRequest: `malformed` when it is not a string.
+        InvalidRequest: `malformed` when one is not a string, or both are given.
     """
     version = header.get("model_version", "")
     if not isinstance(version, str):
         wire.refuse("model_version is not a string", "model_version")
-    return version
+    parameters = header.get("parameters", {})
+    if not isinstance(parameters, dict):
+        wire.refuse("parameters is not an object", "parameters")
+    label = parameters.get(wire.VERSION_LABEL, "")
+    if not isinstance(label, str):
+        wire.refuse("parameters.version_label is not a string", "parameters.version_label")
+    if version and label:
+        wire.refuse("model_version and parameters.version_label both name a version", "parameters.version_label")
+    return version, label
 
 
 def _parse_inputs(value: Any) -> tuple[wire.Tensor, ...]:

@@ -90,6 +90,7 @@ class Requests:
         *,
         copy: bool,
         signature: str = "",
+        version_label: str = "",
     ) -> RequestFuture:
         """Starts an `MT1:infer` request; see `Client.submit`.
 
@@ -99,7 +100,16 @@ class Requests:
         self.connection.check()
         arena = self._arena if self.connection.shared_memory else None
         sent = self._codec.encode(
-            model, inputs, outputs, version, seconds, priority, copy=copy, arena=arena, signature=signature
+            model,
+            inputs,
+            outputs,
+            version,
+            seconds,
+            priority,
+            copy=copy,
+            arena=arena,
+            signature=signature,
+            version_label=version_label,
         )
 
         def read(header: bytes, frames: Sequence[Any]) -> Outputs:
@@ -193,9 +203,16 @@ def not_ready(state: dict[str, Any] | Exception) -> str:
         raise state
     if isinstance(state, Exception):
         return str(state)
-    return f"{state['slots_ready']} of {state['slots_total']} slots are ready"
+    ready, total = state["slots_ready"], state["slots_total"]
+    missing = ", but some model is on none of them" if ready == total else ""
+    return f"{ready} of {total} slots are ready{missing}; `multitower status` tells why"
 
 
-def model_header(model: str, version: str) -> dict[str, str]:
+def model_header(model: str, version: str, version_label: str = "") -> dict[str, Any]:
     """The header of the kinds of request that name a model."""
-    return {"model_name": model, **({"model_version": version} if version else {})}
+    header: dict[str, Any] = {"model_name": model}
+    if version:
+        header["model_version"] = version
+    if version_label:
+        header["parameters"] = {wire.VERSION_LABEL: version_label}
+    return header

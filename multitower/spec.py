@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
@@ -24,6 +24,14 @@ H5_SUFFIXES: Final = (".h5", ".hdf5")
 
 MODEL_SUFFIXES: Final = (".keras", *H5_SUFFIXES, *GRAPH_SUFFIXES)
 """Of all files that are models."""
+
+ONLY_VERSION: Final = "1"
+"""Of a model that has no version folders."""
+
+
+def newest(versions: Iterable[str]) -> str:
+    """Of these versions, at least one, the one that requests get which name none: the highest number."""
+    return max(versions, key=int)
 
 
 class _Json:
@@ -42,7 +50,8 @@ class ModelSpec(_Json):
         path: an absolute path of a SavedModel (or a folder of numbered versions) or a file with one of the
             `MODEL_SUFFIXES`, or None.
         version: the numbered folder under `path` to load, or None where there are none. The supervisor chooses it,
-            so that a worker that is started again never serves another version than its neighbours.
+            so that a worker that is started again never serves another version than its neighbours. A model of which
+            several versions are served has a spec for each.
         handler: `module:Class`, or None; exactly one of `path` and `handler` is given.
         parameters: passed to the handler's `load`.
         inputs: of a frozen graph: the tensors that requests give, by the names that clients use for them.
@@ -54,6 +63,9 @@ class ModelSpec(_Json):
         pad_variable_length_inputs: requests that differ in other dimensions than their rows share batches, padded.
         warmup: an absolute path of an .npz file with inputs for the warm-up, or None.
         jit_compile: XLA compiles the model for each of the allowed batch sizes.
+        placement: in a worker of several devices: `towers`, a replica on each; or `as_saved`, one that spans them on
+            the devices that its graph names.
+        log_device_placement: the worker logs the device of each node; then a single device has a tower, too.
         fingerprint: of what lies at `path`, so that a reload sees that it is another model; empty for handlers.
         safe_rows: rows that an earlier worker of the slot found to fit into the device's memory; 0 while that is
             unknown.
@@ -72,8 +84,15 @@ class ModelSpec(_Json):
     pad_variable_length_inputs: bool = False
     warmup: str | None = None
     jit_compile: bool = False
+    placement: str = "towers"
+    log_device_placement: bool = False
     fingerprint: str = ""
     safe_rows: int = 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Its name and version, as its report has them."""
+        return self.name, self.version or ONLY_VERSION
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
@@ -179,6 +198,22 @@ class TensorReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TowerReport:
+    """Where a replica of a model is, and where its nodes were in a traced run of its warm-up.
+
+    Attributes:
+        device: as the configuration names it; several joined by commas where it spans them.
+        nodes: of its graph, by the device that they were on; None where no run has shown it.
+        fallbacks: those that were not on the tower's device, by operation: it has no kernel for them; or they are where
+            a request's own tensor enters a loop or a branch.
+    """
+
+    device: str
+    nodes: Mapping[str, int] | None = None
+    fallbacks: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SignatureReport:
     """What a worker found of a signature that requests may name.
 
@@ -222,12 +257,16 @@ class ModelReport:
         pad_variable_length_inputs: as configured.
         signature: the name of the signature that all of this tells of, "" where the model has none.
         signatures: the others that it has.
+        towers: its replicas, where the worker made towers of it.
         load_s: seconds to load it.
         warmup_s: seconds to warm it up.
+        host_memory_bytes: by how much the worker's resident memory grew meanwhile.
+        device_memory_bytes: the same of its devices' memory; None without a GPU, and where nobody says.
+        device_memory_peak_bytes: the most that it was meanwhile; None as well where only TensorFlow could say.
     """
 
     name: str
-    version: str = "1"
+    version: str = ONLY_VERSION
     platform: str = ""
     state: str = "ready"
     cause: str | None = None
@@ -238,8 +277,17 @@ class ModelReport:
     pad_variable_length_inputs: bool = False
     signature: str = ""
     signatures: tuple[SignatureReport, ...] = ()
+    towers: tuple[TowerReport, ...] = ()
     load_s: float = 0.0
     warmup_s: float = 0.0
+    host_memory_bytes: int | None = None
+    device_memory_bytes: int | None = None
+    device_memory_peak_bytes: int | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Its name and version."""
+        return self.name, self.version
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
@@ -249,7 +297,8 @@ class ModelReport:
             for side in ("inputs", "outputs")
         }
         signatures = tuple(SignatureReport.of(entry) for entry in data["signatures"])
-        return cls(**{**data, **tensors, "signatures": signatures})
+        towers = tuple(TowerReport(**entry) for entry in data["towers"])
+        return cls(**{**data, **tensors, "signatures": signatures, "towers": towers})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,10 +307,12 @@ class SinglyReport(_Json):
 
     Attributes:
         model: its name.
+        version: its version.
         because: what a batch has shown.
     """
 
     model: str
+    version: str
     because: str
 
     @classmethod

@@ -50,6 +50,8 @@ KINDS: Final = frozenset(
 # Kinds of the operator's endpoint alone.
 RELOAD: Final = b"MT1:reload"
 RESTART: Final = b"MT1:restart"
+LOAD: Final = b"MT1:load"
+UNLOAD: Final = b"MT1:unload"
 
 # Kinds of reply.
 OK: Final = b"MT1:ok"
@@ -72,6 +74,7 @@ ENDPOINT_VARIABLE: Final = "MULTITOWER_ENDPOINT"
 TIMEOUT: Final = "timeout"  # microseconds, a positive integer
 PRIORITY: Final = "priority"
 SIGNATURE: Final = "signature_name"
+VERSION_LABEL: Final = "version_label"  # in place of model_version
 ALL_OUTPUTS: Final = "all_outputs"  # a boolean: `outputs` only says where outputs lie, and all are wanted
 # Parameters of an input or output that travels through shared memory (names as in Triton).
 SHARED_MEMORY_REGION: Final = "shared_memory_region"
@@ -120,6 +123,7 @@ class InferHeader:
         priority: 0 or more; 0 is the default.
         areas: by name, where outputs may be written.
         signature: the model's signature, or "" for the one that it has by default.
+        version_label: the label of the version, in place of its number, or "".
     """
 
     model_name: str
@@ -130,6 +134,7 @@ class InferHeader:
     priority: int = 0
     areas: Mapping[str, Area] = field(default_factory=dict)
     signature: str = ""
+    version_label: str = ""
 
 
 def dump_json(value: Any) -> bytes:
@@ -151,6 +156,7 @@ def infer_header(
     priority: int = 0,
     areas: Mapping[str, Area] | None = None,
     signature: str = "",
+    version_label: str = "",
 ) -> bytes:
     """The bytes of an `MT1:infer` header. Equal arguments give equal bytes, which the router's cache lives on.
 
@@ -176,6 +182,8 @@ def infer_header(
         parameters[PRIORITY] = priority
     if signature:
         parameters[SIGNATURE] = signature
+    if version_label:
+        parameters[VERSION_LABEL] = version_label
     if parameters:
         header["parameters"] = parameters
     return dump_json(header)

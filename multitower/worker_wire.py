@@ -7,6 +7,7 @@ same rule when there are too many.
     router to worker:   ASSIGN | Assignment (JSON)
                         BATCH head | key (JSON), unless it is known | frames
                         SHARED head | key, likewise | table | frames of the inputs that are not in shared memory
+                        TOWER | BATCH or SHARED as above, for a worker of several towers
                         STOP
     worker to router:   REPORT | WorkerReport (JSON)
                         RESULT head | frames
@@ -36,17 +37,18 @@ ASSIGN: Final = b"A"
 BATCH: Final = b"B"
 SHARED: Final = b"H"
 STOP: Final = b"S"
+TOWER: Final = b"T"
 REPORT: Final = b"P"
 RESULT: Final = b"R"
 MEMORY: Final = b"M"
 SINGLY: Final = b"U"
 
-HEARTBEAT: Final = "<Q"
-"""A heartbeat, on a pipe of its own: the number of calls of models that the worker has begun."""
-
 BEGUN: Final = "@Q"
-"""What a worker writes, in one store, into the memory that it shares with the supervisor: the id of the batch that it
-began last. It may have a second one, and what its socket held at its death is lost."""
+"""What each tower of a worker writes, in one store, into the memory that it shares with the supervisor: the id of the
+batch that it began last. It may have a second one, and what its socket held at its death is lost."""
+
+BEGUN_BYTES: Final = 4096
+"""Of that memory: room for more towers than a machine has devices."""
 
 SIZES: Final = ""
 """In place of an input's name: the sizes of an entry's variable dimensions, INT64. No input is named so."""
@@ -55,6 +57,9 @@ SIZES: Final = ""
 MAX_KEYS: Final = 4096
 MAX_KEY_BYTES: Final = 16 << 20
 
+_TOWER_HEAD: Final = struct.Struct("<cH")
+# A heartbeat: towers, then u64 calls a tower.
+_HEARTBEAT_HEAD: Final = struct.Struct("<H")
 # BATCH, batch id, key id, whether the key follows, joined, entries; then u32 rows an entry.
 _BATCH_HEAD: Final = struct.Struct("<cQQ??I")
 # RESULT, batch id, entries, ns: assemble, compute, slice; then the number of reply headers, 0 for entry by entry.
@@ -74,6 +79,7 @@ class KeySpec:
         outputs: names wanted, in their order, or None for all.
         batched: entries are joined along dimension 0. Otherwise each is run alone.
         signature: the model's, "" for the one that it has by default.
+        version: the model's, "" for the newest that the worker has.
     """
 
     model: str
@@ -81,6 +87,7 @@ class KeySpec:
     outputs: tuple[str, ...] | None
     batched: bool
     signature: str = ""
+    version: str = ""
 
     @property
     def padded(self) -> bool:
@@ -89,19 +96,50 @@ class KeySpec:
 
     def to_json(self) -> bytes:
         """The description that travels with the first batch of this key."""
-        return json.dumps([self.model, self.inputs, self.outputs, self.batched, self.signature]).encode()
+        told = [self.model, self.inputs, self.outputs, self.batched, self.signature, self.version]
+        return json.dumps(told).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> KeySpec:
         """Reads what `to_json` wrote."""
-        model, inputs, outputs, batched, signature = json.loads(text)
+        model, inputs, outputs, batched, signature, version = json.loads(text)
         return cls(
             model=model,
             inputs=tuple((name, datatype, tuple(dims)) for name, datatype, dims in inputs),
             outputs=None if outputs is None else tuple(outputs),
             batched=batched,
             signature=signature,
+            version=version,
         )
+
+
+def tower_head(tower: int) -> bytes:
+    """The frame in front of a batch that is for this tower."""
+    return _TOWER_HEAD.pack(TOWER, tower)
+
+
+def read_tower_head(head: bytes) -> int:
+    """Reads what `tower_head` wrote."""
+    tower: int = _TOWER_HEAD.unpack(head)[1]
+    return tower
+
+
+def heartbeat(calls: Sequence[int]) -> bytes:
+    """A heartbeat, on a pipe of its own: the number of calls of models that each tower has begun."""
+    return _HEARTBEAT_HEAD.pack(len(calls)) + struct.pack(f"<{len(calls)}Q", *calls)
+
+
+def last_heartbeat(data: bytes) -> tuple[int, ...] | None:
+    """The last one of these that were written one after the other; None when there is no whole one."""
+    place, last = 0, None
+    while place + _HEARTBEAT_HEAD.size <= len(data):
+        (count,) = _HEARTBEAT_HEAD.unpack_from(data, place)
+        place += _HEARTBEAT_HEAD.size
+        if place + 8 * count > len(data):
+            break
+        last = struct.unpack_from(f"<{count}Q", data, place)
+        place += 8 * count
+    return last
 
 
 def joinable(key: KeySpec) -> bool:

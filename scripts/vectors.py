@@ -252,6 +252,18 @@ def _refused() -> list[dict[str, Any]]:
             "malformed",
             "parameters.signature_name",
         ),
+        (
+            "an unknown label",
+            _with(b'"inputs"', b'"parameters":{"version_label":"canary"},"inputs"'),
+            "version_unknown",
+            "parameters.version_label",
+        ),
+        (
+            "a version and a label",
+            _with(b'"inputs"', b'"model_version":"3","parameters":{"version_label":"stable"},"inputs"'),
+            "malformed",
+            "parameters.version_label",
+        ),
         ("no inputs", b'{"model_name":"vectors"}', "malformed", "inputs"),
         ("a time of 0", _with(b'"inputs"', b'"parameters":{"timeout":0},"inputs"'), "malformed", "parameters.timeout"),
         (

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
 from multitower.infer_header import parse_infer_header
 from multitower.spec import ModelReport, SignatureReport, TensorReport
+from multitower.supervisor.catalogue import Catalogue
 from multitower.supervisor.request import NORMAL_PRIORITY, BatchKey, Plan, Shared
 from multitower.supervisor.serving import Served
 from multitower.worker_wire import SIZES, KeySpec
@@ -30,7 +31,7 @@ class Admission:
         why_absent: why no worker will load a model, or None where one may be about to.
 
     Attributes:
-        reports: each model's latest description.
+        catalogue: the versions that can be asked for.
     """
 
     def __init__(
@@ -39,8 +40,7 @@ class Admission:
         why_absent: Callable[[str], MultitowerError | None] = lambda _: None,
     ) -> None:
         self._why_absent = why_absent
-        self.reports: dict[str, ModelReport] = {}
-        self._versions: dict[str, dict[str, ModelReport]] = {}
+        self.catalogue = Catalogue()
         self._contracts: dict[tuple[object, ...], int] = {}
         self._timeouts = timeouts
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
@@ -48,17 +48,24 @@ class Admission:
         self._keys: dict[tuple[KeySpec, int, str], BatchKey] = {}
         self._keys_bytes = 0  # of the headers that they were made for
 
-    def describe(self, report: ModelReport) -> Served:
+    def describe(self, report: ModelReport, *, newest: bool = True) -> Served:
         """A worker has loaded the model: requests are checked against this description from now on.
 
         What was planned against an older one is forgotten.
+
+        Args:
+            report: of one version.
+            newest: of those that the worker has: requests that name no version are checked against it.
         """
-        known = self.reports.get(report.name)
-        self.reports[report.name] = report
-        self._versions.setdefault(report.name, {})[report.version] = report
-        if known is None or (known.version, _signature(known)) != (report.version, _signature(report)):
+        before = self.catalogue.describe(report, newest=newest)
+        if any(known is None or not _alike(known, report) for known in before):
             self._forget_plans()
         return Served(report.version, self._contract(report))
+
+    def set_labels(self, name: str, labels: Mapping[str, Sequence[str]]) -> None:
+        """What the labels of the model's versions stand for; see `Catalogue.set_labels`."""
+        if self.catalogue.set_labels(name, labels):
+            self._forget_plans()
 
     def set_timeout(self, name: str, seconds: float) -> None:
         """The model is new, or the time of its requests is."""
@@ -68,18 +75,18 @@ class Admission:
 
     def keep_versions(self, name: str, versions: Collection[str]) -> None:
         """Only these versions can be asked for by name, and the one described last."""
-        known = self._versions.get(name, {})
-        for version in [
-            version for version in known if version not in versions and known[version] is not self.reports[name]
-        ]:
-            del known[version]
+        if self.catalogue.keep(name, versions):
             self._forget_plans()
+
+    def forget(self, name: str) -> None:
+        """No worker has the model any more; one may again."""
+        self.catalogue.forget(name)
+        self._forget_plans()
 
     def remove(self, name: str) -> None:
         """There is no such model any more."""
         self._timeouts.pop(name, None)
-        self.reports.pop(name, None)
-        self._versions.pop(name, None)
+        self.catalogue.remove(name)
         self._forget_plans()
 
     def _forget_plans(self) -> None:
@@ -89,7 +96,7 @@ class Admission:
 
     def current_contract(self, name: str) -> int | None:
         """The contract that requests to the model are checked against; None while there is none."""
-        report = self.reports.get(name)
+        report = self.catalogue.newest.get(name)
         return None if report is None else self._contract(report)
 
     def _contract(self, report: ModelReport) -> int:
@@ -116,8 +123,8 @@ class Admission:
                 self._bytes -= len(oldest)
         return plan
 
-    def model(self, name: str, version: str) -> ModelReport | None:
-        """The description of a model, the latest or that of a version; None while no worker has loaded it.
+    def model(self, name: str, version: str, label: str = "") -> ModelReport | None:
+        """The description of a model, the newest or that of a version; see `Catalogue.find`.
 
         Raises:
             NotFound: `model_unknown` or `version_unknown`.
@@ -125,24 +132,15 @@ class Admission:
         if name not in self._timeouts:
             known = ", ".join(sorted(self._timeouts))
             raise make(Reason.MODEL_UNKNOWN, f"there is no model {name[:128]!r}, only {known}", field="model_name")
-        versions = self._versions.get(name)
-        if not version or not versions:
-            return self.reports.get(name)
-        report = versions.get(version)
-        if report is None:
-            raise make(
-                Reason.VERSION_UNKNOWN,
-                f"{name!r} has no version {version[:40]!r}, only {', '.join(versions)}",
-                field="model_version",
-            )
-        return report
+        return self.catalogue.find(name, version, label)
 
     def _make(self, header: wire.InferHeader, size: int) -> Plan:
         name = header.model_name
-        report = self.model(name, header.model_version)
+        report = self.model(name, header.model_version, header.version_label)
         if report is None:
             still_loading = make(Reason.NO_WORKER, f"{name!r} is still loading", retry_after_ms=1000)
             raise self._why_absent(name) or still_loading
+        version = report.version if header.model_version or header.version_label else ""
         served = _signed(report, header.signature)
         batched = served.max_batch_size > 0
         if served.inputs is not None:
@@ -168,9 +166,10 @@ class Admission:
             batched=batched,
             # So that requests which name the default share batches with those that name none.
             signature=served.name if isinstance(served, SignatureReport) else "",
+            version=version,
         )
         sizes = tuple(tensors.byte_size(tensor.datatype, tensor.shape) for tensor in header.inputs)
-        identity = spec, self._contract(report), header.model_version
+        identity = spec, self._contract(report), version
         key = self._keys.get(identity)
         if key is None:
             self._keys_bytes += size
@@ -198,6 +197,10 @@ class Admission:
 def _shared(header: wire.InferHeader) -> Shared | None:
     inputs = tuple(tensor.area for tensor in header.inputs)
     return Shared(inputs, header.areas) if header.areas or any(inputs) else None
+
+
+def _alike(one: ModelReport, other: ModelReport) -> bool:
+    return (one.version, _signature(one)) == (other.version, _signature(other))
 
 
 def _signature(report: ModelReport) -> tuple[object, ...]:

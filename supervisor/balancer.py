@@ -59,7 +59,7 @@ class Balancer:
             Poisoned: an equal request has crashed a worker, and is in quarantine.
         """
         queue = self.queues[request.plan.model]
-        refusal = self.refusals.of(queue.model)
+        refusal = self.refusals.of_new(queue.model)
         if refusal is not None:
             raise refusal
         if queue.full(request):
@@ -127,12 +127,31 @@ class Balancer:
 
     # What happens to workers.
 
-    def add_worker(self, slot: int, device: str, serves: Mapping[str, Served], now: float) -> Worker:
-        """A worker has become ready; it gets work from the next `dispatch` on."""
-        worker = Worker(slot, device, serves, now)
-        self.pool.add(worker)
+    def add_worker(
+        self,
+        slot: int,
+        device: str,
+        serves: Mapping[str, Served],
+        now: float,
+        versions: Mapping[tuple[str, str], Served] | None = None,
+    ) -> Worker:
+        """A worker has become ready; it gets work from the next `dispatch` on. See `serving.Worker`."""
+        return self.add_towers(slot, device, [(serves, versions)], now)[0]
+
+    def add_towers(
+        self,
+        slot: int,
+        device: str,
+        towers: Sequence[tuple[Mapping[str, Served], Mapping[tuple[str, str], Served] | None]],
+        now: float,
+    ) -> tuple[Worker, ...]:
+        """A process has become ready, with a worker for each of its towers; what these serve, and in which versions."""
+        workers = tuple(Worker(slot, device, serves, now, versions) for serves, versions in towers)
+        for worker in workers:
+            worker.mates = workers
+            self.pool.add(worker)
         self._recovery.refuse_outdated()
-        return worker
+        return workers
 
     @property
     def workers(self) -> Collection[Worker]:
@@ -140,17 +159,18 @@ class Balancer:
         return self.pool.workers.keys()
 
     def hold(self, worker: Worker) -> None:
-        """The worker gets nothing new; what it has may still be answered, or is told of by `remove_worker`."""
-        self.pool.hold(worker)
+        """Its process gets nothing new; what it has may still be answered, or is told of by `remove_worker`."""
+        for mate in worker.mates:
+            self.pool.hold(mate)
 
     def retire(self, worker: Worker) -> None:
-        """The worker gets nothing new, and what only its edition could have ended begins again."""
+        """Its process gets nothing new, and what only its edition could have ended begins again."""
         self.hold(worker)
         self._recovery.begin_again()
 
     def needed(self, worker: Worker, coming: Collection[str] = ()) -> bool:
-        """Something waits that no other worker can run, nor one that is to come, which will serve these models."""
-        others = [other for other in self.workers if other is not worker and not other.retiring]
+        """Something waits that no other process can run, nor one that is to come, which will serve these models."""
+        others = [other for other in self.workers if other not in worker.mates and not other.retiring]
         return any(
             worker.can_run(request)
             and not any(other.can_run(request) for other in others)
@@ -160,8 +180,8 @@ class Balancer:
             for request in self.queues[model]
         )
 
-    def remove_worker(self, worker: Worker, now: float, *, crashed: bool = False, begun: int | None = None) -> bool:
-        """The worker is gone, and all its answers have been read; see `Recovery.lost`."""
+    def remove_worker(self, worker: Worker, now: float, *, crashed: bool = False, begun: Sequence[int] = ()) -> bool:
+        """The worker's process is gone, and all its answers have been read; see `Recovery.lost`."""
         return self._recovery.lost(worker, now, crashed=crashed, begun=begun)
 
     def give_up(self, model: str, cause: str) -> None:

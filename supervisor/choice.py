@@ -121,7 +121,8 @@ class Chooser:
         before, offered = 0, {offer.worker for offer in offers}
         for worker in self._pool.workers if best.known else ():
             left = best.finish - margin - expected(worker.ends, now)  # until the best of the open ones would be done
-            if left > 0 and not worker.retiring and worker not in offered and worker.can_run(first):
+            closed = worker.retiring or worker.barred
+            if left > 0 and not closed and worker not in offered and worker.can_run(first):
                 seconds = self._pool.seconds(worker, key, most)
                 if seconds is not None and left > seconds:
                     before += int(left / max(seconds, _LEAST_WAIT_S))

@@ -36,6 +36,7 @@ from multitower.supervisor.config_fields import (
     Processes,
     ProcessesFromZero,
     Seconds,
+    SecondsOrOff,
     Section,
     context_of,
     key,
@@ -57,6 +58,7 @@ from multitower.wire import DEFAULT_ENDPOINT
 __all__ = ["Config", "ConfigError", "CpuDevices", "Memory", "ModelConfig", "Problem", "load", "schema"]
 
 _MIN_MESSAGE_SIZE: Final = 1 << 10
+_MIN_WATCH_S: Final = 0.05
 _MIN_HEARTBEAT_S: Final = 0.05
 _MAX_HEARTBEAT_S: Final = 60.0
 _MAX_MESSAGE_SIZE: Final = 1 << 40  # libzmq is told twice that, and counts in 64 bits
@@ -90,6 +92,24 @@ class Restart(Section):
     max_restarts: CountFromZero = key(5, "Restarts within `window` after which a slot is given up as failed.")
     window: PositiveSeconds = key("60s", "The time in which `max_restarts` counts.")
     backoff: Backoff = key({}, "The wait before a restart.")
+
+
+class Watch(Section):
+    """Looking for new versions of models, and for those that are gone, while the daemon runs."""
+
+    interval: SecondsOrOff = key(
+        "1s", "How often the folders of versions are looked at; 0 for never: then `multitower reload` takes new ones."
+    )
+    settle: Seconds = key("5s", "How long the files of a new version must have stayed as they are before it is loaded.")
+
+    @field_validator("interval")
+    @classmethod
+    def _not_too_often(cls, value: float) -> float:
+        if 0 < value < _MIN_WATCH_S:
+            raise ValueError(
+                f"must be at least {format_duration(_MIN_WATCH_S)}, not {format_duration(value)}; 0: never"
+            )
+        return value
 
 
 def _endpoint(value: object, info: ValidationInfo) -> str:
@@ -143,12 +163,13 @@ class Config(Section):
     threads: Threads = key({}, "TensorFlow's threads in each worker.")
     cores: Literal["auto", "split", "shared"] = key(
         "auto",
-        "The host's cores: split binds each worker to its own equal slice, shared binds none, "
-        "auto splits where each worker can have two or more.",
+        "The host's cores: split binds each worker to its own, of the NUMA node that its device is at, shared binds "
+        "none, auto splits where each worker can have two or more.",
     )
     models: Annotated[tuple[ModelConfig, ...], *NOT_EMPTY] = Field(
         description="The models; every worker loads all of them, or those for its device."
     )
+    watch: Watch = key({}, "Looking for new versions of models while the daemon runs.")
     spares: ProcessesFromZero = key(1, "Processes that wait with TensorFlow imported, to take over from a dead worker.")
     restart: Restart = key({}, "When a dead worker is started again, and when its slot is given up.")
     dispatch: Literal["earliest_finish", "least_depth"] = key(

@@ -13,7 +13,7 @@ from multitower.supervisor.config_source import KeyTree, Location, Node, Problem
 from multitower.supervisor.units import shown
 
 # Keys that are planned, and that people read about: a spelling suggestion would mislead them.
-LATER: Final = frozenset(("gateway", "versions"))
+LATER: Final = frozenset(("gateway",))
 NOT_YET: Final = "is not supported by this release"
 
 _MISSING_ONE: Final = "missing_one_of"
@@ -95,7 +95,9 @@ def translate(error: ValidationError, root: Node, tree: KeyTree, known: set[Loca
         location = detail["loc"]
         if detail["type"] == "extra_forbidden":
             message, suggestion = _unknown(str(location[-1]), tree, location[:-1])
-            if suggestion is not None:
+            if location[:-1] == ("devices",):
+                known.add(("devices", "cpu"))  # who writes `gpu: 2` does not miss it
+            elif suggestion is not None:
                 known.add((*location[:-1], suggestion))
             problems.append(Problem(root.find(location, key=True), location, message, suggestion))
     for detail in details:
@@ -117,6 +119,8 @@ def _unknown(name: str, tree: KeyTree, above: Location) -> tuple[str, str | None
     """What to say of a key that does not exist there, and the one that was probably meant."""
     if name in LATER:
         return NOT_YET, None
+    if above == ("devices",):
+        return "unknown key; GPUs are all of them (devices: all) or listed (devices: [0, 1])", None
     home = next(_homes(name, tree), None)
     if home is not None:
         return f"unknown key here; it belongs {f'in {home}' if home else 'at the top of the file'}", None

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 
 from multitower.spec import GRAPH_SUFFIXES, MODEL_SUFFIXES, ModelSpec
 from multitower.supervisor.config_devices import ModelDevices
@@ -36,6 +36,7 @@ from multitower.supervisor.config_values import (
     parse_model_path,
     parse_name,
 )
+from multitower.supervisor.config_versions import VersionLabels, VersionPolicy
 from multitower.supervisor.units import shown
 
 
@@ -129,7 +130,8 @@ def _tensors(value: object, info: ValidationInfo) -> Mapping[str, str]:
     path = info.data.get("path")
     if value is None:
         if path is not None and path.suffix in GRAPH_SUFFIXES:
-            raise ValueError(f"a frozen graph needs it: {_TENSORS_EXAMPLE[str(info.field_name)]}")
+            example = _TENSORS_EXAMPLE[str(info.field_name)]
+            raise ValueError(f"a frozen graph needs it: {example}; docs/frozen-graphs.md tells how to find the names")
         return {}
     if path is None or path.suffix not in GRAPH_SUFFIXES:
         if "path" not in info.data:
@@ -161,6 +163,12 @@ def _warmup(value: object, info: ValidationInfo) -> Path | None:
     return None if value is None else parse_file(value, context_of(info).folder, ".npz", "inputs")
 
 
+def _of_a_path(value: Any, info: ValidationInfo) -> Any:
+    if "path" in info.data and info.data["path"] is None and value not in ("towers", False):
+        raise ValueError("goes with a path only; a handler places itself")
+    return value
+
+
 class ModelConfig(Section):
     """One model: where it comes from, and how its requests are queued and batched."""
 
@@ -172,6 +180,8 @@ class ModelConfig(Section):
                 "signature": ["path"],
                 "inputs": ["path"],
                 "outputs": ["path"],
+                "versions": ["path"],
+                "version_labels": ["path"],
             },
         }
     )
@@ -183,6 +193,11 @@ class ModelConfig(Section):
         None,
         "A SavedModel folder, a folder of numbered versions of one, or a file: .keras, .h5, or a frozen graph (.pb).",
     )
+    versions: VersionPolicy = key(
+        "latest",
+        "Which versions of the folder are served: latest, all, {latest: N} for the N highest, or {specific: [N, …]}.",
+    )
+    version_labels: VersionLabels = key(None, "Names of versions, which requests may give instead of their numbers.")
     handler: Annotated[
         str | None, PlainValidator(_handler), WithJsonSchema({"type": "string", "pattern": HANDLER_PATTERN})
     ] = key(None, "A Python class with load() and infer(), as module:Class; the file's folder is searched first.")
@@ -197,6 +212,7 @@ class ModelConfig(Section):
     devices: ModelDevices = key(
         "all", "Which of the daemon's devices load it: all, or a list of indices, of UUIDs of GPUs, or of cpu:0, cpu:1."
     )
+    load_at_startup: bool = key(True, "Load it when the daemon starts; false waits for `multitower load`.")
     batching: Batching | None = key(
         None, "How requests are batched. Without it a path takes the defaults, and a handler gets one at a time."
     )
@@ -204,6 +220,14 @@ class ModelConfig(Section):
         None, "An .npz file with inputs for the warm-up, by name; without it they are made up."
     )
     jit_compile: bool = key(False, "XLA compiles the model, for each of the allowed batch sizes, before it is ready.")
+    placement: Annotated[Literal["towers", "as_saved"], AfterValidator(_of_a_path)] = key(
+        "towers",
+        "In a worker of several devices: towers puts a replica on each; as_saved one that spans them, on the devices "
+        "that the graph itself names.",
+    )
+    log_device_placement: Annotated[bool, AfterValidator(_of_a_path)] = key(
+        False, "Log the device of each node of the graph, once, before the model is ready."
+    )
     queue: Queue = key({}, "The model's queue.")
     retry: Annotated[int, Field(ge=0, le=5)] = key(
         1, "How many deaths of workers a request may survive while it is being executed."
@@ -248,4 +272,6 @@ class ModelConfig(Section):
             warmup=str(self.warmup) if self.warmup is not None else None,
             jit_compile=self.jit_compile,
             pad_variable_length_inputs=batching is not None and batching.pad_variable_length_inputs,
+            placement=self.placement,
+            log_device_placement=self.log_device_placement,
         )

@@ -1,4 +1,7 @@
-"""The operator's endpoint, `control.sock` in the runtime folder: reload, restart. Who may open it may use it."""
+"""The operator's endpoint, `control.sock` in the runtime folder: reload, restart, load, unload.
+
+Who may open it may use it.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ class Control:
         answer: answers the kinds that every endpoint has.
         reload: begins a reload, and answers through `Done`.
         restart: begins to restart a slot, of the number given, and answers through `Done`.
+        load: begins to load the model of that name, and answers through `Done`.
+        unload: the same the other way round.
     """
 
     def __init__(
@@ -29,11 +34,14 @@ class Control:
         answer: Callable[[bytes, dict[str, Any]], dict[str, Any]],
         reload: Callable[[Done], None],
         restart: Callable[[int, Done], None],
+        load: Callable[[str, Done], None],
+        unload: Callable[[str, Done], None],
     ) -> None:
         self.front = front
         self._answer = answer
         self._reload = reload
         self._restart = restart
+        self._of_models = {wire.LOAD: load, wire.UNLOAD: unload}
 
     def receive(self) -> None:
         """Reads what has come."""
@@ -64,6 +72,11 @@ class Control:
             if type(slot) is not int:
                 raise make(Reason.MALFORMED, "slot is missing or not an integer", field="slot")
             self._restart(slot, done)
+        elif kind in self._of_models:
+            name = header.get("model_name")
+            if not isinstance(name, str) or not name:
+                raise make(Reason.MALFORMED, "model_name is missing or not a string", field="model_name")
+            self._of_models[kind](name, done)
         elif kind in (wire.SERVER_LIVE, wire.SERVER_READY, wire.SERVER_METADATA, wire.STATUS):
             done(self._answer(kind, header))
         else:

@@ -29,6 +29,7 @@ from multitower.supervisor.front import Front
 from multitower.supervisor.health import take_heartbeats
 from multitower.supervisor.log import event
 from multitower.supervisor.member import Member
+from multitower.supervisor.model_orders import ModelOrders
 from multitower.supervisor.notify import Notifier
 from multitower.supervisor.orders import Orders
 from multitower.supervisor.reactor import Reactor
@@ -38,6 +39,7 @@ from multitower.supervisor.runtime import HeldError, RuntimeDir
 from multitower.supervisor.settings import Settings
 from multitower.supervisor.settings import make as make_settings
 from multitower.supervisor.status import Reporter
+from multitower.supervisor.watch import Watch
 
 log = logging.getLogger("multitower.daemon")
 
@@ -125,14 +127,14 @@ class Daemon:
             self.reporter = Reporter(
                 self.router,
                 self.fleet,
-                settings.fleet.models,
+                settings.models,
                 config.max_message_size,
                 started=time.monotonic(),
                 sampler=self._sampler,
                 control=endpoint,
             )
             self._account = Account(
-                self.reporter, self._notifier, self._sampler, reloading=lambda: self._orders.reloading
+                self.reporter, self._notifier, self._sampler, reloading=lambda: self._orders.changing
             )
             self._orders = Orders(
                 self.fleet,
@@ -144,7 +146,16 @@ class Daemon:
                 begun=self._notifier.reloading,
                 ended=self._account.reload_ended,
             )
-            self._control = Control(front, self._answer, self._orders.reload, self._orders.restart)
+            self._watch_versions = Watch(self.fleet, self.reporter, self._orders, self._errands)
+            self.reporter.refused = self._watch_versions.refused
+            self.router.set_labels(settings.labels)
+            for spec in settings.unloaded:
+                self.router.close(spec.name)
+            settings.warn_of_versions()
+            models = ModelOrders(self._orders, self.fleet, self.router, self.reporter, self._errands, read_config)
+            self._control = Control(
+                front, self._answer, self._orders.reload, self._orders.restart, models.load, models.unload
+            )
             undo.pop_all()
 
     def run(self) -> int:
@@ -213,12 +224,14 @@ class Daemon:
         if now >= self._account.due:
             self._account.tell(now)
             self.router.regions.tick(now)
+        self._watch_versions.tick(now)
         self._notifier.watchdog(now)
         self._on_signals(now)
         code = self._over(now)
         # What waits for answers to come in looks after each burst of them.
         self._chores_due |= self.fleet.renewals.active or self.reporter.state != "running"
         times = [self.fleet.next_wake(now), self._notifier.next_wake(), self._account.due, self._stop_by]
+        times.append(self._watch_versions.due)
         self._chores_at = min(moment for moment in times if moment is not None)
         return code
 

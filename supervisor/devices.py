@@ -21,7 +21,7 @@ https://docs.nvidia.com/datacenter/tesla/mig-user-guide/mig-device-names.html#cu
 
 _PREFIX: Final = "gpu-"
 _MIG_PREFIX: Final = "mig-"
-_CPU_PREFIX: Final = "cpu:"
+CPU_PREFIX: Final = "cpu:"
 
 
 class DeviceError(Exception):
@@ -49,6 +49,8 @@ class Device:
         memory_used_bytes: what all processes, and the driver, hold of it at the moment.
         pci_bus_id: such as `00000000:17:00.0`, of a slice that of its GPU, None for `cpu`.
         parent: the GPU that a slice is of.
+        numa_node: the NUMA node of the host that it is at; None where that is not known, or not one.
+        cores: numbers of the host's CPUs near it; None where they are not known.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Device:
     memory_used_bytes: int | None
     pci_bus_id: str | None
     parent: Device | None = None
+    numa_node: int | None = None
+    cores: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,7 @@ def _group(
 
 def _cpu(number: int) -> Device:
     return Device(
-        name=f"{_CPU_PREFIX}{number}",
+        name=f"{CPU_PREFIX}{number}",
         kind="cpu",
         index=None,
         product="CPU",
@@ -175,7 +179,7 @@ def _find(entry: int | str, gpus: Sequence[Device]) -> Device | str:
         split = next((gpu.parent for gpu in gpus if gpu.parent is not None and gpu.parent.index == entry), None)
         return found or (_split(split, gpus) if split is not None else "is not the index of a GPU here")
     wanted = entry.strip().lower()
-    number = wanted.removeprefix(_CPU_PREFIX)
+    number = wanted.removeprefix(CPU_PREFIX)
     if number != wanted:
         return _cpu(int(number)) if number.isdecimal() else "is no CPU device: write cpu:0"
     if wanted.isdecimal():

@@ -8,6 +8,7 @@ in a thread.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ _ADVICE: Final = {
         "the NVIDIA driver refuses access; check the permissions of /dev/nvidia* and systemd's PrivateDevices"
     ),
 }
+_CPU_WORDS: Final = 128  # of 64 bits: as many CPUs and nodes as Linux can be built for
+_NODE_WORDS: Final = 16
 
 
 def discover() -> Discovery:
@@ -93,6 +96,8 @@ def _read(nvml: Any, handle: Any, index: int) -> _Found:
         memory_bytes=total,
         memory_used_bytes=used,
         pci_bus_id=_text(pci.busId),
+        numa_node=_node(nvml, handle),
+        cores=_cores(nvml, handle),
     )
     return _Found((pci.domain, pci.bus, pci.device), device, handle if split else None)
 
@@ -137,6 +142,8 @@ def _read_slice(nvml: Any, handle: Any, gpu: Device) -> Device:
         memory_used_bytes=used,
         pci_bus_id=gpu.pci_bus_id,
         parent=gpu,
+        numa_node=gpu.numa_node,
+        cores=gpu.cores,
     )
 
 
@@ -146,6 +153,30 @@ def _memory(nvml: Any, handle: Any) -> tuple[int | None, int | None]:
     except nvml.NVMLError_NotSupported:
         return None, None  # it shares the host's memory and has no size of its own
     return int(memory.total), int(memory.used)
+
+
+def _cores(nvml: Any, handle: Any) -> tuple[int, ...] | None:
+    """The CPUs near a GPU, as `nvidia-smi topo -m` shows them.
+
+    https://docs.nvidia.com/deploy/nvml-api/group__nvmlAffinity.html
+    """
+    try:
+        return _bits(nvml.nvmlDeviceGetCpuAffinity(handle, _CPU_WORDS)) or None
+    except nvml.NVMLError:
+        return None  # a virtual machine, or a driver, that does not tell
+
+
+def _node(nvml: Any, handle: Any) -> int | None:
+    try:
+        nodes = _bits(nvml.nvmlDeviceGetMemoryAffinity(handle, _NODE_WORDS, nvml.NVML_AFFINITY_SCOPE_NODE))
+    except nvml.NVMLError:
+        return None
+    return nodes[0] if len(nodes) == 1 else None
+
+
+def _bits(words: Sequence[int]) -> tuple[int, ...]:
+    """The numbers of the bits that are set in words of 64 bits."""
+    return tuple(64 * place + bit for place, word in enumerate(words) for bit in range(64) if word >> bit & 1)
 
 
 def _is_split(nvml: Any, handle: Any) -> bool:

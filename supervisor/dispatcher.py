@@ -37,6 +37,7 @@ class Dispatcher:
         self._chooser = Chooser(pool)
         self._ledger = ledger
         self._turns: OrderedDict[str, None] = OrderedDict.fromkeys(queues)
+        self._reserved_for: Request | None = None  # the suspect for which the pool has reserved a process
         self._waits: dict[str, tuple[int, Wait]] = {}  # by model: the pool's changes when it said so, and what
         self._patient: list[ModelQueue] = []
         self.models_changed()
@@ -54,13 +55,15 @@ class Dispatcher:
     def dispatch(self, now: float) -> list[Batch]:
         """Forms a batch for each worker that can have one. Call it after each burst of events."""
         self.look_again = inf
+        if self._pool.reserved and not self._is_suspect(self._reserved_for):
+            self._pool.reserve(())  # it has got its answer otherwise
         waiting = [self._queues[model] for model in self._turns if self._queues[model].size]
         if not waiting:
             return []
         batches: list[Batch] = []
         pool = self._pool
         passed_over: set[str] = set()  # models that wait for a worker to be free: nothing more is put before them
-        while waiting and (pool.free or pool.next_opening <= now):
+        while waiting and (pool.free or pool.next_opening <= now or pool.reserved):
             queue = waiting.pop(0)
             batch = self._suspect_batch(queue, now) if queue.suspects else None
             if batch is None and queue.suspects:
@@ -90,15 +93,27 @@ class Dispatcher:
     # How it is done.
 
     def _suspect_batch(self, queue: ModelQueue, now: float) -> Batch | None:
+        pool = self._pool
         for request in list(queue.suspects):
-            able = [worker for worker in self._pool.workers if not worker.retiring and worker.can_run(request)]
+            able = [worker for worker in pool.workers if not worker.retiring and worker.can_run(request)]
             elsewhere = any(worker.device != request.avoid for worker in able)
-            # Whoever is free, the longest idle first. Behind another batch it would not be told from that one.
-            for worker in self._pool.free:
-                if worker in able and not (elsewhere and worker.device == request.avoid):
+            fit = {worker for worker in able if not (elsewhere and worker.device == request.avoid)}
+            # Whoever is free, the longest idle first. Behind another batch it would not be told from that one, nor
+            # beside one in the same process.
+            for worker in (*pool.free, *pool.reserved):
+                if worker in fit and worker.alone:
                     queue.remove(request)
                     return self._give(worker, request.plan.key, [request], now)
+            open_to = not pool.reserved or (request is self._reserved_for and fit.isdisjoint(pool.reserved))
+            if open_to and fit and all(len(worker.mates) > 1 for worker in fit):
+                # Its towers would never be free all at once while others wait.
+                self._reserved_for = request
+                pool.reserve(min(fit, key=_depth_of_process).mates)
         return None
+
+    def _is_suspect(self, request: Request | None) -> bool:
+        queue = self._queues.get(request.plan.model) if request is not None else None
+        return queue is not None and request in queue.suspects
 
     def _next_of(self, queue: ModelQueue, now: float, passed_over: Set[str]) -> Batch | None:
         pool, waits = self._pool, self._waits.pop(queue.model, None)
@@ -154,10 +169,11 @@ class Dispatcher:
         return None
 
     def _take(self, queue: ModelQueue, key: BatchKey, worker: Worker, sharing: int, now: float) -> Batch | None:
-        edition, most = worker.serves[queue.model].edition, worker.safe_rows.get(queue.model, 0)
+        served, most = worker.served(key), worker.safe_rows.get(queue.model, 0)
+        assert served is not None  # it can run a request of this key
         # Whose neighbours would answer for it where a request may survive no death travels alone.
         singles = self._pool.brief(key) if not key.max_batch_size and queue.limits.retry else 1
-        requests = queue.take(key, now, self._ledger.settle, sharing, edition, most, max(singles, 1))
+        requests = queue.take(key, now, self._ledger.settle, sharing, served.edition, most, max(singles, 1))
         return self._give(worker, key, requests, now) if requests else None
 
     def _give(self, worker: Worker, key: BatchKey, requests: list[Request], now: float) -> Batch:
@@ -166,11 +182,18 @@ class Dispatcher:
         batch = Batch(self._next_batch, key, requests, rows, worker, now, size)
         self._next_batch += 1
         self._pool.given(batch, now)
+        served = worker.served(key)
+        version = served.version if served is not None else ""
         for request in requests:
             request.phase = Phase.RUNNING
             request.sent = now
+            request.version = version
             if request.parent is not None:
                 self._ledger.split[request.parent] = None
                 if not request.start:
-                    request.parent.sent = now
+                    request.parent.sent, request.parent.version = now, version
         return batch
+
+
+def _depth_of_process(worker: Worker) -> int:
+    return sum(mate.depth for mate in worker.mates)

@@ -32,6 +32,8 @@ from multitower.supervisor.slot import LIVE, Action, Event, Slot, State
 
 log = logging.getLogger("multitower.fleet")
 
+_LOADING = (State.STARTING, State.LOADING)
+
 RECYCLE_AGAIN_S = 60.0
 """Seconds from one try to replace a worker that has served its time to the next, where the new one cannot load."""
 
@@ -119,7 +121,7 @@ class Fleet:
             self._see_to_health(now)
         self.renewals.advance(now)
         # Never while a slot needs the machine to come up.
-        if not any(place.slot.state in (State.STARTING, State.LOADING) for place in self.places):
+        if not any(place.slot.state in _LOADING for place in self.places):
             self._spares.replenish(now)
 
     def _see_to_health(self, now: float) -> None:
@@ -226,9 +228,13 @@ class Fleet:
             place.due = now + place.slot.delay_s
         elif action is Action.STOP and place.member is not None:
             self.end(place.member, now)
+        elif action is Action.STOP:
+            place.slot.handle(Event.DIED, now)  # it was held back, and has no process to end
 
     def _start(self, place: Place, now: float) -> None:
-        """Gives the slot its next process: the spare that is furthest, or a new one."""
+        """Gives the slot its next process: the spare that is furthest, or a new one. One held back waits for `tick`."""
+        if any(self._holds_back(other, place) for other in self.places):
+            return
         place.models, place.visible_devices = (), None
         place.member = self._hiring.give_work(place, place.specs, place.placement, place.slot.incarnation)
         if place.member is None:
@@ -238,6 +244,7 @@ class Fleet:
 
     def start_successor(self, place: Place, specs: tuple[ModelSpec, ...], placement: Placement) -> Member | None:
         """Starts a process that is to take over a slot which serves; None when there is no room for one."""
+        place.refused = ()
         place.successor = self._hiring.give_work(place, specs, placement, place.slot.incarnation + 1)
         return place.successor
 
@@ -286,7 +293,7 @@ class Fleet:
         if place is None:
             return
         if member.channel is not None:
-            place.completed += member.channel.worker.completed
+            place.completed += member.channel.completed
         if place.successor is member:
             place.successor = None
             event(log, logging.ERROR, "the new worker died", **member.process.fields, cause=member.told_cause)
@@ -339,11 +346,22 @@ class Fleet:
             place.slot.set_policy(settings.policy)
 
     def add(self, placement: Placement) -> None:
-        """A new slot; `tick` starts it."""
-        slot = Slot(placement.slot, RestartBudget(self.settings.policy, self._rng))
-        place = Place(slot, placement, placement.specs(self.settings.models))
+        """A new slot; `tick` starts it, if it has a model."""
+        specs = placement.specs(self.settings.models)
+        state = State.STARTING if specs else State.STOPPED
+        place = Place(Slot(placement.slot, RestartBudget(self.settings.policy, self._rng), state), placement, specs)
         self.places.append(place)
         self.places.sort(key=lambda place: place.slot.number)
+
+    def _holds_back(self, leaving: Place, place: Place) -> bool:
+        """The slot waits for the end of the other's process, which has some of its devices."""
+        return leaving.member is not None and place.placement.crowds(leaving.placement)
+
+    def promised(self, place: Place) -> set[tuple[str, str]]:
+        """Models and versions that nothing brings but slots which this one holds back: what waits for them waits on."""
+        held = {spec.key for each in self.places if self._holds_back(place, each) for spec in each.specs}
+        loading = (each for each in self.places if each.member is not None and each.slot.state in _LOADING)
+        return held - {spec.key for each in loading for spec in each.specs}
 
     def drop(self, place: Place) -> None:
         """The slot is no more; its process has ended."""

@@ -14,7 +14,7 @@ class FleetSettings:
     """See the attributes; times in seconds.
 
     Attributes:
-        models: what workers load, with their versions resolved; each slot those that its placement names.
+        models: what workers load, each version of a model by itself; each slot those that its placement names.
         execution_s: seconds that a call of each model may take, by its name.
         policy: when slots are started again.
         spares: how many processes wait.

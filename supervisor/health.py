@@ -6,10 +6,11 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 
+from multitower.supervisor.batching import Batch
 from multitower.supervisor.fleet_settings import FleetSettings
 from multitower.supervisor.log import event
 from multitower.supervisor.member import Member, Place
-from multitower.supervisor.pulse import Verdict
+from multitower.supervisor.pulse import Call, Verdict
 from multitower.supervisor.router import Router
 from multitower.supervisor.slot import State
 
@@ -61,14 +62,10 @@ class Health:
     def _condemned(self, member: Member, now: float) -> bool:
         # What lies in the pipe was sent in time.
         take_heartbeats(member, now)
-        batch = member.channel.worker.batch if member.channel is not None else None
-        limit = None
-        if batch is not None:
-            limit = self._execution_s.get(batch.key.spec.model, float("inf"))
-        elif member.state in ("ready", "idle"):
-            limit = float("inf")
-        since = batch.begun if batch is not None else now
-        verdict = self._lost(member) or member.pulse.judge(now, batch, since, limit, member.process.look)
+        batches = [worker.batch for worker in member.channel.workers] if member.channel is not None else []
+        calls = [Call(batch, batch.begun, self._limit(batch)) if batch is not None else None for batch in batches]
+        loads = member.state not in ("ready", "idle")
+        verdict = self._lost(member) or member.pulse.judge(now, calls, member.process.look, loads=loads)
         if verdict is None:
             return False
         member.verdict = verdict
@@ -79,6 +76,10 @@ class Health:
         if verdict.stacks:
             member.process.show_stacks()
         return True
+
+    def _limit(self, batch: Batch) -> float:
+        """Seconds that a call of its model may take."""
+        return self._execution_s.get(batch.key.spec.model, math.inf)
 
     def _lost(self, member: Member) -> Verdict | None:
         """A worker whose device goes would answer everything with errors, and faster than the others can work."""
@@ -101,7 +102,7 @@ class Health:
             member = place.member
             if member is None or member.channel is None or place.slot.state is not State.READY:
                 continue
-            requests = member.channel.worker.requests
+            requests = member.channel.requests
             rss = self._rss(place)
             # Not all at once, where all have had the same share of the requests.
             most_requests = (settings.max_requests or math.inf) * (0.9 + 0.2 * member.luck)

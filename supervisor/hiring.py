@@ -66,7 +66,7 @@ class Hiring:
                 return None
             event(log, logging.INFO, "worker started", **member.process.fields)
         member.place = place
-        member.editions = {spec.name: self._edition(spec) for spec in specs}
+        member.editions = {spec.key: self._edition(spec) for spec in specs}
         member.luck = self._rng.random()
         return member
 

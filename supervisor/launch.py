@@ -39,7 +39,7 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
         death: the reading end of a pipe that the parent holds open as long as it lives.
         output: the writing end of the pipe that carries this process's stdout and stderr to the log.
         heartbeat: the writing end of the pipe of its heartbeats.
-        begun: a file in memory of one `worker_wire.BEGUN`.
+        begun: a file in memory of a `worker_wire.BEGUN` for each tower.
     """
     spec = ProcessSpec.from_json(spec_json)
     for number in IGNORED_SIGNALS:

@@ -30,7 +30,7 @@ class Member:
         bury_at: when it is buried at the latest, once it has ended.
         luck: 0 to 1, its own: how early or late it is replaced where that is not to happen to all at once.
         recycle_at: it is not asked to be replaced before; monotonic seconds.
-        editions: a number for what it loads of each model; see `serving.Served`.
+        editions: a number for each version of a model that it loads; see `serving.Served`.
     """
 
     process: WorkerProcess
@@ -45,7 +45,7 @@ class Member:
     bury_at: float = 0.0
     luck: float = 0.5
     recycle_at: float = 0.0
-    editions: dict[str, int] = field(default_factory=dict)
+    editions: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def told_cause(self) -> str:
@@ -80,6 +80,7 @@ class Place:
         member: its process, or None in between.
         successor: a process that loads to take over from `member`, or None.
         models: what the current incarnation reported of its models.
+        refused: what the process that was to take over last could not load of them.
         visible_devices: `CUDA_VISIBLE_DEVICES` as the current incarnation reads it itself.
         safe_rows: rows for which device memory suffices, by model, where it did not for more.
         due: when its back-off ends, in monotonic seconds.
@@ -93,6 +94,7 @@ class Place:
     member: Member | None = None
     successor: Member | None = None
     models: tuple[ModelReport, ...] = ()
+    refused: tuple[ModelReport, ...] = ()
     visible_devices: str | None = None
     safe_rows: dict[str, int] = field(default_factory=dict)
     due: float | None = None
@@ -103,6 +105,10 @@ class Place:
     def channel(self) -> Channel | None:
         """Its process's place in the router, while it serves."""
         return self.member.channel if self.member is not None else None
+
+    def serves(self, model: str) -> bool:
+        """Its process serves the model."""
+        return self.channel is not None and model in self.channel.worker.serves
 
     @property
     def fields(self) -> dict[str, object]:

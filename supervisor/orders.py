@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from multitower.errors import Reason, make
+from multitower.errors import MultitowerError, Reason, make
 from multitower.supervisor import devices
 from multitower.supervisor.config import Config
 from multitower.supervisor.config_source import ConfigError
@@ -24,7 +25,7 @@ log = logging.getLogger("multitower.daemon")
 
 
 class Orders:
-    """Carries out orders, one reload at a time.
+    """Carries out orders; what changes the settings, one after the other.
 
     Args:
         fleet, router, reporter: the daemon's.
@@ -36,7 +37,7 @@ class Orders:
 
     Attributes:
         settings: what applies now.
-        reloading: a reload is under way.
+        reloading: a reload is under way, or waits for its turn.
     """
 
     def __init__(
@@ -60,6 +61,24 @@ class Orders:
         self._ended = ended
         self.reloading = False
         self._reload_again = False
+        self._turns: collections.deque[Callable[[], None]] = collections.deque()
+
+    def in_turn(self, job: Callable[[], None]) -> None:
+        """Begins a job that changes the settings when those before it have ended; it ends with `turn_over`."""
+        self._turns.append(job)
+        if len(self._turns) == 1:
+            job()
+
+    @property
+    def changing(self) -> bool:
+        """Something that changes the settings is under way."""
+        return bool(self._turns)
+
+    def turn_over(self) -> None:
+        """The job whose turn it was has ended."""
+        self._turns.popleft()
+        if self._turns:
+            self._turns[0]()
 
     def reload(self, done: Done) -> None:
         """Reads and checks the configuration in a thread, then applies it."""
@@ -72,6 +91,9 @@ class Orders:
             done(make(Reason.DRAINING, "a reload is under way; another one follows it", retry_after_ms=1000))
             return
         self.reloading = True
+        self.in_turn(lambda: self._read(done))
+
+    def _read(self, done: Done) -> None:
         self._begun()
         event(log, logging.INFO, "reloading", config=self.settings.config.path)
         self._errands.run(lambda: make_settings(self._read_config()), lambda outcome: self._apply(outcome, done))
@@ -79,6 +101,7 @@ class Orders:
     def _apply(self, outcome: Settings | Exception, done: Done) -> None:
         if isinstance(outcome, Settings):
             # The daemon may have been told to end meanwhile.
+            outcome = outcome.still_with({spec.name for spec in self.settings.fleet.models})
             running = self._reporter.state == "running"
             refusal = why_not(self.settings, outcome) if running else "the daemon is stopping"
             if refusal is None:
@@ -92,12 +115,10 @@ class Orders:
                 ).start()
                 return
         else:
-            refusal = str(outcome)
-            if not isinstance(outcome, ConfigError | devices.DeviceError | OSError):
-                log.error("the configuration could not be read", exc_info=outcome)
+            refusal = why_refused(outcome)
         self.reloading = False
         event(log, logging.ERROR, "not reloaded: nothing has changed", cause=refusal)
-        done(make(Reason.MALFORMED, f"the configuration is refused, and nothing has changed: {refusal}"))
+        done(refused(refusal))
         self._after()
 
     def _reloaded(self, new: Settings, changed: dict[str, Any], error: str | None, done: Done) -> None:
@@ -109,8 +130,40 @@ class Orders:
             done(make(Reason.MODEL_ERROR, f"the reload ended early: {error}", **changed))
         self._after()
 
+    def serve_versions(self, name: str, versions: Mapping[str, str], ended: Callable[[str | None], None]) -> None:
+        """Has the workers serve other versions of one model; to be called while nothing is `changing`.
+
+        Where they cannot be loaded, the slots that have them already get the former ones back.
+
+        Args:
+            name: the model's.
+            versions: which, each with its fingerprint.
+            ended: is told of the end: None, or why they are not served.
+        """
+        self.in_turn(lambda: self._serve_versions(name, versions, ended))
+
+    def _serve_versions(self, name: str, versions: Mapping[str, str], ended: Callable[[str | None], None]) -> None:
+        old, new = self.settings, self.settings.with_versions(name, versions)
+        self._begun()
+
+        def over(_: dict[str, Any], __: str | None) -> None:
+            self._ended()
+            self.turn_over()
+
+        def done(changed: dict[str, Any], error: str | None) -> None:
+            ended(error)
+            if error is None:
+                self.settings = new
+                over(changed, None)
+            else:
+                back = "back to the former versions"
+                Reload(self._fleet, self._router, self._reporter, new, old, over, back, tolerant=True).start()
+
+        Reload(self._fleet, self._router, self._reporter, old, new, done, "other versions", tolerant=True).start()
+
     def _after(self) -> None:
         self._ended()
+        self.turn_over()
         if self._reload_again:
             self._reload_again = False
             self.reload(lambda _: None)
@@ -123,6 +176,8 @@ class Orders:
         elif place is None:
             known = ", ".join(str(place.slot.number) for place in self._fleet.places)
             done(make(Reason.MALFORMED, f"there is no slot {number}, only {known}", field="slot"))
+        elif not place.specs:
+            done(make(Reason.MALFORMED, f"slot {number} has no model to load", field="slot"))
         else:
 
             def ended(error: str | None) -> None:
@@ -130,3 +185,15 @@ class Orders:
                 done(told if error is None else make(Reason.NO_WORKER, f"slot {number}: {error}"))
 
             self._fleet.restart(place, ended)
+
+
+def why_refused(error: Exception) -> str:
+    """Why settings could not be made of a configuration."""
+    if not isinstance(error, ConfigError | devices.DeviceError | OSError):
+        log.error("the configuration could not be read", exc_info=error)
+    return str(error)
+
+
+def refused(why: str) -> MultitowerError:
+    """The answer to an order that has changed nothing."""
+    return make(Reason.MALFORMED, f"the configuration is refused, and nothing has changed: {why}")

@@ -31,26 +31,37 @@ class Outlook:
 
     @property
     def hopeless(self) -> bool:
-        """No slot serves or is on its way to serving."""
-        return not any(map(self.lives, self._places))
+        """No slot serves or is on its way to serving, of those that have a model."""
+        with_models = [place for place in self._places if place.specs or self._renewals.revives(place)]
+        return bool(with_models) and not any(map(self.lives, with_models))
 
     def judge(self, models: Iterable[ModelSpec]) -> None:
         """Finds those of the models that nothing serves or will serve."""
         # What a worker that leaves still serves may be waited for, though its slot is to have other models.
         served = {model for worker in self._balancer.workers if not worker.retiring for model in worker.serves}
-        for spec in models:
-            if spec.name in served:
-                continue
-            causes: list[str] = []
+        for name in dict.fromkeys(spec.name for spec in models if spec.name not in served):
+            causes: list[tuple[int, str]] = []
             for place in self._places:
-                if spec.name not in {known.name for known in (*place.specs, *self._renewals.coming(place))}:
+                if name not in {known.name for known in (*place.specs, *self._renewals.coming(place))}:
                     continue
                 if not self.lives(place):
-                    causes.append(f"slot {place.slot.number}: {place.slot.last_error or place.slot.state}")
+                    causes.append((place.slot.number, place.slot.last_error or place.slot.state))
                     continue
-                report = next((model for model in place.models if model.name == spec.name), None)
-                if report is None or report.state == "ready":
+                reports = [model for model in place.models if model.name == name]
+                # What a process has said tells nothing of the next one.
+                if self._renewals.revives(place) or not reports or any(report.state == "ready" for report in reports):
                     break
-                causes.append(f"slot {place.slot.number}: {report.cause}")
+                causes.append((place.slot.number, "; ".join(str(report.cause) for report in reports)))
             else:
-                self._balancer.give_up(spec.name, "; ".join(causes) or "no slot has it")
+                self._balancer.give_up(name, by_slots(causes) or "no slot has it")
+
+
+def by_slots(causes: Iterable[tuple[int, str]]) -> str:
+    """Slots and their causes for people, each cause once: `slots 0, 1: no weights; slot 2: out of memory`."""
+    numbers: dict[str, list[int]] = {}
+    for number, cause in causes:
+        numbers.setdefault(cause, []).append(number)
+    return "; ".join(
+        f"{'slot' if len(slots) == 1 else 'slots'} {', '.join(map(str, slots))}: {cause}"
+        for cause, slots in numbers.items()
+    )

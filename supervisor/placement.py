@@ -6,7 +6,6 @@ and pure.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol, TypeAlias
@@ -14,7 +13,8 @@ from typing import Final, Literal, Protocol, TypeAlias
 from multitower.spec import Assignment, ModelSpec
 from multitower.supervisor.allotment import allot
 from multitower.supervisor.config import Config
-from multitower.supervisor.devices import Device, DeviceError, Discovery, Group, format_bytes, resolve
+from multitower.supervisor.cores import available, divide
+from multitower.supervisor.devices import CPU_PREFIX, Device, DeviceError, Discovery, Group, format_bytes, resolve
 from multitower.supervisor.discovery import discover
 
 # CUDA reads this one as "no GPU"; an empty value would do the same, but cannot be told from a mistake.
@@ -89,6 +89,11 @@ class Placement:
             models=tuple(models),
         )
 
+    def crowds(self, other: Placement) -> bool:
+        """Some of these GPUs are in another group there, as while a reload groups them anew: they do not hold both."""
+        shared = set(self.devices).intersection(other.devices)
+        return self.devices != other.devices and any(not name.startswith(CPU_PREFIX) for name in shared)
+
     @property
     def device(self) -> str:
         """What `status` shows: `cpu:0`, or UUIDs joined by commas."""
@@ -114,33 +119,33 @@ def place(
         groups: the devices that a worker has together, at least one group, each of one kind.
         workers_per_device: how many processes share each group, at least 1.
         memory: bytes of each device for each worker; or a share of each device, divided among its workers; or neither.
-        intra_op: threads a worker, or `auto`: an equal share of `available_cores`, at least 1.
+        intra_op: threads a worker, or `auto`: as many as it is bound to cores, else an equal share of
+            `available_cores`, at least 1.
         inter_op: threads a worker, or `auto`: as `intra_op`'s `auto`, but 2 at the most.
-        cores: `split` binds each worker to an equal run of neighbouring cores, or to a single one in turn when
-            there are more workers than cores; `shared` binds none; `auto` is `split` where that gives each
-            worker at least two cores of its own, else `shared`. Cores that do not divide evenly are left to the
-            supervisor.
-        available_cores: the CPU numbers there are to share, at least one.
+        cores: `split` binds each worker to cores near its devices, as `cores.divide` has it; `shared` binds none;
+            `auto` is `split` where that gives each worker at least two cores of its own, else `shared`.
+        available_cores: the CPU numbers there are to share, at least one, neighbours side by side.
 
     Raises:
         DeviceError: a device cannot give its workers the memory that is asked for; names each such device.
     """
     limits = _memory_limits(groups, memory, workers_per_device)
-    workers = len(groups) * workers_per_device
-    available = sorted(set(available_cores))
-    share = max(1, len(available) // workers)
-    bind = cores == "split" or (cores == "auto" and share >= _MIN_CORES_TO_BIND)
+    slots = [group for group in groups for _ in range(workers_per_device)]
+    shares = divide(available_cores, [[device.cores for device in group] for group in slots])
+    bind = cores == "split" or (cores == "auto" and min(map(len, shares)) >= _MIN_CORES_TO_BIND)
+    equal = max(1, len(available_cores) // len(slots))
+    threads = [len(share) if bind else equal for share in shares]
     return tuple(
         Placement(
             slot=slot,
             devices=tuple(device.name for device in group),
             environment=_environment(group),
-            intra_op_threads=share if intra_op == "auto" else intra_op,
-            inter_op_threads=min(share, _MAX_INTER_OP) if inter_op == "auto" else inter_op,
-            cores=_slice(available, slot, workers) if bind else (),
+            intra_op_threads=threads[slot] if intra_op == "auto" else intra_op,
+            inter_op_threads=min(threads[slot], _MAX_INTER_OP) if inter_op == "auto" else inter_op,
+            cores=shares[slot] if bind else (),
             memory_limit_bytes=limits[slot // workers_per_device],
         )
-        for slot, group in enumerate(group for group in groups for _ in range(workers_per_device))
+        for slot, group in enumerate(slots)
     )
 
 
@@ -171,7 +176,7 @@ def of_groups(config: Config, groups: Sequence[Group]) -> tuple[Placement, ...]:
         intra_op=config.threads.intra_op,
         inter_op=config.threads.inter_op,
         cores=config.cores,
-        available_cores=sorted(os.sched_getaffinity(0)),
+        available_cores=available(),
     )
     devices = [device for group in groups for device in group]
     allotted = allot(config.models, [placement.devices for placement in placements], devices)
@@ -188,13 +193,6 @@ def _environment(group: Group) -> dict[str, str]:
     visible = ",".join(device.name for device in group)
     # Kernels are launched by threads of the GPU's own: otherwise they queue behind operations on the host.
     return {**common, "CUDA_VISIBLE_DEVICES": visible, "TF_GPU_THREAD_MODE": "gpu_private"}
-
-
-def _slice(available: Sequence[int], slot: int, workers: int) -> tuple[int, ...]:
-    each = len(available) // workers
-    if each == 0:
-        return (available[slot % len(available)],)
-    return tuple(available[slot * each : (slot + 1) * each])
 
 
 def _memory_limits(groups: Sequence[Group], memory: Memory, workers: int) -> list[int | None]:

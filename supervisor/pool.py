@@ -61,6 +61,7 @@ class Pool:
         workers: in the order of their coming.
         free: those that execute nothing and may get something, the longest idle one first.
         changes: counts what may change a choice: workers that come, go, get something and answer it.
+        reserved: the workers of a process that is to execute a suspect, and gets nothing else until it is free for it.
         count: of batches given.
         common: the pace of all workers together, for those of which too little is known.
     """
@@ -70,6 +71,7 @@ class Pool:
         self.workers: dict[Worker, None] = {}
         self.free: dict[Worker, None] = {}
         self.changes = 0
+        self.reserved: tuple[Worker, ...] = ()
         self.count = 0
         self.common = Pace()
         self._brief: dict[int, tuple[int, int]] = {}  # what `brief` says of a key, and until which batch that holds
@@ -93,12 +95,37 @@ class Pool:
     def hold(self, worker: Worker) -> None:
         """The worker gets nothing more."""
         worker.retiring = True
+        if worker in self.reserved:
+            self.reserve(())
         worker.opens = inf
         self.free.pop(worker, None)
         self._changed()
 
+    def reserve(self, mates: tuple[Worker, ...]) -> None:
+        """A suspect is to be executed in this process, once nothing else is; none for no process any more."""
+        if mates == self.reserved:
+            return
+        for worker in self.reserved:
+            self._admit(worker)
+        self.reserved = mates
+        for worker in mates:
+            self._bar(worker)
+        self._changed()
+
+    def _bar(self, worker: Worker) -> None:
+        worker.barred = True
+        worker.opens = inf
+        self.free.pop(worker, None)
+
+    def _admit(self, worker: Worker) -> None:
+        worker.barred = False
+        if worker.batch is None and not worker.retiring and worker in self.workers:
+            self.free[worker] = None
+
     def remove(self, worker: Worker) -> None:
         """The worker is gone."""
+        if worker in self.reserved:
+            self.reserve(())
         del self.workers[worker]
         self.free.pop(worker, None)
         self._changed()
@@ -119,6 +146,12 @@ class Pool:
             worker.next = batch
             worker.ends = inf if seconds is None else expected(worker.ends, now) + seconds
         self._set_opening(worker, seconds)
+        if batch.requests[0].deaths and len(worker.mates) > 1:
+            # Should the process die now, it is known what of.
+            if worker in self.reserved:
+                self.reserved = ()
+            for mate in worker.mates:
+                self._bar(mate)
         self._changed()
 
     def finished(self, batch: Batch, now: float, busy_s: float | None, *, measures: bool) -> None:
@@ -144,11 +177,14 @@ class Pool:
                 hop = min(hop, 4 * worker.hop_s) if worker.hop_s else hop
                 worker.hop_s += (_HOP_STEP if worker.hop_s else 1.0) * (hop - worker.hop_s)
         worker.tried = False
+        if worker.barred and batch.requests[0].deaths and worker not in self.reserved:
+            for mate in worker.mates:
+                self._admit(mate)
         worker.batch, worker.next = worker.next, None
         if worker.batch is None:
             worker.idle_since = now
             worker.ends = worker.opens = inf
-            if not worker.retiring:
+            if not (worker.retiring or worker.barred):
                 self.free[worker] = None
         else:
             seconds = self.seconds(worker, worker.batch.key, worker.batch.size)
@@ -232,7 +268,8 @@ class Pool:
         """A worker that has one batch, of known length, opens a little before its end; never behind a suspect."""
         batch = worker.batch
         assert batch is not None  # it has just got one
-        if worker.next is not None or seconds is None or worker.retiring or batch.requests[0].deaths:
+        closed = worker.retiring or worker.barred
+        if worker.next is not None or seconds is None or closed or batch.requests[0].deaths:
             worker.opens = inf
         else:
             worker.opens = worker.ends - min(worker.hop_s + GRAIN_S, LEAD_SHARE * seconds)

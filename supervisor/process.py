@@ -24,7 +24,7 @@ from multitower.supervisor.launch import IGNORED_SIGNALS, STACKS_SIGNAL, run_wor
 from multitower.supervisor.output import OutputReader
 from multitower.supervisor.pulse import Look
 from multitower.supervisor.reactor import unwatched
-from multitower.worker_wire import BEGUN, HEARTBEAT
+from multitower.worker_wire import BEGUN, BEGUN_BYTES, last_heartbeat
 
 log = logging.getLogger("multitower.process")
 
@@ -47,7 +47,7 @@ class WorkerProcess:
         pidfd: readable once it has ended.
         socket: the router's end of its channel.
         monitor: tells when the channel's other end is gone.
-        begun: the id of the batch that it began last, 0 for none, once it has been reaped.
+        begun: the ids of the batches that its towers began last, 0 for none, once it has been reaped.
         stir: called after each message that was sent; see `reactor.Reactor.add_socket`.
     """
 
@@ -62,7 +62,7 @@ class WorkerProcess:
         self._path = Path(spec.endpoint.removeprefix("ipc://"))
         self.fields = fields
         self.heard = False
-        self.begun: int | None = None
+        self.begun: tuple[int, ...] = ()
         self.stir: Callable[[], None] = unwatched
         # The system may run out of descriptors or processes at any step: then nothing of it stays.
         with contextlib.ExitStack() as undo:
@@ -85,7 +85,7 @@ class WorkerProcess:
                     # A connection only as far as `multiprocessing` hands those on to the process.
                     self._begun = Connection(os.memfd_create(f"{spec.name}-begun"))
                     undo.callback(self._begun.close)
-                    os.truncate(self._begun.fileno(), struct.calcsize(BEGUN))
+                    os.truncate(self._begun.fileno(), BEGUN_BYTES)
                     self._process = self._start(spawn, spec, (death_out, output_in, heartbeat_in, self._begun))
                     undo.callback(self._undo_start)
                     assert self._process.pid is not None  # it has been started
@@ -137,14 +137,12 @@ class WorkerProcess:
         """Readable when heartbeats have come."""
         return self._heartbeat.fileno()
 
-    def heartbeat(self) -> int | None:
-        """The number of the latest heartbeat; None when none has come. All that have come are taken."""
+    def heartbeat(self) -> tuple[int, ...] | None:
+        """The latest heartbeat's calls, tower by tower; None when none has come. All that have come are taken."""
         try:
-            data = os.read(self.heartbeat_descriptor, 1 << 16)
+            return last_heartbeat(os.read(self.heartbeat_descriptor, 1 << 16))
         except BlockingIOError:
             return None
-        size = struct.calcsize(HEARTBEAT)
-        return struct.unpack_from(HEARTBEAT, data, len(data) - size)[0] if len(data) >= size else None
 
     def look(self) -> Look | None:
         """What the system says of the process now; None when it has ended."""
@@ -172,7 +170,8 @@ class WorkerProcess:
         """The cause of death of a process whose pidfd is readable."""
         self._process.join()
         assert self._process.exitcode is not None  # it has been joined
-        (self.begun,) = struct.unpack(BEGUN, os.pread(self._begun.fileno(), struct.calcsize(BEGUN), 0))
+        page = os.pread(self._begun.fileno(), BEGUN_BYTES, 0)
+        self.begun = tuple(begun for (begun,) in struct.iter_unpack(BEGUN, page))
         return ExitCause(self._process.exitcode)
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
 """Whether a worker hangs, judged from its heartbeats and from what it executes. Pure; `process` looks at the process.
 
-A worker's own thread sends a heartbeat with the number of calls of its models so far. The rules:
+A worker's own thread sends a heartbeat with the number of calls of models that each of its towers has begun. The rules:
 
-- One call of a model longer than `max_execution_time` is a hang, whatever the process does meanwhile. A batch that is
-  run in several calls, request by request, may take longer in all.
+- One call of a model longer than `max_execution_time` is a hang, whatever the process does meanwhile, and whatever its
+  other towers do. A batch that is run in several calls, request by request, may take longer in all.
 - Heartbeats that stay away prove nothing: a library may compute without letting other threads run. Only when the
   process is stopped, or sleeps and has used no CPU meanwhile, is it a hang. Between batches nothing excuses it long.
 - Nothing is a hang because time has passed while the supervisor itself did not run (a paused machine).
@@ -11,7 +11,7 @@ A worker's own thread sends a heartbeat with the number of calls of its models s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 MISSED = 2
@@ -57,6 +57,30 @@ class Verdict:
         return not (self.stopped or self.lost)
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a tower of a process executes.
+
+    Attributes:
+        work: such as a batch.
+        since: when it could begin with it, in monotonic seconds.
+        limit_s: seconds that a call of its model may take.
+    """
+
+    work: object
+    since: float
+    limit_s: float
+
+
+@dataclass(slots=True)
+class _Tower:
+    """The same as it has been seen: the work, the calls of models so far, and since when the last of them runs."""
+
+    work: object = None
+    calls: int = 0
+    since: float = 0.0
+
+
 class Pulse:
     """The signs of life of one process.
 
@@ -68,42 +92,48 @@ class Pulse:
     def __init__(self, now: float, heartbeat_s: float) -> None:
         self._heartbeat_s = heartbeat_s
         self._heard = now
-        self._calls = 0
-        self._work: object = None
-        self._since = now  # the beginning of the call that is under way
+        self._towers: list[_Tower] = []
         self._seen: tuple[float, float] | None = None  # when the process was first seen asleep, and its CPU seconds
 
-    def beat(self, now: float, calls: int) -> None:
-        """A heartbeat has come, with the number of calls begun so far."""
+    def beat(self, now: float, calls: Sequence[int]) -> None:
+        """A heartbeat has come, with the number of calls that each tower has begun so far."""
         self._heard = now
         self._seen = None
-        if calls != self._calls:
-            self._calls = calls
-            self._since = now
+        self._room(len(calls))
+        for tower, count in zip(self._towers, calls, strict=False):
+            if count != tower.calls:
+                tower.calls = count
+                tower.since = now
+
+    def _room(self, towers: int) -> None:
+        self._towers += [_Tower() for _ in range(towers - len(self._towers))]
 
     def forgive(self, gap: float) -> None:
         """The supervisor itself did not run for so many seconds."""
         self._heard += gap
-        self._since += gap
+        for tower in self._towers:
+            tower.since += gap
         self._seen = None
 
     def judge(
-        self, now: float, work: object, since: float, limit_s: float | None, look: Callable[[], Look | None]
+        self, now: float, calls: Sequence[Call | None], look: Callable[[], Look | None], *, loads: bool = False
     ) -> Verdict | None:
         """Whether the process hangs; call it once a heartbeat, after all its heartbeats have been read.
 
         Args:
             now: monotonic seconds.
-            work: what it executes, such as a batch, or None.
-            since: when it got that.
-            limit_s: seconds that a call of the model may take; None while it loads, which may take any time.
+            calls: what each of its towers executes.
             look: asks the system; None when the process has ended.
+            loads: it is not ready yet, which may take any time.
         """
-        if work is not self._work:
-            self._work = work
-            self._since = since if work is not None else now
-        if work is not None and limit_s is not None and now - self._since > limit_s:
-            return Verdict(f"a call of the model took over {limit_s:g} s (max_execution_time)", overrun=True)
+        self._room(len(calls))
+        for tower, call in zip(self._towers, calls, strict=False):
+            work = call.work if call is not None else None
+            if work is not tower.work:
+                tower.work = work
+                tower.since = call.since if call is not None else now
+            if call is not None and now - tower.since > call.limit_s:
+                return Verdict(f"a call of the model took over {call.limit_s:g} s (max_execution_time)", overrun=True)
         silent = now - self._heard
         if silent <= MISSED * self._heartbeat_s:
             return None
@@ -113,7 +143,7 @@ class Pulse:
         told = f"no heartbeat for {silent:.1f} s"
         if seen.state == "T":
             return Verdict(f"{told}: the process is stopped", stopped=True)
-        idle = work is None and limit_s is not None
+        idle = not loads and all(call is None for call in calls)
         if idle and silent > max(MISSED_BETWEEN_BATCHES * self._heartbeat_s, LEAST_WATCH_S):
             return Verdict(f"{told} between batches")
         if seen.state != "S" or self._seen is None or seen.cpu_s > self._seen[1]:

@@ -1,14 +1,15 @@
 """What becomes of requests when workers go: which run again, where, and which have run too often. Pure.
 
 The requests that a dead worker was executing are suspects: each runs again alone and first, on another device where
-there is one, until as many workers have died with it as `retry` allows. One that crashed a worker alone is kept in
+there is one, until as many workers have died with it as `retry` allows; in a process of several towers nothing else is
+executed beside it. One that crashed a worker alone is kept in
 quarantine, and so is a model whose requests do so one after the other. A batch that the worker had not begun goes back
 as if it had never left. Where the last worker goes that could end a request's other parts, it begins again as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from multitower.errors import Reason, make
 from multitower.supervisor.batching import Batch, ModelQueue
@@ -35,24 +36,28 @@ class Recovery:
         self._ledger = ledger
         self._refusals = refusals
 
-    def lost(self, worker: Worker, now: float, *, crashed: bool, begun: int | None) -> bool:
-        """The worker is gone, and all its answers have been read.
+    def lost(self, worker: Worker, now: float, *, crashed: bool, begun: Sequence[int]) -> bool:
+        """The worker's process is gone, with all its towers, and all its answers have been read.
 
         Args:
-            worker: which.
+            worker: any of the process's.
             now: monotonic seconds.
             crashed: by what it executed, as far as can be told: not by a signal that anybody may have sent.
-            begun: the id of the batch that it began last, as it has left it; None when that is not known.
+            begun: the id of the batch that each tower began last, as it has left it; none where that is not known.
 
         Returns:
             Whether a single suspect is to blame, which was being executed alone.
         """
-        self._pool.remove(worker)
-        executed, others = _executed(worker, begun)
-        worker.batch = worker.next = None
+        requests: list[Request] = []
+        others: list[Batch] = []
+        for number, mate in enumerate(worker.mates):
+            self._pool.remove(mate)
+            executed, rest = _executed(mate, begun[number] if number < len(begun) else None)
+            mate.batch = mate.next = None
+            requests += executed.requests if executed is not None else []
+            others += rest
         for request in reversed([request for other in others for request in other.requests]):
             self._return(request)
-        requests = executed.requests if executed is not None else []
         alone = len(requests) == 1
         lone_suspect = alone and requests[0].deaths > 0
         # Pushed to the head one by one, so from the last to the first.

@@ -18,15 +18,23 @@ class Refusals:
     Attributes:
         quarantine: requests that crashed a worker alone.
         crashing: models whose requests do so one after the other.
+        unloaded: models that an operator has taken out; what was accepted before is answered.
     """
 
     def __init__(self) -> None:
         self.quarantine = Quarantine()
         self.crashing = CrashingModels()
+        self.unloaded: set[str] = set()
         self._hopeless: dict[str, str] = {}
 
+    def of_new(self, model: str) -> MultitowerError | None:
+        """Why new requests to the model are refused, or None."""
+        if self.unloaded and model in self.unloaded:
+            return make(Reason.NO_WORKER, f"{model!r} is unloaded; `multitower load {model}` loads it")
+        return self.of(model)
+
     def of(self, model: str) -> MultitowerError | None:
-        """Why the model's requests are refused, or None while there is hope."""
+        """Why the model's requests are not run, or None while there is hope."""
         if not self._hopeless and not self.crashing.until:
             return None
         # Made anew each time: an exception that is raised over and over keeps the traceback of every time.
@@ -58,4 +66,5 @@ class Refusals:
     def remove(self, model: str) -> None:
         """The model is no more."""
         self._hopeless.pop(model, None)
+        self.unloaded.discard(model)
         self.crashing.forget(model)

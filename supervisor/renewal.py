@@ -2,7 +2,7 @@
 
 Where the machine can hold two processes of a slot at once, the new one loads while the old one serves, and takes over
 when it is ready; otherwise the old one finishes and ends first. Reloads, `multitower restart SLOT` and the recycling of
-leaking workers come through here. A slot whose new worker cannot load keeps its old one.
+leaking workers come through here. A slot whose new worker cannot load keeps its old one, or gets one like it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
-from multitower.spec import ModelSpec
+from multitower.spec import ModelReport, ModelSpec
 from multitower.supervisor.log import event
 from multitower.supervisor.member import Member, Place
 from multitower.supervisor.placement import Placement
@@ -39,7 +39,7 @@ class Renewal:
     Attributes:
         place: the slot.
         why: for the log.
-        specs: the models of the new process; None for the slot's own.
+        specs: the models of the new process; None for the slot's own. Without any there is no new process.
         placement: its share of the machine; None for the slot's own.
         remove: the slot is given up: nothing takes over.
         done: is told of the end: None, or why it failed.
@@ -47,6 +47,9 @@ class Renewal:
         old: the process that leaves.
         overlap: the new process loads while the old one serves.
         new: the process that loads meanwhile.
+        changed: models and versions that it loads otherwise than the former one.
+        former: models and placement of a slot that served with them, and is to go back to them where it has to.
+        cause: why it goes back to them.
     """
 
     place: Place
@@ -59,6 +62,14 @@ class Renewal:
     old: Member | None = None
     overlap: bool = False
     new: Member | None = None
+    changed: frozenset[tuple[str, str]] = frozenset()
+    former: tuple[tuple[ModelSpec, ...], Placement] | None = None
+    cause: str | None = None
+
+    @property
+    def overlaps(self) -> bool:
+        """A new process could load while the old one serves."""
+        return not self.remove and bool(self.wanted)
 
     @property
     def wanted(self) -> tuple[ModelSpec, ...]:
@@ -84,6 +95,9 @@ class Staff(Protocol):
 
     def drop(self, place: Place) -> None:
         """The slot is no more."""
+
+    def promised(self, place: Place) -> set[tuple[str, str]]:
+        """Models and versions that nothing brings but slots which wait for the end of this one's process."""
 
     def judge_models(self) -> None:
         """Finds the models that nothing serves or will serve."""
@@ -120,7 +134,7 @@ class Renewals:
 
     def revives(self, place: Place) -> bool:
         """The slot is going to have a new process, whatever its state is now."""
-        return any(not each.remove for each in self._of(place))
+        return any(not each.remove and each.wanted for each in self._of(place))
 
     def _of(self, place: Place) -> Iterator[Renewal]:
         if self._current is not None and self._current.place is place:
@@ -177,12 +191,15 @@ class Renewals:
     def _begin(self, renewal: Renewal, now: float) -> None:
         place = renewal.place
         state = place.slot.state
-        if state in (State.STARTING, State.LOADING):
+        if state is State.STARTING and place.member is None and not renewal.remove:
+            self._apply(renewal)  # it is held back: its first process, which is yet to come, is the new one
+            self._finish(None)
+        elif state in (State.STARTING, State.LOADING):
             self._staff.tell(place, Event.STOP, now)
             renewal.step = _Step.STOPPING
         elif state is State.READY and place.member is not None:
             renewal.old = place.member
-            if renewal.remove or not self._fits(place):
+            if not (renewal.overlaps and self._fits(place)):
                 renewal.step = _Step.LEAVING
                 return
             renewal.overlap = True
@@ -219,27 +236,27 @@ class Renewals:
         if not worker.retiring:
             coming = self._brought(renewal)
             self._router.withdraw(old.channel, coming)
-            if balancer.needed(worker, coming):
+            if balancer.needed(worker, {name for name, _ in coming}):
                 return
             balancer.retire(worker)
             if not renewal.overlap:
                 self._staff.tell(place, Event.DRAIN, now)
-        if worker.batch is None:
+        if worker.alone:
             if renewal.overlap:
                 self._staff.end(old, now)
             else:
                 self._staff.tell(place, Event.DRAINED, now)
             self._left(renewal)
 
-    def _brought(self, renewal: Renewal) -> set[str]:
-        """Models of the process that leaves which others are to load yet: requests can wait for those."""
-        own = {spec.name for spec in renewal.wanted} if not renewal.remove else set()
+    def _brought(self, renewal: Renewal) -> set[tuple[str, str]]:
+        """Models and versions of the process that leaves which others are to load yet: requests can wait for those."""
+        own = {spec.key for spec in renewal.wanted} if not renewal.remove else self._staff.promised(renewal.place)
         later = {
-            spec.name
+            spec.key
             for other in self._waiting
             if not other.remove
             for spec in other.wanted
-            if spec.name not in {known.name for known in other.place.specs}
+            if spec.key not in {known.key for known in other.place.specs}
         }
         return (later - own) | (set() if renewal.overlap else own)
 
@@ -267,29 +284,54 @@ class Renewals:
                     other.done("the slot is no longer configured")
             return
         self._apply(renewal)
+        if not place.specs:
+            self._staff.tell(place, Event.STOP, now)  # it waits for no restart any more
+            self._finish(None)
+            return
         self._staff.tell(place, Event.RESTART, now)
         renewal.step = _Step.STARTING
 
     def _starting(self, renewal: Renewal, _now: float) -> None:
-        slot = renewal.place.slot
-        if slot.state is State.READY:
+        place, slot = renewal.place, renewal.place.slot
+        failed = tuple(model for model in place.models if model.state != "ready" and model.key in renewal.changed)
+        if slot.state is State.READY and not failed:
             self._finish(None)
-        elif slot.state in (State.FAILED, State.STOPPED):
-            self._finish(slot.last_error or str(slot.state))
+            return
+        over = slot.state in (State.READY, State.FAILED, State.STOPPED)
+        if over or (slot.state is State.BACKOFF and renewal.former is not None):
+            cause = "; ".join(f"{model.name}: {model.cause}" for model in failed) or slot.last_error or str(slot.state)
+            slot.last_error = cause
+            self._fall_back(renewal, cause, failed)
+
+    def _fall_back(self, renewal: Renewal, cause: str, failed: tuple[ModelReport, ...]) -> None:
+        """The new process cannot load: the slot gets back what it served with, if it did."""
+        former, renewal.former = renewal.former, None
+        if former is None:
+            self._finish(cause)
+            return
+        place = renewal.place
+        event(log, logging.ERROR, "the new worker cannot load: back to the former models", **place.fields, cause=cause)
+        place.refused, renewal.cause = failed, cause
+        renewal.specs, renewal.placement = former
+        renewal.begin_again()
 
     def _apply(self, renewal: Renewal) -> None:
+        place = renewal.place
         if renewal.specs is not None:
-            renewal.place.specs = renewal.specs
+            if renewal.old is not None and renewal.cause is None:
+                renewal.former = place.specs, place.placement
+            renewal.changed = frozenset(spec.key for spec in renewal.specs if spec not in place.specs)
+            place.specs = renewal.specs
         if renewal.placement is not None:
-            renewal.place.placement = renewal.placement
+            place.placement = renewal.placement
 
     def _finish(self, error: str | None) -> None:
         renewal, self._current = self._current, None
         assert renewal is not None  # it is the one that ends
+        error = renewal.cause or error
         level = logging.INFO if error is None else logging.ERROR
         message = "renewed" if error is None else "not renewed"
         event(log, level, message, **renewal.place.fields, why=renewal.why, cause=error)
-        if error is not None:
-            self._staff.judge_models()
+        self._staff.judge_models()
         if renewal.done is not None:
             renewal.done(error)

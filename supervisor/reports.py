@@ -6,7 +6,7 @@ The fleet (`fleet.py`) hands over every message that a process has sent.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
@@ -75,7 +75,9 @@ class Reports:
         place = member.place
         if place is not None and place.member is member:
             place.models = tuple(
-                replace(model, unbatched_because=report.because) if model.name == report.model else model
+                replace(model, unbatched_because=report.because)
+                if model.key == (report.model, report.version)
+                else model
                 for model in place.models
             )
 
@@ -86,7 +88,8 @@ class Reports:
         if report.safe_rows and place.safe_rows.get(report.model) != report.safe_rows:
             place.safe_rows[report.model] = report.safe_rows
             if member.channel is not None:
-                member.channel.worker.safe_rows[report.model] = report.safe_rows
+                for worker in member.channel.workers:
+                    worker.safe_rows[report.model] = report.safe_rows
             event(log, logging.WARNING, "device memory is short: smaller batches", **place.fields, **asdict(report))
         if report.exhausted >= EXHAUSTED_CALLS and place.member is member:
             self._crew.recycle(place, f"{report.exhausted} calls in a row without enough device memory", now)
@@ -117,16 +120,18 @@ class Reports:
             place.models = report.models
             for model in report.models:
                 _log_failed_model(place, model)
-            cause = report.cause or "; ".join(f"{model.name}: {model.cause}" for model in report.models)
+            cause = report.cause or _causes(report.models)
             event(log, logging.ERROR, "slot failed", **member.process.fields, cause=cause)
             self._crew.tell(place, Event.UNLOADABLE, now, cause)
             self._crew.judge_models()
 
     def _of_successor(self, place: Place, member: Member, report: WorkerReport, now: float) -> None:
-        if report.state == "failed" or any(model.state != "ready" for model in report.models):
-            cause = report.cause or "; ".join(f"{model.name}: {model.cause}" for model in report.models if model.cause)
+        failed = _newly_failed(place, member, report)
+        if report.state == "failed" or failed:
+            cause = report.cause or _causes(failed)
             event(log, logging.ERROR, "the new worker cannot load", **member.process.fields, cause=cause)
             place.slot.last_error = cause
+            place.refused = tuple(failed)
             place.successor = None
             self._crew.end(member, now)
         elif report.state == "ready":
@@ -143,7 +148,8 @@ class Reports:
         member.channel = self._router.worker_ready(
             place.slot.number, place.placement.device, member.process, serving, member.editions, now
         )
-        member.channel.worker.safe_rows.update(place.safe_rows)
+        for worker in member.channel.workers:
+            worker.safe_rows.update(place.safe_rows)
         away = None if place.away_since is None else round(now - place.away_since, 3)
         place.away_since = None
         event(
@@ -151,11 +157,27 @@ class Reports:
             logging.INFO,
             "worker ready",
             **member.process.fields,
-            models=",".join(model.name for model in serving),
+            models=",".join(dict.fromkeys(model.name for model in serving)),
             away_s=away,
         )
         self._crew.judge_models()
 
 
+def _newly_failed(place: Place, member: Member, report: WorkerReport) -> list[ModelReport]:
+    """What a process that is to take over cannot load, save what the one that serves could not load either."""
+    old = place.member.editions if place.member is not None else {}
+    before = {model.key for model in place.models if model.state != "ready"}
+    return [
+        model
+        for model in report.models
+        if model.state != "ready" and not (model.key in before and old.get(model.key) == member.editions.get(model.key))
+    ]
+
+
 def _log_failed_model(place: Place, model: ModelReport) -> None:
-    event(log, logging.ERROR, "model cannot load", **place.fields, model=model.name, cause=model.cause)
+    told = {**place.fields, "model": model.name, "version": model.version, "cause": model.cause}
+    event(log, logging.ERROR, "model cannot load", **told)
+
+
+def _causes(reports: Iterable[ModelReport]) -> str:
+    return "; ".join(f"{model.name}: {model.cause}" for model in reports if model.cause)

@@ -115,6 +115,7 @@ class Request:
         join: of a request larger than a batch, the state of its parts; None otherwise.
         parent: of a part, the request it belongs to; None otherwise. `start`: its first row there.
         tick: the deadline wheel's.
+        version: of the model that it was given to last, "" before that.
     """
 
     __slots__ = (
@@ -134,6 +135,7 @@ class Request:
         "size",
         "start",
         "tick",
+        "version",
     )
 
     shared = False
@@ -158,6 +160,7 @@ class Request:
         self.parent: Request | None = None
         self.start = 0
         self.tick = 0
+        self.version = ""
 
     @property
     def over(self) -> bool:

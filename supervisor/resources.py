@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import psutil
 
+from multitower.supervisor.devices import CPU_PREFIX
 from multitower.supervisor.log import event
 
 log = logging.getLogger("multitower.resources")
@@ -34,8 +35,6 @@ CLOSE_S: Final = 1.0
 
 Watched: TypeAlias = tuple[int | None, tuple[str, ...]]
 """A slot's process's pid, or None while it has none, and its devices: UUIDs of GPUs, or `cpu:N`."""
-
-_CPU: Final = "cpu:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +163,7 @@ class Sampler:
         return None if not present else False if False in present else None if None in present else True
 
     def _device(self, name: str, pid: int | None, now: float) -> DeviceSample:
-        if name.startswith(_CPU):
+        if name.startswith(CPU_PREFIX):
             return DeviceSample(name=name, present=True)
         looked_at, gpus = self._looks
         gpu = gpus.get(name, _UNKNOWN) if now - looked_at <= self._stale_s else _UNKNOWN
@@ -187,7 +186,7 @@ class Sampler:
             loop.join(max(0.0, until - time.monotonic()))
 
     def _look(self) -> None:
-        names = {name for _, names in self._watched.values() for name in names if not name.startswith(_CPU)}
+        names = {name for _, names in self._watched.values() for name in names if not name.startswith(CPU_PREFIX)}
         gpus = self._gpus.look(names)
         self._looks = (time.monotonic(), gpus)
 
@@ -212,10 +211,21 @@ class Sampler:
                 return None
             with process.oneshot():
                 percent = process.cpu_percent(None)  # since the call before: the first one has no meaning
-                return _Usage(pid, time.monotonic(), process.memory_info().rss, None if first else percent)
+                # Memory of clients that a worker maps is theirs.
+                own = process.memory_info().rss - _mapped_shared_memory(pid)
+                return _Usage(pid, time.monotonic(), own, None if first else percent)
         except (psutil.Error, OSError):
             self._processes.pop(pid, None)
             return None
+
+
+def _mapped_shared_memory(pid: int) -> int:
+    """Bytes of memory files that a process has mapped and looked at (proc(5), RssShmem)."""
+    with open(f"/proc/{pid}/status", "rb") as lines:
+        for line in lines:
+            if line.startswith(b"RssShmem:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 class _Loop(threading.Thread):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,7 @@ from multitower.supervisor.metrics import ModelStatistics
 from multitower.supervisor.pool import Rule
 from multitower.supervisor.process import WorkerProcess
 from multitower.supervisor.request import Plan, Request, SharedRequest
-from multitower.supervisor.serving import Worker
+from multitower.supervisor.serving import Served, Worker
 from multitower.supervisor.window import Window
 
 log = logging.getLogger("multitower.router")
@@ -38,15 +39,53 @@ BURST_S = 0.005
 """The same in seconds: a large header of its own takes milliseconds to read."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Channel:
-    """A worker that serves: its place in the balancer, its process, the keys its end knows, its last batches."""
+    """A worker that serves.
+
+    Attributes:
+        worker: its place in the balancer.
+        process: its process.
+        reports: what that has loaded of each model, the newest version last.
+        window: the last batches of all its towers.
+        head: the frames in front of each batch: which tower it is for, where there are several.
+        keys: those that its end knows.
+        batches: answered.
+        mates: the channels of its process, it among them, tower by tower.
+    """
 
     worker: Worker
     process: WorkerProcess
+    reports: dict[str, list[ModelReport]]
+    window: Window
+    head: list[bytes]
     keys: worker_wire.KeyMemory = field(default_factory=worker_wire.KeyMemory)
-    window: Window = field(default_factory=Window)
-    reports: dict[str, ModelReport] = field(default_factory=dict)
+    batches: int = 0
+    mates: list[Channel] = field(default_factory=list)
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Those of its process, tower by tower."""
+        return self.worker.mates
+
+    def executes(self, batch_id: int) -> bool:
+        """Its worker is at that batch."""
+        return self.worker.batch is not None and self.worker.batch.id == batch_id
+
+    @property
+    def depth(self) -> int:
+        """Rows that its process has not answered yet."""
+        return sum(worker.depth for worker in self.workers)
+
+    @property
+    def completed(self) -> int:
+        """Rows that its process has answered."""
+        return sum(worker.completed for worker in self.workers)
+
+    @property
+    def requests(self) -> int:
+        """Requests that its process has answered."""
+        return sum(worker.requests for worker in self.workers)
 
 
 class Router:
@@ -63,6 +102,7 @@ class Router:
     Attributes:
         draining: no new request is taken.
         rejected: requests that got an error without having been queued.
+        statistics: of each model and version.
         regions: shared memory of local clients.
         leaving: models that are refused as unknown once their last worker goes.
     """
@@ -76,10 +116,10 @@ class Router:
         dispatch: Rule = Rule.EARLIEST_FINISH,
     ) -> None:
         self.balancer = Balancer(limits, dispatch)
-        self.admission = Admission(timeouts, self.balancer.refusals.of)
+        self.admission = Admission(timeouts, self.balancer.refusals.of_new)
         self.fronts: list[Front] = []
         self.regions = regions.Regions()
-        self.statistics = {model: ModelStatistics() for model in limits}
+        self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
         self.channels: dict[Worker, Channel] = {}
         self.draining = False
         self.rejected = 0
@@ -188,7 +228,12 @@ class Router:
         """A model is new, or the settings of its queue are."""
         self.balancer.set_limits(name, limits)
         self.admission.set_timeout(name, timeout_s)
-        self.statistics.setdefault(name, ModelStatistics())
+        self.statistics.setdefault(name, defaultdict(ModelStatistics))
+
+    def set_labels(self, labels: Mapping[str, Mapping[str, str]]) -> None:
+        """The labels of the models' versions, by model: for each label the version."""
+        for name in self.balancer.queues:
+            self.admission.set_labels(name, {label: [version] for label, version in labels.get(name, {}).items()})
 
     def forget_models(self, keep: Collection[str]) -> None:
         """No worker serves any other model any more."""
@@ -198,6 +243,20 @@ class Router:
             self._reply_all()  # while its statistics are there
             del self.statistics[name]
 
+    def close(self, name: str) -> None:
+        """The model is to be unloaded: new requests to it are refused, those that there are get their answers."""
+        self.balancer.refusals.unloaded.add(name)
+
+    def open(self, name: str) -> None:
+        """The model is loaded, or is to be."""
+        self.balancer.refusals.unloaded.discard(name)
+        self.balancer.refusals.hope(name)
+
+    def unloaded(self, name: str) -> None:
+        """No worker has the model any more; what still waits for it is answered."""
+        self.balancer.give_up(name, "it was unloaded")
+        self.admission.forget(name)
+
     # Workers.
 
     def worker_ready(
@@ -206,49 +265,91 @@ class Router:
         device: str,
         process: WorkerProcess,
         reports: Iterable[ModelReport],
-        editions: Mapping[str, int],
+        editions: Mapping[tuple[str, str], int],
         now: float,
     ) -> Channel:
-        """A worker serves the models of these reports from now on; `editions` are those of `serving.Served`."""
-        serves = {}
-        described = {report.name: report for report in reports if report.name in self.balancer.queues}
-        for name, report in described.items():
-            serves[name] = self.admission.describe(report)._replace(edition=editions.get(name, 0))
-            self.balancer.refusals.hope(name)
-        worker = self.balancer.add_worker(slot, device, serves, now)
-        channel = self.channels[worker] = Channel(worker, process, reports=described)
-        return channel
+        """A process serves the models of these reports from now on; `editions` are those of `serving.Served`.
 
-    def withdraw(self, channel: Channel, coming: Collection[str] = ()) -> None:
+        They and the reports are of each version of a model by itself.
+
+        Returns:
+            The channel of its first tower, which has all of them.
+        """
+        described: dict[str, list[ModelReport]] = {}
+        for report in sorted(reports, key=_number):
+            if report.name in self.balancer.queues:
+                described.setdefault(report.name, []).append(report)
+        versions = {
+            report.key: self._describe(report, of_model)._replace(edition=editions.get(report.key, 0))
+            for of_model in described.values()
+            for report in of_model
+        }
+        serves = {name: versions[of_model[-1].key] for name, of_model in described.items()}
+        for name in serves:
+            self.balancer.refusals.hope(name)
+        towers = max([len(report.towers) for of_model in described.values() for report in of_model], default=1) or 1
+        window = Window()
+        of_tower = []
+        for tower in range(towers):
+            # A model that has fewer replicas than others is on the first towers.
+            here = {
+                report.key
+                for of_model in described.values()
+                for report in of_model
+                if not tower or tower < len(report.towers)
+            }
+            newest = {name: served for name, served in serves.items() if described[name][-1].key in here}
+            of_tower.append((newest, {key: served for key, served in versions.items() if key in here}))
+        channels = [
+            Channel(worker, process, described, window, [worker_wire.tower_head(tower)] if towers > 1 else [])
+            for tower, worker in enumerate(self.balancer.add_towers(slot, device, of_tower, now))
+        ]
+        for channel in channels:
+            channel.mates = channels
+            self.channels[channel.worker] = channel
+        return channels[0]
+
+    def _describe(self, report: ModelReport, of_model: Sequence[ModelReport]) -> Served:
+        return self.admission.describe(report, newest=report is of_model[-1])
+
+    def withdraw(self, channel: Channel, coming: Collection[tuple[str, str]] = ()) -> None:
         """What only this worker serves cannot be asked for any more; what waits for it can still be answered.
 
         Args:
             channel: the worker's.
-            coming: models that a worker which is to come will serve.
+            coming: models that a worker which is to come will serve, and their versions.
         """
-        others = [worker for worker in self.channels if worker is not channel.worker and not worker.retiring]
+        others = [worker for worker in self.channels if worker not in channel.workers and not worker.retiring]
+        kept = {key for worker in others for key in worker.versions}.union(coming)
         for model in channel.worker.serves:
             if model in self.balancer.queues:
-                served = {worker.serves[model].version for worker in others if model in worker.serves}
+                served = {version for name, version in kept if name == model}
                 self.admission.keep_versions(model, served)
-                if model in self.leaving and not served and model not in coming:
+                if model in self.leaving and not served:
                     self.admission.remove(model)
+                statistics = self.statistics[model]
+                for version in statistics.keys() - set(self.admission.catalogue.versions(model)):
+                    del statistics[version]
 
     def worker_gone(self, channel: Channel, now: float, *, crashed: bool) -> bool:
-        """A worker is gone and has been read to its end; True when a lone suspect is to blame."""
-        del self.channels[channel.worker]
+        """A process is gone and has been read to its end; True when a lone suspect is to blame."""
+        for worker in channel.workers:
+            del self.channels[worker]
         for model in channel.worker.serves:
-            left = [other for other in self.channels.values() if model in other.reports]
+            left = [other for other in self.channels.values() if model in other.worker.serves]
             contract = self.admission.current_contract(model)
             if left and all(other.worker.serves[model].contract != contract for other in left):
                 # Requests are to be checked against what is served, not against what came last.
-                self.admission.describe(left[-1].reports[model])
+                for report in left[-1].reports[model]:
+                    self._describe(report, left[-1].reports[model])
         begun = channel.process.begun
         return self.balancer.remove_worker(channel.worker, now, crashed=crashed, begun=begun)
 
     def result(self, channel: Channel, message: list[Any]) -> None:
-        """A worker has answered its batch."""
+        """A process has answered a batch."""
         batch_id, told, timing = worker_wire.read_result(message)
+        if len(channel.mates) > 1:
+            channel = next((each for each in channel.mates if each.executes(batch_id)), channel)
         answers = [_error_of(answer) if type(answer) is bytes else answer for answer in told]
         now = time.monotonic()
         # Its assembly counts as the way to the worker: like that it can take place while another batch computes.
@@ -259,9 +360,10 @@ class Router:
             event(log, logging.ERROR, "worker broke the protocol: killed", slot=channel.worker.slot, batch=batch_id)
             channel.process.kill()
             return
+        channel.batches += 1
         channel.window.add(now, now - batch.begun, batch.rows)
         batches = 1 if batch.key.max_batch_size else len(answers)
-        self.statistics[batch.key.spec.model].executed(batches, len(answers), *timing)
+        self.statistics[batch.key.spec.model][batch.requests[0].version].executed(batches, len(answers), *timing)
 
     # After each burst.
 
@@ -284,7 +386,7 @@ class Router:
         requests = batch.requests
         for request in requests:
             if request.shared:
-                channel.process.send(regions.batch_message(batch, description))
+                channel.process.send([*channel.head, *regions.batch_message(batch, description)])
                 return
         if joined:
             frames = worker_wire.join([request.frames for request in requests])
@@ -292,7 +394,12 @@ class Router:
             frames = [frame for request in requests for frame in request.frames]
         rows = [request.rows for request in requests]
         head = worker_wire.batch_head(batch.id, key.id, rows, joined=joined, described=bool(description))
-        channel.process.send([head, *description, *frames])
+        channel.process.send([*channel.head, head, *description, *frames])
+
+    def _version_of(self, request: Request) -> str:
+        """The version that a request was for which no worker has had."""
+        report = self.admission.catalogue.newest.get(request.plan.model)
+        return request.plan.key.version or (report.version if report is not None else "")
 
     def _reply_all(self) -> None:
         replies = self.balancer.replies()
@@ -301,13 +408,17 @@ class Router:
         now = time.monotonic()
         for request, answer in replies:
             front, address = request.sender
-            statistics = self.statistics[request.plan.model]
+            statistics = self.statistics[request.plan.model][request.version or self._version_of(request)]
             if isinstance(answer, MultitowerError):
                 statistics.failed(now - request.received)
                 front.reply(address, wire.ERROR, request.id, (wire.dump_json(answer.to_wire()),))
             else:
                 statistics.succeeded(request.rows, request.sent - request.received, now - request.received)
                 front.reply(address, wire.OK, request.id, answer)
+
+
+def _number(report: ModelReport) -> int:
+    return int(report.version)
 
 
 def _error_of(header: bytes) -> MultitowerError:

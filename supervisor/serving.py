@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from multitower.supervisor.batching import Batch
 from multitower.supervisor.estimate import Pace
-from multitower.supervisor.request import Request
+from multitower.supervisor.request import BatchKey, Request
 
 
 class Served(NamedTuple):
-    """What a worker serves of a model.
+    """What a worker serves of a model, or of one of its versions.
 
     Attributes:
         version: the model's.
@@ -31,7 +31,8 @@ class Worker:
     Attributes:
         slot: its slot's number.
         device: its device's name.
-        serves: the models it serves, by name.
+        serves: the models it serves, by name, each in its newest version: for requests that name none.
+        versions: all versions that it serves, by the model's name and theirs.
         batch: what it is executing, or None when it is free.
         next: what it has got to execute after that, or None.
         idle_since: monotonic seconds since when it has been free.
@@ -46,12 +47,25 @@ class Worker:
         turn: the pool's count of batches when it got its last one.
         measured: the same when a batch of its was measured last.
         tried: what it is executing was given to it to see whether it is still slow.
+        mates: the workers of its process, it among them: several where that has a tower on each of several devices.
+            They get batches each for itself, and die together.
+        barred: it gets nothing for now, since what a mate of it executes, or is to execute, has to be alone.
     """
 
-    def __init__(self, slot: int, device: str, serves: Mapping[str, Served], now: float) -> None:
+    def __init__(
+        self,
+        slot: int,
+        device: str,
+        serves: Mapping[str, Served],
+        now: float,
+        versions: Mapping[tuple[str, str], Served] | None = None,
+    ) -> None:
         self.slot = slot
         self.device = device
         self.serves = dict(serves)
+        if versions is None:
+            versions = {(name, served.version): served for name, served in serves.items()}
+        self.versions = dict(versions)
         self.batch: Batch | None = None
         self.next: Batch | None = None
         self.idle_since = now
@@ -64,6 +78,8 @@ class Worker:
         self.ends = self.opens = inf
         self.turn = self.measured = 0
         self.tried = False
+        self.mates: tuple[Worker, ...] = (self,)
+        self.barred = False
 
     @property
     def depth(self) -> int:
@@ -75,13 +91,24 @@ class Worker:
         """It can get a batch now."""
         return self.batch is None and not self.retiring
 
+    @property
+    def alone(self) -> bool:
+        """Nothing is executed in its process."""
+        return all(mate.batch is None for mate in self.mates)
+
+    def served(self, key: BatchKey) -> Served | None:
+        """What it would run batches of this key on."""
+        if key.version:
+            return self.versions.get((key.spec.model, key.version))
+        return self.serves.get(key.spec.model)
+
     def can_run(self, request: Request) -> bool:
         """It serves what the request was checked against."""
         key = request.plan.key
-        served = self.serves.get(key.spec.model)
+        # Not through `served`: this is asked for each open worker and batch.
+        version = key.version
+        served = self.versions.get((key.spec.model, version)) if version else self.serves.get(key.spec.model)
         if served is None or served.contract != key.contract:
-            return False
-        if key.version and key.version != served.version:
             return False
         # All parts of a request run on one edition.
         join = request.join if request.parent is None else request.parent.join

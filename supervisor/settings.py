@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from multitower.spec import ModelSpec
 from multitower.supervisor import placement
+from multitower.supervisor.allotment import allot
 from multitower.supervisor.batching import QueueLimits
 from multitower.supervisor.config import Config, ModelConfig
 from multitower.supervisor.devices import Device, resolve
 from multitower.supervisor.discovery import discover
 from multitower.supervisor.fleet_settings import FleetSettings
+from multitower.supervisor.log import event
 from multitower.supervisor.pool import Rule
 from multitower.supervisor.restart import RestartPolicy
-from multitower.supervisor.versions import fingerprint, latest_version
+from multitower.supervisor.versions import chosen_versions, fingerprint
+
+log = logging.getLogger("multitower.daemon")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +30,12 @@ class Settings:
         config: what it was made of.
         devices: the daemon's.
         placements: one for each slot, numbered from 0.
-        fleet: what the fleet is told.
+        fleet: what the fleet is told, the models among it that are loaded.
         limits: of each model's queue.
         timeouts: seconds that a request to each model may take.
+        labels: of each model that has some, the versions that they stand for.
         dispatch: the rule by which workers get batches.
+        unloaded: models that are configured, and not loaded.
     """
 
     config: Config
@@ -37,7 +44,96 @@ class Settings:
     fleet: FleetSettings
     limits: dict[str, QueueLimits]
     timeouts: dict[str, float]
+    labels: dict[str, dict[str, str]]
     dispatch: Rule
+    unloaded: tuple[ModelSpec, ...] = ()
+
+    @property
+    def models(self) -> tuple[ModelSpec, ...]:
+        """All that are configured, in the order of the file."""
+        place_of = {name: place for place, name in enumerate(self.limits)}
+        return tuple(sorted((*self.fleet.models, *self.unloaded), key=lambda spec: place_of[spec.name]))
+
+    def without(self, name: str) -> Settings:
+        """The same with a model unloaded."""
+        out = tuple(spec for spec in self.fleet.models if spec.name == name)
+        models = tuple(spec for spec in self.fleet.models if spec.name != name)
+        return replace(self, unloaded=self.unloaded + out, fleet=replace(self.fleet, models=models))
+
+    def still_with(self, names: Collection[str]) -> Settings:
+        """The same with these models loaded though the file says that they need not be at the start."""
+        unloaded = tuple(spec for spec in self.unloaded if spec.name not in names)
+        models = tuple(spec for spec in self.models if spec not in unloaded)
+        return replace(self, unloaded=unloaded, fleet=replace(self.fleet, models=models))
+
+    def with_model(self, model: ModelConfig) -> Settings:
+        """The same with this model loaded, as it is configured now: one more, or instead of the one of its name.
+
+        Looks at the model's folder: not for the daemon's loop.
+
+        Raises:
+            DeviceError: it is for a device that the daemon does not have, or leaves one without a model.
+            OSError: its folder cannot be read.
+        """
+        name, known = model.name, {other.name: other for other in self.config.models}
+        configs = tuple((known | {name: model}).values())
+        specs = [spec for spec in self.fleet.models if spec.name != name]
+        loaded = sorted([*specs, *_pinned(model)], key=lambda spec: _place(spec.name, configs))
+        allotted = allot(configs, [placement.devices for placement in self.placements], self.devices)
+        return replace(
+            self,
+            config=self.config.model_copy(update={"models": configs}),
+            placements=tuple(
+                replace(placement, models=models) for placement, models in zip(self.placements, allotted, strict=True)
+            ),
+            fleet=replace(
+                self.fleet,
+                models=tuple(loaded),
+                execution_s={**self.fleet.execution_s, name: model.max_execution_time},
+            ),
+            limits={**self.limits, name: _limits(model)},
+            timeouts={**self.timeouts, name: model.queue.timeout},
+            labels={**self.labels, name: _labels(model)},
+            unloaded=tuple(spec for spec in self.unloaded if spec.name != name),
+        )
+
+    def with_versions(self, name: str, versions: Mapping[str, str]) -> Settings:
+        """The same with other versions of a model.
+
+        Args:
+            name: the model's.
+            versions: which are to be served, each with its `versions.fingerprint`.
+        """
+        specs: list[ModelSpec] = []
+        for model in self.config.models:
+            if model.name == name:
+                spec = model.to_spec()
+                specs += [replace(spec, version=version, fingerprint=print_) for version, print_ in versions.items()]
+            else:
+                specs += [spec for spec in self.fleet.models if spec.name == model.name]
+        return replace(self, fleet=replace(self.fleet, models=tuple(specs)))
+
+    def warn_of_versions(self) -> None:
+        """Tells the log of versions that are listed or have a label, but are not there."""
+        unloaded = {spec.name for spec in self.unloaded}
+        for model in self.config.models:
+            if model.name in unloaded:
+                continue
+            served = [spec.key[1] for spec in self.fleet.models if spec.name == model.name]
+            labels = {number: label for label, number in model.version_labels.items()}
+            for number in {*model.versions.listed, *labels}:
+                if number not in map(int, served):
+                    told = {
+                        "model": model.name,
+                        "version": number,
+                        "label": labels.get(number),
+                        "served": ",".join(served),
+                    }
+                    event(log, logging.WARNING, "a version is not there", **told)
+
+
+def _place(name: str, configs: Sequence[ModelConfig]) -> int:
+    return next(index for index, config in enumerate(configs) if config.name == name)
 
 
 def make(config: Config) -> Settings:
@@ -48,12 +144,13 @@ def make(config: Config) -> Settings:
         OSError: a model's folder cannot be read.
     """
     groups = resolve(config.devices, discover())
+    specs = [(model.load_at_startup, spec) for model in config.models for spec in _pinned(model)]
     return Settings(
         config=config,
         devices=tuple(device for group in groups for device in group),
         placements=placement.of_groups(config, groups),
         fleet=FleetSettings(
-            models=tuple(_pin_version(model.to_spec()) for model in config.models),
+            models=tuple(spec for at_startup, spec in specs if at_startup),
             execution_s={model.name: model.max_execution_time for model in config.models},
             policy=RestartPolicy(
                 max_restarts=config.restart.max_restarts,
@@ -68,7 +165,9 @@ def make(config: Config) -> Settings:
         ),
         limits={model.name: _limits(model) for model in config.models},
         timeouts={model.name: model.queue.timeout for model in config.models},
+        labels={model.name: _labels(model) for model in config.models if model.version_labels},
         dispatch=Rule(config.dispatch),
+        unloaded=tuple(spec for at_startup, spec in specs if not at_startup),
     )
 
 
@@ -83,8 +182,16 @@ def _limits(model: ModelConfig) -> QueueLimits:
     )
 
 
-def _pin_version(spec: ModelSpec) -> ModelSpec:
+def _labels(model: ModelConfig) -> dict[str, str]:
+    return {label: str(number) for label, number in model.version_labels.items()}
+
+
+def _pinned(model: ModelConfig) -> list[ModelSpec]:
+    """The model as workers are told of it, once for each version that is to be served."""
+    spec = model.to_spec()
     if spec.path is None:
-        return spec
-    version = latest_version(spec.path)
-    return dataclasses.replace(spec, version=version, fingerprint=fingerprint(spec.path, version))
+        return [spec]
+    return [
+        replace(spec, version=version, fingerprint=fingerprint(spec.path, version))
+        for version in chosen_versions(spec.path, model.versions)
+    ]

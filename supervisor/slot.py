@@ -9,7 +9,7 @@ does not know in a state is a mistake of the supervisor and raises, it is never 
     ready      at least one model serves
     draining   it finishes what it has and gets nothing new
     stopping   it was told to end
-    stopped    it has ended, and nothing will start it again
+    stopped    it has ended, and nothing will start it again; or it has no model to load
     backoff    it died, and the next start waits
     failed     starting it again would not help: none of its models loads, or the restart budget is spent
 """
@@ -128,9 +128,9 @@ class Slot:
         delay_s: how long a `WAIT` action waits.
     """
 
-    def __init__(self, number: int, budget: RestartBudget) -> None:
+    def __init__(self, number: int, budget: RestartBudget, state: State = State.STARTING) -> None:
         self.number = number
-        self.state = State.STARTING
+        self.state = state
         self.incarnation = 1
         self.restarts = 0
         self.last_error: str | None = None

@@ -6,7 +6,7 @@ Every function reads the live state; nothing is kept here that could be out of d
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -20,11 +20,16 @@ from multitower.infer_header import parse_version
 from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorReport
 from multitower.supervisor.fleet import Fleet
 from multitower.supervisor.member import Place
+from multitower.supervisor.metrics import ModelStatistics
+from multitower.supervisor.outlook import by_slots
 from multitower.supervisor.resources import Sampler
-from multitower.supervisor.router import Router
+from multitower.supervisor.router import Channel, Router
 from multitower.supervisor.slot import State
 
 EXTENSIONS = ("model_configuration", "statistics", "binary_tensor_data", wire.SHARED_MEMORY_EXTENSION)
+
+MEMORY = ("host_memory_bytes", "device_memory_bytes", "device_memory_peak_bytes")
+"""Of `ModelReport`: by how much memory grew while a worker loaded a model."""
 
 
 @dataclass(slots=True)
@@ -33,7 +38,8 @@ class Reporter:
 
     Attributes:
         router, fleet: the live ones.
-        models: as configured.
+        models: as configured, with their versions.
+        refused: why new versions are not tried any more, by model and version, as the watch says.
         max_message_size: bytes.
         started: monotonic seconds.
         sampler: measures what the workers use of the machine.
@@ -49,6 +55,7 @@ class Reporter:
     sampler: Sampler | None = None
     state: str = "running"
     control: str | None = None
+    refused: Callable[[], Mapping[tuple[str, str], str]] = dict
 
     def answer(self, kind: bytes, header: dict[str, Any], now: float) -> dict[str, Any]:
         """The header of the reply.
@@ -68,24 +75,34 @@ class Reporter:
             return self._statistics(header)
         name, report = self._named(header)
         if kind == wire.MODEL_READY:
-            return {"name": name, "ready": self._slots_ready(name) > 0}
+            named = report is not None and any(parse_version(header))
+            ready = self._slots_ready(name, report.version if report and named else None)
+            return {"name": name, "ready": not self._unloaded(name) and ready > 0}
         if report is None:
+            if (refused := self.router.balancer.refusals.of_new(name)) is not None:
+                raise refused
             cause = self._model_cause(name) or "it is still loading"
             raise make(Reason.NO_WORKER, f"{name!r} is not loaded: {cause}")
-        if kind == wire.MODEL_METADATA:
-            return _metadata(report)
-        return _config(report)
+        served = self.router.admission.catalogue.versions(name)
+        return _metadata(report, served) if kind == wire.MODEL_METADATA else _config(report, served)
 
     def readiness(self) -> dict[str, Any]:
-        """`{ready, slots_ready, slots_total}`: ready when each model has a ready slot."""
-        ready = self.state == "running" and all(self._slots_ready(model.name) for model in self.models)
+        """`{ready, slots_ready, slots_total}`: ready when each model has a ready slot, of those that are not unloaded.
+
+        Slots without a model do not count.
+        """
+        names = [name for name in self._names if not self._unloaded(name)]
+        ready = self.state == "running" and all(self._slots_ready(name) for name in names)
         slots_ready = sum(place.slot.state is State.READY for place in self.fleet.places)
-        return {"ready": ready, "slots_ready": slots_ready, "slots_total": len(self.fleet.places)}
+        slots_total = sum(bool(place.specs) for place in self.fleet.places)
+        return {"ready": ready, "slots_ready": slots_ready, "slots_total": slots_total}
 
     def line(self) -> str:
         """The state in one line, for a service manager."""
         state = self.readiness()
-        models = ", ".join(f"{model.name} {self._slots_ready(model.name)}" for model in self.models)
+        models = ", ".join(
+            f"{name} {'unloaded' if self._unloaded(name) else self._slots_ready(name)}" for name in self._names
+        )
         return f"{self.state}: {state['slots_ready']}/{state['slots_total']} slots ready; workers per model: {models}"
 
     @property
@@ -118,7 +135,7 @@ class Reporter:
                 ],
             },
             "slots": [self._slot(place, now) for place in self.fleet.places],
-            "models": [self._model(model) for model in self.models],
+            "models": [row for name in self._names for row in self._rows(name)],
         }
 
     def _slot(self, place: Place, now: float) -> dict[str, Any]:
@@ -131,10 +148,11 @@ class Reporter:
             "pid": place.member.process.pid if place.member is not None else None,
             "device": place.placement.device,
             "visible_devices": place.visible_devices,
+            "cores": list(place.placement.cores),
             "incarnation": place.slot.incarnation,
             "restarts": place.slot.restarts,
-            "depth": channel.worker.depth if channel is not None else 0,
-            "completed": place.completed + (channel.worker.completed if channel is not None else 0),
+            "depth": channel.depth if channel is not None else 0,
+            "completed": place.completed + (channel.completed if channel is not None else 0),
             "last_error": place.slot.last_error,
             "safe_rows": dict(place.safe_rows),
             "batch_ms": {
@@ -159,71 +177,131 @@ class Reporter:
                 for device in (self.sampler.devices(place.slot.number) if self.sampler is not None else ())
             ],
             "models": [
-                {"name": model.name, "version": model.version, "state": model.state, "cause": model.cause}
+                {
+                    "name": model.name,
+                    "version": model.version,
+                    "state": model.state,
+                    "cause": model.cause,
+                    **{key: getattr(model, key) for key in MEMORY},
+                }
                 for model in place.models
             ],
+            "towers": _towers(channel) if channel is not None else [],
         }
 
-    def _model(self, model: ModelSpec) -> dict[str, Any]:
-        report = self.router.admission.reports.get(model.name)
-        queue = self.router.balancer.queues[model.name]
-        statistics = self.router.statistics[model.name]
-        ready = self._slots_ready(model.name)
-        hopeless = self.router.balancer.refusals.of(model.name)
+    @property
+    def _names(self) -> Collection[str]:
+        return dict.fromkeys(model.name for model in self.models)
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        """One for each version of the model that is served, is to be, or was tried in vain."""
+        refused = {version: why for (of, version), why in self.refused().items() if of == name}
+        wanted = {model.version for model in self.models if model.name == name and model.version is not None}
+        served = self.router.admission.catalogue.versions(name)
+        versions: list[str | None] = [*sorted({*served, *wanted, *refused}, key=int)] or [None]
+        rows = [self._model(name, version, refused.get(version or "")) for version in versions]
+        labels = self.router.admission.catalogue.labels(name)
+        for row in rows:
+            row["labels"] = [label for label, version in labels.items() if row["version"] == version]
+        rows[-1]["labels_not_served"] = {label: version for label, version in labels.items() if version not in served}
+        return rows
+
+    def _model(self, name: str, version: str | None, refused: str | None) -> dict[str, Any]:
+        catalogue, queue = self.router.admission.catalogue, self.router.balancer.queues[name]
+        report = catalogue.report(name, version) if version is not None else None
+        statistics = self.router.statistics[name].get(version or "") or ModelStatistics()
+        ready = self._slots_ready(name, version)
+        max_batch_size = next(model.max_batch_size for model in self.models if model.name == name)
         return {
-            "name": model.name,
-            "version": report.version if report is not None else None,
-            "state": "ready" if ready else "failed" if hopeless else "loading",
-            "cause": self._model_cause(model.name),
+            "name": name,
+            "version": version,
+            "state": self._state(name, ready, refused, version),
+            "cause": self._model_cause(name, version) or refused,
             "slots_ready": ready,
-            "slots_total": sum(model.name in map(_name, place.specs) for place in self.fleet.places),
+            "slots_total": sum(any(name == spec.name for spec in place.specs) for place in self.fleet.places),
             "queue": queue.size,
             "queue_bytes": queue.bytes,
             "completed": statistics.success.count,
             "failed": statistics.fail.count,
             "batches": statistics.batches,
             "rows": statistics.rows,
-            "max_batch_size": report.max_batch_size if report is not None else model.max_batch_size,
-            "unbatched_because": self._unbatched_because(model.name),
+            "max_batch_size": report.max_batch_size if report is not None else max_batch_size,
+            "unbatched_because": self._unbatched_because(name, report) if report is not None else None,
+            "labels_not_served": {},
+            **self._memory(name, version),
         }
 
-    def _unbatched_because(self, name: str) -> str | None:
-        """As its warm-up has shown, or a batch since then, on any worker."""
-        models = (model for place in self.fleet.places for model in place.models if model.name == name)
-        report = self.router.admission.reports.get(name)
-        found = report.unbatched_because if report is not None else None
-        return found or next(filter(None, (model.unbatched_because for model in models)), None)
+    def _state(self, name: str, ready: int, refused: str | None, version: str | None) -> str:
+        if self._unloaded(name):
+            return "unloading" if any(place.serves(name) for place in self.fleet.places) else "unloaded"
+        failed = refused or self.router.balancer.refusals.of(name) or self.failure(name, version)
+        return "ready" if ready else "failed" if failed else "loading"
 
-    def _slots_ready(self, model: str) -> int:
-        if model in self.router.balancer.refusals.crashing.until:
-            return 0  # it is loaded, and kept away
-        return sum(place.channel is not None and model in place.channel.worker.serves for place in self.fleet.places)
+    def _unloaded(self, name: str) -> bool:
+        """An operator has taken it out."""
+        return name in self.router.balancer.refusals.unloaded
 
-    def _model_cause(self, name: str) -> str | None:
-        hopeless = self.router.balancer.refusals.of(name)
-        if hopeless is not None:
-            return hopeless.message
-        causes = [
-            f"slot {place.slot.number}: {model.cause}"
+    def _memory(self, name: str, version: str | None) -> dict[str, int | None]:
+        """What the model took in one worker, the most of any."""
+        reports = [
+            model
             for place in self.fleet.places
             for model in place.models
-            if model.name == name and model.cause is not None
+            if model.name == name and version in (None, model.version) and model.state == "ready"
         ]
-        return "; ".join(causes) or None
+        told = {key: [size for model in reports if (size := getattr(model, key)) is not None] for key in MEMORY}
+        return {key: max(sizes, default=None) for key, sizes in told.items()}
+
+    def _unbatched_because(self, name: str, report: ModelReport) -> str | None:
+        """As its warm-up has shown, or a batch since then, on any worker."""
+        models = (model for place in self.fleet.places for model in place.models if model.key == report.key)
+        return report.unbatched_because or next(filter(None, (model.unbatched_because for model in models)), None)
+
+    def _slots_ready(self, name: str, version: str | None = None) -> int:
+        if name in self.router.balancer.refusals.crashing.until:
+            return 0  # it is loaded, and kept away
+        workers = [place.channel.worker for place in self.fleet.places if place.channel is not None]
+        return sum(
+            name in worker.serves if version is None else (name, version) in worker.versions for worker in workers
+        )
+
+    def failure(self, name: str, version: str | None) -> str | None:
+        """Why no worker could load the version, where none serves it and none is about to."""
+        causes = self._causes(name, version)
+        coming = any(place.slot.state in (State.STARTING, State.LOADING, State.BACKOFF) for place in self.fleet.places)
+        return causes if causes and not coming and not self._slots_ready(name, version) else None
+
+    def _causes(self, name: str, version: str | None) -> str:
+        return by_slots(
+            (place.slot.number, model.cause)
+            for place in self.fleet.places
+            for model in place.models
+            if model.name == name and version in (None, model.version) and model.cause is not None
+        )
+
+    def _model_cause(self, name: str, version: str | None = None) -> str | None:
+        refused = self.router.balancer.refusals.of_new(name)
+        return refused.message if refused is not None else self._causes(name, version) or None
 
     def _named(self, header: dict[str, Any]) -> tuple[str, ModelReport | None]:
         name = header.get("model_name")
         if not isinstance(name, str) or not name:
             raise make(Reason.MALFORMED, "model_name is missing or not a string", field="model_name")
-        return name, self.router.admission.model(name, parse_version(header))
+        return name, self.router.admission.model(name, *parse_version(header))
 
     def _statistics(self, header: dict[str, Any]) -> dict[str, Any]:
-        names = [self._named(header)[0]] if "model_name" in header else [model.name for model in self.models]
-        reports = self.router.admission.reports
+        versions: dict[str, list[str]] = {
+            name: self.router.admission.catalogue.versions(name) or [""] for name in self._names
+        }
+        if "model_name" in header:
+            name, report = self._named(header)
+            named = report is not None and any(parse_version(header))
+            versions = {name: [report.version] if report and named else versions.get(name, [""])}
         return {
             "model_stats": [
-                self.router.statistics[name].to_json(name, reports[name].version if name in reports else "")
-                for name in names
+                self.router.statistics[name][version].to_json(name, version)
+                for name, found in versions.items()
+                for version in found
             ]
         }
 
@@ -237,15 +315,38 @@ class Reporter:
         }
 
 
-def _name(spec: ModelSpec) -> str:
-    return spec.name
+def _towers(channel: Channel) -> list[dict[str, Any]]:
+    """The towers of a process that has some: what each does, and where its models' nodes really are."""
+    reports = [report for of_model in channel.reports.values() for report in of_model]
+    return [
+        {
+            "devices": sorted({report.towers[number].device for report in here}),
+            "depth": tower.worker.depth,
+            "completed": tower.worker.completed,
+            "batches": tower.batches,
+            "models": [_replica(report, number) for report in here],
+        }
+        for number, tower in enumerate(channel.mates)
+        if (here := [report for report in reports if number < len(report.towers)])
+    ]
 
 
-def _metadata(report: ModelReport) -> dict[str, Any]:
+def _replica(report: ModelReport, number: int) -> dict[str, Any]:
+    tower = report.towers[number]
+    return {
+        "name": report.name,
+        "version": report.version,
+        "device": tower.device,
+        "nodes": None if tower.nodes is None else dict(tower.nodes),
+        "fallbacks": dict(tower.fallbacks),
+    }
+
+
+def _metadata(report: ModelReport, versions: Sequence[str]) -> dict[str, Any]:
     """The Open Inference Protocol's model metadata; a handler that declares nothing has empty lists."""
     return {
         "name": report.name,
-        "versions": [report.version],
+        "versions": list(versions),
         "platform": report.platform,
         "inputs": [_tensor(tensor) for tensor in report.inputs or ()],
         "outputs": [_tensor(tensor) for tensor in report.outputs or ()],
@@ -274,7 +375,7 @@ def _signatures(report: ModelReport) -> dict[str, Any]:
     }
 
 
-def _config(report: ModelReport) -> dict[str, Any]:
+def _config(report: ModelReport, versions: Sequence[str]) -> dict[str, Any]:
     """The part of Triton's model configuration that its clients read; dims are without the batch dimension."""
     batched = report.max_batch_size > 0
 
@@ -292,7 +393,7 @@ def _config(report: ModelReport) -> dict[str, Any]:
         "name": report.name,
         "platform": report.platform,
         "backend": "multitower",
-        "version_policy": {"specific": {"versions": [report.version]}},
+        "version_policy": {"specific": {"versions": list(versions)}},
         "max_batch_size": report.max_batch_size,
         "input": side(report.inputs),
         "output": side(report.outputs),

@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import pytest
 from fake_gpus import FakeGpus, build_fakes
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says nothing where other tests, and others' programs, have the cores meanwhile.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ for 600 kB. A buffer comes back by itself when nothing refers to it any more, so
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from typing import Any
 
@@ -16,7 +17,7 @@ KEPT_BYTES = 64 << 20
 
 
 class Buffers:
-    """Buffers that wait, by their size.
+    """Buffers that wait, by their size. Any number of threads may take some.
 
     Attributes:
         bytes: of all that wait, at most `KEPT_BYTES`.
@@ -27,18 +28,20 @@ class Buffers:
         self._back: deque[np.ndarray[Any, Any]] = deque()
         self._free: dict[int, list[np.ndarray[Any, Any]]] = {}
         self.bytes = 0
+        self._taking = threading.Lock()
 
     def take(self, size: int) -> memoryview:
         """A buffer of `size` bytes of any content."""
-        self._take_back()
         # Half a power of two: batches of nearly the same number of rows share buffers.
         step = 1 << max(11, size.bit_length() - 2)
         rounded = -(-size // step) * step
-        free = self._free.get(rounded)
-        if free:
-            memory = free.pop()
-            self.bytes -= rounded
-        else:
+        with self._taking:
+            self._take_back()
+            free = self._free.get(rounded)
+            memory = free.pop() if free else None
+            if memory is not None:
+                self.bytes -= rounded
+        if memory is None:
             memory = np.empty(rounded, np.uint8)
         return np.asarray(_Loan(memory, self._back)).data[:size]
 

@@ -40,6 +40,7 @@ class Executor:
 
     Attributes:
         name: the model's name.
+        version: its version.
         safe_rows: as given, or less, once memory did not suffice for more.
         volatile: what `run` returns may change at its next call.
         exhausted: calls in a row for which memory did not suffice, though they could not be split further.
@@ -58,6 +59,7 @@ class Executor:
         pulse: Counting | None = None,
     ) -> None:
         self.name = name
+        self.version = model.version
         self.safe_rows = safe_rows
         self.exhausted = 0
         self.singly_because: str | None = None
@@ -73,7 +75,19 @@ class Executor:
         self._errors = ModelErrors(name)
         self._assemble = self._compute = self._slice = 0
 
-    def prepare(self, key: KeySpec, rows: Sequence[int], frames: Sequence[Any], *, joined: bool = False) -> Prepared:
+    def padded(self, rows: int) -> int:
+        """The rows that the model is called with for a batch of so many."""
+        return batch.padded(rows, self._allowed)
+
+    def prepare(
+        self,
+        key: KeySpec,
+        rows: Sequence[int],
+        frames: Sequence[Any],
+        *,
+        joined: bool = False,
+        padded: bool = False,
+    ) -> Prepared:
         """Decodes a batch, and puts its inputs together where they will be needed so; calls no model.
 
         Another thread may be in `run` meanwhile, with another batch.
@@ -83,22 +97,26 @@ class Executor:
             rows: of each entry.
             frames: entry by entry, one an input; or joined: one an input, of all rows.
             joined: which of the two.
+            padded: the joined ones have been padded, to `padded` rows.
         """
         begun = time.monotonic_ns()
         answers: list[Answer | None] = [None] * len(rows)
         whole: Arrays | None = None
         entries: list[Entry] = []
         if joined:
-            whole = self._decode_whole(key, rows, frames, answers)
+            whole = self._decode_whole(key, self.padded(sum(rows)) if padded else sum(rows), frames, answers)
         else:
             entries = self._decode(key, rows, frames, answers)
         ready: Arrays | None = None
-        parts = [entry.arrays for entry in entries] if whole is None else [whole]
-        if parts and key.batched and not self._singly and (len(rows) == 1 or self._is_proven(key)):
-            total = sum(rows) if whole is not None else sum(entry.rows for entry in entries)
-            # What it raises it raises again when the batch is run, and there it is found out whose error it is.
-            with contextlib.suppress(Exception):
-                ready = batch.join(parts, batch.padded(total, self._allowed))
+        if key.batched and not self._singly and (len(rows) == 1 or self._is_proven(key)):
+            if whole is not None and (padded or not self._allowed):
+                ready = whole
+            elif whole is not None or entries:
+                parts = [entry.arrays for entry in entries] if whole is None else [whole]
+                total = sum(rows) if whole is not None else sum(entry.rows for entry in entries)
+                # What it raises it raises again when the batch is run, and there it is found out whose error it is.
+                with contextlib.suppress(Exception):
+                    ready = batch.join(parts, batch.padded(total, self._allowed))
         return Prepared(key, rows, answers, whole, entries, ready, time.monotonic_ns() - begun)
 
     def run(self, prepared: Prepared) -> tuple[Sequence[Answer], Timing]:
@@ -150,13 +168,13 @@ class Executor:
         return entries
 
     def _decode_whole(
-        self, key: KeySpec, rows: Sequence[int], frames: Sequence[Any], answers: list[Answer | None]
+        self, key: KeySpec, rows: int, frames: Sequence[Any], answers: list[Answer | None]
     ) -> Arrays | None:
         """One array an input for all entries; None when they have got an error."""
         try:
-            return batch.decode(key, sum(rows), frames)
+            return batch.decode(key, rows, frames)
         except Exception as error:  # noqa: BLE001  numbers that numpy does not know: nobody's alone
-            answers[:] = [self._errors.of(error)] * len(rows)
+            answers[:] = [self._errors.of(error)] * len(answers)
             return None
 
     def _run_whole(

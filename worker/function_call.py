@@ -44,6 +44,7 @@ class FunctionCall:
 
     Attributes:
         quick: the quick way is taken.
+        specs: as given.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class FunctionCall:
         named: Callable[[Any], Tensors],
     ) -> None:
         self.quick = False
+        self.specs = specs
         self._model = model
         self._function = function
         self._arguments = arguments
@@ -119,10 +121,13 @@ class FunctionCall:
     def _tensors(self, arrays: Arrays) -> Tensors:
         return {name: setup.to_tensor(array, self._dtypes[name]) for name, array in arrays.items()}
 
-    def _plain(self, tensors: Tensors) -> Arrays:
+    def outputs(self, tensors: Tensors) -> Tensors:
+        """The outputs' tensors for the inputs' tensors, in the plain way; also inside another function."""
         positional, keywords = self._arguments(tensors)
-        outputs = self._named(self._function(*positional, **keywords))
-        return {name: setup.to_array(value) for name, value in outputs.items()}
+        return self._named(self._function(*positional, **keywords))
+
+    def _plain(self, tensors: Tensors) -> Arrays:
+        return {name: setup.to_array(value) for name, value in self.outputs(tensors).items()}
 
     def _fits(self, arrays: Arrays) -> bool:
         if len(arrays) != len(self._dims):

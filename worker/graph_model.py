@@ -15,9 +15,11 @@ import tensorflow as tf
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
-from multitower.spec import ModelSpec
+from multitower.spec import ModelSpec, TowerReport
 from multitower.worker import tensorflow_setup as setup
+from multitower.worker.graph_run import GraphRun, session_of
 from multitower.worker.model import Arrays, LoadError
+from multitower.worker.towers import Site, assign
 
 MOST_NAMES = 8
 """So many nodes are named where a name is wrong."""
@@ -38,6 +40,7 @@ class GraphModel:
 
     Args:
         spec: its `path`, `inputs` and `outputs`.
+        site: where it is to be, in a worker of several devices.
 
     Raises:
         LoadError: the file holds no graph, there is no such tensor, it cannot be served, or the outputs need something
@@ -48,41 +51,42 @@ class GraphModel:
     volatile = False
     version = "1"
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, site: Site | None = None) -> None:
         assert spec.path is not None  # `load` picked this format for that
-        graph = _imported(Path(spec.path))
+        graph = _imported(Path(spec.path), site)
         inputs = {name: _tensor(graph, tensor, "inputs", name) for name, tensor in sorted(spec.inputs.items())}
         outputs = {name: _tensor(graph, tensor, "outputs", name) for name, tensor in sorted(spec.outputs.items())}
         _refuse_what_is_missing(inputs, outputs)
         self.inputs = setup.reports(inputs.items())
         self.outputs = setup.reports(outputs.items())
-        # Without a configuration of its own a session takes what `tf.config` has been told.
-        self._session = tf.compat.v1.Session(graph=graph)
+        session = session_of(graph, site)
         # A GraphDef does not tell what is to be run first, but only these can be meant.
-        self._session.run([node for node in graph.get_operations() if node.type in _TABLE_INITIALIZERS])
-        self._names = list(inputs), list(outputs)
-        self._run = self._session.make_callable(list(outputs.values()), feed_list=list(inputs.values()))
+        session.run([node for node in graph.get_operations() if node.type in _TABLE_INITIALIZERS])
+        self._run = GraphRun(session, inputs, outputs, site)
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Runs the graph as far as the outputs need it."""
-        names, outputs = self._names
-        values = self._run(*(inputs[name] for name in names))
-        return {name: setup.plain(value) for name, value in zip(outputs, values, strict=True)}
+        return self._run(inputs)
 
     def try_out(self, inputs: Arrays) -> Arrays:
-        """As `infer`: there is one way to call it."""
-        return self.infer(inputs)
+        """As `infer`, and notes where the nodes are."""
+        return self._run.try_out(inputs)
+
+    @property
+    def tower(self) -> TowerReport | None:
+        """Where it is; None where that is not looked at."""
+        return self._run.tower
 
     @property
     def graph(self) -> Any:
         """What a call runs: a GraphDef, with the functions that it calls."""
-        return self._session.graph.as_graph_def()
+        return self._run.graph
 
     def close(self) -> None:
         """Only the process's end gives device memory back."""
 
 
-def _imported(path: Path) -> Any:
+def _imported(path: Path, site: Site | None) -> Any:
     definition = tf.compat.v1.GraphDef()
     data = path.read_bytes()
     try:
@@ -94,6 +98,8 @@ def _imported(path: Path) -> Any:
         raise LoadError(f"{path} is no GraphDef: {error}") from None
     if not definition.node:
         raise LoadError(f"{path} is no GraphDef: no node can be read from it; for a SavedModel name its folder")
+    if site is not None and site.device is not None:
+        assign(definition, site.device)
     graph = tf.Graph()
     with graph.as_default():
         try:

@@ -15,7 +15,7 @@ from multitower.worker.model import Array, Arrays, LoadError
 
 
 class HandlerModel:
-    """A model made of a user's class. docs/models.md is the contract.
+    """A model made of a user's class. docs/handlers.md is the contract.
 
     Args:
         spec: its `parameters` go to the class's `load`.

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
 import threading
 
-from multitower.worker_wire import HEARTBEAT
+from multitower import worker_wire
+
+
+class Counter:
+    """Counts what one tower does.
+
+    Attributes:
+        calls: of models that have begun; the executors count them.
+    """
+
+    __slots__ = ("calls",)
+
+    def __init__(self) -> None:
+        self.calls = 0
 
 
 class Heartbeat:
-    """Writes a number of `worker_wire.HEARTBEAT` every so often, from construction on until the process ends.
+    """Writes a `worker_wire.heartbeat` every so often, from construction on until the process ends.
 
     Args:
         descriptor: the writing end of a pipe; it is made non-blocking.
         seconds: from one heartbeat to the next.
 
     Attributes:
-        calls: of models that have begun; the executors count them.
+        counters: one a tower.
     """
 
     def __init__(self, descriptor: int, seconds: float) -> None:
-        self.calls = 0
+        self.counters = [Counter()]
         self._descriptor = descriptor
         self._seconds = seconds
         os.set_blocking(descriptor, False)
@@ -33,5 +45,5 @@ class Heartbeat:
         while True:
             # A full pipe: the supervisor does not run, and has old ones to read first.
             with contextlib.suppress(BlockingIOError):
-                os.write(self._descriptor, struct.pack(HEARTBEAT, self.calls))
+                os.write(self._descriptor, worker_wire.heartbeat([counter.calls for counter in self.counters]))
             self._never.wait(self._seconds)

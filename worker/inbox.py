@@ -26,6 +26,8 @@ from multitower import frames
 
 Job = TypeVar("Job")
 
+REST_MS: Final = 2500
+
 _PARKED: Final = object()
 """Behind the last batch that the second thread took: the other one receives again."""
 
@@ -36,13 +38,18 @@ class Inbox(Generic[Job]):
     Args:
         socket: the worker's end of its channel.
         open: makes a job of a message, None of the one that says to stop. It runs in either thread, never in both.
+        rest: is called every `REST_MS` while nothing comes, where `open` would be.
 
     Attributes:
         ahead: the second thread receives.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], open: Callable[[list[Any]], Job | None]) -> None:
+    def __init__(
+        self, socket: zmq.Socket[bytes], open: Callable[[list[Any]], Job | None], rest: Callable[[], None]
+    ) -> None:
         self.ahead = False
+        self._rest = rest
+        socket.set(zmq.RCVTIMEO, REST_MS)
         self._socket = socket
         self._open = open
         self._using = threading.Lock()
@@ -66,8 +73,8 @@ class Inbox(Generic[Job]):
             if job is not _PARKED:
                 return job
             self.ahead = False
-        message = frames.receive(self._socket, wait=True)
-        assert message is not None  # it has waited for one
+        while (message := frames.receive(self._socket, wait=True)) is None:
+            self._rest()
         return self._open(message)
 
     def go_ahead(self, wanted: bool) -> None:
@@ -128,8 +135,11 @@ class Inbox(Generic[Job]):
         with self._using:
             message = frames.receive(self._socket)
         if message is None:
-            if self._wake in dict(poll.poll()):
+            ready = dict(poll.poll(REST_MS))
+            if self._wake in ready:
                 os.eventfd_read(self._wake)
+            elif not ready:
+                self._rest()
             return True
         job = self._open(message)
         self._jobs.put(job)

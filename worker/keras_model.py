@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -23,6 +24,10 @@ class KerasModel:
         LoadError: it has no fixed inputs and outputs, or some that are not dense tensors; or Keras computes with
             something other than TensorFlow.
         Exception: Keras cannot load it.
+
+    Attributes:
+        model: Keras's own object.
+        call: how it is called.
     """
 
     platform = "keras"
@@ -33,12 +38,12 @@ class KerasModel:
         if keras.backend.backend() != "tensorflow":
             message = f"Keras is set to {keras.backend.backend()}: set KERAS_BACKEND=tensorflow for the daemon"
             raise LoadError(message)
-        self._model: Any = keras.saving.load_model(spec.path, compile=False, safe_mode=True)
-        structure, symbolic = _structures(self._model)
+        self.model: Any = keras.saving.load_model(spec.path, compile=False, safe_mode=True)
+        structure, symbolic = _structures(self.model)
         specs = [_dense(tensor.name, tensor) for tensor in keras.tree.flatten(structure)]
         inputs = {tensor.name: tensor for tensor in specs}
         self.inputs = setup.reports((tensor.name, tensor) for tensor in specs)
-        names = _output_names(self._model, symbolic)
+        names = _output_names(self.model, symbolic)
         self.outputs = setup.reports(
             (name, _dense(name, tensor)) for name, tensor in zip(names, keras.tree.flatten(symbolic), strict=True)
         )
@@ -46,10 +51,10 @@ class KerasModel:
         @tf.function(input_signature=[specs], jit_compile=spec.jit_compile or None)  # type: ignore[untyped-decorator]
         def call(values: list[Any]) -> list[Any]:
             arguments = keras.tree.pack_sequence_as(structure, values)
-            flat_outputs: list[Any] = keras.tree.flatten(self._model(arguments, training=False))
+            flat_outputs: list[Any] = keras.tree.flatten(self.model(arguments, training=False))
             return flat_outputs
 
-        self._call = FunctionCall(
+        self.call = FunctionCall(
             spec.name,
             call.get_concrete_function(),
             inputs,
@@ -59,16 +64,23 @@ class KerasModel:
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Calls the model."""
-        return self._call(inputs)
+        return self.call(inputs)
 
     def try_out(self, inputs: Arrays) -> Arrays:
         """Calls the model, and finds out whether it can be called in a quicker way."""
-        return self._call.try_out(inputs)
+        return self.call.try_out(inputs)
+
+    def save(self, folder: str, serve: Callable[..., dict[str, Any]], inputs: list[Any]) -> None:
+        """Writes a SavedModel whose signature is this function, made of the model, for these TensorSpecs."""
+        archive = keras.export.ExportArchive()
+        archive.track(self.model)
+        archive.add_endpoint("serving_default", serve, input_signature=inputs)
+        archive.write_out(folder, verbose=False)
 
     @property
     def graph(self) -> Any:
         """What a call runs: a GraphDef, with the functions that it calls."""
-        return self._call.graph
+        return self.call.graph
 
     def close(self) -> None:
         """Only the process's end gives device memory back."""

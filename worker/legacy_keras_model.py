@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -47,22 +48,27 @@ class LegacyKerasModel:
 
         function = call.get_concrete_function()
         self.outputs = setup.reports(function.structured_outputs.items())
-        self._call = FunctionCall(spec.name, function, specs, lambda tensors: ((tensors,), {}), lambda outputs: outputs)
+        self.call = FunctionCall(spec.name, function, specs, lambda tensors: ((tensors,), {}), lambda outputs: outputs)
         # The function holds the model's variables only weakly.
-        self._model = model
+        self.model = model
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Calls the model."""
-        return self._call(inputs)
+        return self.call(inputs)
 
     def try_out(self, inputs: Arrays) -> Arrays:
         """Calls the model, and finds out whether it can be called in a quicker way."""
-        return self._call.try_out(inputs)
+        return self.call.try_out(inputs)
+
+    def save(self, folder: str, serve: Callable[..., dict[str, Any]], inputs: list[Any]) -> None:
+        """Writes a SavedModel whose signature is this function, made of the model, for these TensorSpecs."""
+        signature = tf.function(serve, input_signature=inputs).get_concrete_function()
+        tf.saved_model.save(self.model, folder, signatures={"serving_default": signature})
 
     @property
     def graph(self) -> Any:
         """What a call runs: a GraphDef, with the functions that it calls."""
-        return self._call.graph
+        return self.call.graph
 
     def close(self) -> None:
         """Only the process's end gives device memory back."""

@@ -15,23 +15,29 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 import zmq
 
 from multitower import frames, worker_wire
 from multitower.spec import NO_SOCKET, Assignment, ModelReport, ModelSpec, ProcessSpec, WorkerReport
-from multitower.worker.heartbeat import Heartbeat
-from multitower.worker.model import LoadError, Model, load
+from multitower.worker.heartbeat import Counter, Heartbeat
+from multitower.worker.memory_use import Gauge
+from multitower.worker.model import LoadError, Model, Placed, load_towers
 from multitower.worker.samples import samples_of
 from multitower.worker.service import Executors, serve
 from multitower.worker.signatures import executor_of, load_others, rows_of_a_batch
+from multitower.worker.tower_service import serve_towers
 from multitower.worker.warmup import warm_up
 
 log = logging.getLogger("multitower.worker")
 
 LINGER_MS = 2000
 """The last answers get this long to leave."""
+
+Replicas = list[tuple[Model, Executors]]
+"""A model, once on each of its towers, with what runs its batches there."""
 
 
 def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
@@ -40,13 +46,13 @@ def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
     Args:
         spec: what the process is told.
         heartbeat: the descriptor that heartbeats are written to.
-        begun: that of the file in memory which is to tell the batch begun last.
+        begun: that of the file in memory which is to tell the batches begun last.
 
     Returns:
         The exit code; `NO_SOCKET` when there is no room for its socket, before anything was reported.
     """
     pulse = Heartbeat(heartbeat, spec.heartbeat_s)
-    page = mmap.mmap(begun, struct.calcsize(worker_wire.BEGUN))
+    page = mmap.mmap(begun, 0)  # all of it
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     sys.path[:0] = spec.import_path
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
@@ -57,17 +63,20 @@ def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
         except zmq.ZMQError as error:
             log.error("the worker's socket cannot be made: %s", error)
             return NO_SOCKET
-        _Life(socket, pulse, functools.partial(struct.pack_into, worker_wire.BEGUN, page, 0)).live(spec)
+        _Life(context, socket, pulse, page).live(spec)
     return 0
 
 
 class _Life:
     """One process's way from `importing` to its end."""
 
-    def __init__(self, socket: zmq.Socket[bytes], pulse: Heartbeat, begin: Callable[[int], None]) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], pulse: Heartbeat, page: mmap.mmap
+    ) -> None:
+        self._context = context
         self._socket = socket
         self._pulse = pulse
-        self._begin = begin
+        self._page = page
 
     def live(self, spec: ProcessSpec) -> None:
         self._report("importing")
@@ -99,12 +108,29 @@ class _Life:
         gc.collect()
         gc.freeze()
         self._report("ready", models=reports)
-        serve(self._socket, {name: executors for name, (_, executors) in models.items()}, self._begin)
-        for name, (model, _) in models.items():
-            try:
-                model.close()
-            except Exception:
-                log.warning("%s: close raised", name, exc_info=True)
+        self._serve(models)
+        for (name, _), replicas in models.items():
+            for model, _ in replicas:
+                try:
+                    model.close()
+                except Exception:
+                    log.warning("%s: close raised", name, exc_info=True)
+
+    def _serve(self, models: Mapping[tuple[str, str], Replicas]) -> None:
+        # A model that has fewer replicas than others is on the first towers.
+        towers = [
+            {key: replicas[number][1] for key, replicas in models.items() if number < len(replicas)}
+            for number in range(max(map(len, models.values())))
+        ]
+        size = struct.calcsize(worker_wire.BEGUN)
+        begin = [
+            functools.partial(struct.pack_into, worker_wire.BEGUN, self._page, number * size)
+            for number in range(len(towers))
+        ]
+        if len(towers) == 1:
+            serve(self._socket, towers[0], begin[0])
+        else:
+            serve_towers(self._context, self._socket, towers, begin)
 
     def _report(self, state: str, *, cause: str | None = None, models: tuple[ModelReport, ...] = ()) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -145,8 +171,8 @@ def _bind_to_cores(cores: tuple[int, ...]) -> None:
 
 def _load_all(
     assignment: Assignment, pulse: Heartbeat
-) -> tuple[dict[str, tuple[Model, Executors]], tuple[ModelReport, ...]]:
-    models: dict[str, tuple[Model, Executors]] = {}
+) -> tuple[dict[tuple[str, str], Replicas], tuple[ModelReport, ...]]:
+    models: dict[tuple[str, str], Replicas] = {}
     reports: list[ModelReport] = []
     setup_error: Exception | None = None
     if any(spec.path is not None for spec in assignment.models):
@@ -156,29 +182,35 @@ def _load_all(
             configure(assignment)
         except Exception as error:  # noqa: BLE001  the models that need TensorFlow fail with it, the others serve
             setup_error = error
+    pulse.counters = [Counter() for _ in assignment.devices]
     for spec in assignment.models:
         try:
             if setup_error is not None and spec.path is not None:
                 raise setup_error
-            model, executors, report = _load_one(spec, assignment.devices, pulse)
+            gauge = Gauge(assignment.devices, tensorflow=spec.path is not None)
+            replicas, report = _load_one(spec, assignment.devices, pulse.counters)
         except Exception as error:  # noqa: BLE001  a model may raise anything; the others serve
             if not isinstance(error, LoadError):
                 traceback.print_exc()
-            version = spec.version or "1"
-            reports.append(ModelReport(name=spec.name, version=version, state="failed", cause=_told(error)))
+            name, version = spec.key
+            reports.append(ModelReport(name=name, version=version, state="failed", cause=_told(error)))
             continue
-        models[spec.name] = model, executors
-        reports.append(report)
+        models[report.key] = replicas
+        reports.append(replace(report, **asdict(gauge.growth())))
     return models, tuple(reports)
 
 
-def _load_one(spec: ModelSpec, devices: Sequence[str], pulse: Heartbeat) -> tuple[Model, Executors, ModelReport]:
+def _load_one(spec: ModelSpec, devices: Sequence[str], counters: Sequence[Counter]) -> tuple[Replicas, ModelReport]:
     begun = time.monotonic()
-    model = load(spec, devices)
+    models = load_towers(spec, devices)
     loaded = time.monotonic()
-    samples = samples_of(model, spec)
-    findings = warm_up(model, spec, samples)
-    signature, others, signatures = load_others(model, spec, samples, pulse)
+    samples = samples_of(models[0], spec)
+    replicas: Replicas = []
+    for model, counter in zip(models, counters, strict=False):
+        findings = warm_up(model, spec, samples)
+        signature, others, signatures = load_others(model, spec, samples, counter)
+        replicas.append((model, {"": executor_of(model, spec, findings, counter), **others}))
+    # All replicas are alike; what the last one's warm-up has shown holds for each.
     report = ModelReport(
         name=spec.name,
         version=model.version,
@@ -190,10 +222,11 @@ def _load_one(spec: ModelSpec, devices: Sequence[str], pulse: Heartbeat) -> tupl
         pad_variable_length_inputs=spec.pad_variable_length_inputs,
         signature=signature,
         signatures=signatures,
+        towers=tuple(model.tower for model in models if isinstance(model, Placed) and model.tower is not None),
         load_s=loaded - begun,
         warmup_s=time.monotonic() - loaded,
     )
-    return model, {"": executor_of(model, spec, findings, pulse), **others}, report
+    return replicas, report
 
 
 def _told(error: Exception) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from multitower.spec import GRAPH_SUFFIXES, ModelSpec, TensorReport
+from multitower.spec import GRAPH_SUFFIXES, ModelSpec, TensorReport, TowerReport
+from multitower.worker.towers import AS_SAVED, sites
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -77,6 +78,48 @@ def load(spec: ModelSpec, devices: Sequence[str]) -> Model:
     from multitower.worker.saved_model import SavedModel
 
     return SavedModel(spec)
+
+
+def load_towers(spec: ModelSpec, devices: Sequence[str]) -> list[Model]:
+    """Loads the replicas of a model that a worker of these devices has.
+
+    A handler places itself, so that there is one of it. Files of Keras name no devices: with `as_saved` TensorFlow puts
+    them where it wants to.
+
+    Raises:
+        LoadError: it cannot be served.
+        Exception: whatever the format's own code raises.
+    """
+    if spec.path is None or (len(devices) == 1 and not spec.log_device_placement):
+        return [load(spec, devices)]
+    if spec.jit_compile:
+        raise LoadError("jit_compile: XLA compiles functions, and a worker of several devices runs graphs in sessions")
+    places = sites(devices, spec.placement, spec.name if spec.log_device_placement else "")
+    if spec.path.endswith(GRAPH_SUFFIXES):
+        from multitower.worker.graph_model import GraphModel
+
+        return [GraphModel(spec, place) for place in places]
+    if os.path.isfile(spec.path):
+        if spec.placement == AS_SAVED:
+            return [load(spec, devices)]
+        from multitower.worker.keras_towers import load_keras_towers
+
+        return load_keras_towers(spec, places)
+    from multitower.worker.saved_model import SavedModel
+
+    return [SavedModel(spec, place) for place in places]
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """What a replica of a model has beside `Model`, where it may be one of several.
+
+    Attributes:
+        tower: where it is, and its nodes; None where that is not looked at.
+    """
+
+    @property
+    def tower(self) -> TowerReport | None: ...  # noqa: D102
 
 
 def why_unbatchable(model: Model) -> str | None:

@@ -42,7 +42,7 @@ class Prepared(NamedTuple):
         key: what its entries have in common.
         rows: of each entry.
         answers: of each entry; None for those that can be run.
-        whole: the inputs of all entries, where they came joined.
+        whole: the inputs of all entries, where they came joined; perhaps padded.
         entries: those that can be run, where they did not.
         ready: the inputs of all of these, put together and padded, as the model will be called with them; None where
             only the run shows whether it will.

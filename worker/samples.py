@@ -69,6 +69,12 @@ def _only_input(signature: Model, origin: str) -> str:
 def _read_npz(path: str) -> Arrays:
     try:
         with open(path, "rb") as stream:  # which numpy leaves open where the file is damaged
+            # numpy would take anything else for a pickle, and say how to load one.
+            if not stream.read(6).startswith((b"PK", b"\x93NUMPY")):
+                raise LoadError(
+                    f"{path} cannot be read: it is no file of numpy's; numpy.savez(file, NAME=array) writes one"
+                )
+            stream.seek(0)
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise LoadError(f"{path} holds one array without a name; write it with numpy.savez(file, NAME=array)")

@@ -6,14 +6,16 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
-from multitower.spec import ModelSpec
+from multitower.spec import ModelSpec, TowerReport
 from multitower.worker import tensorflow_setup as setup
 from multitower.worker.function_call import FunctionCall
+from multitower.worker.graph_run import GraphRun, session_of
 from multitower.worker.model import Arrays, LoadError, Model
+from multitower.worker.towers import Site, assign
 
 log = logging.getLogger("multitower.worker")
 
@@ -24,13 +26,19 @@ INTERNAL = "__saved_model_init_op"
 """A signature of TensorFlow's own, listed by the graph's loader."""
 
 
+class _Callable(Protocol):
+    """A way to call a signature, and to find out how to."""
+
+    def __call__(self, arrays: Arrays) -> Arrays: ...
+    def try_out(self, arrays: Arrays) -> Arrays: ...
+
+
 class _Signature(NamedTuple):
-    """A loaded signature: what it takes and gives, by name, how to call it, and how to find out how to."""
+    """A loaded signature: what it takes and gives, by name, and how to call it."""
 
     inputs: dict[str, Any]
     outputs: dict[str, Any]
-    call: Callable[[Arrays], Arrays]
-    try_out: Callable[[Arrays], Arrays]
+    call: _Callable
 
 
 _Signatures = dict[str, Callable[[], _Signature]]
@@ -42,6 +50,7 @@ class SavedModel:
 
     Args:
         spec: its `path`, `version` and `signature`.
+        site: where it is to be, in a worker of several devices.
 
     Raises:
         LoadError: it has no such signature, or one that cannot be served.
@@ -51,21 +60,11 @@ class SavedModel:
     platform = "tensorflow_savedmodel"
     volatile = False
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, site: Site | None = None) -> None:
         assert spec.path is not None  # `load` picked this format for that
         self.version = spec.version or "1"
         folder = str(Path(spec.path, spec.version) if spec.version is not None else Path(spec.path))
-        try:
-            signatures = _from_objects(spec.name, folder, jit_compile=spec.jit_compile)
-        except (AttributeError, ValueError) as error:
-            # Optimizer state that this Keras cannot make again (tensorflow issue 52091). Inference needs none of it,
-            # nor of the other Python objects: the graph is enough. `allow_partial_checkpoint` comes too late for it.
-            if "add_slot" not in str(error):
-                raise
-            if spec.jit_compile:
-                raise LoadError("jit_compile: a model whose optimizer cannot be made again has no functions") from error
-            log.warning("%s: loaded as a graph, since its optimizer cannot be made again (%s)", spec.name, error)
-            signatures = _from_graph(folder)
+        signatures = _loaded(spec, folder) if site is None else _from_graph(folder, site)
         self.signature = _pick(signatures, spec.signature)
         self._served = Signature(self.version, signatures[self.signature]())
         self.inputs, self.outputs = self._served.inputs, self._served.outputs
@@ -84,6 +83,11 @@ class SavedModel:
     def try_out(self, inputs: Arrays) -> Arrays:
         """Calls the default signature, and finds out whether it can be called in a quicker way."""
         return self._served.try_out(inputs)
+
+    @property
+    def tower(self) -> TowerReport | None:
+        """Where its default signature is; None where that is not looked at."""
+        return self._served.tower
 
     def close(self) -> None:
         """Only the process's end gives device memory back."""
@@ -105,7 +109,7 @@ class Signature:
 
     def __init__(self, version: str, signature: _Signature) -> None:
         self.version = version
-        self._call, self._try_out = signature.call, signature.try_out
+        self._call = signature.call
         self.inputs = setup.reports(sorted(signature.inputs.items()))
         self.outputs = setup.reports(sorted(signature.outputs.items()))
 
@@ -115,10 +119,29 @@ class Signature:
 
     def try_out(self, inputs: Arrays) -> Arrays:
         """Calls the signature, and finds out whether it can be called in a quicker way."""
-        return self._try_out(inputs)
+        return self._call.try_out(inputs)
+
+    @property
+    def tower(self) -> TowerReport | None:
+        """Where it is; None where that is not looked at."""
+        return self._call.tower if isinstance(self._call, GraphRun) else None
 
     def close(self) -> None:
         """Only the process's end gives device memory back."""
+
+
+def _loaded(spec: ModelSpec, folder: str) -> _Signatures:
+    try:
+        return _from_objects(spec.name, folder, jit_compile=spec.jit_compile)
+    except (AttributeError, ValueError) as error:
+        # Optimizer state that this Keras cannot make again (tensorflow issue 52091). Inference needs none of it,
+        # nor of the other Python objects: the graph is enough. `allow_partial_checkpoint` comes too late for it.
+        if "add_slot" not in str(error):
+            raise
+        if spec.jit_compile:
+            raise LoadError("jit_compile: a model whose optimizer cannot be made again has no functions") from error
+        log.warning("%s: loaded as a graph, since its optimizer cannot be made again (%s)", spec.name, error)
+        return _from_graph(folder, None)
 
 
 def _from_objects(model: str, folder: str, *, jit_compile: bool) -> _Signatures:
@@ -140,32 +163,38 @@ def _of_function(model: str, loaded: Any, function: Any) -> _Signature:
     call = FunctionCall(model, function, inputs, lambda tensors: ((), tensors), lambda outputs: outputs)
     # The functions hold their model's variables only weakly.
     call.loaded = loaded  # type: ignore[attr-defined]
-    return _Signature(_specs(inputs), _specs(function.structured_outputs), call, call.try_out)
+    return _Signature(_specs(inputs), _specs(function.structured_outputs), call)
 
 
-def _from_graph(folder: str) -> _Signatures:
+def _from_graph(folder: str, site: Site | None) -> _Signatures:
+    """The graph that a SavedModel of either TensorFlow has, with its variables, tables and assets, in a session."""
+    # The public `load` leaves no way to the graph before it is imported.
+    from tensorflow.core.function.polymorphism.function_type import sanitize_arg_name
+    from tensorflow.python.saved_model.loader_impl import SavedModelLoader
+
+    tags = [tf.saved_model.SERVING]
+    loader = SavedModelLoader(folder)
+    meta_graph = loader.get_meta_graph_def_from_tags(tags)
+    if site is not None and site.device is not None:
+        assign(meta_graph.graph_def, site.device)
     graph = tf.Graph()
-    # Without a configuration of its own a session takes what `tf.config` has been told.
-    session = tf.compat.v1.Session(graph=graph)
-    with graph.as_default():
-        signatures = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], folder).signature_def
+    session = session_of(graph, site)
+    saver, _ = loader.load_graph(graph, tags)
+    loader.restore_variables(session, saver)
+    loader.run_init_ops(session, tags)
+    # Names of TensorFlow 2 are to be those of the functions, which one device has.
+    renamed = sanitize_arg_name if meta_graph.HasField("object_graph_def") else str
     return {
-        name: partial(_of_graph, graph, session, signature)
-        for name, signature in signatures.items()
+        name: partial(_of_graph, graph, session, signature, site, renamed)
+        for name, signature in meta_graph.signature_def.items()
         if name != INTERNAL
     }
 
 
-def _of_graph(graph: Any, session: Any, signature: Any) -> _Signature:
-    inputs = {name: _tensor(graph, name, info) for name, info in sorted(signature.inputs.items())}
+def _of_graph(graph: Any, session: Any, signature: Any, site: Site | None, renamed: Callable[[str], str]) -> _Signature:
+    inputs = {renamed(name): _tensor(graph, name, info) for name, info in sorted(signature.inputs.items())}
     outputs = {name: _tensor(graph, name, info) for name, info in sorted(signature.outputs.items())}
-    run = session.make_callable(list(outputs.values()), feed_list=list(inputs.values()))
-
-    def call(arrays: Arrays) -> Arrays:
-        values = run(*(arrays[name] for name in inputs))
-        return {name: setup.plain(value) for name, value in zip(outputs, values, strict=True)}
-
-    return _Signature(_specs(inputs), _specs(outputs), call, call)
+    return _Signature(_specs(inputs), _specs(outputs), GraphRun(session, inputs, outputs, site))
 
 
 def _specs(values: Mapping[str, Any]) -> dict[str, Any]:

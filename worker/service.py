@@ -12,40 +12,44 @@ import zmq
 
 from multitower import tensors, wire, worker_wire
 from multitower.errors import MultitowerError
-from multitower.spec import MemoryReport, SinglyReport
+from multitower.spec import MemoryReport, SinglyReport, newest
 from multitower.worker.batch import Joined
 from multitower.worker.buffers import Buffers
 from multitower.worker.executor import Executor
 from multitower.worker.inbox import Inbox
+from multitower.worker.mappings import Mappings
 from multitower.worker.prepared import Answer, Prepared
 from multitower.worker.regions import Inputs, Outputs, Regions
-from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Place, Timing
+from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Place, Table, Timing
 
 Executors = Mapping[str, Executor]
-"""What runs the batches of a model, by signature; that of its default one by ""."""
+"""What runs the batches of a model's version, by signature; that of its default one by ""."""
+
+Models = Mapping[tuple[str, str], Executors]
+"""Those that a worker serves, by name and version."""
 
 WORTH_NS = 300_000
 """Where both a batch's computation and its assembly take this long, the next one is assembled by another thread."""
 
 
-def serve(socket: zmq.Socket[bytes], models: Mapping[str, Executors], begin: Callable[[int], None]) -> None:
+def serve(socket: zmq.Socket[bytes], models: Models, begin: Callable[[int], None]) -> None:
     """Answers batches, one at a time, until STOP.
 
     Args:
         socket: the worker's end of its channel.
-        models: those that serve, by name.
+        models: those that serve, by name and version.
         begin: notes the id of each batch before it is executed, where the supervisor finds it whatever happens then.
     """
     service = _Service(models, begin)
     told = {executor: (executor.safe_rows, 0) for executors in models.values() for executor in executors.values()}
     joining = list(told)
-    with Inbox(socket, service.open) as inbox:
+    with Inbox(socket, service.open, service.tick) as inbox:
         while _answer_one(inbox, service):
             for executor in joining:
                 if executor.singly_because is not None:
                     # Once, since there is no way back.
                     joining.remove(executor)
-                    found = SinglyReport(model=executor.name, because=executor.singly_because)
+                    found = SinglyReport(model=executor.name, version=executor.version, because=executor.singly_because)
                     inbox.send([worker_wire.SINGLY, found.to_json()])
                     break
             for executor, before in told.items():
@@ -73,16 +77,18 @@ class _Job:
     Attributes:
         batch_id: its number.
         executor: what runs it.
-        prepared: it; None when none of its entries can be run.
         assemble_ns: what its assembly has taken so far.
-        shared: what came in shared memory, and is to go there; None where all came in frames.
+        prepared: all of it, where it came in frames.
+        parts: that are run one after the other, where some of it lies in shared memory.
+        regions: of that, open until the batch is answered.
     """
 
     batch_id: int
     executor: Executor
-    prepared: Prepared | None
     assemble_ns: int
-    shared: _Shared | None = None
+    prepared: Prepared | None
+    parts: Sequence[_Part] = ()
+    regions: Regions | None = None
 
     def pays(self, ahead: bool) -> bool:
         """It is worth while to put batches like this one together while another computes; `ahead`, as it is done."""
@@ -91,87 +97,115 @@ class _Job:
 
 
 @dataclass(slots=True)
-class _Shared:
-    """What a batch has with shared memory.
+class _Part:
+    """All entries of a batch with shared memory, or one of those that run one by one.
 
     Attributes:
-        regions: that it names, which are open until it is answered.
-        errors: the answers of entries that cannot be run, by their number.
-        entries: how many it has.
+        key: what the entries have in common.
+        rows: of each entry.
+        frames: of the inputs that came in frames; none once they have been prepared.
+        table: of what lies in shared memory.
+        prepared: the entries that can be run; None while they have not been looked at, and when there are none.
+        errors: the answers of the others, by their number.
         places: where outputs are to be written, by entry and name.
     """
 
-    regions: Regions
-    errors: Mapping[int, MultitowerError]
-    entries: int
+    key: KeySpec
+    rows: Sequence[int]
+    frames: list[Any] | None
+    table: Table
+    prepared: Prepared | None = None
+    errors: Mapping[int, MultitowerError] = field(default_factory=dict)
     places: dict[int, dict[str, Place]] = field(default_factory=dict)
 
 
 class _Service:
     """From the message of a batch to that of its answers."""
 
-    def __init__(self, models: Mapping[str, Executors], begin: Callable[[int], None]) -> None:
-        self._models = models
+    def __init__(self, models: Models, begin: Callable[[int], None]) -> None:
+        versions: dict[str, list[str]] = {}
+        for name, version in models:
+            versions.setdefault(name, []).append(version)
+        self._models = {**models, **{(name, ""): models[name, newest(found)] for name, found in versions.items()}}
         self._begin = begin
         self._keys = KeyMemory()
         self._outputs = Outputs()
         self._buffers = Buffers()
+        self._mappings = Mappings()
         self._parent = os.getppid()
 
     def open(self, message: list[Any]) -> _Job | None:
         """Makes ready what a message brings; None for the one that says to stop. While it does, `run` may run."""
+        if self._mappings.known:
+            self._mappings.tick()
         kind = bytes(message[0])[:1]
         if kind == worker_wire.STOP:
             return None
         head, key, rest = self._read(message)
-        executor = self._models[key.model][key.signature]
-        if kind == worker_wire.SHARED:
-            return self._open_shared(head, key, executor, rest)
-        prepared = executor.prepare(key, head.rows, _views(rest), joined=head.joined)
-        return _Job(head.batch_id, executor, prepared, prepared.assemble_ns)
-
-    def _open_shared(self, head: BatchHead, key: KeySpec, executor: Executor, rest: list[Any]) -> _Job:
-        """A batch of which some tensors lie in shared memory."""
+        executor = self._models[key.model, key.version][key.signature]
+        if kind == worker_wire.BATCH:
+            prepared = executor.prepare(key, head.rows, _views(rest), joined=head.joined)
+            return _Job(head.batch_id, executor, prepared.assemble_ns, prepared)
         begun = time.monotonic_ns()
         packed, *frames = rest
-        table = worker_wire.Table.unpack(bytes(packed))
-        regions = Regions(self._parent)
-        inputs = Inputs(key, head.rows, table, _views(frames), regions, self._buffers)
-        shared = _Shared(regions, inputs.errors, len(head.rows))
-        for place in table.outputs:
-            shared.places.setdefault(place.entry, {})[str(place.tensor)] = place
-        prepared = None
+        whole = _Part(key, head.rows, _views(frames), Table.unpack(bytes(packed)))
+        # What runs one by one is also read and written one by one, while it is in the processor's caches.
+        parts = [whole] if key.batched else _one_by_one(whole)
+        regions = Regions(self._parent, self._mappings)
+        self._prepare(parts[0], executor, regions)
+        return _Job(head.batch_id, executor, time.monotonic_ns() - begun, None, parts, regions)
+
+    def tick(self) -> None:
+        """Gives up what is kept only for as long as it is used; to be called while nothing comes, too."""
+        self._mappings.tick()
+
+    def _prepare(self, part: _Part, executor: Executor, regions: Regions) -> None:
+        """Reads what lies in shared memory."""
+        assert part.frames is not None  # it is done once
+        inputs = Inputs(part.key, part.rows, part.table, part.frames, regions, self._buffers, executor.padded)
+        part.frames, part.errors = None, inputs.errors
+        for place in part.table.outputs:
+            part.places.setdefault(place.entry, {})[str(place.tensor)] = place
         if inputs.rows:  # a model is not called for nothing
-            prepared = executor.prepare(key, inputs.rows, inputs.frames, joined=inputs.joined)
-        return _Job(head.batch_id, executor, prepared, time.monotonic_ns() - begun, shared)
+            joined = inputs.joined
+            part.prepared = executor.prepare(part.key, inputs.rows, inputs.frames, joined=joined, padded=joined)
 
     def run(self, job: _Job) -> list[Any]:
         """Runs a batch; returns the message of its answers."""
         self._begin(job.batch_id)
-        answers: Sequence[Answer] = ()
-        timing = Timing(0, 0, 0)
         if job.prepared is not None:
             answers, timing = job.executor.run(job.prepared)
-            reading_ns = job.assemble_ns - job.prepared.assemble_ns
-            timing = timing._replace(assemble_ns=timing.assemble_ns + reading_ns)
-        if job.shared is not None:
-            begun = time.monotonic_ns()
-            answers = self._place(job.shared, answers)
-            timing = timing._replace(slice_ns=timing.slice_ns + time.monotonic_ns() - begun)
-        elif isinstance(answers, Joined):
-            outputs = _kept(answers.frames) if job.executor.volatile else answers.frames
-            return worker_wire.joined_result(job.batch_id, answers.headers, answers.rows, outputs, timing)
-        return worker_wire.result(job.batch_id, _told(answers, job.executor), timing)
+            if isinstance(answers, Joined):
+                outputs = _kept(answers.frames) if job.executor.volatile else answers.frames
+                return worker_wire.joined_result(job.batch_id, answers.headers, answers.rows, outputs, timing)
+            return worker_wire.result(job.batch_id, _told(answers, job.executor), timing)
+        assert job.regions is not None  # one of the two is there
+        told: list[list[Any] | bytes] = []
+        compute_ns, assemble_ns, begun = 0, job.assemble_ns, time.monotonic_ns()
+        with job.regions as regions:
+            for part in job.parts:
+                if part.frames is not None:
+                    before = time.monotonic_ns()
+                    self._prepare(part, job.executor, regions)
+                    assemble_ns += time.monotonic_ns() - before
+                run: Sequence[Answer] = ()
+                if part.prepared is not None:
+                    run, timing = job.executor.run(part.prepared)
+                    compute_ns += timing.compute_ns
+                    assemble_ns += timing.assemble_ns - part.prepared.assemble_ns
+                told += _told(self._place(part, run, regions), job.executor)
+                part.prepared = None  # its memory is the next one's
+        slice_ns = time.monotonic_ns() - begun - compute_ns - (assemble_ns - job.assemble_ns)
+        return worker_wire.result(job.batch_id, told, Timing(assemble_ns, compute_ns, slice_ns))
 
-    def _place(self, shared: _Shared, run: Sequence[Answer]) -> list[Answer]:
+    def _place(self, part: _Part, run: Sequence[Answer], regions: Regions) -> list[Answer]:
         """The answers of all entries, with those outputs in shared memory that have a place there."""
         ran = iter(run)
-        answers = [shared.errors.get(entry) or next(ran) for entry in range(shared.entries)]
-        with shared.regions as regions:
-            for entry, wanted in shared.places.items():
-                answer = answers[entry]
-                if not isinstance(answer, MultitowerError):
-                    answers[entry] = self._outputs.place(answer, wanted, regions)
+        answers = [part.errors.get(entry) or next(ran) for entry in range(len(part.rows))]
+        for entry, wanted in part.places.items():
+            answer = answers[entry]
+            if not isinstance(answer, MultitowerError):
+                answers[entry] = self._outputs.place(answer, wanted, regions)
         return answers
 
     def _read(self, message: list[Any]) -> tuple[BatchHead, KeySpec, list[Any]]:
@@ -185,6 +219,20 @@ class _Service:
         key = self._keys.get(head.key_id)
         assert isinstance(key, KeySpec)  # the router sends the description with the first batch of a key
         return head, key, message[start:]
+
+
+def _one_by_one(whole: _Part) -> list[_Part]:
+    """A part for each entry."""
+    frames = iter(whole.frames or ())
+    tables = [Table([], []) for _ in whole.rows]
+    for table, side in ((whole.table.inputs, 0), (whole.table.outputs, 1)):
+        for place in table:
+            tables[place.entry][side].append(place._replace(entry=0))
+    width = len(whole.key.inputs)
+    return [
+        _Part(whole.key, (rows,), [next(frames) for _ in range(width - len(table.inputs))], table)
+        for rows, table in zip(whole.rows, tables, strict=True)
+    ]
 
 
 def _views(inputs: list[Any]) -> list[Any]:

@@ -130,8 +130,8 @@ class OwnDaemon:
                     status = client.status()
                 except MultitowerError:
                     continue  # it does not listen yet, or has ended
-                slots = status["slots"]
-                if slots and all(slot["state"] == "ready" for slot in slots):
+                slots, daemon = status["slots"], status["daemon"]
+                if daemon["ready"] and daemon["slots_ready"] == daemon["slots_total"]:
                     return
                 failed = [f"slot {slot['slot']}: {slot['last_error']}" for slot in slots if slot["state"] == "failed"]
                 if failed:

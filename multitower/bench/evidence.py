@@ -29,8 +29,10 @@ class Snapshot:
     machine: tuple[float, float]
 
     def model(self, name: str) -> Mapping[str, Any]:
-        """One model's part of the status."""
-        return next((model for model in self.status["models"] if model["name"] == name), {})
+        """One model's part of the status, of the version that the statistics are of."""
+        entries = [model for model in self.status["models"] if model["name"] == name]
+        version = self.statistics.get("version")
+        return next((entry for entry in entries if entry.get("version") == version), entries[0] if entries else {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,7 @@ class Session:
 
 
 def _only_model(status: dict[str, Any]) -> str:
-    names = [str(model["name"]) for model in status["models"]]
+    names = list(dict.fromkeys(str(model["name"]) for model in status["models"]))  # each of its versions has an entry
     if len(names) != 1:
         raise BenchError(f"name one of the models: {', '.join(names)}")
     return names[0]

@@ -58,7 +58,8 @@ class Watch:
             at_ns = min(max(at_ns + interval_ns, time.monotonic_ns()), window.end_ns)
 
     def _look(self) -> Snapshot:
-        statistics = self._client.statistics(self._model, self._version)["model_stats"][0]
+        # Of several versions the last is the one that requests get which name none.
+        statistics = self._client.statistics(self._model, self._version)["model_stats"][-1]
         at = time.monotonic()
         status = self._client.status()
         processes = local_processes(status)

@@ -30,6 +30,10 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "convert-config": Entry(
             "multitower.cli.convert:convert_config", "Print the YAML for TensorFlow Serving's MODELS_CONFIG."
         ),
+        "compare": Entry(
+            "multitower.cli.compare:compare",
+            "Serve MODEL by one process per device, then by towers in one process, and show both side by side.",
+        ),
     },
     "The daemon": {
         "serve": Entry(
@@ -46,6 +50,14 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "restart": Entry(
             "multitower.cli.operate:restart",
             "Give SLOT a new worker, also where it was given up as failed; `multitower status` shows the slots.",
+        ),
+        "load": Entry(
+            "multitower.cli.operate:load",
+            "Load MODEL as the configuration file has it now: one that was unloaded, is new there, or has changed.",
+        ),
+        "unload": Entry(
+            "multitower.cli.operate:unload",
+            "Unload MODEL: what was accepted is answered, new requests are refused, and its memory is given back.",
         ),
         "infer": Entry("multitower.cli.query:infer", "Ask MODEL once, and print its outputs as JSON."),
         "bench": Entry("multitower.cli.bench:bench", "Measure how much MODEL answers, how fast, and what limits it."),

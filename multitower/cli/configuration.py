@@ -68,12 +68,15 @@ def _selection(config: Config) -> str:
 
 
 def _models(config: Config) -> Iterator[str]:
-    from multitower.supervisor.versions import latest_version
+    from multitower.supervisor.versions import chosen_versions
 
     width = max(len(model.name) for model in config.models)
     for model in config.models:
-        version = latest_version(model.path) if model.path is not None else None
-        where = f"{model.handler or model.path}{f', version {version}' if version is not None else ''}"
+        versions = chosen_versions(model.path, model.versions) if model.path is not None else ()
+        told = ", ".join(version for version in versions if version is not None)
+        where = str(model.handler or model.path)
+        if told:
+            where += f", version{'s' if len(versions) > 1 else ''} {told}"
         on = "" if model.devices == "all" else f", on {', '.join(map(str, model.devices))}"
         yield f"{model.name:{width}}  {where}{on}"
 
@@ -81,11 +84,12 @@ def _models(config: Config) -> Iterator[str]:
 def _slots(config: Config) -> Iterator[str]:
     """What each slot would get of this machine."""
     from multitower.supervisor import devices, placement
+    from multitower.supervisor.cores import shown
 
     for slot in placement.of_config(config):
         limit = slot.memory_limit_bytes
         memory = f", memory {devices.format_bytes(limit)}" if limit is not None else ""
-        cores = f", cores {','.join(map(str, slot.cores))}" if slot.cores else ""
+        cores = f", cores {shown(slot.cores)}" if slot.cores else ""
         threads = f"{slot.intra_op_threads} intra-op and {slot.inter_op_threads} inter-op threads"
         models = f", models {', '.join(slot.models)}" if len(slot.models) < len(config.models) else ""
         yield f"{slot.slot}  {slot.device}, {threads}{memory}{cores}{models}"

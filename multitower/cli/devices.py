@@ -43,6 +43,8 @@ def _json(discovery: Discovery, cores: Sequence[int]) -> str:
             "memory_used_bytes": gpu.memory_used_bytes,
             "pci_bus_id": gpu.pci_bus_id,
             "parent": gpu.parent.name if gpu.parent is not None else None,
+            "numa_node": gpu.numa_node,
+            "cores": gpu.cores,
         }
         for gpu in discovery.gpus
     ]
@@ -72,20 +74,28 @@ def _print_table(gpus: Sequence[Device]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from multitower.supervisor.cores import shown
     from multitower.supervisor.devices import format_bytes
 
+    headings = ["Index", "UUID", "Product", "Memory", "Used", "PCI bus id"]
+    near = any(gpu.cores is not None for gpu in gpus)
+    if near:
+        headings += ["Node", "Cores near"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("Index", "UUID", "Product", "Memory", "Used", "PCI bus id"):
-        table.add_column(heading, no_wrap=True, justify="right" if heading in ("Index", "Memory", "Used") else "left")
+    for heading in headings:
+        right = heading in ("Index", "Memory", "Used", "Node")
+        table.add_column(heading, no_wrap=True, justify="right" if right else "left")
     for gpu in gpus:
-        cells = (
+        cells = [
             str(gpu.index) if gpu.parent is None else f"in {gpu.parent.index}",
             gpu.name,
             gpu.product,
             format_bytes(gpu.memory_bytes),
             format_bytes(gpu.memory_used_bytes),
             gpu.pci_bus_id or "-",
-        )
+        ]
+        if near:
+            cells += [str(gpu.numa_node) if gpu.numa_node is not None else "-", shown(gpu.cores or ()) or "-"]
         table.add_row(*(Text(cell) for cell in cells))
     console = Console()
     # A UUID cut short to fit a narrow terminal, or the 80 columns of a pipe, could not be copied.

@@ -1,4 +1,4 @@
-"""`multitower reload` and `restart`: orders to a running daemon, over its operator's endpoint."""
+"""`multitower reload`, `restart`, `load`, `unload`: orders to a running daemon, over its operator's endpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def reload(client: Client) -> int:
     from multitower import wire
 
     changed = _order(client, wire.RELOAD, {})
-    told = [f"{what} {', '.join(map(str, changed[what]))}" for what in ("renewed", "added", "removed") if changed[what]]
+    told = [f"{what} {_listed(changed[what])}" for what in ("renewed", "added", "removed") if changed[what]]
     click.echo(f"reloaded; slots {'; '.join(told)}" if told else "reloaded; no slot had to change")
     return Exit.OK
 
@@ -45,6 +45,42 @@ def restart(client: Client, slot: int) -> int:
     done = _order(client, wire.RESTART, {"slot": slot})
     click.echo(f"slot {slot} is ready; its worker is process {done['pid']}")
     return Exit.OK
+
+
+@click.command()
+@click.argument("model")
+@asks
+def load(client: Client, model: str) -> int:
+    """Load MODEL as the configuration file has it now: one that was unloaded, is new there, or has changed.
+
+    Of the file that model's section alone is applied. Its slots get new workers one after the other, and lose no
+    request; slots without it are left alone. The command waits for the end. Exit code 0: all its slots serve it.
+    """
+    from multitower import wire
+
+    slots = _order(client, wire.LOAD, {"model_name": model})["slots"]
+    click.echo(f"{model} is loaded; slots renewed {_listed(slots)}" if slots else f"{model} was loaded already")
+    return Exit.OK
+
+
+@click.command()
+@click.argument("model")
+@asks
+def unload(client: Client, model: str) -> int:
+    """Unload MODEL: what was accepted is answered, new requests are refused, and its memory is given back.
+
+    Its slots get new workers without it one after the other, and lose no request of others. `multitower load` brings it
+    back, and so does a reload. The command waits for the end.
+    """
+    from multitower import wire
+
+    slots = _order(client, wire.UNLOAD, {"model_name": model})["slots"]
+    click.echo(f"{model} is unloaded; slots renewed {_listed(slots)}" if slots else f"{model} was unloaded already")
+    return Exit.OK
+
+
+def _listed(slots: list[int]) -> str:
+    return ", ".join(map(str, sorted(slots)))
 
 
 def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any]:

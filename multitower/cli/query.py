@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 CONNECT_S = 3.0
 TIMEOUT_S = 10.0
-COLOURS = {"ready": "green", "running": "green", "failed": "red", "stopped": "red"}
+COLOURS = {"ready": "green", "running": "green", "failed": "red", "stopped": "red", "unloaded": "default"}
 OTHER_COLOUR = "yellow"
+MEMORY = ("host_memory_bytes", "device_memory_bytes", "device_memory_peak_bytes")
 
 
 def _not_nan(context: click.Context, parameter: click.Parameter, seconds: float) -> float:
@@ -109,7 +110,7 @@ def _print_status(state: dict[str, Any]) -> None:
             (
                 slot["slot"],
                 slot["state"],
-                slot["device"],
+                slot["device"].replace(",", "\n"),
                 slot["pid"],
                 slot["restarts"],
                 slot["depth"],
@@ -120,27 +121,46 @@ def _print_status(state: dict[str, Any]) -> None:
         ),
     )
     _print_use(slots)
+    _print_towers(slots)
     if daemon.get("quarantine"):
         kept = daemon["quarantine"]
         refused = sum(entry["refused"] for entry in kept)
         click.echo(f"in quarantine: {len(kept)} requests that crashed a worker; {refused:,} equal ones were refused\n")
     _print_table(
-        ("Model", "State", "Version", ">Slots", ">Queue", ">Answered", ">Failed", ">Rows a batch", "Note"),
+        (
+            *("Model", "State", "Version", ">Slots", ">Queue", ">Answered", ">Failed", ">Rows a batch"),
+            *(">Host memory", ">Device memory", "Note"),
+        ),
         (
             (
                 model["name"],
                 model["state"],
-                model["version"],
+                _version(model),
                 f"{model['slots_ready']}/{model.get('slots_total', len(slots))}",
                 model["queue"],
                 f"{model['completed']:,}",
                 f"{model['failed']:,}",
                 f"{model['rows'] / model['batches']:.1f}" if model["batches"] else None,
-                model["cause"] or model["unbatched_because"] or "",
+                *_grown(model),
+                "; ".join(_notes(model)),
             )
             for model in models
         ),
     )
+
+
+def _version(model: dict[str, Any]) -> str | None:
+    """The version with its labels."""
+    labels = ", ".join(model["labels"])
+    return f"{model['version']} ({labels})" if labels else model["version"]
+
+
+def _notes(model: dict[str, Any]) -> Iterable[str]:
+    told = model["cause"] or model["unbatched_because"]
+    if told:
+        yield told
+    for label, version in model["labels_not_served"].items():
+        yield f"the label {label} is version {version}, which is not served"
 
 
 def _print_use(slots: Sequence[dict[str, Any]]) -> None:
@@ -149,19 +169,59 @@ def _print_use(slots: Sequence[dict[str, Any]]) -> None:
     rows = []
     for slot in slots:
         batch = slot.get("batch_ms") or {}
-        memory, device = slot.get("rss_bytes"), slot.get("device_memory_bytes")
+        memory = slot.get("rss_bytes")
+        devices = slot.get("devices") or ()
         rows.append(
             (
                 slot["slot"],
                 *(f"{batch[name]:,.1f} ms" if batch.get(name) is not None else None for name in ("p50", "p99")),
                 f"{slot['rows_per_s']:,.0f}" if slot.get("rows_per_s") is not None else None,
-                _size(memory) if memory is not None else None,
+                _size(memory),
                 _percent(slot.get("cpu_percent")),
-                _size(device) if device is not None else None,
-                "gone" if slot.get("device_present") is False else _percent(slot.get("utilization_percent")),
+                "\n".join(_size(each["memory_bytes"]) or "-" for each in devices) or None,
+                "\n".join(_busy(each) or "-" for each in devices) or None,
             )
         )
     _print_table(headings, rows)
+
+
+def _print_towers(slots: Sequence[dict[str, Any]]) -> None:
+    """Where the towers of slots with several devices are, and what of them runs elsewhere."""
+    rows = [
+        (
+            slot["slot"],
+            model["device"],
+            # Of the whole tower, and so once.
+            *((tower["depth"], f"{tower['batches']:,}", f"{tower['completed']:,}") if not place else ("", "", "")),
+            model["name"],
+            _counted(model["nodes"]) if model["nodes"] is not None else "not known: no warm-up run",
+            _counted(model["fallbacks"]) if model["nodes"] is not None else None,
+        )
+        for slot in slots
+        for tower in slot.get("towers", ())
+        for place, model in enumerate(tower["models"])
+    ]
+    if rows:
+        headings = ("Slot", "Tower", ">Depth", ">Batches", ">Rows answered", "Model", "Nodes", "Not on its device")
+        _print_table(headings, rows)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+
+
+def _busy(device: dict[str, Any]) -> str | None:
+    return "gone" if device["present"] is False else _percent(device["utilization_percent"])
+
+
+def _grown(model: dict[str, Any]) -> tuple[str | None, str | None]:
+    """By how much host and device memory grew when a worker loaded the model."""
+    host, device = model.get("host_memory_bytes"), model.get("device_memory_bytes")
+    return _more(host), _more(device)
+
+
+def _more(size: int | None) -> str | None:
+    return None if size is None else f"{size / (1 << 20):+,.0f} MiB"
 
 
 def _percent(value: float | None) -> str | None:
@@ -175,8 +235,8 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _size(size: int) -> str:
-    return f"{size / (1 << 20):,.0f} MiB"
+def _size(size: int | None) -> str | None:
+    return None if size is None else f"{size / (1 << 20):,.0f} MiB"
 
 
 def _print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -204,42 +264,57 @@ def _print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> N
 @click.option("--json", "as_json", is_flag=True, help="Print the Open Inference Protocol's metadata, for programs.")
 @asks
 def models(client: Client, as_json: bool) -> int:
-    """List the models with their inputs and outputs.
+    """List the models and their versions with their inputs and outputs.
 
     Of a SavedModel those of each signature; the first one is the default. A dimension `any` takes every size; where a
-    model is batched it is the first one, the rows.
+    model is batched it is the first one, the rows. Memory is by how much that of a worker grew while it loaded the
+    model and warmed it up, the most of any worker.
     """
     from multitower import MultitowerError
 
     found: list[dict[str, Any]] = []
     for model in client.status()["models"]:
-        entry = {"name": model["name"], "state": model["state"], "cause": model["cause"]}
+        entry = {
+            name: model[name] for name in ("name", "version", "labels", "state", "cause", *MEMORY) if name in model
+        }
         try:
-            found.append({**entry, **client.metadata(model["name"])})
+            found.append({**entry, **client.metadata(model["name"], model["version"] or "")})
         except MultitowerError as error:  # not loaded, or not any more
-            found.append({**entry, "cause": error.message})
+            found.append({**entry, "cause": entry["cause"] or error.message})
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
         _print_table(
-            ("Model", "State", "Version", "Signature", "", "Name", "Datatype", "Shape"),
+            (
+                "Model",
+                "State",
+                "Version",
+                "Signature",
+                "",
+                "Name",
+                "Datatype",
+                "Shape",
+                ">Host memory",
+                ">Device memory",
+            ),
             (row for model in found for row in _rows(model)),
         )
     return Exit.OK
 
 
 def _rows(model: dict[str, Any]) -> Iterable[Sequence[object]]:
-    first = [model["name"], model["state"], ", ".join(model.get("versions", ())) or None]
+    first = [model["name"], model["state"], _version(model)]
+    memory: Sequence[object] = _grown(model)
     nothing = "takes any inputs" if "inputs" in model else model["cause"]
     for name, signature in model.get("signatures", {"": model}).items():
         tensors = [(side, tensor) for side in ("input", "output") for tensor in signature.get(f"{side}s", ())]
         if not tensors:
-            yield (*first, name, "", signature["cause"] if name else nothing, "", "")
+            yield (*first, name, "", signature["cause"] if name else nothing, "", "", *memory)
         for side, tensor in tensors:
             shape = ", ".join("any" if size == -1 else str(size) for size in tensor["shape"])
-            yield (*first, name, side, tensor["name"], tensor["datatype"], f"[{shape}]")
-            first, name = ["", "", ""], ""
-        first = ["", "", ""]
+            yield (*first, name, side, tensor["name"], tensor["datatype"], f"[{shape}]", *memory)
+            first, name, memory = ["", "", ""], "", ("", "")
+        first, memory = ["", "", ""], ("", "")
 
 
 @click.command()
@@ -252,7 +327,8 @@ def _rows(model: dict[str, Any]) -> Iterable[Sequence[object]]:
     "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the outputs to FILE, .npz or .json."
 )
 @click.option("--only", "wanted", multiple=True, metavar="NAME", help="Ask for this output alone. Repeatable.")
-@click.option("--model-version", default="", metavar="VERSION", help="Else the one that is served.")
+@click.option("--model-version", default="", metavar="VERSION", help="Else the highest that is served.")
+@click.option("--version-label", default="", metavar="LABEL", help="Of the model's version_labels, in place of that.")
 @click.option("--signature", default="", metavar="NAME", help="Of the model's signatures; else its default one.")
 @asks
 def infer(
@@ -263,6 +339,7 @@ def infer(
     output: Path | None,
     wanted: tuple[str, ...],
     model_version: str,
+    version_label: str,
     signature: str,
 ) -> int:
     """Ask MODEL once, and print its outputs as JSON.
@@ -279,12 +356,19 @@ def infer(
 
     if output is not None and output.suffix not in (".npz", ".json"):
         raise click.BadParameter("a file's name ends in .npz or .json", param_hint="'--output'")
-    metadata = client.metadata(model, model_version)
+    metadata = client.metadata(model, model_version, version_label=version_label)
     # One that does not exist is the daemon's to refuse.
     signed = metadata.get("signatures", {}).get(signature, metadata)
     declared = {tensor["name"]: tensor["datatype"] for tensor in signed["inputs"]}
     inputs = values.read(source if source or files else values.STDIN, files, declared)
-    answer = client.infer(model, inputs, outputs=wanted or None, version=model_version, signature=signature)
+    answer = client.infer(
+        model,
+        inputs,
+        outputs=wanted or None,
+        version=model_version,
+        version_label=version_label,
+        signature=signature,
+    )
     if output is not None:
         values.save(output, answer)
     else:

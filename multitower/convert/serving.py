@@ -10,14 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Final
 
 from multitower.convert import yaml_text
 from multitower.convert.text_format import Field, Message, Word
 from multitower.supervisor.config_fields import MAX_INT
 from multitower.supervisor.config_values import NAME_PATTERN
+from multitower.supervisor.config_versions import MAX_VERSION
 from multitower.supervisor.units import MAX_DURATION_S, format_duration
+from multitower.wire import MAX_NAME_BYTES
 
 DEFAULT_MAX_BATCH_SIZE: Final = 1000
 """TensorFlow Serving's, where a batching file does not say."""
@@ -69,10 +70,13 @@ class Conversion:
 
 @dataclass(slots=True)
 class _Model:
-    """One model; `refused` says why it can only be a comment."""
+    """One model; `refused` says that it can only be a comment. `versions` is what stands behind that key."""
 
     name: str = ""
     path: str = ""
+    versions: str | None = None
+    listed: list[int] | None = None
+    labels: dict[str, int] = field(default_factory=dict)
     refused: bool = False
     notes: list[Note] = field(default_factory=list)
 
@@ -125,6 +129,11 @@ def convert(
 def _lines(model: _Model, batching: _Batching | None) -> Iterator[str]:
     yield from (f"  {yaml_text.comment(str(note))}" for note in model.notes)
     entry = [f"  - name: {yaml_text.text(model.name)}", f"    path: {yaml_text.text(model.path)}"]
+    if model.versions is not None:
+        entry.append(f"    versions: {model.versions}")
+    if model.labels:
+        labels = ", ".join(f"{yaml_text.text(label)}: {version}" for label, version in model.labels.items())
+        entry.append(f"    version_labels: {{{labels}}}")
     if batching is not None:
         entry += ["    batching:", f"      max_batch_size: {batching.max_batch_size}"]
         if batching.allowed_batch_sizes:
@@ -163,8 +172,7 @@ def _model(entry: Field, config: Message, names: set[str], file: str) -> _Model:
         note(at, text)
         model.refused = True
 
-    labels: list[str] = []
-    labelled: Field | None = None
+    labels: list[tuple[Field, object, object]] = []
     for part in _counting(config, "version_labels", note):
         value = part.value
         if part.name == "name" and isinstance(value, str):
@@ -180,18 +188,15 @@ def _model(entry: Field, config: Message, names: set[str], file: str) -> _Model:
         elif part.name == "model_version_policy" and isinstance(value, Message):
             policy = value, part
         elif part.name == "version_labels" and isinstance(value, Message):
-            labels.append(f"{_only(value, 'key')}: {_only(value, 'value')}")
+            labels.append((part, _only(value, "key"), _only(value, "value")))
             _tell_strange(value, part, ("key", "value"), note)
-            labelled = labelled or part
         else:
             why = _IGNORED.get(part.name, "an unknown field, or not of the type that it has")
             note(part, f"{part.name} was not carried over: {why}")
-    if labelled is not None:
-        text = f"version_labels ({', '.join(labels)}) were not carried over: one version is served, and has no label"
-        note(labelled, text)
     _settle_path(model, note, refuse)
     if policy is not None:
         _settle_versions(model, *policy, note)
+    _settle_labels(model, labels, note)
     _settle_name(model, names, note)
     return model
 
@@ -211,33 +216,56 @@ def _settle_path(model: _Model, note: _Noting, refuse: _Noting) -> None:
 
 
 def _settle_versions(model: _Model, policy: Message, at: Field, note: _Noting) -> None:
-    """The highest version is served here; one specific version can be, by its own folder."""
     for choice in policy.fields[:-1]:
         note(choice, f"{choice.name} in model_version_policy does not count: another one follows")
     for choice in policy.fields[-1:]:
         inner = choice.value if isinstance(choice.value, Message) else Message(())
         known = {"latest": ("num_versions",), "all": (), "specific": ("versions",)}.get(choice.name)
-        if known is not None:
-            _tell_strange(inner, choice, known, note)
+        if known is None:
+            note(choice, f"{choice.name} in model_version_policy was not carried over: an unknown field")
+            continue
+        _tell_strange(inner, choice, known, note)
         if choice.name == "latest":
             count = _only(inner, "num_versions")
-            if count not in (None, 0, 1):
-                note(choice, f"latest {{num_versions: {count}}}: only the latest version is served")
+            if isinstance(count, int) and 1 < count <= MAX_INT:
+                model.versions = f"{{latest: {count}}}"
+            elif count not in (None, 0, 1):
+                note(choice, f"num_versions {count} was not carried over: the latest version is served")
         elif choice.name == "all":
-            note(choice, "all {}: not all versions are served, only the latest")
-        elif choice.name == "specific":
-            versions = [part.value for part in inner.fields if part.name == "versions"]
-            if len(versions) == 1 and isinstance(versions[0], int) and not model.refused:
-                model.path = str(PurePosixPath(model.path) / str(versions[0]))
-                text = "path names its folder, requests see it as version 1, and newer versions are not looked for"
-                note(choice, f"specific {{versions: {versions[0]}}}: {text}")
-            else:
-                listed = ", ".join(map(str, versions))
-                note(choice, f"specific {{versions: [{listed}]}}: only one version is served, the latest")
+            model.versions = "all"
         else:
-            note(choice, f"{choice.name} in model_version_policy was not carried over: an unknown field")
+            _settle_listed(model, inner, choice, note)
     if not policy.fields:
         note(at, "model_version_policy is empty: the latest version is served")
+
+
+def _settle_listed(model: _Model, specific: Message, at: Field, note: _Noting) -> None:
+    found = dict.fromkeys(part.value for part in specific.fields if part.name == "versions")
+    listed = [version for version in found if isinstance(version, int) and _is_version(version)]
+    for version in found:
+        if version not in listed:
+            note(at, f"the version {version} was not carried over: versions are numbers from 0")
+    if listed:
+        model.listed = listed
+        model.versions = f"{{specific: [{', '.join(map(str, listed))}]}}"
+    else:
+        note(at, "specific lists no version: the latest is served")
+
+
+def _settle_labels(model: _Model, labels: Sequence[tuple[Field, object, object]], note: _Noting) -> None:
+    for at, label, version in labels:
+        told = f"the label {label}: {version} was not carried over"
+        if not isinstance(label, str) or not 0 < len(label.encode()) <= MAX_NAME_BYTES or not _is_version(version):
+            note(at, f"{told}: a label has a text of 1 to {MAX_NAME_BYTES} bytes and the number of a version")
+        elif model.listed is not None and version not in model.listed:
+            note(at, f"{told}: that version is not served")
+        else:
+            assert isinstance(version, int)  # it is a version
+            model.labels[label] = version
+
+
+def _is_version(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_VERSION
 
 
 def _settle_name(model: _Model, names: set[str], note: _Noting) -> None:

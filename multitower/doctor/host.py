@@ -7,7 +7,7 @@ from typing import Final
 
 from multitower.doctor.findings import Finding, Level, several
 from multitower.doctor.machine import Machine
-from multitower.supervisor.devices import format_bytes
+from multitower.supervisor.devices import Device, format_bytes
 from multitower.supervisor.placement import Placement
 
 THREADS: Final = "threads"
@@ -25,13 +25,13 @@ CLIENTS: Final = 256
 SMALL_SHM: Final = 256 << 20
 
 
-def threads(placements: Sequence[Placement], machine: Machine, gpu_nodes: Mapping[str, int]) -> Iterator[Finding]:
+def threads(placements: Sequence[Placement], machine: Machine, devices: Mapping[str, Device]) -> Iterator[Finding]:
     """Whether the workers' threads suit the cores.
 
     Args:
         placements: the slots.
         machine: this one.
-        gpu_nodes: the NUMA node of each GPU that is known to have one, by its UUID.
+        devices: those of the slots, by name.
     """
     wanted = sum(placement.intra_op_threads for placement in placements)
     cores = len(machine.cores)
@@ -52,21 +52,28 @@ def threads(placements: Sequence[Placement], machine: Machine, gpu_nodes: Mappin
         text = f"this container may use {machine.quota:g} cores' time, and the workers have {wanted} threads"
         yield Finding(THREADS, Level.WARNING, text, advice)
     if len(machine.nodes) > 1:
-        yield from _nodes(placements, machine, gpu_nodes)
+        yield from _nodes(placements, machine, devices)
 
 
-def _nodes(placements: Sequence[Placement], machine: Machine, gpu_nodes: Mapping[str, int]) -> Iterator[Finding]:
+def _nodes(placements: Sequence[Placement], machine: Machine, devices: Mapping[str, Device]) -> Iterator[Finding]:
+    told = f"{len(machine.nodes)} NUMA nodes"
+    unknown = [device.name for device in devices.values() if device.kind != "cpu" and device.cores is None]
     astray = []
     for placement in placements:
-        node = next((gpu_nodes[name] for name in placement.devices if name in gpu_nodes), None)
-        if node is not None and placement.cores and not set(placement.cores) & machine.nodes[node]:
-            astray.append(f"slot {placement.slot} (its GPU is at node {node})")
-    told = f"{len(machine.nodes)} NUMA nodes"
+        mine = [devices[name] for name in placement.devices if name in devices]
+        near = {core for device in mine for core in device.cores or ()}
+        if near and placement.cores and not near & set(placement.cores):
+            nodes = ", ".join(sorted({str(device.numa_node) for device in mine if device.numa_node is not None}))
+            astray.append(f"slot {placement.slot} (its device is at node {nodes or 'unknown'})")
     if astray:
-        advice = "order `devices` as the nodes' cores are numbered, or set cores: shared"
+        advice = "let the daemon use the cores there too (taskset, a container's cpuset, systemd's CPUAffinity)"
         yield Finding(THREADS, Level.WARNING, f"{told}; bound to cores of another node: {', '.join(astray)}", advice)
     elif any(len(placement.cores) == 0 for placement in placements):
-        yield Finding(THREADS, Level.NOTE, f"{told}; workers without cores of their own run at any of them")
+        advice = "cores: split binds each worker to the node of its devices"
+        yield Finding(THREADS, Level.NOTE, f"{told}; workers without cores of their own run at any of them", advice)
+    elif unknown:
+        text = f"{told}; the driver does not tell which cores are near {', '.join(unknown)}, and any are taken"
+        yield Finding(THREADS, Level.NOTE, text, "compare with `nvidia-smi topo -m`")
     else:
         yield Finding(THREADS, Level.OK, told)
 

@@ -11,9 +11,10 @@ from typing import Final
 
 import psutil
 
+from multitower.supervisor.cores import parse
+
 CGROUP: Final = Path("/sys/fs/cgroup")
 NODES: Final = Path("/sys/devices/system/node")
-PCI: Final = Path("/sys/bus/pci/devices")
 SHM: Final = Path("/dev/shm")
 
 
@@ -53,15 +54,6 @@ def look() -> Machine:
     )
 
 
-def node_of_gpu(pci_bus_id: str | None, folder: Path = PCI) -> int | None:
-    """The NUMA node that a GPU is at; None where the system does not say."""
-    if pci_bus_id is None:
-        return None
-    # NVML writes eight digits of the domain, the system four.
-    node = _number(_read(folder / pci_bus_id.lower()[-12:] / "numa_node"))
-    return node if node is not None and node >= 0 else None
-
-
 def _quota(cgroup: Path) -> float | None:
     words = _read(cgroup / "cpu.max").split()
     if len(words) == 2 and words[0].isdigit() and words[1].isdigit():
@@ -87,17 +79,8 @@ def _available(cgroup: Path) -> int:
 def _nodes(folder: Path) -> dict[int, frozenset[int]]:
     nodes = {}
     for entry in sorted(folder.glob("node[0-9]*")):
-        nodes[int(entry.name.removeprefix("node"))] = frozenset(cpus(_read(entry / "cpulist")))
+        nodes[int(entry.name.removeprefix("node"))] = frozenset(parse(_read(entry / "cpulist")))
     return nodes
-
-
-def cpus(text: str) -> list[int]:
-    """The numbers of a list as the kernel writes it: `0-3,8`."""
-    numbers: list[int] = []
-    for part in filter(None, text.strip().split(",")):
-        first, _, last = part.partition("-")
-        numbers += range(int(first), int(last or first) + 1)
-    return numbers
 
 
 def _size(folder: Path) -> int | None:

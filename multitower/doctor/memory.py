@@ -50,7 +50,7 @@ def device_findings(
     Args:
         devices: the configured ones.
         placements: the slots on them, with the models of each.
-        sizes: each model's `file_bytes`, by its name.
+        sizes: the `file_bytes` of each model, all its versions together, by its name.
     """
     for device in devices:
         workers = [placement for placement in placements if device.name in placement.devices]
@@ -97,7 +97,7 @@ def host_finding(
     Args:
         workers: the names of the models of each.
         spares: how many.
-        sizes: each model's `file_bytes`, by its name.
+        sizes: the `file_bytes` of each model, all its versions together, by its name.
         measured: for models that were loaded, resident bytes of a process before and after.
         available: bytes that the host, or this container, has left.
     """

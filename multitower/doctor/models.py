@@ -203,7 +203,8 @@ def findings(loaded: Loaded) -> Iterator[Finding]:
         yield from _of_report(loaded, report)
     else:
         cause = (report.cause if report is not None else None) or loaded.cause
-        advice = "the daemon would show it as failed, and serve the others; docs/models.md tells what can be served"
+        page = "docs/handlers.md" if loaded.spec.handler is not None else "docs/models.md"
+        advice = f"the daemon would show it as failed, and serve the others; {page} tells what can be served"
         yield Finding(SECTION, Level.PROBLEM, f"{name} cannot be loaded: {cause}", advice)
     for line in loaded.words:
         yield Finding(SECTION, Level.NOTE, f"{name}: its worker says: {line.removeprefix(f'{name}: ')}")

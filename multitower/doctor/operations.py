@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from multitower.doctor.findings import Finding, Level, listed
@@ -43,12 +43,13 @@ def look(specs: Sequence[ModelSpec], timeout_s: float) -> dict[str, Any]:
     return answer
 
 
-def findings(answer: Mapping[str, Any], *, gpus_wanted: bool) -> Iterator[Finding]:
+def findings(answer: Mapping[str, Any], *, gpus_wanted: bool, told: Collection[str] = frozenset()) -> Iterator[Finding]:
     """What there is to say of the models' operations.
 
     Args:
         answer: what `look` gave.
         gpus_wanted: the configuration has workers on GPUs.
+        told: models that cannot be loaded, which has been said.
     """
     build = answer["build"]
     if not build["gpu"]:
@@ -57,7 +58,8 @@ def findings(answer: Mapping[str, Any], *, gpus_wanted: bool) -> Iterator[Findin
         return
     for name, model in answer["models"].items():
         if "error" in model:
-            yield Finding(SECTION, Level.NOTE, f"{name}: its operations were not looked at: {model['error']}")
+            if name not in told:
+                yield Finding(SECTION, Level.NOTE, f"{name}: its operations were not looked at: {model['error']}")
         elif model["cpu_only"]:
             lacking = [f"{op} ({count})" if count > 1 else op for op, count in model["cpu_only"].items()]
             total = sum(model["cpu_only"].values())

@@ -14,13 +14,14 @@ from multitower.doctor.findings import Finding, Level
 from multitower.doctor.libraries import Driver
 from multitower.spec import ModelSpec
 from multitower.supervisor import placement
-from multitower.supervisor.config import Config
+from multitower.supervisor.config import Config, ModelConfig
 from multitower.supervisor.config_devices import on_cpus
+from multitower.supervisor.cores import shown
 from multitower.supervisor.devices import Device, DeviceError, format_bytes, resolve
 from multitower.supervisor.front import IPC
 from multitower.supervisor.placement import Placement
 from multitower.supervisor.regions import MAX_REGIONS
-from multitower.supervisor.versions import latest_version
+from multitower.supervisor.versions import chosen_versions
 
 DEVICES: Final = "devices"
 _ALWAYS: Final = ("numpy", "pyzmq", "tensorflow")
@@ -34,7 +35,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
         load_models: load each model once; without it they are judged by their files alone.
         timeout_s: for each model.
     """
-    specs = [_with_version(model.to_spec()) for model in config.models]
+    specs = [spec for model in config.models for spec in _with_versions(model)]
     with_path = [spec for spec in specs if spec.path is not None]
     needed = versions.requirements()
     installed = versions.installed([name for name in needed if name != "Python"] or _ALWAYS)
@@ -47,10 +48,8 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     yield from told
 
     this = machine.look()
-    nodes = {device.name: machine.node_of_gpu(device.pci_bus_id) for device in devices}
-    gpu_nodes = {name: node for name, node in nodes.items() if node is not None}
     if placements:
-        yield from host.threads(placements, this, gpu_nodes)
+        yield from host.threads(placements, this, {device.name: device for device in devices})
     shares = any(endpoint.startswith(IPC) for endpoint in config.listen)
     yield from host.limits(this, max(1, len(placements)) + config.spares, MAX_REGIONS if shares else 0)
     yield from sockets.findings(config.listen, config.runtime_dir)
@@ -63,6 +62,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
 
     loadable = [spec for spec in specs if spec.path is None or has_tensorflow] if load_models else []
     measured: dict[str, tuple[int, int]] = {}
+    failed: set[str] = set()
     for loaded in models.load(
         loadable,
         import_path=str(config.folder),
@@ -72,23 +72,34 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     ):
         yield from models.findings(loaded)
         if loaded.report is not None and loaded.report.state == "ready":
-            measured[loaded.spec.name] = loaded.before_bytes, loaded.after_bytes
-    yield from _not_loaded([spec.name for spec in specs if spec not in loadable], wanted=load_models)
+            # The versions of a model are loaded one by one, and lie in a worker together.
+            name, grown = loaded.spec.name, loaded.after_bytes - loaded.before_bytes
+            before, after = measured.get(name, (loaded.before_bytes, loaded.before_bytes))
+            measured[name] = before, after + grown
+        else:
+            failed.add(loaded.spec.name)
+    yield from _not_loaded(list(dict.fromkeys(spec.name for spec in specs if spec not in loadable)), wanted=load_models)
 
     if answer is not None:
-        yield from operations.findings(answer, gpus_wanted=gpus_wanted)
+        yield from operations.findings(answer, gpus_wanted=gpus_wanted, told=failed)
     elif failure is not None:
         yield Finding(operations.SECTION, Level.WARNING, failure, "does `python -c 'import tensorflow'` work?")
 
-    sizes = {spec.name: memory.file_bytes(spec) for spec in specs}
+    sizes: dict[str, int | None] = {}
+    for spec in specs:
+        size, others = memory.file_bytes(spec), sizes.get(spec.name, 0)
+        sizes[spec.name] = None if size is None or others is None else size + others
     yield from memory.device_findings(devices, placements, sizes)
     workers = [placement.models for placement in placements] or [tuple(sizes)]
     yield memory.host_finding(workers, config.spares, sizes, measured, this.available_bytes)
 
 
-def _with_version(spec: ModelSpec) -> ModelSpec:
-    """The model in the version that a daemon started now would serve."""
-    return spec if spec.path is None else dataclasses.replace(spec, version=latest_version(spec.path))
+def _with_versions(model: ModelConfig) -> list[ModelSpec]:
+    """The model in each of the versions that a daemon started now would serve."""
+    spec = model.to_spec()
+    if spec.path is None:
+        return [spec]
+    return [dataclasses.replace(spec, version=version) for version in chosen_versions(spec.path, model.versions)]
 
 
 def _devices(config: Config, driver: Driver) -> tuple[Sequence[Device], Sequence[Placement], list[Finding]]:
@@ -115,7 +126,7 @@ def _devices(config: Config, driver: Driver) -> tuple[Sequence[Device], Sequence
 
 def _shown(slot: Placement, models: int) -> str:
     limit = f", memory {format_bytes(slot.memory_limit_bytes)}" if slot.memory_limit_bytes is not None else ""
-    cores = f", cores {','.join(map(str, slot.cores))}" if slot.cores else ""
+    cores = f", cores {shown(slot.cores)}" if slot.cores else ""
     threads = f"{slot.intra_op_threads} intra-op and {slot.inter_op_threads} inter-op threads"
     loads = f", models {', '.join(slot.models)}" if len(slot.models) < models else ""
     return f"slot {slot.slot}: {slot.device}, {threads}{limit}{cores}{loads}"

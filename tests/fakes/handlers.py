@@ -32,6 +32,14 @@ class Echo:
         return inputs
 
 
+class Heavy(Echo):
+    """Takes as many MiB of memory as `mib` says."""
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Writes to all of it."""
+        self._weights = np.ones(parameters["mib"] << 20, np.uint8)
+
+
 class Reversed:
     """Each row the other way round."""
 

@@ -116,9 +116,75 @@ def datatypes_keras(path: Path) -> None:
     tf_keras.Model(inputs, outputs).save(path.with_suffix(".h5"))
 
 
+def vocabulary(folder: Path) -> Arrays:
+    """Words to rows of a variable, by a table of a file among the assets."""
+    module = tf.Module()
+    module.table = words_table(folder)
+    module.vectors = tf.Variable(RNG.normal(size=(4, 3)).astype(np.float32))
+
+    def serve(text: Any) -> Any:
+        ids = module.table.lookup(text)
+        return {"id": ids, "vector": tf.gather(module.vectors, ids)}
+
+    text = tf.TensorSpec([None], tf.string, name="text")
+    tf.saved_model.save(module, str(folder), signatures=tf.function(serve, input_signature=[text]))
+    # Only the copy among the assets is left.
+    folder.with_suffix(".txt").unlink()
+    return {"text": WORDS}
+
+
+def vocabulary_1(folder: Path) -> None:
+    """The same as TensorFlow 1 saved it, with another signature; what it gives is a session's."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        text = v1.placeholder(tf.string, [None])
+        ids = words_table(folder).lookup(text)
+        vectors = v1.get_variable("vectors", initializer=RNG.normal(size=(4, 3)).astype(np.float32), use_resource=False)
+        outputs = {"id": ids, "vector": tf.gather(vectors, ids)}
+        session.run([v1.global_variables_initializer(), v1.tables_initializer()])
+        made = v1.saved_model.predict_signature_def
+        signatures = {"serving_default": made({"text": text}, outputs), "ids": made({"words": text}, {"id": ids})}
+        builder = v1.saved_model.Builder(str(folder))
+        builder.add_meta_graph_and_variables(
+            session,
+            [tf.saved_model.SERVING],
+            signatures,
+            assets_collection=v1.get_collection(v1.GraphKeys.ASSET_FILEPATHS),
+            main_op=v1.tables_initializer(),
+        )
+        builder.save()
+        np.savez(folder.with_suffix(".npz"), **columns({"text": WORDS}, session.run(outputs, {text: WORDS})))
+    folder.with_suffix(".txt").unlink()
+
+
+WORDS = np.array([b"cat", b"dog", b"cow", b"bird", b""], object)
+
+
+def words_table(folder: Path) -> Any:
+    file = folder.with_suffix(".txt")
+    file.write_text("cat\ndog\nbird\n")
+    whole, number = tf.lookup.TextFileIndex.WHOLE_LINE, tf.lookup.TextFileIndex.LINE_NUMBER
+    return tf.lookup.StaticHashTable(
+        tf.lookup.TextFileInitializer(str(file), tf.string, whole, tf.int64, number), tf.constant(3, tf.int64)
+    )
+
+
+def ragged(folder: Path) -> None:
+    """What cannot be served: an output without a shape."""
+    spec = tf.TensorSpec([None], tf.string, name="text")
+    saved(folder / "ragged", spec, serve=lambda text: {"words": tf.strings.split(text)})
+    saved(
+        folder / "sparse",
+        tf.TensorSpec([None, 2], tf.float32, name="x"),
+        serve=lambda x: {"positive": tf.sparse.from_dense(tf.nn.relu(x))},
+    )
+
+
 def frozen(folder: Path) -> None:
     """A frozen graph with names inside scopes, and a loop that turns as often as its largest input says."""
     v1 = tf.compat.v1
+    # TensorFlow 1 made loops of operations, TensorFlow 2 makes them of functions.
+    (v1.disable_control_flow_v2 if folder.name == "frozen-1" else v1.enable_control_flow_v2)()
     inputs = {"x": RNG.normal(size=(ROWS, 6)).astype(np.float32), "turns": np.arange(ROWS, dtype=np.int64)}
     with tf.Graph().as_default() as graph, v1.Session() as session:
         x, turns = v1.placeholder(tf.float32, [None, 6], name="in/x"), v1.placeholder(tf.int64, [None], name="in/turns")
@@ -128,6 +194,7 @@ def frozen(folder: Path) -> None:
             return step + 1, tf.where((turns > step)[:, None], tf.tanh(tf.matmul(state, weights)), state)
 
         state = tf.while_loop(lambda step, _: step < tf.reduce_max(turns), turn, (tf.constant(0, tf.int64), x))[1]
+        v1.enable_control_flow_v2()
         scores = tf.nn.softmax(state, name="out/softmax")
         folder.with_suffix(".pb").write_bytes(graph.as_graph_def().SerializeToString())
         outputs = {"scores": session.run(scores, {"in/x:0": inputs["x"], "in/turns:0": inputs["turns"]})}
@@ -135,13 +202,14 @@ def frozen(folder: Path) -> None:
 
 
 def legacy(folder: Path) -> None:
-    """A recurrent network that Keras 2 saved: Keras 3 does not read it."""
+    """A recurrent network that Keras 2 saved, in both of its formats: Keras 3 does not read it."""
     import tf_keras
 
     tf_keras.utils.set_random_seed(1)
     steps = tf_keras.Input((4, 3), name="steps")
     model = tf_keras.Model(steps, tf_keras.layers.LSTM(5, name="last")(steps))
     model.save(folder.with_suffix(".h5"))
+    model.save(folder.with_suffix(".keras"))
     inputs = {"steps": RNG.normal(size=(ROWS, 4, 3)).astype(np.float32)}
     outputs = {"last": tf.function(lambda x: model(x, training=False))(tf.constant(inputs["steps"])).numpy()}
     np.savez(folder.with_suffix(".npz"), **columns(inputs, outputs))
@@ -199,7 +267,7 @@ def picky(folder: Path) -> Arrays:
 
 
 def keras_file(folder: Path) -> None:
-    """A Keras model of two inputs and two outputs."""
+    """A Keras model of two inputs and two outputs, in both formats of Keras 3."""
     import keras
 
     keras.utils.set_random_seed(1)
@@ -211,6 +279,7 @@ def keras_file(folder: Path) -> None:
     }
     model = keras.Model({"left": left, "right": right}, outputs)
     model.save(folder.with_suffix(".keras"))
+    model.save(folder.with_suffix(".h5"))
     inputs = {"left": RNG.normal(size=(ROWS, 3)).astype("f4"), "right": RNG.normal(size=(ROWS, 2)).astype("f4")}
     # As a graph: one operation at a time may differ in the last bit.
     call = tf.function(lambda arguments: model(arguments, training=False))
@@ -218,7 +287,7 @@ def keras_file(folder: Path) -> None:
     np.savez(folder.with_suffix(".npz"), **columns(inputs, {name: value.numpy() for name, value in direct.items()}))
 
 
-MADE = (dense, words, datatypes, mean, sneaky, masked, scalar, fixed, picky)
+MADE = (dense, words, vocabulary, datatypes, mean, sneaky, masked, scalar, fixed, picky)
 
 REAL: dict[str, Arrays] = {
     "guesslang": {
@@ -272,6 +341,9 @@ def main(folder: Path, real: dict[str, Path]) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     keras_file(folder / "keras")
     frozen(folder / "frozen")
+    frozen(folder / "frozen-1")
+    vocabulary_1(folder / "vocabulary-1")
+    ragged(folder)
     legacy(folder / "legacy")
     for make in MADE:
         path = folder / make.__name__

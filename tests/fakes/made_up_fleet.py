@@ -5,7 +5,7 @@ Fleet, slots, renewals, router and balancer are the real ones; only `Launcher` i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 from unittest import mock
 
@@ -49,11 +49,11 @@ class MadeUpProcess:
         told: it has been told to end, or killed.
         code: its exit code, once it has ended.
         closed: the fleet has buried it.
-        begun: the id of the batch that it began last; None when that is not known.
+        begun: the id of the batch that each tower began last; none where that is not known.
     """
 
     disconnected = True
-    begun: int | None = None
+    begun: tuple[int, ...] = ()
 
     def __init__(self, pid: int, fields: dict[str, object]) -> None:
         self.pid = pid
@@ -72,7 +72,7 @@ class MadeUpProcess:
     def kill(self) -> None:
         self.told = True
 
-    def heartbeat(self) -> int | None:
+    def heartbeat(self) -> tuple[int, ...] | None:
         return None
 
     def look(self) -> None:
@@ -223,9 +223,22 @@ class Scene:
         self.now += seconds
         self.fleet.tick(self.now)
 
-    def report(self, member: Member, state: str, cause: str | None = None) -> None:
-        names = member.editions if state == "ready" else ()
-        models = tuple(ModelReport(name=name, max_batch_size=LARGEST) for name in names)
+    def report(
+        self,
+        member: Member,
+        state: str,
+        cause: str | None = None,
+        models: tuple[ModelReport, ...] | None = None,
+        failed: Collection[str] = (),
+    ) -> None:
+        """What a process says; these of its models have failed, where none are told."""
+        if models is None:
+            models = tuple(
+                ModelReport(name=name, version=version, state="failed", cause="no weights")
+                if name in failed
+                else ModelReport(name=name, version=version, max_batch_size=LARGEST)
+                for name, version in (member.editions if state == "ready" else ())
+            )
         report = WorkerReport(state=state, pid=member.process.pid, cause=cause, models=models)
         self.fleet.message(member, [worker_wire.REPORT, report.to_json()], self.now)
 

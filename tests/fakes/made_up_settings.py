@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import cast
 
 from made_up_fleet import Scene, placement, spec
@@ -25,12 +26,13 @@ def made(slots: Slots, versions: Mapping[str, int] | None = None) -> Settings:
     models = tuple(spec((versions or {}).get(name, 1), name) for name in names)
     policy = RestartPolicy(max_restarts=100, first_s=1.0, max_s=1.0)
     return Settings(
-        config=cast(Config, None),
+        config=cast(Config, SimpleNamespace(models=())),
         devices=(),
         placements=tuple(placement(number, models) for number, models in enumerate(slots)),
         fleet=FleetSettings(models, dict.fromkeys(names, 30.0), policy),
         limits=dict.fromkeys(names, QueueLimits(1000, 1 << 20)),
         timeouts=dict.fromkeys(names, 1e6),
+        labels={},
         dispatch=Rule.EARLIEST_FINISH,
     )
 

@@ -13,6 +13,7 @@
  *                         (default: the two below, with a gap between them); - for none
  *   FAKE_NVML_SHARED      the number of a GPU that has no memory of its own
  *   FAKE_NVML_REVERSED    set: the GPUs are enumerated from the highest PCI address to the lowest
+ *   FAKE_NVML_AFFINITY    GPU:NODE:FIRST-LAST for each GPU that tells its NUMA node and the CPUs there, separated by commas
  *   FAKE_NVML_UTILIZATION per cent of the time that every GPU computes (default: 0); -1 for "not supported"
  *   FAKE_NVML_PROCESSES   GPU:PID:MIB for each process that computes, separated by commas; MIB -1 for "unknown"; slice
  *                         i of the split GPU is 100 + i
@@ -321,6 +322,47 @@ API int nvmlDeviceGetMigDeviceHandleByIndex(gpu_t *gpu, unsigned index, gpu_t **
         return INVALID_ARGUMENT;
     uuid_of(SLICE + (int)index, known, sizeof known);
     return strncmp(known, "MIG-", 4) == 0 ? handle_of(SLICE + (int)index, part) : NOT_FOUND;
+}
+
+/* Whether FAKE_NVML_AFFINITY tells of the GPU; its node, and its first and last CPU. */
+static int affinity_of(gpu_t *gpu, unsigned found[3]) {
+    char text[MAX_TEXT];
+    int number, length;
+    if (!text_of("FAKE_NVML_AFFINITY", text))
+        return 0;
+    for (const char *next = text;
+         sscanf(next, "%d:%u:%u-%u%n", &number, &found[0], &found[1], &found[2], &length) == 4;) {
+        if (number == gpu->number)
+            return 1;
+        next += length + (next[length] == ',');
+    }
+    return 0;
+}
+
+/* Sets the bits `first` to `last` in `words`, and clears the others. */
+static int bits(unsigned first, unsigned last, unsigned size, unsigned long *words) {
+    if (last / 64 >= size)
+        return INSUFFICIENT_SIZE;
+    memset(words, 0, size * sizeof *words);
+    for (unsigned bit = first; bit <= last; bit++)
+        words[bit / 64] |= 1UL << bit % 64;
+    return SUCCESS;
+}
+
+API int nvmlDeviceGetCpuAffinity(gpu_t *gpu, unsigned size, unsigned long *words) {
+    unsigned found[3];
+    int result = state_of(gpu->number);
+    if (result != SUCCESS)
+        return result;
+    return affinity_of(gpu, found) ? bits(found[1], found[2], size, words) : NOT_SUPPORTED;
+}
+
+API int nvmlDeviceGetMemoryAffinity(gpu_t *gpu, unsigned size, unsigned long *words, unsigned scope) {
+    unsigned found[3];
+    int result = state_of(gpu->number);
+    if (result != SUCCESS || scope != 0)
+        return result != SUCCESS ? result : INVALID_ARGUMENT;
+    return affinity_of(gpu, found) ? bits(found[0], found[0], size, words) : NOT_SUPPORTED;
 }
 
 API int nvmlDeviceGetUtilizationRates(gpu_t *gpu, utilization_t *rates) {

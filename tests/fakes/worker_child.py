@@ -32,7 +32,7 @@ def _live(spec: str, log: str) -> None:
     from multitower.worker.main import run
 
     begun = os.memfd_create("begun")
-    os.truncate(begun, 8)
+    os.truncate(begun, worker_wire.BEGUN_BYTES)
     code = run(ProcessSpec.from_json(spec), os.open(os.devnull, os.O_WRONLY), begun)
     os._exit(code)
 
@@ -135,8 +135,11 @@ class WorkerChild:
         """A spare's work."""
         self._socket.send_multipart([worker_wire.ASSIGN, assignment.to_json()])
 
-    def send(self, key: KeySpec, *entries: Arrays) -> int:
-        """Sends a batch as the router does, the key's description with its first one; returns its number."""
+    def send(self, key: KeySpec, *entries: Arrays, tower: int | None = None) -> int:
+        """Sends a batch as the router does, the key's description with its first one; returns its number.
+
+        Of several towers each has to be sent keys of its own.
+        """
         batch_id = len(self._batches) + 1
         self._batches[batch_id] = key
         key_id = self._ids.setdefault(key, len(self._ids) + 7)
@@ -156,7 +159,8 @@ class WorkerChild:
         joined = worker_wire.joinable(key)
         head = worker_wire.batch_head(batch_id, key_id, rows, joined=joined, described=bool(description))
         sent = worker_wire.join(frames) if joined else [frame for entry in frames for frame in entry]
-        self._socket.send_multipart([head, *description, *sent])
+        to = [worker_wire.tower_head(tower)] if tower is not None else []
+        self._socket.send_multipart([*to, head, *description, *sent])
         return batch_id
 
     def result(self, batch_id: int) -> list[Answer]:

@@ -88,6 +88,15 @@ def test_devices_tells_what_each_worker_would_get(folder: Path, fake_gpus: FakeG
     assert "Only the file" not in done.stdout
 
 
+def test_each_worker_gets_cores_near_its_device(folder: Path, fake_gpus: FakeGpus) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    first, last = cores[0], cores[-1]
+    environment = fake_gpus.environment(affinity=f"0:0:{first}-{first},1:1:{last}-{last}")
+    done = check(folder, "x.yaml", "--devices", "--set", "devices=[1, 0]", "--set", "cores=split", **environment)
+    near = [line.rpartition(", cores ")[2] for line in done.stdout.splitlines() if "GPU-" in line]
+    assert near == [str(last), str(first)]
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

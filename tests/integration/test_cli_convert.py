@@ -17,6 +17,8 @@ model_config_list {
     model_platform: 'tensorflow'
     model_version_policy { specific { versions: 42 versions: 43 } }
     version_labels { key: 'stable' value: 42 }
+    version_labels { key: 'old' value: 41 }
+    logging_config { }
   }
 }
 """
@@ -45,14 +47,14 @@ def test_what_it_prints_is_a_configuration_and_the_rest_is_told_twice(tmp_path: 
     assert [note.split(" ")[0] for note in notes] == [
         "batching.txt:4:",
         "batching.txt:3:",
-        "models.config:8:",
-        "models.config:7:",
+        "models.config:10:",
+        "models.config:9:",
     ]
     assert all(f"# {note}" in done.stdout for note in notes)
     (tmp_path / "ours.yaml").write_text(done.stdout)
     checked = run(tmp_path, "check", "ours.yaml")
     assert checked.returncode == Exit.OK, checked.stderr
-    assert f"digits  {tmp_path}/digits, version 43" in checked.stdout
+    assert f"digits  {tmp_path}/digits, versions 42, 43" in checked.stdout
 
 
 def test_a_file_that_cannot_be_read_is_told_with_line_and_column(tmp_path: Path) -> None:

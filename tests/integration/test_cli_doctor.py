@@ -7,14 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from fake_gpus import UUIDS, FakeGpus, read_log
+from fake_gpus import SLICES, UUIDS, FakeGpus, read_log
 
 from multitower.exits import Exit
 
@@ -70,8 +71,14 @@ models:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "doctored.py").write_text(HANDLERS)
     (tmp_path / "x.yaml").write_text(CONFIG.replace("/tmp/mt-no-such-folder", str(tmp_path)[:60]))
-    (tmp_path / "tmp").mkdir()
     return tmp_path
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """For temporary files. Not under `tmp_path`: a worker's socket has to fit in."""
+    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
+        yield Path(folder)
 
 
 def doctor(
@@ -121,12 +128,12 @@ def test_each_model_that_does_not_load_is_a_problem_and_the_others_are_looked_at
     assert json.loads(done.stdout)["counts"]["problem"] == 3
 
 
-def test_no_models_runs_none_of_their_code(folder: Path) -> None:
+def test_no_models_runs_none_of_their_code(folder: Path, temporary: Path) -> None:
     arguments = ("--no-models", "--json", "--set", "models=[{name: d, handler: 'doctored:Dying'}]")
-    done = doctor(folder, *arguments, TMPDIR=str(folder / "tmp"))
+    done = doctor(folder, *arguments, TMPDIR=str(temporary))
     assert done.returncode == Exit.OK, done.stderr
     assert findings(done, "models") == [("note", "not loaded, as --no-models says: d")]
-    assert list((folder / "tmp").iterdir()) == [], "nothing is left"
+    assert list(temporary.iterdir()) == [], "nothing is left"
 
 
 def test_a_temporary_folder_with_too_long_a_path_is_a_problem(folder: Path) -> None:
@@ -139,12 +146,12 @@ def test_a_temporary_folder_with_too_long_a_path_is_a_problem(folder: Path) -> N
     assert any("107 are the most" in text for _, text in findings(done, "endpoints"))
 
 
-def test_an_interrupt_ends_the_model_that_loads(folder: Path) -> None:
+def test_an_interrupt_ends_the_model_that_loads(folder: Path, temporary: Path) -> None:
     arguments = ["--set", "listen=[tcp://127.0.0.1:*]", "--set", "models=[{name: h, handler: 'doctored:Hanging'}]"]
     with subprocess.Popen(
         [sys.executable, "-m", "multitower", "doctor", "x.yaml", *arguments],
         cwd=folder,
-        env={**os.environ, "TMPDIR": str(folder / "tmp"), "HANGING": str(folder / "pid")},
+        env={**os.environ, "TMPDIR": str(temporary), "HANGING": str(folder / "pid")},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     ) as process:
@@ -154,7 +161,7 @@ def test_an_interrupt_ends_the_model_that_loads(folder: Path) -> None:
     assert process.returncode == 130
     assert stderr.strip() == b""
     assert not psutil.pid_exists(int((folder / "pid").read_text()))
-    assert list((folder / "tmp").iterdir()) == [], "nothing is left"
+    assert list(temporary.iterdir()) == [], "nothing is left"
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -170,20 +177,20 @@ def test_a_wrong_configuration_is_told_as_by_check(folder: Path) -> None:
     assert "did you mean 'spares'?" in done.stderr
 
 
-def test_gpus_are_seen_and_not_touched(folder: Path, fake_gpus: FakeGpus) -> None:
+def test_gpus_and_slices_are_seen_and_not_touched(folder: Path, fake_gpus: FakeGpus) -> None:
     log = folder / "cuda.log"
-    environment = fake_gpus.environment(log) | {"CUDA_VISIBLE_DEVICES": "3"}
-    done = doctor(folder, "--json", "--set", "devices=[1, 2]", "--set", "memory=50%", **environment)
+    environment = fake_gpus.environment(log, split=3) | {"CUDA_VISIBLE_DEVICES": "3"}
+    done = doctor(folder, "--json", "--set", "devices=[[1, 2], MIG-91b7]", "--set", "memory=50%", **environment)
     assert done.returncode == Exit.OK, done.stdout + done.stderr
     slots = [text for level, text in findings(done, "devices") if level == "ok"]
-    assert [text.split(",")[0] for text in slots] == [f"slot 0: {UUIDS[1]}", f"slot 1: {UUIDS[2]}"]
-    assert all("memory 20.0 GiB" in text for text in slots)
+    assert [text.split(", ")[0] for text in slots] == [f"slot 0: {UUIDS[1]},{UUIDS[2]}", f"slot 1: {SLICES[1]}"]
+    assert [text.partition("memory ")[2].split(",")[0] for text in slots] == ["20.0 GiB", "5.0 GiB"]
     assert ("note", "CUDA_VISIBLE_DEVICES=3 is set here, and limits no worker") in findings(done, "devices")
     assert next(text for _, text in findings(done, "driver")).startswith("NVIDIA driver ")
-    first = findings(done, "memory")[0]
-    assert first[0] == "ok"
-    assert first[1].startswith(f"{UUIDS[1]}: an estimate of about 600 MiB")
-    assert "39.0 GiB are free" in first[1]
+    told = [text for level, text in findings(done, "memory") if level == "ok"]
+    for device, free, text in zip((UUIDS[1], UUIDS[2], SLICES[1]), (39, 38, 8), told, strict=False):
+        assert text.startswith(f"{device}: an estimate of about 600 MiB")
+        assert f"{free}.0 GiB are free" in text
     assert read_log(log) == []
 
 

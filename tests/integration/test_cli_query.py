@@ -66,6 +66,8 @@ STATUS: dict[str, Any] = {
         {
             "name": "digits",
             "version": "3",
+            "labels": ["stable", "best"],
+            "labels_not_served": {"canary": "4"},
             "state": "ready",
             "cause": None,
             "slots_ready": 1,
@@ -81,6 +83,8 @@ STATUS: dict[str, Any] = {
         {
             "name": "other",
             "version": None,
+            "labels": [],
+            "labels_not_served": {},
             "state": "loading",
             "cause": None,
             "slots_ready": 0,
@@ -172,11 +176,10 @@ def test_status_is_readable(script: Script) -> None:
         "rows_per_s": 1234.5,
         "rss_bytes": 900 << 20,
         "cpu_percent": 87.6,
-        "device_memory_bytes": 6 << 30,
-        "utilization_percent": 93,
-        "device_present": True,
+        "devices": [{"memory_bytes": 6 << 30, "utilization_percent": 93, "present": True}],
     }
-    script.status["slots"][1]["device_present"] = False
+    script.status["slots"][1]["devices"] = [{"memory_bytes": None, "utilization_percent": None, "present": False}]
+    script.status["models"][0] |= {"host_memory_bytes": 300 << 20, "device_memory_bytes": 1 << 30}
     script.status["daemon"]["quarantine"] = [{"model": "digits", "seconds_left": 12.0, "refused": 6}]
     code, out, err = multitower("status")
     assert (code, err) == (Exit.DEGRADED, "")
@@ -191,8 +194,29 @@ def test_status_is_readable(script: Script) -> None:
     assert use in rows
     assert ["1", "-", "-", "-", "-", "-", "-", "gone"] in rows
     assert "in quarantine: 1 requests that crashed a worker; 6 equal ones were refused" in out
-    assert ["digits", "ready", "3", "1/2", "2", "1,000", "1", "2.5"] in rows
-    assert ["other", "loading", "-", "0/2", "0", "0", "0", "-"] in rows
+    grown = ["+300", "MiB", "+1,024", "MiB"]
+    told = [*grown, "the", "label", "canary", "is", "version", "4,", "which", "is", "not", "served"]
+    assert ["digits", "ready", "3", "(stable,", "best)", "1/2", "2", "1,000", "1", "2.5", *told] in rows
+    assert ["other", "loading", "-", "0/2", "0", "0", "0", "-", "-", "-"] in rows
+
+
+def test_status_shows_each_device_of_a_slot_on_a_line_of_its_own(script: Script) -> None:
+    script.status["slots"][0] |= {
+        "device": "GPU-8f3a1c20,GPU-5b,GPU-61",
+        "rss_bytes": 900 << 20,
+        "devices": [
+            {"memory_bytes": 6 << 30, "utilization_percent": 93, "present": True},
+            {"memory_bytes": None, "utilization_percent": None, "present": False},
+            {"memory_bytes": 1 << 30, "utilization_percent": None, "present": True},
+        ],
+    }
+    lines = [line.split() for line in multitower("status")[1].splitlines()]
+    names = next(number for number, line in enumerate(lines) if "GPU-8f3a1c20" in line)
+    assert lines[names][:3] == ["0", "ready", "GPU-8f3a1c20"]
+    assert lines[names + 1 : names + 3] == [["GPU-5b"], ["GPU-61"]]
+    use = next(number for number, line in enumerate(lines) if "900" in line)
+    assert lines[use][-4:] == ["6,144", "MiB", "93", "%"]
+    assert lines[use + 1 : use + 3] == [["-", "gone"], ["1,024", "MiB", "-"]]
 
 
 def test_status_is_json_for_programs(script: Script) -> None:
@@ -222,12 +246,13 @@ def test_no_daemon_is_one_line_and_its_own_exit_code(command: list[str], tmp_soc
 
 
 def test_models_are_listed_with_what_they_take(script: Script) -> None:
+    script.status["models"][0]["host_memory_bytes"] = 300 << 20
     code, out, err = multitower("models")
     assert (code, err) == (Exit.OK, "")
     rows = [" ".join(line.split()) for line in out.splitlines()]
-    assert "digits ready 3 input x FP32 [any, 2]" in rows
+    assert "digits ready 3 (stable, best) input x FP32 [any, 2] +300 MiB -" in rows
     assert "output scores FP32 [any, 10]" in rows
-    assert "other loading - 'other' is not loaded: it is still loading" in rows
+    assert "other loading - 'other' is not loaded: it is still loading - -" in rows
 
 
 def test_models_are_listed_with_their_signatures(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +263,7 @@ def test_models_are_listed_with_their_signatures(script: Script, monkeypatch: py
     code, out, _ = multitower("models")
     assert code == Exit.OK
     rows = [" ".join(line.split()) for line in out.splitlines()]
-    assert "digits ready 3 serving_default input x FP32 [any, 2]" in rows
+    assert "digits ready 3 (stable, best) serving_default input x FP32 [any, 2] - -" in rows
     assert rows.count("output scores FP32 [any, 10]") == 2
     assert "other input pixels INT32 [4]" in rows
     assert "third the input 'tags' is sparse" in rows
@@ -248,8 +273,9 @@ def test_models_are_json_for_programs(script: Script) -> None:
     code, out, _ = multitower("models", "--json")
     assert code == Exit.OK
     digits, other = json.loads(out)
-    assert digits == {**DIGITS, "state": "ready", "cause": None}
-    assert other == {"name": "other", "state": "loading", "cause": "'other' is not loaded: it is still loading"}
+    assert digits == {**DIGITS, "version": "3", "labels": ["stable", "best"], "state": "ready", "cause": None}
+    cause = "'other' is not loaded: it is still loading"
+    assert other == {"name": "other", "version": None, "labels": [], "state": "loading", "cause": cause}
 
 
 # infer.

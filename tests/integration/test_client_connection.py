@@ -243,12 +243,18 @@ def test_wait_until_ready_says_what_is_not(tmp_socket: str) -> None:
         with pytest.raises(Unavailable, match="no daemon listens"):
             client.wait_until_ready(0.3)
 
-        def answer(request: fake_daemon.Received) -> list[bytes]:
-            return fake_daemon.ok(request.id, {"ready": False, "slots_ready": 1, "slots_total": 2})
+        ready = 1
 
-        with FakeDaemon(answer, tmp_socket), pytest.raises(Unavailable, match="1 of 2 slots") as error:
-            client.wait_until_ready(1.0)
-        assert error.value.reason == "no_worker"
+        def answer(request: fake_daemon.Received) -> list[bytes]:
+            return fake_daemon.ok(request.id, {"ready": False, "slots_ready": ready, "slots_total": 2})
+
+        with FakeDaemon(answer, tmp_socket):
+            with pytest.raises(Unavailable, match="1 of 2 slots are ready; `multitower status` tells why") as error:
+                client.wait_until_ready(1.0)
+            assert error.value.reason == "no_worker"
+            ready = 2
+            with pytest.raises(Unavailable, match="2 of 2 slots are ready, but some model is on none of them"):
+                client.wait_until_ready(0.3)
 
 
 # Closed.

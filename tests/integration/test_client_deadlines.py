@@ -61,6 +61,9 @@ def test_a_late_answer_is_nobodys(client: Client, daemon: FakeDaemon) -> None:
 
 
 def test_each_request_has_its_own_deadline(client: Client, daemon: FakeDaemon) -> None:
+    first = client.submit("m", {"x": 1.0}, timeout=WAIT_S)
+    answer(daemon)
+    first.result(WAIT_S)  # from now on the client sleeps until something is due
     slow = client.submit("m", {"x": 1.0}, timeout=WAIT_S)
     quick = client.submit("m", {"x": 2.0}, timeout=0.1)
     assert isinstance(quick.exception(WAIT_S), DeadlineExceeded)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import fake_daemon
@@ -299,6 +300,21 @@ def test_sixteen_threads_share_a_connection(echoing: Client) -> None:
     assert wrong == []
 
 
+def test_no_answer_lies_unread_whoever_sends(echoing: Client) -> None:
+    """Callers send by themselves while the connection's thread sleeps, and may take the sign of an answer from it."""
+    rng = random.Random(7)
+    pauses = [rng.expovariate(1 / 0.0003) if rng.random() < 0.5 else 0.0 for _ in range(400)]
+
+    def work() -> None:
+        for pause in pauses:
+            time.sleep(pause)
+            echoing.infer("m", {"x": 1.0}, timeout=WAIT_S)
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(work) for _ in range(3)]:
+            done.result()
+
+
 def test_requests_are_pipelined(client: Client, daemon: FakeDaemon) -> None:
     """All are at the daemon before the first is answered."""
     futures = [client.submit("m", {"x": 1.0}) for _ in range(100)]
@@ -308,6 +324,12 @@ def test_requests_are_pipelined(client: Client, daemon: FakeDaemon) -> None:
         daemon.reply(request, fake_daemon.echo(request))
     for future in futures:
         future.result(WAIT_S)
+
+
+def test_inputs_without_names_are_refused(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match=r"inputs are arrays by name, as in .*, not ndarray") as raised:
+        client.infer("m", np.zeros(3))  # type: ignore[arg-type]
+    assert raised.value.reason == "malformed"
 
 
 def test_a_callback_may_submit_but_not_wait(client: Client, daemon: FakeDaemon) -> None:

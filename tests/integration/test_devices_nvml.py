@@ -53,6 +53,8 @@ def test_discover_reads_what_nvml_reports(fake_gpus: FakeGpus) -> None:
         "memory_used_bytes": 2 * GIB,
         "pci_bus_id": "00000000:57:00.0",
         "parent": None,
+        "numa_node": None,
+        "cores": None,
     }
 
 
@@ -98,8 +100,17 @@ def test_the_slices_of_a_gpu_in_mig_mode_stand_in_its_place(fake_gpus: FakeGpus)
         "memory_bytes": 10 * GIB,
         "memory_used_bytes": 2 * GIB,
         "pci_bus_id": "00000000:37:00.0",
+        "numa_node": None,
+        "cores": None,
     }
     assert (parent["name"], parent["index"], parent["memory_bytes"]) == (UUIDS[1], 1, None)
+
+
+def test_the_node_and_the_cores_near_a_gpu_and_its_slices(fake_gpus: FakeGpus) -> None:
+    gpus, problem = discovered(fake_gpus, affinity="0:0:0-31,1:3:200-201", split=1)
+    assert problem is None
+    near = [(gpu["numa_node"], gpu["cores"]) for gpu in gpus]
+    assert near == [(0, [*range(32)]), (3, [200, 201]), (3, [200, 201]), (None, None), (None, None)]
 
 
 def test_a_gpu_without_memory_of_its_own_is_listed(fake_gpus: FakeGpus) -> None:
@@ -165,6 +176,16 @@ def test_the_command_lists_slices_in_their_gpu(fake_gpus: FakeGpus) -> None:
     assert told == [(0, "gpu", None), (None, "mig", UUIDS[1]), (None, "mig", UUIDS[1])]
 
 
+def test_the_command_shows_the_cores_near_a_gpu_where_they_are_known(fake_gpus: FakeGpus) -> None:
+    output = run(CLI, **fake_gpus.environment(affinity="1:3:4-7"))
+    assert "Cores near" in output
+    (known,) = [line for line in output.splitlines() if UUIDS[1] in line]
+    assert known.split()[-2:] == ["3", "4-7"]
+    (unknown,) = [line for line in output.splitlines() if UUIDS[0] in line]
+    assert unknown.split()[-2:] == ["-", "-"]
+    assert "Cores near" not in run(CLI, **fake_gpus.environment())
+
+
 def test_the_command_says_why_a_gpu_is_missing_from_the_table(fake_gpus: FakeGpus) -> None:
     output = run(CLI, **fake_gpus.environment(lost=3))
     assert UUIDS[3] not in output
@@ -190,6 +211,8 @@ def test_the_command_prints_json_for_programs(fake_gpus: FakeGpus) -> None:
                 "memory_used_bytes": 0,
                 "pci_bus_id": "00000000:17:00.0",
                 "parent": None,
+                "numa_node": None,
+                "cores": None,
             }
         ],
         "problem": None,

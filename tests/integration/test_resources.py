@@ -6,6 +6,7 @@ The stand-in is found by subprocesses alone (the linker reads LD_LIBRARY_PATH at
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -91,6 +92,22 @@ def sampler() -> Iterator[Sampler]:
     sampler = Sampler(0.05)
     yield sampler
     sampler.close()
+
+
+def test_clients_memory_that_a_worker_maps_is_not_its_own() -> None:
+    descriptor = os.memfd_create("client")
+    os.ftruncate(descriptor, 64 * MIB)
+    with mmap.mmap(descriptor, 64 * MIB) as mapped:
+        os.close(descriptor)
+        mapped[:] = bytes(64 * MIB)
+        sampler = Sampler(0.3)
+        try:
+            sampler.watch({0: (os.getpid(), "cpu:0")})
+            sample = wait_for(lambda: sampler.sample(0), bool)
+        finally:
+            sampler.close()
+        assert sample is not None
+        assert 0 < sample.rss_bytes < psutil.Process().memory_info().rss - 48 * MIB
 
 
 def test_memory_and_cpu_of_processes(children: Callable[[], Child]) -> None:

@@ -41,7 +41,7 @@ def test_what_kills_right_behind_another_request_is_blamed_and_not_that_one(tmp_
     # The second request is sent shortly before the first one ends, and kills before that one's answer may have left.
     text = config("Commanded", workers=1, model="retry: 0\n    quarantine: 0", more="restart: {max_restarts: 100}")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
-        for number in range(5):
+        for number in range(3):
             for _ in range(4):
                 client.infer("m", do("sleep 0.1"))  # until its time is known
             first = client.submit("m", do("sleep 0.1"))

@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from multitower import frames, worker_wire
-from multitower.worker import service
+from multitower.worker import inbox, service
 from multitower.worker.executor import Executor
 from multitower.worker.model import Arrays
 from multitower.worker.prepared import Prepared
@@ -79,7 +79,7 @@ class Scene:
         self.model = Squares(before)
         self.executor = Watched(self.model)
         self._pool = ThreadPoolExecutor(1)
-        self.loop = self._pool.submit(service.serve, worker, {"m": {"": self.executor}}, self.begun.append)
+        self.loop = self._pool.submit(service.serve, worker, {("m", "1"): {"": self.executor}}, self.begun.append)
 
     def send(self, number: int, values: Sequence[int]) -> None:
         data = np.array(values, np.int64).tobytes()
@@ -180,3 +180,18 @@ def test_what_cannot_be_read_ahead_ends_the_loop() -> None:
         made.receive()
         frames.send(made.end, [worker_wire.BATCH])
         assert made.loop.exception(BOUND_S) is not None
+
+
+@pytest.mark.parametrize("worth_ns", [0, 1 << 62], ids=["ahead", "in turn"])
+def test_while_nothing_comes_what_is_not_used_is_given_up(worth_ns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "WORTH_NS", worth_ns)
+    monkeypatch.setattr(inbox, "REST_MS", 10)
+    looked = threading.Semaphore(0)
+    monkeypatch.setattr(service._Service, "tick", lambda _: looked.release())
+    with scene(lambda _: None) as made:
+        made.send(1, [1])
+        made.receive()
+        # Once for the batch.
+        assert all(looked.acquire(timeout=BOUND_S) for _ in range(4))
+        made.stop()
+        made.loop.result(BOUND_S)

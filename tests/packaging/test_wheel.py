@@ -125,7 +125,7 @@ def test_the_client_runs_with_the_oldest_versions_it_names(wheel: Path, tmp_path
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     oldest = [requirement.replace(">=", "==") + ".*" for requirement in PROJECT["dependencies"]]
-    tools = ["pytest", "pytest-timeout", "hypothesis"]
+    tools = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis"]
     run(
         python,
         "-m",
@@ -141,7 +141,8 @@ def test_the_client_runs_with_the_oldest_versions_it_names(wheel: Path, tmp_path
     tests = [*sorted((ROOT / "tests" / "integration").glob("test_client_*.py")), *CLIENT_UNIT_TESTS]
     assert len(tests) > len(CLIENT_UNIT_TESTS)
     # From another folder, so that the installed package is tested; the warnings of old versions are not ours.
-    out = run(python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *tests, cwd=ROOT)
+    options = ["-q", "-p", "no:cacheprovider", "-W", "default", "--numprocesses", "3", "--dist", "loadfile"]
+    out = run(python, "-P", "-m", "pytest", *options, *tests, cwd=ROOT)
     assert " passed" in out
 
 

@@ -1,4 +1,4 @@
-"""Workers of the daemon see their own devices and no other, from a cold start and through the spare."""
+"""Workers of the daemon see their own devices alone, and run near them, from a cold start and through the spare."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from running import STEP_S, Running
 CONFIG = """
 listen: ["{endpoint}"]
 devices: [MIG-91b7, [1, 0]]
+cores: split
 spares: 1
 models:
   - {name: pinned, handler: "handlers:Pinned"}
@@ -21,18 +22,23 @@ models:
 """
 
 
-def test_each_worker_sees_its_devices_and_no_other(fake_gpus: FakeGpus, tmp_path: Path) -> None:
+def test_each_worker_sees_its_devices_and_no_other_and_runs_near_them(fake_gpus: FakeGpus, tmp_path: Path) -> None:
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "saved_model.pb").touch()
     log = tmp_path / "cuda.log"
     wanted = [SLICES[1], f"{UUIDS[1]},{UUIDS[0]}"]
+    available = sorted(os.sched_getaffinity(0))
+    cores = [[available[-1]], [available[0]]]  # near the slice's GPU, and near the others
+    affinity = ",".join(f"{gpu}:{node}:{core}-{core}" for gpu, node in ((0, 1), (1, 1), (3, 0)) for core in cores[node])
     # What somebody exported in the shell must not reach the workers.
     exported = {"CUDA_VISIBLE_DEVICES": "2", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
-    environment = fake_gpus.environment(log, split=3) | exported
+    environment = fake_gpus.environment(log, split=3, affinity=affinity) | exported
     with Running(tmp_path, CONFIG, environment=environment) as daemon, daemon.wait_ready(110).client() as client:
         slots = client.status()["slots"]
         assert [slot["device"] for slot in slots] == wanted
         assert [slot["visible_devices"] for slot in slots] == wanted
+        assert [slot["cores"] for slot in slots] == cores
+        assert [sorted(os.sched_getaffinity(slot["pid"])) for slot in slots] == cores
         saw = {slot["pid"]: slot["device"] for slot in slots}
         assert set(read_log(log)) == {CuInit(pid, uuid, "PCI_BUS_ID") for pid, uuid in saw.items()}
         answers = [client.submit("pinned", {"x": np.zeros(1)}) for _ in range(40)]

@@ -47,7 +47,13 @@ models:
   - {name: datatypes-h5, path: datatypes.h5}
   - {name: datatypes-handler, handler: handlers:Reversed, batching: {}}
   - {name: frozen, path: frozen.pb, inputs: {x: "in/x:0", turns: "in/turns:0"}, outputs: {scores: "out/softmax:0"}}
+  - {name: frozen-1, path: frozen-1.pb, inputs: {x: "in/x:0", turns: "in/turns:0"}, outputs: {scores: "out/softmax:0"}}
+  - {name: vocabulary, path: vocabulary}
+  - {name: vocabulary-1, path: vocabulary-1}
+  - {name: ragged, path: ragged}
+  - {name: sparse, path: sparse}
   - {name: legacy, path: legacy.h5}
+  - {name: legacy-keras, path: legacy.keras}
   - {name: mean, path: mean}
   - {name: sneaky, path: sneaky}
   - {name: scalar, path: scalar}
@@ -60,6 +66,7 @@ models:
   - {name: cold, path: picky, warmup: words.npz}
   - {name: unbatched, path: dense, batching: {max_batch_size: 0}}
   - {name: keras, path: keras.keras}
+  - {name: keras-h5, path: keras.h5}
   - {name: guesslang, path: guesslang}
   - {name: basic-pitch, path: basic-pitch, batching: {max_batch_size: 4}}
 """
@@ -132,13 +139,18 @@ ALONE = [
     "words",
     *FORMATS,
     "frozen",
+    "frozen-1",
+    "vocabulary",
+    "vocabulary-1",
     "legacy",
+    "legacy-keras",
     "mean",
     "sneaky",
     "scalar",
     "fixed",
     "picky",
     "keras",
+    "keras-h5",
     "guesslang",
     "basic-pitch",
 ]
@@ -152,13 +164,11 @@ def test_alone_it_is_bit_for_bit_what_tensorflow_gives(model: str, folder: Path,
 
 def direct_of(model: str, folder: Path) -> Direct:
     """Models that are the same in another format or another way of batching share what TensorFlow gives."""
-    file = (
-        "datatypes"
-        if model in FORMATS
-        else {"padded": "dense", "compiled": "dense", "warmed": "picky"}.get(model, model)
-    )
+    file = "datatypes" if model in FORMATS else SAME.get(model, model)
     return Direct(folder / f"{file}.npz")
 
+
+SAME = {"padded": "dense", "compiled": "dense", "warmed": "picky", "keras-h5": "keras", "legacy-keras": "legacy"}
 
 MIXED = [
     "dense",
@@ -166,8 +176,13 @@ MIXED = [
     "words",
     *FORMATS,
     "frozen",
+    "frozen-1",
+    "vocabulary",
+    "vocabulary-1",
     "legacy",
+    "legacy-keras",
     "keras",
+    "keras-h5",
     "compiled",
     "warmed",
     "guesslang",
@@ -353,6 +368,21 @@ def test_a_file_to_warm_up_with_that_does_not_fit_fails_the_model_and_is_named(f
     state = stats(client, "cold")
     assert state["state"] == "failed"
     assert f"{folder / 'words.npz'}: it has the inputs in/text" in state["cause"]
+
+
+@pytest.mark.parametrize(
+    ("model", "tensor"), [("ragged", "'words' is a RaggedTensor"), ("sparse", "'positive' is a Sp")]
+)
+def test_what_has_no_dense_shape_is_refused_and_named(model: str, tensor: str, client: Client) -> None:
+    assert stats(client, model)["state"] == "failed"
+    with pytest.raises(Unavailable, match=f"{tensor}.*convert it inside the model"):
+        client.infer(model, {"text": np.array([b"a b"], object)})
+
+
+def test_another_signature_of_a_model_of_tensorflow_1(folder: Path, client: Client) -> None:
+    direct = direct_of("vocabulary-1", folder)
+    answer = client.infer("vocabulary-1", {"words": direct.inputs["text"]}, signature="ids")
+    same(answer, {"id": direct.outputs["id"]})
 
 
 def test_why_requests_run_singly_is_told(client: Client) -> None:

@@ -1,10 +1,14 @@
-"""A new version of a SavedModel, dropped into its folder and reloaded under load."""
+"""Versions of a SavedModel that come and go in its folder under load: good ones, corrupt ones, removed ones."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -13,13 +17,13 @@ import numpy as np
 import pytest
 from running import STEP_S, Running
 
-from multitower import NotFound
+from multitower import Client, NotFound
 
 MAKE = """
 import sys
 import tensorflow as tf
 
-for version in (1, 2):
+for version in (1, 2, 4):
     module = tf.Module()
     spec = tf.TensorSpec([None, 1], tf.float32, name="x")
     times = tf.function(lambda x: {"y": version * x}, input_signature=[spec]).get_concrete_function()
@@ -30,41 +34,91 @@ CONFIG = """
 listen: ["{endpoint}"]
 devices: {cpu: 2}
 spares: 1
+watch: {interval: 100ms, settle: 500ms}
 models:
-  - {name: m, path: model, batching: {max_batch_size: 8}}
+  - {name: m, path: model, batching: {max_batch_size: 8}, version_labels: {next: 4}}
 """
 
 
-def test_a_new_version_takes_over_under_load_and_no_answer_is_a_mix(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", MAKE, str(tmp_path / "made")], check=True, timeout=100, capture_output=True)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "made" / "1").rename(tmp_path / "model" / "1")
+class Load:
+    """Requests of 20 rows, split over both workers, until it is stopped."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._stop = threading.Event()
+        self.sent: list[Future[Any]] = []
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        room = threading.Semaphore(8)
+        while not self._stop.is_set():
+            assert room.acquire(timeout=STEP_S)
+            self.sent.append(self._client.submit("m", {"x": np.ones((20, 1), np.float32)}))
+            self.sent[-1].add_done_callback(lambda _: room.release())
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(STEP_S)
+
+    def last(self) -> float:
+        """The newest answer that there is, of one version only."""
+        done = next(future for future in reversed(self.sent[:-8]) if future.done())
+        (value,) = set(done.result()["y"].ravel().tolist())
+        return float(value)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("made")
+    subprocess.run([sys.executable, "-c", MAKE, str(folder)], check=True, timeout=100, capture_output=True)
+    return folder
+
+
+def test_versions_come_and_go_under_load_without_an_error_and_no_answer_is_a_mix(tmp_path: Path, made: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(made / "1", folder / "1")
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready(110).client() as client:
-        stop, sent = threading.Event(), list[Future[Any]]()
+        with Load(client) as load:
+            daemon.wait(lambda: len(load.sent) > 50)
+            shutil.copytree(made / "2", folder / "2")
+            daemon.wait_line("versions changed", 100, versions="2")
+            daemon.wait(lambda: load.last() == 2.0)
+            assert client.metadata("m")["versions"] == ["2"]
+            with pytest.raises(NotFound, match="no version '1', only 2"):
+                client.infer("m", {"x": np.ones((1, 1), np.float32)}, version="1")
 
-        def load() -> None:
-            room = threading.Semaphore(8)
-            while not stop.is_set():
-                assert room.acquire(timeout=STEP_S)
-                # Of 20 rows: split over both workers.
-                sent.append(client.submit("m", {"x": np.ones((20, 1), np.float32)}))
-                sent[-1].add_done_callback(lambda _: room.release())
+            # A corrupt one is tried once, and leaves the former one serving.
+            shutil.copytree(made / "1", folder / "3")
+            (folder / "3" / "saved_model.pb").write_bytes(b"\x0anothing")
+            line = daemon.wait_line("versions not changed", 100, versions="3")
+            rows = {row["version"]: row for row in client.status()["models"]}
+            assert [(version, row["state"]) for version, row in rows.items()] == [("2", "ready"), ("3", "failed")]
+            assert rows["3"]["cause"] in line["cause"]
+            assert "parse" in rows["3"]["cause"].lower()
+            assert [row["labels_not_served"] for row in rows.values()] == [{}, {"next": "4"}]
+            assert client.server_ready()["ready"]
 
-        thread = threading.Thread(target=load)
-        thread.start()
-        daemon.wait(lambda: len(sent) > 50)
-        (tmp_path / "made" / "2").rename(tmp_path / "model" / "2")
-        command = [sys.executable, "-m", "multitower", "reload", "--endpoint", daemon.endpoint]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
-        seen = len(sent)
-        daemon.wait(lambda: len(sent) > seen + 50)
-        stop.set()
-        thread.join(STEP_S)
-        answers = [set(future.result(STEP_S)["y"].ravel().tolist()) for future in sent]
-        assert answers[0] == {1.0}
-        assert answers[-1] == {2.0}
-        assert all(answer in ({1.0}, {2.0}) for answer in answers), "a mix of both versions"
+            # The next good one is taken all the same, and its label is served from then on.
+            with pytest.raises(NotFound, match="the label 'next' of 'm' is version 4, but served is only 2"):
+                client.infer("m", {"x": np.ones((1, 1), np.float32)}, version_label="next")
+            shutil.copytree(made / "4", folder / "4")
+            daemon.wait_line("versions changed", 100, versions="4")
+            daemon.wait(lambda: load.last() == 4.0)
+            assert client.infer("m", {"x": np.ones((1, 1), np.float32)}, version_label="next")["y"] == [[4.0]]
+
+            # It is removed: back to the one before, past the corrupt one; a worker that dies comes back with that.
+            shutil.rmtree(folder / "4")
+            daemon.wait_line("versions changed", 100, versions="2", before="4")
+            daemon.wait(lambda: load.last() == 2.0)
+        pid = daemon.slot(0)["pid"]
+        os.kill(pid, signal.SIGKILL)
+        daemon.wait(lambda: daemon.slot(0)["pid"] not in (pid, None))
+        daemon.wait_ready()
+        answers = [set(future.result(STEP_S)["y"].ravel().tolist()) for future in load.sent]
+        assert all(answer in ({1.0}, {2.0}, {4.0}) for answer in answers), "a mix of versions"
+        assert sum(line["message"] == "versions not changed" for line in daemon.lines) == 1, "tried again"
         assert client.metadata("m")["versions"] == ["2"]
-        with pytest.raises(NotFound, match="no version '1', only 2"):
-            client.infer("m", {"x": np.ones((1, 1), np.float32)}, version="1")

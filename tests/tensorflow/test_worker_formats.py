@@ -114,7 +114,8 @@ def test_all_signatures_can_be_asked_for_and_what_cannot_be_served_says_why(
     report = ModelReport(name="m", signature=name, signatures=reports)
     assert WorkerReport.from_json(WorkerReport(state="ready", pid=1, models=(report,)).to_json()).models == (report,)
     key = KeySpec("m", (("x", "FP32", ()),), None, True, "twice")
-    ((_, frame),), _ = executors["twice"].run(key, [2], [np.float32([1, 2]).tobytes()])
+    twice = executors["twice"]
+    ((_, frame),), _ = twice.run(twice.prepare(key, [2], [np.float32([1, 2]).tobytes()]))
     assert np.frombuffer(frame, np.float32).tolist() == [2, 4]
 
 

@@ -149,6 +149,30 @@ def test_tables_are_initialised(frozen: Callable[..., GraphModel]) -> None:
     assert model.infer({"words": np.array([b"dog", b"cow"], object)})["ids"].tolist() == [8, -1]
 
 
+def test_a_device_that_the_worker_does_not_have_is_no_obstacle(frozen: Callable[..., GraphModel]) -> None:
+    def build() -> None:
+        with tf.device("/device:GPU:1"):
+            tf.negative(v1.placeholder(tf.float32, [None], name="x"), name="y")
+
+    assert frozen(build, {"x": "x"}, {"y": "y"}).infer({"x": np.float32([3])})["y"].tolist() == [-3]
+
+
+def test_freezing_keeps_an_initialiser_that_is_named_among_the_outputs(frozen: Callable[..., GraphModel]) -> None:
+    def cut(keep: bool) -> Callable[[], None]:
+        with tf.Graph().as_default() as graph, v1.Session() as session:
+            words = v1.placeholder(tf.string, [None], name="words")
+            table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(["cat"], [7]), -1)
+            tf.identity(table.lookup(words), name="ids")
+            names = ["ids", *([v1.get_collection(v1.GraphKeys.TABLE_INITIALIZERS)[0].name] if keep else [])]
+            definition = v1.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), names)
+        return lambda: tf.graph_util.import_graph_def(definition, name="")
+
+    words = {"words": np.array([b"cat", b"cow"], object)}
+    assert frozen(cut(True), {"words": "words"}, {"ids": "ids"}).infer(words)["ids"].tolist() == [7, -1]
+    with pytest.raises(tf.errors.FailedPreconditionError, match="not initialized"):
+        frozen(cut(False), {"words": "words"}, {"ids": "ids"}).infer(words)
+
+
 def test_a_placeholder_with_a_default_need_not_be_given(frozen: Callable[..., GraphModel]) -> None:
     def build() -> None:
         x = v1.placeholder(tf.float32, None, name="x")

@@ -32,6 +32,7 @@ def threads() -> None:
         assert_type(client.status(), dict[str, Any])
         assert_type(client.model_ready("m"), bool)
         assert_type(client.metadata("m", "1"), dict[str, Any])
+        assert_type(client.metadata("m", version_label="stable"), dict[str, Any])
         assert_type(client.model_config("m"), dict[str, Any])
         assert_type(client.statistics(), dict[str, Any])
         assert_type(client.statistics("m"), dict[str, Any])

@@ -269,3 +269,80 @@ def test_places_do_not_excuse_unknown_outputs(admitted: Admission) -> None:
     with pytest.raises(MultitowerError, match="no output 'z'") as raised:
         admitted.plan(shared(outputs=["y", "z"], areas={"z": AREA}))
     assert raised.value.reason == "output_unknown"
+
+
+@pytest.fixture
+def versioned() -> Admission:
+    made = Admission({"m": 30.0})
+    for number in ("9", "010"):
+        made.describe(report(version=number), newest=number == "010")
+    made.set_labels("m", {"stable": ["9"], "next": ["11"], "moved": ["12", "10"]})
+    return made
+
+
+@pytest.mark.parametrize(
+    ("asked", "version"),
+    [
+        ({}, ""),
+        ({"model_version": "9"}, "9"),
+        ({"model_version": "010"}, "010"),
+        ({"model_version": "10"}, "010"),
+        ({"version_label": "stable"}, "9"),
+        ({"version_label": "moved"}, "010"),
+    ],
+)
+def test_requests_by_number_and_by_label(versioned: Admission, asked: dict[str, str], version: str) -> None:
+    key = versioned.plan(header(**asked)).key
+    assert (key.version, key.spec.version) == (version, version)
+
+
+def test_a_label_and_its_number_share_batches(versioned: Admission) -> None:
+    by_number = versioned.plan(header(model_version="9"))
+    assert versioned.plan(header(version_label="stable")).key is by_number.key
+    assert versioned.plan(header()).key is not by_number.key
+
+
+@pytest.mark.parametrize(
+    ("asked", "field", "words"),
+    [
+        ({"model_version": "11"}, "model_version", "'m' has no version '11', only 9, 010"),
+        ({"model_version": "nine"}, "model_version", "'m' has no version 'nine', only 9, 010"),
+        ({"model_version": "9" * 5000}, "model_version", "only 9, 010"),
+        ({"version_label": "9"}, "parameters.version_label", "no version label '9', only 'stable', 'next', 'moved'"),
+        (
+            {"version_label": "next"},
+            "parameters.version_label",
+            "the label 'next' of 'm' is version 11, but served is only 9, 010",
+        ),
+    ],
+)
+def test_versions_that_are_not_served(versioned: Admission, asked: dict[str, str], field: str, words: str) -> None:
+    with pytest.raises(NotFound, match=words) as caught:
+        versioned.plan(header(**asked))
+    assert caught.value.reason == Reason.VERSION_UNKNOWN
+    assert caught.value.details["field"] == field
+
+
+def test_a_label_that_is_moved_is_followed_at_once(versioned: Admission) -> None:
+    assert versioned.plan(header(version_label="stable")).key.version == "9"
+    versioned.set_labels("m", {"stable": ["10"]})
+    assert versioned.plan(header(version_label="stable")).key.version == "010"
+    assert versioned.catalogue.labels("m") == {"stable": "010"}
+    versioned.set_labels("m", {})
+    with pytest.raises(NotFound, match="'m' has no version label 'stable', nor any other"):
+        versioned.plan(header(version_label="stable"))
+
+
+def test_an_older_version_is_described_without_becoming_what_others_get(versioned: Admission) -> None:
+    plan = versioned.plan(header())
+    versioned.describe(report(version="9"), newest=False)
+    assert versioned.plan(header()) is plan, "nothing has changed"
+    other = (TensorReport(name="other", datatype="FP32", shape=(-1, 3)),)
+    versioned.describe(report(version="9", inputs=other), newest=False)
+    assert versioned.plan(header()).key.version == ""
+    with pytest.raises(InvalidRequest, match="no input 'x', only 'other'"):
+        versioned.plan(header(model_version="9"))
+    versioned.keep_versions("m", {"9"})
+    assert versioned.catalogue.versions("m") == ["9", "010"], "the one that requests get which name none stays"
+    versioned.keep_versions("m", {"010"})
+    assert versioned.catalogue.versions("m") == ["010"]

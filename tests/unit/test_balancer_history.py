@@ -32,7 +32,7 @@ KEYS = [
     for model in MODELS
     for dims, batched, version in (((), True, ""), ((2,), True, ""), ((3,), False, ""), ((), True, "1"))
 ]
-VERSIONS = ("1", "2")
+VERSIONS = (("1",), ("2",), ("1", "2"))
 FINAL = {Reason.DEADLINE, Reason.CANCELLED, Reason.POISONED, Reason.WORKER_DIED, Reason.NO_WORKER, Reason.MODEL_ERROR}
 
 
@@ -49,13 +49,14 @@ class History(RuleBasedStateMachine):
         self.balancer = Balancer(dict.fromkeys(MODELS, limits), dispatch)
         self.busy: dict[Worker, list[Batch]] = {}  # what each has, in order
         self.asked: dict[int, Request] = {}
+        self.suspects: set[Request] = set()
         self.answers: dict[int, Any] = {}
         self.deaths: dict[int, int] = {}
         self.slots = 0
         self.given_up: set[str] = set()
         self.lone_crashes = dict.fromkeys(MODELS, 0)  # since the last answer
         if practised:
-            self.worker_comes(set(MODELS), "1", 0.5)
+            self.worker_comes(set(MODELS), ("1",), 0.5)
             self.arrive(KEYS[0], LARGEST, 0, 5.0, 2)
             self.dispatch()
 
@@ -102,23 +103,32 @@ class History(RuleBasedStateMachine):
 
     @rule(
         models=st.sets(st.sampled_from(MODELS), min_size=1),
-        version=st.sampled_from(VERSIONS),
+        versions=st.sampled_from(VERSIONS),
         seconds=st.sampled_from([0.0, 0.5, 0.5, 2.0]),
+        towers=st.sampled_from([1, 1, 2, 3]),
     )
-    def worker_comes(self, models: set[str], version: str = "1", seconds: float = 0.0) -> None:
+    def worker_comes(
+        self, models: set[str], versions: tuple[str, ...] = ("1",), seconds: float = 0.0, towers: int = 1
+    ) -> None:
         for model in models:
             self.balancer.refusals.hope(model)
             self.given_up.discard(model)
-        serves = {model: Served(version, edition=int(version)) for model in models}
-        worker = self.balancer.add_worker(self.slots, f"cpu:{self.slots % 2}", serves, self.now)
-        # Histories are short: some workers are known from the start, as if they had answered before.
-        for key in KEYS * LEAST if seconds else ():
-            worker.pace.add(key.id, 1, seconds)
+        served = {(model, version): Served(version, edition=int(version)) for model in models for version in versions}
+        newest = {model: served[model, versions[-1]] for model in models}
+        # One of the models is on the first tower alone.
+        fewer = {model: each for model, each in newest.items() if model == min(models)}
+        old = {key: each for key, each in served.items() if key[0] in fewer}
+        of_each = [(newest, served), *[(fewer, old)] * (towers - 1)]
+        for worker in self.balancer.add_towers(self.slots, f"cpu:{self.slots % 2}", of_each, self.now):
+            # Histories are short: some workers are known from the start, as if they had answered before.
+            for key in KEYS * LEAST if seconds else ():
+                worker.pace.add(key.id, 1, seconds)
         self.slots += 1
         self.collect()
 
     @rule()
     def dispatch(self) -> None:
+        self.suspects |= {request for queue in self.balancer.queues.values() for request in queue.suspects}
         for batch in self.balancer.dispatch(self.now):
             worker: Worker = batch.worker
             has = self.busy.setdefault(worker, [])
@@ -126,9 +136,11 @@ class History(RuleBasedStateMachine):
             assert len(has) <= (self.balancer.pool.rule is Rule.EARLIEST_FINISH), "no more than one behind another"
             assert not any(request.deaths for other in has for request in other.requests), "behind a suspect"
             assert not has or batch.requests[0].deaths == 0, "a suspect behind another batch"
-            served = worker.serves[batch.key.spec.model]
+            served = worker.served(batch.key)
+            assert served is not None
             assert batch.key.version in ("", served.version)
             for request in batch.requests:
+                assert request.version == served.version
                 if request.parent is not None:
                     assert request.parent.join is not None
                     assert request.parent.join.edition == served.edition, "all parts on one edition"
@@ -140,6 +152,11 @@ class History(RuleBasedStateMachine):
             assert not any(request.over for request in batch.requests), "nobody waits for it any more"
             suspects = [request for request in batch.requests if request.deaths]
             assert not suspects or len(batch.requests) == 1, "a suspect runs alone"
+            beside = [other for mate in worker.mates if mate is not worker for other in self.busy.get(mate, [])]
+            if len(batch.requests) == 1 and batch.requests[0] in self.suspects:
+                assert not beside, "a suspect beside another batch of its process"
+            for other in beside:
+                assert other.requests[0] not in self.suspects, "beside a suspect"
             has.append(batch)
         self.collect()
 
@@ -157,9 +174,7 @@ class History(RuleBasedStateMachine):
                 answers.append(make(Reason.MODEL_ERROR, "it raised"))
                 continue
             shape = (request.rows, *batch.key.spec.inputs[0][2]) if batch.key.max_batch_size else (3,)
-            header = wire.reply_header(
-                batch.key.spec.model, worker.serves[batch.key.spec.model].version, [wire.Tensor("y", "UINT8", shape)]
-            )
+            header = wire.reply_header(batch.key.spec.model, request.version, [wire.Tensor("y", "UINT8", shape)])
             # An echo; a request that is over has given its frames back.
             answers.append([header, bytes(request.frames[0]) if request.frames else b""])
         assert self.balancer.finish(worker, batch.id, answers, self.now) is batch
@@ -171,22 +186,21 @@ class History(RuleBasedStateMachine):
         self.kill(data.draw(st.sampled_from(list(self.balancer.workers))), crashed, told=told, place=place)
 
     def kill(self, worker: Worker, crashed: bool = False, *, told: bool = False, place: int = 0) -> None:
-        """While it executes its first batch or, where that is told, its second one; the first one's answer is lost."""
-        has = self.busy.pop(worker, [])
-        executed = has[min(place, len(has) - 1) if told else 0] if has else None
-        marks = {request: request.deaths for batch in has for request in batch.requests}
-        for request in executed.requests if executed is not None else ():
+        """While each tower executes its first batch or, where that is told, its second; the first's answer is lost."""
+        having = [self.busy.pop(mate, []) for mate in worker.mates]
+        executed = [has[min(place, len(has) - 1) if told else 0] if has else None for has in having]
+        marks = {request: request.deaths for has in having for batch in has for request in batch.requests}
+        victims = [request for batch in executed if batch is not None for request in batch.requests]
+        for request in victims:
             number = int.from_bytes(request.id, "big")
             self.deaths[number] = self.deaths.get(number, 0) + 1
-        if executed is not None and crashed and len(executed.requests) == 1:
-            self.lone_crashes[executed.key.spec.model] += 1
-        begun = executed.id if told and executed is not None else None
+        if crashed and len(victims) == 1:
+            self.lone_crashes[victims[0].plan.model] += 1
+        begun = [batch.id if batch is not None else 0 for batch in executed] if told else []
         self.balancer.remove_worker(worker, self.now, crashed=crashed, begun=begun)
-        for batch in has:
-            if batch is not executed:
-                for request in batch.requests:
-                    if request.parent is None and request.phase is Phase.WAITING and request.join is None:
-                        assert request.deaths == marks[request], "it had not begun, and is no suspect"
+        for request, mark in marks.items():
+            if request not in victims and request.parent is None and request.join is None:
+                assert request.phase is not Phase.WAITING or request.deaths == mark, "not begun, and so no suspect"
         self.collect()
 
     @precondition(lambda self: self.balancer.workers)
@@ -279,9 +293,11 @@ class History(RuleBasedStateMachine):
         if not hasattr(self, "balancer"):
             return
         for number, worker in enumerate(list(self.balancer.workers)):
-            self.kill(worker, told=number % 2 == 0, place=1)
-        self.worker_comes(set(MODELS))
-        self.worker_comes(set(MODELS))
+            if worker in self.balancer.workers:  # and has not gone with a mate
+                self.kill(worker, told=number % 2 == 0, place=1)
+        towers = 1 + self.slots % 2
+        for _ in range(2):
+            self.worker_comes(set(MODELS), towers=towers)
         for _ in range(1000):
             if not self.balancer.busy:
                 break

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +14,15 @@ import pytest
 from multitower.bench import record, report
 from multitower.bench.arrivals import Load
 from multitower.bench.bottleneck import Part, judge
+from multitower.bench.daemon import plan
 from multitower.bench.evidence import Evidence, Snapshot, Worker, gather
 from multitower.bench.results import Result, best
 from multitower.bench.scaling import MAX_STEPS, efficiency, most_concurrency, next_concurrency, worker_counts
+from multitower.bench.session import _only_model
 from multitower.bench.slo import LOWEST, NEAR, Objective, Search
 from multitower.bench.tally import Tally
+from multitower.supervisor import placement
+from multitower.supervisor.config import load
 
 # The search.
 
@@ -344,6 +349,27 @@ def test_the_table_of_scaling() -> None:
     assert best([one, two, two]) is two
 
 
+@pytest.mark.parametrize(
+    ("devices", "workers", "override"),
+    [
+        ("{cpu: 2}", (1, 2), "{cpu: 2}"),
+        ("[cpu:1, cpu:0]", (1, 2), "[cpu:1, cpu:0]"),
+        ("[[cpu:0, cpu:1], [cpu:2, cpu:3]]", (1, 2), "[[cpu:0, cpu:1], [cpu:2, cpu:3]]"),
+        ("[cpu:4, [cpu:0, cpu:1], cpu:5]", (1, 2, 3), "[cpu:4, [cpu:0, cpu:1]]"),
+    ],
+)
+def test_fewer_workers_have_the_first_devices_or_groups(
+    tmp_path: Path, devices: str, workers: tuple[int, ...], override: str
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(f"devices: {devices}\nmodels: [{{name: m, handler: 'handlers:M'}}]\n")
+    planned = plan(load(file, environment={}), None)
+    assert planned.workers == workers
+    assert planned.override(2) == f"devices={override}"
+    again = load(file, environment={}, overrides=[planned.override(2)])
+    assert len(placement.of_config(again)) == 2
+
+
 def test_the_json_is_strict_and_has_it_all() -> None:
     steps = [result(queue_full=1), result(latencies=[], evidence=Evidence(), deadline=1)]
     document = record.document(
@@ -366,3 +392,12 @@ def test_the_json_is_strict_and_has_it_all() -> None:
     assert read["objective"]["highest_rate"] == 8
     assert [entry["efficiency"] for entry in read["scaling"]] == [1.0]
     assert read["machine"]["cores"] >= 1
+
+
+def test_of_several_versions_the_one_that_the_statistics_are_of_is_looked_at() -> None:
+    entries = [{"name": "n", "version": "1"}, {"name": "m", "version": "1"}, {"name": "m", "version": "2"}]
+    looked = Snapshot(0.0, {"version": "2"}, {"models": entries}, {}, {}, (0.0, 0.0))
+    assert looked.model("m") is entries[2]
+    assert looked.model("n") is entries[0], "of a model without versions there is one entry"
+    assert looked.model("o") == {}
+    assert _only_model({"models": entries[1:]}) == "m"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from multitower.errors import InvalidRequest
 from multitower.exits import Exit
 from multitower.supervisor import config_overrides
 from multitower.supervisor.config import Config, load, schema
@@ -203,8 +204,8 @@ class Tensor:
         return self.array
 
 
-def stand_in_for_torch(program: Any) -> ModuleType:
-    """The functions of PyTorch that the example calls; it is too large to be installed for one test."""
+def stand_in_for_torch(program: Any) -> dict[str, ModuleType]:
+    """The functions of PyTorch that the example calls, by module; it is too large to be installed for one test."""
 
     def move(file: str, device: str) -> SimpleNamespace:
         def module(*tensors: Tensor) -> Any:
@@ -215,11 +216,16 @@ def stand_in_for_torch(program: Any) -> ModuleType:
 
         return SimpleNamespace(module=lambda: module)
 
-    torch: Any = ModuleType("torch")
-    torch.export = SimpleNamespace(load=lambda file: file, passes=SimpleNamespace(move_to_device_pass=move))
+    names = ("torch", "torch.export", "torch.export.passes")
+    modules: list[Any] = [ModuleType(name) for name in names]
+    torch, export, passes = modules
     torch.tensor = Tensor
     torch.inference_mode = contextlib.nullcontext
-    return torch  # type: ignore[no-any-return]
+    torch.export = export
+    export.load = lambda file: file
+    # `import torch` alone does not bring this one.
+    passes.move_to_device_pass = move
+    return dict(zip(names, modules, strict=True))
 
 
 @pytest.mark.parametrize("device", ["cpu:0", "GPU-8f3a"])
@@ -232,11 +238,12 @@ def test_the_example_of_pytorch_gives_and_takes_arrays(
         asked.append(file)
         return [features * 2]
 
-    monkeypatch.setitem(sys.modules, "torch", stand_in_for_torch(program))
+    for name, module in stand_in_for_torch(program).items():
+        monkeypatch.setitem(sys.modules, name, module)
     handler = handler_of(folder / "pytorch.yaml", device)
     features = np.float32([[1, 2]])
     features.flags.writeable = False
     assert handler.infer({"features": features})["scores"].tolist() == [[2, 4]]
     assert asked == ["classifier.pt2"]
-    with pytest.raises(ValueError, match="the inputs features are missing"):
+    with pytest.raises(InvalidRequest, match="the inputs features are missing"):
         handler.infer({"x": features})

@@ -21,7 +21,7 @@ VALUES = [
     "\x00", "\x85", "\ud7ff", "\ufeff", "\t",
 ]
 # fmt: on
-FIXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+FIXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @pytest.fixture

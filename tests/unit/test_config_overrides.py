@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -78,7 +79,10 @@ def test_an_aliased_section_is_changed_in_one_place_only() -> None:
 
 
 def test_relative_paths_start_at_the_file_s_folder(file: Path) -> None:
-    assert loaded(["runtime_dir=run"]).runtime_dir == file.parent / "run"
+    with tempfile.TemporaryDirectory(prefix="mt-") as short:  # a socket has to fit in
+        config = Path(short, "x.yaml")
+        config.write_text(TEXT)
+        assert load(config, environment={}, overrides=["runtime_dir=run"]).runtime_dir == Path(short, "run")
 
 
 @pytest.mark.parametrize(

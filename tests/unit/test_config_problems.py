@@ -17,9 +17,10 @@ MODEL = "models: [{name: digits, path: digits}]\n"
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("digits", "empty", "other", "notes/1"):
+    for name in ("digits", "empty", "other", "notes/1", "numbered/1"):
         (tmp_path / name).mkdir(parents=True)
-    for name in ("digits/saved_model.pb", "other/variables", "old.h5", "frozen.pb", "digits.keras"):
+    files = ("digits/saved_model.pb", "numbered/1/saved_model.pb", "other/variables")
+    for name in (*files, "old.h5", "frozen.pb", "digits.keras"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -44,6 +45,9 @@ DAEMON = [
     ("max_queue_delay: 5ms", "2:1: max_queue_delay: unknown key here; it belongs in models[].batching"),
     ("restart: {spares: 2}", "2:11: restart.spares: unknown key here; it belongs at the top of the file"),
     ("restart: {first: 1s}", "restart.first: unknown key here; it belongs in restart.backoff"),
+    ("watch: {interval: 1}", "watch.interval: a duration needs its unit: write 1s"),
+    ("watch: {interval: 1ms}", "watch.interval: must be at least 50ms, not 1ms; 0: never"),
+    ("watch: {settle: 0}", "watch.settle: a duration needs its unit"),
     ("gateway: 1", "2:1: gateway: is not supported by this release"),
     ("dispatch: 1", "2:11: dispatch: must be one of 'earliest_finish' or 'least_depth', not 1"),
     ("dispatch: least_dept", "2:11: dispatch: must be one of 'earliest_finish' or 'least_depth', not 'least_dept'"),
@@ -79,7 +83,10 @@ DAEMON = [
     ("devices: []", "devices: the list is empty"),
     ("devices: {}", "2:10: devices: the key 'cpu' is missing"),
     ("devices: {cpu: 0}", "2:16: devices.cpu: must be at least 1, not 0"),
-    ("devices: {gpu: 1}", "2:11: devices.gpu: unknown key (did you mean 'cpu'?)"),
+    (
+        "devices: {gpu: 1}",
+        "2:11: devices.gpu: unknown key; GPUs are all of them (devices: all) or listed (",
+    ),
     ("devices: [[0, 1], []]", "2:19: devices[1]: the group is empty"),
     ("devices: [0, [1, -1]]", "2:18: devices[1][1]: -1 is no device index"),
     ("devices: [[0, 1], [2, 1]]", "2:23: devices[1][1]: 1 is listed twice; workers_per_device"),
@@ -218,7 +225,35 @@ MODELS = [
     ("name: a, path: digits, queue: {max_bytes: 0B}", "models[0].queue.max_bytes: must be more than nothing"),
     ("name: a, path: digits, queue: {max_size: 0}", "models[0].queue.max_size: must be at least 1, not 0"),
     ("name: a, path: digits, timeout: 5s", "models[0].timeout: unknown key here; it belongs in models[].queue"),
-    ("name: a, path: digits, versions: 1", "models[0].versions: is not supported by this release"),
+    ("name: a, path: digits, versions: all", "versions: goes with a folder of numbered versions only; {folder}/digits"),
+    ("name: a, path: digits.keras, versions: all", "versions: goes with a folder of numbered versions only"),
+    ("name: a, handler: 'm:C', versions: {latest: 2}", "versions: goes with a path only"),
+    ("name: a, handler: 'm:C', version_labels: {a: 2}", "version_labels: goes with a path only"),
+    (
+        "name: a, path: numbered, versions: [1, 3]",
+        "models[0].versions: must be latest, all, {{latest: N}} or {{specific: [N, …]}}, not [1, 3]",
+    ),
+    ("name: a, path: numbered, versions: newest", "versions: must be latest, all, {{latest: N}} or"),
+    ("name: a, path: numbered, versions: {all: 1}", "versions: must be latest, all, {{latest: N}} or"),
+    (
+        "name: a, path: numbered, versions: {latest: 1, specific: [1]}",
+        "versions: must be latest, all, {{latest: N}} or",
+    ),
+    ("name: a, path: numbered, versions: {latest: 0}", "versions: latest is how many versions: a whole number from 1"),
+    ("name: a, path: numbered, versions: {specific: 1}", "versions: specific is a list of versions, as in"),
+    ("name: a, path: numbered, versions: {specific: []}", "versions: specific is a list of versions, as in"),
+    (
+        "name: a, path: numbered, versions: {specific: [1, -1]}",
+        "1:61: models[0].versions.specific[1]: must be the number of a version, not -1",
+    ),
+    ("name: a, path: numbered, versions: {specific: [1, 1]}", "versions.specific[1]: 1 is listed twice"),
+    ("name: a, path: numbered, version_labels: stable", "version_labels: must be a mapping of labels to versions"),
+    ("name: a, path: numbered, version_labels: {stable: '1'}", "stable: must be the number of a version, not '1'"),
+    ("name: a, path: numbered, version_labels: {1: 1}", "version_labels: a key must be text, and 1 is not"),
+    (
+        "name: a, path: numbered, versions: {specific: [1, 3]}, version_labels: {new: 4}",
+        "1:88: models[0].version_labels.new: names version 4, which `versions` does not list, only 1, 3",
+    ),
     (
         "name: a, path: digits}, {name: a, path: digits",
         "1:42: models[1].name: 'a' is the name of a model above as well",

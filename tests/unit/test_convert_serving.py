@@ -16,6 +16,7 @@ from multitower.convert.serving import Conversion, convert
 from multitower.convert.text_format import Field, Message, parse
 from multitower.supervisor.config import Config, load
 from multitower.supervisor.config_models import Batching
+from multitower.supervisor.versions import Policy
 
 
 @pytest.fixture(autouse=True)
@@ -79,11 +80,9 @@ def test_without_a_batching_file_the_defaults_hold(models: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "path", "words"),
     [
-        ("model_version_policy { specific { versions: 1 } }", "digits/1", ["path names its folder"]),
-        ("model_version_policy { specific { versions: [1, 42] } }", "digits", ["[1, 42]", "only one version"]),
-        ("model_version_policy { latest { num_versions: 2 } }", "digits", ["num_versions: 2", "only the latest"]),
-        ("model_version_policy { latest { } }", "digits", []),
-        ("model_version_policy { all { } }", "digits", ["not all versions"]),
+        ("model_version_policy { latest { num_versions: -1 } }", "digits", ["num_versions -1 was not"]),
+        ("model_version_policy { specific { versions: -1 versions: 42 } }", "digits", ["the version -1 was not"]),
+        ("model_version_policy { specific { } }", "digits", ["lists no version"]),
         ("model_version_policy { }", "digits", ["is empty"]),
         (
             "model_version_policy { all { } latest { num_versions: 1 } }",
@@ -92,10 +91,12 @@ def test_without_a_batching_file_the_defaults_hold(models: Path) -> None:
         ),
         ("name: 'digits'", "digits", ["name does not count: it is given again later"]),
         ("model_version_policy { newest { } }", "digits", ["newest in model_version_policy"]),
+        ("version_labels { key: 'stable' }", "digits", ["the label stable: None was not carried over"]),
+        ("version_labels { key: '' value: 42 }", "digits", ["the label : 42 was not carried over"]),
         (
-            "version_labels { key: 'stable' value: 42 } version_labels { key: 'canary' value: 1 }",
+            "model_version_policy { specific { versions: 42 } } version_labels { key: 'old' value: 1 }",
             "digits",
-            ["version_labels (stable: 42, canary: 1)"],
+            ["the label old: 1 was not carried over: that version is not served"],
         ),
         ("logging_config { sampling_config { sampling_rate: 1 } }", "digits", ["logging_config was not carried over"]),
         ("model_plaform: 'tensorflow'", "digits", ["model_plaform was not carried over: an unknown field"]),
@@ -109,6 +110,34 @@ def test_what_has_no_counterpart_is_told_with_its_line(models: Path, more: str, 
     for word in words:
         assert word in conversion.notes[0].text
         assert str(conversion.notes[0]).startswith("models.config:3: ")
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("", Policy()),
+        ("latest { }", Policy()),
+        ("latest { num_versions: 0 }", Policy()),
+        ("latest { num_versions: 1 }", Policy()),
+        ("latest { num_versions: 2 }", Policy("latest", 2)),
+        ("all { }", Policy("all")),
+        ("specific { versions: 42 }", Policy("specific", listed=(42,))),
+        ("specific { versions: 42 versions: 7 versions: 42 }", Policy("specific", listed=(42, 7))),
+        ("specific { versions: [42, 7] }", Policy("specific", listed=(42, 7))),
+    ],
+)
+def test_the_version_policies_are_the_same(models: Path, policy: str, expected: Policy) -> None:
+    conversion = converted(one(models, f"model_version_policy {{ {policy} }}" if policy else ""))
+    assert conversion.notes == ()
+    assert loaded(conversion, models).models[0].versions == expected
+
+
+def test_labels_are_carried_over_whatever_they_are(models: Path) -> None:
+    labels = {"stable": 42, "true": 1, "7": 7, 'a "b"': 42}
+    text = "".join(f"version_labels {{ key: '{label}' value: {version} }}" for label, version in labels.items())
+    conversion = converted(one(models, f"version_labels {{ key: 'stable' value: 1 }} {text}"))
+    assert conversion.notes == ()
+    assert loaded(conversion, models).models[0].version_labels == labels
 
 
 @pytest.mark.parametrize(

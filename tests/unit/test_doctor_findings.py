@@ -226,25 +226,47 @@ MACHINE = Machine(
     shm_bytes=GIB,
     memfd=None,
 )
+NODE_0, NODE_1 = tuple(range(4)), tuple(range(4, 8))
 TWO_NODES = replace(MACHINE, nodes={0: frozenset(range(4)), 1: frozenset(range(4, 8))})
 
 
 @pytest.mark.parametrize(
-    ("slots", "machine_", "nodes", "level", "words"),
+    ("slots", "machine_", "near", "level", "words"),
     [
         ([slot(0), slot(1)], MACHINE, {}, Level.OK, "2 workers with 2 intra-op threads on 8 cores"),
         ([slot(0, intra_op_threads=8), slot(1)], MACHINE, {}, Level.WARNING, "2 or 8 intra-op threads on 8 cores"),
         ([slot(0, intra_op_threads=1)] * 9, MACHINE, {}, Level.WARNING, "9 workers with 1 intra-op thread on 8 cores"),
         ([slot(0)], replace(MACHINE, quota=1.5), {}, Level.WARNING, "1.5 cores' time"),
         ([slot(0)], replace(MACHINE, quota=2.0), {}, Level.OK, ""),
-        ([slot(0)], TWO_NODES, {"GPU-a": 1}, Level.NOTE, "run at any of them"),
-        ([slot(0, cores=(0, 1))], TWO_NODES, {"GPU-a": 1}, Level.WARNING, "slot 0 (its GPU is at node 1)"),
-        ([slot(0, cores=(4, 5))], TWO_NODES, {"GPU-a": 1}, Level.OK, ""),
-        ([slot(0, cores=(0, 1))], TWO_NODES, {}, Level.OK, ""),
+        ([slot(0)], TWO_NODES, {"GPU-a": (1, NODE_1)}, Level.NOTE, "run at any of them"),
+        ([slot(0, cores=(0, 1))], TWO_NODES, {"GPU-a": (1, NODE_1)}, Level.WARNING, "slot 0 (its device is at node 1)"),
+        ([slot(0, cores=(4, 5))], TWO_NODES, {"GPU-a": (1, NODE_1)}, Level.OK, "2 NUMA nodes"),
+        ([slot(0, cores=(0, 1))], TWO_NODES, {"GPU-a": (None, None)}, Level.NOTE, "which cores are near GPU-a"),
+        ([slot(0, device="cpu:0", cores=(0, 1))], TWO_NODES, {"cpu:0": (None, None)}, Level.OK, "2 NUMA nodes"),
+        (
+            [replace(slot(0, cores=(0, 1, 4, 5)), devices=("GPU-a", "GPU-b"))],
+            TWO_NODES,
+            {"GPU-a": (0, NODE_0), "GPU-b": (1, NODE_1)},
+            Level.OK,
+            "2 NUMA nodes",
+        ),
     ],
 )
-def test_threads(slots: list[Placement], machine_: Machine, nodes: dict[str, int], level: Level, words: str) -> None:
-    found = worst(host.threads(slots, machine_, nodes))
+def test_threads(
+    slots: list[Placement],
+    machine_: Machine,
+    near: dict[str, tuple[int | None, tuple[int, ...] | None]],
+    level: Level,
+    words: str,
+) -> None:
+    devices = {
+        name: replace(gpu(name=name), kind="cpu" if name.startswith("cpu") else "gpu", numa_node=node, cores=cores)
+        for name, (node, cores) in near.items()
+    }
+    found = max(
+        (finding for finding in host.threads(slots, machine_, devices) if words in finding.text),
+        key=lambda finding: list(Level).index(finding.level),
+    )
     assert found.level is level
     assert words in found.text
 
@@ -272,8 +294,6 @@ def test_shared_memory_takes_descriptors_too() -> None:
 
 
 def test_what_the_kernel_writes_is_read(tmp_path: Path) -> None:
-    assert machine.cpus("0-3,8\n") == [0, 1, 2, 3, 8]
-    assert machine.cpus("\n") == []
     assert machine._quota(tmp_path) is None
     (tmp_path / "cpu.max").write_text("max 100000\n")
     assert machine._quota(tmp_path) is None
@@ -287,16 +307,6 @@ def test_what_the_kernel_writes_is_read(tmp_path: Path) -> None:
     (tmp_path / "node1").mkdir()
     (tmp_path / "node1" / "cpulist").write_text("4-7\n")
     assert machine._nodes(tmp_path) == {1: frozenset((4, 5, 6, 7))}
-
-
-def test_a_gpus_node_is_found_by_its_address(tmp_path: Path) -> None:
-    (tmp_path / "0000:3b:00.0").mkdir()
-    (tmp_path / "0000:3b:00.0" / "numa_node").write_text("1\n")
-    assert machine.node_of_gpu("00000000:3B:00.0", tmp_path) == 1
-    assert machine.node_of_gpu("00000000:17:00.0", tmp_path) is None
-    (tmp_path / "0000:3b:00.0" / "numa_node").write_text("-1\n")
-    assert machine.node_of_gpu("00000000:3B:00.0", tmp_path) is None
-    assert machine.node_of_gpu(None, tmp_path) is None
 
 
 # Models and their operations.
@@ -370,3 +380,9 @@ def test_operations(build: dict[str, Any], model: dict[str, Any], gpus: bool, le
     found = worst(operations.findings({"build": build, "models": {"m": model}}, gpus_wanted=gpus))
     assert found.level is level
     assert words in found.text
+
+
+def test_what_cannot_be_loaded_is_not_told_again() -> None:
+    answer = {"build": BUILD, "models": {"m": {"error": "no weights"}, "n": {"error": "no weights"}}}
+    found = list(operations.findings(answer, gpus_wanted=True, told={"m"}))
+    assert [finding.text for finding in found] == ["n: its operations were not looked at: no weights"]

@@ -30,20 +30,20 @@ NAMES = [
 ]
 
 CONSTRUCTOR = "endpoint=None timeout=30.0 connect_timeout=5.0 max_outstanding=1000 retries=2 shared_memory=True"
-INFER = "model inputs outputs=None version='' timeout=None priority=0 signature=''"
+INFER = "model inputs outputs=None version='' timeout=None priority=0 signature='' version_label=''"
 METHODS = {
     "close": "",
     "empty": "shape dtype=<class 'numpy.float32'>",
     "endpoint": None,
     "infer": INFER,
     "live": "",
-    "metadata": "model version=''",
-    "model_config": "model version=''",
-    "model_ready": "model version=''",
+    "metadata": "model version='' version_label=''",
+    "model_config": "model version='' version_label=''",
+    "model_ready": "model version='' version_label=''",
     "ready": "",
     "server_metadata": "",
     "server_ready": "",
-    "statistics": "model=None version=''",
+    "statistics": "model=None version='' version_label=''",
     "status": "",
     "submit": INFER,
     "wait_until_ready": "timeout=60.0",

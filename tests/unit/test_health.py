@@ -27,9 +27,9 @@ class Process:
         self.asked_for_stacks = False
         self._calls = 0
 
-    def heartbeat(self) -> int:
+    def heartbeat(self) -> tuple[int]:
         self._calls += 1
-        return self._calls
+        return (self._calls,)
 
     def look(self) -> None:
         return None
@@ -55,7 +55,8 @@ class Workers:
         self.now = 0.0
 
     def serving(self) -> Member:
-        channel = cast(Channel, SimpleNamespace(worker=SimpleNamespace(batch=None, requests=0)))
+        worker = SimpleNamespace(batch=None)
+        channel = cast(Channel, SimpleNamespace(worker=worker, workers=(worker,), requests=0))
         process: Any = Process()
         return Member(cast(WorkerProcess, process), Pulse(0.0, 1.0), self.place, channel, "ready")
 
@@ -119,7 +120,7 @@ def test_who_has_served_its_time(
 ) -> None:
     workers = Workers()
     channel: Any = workers.member.channel
-    workers.member.luck, channel.worker.requests, workers.rss = luck, requests, rss
+    workers.member.luck, channel.requests, workers.rss = luck, requests, rss
     settings = FleetSettings((), {}, RestartPolicy(), **limits)
     assert list(workers.health.recycle([workers.place], settings)) == ([(workers.place, why)] if why else [])
 
@@ -128,7 +129,7 @@ def test_who_has_served_its_time(
 def test_who_does_not_serve_has_not_served_its_time(state: State) -> None:
     workers = Workers()
     place, channel = cast(Any, workers.place), cast(Any, workers.member.channel)
-    place.slot.state, channel.worker.requests = state, 10**9
+    place.slot.state, channel.requests = state, 10**9
     assert not list(workers.health.recycle([workers.place], FleetSettings((), {}, RestartPolicy(), max_requests=1)))
 
 

@@ -143,16 +143,48 @@ def test_threads_that_are_given_are_taken_as_they_are() -> None:
         ("auto", range(4), 2, [(0, 1), (2, 3)]),
         ("auto", range(3), 2, [(), ()]),  # one core each is too little to be bound to
         ("auto", range(1), 2, [(), ()]),
-        ("auto", [9, 3, 11, 5, 7], 2, [(3, 5), (7, 9)]),  # a container's cores; the odd one is the supervisor's
+        ("auto", [3, 5, 7, 9, 11], 2, [(3, 5), (7, 9)]),  # a container's cores; the odd one is the supervisor's
         ("split", range(3), 2, [(0,), (1,)]),
         ("split", range(7), 3, [(0, 1), (2, 3), (4, 5)]),
         ("split", [4, 6], 5, [(4,), (6,), (4,), (6,), (4,)]),
         ("shared", range(64), 2, [(), ()]),
     ],
 )
-def test_cores(cores: str, available: Sequence[int], workers: int, expected: list[tuple[int, ...]]) -> None:
+def test_of_the_cores(cores: str, available: Sequence[int], workers: int, expected: list[tuple[int, ...]]) -> None:
     placements = placed([cpu(number) for number in range(workers)], available, cores=cores)
     assert [placement.cores for placement in placements] == expected
+
+
+def near(device: Device, *cores: int) -> Device:
+    return replace(device, cores=cores)
+
+
+@pytest.mark.parametrize(
+    ("cores", "expected", "threads"),
+    [
+        ("auto", [(4, 5), (6, 7), (0, 1, 2, 3)], [2, 2, 4]),
+        ("split", [(4, 5), (6, 7), (0, 1, 2, 3)], [2, 2, 4]),
+        ("shared", [(), (), ()], [2, 2, 2]),
+    ],
+)
+def test_workers_are_bound_near_their_devices_with_as_many_threads_as_cores(
+    cores: str, expected: list[tuple[int, ...]], threads: list[int]
+) -> None:
+    devices = [near(gpu(3), 4, 5, 6, 7), near(gpu(2), 4, 5, 6, 7), near(gpu(0), 0, 1, 2, 3)]
+    placements = placed(devices, cores=cores)
+    assert [placement.cores for placement in placements] == expected
+    assert [placement.intra_op_threads for placement in placements] == threads
+
+
+def test_a_group_at_two_nodes_is_bound_to_both_and_workers_of_a_device_share_its_node() -> None:
+    placements = placed([(near(gpu(0), 0, 1), near(gpu(1), 4, 5)), near(gpu(2), 2, 3, 6, 7)], workers_per_device=2)
+    assert [placement.cores for placement in placements] == [(0, 4), (1, 5), (2, 3), (6, 7)]
+
+
+def test_auto_binds_no_worker_where_one_would_have_a_single_core() -> None:
+    devices = [near(gpu(index), 0, 1, 2) for index in range(2)] + [near(gpu(2), 3, 4, 5, 6, 7)]
+    placements = placed(devices)
+    assert [(placement.cores, placement.intra_op_threads) for placement in placements] == [((), 2)] * 3
 
 
 @pytest.mark.parametrize(

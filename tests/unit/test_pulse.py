@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from multitower.supervisor.pulse import Look, Pulse, Verdict
+from multitower.supervisor.pulse import Call, Look, Pulse, Verdict
 
 BEAT = 1.0
 
@@ -33,8 +33,9 @@ class Scene:
         self.calls += calls
         self.cpu += cpu
         if beats:
-            self.pulse.beat(self.now, self.calls)
-        return self.pulse.judge(self.now, work, since, limit, lambda: Look(state, self.cpu))
+            self.pulse.beat(self.now, [self.calls])
+        call = Call(work, since, limit) if work is not None and limit is not None else None
+        return self.pulse.judge(self.now, [call], lambda: Look(state, self.cpu), loads=limit is None)
 
 
 IDLE = {"limit": float("inf")}
@@ -90,12 +91,12 @@ def test_a_paused_machine_is_no_hang() -> None:
 
 def test_a_process_that_has_ended_does_not_hang() -> None:
     pulse = Pulse(0.0, BEAT)
-    assert pulse.judge(60.0, None, 0.0, None, lambda: None) is None
+    assert pulse.judge(60.0, [], lambda: None, loads=True) is None
 
 
 def test_verdicts_tell_what_can_still_be_asked_of_the_process() -> None:
-    stopped = Pulse(0.0, BEAT).judge(3.0, None, 0.0, None, lambda: Look("T", 0.0))
-    overrun = Pulse(0.0, BEAT).judge(3.0, "a batch", 0.0, 2.0, lambda: Look("R", 0.0))
+    stopped = Pulse(0.0, BEAT).judge(3.0, [None], lambda: Look("T", 0.0))
+    overrun = Pulse(0.0, BEAT).judge(3.0, [Call("a batch", 0.0, 2.0)], lambda: Look("R", 0.0))
     assert stopped is not None
     assert (stopped.stopped, stopped.overrun) == (True, False)
     assert overrun is not None

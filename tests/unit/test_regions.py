@@ -164,6 +164,8 @@ def test_a_lease_on_a_region_holds_nobody_up() -> None:
         f"mt-{os.getpid()}-0/../0-{NONCE}",
         "",
     ],
+    # Each process of `make test` has to call them the same.
+    ids=["no descriptor", "nor this", "no process", "no number", "a path", "empty"],
 )
 def test_names_of_nothing(name: str) -> None:
     with pytest.raises(OSError, match=r"\w"):

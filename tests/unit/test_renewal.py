@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from made_up_fleet import Scene, placement, process, spec
+from made_up_fleet import LARGEST, Scene, placement, process, spec
 
 from multitower.errors import Reason, Unavailable
 from multitower.supervisor.member import Member
@@ -177,6 +178,28 @@ def test_when_the_new_one_cannot_load_then_what_waits_is_refused_with_the_cause(
     assert scene.state() is State.FAILED
 
 
+@pytest.mark.parametrize("how", ["cannot load", "dies"])
+def test_when_it_cannot_load_other_models_the_slot_gets_its_former_ones_back_and_nobody_is_refused(how: str) -> None:
+    scene = serving(fits=False)
+    told = scene.order(specs=(spec(2),))
+    scene.submit()
+    scene.obey()
+    if how == "cannot load":
+        scene.report(scene.member(), "loading")
+        scene.report(scene.member(), "failed", "no weights")
+    else:
+        scene.die(scene.member())
+    scene.tick()
+    assert told == []
+    scene.obey()
+    scene.serve(scene.member())
+    assert told == ["no weights" if how == "cannot load" else "killed by SIGKILL (9)"]
+    assert (scene.state(), scene.place().specs) == (State.READY, (spec(1),))
+    scene.dispatch()
+    scene.answer(scene.member())
+    assert [type(reply) for reply in scene.replies()] == [list]
+
+
 def test_it_dies_while_it_drains_and_the_new_one_comes_all_the_same() -> None:
     scene = serving(fits=False)
     scene.submit()
@@ -291,6 +314,90 @@ def test_only_what_has_not_begun_can_be_withdrawn() -> None:
     assert told == ["0"]
     assert other == [None]
     assert [place.slot.incarnation for place in scene.fleet.places] == [2, 1, 2]
+
+
+# Devices that a reload groups anew.
+
+
+def on(scene: Scene, **devices: str) -> None:
+    """Gives slots other devices than the scene did: `slot_0="GPU-a,GPU-b"`."""
+    for name, names in devices.items():
+        place = scene.place(int(name.removeprefix("slot_")))
+        place.placement = replace(place.placement, devices=tuple(names.split(",")))
+
+
+def group(scene: Scene, slot: int, devices: str) -> None:
+    scene.fleet.add(replace(placement(slot), devices=tuple(devices.split(","))))
+    scene.tick()
+
+
+def test_a_group_begins_when_the_last_of_its_gpus_is_free_and_what_comes_meanwhile_waits() -> None:
+    scene = serving(2)
+    on(scene, slot_0="GPU-a", slot_1="GPU-b")
+    first, second = scene.member(0), scene.member(1)
+    group(scene, 2, "GPU-a,GPU-b")
+    assert (scene.state(2), scene.place(2).member) == (State.STARTING, None)
+    for _ in range(4):
+        scene.submit(LARGEST)  # more than both can be given at once
+    told = [scene.order(slot, remove=True) for slot in range(2)]
+    scene.answer(first)
+    assert process(first).told, "others can wait for the group"
+    scene.obey()
+    assert (told, scene.place(2).member) == ([[None], []], None)
+    scene.answer(second)
+    scene.obey()
+    assert told == [[None], [None]]
+    new = scene.member(2)
+    assert len(scene.replies()) == 2
+    scene.submit()
+    assert scene.replies() == [], "nobody is refused"
+    scene.serve(new)
+    scene.settle()
+    assert len(scene.replies()) == 3
+    assert scene.alive() == [new]
+
+
+def test_the_last_of_the_old_ones_serves_until_a_group_that_has_begun_does() -> None:
+    scene = serving(3)
+    on(scene, slot_0="GPU-a,GPU-b", slot_1="GPU-c", slot_2="GPU-d")
+    group(scene, 3, "GPU-a")
+    group(scene, 4, "GPU-d,GPU-c")
+    for slot in range(2):
+        scene.order(slot, remove=True)
+        scene.obey()
+    begun = scene.member(3)
+    for _ in range(3):
+        scene.submit(LARGEST)
+    told = scene.order(2, remove=True)
+    scene.answer(scene.member(2))
+    assert not process(scene.member(2)).told, "requests wait, which only it can answer now"
+    scene.serve(begun)
+    scene.answer(scene.member(2))
+    scene.settle()
+    assert (told, len(scene.replies()), len(scene.alive())) == ([None], 3, 2)
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_a_slot_that_is_held_back_can_be_removed_or_restarted(remove: bool) -> None:
+    scene = serving(1)
+    on(scene, slot_0="GPU-a")
+    group(scene, 1, "GPU-a,GPU-b")
+    told = scene.order(1, remove=remove)
+    assert told == [None]
+    assert [place.slot.number for place in scene.fleet.places] == ([0] if remove else [0, 1])
+    if not remove:
+        assert scene.place(1).member is None
+        scene.order(0, remove=True)
+        scene.settle()
+        assert (len(scene.launched), scene.state(1)) == (2, State.READY)
+
+
+def test_workers_of_the_same_group_and_cpu_devices_hold_nobody_back() -> None:
+    scene = serving(2)
+    on(scene, slot_0="GPU-a,GPU-b", slot_1="cpu:0")
+    group(scene, 2, "GPU-a,GPU-b")
+    group(scene, 3, "cpu:0,cpu:1")
+    assert None not in (scene.place(2).member, scene.place(3).member)
 
 
 # Whatever comes.

@@ -26,11 +26,11 @@ def two(scene: Scene, *, first: int = 1) -> tuple[Worker, list[Request], list[Re
     return scene.workers[0], executed, behind
 
 
-def begun(worker: Worker, told: str) -> int | None:
+def begun(worker: Worker, told: str) -> tuple[int, ...]:
     assert worker.batch is not None
-    ids = {UNTOLD: None, NONE: 0, FIRST: worker.batch.id}
+    ids: dict[str, tuple[int, ...]] = {UNTOLD: (), NONE: (0,), FIRST: (worker.batch.id,)}
     if worker.next is not None:
-        ids[SECOND] = worker.next.id
+        ids[SECOND] = (worker.next.id,)
     return ids[told]
 
 
@@ -72,7 +72,7 @@ def test_with_three_on_their_way_only_what_was_begun_is_suspect() -> None:
     third = scene.submit(LARGEST)
     assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [(0, LARGEST)]
     assert worker.batch is not None
-    scene.balancer.remove_worker(worker, scene.now, begun=worker.batch.id - 1)
+    scene.balancer.remove_worker(worker, scene.now, begun=(worker.batch.id - 1,))
     assert not any(request.deaths for request in third)
     waiting = list(scene.balancer.queues["m"])
     assert len(waiting) == 2 * LARGEST
@@ -228,7 +228,7 @@ def test_a_part_that_comes_back_when_its_time_is_over_is_answered_as_a_whole() -
     assert len(scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2)) == 2
     first, second = scene.workers
     assert first.batch is not None
-    scene.balancer.remove_worker(first, scene.now, begun=first.batch.id)
+    scene.balancer.remove_worker(first, scene.now, begun=(first.batch.id,))
     # Before the wheel of deadlines has turned that far.
     scene.now = large.deadline
     scene.answer(second.slot)

@@ -19,7 +19,7 @@ def serving(models: Slots, *, fits: bool = True, retry: int = 1, max_restarts: i
 
 def loads(scene: Scene) -> list[str]:
     """The models of each slot's process."""
-    return ["".join(scene.member(place.slot.number).editions) for place in scene.fleet.places]
+    return ["".join(name for name, _ in scene.member(place.slot.number).editions) for place in scene.fleet.places]
 
 
 def test_requests_go_to_workers_that_have_their_model() -> None:
@@ -46,6 +46,14 @@ def test_what_killed_a_worker_runs_again_on_another_device_that_has_the_model() 
     scene.die(scene.member(first))
     scene.dispatch()
     assert [worker.slot for worker in scene.running] == [3 - first]
+
+
+def test_a_cause_that_slots_share_is_told_once() -> None:
+    scene = serving([("m", "n"), ("m", "n"), ("m", "n")], max_restarts=0)
+    for slot, code in enumerate((3, 4, 3)):
+        scene.die(scene.member(slot), code)
+    with pytest.raises(Unavailable, match=r"'n': slots 0, 2: exited with code 3; .*; slot 1: exited with code 4"):
+        scene.submit(model="n")
 
 
 def test_a_model_whose_only_slot_is_given_up_is_refused_and_the_others_served() -> None:

@@ -165,6 +165,13 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "fractional priority": (header(parameters={"priority": 0.5}), "malformed", "parameters.priority"),
     "signature a number": (header(parameters={"signature_name": 1}), "malformed", "parameters.signature_name"),
     "signature null": (header(parameters={"signature_name": None}), "malformed", "parameters.signature_name"),
+    "label a number": (header(parameters={"version_label": 1}), "malformed", "parameters.version_label"),
+    "label null": (header(parameters={"version_label": None}), "malformed", "parameters.version_label"),
+    "version and label": (
+        header(model_version="1", parameters={"version_label": "stable"}),
+        "malformed",
+        "parameters.version_label",
+    ),
     "priority null": (b'{"model_name":"m","parameters":{"priority":null}}', "malformed", "parameters.priority"),
     "no inputs": (header(inputs=None), "malformed", "inputs"),
     "inputs are an object": (header(inputs={}), "malformed", "inputs"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -60,3 +63,24 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     del views
     made.take(1)
     assert 0 < made.bytes <= 1 << 20
+
+
+def test_two_threads_never_get_the_same_one() -> None:
+    made = Buffers()
+
+    def work(number: int) -> int:
+        for _ in range(5000):
+            view = made.take(4096)
+            view[:8] = struct.pack("<Q", number)
+            assert struct.unpack_from("<Q", view) == (number,)
+        return number
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            assert list(pool.map(work, range(3))) == [0, 1, 2]
+    finally:
+        sys.setswitchinterval(interval)
+    made.take(4096)
+    assert 0 <= made.bytes <= 6 * 4096  # each had one while it took the next

@@ -83,6 +83,25 @@ def test_padding_repeats_the_last_row_and_is_cut_off() -> None:
     assert model.calls == [[1, 2, 3, 3]]
 
 
+@pytest.mark.parametrize("options", [{"proven": True}, {}, {"singly": True}], ids=str)
+@pytest.mark.parametrize("last", [3, BAD])
+def test_what_came_padded_is_used_as_it_is(last: int, options: dict[str, Any]) -> None:
+    model = Scripted(picky)
+    executor = Executor("m", model, (4, 8), **options)
+    frame = np.array([1, 2, last, last], np.int64)
+    prepared = executor.prepare(KEY, [1, 2], [frame.tobytes()], joined=True, padded=True)
+    if options.get("proven"):
+        assert prepared.ready is prepared.whole
+    answers, _ = executor.run(prepared)
+    assert np.frombuffer(answers[0][1], np.int64).tolist() == [1]
+    if last == BAD:
+        assert isinstance(answers[1], MultitowerError)
+    else:
+        assert np.frombuffer(answers[1][1], np.int64).tolist() == [4, 9]
+    if options.get("proven") and last != BAD:
+        assert model.calls == [[1, 2, 3, 3]]
+
+
 def test_time_is_accounted_for() -> None:
     executor = Executor("m", Scripted(square), (), proven=True)
     _, timing = executor.run(executor.prepare(KEY, [1, 1], [bytes(8), bytes(8)]))

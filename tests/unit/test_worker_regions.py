@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,6 +13,7 @@ from memfds import region
 
 from multitower import wire
 from multitower.worker.buffers import Buffers
+from multitower.worker.mappings import Mappings
 from multitower.worker.regions import Inputs, Outputs, Regions
 from multitower.worker_wire import KeySpec, Place, Table
 
@@ -32,10 +33,16 @@ def place(entry: int, tensor: int | str, content: bytes, size: int | None = None
         yield Place(entry, tensor, name, descriptor, status.st_dev, status.st_ino, 4096, size), descriptor
 
 
-def read(rows: list[int], inputs: list[Place], frames: list[bytes], key: KeySpec = KEY) -> Inputs:
+def read(
+    rows: list[int],
+    inputs: list[Place],
+    frames: list[bytes],
+    key: KeySpec = KEY,
+    padded: Callable[[int], int] = lambda rows: rows,
+) -> Inputs:
     before = len(os.listdir("/proc/self/fd"))
-    with Regions(os.getpid()) as regions:
-        made = Inputs(key, rows, Table(inputs, []), frames, regions, Buffers())
+    with Regions(os.getpid(), Mappings()) as regions:
+        made = Inputs(key, rows, Table(inputs, []), frames, regions, Buffers(), padded)
     assert len(os.listdir("/proc/self/fd")) == before
     return made
 
@@ -46,6 +53,19 @@ def test_shared_and_framed_entries_become_one_array_an_input() -> None:
     assert made.joined
     assert [bytes(frame) for frame in made.frames] == [numbers(1, 2, 5, 6, 7, 8, 9, 10), b"\0\1\2\3"]
     assert (made.rows, made.errors) == ([1, 2, 1], {})
+
+
+def test_a_batch_is_padded_where_it_is_put_together() -> None:
+    with place(1, 0, numbers(5, 6, 7, 8)) as (x, _):
+        sizes = (lambda rows: 6, lambda rows: 3)
+        frames = [numbers(1, 2), b"\0", b"\1\2"]
+        made = read([1, 2], [x], frames, padded=sizes[0])
+        assert made.rows == [1, 2]
+        assert [bytes(frame) for frame in made.frames] == [numbers(1, 2, 5, 6, *[7, 8] * 4), b"\0\1" + b"\2" * 4]
+        gone = x._replace(inode=0)
+        made = read([1, 2], [gone], frames, padded=sizes[1])
+        assert made.rows == [1], "the last row that could be read is repeated"
+        assert [bytes(frame) for frame in made.frames] == [numbers(1, 2, 1, 2, 1, 2), b"\0\0\0"]
 
 
 def test_a_region_that_is_gone_costs_its_own_entry_only() -> None:
@@ -98,7 +118,7 @@ ANSWER = [REPLY, numbers(1, 2), b"\1\0\0\0a"]
 
 
 def write(outputs: Outputs, places: dict[str, Place]) -> list[bytes]:
-    with Regions(os.getpid()) as regions:
+    with Regions(os.getpid(), Mappings()) as regions:
         return outputs.place(list(ANSWER), places, regions)
 
 

@@ -48,7 +48,7 @@ class Scene:
     def __init__(self, *, volatile: bool = True, **options: Any) -> None:
         self.model = Reusing(volatile)
         executor = Executor("m", self.model, (), **options)
-        self._service = _Service({"m": {"": executor}}, lambda _: None)
+        self._service = _Service({("m", "1"): {"": executor}}, lambda _: None)
         self._ids = itertools.count(1)
 
     def ask(self, width: int, *values: int) -> list[Any]:
@@ -119,3 +119,25 @@ def test_a_batch_of_which_nothing_can_be_read_is_answered_unrun(
     assert [json.loads(answer)["error"]["reason"] for answer in answers] == ["malformed"] * entries
     assert scene.model.calls == 0
     assert told(scene.ask(10, 1, 2)) == [1, 2], "the worker lives on"
+
+
+def test_a_batch_runs_on_the_version_that_it_names_or_on_the_newest() -> None:
+    executors = {}
+    for number in ("9", "10"):
+        model = Reusing(False)
+        model.version = number
+        executors["m", number] = {"": Executor("m", model, ())}
+    service = _Service(executors, lambda _: None)
+
+    def answered_by(version: str) -> str:
+        key = KeySpec("m", (("x", "UINT8", (1,)),), None, True, version=version)
+        number = int(version or 0)
+        head = worker_wire.batch_head(number, number, [1], joined=worker_wire.joinable(key), described=True)
+        job = service.open([head, key.to_json(), b"x"])
+        assert job is not None
+        _, answers, _ = worker_wire.read_result(service.run(job))
+        header, _ = answers[0]
+        told: str = json.loads(bytes(header))["model_version"]
+        return told
+
+    assert [answered_by(version) for version in ("", "9", "10")] == ["10", "9", "10"]

@@ -519,7 +519,10 @@ public final class MultitowerClient implements AutoCloseable {
                 if (Boolean.TRUE.equals(state.get("ready"))) {
                     return;
                 }
-                why = state.get("slots_ready") + " of " + state.get("slots_total") + " slots are ready";
+                Object ready = state.get("slots_ready");
+                Object total = state.get("slots_total");
+                String missing = Objects.equals(ready, total) ? ", but some model is on none of them" : "";
+                why = ready + " of " + total + " slots are ready" + missing + "; `multitower status` tells why";
             } catch (MultitowerException.Unavailable | MultitowerException.DeadlineExceeded error) {
                 if (error.is(Reason.CLOSED)) {
                     throw error;

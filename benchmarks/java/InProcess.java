@@ -1,9 +1,6 @@
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.List;
-import java.util.Locale;
 import java.util.concurrent.atomic.AtomicInteger;
-import java.util.concurrent.atomic.AtomicLong;
 import org.tensorflow.Graph;
 import org.tensorflow.Result;
 import org.tensorflow.SavedModelBundle;
@@ -19,11 +16,11 @@ import org.tensorflow.proto.SignatureDef;
 import org.tensorflow.types.TFloat32;
 
 /**
- * What an application can do without a daemon: one graph and one session for each device in its own process, every node of a
- * graph put on its device, and each request given to the session with the least to do. The devices are logical CPUs here, as
- * many as asked for; the model has its weights as constants, see freeze.py. Prints the line of JSON that Throughput.java prints; java.py runs it:
+ * What an application can do without a daemon: one graph and one session for each device in its own process, every node
+ * of a graph put on its device, and each request given to the session with the least to do. The devices are logical CPUs
+ * here, as many as asked for; the model has its weights as constants, see freeze.py. java.py runs it:
  *
- * <pre>java -cp 'target/lib/*' InProcess.java SAVED_MODEL DEVICES THREADS SECONDS WARM_UP</pre>
+ * <pre>java -cp 'CLASSES:target/lib/*' InProcess SAVED_MODEL DEVICES THREADS SECONDS WARM_UP</pre>
  */
 final class InProcess {
     private static final int COLUMNS = 64;
@@ -70,8 +67,6 @@ final class InProcess {
     }
 
     public static void main(String[] arguments) throws Exception {
-        int outstanding = Integer.parseInt(arguments[2]);
-        double seconds = Double.parseDouble(arguments[3]);
         MetaGraphDef meta;
         try (SavedModelBundle bundle = SavedModelBundle.load(arguments[0], "serve")) {
             meta = bundle.metaGraphDef();
@@ -82,50 +77,15 @@ final class InProcess {
         for (int device = 0; device < count; device++) {
             devices.add(new InProcess(meta, config, device));
         }
-        long begin = System.nanoTime() + (long) (Double.parseDouble(arguments[4]) * 1e9);
-        long end = begin + (long) (seconds * 1e9);
-        List<long[]> latencies = new ArrayList<>();
-        AtomicLong answered = new AtomicLong();
-        List<Thread> threads = new ArrayList<>();
-        for (int t = 0; t < outstanding; t++) {
-            Thread thread = new Thread(() -> {
-                long[] took = new long[1 << 16];
-                int answers = 0;
-                float[] image = new float[COLUMNS];
-                for (long sent = System.nanoTime(); sent < end; ) {
-                    InProcess device = least(devices);
-                    device.depth.incrementAndGet();
-                    float probability = device.predict(image);
-                    device.depth.decrementAndGet();
-                    long now = System.nanoTime();
-                    if (!(probability >= 0 && probability <= 1)) {
-                        throw new IllegalStateException("a wrong answer: " + probability);
-                    }
-                    if (now >= begin && now < end) {
-                        took[answers++ % took.length] = now - sent;
-                    }
-                    sent = now;
-                }
-                answered.addAndGet(answers);
-                synchronized (latencies) {
-                    latencies.add(Arrays.copyOf(took, Math.min(answers, took.length)));
-                }
-            });
-            threads.add(thread);
-            thread.start();
-        }
-        for (Thread thread : threads) {
-            thread.join();
-        }
-        if (latencies.size() != outstanding) {
-            System.exit(1); // a thread failed, and said why
-        }
-        double[] sorted = latencies.stream().flatMapToLong(Arrays::stream).sorted().mapToDouble(t -> t / 1e6).toArray();
-        System.out.printf(
-                Locale.ROOT,
-                "{\"rps\": %.1f, \"p50\": %.3f, \"p99\": %.3f}%n",
-                answered.get() / seconds,
-                sorted[sorted.length / 2],
-                sorted[sorted.length * 99 / 100]);
+        float[] image = new float[COLUMNS];
+        new Loop(arguments, 2).run(() -> {
+            InProcess device = least(devices);
+            device.depth.incrementAndGet();
+            float probability = device.predict(image);
+            device.depth.decrementAndGet();
+            if (!(probability >= 0 && probability <= 1)) {
+                throw new IllegalStateException("a wrong answer: " + probability);
+            }
+        });
     }
 }

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import pytest
+
+from multitower.supervisor import cores
+
+NODE_0, NODE_1 = range(4), range(4, 8)
+BOTH = range(8)
+
+
+@pytest.mark.parametrize(
+    ("available", "near", "expected"),
+    [
+        # One node, or nothing known: equal runs; the odd core is the supervisor's.
+        (range(8), [None, None], [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        (range(7), [None] * 3, [(0, 1), (2, 3), (4, 5)]),
+        (range(8), [BOTH, None], [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        # Two nodes, whatever the order of the devices.
+        (range(8), [NODE_0, NODE_1], [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        (range(8), [NODE_1, NODE_0], [(4, 5, 6, 7), (0, 1, 2, 3)]),
+        (range(8), [NODE_0, NODE_1, NODE_0, NODE_1], [(0, 1), (4, 5), (2, 3), (6, 7)]),
+        (range(8), [NODE_0, NODE_0, NODE_0, NODE_1], [(0,), (1,), (2,), (4, 5, 6, 7)]),
+        (range(8), [NODE_1, NODE_1], [(4, 5), (6, 7)]),  # nobody is near the other node
+        # A device that is near all of them.
+        (range(8), [NODE_0, BOTH, NODE_1], [(0, 1), (2, 3, 4, 5), (6, 7)]),
+        # Numbered in turn, as some machines do.
+        (range(8), [(0, 2, 4, 6), (1, 3, 5, 7), (0, 2, 4, 6)], [(0, 2), (1, 3, 5, 7), (4, 6)]),
+        # A container has a part of each node, or nothing of one: any core is better than none.
+        ((2, 3, 4, 5), [NODE_0, NODE_1], [(2, 3), (4, 5)]),
+        ((2, 3), [NODE_0, NODE_1], [(2,), (3,)]),
+        ((0, 1, 2, 3), [NODE_1], [(0, 1, 2, 3)]),
+        # More workers than cores take turns, at their own node.
+        ((4, 6), [None] * 5, [(4,), (6,), (4,), (6,), (4,)]),
+        ((0, 4), [NODE_0, NODE_1, NODE_0, NODE_1, NODE_1], [(0,), (4,), (0,), (4,), (4,)]),
+        # Threads of a core side by side stay together.
+        ((0, 4, 1, 5, 2, 6, 3, 7), [None, None], [(0, 1, 4, 5), (2, 3, 6, 7)]),
+    ],
+)
+def test_who_gets_which(
+    available: Sequence[int], near: list[Collection[int] | None], expected: list[tuple[int, ...]]
+) -> None:
+    assert list(cores.divide(available, [[device] for device in near])) == expected
+
+
+@pytest.mark.parametrize(
+    ("near", "expected"),
+    [
+        ([[NODE_0, NODE_1]], [tuple(range(8))]),
+        ([[NODE_0, NODE_1], [NODE_1, NODE_0]], [(0, 1, 4, 5), (2, 3, 6, 7)]),  # each has its part of both
+        ([[NODE_0, NODE_1], [NODE_0], [NODE_1]], [(0, 1, 4, 5), (2, 3), (6, 7)]),
+        ([[NODE_0, NODE_0], [NODE_1, NODE_1]], [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        ([[NODE_0, None], [NODE_1]], [(0, 1, 2, 3, 4, 5), (6, 7)]),  # what does not tell may be near any
+    ],
+)
+def test_of_workers_with_several_devices(
+    near: list[list[Collection[int] | None]], expected: list[tuple[int, ...]]
+) -> None:
+    assert list(cores.divide(range(8), near)) == expected
+
+
+def test_the_threads_of_a_core_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 4, 5, 6, 9})
+    for core in range(8):
+        folder = tmp_path / f"cpu{core}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{core % 4},{core % 4 + 4}\n")
+    assert cores.available(tmp_path) == (0, 4, 1, 5, 2, 6, 9)
+
+
+def test_those_of_this_process_are_available() -> None:
+    assert set(cores.available()) == os.sched_getaffinity(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("", []), ("0-3,8", [0, 1, 2, 3, 8]), ("5", [5]), ("0-1,3-4,6", [0, 1, 3, 4, 6])]
+)
+def test_lists_as_the_kernel_writes_them(text: str, numbers: list[int]) -> None:
+    assert cores.parse(f"{text}\n") == numbers
+    assert cores.shown(reversed(numbers)) == text

@@ -1,0 +1,311 @@
+"""Processes of several towers: which tower gets what, and how suspects are kept apart."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from practised import LARGEST, Scene
+
+from multitower import worker_wire
+from multitower.errors import MultitowerError, Reason
+from multitower.spec import ModelReport, TowerReport, WorkerReport
+from multitower.supervisor.batching import QueueLimits
+from multitower.supervisor.process import WorkerProcess
+from multitower.supervisor.request import Request
+from multitower.supervisor.router import Router
+from multitower.supervisor.serving import Served, Worker
+from multitower.worker.towers import AS_SAVED, Site, assign, nodes_of, sites, where
+
+
+def towers(count: int, *, retry: int = 1, others: int = 0) -> tuple[Scene, list[Worker]]:
+    """One process of so many towers, beside others of one."""
+    scene = Scene(retry=retry)
+    workers = list(scene.balancer.add_towers(0, "cpu:0,cpu:1", [({"m": Served()}, None)] * count, scene.now))
+    for number in range(others):
+        scene.balancer.add_worker(number + 1, f"cpu:{number + 7}", {"m": Served()}, scene.now)
+    return scene, workers
+
+
+def given(scene: Scene, after: float = 0.0) -> list[Worker]:
+    """Who gets a batch now."""
+    scene.now += after
+    return [cast(Worker, batch.worker) for batch in scene.balancer.dispatch(scene.now)]
+
+
+def answer(scene: Scene, worker: Worker) -> None:
+    assert worker.batch is not None
+    answers: list[Any] = [[b"", b"x"]] * len(worker.batch.requests)
+    scene.balancer.finish(worker, worker.batch.id, answers, scene.now)
+
+
+def reasons(scene: Scene) -> dict[Request, str | None]:
+    return {
+        reply.request: reply.answer.reason if isinstance(reply.answer, MultitowerError) else None
+        for reply in scene.balancer.replies()
+    }
+
+
+def test_each_tower_has_a_batch_of_its_own_and_the_free_one_gets_the_next() -> None:
+    scene, (first, second, third) = towers(3)
+    scene.submit(3 * LARGEST)
+    assert set(given(scene)) == {first, second, third}
+    assert [worker.depth for worker in (first, second, third)] == [LARGEST] * 3
+    scene.submit(1)
+    assert given(scene) == []
+    answer(scene, second)
+    assert given(scene) == [second]
+
+
+def test_all_that_its_towers_executed_is_suspect_when_a_process_dies_and_nobody_is_to_blame() -> None:
+    scene, workers = towers(2)
+    requests = scene.submit(2)
+    assert set(given(scene)) == set(workers)
+    assert not scene.balancer.remove_worker(workers[0], scene.now, crashed=True)
+    assert [request.deaths for request in requests] == [1, 1]
+    assert scene.balancer.refusals.quarantine.entries(scene.now) == []
+    assert not scene.balancer.workers
+
+
+def test_what_a_tower_had_not_begun_is_no_suspect() -> None:
+    scene, (first, second) = towers(2)
+    requests = scene.submit(2)
+    assert set(given(scene)) == {first, second}
+    for worker in (first, second):  # as a batch behind another that was answered, and there the process ended
+        assert worker.batch is not None
+        worker.batch.behind = True
+    assert second.batch is not None
+    begun = (12345, second.batch.id)
+    scene.balancer.remove_worker(first, scene.now, crashed=True, begun=begun)
+    assert sorted(request.deaths for request in requests) == [0, 1]
+
+
+def test_a_suspect_is_alone_in_its_process_which_lets_nothing_else_in_until_it_is_answered() -> None:
+    scene, workers = towers(2)
+    (suspect,) = scene.submit(1)
+    given(scene)
+    scene.balancer.remove_worker(workers[0], scene.now, crashed=True)
+    first, second = scene.balancer.add_towers(0, "cpu:0,cpu:1", [({"m": Served()}, None)] * 2, scene.now)
+    scene.submit(2 * LARGEST)
+    (chosen,) = given(scene)
+    assert chosen.batch is not None
+    assert chosen.batch.requests == [suspect]
+    assert given(scene) == []
+    answer(scene, chosen)
+    assert set(given(scene)) == {first, second}
+
+
+def test_a_busy_process_is_emptied_for_a_suspect_though_more_waits() -> None:
+    scene, dying = towers(2)
+    (suspect,) = scene.submit(1)
+    given(scene)
+    first, second = scene.balancer.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
+    scene.submit(10 * LARGEST)
+    assert {first, second} <= set(given(scene))
+    scene.balancer.remove_worker(dying[0], scene.now, crashed=True)
+    assert given(scene) == []
+    answer(scene, first)
+    assert given(scene) == [], "the other tower is not done yet"
+    answer(scene, second)
+    (chosen,) = given(scene)
+    assert chosen.batch is not None
+    assert chosen.batch.requests[0].deaths == 1
+    while suspect.phase.name != "DONE":  # as the other suspects do
+        answer(scene, chosen)
+        (chosen, *_) = given(scene)
+    assert reasons(scene)[suspect] is None
+
+
+def test_a_process_that_is_kept_free_for_a_suspect_is_let_go_when_nobody_waits_for_that_any_more() -> None:
+    scene, dying = towers(2)
+    (suspect,) = scene.submit(1)
+    given(scene)
+    first, second = scene.balancer.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
+    scene.submit(2 * LARGEST)
+    given(scene)
+    scene.balancer.remove_worker(dying[0], scene.now)
+    for worker in (first, second):
+        assert worker.batch is not None
+    scene.submit(2 * LARGEST)
+    assert given(scene) == []
+    for request in list(scene.balancer.queues["m"].suspects):
+        scene.balancer.cancel(request.sender, request.id)
+    answer(scene, first)
+    assert given(scene) == [first]
+    assert suspect.phase.name == "DONE"
+
+
+def test_a_lone_suspect_that_kills_again_is_known_and_its_twin_is_refused() -> None:
+    scene, workers = towers(2)
+    (bad,) = scene.submit(1)
+    given(scene)
+    scene.balancer.remove_worker(workers[0], scene.now, crashed=True)
+    again = scene.balancer.add_towers(0, "cpu:0,cpu:1", [({"m": Served()}, None)] * 2, scene.now)
+    scene.submit(LARGEST)
+    (chosen,) = given(scene)
+    assert scene.balancer.remove_worker(chosen, scene.now, crashed=True)
+    assert reasons(scene)[bad] == Reason.POISONED
+    assert len(scene.balancer.refusals.quarantine.entries(scene.now)) == 1
+    assert not scene.balancer.workers
+    assert again[0].batch is None
+
+
+def test_a_suspect_goes_to_a_process_of_one_device_at_once_where_one_is_free() -> None:
+    scene, workers = towers(2, others=1)
+    requests = scene.submit(3 * LARGEST)
+    assert len(given(scene)) == 3
+    scene.balancer.remove_worker(workers[0], scene.now)
+    (single,) = scene.balancer.workers
+    answer(scene, single)
+    assert given(scene) == [single]
+    assert single.batch is not None
+    assert single.batch.requests[0] in requests
+    assert scene.balancer.pool.reserved == ()
+
+
+def test_who_holds_a_process_holds_all_its_towers() -> None:
+    scene, workers = towers(3)
+    scene.submit(3 * LARGEST)
+    scene.balancer.retire(workers[1])
+    assert given(scene) == []
+    assert all(worker.retiring and worker.alone for worker in workers)
+
+
+class Front:
+    """A front whose clients do not care."""
+
+    def reply(self, *_: Any) -> None:
+        """Nobody reads it."""
+
+
+class Process:
+    """A process that notes what it is sent."""
+
+    begun: tuple[int, ...] = ()
+
+    def __init__(self) -> None:
+        self.sent: list[list[Any]] = []
+
+    def send(self, message: list[Any]) -> None:
+        self.sent.append(message)
+
+    def kill(self) -> None:
+        raise AssertionError("it has kept to the protocol")
+
+
+def routed(*reports: ModelReport) -> tuple[Router, Any, Process]:
+    limits = {report.name: QueueLimits(100, 1 << 20) for report in reports}
+    router = Router(limits, dict.fromkeys(limits, 60.0), 1 << 20, lambda _kind, _header: {})
+    process = Process()
+    # As they come: through JSON.
+    state = WorkerReport.from_json(WorkerReport(state="ready", pid=1, models=reports).to_json())
+    channel = router.worker_ready(0, "cpu:0,cpu:1", cast(WorkerProcess, process), state.models, {}, 1.0)
+    return router, channel, process
+
+
+REPLICAS = (
+    TowerReport(device="cpu:0", nodes={"cpu:0": 3}),
+    TowerReport(device="cpu:1", nodes={"cpu": 1, "cpu:1": 2}, fallbacks={"StringUpper": 1}),
+)
+
+
+def test_a_model_of_fewer_replicas_is_on_the_first_tower_alone() -> None:
+    twice, once = ModelReport(name="twice", towers=REPLICAS), ModelReport(name="once")
+    _, channel, _ = routed(twice, once)
+    assert [sorted(each.worker.serves) for each in channel.mates] == [["once", "twice"], ["twice"]]
+    assert [worker_wire.read_tower_head(each.head[0]) for each in channel.mates] == [0, 1]
+    _, single, _ = routed(once)
+    assert (single.mates, single.head) == ([single], [])
+
+
+def test_answers_find_their_tower_whatever_their_order() -> None:
+    router, channel, process = routed(ModelReport(name="m", max_batch_size=LARGEST, towers=REPLICAS))
+    front = Front()
+    for number in range(2):
+        plan = router.admission.plan(
+            b'{"model_name":"m","inputs":[{"name":"x","datatype":"UINT8","shape":[%d,1]}]}' % LARGEST
+        )
+        router.balancer.submit(Request((front, ()), b"%d" % number, plan, [bytes(LARGEST)], LARGEST, 1.0))
+    router.flush(1.0)
+    numbers = {
+        worker_wire.read_tower_head(head): worker_wire.read_batch_head(batch) for head, batch, *_ in process.sent
+    }
+    assert sorted(numbers) == [0, 1]
+    for tower in (1, 0):
+        message = worker_wire.result(numbers[tower].batch_id, [[b"{}"]], worker_wire.Timing(1, 1, 1))
+        router.result(channel, message)
+    assert [each.batches for each in channel.mates] == [1, 1]
+    assert (channel.depth, channel.completed, channel.requests) == (0, 2 * LARGEST, 2)
+    router.worker_gone(channel, 2.0, crashed=False)
+    assert router.channels == {}
+
+
+# What the worker does with graphs, without TensorFlow.
+
+
+def node(name: str = "n", op: str = "MatMul", device: str = "") -> Any:
+    return SimpleNamespace(name=name, op=op, device=device)
+
+
+def graph(*nodes: Any, functions: tuple[list[Any], ...] = ()) -> Any:
+    library = SimpleNamespace(function=[SimpleNamespace(node_def=inner) for inner in functions])
+    return SimpleNamespace(node=list(nodes), library=library)
+
+
+def test_every_node_is_assigned_those_of_functions_too() -> None:
+    inner = [node(device="/device:GPU:0"), node()]
+    whole = graph(node(device="/job:ps/task:7"), node(), functions=(inner, [node()]))
+    assign(whole, "/device:GPU:3")
+    found = {each.device for each in (*whole.node, *inner, *whole.library.function[1].node_def)}
+    assert found == {"/device:GPU:3"}
+
+
+@pytest.mark.parametrize(
+    ("devices", "placement", "expected"),
+    [
+        (("cpu:2", "cpu:3"), "towers", [("cpu:2", "/device:CPU:0"), ("cpu:3", "/device:CPU:1")]),
+        (("GPU-a", "GPU-b"), "towers", [("GPU-a", "/device:GPU:0"), ("GPU-b", "/device:GPU:1")]),
+        (("MIG-a",), "towers", [("MIG-a", "/device:GPU:0")]),
+        (("cpu:0", "cpu:1"), AS_SAVED, [("cpu:0,cpu:1", None)]),
+    ],
+)
+def test_sites(devices: tuple[str, ...], placement: str, expected: list[tuple[str, str | None]]) -> None:
+    assert [(site.name, site.device) for site in sites(devices, placement)] == expected
+
+
+def traced(*partitions: Any, steps: dict[str, list[str]] | None = None) -> Any:
+    stats = [
+        SimpleNamespace(device=device, node_stats=[SimpleNamespace(timeline_label=label) for label in labels])
+        for device, labels in (steps or {}).items()
+    ]
+    return SimpleNamespace(partition_graphs=partitions, step_stats=SimpleNamespace(dev_stats=stats))
+
+
+HERE, THERE = "/job:localhost/replica:0/task:0/device:GPU:1", "/job:localhost/replica:0/task:0/device:CPU:0"
+
+
+def test_what_ran_elsewhere_is_counted_by_operation() -> None:
+    metadata = traced(
+        graph(node("a", "MatMul", HERE), node("b", "Relu", HERE), node("r", "_Recv", HERE)),
+        graph(node("arg", "_Arg", THERE), node("s", "StringUpper", THERE), node("t", "StringUpper", THERE)),
+        # Functions that stayed functions are in the steps alone; kernels of a stream are no nodes.
+        steps={THERE: ["s = StringUpper(arg)", "f/n = Where(x)"], HERE + "/stream:all": ["gemm_kernel"]},
+    )
+    report = where(nodes_of(metadata), Site(("GPU-a", "GPU-b"), 1))
+    assert report == TowerReport(device="GPU-b", nodes={"GPU-b": 2, "cpu": 3}, fallbacks={"StringUpper": 2, "Where": 1})
+
+
+def test_a_graph_with_devices_of_its_own_falls_back_from_none() -> None:
+    metadata = traced(graph(node("a", "MatMul", HERE), node("s", "StringUpper", THERE)))
+    report = where(nodes_of(metadata), Site(("GPU-a", "GPU-b")))
+    assert report == TowerReport(device="GPU-a,GPU-b", nodes={"GPU-b": 1, "cpu": 1})
+
+
+@pytest.mark.parametrize("calls", [(), (0,), (7, 2**63), tuple(range(64))])
+def test_the_last_heartbeat_counts(calls: tuple[int, ...]) -> None:
+    one = worker_wire.heartbeat((3, 4, 5))
+    assert worker_wire.last_heartbeat(one + worker_wire.heartbeat(calls)) == calls
+    cut = worker_wire.heartbeat(calls)[:-1]
+    assert worker_wire.last_heartbeat(one + cut) == (3, 4, 5)
+    assert worker_wire.last_heartbeat(b"") is None

@@ -1,0 +1,195 @@
+"""Mappings of clients' memory: what is used again is copied without a system call, and no client can do harm by it."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from memfds import NONCE, region
+
+from multitower import wire
+from multitower.worker import mappings as under_test
+from multitower.worker.mappings import MOST_MAPPINGS, Mappings
+from multitower.worker.regions import Regions
+from multitower.worker_wire import Place
+
+F_ADD_SEALS, F_SEAL_WRITE = 1033, 8
+KEEP_SIZE, PUNCH_HOLE = 1, 2  # of fallocate(2)
+CONTENT = b"ab" * 3000
+
+
+@contextmanager
+def place(content: bytes = CONTENT, *, size: int | None = None, sealed: bool = True) -> Iterator[tuple[Place, int]]:
+    with region(content, sealed=sealed) as (name, descriptor):
+        status = os.fstat(descriptor)
+        size = len(content) if size is None else size
+        yield Place(0, 0, name, descriptor, status.st_dev, status.st_ino, 4096, size), descriptor
+
+
+def read(mappings: Mappings, where: Place) -> bytes:
+    buffer = bytearray(where.size)
+    with Regions(os.getpid(), mappings) as regions:
+        regions.read(where, memoryview(buffer))
+    return bytes(buffer)
+
+
+def write(mappings: Mappings, where: Place, data: bytes) -> None:
+    with Regions(os.getpid(), mappings) as regions:
+        regions.write(where, memoryview(data))
+
+
+def mapped() -> int:
+    return Path("/proc/self/maps").read_text().count("/memfd:test")
+
+
+def test_from_the_third_time_on_a_place_is_found() -> None:
+    mappings = Mappings()
+    with place() as (where, descriptor):
+        for turn in range(4):
+            assert (mappings.find(where) is not None) == (turn >= 2), turn
+            assert read(mappings, where) == CONTENT
+        os.pwrite(descriptor, b"new", 4096)
+        assert read(mappings, where)[:5] == b"newba"
+        # The parent may have closed it meanwhile, since nothing has named it for long: the memory is still the same.
+        gone = where._replace(descriptor=999_999)
+        assert read(mappings, gone)[:5] == b"newba"
+        write(mappings, gone, b"written")
+        assert os.pread(descriptor, 9, 4096) == b"writtenba"
+        assert mapped() == 1
+    del mappings
+    assert mapped() == 0
+
+
+def test_what_lies_within_is_found_too() -> None:
+    """Requests of ever other sizes use the same memory."""
+    mappings = Mappings()
+    with place() as (where, _):
+        for _ in range(2):
+            read(mappings, where)
+        for offset, size in ((4096, 1), (5000, 5096), (10_096 - 1, 1), (4096, 8192), (8192, 4096)):
+            within = where._replace(offset=offset, size=size)
+            assert mappings.find(within) is not None
+            assert read(mappings, within) == (bytes(4096) + CONTENT + bytes(4096))[offset : offset + size]
+        for offset, size in ((4095, 2), (4096, 8193), (12_288, 1), (60_000, 10_000)):
+            assert mappings.find(where._replace(offset=offset, size=size)) is None
+
+
+def test_another_region_is_never_taken_for_it() -> None:
+    mappings = Mappings()
+    with place() as (where, _):
+        for _ in range(3):
+            read(mappings, where)
+        assert mappings.find(where) is not None
+        for other in (
+            where._replace(region=where.region.replace(NONCE, NONCE[::-1])),
+            where._replace(inode=where.inode + 1),
+            where._replace(device=where.device + 1),
+            where._replace(offset=8192),
+            where._replace(offset=0),
+        ):
+            assert mappings.find(other) is None
+
+
+def test_what_was_never_filled_is_not_mapped() -> None:
+    """To read it there would make memory of it, as much as a client likes."""
+    mappings = Mappings()
+    with place(size=20_000) as (where, descriptor):
+        blocks = os.fstat(descriptor).st_blocks
+        for _ in range(4):
+            assert read(mappings, where) == CONTENT + bytes(14_000)
+        assert mappings.find(where) is None
+        assert os.fstat(descriptor).st_blocks == blocks
+
+
+def test_outputs_are_found_once_they_have_been_written() -> None:
+    mappings = Mappings()
+    with place(b"", size=20_000) as (where, descriptor):
+        for turn in range(4):
+            data = bytes([turn]) * 20_000
+            write(mappings, where, data)
+            assert os.pread(descriptor, 20_001, 4096) == data + b"\0"
+        assert mappings.find(where) is not None
+
+
+def test_memory_that_a_client_takes_away_again_is_zeros() -> None:
+    mappings = Mappings()
+    with place() as (where, descriptor):
+        for _ in range(3):
+            read(mappings, where)
+        libc = ctypes.CDLL(None, use_errno=True)
+        span = ctypes.c_int64(4096), ctypes.c_int64(8192)
+        assert libc.fallocate(descriptor, PUNCH_HOLE | KEEP_SIZE, *span) == 0
+        assert read(mappings, where) == bytes(len(CONTENT))
+        write(mappings, where, CONTENT)
+        assert os.pread(descriptor, len(CONTENT), 4096) == CONTENT
+
+
+@pytest.mark.parametrize("why", ["may shrink", "must not be written"])
+def test_a_file_that_is_not_safe_to_map_is_read_as_before(why: str) -> None:
+    mappings = Mappings()
+    with place(sealed=why != "may shrink") as (where, descriptor):
+        if why == "must not be written":
+            fcntl.fcntl(descriptor, F_ADD_SEALS, F_SEAL_WRITE)
+        for _ in range(4):
+            assert read(mappings, where) == CONTENT
+        assert mapped() == 0
+        if why == "may shrink":
+            os.ftruncate(descriptor, 4096)
+            with pytest.raises(OSError, match="ends at byte 4096"):
+                read(mappings, where)
+
+
+def test_what_has_grown_since_is_read_as_before() -> None:
+    mappings = Mappings()
+    with place() as (where, descriptor):
+        for _ in range(3):
+            read(mappings, where)
+        os.pwrite(descriptor, b"x" * 4096, 1 << 16)
+        behind = where._replace(offset=1 << 16, size=4096)
+        for _ in range(3):
+            assert read(mappings, behind) == b"x" * 4096
+        assert mappings.find(behind) is None
+
+
+def test_what_nothing_uses_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(under_test.time, "monotonic", lambda: now)
+    mappings = Mappings()
+    with place() as (where, _):
+        for _ in range(3):
+            read(mappings, where)
+        for _ in range(5):
+            now += under_test.UNUSED_S / 2
+            mappings.tick()
+            assert read(mappings, where) == CONTENT
+            assert mappings.find(where) is not None
+        now += under_test.UNUSED_S
+        mappings.tick()
+        assert mapped() == 0
+        assert read(mappings, where) == CONTENT
+
+
+def test_their_number_is_bounded() -> None:
+    mappings = Mappings()
+    opened = []
+    try:
+        for number in range(3 * MOST_MAPPINGS):
+            descriptor = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+            opened.append(descriptor)
+            os.ftruncate(descriptor, 8192)
+            os.pwrite(descriptor, wire.REGION_MAGIC, 4096)
+            fcntl.fcntl(descriptor, F_ADD_SEALS, 2)
+            status = os.fstat(descriptor)
+            where = Place(0, 0, f"mt-1-{number}-x", descriptor, status.st_dev, status.st_ino, 4096, 1)
+            for _ in range(3):
+                read(mappings, where)
+            assert mappings.find(where) is not None
+            assert mapped() <= MOST_MAPPINGS
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
