@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from multitower.compiled import compiled
 from multitower.doctor import host, libraries, machine, memory, models, operations, sockets, versions
 from multitower.doctor.findings import Finding, Level
 from multitower.doctor.libraries import Driver
@@ -39,6 +40,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     needed = versions.requirements()
     installed = versions.installed([name for name in needed if name != "Python"] or _ALWAYS)
     yield from versions.findings(installed, needed, tensorflow_needed=bool(with_path))
+    yield versions.build(compiled())
 
     driver = libraries.look()
     gpus_wanted = not on_cpus(config.devices)

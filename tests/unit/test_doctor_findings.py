@@ -68,6 +68,13 @@ def test_without_an_installation_the_least_versions_are_not_known() -> None:
     assert "not installed" in found.text
 
 
+@pytest.mark.parametrize(("is_compiled", "level"), [(True, Level.OK), (False, Level.NOTE)])
+def test_an_interpreted_installation_is_told_how_it_gets_compiled(is_compiled: bool, level: Level) -> None:
+    found = versions.build(is_compiled)
+    assert found.level is level
+    assert ("C compiler" in (found.advice or "")) == (level is Level.NOTE)
+
+
 def test_requirements_are_those_of_the_project() -> None:
     needed = versions.requirements()
     assert needed["Python"] == "3.11"
