@@ -21,7 +21,7 @@ class Entry(NamedTuple):
 SECTIONS: Final[dict[str, dict[str, Entry]]] = {
     "To begin": {
         "demo": Entry("multitower.cli.demo:demo", "Train a model, serve it on two CPU workers, kill one under load."),
-        "devices": Entry("multitower.cli.devices:devices", "List this machine's GPUs and CPU cores."),
+        "devices": Entry("multitower.cli.devices:devices", "List this machine's GPUs, MIG slices and CPU cores."),
         "check": Entry(
             "multitower.cli.configuration:check", "Check the configuration file CONFIG, without starting anything."
         ),
@@ -42,7 +42,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
     },
     "Of a running daemon": {
         "status": Entry("multitower.cli.query:status", "Show the daemon, its slots and its models."),
-        "models": Entry("multitower.cli.query:models", "List the models with their inputs and outputs."),
+        "models": Entry("multitower.cli.query:models", "List the models, their versions, inputs and outputs."),
         "reload": Entry(
             "multitower.cli.operate:reload",
             "Read the configuration again and apply it, slot by slot, without losing a request.",

@@ -90,7 +90,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
         size, others = memory.file_bytes(spec), sizes.get(spec.name, 0)
         sizes[spec.name] = None if size is None or others is None else size + others
     yield from memory.device_findings(devices, placements, sizes)
-    workers = [placement.models for placement in placements] or [tuple(sizes)]
+    workers = [memory.held(placement, specs) for placement in placements] or [list(sizes)]
     yield memory.host_finding(workers, config.spares, sizes, measured, this.available_bytes)
 
 
