@@ -136,7 +136,8 @@ def extensions() -> list[Any]:
     try:
         made = mypycify(
             ["--config-file", str(settings), *paths],
-            opt_level="1",  # half of the compiler's time for level 2, and as fast: most work is in the interpreter's C
+            # Half of the compiler's time for level 2, and nearly as fast: most work is in the interpreter's own C.
+            opt_level="1",
             debug_level="0",
             group_name=GROUP,
             target_dir=str(STAGE / "c"),
