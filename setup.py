@@ -22,7 +22,7 @@ from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError
+from setuptools.errors import BaseError, CCompilerError
 
 ROOT = Path(__file__).resolve().parent
 STAGE = ROOT / "build" / "staged"
@@ -162,7 +162,7 @@ class BuildAllOrNothing(build_ext):
         """As setuptools calls it."""
         try:
             super().run()
-        except (BaseError, OSError) as error:
+        except (BaseError, CCompilerError, OSError) as error:  # a compiler's are no BaseErrors
             if MUST:
                 raise
             for path in self.get_outputs():

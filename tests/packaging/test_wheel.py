@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -190,6 +191,27 @@ def test_without_a_compiler_the_wheel_is_what_python_interprets(checkout: Path, 
     built = build(checkout, tmp_path, CC="no-such-compiler")
     assert built.name.endswith("-none-any.whl")
     assert not [name for name in files(built) if name.endswith(".so")]
+
+
+BUILD_ONE_THAT_FAILS = """
+import runpy, sys, setuptools
+arguments = {}
+setuptools.setup = arguments.update
+runpy.run_path(sys.argv[1])
+extensions = [setuptools.Extension(name, [name + ".c"]) for name in ("good", "bad")]
+command = arguments["cmdclass"]["build_ext"](setuptools.Distribution({"ext_modules": extensions}))
+command.ensure_finalized()
+command.run()
+"""
+
+
+@pytest.mark.skipif(not COMPILES, reason="there is no C compiler, or not Python's headers")
+@pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="there is no setuptools")
+def test_what_a_compiler_refuses_leaves_what_python_interprets(tmp_path: Path) -> None:
+    (tmp_path / "good.c").write_text("int good;\n")
+    (tmp_path / "bad.c").write_text("#error no\n")
+    run(sys.executable, "-c", BUILD_ONE_THAT_FAILS, ROOT / "setup.py", cwd=tmp_path)
+    assert not list(tmp_path.rglob("*.so"))
 
 
 @pytest.mark.parametrize("name", ["supervisor", "worker"])
