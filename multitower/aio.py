@@ -67,8 +67,8 @@ class _Outcomes:
         self._told = False  # first: what comes from now on is told of again
         while self._came:
             request, outcome = self._came.popleft()
-            if outcome.done():
-                continue  # its task has been cancelled
+            if outcome.done() or request.cancelled():
+                continue  # its task has been cancelled, or its coroutine closed
             error = request.exception()
             if error is None:
                 outcome.set_result(request.result())

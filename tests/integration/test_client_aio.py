@@ -268,6 +268,23 @@ def test_a_loop_that_ends_early_leaves_the_connection_intact() -> None:
         gc.collect()
 
 
+def test_a_coroutine_that_is_closed_takes_no_other_outcome_along() -> None:
+    async def test() -> None:
+        failures: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+        with FakeDaemon() as daemon:
+            async with AsyncClient(daemon.endpoint, timeout=WAIT_S) as client:
+                closed = client.infer("m", {"x": 1.0})
+                closed.send(None)  # type: ignore[attr-defined]
+                await next_of(daemon)
+                closed.close()  # type: ignore[attr-defined]
+                await next_of(daemon, wire.CANCEL)
+                await _works(client, daemon)
+        assert not failures
+
+    run(test)
+
+
 def test_the_thread_ends_with_the_client() -> None:
     async def test() -> None:
         with FakeDaemon(fake_daemon.echo) as daemon:
