@@ -225,13 +225,14 @@ class Connection:
         gate = self._gate
         if gate is None or len(self._outstanding) != 1:
             return
-        with self._using:
-            if gate.shut or len(self._outstanding) != 1 or call.id not in self._outstanding:
-                return
-            self._leading = call
-            gate.shut_it()
         leads = True
         try:
+            with self._using:
+                if self._leading is not None or len(self._outstanding) != 1 or call.id not in self._outstanding:
+                    leads = False
+                    return
+                self._leading = call  # first: from here on it is undone, whatever happens
+                gate.shut_it()
             while leads:
                 gate.wait()
                 with self._using:
@@ -243,9 +244,10 @@ class Connection:
                     elif self._unread:
                         self._wake()
         finally:
-            if leads:  # Ctrl-C, say
+            if leads:  # Ctrl-C, say, at any moment
                 with self._using:
-                    self._follow(gate)
+                    if self._leading is call:
+                        self._follow(gate)
 
     def _read_own(self, call: Call) -> None:
         """Settles the call by its answer; whatever else has come is for the connection's thread."""
@@ -255,18 +257,18 @@ class Connection:
                 and (message[0], message[1], message[2]) == (wire.DELIMITER, wire.OK, call.id)
                 and self._outstanding.pop(call.id, None) is not None
             ):
-                self._leading = None  # it need not be told
                 self._settle(call, [bytes(message[3]), *message[4:]])
             else:
                 self._unread.append(message)
 
     def _follow(self, gate: Gate) -> None:
         """The caller leads no more: the thread sleeps on the socket again."""
-        self._leading = None
         if self._ended:
+            self._leading = None
             gate.close()
             return
         gate.open_it()
+        self._leading = None
         if self._unread or frames.readable(self._socket):
             self._wake()
 
@@ -405,7 +407,15 @@ class Connection:
         """
         self._serial += 1
         call.id = self._serial.to_bytes(8, "little")
-        frames.send(self._socket, (wire.DELIMITER, call.kind, call.id, call.header, *call.body))
+        try:
+            frames.send(self._socket, (wire.DELIMITER, call.kind, call.id, call.header, *call.body))
+        except zmq.ZMQError:
+            raise  # nothing of it was sent
+        except BaseException:
+            # Ctrl-C, say, between two frames: what was sent of it must not become the beginning of the next message.
+            # The daemon refuses what this makes of it, and the refusal is nobody's.
+            frames.send(self._socket, (b"",))
+            raise
         self._outstanding[call.id] = call
 
     def _receive(self) -> None:
@@ -515,8 +525,8 @@ class Connection:
             call.over = True
             done, call.done, call.again = call.done, _nobody, None
             done(outcome)
-            if call is self._leading and self._gate is not None:
-                self._gate.ring()
+            if call is self._leading and self._gate is not None and self.in_its_thread:
+                self._gate.ring()  # who reads its own answer need not be told
 
     def _end(self) -> None:
         self._take_new()
@@ -532,7 +542,7 @@ class Connection:
             self._ended = True
             os.close(self._wake_in)
             os.close(self._wake_out)
-        if self._gate is not None and not self._gate.shut:
+        if self._gate is not None and self._leading is None:
             self._gate.close()  # else who leads does so: it has still to hear the bell
         self._refuse_new()
 

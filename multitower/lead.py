@@ -8,6 +8,7 @@ hears. Linux has all that; elsewhere callers wait for the thread.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 
@@ -51,8 +52,9 @@ class Gate:
         """The socket wakes the thread again, at once where something has come."""
         self.shut = False
         if self._rung:
+            with contextlib.suppress(BlockingIOError):  # read already, and Ctrl-C came between
+                os.eventfd_read(self._bell)
             self._rung = False
-            os.eventfd_read(self._bell)
         self._epoll.modify(self._socket, select.EPOLLIN)
 
     def ring(self) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fake_daemon import FakeDaemon, Received
 
-from multitower import Client, DeadlineExceeded, InvalidRequest, Unavailable, wire
+from multitower import Client, DeadlineExceeded, InvalidRequest, Unavailable, frames, wire
 from multitower.errors import Reason
 
 WAIT_S = 20.0
@@ -150,3 +150,46 @@ def test_callers_that_are_alone_now_and_then(threads: int) -> None:
     with FakeDaemon(fake_daemon.echo) as daemon, Client(daemon.endpoint) as client, ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(work, number) for number in range(threads)]:
             done.result()
+
+
+def ask_on(client: Client) -> None:
+    """Until Ctrl-C: not every caller finds the client's thread asleep."""
+    for _ in range(1000):
+        client.infer("m", {"x": 1.0})
+
+
+def test_ctrl_c_while_it_begins_leaves_the_socket_to_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeDaemon(fake_daemon.echo) as daemon, Client(daemon.endpoint, timeout=WAIT_S) as client:
+        gate = client._requests.connection._gate
+        assert gate is not None
+        shut_it = gate.shut_it
+
+        def interrupted() -> None:
+            monkeypatch.undo()
+            shut_it()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(gate, "shut_it", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ask_on(client)
+        assert not gate.shut
+        assert client.submit("m", {"x": 2.0}).result(WAIT_S)["x"] == 2.0
+
+
+def test_ctrl_c_between_two_frames_is_not_the_next_request_s_concern(monkeypatch: pytest.MonkeyPatch) -> None:
+    send_frame = frames._send_frame
+
+    def interrupted(socket: Any, frame: Any, flags: int, copy: bool) -> None:
+        send_frame(socket, frame, flags, copy)
+        # Behind the header: the scripted daemon reads no less.
+        if frame[:1] == b"{" and threading.current_thread() is threading.main_thread():
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    with FakeDaemon(fake_daemon.echo) as daemon, Client(daemon.endpoint, timeout=WAIT_S) as client:
+        client.infer("m", {"x": 1.0})
+        monkeypatch.setattr(frames, "_at_once", None)
+        monkeypatch.setattr(frames, "_send_frame", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ask_on(client)
+        assert client.infer("m", {"x": 2.0})["x"] == 2.0
