@@ -6,6 +6,7 @@ The fleet (`fleet.py`) hands over every message that a process has sent.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from typing import Any, Protocol
@@ -85,7 +86,8 @@ class Reports:
         place = member.place
         if place is None:
             return
-        if report.safe_rows and place.safe_rows.get(report.model) != report.safe_rows:
+        # Each tower finds its own; what fits on all devices is what the slot remembers.
+        if 0 < report.safe_rows < place.safe_rows.get(report.model, math.inf):
             place.safe_rows[report.model] = report.safe_rows
             if member.channel is not None:
                 for worker in member.channel.workers:

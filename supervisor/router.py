@@ -275,8 +275,11 @@ class Router:
         Returns:
             The channel of its first tower, which has all of them.
         """
+        reports = sorted(reports, key=_number)
+        # Of all that it has loaded, as it counts them itself: some may not be asked for any more.
+        towers = max([len(report.towers) for report in reports], default=1) or 1
         described: dict[str, list[ModelReport]] = {}
-        for report in sorted(reports, key=_number):
+        for report in reports:
             if report.name in self.balancer.queues:
                 described.setdefault(report.name, []).append(report)
         versions = {
@@ -287,7 +290,6 @@ class Router:
         serves = {name: versions[of_model[-1].key] for name, of_model in described.items()}
         for name in serves:
             self.balancer.refusals.hope(name)
-        towers = max([len(report.towers) for of_model in described.values() for report in of_model], default=1) or 1
         window = Window()
         of_tower = []
         for tower in range(towers):
