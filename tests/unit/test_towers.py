@@ -10,13 +10,14 @@ from practised import LARGEST, Scene
 
 from multitower import worker_wire
 from multitower.errors import MultitowerError, Reason
-from multitower.spec import MemoryReport, ModelReport, TowerReport, WorkerReport
+from multitower.spec import MemoryReport, ModelReport, ModelSpec, TowerReport, WorkerReport
 from multitower.supervisor.batching import QueueLimits
 from multitower.supervisor.process import WorkerProcess
 from multitower.supervisor.reports import Reports
 from multitower.supervisor.request import Request
 from multitower.supervisor.router import Router
 from multitower.supervisor.serving import Served, Worker
+from multitower.worker.model import LoadError, load_towers
 from multitower.worker.towers import AS_SAVED, Site, assign, nodes_of, sites, where
 
 
@@ -324,6 +325,18 @@ def test_every_node_is_assigned_those_of_functions_too() -> None:
 )
 def test_sites(devices: tuple[str, ...], placement: str, expected: list[tuple[str, str | None]]) -> None:
     assert [(site.name, site.device) for site in sites(devices, placement)] == expected
+
+
+@pytest.mark.parametrize(
+    ("devices", "told"),
+    [(("cpu:0",), "log_device_placement looks at graphs"), (("cpu:0", "cpu:1"), "a worker of several devices runs")],
+)
+def test_what_xla_compiles_cannot_be_a_tower_and_the_cause_names_what_makes_it_one(
+    devices: tuple[str, ...], told: str
+) -> None:
+    spec = ModelSpec(name="m", path="m", jit_compile=True, log_device_placement=len(devices) == 1)
+    with pytest.raises(LoadError, match=f"XLA compiles functions, but {told}"):
+        load_towers(spec, devices)
 
 
 def traced(*partitions: Any, steps: dict[str, list[str]] | None = None) -> Any:
