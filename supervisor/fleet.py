@@ -181,7 +181,13 @@ class Fleet:
         place.safe_rows.clear()
         self._router.balancer.refusals.forgive()
         self._spares.hope(self.settings.spares)
-        self.renewals.ask(Renewal(place, "multitower restart", done=done))
+        place.mended = True
+
+        def ended(error: str | None) -> None:
+            place.mended = False
+            done(error)
+
+        self.renewals.ask(Renewal(place, "multitower restart", done=ended))
 
     def kill(self) -> None:
         """Kills every process at once."""
