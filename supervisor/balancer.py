@@ -168,11 +168,18 @@ class Balancer:
         self.hold(worker)
         self._recovery.begin_again()
 
-    def needed(self, worker: Worker, coming: Collection[str] = ()) -> bool:
-        """Something waits that no other process can run, nor one that is to come, which will serve these models."""
+    def needed(self, worker: Worker, coming: Collection[str] = (), since: float = inf) -> bool:
+        """Something waits that no other process can run, nor one that is to come.
+
+        Args:
+            worker: any of the process's.
+            coming: the models that the one to come will serve.
+            since: what came later does not count: else a process that has enough to do would be needed for ever.
+        """
         others = [other for other in self.workers if other not in worker.mates and not other.retiring]
         return any(
-            worker.can_run(request)
+            request.received <= since
+            and worker.can_run(request)
             and not any(other.can_run(request) for other in others)
             and (model not in coming or request.plan.key.version)
             for model in worker.serves
