@@ -45,18 +45,20 @@ format: $(VENV)/.dev ## Bring the code into shape
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev ## Measure: the router beside libzmq's C proxy, its cost, simulated devices, a restart
-	$(BIN)/python benchmarks/router.py
-	$(BIN)/python benchmarks/cost.py
-	$(BIN)/python benchmarks/devices.py
-	$(BIN)/python benchmarks/budget.py
-	$(BIN)/python benchmarks/restart.py
-	$(BIN)/python benchmarks/tensorflow_calls.py
+	@# What users install is compiled, unlike what is installed here to be edited.
+	$(PIP) --no-deps --upgrade --target build/installed .
+	PYTHONPATH=$(CURDIR)/build/installed $(BIN)/python benchmarks/router.py
+	PYTHONPATH=$(CURDIR)/build/installed $(BIN)/python benchmarks/cost.py
+	PYTHONPATH=$(CURDIR)/build/installed $(BIN)/python benchmarks/devices.py
+	PYTHONPATH=$(CURDIR)/build/installed $(BIN)/python benchmarks/budget.py
+	PYTHONPATH=$(CURDIR)/build/installed $(BIN)/python benchmarks/restart.py
+	PYTHONPATH=$(CURDIR)/build/installed $(BIN)/python benchmarks/tensorflow_calls.py
 
 docs: $(VENV)/.dev ## Write again the parts of docs/ that are made from the code
 	$(BIN)/python scripts/docs.py
 
 clean: ## Remove the virtual environment and what tools leave behind
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info clients/java/target
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info clients/java/target multitower/*.so supervisor/*.so worker/*.so
 
 $(VENV)/.demo: pyproject.toml
 	@scripts/venv $(VENV)

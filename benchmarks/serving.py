@@ -116,7 +116,8 @@ def daemon(
     served = "".join(f"  - {{name: {model}, {yaml}}}\n" for model, yaml in models.items())
     config.write_text(f"listen: {listen}\ndevices: {{cpu: {workers}}}\n{more}\nmodels:\n{served}")
     log = folder / f"{name}.log"
-    command = [sys.executable, "-m", "multitower", "serve", str(config), "--log-format", "json"]
+    # Not from the folder that this runs in, which is a checkout nearly always, but as it is installed.
+    command = [sys.executable, "-P", "-m", "multitower", "serve", str(config), "--log-format", "json"]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stderr=output)
     try:

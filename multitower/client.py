@@ -133,6 +133,8 @@ class Client:
         """
         # Not copied: the arrays are the caller's until this returns.
         future = self._submit(model, inputs, outputs, version, timeout, priority, signature, version_label, copy=False)
+        if not self._requests.connection.in_its_thread:
+            future.lead()
         return self._wait(future)  # type: ignore[no-any-return]
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:

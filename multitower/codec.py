@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MAX_CACHED = 1024
 
 
-SHARED_BYTES = 128 << 10
+SHARED_BYTES = 64 << 10
 """From this size on a tensor of a local client travels in shared memory: measured, see docs/performance.md."""
 
 

@@ -7,7 +7,8 @@ A call that is made while the thread sleeps is sent by its caller, which saves w
 calls are handed over through a deque, and one round sends all that have come. Whoever uses the socket, and what is
 known of its calls, holds the lock `_using`: the thread at all times but when it sleeps. It sleeps outside libzmq, on
 the socket's descriptor, which tells only once that something has come, and which sending may silence: so a caller that
-has sent looks, and wakes the thread through a pipe.
+has sent looks, and wakes the thread through a pipe. Who waits for the only answer that is to come reads it by itself
+(`lead.py`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from zmq.utils.monitor import recv_monitor_message
 from multitower import frames, wire
 from multitower.codec import error_of, read_header
 from multitower.errors import MultitowerError, Reason, make
+from multitower.lead import Gate, gate_to
 from multitower.retries import Retries, told_after
 
 CLOSE_S = 5.0
@@ -147,6 +149,9 @@ class Connection:
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
         self._using = threading.Lock()
+        self._gate = gate_to(self._socket.fileno())
+        self._leading: Call | None = None  # whose caller reads its answer by itself
+        self._unread: deque[list[Any]] = deque()  # what that caller has read for others
         self._told = select.poll()
         self._told.register(self._socket.fileno(), select.POLLIN)
         # So that nobody writes into a descriptor that was closed and may be another file's by now. Reentrant: the
@@ -212,6 +217,59 @@ class Connection:
             self._wake()
         return True
 
+    def lead(self, call: Call) -> None:
+        """Waits for a call's outcome where its answer is the only one to come; else returns at once.
+
+        Nobody but the caller may know of the call: what follows from its outcome happens in the caller's thread.
+        """
+        gate = self._gate
+        if gate is None or len(self._outstanding) != 1:
+            return
+        with self._using:
+            if gate.shut or len(self._outstanding) != 1 or call.id not in self._outstanding:
+                return
+            self._leading = call
+            gate.shut_it()
+        leads = True
+        try:
+            while leads:
+                gate.wait()
+                with self._using:
+                    if not self._ended:
+                        self._read_own(call)
+                    if call.over:
+                        self._follow(gate)
+                        leads = False
+                    elif self._unread:
+                        self._wake()
+        finally:
+            if leads:  # Ctrl-C, say
+                with self._using:
+                    self._follow(gate)
+
+    def _read_own(self, call: Call) -> None:
+        """Settles the call by its answer; whatever else has come is for the connection's thread."""
+        while (message := frames.receive(self._socket)) is not None:
+            if (
+                len(message) > 3
+                and (message[0], message[1], message[2]) == (wire.DELIMITER, wire.OK, call.id)
+                and self._outstanding.pop(call.id, None) is not None
+            ):
+                self._leading = None  # it need not be told
+                self._settle(call, [bytes(message[3]), *message[4:]])
+            else:
+                self._unread.append(message)
+
+    def _follow(self, gate: Gate) -> None:
+        """The caller leads no more: the thread sleeps on the socket again."""
+        self._leading = None
+        if self._ended:
+            gate.close()
+            return
+        gate.open_it()
+        if self._unread or frames.readable(self._socket):
+            self._wake()
+
     def cancel(self, call: Call) -> None:
         """Nobody waits for this call any more: it is not sent, or the daemon is told."""
         if self._pid == os.getpid():
@@ -241,7 +299,7 @@ class Connection:
     def _run(self) -> None:
         poll = select.poll()
         monitor = self._monitor.fileno()
-        for descriptor in (self._socket.fileno(), monitor, self._wake_out):
+        for descriptor in (self._gate or self._socket, monitor, self._wake_out):
             poll.register(descriptor, select.POLLIN)
         self._using.acquire()
         try:
@@ -271,7 +329,7 @@ class Connection:
         """Waits until something has come or is due; returns the descriptors that tell of it."""
         self._sleeping = True
         # What was handed over before it slept must not wait for a wake-up that nobody sends.
-        if self._new or self._cancelled or self._closing or self._can_go_on():
+        if self._new or self._cancelled or self._closing or self._unread or self._can_go_on():
             timeout: int | None = 0
         else:
             timeout = self._timeout_ms()
@@ -353,7 +411,7 @@ class Connection:
     def _receive(self) -> None:
         # To ask first whether something has come would cost less. But asked, libzmq learns that the connection is lost,
         # and with that forgets answers that came before.
-        while (message := frames.receive(self._socket)) is not None:
+        while (message := self._unread.popleft() if self._unread else frames.receive(self._socket)) is not None:
             # Anything that is no reply of the protocol's is not for us.
             if len(message) < 4 or message[0] != wire.DELIMITER:
                 continue
@@ -457,6 +515,8 @@ class Connection:
             call.over = True
             done, call.done, call.again = call.done, _nobody, None
             done(outcome)
+            if call is self._leading and self._gate is not None:
+                self._gate.ring()
 
     def _end(self) -> None:
         self._take_new()
@@ -472,6 +532,8 @@ class Connection:
             self._ended = True
             os.close(self._wake_in)
             os.close(self._wake_out)
+        if self._gate is not None and not self._gate.shut:
+            self._gate.close()  # else who leads does so: it has still to hear the bell
         self._refuse_new()
 
     def _refuse_new(self) -> None:

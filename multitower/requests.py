@@ -43,6 +43,15 @@ class RequestFuture(Future[Any]):
             self._connection.cancel(self._call)
         return True
 
+    def lead(self) -> None:
+        """Waits for the outcome, where the caller can do so by itself; for who alone knows of this future."""
+        if self._call is not None:
+            try:
+                self._connection.lead(self._call)
+            except BaseException:
+                self.cancel()  # Ctrl-C, say
+                raise
+
 
 class Requests:
     """What both clients share: how each kind of request is made, sent, and given its outcome.

@@ -6,7 +6,6 @@ The outcome is a `Plan`, cached by the header's bytes; the hot path is one look-
 from __future__ import annotations
 
 import struct
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -46,7 +45,8 @@ class Admission:
         self._timeouts = timeouts
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._bytes = 0
-        self._keys: weakref.WeakValueDictionary[tuple[KeySpec, int, str], BatchKey] = weakref.WeakValueDictionary()
+        self._keys: dict[tuple[KeySpec, int, str], BatchKey] = {}
+        self._keys_bytes = 0  # of the headers that they were made for
 
     def describe(self, report: ModelReport, *, newest: bool = True) -> Served:
         """A worker has loaded the model: requests are checked against this description from now on.
@@ -92,7 +92,7 @@ class Admission:
     def _forget_plans(self) -> None:
         self._plans.clear()
         self._keys.clear()
-        self._bytes = 0
+        self._bytes = self._keys_bytes = 0
 
     def current_contract(self, name: str) -> int | None:
         """The contract that requests to the model are checked against; None while there is none."""
@@ -114,7 +114,7 @@ class Admission:
         if plan is not None:
             self._plans.move_to_end(header)
             return plan
-        plan = self._make(parse_infer_header(header))
+        plan = self._make(parse_infer_header(header), len(header))
         if len(header) <= MAX_CACHED_HEADER:
             self._plans[header] = plan
             self._bytes += len(header)
@@ -134,7 +134,7 @@ class Admission:
             raise make(Reason.MODEL_UNKNOWN, f"there is no model {name[:128]!r}, only {known}", field="model_name")
         return self.catalogue.find(name, version, label)
 
-    def _make(self, header: wire.InferHeader) -> Plan:
+    def _make(self, header: wire.InferHeader, size: int) -> Plan:
         name = header.model_name
         report = self.model(name, header.model_version, header.version_label)
         if report is None:
@@ -172,6 +172,10 @@ class Admission:
         identity = spec, self._contract(report), version
         key = self._keys.get(identity)
         if key is None:
+            self._keys_bytes += size
+            # Clients that send ever new shapes make ever new keys; a key is about as large as its header.
+            if len(self._keys) >= MAX_CACHED_ENTRIES or self._keys_bytes > MAX_CACHED_BYTES:
+                self._forget_plans()
             key = self._keys[identity] = BatchKey(spec, served.max_batch_size, *identity[1:])
         timeout = self._timeouts[name]
         if header.timeout_us is not None:

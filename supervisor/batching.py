@@ -6,7 +6,6 @@ import bisect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from multitower.errors import MultitowerError, Reason, make
@@ -253,9 +252,7 @@ class ModelQueue:
         room = max(1, min(largest, -(-sum(queue.rows for queue in queues) // free)))
         taken: list[Request] = []
         for queue in queues:
-            # A batch has at most as many requests as rows.
-            open_to_it = (each for each in queue.requests if _edition(each) in (None, edition))
-            for request in list(islice(open_to_it, room)):
+            for request in _first_of(queue, room, edition):
                 if request.phase is not Phase.WAITING:
                     continue  # a part of a request that has just failed
                 if request.deadline <= now:
@@ -304,6 +301,18 @@ class ModelQueue:
             request.phase = Phase.RUNNING
         taken.append(part)
         return rows
+
+
+def _first_of(queue: _KeyQueue, count: int, edition: int) -> list[Request]:
+    """The first requests that this edition may run: a batch has at most as many requests as rows."""
+    found: list[Request] = []
+    # A loop, since a compiled generator would look at all that wait.
+    for request in queue.requests:
+        if _edition(request) in (None, edition):
+            found.append(request)
+            if len(found) == count:
+                break
+    return found
 
 
 def _edition(request: Request) -> int | None:

@@ -360,8 +360,18 @@ class Fleet:
     def promised(self, place: Place) -> set[tuple[str, str]]:
         """Models and versions that nothing brings but slots which this one holds back: what waits for them waits on."""
         held = {spec.key for each in self.places if self._holds_back(place, each) for spec in each.specs}
+        return held - self._loading()
+
+    def relieved(self, place: Place) -> bool:
+        """A slot that loads is to serve what nothing but this one serves."""
+        ready = (each for each in self.places if each is not place and each.slot.state is State.READY)
+        missing = self._loading() - {spec.key for each in ready for spec in each.specs}
+        return any(spec.key in missing for spec in place.specs)
+
+    def _loading(self) -> set[tuple[str, str]]:
+        """Models and versions of slots whose process is to serve soon."""
         loading = (each for each in self.places if each.member is not None and each.slot.state in _LOADING)
-        return held - {spec.key for each in loading for spec in each.specs}
+        return {spec.key for each in loading for spec in each.specs}
 
     def drop(self, place: Place) -> None:
         """The slot is no more; its process has ended."""

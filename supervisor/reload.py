@@ -3,8 +3,8 @@
 The configuration has been checked whole before it comes here. Slots keep their numbers as long as their device is
 configured. First those that stay are renewed one after the other, where what they load has changed; when one of them
 cannot load it, the reload ends there, and the rest serve what they did. Then new slots are started, and slots of
-devices that are no longer configured are given up. What is asked of a model that goes is answered as long as a worker
-has it.
+devices that are no longer configured are given up, the last with a model not before a new one has loaded it. What is
+asked of a model that goes is answered as long as a worker has it.
 """
 
 from __future__ import annotations
@@ -192,9 +192,9 @@ class Reload:
         """Models that are not to be loaded, as it has come out, are gone; those of which a slot is left are open."""
         router, unloaded = self._router, _names(settings.unloaded)
         for name in unloaded | router.balancer.refusals.unloaded:
-            if any(place.serves(name) for place in self._fleet.places):
+            if name not in unloaded or any(place.serves(name) for place in self._fleet.places):
                 router.open(name)
-            elif name in unloaded:
+            else:
                 router.close(name)
                 router.unloaded(name)
 

@@ -99,6 +99,9 @@ class Staff(Protocol):
     def drop(self, place: Place) -> None:
         """The slot is no more."""
 
+    def relieved(self, place: Place) -> bool:
+        """A slot that loads is to serve what nothing but this one serves."""
+
     def promised(self, place: Place) -> set[tuple[str, str]]:
         """Models and versions that nothing brings but slots which wait for the end of this one's process."""
 
@@ -194,7 +197,7 @@ class Renewals:
     def _begin(self, renewal: Renewal, now: float) -> None:
         place = renewal.place
         state = place.slot.state
-        if state is State.STARTING and place.member is None and not renewal.remove:
+        if state is State.STARTING and place.member is None and renewal.overlaps:
             self._apply(renewal)  # it is held back: its first process, which is yet to come, is the new one
             self._finish(None)
         elif state in (State.STARTING, State.LOADING):
@@ -237,6 +240,8 @@ class Renewals:
             return  # it is dead, or about to be: what it was executing is still to be given to others
         worker, balancer = old.channel.worker, self._router.balancer
         if not worker.retiring:
+            if renewal.remove and self._staff.relieved(place):
+                return
             coming = self._brought(renewal)
             self._router.withdraw(old.channel, coming)
             if renewal.since is None:

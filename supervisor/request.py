@@ -24,7 +24,7 @@ NORMAL_PRIORITY = 2
 """What a request without a priority, or of priority 0, counts as. As in Triton, less is more urgent."""
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
+@dataclass(slots=True, eq=False)
 class BatchKey:
     """What requests must have in common to be run as one batch; one object for each such combination.
 

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from multitower import tensors, wire
+from multitower.compiled import compiled
 from multitower.errors import Reason, make
 from multitower.infer_header import parse_version
 from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorReport
@@ -117,6 +118,7 @@ class Reporter:
             "daemon": {
                 "pid": os.getpid(),
                 "version": version("multitower"),
+                "compiled": compiled(),
                 "state": self.state,
                 "uptime_s": round(now - self.started, 3),
                 "rss_bytes": psutil.Process().memory_info().rss,

@@ -58,7 +58,7 @@ class Inbox(Generic[Job]):
         self._leave = self._ending = False
         self._descriptor = socket.fileno()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._thread: threading.Thread | None = None
+        self._second: threading.Thread | None = None
 
     def next(self) -> Job | None:
         """Waits for the next job; None when there is none to come.
@@ -81,9 +81,9 @@ class Inbox(Generic[Job]):
         """Lets the second thread receive, or not any more once what it has taken is done."""
         if wanted and not self.ahead:
             self.ahead, self._leave = True, False
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
-                self._thread.start()
+            if self._second is None:
+                self._second = threading.Thread(target=self._run, name="ahead", daemon=True)
+                self._second.start()
             self._go.release()
         elif not wanted and self.ahead and not self._leave:
             self._leave = True
@@ -105,11 +105,11 @@ class Inbox(Generic[Job]):
 
     def __exit__(self, *_: object) -> None:
         # The socket is about to be closed: nobody may be using it.
-        if self._thread is not None:
+        if self._second is not None:
             self._ending = self._leave = True
             os.eventfd_write(self._wake, 1)
             self._go.release()
-            self._thread.join()
+            self._second.join()
         os.close(self._wake)
 
     def _run(self) -> None:

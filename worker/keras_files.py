@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import h5py
 
 from multitower.spec import ModelSpec
-from multitower.worker.model import LoadError, Model
+from multitower.worker.keras_base import KerasBase
+from multitower.worker.model import LoadError
 
 
 class _Saved(NamedTuple):
@@ -23,7 +24,7 @@ class _Saved(NamedTuple):
         return major.isdigit() and int(major) >= 3
 
 
-def load_keras_file(spec: ModelSpec) -> Model:
+def load_keras_file(spec: ModelSpec) -> KerasBase:
     """Loads a `.keras` or `.h5` file.
 
     Keras 3 would read many a file of Keras 2 without a word and compute something else: its `hard_sigmoid` is another

@@ -11,10 +11,11 @@ import tensorflow as tf
 from multitower.spec import ModelSpec
 from multitower.worker import tensorflow_setup as setup
 from multitower.worker.function_call import FunctionCall
-from multitower.worker.model import Arrays, LoadError
+from multitower.worker.keras_base import KerasBase
+from multitower.worker.model import LoadError
 
 
-class KerasModel:
+class KerasModel(KerasBase):
     """A file of Keras 3. Inputs have the names of the model's input layers; `_output_names` tells the outputs'.
 
     Args:
@@ -24,21 +25,13 @@ class KerasModel:
         LoadError: it has no fixed inputs and outputs, or some that are not dense tensors; or Keras computes with
             something other than TensorFlow.
         Exception: Keras cannot load it.
-
-    Attributes:
-        model: Keras's own object.
-        call: how it is called.
     """
-
-    platform = "keras"
-    volatile = False
-    version = "1"
 
     def __init__(self, spec: ModelSpec) -> None:
         if keras.backend.backend() != "tensorflow":
             message = f"Keras is set to {keras.backend.backend()}: set KERAS_BACKEND=tensorflow for the daemon"
             raise LoadError(message)
-        self.model: Any = keras.saving.load_model(spec.path, compile=False, safe_mode=True)
+        self.model = keras.saving.load_model(spec.path, compile=False, safe_mode=True)
         structure, symbolic = _structures(self.model)
         specs = [_dense(tensor.name, tensor) for tensor in keras.tree.flatten(structure)]
         inputs = {tensor.name: tensor for tensor in specs}
@@ -62,28 +55,12 @@ class KerasModel:
             lambda outputs: dict(zip(names, outputs, strict=True)),
         )
 
-    def infer(self, inputs: Arrays) -> Arrays:
-        """Calls the model."""
-        return self.call(inputs)
-
-    def try_out(self, inputs: Arrays) -> Arrays:
-        """Calls the model, and finds out whether it can be called in a quicker way."""
-        return self.call.try_out(inputs)
-
     def save(self, folder: str, serve: Callable[..., dict[str, Any]], inputs: list[Any]) -> None:
-        """Writes a SavedModel whose signature is this function, made of the model, for these TensorSpecs."""
+        """See `KerasBase`."""
         archive = keras.export.ExportArchive()
         archive.track(self.model)
         archive.add_endpoint("serving_default", serve, input_signature=inputs)
         archive.write_out(folder, verbose=False)
-
-    @property
-    def graph(self) -> Any:
-        """What a call runs: a GraphDef, with the functions that it calls."""
-        return self.call.graph
-
-    def close(self) -> None:
-        """Only the process's end gives device memory back."""
 
 
 def _structures(model: Any) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,10 +79,8 @@ def _export(spec: ModelSpec, folder: str) -> tuple[tuple[TensorReport, ...], tup
     """Writes it with numbers for names, since a layer's name need not be one that an argument may have."""
     # The host's memory: each tower is to have its own on its device, and the first no second one.
     with tf.device("/device:CPU:0"):
-        loaded: Any = load_keras_file(spec)
-        inputs: tuple[TensorReport, ...] = loaded.inputs
-        outputs: tuple[TensorReport, ...] = loaded.outputs
-        specs: Mapping[str, Any] = loaded.call.specs
+        loaded = load_keras_file(spec)
+        inputs, outputs, specs = loaded.inputs, loaded.outputs, loaded.call.specs
 
         def serve(*values: Any) -> dict[str, Any]:
             given = {tensor.name: value for tensor, value in zip(inputs, values, strict=True)}

@@ -10,10 +10,11 @@ import tensorflow as tf
 from multitower.spec import ModelSpec
 from multitower.worker import tensorflow_setup as setup
 from multitower.worker.function_call import FunctionCall
-from multitower.worker.model import Arrays, LoadError
+from multitower.worker.keras_base import KerasBase
+from multitower.worker.model import LoadError
 
 
-class LegacyKerasModel:
+class LegacyKerasModel(KerasBase):
     """A model that tf-keras, which is Keras 2, has read. Inputs and outputs have the names of their layers.
 
     Args:
@@ -24,10 +25,6 @@ class LegacyKerasModel:
         LoadError: it has no fixed inputs, or some that are not dense tensors.
         Exception: tf-keras cannot load it.
     """
-
-    platform = "keras"
-    volatile = False
-    version = "1"
 
     def __init__(self, spec: ModelSpec, keras: Any) -> None:
         model = keras.models.load_model(spec.path, compile=False)
@@ -49,26 +46,9 @@ class LegacyKerasModel:
         function = call.get_concrete_function()
         self.outputs = setup.reports(function.structured_outputs.items())
         self.call = FunctionCall(spec.name, function, specs, lambda tensors: ((tensors,), {}), lambda outputs: outputs)
-        # The function holds the model's variables only weakly.
         self.model = model
 
-    def infer(self, inputs: Arrays) -> Arrays:
-        """Calls the model."""
-        return self.call(inputs)
-
-    def try_out(self, inputs: Arrays) -> Arrays:
-        """Calls the model, and finds out whether it can be called in a quicker way."""
-        return self.call.try_out(inputs)
-
     def save(self, folder: str, serve: Callable[..., dict[str, Any]], inputs: list[Any]) -> None:
-        """Writes a SavedModel whose signature is this function, made of the model, for these TensorSpecs."""
+        """See `KerasBase`."""
         signature = tf.function(serve, input_signature=inputs).get_concrete_function()
         tf.saved_model.save(self.model, folder, signatures={"serving_default": signature})
-
-    @property
-    def graph(self) -> Any:
-        """What a call runs: a GraphDef, with the functions that it calls."""
-        return self.call.graph
-
-    def close(self) -> None:
-        """Only the process's end gives device memory back."""

@@ -44,7 +44,7 @@ def main() -> None:
     config.write_text(configuration(port, Path(folder), rest == ["batching"]))
     Path(folder, "handlers.py").write_text((HERE / "handlers.py").read_text())
     os.environ["PYTHONPATH"] = tools
-    os.execv(sys.executable, [sys.executable, "-m", "multitower", "serve", str(config)])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "multitower", "serve", str(config)])
 
 
 if __name__ == "__main__":

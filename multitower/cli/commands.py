@@ -8,6 +8,8 @@ from typing import Final, NamedTuple
 
 import click
 
+from multitower.compiled import compiled, told
+
 
 class Entry(NamedTuple):
     """A command: where it is, as module:function, and the first sentence of its help."""
@@ -19,7 +21,7 @@ class Entry(NamedTuple):
 SECTIONS: Final[dict[str, dict[str, Entry]]] = {
     "To begin": {
         "demo": Entry("multitower.cli.demo:demo", "Train a model, serve it on two CPU workers, kill one under load."),
-        "devices": Entry("multitower.cli.devices:devices", "List this machine's GPUs and CPU cores."),
+        "devices": Entry("multitower.cli.devices:devices", "List this machine's GPUs, MIG slices and CPU cores."),
         "check": Entry(
             "multitower.cli.configuration:check", "Check the configuration file CONFIG, without starting anything."
         ),
@@ -40,7 +42,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
     },
     "Of a running daemon": {
         "status": Entry("multitower.cli.query:status", "Show the daemon, its slots and its models."),
-        "models": Entry("multitower.cli.query:models", "List the models with their inputs and outputs."),
+        "models": Entry("multitower.cli.query:models", "List the models, their versions, inputs and outputs."),
         "reload": Entry(
             "multitower.cli.operate:reload",
             "Read the configuration again and apply it, slot by slot, without losing a request.",
@@ -106,7 +108,7 @@ class Commands(click.Group):
     subcommand_metavar="COMMAND [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(package_name="multitower", message="%(prog)s %(version)s")
+@click.version_option(package_name="multitower", message=f"%(prog)s %(version)s ({told(compiled())})")
 @click.pass_context
 def multitower(ctx: click.Context) -> None:
     """One TensorFlow model on every GPU of a machine, behind one endpoint.

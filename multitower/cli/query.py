@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from multitower.compiled import told
 from multitower.exits import Exit
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def asks(command: Callable[..., int]) -> Callable[..., None]:
 def status(client: Client, as_json: bool) -> int:
     """Show the daemon, its slots and its models.
 
-    The exit code is 0 when every slot is ready, 1 when every model is served but some slot is not ready, 69 when a
-    model has no ready worker, when the daemon is stopping, or when none answers.
+    The exit code is 0 when every slot that has a model is ready, 1 when every model is served but some slot is not
+    ready, 69 when a model has no ready worker and is not unloaded, when the daemon is stopping, or when none answers.
     """
     state = client.status()
     if as_json:
@@ -86,7 +87,8 @@ def _print_status(state: dict[str, Any]) -> None:
     daemon, slots, models = state["daemon"], state["slots"], state["models"]
     spares = ", ".join(spare["state"] for spare in daemon["spares"]) or "none"
     click.echo(
-        f"multitower {daemon['version']}, pid {daemon['pid']}: {daemon['state']} for {_time(daemon['uptime_s'])}, "
+        f"multitower {daemon['version']} ({told(daemon['compiled'])}), pid {daemon['pid']}: "
+        f"{daemon['state']} for {_time(daemon['uptime_s'])}, "
         f"{daemon['slots_ready']}/{daemon['slots_total']} slots ready, {_size(daemon['rss_bytes'])}"
     )
     click.echo(f"listens on {', '.join(daemon['listen'])}; spares: {spares}")
@@ -262,7 +264,7 @@ def _print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> N
 @click.option("--json", "as_json", is_flag=True, help="Print the Open Inference Protocol's metadata, for programs.")
 @asks
 def models(client: Client, as_json: bool) -> int:
-    """List the models and their versions with their inputs and outputs.
+    """List the models, their versions, inputs and outputs.
 
     Of a SavedModel those of each signature; the first one is the default. A dimension `any` takes every size; where a
     model is batched it is the first one, the rows. Memory is by how much that of a worker grew while it loaded the

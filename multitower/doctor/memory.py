@@ -6,13 +6,13 @@ context, cuBLAS and cuDNN. What a batch needs beside its weights is not known be
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from multitower.doctor.findings import Finding, Level, several
 from multitower.spec import ModelSpec
-from multitower.supervisor.devices import Device, format_bytes
+from multitower.supervisor.devices import CPU_PREFIX, Device, format_bytes
 from multitower.supervisor.placement import Placement
 from multitower.supervisor.versions import SAVED_MODEL_FILES
 
@@ -85,8 +85,19 @@ def _of_device(device: Device, workers: int, limit: int | None, need: int) -> Fi
     return Finding(SECTION, Level.OK, told)
 
 
+def held(placement: Placement, specs: Sequence[ModelSpec]) -> list[str]:
+    """The names of the models that a worker holds in the host's memory, once for each replica there.
+
+    Towers on CPU devices have their weights there, each its own.
+    """
+    on_cpus = all(device.startswith(CPU_PREFIX) for device in placement.devices)
+    towers = {spec.name for spec in specs if spec.path is not None and spec.placement == "towers"}
+    replicas = len(placement.devices) if on_cpus else 1
+    return [name for name in placement.models for _ in range(replicas if name in towers else 1)]
+
+
 def host_finding(
-    workers: Sequence[Collection[str]],
+    workers: Sequence[Sequence[str]],
     spares: int,
     sizes: Mapping[str, int | None],
     measured: Mapping[str, tuple[int, int]],
@@ -95,7 +106,7 @@ def host_finding(
     """Whether the host holds all processes.
 
     Args:
-        workers: the names of the models of each.
+        workers: what each has, as `held` tells.
         spares: how many.
         sizes: the `file_bytes` of each model, all its versions together, by its name.
         measured: for models that were loaded, resident bytes of a process before and after.

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from multitower.compiled import compiled
 from multitower.doctor import host, libraries, machine, memory, models, operations, sockets, versions
 from multitower.doctor.findings import Finding, Level
 from multitower.doctor.libraries import Driver
@@ -39,6 +40,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     needed = versions.requirements()
     installed = versions.installed([name for name in needed if name != "Python"] or _ALWAYS)
     yield from versions.findings(installed, needed, tensorflow_needed=bool(with_path))
+    yield versions.build(compiled())
 
     driver = libraries.look()
     gpus_wanted = not on_cpus(config.devices)
@@ -88,7 +90,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
         size, others = memory.file_bytes(spec), sizes.get(spec.name, 0)
         sizes[spec.name] = None if size is None or others is None else size + others
     yield from memory.device_findings(devices, placements, sizes)
-    workers = [placement.models for placement in placements] or [tuple(sizes)]
+    workers = [memory.held(placement, specs) for placement in placements] or [list(sizes)]
     yield memory.host_finding(workers, config.spares, sizes, measured, this.available_bytes)
 
 

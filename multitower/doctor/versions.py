@@ -77,6 +77,14 @@ def findings(
             yield Finding(SECTION, Level.PROBLEM, f"{name} {version} is too old", advice)
 
 
+def build(is_compiled: bool) -> Finding:
+    """How the data path runs."""
+    if is_compiled:
+        return Finding(SECTION, Level.OK, "multitower's data path is compiled")
+    advice = "`pip install .` compiles it where there are a C compiler and Python's headers, unless it is --editable"
+    return Finding(SECTION, Level.NOTE, "multitower's data path is not compiled, and takes more of the CPU", advice)
+
+
 def _no_tensorflow(needed: bool) -> Finding:
     if not needed:
         return Finding(SECTION, Level.OK, "TensorFlow is not installed; these models are handlers and may not need it")

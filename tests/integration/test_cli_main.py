@@ -32,7 +32,7 @@ def run(*command: str, folder: Path | None = None) -> subprocess.CompletedProces
 def test_there_are_three_ways_to_it(way: list[str]) -> None:
     done = run(*way, "--version")
     assert (done.returncode, done.stderr) == (Exit.OK, "")
-    assert done.stdout == f"multitower {importlib.metadata.version('multitower')}\n"
+    assert done.stdout == f"multitower {importlib.metadata.version('multitower')} (interpreted)\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])

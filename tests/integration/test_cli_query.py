@@ -219,6 +219,23 @@ def test_status_shows_each_device_of_a_slot_on_a_line_of_its_own(script: Script)
     assert lines[use + 1 : use + 3] == [["-", "gone"], ["1,024", "MiB", "-"]]
 
 
+def test_status_shows_what_each_tower_does_and_what_of_it_is_elsewhere(script: Script) -> None:
+    here = {"name": "digits", "device": "GPU-8f", "nodes": {"GPU-8f": 40}, "fallbacks": {}}
+    there = {"name": "digits", "device": "GPU-5b", "nodes": {"GPU-5b": 38, "cpu": 2}, "fallbacks": {"StringUpper": 2}}
+    cold = {"name": "other", "device": "GPU-5b", "nodes": None, "fallbacks": {}}
+    assert "Tower" not in multitower("status")[1], "no slot has several devices"
+    script.status["slots"][0]["towers"] = [
+        {"devices": ["GPU-8f"], "depth": 3, "completed": 12_000, "batches": 1500, "models": [here]},
+        {"devices": ["GPU-5b"], "depth": 0, "completed": 7, "batches": 6, "models": [there, cold]},
+    ]
+    rows = [line.split() for line in multitower("status")[1].splitlines()]
+    assert ["0", "GPU-8f", "3", "1,500", "12,000", "digits", "GPU-8f", "40", "none"] in rows
+    elsewhere = ["GPU-5b", "38,", "cpu", "2", "StringUpper", "2"]
+    assert ["0", "GPU-5b", "0", "6", "7", "digits", *elsewhere] in rows
+    # What the whole tower does stands there once.
+    assert ["0", "GPU-5b", "other", "not", "known:", "no", "warm-up", "run", "-"] in rows
+
+
 def test_status_is_json_for_programs(script: Script) -> None:
     code, out, _ = multitower("status", "--json")
     assert code == Exit.DEGRADED

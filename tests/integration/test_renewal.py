@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from fake_gpus import UUIDS, FakeGpus
 from running import STEP_S, Running
 
 from multitower import Client, NotFound
@@ -164,7 +165,36 @@ def test_models_and_devices_come_and_go_under_load(tmp_path: Path) -> None:
         with pytest.raises(NotFound):
             client.infer("n", {"x": np.ones(1)})
         assert [model["name"] for model in client.status()["models"]] == ["m"]
+        daemon.config.write_text(text.replace("{cpu: 2}", "[cpu:7]"))
+        assert multitower("reload", daemon=daemon).stdout == "reloaded; slots added 1; removed 0\n"
+        (slot,) = client.status()["slots"]
+        assert (slot["device"], slot["state"]) == ("cpu:7", "ready"), "the old one serves until the new one does"
         daemon.wait(grown(sent))
+
+
+def test_gpus_are_grouped_anew_under_load(fake_gpus: FakeGpus, tmp_path: Path) -> None:
+    text = CONFIG.replace("{cpu: 2}", "[0, 1, 2]")
+    with (
+        Running(tmp_path, text, environment=fake_gpus.environment()) as daemon,
+        daemon.wait_ready().client() as client,
+        load(client) as sent,
+    ):
+        daemon.wait(grown(sent))
+        before = len(daemon.lines)
+        daemon.config.write_text(daemon.config.read_text().replace("[0, 1, 2]", "[2, [1, 0]]"))
+        assert multitower("reload", daemon=daemon).stdout == "reloaded; slots added 3; removed 0, 1\n"
+        daemon.wait_line("worker ready", after=before, slot=3)
+        slots = [(slot["slot"], slot["device"], slot["visible_devices"]) for slot in client.status()["slots"]]
+        names = UUIDS[2], f"{UUIDS[1]},{UUIDS[0]}"
+        assert slots == [(2, names[0], names[0]), (3, names[1], names[1])]
+        daemon.wait(grown(sent))
+        events = [
+            (line["message"], line["slot"])
+            for line in daemon.lines[before:]
+            if line["message"] in ("worker started", "worker ended")
+        ]
+        assert sorted(events[:2]) == [("worker ended", 0), ("worker ended", 1)]
+        assert events[2:] == [("worker started", 3)]
 
 
 def test_a_reload_of_settings_alone_restarts_nobody(tmp_path: Path) -> None:

@@ -70,7 +70,10 @@ def learn(client: Client, model: str, x: np.ndarray, **more: float) -> None:
 
 def descriptors(pid: int) -> int:
     """Clients' segments that a process has open; a daemon has a memfd of its own for each worker."""
-    links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
+    links = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has just closed it
+            links.append(os.readlink(entry))
     return sum("/memfd:" in link and "-begun" not in link for link in links)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
 import venv
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -15,9 +18,17 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def run(*command: str | Path, cwd: Path, timeout: float = 300) -> str:
+def run(
+    *command: str | Path, cwd: Path, timeout: float = 300, environment: Mapping[str, str] = MappingProxyType({})
+) -> str:
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
+        [str(part) for part in command],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -39,18 +50,28 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, checkout, cwd=checkout)
+def build(checkout: Path, folder: Path, **environment: str) -> Path:
+    """Builds a wheel."""
+    command = (sys.executable, "-m", "build", "--wheel", "--outdir", folder, checkout)
+    run(*command, cwd=checkout, environment=environment)
     (built,) = folder.glob("*.whl")
     return built
 
 
-def test_the_wheel_has_every_module_under_one_name(wheel: Path, checkout: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as users get it where there are a C compiler and Python's headers."""
+    return build(checkout, tmp_path_factory.mktemp("wheel"), MULTITOWER_COMPILE="1")
+
+
+def files(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if ".dist-info/" not in name]
-    assert {name.split("/")[0] for name in names} == {"multitower"}
+        return [name for name in archive.namelist() if ".dist-info/" not in name]
+
+
+def test_the_wheel_has_every_module_under_one_name(wheel: Path, checkout: Path) -> None:
+    assert {name.split("/")[0] for name in files(wheel)} == {"multitower"}
+    names = [name for name in files(wheel) if not name.endswith(".so")]
     wanted = {
         f"{installed}/{path.relative_to(checkout / source)}"
         for source, installed in (
@@ -126,6 +147,42 @@ def test_the_client_runs_with_the_oldest_versions_it_names(wheel: Path, tmp_path
 
 
 CLIENT_UNIT_TESTS = [ROOT / "tests" / "unit" / name for name in ("test_tensors.py", "test_wire.py")]
+
+
+def test_what_is_compiled_behaves_as_what_is_interpreted(wheel: Path, tmp_path: Path) -> None:
+    """The rules' own tests, and a daemon with workers under kills, on the compiled modules."""
+    folder = tmp_path / "compiled"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    told = run(sys.executable, "-m", "multitower", "--version", cwd=folder)
+    assert told.endswith(" (compiled)\n")
+    tests = [ROOT / "tests" / name for name in COMPILED_TESTS]
+    command = (sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
+    environment = {"PYTHONPATH": str(folder), "MULTITOWER_CHAOS_KILLS": "5"}
+    out = run(*command, cwd=ROOT, environment=environment)
+    assert " passed" in out
+
+
+COMPILED_TESTS = (
+    "unit/test_admission.py",
+    "unit/test_balancer_history.py",
+    "unit/test_balancer_parts.py",
+    "unit/test_crashing.py",
+    "unit/test_pool.py",
+    "unit/test_second_batch.py",
+    "unit/test_wire.py",
+    "unit/test_worker_executor.py",
+    "integration/test_bad_input.py",
+    "integration/test_frames.py",
+    "chaos/test_kills.py",
+)
+"""Those that give the modules what they ask for: compiled ones take no object that only looks like a socket."""
+
+
+def test_without_a_compiler_the_wheel_is_what_python_interprets(checkout: Path, tmp_path: Path) -> None:
+    built = build(checkout, tmp_path, CC="no-such-compiler")
+    assert built.name.endswith("-none-any.whl")
+    assert not [name for name in files(built) if name.endswith(".so")]
 
 
 @pytest.mark.parametrize("name", ["supervisor", "worker"])

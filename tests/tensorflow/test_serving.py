@@ -391,6 +391,12 @@ def test_why_requests_run_singly_is_told(client: Client) -> None:
     assert stats(client, "dense")["unbatched_because"] is None
 
 
+def test_what_the_models_took_of_memory_is_told(client: Client) -> None:
+    models = [model for model in client.status()["models"] if model["state"] == "ready"]
+    assert sum(model["host_memory_bytes"] for model in models) > 16 << 20, "TensorFlow's runtime is in the first"
+    assert {model["device_memory_bytes"] for model in models} == {None}, "on the CPU"
+
+
 def test_elements_that_do_not_fill_a_string_input_are_refused_alone(client: Client) -> None:
     header = wire.infer_header("words", [wire.Tensor("text", "BYTES", (1, 2))])
     good = b"\x01\0\0\0a\x01\0\0\0b"

@@ -113,7 +113,7 @@ def test_control_flow_of_either_kind_and_the_function_library(version: int, froz
     )
     n = np.int64([3, 0, 10])
     answer = model.infer({"n": n, "m": n})
-    assert kinds <= {node.type for node in model._session.graph.get_operations()}
+    assert kinds <= {node.op for node in model.graph.node}
     assert {name: array.tolist() for name, array in answer.items()} == {
         "power": [8, 1, 1024],
         "told": [b"some"] * 3,

@@ -49,6 +49,21 @@ def test_equal_headers_share_a_plan_and_equal_shapes_a_key(admitted: Admission) 
     assert two.variable == (False, True)
 
 
+@pytest.mark.parametrize(("bound", "keys"), [("MAX_CACHED_ENTRIES", 4), ("MAX_CACHED_BYTES", 4 * len(header(2)))])
+def test_ever_new_shapes_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch, bound: str, keys: int) -> None:
+    monkeypatch.setattr(admission, bound, keys)
+    monkeypatch.setattr(admission, "MAX_CACHED_HEADER", 0)  # a header that is too long to be kept makes a key, too
+    made = Admission({"m": 30.0})
+    made.describe(report(inputs=None))
+    text = wire.Tensor("s", "BYTES", (2,))
+    asked = [wire.infer_header("m", [wire.Tensor("x", "FP32", (2, 100 + dim)), text]) for dim in range(9)]
+    first = made.plan(asked[0]).key
+    assert made.plan(asked[0]).key is first
+    for each in asked:
+        made.plan(each)
+    assert made.plan(asked[0]).key is not first
+
+
 def test_the_order_of_the_inputs_is_the_clients_own(admitted: Admission) -> None:
     plan = admitted.plan(header(order="sx"))
     assert plan.key is admitted.plan(header(order="xs")).key

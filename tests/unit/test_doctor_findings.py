@@ -68,6 +68,13 @@ def test_without_an_installation_the_least_versions_are_not_known() -> None:
     assert "not installed" in found.text
 
 
+@pytest.mark.parametrize(("is_compiled", "level"), [(True, Level.OK), (False, Level.NOTE)])
+def test_an_interpreted_installation_is_told_how_it_gets_compiled(is_compiled: bool, level: Level) -> None:
+    found = versions.build(is_compiled)
+    assert found.level is level
+    assert ("C compiler" in (found.advice or "")) == (level is Level.NOTE)
+
+
 def test_requirements_are_those_of_the_project() -> None:
     needed = versions.requirements()
     assert needed["Python"] == "3.11"
@@ -182,7 +189,7 @@ def test_devices_on_the_cpu_have_no_memory_of_their_own() -> None:
     ],
 )
 def test_host_memory(measured: dict[str, tuple[int, int]], available: int, level: Level, words: str) -> None:
-    found = memory.host_finding([("m",)] * 2, 1, {"m": 100 * MIB}, measured, available)
+    found = memory.host_finding([["m"]] * 2, 1, {"m": 100 * MIB}, measured, available)
     assert found.level is level
     assert words in found.text
 
@@ -195,6 +202,25 @@ def test_slots_need_memory_for_their_own_models() -> None:
     assert ["12.6 GiB" in told[0], "36.6 GiB" in told[1]] == [True, True]
     found = memory.host_finding([each.models for each in slots], 0, sizes, {}, 100 * GIB)
     assert "2 workers of up to 36.6 GiB and 0 spares of 600 MiB take 49.2 GiB" in found.text
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        (("cpu:0",), ["t", "s", "h"]),
+        (("cpu:0", "cpu:1", "cpu:2"), ["t", "t", "t", "s", "h"]),
+        (("GPU-a", "GPU-b"), ["t", "s", "h"]),  # the weights are on the devices
+    ],
+)
+def test_towers_on_cpu_devices_have_their_weights_in_host_memory_each(
+    devices: tuple[str, ...], expected: list[str]
+) -> None:
+    specs = [
+        ModelSpec(name="t", path="/t"),
+        ModelSpec(name="s", path="/s", placement="as_saved"),
+        ModelSpec(name="h", handler="a:B"),
+    ]
+    assert memory.held(replace(slot(models=("t", "s", "h")), devices=devices), specs) == expected
 
 
 def test_the_bytes_of_models(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_an_unloaded_model_answers_what_was_accepted_and_refuses_what_comes(daem
     assert (daemon.state("n"), daemon.state("m")) == ("unloaded", "ready")
     assert daemon.refused("n") == "'n' is unloaded; `multitower load n` loads it"
     assert daemon.reporter.readiness() == {"ready": True, "slots_ready": 2, "slots_total": 2}
-    with pytest.raises(Unavailable, match=": 'n' is unloaded"):
+    with pytest.raises(Unavailable, match="'n' is unloaded; `multitower load n` loads it"):
         daemon.reporter.answer(b"MT1:model_metadata", {"model_name": "n"}, scene.now)
     assert of(daemon.carry_out("unload", "n")) == [], "again"
 
@@ -194,6 +194,17 @@ def test_a_slot_that_failed_comes_back_without_the_model_that_is_unloaded(tmp_pa
             scene.obey()
     assert of(daemon.carry_out("unload", "n")) == [0]
     assert (scene.state(), daemon.loads()) == (State.READY, ["m"])
+
+
+def test_one_that_could_not_be_unloaded_is_there_as_before(daemon: Daemon) -> None:
+    daemon.scene.no_room = True
+    daemon.order("unload", "n")
+    assert why(daemon.told[-1])[1] == "'n' could not be unloaded: slot 0: no process could be started"
+    assert daemon.state("n") == "ready"
+    scene = daemon.scene
+    scene.submit(model="n")
+    scene.settle()
+    assert [type(answer) for answer in scene.replies()] == [list]
 
 
 def test_a_load_takes_one_section_of_the_file_and_no_other(daemon: Daemon) -> None:

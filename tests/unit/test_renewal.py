@@ -412,6 +412,39 @@ def test_a_slot_that_is_held_back_can_be_removed_or_restarted(remove: bool) -> N
         assert (len(scene.launched), scene.state(1)) == (2, State.READY)
 
 
+def test_a_slot_that_is_held_back_can_lose_its_models() -> None:
+    scene = serving(1)
+    on(scene, slot_0="GPU-a")
+    group(scene, 1, "GPU-a,GPU-b")
+    assert scene.order(1, specs=()) == [None]
+    scene.order(0, remove=True)
+    scene.settle()
+    assert (scene.state(1), len(scene.launched)) == (State.STOPPED, 1)
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_what_goes_serves_until_what_comes_does_or_cannot(loads: bool) -> None:
+    scene = serving(1)
+    old = scene.member()
+    scene.fleet.add(placement(1))
+    scene.tick()
+    new = scene.member(1)
+    told = scene.order(0, remove=True)
+    assert not process(old).told
+    scene.submit()
+    scene.answer(old)
+    assert (told, len(scene.replies())) == ([], 1)
+    if loads:
+        scene.serve(new)
+    else:
+        scene.report(new, "loading")
+        scene.report(new, "failed", "no weights")
+        scene.tick()
+    assert process(old).told
+    scene.settle()
+    assert told == [None]
+
+
 def test_workers_of_the_same_group_and_cpu_devices_hold_nobody_back() -> None:
     scene = serving(2)
     on(scene, slot_0="GPU-a,GPU-b", slot_1="cpu:0")

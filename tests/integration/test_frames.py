@@ -1,0 +1,212 @@
+"""Whole messages through real sockets. A compiled installation has its own way; tests/packaging runs this there too."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from multitower import frames
+from multitower.tensors import BULKY_BYTES
+
+Pair = tuple["zmq.Socket[bytes]", "zmq.Socket[bytes]"]
+
+ID = b"client"
+
+
+class Sockets:
+    """Makes pairs of connected sockets, and closes all of them."""
+
+    def __init__(self) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._made: list[zmq.Socket[bytes]] = []
+
+    def pair(self, bound: int = zmq.PAIR, connected: int = zmq.PAIR, most: int = 1000) -> Pair:
+        one, other = self._context.socket(bound), self._context.socket(connected)
+        self._made += [one, other]
+        for each in (one, other):
+            each.set(zmq.LINGER, 0)
+            each.set(zmq.SNDHWM, most)
+            each.set(zmq.RCVHWM, most)
+        if bound == zmq.ROUTER:
+            one.set(zmq.ROUTER_MANDATORY, 1)
+            other.set(zmq.IDENTITY, ID)
+        endpoint = f"inproc://{len(self._made)}"
+        one.bind(endpoint)
+        other.connect(endpoint)
+        return one, other
+
+    def close(self) -> None:
+        for socket in self._made:
+            socket.close()
+        self._context.term()
+
+
+@pytest.fixture
+def sockets() -> Iterator[Sockets]:
+    made = Sockets()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pair(sockets: Sockets) -> Pair:
+    return sockets.pair()
+
+
+LARGE = bytes(range(256)) * (BULKY_BYTES // 256)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        [b"one"],
+        [b""],
+        [b"", b"", b""],
+        (b"a tuple", b"of frames"),
+        [memoryview(b"a view"), b"", bytearray(b"an array of bytes"), memoryview(b"half of it")[:4]],
+        [LARGE],
+        [LARGE[1:], LARGE, b"small", LARGE + b"1", memoryview(LARGE), np.zeros(BULKY_BYTES, np.uint8)],
+        [str(number).encode() for number in range(2000)],
+    ],
+)
+def test_messages_arrive_as_they_were_sent(pair: Pair, message: Any) -> None:
+    sender, receiver = pair
+    for _ in range(3):
+        frames.send(sender, message)
+        assert frames.readable(receiver)
+        received = frames.receive(receiver)
+        assert received is not None
+        assert [bytes(memoryview(frame)) for frame in received] == [bytes(memoryview(frame)) for frame in message]
+        assert [type(frame) is bytes for frame in received] == [len(frame) < BULKY_BYTES for frame in message]
+    assert not frames.readable(receiver)
+    assert frames.receive(receiver) is None
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4])
+def test_what_is_over_the_limit_is_dropped_and_the_next_message_is_whole(pair: Pair, limit: int) -> None:
+    sender, receiver = pair
+    frames.send(sender, [b"1", LARGE, b"3"])
+    frames.send(sender, [b"next"])
+    received = frames.receive(receiver, limit)
+    assert received is not None
+    assert [bytes(memoryview(frame)) for frame in received] == [b"1", LARGE, b"3"][:limit]
+    assert frames.receive(receiver, limit) == [b"next"]
+
+
+def test_a_router_gets_the_address_and_tells_of_who_is_not_there(sockets: Sockets) -> None:
+    router, dealer = sockets.pair(zmq.ROUTER, zmq.DEALER)
+    frames.send(dealer, [b"", b"kind", LARGE])
+    received = frames.receive(router, 10, routed=True)
+    assert received is not None
+    assert received[:3] == [ID, b"", b"kind"]
+    frames.send(router, received)
+    answer = frames.receive(dealer)
+    assert answer is not None
+    assert bytes(answer[2].buffer) == LARGE
+    with pytest.raises(zmq.ZMQError) as raised:
+        frames.send(router, [b"nobody", b"", b"reply"])
+    assert raised.value.errno == zmq.EHOSTUNREACH
+
+
+def test_a_full_queue_is_told_at_once_and_leaves_no_half_message(sockets: Sockets) -> None:
+    sender, receiver = sockets.pair(most=2)
+    sent = 0
+    while not (full := _is_full(sender)):
+        sent += 1
+    assert full.errno == zmq.EAGAIN
+    assert 2 <= sent <= 4
+    for _ in range(sent):
+        assert frames.receive(receiver) == [b"1", b"2"]
+    assert frames.receive(receiver) is None
+
+
+def _is_full(sender: zmq.Socket[bytes]) -> zmq.Again | None:
+    try:
+        frames.send(sender, [b"1", b"2"])
+    except zmq.Again as error:
+        return error
+    return None
+
+
+def test_a_large_frame_goes_on_without_a_copy_and_is_let_go_with_its_last_user(sockets: Sockets) -> None:
+    (first, middle), (onward, last) = sockets.pair(), sockets.pair()
+    data = np.full(BULKY_BYTES, 7, np.uint8)
+    tracker = first.send(data, copy=False, track=True)
+    received = frames.receive(middle)
+    assert received is not None
+    frames.send(onward, received)
+    arrived = frames.receive(last)
+    assert arrived is not None
+    data[5] = 8
+    assert arrived[0].buffer[5] == 8
+    view = np.frombuffer(arrived[0].buffer, np.uint8)
+    del received, arrived
+    assert not tracker.done
+    assert view[5] == 8
+    del view
+    tracker.wait(10)  # or it raises
+
+
+def test_a_closed_socket_is_an_error(pair: Pair) -> None:
+    for socket in pair:
+        socket.close()
+        with pytest.raises(zmq.ZMQError) as raised:
+            frames.receive(socket)
+        assert raised.value.errno == zmq.ENOTSOCK
+        with pytest.raises(zmq.ZMQError):
+            frames.send(socket, [b"1"])
+        with pytest.raises(zmq.ZMQError):
+            frames.readable(socket)
+
+
+@pytest.mark.parametrize("message", [["a text"], [b"1", 2], [memoryview(bytes(8))[::2]]])
+def test_what_is_no_bytes_is_refused(pair: Pair, message: Any) -> None:
+    with pytest.raises((TypeError, BufferError)):
+        frames.send(pair[0], message)
+
+
+def test_who_waits_lets_other_threads_run_and_takes_signals(pair: Pair) -> None:
+    sender, receiver = pair
+    seen: list[float] = []
+    former = signal.signal(signal.SIGUSR1, lambda *_: seen.append(time.monotonic()))
+    main = threading.get_ident()
+
+    def other() -> None:
+        # Only while the one who waits has let go of the interpreter does this thread run.
+        signal.pthread_kill(main, signal.SIGUSR1)
+        until = time.monotonic() + 10
+        while not seen and time.monotonic() < until:
+            time.sleep(0.001)
+        frames.send(sender, [b"late", LARGE], wait=True)
+
+    thread = threading.Thread(target=other)
+    try:
+        thread.start()
+        received = frames.receive(receiver, wait=True)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, former)
+    assert received is not None
+    assert received[0] == b"late"
+    assert len(seen) == 1
+
+
+def test_a_signal_that_raises_ends_the_waiting(pair: Pair) -> None:
+    def interrupt(*_: object) -> None:
+        raise InterruptedError
+
+    former = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(InterruptedError):
+            frames.receive(pair[0], wait=True)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)

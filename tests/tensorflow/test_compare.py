@@ -1,0 +1,63 @@
+"""`multitower compare` on a machine without GPUs: both ways are measured, and a process of each is killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MODEL = """
+import sys, tensorflow as tf
+spec = tf.TensorSpec([None, 4], tf.float32, name="x")
+serve = tf.function(lambda x: {"y": tf.tanh(x)}, input_signature=[spec]).get_concrete_function()
+tf.saved_model.save(tf.Module(), sys.argv[1], signatures=serve)
+"""
+
+
+def compared(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "multitower", "compare", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare") / "model"
+    subprocess.run([sys.executable, "-c", MODEL, folder], check=True, capture_output=True)
+    return folder
+
+
+def test_both_ways_are_measured_and_a_crash_takes_one_device_or_all(model: Path) -> None:
+    done = compared(model, "--cpu", "--seconds", "0.5", "--outstanding", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["devices"] == ["cpu:0", "cpu:1"]
+    processes, sessions, towers = found["ways"]
+    assert [way["number"] for way in found["ways"]] == [1, 2, 4]
+    assert "no GPU" in sessions["not_run"]
+    assert sessions["figures"] is None
+    for way, count, lost in ((processes, 2, 1), (towers, 1, 2)):
+        figures = way["figures"]
+        assert way["not_run"] is None
+        assert figures["requests_per_s"] > 10
+        assert 0 < figures["p50_s"] <= figures["p99_s"]
+        assert figures["processes"] == count
+        assert figures["memory_bytes"] > count * (50 << 20)
+        assert figures["failed"] == 0
+        crash = figures["crash"]
+        assert (crash["devices"], crash["lost"], crash["failed"]) == (2, lost, 0)
+        assert crash["back_s"] > 0.1
+    assert (processes["figures"]["fallbacks"], towers["figures"]["fallbacks"]) == (None, {})
+    # With one process, nobody answers until it is back; with another beside it, nearly at once.
+    assert towers["figures"]["crash"]["silent_s"] > 0.5 * towers["figures"]["crash"]["back_s"]
+    assert processes["figures"]["crash"]["silent_s"] < 0.5 * processes["figures"]["crash"]["back_s"]
+
+
+def test_sessions_on_gpus_that_are_not_there_say_what_became_of_them() -> None:
+    command = [sys.executable, "-m", "multitower.worker.visible_sessions", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [(each["asked"], each["device"]) for each in json.loads(done.stdout)] == [("0", None), ("1", None)]
+    assert all("GPU:0" in each["error"] for each in json.loads(done.stdout))

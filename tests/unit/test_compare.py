@@ -1,0 +1,90 @@
+"""What `multitower compare` prints of what it has found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from multitower.cli.commands import multitower
+from multitower.compare.crash import longest_silence
+from multitower.compare.sessions import NO_GPU, sentence, sessions
+from multitower.compare.ways import Crash, Figures, Way, notes, table
+
+CRASH = Crash(devices=2, lost=1, answered=1200, failed=0, silent_s=0.051, back_s=6.25)
+FIGURES = Figures(
+    requests_per_s=5678.4,
+    outstanding=16,
+    rows=1,
+    p50_s=0.0027,
+    p99_s=0.0058,
+    alone_s=0.00063,
+    failed=0,
+    processes=2,
+    memory_bytes=919 << 20,
+    device_memory_bytes=None,
+    ready_s=9.6,
+    fallbacks=None,
+    crash=CRASH,
+)
+
+
+def test_the_ways_that_were_measured_stand_side_by_side() -> None:
+    towers = replace(
+        FIGURES,
+        device_memory_bytes=3 << 30,
+        fallbacks={"StringUpper": 2, "Where": 1},
+        crash=replace(CRASH, lost=2, silent_s=6.2, back_s=None),
+    )
+    ways = [Way(number=1, figures=FIGURES), Way(number=2, not_run=NO_GPU), Way(number=4, figures=towers)]
+    headings, *rows = table(ways)
+    assert headings == ["", "1. a process per device", "4. towers"]
+    cells = {row[0].strip(): row[1:] for row in rows}
+    assert cells["Requests/s"] == ["5,678 with 16 outstanding"] * 2
+    assert cells["Latency p50, p99"][0] == "2.70 ms, 5.80 ms"
+    assert cells["Their memory"][0] == "919 MiB"
+    assert cells["Device memory"] == ["-", "3,072 MiB"]
+    assert cells["Nodes not on their device"] == ["not looked at", "StringUpper 2, Where 1"]
+    assert cells["A process killed: lost"] == ["1 of 2 devices", "2 of 2 devices"]
+    assert cells["meanwhile"][1] == "1,200 answered, 0 failed; at most 6.20 s without an answer"
+    assert cells["all devices again"] == ["after 6.2 s", "not within the time"]
+    assert notes(ways) == [f"2. visible_device_list: not run: {NO_GPU}"]
+
+
+def test_what_is_printed_for_programs_is_all_of_it() -> None:
+    told = json.loads(json.dumps(Way(number=4, figures=FIGURES, found=("a", "b")).to_json()))
+    assert (told["title"], told["number"], told["found"]) == ("towers", 4, ["a", "b"])
+    assert told["figures"]["crash"]["back_s"] == 6.25
+
+
+def test_a_session_tells_what_it_really_used() -> None:
+    used = {"asked": "1", "device": "/device:GPU:0", "physical": "pci bus id: 0000:17:00.0", "error": None}
+    assert sentence(used) == (
+        "the session with visible_device_list '1' computed on /device:GPU:0, which is pci bus id: 0000:17:00.0"
+    )
+    assert sentence({**used, "error": "it raised"}).endswith("'1' failed: it raised")
+    assert sessions((), 1.0) == Way(number=2, not_run=NO_GPU)
+
+
+@pytest.mark.parametrize(
+    ("moments", "longest"), [([], 0.0), ([5.0], 0.0), ([1.0, 1.5, 4.0, 4.25], 2.5), ([0.0, 3.0], 3.0)]
+)
+def test_the_longest_silence(moments: list[float], longest: float) -> None:
+    assert longest_silence(moments) == longest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("nosuch",), "does not exist"),
+        ((".", "--cpu", "--devices", "1"), "1 is not in the range"),
+        ((".", "--cpu", "--graph-input", "x"), "'x' is not NAME=TENSOR"),
+        ((".", "--cpu", "--shape", "x:a"), "is not NAME:DIM"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_starts(arguments: tuple[str, ...], told: str) -> None:
+    result = CliRunner().invoke(multitower, ["compare", *arguments])
+    assert result.exit_code == 2
+    assert told in result.output
