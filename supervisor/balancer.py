@@ -199,6 +199,14 @@ class Balancer:
             assert refusal is not None  # it was just given up
             self._ledger.settle(request.parent or request, refusal)
 
+    def refuse_versions(self, model: str, served: Collection[str]) -> None:
+        """Only these versions of a model are served, or will be: what waits for another one is answered."""
+        for request in list(self.queues[model]):
+            version = request.plan.key.version
+            if version and version not in served:
+                error = make(Reason.VERSION_UNKNOWN, f"version {version} of {model!r} is not served any more")
+                self._ledger.settle(request.parent or request, error)
+
     def abandon(self, message: str) -> None:
         """The daemon ends: all that have no answer yet get this one, also what a worker is executing."""
         error = make(Reason.DRAINING, message)

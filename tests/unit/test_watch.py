@@ -11,7 +11,7 @@ import pytest
 from made_up_fleet import Scene, process
 from version_folders import version
 
-from multitower.errors import MultitowerError
+from multitower.errors import MultitowerError, Reason
 from multitower.spec import ModelReport
 from multitower.supervisor import config, settings
 from multitower.supervisor.errands import Errands
@@ -254,6 +254,46 @@ def test_where_two_processes_do_not_fit_a_version_that_fails_beside_good_ones_is
     daemon.look()
     assert daemon.served() == [["1", "2"]]
     assert daemon.rows() == {"1": ("ready", None), "2": ("ready", None), "3": ("failed", "no weights")}
+
+
+def known(daemon: Daemon) -> list[str]:
+    """The versions that requests may name."""
+    return daemon.scene.router.admission.catalogue.versions("m")
+
+
+def test_where_two_processes_do_not_fit_the_former_version_is_gone_as_well(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1", fits=False)
+    version(tmp_path / "model", "2")
+    daemon.look()
+    assert daemon.served() == [["2"]]
+    assert daemon.rows() == {"2": ("ready", None)}
+    assert known(daemon) == ["2"]
+
+
+def test_one_that_a_worker_does_not_come_back_with_cannot_be_asked_for(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1", "2", more=", versions: all")
+    daemon.bad["1"] = {0}
+    daemon.scene.die(daemon.scene.member())
+    assert known(daemon) == ["1", "2"], "it may come back with both"
+    daemon.scene.submit(version="1")
+    daemon.go_on()
+    assert (daemon.served(), known(daemon)) == ([["2"]], ["2"])
+    assert [reply.reason for reply in daemon.scene.replies()] == [Reason.NO_WORKER]
+
+
+def test_one_whose_only_slot_has_failed_cannot_be_asked_for(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1", "2", slots=2, more=", versions: all")
+    daemon.bad["1"] = {1}
+    daemon.scene.die(daemon.scene.member(1))
+    daemon.go_on()
+    assert daemon.served() == [["1", "2"], ["2"]]
+    assert known(daemon) == ["1", "2"]
+    daemon.bad = {"1": {0}, "2": {0}}
+    daemon.scene.die(daemon.scene.member(0))
+    daemon.scene.submit(version="1")
+    daemon.go_on()
+    assert (daemon.served(), known(daemon)) == ([[], ["2"]], ["2"])
+    assert [reply.reason for reply in daemon.scene.replies()] == [Reason.VERSION_UNKNOWN]
 
 
 def test_one_that_no_worker_can_load_at_the_start_makes_room_for_the_former(tmp_path: Path) -> None:
