@@ -36,7 +36,7 @@ class Outlook:
         return bool(with_models) and not any(map(self.lives, with_models))
 
     def versions(self) -> set[tuple[str, str]]:
-        """The models and versions that workers serve, or are to load and have not failed to, while nothing is renewed."""
+        """The models and versions that workers serve, or are to load and have not failed to; nothing is renewed."""
         found = {key for worker in self._balancer.workers if not worker.retiring for key in worker.versions}
         for place in filter(self.lives, self._places):
             failed = {model.key for model in place.models if model.state != "ready"}

@@ -355,6 +355,29 @@ def test_a_reload_that_is_ordered_meanwhile_waits_and_is_carried_out(tmp_path: P
     assert daemon.served() == [["1", "2"]]
 
 
+def test_a_look_that_was_under_way_says_nothing_of_what_a_reload_has_brought(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1", "2", "3", "4", "5")
+    slow: list[Callable[[], None]] = []
+
+    class Slow:
+        def run(self, errand: Callable[[], Any], then: Callable[[Any], None]) -> None:
+            seen = errand()
+            slow.append(lambda: then(seen))
+
+    daemon.watch = Watch(daemon.fleet, daemon.reporter, daemon.orders, cast(Errands, Slow()))
+    daemon.watch.tick(daemon.scene.now)
+    daemon.write(", versions: {specific: [1, 5]}", 1)
+    daemon.orders.reload(lambda _: None)
+    daemon.go_on()
+    assert daemon.served() == [["1", "5"]]
+    (come_home,) = slow
+    come_home()
+    assert not daemon.orders.changing, "the first was not looked at, and is there"
+    daemon.watch.due = 0.0
+    daemon.watch.tick(daemon.scene.now)
+    assert len(slow) == 2, "it looks again"
+
+
 def test_a_reload_tries_again_what_could_not_be_loaded(tmp_path: Path) -> None:
     daemon = daemon_of(tmp_path, "1")
     daemon.bad["2"] = {0}
