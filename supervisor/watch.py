@@ -124,12 +124,16 @@ class Watch:
         ]
 
     def _reloaded(self, config: Config) -> None:
-        """The configuration was read anew: what could not be loaded was tried once more, or is to be."""
+        """Models were read anew: what could not be loaded of them was tried once more, or is to be."""
+        before = {id(model) for model in self._config.models}
         self._config = config
         names = {model.name for model in config.models}
         self._models = {name: settling for name, settling in self._models.items() if name in names}
-        for settling in self._models.values():
-            settling.try_again()
+        self._complaints = {name: problem for name, problem in self._complaints.items() if name in names}
+        for model in config.models:
+            # A model that was not read anew is the same object: `multitower load` takes one from the file.
+            if id(model) not in before:
+                self._of(model.name).try_again()
 
     def _of(self, name: str) -> Settling:
         return self._models.setdefault(name, Settling())

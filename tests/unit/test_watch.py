@@ -355,6 +355,23 @@ def test_a_reload_that_is_ordered_meanwhile_waits_and_is_carried_out(tmp_path: P
     assert daemon.served() == [["1", "2"]]
 
 
+def test_an_order_about_another_model_does_not_try_it_again(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1", more="}, {name: other, handler: 'h:H'")
+    daemon.bad["2"] = {0}
+    version(tmp_path / "model", "2")
+    daemon.look()
+    told: list[Any] = []
+    daemon.models.load("other", told.append)
+    daemon.go_on()
+    processes = len(daemon.scene.launched)
+    daemon.look()
+    assert len(daemon.scene.launched) == processes
+    daemon.models.load("m", told.append)
+    daemon.go_on()
+    assert len(daemon.scene.launched) > processes, "this is about the model"
+    assert [isinstance(answer, MultitowerError) for answer in told] == [False, True]
+
+
 def test_a_look_that_was_under_way_says_nothing_of_what_a_reload_has_brought(tmp_path: Path) -> None:
     daemon = daemon_of(tmp_path, "1", "2", "3", "4", "5")
     slow: list[Callable[[], None]] = []
