@@ -372,6 +372,18 @@ def test_an_order_about_another_model_does_not_try_it_again(tmp_path: Path) -> N
     assert [isinstance(answer, MultitowerError) for answer in told] == [False, True]
 
 
+def test_a_reload_that_ends_early_leaves_the_labels_as_they_were(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1", more=", version_labels: {stable: 1}")
+    daemon.bad["2"] = {0}
+    version(tmp_path / "model", "2")
+    daemon.write(", version_labels: {stable: 2, canary: 2}", 1)
+    told: list[Any] = []
+    daemon.orders.reload(told.append)
+    daemon.go_on()
+    assert isinstance(told[0], MultitowerError)
+    assert daemon.scene.router.admission.catalogue.labels("m") == {"stable": "1"}
+
+
 def test_a_look_that_was_under_way_says_nothing_of_what_a_reload_has_brought(tmp_path: Path) -> None:
     daemon = daemon_of(tmp_path, "1", "2", "3", "4", "5")
     slow: list[Callable[[], None]] = []
