@@ -35,9 +35,10 @@ module = tf.Module()
 module.table = tf.Variable(tf.random.uniform([rows, width], seed=1))
 serve = tf.function(lambda x: {"y": tf.gather(module.table, x)}, input_signature=[spec])
 tf.saved_model.save(module, str(folder / "variable"), signatures=serve.get_concrete_function())
+values = module.table.numpy()
 with tf.Graph().as_default() as graph:
     x = tf.compat.v1.placeholder(tf.int32, [None], name="x")
-    tf.gather(tf.constant(module.table.numpy()), x, name="y")
+    tf.gather(tf.constant(values), x, name="y")
 (folder / "constant.pb").write_bytes(graph.as_graph_def().SerializeToString())
 """
 

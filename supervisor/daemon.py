@@ -168,8 +168,8 @@ class Daemon:
         wake_out, wake_in = socket.socketpair()
         for end in (wake_out, wake_in):
             end.setblocking(False)
-        former = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         signal.set_wakeup_fd(wake_in.fileno(), warn_on_full_buffer=False)
+        former = {number: signal.signal(number, _noted) for number in _SIGNALS}
         try:
             self._reactor.add(wake_out.fileno(), functools.partial(self._on_wake, wake_out))
             self._reactor.add(self._errands.descriptor, self._on_errands)
@@ -244,9 +244,6 @@ class Daemon:
 
     # Events.
 
-    def _on_signal(self, number: int, _frame: object) -> None:
-        self._signals.append(number)
-
     def _on_signals(self, now: float) -> None:
         signals, self._signals = self._signals, []
         for number in signals:
@@ -266,7 +263,9 @@ class Daemon:
     def _on_wake(self, wake: socket.socket) -> None:
         self._chores_due = True
         with contextlib.suppress(BlockingIOError):
-            wake.recv(4096)
+            # The numbers of the signals. Their handlers are called when the interpreter gets to it, which compiled code
+            # may put off for long.
+            self._signals += [number for number in wake.recv(4096) if number in _SIGNALS]
 
     def _on_errands(self) -> None:
         self._chores_due = True
@@ -370,6 +369,10 @@ class Daemon:
 
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def _noted(_number: int, _frame: object) -> None:
+    """A signal's handler: the signal has woken the loop, and is in what it reads then."""
 
 
 def _guarded(make: Callable[[], Any]) -> Any:

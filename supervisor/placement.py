@@ -120,7 +120,7 @@ def place(
         workers_per_device: how many processes share each group, at least 1.
         memory: bytes of each device for each worker; or a share of each device, divided among its workers; or neither.
         intra_op: threads a worker, or `auto`: as many as it is bound to cores, else an equal share of
-            `available_cores`, at least 1.
+            `available_cores`, divided by the devices that it has; at least 1.
         inter_op: threads a worker, or `auto`: as `intra_op`'s `auto`, but 2 at the most.
         cores: `split` binds each worker to cores near its devices, as `cores.divide` has it; `shared` binds none;
             `auto` is `split` where that gives each worker at least two cores of its own, else `shared`.
@@ -134,7 +134,10 @@ def place(
     shares = divide(available_cores, [[device.cores for device in group] for group in slots])
     bind = cores == "split" or (cores == "auto" and min(map(len, shares)) >= _MIN_CORES_TO_BIND)
     equal = max(1, len(available_cores) // len(slots))
-    threads = [len(share) if bind else equal for share in shares]
+    # Towers compute at the same time, and small operations are slower on several threads than on one.
+    threads = [
+        max(1, (len(share) if bind else equal) // len(group)) for share, group in zip(shares, slots, strict=True)
+    ]
     return tuple(
         Placement(
             slot=slot,

@@ -48,7 +48,10 @@ def _one(number: int, kept: list[Any]) -> dict[str, Any]:
         gpus = [device for device in device_lib.list_local_devices(config) if device.device_type == "GPU"]
         found["physical"] = gpus[0].physical_device_desc if gpus else None
     except Exception as error:  # noqa: BLE001  whatever it is, it is what becomes of this way
-        found["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        text = str(error)
+        # What a graph's error begins with is where in this file its node was made.
+        reason = text.partition("\nNode: ")[2].partition("\n")[2] or text
+        found["error"] = f"{type(error).__name__}: {' '.join(reason.split())[:300]}"
     return found
 
 

@@ -22,6 +22,7 @@ STATUS: dict[str, Any] = {
     "daemon": {
         "pid": 4711,
         "version": "0.1.0",
+        "compiled": True,
         "state": "running",
         "uptime_s": 7500.0,
         "rss_bytes": 64 << 20,
@@ -184,7 +185,7 @@ def test_status_is_readable(script: Script) -> None:
     code, out, err = multitower("status")
     assert (code, err) == (Exit.DEGRADED, "")
     lines = out.splitlines()
-    assert lines[0] == "multitower 0.1.0, pid 4711: running for 2 h, 1/2 slots ready, 64 MiB"
+    assert lines[0] == "multitower 0.1.0 (compiled), pid 4711: running for 2 h, 1/2 slots ready, 64 MiB"
     assert lines[1] == "listens on tcp://127.0.0.1:5555; spares: idle"
     assert lines[2] == "3 requests refused"
     rows = [line.split() for line in lines[4:]]

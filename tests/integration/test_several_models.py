@@ -130,6 +130,7 @@ def test_a_device_without_models_is_idle_and_takes_new_ones_of_the_file(tmp_path
         assert multitower("load", "p", daemon=daemon) == (0, "p is loaded; slots renewed 2\n")
         assert client.infer("p", {"x": np.ones(1)})["x"].tolist() == [1]
         assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [1], "the file's other changes wait"
+        assert "INVALID_ARGUMENT/malformed: model_name is missing" in multitower("unload", "", daemon=daemon)[1]
         code, told = multitower("load", "q", daemon=daemon)
         assert code == 1
         assert "names no model 'q', only m, n, o, p" in told

@@ -73,14 +73,15 @@ def test_a_spare_has_tensorflow_and_takes_its_slots_devices_threads_cores_and_mo
         assert double.warmup_s > 0
         assert (absent.state, absent.version) == ("failed", "3")
         assert str(tmp_path / "absent" / "3") in (absent.cause or "")
-        (facts,) = child.ask(KeySpec("told", (("x", "BOOL", ()),), None, False), {"x": True})
+        asked = KeySpec("told", (("x", "BOOL", ()),), None, False)
+        (facts,) = child.result(child.send(asked, {"x": True}, tower=0))
         assert isinstance(facts, dict)
         assert facts["threads"].tolist() == [3, 2]
         assert facts["cpus"].tolist() == [b"/device:CPU:0", b"/device:CPU:1"]
         assert facts["cores"].tolist() == [core]
         key = KeySpec("double", (("x", "FP32", (2,)),), None, True)
         entries = [{"x": np.full((rows, 2), rows, np.float32)} for rows in (1, 2, 1)]
-        for entry, answer in zip(entries, child.ask(key, *entries), strict=True):
+        for entry, answer in zip(entries, child.result(child.send(key, *entries, tower=1)), strict=True):
             assert isinstance(answer, dict)
             assert answer["y"].tolist() == (2 * entry["x"]).tolist()
         assert child.stop() == 0

@@ -164,11 +164,12 @@ def test_what_a_worker_is_told_of_a_path(folder: Path) -> None:
 
 def test_what_a_worker_is_told_of_warm_up_and_xla(folder: Path) -> None:
     (folder / "w.npz").touch()
-    more = "warmup: w.npz, jit_compile: true"
+    more = "warmup: w.npz, jit_compile: true, placement: as_saved, log_device_placement: true"
     sizes = "{max_batch_size: 2, allowed_batch_sizes: [1, 2]}"
     for batching, largest in ((sizes, 2), ("{max_batch_size: 0}", 0)):
         told = loaded(folder, f"models: [{{name: a, path: digits, {more}, batching: {batching}}}]").models[0].to_spec()
         assert (told.warmup, told.jit_compile, told.max_batch_size) == (str(folder / "w.npz"), True, largest)
+        assert (told.placement, told.log_device_placement) == ("as_saved", True)
 
 
 def test_what_a_worker_is_told_of_a_frozen_graph(folder: Path) -> None:

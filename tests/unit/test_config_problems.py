@@ -197,6 +197,12 @@ MODELS = [
         "name: a, path: frozen.pb, inputs: {x: x}, outputs: {y: y}, jit_compile: true",
         "models[0].jit_compile: goes with a SavedModel or a file of Keras only",
     ),
+    (
+        "name: a, path: digits, placement: spread",
+        "models[0].placement: must be one of 'towers' or 'as_saved', not 'spread'",
+    ),
+    ("name: a, handler: 'm:C', placement: as_saved", "models[0].placement: goes with a path only; a handler places"),
+    ("name: a, handler: 'm:C', log_device_placement: true", "models[0].log_device_placement: goes with a path only"),
     ("name: a, path: digits, quarantine: 5", "models[0].quarantine: a duration needs its unit: write 5s"),
     ("name: a, path: digits, max_execution_time: 0s", "models[0].max_execution_time: must be longer than nothing"),
     ("name: a, path: digits, retry: 6", "models[0].retry: must be at most 5, not 6"),

@@ -181,6 +181,13 @@ def test_a_group_at_two_nodes_is_bound_to_both_and_workers_of_a_device_share_its
     assert [placement.cores for placement in placements] == [(0, 4), (1, 5), (2, 3), (6, 7)]
 
 
+def test_the_devices_of_a_group_share_its_threads() -> None:
+    placements = placed([(cpu(0), cpu(1)), (cpu(2), cpu(3))], range(8))
+    assert [(placement.intra_op_threads, placement.inter_op_threads) for placement in placements] == [(2, 2)] * 2
+    (single,) = placed([(cpu(0), cpu(1), cpu(2))], range(2))
+    assert (single.intra_op_threads, single.inter_op_threads) == (1, 1)
+
+
 def test_auto_binds_no_worker_where_one_would_have_a_single_core() -> None:
     devices = [near(gpu(index), 0, 1, 2) for index in range(2)] + [near(gpu(2), 3, 4, 5, 6, 7)]
     placements = placed(devices)
