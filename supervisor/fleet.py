@@ -222,8 +222,10 @@ class Fleet:
         return self._outlook.hopeless
 
     def judge_models(self) -> None:
-        """Finds the models that nothing serves or will serve, so that their requests need not wait."""
+        """Finds the models and versions that nothing serves or will serve, so that their requests need not wait."""
         self._outlook.judge(self.settings.models)
+        if not self.renewals.active:  # one may go back to what was before
+            self._router.keep_versions(self._outlook.versions())
 
     # How it is done.
 
