@@ -166,9 +166,12 @@ class Reports:
 
 
 def _newly_failed(place: Place, member: Member, report: WorkerReport) -> list[ModelReport]:
-    """What a process that is to take over cannot load, save what the one that serves could not load either."""
+    """What a process that is to take over cannot load, save what the one that serves could not load either.
+
+    Where an operator has seen to the cause, that it is not mended is what has to be told.
+    """
     old = place.member.editions if place.member is not None else {}
-    before = {model.key for model in place.models if model.state != "ready"}
+    before = set() if place.mended else {model.key for model in place.models if model.state != "ready"}
     return [
         model
         for model in report.models

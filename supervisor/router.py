@@ -326,12 +326,23 @@ class Router:
         for model in channel.worker.serves:
             if model in self.balancer.queues:
                 served = {version for name, version in kept if name == model}
-                self.admission.keep_versions(model, served)
+                self._keep(model, served)
                 if model in self.leaving and not served:
                     self.admission.remove(model)
-                statistics = self.statistics[model]
-                for version in statistics.keys() - set(self.admission.catalogue.versions(model)):
-                    del statistics[version]
+
+    def keep_versions(self, kept: Collection[tuple[str, str]]) -> None:
+        """Of models of which some version is, or will be, served, these are all; what waits for others is answered."""
+        for model in self.balancer.queues:
+            served = {version for name, version in kept if name == model}
+            if served and not served.issuperset(self.admission.catalogue.versions(model)):
+                self._keep(model, served)
+                self.balancer.refuse_versions(model, served)
+
+    def _keep(self, model: str, served: Collection[str]) -> None:
+        self.admission.keep_versions(model, served)
+        statistics = self.statistics[model]
+        for version in statistics.keys() - set(self.admission.catalogue.versions(model)):
+            del statistics[version]
 
     def worker_gone(self, channel: Channel, now: float, *, crashed: bool) -> bool:
         """A process is gone and has been read to its end; True when a lone suspect is to blame."""
@@ -339,8 +350,8 @@ class Router:
             del self.channels[worker]
         for model in channel.worker.serves:
             left = [other for other in self.channels.values() if model in other.worker.serves]
-            contract = self.admission.current_contract(model)
-            if left and all(other.worker.serves[model].contract != contract for other in left):
+            newest = self.admission.newest(model)
+            if left and all(other.worker.serves[model][:2] != newest for other in left):
                 # Requests are to be checked against what is served, not against what came last.
                 for report in left[-1].reports[model]:
                     self._describe(report, left[-1].reports[model])
