@@ -87,11 +87,6 @@ class Worker:
         return sum(batch.rows for batch in (self.batch, self.next) if batch is not None)
 
     @property
-    def free(self) -> bool:
-        """It can get a batch now."""
-        return self.batch is None and not self.retiring
-
-    @property
     def alone(self) -> bool:
         """Nothing is executed in its process."""
         return all(mate.batch is None for mate in self.mates)
