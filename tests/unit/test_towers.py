@@ -166,6 +166,24 @@ def test_nothing_gets_in_beside_a_suspect_though_the_next_one_for_whom_its_proce
     assert set(given(scene)) == set(other)
 
 
+def test_a_process_that_was_kept_free_for_a_suspect_works_as_soon_as_that_is_given_to_another() -> None:
+    scene, dying = towers(1)
+    scene.submit(1)
+    given(scene)
+    one = scene.balancer.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
+    other = scene.balancer.add_towers(2, "cpu:4,cpu:5", [({"m": Served()}, None)] * 2, scene.now)
+    scene.submit(4 * LARGEST)
+    given(scene)
+    scene.balancer.remove_worker(dying[0], scene.now)
+    scene.submit(8 * LARGEST)
+    answer(scene, one[0])
+    assert given(scene) == []
+    assert scene.balancer.pool.reserved == one
+    for worker in (one[1], *other):  # in one burst
+        answer(scene, worker)
+    assert set(given(scene)) == {other[0], *one}
+
+
 def test_a_lone_suspect_that_kills_again_is_known_and_its_twin_is_refused() -> None:
     scene, workers = towers(2)
     (bad,) = scene.submit(1)
