@@ -20,9 +20,10 @@ demo: $(VENV)/.demo ## Train, serve on two CPU workers, kill one under load, cou
 serve: $(VENV)/.demo ## Serve the demo's digits model until Ctrl-C, for a client of your own
 	@$(BIN)/multitower demo --folder demo --serve
 
-test: $(VENV)/.dev ## Run all tests, several files at a time: most wait for processes and time
+test: $(VENV)/.dev ## Run all tests: several files at a time, as most wait, then those that kill under load by themselves
 	@# In the order of the folders: the brief unit tests come last, and fill up what the long ones leave.
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m 'not chaos' --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m chaos
 
 test-unit: $(VENV)/.dev ## Run the tests that start no process: seconds
 	$(BIN)/python -m pytest tests/unit

@@ -94,10 +94,10 @@ class Admission:
         self._keys.clear()
         self._bytes = self._keys_bytes = 0
 
-    def current_contract(self, name: str) -> int | None:
-        """The contract that requests to the model are checked against; None while there is none."""
+    def newest(self, name: str) -> tuple[str, int] | None:
+        """The version and contract that requests to the model are checked against; None while there are none."""
         report = self.catalogue.newest.get(name)
-        return None if report is None else self._contract(report)
+        return None if report is None else (report.version, self._contract(report))
 
     def _contract(self, report: ModelReport) -> int:
         return self._contracts.setdefault((report.name, *_signature(report)), len(self._contracts))

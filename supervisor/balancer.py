@@ -168,11 +168,18 @@ class Balancer:
         self.hold(worker)
         self._recovery.begin_again()
 
-    def needed(self, worker: Worker, coming: Collection[str] = ()) -> bool:
-        """Something waits that no other process can run, nor one that is to come, which will serve these models."""
+    def needed(self, worker: Worker, coming: Collection[str] = (), since: float = inf) -> bool:
+        """Something waits that no other process can run, nor one that is to come.
+
+        Args:
+            worker: any of the process's.
+            coming: the models that the one to come will serve.
+            since: what came later does not count: else a process that has enough to do would be needed for ever.
+        """
         others = [other for other in self.workers if other not in worker.mates and not other.retiring]
         return any(
-            worker.can_run(request)
+            request.received <= since
+            and worker.can_run(request)
             and not any(other.can_run(request) for other in others)
             and (model not in coming or request.plan.key.version)
             for model in worker.serves
@@ -191,6 +198,14 @@ class Balancer:
             refusal = self.refusals.of(model)
             assert refusal is not None  # it was just given up
             self._ledger.settle(request.parent or request, refusal)
+
+    def refuse_versions(self, model: str, served: Collection[str]) -> None:
+        """Only these versions of a model are served, or will be: what waits for another one is answered."""
+        for request in list(self.queues[model]):
+            version = request.plan.key.version
+            if version and version not in served:
+                error = make(Reason.VERSION_UNKNOWN, f"version {version} of {model!r} is not served any more")
+                self._ledger.settle(request.parent or request, error)
 
     def abandon(self, message: str) -> None:
         """The daemon ends: all that have no answer yet get this one, also what a worker is executing."""

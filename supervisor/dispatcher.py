@@ -103,7 +103,10 @@ class Dispatcher:
             for worker in (*pool.free, *pool.reserved):
                 if worker in fit and worker.alone:
                     queue.remove(request)
-                    return self._give(worker, request.plan.key, [request], now)
+                    batch = self._give(worker, request.plan.key, [request], now)
+                    if request is self._reserved_for:
+                        pool.reserve(())  # also where that is another process: it may have something else to do
+                    return batch
             open_to = not pool.reserved or (request is self._reserved_for and fit.isdisjoint(pool.reserved))
             if open_to and fit and all(len(worker.mates) > 1 for worker in fit):
                 # Its towers would never be free all at once while others wait.

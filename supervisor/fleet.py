@@ -181,7 +181,13 @@ class Fleet:
         place.safe_rows.clear()
         self._router.balancer.refusals.forgive()
         self._spares.hope(self.settings.spares)
-        self.renewals.ask(Renewal(place, "multitower restart", done=done))
+        place.mended = True
+
+        def ended(error: str | None) -> None:
+            place.mended = False
+            done(error)
+
+        self.renewals.ask(Renewal(place, "multitower restart", done=ended))
 
     def kill(self) -> None:
         """Kills every process at once."""
@@ -216,8 +222,10 @@ class Fleet:
         return self._outlook.hopeless
 
     def judge_models(self) -> None:
-        """Finds the models that nothing serves or will serve, so that their requests need not wait."""
+        """Finds the models and versions that nothing serves or will serve, so that their requests need not wait."""
         self._outlook.judge(self.settings.models)
+        if not self.renewals.active:  # one may go back to what was before
+            self._router.keep_versions(self._outlook.versions())
 
     # How it is done.
 

@@ -81,6 +81,7 @@ class Place:
         successor: a process that loads to take over from `member`, or None.
         models: what the current incarnation reported of its models.
         refused: what the process that was to take over last could not load of them.
+        mended: an operator has asked for a new process: each of its models is to load, those that did not before too.
         visible_devices: `CUDA_VISIBLE_DEVICES` as the current incarnation reads it itself.
         safe_rows: rows for which device memory suffices, by model, where it did not for more.
         due: when its back-off ends, in monotonic seconds.
@@ -95,6 +96,7 @@ class Place:
     successor: Member | None = None
     models: tuple[ModelReport, ...] = ()
     refused: tuple[ModelReport, ...] = ()
+    mended: bool = False
     visible_devices: str | None = None
     safe_rows: dict[str, int] = field(default_factory=dict)
     due: float | None = None

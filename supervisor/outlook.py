@@ -35,6 +35,14 @@ class Outlook:
         with_models = [place for place in self._places if place.specs or self._renewals.revives(place)]
         return bool(with_models) and not any(map(self.lives, with_models))
 
+    def versions(self) -> set[tuple[str, str]]:
+        """The models and versions that workers serve, or are to load and have not failed to; nothing is renewed."""
+        found = {key for worker in self._balancer.workers if not worker.retiring for key in worker.versions}
+        for place in filter(self.lives, self._places):
+            failed = {model.key for model in place.models if model.state != "ready"}
+            found.update(spec.key for spec in place.specs if spec.key not in failed)
+        return found
+
     def judge(self, models: Iterable[ModelSpec]) -> None:
         """Finds those of the models that nothing serves or will serve."""
         # What a worker that leaves still serves may be waited for, though its slot is to have other models.

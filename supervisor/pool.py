@@ -106,7 +106,9 @@ class Pool:
         if mates == self.reserved:
             return
         for worker in self.reserved:
-            self._admit(worker)
+            # Another suspect may be executed there meanwhile; whoever has answered that is let in then.
+            if not worker.has_suspect:
+                self._admit(worker)
         self.reserved = mates
         for worker in mates:
             self._bar(worker)

@@ -168,11 +168,11 @@ class Reload:
         # Workers may have failed to load what was not yet among the fleet's settings, and there may have been hope in
         # renewals that were withdrawn.
         fleet.judge_models()
+        self._router.set_labels(settings.labels)
         if error is None:
             # They are others now.
             changed_models = [model.name for model in new.fleet.models if model not in old.fleet.models]
             self._router.balancer.refusals.forgive([*changed_models, *([self._model] if self._model else [])])
-            self._router.set_labels(new.labels)
             new.warn_of_versions()
         self._reporter.models = [
             spec

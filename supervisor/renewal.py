@@ -45,6 +45,7 @@ class Renewal:
         done: is told of the end: None, or why it failed.
         step: how far it is.
         old: the process that leaves.
+        since: when it began to leave, in monotonic seconds: what it alone can run it answers as far as that was there.
         overlap: the new process loads while the old one serves.
         new: the process that loads meanwhile.
         changed: models and versions that it loads otherwise than the former one.
@@ -60,6 +61,7 @@ class Renewal:
     done: Callable[[str | None], None] | None = None
     step: _Step = _Step.BEGIN
     old: Member | None = None
+    since: float | None = None
     overlap: bool = False
     new: Member | None = None
     changed: frozenset[tuple[str, str]] = frozenset()
@@ -79,6 +81,7 @@ class Renewal:
     def begin_again(self) -> None:
         """The slot has lived on by itself meanwhile."""
         self.step, self.old, self.new, self.overlap = _Step.BEGIN, None, None, False
+        self.since = None
 
 
 class Staff(Protocol):
@@ -241,7 +244,9 @@ class Renewals:
                 return
             coming = self._brought(renewal)
             self._router.withdraw(old.channel, coming)
-            if balancer.needed(worker, {name for name, _ in coming}):
+            if renewal.since is None:
+                renewal.since = now
+            if balancer.needed(worker, {name for name, _ in coming}, renewal.since):
                 return
             balancer.retire(worker)
             if not renewal.overlap:

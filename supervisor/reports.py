@@ -6,6 +6,7 @@ The fleet (`fleet.py`) hands over every message that a process has sent.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from typing import Any, Protocol
@@ -85,7 +86,8 @@ class Reports:
         place = member.place
         if place is None:
             return
-        if report.safe_rows and place.safe_rows.get(report.model) != report.safe_rows:
+        # Each tower finds its own; what fits on all devices is what the slot remembers.
+        if 0 < report.safe_rows < place.safe_rows.get(report.model, math.inf):
             place.safe_rows[report.model] = report.safe_rows
             if member.channel is not None:
                 for worker in member.channel.workers:
@@ -164,9 +166,12 @@ class Reports:
 
 
 def _newly_failed(place: Place, member: Member, report: WorkerReport) -> list[ModelReport]:
-    """What a process that is to take over cannot load, save what the one that serves could not load either."""
+    """What a process that is to take over cannot load, save what the one that serves could not load either.
+
+    Where an operator has seen to the cause, that it is not mended is what has to be told.
+    """
     old = place.member.editions if place.member is not None else {}
-    before = {model.key for model in place.models if model.state != "ready"}
+    before = set() if place.mended else {model.key for model in place.models if model.state != "ready"}
     return [
         model
         for model in report.models

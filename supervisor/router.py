@@ -275,8 +275,11 @@ class Router:
         Returns:
             The channel of its first tower, which has all of them.
         """
+        reports = sorted(reports, key=_number)
+        # Of all that it has loaded, as it counts them itself: some may not be asked for any more.
+        towers = max([len(report.towers) for report in reports], default=1) or 1
         described: dict[str, list[ModelReport]] = {}
-        for report in sorted(reports, key=_number):
+        for report in reports:
             if report.name in self.balancer.queues:
                 described.setdefault(report.name, []).append(report)
         versions = {
@@ -287,7 +290,6 @@ class Router:
         serves = {name: versions[of_model[-1].key] for name, of_model in described.items()}
         for name in serves:
             self.balancer.refusals.hope(name)
-        towers = max([len(report.towers) for of_model in described.values() for report in of_model], default=1) or 1
         window = Window()
         of_tower = []
         for tower in range(towers):
@@ -324,12 +326,23 @@ class Router:
         for model in channel.worker.serves:
             if model in self.balancer.queues:
                 served = {version for name, version in kept if name == model}
-                self.admission.keep_versions(model, served)
+                self._keep(model, served)
                 if model in self.leaving and not served:
                     self.admission.remove(model)
-                statistics = self.statistics[model]
-                for version in statistics.keys() - set(self.admission.catalogue.versions(model)):
-                    del statistics[version]
+
+    def keep_versions(self, kept: Collection[tuple[str, str]]) -> None:
+        """Of models of which some version is, or will be, served, these are all; what waits for others is answered."""
+        for model in self.balancer.queues:
+            served = {version for name, version in kept if name == model}
+            if served and not served.issuperset(self.admission.catalogue.versions(model)):
+                self._keep(model, served)
+                self.balancer.refuse_versions(model, served)
+
+    def _keep(self, model: str, served: Collection[str]) -> None:
+        self.admission.keep_versions(model, served)
+        statistics = self.statistics[model]
+        for version in statistics.keys() - set(self.admission.catalogue.versions(model)):
+            del statistics[version]
 
     def worker_gone(self, channel: Channel, now: float, *, crashed: bool) -> bool:
         """A process is gone and has been read to its end; True when a lone suspect is to blame."""
@@ -337,8 +350,8 @@ class Router:
             del self.channels[worker]
         for model in channel.worker.serves:
             left = [other for other in self.channels.values() if model in other.worker.serves]
-            contract = self.admission.current_contract(model)
-            if left and all(other.worker.serves[model].contract != contract for other in left):
+            newest = self.admission.newest(model)
+            if left and all(other.worker.serves[model][:2] != newest for other in left):
                 # Requests are to be checked against what is served, not against what came last.
                 for report in left[-1].reports[model]:
                     self._describe(report, left[-1].reports[model])

@@ -87,14 +87,14 @@ class Worker:
         return sum(batch.rows for batch in (self.batch, self.next) if batch is not None)
 
     @property
-    def free(self) -> bool:
-        """It can get a batch now."""
-        return self.batch is None and not self.retiring
-
-    @property
     def alone(self) -> bool:
         """Nothing is executed in its process."""
         return all(mate.batch is None for mate in self.mates)
+
+    @property
+    def has_suspect(self) -> bool:
+        """What is executed in its process is to be alone there."""
+        return any(mate.batch is not None and mate.batch.requests[0].deaths for mate in self.mates)
 
     def served(self, key: BatchKey) -> Served | None:
         """What it would run batches of this key on."""

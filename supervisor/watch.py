@@ -95,20 +95,10 @@ class Watch:
         self.due = now + config.watch.interval if config.watch.interval else inf
         if self._looking or self.due == inf or self._reporter.state != "running":
             return
-        targets = [
-            Target(
-                model.name,
-                str(model.path),
-                model.versions,
-                frozenset(self._served(model.name)),
-                frozenset(self._of(model.name).refused),
-            )
-            for model in config.models
-            if any(spec.version is not None for spec in self._specs(model.name))
-        ]
+        targets = self._targets()
         if targets:
             self._looking = True
-            self._errands.run(functools.partial(look, targets), self._seen)
+            self._errands.run(functools.partial(look, targets), functools.partial(self._seen, targets))
 
     def refused(self) -> dict[tuple[str, str], str]:
         """Why versions that are there are not served, by model and version."""
@@ -120,13 +110,30 @@ class Watch:
 
     # How it is done.
 
+    def _targets(self) -> list[Target]:
+        return [
+            Target(
+                model.name,
+                str(model.path),
+                model.versions,
+                frozenset(self._served(model.name)),
+                frozenset(self._of(model.name).refused),
+            )
+            for model in self._orders.settings.config.models
+            if any(spec.version is not None for spec in self._specs(model.name))
+        ]
+
     def _reloaded(self, config: Config) -> None:
-        """The configuration was read anew: what could not be loaded was tried once more, or is to be."""
+        """Models were read anew: what could not be loaded of them was tried once more, or is to be."""
+        before = {id(model) for model in self._config.models}
         self._config = config
         names = {model.name for model in config.models}
         self._models = {name: settling for name, settling in self._models.items() if name in names}
-        for settling in self._models.values():
-            settling.try_again()
+        self._complaints = {name: problem for name, problem in self._complaints.items() if name in names}
+        for model in config.models:
+            # A model that was not read anew is the same object: `multitower load` takes one from the file.
+            if id(model) not in before:
+                self._of(model.name).try_again()
 
     def _of(self, name: str) -> Settling:
         return self._models.setdefault(name, Settling())
@@ -143,16 +150,20 @@ class Watch:
             if (known := refused.get(spec.key[1])) is None or known.fingerprint != spec.fingerprint
         }
 
-    def _seen(self, outcome: dict[str, Look] | Exception) -> None:
+    def _seen(self, targets: Sequence[Target], outcome: dict[str, Look] | Exception) -> None:
         self._looking = False
         if isinstance(outcome, Exception):
             log.error("the folders of versions could not be looked at", exc_info=outcome)
             return
         now = time.monotonic()
         settings = self._orders.settings
+        # What has been changed meanwhile may be about versions that were not looked at.
+        as_before = {target.name for target in set(targets).intersection(self._targets())}
         for model in settings.config.models:
             seen = outcome.get(model.name)
-            if seen is None or not self._readable(model.name, seen) or isinstance(seen, OSError):
+            if seen is None or model.name not in as_before:
+                continue
+            if not self._readable(model.name, seen) or isinstance(seen, OSError):
                 continue
             settling = self._of(model.name)
             settling.see(seen, now)

@@ -93,7 +93,8 @@ def load_towers(spec: ModelSpec, devices: Sequence[str]) -> list[Model]:
     if spec.path is None or (len(devices) == 1 and not spec.log_device_placement):
         return [load(spec, devices)]
     if spec.jit_compile:
-        raise LoadError("jit_compile: XLA compiles functions, and a worker of several devices runs graphs in sessions")
+        why = "log_device_placement looks at graphs" if len(devices) == 1 else "a worker of several devices runs graphs"
+        raise LoadError(f"jit_compile: XLA compiles functions, but {why} in sessions")
     places = sites(devices, spec.placement, spec.name if spec.log_device_placement else "")
     if spec.path.endswith(GRAPH_SUFFIXES):
         from multitower.worker.graph_model import GraphModel

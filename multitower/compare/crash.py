@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+from multitower.bench.pool import BenchError
 from multitower.client import Client
 from multitower.compare.ways import Crash
 from multitower.errors import MultitowerError
@@ -32,13 +33,17 @@ def kill_one(
         outstanding: requests at a time.
         devices: how many the daemon has.
         most_s: how long to wait until all of them work again.
+
+    Raises:
+        BenchError: a process has died by itself.
     """
     load = _Load(model, requests)
     with Client(endpoint, timeout=most_s + 30.0, retries=0) as client, Client(endpoint, retries=0) as watching:
         for _ in range(outstanding):
             load.ask(client)
         load.run(client, BEFORE_S)
-        (victim, *_), lost = _pids(watching), _devices_of_first(watching)
+        slots = watching.status()["slots"]
+        (victim, *_), lost = survivors(slots), len(slots[0]["device"].split(","))
         os.kill(victim, signal.SIGKILL)
         died = time.monotonic()
         back: float | None = None
@@ -61,6 +66,18 @@ def kill_one(
         )
 
 
+def survivors(slots: Sequence[dict[str, Any]]) -> list[int]:
+    """The pids of the slots' processes, which have served from the start.
+
+    Raises:
+        BenchError: one has died, and what is measured would be its restart as well.
+    """
+    for slot in slots:
+        if slot["state"] != "ready" or slot["restarts"]:
+            raise BenchError(f"the process of slot {slot['slot']} died before it was to: {slot['last_error']}")
+    return [slot["pid"] for slot in slots]
+
+
 def longest_silence(moments: Sequence[float]) -> float:
     """The longest time between two neighbours."""
     return max((later - earlier for earlier, later in itertools.pairwise(moments)), default=0.0)
@@ -70,10 +87,6 @@ def _pids(client: Client) -> list[int]:
     """Of the slots' processes; none while some slot does not serve."""
     slots = client.status()["slots"]
     return [slot["pid"] for slot in slots] if all(slot["state"] == "ready" for slot in slots) else []
-
-
-def _devices_of_first(client: Client) -> int:
-    return len(client.status()["slots"][0]["device"].split(","))
 
 
 class _Load:

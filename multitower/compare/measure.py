@@ -14,9 +14,10 @@ import psutil
 
 from multitower.bench.arrivals import Load
 from multitower.bench.daemon import OwnDaemon
+from multitower.bench.pool import BenchError
 from multitower.bench.session import Options, Session
 from multitower.client import Client
-from multitower.compare.crash import kill_one
+from multitower.compare.crash import kill_one, survivors
 from multitower.compare.ways import Figures, Way
 
 MODEL: Final = "model"
@@ -70,7 +71,7 @@ def _served(plan: Plan, devices: Sequence[Any]) -> Figures:
                 requests = session.requests
             with Client(daemon.endpoint, retries=0) as client:
                 slots = client.status()["slots"]
-            memory = sum(psutil.Process(slot["pid"]).memory_full_info().pss for slot in slots)
+            memory = _memory(survivors(slots))
             crash = kill_one(
                 daemon.endpoint,
                 MODEL,
@@ -95,6 +96,13 @@ def _served(plan: Plan, devices: Sequence[Any]) -> Figures:
         fallbacks=_fallbacks(slots),
         crash=crash,
     )
+
+
+def _memory(pids: Sequence[int]) -> int:
+    try:
+        return sum(psutil.Process(pid).memory_full_info().pss for pid in pids)
+    except psutil.Error as error:
+        raise BenchError(f"the memory of a process cannot be read: {error}") from error
 
 
 def _fallbacks(slots: Sequence[dict[str, Any]]) -> dict[str, int] | None:

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
+from multitower.bench.pool import BenchError
 from multitower.cli.commands import multitower
-from multitower.compare.crash import longest_silence
+from multitower.compare.crash import longest_silence, survivors
 from multitower.compare.sessions import NO_GPU, sentence, sessions
 from multitower.compare.ways import Crash, Figures, Way, notes, table
 
@@ -66,6 +67,14 @@ def test_a_session_tells_what_it_really_used() -> None:
     )
     assert sentence({**used, "error": "it raised"}).endswith("'1' failed: it raised")
     assert sessions((), 1.0) == Way(number=2, not_run=NO_GPU)
+
+
+@pytest.mark.parametrize("change", [{"state": "backoff", "pid": None}, {"restarts": 1}])
+def test_what_died_by_itself_is_not_measured(change: dict[str, object]) -> None:
+    slots = [{"slot": number, "state": "ready", "pid": 40 + number, "restarts": 0} for number in range(2)]
+    assert survivors(slots) == [40, 41]
+    with pytest.raises(BenchError, match="the process of slot 1 died before it was to: killed by SIGSEGV"):
+        survivors([slots[0], {**slots[1], "last_error": "killed by SIGSEGV", **change}])
 
 
 @pytest.mark.parametrize(

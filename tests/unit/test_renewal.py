@@ -228,6 +228,26 @@ def test_it_dies_before_it_is_told_to_end_and_the_renewal_begins_again() -> None
     assert len(scene.replies()) == 2
 
 
+def test_what_comes_while_the_old_one_leaves_does_not_keep_it() -> None:
+    scene = serving(fits=False)
+    old = scene.member()
+    for _ in range(4):
+        scene.submit(version="1")
+    told = scene.order()
+    answered = 0
+    while not process(old).told:
+        scene.tick(0.1)
+        scene.submit(version="1")  # never less than it can take
+        scene.submit(version="1")
+        scene.answer(old)
+        answered += 1
+        assert answered < 10, "it would go on for ever"
+    scene.settle()
+    assert told == [None]
+    replies = scene.replies()
+    assert [type(reply) for reply in replies] == [list] * (4 + 2 * answered), "the new one serves the version, too"
+
+
 # In every state.
 
 

@@ -7,6 +7,7 @@ from made_up_fleet import Scene, process
 from made_up_settings import Slots, made, reload
 
 from multitower.errors import Reason, Unavailable
+from multitower.supervisor.renewal import Renewal
 
 
 def serving(models: Slots, *, fits: bool = True, retry: int = 1, max_restarts: int = 100) -> Scene:
@@ -139,3 +140,25 @@ def test_a_reload_that_ends_early_leaves_no_request_waiting_for_a_model_without_
     assert told == ["slot 1: no weights"]
     (error,) = scene.replies()
     assert (error.reason, error.message) == (Reason.NO_WORKER, "no worker serves 'm': no slot has it")
+
+
+def test_an_operators_restart_tells_of_a_model_that_is_still_broken_and_a_recycled_worker_does_not_mind() -> None:
+    scene = Scene(models=[("m", "n")], retry=1, max_restarts=100)
+    serving = scene.member(0)
+    scene.report(serving, "loading")
+    scene.report(serving, "ready", failed=["n"])
+    told: list[str | None] = []
+    scene.fleet.restart(scene.place(), told.append)
+    scene.tick()
+    scene.report(scene.successor(), "ready", failed=["n"])
+    scene.tick()
+    (cause,) = told
+    assert "no weights" in str(cause)
+    assert scene.member(0) is serving, "what serves is kept"
+    # Nobody has seen to it: what serves is all that a new one has to serve.
+    scene.fleet.renewals.ask(Renewal(scene.place(), "it has served its time"))
+    scene.tick()
+    recycled = scene.successor()
+    scene.report(recycled, "ready", failed=["n"])
+    scene.tick()
+    assert scene.member(0) is recycled

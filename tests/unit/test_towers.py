@@ -10,12 +10,14 @@ from practised import LARGEST, Scene
 
 from multitower import worker_wire
 from multitower.errors import MultitowerError, Reason
-from multitower.spec import ModelReport, TowerReport, WorkerReport
+from multitower.spec import MemoryReport, ModelReport, ModelSpec, TowerReport, WorkerReport
 from multitower.supervisor.batching import QueueLimits
 from multitower.supervisor.process import WorkerProcess
+from multitower.supervisor.reports import Reports
 from multitower.supervisor.request import Request
 from multitower.supervisor.router import Router
 from multitower.supervisor.serving import Served, Worker
+from multitower.worker.model import LoadError, load_towers
 from multitower.worker.towers import AS_SAVED, Site, assign, nodes_of, sites, where
 
 
@@ -136,6 +138,52 @@ def test_a_process_that_is_kept_free_for_a_suspect_is_let_go_when_nobody_waits_f
     assert suspect.phase.name == "DONE"
 
 
+def test_nothing_gets_in_beside_a_suspect_though_the_next_one_for_whom_its_process_was_kept_goes_elsewhere() -> None:
+    scene, dying = towers(2)
+    scene.submit(2)
+    given(scene)
+    one = scene.balancer.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
+    other = scene.balancer.add_towers(2, "cpu:4,cpu:5", [({"m": Served()}, None)] * 2, scene.now)
+    scene.submit(4 * LARGEST)
+    given(scene)
+    scene.balancer.remove_worker(dying[0], scene.now, crashed=True)
+    scene.submit(8 * LARGEST)
+    for worker in one:
+        answer(scene, worker)
+        chosen = given(scene)
+    assert chosen == [one[0]], "the first suspect"
+    for worker in other:
+        answer(scene, worker)
+        given(scene)
+    assert scene.balancer.pool.reserved == one, "for the second one"
+    for worker in other:
+        answer(scene, worker)
+    assert given(scene) == [other[0]], "which is executed there, as that process happens to be empty"
+    assert given(scene) == []
+    answer(scene, one[0])
+    assert set(given(scene)) == set(one)
+    answer(scene, other[0])
+    assert set(given(scene)) == set(other)
+
+
+def test_a_process_that_was_kept_free_for_a_suspect_works_as_soon_as_that_is_given_to_another() -> None:
+    scene, dying = towers(1)
+    scene.submit(1)
+    given(scene)
+    one = scene.balancer.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
+    other = scene.balancer.add_towers(2, "cpu:4,cpu:5", [({"m": Served()}, None)] * 2, scene.now)
+    scene.submit(4 * LARGEST)
+    given(scene)
+    scene.balancer.remove_worker(dying[0], scene.now)
+    scene.submit(8 * LARGEST)
+    answer(scene, one[0])
+    assert given(scene) == []
+    assert scene.balancer.pool.reserved == one
+    for worker in (one[1], *other):  # in one burst
+        answer(scene, worker)
+    assert set(given(scene)) == {other[0], *one}
+
+
 def test_a_lone_suspect_that_kills_again_is_known_and_its_twin_is_refused() -> None:
     scene, workers = towers(2)
     (bad,) = scene.submit(1)
@@ -219,6 +267,29 @@ def test_a_model_of_fewer_replicas_is_on_the_first_tower_alone() -> None:
     assert (single.mates, single.head) == ([single], [])
 
 
+def test_a_worker_has_the_towers_of_all_that_it_has_loaded_also_of_what_is_not_asked_for_any_more() -> None:
+    gone, handled = ModelReport(name="gone", towers=REPLICAS), ModelReport(name="handled")
+    limits = {"handled": QueueLimits(100, 1 << 20)}
+    router = Router(limits, {"handled": 60.0}, 1 << 20, lambda _kind, _header: {})
+    channel = router.worker_ready(0, "cpu:0,cpu:1", cast(WorkerProcess, Process()), [gone, handled], {}, 1.0)
+    # It takes a batch without the number of a tower for a defect, and ends.
+    assert [worker_wire.read_tower_head(each.head[0]) for each in channel.mates] == [0, 1]
+    assert [sorted(each.worker.serves) for each in channel.mates] == [["handled"], []]
+
+
+def test_what_fits_on_the_smallest_device_is_remembered_whichever_tower_tells_last() -> None:
+    router, channel, _ = routed(ModelReport(name="m", towers=REPLICAS))
+    place = cast(Any, SimpleNamespace(safe_rows={}, fields={}, member=None))
+    reports = Reports(cast(Any, None), router, lambda _member, _cause: None)
+    for rows in (8, 16):
+        told = MemoryReport(model="m", safe_rows=rows, exhausted=0)
+        reports.read(
+            cast(Any, SimpleNamespace(place=place, channel=channel)), [worker_wire.MEMORY, told.to_json()], 1.0
+        )
+    assert place.safe_rows == {"m": 8}
+    assert [each.worker.safe_rows for each in channel.mates] == [{"m": 8}, {"m": 8}]
+
+
 def test_answers_find_their_tower_whatever_their_order() -> None:
     router, channel, process = routed(ModelReport(name="m", max_batch_size=LARGEST, towers=REPLICAS))
     front = Front()
@@ -272,6 +343,18 @@ def test_every_node_is_assigned_those_of_functions_too() -> None:
 )
 def test_sites(devices: tuple[str, ...], placement: str, expected: list[tuple[str, str | None]]) -> None:
     assert [(site.name, site.device) for site in sites(devices, placement)] == expected
+
+
+@pytest.mark.parametrize(
+    ("devices", "told"),
+    [(("cpu:0",), "log_device_placement looks at graphs"), (("cpu:0", "cpu:1"), "a worker of several devices runs")],
+)
+def test_what_xla_compiles_cannot_be_a_tower_and_the_cause_names_what_makes_it_one(
+    devices: tuple[str, ...], told: str
+) -> None:
+    spec = ModelSpec(name="m", path="m", jit_compile=True, log_device_placement=len(devices) == 1)
+    with pytest.raises(LoadError, match=f"XLA compiles functions, but {told}"):
+        load_towers(spec, devices)
 
 
 def traced(*partitions: Any, steps: dict[str, list[str]] | None = None) -> Any:

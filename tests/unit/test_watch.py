@@ -11,7 +11,7 @@ import pytest
 from made_up_fleet import Scene, process
 from version_folders import version
 
-from multitower.errors import MultitowerError
+from multitower.errors import MultitowerError, Reason
 from multitower.spec import ModelReport
 from multitower.supervisor import config, settings
 from multitower.supervisor.errands import Errands
@@ -256,6 +256,46 @@ def test_where_two_processes_do_not_fit_a_version_that_fails_beside_good_ones_is
     assert daemon.rows() == {"1": ("ready", None), "2": ("ready", None), "3": ("failed", "no weights")}
 
 
+def known(daemon: Daemon) -> list[str]:
+    """The versions that requests may name."""
+    return daemon.scene.router.admission.catalogue.versions("m")
+
+
+def test_where_two_processes_do_not_fit_the_former_version_is_gone_as_well(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1", fits=False)
+    version(tmp_path / "model", "2")
+    daemon.look()
+    assert daemon.served() == [["2"]]
+    assert daemon.rows() == {"2": ("ready", None)}
+    assert known(daemon) == ["2"]
+
+
+def test_one_that_a_worker_does_not_come_back_with_cannot_be_asked_for(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1", "2", more=", versions: all")
+    daemon.bad["1"] = {0}
+    daemon.scene.die(daemon.scene.member())
+    assert known(daemon) == ["1", "2"], "it may come back with both"
+    daemon.scene.submit(version="1")
+    daemon.go_on()
+    assert (daemon.served(), known(daemon)) == ([["2"]], ["2"])
+    assert [reply.reason for reply in daemon.scene.replies()] == [Reason.NO_WORKER]
+
+
+def test_one_whose_only_slot_has_failed_cannot_be_asked_for(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1", "2", slots=2, more=", versions: all")
+    daemon.bad["1"] = {1}
+    daemon.scene.die(daemon.scene.member(1))
+    daemon.go_on()
+    assert daemon.served() == [["1", "2"], ["2"]]
+    assert known(daemon) == ["1", "2"]
+    daemon.bad = {"1": {0}, "2": {0}}
+    daemon.scene.die(daemon.scene.member(0))
+    daemon.scene.submit(version="1")
+    daemon.go_on()
+    assert (daemon.served(), known(daemon)) == ([[], ["2"]], ["2"])
+    assert [reply.reason for reply in daemon.scene.replies()] == [Reason.VERSION_UNKNOWN]
+
+
 def test_one_that_no_worker_can_load_at_the_start_makes_room_for_the_former(tmp_path: Path) -> None:
     for number in ("1", "2"):
         version(tmp_path / "model", number)
@@ -313,6 +353,58 @@ def test_a_reload_that_is_ordered_meanwhile_waits_and_is_carried_out(tmp_path: P
     daemon.go_on()
     assert answers == [{"renewed": [0], "added": [], "removed": []}]
     assert daemon.served() == [["1", "2"]]
+
+
+def test_an_order_about_another_model_does_not_try_it_again(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1", more="}, {name: other, handler: 'h:H'")
+    daemon.bad["2"] = {0}
+    version(tmp_path / "model", "2")
+    daemon.look()
+    told: list[Any] = []
+    daemon.models.load("other", told.append)
+    daemon.go_on()
+    processes = len(daemon.scene.launched)
+    daemon.look()
+    assert len(daemon.scene.launched) == processes
+    daemon.models.load("m", told.append)
+    daemon.go_on()
+    assert len(daemon.scene.launched) > processes, "this is about the model"
+    assert [isinstance(answer, MultitowerError) for answer in told] == [False, True]
+
+
+def test_a_reload_that_ends_early_leaves_the_labels_as_they_were(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1", more=", version_labels: {stable: 1}")
+    daemon.bad["2"] = {0}
+    version(tmp_path / "model", "2")
+    daemon.write(", version_labels: {stable: 2, canary: 2}", 1)
+    told: list[Any] = []
+    daemon.orders.reload(told.append)
+    daemon.go_on()
+    assert isinstance(told[0], MultitowerError)
+    assert daemon.scene.router.admission.catalogue.labels("m") == {"stable": "1"}
+
+
+def test_a_look_that_was_under_way_says_nothing_of_what_a_reload_has_brought(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1", "2", "3", "4", "5")
+    slow: list[Callable[[], None]] = []
+
+    class Slow:
+        def run(self, errand: Callable[[], Any], then: Callable[[Any], None]) -> None:
+            seen = errand()
+            slow.append(lambda: then(seen))
+
+    daemon.watch = Watch(daemon.fleet, daemon.reporter, daemon.orders, cast(Errands, Slow()))
+    daemon.watch.tick(daemon.scene.now)
+    daemon.write(", versions: {specific: [1, 5]}", 1)
+    daemon.orders.reload(lambda _: None)
+    daemon.go_on()
+    assert daemon.served() == [["1", "5"]]
+    (come_home,) = slow
+    come_home()
+    assert not daemon.orders.changing, "the first was not looked at, and is there"
+    daemon.watch.due = 0.0
+    daemon.watch.tick(daemon.scene.now)
+    assert len(slow) == 2, "it looks again"
 
 
 def test_a_reload_tries_again_what_could_not_be_loaded(tmp_path: Path) -> None:

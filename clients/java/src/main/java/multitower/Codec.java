@@ -56,6 +56,12 @@ final class Codec {
         if (request.priority() != 0) {
             header.append(",\"priority\":").append(request.priority());
         }
+        if (!request.signature().isEmpty()) {
+            header.append(",\"signature_name\":").append(Json.quote(request.signature()));
+        }
+        if (!request.label().isEmpty()) {
+            header.append(",\"version_label\":").append(Json.quote(request.label()));
+        }
         return Json.utf8(header.append("}}").toString());
     }
 

@@ -13,6 +13,8 @@ public final class InferRequest {
     private final Map<String, Tensor> inputs;
     private final List<String> outputs;
     private final String version;
+    private final String label;
+    private final String signature;
     private final Duration timeout;
     private final long priority;
 
@@ -21,12 +23,16 @@ public final class InferRequest {
             Map<String, Tensor> inputs,
             List<String> outputs,
             String version,
+            String label,
+            String signature,
             Duration timeout,
             long priority) {
         this.model = model;
         this.inputs = inputs;
         this.outputs = outputs;
         this.version = version;
+        this.label = label;
+        this.signature = signature;
         this.timeout = timeout;
         this.priority = priority;
     }
@@ -43,8 +49,8 @@ public final class InferRequest {
         // A map that is unmodifiable but no copy would change with what is behind it.
         Map<String, Tensor> copy = new LinkedHashMap<>(inputs);
         copy.forEach((name, tensor) -> Objects.requireNonNull(tensor, name));
-        return new InferRequest(
-                Objects.requireNonNull(model, "model"), Collections.unmodifiableMap(copy), List.of(), "", null, 0);
+        Objects.requireNonNull(model, "model");
+        return new InferRequest(model, Collections.unmodifiableMap(copy), List.of(), "", "", "", null, 0);
     }
 
     /**
@@ -54,18 +60,40 @@ public final class InferRequest {
      * @return the request
      */
     public InferRequest withOutputs(String... names) {
-        return new InferRequest(model, inputs, List.of(names), version, timeout, priority);
+        return new InferRequest(model, inputs, List.of(names), version, label, signature, timeout, priority);
     }
 
     /**
-     * The same for one version.
+     * The same for one version; it takes the place of a label.
      *
-     * @param version of the model; empty for the one that is served
+     * @param version of the model; empty for the highest that is served
      * @return the request
      */
     public InferRequest withVersion(String version) {
-        return new InferRequest(
-                model, inputs, outputs, Objects.requireNonNull(version, "version"), timeout, priority);
+        Objects.requireNonNull(version, "version");
+        return new InferRequest(model, inputs, outputs, version, "", signature, timeout, priority);
+    }
+
+    /**
+     * The same for the version that a label stands for; it takes the place of {@link #withVersion}.
+     *
+     * @param label one of the model's {@code version_labels}; empty for none
+     * @return the request
+     */
+    public InferRequest withVersionLabel(String label) {
+        Objects.requireNonNull(label, "label");
+        return new InferRequest(model, inputs, outputs, "", label, signature, timeout, priority);
+    }
+
+    /**
+     * The same for another signature of the model.
+     *
+     * @param signature its name; empty for the one that the model is served with
+     * @return the request
+     */
+    public InferRequest withSignature(String signature) {
+        Objects.requireNonNull(signature, "signature");
+        return new InferRequest(model, inputs, outputs, version, label, signature, timeout, priority);
     }
 
     /**
@@ -75,7 +103,7 @@ public final class InferRequest {
      * @return the request
      */
     public InferRequest withTimeout(Duration timeout) {
-        return new InferRequest(model, inputs, outputs, version, timeout, priority);
+        return new InferRequest(model, inputs, outputs, version, label, signature, timeout, priority);
     }
 
     /**
@@ -89,7 +117,7 @@ public final class InferRequest {
         if (priority < 0) {
             throw new IllegalArgumentException("priority must be 0 or more, not " + priority);
         }
-        return new InferRequest(model, inputs, outputs, version, timeout, priority);
+        return new InferRequest(model, inputs, outputs, version, label, signature, timeout, priority);
     }
 
     String model() {
@@ -106,6 +134,14 @@ public final class InferRequest {
 
     String version() {
         return version;
+    }
+
+    String label() {
+        return label;
+    }
+
+    String signature() {
+        return signature;
     }
 
     Duration timeout() {

@@ -67,6 +67,20 @@ class VectorsTest {
     }
 
     @Test
+    void signatureAndLabelAreParameters() {
+        InferRequest request = request().withVersion("3").withSignature("other").withVersionLabel("stable");
+        Map<String, Object> header = Json.read(Codec.inferHeader(request, 1_500_000));
+        assertEquals(
+                Map.of("timeout", 1_500_000L, "signature_name", "other", "version_label", "stable"),
+                header.get("parameters"));
+        assertEquals(null, header.get("model_version"), "a label takes its place");
+        header = Json.read(Codec.inferHeader(request.withVersion("3").withPriority(1), 1_500_000));
+        assertEquals(
+                Map.of("timeout", 1_500_000L, "priority", 1L, "signature_name", "other"), header.get("parameters"));
+        assertEquals("3", header.get("model_version"));
+    }
+
+    @Test
     void aRequestWithoutMoreDiffersFromItsVectorByItsTimeAlone() {
         Map<String, Object> vector = Vectors.named("requests", "infer");
         Map<String, Object> header = new LinkedHashMap<>(Json.read(Codec.inferHeader(request(), 1_500_000)));
