@@ -197,22 +197,31 @@ class Connection:
 
     def _send_at_once(self, call: Call) -> bool:
         """Sends a call while the connection's thread sleeps; False when it is to be handed over."""
-        if not self._using.acquire(blocking=False):
-            return False
-        try:
-            if not self._greeted or self._closing or self._new or self._unsent or self._too_large(call):
-                return False
-            if self._told.poll(0):
-                return False  # something has come: the thread wakes anyway, and is to read that first
+        # A loop of one step, since Ctrl-C can come between a call and what follows it, but not here: a lock that is
+        # taken is given back.
+        for taken in map(self._using.acquire, (False,)):
             try:
-                self._send_one(call)
-            except zmq.Again:
-                return False
-            # The thread sleeps until what was the first deadline.
-            wake = call.deadline < self._next_check or frames.readable(self._socket)
-            self._next_check = min(self._next_check, call.deadline)
-        finally:
-            self._using.release()
+                return taken and self._send_or_not(call)
+            except BaseException:
+                self._wake()  # the thread may have to look at its times again
+                raise
+            finally:
+                if taken:
+                    self._using.release()
+        return False
+
+    def _send_or_not(self, call: Call) -> bool:
+        if not self._greeted or self._closing or self._new or self._unsent or self._too_large(call):
+            return False
+        if self._told.poll(0):
+            return False  # something has come: the thread wakes anyway, and is to read that first
+        try:
+            self._send_one(call)
+        except zmq.Again:
+            return False
+        # The thread sleeps until what was the first deadline.
+        wake = call.deadline < self._next_check or frames.readable(self._socket)
+        self._next_check = min(self._next_check, call.deadline)
         if wake:
             self._wake()
         return True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import pytest
 from fake_daemon import FakeDaemon, Received
 
 from multitower import Client, DeadlineExceeded, InvalidRequest, Unavailable, frames, wire
+from multitower.connection import Call, Connection
 from multitower.errors import Reason
 
 WAIT_S = 20.0
@@ -193,3 +196,27 @@ def test_ctrl_c_between_two_frames_is_not_the_next_request_s_concern(monkeypatch
         with pytest.raises(KeyboardInterrupt):
             ask_on(client)
         assert client.infer("m", {"x": 2.0})["x"] == 2.0
+
+
+def test_ctrl_c_at_any_moment_gives_the_lock_back(tmp_socket: str) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def try_on() -> None:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(20e-6, 300e-6))
+        while True:
+            connection._send_at_once(call)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    connection = Connection(tmp_socket)  # nobody listens: it takes the lock, and gives it back
+    call = Call(wire.INFER, b"{}", (), 0.0, 0.0, lambda _: None)
+    try:
+        for _ in range(500):
+            with contextlib.suppress(KeyboardInterrupt):
+                try_on()
+            assert connection._using.acquire(timeout=WAIT_S)
+            connection._using.release()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        connection.stop()
+        connection.join()
