@@ -6,8 +6,6 @@ test_full_disk.py (its sockets). When a model is kept away: tests/unit/test_cras
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from load import Load
-from running import STEP_S, Running
+from running import STEP_S, Running, multitower
 
 from multitower import Client, MultitowerError, Poisoned, Unavailable
 
@@ -38,11 +36,6 @@ models:
 """
 
 pytestmark = pytest.mark.chaos
-
-
-def multitower(*arguments: str, daemon: Running) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "multitower", *arguments, "--endpoint", daemon.endpoint]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def ask(client: Client, number: int) -> Future[Any]:

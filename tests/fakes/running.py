@@ -184,6 +184,12 @@ class Running:
         return code
 
 
+def multitower(*arguments: str, daemon: Running) -> subprocess.CompletedProcess[str]:
+    """The command line's work on the daemon, ended."""
+    command = [sys.executable, "-m", "multitower", *arguments, "--endpoint", daemon.endpoint]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
 def outliving(processes: Iterable[psutil.Process], timeout: float) -> list[psutil.Process]:
     """Those that still run after so many seconds.
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_gpus import UUIDS, FakeGpus, set_gpus
-from running import STEP_S, Running
+from running import STEP_S, Running, multitower
 
 from multitower import Client, Unavailable
 
@@ -46,11 +44,6 @@ class Gpus:
 @pytest.fixture
 def gpus(fake_gpus: FakeGpus, tmp_path: Path) -> Gpus:
     return Gpus(fake_gpus, tmp_path)
-
-
-def multitower(*arguments: str, daemon: Running) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "multitower", *arguments, "--endpoint", daemon.endpoint]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def infer(client: Client, times: int = 20) -> None:

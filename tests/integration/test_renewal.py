@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,8 @@ import numpy as np
 import psutil
 import pytest
 from fake_gpus import UUIDS, FakeGpus
-from running import STEP_S, Running
+from flow import Sent, flow
+from running import STEP_S, Running, multitower
 
 from multitower import Client, NotFound
 
@@ -35,33 +32,11 @@ models:
 """
 
 
-def multitower(*arguments: str, daemon: Running) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "multitower", *arguments, "--endpoint", daemon.endpoint]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
 @contextmanager
-def load(client: Client, rows: int = 1, outstanding: int = 32) -> Iterator[list[tuple[int, Future[Any]]]]:
-    """Requests without a break, each with a number of its own; all must be answered in the end."""
-    stop = threading.Event()
-    sent: list[tuple[int, Future[Any]]] = []
-
-    def run() -> None:
-        room = threading.Semaphore(outstanding)
-        while not stop.is_set():
-            assert room.acquire(timeout=STEP_S)
-            number = len(sent)
-            future = client.submit("m", {"x": np.full((rows, 1), number, np.int64)})
-            future.add_done_callback(lambda _: room.release())
-            sent.append((number, future))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
+def load(client: Client, rows: int = 1, outstanding: int = 32) -> Iterator[Sent]:
+    """A flow of requests that must all be answered in the end."""
+    with flow(client, "m", rows=rows, outstanding=outstanding) as sent:
         yield sent
-    finally:
-        stop.set()
-        thread.join(STEP_S)
     for number, future in sent:
         assert future.result(STEP_S)["x"].tolist() == [[number]] * rows
 

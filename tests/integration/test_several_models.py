@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-from running import STEP_S, Running
+from flow import flow
+from running import STEP_S, Running, multitower
 
-from multitower import Client, MultitowerError, Unavailable
+from multitower import MultitowerError, Unavailable
 
 pytestmark = pytest.mark.chaos
 
@@ -31,34 +27,10 @@ models:
 """
 
 
-def multitower(*arguments: str, daemon: Running) -> tuple[int, str]:
-    """Its exit code and what it says."""
-    command = [sys.executable, "-m", "multitower", *arguments, "--endpoint", daemon.endpoint]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def run(*arguments: str, daemon: Running) -> tuple[int, str]:
+    """The exit code of a command and what it says."""
+    done = multitower(*arguments, daemon=daemon)
     return done.returncode, done.stdout + done.stderr
-
-
-@contextmanager
-def load(client: Client, model: str, outstanding: int = 16) -> Iterator[list[tuple[int, Future[Any]]]]:
-    """Requests without a break, each with a number of its own."""
-    stop = threading.Event()
-    sent: list[tuple[int, Future[Any]]] = []
-
-    def run() -> None:
-        room = threading.Semaphore(outstanding)
-        while not stop.is_set():
-            assert room.acquire(timeout=STEP_S)
-            future = client.submit(model, {"x": np.full((1, 1), len(sent), np.int64)})
-            future.add_done_callback(lambda _: room.release())
-            sent.append((len(sent), future))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield sent
-    finally:
-        stop.set()
-        thread.join(STEP_S)
 
 
 def right(number: int, future: Future[Any], version: int) -> bool:
@@ -76,7 +48,7 @@ def test_a_model_is_unloaded_and_loaded_under_load_and_no_other_one_notices(tmp_
         state = client.status()
         assert [[model["name"] for model in slot["models"]] for slot in state["slots"]] == [["m"], ["m", "n"], ["o"]]
         assert [(model["slots_ready"], model["slots_total"]) for model in state["models"]] == [(2, 2), (1, 1), (1, 1)]
-        assert "o ready" in (told := " ".join(multitower("status", daemon=daemon)[1].split()))
+        assert "o ready" in (told := " ".join(run("status", daemon=daemon)[1].split()))
         assert "+256 MiB" in told.replace("+257", "+256"), "what its worker's memory grew by"
         (heavy,) = state["slots"][2]["models"]
         assert 256 << 20 <= heavy["host_memory_bytes"] < 300 << 20
@@ -85,11 +57,11 @@ def test_a_model_is_unloaded_and_loaded_under_load_and_no_other_one_notices(tmp_
         assert max(grown[:2]) < 64 << 20
         assert {model["device_memory_bytes"] for model in state["models"]} == {None}
         before = [slot["pid"] for slot in state["slots"]]
-        with load(client, "m") as of_m, load(client, "n") as of_n:
+        with flow(client, "m", outstanding=16) as of_m, flow(client, "n", outstanding=16) as of_n:
             daemon.wait(lambda: min(len(of_m), len(of_n)) > 50)
-            assert multitower("unload", "n", daemon=daemon) == (0, "n is unloaded; slots renewed 1\n")
-            assert multitower("unload", "n", daemon=daemon) == (0, "n was unloaded already\n")
-            assert multitower("status", daemon=daemon)[0] == 0, "it is as the operator wants it"
+            assert run("unload", "n", daemon=daemon) == (0, "n is unloaded; slots renewed 1\n")
+            assert run("unload", "n", daemon=daemon) == (0, "n was unloaded already\n")
+            assert run("status", daemon=daemon)[0] == 0, "it is as the operator wants it"
             unloaded = client.status()
             assert [model["state"] for model in unloaded["models"]] == ["ready", "unloaded", "ready"]
             assert unloaded["models"][1]["host_memory_bytes"] is None
@@ -97,7 +69,7 @@ def test_a_model_is_unloaded_and_loaded_under_load_and_no_other_one_notices(tmp_
             assert not client.model_ready("n")
             seen = len(of_m)
             daemon.wait(lambda: len(of_m) > seen + 50)
-            assert multitower("load", "n", daemon=daemon) == (0, "n is loaded; slots renewed 1\n")
+            assert run("load", "n", daemon=daemon) == (0, "n is loaded; slots renewed 1\n")
             seen = len(of_n)
             daemon.wait(lambda: len(of_n) > seen + 50)
         assert all(right(number, future, version=1) for number, future in of_m)
@@ -118,23 +90,23 @@ def test_a_device_without_models_is_idle_and_takes_new_ones_of_the_file(tmp_path
         assert client.server_ready() == {"ready": True, "slots_ready": 2, "slots_total": 2}
         with pytest.raises(Unavailable, match="'o' is unloaded; `multitower load o` loads it"):
             client.infer("o", {"x": np.ones(1)})
-        assert multitower("load", "o", daemon=daemon) == (0, "o is loaded; slots renewed 2\n")
-        assert multitower("reload", daemon=daemon) == (0, "reloaded; no slot had to change\n")
+        assert run("load", "o", daemon=daemon) == (0, "o is loaded; slots renewed 2\n")
+        assert run("reload", daemon=daemon) == (0, "reloaded; no slot had to change\n")
         assert client.infer("o", {"x": np.ones(1)})["x"].tolist() == [1]
-        assert multitower("unload", "o", daemon=daemon) == (0, "o is unloaded; slots renewed 2\n")
+        assert run("unload", "o", daemon=daemon) == (0, "o is unloaded; slots renewed 2\n")
         assert client.status()["slots"][2]["state"] == "stopped"
         daemon.config.write_text(
             daemon.config.read_text().replace("version: 1", "version: 3")
             + '  - {name: p, handler: "handlers:Echo", devices: [cpu:2]}\n'
         )
-        assert multitower("load", "p", daemon=daemon) == (0, "p is loaded; slots renewed 2\n")
+        assert run("load", "p", daemon=daemon) == (0, "p is loaded; slots renewed 2\n")
         assert client.infer("p", {"x": np.ones(1)})["x"].tolist() == [1]
         assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [1], "the file's other changes wait"
-        assert "INVALID_ARGUMENT/malformed: model_name is missing" in multitower("unload", "", daemon=daemon)[1]
-        code, told = multitower("load", "q", daemon=daemon)
+        assert "INVALID_ARGUMENT/malformed: model_name is missing" in run("unload", "", daemon=daemon)[1]
+        code, told = run("load", "q", daemon=daemon)
         assert code == 1
         assert "names no model 'q', only m, n, o, p" in told
-        assert multitower("reload", daemon=daemon) == (0, "reloaded; slots renewed 0, 1\n")
+        assert run("reload", daemon=daemon) == (0, "reloaded; slots renewed 0, 1\n")
         assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [3]
         assert [model["state"] for model in client.status()["models"]] == ["ready", "ready", "unloaded", "ready"]
         assert daemon.end() == 0
