@@ -217,7 +217,7 @@ def main() -> None:
         folder = Path(name)
         program = load.build(folder)
         if any(model == "digits" for model, _ in cases):
-            command = [sys.executable, "-m", "multitower.cli.demo_model", name]
+            command = [sys.executable, "-m", "multitower.tools.demo.model", name]
             subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         for model, wanted in cases:
             case(program, folder, model, wanted, options)

@@ -225,7 +225,7 @@ def make_models(folder: Path, wanted: list[str]) -> dict[str, str]:
     """Trains and freezes what is wanted; the YAML of each model."""
     settings = {"echo": "handler: 'handlers:Echo', batching: {}"}
     if wanted != ["echo"]:
-        python(["-m", "multitower.cli.demo_model", str(folder)])
+        python(["-m", "multitower.tools.demo.model", str(folder)])
         settings["digits"] = f"path: '{folder}/models/digits', batching: {{}}"
     if "frozen" in wanted:
         program = PROGRAMS / "freeze.py"

@@ -70,7 +70,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mt-")))
         subprocess.run(
-            [sys.executable, "-m", "multitower.cli.demo_model", str(folder)], check=True, stderr=subprocess.DEVNULL
+            [sys.executable, "-m", "multitower.tools.demo.model", str(folder)], check=True, stderr=subprocess.DEVNULL
         )
         figures: dict[int, list[tuple[float, float]]] = {0: [], 1: []}
         restart = f"restart: {{max_restarts: {rounds + 1}, backoff: {{first: 1ms, max: 1ms}}}}"

@@ -24,7 +24,8 @@ import numpy as np
 import psutil
 import serving
 
-from multitower import AsyncClient, Client, codec
+from multitower import AsyncClient, Client
+from multitower.client import codec
 
 SIZES = "4,8,16,32,64,128,256,588,1024,4096"
 OUTSTANDING = "1,8,64"

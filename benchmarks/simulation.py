@@ -4,7 +4,7 @@
 
 Four devices of 4 ms a batch and 0.03 ms a row, batches of up to 32 rows, one row a request, Poisson arrivals; once all
 alike, once with one of them four times slower. A batch takes half a hop to its worker and half a hop back, and its
-time is spread by `noise` (log-normal). `multitower` and `least_depth` are `supervisor/balancer.py`, told what the
+time is spread by `noise` (log-normal). `multitower` and `least_depth` are the daemon's scheduler, told what the
 daemon would tell it, and woken as the daemon's loop wakes, in whole milliseconds. The others are ideal: deciding takes
 no time.
 
@@ -25,11 +25,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from multitower.supervisor.balancer import Balancer
-from multitower.supervisor.batching import Batch, QueueLimits
-from multitower.supervisor.pool import Rule
-from multitower.supervisor.request import BatchKey, Plan, Request
-from multitower.supervisor.serving import Served, Worker
+from multitower.supervisor.scheduling.pool import Rule
+from multitower.supervisor.scheduling.queue import Batch, QueueLimits
+from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
+from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
 BATCH_S, ROW_S, LARGEST = 0.004, 0.00003, 32

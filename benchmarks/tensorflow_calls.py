@@ -7,7 +7,7 @@
 - dlpack: the signature, its numeric inputs handed over by DLPack in place of `tf.constant`. TensorFlow takes their
   memory as it is, and ends the process where that does not begin at a multiple of 64 bytes; so they are copied to where
   it does.
-- operation: what a worker does (`worker/function_call.py`), after its warm-up.
+- operation: what a worker does (`worker/formats/function_call.py`), after its warm-up.
 
 One thread, as small models have it. Each round runs all ways one after the other, in an order that rotates; figures are
 medians of the rounds, and in brackets that of each round's ratio to the signature. `same`: all gave the same bits.
@@ -34,9 +34,9 @@ with warnings.catch_warnings():
     import tensorflow as tf
 
 from multitower.spec import ModelSpec
-from multitower.worker import warmup
-from multitower.worker.model import Arrays
-from multitower.worker.saved_model import SavedModel
+from multitower.worker.formats.model import Arrays
+from multitower.worker.formats.saved_model import SavedModel
+from multitower.worker.warmup import warmup
 
 ALIGNMENT = 64
 """Bytes; what TensorFlow's kernels are compiled for."""

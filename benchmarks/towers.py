@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 
 from multitower import Client
-from multitower.bench.daemon import OwnDaemon
+from multitower.tools.bench.daemon import OwnDaemon
 
 WIDTH = 1024
 

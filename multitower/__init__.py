@@ -5,8 +5,8 @@ What an application needs is here: `Client` for threads, `AsyncClient` for async
 
 from __future__ import annotations
 
-from multitower.aio import AsyncClient
-from multitower.client import Client
+from multitower.client.aio import AsyncClient
+from multitower.client.threads import Client
 from multitower.errors import (
     Cancelled,
     Code,

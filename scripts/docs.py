@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from multitower.cli.commands import COMMANDS, multitower
-from multitower.supervisor.config import schema
+from multitower.supervisor.config.config import schema
 
 DOCS = Path(__file__).parents[1] / "docs"
 WIDTH = 100

@@ -18,28 +18,30 @@ from typing import Any
 import zmq
 
 from multitower.exits import Exit
-from multitower.supervisor import devices, garbage
-from multitower.supervisor.account import Account
-from multitower.supervisor.capacity import Capacity
-from multitower.supervisor.config import Config
-from multitower.supervisor.control import Control
-from multitower.supervisor.errands import Errands
-from multitower.supervisor.fleet import Fleet
-from multitower.supervisor.front import Front
-from multitower.supervisor.health import take_heartbeats
-from multitower.supervisor.log import event
-from multitower.supervisor.member import Member
-from multitower.supervisor.model_orders import ModelOrders
-from multitower.supervisor.notify import Notifier
-from multitower.supervisor.orders import Orders
-from multitower.supervisor.reactor import Reactor
-from multitower.supervisor.resources import Sampler
-from multitower.supervisor.router import Router
-from multitower.supervisor.runtime import HeldError, RuntimeDir
-from multitower.supervisor.settings import Settings
-from multitower.supervisor.settings import make as make_settings
-from multitower.supervisor.status import Reporter
-from multitower.supervisor.watch import Watch
+
+from .config.config import Config
+from .loop import garbage_collector as garbage
+from .loop.background import Errands
+from .loop.log import event
+from .loop.reactor import Reactor
+from .loop.runtime_dir import HeldError, RuntimeDir
+from .machine import devices
+from .machine.resources import Sampler
+from .operations.announcements import Account
+from .operations.control import Control
+from .operations.model_orders import ModelOrders
+from .operations.orders import Orders
+from .operations.service_manager import Notifier
+from .operations.status import Reporter
+from .operations.version_watch import Watch
+from .routing.front_socket import Front
+from .routing.router import Router
+from .settings import Settings
+from .settings import make as make_settings
+from .workers.capacity import Capacity
+from .workers.health import take_heartbeats
+from .workers.manager import Fleet
+from .workers.worker_process import Member
 
 log = logging.getLogger("multitower.daemon")
 

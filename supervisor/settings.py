@@ -7,17 +7,18 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from multitower.spec import ModelSpec
-from multitower.supervisor import placement
-from multitower.supervisor.allotment import allot
-from multitower.supervisor.batching import QueueLimits
-from multitower.supervisor.config import Config, ModelConfig
-from multitower.supervisor.devices import Device, resolve
-from multitower.supervisor.discovery import discover
-from multitower.supervisor.fleet_settings import FleetSettings
-from multitower.supervisor.log import event
-from multitower.supervisor.pool import Rule
-from multitower.supervisor.restart import RestartPolicy
-from multitower.supervisor.versions import chosen_versions, fingerprint
+
+from .config.config import Config, ModelConfig
+from .config.version_folders import chosen_versions, fingerprint
+from .loop.log import event
+from .machine import placement
+from .machine.devices import Device, resolve
+from .machine.discovery import discover
+from .machine.model_placement import allot
+from .scheduling.pool import Rule
+from .scheduling.queue import QueueLimits
+from .workers.restart_budget import RestartPolicy
+from .workers.settings import FleetSettings
 
 log = logging.getLogger("multitower.daemon")
 

@@ -10,8 +10,9 @@ import numpy as np
 from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
 from multitower.spec import TensorReport
-from multitower.worker.model import Array, Arrays
-from multitower.worker_wire import KeySpec
+
+from ..worker_wire import KeySpec
+from .formats.model import Array, Arrays
 
 MAX_HEADERS = 1024
 

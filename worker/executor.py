@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from multitower.errors import MultitowerError, Reason, make
-from multitower.worker import batch, memory
-from multitower.worker.model import Array, Arrays, Model
-from multitower.worker.model_errors import ModelErrors
-from multitower.worker.prepared import Answer, Entry, Prepared, entries_of
-from multitower.worker_wire import MAX_KEYS, KeySpec, Timing
+
+from ..worker_wire import MAX_KEYS, KeySpec, Timing
+from . import batch, memory
+from .formats.model import Array, Arrays, Model
+from .model_errors import ModelErrors
+from .prepared import Answer, Entry, Prepared, entries_of
 
 log = logging.getLogger("multitower.worker")
 

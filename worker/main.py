@@ -1,4 +1,4 @@
-"""The life of a worker process, from its socket to its end; `supervisor/launch.py` calls `run` by name.
+"""The life of a worker process, from its socket to its end; `supervisor/workers/bootstrap.py` calls `run` by name.
 
 It tells the supervisor of each step. TensorFlow is imported only where a model needs it, and no device is touched
 before the slot's work has come: a process that waits for it is a spare.
@@ -22,14 +22,15 @@ import zmq
 
 from multitower import frames, worker_wire
 from multitower.spec import NO_SOCKET, Assignment, ModelReport, ModelSpec, ProcessSpec, WorkerReport
-from multitower.worker.heartbeat import Counter, Heartbeat
-from multitower.worker.memory_use import Gauge
-from multitower.worker.model import LoadError, Model, Placed, load_towers
-from multitower.worker.samples import samples_of
-from multitower.worker.service import Executors, serve
-from multitower.worker.signatures import executor_of, load_others, rows_of_a_batch
-from multitower.worker.tower_service import serve_towers
-from multitower.worker.warmup import warm_up
+
+from .formats.model import LoadError, Model, Placed, load_towers
+from .heartbeat import Counter, Heartbeat
+from .memory_use import Gauge
+from .service import Executors, serve
+from .signatures import executor_of, load_others, rows_of_a_batch
+from .tower_service import serve_towers
+from .warmup.samples import samples_of
+from .warmup.warmup import warm_up
 
 log = logging.getLogger("multitower.worker")
 
@@ -176,7 +177,7 @@ def _load_all(
     reports: list[ModelReport] = []
     setup_error: Exception | None = None
     if any(spec.path is not None for spec in assignment.models):
-        from multitower.worker.tensorflow_setup import configure
+        from .formats.tensorflow_setup import configure
 
         try:
             configure(assignment)

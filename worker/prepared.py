@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from multitower.errors import MultitowerError
-from multitower.worker import batch
-from multitower.worker.model import Arrays
-from multitower.worker_wire import KeySpec
+
+from ..worker_wire import KeySpec
+from . import batch
+from .formats.model import Arrays
 
 Answer = list[Any] | MultitowerError
 

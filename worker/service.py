@@ -13,14 +13,15 @@ import zmq
 from multitower import tensors, wire, worker_wire
 from multitower.errors import MultitowerError
 from multitower.spec import MemoryReport, SinglyReport, newest
-from multitower.worker.batch import Joined
-from multitower.worker.buffers import Buffers
-from multitower.worker.executor import Executor
-from multitower.worker.inbox import Inbox
-from multitower.worker.mappings import Mappings
-from multitower.worker.prepared import Answer, Prepared
-from multitower.worker.regions import Inputs, Outputs, Regions
-from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Place, Table, Timing
+
+from ..worker_wire import BatchHead, KeyMemory, KeySpec, Place, Table, Timing
+from .batch import Joined
+from .buffers import Buffers
+from .executor import Executor
+from .inbox import Inbox
+from .prepared import Answer, Prepared
+from .shared_memory.mappings import Mappings
+from .shared_memory.regions import Inputs, Outputs, Regions
 
 Executors = Mapping[str, Executor]
 """What runs the batches of a model's version, by signature; that of its default one by ""."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from multitower.spec import ModelSpec, SignatureReport
-from multitower.worker.executor import Counting, Executor
-from multitower.worker.model import LoadError, Model
-from multitower.worker.warmup import Findings, Sample, warm_up
+
+from .executor import Counting, Executor
+from .formats.model import LoadError, Model
+from .warmup.warmup import Findings, Sample, warm_up
 
 
 @runtime_checkable

@@ -16,7 +16,8 @@ from typing import NoReturn
 import zmq
 
 from multitower import frames, worker_wire
-from multitower.worker.service import Models, serve
+
+from .service import Models, serve
 
 _ENDED = b""
 """A tower's last message."""

@@ -17,10 +17,10 @@ import click
 from multitower.exits import Exit
 
 if TYPE_CHECKING:
-    from multitower.bench.inputs import Request
-    from multitower.bench.results import Result
-    from multitower.bench.session import Options
-    from multitower.bench.slo import Objective
+    from multitower.tools.bench.inputs import Request
+    from multitower.tools.bench.results import Result
+    from multitower.tools.bench.session import Options
+    from multitower.tools.bench.slo import Objective
 
 RAMP: Final = (1, 8, 64)
 SHORTEST: Final = 10
@@ -56,7 +56,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 
 
 def _duration(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
-    from multitower.supervisor.units import parse_duration
+    from multitower.supervisor.config.units import parse_duration
 
     if value is None:
         return None
@@ -180,7 +180,7 @@ def bench(**given: Any) -> None:
     _check(given)
     if given["plot_file"] is not None:
         try:
-            from multitower.bench import plot  # noqa: F401 - before minutes of load, not after
+            from multitower.tools.bench import plot  # noqa: F401 - before minutes of load, not after
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] == "multitower":
                 raise
@@ -223,7 +223,7 @@ def _check(given: Mapping[str, Any]) -> None:
 
 
 def _objective(given: Mapping[str, Any]) -> Objective | None:
-    from multitower.bench.slo import Objective
+    from multitower.tools.bench.slo import Objective
 
     return Objective(given["slo"], given["slo_percentile"]) if given["slo"] is not None else None
 
@@ -231,11 +231,11 @@ def _objective(given: Mapping[str, Any]) -> Objective | None:
 def _told(measure: functools.partial[None]) -> int:
     """Runs it, and tells in one line what kept it from its end; the exit code."""
     from multitower import MultitowerError, Unavailable
-    from multitower.bench.inputs import InputsError
-    from multitower.bench.pool import BenchError
     from multitower.cli.values import ValuesError
-    from multitower.supervisor.config_source import ConfigError
-    from multitower.supervisor.devices import DeviceError
+    from multitower.supervisor.config.source import ConfigError
+    from multitower.supervisor.machine.devices import DeviceError
+    from multitower.tools.bench.inputs import InputsError
+    from multitower.tools.bench.pool import BenchError
 
     try:
         measure()
@@ -258,9 +258,9 @@ def _told(measure: functools.partial[None]) -> int:
 
 
 def _options(given: Mapping[str, Any]) -> Options:
-    from multitower.bench.inputs import InputsError, parse_shape
-    from multitower.bench.session import Options
     from multitower.cli import values
+    from multitower.tools.bench.inputs import InputsError, parse_shape
+    from multitower.tools.bench.session import Options
 
     try:
         shapes = dict(map(parse_shape, given["shapes"]))
@@ -293,9 +293,9 @@ def _measure(given: Mapping[str, Any], objective: Objective | None, outcome: _Ou
 
 
 def _measure_daemon(given: Mapping[str, Any], options: Options, objective: Objective | None, outcome: _Outcome) -> None:
-    from multitower.bench.arrivals import Load
-    from multitower.bench.results import best
-    from multitower.bench.session import Session
+    from multitower.tools.bench.arrivals import Load
+    from multitower.tools.bench.results import best
+    from multitower.tools.bench.session import Session
 
     closed = given["concurrency"] or (RAMP if given["rate"] is None and objective is None else ())
     if objective is not None and not closed:
@@ -314,12 +314,12 @@ def _measure_daemon(given: Mapping[str, Any], options: Options, objective: Objec
 
 
 def _measure_scaling(given: Mapping[str, Any], options: Options, outcome: _Outcome) -> None:
-    from multitower.bench.arrivals import Load
-    from multitower.bench.daemon import OwnDaemon, plan
-    from multitower.bench.results import best
-    from multitower.bench.scaling import most_concurrency
-    from multitower.bench.session import Session
-    from multitower.supervisor.config import load
+    from multitower.supervisor.config.config import load
+    from multitower.tools.bench.arrivals import Load
+    from multitower.tools.bench.daemon import OwnDaemon, plan
+    from multitower.tools.bench.results import best
+    from multitower.tools.bench.scaling import most_concurrency
+    from multitower.tools.bench.session import Session
 
     config = load(given["config"])
     counts = plan(config, given["workers"])
@@ -350,7 +350,7 @@ def _asking(outcome: _Outcome, options: Options) -> str:
 
 
 def _add(outcome: _Outcome, result: Result) -> None:
-    from multitower.bench import report
+    from multitower.tools.bench import report
 
     outcome.steps.append(result)
     click.echo(f"  {report.line(result)}", err=True)
@@ -361,8 +361,8 @@ def _held(objective: Objective, result: Result) -> bool:
 
 
 def _report(outcome: _Outcome, objective: Objective | None) -> None:
-    from multitower.bench import report
-    from multitower.bench.results import best
+    from multitower.tools.bench import report
+    from multitower.tools.bench.results import best
 
     _table(report.COLUMNS, map(report.row, outcome.steps))
     shown = best(outcome.steps)
@@ -404,7 +404,7 @@ def _write(
     plot_file: Path | None,
 ) -> int:
     """The files; the exit code when one cannot be written."""
-    from multitower.bench import record
+    from multitower.tools.bench import record
 
     try:
         if json_file is not None:
@@ -420,7 +420,7 @@ def _write(
             )
             json_file.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
         if plot_file is not None:
-            from multitower.bench import plot
+            from multitower.tools.bench import plot
 
             title = f"multitower bench {outcome.model}"
             plot.draw(plot_file, title, outcome.steps, objective=objective, scaling=outcome.scaling)

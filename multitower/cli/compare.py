@@ -13,8 +13,8 @@ import click
 from multitower.exits import Exit
 
 if TYPE_CHECKING:
-    from multitower.compare.measure import Plan
-    from multitower.compare.ways import Way
+    from multitower.tools.compare.measure import Plan
+    from multitower.tools.compare.ways import Way
 
 LOGICAL = 2
 """CPU devices where there is no GPU, and nobody says how many."""
@@ -64,8 +64,8 @@ def compare(model: Path, **given: Any) -> None:
       multitower compare models/digits
       multitower compare models/frozen.pb --graph-input x=x:0 --graph-output y=softmax:0 --json
     """  # noqa: D301 - the escape tells click not to fold these lines
-    from multitower.compare import measure, sessions
-    from multitower.supervisor.discovery import discover
+    from multitower.supervisor.machine.discovery import discover
+    from multitower.tools.compare import measure, sessions
 
     gpus = () if given["cpu"] else tuple(gpu.name for gpu in discover().gpus)
     count = given["devices"] or (len(gpus) if len(gpus) > 1 else LOGICAL)
@@ -100,9 +100,9 @@ class _Told:
 
 
 def _plan(model: Path, devices: tuple[str, ...], given: dict[str, Any]) -> Plan:
-    from multitower.bench.inputs import InputsError, parse_shape
-    from multitower.bench.session import Options
-    from multitower.compare.measure import Plan
+    from multitower.tools.bench.inputs import InputsError, parse_shape
+    from multitower.tools.bench.session import Options
+    from multitower.tools.compare.measure import Plan
 
     try:
         shapes = dict(map(parse_shape, given["shapes"]))
@@ -143,9 +143,9 @@ def _pair(text: str, side: str) -> tuple[str, str]:
 
 def _run(number: int, measure: Callable[[], Way], say: _Told) -> Way:
     from multitower import MultitowerError
-    from multitower.bench.inputs import InputsError
-    from multitower.bench.pool import BenchError
-    from multitower.compare.ways import TITLES, Way
+    from multitower.tools.bench.inputs import InputsError
+    from multitower.tools.bench.pool import BenchError
+    from multitower.tools.compare.ways import TITLES, Way
 
     say(f"{number}. {TITLES[number]} …")
     try:
@@ -160,7 +160,7 @@ def _print(ways: Sequence[Way]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from multitower.compare.ways import notes, table
+    from multitower.tools.compare.ways import notes, table
 
     headings, *rows = table(ways)
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -13,7 +13,7 @@ import click
 from multitower.exits import Exit
 
 if TYPE_CHECKING:
-    from multitower.supervisor.config import Config
+    from multitower.supervisor.config.config import Config
 
 
 @click.command()
@@ -27,8 +27,8 @@ def check(config: Path, overrides: tuple[str, ...], with_devices: bool) -> None:
     loaded, no handler is imported and, without --devices, no device is looked for: a file can be checked on any
     machine that has the models.
     """
-    from multitower.supervisor.config import ConfigError, load
-    from multitower.supervisor.devices import DeviceError
+    from multitower.supervisor.config.config import ConfigError, load
+    from multitower.supervisor.machine.devices import DeviceError
 
     try:
         settings = load(config, overrides=overrides)
@@ -68,7 +68,7 @@ def _selection(config: Config) -> str:
 
 
 def _models(config: Config) -> Iterator[str]:
-    from multitower.supervisor.versions import chosen_versions
+    from multitower.supervisor.config.version_folders import chosen_versions
 
     width = max(len(model.name) for model in config.models)
     for model in config.models:
@@ -83,8 +83,8 @@ def _models(config: Config) -> Iterator[str]:
 
 def _slots(config: Config) -> Iterator[str]:
     """What each slot would get of this machine."""
-    from multitower.supervisor import devices, placement
-    from multitower.supervisor.cores import shown
+    from multitower.supervisor.machine import devices, placement
+    from multitower.supervisor.machine.cores import shown
 
     for slot in placement.of_config(config):
         limit = slot.memory_limit_bytes
@@ -102,6 +102,6 @@ def schema() -> None:
     Save it, and begin a configuration with `# yaml-language-server: $schema=FILE`: editors with YAML's language
     server then complete keys, show their meanings and underline mistakes.
     """
-    from multitower.supervisor.config import schema as configuration_schema
+    from multitower.supervisor.config.config import schema as configuration_schema
 
     click.echo(json.dumps(configuration_schema(), indent=2))

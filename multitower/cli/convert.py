@@ -11,7 +11,7 @@ import click
 from multitower.exits import Exit
 
 if TYPE_CHECKING:
-    from multitower.convert.text_format import Message
+    from multitower.tools.convert.text_format import Message
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -31,7 +31,7 @@ def convert_config(models: Path, batching: Path | None) -> None:
     and is printed to stderr as well, with file and line. Exit codes: 1 when no model could be carried over, 78 when
     a file cannot be read.
     """
-    from multitower.convert.serving import convert
+    from multitower.tools.convert.serving import convert
 
     conversion = convert(
         _read(models),
@@ -48,7 +48,7 @@ def convert_config(models: Path, batching: Path | None) -> None:
 
 
 def _read(path: Path) -> Message:
-    from multitower.convert.text_format import TextFormatError, parse
+    from multitower.tools.convert.text_format import TextFormatError, parse
 
     try:
         with path.open("rb") as file:

@@ -88,7 +88,7 @@ def _prepare(folder: Path, console: Console) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     console.print("Training a digit classifier on scikit-learn's 1797 images ...")
     begun = time.monotonic()
-    program = [sys.executable, "-m", "multitower.cli.demo_model", str(folder)]
+    program = [sys.executable, "-m", "multitower.tools.demo.model", str(folder)]
     done = subprocess.run(program, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         raise DemoError(
@@ -134,7 +134,7 @@ def _configure(folder: Path, endpoint: str) -> Path:
 def _show(folder: Path, seconds: float, console: Console) -> bool:
     """The demo proper; whether all went well."""
     from multitower import Client
-    from multitower.cli.demo_load import Load
+    from multitower.tools.demo.load import Load
 
     with np.load(folder / "held_out.npz") as held_out:
         images, labels, direct = held_out["x"], held_out["labels"], held_out["direct"]

@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from multitower.supervisor.devices import Device, Discovery
+    from multitower.supervisor.machine.devices import Device, Discovery
 
 
 @click.command()
@@ -22,7 +22,7 @@ def devices(as_json: bool) -> None:
     An index or the beginning of a UUID from this list is what `devices` in the configuration takes. A slice is `in` the
     GPU of that index, and is named by its UUID alone. No daemon is asked and no GPU is touched.
     """
-    from multitower.supervisor.discovery import discover
+    from multitower.supervisor.machine.discovery import discover
 
     discovery = discover()
     cores = sorted(os.sched_getaffinity(0))
@@ -74,8 +74,8 @@ def _print_table(gpus: Sequence[Device]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from multitower.supervisor.cores import shown
-    from multitower.supervisor.devices import format_bytes
+    from multitower.supervisor.machine.cores import shown
+    from multitower.supervisor.machine.devices import format_bytes
 
     headings = ["Index", "UUID", "Product", "Memory", "Used", "PCI bus id"]
     near = any(gpu.cores is not None for gpu in gpus)

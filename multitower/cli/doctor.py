@@ -15,7 +15,7 @@ import click
 from multitower.exits import Exit
 
 if TYPE_CHECKING:
-    from multitower.doctor.findings import Finding
+    from multitower.tools.doctor.findings import Finding
 
 _INDENT = 12
 
@@ -39,9 +39,9 @@ def doctor(config: Path, overrides: tuple[str, ...], no_models: bool, timeout: f
     in a process of its own: its code runs), their operations, and memory, with what to do about each finding. No GPU
     is touched. Exit codes: 0 when there are no problems, 69 when there are, 78 when the configuration is wrong.
     """
-    from multitower.doctor.findings import Level, count
-    from multitower.doctor.session import examine
-    from multitower.supervisor.config import ConfigError, load
+    from multitower.supervisor.config.config import ConfigError, load
+    from multitower.tools.doctor.findings import Level, count
+    from multitower.tools.doctor.session import examine
 
     try:
         settings = load(config, overrides=overrides)

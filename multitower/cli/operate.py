@@ -90,7 +90,7 @@ def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any
         Unavailable: `not_listening`: the endpoint is not to be reached: another machine's, or another user's.
         MultitowerError: the order is refused, or has failed.
     """
-    from multitower.requests import Requests
+    from multitower.client.requests import Requests
 
     control = client.status()["daemon"]["control"]
     requests = Requests(control, ORDER_TIMEOUT_S, connect_timeout=3.0)

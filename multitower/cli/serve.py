@@ -26,10 +26,10 @@ def serve(config: Path, overrides: tuple[str, ...], log_format: str, log_level: 
     daemon holds an endpoint, 78 when the configuration is wrong, 130 after a second signal.
     """
     from multitower.exits import Exit
-    from multitower.supervisor.config import Config, load
-    from multitower.supervisor.config_source import ConfigError
+    from multitower.supervisor.config.config import Config, load
+    from multitower.supervisor.config.source import ConfigError
     from multitower.supervisor.daemon import Daemon, StartError
-    from multitower.supervisor.log import LogWriter
+    from multitower.supervisor.loop.log import LogWriter
 
     def read() -> Config:
         return load(config, overrides=overrides)

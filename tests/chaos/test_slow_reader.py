@@ -12,7 +12,7 @@ import zmq
 from running import STEP_S, Running
 
 from multitower import wire
-from multitower.supervisor.front import MAX_UNREAD_BYTES
+from multitower.supervisor.routing.front_socket import MAX_UNREAD_BYTES
 
 pytestmark = pytest.mark.chaos
 

@@ -14,21 +14,21 @@ import zmq
 from multitower import wire, worker_wire
 from multitower.errors import from_wire
 from multitower.spec import Assignment, ModelReport, ModelSpec, WorkerReport
-from multitower.supervisor import fleet as fleet_module
-from multitower.supervisor.batching import Batch, QueueLimits
-from multitower.supervisor.exit_cause import ExitCause
-from multitower.supervisor.fleet import Fleet
-from multitower.supervisor.fleet_settings import FleetSettings
-from multitower.supervisor.member import Member, Place
-from multitower.supervisor.placement import Placement
-from multitower.supervisor.process import WorkerProcess
-from multitower.supervisor.pulse import Pulse
-from multitower.supervisor.renewal import Renewal
-from multitower.supervisor.request import BatchKey, Plan, Request
-from multitower.supervisor.restart import RestartPolicy
-from multitower.supervisor.router import Router
-from multitower.supervisor.runtime import RuntimeDir
-from multitower.supervisor.slot import State
+from multitower.supervisor.loop.runtime_dir import RuntimeDir
+from multitower.supervisor.machine.placement import Placement
+from multitower.supervisor.routing.router import Router
+from multitower.supervisor.scheduling.queue import Batch, QueueLimits
+from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
+from multitower.supervisor.workers import manager as fleet_module
+from multitower.supervisor.workers.exit_cause import ExitCause
+from multitower.supervisor.workers.hang_detector import Pulse
+from multitower.supervisor.workers.manager import Fleet
+from multitower.supervisor.workers.process import WorkerProcess
+from multitower.supervisor.workers.replacement import Renewal
+from multitower.supervisor.workers.restart_budget import RestartPolicy
+from multitower.supervisor.workers.settings import FleetSettings
+from multitower.supervisor.workers.slot import State
+from multitower.supervisor.workers.worker_process import Member, Place
 from multitower.worker_wire import KeySpec
 
 LARGEST = 2

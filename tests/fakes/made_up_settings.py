@@ -8,14 +8,14 @@ from typing import cast
 
 from made_up_fleet import Scene, placement, spec
 
-from multitower.supervisor.batching import QueueLimits
-from multitower.supervisor.config import Config
-from multitower.supervisor.fleet_settings import FleetSettings
-from multitower.supervisor.pool import Rule
-from multitower.supervisor.reload import Reload
-from multitower.supervisor.restart import RestartPolicy
+from multitower.supervisor.config.config import Config
+from multitower.supervisor.operations.reload import Reload
+from multitower.supervisor.operations.status import Reporter
+from multitower.supervisor.scheduling.pool import Rule
+from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.settings import Settings
-from multitower.supervisor.status import Reporter
+from multitower.supervisor.workers.restart_budget import RestartPolicy
+from multitower.supervisor.workers.settings import FleetSettings
 
 Slots = Sequence[tuple[str, ...]]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from multitower.supervisor.balancer import Balancer
-from multitower.supervisor.batching import Batch, QueueLimits
-from multitower.supervisor.pool import Rule
-from multitower.supervisor.request import BatchKey, Plan, Request
-from multitower.supervisor.serving import Served, Worker
+from multitower.supervisor.scheduling.pool import Rule
+from multitower.supervisor.scheduling.queue import Batch, QueueLimits
+from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
+from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
 FIXED_S, ROW_S, LARGEST = 0.004, 0.00003, 32

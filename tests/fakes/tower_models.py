@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from multitower.spec import Assignment, ModelSpec
-from multitower.worker.model import Arrays, LoadError, Model, load, load_towers
-from multitower.worker.tensorflow_setup import configure, plain
-from multitower.worker.towers import Site
+from multitower.worker.formats.model import Arrays, LoadError, Model, load, load_towers
+from multitower.worker.formats.tensorflow_setup import configure, plain
+from multitower.worker.formats.towers import Site
 
 DEVICES = ("cpu:4", "cpu:5", "cpu:6", "cpu:7")
 RNG = np.random.default_rng(5)
@@ -181,7 +181,7 @@ def tried(spec: ModelSpec, inputs: Arrays, expected: Arrays) -> list[dict[str, A
 
 def elsewhere(spec: ModelSpec, inputs: Arrays) -> dict[str, Any]:
     """A tower on a GPU that is not there."""
-    from multitower.worker.saved_model import SavedModel
+    from multitower.worker.formats.saved_model import SavedModel
 
     model = SavedModel(spec, Site(("GPU-a", "GPU-b"), 1))
     model.try_out(inputs)

@@ -25,7 +25,7 @@ Answer = Arrays | MultitowerError
 
 
 def _live(spec: str, log: str) -> None:
-    """The target in the child: what `supervisor/launch.py` does that a worker rests on."""
+    """The target in the child: what `supervisor/workers/bootstrap.py` does that a worker rests on."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from multitower.supervisor.config import schema
+from multitower.supervisor.config.config import schema
 
 
 def test_it_prints_the_schema_and_nothing_else() -> None:

@@ -17,7 +17,7 @@ import pytest
 from fake_daemon import FakeDaemon, Received
 
 from multitower import Client, DeadlineExceeded, InvalidRequest, Unavailable, frames, wire
-from multitower.connection import Call, Connection
+from multitower.client.connection import Call, Connection
 from multitower.errors import Reason
 
 WAIT_S = 20.0

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from fake_daemon import METADATA, FakeDaemon, Received
 
-from multitower import Client, InvalidRequest, ModelError, codec, tensors, wire
+from multitower import Client, InvalidRequest, ModelError, tensors, wire
+from multitower.client import codec
 from multitower.errors import Reason
 
 WAIT_S = 20.0

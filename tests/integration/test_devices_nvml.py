@@ -16,7 +16,7 @@ GIB = 2**30
 CLI = "from multitower.cli.devices import devices; devices(prog_name='devices')"
 DISCOVER = """
 import dataclasses, json, sys
-from multitower.supervisor.discovery import discover
+from multitower.supervisor.machine.discovery import discover
 print(json.dumps(dataclasses.asdict(discover())))
 """
 
@@ -142,7 +142,7 @@ def test_nvml_is_shut_down_again_and_neither_cuda_nor_tensorflow_is_touched(
     log = tmp_path / "cuda.log"
     code = """
 import sys, pynvml
-from multitower.supervisor.discovery import discover
+from multitower.supervisor.machine.discovery import discover
 assert len(discover().gpus) == len(discover().gpus) == 4
 try:
     pynvml.nvmlDeviceGetCount()
@@ -236,7 +236,7 @@ import ctypes, pynvml
 def missing(name):
     raise OSError(f"{name}: cannot open shared object file")
 pynvml.CDLL = missing
-from multitower.supervisor.discovery import discover
+from multitower.supervisor.machine.discovery import discover
 print(discover().problem)
 """
     assert "libnvidia-ml.so.1 was not found" in run(code)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from running import Running
 
-from multitower.doctor import sockets
-from multitower.doctor.findings import Finding, Level
-from multitower.supervisor.runtime import FileLock
+from multitower.supervisor.loop.runtime_dir import FileLock
+from multitower.tools.doctor import sockets
+from multitower.tools.doctor.findings import Finding, Level
 
 
 @pytest.fixture(autouse=True)

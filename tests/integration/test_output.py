@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from multitower.supervisor.log import HumanFormatter, JsonFormatter, event
-from multitower.supervisor.output import LINES_A_SECOND, MAX_LINE, OutputReader
+from multitower.supervisor.loop.log import HumanFormatter, JsonFormatter, event
+from multitower.supervisor.workers.output import LINES_A_SECOND, MAX_LINE, OutputReader
 
 
 class Gathered(logging.Handler):

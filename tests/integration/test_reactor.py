@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 import zmq
 
-from multitower.supervisor.reactor import FINE_S, Reactor
+from multitower.supervisor.loop.reactor import FINE_S, Reactor
 
 SOON_S = 20.0
 

@@ -20,8 +20,8 @@ import psutil
 import pytest
 from fake_gpus import SLICES, UUIDS, FakeGpus, read_log, set_gpus
 
-from multitower.supervisor import resources
-from multitower.supervisor.resources import Sampler
+from multitower.supervisor.machine import resources
+from multitower.supervisor.machine.resources import Sampler
 
 MIB = 2**20
 GIB = 2**30
@@ -210,7 +210,7 @@ def test_close_ends_the_threads_at_once_however_long_its_interval() -> None:
 
 PROBE = """
 import dataclasses, json, logging, sys, time
-from multitower.supervisor import resources
+from multitower.supervisor.machine import resources
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 resources.REOPEN_S, resources.STALE_S = 0.05, 1.0
 sampler = resources.Sampler(0.02)

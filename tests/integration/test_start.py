@@ -144,7 +144,7 @@ def test_no_room_for_its_socket_is_a_configuration_error(tmp_path: Path) -> None
 
 DEFECT = """
 import runpy
-from multitower.supervisor.router import Router
+from multitower.supervisor.routing.router import Router
 
 flush = Router.flush
 

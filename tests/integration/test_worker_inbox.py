@@ -16,7 +16,7 @@ import zmq
 from multitower import frames, worker_wire
 from multitower.worker import inbox, service
 from multitower.worker.executor import Executor
-from multitower.worker.model import Arrays
+from multitower.worker.formats.model import Arrays
 from multitower.worker.prepared import Prepared
 from multitower.worker_wire import KeySpec
 

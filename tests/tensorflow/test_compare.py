@@ -57,7 +57,7 @@ def test_both_ways_are_measured_and_a_crash_takes_one_device_or_all(model: Path)
 
 
 def test_sessions_on_gpus_that_are_not_there_say_what_became_of_them() -> None:
-    command = [sys.executable, "-m", "multitower.worker.visible_sessions", "2"]
+    command = [sys.executable, "-m", "multitower.worker.formats.visible_sessions", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [(each["asked"], each["device"]) for each in json.loads(done.stdout)] == [("0", None), ("1", None)]
     assert all("GPU:0" in each["error"] for each in json.loads(done.stdout))

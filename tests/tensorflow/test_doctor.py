@@ -16,10 +16,10 @@ with warnings.catch_warnings():
     import keras
     import tensorflow as tf
 
-    from multitower.worker import kernels
+    from multitower.worker.formats import kernels
 
-from multitower.doctor import operations
 from multitower.spec import ModelSpec
+from multitower.tools.doctor import operations
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),

@@ -17,14 +17,14 @@ with warnings.catch_warnings():
     import keras
     import tensorflow as tf
 
-    from multitower.worker import function_call
-    from multitower.worker.function_call import FunctionCall
-    from multitower.worker.keras_model import KerasModel
-    from multitower.worker.saved_model import SavedModel
+    from multitower.worker.formats import function_call
+    from multitower.worker.formats.function_call import FunctionCall
+    from multitower.worker.formats.keras3_model import KerasModel
+    from multitower.worker.formats.saved_model import SavedModel
 
 from multitower.spec import ModelSpec
 from multitower.worker.memory import is_exhausted
-from multitower.worker.warmup import warm_up
+from multitower.worker.warmup.warmup import warm_up
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 

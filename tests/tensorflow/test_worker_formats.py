@@ -23,15 +23,15 @@ with warnings.catch_warnings():
     import tensorflow as tf
     import tf_keras
 
-    from multitower.worker import tensorflow_setup as setup
-    from multitower.worker.keras_model import KerasModel
-    from multitower.worker.legacy_keras_model import LegacyKerasModel
-    from multitower.worker.saved_model import SavedModel
+    from multitower.worker.formats import tensorflow_setup as setup
+    from multitower.worker.formats.keras2_model import LegacyKerasModel
+    from multitower.worker.formats.keras3_model import KerasModel
+    from multitower.worker.formats.saved_model import SavedModel
     from multitower.worker.signatures import load_others
 
 from multitower.spec import Assignment, ModelReport, ModelSpec, TensorReport, WorkerReport
-from multitower.worker.model import LoadError, Model, load
-from multitower.worker.warmup import warm_up
+from multitower.worker.formats.model import LoadError, Model, load
+from multitower.worker.warmup.warmup import warm_up
 from multitower.worker_wire import KeySpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

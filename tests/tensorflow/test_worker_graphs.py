@@ -16,11 +16,11 @@ with warnings.catch_warnings():
     import tensorflow as tf
     from google.protobuf import text_format
 
-    from multitower.worker.graph_model import GraphModel
+    from multitower.worker.formats.frozen_graph import GraphModel
 
 from multitower.spec import ModelSpec, TensorReport
-from multitower.worker.model import LoadError, load
-from multitower.worker.warmup import warm_up
+from multitower.worker.formats.model import LoadError, load
+from multitower.worker.warmup.warmup import warm_up
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 

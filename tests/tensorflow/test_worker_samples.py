@@ -18,14 +18,14 @@ with warnings.catch_warnings():
     import keras
     import tensorflow as tf
 
-    from multitower.worker.keras_model import KerasModel
-    from multitower.worker.saved_model import SavedModel
+    from multitower.worker.formats.keras3_model import KerasModel
+    from multitower.worker.formats.saved_model import SavedModel
     from multitower.worker.signatures import load_others
 
 from multitower.spec import ModelSpec
-from multitower.worker.model import Arrays, LoadError
-from multitower.worker.samples import SERVING_FILE, samples_of
-from multitower.worker.warmup import warm_up
+from multitower.worker.formats.model import Arrays, LoadError
+from multitower.worker.warmup.samples import SERVING_FILE, samples_of
+from multitower.worker.warmup.warmup import warm_up
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 

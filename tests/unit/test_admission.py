@@ -10,9 +10,9 @@ import pytest
 from multitower import wire
 from multitower.errors import InvalidRequest, MultitowerError, NotFound, Reason, Unavailable, make
 from multitower.spec import ModelReport, SignatureReport, TensorReport
-from multitower.supervisor import admission
-from multitower.supervisor.admission import Admission, check_frames
-from multitower.supervisor.request import Request
+from multitower.supervisor.routing import admission
+from multitower.supervisor.routing.admission import Admission, check_frames
+from multitower.supervisor.scheduling.request import Request
 
 
 def report(**changes: Any) -> ModelReport:

@@ -8,8 +8,8 @@ from typing import Literal
 
 import pytest
 
-from multitower.supervisor.allotment import allot
-from multitower.supervisor.devices import Device, DeviceError
+from multitower.supervisor.machine.devices import Device, DeviceError
+from multitower.supervisor.machine.model_placement import allot
 
 GPUS = ("GPU-8f3a0000", "GPU-8f3b0000", "GPU-2e000000")
 CPUS = ("cpu:0", "cpu:1", "cpu:2")

@@ -12,13 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
-from multitower.supervisor.balancer import Balancer
-from multitower.supervisor.batching import Batch, QueueLimits
-from multitower.supervisor.crashing import CRASHES
-from multitower.supervisor.estimate import LEAST
-from multitower.supervisor.pool import Rule
-from multitower.supervisor.request import BatchKey, Phase, Plan, Request
-from multitower.supervisor.serving import Served, Worker
+from multitower.supervisor.scheduling.crashing_models import CRASHES
+from multitower.supervisor.scheduling.estimate import LEAST
+from multitower.supervisor.scheduling.pool import Rule
+from multitower.supervisor.scheduling.queue import Batch, QueueLimits
+from multitower.supervisor.scheduling.request import BatchKey, Phase, Plan, Request
+from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
 MODELS = ("a", "b")

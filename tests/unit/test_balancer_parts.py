@@ -8,10 +8,10 @@ import pytest
 
 from multitower import wire
 from multitower.errors import MultitowerError, Reason
-from multitower.supervisor.balancer import Balancer
-from multitower.supervisor.batching import Batch, QueueLimits
-from multitower.supervisor.request import NORMAL_PRIORITY, BatchKey, Plan, Request
-from multitower.supervisor.serving import Served, Worker
+from multitower.supervisor.scheduling.queue import Batch, QueueLimits
+from multitower.supervisor.scheduling.request import NORMAL_PRIORITY, BatchKey, Plan, Request
+from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
 LARGEST = 2

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multitower.bench import inputs
-from multitower.bench.arrivals import Load, poisson
-from multitower.bench.histogram import Histogram
-from multitower.bench.inputs import InputsError, Shape
-from multitower.bench.tally import Tally, total
+from multitower.tools.bench import inputs
+from multitower.tools.bench.arrivals import Load, poisson
+from multitower.tools.bench.histogram import Histogram
+from multitower.tools.bench.inputs import InputsError, Shape
+from multitower.tools.bench.tally import Tally, total
 
 
 def filled(*durations: int) -> Histogram:

@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from multitower.bench import record, report
-from multitower.bench.arrivals import Load
-from multitower.bench.bottleneck import Part, judge
-from multitower.bench.daemon import plan
-from multitower.bench.evidence import Evidence, Snapshot, Worker, gather
-from multitower.bench.results import Result, best
-from multitower.bench.scaling import MAX_STEPS, efficiency, most_concurrency, next_concurrency, worker_counts
-from multitower.bench.session import _only_model
-from multitower.bench.slo import LOWEST, NEAR, Objective, Search
-from multitower.bench.tally import Tally
-from multitower.supervisor import placement
-from multitower.supervisor.config import load
+from multitower.supervisor.config.config import load
+from multitower.supervisor.machine import placement
+from multitower.tools.bench import record, report
+from multitower.tools.bench.arrivals import Load
+from multitower.tools.bench.bottleneck import Part, judge
+from multitower.tools.bench.daemon import plan
+from multitower.tools.bench.evidence import Evidence, Snapshot, Worker, gather
+from multitower.tools.bench.results import Result, best
+from multitower.tools.bench.scaling import MAX_STEPS, efficiency, most_concurrency, next_concurrency, worker_counts
+from multitower.tools.bench.session import _only_model
+from multitower.tools.bench.slo import LOWEST, NEAR, Objective, Search
+from multitower.tools.bench.tally import Tally
 
 # The search.
 

@@ -5,8 +5,8 @@ from typing import Any, cast
 
 import pytest
 
-from multitower.supervisor.capacity import Capacity
-from multitower.supervisor.resources import DeviceSample, Sample
+from multitower.supervisor.machine.resources import DeviceSample, Sample
+from multitower.supervisor.workers.capacity import Capacity
 
 MIB = 2**20
 

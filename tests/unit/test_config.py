@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from multitower.spec import ModelSpec
-from multitower.supervisor.config import Config, Memory, load, schema
+from multitower.supervisor.config.config import Config, Memory, load, schema
 from multitower.wire import DEFAULT_ENDPOINT
 
 MODEL = "models: [{name: digits, path: digits}]\n"

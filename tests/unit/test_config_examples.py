@@ -17,10 +17,10 @@ import pytest
 
 from multitower.errors import InvalidRequest
 from multitower.exits import Exit
-from multitower.supervisor import config_overrides
-from multitower.supervisor.config import Config, load, schema
-from multitower.supervisor.config_errors import LATER
-from multitower.supervisor.config_yaml import Reader
+from multitower.supervisor.config import overrides as config_overrides
+from multitower.supervisor.config.config import Config, load, schema
+from multitower.supervisor.config.errors import LATER
+from multitower.supervisor.config.yaml_reader import Reader
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

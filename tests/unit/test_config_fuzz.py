@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from multitower.supervisor.config import Config, ConfigError, Problem, load, schema
+from multitower.supervisor.config.config import Config, ConfigError, Problem, load, schema
 
 ROOT = Path(__file__).parents[2]
 WHOLE = (ROOT / "configs" / "tuning.yaml").read_text()

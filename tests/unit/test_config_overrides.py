@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from multitower.supervisor.config import Config, ConfigError, load
+from multitower.supervisor.config.config import Config, ConfigError, load
 
 TEXT = """\
 models: [{name: h, handler: 'm:C'}]

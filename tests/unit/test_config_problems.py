@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from multitower.supervisor.config import ConfigError, load
-from multitower.supervisor.config_source import MAX_FILE_BYTES, MAX_PROBLEMS
-from multitower.supervisor.config_values import RUNTIME_NAME_BYTES
-from multitower.supervisor.runtime import MAX_IPC_PATH
+from multitower.supervisor.config.config import ConfigError, load
+from multitower.supervisor.config.source import MAX_FILE_BYTES, MAX_PROBLEMS
+from multitower.supervisor.config.values import RUNTIME_NAME_BYTES
+from multitower.supervisor.loop.runtime_dir import MAX_IPC_PATH
 
 MODEL = "models: [{name: digits, path: digits}]\n"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from multitower.supervisor.config_source import ConfigError, Place
-from multitower.supervisor.config_yaml import MAX_DEPTH, MAX_NODES, Reader
+from multitower.supervisor.config.source import ConfigError, Place
+from multitower.supervisor.config.yaml_reader import MAX_DEPTH, MAX_NODES, Reader
 
 
 def read(text: str) -> tuple[Any, list[str]]:

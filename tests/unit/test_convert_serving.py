@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from multitower.convert import yaml_text
-from multitower.convert.serving import Conversion, convert
-from multitower.convert.text_format import Field, Message, parse
-from multitower.supervisor.config import Config, load
-from multitower.supervisor.config_models import Batching
-from multitower.supervisor.versions import Policy
+from multitower.supervisor.config.config import Config, load
+from multitower.supervisor.config.models import Batching
+from multitower.supervisor.config.version_folders import Policy
+from multitower.tools.convert import yaml_text
+from multitower.tools.convert.serving import Conversion, convert
+from multitower.tools.convert.text_format import Field, Message, parse
 
 
 @pytest.fixture(autouse=True)

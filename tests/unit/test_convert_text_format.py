@@ -9,7 +9,7 @@ from google.protobuf import struct_pb2, text_format, wrappers_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multitower.convert.text_format import MAX_DEPTH, Field, Message, TextFormatError, Value, Word, parse
+from multitower.tools.convert.text_format import MAX_DEPTH, Field, Message, TextFormatError, Value, Word, parse
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
 WORDS = NAMES.map(Word)

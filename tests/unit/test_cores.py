@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from multitower.supervisor import cores
+from multitower.supervisor.machine import cores
 
 NODE_0, NODE_1 = range(4), range(4, 8)
 BOTH = range(8)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from multitower.errors import MultitowerError, Unavailable
-from multitower.supervisor.balancer import Balancer
-from multitower.supervisor.batching import QueueLimits
-from multitower.supervisor.crashing import CRASHES, CrashingModels
-from multitower.supervisor.request import BatchKey, Plan, Request
-from multitower.supervisor.serving import Served, Worker
+from multitower.supervisor.scheduling.crashing_models import CRASHES, CrashingModels
+from multitower.supervisor.scheduling.queue import QueueLimits
+from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
+from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
 A, B = "a", "b"

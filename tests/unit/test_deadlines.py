@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multitower.supervisor.deadlines import TICK_S, Deadlines
+from multitower.supervisor.scheduling.deadlines import TICK_S, Deadlines
 
 
 class Item:

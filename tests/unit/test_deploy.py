@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from multitower.exits import Exit
-from multitower.supervisor import endings
-from multitower.supervisor.config import Config
-from multitower.supervisor.config_overrides import PREFIX
-from multitower.supervisor.units import parse_duration
+from multitower.supervisor.config.config import Config
+from multitower.supervisor.config.overrides import PREFIX
+from multitower.supervisor.config.units import parse_duration
+from multitower.supervisor.workers import exits as endings
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "multitower.service"

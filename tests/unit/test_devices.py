@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from multitower.supervisor.devices import Device, DeviceError, Discovery, Selection, format_bytes, resolve
+from multitower.supervisor.machine.devices import Device, DeviceError, Discovery, Selection, format_bytes, resolve
 
 GIB = 2**30
 UUIDS = ("GPU-8f3a1c02-5b7e", "GPU-8f3a9d47-1c2b", "GPU-2e6b7710-93af", "GPU-41750e9b-0f6a")

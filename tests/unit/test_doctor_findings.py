@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from multitower.doctor import host, libraries, machine, memory, models, operations, versions
-from multitower.doctor.findings import Finding, Level, count, listed
-from multitower.doctor.libraries import Driver
-from multitower.doctor.machine import Machine
-from multitower.doctor.models import Loaded
 from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorReport
-from multitower.supervisor.devices import Device, Discovery
-from multitower.supervisor.placement import Placement
+from multitower.supervisor.machine.devices import Device, Discovery
+from multitower.supervisor.machine.placement import Placement
+from multitower.tools.doctor import host, libraries, machine, memory, models, operations, versions
+from multitower.tools.doctor.findings import Finding, Level, count, listed
+from multitower.tools.doctor.libraries import Driver
+from multitower.tools.doctor.machine import Machine
+from multitower.tools.doctor.models import Loaded
 
 GIB = 1 << 30
 MIB = 1 << 20

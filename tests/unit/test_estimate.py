@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from multitower.supervisor.estimate import LEAST, MOST_KEYS, STREAK, Estimate, Pace
+from multitower.supervisor.scheduling.estimate import LEAST, MOST_KEYS, STREAK, Estimate, Pace
 
 FIXED_S, ROW_S = 0.004, 0.00003
 

@@ -7,10 +7,10 @@ from typing import cast
 import pytest
 
 from multitower.spec import NO_SOCKET
-from multitower.supervisor.exit_cause import ExitCause
-from multitower.supervisor.member import Member
-from multitower.supervisor.process import WorkerProcess
-from multitower.supervisor.pulse import Pulse, Verdict
+from multitower.supervisor.workers.exit_cause import ExitCause
+from multitower.supervisor.workers.hang_detector import Pulse, Verdict
+from multitower.supervisor.workers.process import WorkerProcess
+from multitower.supervisor.workers.worker_process import Member
 
 
 @pytest.mark.parametrize(

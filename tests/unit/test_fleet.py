@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from made_up_fleet import Scene, process
 
-from multitower.supervisor.fleet import RECYCLE_AGAIN_S
-from multitower.supervisor.pulse import Verdict
-from multitower.supervisor.slot import State
+from multitower.supervisor.workers.hang_detector import Verdict
+from multitower.supervisor.workers.manager import RECYCLE_AGAIN_S
+from multitower.supervisor.workers.slot import State
 
 
 def test_a_dead_worker_gets_nothing_while_it_waits_to_be_buried() -> None:

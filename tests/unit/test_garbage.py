@@ -14,7 +14,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from practised import Scene
 
-from multitower.supervisor.garbage import keep_out_of_the_way
+from multitower.supervisor.loop.garbage_collector import keep_out_of_the_way
 
 if sys.argv[2] == "tamed":
     keep_out_of_the_way()

@@ -7,16 +7,16 @@ from typing import Any, cast
 
 import pytest
 
-from multitower.supervisor.capacity import Capacity
-from multitower.supervisor.fleet_settings import FleetSettings
-from multitower.supervisor.health import Health
-from multitower.supervisor.member import Member, Place
-from multitower.supervisor.process import WorkerProcess
-from multitower.supervisor.pulse import Pulse
-from multitower.supervisor.resources import Sampler
-from multitower.supervisor.restart import RestartPolicy
-from multitower.supervisor.router import Channel, Router
-from multitower.supervisor.slot import State
+from multitower.supervisor.machine.resources import Sampler
+from multitower.supervisor.routing.router import Channel, Router
+from multitower.supervisor.workers.capacity import Capacity
+from multitower.supervisor.workers.hang_detector import Pulse
+from multitower.supervisor.workers.health import Health
+from multitower.supervisor.workers.process import WorkerProcess
+from multitower.supervisor.workers.restart_budget import RestartPolicy
+from multitower.supervisor.workers.settings import FleetSettings
+from multitower.supervisor.workers.slot import State
+from multitower.supervisor.workers.worker_process import Member, Place
 
 
 class Process:

@@ -12,12 +12,13 @@ import pytest
 from made_up_fleet import Scene, process, spec
 
 from multitower.errors import MultitowerError, Reason, Unavailable
-from multitower.supervisor import config, settings
-from multitower.supervisor.errands import Errands
-from multitower.supervisor.model_orders import ModelOrders
-from multitower.supervisor.orders import Orders
-from multitower.supervisor.slot import State
-from multitower.supervisor.status import Reporter
+from multitower.supervisor import settings
+from multitower.supervisor.config import config
+from multitower.supervisor.loop.background import Errands
+from multitower.supervisor.operations.model_orders import ModelOrders
+from multitower.supervisor.operations.orders import Orders
+from multitower.supervisor.operations.status import Reporter
+from multitower.supervisor.workers.slot import State
 
 MODEL = (
     "- {{name: {name}, handler: 'h:M', parameters: {{version: {version}}}, batching: {{max_batch_size: 2}}, "

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from multitower.supervisor.notify import RETRY_S, Notifier
+from multitower.supervisor.operations.service_manager import RETRY_S, Notifier
 
 WAIT_S = 10.0
 

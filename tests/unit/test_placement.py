@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from multitower.supervisor.devices import Device, DeviceError, Group
-from multitower.supervisor.placement import Placement, place
+from multitower.supervisor.machine.devices import Device, DeviceError, Group
+from multitower.supervisor.machine.placement import Placement, place
 
 GIB = 2**30
 

@@ -8,11 +8,11 @@ import pytest
 from practised import FIXED_S, KEY, LARGEST, ROW_S, SINGLY, Scene
 
 from multitower.errors import Reason, make
-from multitower.supervisor.choice import TRY_AFTER, TRY_IDLE_S
-from multitower.supervisor.estimate import LEAST, STREAK
-from multitower.supervisor.pool import BRIEF_FOR, GRAIN_S, LEAD_SHARE, Rule
-from multitower.supervisor.request import Request
-from multitower.supervisor.serving import Served, Worker
+from multitower.supervisor.scheduling.estimate import LEAST, STREAK
+from multitower.supervisor.scheduling.pool import BRIEF_FOR, GRAIN_S, LEAD_SHARE, Rule
+from multitower.supervisor.scheduling.request import Request
+from multitower.supervisor.scheduling.worker import Served, Worker
+from multitower.supervisor.scheduling.worker_choice import TRY_AFTER, TRY_IDLE_S
 
 IDLE = [
     # Times of the devices, one-row requests that wait, batches.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from multitower.supervisor.balancer import Balancer
-from multitower.supervisor.batching import QueueLimits
-from multitower.supervisor.request import NORMAL_PRIORITY, BatchKey, Plan, Request
-from multitower.supervisor.serving import Served, Worker
+from multitower.supervisor.scheduling.queue import QueueLimits
+from multitower.supervisor.scheduling.request import NORMAL_PRIORITY, BatchKey, Plan, Request
+from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
 

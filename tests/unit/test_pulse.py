@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from multitower.supervisor.pulse import Call, Look, Pulse, Verdict
+from multitower.supervisor.workers.hang_detector import Call, Look, Pulse, Verdict
 
 BEAT = 1.0
 

@@ -7,13 +7,13 @@ import os
 import pytest
 
 from multitower.errors import MultitowerError, Poisoned
-from multitower.supervisor import quarantine as quarantine_module
-from multitower.supervisor.balancer import Balancer
-from multitower.supervisor.batching import QueueLimits
-from multitower.supervisor.quarantine import MAX_KEPT, MOST_BYTES, Quarantine
-from multitower.supervisor.regions import Piece, Region
-from multitower.supervisor.request import BatchKey, Plan, Request, SharedRequest
-from multitower.supervisor.serving import Served
+from multitower.supervisor.routing.regions import Piece, Region
+from multitower.supervisor.scheduling import quarantine as quarantine_module
+from multitower.supervisor.scheduling.quarantine import MAX_KEPT, MOST_BYTES, Quarantine
+from multitower.supervisor.scheduling.queue import QueueLimits
+from multitower.supervisor.scheduling.request import BatchKey, Plan, Request, SharedRequest
+from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.worker import Served
 from multitower.worker_wire import KeySpec
 
 KEYS = {name: BatchKey(KeySpec("m", ((name, "UINT8", ()),), None, True), 4) for name in "xy"}

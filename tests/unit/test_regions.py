@@ -19,14 +19,14 @@ from memfds import NONCE, name_of, region
 from multitower import wire, worker_wire
 from multitower.errors import InvalidRequest
 from multitower.spec import ModelReport
-from multitower.supervisor import regions
-from multitower.supervisor.batching import Batch, QueueLimits
-from multitower.supervisor.front import Incoming
-from multitower.supervisor.quarantine import Quarantine
-from multitower.supervisor.regions import IDLE_S, Piece, Region, Regions, open_region
-from multitower.supervisor.request import BatchKey, Plan, Request, Shared, SharedRequest
-from multitower.supervisor.router import Router
-from multitower.supervisor.split import Join
+from multitower.supervisor.routing import regions
+from multitower.supervisor.routing.front_socket import Incoming
+from multitower.supervisor.routing.regions import IDLE_S, Piece, Region, Regions, open_region
+from multitower.supervisor.routing.router import Router
+from multitower.supervisor.scheduling.quarantine import Quarantine
+from multitower.supervisor.scheduling.queue import Batch, QueueLimits
+from multitower.supervisor.scheduling.request import BatchKey, Plan, Request, Shared, SharedRequest
+from multitower.supervisor.scheduling.split_requests import Join
 from multitower.worker_wire import KeySpec
 
 

@@ -12,10 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from made_up_fleet import LARGEST, Scene, placement, process, spec
 
 from multitower.errors import Reason, Unavailable
-from multitower.supervisor.member import Member
-from multitower.supervisor.pulse import Verdict
-from multitower.supervisor.renewal import Renewal
-from multitower.supervisor.slot import State
+from multitower.supervisor.workers.hang_detector import Verdict
+from multitower.supervisor.workers.replacement import Renewal
+from multitower.supervisor.workers.slot import State
+from multitower.supervisor.workers.worker_process import Member
 
 
 def serving(slots: int = 1, **arguments: Any) -> Scene:

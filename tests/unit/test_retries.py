@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from multitower.connection import Call
+from multitower.client.connection import Call
+from multitower.client.retries import FLOOR_S, JITTER, MAX_DELAY_S, Retries, delay_after
 from multitower.errors import MultitowerError, Reason, from_wire, make
-from multitower.retries import FLOOR_S, JITTER, MAX_DELAY_S, Retries, delay_after
 
 NOW = 1000.0
 FAR = 1e9

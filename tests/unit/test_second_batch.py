@@ -6,11 +6,11 @@ import pytest
 from practised import FIXED_S, KEY, LARGEST, ROW_S, SINGLY, Scene
 
 from multitower.errors import MultitowerError, Reason
-from multitower.supervisor.balancer import Balancer
-from multitower.supervisor.batching import QueueLimits
-from multitower.supervisor.pool import GRAIN_S
-from multitower.supervisor.request import BatchKey, Phase, Plan, Request
-from multitower.supervisor.serving import Served, Worker
+from multitower.supervisor.scheduling.pool import GRAIN_S
+from multitower.supervisor.scheduling.queue import QueueLimits
+from multitower.supervisor.scheduling.request import BatchKey, Phase, Plan, Request
+from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
 # What the dead worker has left of which batch it began last.

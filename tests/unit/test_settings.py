@@ -9,9 +9,10 @@ import pytest
 from version_folders import version
 
 from multitower.spec import ModelSpec
-from multitower.supervisor import config, settings
-from multitower.supervisor.batching import QueueLimits
-from multitower.supervisor.pool import Rule
+from multitower.supervisor import settings
+from multitower.supervisor.config import config
+from multitower.supervisor.scheduling.pool import Rule
+from multitower.supervisor.scheduling.queue import QueueLimits
 
 
 def made(tmp_path: Path, text: str) -> settings.Settings:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from version_folders import version
 
-from multitower.supervisor.settling import Settling, worth_looking_at
-from multitower.supervisor.versions import Policy
-from multitower.supervisor.watch import Target, look
+from multitower.supervisor.config.version_folders import Policy
+from multitower.supervisor.operations.version_settling import Settling, worth_looking_at
+from multitower.supervisor.operations.version_watch import Target, look
 
 ALL = Policy("all")
 SETTLE_S = 5.0

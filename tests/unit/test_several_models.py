@@ -7,7 +7,7 @@ from made_up_fleet import Scene, process
 from made_up_settings import Slots, made, reload
 
 from multitower.errors import Reason, Unavailable
-from multitower.supervisor.renewal import Renewal
+from multitower.supervisor.workers.replacement import Renewal
 
 
 def serving(models: Slots, *, fits: bool = True, retry: int = 1, max_restarts: int = 100) -> Scene:

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from memfds import in_shared_memory
 
-from multitower import ModelError, shared_memory, tensors, wire
-from multitower.codec import SHARED_BYTES, Codec, Encoded
+from multitower import ModelError, tensors, wire
+from multitower.client import shared_memory
+from multitower.client.codec import SHARED_BYTES, Codec, Encoded
+from multitower.client.shared_memory import Arena, Lease
 from multitower.infer_header import parse_infer_header
-from multitower.shared_memory import Arena, Lease
 
 LARGE = SHARED_BYTES // 4  # of FP32
 

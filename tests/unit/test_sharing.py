@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from multitower.supervisor.balancer import Balancer
-from multitower.supervisor.batching import QueueLimits
-from multitower.supervisor.request import BatchKey, Plan, Request
-from multitower.supervisor.serving import Served
+from multitower.supervisor.scheduling.queue import QueueLimits
+from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
+from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.worker import Served
 from multitower.worker_wire import KeySpec
 
 KEY = BatchKey(KeySpec("m", (("x", "UINT8", ()),), None, True), max_batch_size=32)

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from multitower.supervisor.restart import RestartBudget, RestartPolicy
-from multitower.supervisor.slot import TRANSITIONS, Action, Event, Slot, State
+from multitower.supervisor.workers.restart_budget import RestartBudget, RestartPolicy
+from multitower.supervisor.workers.slot import TRANSITIONS, Action, Event, Slot, State
 
 POLICY = RestartPolicy(max_restarts=2, window_s=60.0, first_s=0.5, max_s=30.0)
 

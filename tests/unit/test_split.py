@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from multitower import ModelError, wire
-from multitower.supervisor.request import BatchKey, Plan, Request
-from multitower.supervisor.split import Join
+from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
+from multitower.supervisor.scheduling.split_requests import Join
 from multitower.worker_wire import KeySpec
 
 

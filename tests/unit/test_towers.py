@@ -11,14 +11,14 @@ from practised import LARGEST, Scene
 from multitower import worker_wire
 from multitower.errors import MultitowerError, Reason
 from multitower.spec import MemoryReport, ModelReport, ModelSpec, TowerReport, WorkerReport
-from multitower.supervisor.batching import QueueLimits
-from multitower.supervisor.process import WorkerProcess
-from multitower.supervisor.reports import Reports
-from multitower.supervisor.request import Request
-from multitower.supervisor.router import Router
-from multitower.supervisor.serving import Served, Worker
-from multitower.worker.model import LoadError, load_towers
-from multitower.worker.towers import AS_SAVED, Site, assign, nodes_of, sites, where
+from multitower.supervisor.routing.router import Router
+from multitower.supervisor.scheduling.queue import QueueLimits
+from multitower.supervisor.scheduling.request import Request
+from multitower.supervisor.scheduling.worker import Served, Worker
+from multitower.supervisor.workers.process import WorkerProcess
+from multitower.supervisor.workers.reports import Reports
+from multitower.worker.formats.model import LoadError, load_towers
+from multitower.worker.formats.towers import AS_SAVED, Site, assign, nodes_of, sites, where
 
 
 def towers(count: int, *, retry: int = 1, others: int = 0) -> tuple[Scene, list[Worker]]:

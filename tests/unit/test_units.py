@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multitower.supervisor.units import (
+from multitower.supervisor.config.units import (
     DURATION_PATTERN,
     MAX_DURATION_S,
     MAX_SIZE,

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multitower import Code, codec, tensors, wire
+from multitower import Code, tensors, wire
+from multitower.client import codec
 from multitower.errors import CODE_OF
 from multitower.infer_header import parse_infer_header
 from multitower.spec import ModelReport, ModelSpec, TensorReport
-from multitower.supervisor.batching import QueueLimits
-from multitower.supervisor.front import Incoming
-from multitower.supervisor.router import Router
-from multitower.supervisor.status import Reporter
+from multitower.supervisor.operations.status import Reporter
+from multitower.supervisor.routing.front_socket import Incoming
+from multitower.supervisor.routing.router import Router
+from multitower.supervisor.scheduling.queue import QueueLimits
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docs" / "protocol-vectors.json"

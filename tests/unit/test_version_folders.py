@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from version_folders import version
 
-from multitower.supervisor.versions import Policy, chosen_versions, fingerprint, versions_of
+from multitower.supervisor.config.version_folders import Policy, chosen_versions, fingerprint, versions_of
 
 
 @pytest.mark.parametrize(

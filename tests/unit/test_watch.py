@@ -13,14 +13,15 @@ from version_folders import version
 
 from multitower.errors import MultitowerError, Reason
 from multitower.spec import ModelReport
-from multitower.supervisor import config, settings
-from multitower.supervisor.errands import Errands
-from multitower.supervisor.member import Member
-from multitower.supervisor.model_orders import ModelOrders
-from multitower.supervisor.orders import Orders
-from multitower.supervisor.slot import State
-from multitower.supervisor.status import Reporter
-from multitower.supervisor.watch import Watch
+from multitower.supervisor import settings
+from multitower.supervisor.config import config
+from multitower.supervisor.loop.background import Errands
+from multitower.supervisor.operations.model_orders import ModelOrders
+from multitower.supervisor.operations.orders import Orders
+from multitower.supervisor.operations.status import Reporter
+from multitower.supervisor.operations.version_watch import Watch
+from multitower.supervisor.workers.slot import State
+from multitower.supervisor.workers.worker_process import Member
 
 
 class AtOnce:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multitower.supervisor.window import KEPT_BATCHES, Window
+from multitower.supervisor.routing.batch_times import KEPT_BATCHES, Window
 
 BATCHES = st.lists(st.tuples(st.floats(0.0, 3.0), st.floats(0.0, 5.0), st.integers(0, 64)), max_size=60)
 

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from multitower import InvalidRequest, ModelError, MultitowerError, Reason, tensors, wire
-from multitower.codec import Codec, error_of
+from multitower.client.codec import Codec, error_of
 from multitower.errors import from_wire, make
 from multitower.infer_header import parse_infer_header
 

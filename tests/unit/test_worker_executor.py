@@ -17,7 +17,7 @@ from multitower import wire
 from multitower.errors import InvalidRequest, MultitowerError, Reason
 from multitower.spec import TensorReport
 from multitower.worker.executor import Executor
-from multitower.worker.model import Arrays
+from multitower.worker.formats.model import Arrays
 from multitower.worker_wire import KeySpec
 
 KEY = KeySpec("m", (("x", "INT64", ()),), None, True)

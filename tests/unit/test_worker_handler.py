@@ -9,8 +9,8 @@ import pytest
 
 from multitower.errors import InvalidRequest, ModelError
 from multitower.spec import ModelSpec, TensorReport
-from multitower.worker.handler import HandlerModel
-from multitower.worker.model import LoadError
+from multitower.worker.formats.handler import HandlerModel
+from multitower.worker.formats.model import LoadError
 
 HANDLERS = """
 from types import SimpleNamespace

@@ -13,9 +13,9 @@ import pytest
 from memfds import NONCE, region
 
 from multitower import wire
-from multitower.worker import mappings as under_test
-from multitower.worker.mappings import MOST_MAPPINGS, Mappings
-from multitower.worker.regions import Regions
+from multitower.worker.shared_memory import mappings as under_test
+from multitower.worker.shared_memory.mappings import MOST_MAPPINGS, Mappings
+from multitower.worker.shared_memory.regions import Regions
 from multitower.worker_wire import Place
 
 F_ADD_SEALS, F_SEAL_WRITE = 1033, 8

@@ -11,7 +11,7 @@ import pytest
 from multitower.errors import MultitowerError
 from multitower.worker import batch
 from multitower.worker.executor import Executor
-from multitower.worker.model import Arrays
+from multitower.worker.formats.model import Arrays
 from multitower.worker_wire import KeySpec
 
 KEY = KeySpec("m", (("x", "INT64", ()),), None, True)

@@ -13,8 +13,8 @@ from memfds import region
 
 from multitower import wire
 from multitower.worker.buffers import Buffers
-from multitower.worker.mappings import Mappings
-from multitower.worker.regions import Inputs, Outputs, Regions
+from multitower.worker.shared_memory.mappings import Mappings
+from multitower.worker.shared_memory.regions import Inputs, Outputs, Regions
 from multitower.worker_wire import KeySpec, Place, Table
 
 KEY = KeySpec("m", (("x", "INT16", (2,)), ("n", "UINT8", ())), None, True)

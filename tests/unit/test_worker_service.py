@@ -11,7 +11,7 @@ import pytest
 
 from multitower import tensors, worker_wire
 from multitower.worker.executor import Executor
-from multitower.worker.model import Arrays
+from multitower.worker.formats.model import Arrays
 from multitower.worker.service import _Service
 from multitower.worker_wire import KeySpec, Place
 

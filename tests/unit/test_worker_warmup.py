@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from multitower.spec import ModelSpec, TensorReport
-from multitower.worker.model import Arrays, LoadError
-from multitower.worker.samples import samples_of
-from multitower.worker.warmup import Sample, sizes, warm_up
+from multitower.worker.formats.model import Arrays, LoadError
+from multitower.worker.warmup.samples import samples_of
+from multitower.worker.warmup.warmup import Sample, sizes, warm_up
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class DigitsTest {
         Path folder = Path.of(System.getProperty("multitower.work")).toAbsolutePath().resolve("daemons/digits");
         Files.createDirectories(folder);
         if (!Files.exists(folder.resolve("held_out.npz"))) {
-            Daemon.python(folder, "-m", "multitower.cli.demo_model", folder.toString());
+            Daemon.python(folder, "-m", "multitower.tools.demo.model", folder.toString());
         }
         daemon = new Daemon("digits", config);
         client = MultitowerClient.connect(daemon.endpoint());

@@ -1,0 +1,1 @@
+"""The clients: `Client` for threads, `AsyncClient` for asyncio. They need numpy and pyzmq only."""

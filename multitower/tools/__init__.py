@@ -1,0 +1,1 @@
+"""Programs beside the daemon, used by the command line: bench, compare, convert, demo, doctor."""

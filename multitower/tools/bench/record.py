@@ -1,0 +1,139 @@
+"""The JSON of a bench: what was measured, with what, on what."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import psutil
+import zmq
+
+import multitower
+from multitower.errors import MultitowerError
+from multitower.tensors import datatype_of
+from multitower.tools.bench.inputs import Request
+from multitower.tools.bench.results import Result, known
+from multitower.tools.bench.scaling import efficiency
+from multitower.tools.bench.slo import Objective
+
+FORMAT: Final = 1
+"""Of the JSON; a number that rises when a key changes its meaning or goes."""
+
+
+def machine() -> dict[str, Any]:
+    """This machine, where the clients ran."""
+    return {
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "cores_usable": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def versions() -> dict[str, str]:
+    """Of all that has a part in the figures on the client's side."""
+    return {
+        "multitower": multitower.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "pyzmq": zmq.__version__,
+        "libzmq": zmq.zmq_version(),
+    }
+
+
+def document(
+    settings: Mapping[str, Any],
+    *,
+    daemon: Mapping[str, Any] | None,
+    requests: Sequence[Request],
+    steps: Sequence[Result],
+    objective: Objective | None = None,
+    tried: Sequence[Result] = (),
+    scaling: Mapping[int, Result] | None = None,
+    complete: bool,
+) -> dict[str, Any]:
+    """All of it.
+
+    Args:
+        settings: the command's options.
+        daemon: what it said of itself before the load.
+        requests: what was sent.
+        steps: all steps in their order.
+        objective: of `--slo`.
+        tried: the steps of its search.
+        scaling: of `--scaling`, the best step of each number of workers.
+        complete: False when it was interrupted.
+    """
+    return {
+        "format": FORMAT,
+        # A date for people, not a duration.
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "complete": complete,
+        "command": sys.argv[1:],
+        "settings": dict(settings),
+        "machine": machine(),
+        "versions": versions(),
+        "daemon": daemon,
+        "inputs": _inputs(requests),
+        "steps": [step.to_json() for step in steps],
+        "objective": _objective(objective, tried),
+        "scaling": _scaling(scaling) if scaling is not None else None,
+    }
+
+
+def _inputs(requests: Sequence[Request]) -> dict[str, Any]:
+    first = requests[0] if requests else {}
+    described = {}
+    for name, array in first.items():
+        try:
+            datatype: str | None = datatype_of(array)
+        except MultitowerError:
+            datatype = None
+        described[name] = {"datatype": datatype, "shape": list(array.shape)}
+    return {"variants": len(requests), "first": described}
+
+
+def _objective(objective: Objective | None, tried: Sequence[Result]) -> dict[str, Any] | None:
+    if objective is None:
+        return None
+    reached = [(result.load.amount, result.tally.percentile_s(objective.percent)) for result in tried]
+    outcomes = [
+        {"rate": rate, "percentile_s": known(seconds), "held": objective.holds(seconds)} for rate, seconds in reached
+    ]
+    return {
+        "percent": objective.percent,
+        "seconds": objective.seconds,
+        "highest_rate": max((rate for rate, seconds in reached if objective.holds(seconds)), default=None),
+        "tried": outcomes,
+    }
+
+
+def _scaling(results: Mapping[int, Result]) -> list[dict[str, Any]]:
+    shares = efficiency({workers: result.requests_per_s for workers, result in results.items()})
+    return [
+        {
+            "workers": workers,
+            "requests_per_s": result.requests_per_s,
+            "rows_per_s": result.rows_per_s,
+            "outstanding": result.load.amount,
+            "efficiency": shares[workers],
+            "bottleneck": result.verdict.part,
+        }
+        for workers, result in sorted(results.items())
+    ]

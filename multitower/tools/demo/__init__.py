@@ -1,0 +1,1 @@
+"""`multitower demo`: a model is trained, served, and a worker killed under load."""

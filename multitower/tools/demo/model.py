@@ -1,0 +1,69 @@
+"""The demo's model: trained on scikit-learn's digits and written as a SavedModel. A program of its own.
+
+`python -m multitower.tools.demo.model FOLDER` writes `FOLDER/models/digits/1` and `FOLDER/held_out.npz`: images that
+the training did not see, their labels, and what TensorFlow, called directly, takes them for. It runs in a process
+of its own, since the demo itself, like any application, needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SEED = 7
+EPOCHS = 40
+BATCH = 32
+HELD_OUT = 360
+"""Of 1797 images."""
+
+
+def main(folder: Path) -> None:
+    """Trains, saves and predicts; a few seconds."""
+    import tensorflow as tf
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(SEED).permutation(len(digits.data))
+    images = (digits.data[order] / 16.0).astype(np.float32)
+    labels = digits.target[order].astype(np.int64)
+    network = _train(images[:-HELD_OUT], labels[:-HELD_OUT])
+
+    # `x` and `probabilities` become the names of the model's input and output.
+    @tf.function(input_signature=[tf.TensorSpec([None, 64], tf.float32, name="x")])  # type: ignore[untyped-decorator]
+    def classify(x: object) -> dict[str, object]:
+        return {"probabilities": network(x, training=False)}
+
+    module = tf.Module()
+    module.network = network
+    path = folder / "models" / "digits" / "1"
+    tf.saved_model.save(module, str(path), signatures=classify)
+    direct = tf.saved_model.load(str(path)).signatures["serving_default"]
+    probabilities = direct(x=tf.constant(images[-HELD_OUT:]))["probabilities"].numpy()
+    temporary = folder / "held_out.part.npz"
+    np.savez(temporary, x=images[-HELD_OUT:], labels=labels[-HELD_OUT:], direct=probabilities)
+    # Written last and at once: a folder that has it is complete.
+    os.replace(temporary, folder / "held_out.npz")
+
+
+def _train(images: np.ndarray, labels: np.ndarray) -> Any:
+    import keras
+
+    keras.utils.set_random_seed(SEED)
+    network = keras.Sequential(
+        [
+            keras.layers.Input((64,)),
+            keras.layers.Dense(256, activation="relu"),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
+    network.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
+    network.fit(images, labels, batch_size=BATCH, epochs=EPOCHS, verbose=0)
+    return network
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,150 @@
+"""One examination, from a checked configuration to all findings."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from multitower.compiled import compiled
+from multitower.spec import ModelSpec
+from multitower.supervisor.config.config import Config, ModelConfig
+from multitower.supervisor.config.devices import on_cpus
+from multitower.supervisor.config.version_folders import chosen_versions
+from multitower.supervisor.machine import placement
+from multitower.supervisor.machine.cores import shown
+from multitower.supervisor.machine.devices import Device, DeviceError, format_bytes, resolve
+from multitower.supervisor.machine.placement import Placement
+from multitower.supervisor.routing.front_socket import IPC
+from multitower.supervisor.routing.regions import MAX_REGIONS
+from multitower.tools.doctor import host, libraries, machine, memory, models, operations, sockets, versions
+from multitower.tools.doctor.findings import Finding, Level
+from multitower.tools.doctor.libraries import Driver
+
+DEVICES: Final = "devices"
+_ALWAYS: Final = ("numpy", "pyzmq", "tensorflow")
+
+
+def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[Finding]:
+    """Everything there is to say, section by section; call it in the main thread.
+
+    Args:
+        config: checked.
+        load_models: load each model once; without it they are judged by their files alone.
+        timeout_s: for each model.
+    """
+    specs = [spec for model in config.models for spec in _with_versions(model)]
+    with_path = [spec for spec in specs if spec.path is not None]
+    needed = versions.requirements()
+    installed = versions.installed([name for name in needed if name != "Python"] or _ALWAYS)
+    yield from versions.findings(installed, needed, tensorflow_needed=bool(with_path))
+    yield versions.build(compiled())
+
+    driver = libraries.look()
+    gpus_wanted = not on_cpus(config.devices)
+    devices, placements, told = _devices(config, driver)
+    yield from told
+
+    this = machine.look()
+    if placements:
+        yield from host.threads(placements, this, {device.name: device for device in devices})
+    shares = any(endpoint.startswith(IPC) for endpoint in config.listen)
+    yield from host.limits(this, max(1, len(placements)) + config.spares, MAX_REGIONS if shares else 0)
+    yield from sockets.findings(config.listen, config.runtime_dir)
+
+    has_tensorflow = importlib.util.find_spec("tensorflow") is not None
+    answer, failure = _operations(with_path, timeout_s) if with_path and has_tensorflow else (None, None)
+    build = answer["build"] if answer is not None else None
+    missing = libraries.missing_libraries(libraries.cuda_libraries(build)) if build is not None and gpus_wanted else {}
+    yield from libraries.findings(driver, build, missing, gpus_wanted=gpus_wanted)
+
+    loadable = [spec for spec in specs if spec.path is None or has_tensorflow] if load_models else []
+    measured: dict[str, tuple[int, int]] = {}
+    failed: set[str] = set()
+    for loaded in models.load(
+        loadable,
+        import_path=str(config.folder),
+        intra_op=placements[0].intra_op_threads if placements else len(this.cores),
+        inter_op=placements[0].inter_op_threads if placements else 1,
+        timeout_s=timeout_s,
+    ):
+        yield from models.findings(loaded)
+        if loaded.report is not None and loaded.report.state == "ready":
+            # The versions of a model are loaded one by one, and lie in a worker together.
+            name, grown = loaded.spec.name, loaded.after_bytes - loaded.before_bytes
+            before, after = measured.get(name, (loaded.before_bytes, loaded.before_bytes))
+            measured[name] = before, after + grown
+        else:
+            failed.add(loaded.spec.name)
+    yield from _not_loaded(list(dict.fromkeys(spec.name for spec in specs if spec not in loadable)), wanted=load_models)
+
+    if answer is not None:
+        yield from operations.findings(answer, gpus_wanted=gpus_wanted, told=failed)
+    elif failure is not None:
+        yield Finding(operations.SECTION, Level.WARNING, failure, "does `python -c 'import tensorflow'` work?")
+
+    sizes: dict[str, int | None] = {}
+    for spec in specs:
+        size, others = memory.file_bytes(spec), sizes.get(spec.name, 0)
+        sizes[spec.name] = None if size is None or others is None else size + others
+    yield from memory.device_findings(devices, placements, sizes)
+    workers = [memory.held(placement, specs) for placement in placements] or [list(sizes)]
+    yield memory.host_finding(workers, config.spares, sizes, measured, this.available_bytes)
+
+
+def _with_versions(model: ModelConfig) -> list[ModelSpec]:
+    """The model in each of the versions that a daemon started now would serve."""
+    spec = model.to_spec()
+    if spec.path is None:
+        return [spec]
+    return [dataclasses.replace(spec, version=version) for version in chosen_versions(spec.path, model.versions)]
+
+
+def _devices(config: Config, driver: Driver) -> tuple[Sequence[Device], Sequence[Placement], list[Finding]]:
+    told: list[Finding] = []
+    devices: Sequence[Device] = ()
+    placements: Sequence[Placement] = ()
+    discovery = driver.discovery
+    try:
+        devices = [device for group in resolve(config.devices, discovery) for device in group]
+        placements = placement.of_config(config, discovery)
+    except DeviceError as error:
+        advice = "`multitower devices` lists what there is; `devices: {cpu: 1}` serves on the CPU"
+        told += [Finding(DEVICES, Level.PROBLEM, problem, advice) for problem in error.problems]
+    else:
+        told += [Finding(DEVICES, Level.OK, _shown(slot, len(config.models))) for slot in placements]
+    if discovery.gpus and discovery.problem is not None:
+        told.append(Finding(DEVICES, Level.WARNING, discovery.problem, "`multitower devices` lists the others"))
+    inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if inherited is not None:
+        text = f"CUDA_VISIBLE_DEVICES={inherited} is set here, and limits no worker"
+        told.append(Finding(DEVICES, Level.NOTE, text, "name the GPUs in `devices`"))
+    return devices, placements, told
+
+
+def _shown(slot: Placement, models: int) -> str:
+    limit = f", memory {format_bytes(slot.memory_limit_bytes)}" if slot.memory_limit_bytes is not None else ""
+    cores = f", cores {shown(slot.cores)}" if slot.cores else ""
+    threads = f"{slot.intra_op_threads} intra-op and {slot.inter_op_threads} inter-op threads"
+    loads = f", models {', '.join(slot.models)}" if len(slot.models) < models else ""
+    return f"slot {slot.slot}: {slot.device}, {threads}{limit}{cores}{loads}"
+
+
+def _operations(specs: Sequence[ModelSpec], timeout_s: float) -> tuple[dict[str, Any] | None, str | None]:
+    try:
+        return operations.look(specs, timeout_s * len(specs)), None
+    except operations.LookError as error:
+        return None, str(error)
+
+
+def _not_loaded(names: Sequence[str], *, wanted: bool) -> Iterator[Finding]:
+    if not names:
+        return
+    told = ", ".join(names)
+    if wanted:
+        text = f"not loaded, since TensorFlow is not installed: {told}"
+        yield Finding(models.SECTION, Level.NOTE, text, "install it, and run doctor again")
+    else:
+        yield Finding(models.SECTION, Level.NOTE, f"not loaded, as --no-models says: {told}")

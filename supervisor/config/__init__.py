@@ -1,0 +1,1 @@
+"""The YAML configuration: keys, values, sources, errors, units, versions."""

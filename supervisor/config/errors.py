@@ -1,0 +1,168 @@
+"""From what pydantic complains about to `Problem`s: the place it was written, plain words, the key that was meant."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NoReturn
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from .source import KeyTree, Location, Node, Problem, nearest
+from .units import shown
+
+# Keys that are planned, and that people read about: a spelling suggestion would mislead them.
+LATER: Final = frozenset(("gateway",))
+NOT_YET: Final = "is not supported by this release"
+
+_MISSING_ONE: Final = "missing_one_of"
+_REFUSED: Final = "refused"
+
+
+class Complaints:
+    """Gathers what is wrong inside one value, so that a validator reports all of it, each part at its own place."""
+
+    def __init__(self) -> None:
+        self._details: list[InitErrorDetails] = []
+
+    def add(self, message: str, *location: str | int) -> None:
+        """Notes `message` for what stands at `location` within the value."""
+        # Through the context: pydantic would take braces in a message for placeholders of it.
+        kind = PydanticCustomError(_REFUSED, "{message}", {"message": message})
+        self._details.append(InitErrorDetails(type=kind, loc=location, input=None))
+
+    def __call__(self) -> None:
+        """Raises what was noted, if anything was."""
+        if self._details:
+            raise ValidationError.from_exception_data("value", self._details)
+
+
+def refuse_missing(*keys: str) -> NoReturn:
+    """Raised in the validator of one of `keys`: the mapping around it must have exactly one of them."""
+    raise PydanticCustomError(_MISSING_ONE, "needs one of its keys", {"keys": keys})
+
+
+def key_tree(model: type[BaseModel]) -> KeyTree:
+    """The keys of `model` and of the models in it."""
+    return {name: _below(info.annotation) for name, info in model.model_fields.items()}
+
+
+def _below(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return key_tree(annotation)
+    inner = [tree for tree in map(_below, typing.get_args(annotation)) if tree is not None]
+    if not inner:
+        return None
+    return inner[:1] if typing.get_origin(annotation) is tuple else inner[0]
+
+
+def sift(node: Node, tree: Any, location: Location = ()) -> tuple[Any, list[Problem]]:
+    """The plain data of `node` without the keys that were given no value, and a problem for each of those.
+
+    An empty value would otherwise be told as a wrong type, or pass for a default that nobody chose.
+    """
+    problems: list[Problem] = []
+    if isinstance(node.value, dict) and isinstance(tree, Mapping):
+        data = {}
+        for key, (place, child) in node.value.items():
+            if child.value is None and key in tree:
+                message = "has no value; leave the key out to take its default"
+                problems.append(Problem(place, (*location, key), message))
+            else:
+                data[key], inner = sift(child, tree.get(key), (*location, key))
+                problems += inner
+        return data, problems
+    if isinstance(node.value, list) and isinstance(tree, list):
+        pairs = [sift(child, tree[0], (*location, index)) for index, child in enumerate(node.value)]
+        return [data for data, _ in pairs], [problem for _, inner in pairs for problem in inner]
+    return node.plain(), problems
+
+
+def translate(error: ValidationError, root: Node, tree: KeyTree, known: set[Location]) -> list[Problem]:
+    """The problems that `error` tells of.
+
+    Args:
+        error: from validating the data of `root`.
+        root: the whole configuration with its places.
+        tree: the keys that exist, for suggestions.
+        known: locations that a problem was already told for: nothing is reported as missing there.
+    """
+    details = error.errors(include_url=False)
+    problems: list[Problem] = []
+    known = set(known)
+    for detail in details:
+        location = detail["loc"]
+        if detail["type"] == "extra_forbidden":
+            message, suggestion = _unknown(str(location[-1]), tree, location[:-1])
+            if location[:-1] == ("devices",):
+                known.add(("devices", "cpu"))  # who writes `gpu: 2` does not miss it
+            elif suggestion is not None:
+                known.add((*location[:-1], suggestion))
+            problems.append(Problem(root.find(location, key=True), location, message, suggestion))
+    for detail in details:
+        location = detail["loc"]
+        if detail["type"] == "extra_forbidden":
+            continue
+        if detail["type"] in ("missing", _MISSING_ONE):
+            above = location[:-1]
+            keys = detail["ctx"]["keys"] if detail["type"] == _MISSING_ONE else (location[-1],)
+            if not known.intersection((*above, key) for key in keys):
+                what = " or ".join(f"'{key}'" for key in keys)
+                problems.append(Problem(root.find(above), above, f"the key {what} is missing"))
+        else:
+            problems.append(Problem(root.find(location), location, _message(detail)))
+    return problems
+
+
+def _unknown(name: str, tree: KeyTree, above: Location) -> tuple[str, str | None]:
+    """What to say of a key that does not exist there, and the one that was probably meant."""
+    if name in LATER:
+        return NOT_YET, None
+    if above == ("devices",):
+        return "unknown key; GPUs are all of them (devices: all) or listed (devices: [0, 1])", None
+    home = next(_homes(name, tree), None)
+    if home is not None:
+        return f"unknown key here; it belongs {f'in {home}' if home else 'at the top of the file'}", None
+    inner: Any = tree
+    for step in above:
+        inner = inner[0] if isinstance(inner, list) else inner[step]
+    return "unknown key", nearest(name, list(inner))
+
+
+def _homes(name: str, tree: Any, above: str = "") -> Iterator[str]:
+    """The sections that have a key of that name."""
+    if isinstance(tree, list):
+        yield from _homes(name, tree[0], f"{above}[]")
+    elif isinstance(tree, Mapping):
+        if name in tree:
+            yield above
+        for key, below in tree.items():
+            yield from _homes(name, below, f"{above}.{key}" if above else key)
+
+
+def _message(detail: ErrorDetails) -> str:
+    context = detail.get("ctx", {})
+    if detail["type"] == _REFUSED:
+        return str(context["message"])
+    if detail["type"] == "value_error":
+        return str(context["error"])
+    words = _WORDS.get(detail["type"])
+    return (
+        words(context, shown(detail["input"]))
+        if words is not None
+        else f"{detail['msg']}, not {shown(detail['input'])}"
+    )
+
+
+_WORDS: Final[Mapping[str, Callable[[Mapping[str, Any], str], str]]] = {
+    "int_type": lambda context, value: f"must be a whole number, not {value}",
+    "bool_type": lambda context, value: f"must be true or false, not {value}",
+    "string_type": lambda context, value: f"must be text, not {value}; put it in quotes if it is meant as text",
+    "tuple_type": lambda context, value: f"must be a list, as in [a, b], not {value}",
+    "model_type": lambda context, value: f"must be a mapping of keys to values, not {value}",
+    "model_attributes_type": lambda context, value: f"must be a mapping of keys to values, not {value}",
+    "literal_error": lambda context, value: f"must be one of {context['expected']}, not {value}",
+    "greater_than_equal": lambda context, value: f"must be at least {context['ge']}, not {value}",
+    "less_than_equal": lambda context, value: f"must be at most {context['le']}, not {value}",
+}

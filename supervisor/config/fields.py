@@ -1,0 +1,109 @@
+"""What the sections of a configuration are made of: the base class, the types of their values, and the context.
+
+`config` and `config_models` build their sections with it. Defaults stand there as in a file, and are validated like
+what stands in one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+)
+
+from .units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size, shown
+
+MAX_INT: Final = 2**31 - 1  # what TensorFlow and libzmq take for a count
+_MAX_THREADS: Final = 1024
+
+
+@dataclass(slots=True)
+class Context:
+    """What validators need to know beside their value: the file's folder, and what came before in a list."""
+
+    folder: Path
+    endpoints: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
+
+
+def context_of(info: ValidationInfo) -> Context:
+    """The context that `load` validates with."""
+    assert isinstance(info.context, Context)
+    return info.context
+
+
+class Section(BaseModel):
+    """A mapping of known keys."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, validate_default=True)
+
+
+def key(default: Any, description: str) -> Any:
+    """A key with its default, written as in a file, and its meaning."""
+    return Field(default, description=description)
+
+
+def _positive(seconds: float) -> float:
+    if seconds == 0:
+        raise ValueError("must be longer than nothing")
+    return seconds
+
+
+def _seconds_or_off(value: object) -> float:
+    return 0.0 if value == 0 and type(value) is int else parse_duration(value)
+
+
+def _some_bytes(size: int) -> int:
+    if size == 0:
+        raise ValueError("must be more than nothing")
+    return size
+
+
+def _auto_or_count(value: object) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_THREADS:
+        raise ValueError(f"must be auto or a whole number from 1 to {_MAX_THREADS}, not {shown(value)}")
+    return value
+
+
+def _not_empty(value: object) -> object:
+    if isinstance(value, list) and not value:
+        raise ValueError("must not be empty")
+    return value
+
+
+# A list as a tuple. Pydantic's own min_length counts the good items, and would call a list of bad ones empty.
+NOT_EMPTY: Final = (Field(strict=False, json_schema_extra={"minItems": 1}), BeforeValidator(_not_empty))
+Seconds = Annotated[
+    float, PlainValidator(parse_duration), WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN})
+]
+# Where nothing means off, a plain 0 says so.
+SecondsOrOff = Annotated[
+    float,
+    PlainValidator(_seconds_or_off),
+    WithJsonSchema({"oneOf": [{"const": 0}, {"type": "string", "pattern": DURATION_PATTERN}]}),
+]
+PositiveSeconds = Annotated[Seconds, AfterValidator(_positive)]
+Bytes = Annotated[int, PlainValidator(parse_size), WithJsonSchema({"type": "string", "pattern": SIZE_PATTERN})]
+PositiveBytes = Annotated[Bytes, AfterValidator(_some_bytes)]
+Count = Annotated[int, Field(ge=1, le=MAX_INT)]
+CountFromZero = Annotated[int, Field(ge=0, le=MAX_INT)]
+# Each is a process with TensorFlow in it: a larger number is a slip, and would take the machine down.
+Processes = Annotated[int, Field(ge=1, le=256)]
+ProcessesFromZero = Annotated[int, Field(ge=0, le=256)]
+AutoOrCount = Annotated[
+    int | Literal["auto"],
+    PlainValidator(_auto_or_count),
+    WithJsonSchema({"oneOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": _MAX_THREADS}]}),
+]

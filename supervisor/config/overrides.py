@@ -1,0 +1,128 @@
+"""Settings from the environment and from `--set`, laid over a configuration file.
+
+`MULTITOWER_RESTART__WINDOW=30s` and `--set restart.window=30s` both set the key `window` of `restart`; their values
+are read as YAML. `--set` wins over the environment, the environment over the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from multitower.wire import ENDPOINT_VARIABLE
+
+from .errors import LATER, NOT_YET
+from .source import (
+    ConfigError,
+    KeyTree,
+    Location,
+    Node,
+    Place,
+    Problem,
+    key_path,
+    nearest,
+)
+from .units import shown
+from .yaml_reader import Reader
+
+PREFIX: Final = "MULTITOWER_"
+
+# What Kubernetes (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables) puts into
+# every pod beside a service whose name begins with "multitower": nobody set these, and nobody can unset them.
+_SERVICE_LINK: Final = re.compile(
+    r"MULTITOWER(_[A-Z0-9_]+)?_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+
+
+def apply(
+    root: Node, tree: KeyTree, environment: Mapping[str, str], overrides: Sequence[str]
+) -> tuple[Node, list[Problem]]:
+    """`root` with every override laid over it, and what is wrong with the overrides themselves.
+
+    Args:
+        root: the file's mapping.
+        tree: the keys that exist.
+        environment: all variables of the process; only those of multitower are looked at.
+        overrides: the arguments of `--set`, each `key.path=value`; the last one wins.
+    """
+    problems: list[Problem] = []
+    for source, location, text in _gather(tree, environment, overrides, problems):
+        reader = Reader(source, positions=False)
+        try:
+            value = reader.read(text, location)
+            root = _with(root, location, value)
+        except ConfigError as error:
+            problems.extend(error.problems)
+        problems.extend(reader.problems)
+    return root, problems
+
+
+def _gather(
+    tree: KeyTree, environment: Mapping[str, str], overrides: Sequence[str], problems: list[Problem]
+) -> Iterator[tuple[str, Location, str]]:
+    """What to set, outer keys before inner ones within the environment, and `--set` last and in its own order."""
+    known = dict(_paths(tree))
+    variables = {PREFIX + "__".join(path).upper(): path for path in known}
+    found: list[tuple[Location, str]] = []
+    for name in environment:
+        if not name.startswith(PREFIX) or name == ENDPOINT_VARIABLE:
+            continue
+        if name in variables:
+            found.append((variables[name], name))
+        elif not _SERVICE_LINK.fullmatch(name):
+            steps = name.removeprefix(PREFIX).lower().split("__")
+            problem = _unknown(name, steps, known, nearest(name, list(variables)), f"{PREFIX}{{}}=[...]")
+            problems.append(problem)
+    for location, name in sorted(found, key=lambda entry: (len(entry[0]), entry)):
+        yield name, location, environment[name]
+
+    dotted = {".".join(path): path for path in known}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        name = name.strip()
+        source = f"--set {name}"
+        if not equals:
+            problems.append(Problem(Place(source), (), "needs a value: --set KEY=VALUE"))
+        elif name in dotted:
+            yield source, dotted[name], text
+        else:
+            steps = [step for step in re.split(r"[.\[\]]", name) if step]
+            problems.append(_unknown(source, steps, known, nearest(name, list(dotted)), "--set {}=[...]"))
+
+
+def _paths(tree: KeyTree, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, below in tree.items():
+        yield (*above, key), below
+        if isinstance(below, Mapping):
+            yield from _paths(below, (*above, key))
+
+
+def _unknown(
+    source: str, steps: Sequence[str], known: Mapping[tuple[str, ...], Any], suggestion: str | None, whole: str
+) -> Problem:
+    for length in range(len(steps) - 1, 0, -1):
+        outer = tuple(steps[:length])
+        if outer in known and (isinstance(known[outer], list) or steps[length].isdecimal()):
+            example = whole.format("__".join(outer).upper() if whole.startswith(PREFIX) else ".".join(outer))
+            message = f"the items of a list cannot be set singly; set the whole list with {example}"
+            return Problem(Place(source), outer, message)
+    if LATER.intersection(steps):
+        return Problem(Place(source), (), NOT_YET)
+    return Problem(Place(source), (), "there is no such key", suggestion)
+
+
+def _with(node: Node, location: Location, value: Node, above: Location = ()) -> Node:
+    """`node` with `value` at `location`; a copy, since aliases may share what is changed."""
+    if node.value is None:
+        node = Node(value.place, {})
+    elif not isinstance(node.value, dict):
+        message = f"is {shown(node.plain())} and has no keys below it; set {key_path(above)} as a whole"
+        raise ConfigError([Problem(value.place, above, message)])
+    key, *rest = location
+    if rest:
+        place, inner = node.value.get(key, (value.place, Node(value.place, None)))
+        value = _with(inner, tuple(rest), value, (*above, key))
+    else:
+        place = value.place
+    return Node(node.place, {**node.value, key: (place, value)})

@@ -1,0 +1,159 @@
+"""Where a configuration's keys and values were written, and how what is wrong with them is told.
+
+`config_yaml` builds `Node` trees, `config_overrides` lays those of the environment and of `--set` over the file's,
+`config` validates the plain data and turns each complaint back into a `Problem` at the place it came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from .units import shown
+
+MAX_FILE_BYTES: Final = 1 << 18
+MAX_PROBLEMS: Final = 100  # told at once; nobody reads more
+
+Location = tuple[str | int, ...]
+
+_SIMPLE_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a key or value was written: a file's line and column (from 1), or the name of an override."""
+
+    source: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a configuration.
+
+    Attributes:
+        place: where it was written.
+        location: the keys and indices that lead to it; empty for the file as a whole.
+        message: what is wrong and what would be right, for people.
+        suggestion: the name that was probably meant.
+    """
+
+    place: Place
+    location: Location
+    message: str
+    suggestion: str | None = None
+
+    def __str__(self) -> str:
+        hint = f" (did you mean '{self.suggestion}'?)" if self.suggestion else ""
+        path = f"{key_path(self.location)}: " if self.location else ""
+        return f"{self.place}: {path}{self.message}{hint}"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `problems` holds everything that is wrong with it, in the file's order."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value and its place; `value` is a scalar, a list of nodes, or a mapping of keys to (key's place, node)."""
+
+    place: Place
+    value: Any
+    size: int = 1
+
+    def plain(self) -> Any:
+        """The value without places."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, (_, node) in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain() for node in self.value]
+        return self.value
+
+    def find(self, location: Location, *, key: bool = False) -> Place:
+        """The place of what stands at `location`, or of the innermost thing around it that was written.
+
+        Args:
+            location: keys and indices from this node on.
+            key: the place of the last key itself rather than of its value.
+        """
+        node, place = self, self.place
+        for step in location:
+            if isinstance(node.value, dict) and step in node.value:
+                place, node = node.value[step]
+            elif isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
+                node = node.value[step]
+                place = node.place
+            else:
+                return node.place
+        return place if key else node.place
+
+
+# The keys that exist: a mapping of names to what is below, a list of one tree for a list of mappings, None for a
+# value without known keys below it.
+KeyTree = Mapping[str, Any]
+
+
+def key_path(location: Location) -> str:
+    """`("models", 0, "path")` as `models[0].path`; keys that would confuse a reader are quoted."""
+    text = ""
+    for step in location:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            text += ("." if text else "") + (step if _SIMPLE_KEY.fullmatch(step) else shown(step))
+    return text
+
+
+def nearest(name: str, names: Sequence[str]) -> str | None:
+    """The one of `names` that `name` was probably meant to be."""
+    close = difflib.get_close_matches(name[:128], names, n=1)
+    return close[0] if close else None
+
+
+def read_file(path: Path) -> str:
+    """The text of the file at `path`.
+
+    Raises:
+        ConfigError: it is missing, unreadable, too large or not UTF-8.
+    """
+    where = Place(str(path))
+    try:
+        # A pipe or a device may never end, so no more is read than can be accepted.
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise ConfigError([_absent(path)]) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError([Problem(where, (), f"cannot be read: {reason}")]) from error
+    if len(data) > MAX_FILE_BYTES:
+        message = f"is over {MAX_FILE_BYTES >> 10} KiB, which no configuration needs"
+        raise ConfigError([Problem(where, (), message)])
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        place = Place(str(path), line, column)
+        raise ConfigError([Problem(place, (), f"is not UTF-8 (byte 0x{data[error.start]:02x})")]) from None
+
+
+def _absent(path: Path) -> Problem:
+    folder = path.absolute().parent
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".yaml", ".yml"))
+    except OSError:
+        return Problem(Place(str(path)), (), f"there is no such file, nor can the folder {folder} be read")
+    return Problem(Place(str(path)), (), f"there is no such file in {folder}", nearest(path.name, names))

@@ -1,0 +1,105 @@
+"""The keys `versions` and `version_labels` of a model, in the words of TensorFlow Serving."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
+
+from multitower.spec import MODEL_SUFFIXES
+from multitower.wire import MAX_NAME_BYTES
+
+from .errors import Complaints
+from .fields import MAX_INT
+from .units import shown
+from .version_folders import Policy, is_saved_model
+
+MAX_VERSION: Final = 2**63 - 1  # TensorFlow Serving's are int64
+_FORMS: Final = "latest, all, {latest: N} or {specific: [N, …]}"
+_NUMBERS: Final = {"type": "integer", "minimum": 0, "maximum": MAX_VERSION}
+
+
+def _refuse_other_paths(info: ValidationInfo) -> None:
+    path = info.data.get("path")
+    if path is None:
+        if "path" in info.data:
+            raise ValueError("goes with a path only")
+    elif path.suffix in MODEL_SUFFIXES or is_saved_model(path):
+        raise ValueError(f"goes with a folder of numbered versions only; {path} is one model")
+
+
+def _policy(value: object, info: ValidationInfo) -> Policy:
+    if value == "latest":
+        return Policy()  # the default, also of what has no versions
+    _refuse_other_paths(info)
+    if value == "all":
+        return Policy("all")
+    if not isinstance(value, dict) or len(value) != 1 or not {"latest", "specific"}.issuperset(value):
+        raise ValueError(f"must be {_FORMS}, not {shown(value)}")
+    if "latest" in value:
+        count = value["latest"]
+        if type(count) is not int or not 1 <= count <= MAX_INT:
+            raise ValueError(f"latest is how many versions: a whole number from 1, not {shown(count)}")
+        return Policy("latest", count)
+    listed = value["specific"]
+    if not isinstance(listed, list) or not listed:
+        raise ValueError(f"specific is a list of versions, as in {{specific: [1, 3]}}, not {shown(listed)}")
+    complaints = Complaints()
+    for index, number in enumerate(listed):
+        if not _is_version(number):
+            complaints.add(f"must be the number of a version, not {shown(number)}", "specific", index)
+        elif number in listed[:index]:
+            complaints.add(f"{number} is listed twice", "specific", index)
+    complaints()
+    return Policy("specific", listed=tuple(listed))
+
+
+def _labels(value: object, info: ValidationInfo) -> Mapping[str, int]:
+    if value is None:
+        return {}
+    _refuse_other_paths(info)
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a mapping of labels to versions, as in {{stable: 1}}, not {shown(value)}")
+    policy = info.data.get("versions")
+    complaints = Complaints()
+    for label, number in value.items():
+        if not isinstance(label, str) or not label or len(label.encode()) > MAX_NAME_BYTES:
+            complaints.add(f"must be a label of 1 to {MAX_NAME_BYTES} bytes, not {shown(label)}", label)
+        elif not _is_version(number):
+            complaints.add(f"must be the number of a version, not {shown(number)}", label)
+        elif policy is not None and policy.kind == "specific" and number not in policy.listed:
+            served = ", ".join(map(str, policy.listed))
+            complaints.add(f"names version {number}, which `versions` does not list, only {served}", label)
+    complaints()
+    return value
+
+
+def _is_version(number: object) -> bool:
+    return type(number) is int and 0 <= number <= MAX_VERSION
+
+
+def _one_key(name: str, value: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": {name: value}, "required": [name], "additionalProperties": False}
+
+
+_LATEST: Final = {"type": "integer", "minimum": 1, "maximum": MAX_INT, "description": "How many, from the highest on."}
+_SPECIFIC: Final = {
+    "type": "array",
+    "minItems": 1,
+    "uniqueItems": True,
+    "items": _NUMBERS,
+    "description": "Which, by their numbers.",
+}
+VersionPolicy = Annotated[
+    Policy,
+    PlainValidator(_policy),
+    WithJsonSchema(
+        {"oneOf": [{"enum": ["latest", "all"]}, _one_key("latest", _LATEST), _one_key("specific", _SPECIFIC)]}
+    ),
+]
+VersionLabels = Annotated[
+    Mapping[str, int],
+    PlainValidator(_labels),
+    WithJsonSchema({"type": "object", "additionalProperties": _NUMBERS}),
+]

@@ -1,0 +1,1 @@
+"""The machine: devices, their discovery, placement of slots, cores, use of resources."""

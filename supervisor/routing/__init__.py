@@ -1,0 +1,1 @@
+"""From clients to workers and back: front sockets, admission, regions, statistics."""

@@ -1,0 +1,449 @@
+"""Between clients and workers: reads requests, admits them, sends batches, gives answers.
+
+The shell around `admission` (what is taken), `balancer` (who gets it) and `answers` (all that is not inference).
+The daemon's loop calls `receive` when a front socket is readable, `result` when a worker has answered, and `flush`
+after each burst of events; nothing in here waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from multitower import wire, worker_wire
+from multitower.errors import MultitowerError, Reason, from_wire, make
+from multitower.spec import ModelReport
+
+from ..loop.log import event
+from ..scheduling.pool import Rule
+from ..scheduling.queue import Batch, QueueLimits
+from ..scheduling.request import Plan, Request, SharedRequest
+from ..scheduling.scheduler import Balancer
+from ..scheduling.worker import Served, Worker
+from ..workers.process import WorkerProcess
+from . import regions
+from .admission import Admission, check_frames
+from .batch_times import Window
+from .front_socket import Front, Incoming
+from .statistics import ModelStatistics
+
+log = logging.getLogger("multitower.router")
+
+BURST = 256
+"""Messages read from one front socket before the others, the workers and the timers have their turn."""
+
+BURST_S = 0.005
+"""The same in seconds: a large header of its own takes milliseconds to read."""
+
+
+@dataclass(slots=True, eq=False)
+class Channel:
+    """A worker that serves.
+
+    Attributes:
+        worker: its place in the balancer.
+        process: its process.
+        reports: what that has loaded of each model, the newest version last.
+        window: the last batches of all its towers.
+        head: the frames in front of each batch: which tower it is for, where there are several.
+        keys: those that its end knows.
+        batches: answered.
+        mates: the channels of its process, it among them, tower by tower.
+    """
+
+    worker: Worker
+    process: WorkerProcess
+    reports: dict[str, list[ModelReport]]
+    window: Window
+    head: list[bytes]
+    keys: worker_wire.KeyMemory = field(default_factory=worker_wire.KeyMemory)
+    batches: int = 0
+    mates: list[Channel] = field(default_factory=list)
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Those of its process, tower by tower."""
+        return self.worker.mates
+
+    def executes(self, batch_id: int) -> bool:
+        """Its worker is at that batch."""
+        return self.worker.batch is not None and self.worker.batch.id == batch_id
+
+    @property
+    def depth(self) -> int:
+        """Rows that its process has not answered yet."""
+        return sum(worker.depth for worker in self.workers)
+
+    @property
+    def completed(self) -> int:
+        """Rows that its process has answered."""
+        return sum(worker.completed for worker in self.workers)
+
+    @property
+    def requests(self) -> int:
+        """Requests that its process has answered."""
+        return sum(worker.requests for worker in self.workers)
+
+
+class Router:
+    """The data path of the daemon.
+
+    Args:
+        limits: of each model's queue, by model name.
+        timeouts: seconds a request of each model may take.
+        max_message_size: bytes over all frames of a message.
+        answer: answers the kinds other than `infer` and `cancel`: takes kind and header, returns the reply's
+            header, or raises a `MultitowerError`.
+        dispatch: the rule by which workers get batches.
+
+    Attributes:
+        draining: no new request is taken.
+        rejected: requests that got an error without having been queued.
+        statistics: of each model and version.
+        regions: shared memory of local clients.
+        leaving: models that are refused as unknown once their last worker goes.
+    """
+
+    def __init__(
+        self,
+        limits: dict[str, QueueLimits],
+        timeouts: dict[str, float],
+        max_message_size: int,
+        answer: Callable[[bytes, dict[str, Any]], dict[str, Any]],
+        dispatch: Rule = Rule.EARLIEST_FINISH,
+    ) -> None:
+        self.balancer = Balancer(limits, dispatch)
+        self.admission = Admission(timeouts, self.balancer.refusals.of_new)
+        self.fronts: list[Front] = []
+        self.regions = regions.Regions()
+        self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
+        self.channels: dict[Worker, Channel] = {}
+        self.draining = False
+        self.rejected = 0
+        self.leaving: set[str] = set()
+        self._max_message_size = max_message_size
+        self._answer = answer
+
+    # Clients.
+
+    def receive(self, front: Front) -> None:
+        """Reads a burst of requests."""
+        until = time.monotonic() + BURST_S
+        for count in range(BURST):
+            incoming = front.receive()
+            if incoming is None:
+                return
+            self._take(front, incoming)
+            if count % 8 == 0:
+                if not front.readable:
+                    return
+                if time.monotonic() > until:
+                    break
+        front.stir()  # there may be more
+
+    def _take(self, front: Front, incoming: Incoming) -> None:
+        address, body = incoming
+        id = b""
+        try:
+            if body is None:
+                raise make(Reason.MALFORMED, "no empty delimiter frame before the request", field="envelope")
+            if len(body) < 2:
+                raise make(Reason.MALFORMED, "a request has at least a kind and an id", field="id")
+            kind = body[0]
+            id = _readable_id(body[1])
+            if kind == wire.INFER:
+                self._infer(front, address, id, body)
+            else:
+                self._other(front, address, id, body)
+        except MultitowerError as error:
+            self._reject(front, address, id, error)
+        except Exception:
+            # A defect of ours. It must cost one request an error, not all clients their daemon.
+            log.exception("a request could not be read")
+            self._reject(front, address, id, make(Reason.MODEL_ERROR, "the daemon failed to read the request"))
+
+    def _reject(self, front: Front, address: tuple[bytes, ...], id: bytes, error: MultitowerError) -> None:
+        self.rejected += 1
+        front.reply(address, wire.ERROR, id, (wire.dump_json(error.to_wire()),))
+
+    def _infer(self, front: Front, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
+        if self.draining:
+            raise make(Reason.DRAINING, "the daemon is stopping")
+        if len(body) < 3:
+            raise make(Reason.MALFORMED, "a request has a header frame behind its id", field="header")
+        header = body[2]
+        sizes = [len(frame) for frame in body[3:]]
+        size = sum(sizes)
+        self._check_size(size + len(header))
+        plan = self.admission.plan(header if type(header) is bytes else bytes(header))
+        if plan.shared is not None:
+            self._infer_shared(front, address, id, plan, body)
+            return
+        check_frames(plan, sizes)
+        frames = [body[3 + index] for index in plan.order]
+        self.balancer.submit(Request((front, address), id, plan, frames, size, time.monotonic()))
+
+    def _infer_shared(self, front: Front, address: tuple[bytes, ...], id: bytes, plan: Plan, body: list[Any]) -> None:
+        now = time.monotonic()
+        if not front.local:
+            raise regions.refusal(plan, "this endpoint is not ipc")
+        tensors, places = self.regions.resolve(plan, body[3:], now)
+        sizes = [len(tensor) for tensor in tensors]
+        self._check_size(sum(sizes) + len(body[2]))
+        check_frames(plan, sizes)
+        in_order = [tensors[index] for index in plan.order]
+        self.balancer.submit(SharedRequest((front, address), id, plan, in_order, sum(sizes), now, places))
+
+    def _other(self, front: Front, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
+        kind = bytes(body[0])
+        if kind not in wire.KINDS:
+            shown = kind[: wire.MAX_KIND_BYTES].decode("ascii", "backslashreplace")
+            raise make(Reason.KIND_UNKNOWN, f"unknown kind {shown!r}; this daemon speaks {wire.VERSION}", field="kind")
+        self._check_size(sum(map(len, body)))
+        if len(body) > 3:
+            raise make(Reason.MALFORMED, f"{len(body) - 3} frames too many behind the header", field="frames")
+        header = wire.load_header(bytes(body[2])) if len(body) == 3 else {}
+        if kind == wire.CANCEL:
+            cancelled = self.balancer.cancel((front, address), id)
+            # The answers of the cancelled requests come before the answer of what cancelled them.
+            self._reply_all()
+            front.reply(address, wire.OK, id, (wire.dump_json({"cancelled": cancelled}),))
+        else:
+            front.reply(address, wire.OK, id, (wire.dump_json(self._answer(kind, header)),))
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_message_size:
+            raise make(
+                Reason.TOO_LARGE,
+                f"the message has {size} bytes; max_message_size is {self._max_message_size}",
+                field="frames",
+            )
+
+    # Models.
+
+    def add_model(self, name: str, limits: QueueLimits, timeout_s: float) -> None:
+        """A model is new, or the settings of its queue are."""
+        self.balancer.set_limits(name, limits)
+        self.admission.set_timeout(name, timeout_s)
+        self.statistics.setdefault(name, defaultdict(ModelStatistics))
+
+    def set_labels(self, labels: Mapping[str, Mapping[str, str]]) -> None:
+        """The labels of the models' versions, by model: for each label the version."""
+        for name in self.balancer.queues:
+            self.admission.set_labels(name, {label: [version] for label, version in labels.get(name, {}).items()})
+
+    def forget_models(self, keep: Collection[str]) -> None:
+        """No worker serves any other model any more."""
+        for name in [name for name in self.balancer.queues if name not in keep]:
+            self.admission.remove(name)
+            self.balancer.remove_model(name)
+            self._reply_all()  # while its statistics are there
+            del self.statistics[name]
+
+    def close(self, name: str) -> None:
+        """The model is to be unloaded: new requests to it are refused, those that there are get their answers."""
+        self.balancer.refusals.unloaded.add(name)
+
+    def open(self, name: str) -> None:
+        """The model is loaded, or is to be."""
+        self.balancer.refusals.unloaded.discard(name)
+        self.balancer.refusals.hope(name)
+
+    def unloaded(self, name: str) -> None:
+        """No worker has the model any more; what still waits for it is answered."""
+        self.balancer.give_up(name, "it was unloaded")
+        self.admission.forget(name)
+
+    # Workers.
+
+    def worker_ready(
+        self,
+        slot: int,
+        device: str,
+        process: WorkerProcess,
+        reports: Iterable[ModelReport],
+        editions: Mapping[tuple[str, str], int],
+        now: float,
+    ) -> Channel:
+        """A process serves the models of these reports from now on; `editions` are those of `serving.Served`.
+
+        They and the reports are of each version of a model by itself.
+
+        Returns:
+            The channel of its first tower, which has all of them.
+        """
+        reports = sorted(reports, key=_number)
+        # Of all that it has loaded, as it counts them itself: some may not be asked for any more.
+        towers = max([len(report.towers) for report in reports], default=1) or 1
+        described: dict[str, list[ModelReport]] = {}
+        for report in reports:
+            if report.name in self.balancer.queues:
+                described.setdefault(report.name, []).append(report)
+        versions = {
+            report.key: self._describe(report, of_model)._replace(edition=editions.get(report.key, 0))
+            for of_model in described.values()
+            for report in of_model
+        }
+        serves = {name: versions[of_model[-1].key] for name, of_model in described.items()}
+        for name in serves:
+            self.balancer.refusals.hope(name)
+        window = Window()
+        of_tower = []
+        for tower in range(towers):
+            # A model that has fewer replicas than others is on the first towers.
+            here = {
+                report.key
+                for of_model in described.values()
+                for report in of_model
+                if not tower or tower < len(report.towers)
+            }
+            newest = {name: served for name, served in serves.items() if described[name][-1].key in here}
+            of_tower.append((newest, {key: served for key, served in versions.items() if key in here}))
+        channels = [
+            Channel(worker, process, described, window, [worker_wire.tower_head(tower)] if towers > 1 else [])
+            for tower, worker in enumerate(self.balancer.add_towers(slot, device, of_tower, now))
+        ]
+        for channel in channels:
+            channel.mates = channels
+            self.channels[channel.worker] = channel
+        return channels[0]
+
+    def _describe(self, report: ModelReport, of_model: Sequence[ModelReport]) -> Served:
+        return self.admission.describe(report, newest=report is of_model[-1])
+
+    def withdraw(self, channel: Channel, coming: Collection[tuple[str, str]] = ()) -> None:
+        """What only this worker serves cannot be asked for any more; what waits for it can still be answered.
+
+        Args:
+            channel: the worker's.
+            coming: models that a worker which is to come will serve, and their versions.
+        """
+        others = [worker for worker in self.channels if worker not in channel.workers and not worker.retiring]
+        kept = {key for worker in others for key in worker.versions}.union(coming)
+        for model in channel.worker.serves:
+            if model in self.balancer.queues:
+                served = {version for name, version in kept if name == model}
+                self._keep(model, served)
+                if model in self.leaving and not served:
+                    self.admission.remove(model)
+
+    def keep_versions(self, kept: Collection[tuple[str, str]]) -> None:
+        """Of models of which some version is, or will be, served, these are all; what waits for others is answered."""
+        for model in self.balancer.queues:
+            served = {version for name, version in kept if name == model}
+            if served and not served.issuperset(self.admission.catalogue.versions(model)):
+                self._keep(model, served)
+                self.balancer.refuse_versions(model, served)
+
+    def _keep(self, model: str, served: Collection[str]) -> None:
+        self.admission.keep_versions(model, served)
+        statistics = self.statistics[model]
+        for version in statistics.keys() - set(self.admission.catalogue.versions(model)):
+            del statistics[version]
+
+    def worker_gone(self, channel: Channel, now: float, *, crashed: bool) -> bool:
+        """A process is gone and has been read to its end; True when a lone suspect is to blame."""
+        for worker in channel.workers:
+            del self.channels[worker]
+        for model in channel.worker.serves:
+            left = [other for other in self.channels.values() if model in other.worker.serves]
+            newest = self.admission.newest(model)
+            if left and all(other.worker.serves[model][:2] != newest for other in left):
+                # Requests are to be checked against what is served, not against what came last.
+                for report in left[-1].reports[model]:
+                    self._describe(report, left[-1].reports[model])
+        begun = channel.process.begun
+        return self.balancer.remove_worker(channel.worker, now, crashed=crashed, begun=begun)
+
+    def result(self, channel: Channel, message: list[Any]) -> None:
+        """A process has answered a batch."""
+        batch_id, told, timing = worker_wire.read_result(message)
+        if len(channel.mates) > 1:
+            channel = next((each for each in channel.mates if each.executes(batch_id)), channel)
+        answers = [_error_of(answer) if type(answer) is bytes else answer for answer in told]
+        now = time.monotonic()
+        # Its assembly counts as the way to the worker: like that it can take place while another batch computes.
+        busy_s = (timing.compute_ns + timing.slice_ns) / 1e9
+        batch = self.balancer.finish(channel.worker, batch_id, answers, now, busy_s)
+        if batch is None:
+            # Nothing but a defect of ours makes a worker answer what it was not asked; do not trust it further.
+            event(log, logging.ERROR, "worker broke the protocol: killed", slot=channel.worker.slot, batch=batch_id)
+            channel.process.kill()
+            return
+        channel.batches += 1
+        channel.window.add(now, now - batch.begun, batch.rows)
+        batches = 1 if batch.key.max_batch_size else len(answers)
+        self.statistics[batch.key.spec.model][batch.requests[0].version].executed(batches, len(answers), *timing)
+
+    # After each burst.
+
+    def flush(self, now: float) -> None:
+        """Sends what can be sent: batches to free workers, answers to clients."""
+        self.balancer.expire(now)
+        for batch in self.balancer.dispatch(now):
+            self._send(batch)
+        self._reply_all()
+
+    def _send(self, batch: Batch) -> None:
+        channel = self.channels[batch.worker]
+        key = batch.key
+        description: list[bytes] = []
+        joined = channel.keys.get(key.id)
+        if joined is None:
+            joined = worker_wire.joinable(key.spec)
+            description = [key.spec.to_json()]
+            channel.keys.put(key.id, joined, len(description[0]))  # the worker keeps the key itself
+        requests = batch.requests
+        for request in requests:
+            if request.shared:
+                channel.process.send([*channel.head, *regions.batch_message(batch, description)])
+                return
+        if joined:
+            frames = worker_wire.join([request.frames for request in requests])
+        else:
+            frames = [frame for request in requests for frame in request.frames]
+        rows = [request.rows for request in requests]
+        head = worker_wire.batch_head(batch.id, key.id, rows, joined=joined, described=bool(description))
+        channel.process.send([*channel.head, head, *description, *frames])
+
+    def _version_of(self, request: Request) -> str:
+        """The version that a request was for which no worker has had."""
+        report = self.admission.catalogue.newest.get(request.plan.model)
+        return request.plan.key.version or (report.version if report is not None else "")
+
+    def _reply_all(self) -> None:
+        replies = self.balancer.replies()
+        if not replies:
+            return
+        now = time.monotonic()
+        for request, answer in replies:
+            front, address = request.sender
+            statistics = self.statistics[request.plan.model][request.version or self._version_of(request)]
+            if isinstance(answer, MultitowerError):
+                statistics.failed(now - request.received)
+                front.reply(address, wire.ERROR, request.id, (wire.dump_json(answer.to_wire()),))
+            else:
+                statistics.succeeded(request.rows, request.sent - request.received, now - request.received)
+                front.reply(address, wire.OK, request.id, answer)
+
+
+def _number(report: ModelReport) -> int:
+    return int(report.version)
+
+
+def _error_of(header: bytes) -> MultitowerError:
+    try:
+        return from_wire(wire.load_header(header))
+    except MultitowerError as error:
+        # A handler may put anything into the details of its errors.
+        return make(Reason.MODEL_ERROR, f"the model's error cannot be told: {error.message}")
+
+
+def _readable_id(frame: Any) -> bytes:
+    if not 0 < len(frame) <= wire.MAX_ID_BYTES:
+        raise make(Reason.MALFORMED, f"the id has {len(frame)} bytes; 1 to {wire.MAX_ID_BYTES} are allowed", field="id")
+    return bytes(frame)

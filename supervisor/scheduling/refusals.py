@@ -1,0 +1,71 @@
+"""Why requests are refused although their headers are good: their model is served by nobody, or crashes its workers.
+
+Pure. The balancer asks before it takes a request in; `recovery.py` tells of crashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from multitower.errors import MultitowerError, Reason, make
+
+from .crashing_models import CrashingModels
+from .quarantine import Quarantine
+
+
+class Refusals:
+    """The models and requests that are kept away.
+
+    Attributes:
+        quarantine: requests that crashed a worker alone.
+        crashing: models whose requests do so one after the other.
+        unloaded: models that an operator has taken out; what was accepted before is answered.
+    """
+
+    def __init__(self) -> None:
+        self.quarantine = Quarantine()
+        self.crashing = CrashingModels()
+        self.unloaded: set[str] = set()
+        self._hopeless: dict[str, str] = {}
+
+    def of_new(self, model: str) -> MultitowerError | None:
+        """Why new requests to the model are refused, or None."""
+        if self.unloaded and model in self.unloaded:
+            return make(Reason.NO_WORKER, f"{model!r} is unloaded; `multitower load {model}` loads it")
+        return self.of(model)
+
+    def of(self, model: str) -> MultitowerError | None:
+        """Why the model's requests are not run, or None while there is hope."""
+        if not self._hopeless and not self.crashing.until:
+            return None
+        # Made anew each time: an exception that is raised over and over keeps the traceback of every time.
+        message = self._hopeless.get(model)
+        if message is None and (why := self.crashing.why(model)) is not None:
+            message = f"{model!r} is kept away: {why}"
+        return None if message is None else make(Reason.NO_WORKER, message)
+
+    def of_suspect(self, model: str) -> MultitowerError | None:
+        """Why one that has not died often enough is not run again either, or None: it may be a good one."""
+        return self.of(model) if model in self._hopeless or self.crashing.certain(model) else None
+
+    def give_up(self, model: str, cause: str) -> None:
+        """Nothing serves or will serve this model."""
+        self._hopeless[model] = f"no worker serves {model!r}: {cause}"
+
+    def hope(self, model: str) -> None:
+        """It may be served again."""
+        self._hopeless.pop(model, None)
+
+    def forgive(self, models: Collection[str] | None = None) -> None:
+        """What made these models crash, or all, has been seen to: they are tried again, and so are their requests."""
+        for model in self.crashing.suspected:
+            if models is None or model in models:
+                if model in self.crashing.until:
+                    self.quarantine.forget_model(model)
+                self.crashing.forget(model)
+
+    def remove(self, model: str) -> None:
+        """The model is no more."""
+        self._hopeless.pop(model, None)
+        self.unloaded.discard(model)
+        self.crashing.forget(model)

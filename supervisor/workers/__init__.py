@@ -1,0 +1,1 @@
+"""Worker processes: slots, launch, spares, health, replacement, exits."""

@@ -1,0 +1,174 @@
+"""Which operations of models TensorFlow can run on the CPU alone: `python -m multitower.worker.formats.kernels`.
+
+`multitower doctor` runs it in a process of its own. A JSON list of `ModelSpec`s comes on stdin, a JSON object with
+`build` and, for each model, an entry in `models` goes to stdout. SavedModels are read but not loaded; files are loaded
+as a worker loads them. No device is touched: whoever starts it hides them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.framework import kernels
+
+from multitower.spec import ModelSpec
+
+from .model import load
+from .saved_model import INTERNAL, SIGNATURES
+
+_ON_GPU = frozenset(("GPU", "DEFAULT"))
+"""Kernels for devices that TensorFlow's GPUs take; DEFAULT are those that any device takes."""
+
+
+def main() -> None:
+    """Reads stdin, writes stdout."""
+    specs = [ModelSpec.of(data) for data in json.load(sys.stdin)]
+    with os.fdopen(os.dup(1), "w") as answer:
+        # Whatever models and libraries print must not come between.
+        os.dup2(2, 1)
+        json.dump({"build": _build(), "models": {spec.name: _look_at(spec) for spec in specs}}, answer)
+
+
+def _build() -> dict[str, Any]:
+    """How TensorFlow was built: for CUDA, and for which versions."""
+    info = tf.sysconfig.get_build_info()
+    return {
+        "version": tf.__version__,
+        "gpu": bool(tf.test.is_built_with_gpu_support()),
+        "cuda": bool(info.get("is_cuda_build")),
+        "cuda_version": info.get("cuda_version"),
+        "cudnn_version": info.get("cudnn_version"),
+    }
+
+
+def _look_at(spec: ModelSpec) -> dict[str, Any]:
+    try:
+        nodes = _nodes(spec)
+    except Exception as error:  # noqa: BLE001  a model may be broken in any way; the others are looked at
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+    counts: Counter[str] = Counter()
+    cpu_only: Counter[str] = Counter()
+    for node in nodes:
+        counts[node.op] += 1
+        cpu_only[node.op] += is_cpu_only(node)
+    return {
+        "operations": counts.total(),
+        "cpu_only": {name: count for name, count in sorted(cpu_only.items()) if count},
+    }
+
+
+def is_cpu_only(node: Any) -> bool:
+    """TensorFlow has a kernel for the node on the CPU, and none on a GPU, for its types.
+
+    Args:
+        node: a NodeDef. One of a name without kernels, such as a call of a function, runs nowhere by itself.
+    """
+    devices = {
+        kernel.device_type
+        for kernel in kernels.get_registered_kernels_for_op(node.op).kernel
+        if not kernel.label and _takes(kernel, node)
+    }
+    return "CPU" in devices and not devices & _ON_GPU
+
+
+def _takes(kernel: Any, node: Any) -> bool:
+    """The node's types are among the kernel's; a type that the node does not tell counts as one of them."""
+    for constraint in kernel.constraint:
+        attribute = node.attr.get(constraint.name)
+        if attribute is None:
+            continue
+        kind = attribute.WhichOneof("value")
+        types = [attribute.type] if kind == "type" else attribute.list.type if kind == "list" else []
+        if not set(types) <= set(constraint.allowed_values.list.type):
+            return False
+    return True
+
+
+def _nodes(spec: ModelSpec) -> Iterator[Any]:
+    """The nodes that a request runs."""
+    assert spec.path is not None  # handlers are not asked for
+    path = Path(spec.path, spec.version) if spec.version is not None else Path(spec.path)
+    if path.is_dir():
+        return _saved_model(path, spec.signature)
+    model: Any = load(spec, ["cpu:0"])
+    graph = model.graph
+    return _reached(graph, spec.outputs.values() or [node.name for node in graph.node])
+
+
+def _saved_model(folder: Path, wanted: str | None) -> Iterator[Any]:
+    from tensorflow.python.saved_model import loader_impl
+
+    graphs = loader_impl.parse_saved_model(str(folder)).meta_graphs
+    graph = next((graph for graph in graphs if tf.saved_model.SERVING in graph.meta_info_def.tags), graphs[0])
+    known = sorted(name for name in graph.signature_def if name != INTERNAL)
+    choices = (wanted,) if wanted is not None else (*SIGNATURES, *known[: len(known) == 1])
+    name = next((name for name in choices if name in known), None)
+    if name is None:
+        raise ValueError(f"no signature to look at; the model has: {', '.join(known) or 'none'}")
+    outputs = [tensor for info in graph.signature_def[name].outputs.values() for tensor in _tensors(info)]
+    return _reached(graph.graph_def, outputs)
+
+
+def _tensors(info: Any) -> list[str]:
+    kind = info.WhichOneof("encoding")
+    if kind == "composite_tensor":
+        return [name for part in info.composite_tensor.components for name in _tensors(part)]
+    if kind == "coo_sparse":
+        sparse = info.coo_sparse
+        return [sparse.values_tensor_name, sparse.indices_tensor_name, sparse.dense_shape_tensor_name]
+    return [info.name]
+
+
+def _reached(graph: Any, outputs: Iterable[str]) -> Iterator[Any]:
+    """The nodes that the outputs need, and those of the functions that these call."""
+    nodes = {node.name: node for node in graph.node}
+    waiting = [_node_of(name) for name in outputs]
+    found: dict[str, Any] = {}
+    while waiting:
+        name = waiting.pop()
+        if name in nodes and name not in found:
+            found[name] = nodes[name]
+            waiting += map(_node_of, nodes[name].input)
+    library = {function.signature.name: function for function in graph.library.function}
+    yield from _with_functions(found.values(), library)
+
+
+def _node_of(tensor: str) -> str:
+    """The node that an input such as `^name` or `name:1` is of."""
+    return tensor.removeprefix("^").partition(":")[0]
+
+
+def _library(graph: Any) -> dict[str, Any]:
+    return {function.signature.name: function for function in graph.library.function}
+
+
+def _with_functions(nodes: Iterable[Any], library: Mapping[str, Any]) -> Iterator[Any]:
+    waiting = list(nodes)
+    called: set[str] = set()
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for name in _functions_of(node):
+            if name in library and name not in called:
+                called.add(name)
+                waiting += library[name].node_def
+
+
+def _functions_of(node: Any) -> Iterator[str]:
+    yield node.op
+    for attribute in node.attr.values():
+        if attribute.HasField("func"):
+            yield attribute.func.name
+        for function in attribute.list.func:
+            yield function.name
+
+
+if __name__ == "__main__":
+    main()

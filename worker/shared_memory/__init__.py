@@ -1,0 +1,1 @@
+"""Tensors in clients' shared memory, as a worker reads and writes them."""

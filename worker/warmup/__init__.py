@@ -1,0 +1,1 @@
+"""The first runs of a model, before it is ready."""

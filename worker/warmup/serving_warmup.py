@@ -1,0 +1,169 @@
+"""TensorFlow Serving's `tf_serving_warmup_requests`: a TFRecord file of `PredictionLog` messages.
+
+Their definitions are in the package tensorflow-serving-api; of them only the few fields below are needed, so that the
+messages are taken apart here (https://protobuf.dev/programming-guides/encoding), and the tensors by TensorFlow.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+
+from ..formats.model import Arrays, LoadError
+
+log = logging.getLogger("multitower.worker")
+
+MOST_RECORDS = 1000
+"""TensorFlow Serving's own limit."""
+
+# Field numbers. PredictionLog: classify_log, regress_log, predict_log; each has its request at 1.
+_CLASSIFY, _REGRESS, _PREDICT = 2, 3, 6
+# Of the request: model_spec at 1; inputs (a map of TensorProto), or input, at 2. ModelSpec: signature_name at 3.
+_MODEL_SPEC, _INPUTS, _SIGNATURE_NAME = 1, 2, 3
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+_TensorProto = type(tf.make_tensor_proto(0))  # which has no public name
+
+
+class Request(NamedTuple):
+    """A recorded request.
+
+    Attributes:
+        signature: that it names, "" for the default one.
+        inputs: of a Predict request.
+        examples: of a Classify or Regress request, serialised; None otherwise.
+    """
+
+    signature: str
+    inputs: Arrays
+    examples: list[bytes] | None = None
+
+
+def read(file: Path) -> list[Request]:
+    """The requests of a file, but of kinds that are asked for in this way.
+
+    Raises:
+        LoadError: it is damaged; names the file and the record.
+    """
+    records = tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
+    requests: list[Request] = []
+    others = 0
+    for number in itertools.count(1):
+        try:
+            record = next(records, None)
+            if record is None:
+                break
+            if number > MOST_RECORDS:
+                log.warning("%s: only its first %d records are run", file, MOST_RECORDS)
+                break
+            request = _request(record)
+        except (tf.errors.OpError, DecodeError, MemoryError, TypeError, ValueError) as error:
+            told = " ".join(str(error).split())[:300]
+            raise LoadError(f"{file}, record {number}: it cannot be read: {told}") from error
+        if request is None:
+            others += 1
+        else:
+            requests.append(request)
+    if others:
+        log.warning("%s: %d records are of other kinds than Predict, Classify and Regress: not run", file, others)
+    return requests
+
+
+def _request(record: bytes) -> Request | None:
+    for kind, message in _fields(record):
+        if kind in (_CLASSIFY, _REGRESS, _PREDICT) and isinstance(message, bytes):
+            fields = _fields(_submessage(message, 1))
+            return _predict(fields) if kind == _PREDICT else _classify(fields)
+    return None
+
+
+def _predict(fields: list[tuple[int, bytes | int]]) -> Request:
+    signature, inputs = "", {}
+    for number, value in fields:
+        if number == _MODEL_SPEC:
+            signature = _signature_of(value)
+        elif number == _INPUTS:
+            name = _submessage(value, 1).decode()
+            inputs[name] = tf.make_ndarray(_TensorProto.FromString(_submessage(value, 2)))
+    return Request(signature, inputs)
+
+
+def _classify(fields: list[tuple[int, bytes | int]]) -> Request:
+    signature, examples = "", []
+    for number, value in fields:
+        if number == _MODEL_SPEC:
+            signature = _signature_of(value)
+        elif number == _INPUTS:
+            # Input: example_list at 1, example_list_with_context at 2; both have their examples at 1.
+            for kind, listed in _fields(value):
+                context = _submessage(listed, 2) if kind == 2 else b""
+                # One message after another is both of them merged.
+                examples += [context + _as_bytes(example) for place, example in _fields(listed) if place == 1]
+    return Request(signature, {}, examples)
+
+
+def _signature_of(model_spec: bytes | int) -> str:
+    return _submessage(model_spec, _SIGNATURE_NAME).decode()
+
+
+def _submessage(message: bytes | int, wanted: int) -> bytes:
+    """The last field of that number; empty where there is none."""
+    found = [value for number, value in _fields(message) if number == wanted]
+    return _as_bytes(found[-1]) if found else b""
+
+
+def _as_bytes(value: bytes | int) -> bytes:
+    if not isinstance(value, bytes):
+        raise ValueError("a field holds a number where a message is due")
+    return value
+
+
+def _fields(message: bytes | int) -> list[tuple[int, bytes | int]]:
+    """Number and value of each field, in order.
+
+    Raises:
+        ValueError: that is no message.
+    """
+    return list(_walk(_as_bytes(message)))
+
+
+def _walk(data: bytes) -> Iterator[tuple[int, bytes | int]]:
+    place = 0
+    while place < len(data):
+        tag, place = _varint(data, place)
+        number, kind = tag >> 3, tag & 7
+        if kind == _VARINT:
+            value, place = _varint(data, place)
+            yield number, value
+            continue
+        if kind == _BYTES:
+            size, place = _varint(data, place)
+        elif kind in (_FIXED64, _FIXED32):
+            size = 8 if kind == _FIXED64 else 4
+        else:
+            raise ValueError(f"a field has the unknown wire type {kind}")
+        if place + size > len(data):
+            raise ValueError("a field is longer than its message")
+        yield number, data[place : place + size]
+        place += size
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if place >= len(data):
+            raise ValueError("a number is cut off")
+        byte = data[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+    raise ValueError("a number has more than 64 bits")
