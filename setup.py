@@ -45,7 +45,7 @@ MODULES = (
     "multitower.supervisor.scheduling.open_requests",
     "multitower.supervisor.routing.statistics",
     "multitower.supervisor.scheduling.pool",
-    "multitower.supervisor.workers.process",
+    "multitower.supervisor.workers.child_process",
     "multitower.supervisor.scheduling.quarantine",
     "multitower.supervisor.loop.reactor",
     "multitower.supervisor.scheduling.recovery",

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from multitower.supervisor.scheduling.pool import Rule
 from multitower.supervisor.scheduling.queue import Batch, QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
-from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.scheduler import Scheduler
 from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
@@ -162,32 +162,32 @@ class Product(Discipline):
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
-        self._balancer = Balancer({"m": QueueLimits(max_size=10**9, max_bytes=10**9)}, self.rule)
+        self._scheduler = Scheduler({"m": QueueLimits(max_size=10**9, max_bytes=10**9)}, self.rule)
         key = BatchKey(KeySpec("m", (("x", "UINT8", ()),), None, True), LARGEST)
         self._plan = Plan(key, 1, (0,), (1,), (False,), ("x",), 3600.0)
         self._devices: dict[Worker, Device] = {}
         for slot, device in enumerate(self.devices):
-            self._devices[self._balancer.add_worker(slot, f"cpu:{slot}", {"m": Served()}, 0.0)] = device
+            self._devices[self._scheduler.add_worker(slot, f"cpu:{slot}", {"m": Served()}, 0.0)] = device
         self._turn = 0
 
     def _arrive(self, number: int) -> None:
-        self._balancer.submit(Request((), number.to_bytes(8), self._plan, (b"x",), 1, self.clock.now))
+        self._scheduler.submit(Request((), number.to_bytes(8), self._plan, (b"x",), 1, self.clock.now))
         self._flush()
 
     def _ended(self, device: Device, work: Any, busy_s: float) -> None:
         batch: Batch = work
         answers = [(b"", b"x")] * len(batch.requests)
-        self._balancer.finish(batch.worker, batch.id, answers, self.clock.now, busy_s)
-        self.latencies.extend(self.clock.now - reply.request.received for reply in self._balancer.replies())
+        self._scheduler.finish(batch.worker, batch.id, answers, self.clock.now, busy_s)
+        self.latencies.extend(self.clock.now - reply.request.received for reply in self._scheduler.replies())
         self._flush()
 
     def _flush(self) -> None:
         now = self.clock.now
-        for batch in self._balancer.dispatch(now):
+        for batch in self._scheduler.dispatch(now):
             self._send(self._devices[batch.worker], batch, batch.rows)
         self._turn += 1
-        wake = self._balancer.next_wake()
-        if wake is not None and self._balancer.busy and wake < now + 60:
+        wake = self._scheduler.next_wake()
+        if wake is not None and self._scheduler.busy and wake < now + 60:
             steps = max(1, math.ceil((wake - now) / GRAIN_S))
             self.clock.at(now + steps * GRAIN_S, self._wake, self._turn)
 
@@ -216,9 +216,9 @@ class AtOnce(Discipline):
         raise NotImplementedError
 
     def _arrive(self, number: int) -> None:
-        place = self._pick(number)
-        self._has[place] += 1
-        self.clock.at(self.clock.now + self.world.hop_s / 2, self._lie_down, place, self.clock.now)
+        slot = self._pick(number)
+        self._has[slot] += 1
+        self.clock.at(self.clock.now + self.world.hop_s / 2, self._lie_down, slot, self.clock.now)
 
     def _ended(self, device: Device, work: Any, busy_s: float) -> None:
         self._has[self.devices.index(device)] -= len(work)
@@ -228,14 +228,14 @@ class AtOnce(Discipline):
         super()._end(device, work, busy_s)
         self._go_on(self.devices.index(device))
 
-    def _lie_down(self, place: int, came: float) -> None:
-        self._lying[place].append(came)
-        self._go_on(place)
+    def _lie_down(self, slot: int, came: float) -> None:
+        self._lying[slot].append(came)
+        self._go_on(slot)
 
-    def _go_on(self, place: int) -> None:
-        device, lying = self.devices[place], self._lying[place]
+    def _go_on(self, slot: int) -> None:
+        device, lying = self.devices[slot], self._lying[slot]
         if lying and not device.running:
-            work, self._lying[place] = lying[:LARGEST], lying[LARGEST:]
+            work, self._lying[slot] = lying[:LARGEST], lying[LARGEST:]
             self._begin(device, work, len(work))
 
 
@@ -251,7 +251,7 @@ class ShortestQueue(AtOnce):
 
     def _pick(self, number: int) -> int:
         least = min(self._has)
-        return self._rng.choice([place for place, has in enumerate(self._has) if has == least])
+        return self._rng.choice([slot for slot, has in enumerate(self._has) if has == least])
 
 
 class LateBinding(Discipline):

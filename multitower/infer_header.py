@@ -79,52 +79,52 @@ def _parse_inputs(value: Any) -> tuple[wire.Tensor, ...]:
     inputs: list[wire.Tensor] = []
     names: set[str] = set()
     for index, entry in enumerate(value):
-        place = f"inputs[{index}]"
+        field = f"inputs[{index}]"
         if not isinstance(entry, dict):
-            wire.refuse(f"{place} is not an object", place)
+            wire.refuse(f"{field} is not an object", field)
         if "data" in entry:
-            wire.refuse(f"{place}.data: tensors travel in frames of their own, not in the header", f"{place}.data")
-        name = _parse_name(entry, place)
+            wire.refuse(f"{field}.data: tensors travel in frames of their own, not in the header", f"{field}.data")
+        name = _parse_name(entry, field)
         if name in names:
-            wire.refuse(f"{place}.name: the input {name[:80]!r} comes twice", f"{place}.name")
+            wire.refuse(f"{field}.name: the input {name[:80]!r} comes twice", f"{field}.name")
         names.add(name)
-        datatype, shape = _parse_datatype(entry, place), _parse_shape(entry, place)
-        area = parse_area(entry, place)
+        datatype, shape = _parse_datatype(entry, field), _parse_shape(entry, field)
+        area = parse_area(entry, field)
         if area is not None:
-            _check_input_area(area, datatype, shape, place)
+            _check_input_area(area, datatype, shape, field)
         inputs.append(wire.Tensor(name, datatype, shape, area))
     return tuple(inputs)
 
 
-def _parse_name(entry: dict[str, Any], place: str) -> str:
+def _parse_name(entry: dict[str, Any], field: str) -> str:
     name = entry.get("name")
     if not isinstance(name, str) or not name:
-        wire.refuse(f"{place}.name is missing or not a string", f"{place}.name")
+        wire.refuse(f"{field}.name is missing or not a string", f"{field}.name")
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
-        wire.refuse(f"{place}.name holds half a surrogate pair, which is no text", f"{place}.name")
+        wire.refuse(f"{field}.name holds half a surrogate pair, which is no text", f"{field}.name")
     if size > wire.MAX_NAME_BYTES:
-        wire.refuse(f"{place}.name has {size} bytes; the limit is {wire.MAX_NAME_BYTES}", f"{place}.name")
+        wire.refuse(f"{field}.name has {size} bytes; the limit is {wire.MAX_NAME_BYTES}", f"{field}.name")
     return name
 
 
-def _parse_datatype(entry: dict[str, Any], place: str) -> str:
+def _parse_datatype(entry: dict[str, Any], field: str) -> str:
     datatype = entry.get("datatype")
     if not isinstance(datatype, str):
-        wire.refuse(f"{place}.datatype is missing or not a string", f"{place}.datatype")
+        wire.refuse(f"{field}.datatype is missing or not a string", f"{field}.datatype")
     if datatype not in tensors.DATATYPES:
         raise make(
             Reason.DATATYPE_MISMATCH,
-            f"{place}.datatype {datatype[:40]!r} is none of {', '.join(tensors.DATATYPES)}",
-            field=f"{place}.datatype",
+            f"{field}.datatype {datatype[:40]!r} is none of {', '.join(tensors.DATATYPES)}",
+            field=f"{field}.datatype",
         )
     return datatype
 
 
-def _parse_shape(entry: dict[str, Any], place: str) -> tuple[int, ...]:
+def _parse_shape(entry: dict[str, Any], field: str) -> tuple[int, ...]:
     shape = entry.get("shape")
-    where = f"{place}.shape"
+    where = f"{field}.shape"
     if not isinstance(shape, list):
         raise make(Reason.SHAPE_INVALID, f"{where} is missing or not a list", field=where)
     if len(shape) > wire.MAX_RANK:
@@ -143,13 +143,13 @@ def _parse_shape(entry: dict[str, Any], place: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _check_input_area(area: wire.Area, datatype: str, shape: tuple[int, ...], place: str) -> None:
+def _check_input_area(area: wire.Area, datatype: str, shape: tuple[int, ...], field: str) -> None:
     if datatype == tensors.BYTES:
-        where = f"{place}.parameters.{wire.SHARED_MEMORY_REGION}"
+        where = f"{field}.parameters.{wire.SHARED_MEMORY_REGION}"
         wire.refuse(f"{where}: BYTES tensors travel in frames, not in shared memory", where)
     wanted = tensors.byte_size(datatype, shape)
     if area.size != wanted:
-        where = f"{place}.parameters.{wire.SHARED_MEMORY_BYTE_SIZE}"
+        where = f"{field}.parameters.{wire.SHARED_MEMORY_BYTE_SIZE}"
         message = f"{where} is {area.size}, but {datatype} of shape {list(shape)} takes {wanted}"
         raise make(Reason.SIZE_MISMATCH, message, field=where)
 
@@ -164,12 +164,12 @@ def _parse_outputs(value: Any) -> tuple[tuple[str, ...] | None, dict[str, wire.A
         wire.refuse(f"outputs has {len(value)} entries; the limit is {wire.MAX_INPUTS}", "outputs")
     names: list[str] = []
     for index, entry in enumerate(value):
-        place = f"outputs[{index}]"
+        field = f"outputs[{index}]"
         entry = entry if isinstance(entry, dict) else {}
-        name = _parse_name(entry, place)
+        name = _parse_name(entry, field)
         if name in names:
-            wire.refuse(f"{place}.name: the output {name[:80]!r} comes twice", f"{place}.name")
-        area = parse_area(entry, place)
+            wire.refuse(f"{field}.name: the output {name[:80]!r} comes twice", f"{field}.name")
+        area = parse_area(entry, field)
         if area is not None:
             areas[name] = area
         names.append(name)
@@ -177,32 +177,32 @@ def _parse_outputs(value: Any) -> tuple[tuple[str, ...] | None, dict[str, wire.A
     return tuple(names) or None, areas
 
 
-def parse_area(entry: dict[str, Any], place: str) -> wire.Area | None:
+def parse_area(entry: dict[str, Any], field: str) -> wire.Area | None:
     """Where a tensor of a header lies in shared memory; None when it has a frame.
 
     Args:
         entry: of the header's inputs or outputs.
-        place: what messages call it.
+        field: what messages call it.
 
     Raises:
         InvalidRequest: `malformed`, naming the parameter.
     """
     parameters = entry.get("parameters", {})
     if not isinstance(parameters, dict):
-        wire.refuse(f"{place}.parameters is not an object", f"{place}.parameters")
+        wire.refuse(f"{field}.parameters is not an object", f"{field}.parameters")
     if not any(key in parameters for key in wire.SHARED_MEMORY_KEYS):
         return None
-    place = f"{place}.parameters"
+    field = f"{field}.parameters"
     region = parameters.get(wire.SHARED_MEMORY_REGION)
     if not isinstance(region, str) or wire.REGION_NAME.fullmatch(region) is None:
-        where = f"{place}.{wire.SHARED_MEMORY_REGION}"
+        where = f"{field}.{wire.SHARED_MEMORY_REGION}"
         wire.refuse(f"{where} is missing, or no name of a region (mt-PID-DESCRIPTOR-NONCE)", where)
     offset = parameters.get(wire.SHARED_MEMORY_OFFSET, 0)
     if type(offset) is not int or not 0 <= offset <= wire.MAX_DIMENSION:
-        where = f"{place}.{wire.SHARED_MEMORY_OFFSET}"
+        where = f"{field}.{wire.SHARED_MEMORY_OFFSET}"
         wire.refuse(f"{where} is not an integer from 0 to 2^63 - 1", where)
     size = parameters.get(wire.SHARED_MEMORY_BYTE_SIZE)
     if type(size) is not int or not 0 < size <= wire.MAX_DIMENSION:
-        where = f"{place}.{wire.SHARED_MEMORY_BYTE_SIZE}"
+        where = f"{field}.{wire.SHARED_MEMORY_BYTE_SIZE}"
         wire.refuse(f"{where} is missing, or not an integer from 1 to 2^63 - 1", where)
     return wire.Area(region, offset, size)

@@ -302,7 +302,7 @@ class ModelReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SinglyReport(_Json):
+class UnbatchedReport(_Json):
     """Requests to a model that was batched run singly from now on.
 
     Attributes:

@@ -41,7 +41,7 @@ TOWER: Final = b"T"
 REPORT: Final = b"P"
 RESULT: Final = b"R"
 MEMORY: Final = b"M"
-SINGLY: Final = b"U"
+UNBATCHED: Final = b"U"
 
 BEGUN: Final = "@Q"
 """What each tower of a worker writes, in one store, into the memory that it shares with the supervisor: the id of the
@@ -131,14 +131,14 @@ def heartbeat(calls: Sequence[int]) -> bytes:
 
 def last_heartbeat(data: bytes) -> tuple[int, ...] | None:
     """The last one of these that were written one after the other; None when there is no whole one."""
-    place, last = 0, None
-    while place + _HEARTBEAT_HEAD.size <= len(data):
-        (count,) = _HEARTBEAT_HEAD.unpack_from(data, place)
-        place += _HEARTBEAT_HEAD.size
-        if place + 8 * count > len(data):
+    area, last = 0, None
+    while area + _HEARTBEAT_HEAD.size <= len(data):
+        (count,) = _HEARTBEAT_HEAD.unpack_from(data, area)
+        area += _HEARTBEAT_HEAD.size
+        if area + 8 * count > len(data):
             break
-        last = struct.unpack_from(f"<{count}Q", data, place)
-        place += 8 * count
+        last = struct.unpack_from(f"<{count}Q", data, area)
+        area += 8 * count
     return last
 
 
@@ -187,7 +187,7 @@ def shared_head(head: bytes) -> bytes:
     return SHARED + head[len(BATCH) :]
 
 
-class Place(NamedTuple):
+class WorkerArea(NamedTuple):
     """A part of a region of shared memory, as a worker finds it.
 
     Attributes:
@@ -211,8 +211,8 @@ class Place(NamedTuple):
 class Table(NamedTuple):
     """Which tensors of a batch lie in shared memory: inputs to be read, and places where outputs may be written."""
 
-    inputs: list[Place]
-    outputs: list[Place]
+    inputs: list[WorkerArea]
+    outputs: list[WorkerArea]
 
     def pack(self) -> bytes:
         """The table's frame."""
@@ -228,7 +228,7 @@ class Table(NamedTuple):
 def _unpacked(frame: bytes) -> Table:
     # Clients use the same places again and again.
     inputs, outputs = json.loads(frame)
-    return Table([Place(*place) for place in inputs], [Place(*place) for place in outputs])
+    return Table([WorkerArea(*area) for area in inputs], [WorkerArea(*area) for area in outputs])
 
 
 class Timing(NamedTuple):
@@ -297,9 +297,9 @@ def read_result(message: Sequence[Any]) -> Result:
         end = len(head)
         by_rows: dict[int, bytes] = {}
         # From the last on: the headers end with the frame.
-        for place in range(headers - 1, -1, -1):
-            start = end - numbers[count + headers + place]
-            by_rows[numbers[count + place]] = head[start:end]
+        for area in range(headers - 1, -1, -1):
+            start = end - numbers[count + headers + area]
+            by_rows[numbers[count + area]] = head[start:end]
             end = start
         answers = _cut(by_rows, rows, message[1:])
     else:

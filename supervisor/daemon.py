@@ -21,27 +21,27 @@ from multitower.exits import Exit
 
 from .config.config import Config
 from .loop import garbage_collector as garbage
-from .loop.background import Errands
+from .loop.background import BackgroundJobs
 from .loop.log import event
 from .loop.reactor import Reactor
 from .loop.runtime_dir import HeldError, RuntimeDir
 from .machine import devices
 from .machine.resources import Sampler
 from .operations.announcements import Account
-from .operations.control import Control
+from .operations.control import ControlSocket
 from .operations.model_orders import ModelOrders
 from .operations.orders import Orders
-from .operations.service_manager import Notifier
-from .operations.status import Reporter
+from .operations.service_manager import ServiceManager
+from .operations.status import StatusReporter
 from .operations.version_watch import Watch
-from .routing.front_socket import Front
+from .routing.front_socket import FrontSocket
 from .routing.router import Router
 from .settings import Settings
 from .settings import make as make_settings
 from .workers.capacity import Capacity
-from .workers.health import take_heartbeats
-from .workers.manager import Fleet
-from .workers.worker_process import Member
+from .workers.health import read_heartbeats
+from .workers.manager import WorkerManager
+from .workers.slot import WorkerProcess
 
 log = logging.getLogger("multitower.daemon")
 
@@ -83,12 +83,12 @@ class Daemon:
         self._forced = False
         self._chores_at = 0.0
         self._chores_due = False
-        self._errands = Errands()
-        self._notifier = Notifier()
+        self._background = BackgroundJobs()
+        self._service_manager = ServiceManager()
         with contextlib.ExitStack() as undo:
-            undo.callback(self._notifier.close)
+            undo.callback(self._service_manager.close)
             settings = _guarded(functools.partial(_make, config))
-            undo.callback(self._errands.close)
+            undo.callback(self._background.close)
             runtime = _guarded(functools.partial(RuntimeDir, config.runtime_dir))
             undo.callback(runtime.close)
             self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -102,19 +102,19 @@ class Daemon:
             )
             undo.callback(self._close_fronts)
             for endpoint in config.listen:
-                front = _guarded(functools.partial(Front, self._context, endpoint, config.max_message_size))
+                front = _guarded(functools.partial(FrontSocket, self._context, endpoint, config.max_message_size))
                 self.router.fronts.append(front)
             endpoint = f"ipc://{runtime.control_socket}"
-            front = _guarded(functools.partial(Front, self._context, endpoint, config.max_message_size))
+            front = _guarded(functools.partial(FrontSocket, self._context, endpoint, config.max_message_size))
             undo.callback(front.close)
             self._sampler = Sampler()
             undo.callback(self._sampler.close)
             self._capacity = Capacity(self._sampler)
             self._reactor = Reactor()
             undo.callback(self._reactor.close)
-            self.fleet = Fleet(
+            self.manager = WorkerManager(
                 placements=settings.placements,
-                settings=settings.fleet,
+                settings=settings.worker_settings,
                 import_path=[str(config.folder)],
                 runtime=runtime,
                 context=self._context,
@@ -126,9 +126,9 @@ class Daemon:
                 present=self._sampler.present,
             )
             self._runtime = runtime
-            self.reporter = Reporter(
+            self.reporter = StatusReporter(
                 self.router,
-                self.fleet,
+                self.manager,
                 settings.models,
                 config.max_message_size,
                 started=time.monotonic(),
@@ -136,26 +136,26 @@ class Daemon:
                 control=endpoint,
             )
             self._account = Account(
-                self.reporter, self._notifier, self._sampler, reloading=lambda: self._orders.changing
+                self.reporter, self._service_manager, self._sampler, reloading=lambda: self._orders.changing
             )
             self._orders = Orders(
-                self.fleet,
+                self.manager,
                 self.router,
                 self.reporter,
-                self._errands,
+                self._background,
                 settings,
                 read_config,
-                begun=self._notifier.reloading,
+                begun=self._service_manager.reloading,
                 ended=self._account.reload_ended,
             )
-            self._watch_versions = Watch(self.fleet, self.reporter, self._orders, self._errands)
+            self._watch_versions = Watch(self.manager, self.reporter, self._orders, self._background)
             self.reporter.refused = self._watch_versions.refused
             self.router.set_labels(settings.labels)
             for spec in settings.unloaded:
                 self.router.close(spec.name)
             settings.warn_of_versions()
-            models = ModelOrders(self._orders, self.fleet, self.router, self.reporter, self._errands, read_config)
-            self._control = Control(
+            models = ModelOrders(self._orders, self.manager, self.router, self.reporter, self._background, read_config)
+            self._control = ControlSocket(
                 front, self._answer, self._orders.reload, self._orders.restart, models.load, models.unload
             )
             undo.pop_all()
@@ -174,7 +174,7 @@ class Daemon:
         former = {number: signal.signal(number, _noted) for number in _SIGNALS}
         try:
             self._reactor.add(wake_out.fileno(), functools.partial(self._on_wake, wake_out))
-            self._reactor.add(self._errands.descriptor, self._on_errands)
+            self._reactor.add(self._background.descriptor, self._on_background_jobs)
             for front in self.router.fronts:
                 front.stir = self._reactor.add_socket(front.socket, functools.partial(self.router.receive, front))
             control = self._control.front
@@ -185,7 +185,7 @@ class Daemon:
                 "daemon started",
                 pid=os.getpid(),
                 listen=",".join(front.endpoint for front in self.router.fronts),
-                slots=len(self.fleet.places),
+                slots=len(self.manager.slots),
                 runtime_dir=self._runtime.path,
             )
             garbage.keep_out_of_the_way()
@@ -195,7 +195,7 @@ class Daemon:
         except BaseException:
             # A defect of ours. An init system restarts what ends; what hangs or leaves workers behind, it does not.
             log.critical("the daemon ends on an error of its own", exc_info=True)
-            self.fleet.kill()
+            self.manager.kill()
             self._reap_all()
             raise
         finally:
@@ -221,25 +221,30 @@ class Daemon:
     def _chores(self, now: float) -> Exit | None:
         """Does all that is due, requests among it; returns the exit code when the daemon's life is over."""
         self._chores_due = False
-        self.fleet.tick(now)
+        self.manager.tick(now)
         self.router.flush(now)
         if now >= self._account.due:
             self._account.tell(now)
             self.router.regions.tick(now)
         self._watch_versions.tick(now)
-        self._notifier.watchdog(now)
+        self._service_manager.watchdog(now)
         self._on_signals(now)
         code = self._over(now)
         # What waits for answers to come in looks after each burst of them.
-        self._chores_due |= self.fleet.renewals.active or self.reporter.state != "running"
-        times = [self.fleet.next_wake(now), self._notifier.next_wake(), self._account.due, self._stop_by]
+        self._chores_due |= self.manager.replacements.active or self.reporter.state != "running"
+        times = [
+            self.manager.next_wake(now),
+            self._service_manager.next_wake(),
+            self._account.due,
+            self._stop_by,
+        ]
         times.append(self._watch_versions.due)
         self._chores_at = min(moment for moment in times if moment is not None)
         return code
 
     def _timeout_s(self) -> float:
         due = self._chores_at
-        wake = self.router.balancer.next_wake()
+        wake = self.router.scheduler.next_wake()
         if wake is not None and wake < due:
             due = wake
         return due - time.monotonic()
@@ -253,10 +258,10 @@ class Daemon:
             if number == signal.SIGHUP:
                 self._orders.reload(lambda _: None)
             elif self.reporter.state == "running":
-                event(log, logging.INFO, "draining", signal=name, outstanding=self.router.balancer.outstanding)
+                event(log, logging.INFO, "draining", signal=name, outstanding=self.router.scheduler.outstanding)
                 self.reporter.state = "draining"
                 self.router.draining = True
-                self._notifier.stopping(self.reporter.line())
+                self._service_manager.stopping(self.reporter.line())
                 self._stop_by = now + self._orders.settings.config.drain_timeout
             else:
                 event(log, logging.WARNING, "ending now", signal=name)
@@ -269,64 +274,68 @@ class Daemon:
             # may put off for long.
             self._signals += [number for number in wake.recv(4096) if number in _SIGNALS]
 
-    def _on_errands(self) -> None:
+    def _on_background_jobs(self) -> None:
         self._chores_due = True
-        self._errands.bring_home()
+        self._background.run_callbacks()
 
     def _on_orders(self) -> None:
         self._chores_due = True
         self._control.receive()
 
-    def _on_death(self, member: Member) -> None:
+    def _on_death(self, process: WorkerProcess) -> None:
         self._chores_due = True
-        process = member.process
+        child = process.child
         # A pidfd stays readable: once is enough.
-        self._reactor.remove(process.pidfd)
-        self._reactor.remove(process.heartbeat_descriptor)
+        self._reactor.remove(child.pidfd)
+        self._reactor.remove(child.heartbeat_descriptor)
         # The fleet's tick buries it once its channel is closed.
-        self._reactor.add_socket(process.monitor, self._on_disconnected)
-        self.fleet.died(member, time.monotonic())
+        self._reactor.add_socket(child.monitor, self._on_disconnected)
+        self.manager.died(process, time.monotonic())
 
-    def _on_heartbeats(self, member: Member) -> None:
-        take_heartbeats(member, time.monotonic())
+    def _on_heartbeats(self, process: WorkerProcess) -> None:
+        read_heartbeats(process, time.monotonic())
 
     def _on_disconnected(self) -> None:
         self._chores_due = True
 
-    def _on_messages(self, member: Member) -> None:
-        message = member.process.message()
+    def _on_messages(self, process: WorkerProcess) -> None:
+        message = process.child.message()
         if message is None:
             return
-        if self.fleet.message(member, message, time.monotonic()):
+        if self.manager.message(process, message, time.monotonic()):
             self._chores_due = True
-        member.process.stir()  # there may be more, though seldom; asked once its next batch is on its way
+        process.child.stir()  # there may be more, though seldom; asked once its next batch is on its way
 
     def _over(self, now: float) -> Exit | None:
         """The exit code when the daemon's life is over; takes a drain one step further before."""
         if self._forced:
-            self.fleet.kill()
-            self.router.balancer.abandon("the daemon was ended before the request was answered")
+            self.manager.kill()
+            self.router.scheduler.abandon("the daemon was ended before the request was answered")
             self.router.flush(now)
             self._reap_all()
             return Exit.SECOND_SIGNAL
-        if self.fleet.hopeless and self._orders.settings.config.exit_when_failed and self.reporter.state == "running":
+        if (
+            self.manager.unavailable
+            and self._orders.settings.config.exit_when_failed
+            and self.reporter.state == "running"
+        ):
             event(log, logging.ERROR, "every slot has failed")
-            self.fleet.kill()
+            self.manager.kill()
             self._reap_all()
             return Exit.UNAVAILABLE
         if self.reporter.state == "draining":
             late = self._stop_by is not None and now >= self._stop_by
-            if self.router.balancer.busy and not late:
+            if self.router.scheduler.busy and not late:
                 return None
             if late:
-                outstanding = self.router.balancer.outstanding
+                outstanding = self.router.scheduler.outstanding
                 event(log, logging.WARNING, "drain_timeout is over", outstanding=outstanding)
-                self.router.balancer.abandon("drain_timeout was over before the request was answered")
+                self.router.scheduler.abandon("drain_timeout was over before the request was answered")
                 self.router.flush(now)
             self.reporter.state = "stopping"
             self._stop_by = None
-            self.fleet.stop(now)
-        if self.reporter.state == "stopping" and next(self.fleet.members(), None) is None:
+            self.manager.stop(now)
+        if self.reporter.state == "stopping" and next(self.manager.processes(), None) is None:
             return Exit.OK
         return None
 
@@ -337,32 +346,32 @@ class Daemon:
 
     # Setting up and giving back.
 
-    def _watch(self, member: Member) -> None:
-        process = member.process
-        self._reactor.add(process.heartbeat_descriptor, functools.partial(self._on_heartbeats, member))
-        self._reactor.add(process.pidfd, functools.partial(self._on_death, member))
-        process.stir = self._reactor.add_socket(process.socket, functools.partial(self._on_messages, member))
+    def _watch(self, process: WorkerProcess) -> None:
+        child = process.child
+        self._reactor.add(child.heartbeat_descriptor, functools.partial(self._on_heartbeats, process))
+        self._reactor.add(child.pidfd, functools.partial(self._on_death, process))
+        child.stir = self._reactor.add_socket(child.socket, functools.partial(self._on_messages, process))
 
-    def _unwatch(self, member: Member) -> None:
-        self._reactor.remove_socket(member.process.socket)
-        self._reactor.remove_socket(member.process.monitor)
+    def _unwatch(self, process: WorkerProcess) -> None:
+        self._reactor.remove_socket(process.child.socket)
+        self._reactor.remove_socket(process.child.monitor)
 
     def _reap_all(self) -> None:
         """Waits for killed processes; the kernel does not keep a SIGKILL waiting."""
-        for member in list(self.fleet.members()):
-            if member.cause is None:
-                member.process.reap()
-            member.process.close()
+        for process in list(self.manager.processes()):
+            if process.cause is None:
+                process.child.reap()
+            process.child.close()
 
     def _close_fronts(self, linger_ms: int = 0) -> None:
         for front in self.router.fronts:
             front.close(linger_ms)
 
     def _close(self) -> None:
-        self.fleet.close()
-        self._errands.close()
+        self.manager.close()
+        self._background.close()
         self._sampler.close()
-        self._notifier.close()
+        self._service_manager.close()
         self._control.front.close(FORCED_LINGER_MS)
         self._close_fronts(FORCED_LINGER_MS if self._forced else DRAINED_LINGER_MS)
         self._reactor.close()

@@ -18,7 +18,7 @@ from .machine.model_placement import allot
 from .scheduling.pool import Rule
 from .scheduling.queue import QueueLimits
 from .workers.restart_budget import RestartPolicy
-from .workers.settings import FleetSettings
+from .workers.settings import WorkerSettings
 
 log = logging.getLogger("multitower.daemon")
 
@@ -31,7 +31,7 @@ class Settings:
         config: what it was made of.
         devices: the daemon's.
         placements: one for each slot, numbered from 0.
-        fleet: what the fleet is told, the models among it that are loaded.
+        worker_settings: what the fleet is told, the models among it that are loaded.
         limits: of each model's queue.
         timeouts: seconds that a request to each model may take.
         labels: of each model that has some, the versions that they stand for.
@@ -42,7 +42,7 @@ class Settings:
     config: Config
     devices: tuple[Device, ...]
     placements: tuple[placement.Placement, ...]
-    fleet: FleetSettings
+    worker_settings: WorkerSettings
     limits: dict[str, QueueLimits]
     timeouts: dict[str, float]
     labels: dict[str, dict[str, str]]
@@ -52,20 +52,20 @@ class Settings:
     @property
     def models(self) -> tuple[ModelSpec, ...]:
         """All that are configured, in the order of the file."""
-        place_of = {name: place for place, name in enumerate(self.limits)}
-        return tuple(sorted((*self.fleet.models, *self.unloaded), key=lambda spec: place_of[spec.name]))
+        index_of = {name: index for index, name in enumerate(self.limits)}
+        return tuple(sorted((*self.worker_settings.models, *self.unloaded), key=lambda spec: index_of[spec.name]))
 
     def without(self, name: str) -> Settings:
         """The same with a model unloaded."""
-        out = tuple(spec for spec in self.fleet.models if spec.name == name)
-        models = tuple(spec for spec in self.fleet.models if spec.name != name)
-        return replace(self, unloaded=self.unloaded + out, fleet=replace(self.fleet, models=models))
+        out = tuple(spec for spec in self.worker_settings.models if spec.name == name)
+        models = tuple(spec for spec in self.worker_settings.models if spec.name != name)
+        return replace(self, unloaded=self.unloaded + out, worker_settings=replace(self.worker_settings, models=models))
 
     def still_with(self, names: Collection[str]) -> Settings:
         """The same with these models loaded though the file says that they need not be at the start."""
         unloaded = tuple(spec for spec in self.unloaded if spec.name not in names)
         models = tuple(spec for spec in self.models if spec not in unloaded)
-        return replace(self, unloaded=unloaded, fleet=replace(self.fleet, models=models))
+        return replace(self, unloaded=unloaded, worker_settings=replace(self.worker_settings, models=models))
 
     def with_model(self, model: ModelConfig) -> Settings:
         """The same with this model loaded, as it is configured now: one more, or instead of the one of its name.
@@ -78,8 +78,8 @@ class Settings:
         """
         name, known = model.name, {other.name: other for other in self.config.models}
         configs = tuple((known | {name: model}).values())
-        specs = [spec for spec in self.fleet.models if spec.name != name]
-        loaded = sorted([*specs, *_pinned(model)], key=lambda spec: _place(spec.name, configs))
+        specs = [spec for spec in self.worker_settings.models if spec.name != name]
+        loaded = sorted([*specs, *_pinned(model)], key=lambda spec: _index_of(spec.name, configs))
         allotted = allot(configs, [placement.devices for placement in self.placements], self.devices)
         return replace(
             self,
@@ -87,10 +87,10 @@ class Settings:
             placements=tuple(
                 replace(placement, models=models) for placement, models in zip(self.placements, allotted, strict=True)
             ),
-            fleet=replace(
-                self.fleet,
+            worker_settings=replace(
+                self.worker_settings,
                 models=tuple(loaded),
-                execution_s={**self.fleet.execution_s, name: model.max_execution_time},
+                execution_s={**self.worker_settings.execution_s, name: model.max_execution_time},
             ),
             limits={**self.limits, name: _limits(model)},
             timeouts={**self.timeouts, name: model.queue.timeout},
@@ -111,8 +111,8 @@ class Settings:
                 spec = model.to_spec()
                 specs += [replace(spec, version=version, fingerprint=print_) for version, print_ in versions.items()]
             else:
-                specs += [spec for spec in self.fleet.models if spec.name == model.name]
-        return replace(self, fleet=replace(self.fleet, models=tuple(specs)))
+                specs += [spec for spec in self.worker_settings.models if spec.name == model.name]
+        return replace(self, worker_settings=replace(self.worker_settings, models=tuple(specs)))
 
     def warn_of_versions(self) -> None:
         """Tells the log of versions that are listed or have a label, but are not there."""
@@ -120,7 +120,7 @@ class Settings:
         for model in self.config.models:
             if model.name in unloaded:
                 continue
-            served = [spec.key[1] for spec in self.fleet.models if spec.name == model.name]
+            served = [spec.key[1] for spec in self.worker_settings.models if spec.name == model.name]
             labels = {number: label for label, number in model.version_labels.items()}
             for number in {*model.versions.listed, *labels}:
                 if number not in map(int, served):
@@ -133,7 +133,7 @@ class Settings:
                     event(log, logging.WARNING, "a version is not there", **told)
 
 
-def _place(name: str, configs: Sequence[ModelConfig]) -> int:
+def _index_of(name: str, configs: Sequence[ModelConfig]) -> int:
     return next(index for index, config in enumerate(configs) if config.name == name)
 
 
@@ -150,7 +150,7 @@ def make(config: Config) -> Settings:
         config=config,
         devices=tuple(device for group in groups for device in group),
         placements=placement.of_groups(config, groups),
-        fleet=FleetSettings(
+        worker_settings=WorkerSettings(
             models=tuple(spec for at_startup, spec in specs if at_startup),
             execution_s={model.name: model.max_execution_time for model in config.models},
             policy=RestartPolicy(

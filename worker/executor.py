@@ -33,7 +33,7 @@ class Executor:
         name: the model's name.
         model: it.
         allowed: sizes that batches are padded to, ascending; empty for no padding.
-        singly: run each request alone and unpadded, since outputs do not have the batch's dimension.
+        unbatched: run each request alone and unpadded, since outputs do not have the batch's dimension.
         proven: batches of two sizes have shown that outputs do have it. Otherwise that is found out for each key
             with its first batch of several entries: an output of a constant 4 rows looks right in a batch of 4.
         safe_rows: rows that an earlier process found to fit into the device's memory; 0 while that is unknown.
@@ -45,7 +45,7 @@ class Executor:
         safe_rows: as given, or less, once memory did not suffice for more.
         volatile: what `run` returns may change at its next call.
         exhausted: calls in a row for which memory did not suffice, though they could not be split further.
-        singly_because: why requests are not joined any more, though they were to be; None while they are.
+        unbatched_because: why requests are not joined any more, though they were to be; None while they are.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Executor:
         model: Model,
         allowed: Sequence[int],
         *,
-        singly: bool = False,
+        unbatched: bool = False,
         proven: bool = False,
         safe_rows: int = 0,
         pulse: Counting | None = None,
@@ -63,13 +63,13 @@ class Executor:
         self.version = model.version
         self.safe_rows = safe_rows
         self.exhausted = 0
-        self.singly_because: str | None = None
+        self.unbatched_because: str | None = None
         self._pulse = pulse
         self._model = model
         self.volatile = model.volatile
         self._sole = False  # no call of the model in this batch follows the one to come, unless that raises
         self._allowed = tuple(allowed)
-        self._singly = singly
+        self._unbatched = unbatched
         self._proven = proven
         self._proven_keys: set[KeySpec] = set()
         self._answers = batch.Answers(name, model.version)
@@ -109,7 +109,7 @@ class Executor:
         else:
             entries = self._decode(key, rows, frames, answers)
         ready: Arrays | None = None
-        if key.batched and not self._singly and (len(rows) == 1 or self._is_proven(key)):
+        if key.batched and not self._unbatched and (len(rows) == 1 or self._is_proven(key)):
             if whole is not None and (padded or not self._allowed):
                 ready = whole
             elif whole is not None or entries:
@@ -128,7 +128,7 @@ class Executor:
         """
         key, rows, answers, whole, entries, ready, self._assemble = prepared
         self._compute = self._slice = 0
-        simple = whole is not None and not self._singly and (len(rows) == 1 or self._is_proven(key))
+        simple = whole is not None and not self._unbatched and (len(rows) == 1 or self._is_proven(key))
         self._sole = simple or len(rows) == 1
         if whole is not None and simple:
             shared = self._run_whole(key, rows, whole, answers, ready)
@@ -137,7 +137,7 @@ class Executor:
         else:
             if whole is not None:
                 entries = entries_of(whole, rows)
-            if not key.batched or self._singly:
+            if not key.batched or self._unbatched:
                 for entry in entries:
                     self._run_alone(key, entry, answers)
             elif len(entries) > 1 and not self._is_proven(key):
@@ -216,9 +216,9 @@ class Executor:
 
     def _run_alone(self, key: KeySpec, entry: Entry, answers: list[Answer | None]) -> None:
         try:
-            answers[entry.place] = self._reply(self._infer(key, entry.arrays), None)
+            answers[entry.number] = self._reply(self._infer(key, entry.arrays), None)
         except Exception as error:  # noqa: BLE001  a model may raise anything; it is this request's answer
-            answers[entry.place] = self._errors.of(error)
+            answers[entry.number] = self._errors.of(error)
 
     def _run_first(self, key: KeySpec, entries: list[Entry], answers: list[Answer | None]) -> None:
         """The first batch of a key: one entry, then the others, such that two sizes show what outputs are like."""
@@ -236,7 +236,7 @@ class Executor:
             if right and waiting and size <= most:
                 if self._run_joined(key, list(waiting), answers, size):
                     self._prove(key)
-                elif self._singly and alone != first.rows:
+                elif self._unbatched and alone != first.rows:
                     # It looked right, but was made of the padding as well.
                     self._run_alone(key, first, answers)
                 return
@@ -266,7 +266,7 @@ class Executor:
         Returns:
             One run did, and each output had a row for each of the batch's.
         """
-        if self._singly:
+        if self._unbatched:
             for entry in entries:
                 self._run_alone(key, entry, answers)
             return False
@@ -279,8 +279,8 @@ class Executor:
         if not _has_rows(outputs, size):
             self._run_apart(key, entries, answers, outputs, size)
             return False
-        places = [entry.place for entry in entries]
-        self._hand_out(outputs, [entry.rows for entry in entries], answers, places)
+        indices = [entry.number for entry in entries]
+        self._hand_out(outputs, [entry.rows for entry in entries], answers, indices)
         return True
 
     def _hand_out(
@@ -288,11 +288,11 @@ class Executor:
         outputs: list[tuple[str, Array, str]],
         rows: Sequence[int],
         answers: list[Answer | None],
-        places: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
     ) -> None:
         start = 0
-        for place, count in zip(range(len(rows)) if places is None else places, rows, strict=True):
-            answers[place] = self._answer(outputs, slice(start, start + count))
+        for index, count in zip(range(len(rows)) if indices is None else indices, rows, strict=True):
+            answers[index] = self._answer(outputs, slice(start, start + count))
             start += count
 
     def _infer_joined(
@@ -308,7 +308,7 @@ class Executor:
         """A run of these entries raised: runs fewer at a time, until whose error it is gets it alone."""
         self._sole = False  # still set where it was not the model that raised, but the joining of its inputs
         if len(entries) == 1:
-            answers[entries[0].place] = self._errors.of(error)
+            answers[entries[0].number] = self._errors.of(error)
             return
         halve = self._is_proven(key) or memory.is_exhausted(error)
         step = (len(entries) + 1) // 2 if halve else 1
@@ -326,16 +326,16 @@ class Executor:
         """A run of these entries gave outputs that do not have the batch's rows: no entries are joined any more."""
         self._give_up_joining(outputs, size)
         if len(entries) == 1 and size == entries[0].rows:
-            answers[entries[0].place] = self._answer(outputs, None)
+            answers[entries[0].number] = self._answer(outputs, None)
             return
         # Neither these outputs nor padded ones are any entry's own.
         for entry in entries:
             self._run_alone(key, entry, answers)
 
     def _give_up_joining(self, outputs: Sequence[tuple[str, Array, str]], size: int) -> None:
-        self._singly = True
-        self.singly_because = f"{size} rows gave outputs of the shapes {_shapes(outputs)}"
-        log.warning("%s: %s: requests run singly now", self.name, self.singly_because)
+        self._unbatched = True
+        self.unbatched_because = f"{size} rows gave outputs of the shapes {_shapes(outputs)}"
+        log.warning("%s: %s: requests run singly now", self.name, self.unbatched_because)
 
     def _infer_within_memory(self, key: KeySpec, arrays: Arrays, size: int) -> list[tuple[str, Array, str]]:
         """Runs a batch, in parts where the device's memory does not suffice for all of it."""

@@ -19,13 +19,13 @@ class Entry(NamedTuple):
     """One request of a batch.
 
     Attributes:
-        place: its number in the batch.
+        number: its index in the batch.
         rows: how many it has.
         source: the inputs that hold them.
         start: its first row there; None: all of the source is its own.
     """
 
-    place: int
+    number: int
     rows: int
     source: Arrays
     start: int | None = None
@@ -62,4 +62,4 @@ class Prepared(NamedTuple):
 def entries_of(whole: Arrays, rows: Sequence[int]) -> list[Entry]:
     """The entries of what came joined."""
     starts = itertools.accumulate(rows[:-1], initial=0)
-    return [Entry(place, count, whole, start) for place, (count, start) in enumerate(zip(rows, starts, strict=True))]
+    return [Entry(index, count, whole, start) for index, (count, start) in enumerate(zip(rows, starts, strict=True))]

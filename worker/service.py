@@ -12,9 +12,9 @@ import zmq
 
 from multitower import tensors, wire, worker_wire
 from multitower.errors import MultitowerError
-from multitower.spec import MemoryReport, SinglyReport, newest
+from multitower.spec import MemoryReport, UnbatchedReport, newest
 
-from ..worker_wire import BatchHead, KeyMemory, KeySpec, Place, Table, Timing
+from ..worker_wire import BatchHead, KeyMemory, KeySpec, Table, Timing, WorkerArea
 from .batch import Joined
 from .buffers import Buffers
 from .executor import Executor
@@ -47,11 +47,13 @@ def serve(socket: zmq.Socket[bytes], models: Models, begin: Callable[[int], None
     with Inbox(socket, service.open, service.tick) as inbox:
         while _answer_one(inbox, service):
             for executor in joining:
-                if executor.singly_because is not None:
+                if executor.unbatched_because is not None:
                     # Once, since there is no way back.
                     joining.remove(executor)
-                    found = SinglyReport(model=executor.name, version=executor.version, because=executor.singly_because)
-                    inbox.send([worker_wire.SINGLY, found.to_json()])
+                    found = UnbatchedReport(
+                        model=executor.name, version=executor.version, because=executor.unbatched_because
+                    )
+                    inbox.send([worker_wire.UNBATCHED, found.to_json()])
                     break
             for executor, before in told.items():
                 now = executor.safe_rows, executor.exhausted
@@ -108,7 +110,7 @@ class _Part:
         table: of what lies in shared memory.
         prepared: the entries that can be run; None while they have not been looked at, and when there are none.
         errors: the answers of the others, by their number.
-        places: where outputs are to be written, by entry and name.
+        areas: where outputs are to be written, by entry and name.
     """
 
     key: KeySpec
@@ -117,7 +119,7 @@ class _Part:
     table: Table
     prepared: Prepared | None = None
     errors: Mapping[int, MultitowerError] = field(default_factory=dict)
-    places: dict[int, dict[str, Place]] = field(default_factory=dict)
+    areas: dict[int, dict[str, WorkerArea]] = field(default_factory=dict)
 
 
 class _Service:
@@ -165,8 +167,8 @@ class _Service:
         assert part.frames is not None  # it is done once
         inputs = Inputs(part.key, part.rows, part.table, part.frames, regions, self._buffers, executor.padded)
         part.frames, part.errors = None, inputs.errors
-        for place in part.table.outputs:
-            part.places.setdefault(place.entry, {})[str(place.tensor)] = place
+        for area in part.table.outputs:
+            part.areas.setdefault(area.entry, {})[str(area.tensor)] = area
         if inputs.rows:  # a model is not called for nothing
             joined = inputs.joined
             part.prepared = executor.prepare(part.key, inputs.rows, inputs.frames, joined=joined, padded=joined)
@@ -203,10 +205,10 @@ class _Service:
         """The answers of all entries, with those outputs in shared memory that have a place there."""
         ran = iter(run)
         answers = [part.errors.get(entry) or next(ran) for entry in range(len(part.rows))]
-        for entry, wanted in part.places.items():
+        for entry, wanted in part.areas.items():
             answer = answers[entry]
             if not isinstance(answer, MultitowerError):
-                answers[entry] = self._outputs.place(answer, wanted, regions)
+                answers[entry] = self._outputs.write(answer, wanted, regions)
         return answers
 
     def _read(self, message: list[Any]) -> tuple[BatchHead, KeySpec, list[Any]]:
@@ -227,8 +229,8 @@ def _one_by_one(whole: _Part) -> list[_Part]:
     frames = iter(whole.frames or ())
     tables = [Table([], []) for _ in whole.rows]
     for table, side in ((whole.table.inputs, 0), (whole.table.outputs, 1)):
-        for place in table:
-            tables[place.entry][side].append(place._replace(entry=0))
+        for area in table:
+            tables[area.entry][side].append(area._replace(entry=0))
     width = len(whole.key.inputs)
     return [
         _Part(whole.key, (rows,), [next(frames) for _ in range(width - len(table.inputs))], table)

@@ -31,7 +31,7 @@ def executor_of(model: Model, spec: ModelSpec, findings: Findings, pulse: Counti
         spec.name,
         model,
         spec.allowed_batch_sizes,
-        singly=rows_of_a_batch(spec, findings) == 0,
+        unbatched=rows_of_a_batch(spec, findings) == 0,
         proven=findings.proven,
         safe_rows=spec.safe_rows,
         pulse=pulse,

@@ -192,14 +192,14 @@ def _print_towers(slots: Sequence[dict[str, Any]]) -> None:
             slot["slot"],
             model["device"],
             # Of the whole tower, and so once.
-            *((tower["depth"], f"{tower['batches']:,}", f"{tower['completed']:,}") if not place else ("", "", "")),
+            *((tower["depth"], f"{tower['batches']:,}", f"{tower['completed']:,}") if not index else ("", "", "")),
             model["name"],
             _counted(model["nodes"]) if model["nodes"] is not None else "not known: no warm-up run",
             _counted(model["fallbacks"]) if model["nodes"] is not None else None,
         )
         for slot in slots
         for tower in slot.get("towers", ())
-        for place, model in enumerate(tower["models"])
+        for index, model in enumerate(tower["models"])
     ]
     if rows:
         headings = ("Slot", "Tower", ">Depth", ">Batches", ">Rows answered", "Model", "Nodes", "Not on its device")

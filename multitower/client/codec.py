@@ -148,11 +148,11 @@ class Codec:
             return Encoded(self._header(key), frames)
         asked = key[:6]
         try:
-            places = self._outputs.get(asked, ())
+            known_outputs = self._outputs.get(asked, ())
         except TypeError:
-            places = ()  # names that are no text: refused below
-        if large or places:
-            encoded = self._share(arena, key, large, frames, places)
+            known_outputs = ()  # names that are no text: refused below
+        if large or known_outputs:
+            encoded = self._share(arena, key, large, frames, known_outputs)
             if encoded is not None:
                 return encoded
             for index, array in large:
@@ -170,7 +170,7 @@ class Codec:
     ) -> Encoded | None:
         """The request with its large tensors in shared memory; None when there is no room."""
         located = [arena.locate(array) if _as_sent(array) else None for _, array in large]
-        sizes = [array.nbytes for (_, array), place in zip(large, located, strict=True) if place is None]
+        sizes = [array.nbytes for (_, array), location in zip(large, located, strict=True) if location is None]
         total = sum(map(_aligned, sizes)) + sum(_aligned(size) for _, size in outputs)
         lease = arena.lease(total) if total else None
         if total and lease is None:
@@ -178,22 +178,22 @@ class Codec:
         offset = 0 if lease is None else lease.offset
         areas: dict[int, wire.Area] = {}
         sent: list[tuple[int, Array]] = []
-        for (index, array), place in zip(large, located, strict=True):
-            if place is not None:
-                segment, where = place
-                areas[index] = wire.Area(segment.name, where, array.nbytes)
+        for (index, array), location in zip(large, located, strict=True):
+            if location is not None:
+                region, where = location
+                areas[index] = wire.Area(region.name, where, array.nbytes)
                 sent.append((index, array))
                 continue
             assert lease is not None  # it was counted
-            view = lease.segment.view(offset, array.shape, array.dtype.newbyteorder("<"))
+            view = lease.region.view(offset, array.shape, array.dtype.newbyteorder("<"))
             np.copyto(view, array)
-            areas[index] = wire.Area(lease.segment.name, offset, array.nbytes)
+            areas[index] = wire.Area(lease.region.name, offset, array.nbytes)
             sent.append((index, view))
             offset += _aligned(array.nbytes)
-        places: dict[str, wire.Area] = {}
+        output_areas: dict[str, wire.Area] = {}
         for name, size in outputs:
             assert lease is not None  # it was counted
-            places[name] = wire.Area(lease.segment.name, offset, size)
+            output_areas[name] = wire.Area(lease.region.name, offset, size)
             offset += _aligned(size)
 
         def again() -> tuple[bytes, list[bytes | memoryview]]:
@@ -202,19 +202,19 @@ class Codec:
                 plain.insert(index, _kept(tensors.encode(array)))
             return self._header(key), plain
 
-        encoded = Encoded(self._header(key, areas, places), frames, key[:6])
-        encoded.lease, encoded.writes, encoded.again = lease, bool(places), again
+        encoded = Encoded(self._header(key, areas, output_areas), frames, key[:6])
+        encoded.lease, encoded.writes, encoded.again = lease, bool(output_areas), again
         return encoded
 
     def _header(
         self,
         key: tuple[Any, ...],
         areas: Mapping[int, wire.Area] | None = None,
-        places: Mapping[str, wire.Area] | None = None,
+        output_areas: Mapping[str, wire.Area] | None = None,
     ) -> bytes:
         model, described, wanted, version, signature, version_label, microseconds, priority, _ = key
-        if areas is not None and places is not None:
-            key = (*key, tuple(areas.items()), tuple(places.items()))
+        if areas is not None and output_areas is not None:
+            key = (*key, tuple(areas.items()), tuple(output_areas.items()))
         try:
             header = self._headers.get(key)
             if header is None:
@@ -229,7 +229,7 @@ class Codec:
                     outputs=wanted,
                     timeout_us=microseconds,
                     priority=priority,
-                    areas=places,
+                    areas=output_areas,
                     signature=signature,
                     version_label=version_label,
                 )

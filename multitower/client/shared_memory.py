@@ -48,7 +48,7 @@ _F_ADD_SEALS = 1033
 _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1, 2, 4
 
 
-class Segment:
+class ClientRegion:
     """One memfd and its mapping.
 
     Attributes:
@@ -106,21 +106,21 @@ class Lease:
     """An area that a request, or an array, holds; given back when nothing refers to it any more.
 
     Attributes:
-        segment: it lies in.
+        region: it lies in.
         offset: its first byte there.
     """
 
-    __slots__ = ("_back", "condemned", "offset", "segment")
+    __slots__ = ("_back", "condemned", "offset", "region")
 
-    def __init__(self, segment: Segment, offset: int, back: deque[tuple[Segment, int, bool]]) -> None:
-        self.segment = segment
+    def __init__(self, region: ClientRegion, offset: int, back: deque[tuple[ClientRegion, int, bool]]) -> None:
+        self.region = region
         self.offset = offset
         self.condemned = False
         self._back = back
 
     def __del__(self) -> None:
         # The garbage collector may come here in any thread, one that holds the arena's lock too.
-        self._back.append((self.segment, self.offset, self.condemned))
+        self._back.append((self.region, self.offset, self.condemned))
 
     def condemn(self) -> None:
         """A worker may still write to it: it is not to be used again."""
@@ -128,8 +128,8 @@ class Lease:
 
     def holds(self, area: wire.Area) -> bool:
         """The area lies within this one."""
-        start, end = self.offset, self.offset + self.segment.area_bytes
-        return area.region == self.segment.name and start <= area.offset and area.offset + area.size <= end
+        start, end = self.offset, self.offset + self.region.area_bytes
+        return area.region == self.region.name and start <= area.offset and area.offset + area.size <= end
 
     def array(self, offset: int, shape: Sequence[int], dtype: np.dtype[Any], *, writeable: bool) -> Array:
         """A view of it that holds it, from byte `offset` of its segment on."""
@@ -151,7 +151,7 @@ class _Holder:
             "shape": shape,
             # A dtype of another package's (bfloat16) has no code of its own here.
             "typestr": dtype.str if dtype.isbuiltin == 1 else f"<u{dtype.itemsize}",
-            "data": (lease.segment.address + offset, not writeable),
+            "data": (lease.region.address + offset, not writeable),
         }
 
 
@@ -160,30 +160,30 @@ class Arena:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._segments: dict[int, list[Segment]] = {}
+        self._regions: dict[int, list[ClientRegion]] = {}
         self._bytes = 0
         self._look_at = 0.0
-        self._back: deque[tuple[Segment, int, bool]] = deque()
+        self._back: deque[tuple[ClientRegion, int, bool]] = deque()
 
     def lease(self, size: int) -> Lease | None:
         """An area of at least `size` bytes; None when there is no room for it."""
         area_bytes = _area_bytes(size)
         with self._lock:
             self._take_back()
-            segments = self._segments.setdefault(area_bytes, [])
+            segments = self._regions.setdefault(area_bytes, [])
             now = time.monotonic()
             if now >= self._look_at:
                 self._look_at = now + UNUSED_S / 4
                 self._drop_unused(now - UNUSED_S)
             # Always the first that has room: the last ones become unused.
-            segment = next((segment for segment in segments if segment.free), None)
-            if segment is None:
-                segment = self._new_segment(area_bytes)
-                if segment is None:
+            region = next((region for region in segments if region.free), None)
+            if region is None:
+                region = self._new_region(area_bytes)
+                if region is None:
                     return None
-                segments.append(segment)
-            segment.used = now
-            return Lease(segment, segment.free.pop(), self._back)
+                segments.append(region)
+            region.used = now
+            return Lease(region, region.free.pop(), self._back)
 
     def empty(self, shape: Sequence[int], dtype: DTypeLike) -> Array | None:
         """An array that requests can use where it lies; None when there is no room for it."""
@@ -194,32 +194,32 @@ class Arena:
         lease = self.lease(size)
         return None if lease is None else lease.array(lease.offset, shape, dtype, writeable=True)
 
-    def locate(self, array: Array) -> tuple[Segment, int] | None:
+    def locate(self, array: Array) -> tuple[ClientRegion, int] | None:
         """Where a contiguous array lies in here; None when it does not."""
         if array.base is None:
             return None  # it has memory of its own: nearly always
         address: int = array.__array_interface__["data"][0]
         with self._lock:
-            for segments in self._segments.values():
-                for segment in segments:
-                    offset = address - segment.address
-                    if mmap.PAGESIZE <= offset <= segment.size - array.nbytes:
-                        return segment, offset
+            for segments in self._regions.values():
+                for region in segments:
+                    offset = address - region.address
+                    if mmap.PAGESIZE <= offset <= region.size - array.nbytes:
+                        return region, offset
         return None
 
     def _take_back(self) -> None:
         while self._back:
-            segment, offset, condemned = self._back.popleft()
+            region, offset, condemned = self._back.popleft()
             if not condemned:
-                segment.free.append(offset)
+                region.free.append(offset)
                 continue
-            segment.condemned += 1
+            region.condemned += 1
             with contextlib.suppress(OSError):  # the memory stays in use until the segment goes
-                segment.map.madvise(mmap.MADV_REMOVE, offset, segment.area_bytes)
-            if segment.condemned == segment.areas:
-                self._drop(segment)
+                region.map.madvise(mmap.MADV_REMOVE, offset, region.area_bytes)
+            if region.condemned == region.areas:
+                self._drop(region)
 
-    def _new_segment(self, area_bytes: int) -> Segment | None:
+    def _new_region(self, area_bytes: int) -> ClientRegion | None:
         areas = max(1, min(MOST_AREAS, SEGMENT_BYTES // area_bytes))
         size = mmap.PAGESIZE + area_bytes * areas
         if size > MOST_BYTES:
@@ -229,20 +229,20 @@ class Arena:
         if self._bytes + size > MOST_BYTES:
             return None
         try:
-            segment = Segment(area_bytes, areas)
+            region = ClientRegion(area_bytes, areas)
         except OSError:
             return None
-        self._bytes += segment.size
-        return segment
+        self._bytes += region.size
+        return region
 
     def _drop_unused(self, since: float) -> None:
-        for segment in [each for segments in self._segments.values() for each in segments]:
-            if segment.unused and segment.used <= since:
-                self._drop(segment)
+        for region in [each for segments in self._regions.values() for each in segments]:
+            if region.unused and region.used <= since:
+                self._drop(region)
 
-    def _drop(self, segment: Segment) -> None:
-        self._segments[segment.area_bytes].remove(segment)
-        self._bytes -= segment.size
+    def _drop(self, region: ClientRegion) -> None:
+        self._regions[region.area_bytes].remove(region)
+        self._bytes -= region.size
 
 
 def _area_bytes(size: int) -> int:

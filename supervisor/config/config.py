@@ -44,7 +44,7 @@ from .fields import (
     key,
 )
 from .models import ModelConfig
-from .source import MAX_PROBLEMS, ConfigError, Node, Place, Problem, read_file
+from .source import MAX_PROBLEMS, ConfigError, Node, Position, Problem, read_file
 from .units import SIZE_PATTERN, format_duration, format_size, parse_size, shown
 from .values import (
     ENDPOINT_PATTERN,
@@ -261,7 +261,7 @@ def load(
     root = reader.read(read_file(path))
     if not isinstance(root.value, dict):
         what = "is empty" if root.value is None else f"holds {_kind(root)}, not a mapping of keys to values"
-        raise ConfigError([Problem(root.place, (), f"the file {what}"), *reader.problems])
+        raise ConfigError([Problem(root.position, (), f"the file {what}"), *reader.problems])
     root, wrong = config_overrides.apply(root, _TREE, environment, overrides)
     problems = [*reader.problems, *wrong]
     data, empty = sift(root, _TREE)
@@ -284,12 +284,14 @@ def _kind(root: Node) -> str:
 
 def _ordered(problems: list[Problem]) -> list[Problem]:
     """The file's problems by line, then those of overrides; no more of them than somebody reads."""
-    ordered = sorted(problems, key=lambda problem: (not problem.place.line, problem.place.line, problem.place.column))
+    ordered = sorted(
+        problems, key=lambda problem: (not problem.position.line, problem.position.line, problem.position.column)
+    )
     if len(ordered) > MAX_PROBLEMS:
         rest = len(ordered) - MAX_PROBLEMS
         ordered = [
             *ordered[:MAX_PROBLEMS],
-            Problem(Place(ordered[0].place.source), (), f"and {rest} more problems"),
+            Problem(Position(ordered[0].position.source), (), f"and {rest} more problems"),
         ]
     return ordered
 

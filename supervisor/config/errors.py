@@ -65,10 +65,10 @@ def sift(node: Node, tree: Any, location: Location = ()) -> tuple[Any, list[Prob
     problems: list[Problem] = []
     if isinstance(node.value, dict) and isinstance(tree, Mapping):
         data = {}
-        for key, (place, child) in node.value.items():
+        for key, (position, child) in node.value.items():
             if child.value is None and key in tree:
                 message = "has no value; leave the key out to take its default"
-                problems.append(Problem(place, (*location, key), message))
+                problems.append(Problem(position, (*location, key), message))
             else:
                 data[key], inner = sift(child, tree.get(key), (*location, key))
                 problems += inner

@@ -18,7 +18,7 @@ from .source import (
     KeyTree,
     Location,
     Node,
-    Place,
+    Position,
     Problem,
     key_path,
     nearest,
@@ -83,7 +83,7 @@ def _gather(
         name = name.strip()
         source = f"--set {name}"
         if not equals:
-            problems.append(Problem(Place(source), (), "needs a value: --set KEY=VALUE"))
+            problems.append(Problem(Position(source), (), "needs a value: --set KEY=VALUE"))
         elif name in dotted:
             yield source, dotted[name], text
         else:
@@ -106,23 +106,23 @@ def _unknown(
         if outer in known and (isinstance(known[outer], list) or steps[length].isdecimal()):
             example = whole.format("__".join(outer).upper() if whole.startswith(PREFIX) else ".".join(outer))
             message = f"the items of a list cannot be set singly; set the whole list with {example}"
-            return Problem(Place(source), outer, message)
+            return Problem(Position(source), outer, message)
     if LATER.intersection(steps):
-        return Problem(Place(source), (), NOT_YET)
-    return Problem(Place(source), (), "there is no such key", suggestion)
+        return Problem(Position(source), (), NOT_YET)
+    return Problem(Position(source), (), "there is no such key", suggestion)
 
 
 def _with(node: Node, location: Location, value: Node, above: Location = ()) -> Node:
     """`node` with `value` at `location`; a copy, since aliases may share what is changed."""
     if node.value is None:
-        node = Node(value.place, {})
+        node = Node(value.position, {})
     elif not isinstance(node.value, dict):
         message = f"is {shown(node.plain())} and has no keys below it; set {key_path(above)} as a whole"
-        raise ConfigError([Problem(value.place, above, message)])
+        raise ConfigError([Problem(value.position, above, message)])
     key, *rest = location
     if rest:
-        place, inner = node.value.get(key, (value.place, Node(value.place, None)))
+        position, inner = node.value.get(key, (value.position, Node(value.position, None)))
         value = _with(inner, tuple(rest), value, (*above, key))
     else:
-        place = value.place
-    return Node(node.place, {**node.value, key: (place, value)})
+        position = value.position
+    return Node(node.position, {**node.value, key: (position, value)})

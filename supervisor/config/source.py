@@ -24,7 +24,7 @@ _SIMPLE_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Position:
     """Where a key or value was written: a file's line and column (from 1), or the name of an override."""
 
     source: str
@@ -40,13 +40,13 @@ class Problem:
     """One thing that is wrong with a configuration.
 
     Attributes:
-        place: where it was written.
+        location: where it was written.
         location: the keys and indices that lead to it; empty for the file as a whole.
         message: what is wrong and what would be right, for people.
         suggestion: the name that was probably meant.
     """
 
-    place: Place
+    position: Position
     location: Location
     message: str
     suggestion: str | None = None
@@ -54,7 +54,7 @@ class Problem:
     def __str__(self) -> str:
         hint = f" (did you mean '{self.suggestion}'?)" if self.suggestion else ""
         path = f"{key_path(self.location)}: " if self.location else ""
-        return f"{self.place}: {path}{self.message}{hint}"
+        return f"{self.position}: {path}{self.message}{hint}"
 
 
 class ConfigError(Exception):
@@ -69,7 +69,7 @@ class ConfigError(Exception):
 class Node:
     """A value and its place; `value` is a scalar, a list of nodes, or a mapping of keys to (key's place, node)."""
 
-    place: Place
+    position: Position
     value: Any
     size: int = 1
 
@@ -81,23 +81,23 @@ class Node:
             return [node.plain() for node in self.value]
         return self.value
 
-    def find(self, location: Location, *, key: bool = False) -> Place:
+    def find(self, location: Location, *, key: bool = False) -> Position:
         """The place of what stands at `location`, or of the innermost thing around it that was written.
 
         Args:
             location: keys and indices from this node on.
             key: the place of the last key itself rather than of its value.
         """
-        node, place = self, self.place
+        node, position = self, self.position
         for step in location:
             if isinstance(node.value, dict) and step in node.value:
-                place, node = node.value[step]
+                position, node = node.value[step]
             elif isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
                 node = node.value[step]
-                place = node.place
+                position = node.position
             else:
-                return node.place
-        return place if key else node.place
+                return node.position
+        return position if key else node.position
 
 
 # The keys that exist: a mapping of names to what is below, a list of one tree for a list of mappings, None for a
@@ -128,7 +128,7 @@ def read_file(path: Path) -> str:
     Raises:
         ConfigError: it is missing, unreadable, too large or not UTF-8.
     """
-    where = Place(str(path))
+    where = Position(str(path))
     try:
         # A pipe or a device may never end, so no more is read than can be accepted.
         with path.open("rb") as file:
@@ -146,8 +146,8 @@ def read_file(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - data.rfind(b"\n", 0, error.start)
-        place = Place(str(path), line, column)
-        raise ConfigError([Problem(place, (), f"is not UTF-8 (byte 0x{data[error.start]:02x})")]) from None
+        position = Position(str(path), line, column)
+        raise ConfigError([Problem(position, (), f"is not UTF-8 (byte 0x{data[error.start]:02x})")]) from None
 
 
 def _absent(path: Path) -> Problem:
@@ -155,5 +155,5 @@ def _absent(path: Path) -> Problem:
     try:
         names = sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".yaml", ".yml"))
     except OSError:
-        return Problem(Place(str(path)), (), f"there is no such file, nor can the folder {folder} be read")
-    return Problem(Place(str(path)), (), f"there is no such file in {folder}", nearest(path.name, names))
+        return Problem(Position(str(path)), (), f"there is no such file, nor can the folder {folder} be read")
+    return Problem(Position(str(path)), (), f"there is no such file in {folder}", nearest(path.name, names))

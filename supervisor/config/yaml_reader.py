@@ -28,7 +28,7 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.reader import ReaderError
 
-from .source import ConfigError, Location, Node, Place, Problem
+from .source import ConfigError, Location, Node, Position, Problem
 from .units import shown
 
 MAX_DEPTH: Final = 64  # of nesting; pydantic and the messages to the workers recurse
@@ -49,7 +49,7 @@ _WORDS: Final[Mapping[str, bool | float | None]] = {
 }
 
 
-Entries = dict[str, tuple[Place, Node]]
+Entries = dict[str, tuple[Position, Node]]
 
 
 @dataclass(slots=True)
@@ -83,55 +83,55 @@ class Reader:
             yield from YAML(typ="safe", pure=True).parse(text)
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            place = self._place(mark.line, mark.column) if mark is not None else self._place(0, 0)
+            position = self._position(mark.line, mark.column) if mark is not None else self._position(0, 0)
             what = ", ".join(part for part in (error.context, error.problem) if part)
             advice = "; indent with spaces, not with tabs" if r"'\t'" in what else ""
-            self._stop(place, location, f"is not valid YAML: {_one_line(what)}{advice}")
+            self._stop(position, location, f"is not valid YAML: {_one_line(what)}{advice}")
         except ReaderError as error:
             line = text.count("\n", 0, error.position)
             column = error.position - text.rfind("\n", 0, error.position) - 1
             code = ord(error.character) if isinstance(error.character, str) else error.character
             self._stop(
-                self._place(line, column), location, f"holds the character U+{code:04X}, which YAML does not allow"
+                self._position(line, column), location, f"holds the character U+{code:04X}, which YAML does not allow"
             )
         except Exception as error:  # noqa: BLE001 - the parser lets its own slips through: OverflowError for "\Uffffffff"
-            self._stop(self._place(0, 0), location, f"is not valid YAML: {_one_line(str(error))}")
+            self._stop(self._position(0, 0), location, f"is not valid YAML: {_one_line(str(error))}")
 
     def _document(self, events: Iterator[Event], location: Location) -> Node:
         root: Node | None = None
         for event in events:
             if isinstance(event, DocumentStartEvent):
-                place = self._place(event.start_mark.line, event.start_mark.column)
+                position = self._position(event.start_mark.line, event.start_mark.column)
                 if root is not None:
-                    self._stop(place, location, "holds a second YAML document; only one is read")
+                    self._stop(position, location, "holds a second YAML document; only one is read")
                 if event.version is not None and tuple(event.version) != (1, 2):
-                    self._stop(place, location, "asks for another YAML than 1.2, which is what is read")
+                    self._stop(position, location, "asks for another YAML than 1.2, which is what is read")
                 root = self._node(next(events), events, location, 0)
-        return root if root is not None else Node(self._place(0, 0), None)
+        return root if root is not None else Node(self._position(0, 0), None)
 
     def _node(self, event: Any, events: Iterator[Event], location: Location, depth: int) -> Node:
-        place = self._place(event.start_mark.line, event.start_mark.column)
+        position = self._position(event.start_mark.line, event.start_mark.column)
         if isinstance(event, AliasEvent):
             target = self._anchors.get(event.anchor)
             if target is None:
                 self._stop(
-                    place, location, f"{shown('*' + event.anchor)} names no anchor that is complete at this point"
+                    position, location, f"{shown('*' + event.anchor)} names no anchor that is complete at this point"
                 )
-            self._count(target.size, place, location)
+            self._count(target.size, position, location)
             return target
-        self._count(1, place, location)
+        self._count(1, position, location)
         if depth > MAX_DEPTH:
-            self._stop(place, location, f"is nested more than {MAX_DEPTH} deep")
+            self._stop(position, location, f"is nested more than {MAX_DEPTH} deep")
         if event.tag is not None:
-            self.problems.append(Problem(place, location, f"has the tag {shown(event.tag)}; tags are not supported"))
+            self.problems.append(Problem(position, location, f"has the tag {shown(event.tag)}; tags are not supported"))
         before, value = self._nodes, None
         if isinstance(event, ScalarEvent):
-            value = self._scalar(event, place, location)
+            value = self._scalar(event, position, location)
         elif isinstance(event, SequenceStartEvent):
             value = self._sequence(events, location, depth)
         elif isinstance(event, MappingStartEvent):
             value = self._mapping(events, location, depth)
-        node = Node(place, value, 1 + self._nodes - before)
+        node = Node(position, value, 1 + self._nodes - before)
         if event.anchor is not None:
             self._anchors[event.anchor] = node
         return node
@@ -150,39 +150,39 @@ class Reader:
             if isinstance(event, MappingEndEvent):
                 break
             key_node = self._node(event, events, location, depth + 1)
-            key, place = key_node.value, key_node.place
+            key, position = key_node.value, key_node.position
             inner = (*location, key) if isinstance(key, str) else location
             value = self._node(next(events), events, inner, depth + 1)
             if not isinstance(key, str):
                 what = "a list or mapping" if isinstance(key, list | dict) else shown(key)
                 message = f"a key must be text, and {what} is not; put it in quotes if it is meant as text"
-                self.problems.append(Problem(place, location, message))
+                self.problems.append(Problem(position, location, message))
             elif key in entries:
                 first = entries[key][0]
                 where = f"; the first is on line {first.line}" if first.line else ""
-                self.problems.append(Problem(place, inner, f"is given twice{where}"))
+                self.problems.append(Problem(position, inner, f"is given twice{where}"))
             else:
-                entries[key] = (place, value)
+                entries[key] = (position, value)
         # Quoted, it would be a key like others; no key of ours or of a handler is worth that distinction.
         if MERGE in entries:
             self._merge(entries, *entries.pop(MERGE), location)
         return entries
 
-    def _merge(self, entries: Entries, place: Place, source: Node, location: Location) -> None:
+    def _merge(self, entries: Entries, position: Position, source: Node, location: Location) -> None:
         """Adds what `<<` names, where the mapping itself, or an earlier one of several, does not have the key."""
         for node in source.value if isinstance(source.value, list) else [source]:
             if isinstance(node.value, dict):
                 for key, entry in node.value.items():
                     entries.setdefault(key, entry)
             else:
-                self.problems.append(Problem(place, location, f"{MERGE} takes a mapping, or a list of mappings"))
+                self.problems.append(Problem(position, location, f"{MERGE} takes a mapping, or a list of mappings"))
 
-    def _scalar(self, event: ScalarEvent, place: Place, location: Location) -> Any:
+    def _scalar(self, event: ScalarEvent, position: Position, location: Location) -> Any:
         text: str = event.value
         try:
             text.encode()
         except UnicodeEncodeError:
-            self.problems.append(Problem(place, location, "holds half a surrogate pair, which is no character"))
+            self.problems.append(Problem(position, location, "holds half a surrogate pair, which is no character"))
             return text.encode("ascii", "backslashreplace").decode()
         if event.style is not None or event.tag is not None:
             return text
@@ -197,19 +197,19 @@ class Reader:
         else:
             return text
         if math.isinf(number):
-            self.problems.append(Problem(place, location, f"{shown(text)} is too large for a number"))
+            self.problems.append(Problem(position, location, f"{shown(text)} is too large for a number"))
         return number
 
-    def _count(self, size: int, place: Place, location: Location) -> None:
+    def _count(self, size: int, position: Position, location: Location) -> None:
         self._nodes += size
         if self._nodes > MAX_NODES:
-            self._stop(place, location, f"holds more than {MAX_NODES} values, aliases written out")
+            self._stop(position, location, f"holds more than {MAX_NODES} values, aliases written out")
 
-    def _place(self, line: int, column: int) -> Place:
-        return Place(self.source, line + 1, column + 1) if self.positions else Place(self.source)
+    def _position(self, line: int, column: int) -> Position:
+        return Position(self.source, line + 1, column + 1) if self.positions else Position(self.source)
 
-    def _stop(self, place: Place, location: Location, message: str) -> NoReturn:
-        raise ConfigError([Problem(place, location, message)])
+    def _stop(self, position: Position, location: Location, message: str) -> NoReturn:
+        raise ConfigError([Problem(position, location, message)])
 
 
 def _one_line(text: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Errands:
+class BackgroundJobs:
     """Runs one errand after the other in a thread of its own.
 
     Attributes:
@@ -37,7 +37,7 @@ class Errands:
 
         threading.Thread(target=go, name="errand", daemon=True).start()
 
-    def bring_home(self) -> None:
+    def run_callbacks(self) -> None:
         """Hands over the outcomes that there are."""
         os.eventfd_read(self.descriptor)
         while self._outcomes:

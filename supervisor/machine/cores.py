@@ -43,8 +43,8 @@ def divide(available: Sequence[int], near: Sequence[Sequence[Collection[int] | N
     shares: list[list[int]] = [[] for _ in near]
     for (workers, _), cores in alike.items():
         each = len(cores) // max(1, len(workers))
-        for place, worker in enumerate(workers):
-            shares[worker] += cores[place * each : (place + 1) * each]
+        for index, worker in enumerate(workers):
+            shares[worker] += cores[index * each : (index + 1) * each]
     turns: dict[frozenset[int], int] = {}
     for worker, share in enumerate(shares):
         if not share:

@@ -176,7 +176,7 @@ def _node(nvml: Any, handle: Any) -> int | None:
 
 def _bits(words: Sequence[int]) -> tuple[int, ...]:
     """The numbers of the bits that are set in words of 64 bits."""
-    return tuple(64 * place + bit for place, word in enumerate(words) for bit in range(64) if word >> bit & 1)
+    return tuple(64 * index + bit for index, word in enumerate(words) for bit in range(64) if word >> bit & 1)
 
 
 def _is_split(nvml: Any, handle: Any) -> bool:

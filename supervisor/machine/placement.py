@@ -101,7 +101,7 @@ class Placement:
         return ",".join(self.devices)
 
 
-def place(
+def make_placements(
     groups: Sequence[Group],
     *,
     workers_per_device: int,
@@ -173,7 +173,7 @@ def of_groups(config: Config, groups: Sequence[Group]) -> tuple[Placement, ...]:
         DeviceError: a device cannot hold its workers, a model is for a device that is not among these, or a device has
             no model.
     """
-    placements = place(
+    placements = make_placements(
         groups,
         workers_per_device=config.workers_per_device,
         memory=config.memory,

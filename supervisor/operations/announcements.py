@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from ..loop.log import event
 from ..machine.resources import Sampler
-from .service_manager import Notifier
-from .status import Reporter
+from .service_manager import ServiceManager
+from .status import StatusReporter
 
 log = logging.getLogger("multitower.daemon")
 
@@ -24,7 +24,7 @@ class Account:
 
     Args:
         reporter: knows it.
-        notifier: the service manager's ear.
+        service_manager: the service manager's ear.
         sampler: is told whom to measure.
         reloading: whether a reload is under way.
 
@@ -32,9 +32,11 @@ class Account:
         due: when `tell` is to be called, in monotonic seconds.
     """
 
-    def __init__(self, reporter: Reporter, notifier: Notifier, sampler: Sampler, reloading: Callable[[], bool]) -> None:
+    def __init__(
+        self, reporter: StatusReporter, service_manager: ServiceManager, sampler: Sampler, reloading: Callable[[], bool]
+    ) -> None:
         self._reporter = reporter
-        self._notifier = notifier
+        self._service_manager = service_manager
         self._sampler = sampler
         self._reloading = reloading
         self._ready_once = self._told_ready = False
@@ -43,14 +45,14 @@ class Account:
     def tell(self, now: float) -> None:
         """Tells the log and the service manager how things stand, and the sampler whom to measure."""
         self.due = now + TELL_S
-        reporter, notifier = self._reporter, self._notifier
+        reporter, service_manager = self._reporter, self._service_manager
         self._sampler.watch(
             {
-                place.slot.number: (
-                    place.member.process.pid if place.member is not None else None,
-                    place.placement.devices,
+                slot.number: (
+                    slot.process.child.pid if slot.process is not None else None,
+                    slot.placement.devices,
                 )
-                for place in reporter.fleet.places
+                for slot in reporter.manager.slots
             }
         )
         if not self._ready_once and reporter.readiness()["ready"]:
@@ -60,12 +62,12 @@ class Account:
         if not self._told_ready and reporter.settled:
             # Also when something failed: what works is served, and the status tells the rest.
             self._told_ready = True
-            notifier.ready(line)
-        notifier.status(line)
+            service_manager.ready(line)
+        service_manager.status(line)
         if not self._told_ready or self._reloading() or reporter.state != "running":
-            notifier.extend(EXTENSION_S)
+            service_manager.extend(EXTENSION_S)
 
     def reload_ended(self) -> None:
         """A reload has ended, whatever came of it."""
         if self._told_ready and self._reporter.state == "running":
-            self._notifier.ready(self._reporter.line())
+            self._service_manager.ready(self._reporter.line())

@@ -11,13 +11,13 @@ from typing import Any
 from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
 
-from ..routing.front_socket import Front
+from ..routing.front_socket import FrontSocket
 
 Done = Callable[[dict[str, Any] | MultitowerError], None]
 """Takes the answer to an order, when it has been carried out."""
 
 
-class Control:
+class ControlSocket:
     """Reads orders and gives their answers, which may take as long as a model loads.
 
     Args:
@@ -31,7 +31,7 @@ class Control:
 
     def __init__(
         self,
-        front: Front,
+        front: FrontSocket,
         answer: Callable[[bytes, dict[str, Any]], dict[str, Any]],
         reload: Callable[[Done], None],
         restart: Callable[[int, Done], None],

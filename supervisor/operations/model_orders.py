@@ -14,15 +14,15 @@ from typing import Any
 from multitower.errors import MultitowerError, Reason, make
 
 from ..config.config import Config
-from ..loop.background import Errands
+from ..loop.background import BackgroundJobs
 from ..loop.log import event
 from ..routing.router import Router
 from ..settings import Settings
-from ..workers.manager import Fleet
+from ..workers.manager import WorkerManager
 from .control import Done
 from .orders import Orders, refused, why_refused
 from .reload import Reload
-from .status import Reporter
+from .status import StatusReporter
 
 log = logging.getLogger("multitower.daemon")
 
@@ -34,25 +34,25 @@ class ModelOrders:
     """Loads and unloads models, one order after the other, and not while a reload is under way.
 
     Args:
-        orders, fleet, router, reporter: the daemon's.
-        errands: runs what would keep the loop waiting.
+        orders, manager, router, reporter: the daemon's.
+        background: runs what would keep the loop waiting.
         read_config: reads the configuration anew.
     """
 
     def __init__(
         self,
         orders: Orders,
-        fleet: Fleet,
+        manager: WorkerManager,
         router: Router,
-        reporter: Reporter,
-        errands: Errands,
+        reporter: StatusReporter,
+        background: BackgroundJobs,
         read_config: Callable[[], Config],
     ) -> None:
         self._orders = orders
-        self._fleet = fleet
+        self._manager = manager
         self._router = router
         self._reporter = reporter
-        self._errands = errands
+        self._background = background
         self._read_config = read_config
 
     def load(self, name: str, done: Done) -> None:
@@ -60,7 +60,7 @@ class ModelOrders:
 
         def begin(end: Done) -> None:
             settings = self._orders.settings
-            self._errands.run(
+            self._background.run(
                 lambda: _with_model(settings, self._read_config(), name),
                 lambda outcome: self._apply(name, outcome, end),
             )
@@ -72,7 +72,7 @@ class ModelOrders:
 
         def begin(end: Done) -> None:
             settings = self._orders.settings
-            if name in settings.limits or name in self._router.balancer.queues:
+            if name in settings.limits or name in self._router.scheduler.queues:
                 self._change(name, "unload", settings.without(name), end)
             else:
                 known = ", ".join(settings.limits)
@@ -130,7 +130,7 @@ class ModelOrders:
         self._reload(old, new, changed, f"{what} {name}", name, again=what == "load")
 
     def _reload(self, old: Settings, new: Settings, done: Changed, why: str, name: str, *, again: bool = False) -> None:
-        Reload(self._fleet, self._router, self._reporter, old, new, done, why, model=name, again=again).start()
+        Reload(self._manager, self._router, self._reporter, old, new, done, why, model=name, again=again).start()
 
     def _failed(self, name: str, what: str, cause: str) -> MultitowerError:
         event(log, logging.ERROR, f"model not {what}ed", model=name, cause=cause)
@@ -140,9 +140,9 @@ class ModelOrders:
         """Why the model does not serve where it should; its neighbours do, since their worker had to go first."""
         return next(
             (
-                f"slot {place.slot.number}: {model.cause}"
-                for place in self._fleet.places
-                for model in place.models
+                f"slot {slot.number}: {model.cause}"
+                for slot in self._manager.slots
+                for model in slot.models
                 if model.name == name and model.state != "ready"
             ),
             None,

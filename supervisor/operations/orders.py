@@ -11,16 +11,16 @@ from multitower.errors import MultitowerError, Reason, make
 
 from ..config.config import Config
 from ..config.source import ConfigError
-from ..loop.background import Errands
+from ..loop.background import BackgroundJobs
 from ..loop.log import event
 from ..machine import devices
 from ..routing.router import Router
 from ..settings import Settings
 from ..settings import make as make_settings
-from ..workers.manager import Fleet
+from ..workers.manager import WorkerManager
 from .control import Done
 from .reload import Reload, why_not
-from .status import Reporter
+from .status import StatusReporter
 
 log = logging.getLogger("multitower.daemon")
 
@@ -29,8 +29,8 @@ class Orders:
     """Carries out orders; what changes the settings, one after the other.
 
     Args:
-        fleet, router, reporter: the daemon's.
-        errands: runs what would keep the loop waiting.
+        worker_settings, router, reporter: the daemon's.
+        background: runs what would keep the loop waiting.
         settings: what the daemon was started with.
         read_config: reads the configuration anew.
         begun: called when a reload begins.
@@ -43,19 +43,19 @@ class Orders:
 
     def __init__(
         self,
-        fleet: Fleet,
+        manager: WorkerManager,
         router: Router,
-        reporter: Reporter,
-        errands: Errands,
+        reporter: StatusReporter,
+        background: BackgroundJobs,
         settings: Settings,
         read_config: Callable[[], Config],
         begun: Callable[[], None],
         ended: Callable[[], None],
     ) -> None:
-        self._fleet = fleet
+        self._manager = manager
         self._router = router
         self._reporter = reporter
-        self._errands = errands
+        self._background = background
         self.settings = settings
         self._read_config = read_config
         self._begun = begun
@@ -97,17 +97,17 @@ class Orders:
     def _read(self, done: Done) -> None:
         self._begun()
         event(log, logging.INFO, "reloading", config=self.settings.config.path)
-        self._errands.run(lambda: make_settings(self._read_config()), lambda outcome: self._apply(outcome, done))
+        self._background.run(lambda: make_settings(self._read_config()), lambda outcome: self._apply(outcome, done))
 
     def _apply(self, outcome: Settings | Exception, done: Done) -> None:
         if isinstance(outcome, Settings):
             # The daemon may have been told to end meanwhile.
-            outcome = outcome.still_with({spec.name for spec in self.settings.fleet.models})
+            outcome = outcome.still_with({spec.name for spec in self.settings.worker_settings.models})
             running = self._reporter.state == "running"
             refusal = why_not(self.settings, outcome) if running else "the daemon is stopping"
             if refusal is None:
                 Reload(
-                    self._fleet,
+                    self._manager,
                     self._router,
                     self._reporter,
                     self.settings,
@@ -158,9 +158,9 @@ class Orders:
                 over(changed, None)
             else:
                 back = "back to the former versions"
-                Reload(self._fleet, self._router, self._reporter, new, old, over, back, tolerant=True).start()
+                Reload(self._manager, self._router, self._reporter, new, old, over, back, tolerant=True).start()
 
-        Reload(self._fleet, self._router, self._reporter, old, new, done, "other versions", tolerant=True).start()
+        Reload(self._manager, self._router, self._reporter, old, new, done, "other versions", tolerant=True).start()
 
     def _after(self) -> None:
         self._ended()
@@ -171,21 +171,21 @@ class Orders:
 
     def restart(self, number: int, done: Done) -> None:
         """Gives a slot a new worker; `done` is told when that serves, or why it does not."""
-        place = next((place for place in self._fleet.places if place.slot.number == number), None)
+        slot = next((slot for slot in self._manager.slots if slot.number == number), None)
         if self._reporter.state != "running":
             done(make(Reason.DRAINING, "the daemon is stopping"))
-        elif place is None:
-            known = ", ".join(str(place.slot.number) for place in self._fleet.places)
+        elif slot is None:
+            known = ", ".join(str(slot.number) for slot in self._manager.slots)
             done(make(Reason.MALFORMED, f"there is no slot {number}, only {known}", field="slot"))
-        elif not place.specs:
+        elif not slot.specs:
             done(make(Reason.MALFORMED, f"slot {number} has no model to load", field="slot"))
         else:
 
             def ended(error: str | None) -> None:
-                told = {"slot": number, "pid": place.member.process.pid if place.member is not None else None}
+                told = {"slot": number, "pid": slot.process.child.pid if slot.process is not None else None}
                 done(told if error is None else make(Reason.NO_WORKER, f"slot {number}: {error}"))
 
-            self._fleet.restart(place, ended)
+            self._manager.restart(slot, ended)
 
 
 def why_refused(error: Exception) -> str:

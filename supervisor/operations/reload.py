@@ -21,10 +21,10 @@ from ..loop.log import event
 from ..machine.placement import Placement
 from ..routing.router import Router
 from ..settings import Settings
-from ..workers.manager import Fleet
-from ..workers.replacement import Renewal
-from ..workers.worker_process import Place
-from .status import Reporter
+from ..workers.manager import WorkerManager
+from ..workers.replacement import Replacement
+from ..workers.slot import Slot
+from .status import StatusReporter
 
 log = logging.getLogger("multitower.daemon")
 
@@ -44,7 +44,7 @@ class Reload:
     """One reload under way.
 
     Args:
-        fleet, router, reporter: the daemon's.
+        worker_settings, router, reporter: the daemon's.
         old: what it was told last.
         new: what it is to be.
         done: is told of the end, with what was changed, or with why it was not.
@@ -56,9 +56,9 @@ class Reload:
 
     def __init__(
         self,
-        fleet: Fleet,
+        manager: WorkerManager,
         router: Router,
-        reporter: Reporter,
+        reporter: StatusReporter,
         old: Settings,
         new: Settings,
         done: Callable[[dict[str, Any], str | None], None],
@@ -68,7 +68,7 @@ class Reload:
         again: bool = False,
         tolerant: bool = False,
     ) -> None:
-        self._fleet = fleet
+        self._manager = manager
         self._router = router
         self._reporter = reporter
         self._old = old
@@ -79,34 +79,34 @@ class Reload:
         self._again = again
         self._renewed: list[int] = []
         self._given_up: list[int] = []
-        kept, self._added, self._removed = _match(fleet.places, new.placements)
-        wanted = [(place, placement, self._wanted(place, placement)) for place, placement in kept]
+        kept, self._added, self._removed = _match(manager.slots, new.placements)
+        wanted = [(slot, placement, self._wanted(slot, placement)) for slot, placement in kept]
         changed = [each for each in wanted if self._changes(*each)]
         # Those that get models first: they may have to take over from those that only lose some.
         self._changed = sorted(changed, key=lambda each: _names(each[2]) <= _names(each[0].specs))
         self._may_fail: set[int] = set()
         if tolerant:
-            self._changed.sort(key=lambda each: each[0].channel is None)
-            self._may_fail = {place.slot.number for place, _, _ in self._changed if place.channel is None}
+            self._changed.sort(key=lambda each: each[0].route is None)
+            self._may_fail = {slot.number for slot, _, _ in self._changed if slot.route is None}
 
-    def _wanted(self, place: Place, placement: Placement) -> tuple[ModelSpec, ...]:
+    def _wanted(self, slot: Slot, placement: Placement) -> tuple[ModelSpec, ...]:
         """What the slot is to load."""
-        specs = placement.specs(self._new.fleet.models)
+        specs = placement.specs(self._new.worker_settings.models)
         if self._model is None:
             return specs
         # An earlier reload that ended early may have left it with other models than it should have: not ours to change.
-        others = [spec for spec in place.specs if spec.name != self._model]
+        others = [spec for spec in slot.specs if spec.name != self._model]
         own = [spec for spec in specs if spec.name == self._model]
-        place_of = _by_place(self._new)
-        return tuple(sorted([*others, *own], key=lambda spec: place_of(spec.name)))
+        position_of = _by_position(self._new)
+        return tuple(sorted([*others, *own], key=lambda spec: position_of(spec.name)))
 
-    def _changes(self, place: Place, placement: Placement, specs: tuple[ModelSpec, ...]) -> bool:
+    def _changes(self, slot: Slot, placement: Placement, specs: tuple[ModelSpec, ...]) -> bool:
         """Whether the slot needs a new process, or is to have none any more."""
-        if place.specs != specs:
+        if slot.specs != specs:
             return True
         if self._model is None:
-            return place.placement != placement or (place.member is None and bool(specs))
-        return self._again and self._model in _names(specs) and not place.serves(self._model)
+            return slot.placement != placement or (slot.process is None and bool(specs))
+        return self._again and self._model in _names(specs) and not slot.serves(self._model)
 
     def start(self) -> None:
         """Begins; `done` may be called before it returns."""
@@ -119,66 +119,78 @@ class Reload:
             router.admission.set_labels(name, labels)
         for name in _names(new.unloaded):
             router.close(name)
-        for name in router.balancer.refusals.unloaded & _names(new.fleet.models):
+        for name in router.scheduler.refusals.unloaded & _names(new.worker_settings.models):
             router.open(name)
-        router.balancer.set_dispatch(new.dispatch)
+        router.scheduler.set_dispatch(new.dispatch)
         router.leaving = set(self._old.limits) - set(new.limits)
         # Until slots have the new models, those that are started anew get the old ones.
-        self._fleet.apply(replace(new.fleet, models=self._old.fleet.models) if self._changed else new.fleet)
-        renewals = [
-            Renewal(place, self._why, specs=specs, placement=placement) for place, placement, specs in self._changed
+        self._manager.apply(
+            replace(new.worker_settings, models=self._old.worker_settings.models)
+            if self._changed
+            else new.worker_settings
+        )
+        replacements = [
+            Replacement(slot, self._why, specs=specs, placement=placement) for slot, placement, specs in self._changed
         ]
-        self._renew(renewals, self._renewed, self._give_up_slots)
+        self._renew(replacements, self._renewed, self._give_up_slots)
 
-    def _renew(self, renewals: list[Renewal], ended: list[int], then: Callable[[], None]) -> None:
+    def _renew(self, replacements: list[Replacement], ended: list[int], then: Callable[[], None]) -> None:
         """Renews slots one after the other; goes on when all are done, and ends the reload when one fails."""
-        if not renewals:
+        if not replacements:
             then()
             return
 
-        def one_done(place: Place, error: str | None) -> None:
-            tolerated = place.slot.number in self._may_fail and bool(ended)
+        def one_done(slot: Slot, error: str | None) -> None:
+            tolerated = slot.number in self._may_fail and bool(ended)
             if error is not None and not tolerated:
-                self._fleet.renewals.withdraw(renewals)
-                self._finish(f"slot {place.slot.number}: {place.slot.last_error or error}")
+                self._manager.replacements.withdraw(replacements)
+                self._finish(f"slot {slot.number}: {slot.last_error or error}")
                 return
-            ended.append(place.slot.number)
-            if len(ended) == len(renewals):
+            ended.append(slot.number)
+            if len(ended) == len(replacements):
                 then()
 
-        for renewal in renewals:
-            renewal.done = functools.partial(one_done, renewal.place)
-            self._fleet.renewals.ask(renewal)
+        for replacement in replacements:
+            replacement.done = functools.partial(one_done, replacement.slot)
+            self._manager.replacements.ask(replacement)
 
     def _give_up_slots(self) -> None:
         # The new ones first: they may have to take over from those that go. What shares a GPU with one that goes, in
         # another group, is started when that has ended.
-        self._fleet.apply(self._new.fleet)
+        self._manager.apply(self._new.worker_settings)
         for placement in self._added:
-            self._fleet.add(placement)
-        renewals = [Renewal(place, "no longer configured", remove=True) for place in self._removed]
-        self._renew(renewals, self._given_up, lambda: self._finish(None))
+            self._manager.add(placement)
+        replacements = [Replacement(slot, "no longer configured", remove=True) for slot in self._removed]
+        self._renew(replacements, self._given_up, lambda: self._finish(None))
 
     def _finish(self, error: str | None) -> None:
-        fleet, old, new = self._fleet, self._old, self._new
+        manager, old, new = self._manager, self._old, self._new
         settings = new if error is None else old
-        specs = [*(spec for place in fleet.places for spec in place.specs), *fleet.settings.models, *settings.unloaded]
+        specs = [
+            *(spec for slot in manager.slots for spec in slot.specs),
+            *manager.settings.models,
+            *settings.unloaded,
+        ]
         self._router.leaving = set()
         self._router.forget_models(_names(specs))
         self._settle_unloaded(settings)
         # Workers may have failed to load what was not yet among the fleet's settings, and there may have been hope in
         # renewals that were withdrawn.
-        fleet.judge_models()
+        manager.judge_models()
         self._router.set_labels(settings.labels)
         if error is None:
             # They are others now.
-            changed_models = [model.name for model in new.fleet.models if model not in old.fleet.models]
-            self._router.balancer.refusals.forgive([*changed_models, *([self._model] if self._model else [])])
+            changed_models = [
+                model.name for model in new.worker_settings.models if model not in old.worker_settings.models
+            ]
+            self._router.scheduler.refusals.reset_crash_count(
+                [*changed_models, *([self._model] if self._model else [])]
+            )
             new.warn_of_versions()
         self._reporter.models = [
             spec
-            for name in sorted(_names(specs), key=_by_place(new))
-            for spec in _specs_of(name, fleet.settings.models, new.fleet.models, new.unloaded, old.unloaded)
+            for name in sorted(_names(specs), key=_by_position(new))
+            for spec in _specs_of(name, manager.settings.models, new.worker_settings.models, new.unloaded, old.unloaded)
         ]
         changed = {
             "renewed": self._renewed,
@@ -192,8 +204,8 @@ class Reload:
     def _settle_unloaded(self, settings: Settings) -> None:
         """Models that are not to be loaded, as it has come out, are gone; those of which a slot is left are open."""
         router, unloaded = self._router, _names(settings.unloaded)
-        for name in unloaded | router.balancer.refusals.unloaded:
-            if name not in unloaded or any(place.serves(name) for place in self._fleet.places):
+        for name in unloaded | router.scheduler.refusals.unloaded:
+            if name not in unloaded or any(slot.serves(name) for slot in self._manager.slots):
                 router.open(name)
             else:
                 router.close(name)
@@ -210,26 +222,26 @@ def _specs_of(name: str, *sources: Iterable[ModelSpec]) -> list[ModelSpec]:
     return next((specs for specs in found if specs), [])
 
 
-def _by_place(settings: Settings) -> Callable[[str], int]:
+def _by_position(settings: Settings) -> Callable[[str], int]:
     """Orders models as they are configured, others last."""
-    places = {name: place for place, name in enumerate(settings.limits)}
-    return lambda name: places.get(name, len(places))
+    slots = {name: slot for slot, name in enumerate(settings.limits)}
+    return lambda name: slots.get(name, len(slots))
 
 
 def _match(
-    places: list[Place], placements: tuple[Placement, ...]
-) -> tuple[list[tuple[Place, Placement]], list[Placement], list[Place]]:
+    slots: list[Slot], placements: tuple[Placement, ...]
+) -> tuple[list[tuple[Slot, Placement]], list[Placement], list[Slot]]:
     """Which slots stay, with their new placements; placements for new slots, numbered; slots that go."""
-    left = list(places)
-    kept: list[tuple[Place, Placement]] = []
+    left = list(slots)
+    kept: list[tuple[Slot, Placement]] = []
     new: list[Placement] = []
     for placement in placements:
-        place = next((place for place in left if place.placement.devices == placement.devices), None)
-        if place is None:
+        slot = next((slot for slot in left if slot.placement.devices == placement.devices), None)
+        if slot is None:
             new.append(placement)
         else:
-            left.remove(place)
-            kept.append((place, replace(placement, slot=place.slot.number)))
-    taken = {place.slot.number for place in places}
-    numbers = (number for number in range(len(places) + len(new) + 1) if number not in taken)
+            left.remove(slot)
+            kept.append((slot, replace(placement, slot=slot.number)))
+    taken = {slot.number for slot in slots}
+    numbers = (number for number in range(len(slots) + len(new) + 1) if number not in taken)
     return kept, [replace(placement, slot=number) for placement, number in zip(new, numbers, strict=False)], left

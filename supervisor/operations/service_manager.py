@@ -31,7 +31,7 @@ _UNSENT: Final = 8  # messages kept for later: states replace each other, so the
 _FULL: Final = frozenset((errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS))
 
 
-class Notifier:
+class ServiceManager:
     """Tells the service manager. No method ever blocks or raises.
 
     A state (ready, status, reloading, stopping) that finds the socket full is kept, in order, and sent later by

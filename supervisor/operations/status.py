@@ -20,12 +20,12 @@ from multitower.infer_header import parse_version
 from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorReport
 
 from ..machine.resources import Sampler
-from ..routing.router import Channel, Router
+from ..routing.router import Route, Router
 from ..routing.statistics import ModelStatistics
 from ..workers.availability import by_slots
-from ..workers.manager import Fleet
-from ..workers.slot import State
-from ..workers.worker_process import Place
+from ..workers.manager import WorkerManager
+from ..workers.slot import Slot
+from ..workers.slot_state_machine import State
 
 EXTENSIONS = ("model_configuration", "statistics", "binary_tensor_data", wire.SHARED_MEMORY_EXTENSION)
 
@@ -34,11 +34,11 @@ MEMORY = ("host_memory_bytes", "device_memory_bytes", "device_memory_peak_bytes"
 
 
 @dataclass(slots=True)
-class Reporter:
+class StatusReporter:
     """Answers every kind of request that is not inference.
 
     Attributes:
-        router, fleet: the live ones.
+        router, manager: the live ones.
         models: as configured, with their versions.
         refused: why new versions are not tried any more, by model and version, as the watch says.
         max_message_size: bytes.
@@ -49,7 +49,7 @@ class Reporter:
     """
 
     router: Router
-    fleet: Fleet
+    manager: WorkerManager
     models: Sequence[ModelSpec]
     max_message_size: int
     started: float
@@ -80,11 +80,11 @@ class Reporter:
             ready = self._slots_ready(name, report.version if report and named else None)
             return {"name": name, "ready": not self._unloaded(name) and ready > 0}
         if report is None:
-            if (refused := self.router.balancer.refusals.of_new(name)) is not None:
+            if (refused := self.router.scheduler.refusals.for_new_request(name)) is not None:
                 raise refused
             cause = self._model_cause(name) or "it is still loading"
             raise make(Reason.NO_WORKER, f"{name!r} is not loaded: {cause}")
-        served = self.router.admission.catalogue.versions(name)
+        served = self.router.admission.catalog.versions(name)
         return _metadata(report, served) if kind == wire.MODEL_METADATA else _config(report, served)
 
     def readiness(self) -> dict[str, Any]:
@@ -94,8 +94,8 @@ class Reporter:
         """
         names = [name for name in self._names if not self._unloaded(name)]
         ready = self.state == "running" and all(self._slots_ready(name) for name in names)
-        slots_ready = sum(place.slot.state is State.READY for place in self.fleet.places)
-        slots_total = sum(bool(place.specs) for place in self.fleet.places)
+        slots_ready = sum(slot.state is State.READY for slot in self.manager.slots)
+        slots_total = sum(bool(slot.specs) for slot in self.manager.slots)
         return {"ready": ready, "slots_ready": slots_ready, "slots_total": slots_total}
 
     def line(self) -> str:
@@ -110,7 +110,7 @@ class Reporter:
     def settled(self) -> bool:
         """Each model has a ready slot, or nothing that is on its way could give it one."""
         on_the_way = (State.STARTING, State.LOADING, State.BACKOFF)
-        return self.readiness()["ready"] or not any(place.slot.state in on_the_way for place in self.fleet.places)
+        return self.readiness()["ready"] or not any(slot.state in on_the_way for slot in self.manager.slots)
 
     def status(self, now: float) -> dict[str, Any]:
         """The whole state, for operators and programs."""
@@ -124,49 +124,49 @@ class Reporter:
                 "uptime_s": round(now - self.started, 3),
                 "rss_bytes": psutil.Process().memory_info().rss,
                 "listen": [front.endpoint for front in router.fronts],
-                "spares": [{"pid": spare.process.pid, "state": spare.state} for spare in self.fleet.spares],
+                "spares": [{"pid": spare.child.pid, "state": spare.state} for spare in self.manager.spares],
                 **self.readiness(),
                 "rejected": router.rejected,
-                "late": router.balancer.late,
+                "late": router.scheduler.late,
                 "replies_dropped": sum(front.dropped for front in router.fronts),
                 "control": self.control,
                 "quarantine": [
                     {"model": entry.model, "seconds_left": round(entry.until - now, 1), "refused": entry.refused}
-                    for entry in router.balancer.refusals.quarantine.entries(now)
+                    for entry in router.scheduler.refusals.quarantine.entries(now)
                 ],
             },
-            "slots": [self._slot(place, now) for place in self.fleet.places],
+            "slots": [self._slot(slot, now) for slot in self.manager.slots],
             "models": [row for name in self._names for row in self._rows(name)],
         }
 
-    def _slot(self, place: Place, now: float) -> dict[str, Any]:
-        channel = place.channel
-        sample = self.sampler.sample(place.slot.number) if self.sampler is not None else None
-        window = channel.window if channel is not None else None
+    def _slot(self, slot: Slot, now: float) -> dict[str, Any]:
+        route = slot.route
+        sample = self.sampler.sample(slot.number) if self.sampler is not None else None
+        batch_times = route.batch_times if route is not None else None
         return {
-            "slot": place.slot.number,
-            "state": str(place.slot.state),
-            "pid": place.member.process.pid if place.member is not None else None,
-            "device": place.placement.device,
-            "visible_devices": place.visible_devices,
-            "cores": list(place.placement.cores),
-            "incarnation": place.slot.incarnation,
-            "restarts": place.slot.restarts,
-            "depth": channel.depth if channel is not None else 0,
-            "completed": place.completed + (channel.completed if channel is not None else 0),
-            "last_error": place.slot.last_error,
-            "safe_rows": dict(place.safe_rows),
+            "slot": slot.number,
+            "state": str(slot.state),
+            "pid": slot.process.child.pid if slot.process is not None else None,
+            "device": slot.placement.device,
+            "visible_devices": slot.visible_devices,
+            "cores": list(slot.placement.cores),
+            "incarnation": slot.incarnation,
+            "restarts": slot.restarts,
+            "depth": route.depth if route is not None else 0,
+            "completed": slot.completed + (route.completed if route is not None else 0),
+            "last_error": slot.last_error,
+            "safe_rows": dict(slot.safe_rows),
             "batch_ms": {
-                "p50": _ms(window.p50_ms(now)) if window is not None else None,
-                "p99": _ms(window.p99_ms(now)) if window is not None else None,
+                "p50": _ms(batch_times.p50_ms(now)) if batch_times is not None else None,
+                "p99": _ms(batch_times.p99_ms(now)) if batch_times is not None else None,
             },
-            "rows_per_s": round(window.rows_per_second(now), 1) if window is not None else 0.0,
+            "rows_per_s": round(batch_times.rows_per_second(now), 1) if batch_times is not None else 0.0,
             "rss_bytes": sample.rss_bytes if sample is not None else None,
             "cpu_percent": sample.cpu_percent if sample is not None else None,
             "device_memory_bytes": sample.device_memory_bytes if sample is not None else None,
             "device_memory_of": sample.device_memory_of if sample is not None else None,
             "utilization_percent": sample.utilization_percent if sample is not None else None,
-            "device_present": self.sampler.present(place.slot.number) if self.sampler is not None else None,
+            "device_present": self.sampler.present(slot.number) if self.sampler is not None else None,
             "devices": [
                 {
                     "name": device.name,
@@ -175,7 +175,7 @@ class Reporter:
                     "utilization_percent": device.utilization_percent,
                     "present": device.present,
                 }
-                for device in (self.sampler.devices(place.slot.number) if self.sampler is not None else ())
+                for device in (self.sampler.devices(slot.number) if self.sampler is not None else ())
             ],
             "models": [
                 {
@@ -185,9 +185,9 @@ class Reporter:
                     "cause": model.cause,
                     **{key: getattr(model, key) for key in MEMORY},
                 }
-                for model in place.models
+                for model in slot.models
             ],
-            "towers": _towers(channel) if channel is not None else [],
+            "towers": _towers(route) if route is not None else [],
         }
 
     @property
@@ -198,18 +198,18 @@ class Reporter:
         """One for each version of the model that is served, is to be, or was tried in vain."""
         refused = {version: why for (of, version), why in self.refused().items() if of == name}
         wanted = {model.version for model in self.models if model.name == name and model.version is not None}
-        served = self.router.admission.catalogue.versions(name)
+        served = self.router.admission.catalog.versions(name)
         versions: list[str | None] = [*sorted({*served, *wanted, *refused}, key=int)] or [None]
         rows = [self._model(name, version, refused.get(version or "")) for version in versions]
-        labels = self.router.admission.catalogue.labels(name)
+        labels = self.router.admission.catalog.labels(name)
         for row in rows:
             row["labels"] = [label for label, version in labels.items() if row["version"] == version]
         rows[-1]["labels_not_served"] = {label: version for label, version in labels.items() if version not in served}
         return rows
 
     def _model(self, name: str, version: str | None, refused: str | None) -> dict[str, Any]:
-        catalogue, queue = self.router.admission.catalogue, self.router.balancer.queues[name]
-        report = catalogue.report(name, version) if version is not None else None
+        catalog, queue = self.router.admission.catalog, self.router.scheduler.queues[name]
+        report = catalog.report(name, version) if version is not None else None
         statistics = self.router.statistics[name].get(version or "") or ModelStatistics()
         ready = self._slots_ready(name, version)
         max_batch_size = next(model.max_batch_size for model in self.models if model.name == name)
@@ -219,7 +219,7 @@ class Reporter:
             "state": self._state(name, ready, refused, version),
             "cause": self._model_cause(name, version) or refused,
             "slots_ready": ready,
-            "slots_total": sum(any(name == spec.name for spec in place.specs) for place in self.fleet.places),
+            "slots_total": sum(any(name == spec.name for spec in slot.specs) for slot in self.manager.slots),
             "queue": queue.size,
             "queue_bytes": queue.bytes,
             "completed": statistics.success.count,
@@ -234,20 +234,20 @@ class Reporter:
 
     def _state(self, name: str, ready: int, refused: str | None, version: str | None) -> str:
         if self._unloaded(name):
-            return "unloading" if any(place.serves(name) for place in self.fleet.places) else "unloaded"
-        failed = refused or self.router.balancer.refusals.of(name) or self.failure(name, version)
+            return "unloading" if any(slot.serves(name) for slot in self.manager.slots) else "unloaded"
+        failed = refused or self.router.scheduler.refusals.of(name) or self.failure(name, version)
         return "ready" if ready else "failed" if failed else "loading"
 
     def _unloaded(self, name: str) -> bool:
         """An operator has taken it out."""
-        return name in self.router.balancer.refusals.unloaded
+        return name in self.router.scheduler.refusals.unloaded
 
     def _memory(self, name: str, version: str | None) -> dict[str, int | None]:
         """What the model took in one worker, the most of any."""
         reports = [
             model
-            for place in self.fleet.places
-            for model in place.models
+            for slot in self.manager.slots
+            for model in slot.models
             if model.name == name and version in (None, model.version) and model.state == "ready"
         ]
         told = {key: [size for model in reports if (size := getattr(model, key)) is not None] for key in MEMORY}
@@ -255,13 +255,13 @@ class Reporter:
 
     def _unbatched_because(self, name: str, report: ModelReport) -> str | None:
         """As its warm-up has shown, or a batch since then, on any worker."""
-        models = (model for place in self.fleet.places for model in place.models if model.key == report.key)
+        models = (model for slot in self.manager.slots for model in slot.models if model.key == report.key)
         return report.unbatched_because or next(filter(None, (model.unbatched_because for model in models)), None)
 
     def _slots_ready(self, name: str, version: str | None = None) -> int:
-        if name in self.router.balancer.refusals.crashing.until:
+        if name in self.router.scheduler.refusals.crashing.until:
             return 0  # it is loaded, and kept away
-        workers = [place.channel.worker for place in self.fleet.places if place.channel is not None]
+        workers = [slot.route.worker for slot in self.manager.slots if slot.route is not None]
         return sum(
             name in worker.serves if version is None else (name, version) in worker.versions for worker in workers
         )
@@ -269,19 +269,19 @@ class Reporter:
     def failure(self, name: str, version: str | None) -> str | None:
         """Why no worker could load the version, where none serves it and none is about to."""
         causes = self._causes(name, version)
-        coming = any(place.slot.state in (State.STARTING, State.LOADING, State.BACKOFF) for place in self.fleet.places)
+        coming = any(slot.state in (State.STARTING, State.LOADING, State.BACKOFF) for slot in self.manager.slots)
         return causes if causes and not coming and not self._slots_ready(name, version) else None
 
     def _causes(self, name: str, version: str | None) -> str:
         return by_slots(
-            (place.slot.number, model.cause)
-            for place in self.fleet.places
-            for model in place.models
+            (slot.number, model.cause)
+            for slot in self.manager.slots
+            for model in slot.models
             if model.name == name and version in (None, model.version) and model.cause is not None
         )
 
     def _model_cause(self, name: str, version: str | None = None) -> str | None:
-        refused = self.router.balancer.refusals.of_new(name)
+        refused = self.router.scheduler.refusals.for_new_request(name)
         return refused.message if refused is not None else self._causes(name, version) or None
 
     def _named(self, header: dict[str, Any]) -> tuple[str, ModelReport | None]:
@@ -292,7 +292,7 @@ class Reporter:
 
     def _statistics(self, header: dict[str, Any]) -> dict[str, Any]:
         versions: dict[str, list[str]] = {
-            name: self.router.admission.catalogue.versions(name) or [""] for name in self._names
+            name: self.router.admission.catalog.versions(name) or [""] for name in self._names
         }
         if "model_name" in header:
             name, report = self._named(header)
@@ -316,9 +316,9 @@ class Reporter:
         }
 
 
-def _towers(channel: Channel) -> list[dict[str, Any]]:
+def _towers(route: Route) -> list[dict[str, Any]]:
     """The towers of a process that has some: what each does, and where its models' nodes really are."""
-    reports = [report for of_model in channel.reports.values() for report in of_model]
+    reports = [report for of_model in route.reports.values() for report in of_model]
     return [
         {
             "devices": sorted({report.towers[number].device for report in here}),
@@ -327,7 +327,7 @@ def _towers(channel: Channel) -> list[dict[str, Any]]:
             "batches": tower.batches,
             "models": [_replica(report, number) for report in here],
         }
-        for number, tower in enumerate(channel.mates)
+        for number, tower in enumerate(route.towers)
         if (here := [report for report in reports if number < len(report.towers)])
     ]
 

@@ -21,7 +21,7 @@ class Refused:
     cause: str
 
 
-class Settling:
+class VersionSettling:
     """The versions of one model.
 
     Attributes:

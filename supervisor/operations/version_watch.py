@@ -18,12 +18,12 @@ from multitower.spec import ONLY_VERSION, ModelSpec
 
 from ..config.config import Config
 from ..config.version_folders import Policy, fingerprint, versions_of
-from ..loop.background import Errands
+from ..loop.background import BackgroundJobs
 from ..loop.log import event
-from ..workers.manager import Fleet
+from ..workers.manager import WorkerManager
 from .orders import Orders
-from .status import Reporter
-from .version_settling import Settling, worth_looking_at
+from .status import StatusReporter
+from .version_settling import VersionSettling, worth_looking_at
 
 log = logging.getLogger("multitower.daemon")
 
@@ -69,18 +69,20 @@ class Watch:
     """Follows the folders of versions.
 
     Args:
-        fleet, reporter, orders, errands: the daemon's.
+        worker_settings, reporter, orders, background: the daemon's.
 
     Attributes:
         due: when `tick` is to be called, in monotonic seconds.
     """
 
-    def __init__(self, fleet: Fleet, reporter: Reporter, orders: Orders, errands: Errands) -> None:
-        self._fleet = fleet
+    def __init__(
+        self, manager: WorkerManager, reporter: StatusReporter, orders: Orders, background: BackgroundJobs
+    ) -> None:
+        self._manager = manager
         self._reporter = reporter
         self._orders = orders
-        self._errands = errands
-        self._models: dict[str, Settling] = {}
+        self._background = background
+        self._models: dict[str, VersionSettling] = {}
         self._complaints: dict[str, str] = {}
         self._config = orders.settings.config
         self._looking = False
@@ -99,7 +101,7 @@ class Watch:
         targets = self._targets()
         if targets:
             self._looking = True
-            self._errands.run(functools.partial(look, targets), functools.partial(self._seen, targets))
+            self._background.run(functools.partial(look, targets), functools.partial(self._seen, targets))
 
     def refused(self) -> dict[tuple[str, str], str]:
         """Why versions that are there are not served, by model and version."""
@@ -136,11 +138,11 @@ class Watch:
             if id(model) not in before:
                 self._of(model.name).try_again()
 
-    def _of(self, name: str) -> Settling:
-        return self._models.setdefault(name, Settling())
+    def _of(self, name: str) -> VersionSettling:
+        return self._models.setdefault(name, VersionSettling())
 
     def _specs(self, name: str) -> list[ModelSpec]:
-        return [spec for spec in self._orders.settings.fleet.models if spec.name == name]
+        return [spec for spec in self._orders.settings.worker_settings.models if spec.name == name]
 
     def _served(self, name: str) -> dict[str, str]:
         """The fingerprints of the versions that are served, or may yet be."""
@@ -204,8 +206,8 @@ class Watch:
                 return
             causes = {
                 report.version: report.cause or error
-                for place in self._fleet.places
-                for report in (*place.refused, *place.models)
+                for slot in self._manager.slots
+                for report in (*slot.refused, *slot.models)
                 if report.name == name and report.state != "ready" and report.version in versions
             }
             self._of(name).failed(versions, causes or {"": error}, served)

@@ -17,7 +17,7 @@ from multitower.worker_wire import SIZES, KeySpec
 
 from ..scheduling.request import NORMAL_PRIORITY, BatchKey, Plan, Shared
 from ..scheduling.worker import Served
-from .version_catalog import Catalogue
+from .version_catalog import VersionCatalog
 
 MAX_CACHED_HEADER = 16 << 10
 MAX_CACHED_ENTRIES = 10_000
@@ -32,7 +32,7 @@ class Admission:
         why_absent: why no worker will load a model, or None where one may be about to.
 
     Attributes:
-        catalogue: the versions that can be asked for.
+        catalog: the versions that can be asked for.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class Admission:
         why_absent: Callable[[str], MultitowerError | None] = lambda _: None,
     ) -> None:
         self._why_absent = why_absent
-        self.catalogue = Catalogue()
-        self._contracts: dict[tuple[object, ...], int] = {}
+        self.catalog = VersionCatalog()
+        self._interfaces: dict[tuple[object, ...], int] = {}
         self._timeouts = timeouts
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._bytes = 0
@@ -58,14 +58,14 @@ class Admission:
             report: of one version.
             newest: of those that the worker has: requests that name no version are checked against it.
         """
-        before = self.catalogue.describe(report, newest=newest)
+        before = self.catalog.describe(report, newest=newest)
         if any(known is None or not _alike(known, report) for known in before):
             self._forget_plans()
-        return Served(report.version, self._contract(report))
+        return Served(report.version, self._interface(report))
 
     def set_labels(self, name: str, labels: Mapping[str, Sequence[str]]) -> None:
         """What the labels of the model's versions stand for; see `Catalogue.set_labels`."""
-        if self.catalogue.set_labels(name, labels):
+        if self.catalog.set_labels(name, labels):
             self._forget_plans()
 
     def set_timeout(self, name: str, seconds: float) -> None:
@@ -76,18 +76,18 @@ class Admission:
 
     def keep_versions(self, name: str, versions: Collection[str]) -> None:
         """Only these versions can be asked for by name, and the one described last."""
-        if self.catalogue.keep(name, versions):
+        if self.catalog.keep(name, versions):
             self._forget_plans()
 
     def forget(self, name: str) -> None:
         """No worker has the model any more; one may again."""
-        self.catalogue.forget(name)
+        self.catalog.forget(name)
         self._forget_plans()
 
     def remove(self, name: str) -> None:
         """There is no such model any more."""
         self._timeouts.pop(name, None)
-        self.catalogue.remove(name)
+        self.catalog.remove(name)
         self._forget_plans()
 
     def _forget_plans(self) -> None:
@@ -97,11 +97,11 @@ class Admission:
 
     def newest(self, name: str) -> tuple[str, int] | None:
         """The version and contract that requests to the model are checked against; None while there are none."""
-        report = self.catalogue.newest.get(name)
-        return None if report is None else (report.version, self._contract(report))
+        report = self.catalog.newest.get(name)
+        return None if report is None else (report.version, self._interface(report))
 
-    def _contract(self, report: ModelReport) -> int:
-        return self._contracts.setdefault((report.name, *_signature(report)), len(self._contracts))
+    def _interface(self, report: ModelReport) -> int:
+        return self._interfaces.setdefault((report.name, *_signature(report)), len(self._interfaces))
 
     def plan(self, header: bytes) -> Plan:
         """What to do with a request of this header.
@@ -133,7 +133,7 @@ class Admission:
         if name not in self._timeouts:
             known = ", ".join(sorted(self._timeouts))
             raise make(Reason.MODEL_UNKNOWN, f"there is no model {name[:128]!r}, only {known}", field="model_name")
-        return self.catalogue.find(name, version, label)
+        return self.catalog.find(name, version, label)
 
     def _make(self, header: wire.InferHeader, size: int) -> Plan:
         name = header.model_name
@@ -170,7 +170,7 @@ class Admission:
             version=version,
         )
         sizes = tuple(tensors.byte_size(tensor.datatype, tensor.shape) for tensor in header.inputs)
-        identity = spec, self._contract(report), version
+        identity = spec, self._interface(report), version
         key = self._keys.get(identity)
         if key is None:
             self._keys_bytes += size

@@ -24,7 +24,7 @@ _STEP_S = 0.5
 _STEPS = round(RATE_S / _STEP_S)
 
 
-class Window:
+class BatchTimes:
     """A bounded record of a worker's last batches."""
 
     __slots__ = ("_batches", "_steps")

@@ -72,7 +72,7 @@ MAX_CLIENTS = 1024
 """Clients with unread frames that are kept apart before those who have read theirs are looked for."""
 
 
-class Front:
+class FrontSocket:
     """One bound ROUTER socket.
 
     Args:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
-from multitower.worker_wire import Place, Table, batch_head, shared_head
+from multitower.worker_wire import Table, WorkerArea, batch_head, shared_head
 
 if TYPE_CHECKING:
     from ..scheduling.queue import Batch
@@ -59,7 +59,7 @@ class Region:
         self.inode = status.st_ino
 
 
-class Piece:
+class OpenArea:
     """A part of a region, in the place of a frame. Its parts are pieces."""
 
     __slots__ = ("offset", "region", "size")
@@ -72,9 +72,9 @@ class Piece:
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, part: slice) -> Piece:
+    def __getitem__(self, part: slice) -> OpenArea:
         start, end, _ = part.indices(self.size)
-        return Piece(self.region, self.offset + start, end - start)
+        return OpenArea(self.region, self.offset + start, end - start)
 
     def read(self) -> bytes:
         """A copy of its bytes."""
@@ -88,10 +88,12 @@ class Piece:
             position += len(part)
         return b"".join(parts)
 
-    def place(self, entry: int, tensor: int | str) -> Place:
+    def for_worker(self, entry: int, tensor: int | str) -> WorkerArea:
         """It as a worker is told."""
         region = self.region
-        return Place(entry, tensor, region.name, region.descriptor, region.device, region.inode, self.offset, self.size)
+        return WorkerArea(
+            entry, tensor, region.name, region.descriptor, region.device, region.inode, self.offset, self.size
+        )
 
 
 def open_region(name: str) -> Region:
@@ -203,7 +205,7 @@ class Regions:
                 return
             del self._used[name], self._kept[name]
 
-    def resolve(self, plan: Plan, frames: Sequence[Frame], now: float) -> tuple[list[Frame], dict[str, Piece]]:
+    def resolve(self, plan: Plan, frames: Sequence[Frame], now: float) -> tuple[list[Frame], dict[str, OpenArea]]:
         """The tensors of a request in its own order, and the places of its outputs.
 
         Args:
@@ -227,13 +229,13 @@ class Regions:
             )
         rest = iter(frames)
         tensors = [
-            next(rest) if area is None else self._piece(area, f"inputs[{index}]", now)
+            next(rest) if area is None else self._area(area, f"inputs[{index}]", now)
             for index, area in enumerate(inputs)
         ]
-        places = {name: self._piece(area, name, now) for name, area in plan.shared.outputs.items()}
-        return tensors, places
+        output_areas = {name: self._area(area, name, now) for name, area in plan.shared.outputs.items()}
+        return tensors, output_areas
 
-    def _piece(self, area: wire.Area, whose: str, now: float) -> Piece:
+    def _area(self, area: wire.Area, whose: str, now: float) -> OpenArea:
         try:
             region = self.get(area.region, now)
         except OSError as error:
@@ -246,7 +248,7 @@ class Regions:
                 f"{where}: {area.size} bytes from {area.offset} on, but the region has {region.size}",
                 field=where,
             )
-        return Piece(region, area.offset, area.size)
+        return OpenArea(region, area.offset, area.size)
 
 
 def refusal(plan: Plan, why: str) -> MultitowerError:
@@ -273,12 +275,12 @@ def batch_message(batch: Batch, description: Sequence[bytes]) -> list[Any]:
     frames: list[Frame] = []
     for entry, request in enumerate(batch.requests):
         for index, frame in enumerate(request.frames):
-            if type(frame) is Piece:
-                table.inputs.append(frame.place(entry, index))
+            if type(frame) is OpenArea:
+                table.inputs.append(frame.for_worker(entry, index))
             else:
                 frames.append(frame)
-        places: Mapping[str, Piece] = getattr(request, "places", {})
-        table.outputs.extend(piece.place(entry, name) for name, piece in places.items())
+        output_areas: Mapping[str, OpenArea] = getattr(request, "output_areas", {})
+        table.outputs.extend(area.for_worker(entry, name) for name, area in output_areas.items())
     rows = [request.rows for request in batch.requests]
     head = batch_head(batch.id, batch.key.id, rows, joined=False, described=bool(description))
     return [shared_head(head), *description, table.pack(), *frames]

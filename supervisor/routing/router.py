@@ -22,13 +22,13 @@ from ..loop.log import event
 from ..scheduling.pool import Rule
 from ..scheduling.queue import Batch, QueueLimits
 from ..scheduling.request import Plan, Request, SharedRequest
-from ..scheduling.scheduler import Balancer
+from ..scheduling.scheduler import Scheduler
 from ..scheduling.worker import Served, Worker
-from ..workers.process import WorkerProcess
+from ..workers.child_process import ChildProcess
 from . import regions
 from .admission import Admission, check_frames
-from .batch_times import Window
-from .front_socket import Front, Incoming
+from .batch_times import BatchTimes
+from .front_socket import FrontSocket, Incoming
 from .statistics import ModelStatistics
 
 log = logging.getLogger("multitower.router")
@@ -41,33 +41,33 @@ BURST_S = 0.005
 
 
 @dataclass(slots=True, eq=False)
-class Channel:
+class Route:
     """A worker that serves.
 
     Attributes:
         worker: its place in the balancer.
-        process: its process.
+        child: its process.
         reports: what that has loaded of each model, the newest version last.
-        window: the last batches of all its towers.
+        batch_times: the last batches of all its towers.
         head: the frames in front of each batch: which tower it is for, where there are several.
         keys: those that its end knows.
         batches: answered.
-        mates: the channels of its process, it among them, tower by tower.
+        towers: the channels of its process, it among them, tower by tower.
     """
 
     worker: Worker
-    process: WorkerProcess
+    child: ChildProcess
     reports: dict[str, list[ModelReport]]
-    window: Window
+    batch_times: BatchTimes
     head: list[bytes]
     keys: worker_wire.KeyMemory = field(default_factory=worker_wire.KeyMemory)
     batches: int = 0
-    mates: list[Channel] = field(default_factory=list)
+    towers: list[Route] = field(default_factory=list)
 
     @property
     def workers(self) -> tuple[Worker, ...]:
         """Those of its process, tower by tower."""
-        return self.worker.mates
+        return self.worker.towers
 
     def executes(self, batch_id: int) -> bool:
         """Its worker is at that batch."""
@@ -116,12 +116,12 @@ class Router:
         answer: Callable[[bytes, dict[str, Any]], dict[str, Any]],
         dispatch: Rule = Rule.EARLIEST_FINISH,
     ) -> None:
-        self.balancer = Balancer(limits, dispatch)
-        self.admission = Admission(timeouts, self.balancer.refusals.of_new)
-        self.fronts: list[Front] = []
+        self.scheduler = Scheduler(limits, dispatch)
+        self.admission = Admission(timeouts, self.scheduler.refusals.for_new_request)
+        self.fronts: list[FrontSocket] = []
         self.regions = regions.Regions()
         self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
-        self.channels: dict[Worker, Channel] = {}
+        self.routes: dict[Worker, Route] = {}
         self.draining = False
         self.rejected = 0
         self.leaving: set[str] = set()
@@ -130,7 +130,7 @@ class Router:
 
     # Clients.
 
-    def receive(self, front: Front) -> None:
+    def receive(self, front: FrontSocket) -> None:
         """Reads a burst of requests."""
         until = time.monotonic() + BURST_S
         for count in range(BURST):
@@ -145,7 +145,7 @@ class Router:
                     break
         front.stir()  # there may be more
 
-    def _take(self, front: Front, incoming: Incoming) -> None:
+    def _take(self, front: FrontSocket, incoming: Incoming) -> None:
         address, body = incoming
         id = b""
         try:
@@ -166,11 +166,11 @@ class Router:
             log.exception("a request could not be read")
             self._reject(front, address, id, make(Reason.MODEL_ERROR, "the daemon failed to read the request"))
 
-    def _reject(self, front: Front, address: tuple[bytes, ...], id: bytes, error: MultitowerError) -> None:
+    def _reject(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, error: MultitowerError) -> None:
         self.rejected += 1
         front.reply(address, wire.ERROR, id, (wire.dump_json(error.to_wire()),))
 
-    def _infer(self, front: Front, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
+    def _infer(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
         if self.draining:
             raise make(Reason.DRAINING, "the daemon is stopping")
         if len(body) < 3:
@@ -185,20 +185,22 @@ class Router:
             return
         check_frames(plan, sizes)
         frames = [body[3 + index] for index in plan.order]
-        self.balancer.submit(Request((front, address), id, plan, frames, size, time.monotonic()))
+        self.scheduler.submit(Request((front, address), id, plan, frames, size, time.monotonic()))
 
-    def _infer_shared(self, front: Front, address: tuple[bytes, ...], id: bytes, plan: Plan, body: list[Any]) -> None:
+    def _infer_shared(
+        self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, plan: Plan, body: list[Any]
+    ) -> None:
         now = time.monotonic()
         if not front.local:
             raise regions.refusal(plan, "this endpoint is not ipc")
-        tensors, places = self.regions.resolve(plan, body[3:], now)
+        tensors, slots = self.regions.resolve(plan, body[3:], now)
         sizes = [len(tensor) for tensor in tensors]
         self._check_size(sum(sizes) + len(body[2]))
         check_frames(plan, sizes)
         in_order = [tensors[index] for index in plan.order]
-        self.balancer.submit(SharedRequest((front, address), id, plan, in_order, sum(sizes), now, places))
+        self.scheduler.submit(SharedRequest((front, address), id, plan, in_order, sum(sizes), now, slots))
 
-    def _other(self, front: Front, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
+    def _other(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
         kind = bytes(body[0])
         if kind not in wire.KINDS:
             shown = kind[: wire.MAX_KIND_BYTES].decode("ascii", "backslashreplace")
@@ -208,7 +210,7 @@ class Router:
             raise make(Reason.MALFORMED, f"{len(body) - 3} frames too many behind the header", field="frames")
         header = wire.load_header(bytes(body[2])) if len(body) == 3 else {}
         if kind == wire.CANCEL:
-            cancelled = self.balancer.cancel((front, address), id)
+            cancelled = self.scheduler.cancel((front, address), id)
             # The answers of the cancelled requests come before the answer of what cancelled them.
             self._reply_all()
             front.reply(address, wire.OK, id, (wire.dump_json({"cancelled": cancelled}),))
@@ -227,35 +229,35 @@ class Router:
 
     def add_model(self, name: str, limits: QueueLimits, timeout_s: float) -> None:
         """A model is new, or the settings of its queue are."""
-        self.balancer.set_limits(name, limits)
+        self.scheduler.set_limits(name, limits)
         self.admission.set_timeout(name, timeout_s)
         self.statistics.setdefault(name, defaultdict(ModelStatistics))
 
     def set_labels(self, labels: Mapping[str, Mapping[str, str]]) -> None:
         """The labels of the models' versions, by model: for each label the version."""
-        for name in self.balancer.queues:
+        for name in self.scheduler.queues:
             self.admission.set_labels(name, {label: [version] for label, version in labels.get(name, {}).items()})
 
     def forget_models(self, keep: Collection[str]) -> None:
         """No worker serves any other model any more."""
-        for name in [name for name in self.balancer.queues if name not in keep]:
+        for name in [name for name in self.scheduler.queues if name not in keep]:
             self.admission.remove(name)
-            self.balancer.remove_model(name)
+            self.scheduler.remove_model(name)
             self._reply_all()  # while its statistics are there
             del self.statistics[name]
 
     def close(self, name: str) -> None:
         """The model is to be unloaded: new requests to it are refused, those that there are get their answers."""
-        self.balancer.refusals.unloaded.add(name)
+        self.scheduler.refusals.unloaded.add(name)
 
     def open(self, name: str) -> None:
         """The model is loaded, or is to be."""
-        self.balancer.refusals.unloaded.discard(name)
-        self.balancer.refusals.hope(name)
+        self.scheduler.refusals.unloaded.discard(name)
+        self.scheduler.refusals.mark_available(name)
 
     def unloaded(self, name: str) -> None:
         """No worker has the model any more; what still waits for it is answered."""
-        self.balancer.give_up(name, "it was unloaded")
+        self.scheduler.mark_unavailable(name, "it was unloaded")
         self.admission.forget(name)
 
     # Workers.
@@ -264,11 +266,11 @@ class Router:
         self,
         slot: int,
         device: str,
-        process: WorkerProcess,
+        child: ChildProcess,
         reports: Iterable[ModelReport],
-        editions: Mapping[tuple[str, str], int],
+        generations: Mapping[tuple[str, str], int],
         now: float,
-    ) -> Channel:
+    ) -> Route:
         """A process serves the models of these reports from now on; `editions` are those of `serving.Served`.
 
         They and the reports are of each version of a model by itself.
@@ -281,17 +283,17 @@ class Router:
         towers = max([len(report.towers) for report in reports], default=1) or 1
         described: dict[str, list[ModelReport]] = {}
         for report in reports:
-            if report.name in self.balancer.queues:
+            if report.name in self.scheduler.queues:
                 described.setdefault(report.name, []).append(report)
         versions = {
-            report.key: self._describe(report, of_model)._replace(edition=editions.get(report.key, 0))
+            report.key: self._describe(report, of_model)._replace(generation=generations.get(report.key, 0))
             for of_model in described.values()
             for report in of_model
         }
         serves = {name: versions[of_model[-1].key] for name, of_model in described.items()}
         for name in serves:
-            self.balancer.refusals.hope(name)
-        window = Window()
+            self.scheduler.refusals.mark_available(name)
+        batch_times = BatchTimes()
         of_tower = []
         for tower in range(towers):
             # A model that has fewer replicas than others is on the first towers.
@@ -303,29 +305,29 @@ class Router:
             }
             newest = {name: served for name, served in serves.items() if described[name][-1].key in here}
             of_tower.append((newest, {key: served for key, served in versions.items() if key in here}))
-        channels = [
-            Channel(worker, process, described, window, [worker_wire.tower_head(tower)] if towers > 1 else [])
-            for tower, worker in enumerate(self.balancer.add_towers(slot, device, of_tower, now))
+        routes = [
+            Route(worker, child, described, batch_times, [worker_wire.tower_head(tower)] if towers > 1 else [])
+            for tower, worker in enumerate(self.scheduler.add_towers(slot, device, of_tower, now))
         ]
-        for channel in channels:
-            channel.mates = channels
-            self.channels[channel.worker] = channel
-        return channels[0]
+        for route in routes:
+            route.towers = routes
+            self.routes[route.worker] = route
+        return routes[0]
 
     def _describe(self, report: ModelReport, of_model: Sequence[ModelReport]) -> Served:
         return self.admission.describe(report, newest=report is of_model[-1])
 
-    def withdraw(self, channel: Channel, coming: Collection[tuple[str, str]] = ()) -> None:
+    def withdraw(self, route: Route, coming: Collection[tuple[str, str]] = ()) -> None:
         """What only this worker serves cannot be asked for any more; what waits for it can still be answered.
 
         Args:
-            channel: the worker's.
+            route: the worker's.
             coming: models that a worker which is to come will serve, and their versions.
         """
-        others = [worker for worker in self.channels if worker not in channel.workers and not worker.retiring]
+        others = [worker for worker in self.routes if worker not in route.workers and not worker.retiring]
         kept = {key for worker in others for key in worker.versions}.union(coming)
-        for model in channel.worker.serves:
-            if model in self.balancer.queues:
+        for model in route.worker.serves:
+            if model in self.scheduler.queues:
                 served = {version for name, version in kept if name == model}
                 self._keep(model, served)
                 if model in self.leaving and not served:
@@ -333,49 +335,49 @@ class Router:
 
     def keep_versions(self, kept: Collection[tuple[str, str]]) -> None:
         """Of models of which some version is, or will be, served, these are all; what waits for others is answered."""
-        for model in self.balancer.queues:
+        for model in self.scheduler.queues:
             served = {version for name, version in kept if name == model}
-            if served and not served.issuperset(self.admission.catalogue.versions(model)):
+            if served and not served.issuperset(self.admission.catalog.versions(model)):
                 self._keep(model, served)
-                self.balancer.refuse_versions(model, served)
+                self.scheduler.refuse_versions(model, served)
 
     def _keep(self, model: str, served: Collection[str]) -> None:
         self.admission.keep_versions(model, served)
         statistics = self.statistics[model]
-        for version in statistics.keys() - set(self.admission.catalogue.versions(model)):
+        for version in statistics.keys() - set(self.admission.catalog.versions(model)):
             del statistics[version]
 
-    def worker_gone(self, channel: Channel, now: float, *, crashed: bool) -> bool:
+    def worker_gone(self, route: Route, now: float, *, crashed: bool) -> bool:
         """A process is gone and has been read to its end; True when a lone suspect is to blame."""
-        for worker in channel.workers:
-            del self.channels[worker]
-        for model in channel.worker.serves:
-            left = [other for other in self.channels.values() if model in other.worker.serves]
+        for worker in route.workers:
+            del self.routes[worker]
+        for model in route.worker.serves:
+            left = [other for other in self.routes.values() if model in other.worker.serves]
             newest = self.admission.newest(model)
             if left and all(other.worker.serves[model][:2] != newest for other in left):
                 # Requests are to be checked against what is served, not against what came last.
                 for report in left[-1].reports[model]:
                     self._describe(report, left[-1].reports[model])
-        begun = channel.process.begun
-        return self.balancer.remove_worker(channel.worker, now, crashed=crashed, begun=begun)
+        begun = route.child.begun
+        return self.scheduler.remove_worker(route.worker, now, crashed=crashed, begun=begun)
 
-    def result(self, channel: Channel, message: list[Any]) -> None:
+    def result(self, route: Route, message: list[Any]) -> None:
         """A process has answered a batch."""
         batch_id, told, timing = worker_wire.read_result(message)
-        if len(channel.mates) > 1:
-            channel = next((each for each in channel.mates if each.executes(batch_id)), channel)
+        if len(route.towers) > 1:
+            route = next((each for each in route.towers if each.executes(batch_id)), route)
         answers = [_error_of(answer) if type(answer) is bytes else answer for answer in told]
         now = time.monotonic()
         # Its assembly counts as the way to the worker: like that it can take place while another batch computes.
         busy_s = (timing.compute_ns + timing.slice_ns) / 1e9
-        batch = self.balancer.finish(channel.worker, batch_id, answers, now, busy_s)
+        batch = self.scheduler.finish(route.worker, batch_id, answers, now, busy_s)
         if batch is None:
             # Nothing but a defect of ours makes a worker answer what it was not asked; do not trust it further.
-            event(log, logging.ERROR, "worker broke the protocol: killed", slot=channel.worker.slot, batch=batch_id)
-            channel.process.kill()
+            event(log, logging.ERROR, "worker broke the protocol: killed", slot=route.worker.slot, batch=batch_id)
+            route.child.kill()
             return
-        channel.batches += 1
-        channel.window.add(now, now - batch.begun, batch.rows)
+        route.batches += 1
+        route.batch_times.add(now, now - batch.begun, batch.rows)
         batches = 1 if batch.key.max_batch_size else len(answers)
         self.statistics[batch.key.spec.model][batch.requests[0].version].executed(batches, len(answers), *timing)
 
@@ -383,24 +385,24 @@ class Router:
 
     def flush(self, now: float) -> None:
         """Sends what can be sent: batches to free workers, answers to clients."""
-        self.balancer.expire(now)
-        for batch in self.balancer.dispatch(now):
+        self.scheduler.expire(now)
+        for batch in self.scheduler.dispatch(now):
             self._send(batch)
         self._reply_all()
 
     def _send(self, batch: Batch) -> None:
-        channel = self.channels[batch.worker]
+        route = self.routes[batch.worker]
         key = batch.key
         description: list[bytes] = []
-        joined = channel.keys.get(key.id)
+        joined = route.keys.get(key.id)
         if joined is None:
             joined = worker_wire.joinable(key.spec)
             description = [key.spec.to_json()]
-            channel.keys.put(key.id, joined, len(description[0]))  # the worker keeps the key itself
+            route.keys.put(key.id, joined, len(description[0]))  # the worker keeps the key itself
         requests = batch.requests
         for request in requests:
             if request.shared:
-                channel.process.send([*channel.head, *regions.batch_message(batch, description)])
+                route.child.send([*route.head, *regions.batch_message(batch, description)])
                 return
         if joined:
             frames = worker_wire.join([request.frames for request in requests])
@@ -408,15 +410,15 @@ class Router:
             frames = [frame for request in requests for frame in request.frames]
         rows = [request.rows for request in requests]
         head = worker_wire.batch_head(batch.id, key.id, rows, joined=joined, described=bool(description))
-        channel.process.send([*channel.head, head, *description, *frames])
+        route.child.send([*route.head, head, *description, *frames])
 
     def _version_of(self, request: Request) -> str:
         """The version that a request was for which no worker has had."""
-        report = self.admission.catalogue.newest.get(request.plan.model)
+        report = self.admission.catalog.newest.get(request.plan.model)
         return request.plan.key.version or (report.version if report is not None else "")
 
     def _reply_all(self) -> None:
-        replies = self.balancer.replies()
+        replies = self.scheduler.replies()
         if not replies:
             return
         now = time.monotonic()

@@ -15,7 +15,7 @@ MAX_DIGITS: Final = 20
 """Of a version's number, which has 64 bits."""
 
 
-class Catalogue:
+class VersionCatalog:
     """What can be asked for, by the model's name, a version and a label.
 
     Attributes:

@@ -33,19 +33,19 @@ class Deadlines(Generic[T]):
     def add(self, item: T) -> None:
         """Takes an item in; it is in the wheel once at the most."""
         tick = item.tick = int(item.deadline / TICK_S) + 1
-        place = self._wheel.get(tick)
-        if place is None:
+        bucket = self._wheel.get(tick)
+        if bucket is None:
             self._wheel[tick] = {item}
             heapq.heappush(self._ticks, tick)
         else:
-            place.add(item)
+            bucket.add(item)
 
     def remove(self, item: T) -> None:
         """Takes an item out that was added and has not expired."""
-        place = self._wheel[item.tick]
-        place.discard(item)
-        if not place:
-            place.clear()  # gives the table of a set back that was once large
+        bucket = self._wheel[item.tick]
+        bucket.discard(item)
+        if not bucket:
+            bucket.clear()  # gives the table of a set back that was once large
 
     def expire(self, now: float) -> list[T]:
         """Takes out all items whose deadline has passed and returns them, earliest tick first."""

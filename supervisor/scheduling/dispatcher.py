@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Set
 from math import inf
 
-from .open_requests import Ledger
+from .open_requests import OpenRequests
 from .pool import Pool
 from .queue import Batch, ModelQueue
 from .request import BatchKey, Phase, Request
@@ -24,18 +24,18 @@ class Dispatcher:
     Args:
         queues: of the models, by name; the balancer's, which adds and removes some.
         pool: the workers.
-        ledger: answers what turns out to have expired.
+        open_requests: answers what turns out to have expired.
 
     Attributes:
         look_again: when `dispatch` may have something to do though nothing happens, in monotonic seconds.
     """
 
-    def __init__(self, queues: Mapping[str, ModelQueue], pool: Pool, ledger: Ledger) -> None:
+    def __init__(self, queues: Mapping[str, ModelQueue], pool: Pool, open_requests: OpenRequests) -> None:
         self.look_again = inf
         self._queues = queues
         self._pool = pool
         self._chooser = Chooser(pool)
-        self._ledger = ledger
+        self._open_requests = open_requests
         self._turns: OrderedDict[str, None] = OrderedDict.fromkeys(queues)
         self._reserved_for: Request | None = None  # the suspect for which the pool has reserved a process
         self._waits: dict[str, tuple[int, Wait]] = {}  # by model: the pool's changes when it said so, and what
@@ -108,10 +108,10 @@ class Dispatcher:
                         pool.reserve(())  # also where that is another process: it may have something else to do
                     return batch
             open_to = not pool.reserved or (request is self._reserved_for and fit.isdisjoint(pool.reserved))
-            if open_to and fit and all(len(worker.mates) > 1 for worker in fit):
+            if open_to and fit and all(len(worker.towers) > 1 for worker in fit):
                 # Its towers would never be free all at once while others wait.
                 self._reserved_for = request
-                pool.reserve(min(fit, key=_depth_of_process).mates)
+                pool.reserve(min(fit, key=_depth_of_process).towers)
         return None
 
     def _is_suspect(self, request: Request | None) -> bool:
@@ -175,8 +175,8 @@ class Dispatcher:
         served, most = worker.served(key), worker.safe_rows.get(queue.model, 0)
         assert served is not None  # it can run a request of this key
         # Whose neighbours would answer for it where a request may survive no death travels alone.
-        singles = self._pool.brief(key) if not key.max_batch_size and queue.limits.retry else 1
-        requests = queue.take(key, now, self._ledger.settle, sharing, served.edition, most, max(singles, 1))
+        singles = self._pool.short_batches(key) if not key.max_batch_size and queue.limits.retry else 1
+        requests = queue.take(key, now, self._open_requests.settle, sharing, served.generation, most, max(singles, 1))
         return self._give(worker, key, requests, now) if requests else None
 
     def _give(self, worker: Worker, key: BatchKey, requests: list[Request], now: float) -> Batch:
@@ -192,11 +192,11 @@ class Dispatcher:
             request.sent = now
             request.version = version
             if request.parent is not None:
-                self._ledger.split[request.parent] = None
+                self._open_requests.split[request.parent] = None
                 if not request.start:
                     request.parent.sent, request.parent.version = now, version
         return batch
 
 
 def _depth_of_process(worker: Worker) -> int:
-    return sum(mate.depth for mate in worker.mates)
+    return sum(tower.depth for tower in worker.towers)

@@ -26,7 +26,7 @@ class Reply(NamedTuple):
     answer: Answer
 
 
-class Ledger:
+class OpenRequests:
     """The requests that have no answer yet.
 
     Args:

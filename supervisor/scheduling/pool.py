@@ -74,7 +74,9 @@ class Pool:
         self.reserved: tuple[Worker, ...] = ()
         self.count = 0
         self.common = Pace()
-        self._brief: dict[int, tuple[int, int]] = {}  # what `brief` says of a key, and until which batch that holds
+        self._short_batches: dict[
+            int, tuple[int, int]
+        ] = {}  # what `brief` says of a key, and until which batch that holds
         self._opens: float | None = None  # the earliest time that a busy one opens; None when it has to be found
 
     # What happens.
@@ -89,7 +91,7 @@ class Pool:
         self.workers[worker] = None
         self.free[worker] = None
         worker.turn = self.count
-        self._brief.clear()
+        self._short_batches.clear()
         self.changes += 1
 
     def hold(self, worker: Worker) -> None:
@@ -101,16 +103,16 @@ class Pool:
         self.free.pop(worker, None)
         self._changed()
 
-    def reserve(self, mates: tuple[Worker, ...]) -> None:
+    def reserve(self, towers: tuple[Worker, ...]) -> None:
         """A suspect is to be executed in this process, once nothing else is; none for no process any more."""
-        if mates == self.reserved:
+        if towers == self.reserved:
             return
         for worker in self.reserved:
             # Another suspect may be executed there meanwhile; whoever has answered that is let in then.
             if not worker.has_suspect:
                 self._admit(worker)
-        self.reserved = mates
-        for worker in mates:
+        self.reserved = towers
+        for worker in towers:
             self._bar(worker)
         self._changed()
 
@@ -137,7 +139,7 @@ class Pool:
         worker: Worker = batch.worker
         self.count += 1
         worker.turn = self.count
-        seconds = None if self.brief(batch.key) else self.seconds(worker, batch.key, batch.size)
+        seconds = None if self.short_batches(batch.key) else self.seconds(worker, batch.key, batch.size)
         if worker.batch is None:
             worker.batch = batch
             batch.begun = now
@@ -148,12 +150,12 @@ class Pool:
             worker.next = batch
             worker.ends = inf if seconds is None else expected(worker.ends, now) + seconds
         self._set_opening(worker, seconds)
-        if batch.requests[0].deaths and len(worker.mates) > 1:
+        if batch.requests[0].deaths and len(worker.towers) > 1:
             # Should the process die now, it is known what of.
             if worker in self.reserved:
                 self.reserved = ()
-            for mate in worker.mates:
-                self._bar(mate)
+            for tower in worker.towers:
+                self._bar(tower)
         self._changed()
 
     def finished(self, batch: Batch, now: float, busy_s: float | None, *, measures: bool) -> None:
@@ -170,7 +172,9 @@ class Pool:
         if busy_s is None:
             busy_s = took
         # Of brief batches some suffice; a worker that has become slow is found by the others' next look.
-        if measures and not (self.brief(batch.key) and self.count - worker.measured < COMMON_EVERY * len(self.workers)):
+        if measures and not (
+            self.short_batches(batch.key) and self.count - worker.measured < COMMON_EVERY * len(self.workers)
+        ):
             worker.measured = self.count
             self._learn(worker, batch, busy_s)
             if not batch.behind:
@@ -180,8 +184,8 @@ class Pool:
                 worker.hop_s += (_HOP_STEP if worker.hop_s else 1.0) * (hop - worker.hop_s)
         worker.tried = False
         if worker.barred and batch.requests[0].deaths and worker not in self.reserved:
-            for mate in worker.mates:
-                self._admit(mate)
+            for tower in worker.towers:
+                self._admit(tower)
         worker.batch, worker.next = worker.next, None
         if worker.batch is None:
             worker.idle_since = now
@@ -229,12 +233,12 @@ class Pool:
             return self.next_opening
         return min((worker.opens for worker in self.workers if worker.opens > now), default=inf)
 
-    def brief(self, key: BatchKey) -> int:
+    def short_batches(self, key: BatchKey) -> int:
         """The rows of a brief batch of this key; 0 where its batches are not brief. Looked at now and then.
 
         Requests that run one by one make a batch, too, as many as are brief together: a message costs more than they.
         """
-        most, until = self._brief.get(key.id, (0, -1))
+        most, until = self._short_batches.get(key.id, (0, -1))
         if self.count >= until:
             serving = [worker for worker in self.workers if key.spec.model in worker.serves]
             estimates = [worker.pace.find(key.id) for worker in serving]
@@ -245,9 +249,9 @@ class Pool:
             most = 0
             if slowest < BRIEF_S:
                 most = key.max_batch_size or min(int(BRIEF_S / max(slowest, _LEAST_S)), MOST_SINGLES)
-            if len(self._brief) >= MOST_KEYS:
-                self._brief.clear()
-            self._brief[key.id] = most, self.count + BRIEF_FOR
+            if len(self._short_batches) >= MOST_KEYS:
+                self._short_batches.clear()
+            self._short_batches[key.id] = most, self.count + BRIEF_FOR
         return most
 
     def seconds(self, worker: Worker, key: BatchKey, rows: int) -> float | None:

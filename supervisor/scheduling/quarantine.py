@@ -12,7 +12,7 @@ from typing import Any
 
 from multitower.worker_wire import KeySpec
 
-from ..routing.regions import Piece
+from ..routing.regions import OpenArea
 from .request import Request
 
 MAX_KEPT = 64
@@ -107,7 +107,7 @@ def _identity(request: Request) -> tuple[KeySpec, int, bytes]:
         size = len(frame)
         digest.update(size.to_bytes(8, "little"))
         for start, end in _looked_at(size, None if request.size <= MOST_BYTES else MOST_BYTES // len(request.frames)):
-            data: Any = frame[start:end].read() if type(frame) is Piece else memoryview(frame)[start:end]
+            data: Any = frame[start:end].read() if type(frame) is OpenArea else memoryview(frame)[start:end]
             digest.update(data)
     return request.plan.key.spec, request.size, digest.digest()
 

@@ -57,8 +57,8 @@ class QueueLimits:
 
     def padded(self, rows: int) -> int:
         """The rows that a batch of so many is executed with."""
-        place = bisect.bisect_left(self.sizes, rows)
-        return self.sizes[place] if place < len(self.sizes) else rows
+        index = bisect.bisect_left(self.sizes, rows)
+        return self.sizes[index] if index < len(self.sizes) else rows
 
 
 class _KeyQueue:
@@ -227,7 +227,7 @@ class ModelQueue:
         now: float,
         fail: Callable[[Request, MultitowerError], None],
         free: int = 1,
-        edition: int = 0,
+        generation: int = 0,
         most: int = 0,
         singles: int = 1,
     ) -> list[Request]:
@@ -241,7 +241,7 @@ class ModelQueue:
             now: monotonic seconds.
             fail: is told of requests that left the queue otherwise: expired, or impossible to split.
             free: workers that could take a batch now, the one that this batch is for among them.
-            edition: of the model on that one; all parts of a request run on one.
+            generation: of the model on that one; all parts of a request run on one.
             most: rows that it has memory for; 0 for as many as the key allows.
             singles: requests that may travel together where they run one by one.
 
@@ -253,7 +253,7 @@ class ModelQueue:
         room = max(1, min(largest, -(-sum(queue.rows for queue in queues) // free)))
         taken: list[Request] = []
         for queue in queues:
-            for request in _first_of(queue, room, edition):
+            for request in _first_of(queue, room, generation):
                 if request.phase is not Phase.WAITING:
                     continue  # a part of a request that has just failed
                 if request.deadline <= now:
@@ -263,7 +263,7 @@ class ModelQueue:
                 elif key.max_batch_size and request.rows > key.max_batch_size:
                     if request.deaths and taken:
                         return taken
-                    room -= self._peel(request, queue, room, taken, fail, edition)
+                    room -= self._peel(request, queue, room, taken, fail, generation)
                     if request.deaths and taken:
                         return taken  # a suspect runs alone, and so do its parts
                 elif request.rows <= room or not taken:
@@ -283,11 +283,11 @@ class ModelQueue:
         room: int,
         taken: list[Request],
         fail: Callable[[Request, MultitowerError], None],
-        edition: int,
+        generation: int,
     ) -> int:
         """Moves rows of a large request into a batch; returns how many."""
         if request.join is None:
-            request.join = Join(request, edition)
+            request.join = Join(request, generation)
         rows = min(room, request.join.rows_left)
         try:
             part = request.join.peel(rows)
@@ -304,22 +304,22 @@ class ModelQueue:
         return rows
 
 
-def _first_of(queue: _KeyQueue, count: int, edition: int) -> list[Request]:
+def _first_of(queue: _KeyQueue, count: int, generation: int) -> list[Request]:
     """The first requests that this edition may run: a batch has at most as many requests as rows."""
     found: list[Request] = []
     # A loop, since a compiled generator would look at all that wait.
     for request in queue.requests:
-        if _edition(request) in (None, edition):
+        if _generation(request) in (None, generation):
             found.append(request)
             if len(found) == count:
                 break
     return found
 
 
-def _edition(request: Request) -> int | None:
+def _generation(request: Request) -> int | None:
     """The only edition that may run it, where some of it has been given to a worker before."""
     join = request.join if request.parent is None else request.parent.join
-    return join.edition if join is not None else None
+    return join.generation if join is not None else None
 
 
 def _received(request: Request) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from multitower.errors import Reason, make
 
-from .open_requests import Ledger, let_go
+from .open_requests import OpenRequests, let_go
 from .pool import Pool
 from .queue import Batch, ModelQueue
 from .refusals import Refusals
@@ -27,14 +27,16 @@ class Recovery:
     Args:
         queues: of the models, by name.
         pool: the workers.
-        ledger: gives the answers.
+        open_requests: gives the answers.
         refusals: is told of crashes, and tells which requests need not run again.
     """
 
-    def __init__(self, queues: Mapping[str, ModelQueue], pool: Pool, ledger: Ledger, refusals: Refusals) -> None:
+    def __init__(
+        self, queues: Mapping[str, ModelQueue], pool: Pool, open_requests: OpenRequests, refusals: Refusals
+    ) -> None:
         self._queues = queues
         self._pool = pool
-        self._ledger = ledger
+        self._open_requests = open_requests
         self._refusals = refusals
 
     def lost(self, worker: Worker, now: float, *, crashed: bool, begun: Sequence[int]) -> bool:
@@ -51,10 +53,10 @@ class Recovery:
         """
         requests: list[Request] = []
         others: list[Batch] = []
-        for number, mate in enumerate(worker.mates):
-            self._pool.remove(mate)
-            executed, rest = _executed(mate, begun[number] if number < len(begun) else None)
-            mate.batch = mate.next = None
+        for number, tower in enumerate(worker.towers):
+            self._pool.remove(tower)
+            executed, rest = _executed(tower, begun[number] if number < len(begun) else None)
+            tower.batch = tower.next = None
             requests += executed.requests if executed is not None else []
             others += rest
         for request in reversed([request for other in others for request in other.requests]):
@@ -70,17 +72,17 @@ class Recovery:
 
     def begin_again(self) -> None:
         """Requests of which parts are to come, while no worker of their edition is left, begin again as a whole."""
-        if not self._ledger.split:
+        if not self._open_requests.split:
             return
         left = [worker for worker in self._pool.workers if not worker.retiring]
-        for whole in list(self._ledger.split):
+        for whole in list(self._open_requests.split):
             join = whole.join
             assert join is not None  # those that are done have left
             unfinished = join.rows_left or any(part.phase is Phase.WAITING for part in join.parts)
             if not unfinished or any(worker.can_run(whole) for worker in left):
                 continue
             queue = self._queues[whole.plan.model]
-            self._ledger.drop_parts(whole)
+            self._open_requests.drop_parts(whole)
             if whole.phase is Phase.WAITING:
                 queue.remove(whole)
             # What its parts have survived counts: else it would kill one worker after another.
@@ -101,7 +103,7 @@ class Recovery:
                     # Only what has not run at all may be sent again without a thought.
                     untouched = request.parent is None and request.join is None and not request.deaths
                     error = make(Reason.NO_WORKER, message, retry_after_ms=100 if untouched else None)
-                    self._ledger.settle(request.parent or request, error)
+                    self._open_requests.settle(request.parent or request, error)
 
     # How it is done.
 
@@ -112,9 +114,9 @@ class Recovery:
             let_go(request)  # nobody waits for it, or its request began again
             return
         queue = self._queues[request.plan.model]
-        hopeless = self._refusals.of(queue.model)
-        if hopeless is not None:
-            self._ledger.settle(whole, hopeless)
+        unavailable = self._refusals.of(queue.model)
+        if unavailable is not None:
+            self._open_requests.settle(whole, unavailable)
             let_go(request)
         elif request.deaths:
             queue.push_suspect(request)
@@ -140,16 +142,16 @@ class Recovery:
         if gone or (outdated and not spent):
             pass  # nobody waits for it
         elif not spent:
-            refusal = self._refusals.of_suspect(queue.model)
+            refusal = self._refusals.for_suspect(queue.model)
             if refusal is not None:
-                self._ledger.settle(whole, refusal)
+                self._open_requests.settle(whole, refusal)
             else:
                 queue.push_suspect(request)
         elif queue.limits.retry == 0:
-            self._ledger.settle(whole, make(Reason.WORKER_DIED, "the worker died with this request"))
+            self._open_requests.settle(whole, make(Reason.WORKER_DIED, "the worker died with this request"))
         else:
             message = f"{request.deaths} workers died while they executed this request; do not send it again"
-            self._ledger.settle(whole, make(Reason.POISONED, message))
+            self._open_requests.settle(whole, make(Reason.POISONED, message))
         if blamed and self._refusals.crashing.crashed(queue.model, now, queue.limits.quarantine_s):
             self._keep_away(queue)
         let_go(request)
@@ -160,7 +162,7 @@ class Recovery:
         for request in [request for request in queue if request not in spared]:
             refusal = self._refusals.of(queue.model)
             assert refusal is not None  # it is kept away
-            self._ledger.settle(request.parent or request, refusal)
+            self._open_requests.settle(request.parent or request, refusal)
 
 
 def _executed(worker: Worker, begun: int | None) -> tuple[Batch | None, list[Batch]]:

@@ -26,9 +26,9 @@ class Refusals:
         self.quarantine = Quarantine()
         self.crashing = CrashingModels()
         self.unloaded: set[str] = set()
-        self._hopeless: dict[str, str] = {}
+        self._unavailable: dict[str, str] = {}
 
-    def of_new(self, model: str) -> MultitowerError | None:
+    def for_new_request(self, model: str) -> MultitowerError | None:
         """Why new requests to the model are refused, or None."""
         if self.unloaded and model in self.unloaded:
             return make(Reason.NO_WORKER, f"{model!r} is unloaded; `multitower load {model}` loads it")
@@ -36,27 +36,27 @@ class Refusals:
 
     def of(self, model: str) -> MultitowerError | None:
         """Why the model's requests are not run, or None while there is hope."""
-        if not self._hopeless and not self.crashing.until:
+        if not self._unavailable and not self.crashing.until:
             return None
         # Made anew each time: an exception that is raised over and over keeps the traceback of every time.
-        message = self._hopeless.get(model)
+        message = self._unavailable.get(model)
         if message is None and (why := self.crashing.why(model)) is not None:
             message = f"{model!r} is kept away: {why}"
         return None if message is None else make(Reason.NO_WORKER, message)
 
-    def of_suspect(self, model: str) -> MultitowerError | None:
+    def for_suspect(self, model: str) -> MultitowerError | None:
         """Why one that has not died often enough is not run again either, or None: it may be a good one."""
-        return self.of(model) if model in self._hopeless or self.crashing.certain(model) else None
+        return self.of(model) if model in self._unavailable or self.crashing.certain(model) else None
 
-    def give_up(self, model: str, cause: str) -> None:
+    def mark_unavailable(self, model: str, cause: str) -> None:
         """Nothing serves or will serve this model."""
-        self._hopeless[model] = f"no worker serves {model!r}: {cause}"
+        self._unavailable[model] = f"no worker serves {model!r}: {cause}"
 
-    def hope(self, model: str) -> None:
+    def mark_available(self, model: str) -> None:
         """It may be served again."""
-        self._hopeless.pop(model, None)
+        self._unavailable.pop(model, None)
 
-    def forgive(self, models: Collection[str] | None = None) -> None:
+    def reset_crash_count(self, models: Collection[str] | None = None) -> None:
         """What made these models crash, or all, has been seen to: they are tried again, and so are their requests."""
         for model in self.crashing.suspected:
             if models is None or model in models:
@@ -66,6 +66,6 @@ class Refusals:
 
     def remove(self, model: str) -> None:
         """The model is no more."""
-        self._hopeless.pop(model, None)
+        self._unavailable.pop(model, None)
         self.unloaded.discard(model)
         self.crashing.forget(model)

@@ -12,7 +12,7 @@ from multitower import wire
 from multitower.worker_wire import KeySpec
 
 if TYPE_CHECKING:
-    from ..routing.regions import Piece
+    from ..routing.regions import OpenArea
     from .split_requests import Join
 
 Frame = Any
@@ -32,13 +32,13 @@ class BatchKey:
         spec: what the worker is told.
         id: the number that stands for `spec` in the batches' heads.
         max_batch_size: rows a batch; 0 where requests run singly.
-        contract: what it was checked against; see `serving.Served`.
+        interface: what it was checked against; see `serving.Served`.
         version: the only version that may run it, or "" for any of the contract.
     """
 
     spec: KeySpec
     max_batch_size: int
-    contract: int = 0
+    interface: int = 0
     version: str = ""
     id: int = field(default_factory=lambda: next(_key_ids))
 
@@ -172,10 +172,10 @@ class SharedRequest(Request):
     """A request of which something lies in shared memory: frames are `regions.Piece`s there.
 
     Attributes:
-        places: by name, where outputs may be written.
+        output_areas: by name, where outputs may be written.
     """
 
-    __slots__ = ("places",)
+    __slots__ = ("output_areas",)
     shared = True
 
     def __init__(
@@ -186,7 +186,7 @@ class SharedRequest(Request):
         frames: Sequence[Frame],
         size: int,
         now: float,
-        places: Mapping[str, Piece],
+        output_areas: Mapping[str, OpenArea],
     ) -> None:
         super().__init__(sender, id, plan, frames, size, now)
-        self.places = places
+        self.output_areas = output_areas

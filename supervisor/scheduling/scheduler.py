@@ -23,7 +23,7 @@ from math import inf
 from multitower.errors import MultitowerError, Reason, make
 
 from .dispatcher import Dispatcher
-from .open_requests import Answer, Ledger, Reply, let_go
+from .open_requests import Answer, OpenRequests, Reply, let_go
 from .pool import Pool, Rule
 from .queue import Batch, ModelQueue, QueueLimits
 from .recovery import Recovery
@@ -32,7 +32,7 @@ from .request import Request
 from .worker import Served, Worker
 
 
-class Balancer:
+class Scheduler:
     """The queues of all models, the workers, and every request that has no answer yet.
 
     Args:
@@ -45,9 +45,9 @@ class Balancer:
         self.pool = Pool(dispatch)
         self.refusals = Refusals()
         self.late = 0  # results that came after their request had been answered
-        self._ledger = Ledger(self.queues)
-        self._dispatcher = Dispatcher(self.queues, self.pool, self._ledger)
-        self._recovery = Recovery(self.queues, self.pool, self._ledger, self.refusals)
+        self._open_requests = OpenRequests(self.queues)
+        self._dispatcher = Dispatcher(self.queues, self.pool, self._open_requests)
+        self._recovery = Recovery(self.queues, self.pool, self._open_requests, self.refusals)
 
     # What happens, in the order of a request's life.
 
@@ -60,7 +60,7 @@ class Balancer:
             Poisoned: an equal request has crashed a worker, and is in quarantine.
         """
         queue = self.queues[request.plan.model]
-        refusal = self.refusals.of_new(queue.model)
+        refusal = self.refusals.for_new_request(queue.model)
         if refusal is not None:
             raise refusal
         if queue.full(request):
@@ -75,7 +75,7 @@ class Balancer:
             seconds = entry.until - request.received
             raise make(Reason.POISONED, f"an equal request crashed a worker; it is refused for {seconds:.0f} s more")
         queue.push(request)
-        self._ledger.add(request)
+        self._open_requests.add(request)
 
     def dispatch(self, now: float) -> list[Batch]:
         """Forms a batch for each worker that can have one. Call it after each burst of events."""
@@ -108,23 +108,23 @@ class Balancer:
             if request.over:
                 self.late += 1
             elif request.parent is not None:
-                self._ledger.part_done(request.parent, request, answer)
+                self._open_requests.part_done(request.parent, request, answer)
             else:
-                self._ledger.settle(request, answer)
+                self._open_requests.settle(request, answer)
             let_go(request)
         return batch
 
     def cancel(self, sender: tuple[object, ...], request_id: bytes) -> int:
         """Answers all requests of a sender with this id by `cancelled`; returns how many there were."""
-        requests = self._ledger.of(sender, request_id)
+        requests = self._open_requests.of(sender, request_id)
         for request in requests:
-            self._ledger.settle(request, make(Reason.CANCELLED, "the request was cancelled by its sender"))
+            self._open_requests.settle(request, make(Reason.CANCELLED, "the request was cancelled by its sender"))
         return len(requests)
 
     def expire(self, now: float) -> None:
         """Answers all requests whose time is over; models that were kept away for a time are let go."""
         self.refusals.crashing.expire(now)
-        self._ledger.expire(now)
+        self._open_requests.expire(now)
 
     # What happens to workers.
 
@@ -149,7 +149,7 @@ class Balancer:
         """A process has become ready, with a worker for each of its towers; what these serve, and in which versions."""
         workers = tuple(Worker(slot, device, serves, now, versions) for serves, versions in towers)
         for worker in workers:
-            worker.mates = workers
+            worker.towers = workers
             self.pool.add(worker)
         self._recovery.refuse_outdated()
         return workers
@@ -161,8 +161,8 @@ class Balancer:
 
     def hold(self, worker: Worker) -> None:
         """Its process gets nothing new; what it has may still be answered, or is told of by `remove_worker`."""
-        for mate in worker.mates:
-            self.pool.hold(mate)
+        for tower in worker.towers:
+            self.pool.hold(tower)
 
     def retire(self, worker: Worker) -> None:
         """Its process gets nothing new, and what only its edition could have ended begins again."""
@@ -177,7 +177,7 @@ class Balancer:
             coming: the models that the one to come will serve.
             since: what came later does not count: else a process that has enough to do would be needed for ever.
         """
-        others = [other for other in self.workers if other not in worker.mates and not other.retiring]
+        others = [other for other in self.workers if other not in worker.towers and not other.retiring]
         return any(
             request.received <= since
             and worker.can_run(request)
@@ -192,13 +192,13 @@ class Balancer:
         """The worker's process is gone, and all its answers have been read; see `Recovery.lost`."""
         return self._recovery.lost(worker, now, crashed=crashed, begun=begun)
 
-    def give_up(self, model: str, cause: str) -> None:
+    def mark_unavailable(self, model: str, cause: str) -> None:
         """Nothing serves or will serve this model: what waits is answered, and what comes is refused."""
-        self.refusals.give_up(model, cause)
+        self.refusals.mark_unavailable(model, cause)
         for request in list(self.queues[model]):
             refusal = self.refusals.of(model)
             assert refusal is not None  # it was just given up
-            self._ledger.settle(request.parent or request, refusal)
+            self._open_requests.settle(request.parent or request, refusal)
 
     def refuse_versions(self, model: str, served: Collection[str]) -> None:
         """Only these versions of a model are served, or will be: what waits for another one is answered."""
@@ -206,13 +206,13 @@ class Balancer:
             version = request.plan.key.version
             if version and version not in served:
                 error = make(Reason.VERSION_UNKNOWN, f"version {version} of {model!r} is not served any more")
-                self._ledger.settle(request.parent or request, error)
+                self._open_requests.settle(request.parent or request, error)
 
     def abandon(self, message: str) -> None:
         """The daemon ends: all that have no answer yet get this one, also what a worker is executing."""
         error = make(Reason.DRAINING, message)
-        for request in self._ledger.all():
-            self._ledger.settle(request, error)
+        for request in self._open_requests.all():
+            self._open_requests.settle(request, error)
 
     def set_dispatch(self, rule: Rule) -> None:
         """Workers get batches by this rule from now on; what has been measured of them is kept."""
@@ -231,7 +231,7 @@ class Balancer:
         """The model is no more, and no worker runs anything of it; what waits is answered."""
         for request in list(self.queues[model]):
             error = make(Reason.MODEL_UNKNOWN, f"there is no model {model!r} any more")
-            self._ledger.settle(request.parent or request, error)
+            self._open_requests.settle(request.parent or request, error)
         del self.queues[model]
         self._dispatcher.models_changed()
         self.refusals.remove(model)
@@ -240,22 +240,22 @@ class Balancer:
 
     def replies(self) -> list[Reply]:
         """The answers that have come up since the last call; give each of them."""
-        return self._ledger.replies()
+        return self._open_requests.replies()
 
     @property
     def outstanding(self) -> int:
         """Requests that have no answer yet."""
-        return self._ledger.outstanding
+        return self._open_requests.outstanding
 
     @property
     def busy(self) -> bool:
         """Some request has no answer yet."""
-        return self._ledger.busy
+        return self._open_requests.busy
 
     def next_wake(self) -> float | None:
         """When to call `expire` and `dispatch` at the latest, in monotonic seconds, as of the last `dispatch`."""
         time = self._dispatcher.look_again
-        deadline = self._ledger.next_deadline()
+        deadline = self._open_requests.next_deadline()
         if deadline is not None and deadline < time:
             time = deadline
         return time if time < inf else None

@@ -13,7 +13,7 @@ from typing import Any
 from multitower import tensors, wire
 from multitower.errors import Reason, make
 
-from ..routing.regions import Piece
+from ..routing.regions import OpenArea
 from .request import Frame, Request, SharedRequest
 
 
@@ -22,17 +22,17 @@ class Join:
 
     Args:
         request: the whole.
-        edition: of the model, that all parts must run on; see `serving.Served`.
+        generation: of the model, that all parts must run on; see `serving.Served`.
 
     Attributes:
         next_row: the first row that no part has yet.
-        edition: as given.
+        generation: as given.
         parts: those made so far.
     """
 
-    def __init__(self, request: Request, edition: int = 0) -> None:
+    def __init__(self, request: Request, generation: int = 0) -> None:
         self.next_row = 0
-        self.edition = edition
+        self.generation = generation
         self.parts: list[Request] = []
         self._request = request
         # Where the next row begins in each frame; only BYTES needs it, whose elements differ in length.
@@ -123,7 +123,7 @@ class Join:
 
 def _sliceable(frame: Frame) -> Any:
     """A frame whose parts are no copies."""
-    return frame if type(frame) is Piece else _view(frame)
+    return frame if type(frame) is OpenArea else _view(frame)
 
 
 def _view(frame: Frame) -> memoryview:

@@ -16,13 +16,13 @@ class Served(NamedTuple):
 
     Attributes:
         version: the model's.
-        contract: a number for its inputs, outputs and batching, equal where these are equal.
-        edition: a number for what was loaded: its version, and how it was configured.
+        interface: a number for its inputs, outputs and batching, equal where these are equal.
+        generation: a number for what was loaded: its version, and how it was configured.
     """
 
     version: str = "1"
-    contract: int = 0
-    edition: int = 0
+    interface: int = 0
+    generation: int = 0
 
 
 class Worker:
@@ -47,7 +47,7 @@ class Worker:
         turn: the pool's count of batches when it got its last one.
         measured: the same when a batch of its was measured last.
         tried: what it is executing was given to it to see whether it is still slow.
-        mates: the workers of its process, it among them: several where that has a tower on each of several devices.
+        towers: the workers of its process, it among them: several where that has a tower on each of several devices.
             They get batches each for itself, and die together.
         barred: it gets nothing for now, since what a mate of it executes, or is to execute, has to be alone.
     """
@@ -78,7 +78,7 @@ class Worker:
         self.ends = self.opens = inf
         self.turn = self.measured = 0
         self.tried = False
-        self.mates: tuple[Worker, ...] = (self,)
+        self.towers: tuple[Worker, ...] = (self,)
         self.barred = False
 
     @property
@@ -89,12 +89,12 @@ class Worker:
     @property
     def alone(self) -> bool:
         """Nothing is executed in its process."""
-        return all(mate.batch is None for mate in self.mates)
+        return all(tower.batch is None for tower in self.towers)
 
     @property
     def has_suspect(self) -> bool:
         """What is executed in its process is to be alone there."""
-        return any(mate.batch is not None and mate.batch.requests[0].deaths for mate in self.mates)
+        return any(tower.batch is not None and tower.batch.requests[0].deaths for tower in self.towers)
 
     def served(self, key: BatchKey) -> Served | None:
         """What it would run batches of this key on."""
@@ -108,8 +108,8 @@ class Worker:
         # Not through `served`: this is asked for each open worker and batch.
         version = key.version
         served = self.versions.get((key.spec.model, version)) if version else self.serves.get(key.spec.model)
-        if served is None or served.contract != key.contract:
+        if served is None or served.interface != key.interface:
             return False
         # All parts of a request run on one edition.
         join = request.join if request.parent is None else request.parent.join
-        return join is None or join.edition == served.edition
+        return join is None or join.generation == served.generation

@@ -98,16 +98,16 @@ class Chooser:
         """
         if len(self._pool.workers) == 1:
             return Choice(able[0], 1)
-        clever = self._pool.rule is Rule.EARLIEST_FINISH
-        brief = self._pool.brief(key) if clever else 0
-        offers = self._offers(able, queue, key, rows, now) if clever and not brief else None
+        by_estimate = self._pool.rule is Rule.EARLIEST_FINISH
+        short_batches = self._pool.short_batches(key) if by_estimate else 0
+        offers = self._offers(able, queue, key, rows, now) if by_estimate and not short_batches else None
         if offers is None:
             free = [worker for worker in able if worker.batch is None]
             if not free:
                 return Wait(0, inf)
-            if not brief:
+            if not short_batches:
                 return Choice(min(free, key=_idle_since), len(free))
-            until = self._back_soon(key, now) if rows < brief else now
+            until = self._back_soon(key, now) if rows < short_batches else now
             return Wait(1, until) if until > now else Choice(max(free, key=_idle_since), 1)
         for offer in offers:
             worker = offer.worker

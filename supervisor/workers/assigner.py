@@ -16,14 +16,14 @@ from ..loop.log import event
 from ..machine.placement import Placement
 from .launcher import Launcher
 from .restart_budget import RestartBudget
-from .settings import FleetSettings
+from .settings import WorkerSettings
+from .slot import Slot, WorkerProcess
 from .spares import Spares
-from .worker_process import Member, Place
 
 log = logging.getLogger("multitower.fleet")
 
 
-class Hiring:
+class Assigner:
     """Gives slots their processes.
 
     Args:
@@ -35,45 +35,45 @@ class Hiring:
         spares: those that wait.
     """
 
-    def __init__(self, launcher: Launcher, settings: FleetSettings, rng: random.Random) -> None:
+    def __init__(self, launcher: Launcher, settings: WorkerSettings, rng: random.Random) -> None:
         self._launcher = launcher
         self._rng = rng
-        self._editions: dict[bytes, int] = {}
+        self._generations: dict[bytes, int] = {}
         self.spares = Spares(launcher, RestartBudget(settings.policy, rng))
         self.apply(settings)
 
-    def apply(self, settings: FleetSettings) -> None:
+    def apply(self, settings: WorkerSettings) -> None:
         """Takes new settings for the processes that are to come."""
         self._launcher.heartbeat_s = settings.heartbeat_s
         self._launcher.import_tensorflow = any(model.path is not None for model in settings.models)
         self.spares.want(settings.spares)
 
     def give_work(
-        self, place: Place, specs: tuple[ModelSpec, ...], placement: Placement, incarnation: int
-    ) -> Member | None:
+        self, slot: Slot, specs: tuple[ModelSpec, ...], placement: Placement, incarnation: int
+    ) -> WorkerProcess | None:
         """A process for the slot: the spare that is furthest, or a new one; None when there is no room for one."""
-        fields = {**place.fields, "incarnation": incarnation, "device": placement.device}
-        remembered = tuple(replace(spec, safe_rows=place.safe_rows.get(spec.name, 0)) for spec in specs)
-        assignment = placement.assignment(place.slot.number, incarnation, remembered)
-        member = self.spares.take()
-        if member is not None:
-            member.process.fields.clear()
-            member.process.fields.update(fields, pid=member.process.pid)
-            member.process.send([worker_wire.ASSIGN, assignment.to_json()])
-            event(log, logging.INFO, "spare takes over", **member.process.fields)
+        fields = {**slot.fields, "incarnation": incarnation, "device": placement.device}
+        remembered = tuple(replace(spec, safe_rows=slot.safe_rows.get(spec.name, 0)) for spec in specs)
+        assignment = placement.assignment(slot.number, incarnation, remembered)
+        process = self.spares.take()
+        if process is not None:
+            process.child.fields.clear()
+            process.child.fields.update(fields, pid=process.child.pid)
+            process.child.send([worker_wire.ASSIGN, assignment.to_json()])
+            event(log, logging.INFO, "spare takes over", **process.child.fields)
         else:
-            member = self._launcher.launch(f"mt-worker-{place.slot.number}", assignment, fields)
-            if member is None:
+            process = self._launcher.launch(f"mt-worker-{slot.number}", assignment, fields)
+            if process is None:
                 return None
-            event(log, logging.INFO, "worker started", **member.process.fields)
-        member.place = place
-        member.editions = {spec.key: self._edition(spec) for spec in specs}
-        member.luck = self._rng.random()
-        return member
+            event(log, logging.INFO, "worker started", **process.child.fields)
+        process.slot = slot
+        process.generations = {spec.key: self._generation(spec) for spec in specs}
+        process.replacement_jitter = self._rng.random()
+        return process
 
-    def _edition(self, spec: ModelSpec) -> int:
+    def _generation(self, spec: ModelSpec) -> int:
         """A number for a model as it is configured now, equal as long as that is equal."""
-        return self._editions.setdefault(spec.to_json(), len(self._editions))
+        return self._generations.setdefault(spec.to_json(), len(self._generations))
 
     def close(self) -> None:
         """Gives back what starting processes took, after all have been buried."""

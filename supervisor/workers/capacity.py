@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 
 from ..machine.resources import DeviceSample, Sampler
-from .worker_process import Place
+from .slot import Slot
 
 MARGIN = 1.2
 """A process that loads needs more for a moment than one that serves."""
@@ -21,22 +21,22 @@ class Capacity:
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
 
-    def rss(self, place: Place) -> int | None:
+    def rss(self, slot: Slot) -> int | None:
         """Bytes of resident memory of the slot's process, as last measured; None before it has been."""
-        sample = self._sampler.sample(place.slot.number)
+        sample = self._sampler.sample(slot.number)
         # Just after a renewal, the figure may be that of the process that has left.
-        measured = sample is not None and place.member is not None and sample.pid == place.member.process.pid
+        measured = sample is not None and slot.process is not None and sample.pid == slot.process.child.pid
         return sample.rss_bytes if sample is not None and measured else None
 
-    def fits(self, place: Place) -> bool:
+    def fits(self, slot: Slot) -> bool:
         """A second process fits, in host memory and in each device's. What is not known of a GPU does not fit."""
-        sample = self._sampler.sample(place.slot.number)
+        sample = self._sampler.sample(slot.number)
         if sample is not None and psutil.virtual_memory().available < MARGIN * sample.rss_bytes:
             return False
-        if all(device.startswith("cpu") for device in place.placement.devices):
+        if all(device.startswith("cpu") for device in slot.placement.devices):
             return True
         return sample is not None and all(
-            _fits(device, place.placement.memory_limit_bytes or device.memory_bytes) for device in sample.devices
+            _fits(device, slot.placement.memory_limit_bytes or device.memory_bytes) for device in sample.devices
         )
 
 

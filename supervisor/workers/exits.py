@@ -12,7 +12,7 @@ from typing import Any
 from multitower import worker_wire
 
 from ..loop.log import event
-from .worker_process import Member
+from .slot import WorkerProcess
 
 log = logging.getLogger("multitower.fleet")
 
@@ -26,72 +26,72 @@ STACKS_S = 0.5
 """Seconds that a worker which hangs has to write its Python stacks before it is killed."""
 
 
-class Endings:
+class Exits:
     """The processes that end.
 
     Args:
         unwatch: is told of each dead one, before its sockets are closed.
 
     Attributes:
-        members: those that were told to end, and the dead that are not yet buried.
+        processes: those that were told to end, and the dead that are not yet buried.
     """
 
-    def __init__(self, unwatch: Callable[[Member], None]) -> None:
-        self.members: list[Member] = []
+    def __init__(self, unwatch: Callable[[WorkerProcess], None]) -> None:
+        self.processes: list[WorkerProcess] = []
         self._unwatch = unwatch
 
-    def tell(self, member: Member, now: float) -> None:
+    def tell(self, process: WorkerProcess, now: float) -> None:
         """Tells a process to end, and kills it when it does not, or when it has nothing to finish."""
-        if member.cause is not None or member in self.members:
+        if process.cause is not None or process in self.processes:
             return
-        self.members.append(member)
-        if member.state in ("ready", "failed", "idle"):
-            member.process.send([worker_wire.STOP])
-            member.kill_at = now + STOP_S
+        self.processes.append(process)
+        if process.state in ("ready", "failed", "idle"):
+            process.child.send([worker_wire.STOP])
+            process.kill_at = now + STOP_S
         else:
-            member.process.kill()
+            process.child.kill()
 
-    def condemn(self, member: Member, now: float) -> None:
+    def condemn(self, process: WorkerProcess, now: float) -> None:
         """The process hangs or is of no use: it is killed, once it has had the time to write its stacks."""
-        member.kill_at = now + STACKS_S if member.verdict is not None and member.verdict.stacks else now
-        if member not in self.members:
-            self.members.append(member)
+        process.kill_at = now + STACKS_S if process.verdict is not None and process.verdict.stacks else now
+        if process not in self.processes:
+            self.processes.append(process)
 
-    def died(self, member: Member, now: float) -> None:
+    def died(self, process: WorkerProcess, now: float) -> None:
         """The process has ended; its answers may still lie in its channel."""
-        member.cause = member.process.reap()
-        member.bury_at = now + LAST_WORDS_S
-        if member not in self.members:
-            self.members.append(member)
+        process.cause = process.child.reap()
+        process.bury_at = now + LAST_WORDS_S
+        if process not in self.processes:
+            self.processes.append(process)
 
-    def due(self, now: float) -> list[Member]:
+    def due(self, now: float) -> list[WorkerProcess]:
         """Kills those whose time is over, and returns the dead that can be buried."""
-        dead: list[Member] = []
-        for member in self.members:
-            if member.cause is not None:
-                if member.process.disconnected or now >= member.bury_at:
-                    dead.append(member)
-            elif member.kill_at is not None and now >= member.kill_at:
-                member.kill_at = None
-                if member.verdict is None:
-                    event(log, logging.WARNING, "worker does not end: killed", **member.process.fields)
-                member.process.kill()
+        dead: list[WorkerProcess] = []
+        for process in self.processes:
+            if process.cause is not None:
+                if process.child.disconnected or now >= process.bury_at:
+                    dead.append(process)
+            elif process.kill_at is not None and now >= process.kill_at:
+                process.kill_at = None
+                if process.verdict is None:
+                    event(log, logging.WARNING, "worker does not end: killed", **process.child.fields)
+                process.child.kill()
         return dead
 
     def times(self) -> list[float]:
         """When `due` must be called, in monotonic seconds."""
-        moments = (member.bury_at if member.cause is not None else member.kill_at for member in self.members)
+        moments = (process.bury_at if process.cause is not None else process.kill_at for process in self.processes)
         return [moment for moment in moments if moment is not None]
 
-    def bury(self, member: Member, take: Callable[[list[Any]], object]) -> None:
+    def bury(self, process: WorkerProcess, take: Callable[[list[Any]], object]) -> None:
         """Frees a dead process.
 
         Args:
-            member: it has been reaped.
+            process: it has been reaped.
             take: gets what it said last.
         """
-        self.members.remove(member)
-        while (message := member.process.message()) is not None:
+        self.processes.remove(process)
+        while (message := process.child.message()) is not None:
             take(message)
-        self._unwatch(member)
-        member.process.close()
+        self._unwatch(process)
+        process.child.close()

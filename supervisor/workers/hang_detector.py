@@ -25,7 +25,7 @@ LEAST_WATCH_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ProcessStat:
     """What the system says of a process: its state's letter as in proc(5), and the CPU seconds it has used."""
 
     state: str
@@ -81,7 +81,7 @@ class _Tower:
     since: float = 0.0
 
 
-class Pulse:
+class HangDetector:
     """The signs of life of one process.
 
     Args:
@@ -108,7 +108,7 @@ class Pulse:
     def _room(self, towers: int) -> None:
         self._towers += [_Tower() for _ in range(towers - len(self._towers))]
 
-    def forgive(self, gap: float) -> None:
+    def forgive_pause(self, gap: float) -> None:
         """The supervisor itself did not run for so many seconds."""
         self._heard += gap
         for tower in self._towers:
@@ -116,7 +116,7 @@ class Pulse:
         self._seen = None
 
     def judge(
-        self, now: float, calls: Sequence[Call | None], look: Callable[[], Look | None], *, loads: bool = False
+        self, now: float, calls: Sequence[Call | None], look: Callable[[], ProcessStat | None], *, loads: bool = False
     ) -> Verdict | None:
         """Whether the process hangs; call it once a heartbeat, after all its heartbeats have been read.
 

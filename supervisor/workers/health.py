@@ -10,9 +10,9 @@ from ..loop.log import event
 from ..routing.router import Router
 from ..scheduling.queue import Batch
 from .hang_detector import Call, Verdict
-from .settings import FleetSettings
-from .slot import State
-from .worker_process import Member, Place
+from .settings import WorkerSettings
+from .slot import Slot, WorkerProcess
+from .slot_state_machine import State
 
 log = logging.getLogger("multitower.fleet")
 
@@ -33,7 +33,7 @@ class Health:
     """
 
     def __init__(
-        self, router: Router, rss: Callable[[Place], int | None], present: Callable[[int], bool | None]
+        self, router: Router, rss: Callable[[Slot], int | None], present: Callable[[int], bool | None]
     ) -> None:
         self._router = router
         self._rss = rss
@@ -42,79 +42,79 @@ class Health:
         self._execution_s = dict[str, float]()
         self.next_look = 0.0
 
-    def apply(self, settings: FleetSettings) -> None:
+    def apply(self, settings: WorkerSettings) -> None:
         """Takes new settings."""
         self._heartbeat_s = settings.heartbeat_s
         self._execution_s = dict(settings.execution_s)
         self.next_look = 0.0
 
-    def look(self, members: Iterable[Member], now: float) -> list[Member]:
+    def look(self, processes: Iterable[WorkerProcess], now: float) -> list[WorkerProcess]:
         """The processes that have been found to hang or to be of no use; each is told once, and gets no more work."""
-        members = [member for member in members if member.cause is None and member.verdict is None]
+        processes = [process for process in processes if process.cause is None and process.verdict is None]
         gap = now - self.next_look if self.next_look else 0.0
         if gap > PAUSE_S:
             event(log, logging.WARNING, "the supervisor itself did not run", seconds=round(gap, 1))
-            for member in members:
-                member.pulse.forgive(gap)
+            for process in processes:
+                process.hang_detector.forgive_pause(gap)
         self.next_look = now + self._heartbeat_s
-        return [member for member in members if self._condemned(member, now)]
+        return [process for process in processes if self._condemned(process, now)]
 
-    def _condemned(self, member: Member, now: float) -> bool:
+    def _condemned(self, process: WorkerProcess, now: float) -> bool:
         # What lies in the pipe was sent in time.
-        take_heartbeats(member, now)
-        batches = [worker.batch for worker in member.channel.workers] if member.channel is not None else []
+        read_heartbeats(process, now)
+        batches = [worker.batch for worker in process.route.workers] if process.route is not None else []
         calls = [Call(batch, batch.begun, self._limit(batch)) if batch is not None else None for batch in batches]
-        loads = member.state not in ("ready", "idle")
-        verdict = self._lost(member) or member.pulse.judge(now, calls, member.process.look, loads=loads)
+        loads = process.state not in ("ready", "idle")
+        verdict = self._lost(process) or process.hang_detector.judge(now, calls, process.child.look, loads=loads)
         if verdict is None:
             return False
-        member.verdict = verdict
+        process.verdict = verdict
         message = "worker has lost its device" if verdict.lost else "worker hangs"
-        event(log, logging.ERROR, message, **member.process.fields, cause=verdict.cause)
-        if member.channel is not None:
-            self._router.balancer.retire(member.channel.worker)
+        event(log, logging.ERROR, message, **process.child.fields, cause=verdict.cause)
+        if process.route is not None:
+            self._router.scheduler.retire(process.route.worker)
         if verdict.stacks:
-            member.process.show_stacks()
+            process.child.show_stacks()
         return True
 
     def _limit(self, batch: Batch) -> float:
         """Seconds that a call of its model may take."""
         return self._execution_s.get(batch.key.spec.model, math.inf)
 
-    def _lost(self, member: Member) -> Verdict | None:
+    def _lost(self, process: WorkerProcess) -> Verdict | None:
         """A worker whose device goes would answer everything with errors, and faster than the others can work."""
-        place = member.place
-        if place is None or place.member is not member or member.channel is None:
+        slot = process.slot
+        if slot is None or slot.process is not process or process.route is None:
             return None
-        present = self._present(place.slot.number)
+        present = self._present(slot.number)
         # One that began while the device was away, perhaps as it needs none, is let be: NVML may only not know yet.
-        member.device_seen = member.device_seen or bool(present)
-        return Verdict("its device is gone", lost=True) if present is False and member.device_seen else None
+        process.device_seen = process.device_seen or bool(present)
+        return Verdict("its device is gone", lost=True) if present is False and process.device_seen else None
 
-    def recycle(self, places: Iterable[Place], settings: FleetSettings) -> Iterator[tuple[Place, str]]:
+    def recycle(self, slots: Iterable[Slot], settings: WorkerSettings) -> Iterator[tuple[Slot, str]]:
         """Slots whose workers have answered enough, or have grown too large by now, and why.
 
         The limits are those of `settings` at this moment, also for workers that began under others.
         """
         if settings.max_requests is None and settings.max_rss is None:
             return
-        for place in places:
-            member = place.member
-            if member is None or member.channel is None or place.slot.state is not State.READY:
+        for slot in slots:
+            process = slot.process
+            if process is None or process.route is None or slot.state is not State.READY:
                 continue
-            requests = member.channel.requests
-            rss = self._rss(place)
+            requests = process.route.requests
+            rss = self._rss(slot)
             # Not all at once, where all have had the same share of the requests.
-            most_requests = (settings.max_requests or math.inf) * (0.9 + 0.2 * member.luck)
-            most_rss = (settings.max_rss or math.inf) * (0.9 + 0.1 * member.luck)
+            most_requests = (settings.max_requests or math.inf) * (0.9 + 0.2 * process.replacement_jitter)
+            most_rss = (settings.max_rss or math.inf) * (0.9 + 0.1 * process.replacement_jitter)
             if requests >= most_requests:
-                yield place, f"{requests} requests (max_requests)"
+                yield slot, f"{requests} requests (max_requests)"
             elif rss is not None and rss > most_rss:
-                yield place, f"{rss} bytes of memory (max_rss)"
+                yield slot, f"{rss} bytes of memory (max_rss)"
 
 
-def take_heartbeats(member: Member, now: float) -> None:
+def read_heartbeats(process: WorkerProcess, now: float) -> None:
     """Reads the heartbeats of a process that have come."""
-    calls = member.process.heartbeat()
+    calls = process.child.heartbeat()
     if calls is not None:
-        member.pulse.beat(now, calls)
+        process.hang_detector.beat(now, calls)

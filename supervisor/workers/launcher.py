@@ -14,10 +14,10 @@ from multitower.spec import Assignment, ProcessSpec
 
 from ..loop.log import event
 from ..loop.runtime_dir import RuntimeDir
-from .hang_detector import Pulse
+from .child_process import ChildProcess
+from .hang_detector import HangDetector
 from .output import OutputReader
-from .process import WorkerProcess
-from .worker_process import Member
+from .slot import WorkerProcess
 
 log = logging.getLogger("multitower.fleet")
 
@@ -42,7 +42,7 @@ class Launcher:
         runtime: RuntimeDir,
         *,
         import_path: Sequence[str],
-        watch: Callable[[Member], None],
+        watch: Callable[[WorkerProcess], None],
     ) -> None:
         self._context = context
         self._runtime = runtime
@@ -54,7 +54,7 @@ class Launcher:
         self._output = OutputReader()
         self._serial = 0
 
-    def launch(self, name: str, assignment: Assignment | None, fields: dict[str, object]) -> Member | None:
+    def launch(self, name: str, assignment: Assignment | None, fields: dict[str, object]) -> WorkerProcess | None:
         """Starts a process.
 
         Args:
@@ -79,14 +79,14 @@ class Launcher:
             assignment=assignment,
         )
         try:
-            process = WorkerProcess(self._context, self._spawn, spec, self._output, fields)
+            child = ChildProcess(self._context, self._spawn, spec, self._output, fields)
         except (OSError, zmq.ZMQError) as error:
             # Out of descriptors, processes or memory: that may pass, and must not end the daemon.
             event(log, logging.ERROR, "no process could be started", **fields, cause=error)
             return None
-        member = Member(process, Pulse(time.monotonic(), self.heartbeat_s))
-        self._watch(member)
-        return member
+        process = WorkerProcess(child, HangDetector(time.monotonic(), self.heartbeat_s))
+        self._watch(process)
+        return process
 
     def close(self) -> None:
         """Stops reading the output of processes; call it when there are none."""

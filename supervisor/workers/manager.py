@@ -19,27 +19,27 @@ from ..loop.log import event
 from ..loop.runtime_dir import RuntimeDir
 from ..machine.placement import Placement
 from ..routing.router import Router
-from .assigner import Hiring
-from .availability import Outlook
-from .exits import Endings
+from .assigner import Assigner
+from .availability import Availability
+from .exits import Exits
 from .health import Health
 from .launcher import Launcher
-from .replacement import Renewal, Renewals
+from .replacement import Replacement, Replacements
 from .reports import Reports
 from .restart_budget import RestartBudget
-from .settings import FleetSettings
-from .slot import LIVE, Action, Event, Slot, State
-from .worker_process import Member, Place
+from .settings import WorkerSettings
+from .slot import Slot, WorkerProcess
+from .slot_state_machine import LIVE, Action, Event, State
 
 log = logging.getLogger("multitower.fleet")
 
 _LOADING = (State.STARTING, State.LOADING)
 
-RECYCLE_AGAIN_S = 60.0
+REPLACE_AGAIN_S = 60.0
 """Seconds from one try to replace a worker that has served its time to the next, where the new one cannot load."""
 
 
-class Fleet:
+class WorkerManager:
     """The processes of a daemon.
 
     Args:
@@ -56,9 +56,9 @@ class Fleet:
         present: whether a slot's device is there, as last seen; None when that is not known.
 
     Attributes:
-        places: the slots, in the order of their numbers.
+        placements: the slots, in the order of their numbers.
         spares: the spare processes.
-        renewals: slots that are given new processes on purpose.
+        replacements: slots that are given new processes on purpose.
         settings: as given, or as last applied.
     """
 
@@ -66,15 +66,15 @@ class Fleet:
         self,
         *,
         placements: Sequence[Placement],
-        settings: FleetSettings,
+        settings: WorkerSettings,
         import_path: Sequence[str],
         runtime: RuntimeDir,
         context: zmq.Context[zmq.Socket[bytes]],
         router: Router,
-        watch: Callable[[Member], None],
-        unwatch: Callable[[Member], None],
-        fits: Callable[[Place], bool] = lambda _: True,
-        rss: Callable[[Place], int | None] = lambda _: None,
+        watch: Callable[[WorkerProcess], None],
+        unwatch: Callable[[WorkerProcess], None],
+        fits: Callable[[Slot], bool] = lambda _: True,
+        rss: Callable[[Slot], int | None] = lambda _: None,
         present: Callable[[int], bool | None] = lambda _: None,
     ) -> None:
         self._rng = random.Random()
@@ -82,68 +82,68 @@ class Fleet:
         self._router = router
         self._health = Health(router, rss, present)
         launcher = Launcher(context, runtime, import_path=import_path, watch=watch)
-        self._hiring = Hiring(launcher, settings, self._rng)
-        self._spares = self._hiring.spares
-        self._endings = Endings(unwatch)
+        self._assigner = Assigner(launcher, settings, self._rng)
+        self._spares = self._assigner.spares
+        self._exits = Exits(unwatch)
         self._reports = Reports(self, router, self._spares.failed)
-        self.renewals = Renewals(self, router, fits)
-        self.places: list[Place] = []
-        self._outlook = Outlook(self.places, self.renewals, router.balancer)
+        self.replacements = Replacements(self, router, fits)
+        self.slots: list[Slot] = []
+        self._availability = Availability(self.slots, self.replacements, router.scheduler)
         self.apply(settings)
         for placement in placements:
             self.add(placement)
         self._stopping = False
-        self._leaving: list[Member] = []  # their slots have others, and they finish what they have
+        self._leaving: list[WorkerProcess] = []  # their slots have others, and they finish what they have
 
     # What happens.
 
-    def message(self, member: Member, message: list[Any], now: float) -> bool:
+    def message(self, process: WorkerProcess, message: list[Any], now: float) -> bool:
         """A process has sent something; True when `tick` is to be called for it."""
-        return self._reports.read(member, message, now)
+        return self._reports.read(process, message, now)
 
-    def died(self, member: Member, now: float) -> None:
+    def died(self, process: WorkerProcess, now: float) -> None:
         """The process has ended; its answers may still lie in its channel."""
-        self._endings.died(member, now)
-        if member.channel is not None:
+        self._exits.died(process, now)
+        if process.route is not None:
             # What it is given until it is buried would count as having died with it.
-            self._router.balancer.hold(member.channel.worker)
+            self._router.scheduler.hold(process.route.worker)
 
     def tick(self, now: float) -> None:
         """Does what is due: burials, kills, starts after a back-off, new spares."""
-        for member in self._endings.due(now):
-            self._bury(member, now)
-        for place in self.places:
-            if place.slot.state is State.STARTING and place.member is None and not self._stopping:
-                self._start(place, now)
-            if place.due is not None and now >= place.due:
-                place.due = None
-                self.tell(place, Event.DUE, now)
+        for process in self._exits.due(now):
+            self._bury(process, now)
+        for slot in self.slots:
+            if slot.state is State.STARTING and slot.process is None and not self._stopping:
+                self._start(slot, now)
+            if slot.due is not None and now >= slot.due:
+                slot.due = None
+                self.tell(slot, Event.DUE, now)
         if now >= self._health.next_look:
             self._see_to_health(now)
-        self.renewals.advance(now)
+        self.replacements.advance(now)
         # Never while a slot needs the machine to come up.
-        if not any(place.slot.state in _LOADING for place in self.places):
+        if not any(slot.state in _LOADING for slot in self.slots):
             self._spares.replenish(now)
 
     def _see_to_health(self, now: float) -> None:
-        for member in self._health.look(self.members(), now):
-            self._endings.condemn(member, now)
-        for place, why in self._health.recycle(self.places, self.settings):
-            self.recycle(place, why, now)
+        for process in self._health.look(self.processes(), now):
+            self._exits.condemn(process, now)
+        for slot, why in self._health.recycle(self.slots, self.settings):
+            self.recycle(slot, why, now)
 
-    def recycle(self, place: Place, why: str, now: float) -> None:
+    def recycle(self, slot: Slot, why: str, now: float) -> None:
         """Replaces a worker that has served its time, unless that is under way, or has just been tried in vain."""
-        member = place.member
-        if member is None or now < member.recycle_at or self.renewals.includes(place):
+        process = slot.process
+        if process is None or now < process.replace_after or self.replacements.includes(slot):
             return
-        member.recycle_at = now + RECYCLE_AGAIN_S
-        self.renewals.ask(Renewal(place, why))
+        process.replace_after = now + REPLACE_AGAIN_S
+        self.replacements.ask(Replacement(slot, why))
 
     def next_wake(self, now: float) -> float | None:
         """When `tick` must be called at the latest, in monotonic seconds."""
-        times = [place.due for place in self.places if place.due is not None]
+        times = [slot.due for slot in self.slots if slot.due is not None]
         times.append(self._health.next_look)
-        times += self._endings.times()
+        times += self._exits.times()
         spare = self._spares.next_wake(now)
         if spare is not None:
             times.append(spare)
@@ -155,233 +155,235 @@ class Fleet:
         """Ends all workers, the slots in reverse order; nothing is started any more."""
         self._stopping = True
         self._spares.want(0)
-        self.renewals.clear()
-        for member in (*self.spares, *self._leaving):
-            self.end(member, now)
-        for place in reversed(self.places):
-            place.due = None
-            successor, place.successor = place.successor, None
-            if successor is not None:
-                self.end(successor, now)
-            if place.channel is not None and place.slot.state is State.READY:
-                self._router.balancer.retire(place.channel.worker)
-                self.tell(place, Event.DRAIN, now)
-                self.tell(place, Event.DRAINED, now)
+        self.replacements.clear()
+        for process in (*self.spares, *self._leaving):
+            self.end(process, now)
+        for slot in reversed(self.slots):
+            slot.due = None
+            next_process, slot.next_process = slot.next_process, None
+            if next_process is not None:
+                self.end(next_process, now)
+            if slot.route is not None and slot.state is State.READY:
+                self._router.scheduler.retire(slot.route.worker)
+                self.tell(slot, Event.DRAIN, now)
+                self.tell(slot, Event.DRAINED, now)
             else:
-                self.tell(place, Event.STOP, now)
+                self.tell(slot, Event.STOP, now)
 
-    def restart(self, place: Place, done: Callable[[str | None], None]) -> None:
+    def restart(self, slot: Slot, done: Callable[[str | None], None]) -> None:
         """Gives a slot a new process, as an operator who has seen to the cause wants it.
 
         Spares may come again, too, and models that were kept away are tried again.
 
         Args:
-            place: the slot.
+            slot: the slot.
             done: is told of the end: None, or why it failed.
         """
-        place.safe_rows.clear()
-        self._router.balancer.refusals.forgive()
-        self._spares.hope(self.settings.spares)
-        place.mended = True
+        slot.safe_rows.clear()
+        self._router.scheduler.refusals.reset_crash_count()
+        self._spares.resume(self.settings.spares)
+        slot.operator_restart = True
 
         def ended(error: str | None) -> None:
-            place.mended = False
+            slot.operator_restart = False
             done(error)
 
-        self.renewals.ask(Renewal(place, "multitower restart", done=ended))
+        self.replacements.ask(Replacement(slot, "multitower restart", done=ended))
 
     def kill(self) -> None:
         """Kills every process at once."""
-        for member in self.members():
-            if member.cause is None:
-                member.process.kill()
+        for process in self.processes():
+            if process.cause is None:
+                process.child.kill()
 
     def close(self) -> None:
         """Gives back what is left, after all processes have been buried."""
-        self._hiring.close()
+        self._assigner.close()
 
     # What there is.
 
     @property
-    def spares(self) -> list[Member]:
+    def spares(self) -> list[WorkerProcess]:
         """The spare processes."""
-        return self._spares.members
+        return self._spares.processes
 
-    def members(self) -> Iterator[Member]:
+    def processes(self) -> Iterator[WorkerProcess]:
         """Every process that has not been buried."""
-        seen = {id(member): member for member in self._endings.members}
-        seen.update((id(member), member) for member in self.spares)
-        for place in self.places:
-            held = (place.member, place.successor)
-            seen.update((id(member), member) for member in held if member is not None)
-        seen.update((id(member), member) for member in self._leaving)
+        seen = {id(process): process for process in self._exits.processes}
+        seen.update((id(process), process) for process in self.spares)
+        for slot in self.slots:
+            held = (slot.process, slot.next_process)
+            seen.update((id(process), process) for process in held if process is not None)
+        seen.update((id(process), process) for process in self._leaving)
         return iter(seen.values())
 
     @property
-    def hopeless(self) -> bool:
+    def unavailable(self) -> bool:
         """No slot serves or is on its way to serving."""
-        return self._outlook.hopeless
+        return self._availability.unavailable
 
     def judge_models(self) -> None:
         """Finds the models and versions that nothing serves or will serve, so that their requests need not wait."""
-        self._outlook.judge(self.settings.models)
-        if not self.renewals.active:  # one may go back to what was before
-            self._router.keep_versions(self._outlook.versions())
+        self._availability.judge(self.settings.models)
+        if not self.replacements.active:  # one may go back to what was before
+            self._router.keep_versions(self._availability.versions())
 
     # How it is done.
 
-    def _act(self, place: Place, action: Action, now: float) -> None:
+    def _act(self, slot: Slot, action: Action, now: float) -> None:
         if action is Action.START:
-            self._start(place, now)
+            self._start(slot, now)
         elif action is Action.WAIT:
-            place.due = now + place.slot.delay_s
-        elif action is Action.STOP and place.member is not None:
-            self.end(place.member, now)
+            slot.due = now + slot.delay_s
+        elif action is Action.STOP and slot.process is not None:
+            self.end(slot.process, now)
         elif action is Action.STOP:
-            place.slot.handle(Event.DIED, now)  # it was held back, and has no process to end
+            slot.handle(Event.DIED, now)  # it was held back, and has no process to end
 
-    def _start(self, place: Place, now: float) -> None:
+    def _start(self, slot: Slot, now: float) -> None:
         """Gives the slot its next process: the spare that is furthest, or a new one. One held back waits for `tick`."""
-        if any(self._holds_back(other, place) for other in self.places):
+        if any(self._holds_back(other, slot) for other in self.slots):
             return
-        place.models, place.visible_devices = (), None
-        place.member = self._hiring.give_work(place, place.specs, place.placement, place.slot.incarnation)
-        if place.member is None:
-            self._act(place, place.slot.died(now, "no process could be started"), now)
-            self._log_if_failed(place)
+        slot.models, slot.visible_devices = (), None
+        slot.process = self._assigner.give_work(slot, slot.specs, slot.placement, slot.incarnation)
+        if slot.process is None:
+            self._act(slot, slot.died(now, "no process could be started"), now)
+            self._log_if_failed(slot)
             self.judge_models()
 
-    def start_successor(self, place: Place, specs: tuple[ModelSpec, ...], placement: Placement) -> Member | None:
+    def start_next_process(
+        self, slot: Slot, specs: tuple[ModelSpec, ...], placement: Placement
+    ) -> WorkerProcess | None:
         """Starts a process that is to take over a slot which serves; None when there is no room for one."""
-        place.refused = ()
-        place.successor = self._hiring.give_work(place, specs, placement, place.slot.incarnation + 1)
-        return place.successor
+        slot.refused = ()
+        slot.next_process = self._assigner.give_work(slot, specs, placement, slot.incarnation + 1)
+        return slot.next_process
 
-    def take_over(self, place: Place, member: Member, serve: Callable[[], None], now: float) -> None:
+    def take_over(self, slot: Slot, process: WorkerProcess, serve: Callable[[], None], now: float) -> None:
         """A process takes the place of the one that serves; `serve` lets it."""
-        old = place.member
+        old = slot.process
         assert old is not None  # it serves
-        place.member, place.successor = member, None
+        slot.process, slot.next_process = process, None
         self._leaving.append(old)
-        self.tell(place, Event.REPLACED, now)
+        self.tell(slot, Event.REPLACED, now)
         serve()
-        self.renewals.took_over(place, old)
+        self.replacements.took_over(slot, old)
 
-    def _log_if_failed(self, place: Place) -> None:
-        if place.slot.state is State.FAILED:
-            event(log, logging.ERROR, "slot failed", **place.fields, cause=place.slot.last_error)
+    def _log_if_failed(self, slot: Slot) -> None:
+        if slot.state is State.FAILED:
+            event(log, logging.ERROR, "slot failed", **slot.fields, cause=slot.last_error)
 
-    def tell(self, place: Place, event: Event, now: float, cause: str | None = None) -> None:
+    def tell(self, slot: Slot, event: Event, now: float, cause: str | None = None) -> None:
         """Tells the slot of an event, and does what follows from it."""
-        self._act(place, place.slot.handle(event, now, cause), now)
+        self._act(slot, slot.handle(event, now, cause), now)
 
-    def end(self, member: Member, now: float) -> None:
+    def end(self, process: WorkerProcess, now: float) -> None:
         """Tells a process to end, and kills it when it does not, or when it has nothing to finish."""
-        if member in self.spares:
-            self.spares.remove(member)
-        self._endings.tell(member, now)
+        if process in self.spares:
+            self.spares.remove(process)
+        self._exits.tell(process, now)
 
-    def _bury(self, member: Member, now: float) -> None:
+    def _bury(self, process: WorkerProcess, now: float) -> None:
         """The process is dead: reads its last answers, frees it, and decides what comes next."""
-        assert member.cause is not None
-        if member in self._leaving:
-            self._leaving.remove(member)
-        self._endings.bury(member, lambda message: self.message(member, message, now))
-        if member in self.spares:
-            self.spares.remove(member)
-            self._spares.died(member, now)
+        assert process.cause is not None
+        if process in self._leaving:
+            self._leaving.remove(process)
+        self._exits.bury(process, lambda message: self.message(process, message, now))
+        if process in self.spares:
+            self.spares.remove(process)
+            self._spares.died(process, now)
         lone_suspect = False
-        if member.channel is not None:
-            crashed = member.cause.crash or (member.verdict is not None and member.verdict.overrun)
-            kept_away = set(self._router.balancer.refusals.crashing.until)
-            lone_suspect = self._router.worker_gone(member.channel, now, crashed=crashed)
-            for model in set(self._router.balancer.refusals.crashing.until) - kept_away:
-                cause = self._router.balancer.refusals.crashing.why(model)
+        if process.route is not None:
+            crashed = process.cause.crash or (process.verdict is not None and process.verdict.overrun)
+            kept_away = set(self._router.scheduler.refusals.crashing.until)
+            lone_suspect = self._router.worker_gone(process.route, now, crashed=crashed)
+            for model in set(self._router.scheduler.refusals.crashing.until) - kept_away:
+                cause = self._router.scheduler.refusals.crashing.why(model)
                 event(log, logging.ERROR, "model is kept away", model=model, cause=cause)
-        place = member.place
-        if place is None:
+        slot = process.slot
+        if slot is None:
             return
-        if member.channel is not None:
-            place.completed += member.channel.completed
-        if place.successor is member:
-            place.successor = None
-            event(log, logging.ERROR, "the new worker died", **member.process.fields, cause=member.told_cause)
-            place.slot.last_error = member.told_cause
-        if place.member is not member:
+        if process.route is not None:
+            slot.completed += process.route.completed
+        if slot.next_process is process:
+            slot.next_process = None
+            event(log, logging.ERROR, "the new worker died", **process.child.fields, cause=process.told_cause)
+            slot.last_error = process.told_cause
+        if slot.process is not process:
             return
-        place.member = None
-        if place.successor is not None and place.slot.state is State.READY:
-            self._succeed(place, member, now)
+        slot.process = None
+        if slot.next_process is not None and slot.state is State.READY:
+            self._succeed(slot, process, now)
             return
-        expected = place.slot.state not in LIVE
-        place.away_since = now if not expected else None
-        action = place.slot.died(now, member.told_cause, counts=not lone_suspect)
+        expected = slot.state not in LIVE
+        slot.away_since = now if not expected else None
+        action = slot.died(now, process.told_cause, counts=not lone_suspect)
         if expected:
-            event(log, logging.INFO, "worker ended", **member.process.fields, cause=member.cause)
+            event(log, logging.INFO, "worker ended", **process.child.fields, cause=process.cause)
         else:
             event(
                 log,
                 logging.WARNING,
                 "worker died",
-                **member.process.fields,
-                cause=member.told_cause,
-                check=member.advice,
-                next=f"restart in {place.slot.delay_s:.1f}s" if action is Action.WAIT else "slot failed",
+                **process.child.fields,
+                cause=process.told_cause,
+                check=process.advice,
+                next=f"restart in {slot.delay_s:.1f}s" if action is Action.WAIT else "slot failed",
             )
-        place.models = tuple(model for model in place.models if model.state != "ready")
-        place.visible_devices = None
+        slot.models = tuple(model for model in slot.models if model.state != "ready")
+        slot.visible_devices = None
         if not expected:
-            self._log_if_failed(place)
-        self._act(place, action, now)
+            self._log_if_failed(slot)
+        self._act(slot, action, now)
         self.judge_models()
 
-    def _succeed(self, place: Place, member: Member, now: float) -> None:
+    def _succeed(self, slot: Slot, process: WorkerProcess, now: float) -> None:
         """The slot's process died while another one was loading to take over."""
-        place.away_since = now
-        place.slot.last_error = member.told_cause
-        place.member, place.successor = place.successor, None
-        place.models, place.visible_devices = (), None
-        event(log, logging.WARNING, "worker died", **member.process.fields, cause=member.told_cause, next="is loading")
-        self.tell(place, Event.SUCCEEDED, now)
+        slot.away_since = now
+        slot.last_error = process.told_cause
+        slot.process, slot.next_process = slot.next_process, None
+        slot.models, slot.visible_devices = (), None
+        event(log, logging.WARNING, "worker died", **process.child.fields, cause=process.told_cause, next="is loading")
+        self.tell(slot, Event.SUCCEEDED, now)
 
     # What a reload changes.
 
-    def apply(self, settings: FleetSettings) -> None:
+    def apply(self, settings: WorkerSettings) -> None:
         """Takes new settings for whatever happens from now on; of those that serve, limits and times change."""
         self.settings = settings
-        self._hiring.apply(settings)
+        self._assigner.apply(settings)
         self._health.apply(settings)
-        for place in self.places:
-            place.slot.set_policy(settings.policy)
+        for slot in self.slots:
+            slot.set_policy(settings.policy)
 
     def add(self, placement: Placement) -> None:
         """A new slot; `tick` starts it, if it has a model."""
         specs = placement.specs(self.settings.models)
         state = State.STARTING if specs else State.STOPPED
-        place = Place(Slot(placement.slot, RestartBudget(self.settings.policy, self._rng), state), placement, specs)
-        self.places.append(place)
-        self.places.sort(key=lambda place: place.slot.number)
+        budget = RestartBudget(self.settings.policy, self._rng)
+        self.slots.append(Slot(placement.slot, budget, state, placement, specs))
+        self.slots.sort(key=lambda slot: slot.number)
 
-    def _holds_back(self, leaving: Place, place: Place) -> bool:
+    def _holds_back(self, leaving: Slot, slot: Slot) -> bool:
         """The slot waits for the end of the other's process, which has some of its devices."""
-        return leaving.member is not None and place.placement.crowds(leaving.placement)
+        return leaving.process is not None and slot.placement.crowds(leaving.placement)
 
-    def promised(self, place: Place) -> set[tuple[str, str]]:
+    def promised(self, slot: Slot) -> set[tuple[str, str]]:
         """Models and versions that nothing brings but slots which this one holds back: what waits for them waits on."""
-        held = {spec.key for each in self.places if self._holds_back(place, each) for spec in each.specs}
+        held = {spec.key for each in self.slots if self._holds_back(slot, each) for spec in each.specs}
         return held - self._loading()
 
-    def relieved(self, place: Place) -> bool:
+    def relieved(self, slot: Slot) -> bool:
         """A slot that loads is to serve what nothing but this one serves."""
-        ready = (each for each in self.places if each is not place and each.slot.state is State.READY)
+        ready = (each for each in self.slots if each is not slot and each.state is State.READY)
         missing = self._loading() - {spec.key for each in ready for spec in each.specs}
-        return any(spec.key in missing for spec in place.specs)
+        return any(spec.key in missing for spec in slot.specs)
 
     def _loading(self) -> set[tuple[str, str]]:
         """Models and versions of slots whose process is to serve soon."""
-        loading = (each for each in self.places if each.member is not None and each.slot.state in _LOADING)
+        loading = (each for each in self.slots if each.process is not None and each.state in _LOADING)
         return {spec.key for each in loading for spec in each.specs}
 
-    def drop(self, place: Place) -> None:
+    def drop(self, slot: Slot) -> None:
         """The slot is no more; its process has ended."""
-        self.places.remove(place)
+        self.slots.remove(slot)

@@ -11,7 +11,7 @@ from .restart_budget import RestartPolicy
 
 
 @dataclass(frozen=True, slots=True)
-class FleetSettings:
+class WorkerSettings:
     """See the attributes; times in seconds.
 
     Attributes:

@@ -1,193 +1,133 @@
-"""The life of a slot: the supervisor's place for a worker, which outlives the worker's crashes.
-
-A slot holds at most one process at a time, its current incarnation. `TRANSITIONS` is the whole of its life; the
-fleet (`fleet.py`) tells a slot what happened and carries out the action that comes back. An event that the table
-does not know in a state is a mistake of the supervisor and raises, it is never ignored.
-
-    starting   a process is being started, or a spare is being given the slot's work
-    loading    the process sets up its device and loads its models
-    ready      at least one model serves
-    draining   it finishes what it has and gets nothing new
-    stopping   it was told to end
-    stopped    it has ended, and nothing will start it again; or it has no model to load
-    backoff    it died, and the next start waits
-    failed     starting it again would not help: none of its models loads, or the restart budget is spent
-"""
+"""What the fleet keeps: a process with its state, and a slot with what belongs to it."""
 
 from __future__ import annotations
 
-from enum import StrEnum, auto
-from typing import Final
+from dataclasses import dataclass, field
 
-from .restart_budget import RestartBudget, RestartPolicy
+from multitower.spec import NO_SOCKET, ModelReport, ModelSpec
 
-
-class State(StrEnum):
-    """Where a slot stands; the words of the log and of `status`."""
-
-    STARTING = auto()
-    LOADING = auto()
-    READY = auto()
-    DRAINING = auto()
-    STOPPING = auto()
-    STOPPED = auto()
-    BACKOFF = auto()
-    FAILED = auto()
+from ..machine.placement import Placement
+from ..routing.router import Route
+from .child_process import ChildProcess
+from .exit_cause import ExitCause
+from .hang_detector import HangDetector, Verdict
+from .restart_budget import RestartBudget
+from .slot_state_machine import SlotStateMachine, State
 
 
-class Event(StrEnum):
-    """What can happen to a slot."""
-
-    LOADING = auto()  # the worker began with its assignment
-    LOADED = auto()  # the worker serves
-    UNLOADABLE = auto()  # the worker lives, but none of its models loads
-    DIED = auto()  # the process ended, and the budget allows another
-    SPENT = auto()  # the process ended, and the budget is spent
-    DUE = auto()  # the back-off is over
-    DRAIN = auto()  # end when nothing is left to do
-    DRAINED = auto()  # nothing is left to do
-    STOP = auto()  # end now
-    REPLACED = auto()  # another process has taken over while this one served
-    SUCCEEDED = auto()  # the process ended, and another was already loading to take over
-    RESTART = auto()  # an operator or a reload wants it started
-
-
-class Action(StrEnum):
-    """What the fleet has to do about it."""
-
-    NOTHING = auto()
-    START = auto()  # give the slot its next incarnation
-    WAIT = auto()  # report DUE after `Slot.delay_s`
-    STOP = auto()  # tell the process to end
-
-
-_S, _E, _A = State, Event, Action
-
-TRANSITIONS: Final[dict[tuple[State, Event], tuple[State, Action]]] = {
-    (_S.STARTING, _E.LOADING): (_S.LOADING, _A.NOTHING),
-    (_S.STARTING, _E.UNLOADABLE): (_S.FAILED, _A.STOP),
-    (_S.STARTING, _E.DIED): (_S.BACKOFF, _A.WAIT),
-    (_S.STARTING, _E.SPENT): (_S.FAILED, _A.NOTHING),
-    (_S.STARTING, _E.DRAIN): (_S.STOPPING, _A.STOP),
-    (_S.STARTING, _E.STOP): (_S.STOPPING, _A.STOP),
-    # A process that was to take over, and had not begun when it became the slot's own.
-    (_S.LOADING, _E.LOADING): (_S.LOADING, _A.NOTHING),
-    (_S.LOADING, _E.LOADED): (_S.READY, _A.NOTHING),
-    (_S.LOADING, _E.UNLOADABLE): (_S.FAILED, _A.STOP),
-    (_S.LOADING, _E.DIED): (_S.BACKOFF, _A.WAIT),
-    (_S.LOADING, _E.SPENT): (_S.FAILED, _A.NOTHING),
-    (_S.LOADING, _E.DRAIN): (_S.STOPPING, _A.STOP),
-    (_S.LOADING, _E.STOP): (_S.STOPPING, _A.STOP),
-    (_S.READY, _E.DIED): (_S.BACKOFF, _A.WAIT),
-    (_S.READY, _E.SPENT): (_S.FAILED, _A.NOTHING),
-    (_S.READY, _E.DRAIN): (_S.DRAINING, _A.NOTHING),
-    (_S.READY, _E.STOP): (_S.STOPPING, _A.STOP),
-    (_S.DRAINING, _E.DRAINED): (_S.STOPPING, _A.STOP),
-    (_S.DRAINING, _E.DIED): (_S.STOPPED, _A.NOTHING),
-    (_S.DRAINING, _E.SPENT): (_S.STOPPED, _A.NOTHING),
-    (_S.DRAINING, _E.STOP): (_S.STOPPING, _A.STOP),
-    # What a process still says after it was told to end changes nothing; only its end does.
-    (_S.STOPPING, _E.LOADING): (_S.STOPPING, _A.NOTHING),
-    (_S.STOPPING, _E.LOADED): (_S.STOPPING, _A.NOTHING),
-    (_S.STOPPING, _E.UNLOADABLE): (_S.STOPPING, _A.NOTHING),
-    (_S.STOPPING, _E.DIED): (_S.STOPPED, _A.NOTHING),
-    (_S.STOPPING, _E.SPENT): (_S.STOPPED, _A.NOTHING),
-    (_S.STOPPING, _E.STOP): (_S.STOPPING, _A.NOTHING),
-    (_S.READY, _E.REPLACED): (_S.READY, _A.NOTHING),
-    (_S.READY, _E.SUCCEEDED): (_S.LOADING, _A.NOTHING),
-    (_S.BACKOFF, _E.RESTART): (_S.STARTING, _A.START),
-    (_S.FAILED, _E.RESTART): (_S.STARTING, _A.START),
-    (_S.STOPPED, _E.RESTART): (_S.STARTING, _A.START),
-    (_S.BACKOFF, _E.DUE): (_S.STARTING, _A.START),
-    (_S.BACKOFF, _E.DRAIN): (_S.STOPPED, _A.NOTHING),
-    (_S.BACKOFF, _E.STOP): (_S.STOPPED, _A.NOTHING),
-    # The process of a slot that failed to load is told to end; its end is no news.
-    (_S.FAILED, _E.DIED): (_S.FAILED, _A.NOTHING),
-    (_S.FAILED, _E.SPENT): (_S.FAILED, _A.NOTHING),
-    (_S.FAILED, _E.DRAIN): (_S.STOPPED, _A.NOTHING),
-    (_S.FAILED, _E.STOP): (_S.STOPPED, _A.NOTHING),
-    (_S.STOPPED, _E.STOP): (_S.STOPPED, _A.NOTHING),
-    # It had failed before, and its process ends only now.
-    (_S.STOPPED, _E.DIED): (_S.STOPPED, _A.NOTHING),
-    (_S.STOPPED, _E.SPENT): (_S.STOPPED, _A.NOTHING),
-}
-
-LIVE: Final = frozenset((_S.STARTING, _S.LOADING, _S.READY, _S.BACKOFF))
-"""States in which a slot serves, or is on its way to serving."""
-
-
-class Slot:
-    """One slot's state, and what an operator wants to know of it.
+@dataclass(slots=True, eq=False)
+class WorkerProcess:
+    """One process of the fleet.
 
     Attributes:
-        number: from 0, in the order of the devices.
-        state: see `State`.
-        incarnation: the number of processes this slot has had.
-        restarts: how many of them were started after a death.
-        last_error: why the last one died or failed, or None.
-        delay_s: how long a `WAIT` action waits.
+        child: see `WorkerProcess`.
+        hang_detector: judges from its heartbeats whether it hangs.
+        slot: the slot that it serves, or None for a spare.
+        route: its place in the router, once it serves.
+        state: its last report's, `starting` before the first.
+        verdict: that it hangs, or has lost its device, once that has been found.
+        device_seen: its device was there while it served.
+        kill_at: when it is killed, having been told to end; monotonic seconds.
+        cause: how it ended, once it has.
+        bury_at: when it is buried at the latest, once it has ended.
+        replacement_jitter: 0 to 1, drawn at random: spreads replacements of several workers over time.
+        replace_after: it is not asked to be replaced before; monotonic seconds.
+        generations: a number for each version of a model that it loads; see `serving.Served`.
     """
 
-    def __init__(self, number: int, budget: RestartBudget, state: State = State.STARTING) -> None:
-        self.number = number
-        self.state = state
-        self.incarnation = 1
-        self.restarts = 0
-        self.last_error: str | None = None
-        self.delay_s = 0.0
-        self._budget = budget
-        self._ready_since: float | None = None
+    child: ChildProcess
+    hang_detector: HangDetector
+    slot: Slot | None = None
+    route: Route | None = None
+    state: str = "starting"
+    verdict: Verdict | None = None
+    device_seen: bool = False
+    kill_at: float | None = None
+    cause: ExitCause | None = None
+    bury_at: float = 0.0
+    replacement_jitter: float = 0.5
+    replace_after: float = 0.0
+    generations: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    def handle(self, event: Event, now: float, cause: str | None = None) -> Action:
-        """Takes an event to the next state.
+    @property
+    def told_cause(self) -> str:
+        """How it ended, for people."""
+        if self.verdict is not None:
+            return str(self.verdict)
+        return f"{self.cause}: it could not make its socket in runtime_dir" if self._mute else str(self.cause)
 
-        Args:
-            event: what happened; a death is told with `died`, not here.
-            now: monotonic seconds.
-            cause: why, for UNLOADABLE.
+    @property
+    def advice(self) -> str | None:
+        """What to check, once it has ended."""
+        if self.cause is None or self.verdict is not None:
+            return None
+        if self._mute:
+            return "is the disk of runtime_dir full, out of inodes, read-only or gone? See its output"
+        return self.cause.advice
 
-        Returns:
-            What is to be done.
+    @property
+    def _mute(self) -> bool:
+        # A model may exit with any code, but only after the first report.
+        return self.state == "starting" and self.cause is not None and self.cause.code == NO_SOCKET
 
-        Raises:
-            LookupError: the event cannot happen in this state.
-        """
-        try:
-            state, action = TRANSITIONS[self.state, event]
-        except KeyError:
-            raise LookupError(f"slot {self.number}: {event} cannot happen while {self.state}") from None
-        if cause is not None:
-            self.last_error = cause
-        if event is Event.RESTART:
-            # Whoever asks for it has seen to the cause.
-            self._budget.reset()
-        if state is State.READY and (self.state is not State.READY or event is Event.REPLACED):
-            self._ready_since = now
-        if action is Action.START or event in (Event.REPLACED, Event.SUCCEEDED):
-            self.incarnation += 1
-        if action is Action.START:
-            self.restarts += event is Event.DUE
-            self._ready_since = None
-        self.state = state
-        return action
 
-    def set_policy(self, policy: RestartPolicy) -> None:
-        """A reload has changed when it is started again."""
-        self._budget.policy = policy
+class Slot(SlotStateMachine):
+    """A slot: its state machine, with what belongs to it.
 
-    def died(self, now: float, cause: str, *, counts: bool = True) -> Action:
-        """The process of the current incarnation has ended.
+    Args:
+        number: from 0, in the order of the devices.
+        budget: how often it may be restarted.
+        state: the first.
+        placement: its device and its share of the host.
+        specs: the models that its next process loads.
 
-        Args:
-            now: monotonic seconds.
-            cause: how it ended, for people.
-            counts: False when a suspect request was being executed alone: that spends no budget.
-        """
-        if self.state not in LIVE:
-            return self.handle(Event.DIED, now)
-        ready_for_s = None if self._ready_since is None else now - self._ready_since
-        delay = self._budget.died(now, ready_for_s=ready_for_s, counts=counts)
-        if delay is None:
-            return self.handle(Event.SPENT, now, f"{cause}; too many restarts")
-        self.delay_s = delay
-        return self.handle(Event.DIED, now, cause)
+    Attributes:
+        placement: as given; a reload may change it.
+        specs: the models that its next process loads.
+        process: its process, or None in between.
+        next_process: a process that loads to take over from `process`, or None.
+        models: what the current incarnation reported of its models.
+        refused: what the process that was to take over last could not load of them.
+        operator_restart: an operator has asked for a new process: each of its models is to load, those that did not
+            before too.
+        visible_devices: `CUDA_VISIBLE_DEVICES` as the current incarnation reads it itself.
+        safe_rows: rows for which device memory suffices, by model, where it did not for more.
+        due: when its back-off ends, in monotonic seconds.
+        away_since: when its last process died, to tell how long it was away.
+        completed: rows answered by earlier incarnations.
+    """
+
+    def __init__(
+        self, number: int, budget: RestartBudget, state: State, placement: Placement, specs: tuple[ModelSpec, ...]
+    ) -> None:
+        super().__init__(number, budget, state)
+        self.placement = placement
+        self.specs = specs
+        self.process: WorkerProcess | None = None
+        self.next_process: WorkerProcess | None = None
+        self.models: tuple[ModelReport, ...] = ()
+        self.refused: tuple[ModelReport, ...] = ()
+        self.operator_restart = False
+        self.visible_devices: str | None = None
+        self.safe_rows: dict[str, int] = {}
+        self.due: float | None = None
+        self.away_since: float | None = None
+        self.completed = 0
+
+    @property
+    def route(self) -> Route | None:
+        """Its process's place in the router, while it serves."""
+        return self.process.route if self.process is not None else None
+
+    def serves(self, model: str) -> bool:
+        """Its process serves the model."""
+        return self.route is not None and model in self.route.worker.serves
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """What stands on every line of the log about this slot's worker."""
+        return {
+            "slot": self.number,
+            "incarnation": self.incarnation,
+            "device": self.placement.device,
+        }

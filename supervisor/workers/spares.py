@@ -7,7 +7,7 @@ import logging
 from ..loop.log import event
 from .launcher import Launcher
 from .restart_budget import RestartBudget
-from .worker_process import Member
+from .slot import WorkerProcess
 
 log = logging.getLogger("multitower.fleet")
 
@@ -23,66 +23,66 @@ class Spares:
         budget: how often they may die.
 
     Attributes:
-        members: the spares there are.
+        processes: the spares there are.
     """
 
     def __init__(self, launcher: Launcher, budget: RestartBudget) -> None:
-        self.members: list[Member] = []
+        self.processes: list[WorkerProcess] = []
         self._launcher = launcher
         self._wanted = 0
         self._budget = budget
         self._due = 0.0
 
-    def take(self) -> Member | None:
+    def take(self) -> WorkerProcess | None:
         """A spare for a slot, the one that is furthest; it is no spare any more."""
         # One that has died may not have been buried yet.
-        alive = [spare for spare in self.members if spare.cause is None]
+        alive = [spare for spare in self.processes if spare.cause is None]
         spare = min(alive, key=lambda spare: spare.state != "idle", default=None)
         if spare is not None:
-            self.members.remove(spare)
+            self.processes.remove(spare)
         return spare
 
     def replenish(self, now: float) -> None:
         """Starts what is missing."""
-        while len(self.members) < self._wanted and now >= self._due:
+        while len(self.processes) < self._wanted and now >= self._due:
             fields: dict[str, object] = {"spare": True}
-            member = self._launcher.launch("mt-spare", None, fields)
-            if member is None:
+            process = self._launcher.launch("mt-spare", None, fields)
+            if process is None:
                 self._due = now + RETRY_S
                 return
-            self.members.append(member)
+            self.processes.append(process)
             event(log, logging.DEBUG, "spare started", **fields)
 
     def next_wake(self, now: float) -> float | None:
         """When `replenish` must be called, in monotonic seconds, or None when nothing is planned."""
-        return self._due if len(self.members) < self._wanted and self._due > now else None
+        return self._due if len(self.processes) < self._wanted and self._due > now else None
 
     def want(self, number: int) -> None:
         """How many there are to be from now on; those that there are stay until a slot takes them."""
         self._wanted = number
 
-    def hope(self, number: int) -> None:
+    def resume(self, number: int) -> None:
         """Whoever asks for it has seen to what killed them: there are to be so many again."""
         self._budget.reset()
         self._due = 0.0
         self.want(number)
 
-    def failed(self, member: Member, cause: str | None) -> None:
+    def failed(self, process: WorkerProcess, cause: str | None) -> None:
         """A spare says that it can never serve: others could not either."""
-        event(log, logging.ERROR, "spare failed: no more spares", pid=member.process.pid, cause=cause)
+        event(log, logging.ERROR, "spare failed: no more spares", pid=process.child.pid, cause=cause)
         self.want(0)
 
-    def died(self, member: Member, now: float) -> None:
+    def died(self, process: WorkerProcess, now: float) -> None:
         """A spare has ended by itself."""
-        assert member.cause is not None  # it has been reaped
+        assert process.cause is not None  # it has been reaped
         delay = self._budget.died(now, ready_for_s=None)
         event(
             log,
             logging.WARNING,
             "spare died" if delay is not None else "spare died too often: no more spares",
-            **member.process.fields,
-            cause=member.told_cause,
-            check=member.advice,
+            **process.child.fields,
+            cause=process.told_cause,
+            check=process.advice,
         )
         if delay is None:
             self.want(0)

@@ -7,13 +7,13 @@ from typing import Any
 from multitower.supervisor.scheduling.pool import Rule
 from multitower.supervisor.scheduling.queue import Batch, QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
-from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.scheduler import Scheduler
 from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
 FIXED_S, ROW_S, LARGEST = 0.004, 0.00003, 32
 KEY = BatchKey(KeySpec("m", (("x", "UINT8", ()),), None, True), LARGEST)
-SINGLY = BatchKey(KeySpec("m", (("x", "UINT8", (3,)),), None, False), 0)
+UNBATCHED = BatchKey(KeySpec("m", (("x", "UINT8", (3,)),), None, False), 0)
 
 
 class Scene:
@@ -23,18 +23,20 @@ class Scene:
         self, *factors: float, rule: Rule = Rule.EARLIEST_FINISH, sizes: tuple[int, ...] = (), retry: int = 1
     ) -> None:
         self.now = 100.0
-        self.balancer = Balancer({"m": QueueLimits(10_000, 1 << 30, retry=retry, quarantine_s=60.0, sizes=sizes)}, rule)
+        self.scheduler = Scheduler(
+            {"m": QueueLimits(10_000, 1 << 30, retry=retry, quarantine_s=60.0, sizes=sizes)}, rule
+        )
         self._slots = 0
         self.workers = [self.worker(factor) for factor in factors]
         self._requests = 0
 
     def worker(self, factor: float | None) -> Worker:
         """Comes; nothing is known of it where no factor is told."""
-        worker = self.balancer.add_worker(self._slots, "cpu:0", {"m": Served()}, self.now)
+        worker = self.scheduler.add_worker(self._slots, "cpu:0", {"m": Served()}, self.now)
         self._slots += 1
         for rows in range(1, LARGEST + 1) if factor is not None else ():
             worker.pace.add(KEY.id, rows, (factor or 0) * (FIXED_S + ROW_S * rows))
-            worker.pace.add(SINGLY.id, 1, (factor or 0) * FIXED_S)
+            worker.pace.add(UNBATCHED.id, 1, (factor or 0) * FIXED_S)
         return worker
 
     def submit(self, count: int, rows: int = 1, key: BatchKey = KEY) -> list[Request]:
@@ -45,20 +47,20 @@ class Scene:
             plan = Plan(key, rows, (0,), (rows,), (False,), ("x",), 1e6)
             id = self._requests.to_bytes(4, "big")
             requests.append(Request(("sender",), id, plan, [bytes(rows)], rows, self.now))
-            self.balancer.submit(requests[-1])
+            self.scheduler.submit(requests[-1])
         return requests
 
     def dispatch(self, after: float = 0.0) -> list[tuple[int, int]]:
         """Worker and rows of each batch that is given, so many seconds later."""
         self.now += after
-        return [(batch.worker.slot, batch.rows) for batch in self.balancer.dispatch(self.now)]
+        return [(batch.worker.slot, batch.rows) for batch in self.scheduler.dispatch(self.now)]
 
     def answer(self, slot: int, after: float = 0.0, busy_s: float | None = None) -> Batch:
         """A worker answers, so many seconds later."""
         self.now += after
-        worker = next(worker for worker in self.balancer.workers if worker.slot == slot)
+        worker = next(worker for worker in self.scheduler.workers if worker.slot == slot)
         batch = worker.batch
         assert batch is not None
         answers: list[Any] = [[b"", b"x"]] * len(batch.requests)
-        assert self.balancer.finish(worker, batch.id, answers, self.now, busy_s) is batch
+        assert self.scheduler.finish(worker, batch.id, answers, self.now, busy_s) is batch
         return batch

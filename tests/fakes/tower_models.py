@@ -19,7 +19,7 @@ import tensorflow as tf
 from multitower.spec import Assignment, ModelSpec
 from multitower.worker.formats.model import Arrays, LoadError, Model, load, load_towers
 from multitower.worker.formats.tensorflow_setup import configure, plain
-from multitower.worker.formats.towers import Site
+from multitower.worker.formats.towers import TowerPlacement
 
 DEVICES = ("cpu:4", "cpu:5", "cpu:6", "cpu:7")
 RNG = np.random.default_rng(5)
@@ -183,7 +183,7 @@ def elsewhere(spec: ModelSpec, inputs: Arrays) -> dict[str, Any]:
     """A tower on a GPU that is not there."""
     from multitower.worker.formats.saved_model import SavedModel
 
-    model = SavedModel(spec, Site(("GPU-a", "GPU-b"), 1))
+    model = SavedModel(spec, TowerPlacement(("GPU-a", "GPU-b"), 1))
     model.try_out(inputs)
     tower: Any = model.tower
     return {"device": tower.device, "nodes": dict(tower.nodes), "fallbacks": dict(tower.fallbacks)}

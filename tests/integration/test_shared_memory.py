@@ -262,8 +262,8 @@ def _rejected(daemon: Running) -> int:
 
 def test_the_fallback_is_kept_for_the_connection(daemon: Running, client: Client) -> None:
     renamed = client.empty((1, 100_000))
-    segment = client._requests._arena.locate(renamed)[0]  # type: ignore[union-attr, index]
-    segment.name = segment.name.replace(f"-{os.getpid()}-", "-4194304-")  # a pid that no process has
+    region = client._requests._arena.locate(renamed)[0]  # type: ignore[union-attr, index]
+    region.name = region.name.replace(f"-{os.getpid()}-", "-4194304-")  # a pid that no process has
     renamed[:] = 3
     before = _rejected(daemon)
     for _ in range(5):

@@ -327,7 +327,7 @@ def test_a_label_that_is_moved_is_followed_at_once(versioned: Admission) -> None
     assert versioned.plan(header(version_label="stable")).key.version == "9"
     versioned.set_labels("m", {"stable": ["10"]})
     assert versioned.plan(header(version_label="stable")).key.version == "010"
-    assert versioned.catalogue.labels("m") == {"stable": "010"}
+    assert versioned.catalog.labels("m") == {"stable": "010"}
     versioned.set_labels("m", {})
     with pytest.raises(NotFound, match="'m' has no version label 'stable', nor any other"):
         versioned.plan(header(version_label="stable"))
@@ -343,6 +343,6 @@ def test_an_older_version_is_described_without_becoming_what_others_get(versione
     with pytest.raises(InvalidRequest, match="no input 'x', only 'other'"):
         versioned.plan(header(model_version="9"))
     versioned.keep_versions("m", {"9"})
-    assert versioned.catalogue.versions("m") == ["9", "010"], "the one that requests get which name none stays"
+    assert versioned.catalog.versions("m") == ["9", "010"], "the one that requests get which name none stays"
     versioned.keep_versions("m", {"010"})
-    assert versioned.catalogue.versions("m") == ["010"]
+    assert versioned.catalog.versions("m") == ["010"]

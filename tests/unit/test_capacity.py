@@ -23,8 +23,8 @@ def fits(devices: tuple[DeviceSample, ...] | None, *, kind: str = "GPU", limit: 
     sample = None if devices is None else Sample(pid=1, at=0.0, rss_bytes=MIB, cpu_percent=None, devices=devices)
     names = tuple(f"{kind}:{number}" for number in range(2))
     placement = SimpleNamespace(devices=names, memory_limit_bytes=None if limit is None else limit * MIB)
-    place: Any = SimpleNamespace(slot=SimpleNamespace(number=0), placement=placement)
-    return Capacity(cast("Any", SimpleNamespace(sample=lambda slot: sample))).fits(place)
+    slot: Any = SimpleNamespace(number=0, placement=placement)
+    return Capacity(cast("Any", SimpleNamespace(sample=lambda slot: sample))).fits(slot)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from multitower.supervisor.config.source import ConfigError, Place
+from multitower.supervisor.config.source import ConfigError, Position
 from multitower.supervisor.config.yaml_reader import MAX_DEPTH, MAX_NODES, Reader
 
 
@@ -67,10 +67,10 @@ def test_not_a_number_is_one() -> None:
 
 def test_everything_knows_its_place() -> None:
     node = Reader("x.yaml").read("a: 1\nb:\n  - c: [2,\n      3]\n")
-    assert node.find(("a",)) == Place("x.yaml", 1, 4)
-    assert node.find(("a",), key=True) == Place("x.yaml", 1, 1)
-    assert node.find(("b", 0, "c", 1)) == Place("x.yaml", 4, 7)
-    assert node.find(("b", 0, "nowhere", 5)) == Place("x.yaml", 3, 5), "the innermost thing that was written"
+    assert node.find(("a",)) == Position("x.yaml", 1, 4)
+    assert node.find(("a",), key=True) == Position("x.yaml", 1, 1)
+    assert node.find(("b", 0, "c", 1)) == Position("x.yaml", 4, 7)
+    assert node.find(("b", 0, "nowhere", 5)) == Position("x.yaml", 3, 5), "the innermost thing that was written"
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from typing import cast
 import pytest
 
 from multitower.spec import NO_SOCKET
+from multitower.supervisor.workers.child_process import ChildProcess
 from multitower.supervisor.workers.exit_cause import ExitCause
-from multitower.supervisor.workers.hang_detector import Pulse, Verdict
-from multitower.supervisor.workers.process import WorkerProcess
-from multitower.supervisor.workers.worker_process import Member
+from multitower.supervisor.workers.hang_detector import HangDetector, Verdict
+from multitower.supervisor.workers.slot import WorkerProcess
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,8 @@ def test_words_and_what_to_check(code: int, text: str, advice: str) -> None:
 def test_what_else_is_known_of_a_process(
     state: str, code: int, verdict: Verdict | None, text: str, advice: str | None
 ) -> None:
-    member = Member(cast(WorkerProcess, None), Pulse(0.0, 1.0), state=state, verdict=verdict, cause=ExitCause(code))
-    assert member.told_cause.endswith(text)
-    assert (advice in member.advice) if advice is not None and member.advice else member.advice is advice
+    process = WorkerProcess(
+        cast(ChildProcess, None), HangDetector(0.0, 1.0), state=state, verdict=verdict, cause=ExitCause(code)
+    )
+    assert process.told_cause.endswith(text)
+    assert (advice in process.advice) if advice is not None and process.advice else process.advice is advice

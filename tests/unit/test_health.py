@@ -8,15 +8,15 @@ from typing import Any, cast
 import pytest
 
 from multitower.supervisor.machine.resources import Sampler
-from multitower.supervisor.routing.router import Channel, Router
+from multitower.supervisor.routing.router import Route, Router
 from multitower.supervisor.workers.capacity import Capacity
-from multitower.supervisor.workers.hang_detector import Pulse
+from multitower.supervisor.workers.child_process import ChildProcess
+from multitower.supervisor.workers.hang_detector import HangDetector
 from multitower.supervisor.workers.health import Health
-from multitower.supervisor.workers.process import WorkerProcess
 from multitower.supervisor.workers.restart_budget import RestartPolicy
-from multitower.supervisor.workers.settings import FleetSettings
-from multitower.supervisor.workers.slot import State
-from multitower.supervisor.workers.worker_process import Member, Place
+from multitower.supervisor.workers.settings import WorkerSettings
+from multitower.supervisor.workers.slot import Slot, WorkerProcess
+from multitower.supervisor.workers.slot_state_machine import State
 
 
 class Process:
@@ -45,25 +45,25 @@ class Workers:
         self.retired: list[object] = []
         self.present: bool | None = None
         self.rss: int | None = None
-        balancer = SimpleNamespace(retire=self.retired.append)
+        scheduler = SimpleNamespace(retire=self.retired.append)
         self.health = Health(
-            cast(Router, SimpleNamespace(balancer=balancer)), lambda place: self.rss, lambda slot: self.present
+            cast(Router, SimpleNamespace(scheduler=scheduler)), lambda slot: self.rss, lambda slot: self.present
         )
-        self.place = cast(Place, SimpleNamespace(slot=SimpleNamespace(number=0, state=State.READY), member=None))
-        self.member = self.serving()
-        self.place.member = self.member
+        self.slot = cast(Slot, SimpleNamespace(number=0, state=State.READY, process=None))
+        self.process = self.serving()
+        self.slot.process = self.process
         self.now = 0.0
 
-    def serving(self) -> Member:
+    def serving(self) -> WorkerProcess:
         worker = SimpleNamespace(batch=None)
-        channel = cast(Channel, SimpleNamespace(worker=worker, workers=(worker,), requests=0))
-        process: Any = Process()
-        return Member(cast(WorkerProcess, process), Pulse(0.0, 1.0), self.place, channel, "ready")
+        route = cast(Route, SimpleNamespace(worker=worker, workers=(worker,), requests=0))
+        child: Any = Process()
+        return WorkerProcess(cast(ChildProcess, child), HangDetector(0.0, 1.0), self.slot, route, "ready")
 
-    def see(self, present: bool | None, *others: Member) -> list[Member]:
+    def see(self, present: bool | None, *others: WorkerProcess) -> list[WorkerProcess]:
         self.present = present
         self.now += 1.0
-        return self.health.look([self.member, *others], self.now)
+        return self.health.look([self.process, *others], self.now)
 
 
 @pytest.mark.parametrize(
@@ -81,24 +81,24 @@ def test_a_worker_whose_device_goes_is_condemned_at_once_and_once(seen: list[boo
     workers = Workers()
     for present in seen[:-1]:
         assert workers.see(present) == []
-    assert workers.see(seen[-1]) == ([workers.member] if condemned else [])
-    assert (workers.member.verdict is not None) == condemned
+    assert workers.see(seen[-1]) == ([workers.process] if condemned else [])
+    assert (workers.process.verdict is not None) == condemned
     assert len(workers.retired) == condemned
     assert workers.see(False) == [] or not condemned
-    assert not cast(Any, workers.member.process).asked_for_stacks
+    assert not cast(Any, workers.process.child).asked_for_stacks
 
 
 def test_who_does_not_serve_the_slot_is_let_be() -> None:
     workers = Workers()
     leaving, loading, spare = workers.serving(), workers.serving(), workers.serving()
-    loading.channel, spare.place = None, None
+    loading.route, spare.slot = None, None
     everybody = (leaving, loading, spare)
     assert workers.see(True, *everybody) == []
-    assert workers.see(False, *everybody) == [workers.member]
+    assert workers.see(False, *everybody) == [workers.process]
 
 
 @pytest.mark.parametrize(
-    ("limits", "luck", "requests", "rss", "why"),
+    ("limits", "replacement_jitter", "requests", "rss", "why"),
     [
         ({}, 0.5, 10**9, 10**12, None),
         ({"max_requests": 100}, 0.0, 89, None, None),
@@ -116,30 +116,29 @@ def test_who_does_not_serve_the_slot_is_let_be() -> None:
     ],
 )
 def test_who_has_served_its_time(
-    limits: dict[str, int], luck: float, requests: int, rss: int | None, why: str | None
+    limits: dict[str, int], replacement_jitter: float, requests: int, rss: int | None, why: str | None
 ) -> None:
     workers = Workers()
-    channel: Any = workers.member.channel
-    workers.member.luck, channel.requests, workers.rss = luck, requests, rss
-    settings = FleetSettings((), {}, RestartPolicy(), **limits)
-    assert list(workers.health.recycle([workers.place], settings)) == ([(workers.place, why)] if why else [])
+    route: Any = workers.process.route
+    workers.process.replacement_jitter, route.requests, workers.rss = replacement_jitter, requests, rss
+    settings = WorkerSettings((), {}, RestartPolicy(), **limits)
+    assert list(workers.health.recycle([workers.slot], settings)) == ([(workers.slot, why)] if why else [])
 
 
 @pytest.mark.parametrize("state", [state for state in State if state is not State.READY])
 def test_who_does_not_serve_has_not_served_its_time(state: State) -> None:
     workers = Workers()
-    place, channel = cast(Any, workers.place), cast(Any, workers.member.channel)
-    place.slot.state, channel.requests = state, 10**9
-    assert not list(workers.health.recycle([workers.place], FleetSettings((), {}, RestartPolicy(), max_requests=1)))
+    slot, route = cast(Any, workers.slot), cast(Any, workers.process.route)
+    slot.state, route.requests = state, 10**9
+    assert not list(workers.health.recycle([workers.slot], WorkerSettings((), {}, RestartPolicy(), max_requests=1)))
 
 
 def test_the_memory_of_one_that_has_left_is_not_its_successors() -> None:
     samples = {0: SimpleNamespace(pid=7, rss_bytes=1000)}
     capacity = Capacity(cast(Sampler, SimpleNamespace(sample=samples.get)))
-    slot = SimpleNamespace(number=0)
-    worker, successor = (SimpleNamespace(process=SimpleNamespace(pid=pid)) for pid in (7, 8))
-    assert capacity.rss(cast(Place, SimpleNamespace(slot=slot, member=worker))) == 1000
-    assert capacity.rss(cast(Place, SimpleNamespace(slot=slot, member=successor))) is None
-    assert capacity.rss(cast(Place, SimpleNamespace(slot=slot, member=None))) is None
+    worker, next_process = (SimpleNamespace(child=SimpleNamespace(pid=pid)) for pid in (7, 8))
+    assert capacity.rss(cast(Slot, SimpleNamespace(number=0, process=worker))) == 1000
+    assert capacity.rss(cast(Slot, SimpleNamespace(number=0, process=next_process))) is None
+    assert capacity.rss(cast(Slot, SimpleNamespace(number=0, process=None))) is None
     samples.clear()
-    assert capacity.rss(cast(Place, SimpleNamespace(slot=slot, member=worker))) is None
+    assert capacity.rss(cast(Slot, SimpleNamespace(number=0, process=worker))) is None

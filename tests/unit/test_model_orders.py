@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from made_up_fleet import Scene, process, spec
+from fake_workers import Scene, child, spec
 
 from multitower.errors import MultitowerError, Reason, Unavailable
 from multitower.supervisor import settings
 from multitower.supervisor.config import config
-from multitower.supervisor.loop.background import Errands
+from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.operations.model_orders import ModelOrders
 from multitower.supervisor.operations.orders import Orders
-from multitower.supervisor.operations.status import Reporter
-from multitower.supervisor.workers.slot import State
+from multitower.supervisor.operations.status import StatusReporter
+from multitower.supervisor.workers.slot_state_machine import State
 
 MODEL = (
     "- {{name: {name}, handler: 'h:M', parameters: {{version: {version}}}, batching: {{max_batch_size: 2}}, "
@@ -55,17 +55,17 @@ class Daemon:
         self.configure()
         self.scene = Scene(models=models, fits=fits)
         for slot in range(len(models)):
-            self.scene.serve(self.scene.member(slot))
-        fleet, router = self.scene.fleet, self.scene.router
+            self.scene.serve(self.scene.process(slot))
+        manager, router = self.scene.manager, self.scene.router
         made = settings.make(self._read())
-        for place, placement in zip(fleet.places, made.placements, strict=True):
-            place.placement = placement
-        self.reporter = Reporter(router, fleet, made.fleet.models, 1 << 20, self.scene.now)
-        errands = cast(Errands, AtOnce())
+        for slot, placement in zip(manager.slots, made.placements, strict=True):
+            slot.placement = placement
+        self.reporter = StatusReporter(router, manager, made.worker_settings.models, 1 << 20, self.scene.now)
+        background = cast(BackgroundJobs, AtOnce())
         self.orders = Orders(
-            fleet, router, self.reporter, errands, made, self._read, begun=lambda: None, ended=lambda: None
+            manager, router, self.reporter, background, made, self._read, begun=lambda: None, ended=lambda: None
         )
-        self._models = ModelOrders(self.orders, fleet, router, self.reporter, errands, self._read)
+        self._models = ModelOrders(self.orders, manager, router, self.reporter, background, self._read)
         self.told: list[dict[str, Any] | MultitowerError] = []
 
     def configure(self, *, more: str = "", at_startup: str = "true", **versions: int) -> None:
@@ -108,8 +108,10 @@ class Daemon:
 
     def loads(self) -> list[str]:
         """The models of each slot's process."""
-        members = [place.member for place in self.scene.fleet.places]
-        return ["".join(name for name, _ in member.editions) if member is not None else "" for member in members]
+        processes = [slot.process for slot in self.scene.manager.slots]
+        return [
+            "".join(name for name, _ in process.generations) if process is not None else "" for process in processes
+        ]
 
 
 @pytest.fixture
@@ -131,19 +133,19 @@ def why(answer: dict[str, Any] | MultitowerError) -> tuple[str, str]:
 
 def test_an_unloaded_model_answers_what_was_accepted_and_refuses_what_comes(daemon: Daemon) -> None:
     scene = daemon.scene
-    old, neighbour = scene.member(0), scene.member(1)
+    old, neighbour = scene.process(0), scene.process(1)
     for _ in range(5):
         scene.submit(model="n")
     daemon.order("unload", "n")
     assert daemon.state("n") == "unloading"
     assert daemon.refused("n") == "'n' is unloaded; `multitower load n` loads it"
-    scene.serve(scene.successor(0))
-    assert not process(old).told, "it has something to answer"
+    scene.serve(scene.next_process(0))
+    assert not child(old).told, "it has something to answer"
     scene.settle()
     assert [type(answer) for answer in scene.replies()] == [list] * 5
     assert [of(answer) for answer in daemon.told] == [[0]]
     assert daemon.loads() == ["m", "m"]
-    assert scene.member(1) is neighbour
+    assert scene.process(1) is neighbour
     assert (daemon.state("n"), daemon.state("m")) == ("unloaded", "ready")
     assert daemon.refused("n") == "'n' is unloaded; `multitower load n` loads it"
     assert daemon.reporter.readiness() == {"ready": True, "slots_ready": 2, "slots_total": 2}
@@ -154,13 +156,13 @@ def test_an_unloaded_model_answers_what_was_accepted_and_refuses_what_comes(daem
 
 def test_loaded_again_it_serves_where_it_did(daemon: Daemon) -> None:
     daemon.carry_out("unload", "n")
-    neighbour = daemon.scene.member(1)
+    neighbour = daemon.scene.process(1)
     daemon.order("load", "n")
     assert daemon.state("n") == "loading"
     daemon.scene.settle()
     assert [of(answer) for answer in daemon.told[1:]] == [[0]]
     assert (daemon.loads(), daemon.state("n")) == (["mn", "m"], "ready")
-    assert daemon.scene.member(1) is neighbour
+    assert daemon.scene.process(1) is neighbour
     daemon.scene.submit(model="n")
     daemon.scene.settle()
     assert [type(answer) for answer in daemon.scene.replies()] == [list]
@@ -178,7 +180,7 @@ def test_a_slot_whose_last_model_is_unloaded_has_no_process_until_it_is_loaded(t
     assert why(daemon.told[-1]) == (Reason.MALFORMED, "slot 1 has no model to load")
     daemon.carry_out("unload", "m")
     assert scene.alive() == []
-    assert not scene.fleet.hopeless, "exit_when_failed must not end the daemon now"
+    assert not scene.manager.unavailable, "exit_when_failed must not end the daemon now"
     assert of(daemon.carry_out("load", "n")) == [1]
     assert (scene.state(1), daemon.loads()) == (State.READY, ["", "n"])
 
@@ -187,11 +189,11 @@ def test_a_slot_that_failed_comes_back_without_the_model_that_is_unloaded(tmp_pa
     daemon = Daemon(tmp_path, [("m", "n")])
     scene = daemon.scene
     daemon.orders.restart(0, daemon.told.append)
-    scene.die(scene.member())
-    while scene.place().member is not None or scene.state() is not State.FAILED:
+    scene.die(scene.process())
+    while scene.slot().process is not None or scene.state() is not State.FAILED:
         scene.tick(1.0)
-        if scene.place().member is not None:
-            scene.report(scene.member(), "failed", "n: no weights")
+        if scene.slot().process is not None:
+            scene.report(scene.process(), "failed", "n: no weights")
             scene.obey()
     assert of(daemon.carry_out("unload", "n")) == [0]
     assert (scene.state(), daemon.loads()) == (State.READY, ["m"])
@@ -209,15 +211,15 @@ def test_one_that_could_not_be_unloaded_is_there_as_before(daemon: Daemon) -> No
 
 
 def test_a_load_takes_one_section_of_the_file_and_no_other(daemon: Daemon) -> None:
-    neighbour = daemon.scene.member(1)
+    neighbour = daemon.scene.process(1)
     daemon.configure(m=2, n=2, more="dispatch: least_depth")
     assert of(daemon.carry_out("load", "n")) == [0]
-    place = daemon.scene.place(0)
-    assert place.specs == (spec(1, "m"), spec(2, "n"))
-    assert daemon.scene.member(1) is neighbour
+    slot = daemon.scene.slot(0)
+    assert slot.specs == (spec(1, "m"), spec(2, "n"))
+    assert daemon.scene.process(1) is neighbour
     assert daemon.orders.settings.config.dispatch == "earliest_finish"
     assert isinstance(daemon.carry_out("reload"), dict)
-    assert daemon.scene.place(0).specs == (spec(2, "m"), spec(2, "n"))
+    assert daemon.scene.slot(0).specs == (spec(2, "m"), spec(2, "n"))
 
 
 def test_a_model_that_is_new_in_the_file_is_loaded_on_its_devices(tmp_path: Path) -> None:
@@ -239,9 +241,9 @@ def test_a_reload_returns_to_what_the_file_says(daemon: Daemon) -> None:
 
 def test_a_reload_leaves_what_need_not_be_loaded_at_the_start_as_it_is(daemon: Daemon) -> None:
     daemon.configure(at_startup="false")
-    members = [daemon.scene.member(slot) for slot in (0, 1)]
+    processes = [daemon.scene.process(slot) for slot in (0, 1)]
     assert isinstance(daemon.carry_out("reload"), dict)
-    assert [daemon.scene.member(slot) for slot in (0, 1)] == members
+    assert [daemon.scene.process(slot) for slot in (0, 1)] == processes
     daemon.carry_out("unload", "n")
     assert isinstance(daemon.carry_out("reload"), dict)
     assert (daemon.loads(), daemon.state("n"), daemon.state("m")) == (["m", "m"], "unloaded", "ready")
@@ -274,12 +276,12 @@ def test_a_wrong_order_changes_nothing(
 
 def test_one_that_cannot_be_loaded_stays_unloaded_and_is_tried_again(daemon: Daemon) -> None:
     daemon.carry_out("unload", "n")
-    old = daemon.scene.member(0)
+    old = daemon.scene.process(0)
     daemon.order("load", "n")
-    daemon.scene.report(daemon.scene.successor(0), "failed", "n: no weights")
+    daemon.scene.report(daemon.scene.next_process(0), "failed", "n: no weights")
     daemon.scene.settle()
     assert why(daemon.told[-1]) == (Reason.MODEL_ERROR, "'n' could not be loaded: slot 0: n: no weights")
-    assert daemon.scene.member(0) is old
+    assert daemon.scene.process(0) is old
     assert daemon.state("n") == "unloaded"
     assert daemon.refused("n") == "'n' is unloaded; `multitower load n` loads it"
     assert of(daemon.carry_out("load", "n")) == [0]
@@ -290,8 +292,8 @@ def test_one_that_cannot_be_loaded_where_two_do_not_fit_is_given_up_again(tmp_pa
     daemon.carry_out("unload", "n")
     daemon.order("load", "n")
     daemon.scene.obey()
-    daemon.scene.report(daemon.scene.member(), "loading")
-    daemon.scene.report(daemon.scene.member(), "ready", failed=["n"])
+    daemon.scene.report(daemon.scene.process(), "loading")
+    daemon.scene.report(daemon.scene.process(), "ready", failed=["n"])
     daemon.scene.submit(model="m")
     daemon.scene.settle()
     assert why(daemon.told[-1]) == (Reason.MODEL_ERROR, "'n' could not be loaded: slot 0: n: no weights")
@@ -305,7 +307,7 @@ def test_a_new_one_that_cannot_be_loaded_is_not_known(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, [("m",)])
     daemon.configure(n=1)
     daemon.order("load", "n")
-    daemon.scene.report(daemon.scene.successor(), "failed", "n: no weights")
+    daemon.scene.report(daemon.scene.next_process(), "failed", "n: no weights")
     daemon.scene.settle()
     assert why(daemon.told[-1])[0] == Reason.MODEL_ERROR
     assert [model["name"] for model in daemon.reporter.status(daemon.scene.now)["models"]] == ["m"]
@@ -317,11 +319,11 @@ def test_one_that_cannot_be_loaded_on_one_of_its_slots_is_given_up_on_all(tmp_pa
     daemon = Daemon(tmp_path, [("m", "n"), ("m", "n")])
     daemon.carry_out("unload", "n")
     daemon.order("load", "n")
-    daemon.scene.serve(daemon.scene.successor(0))
+    daemon.scene.serve(daemon.scene.next_process(0))
     daemon.scene.obey()
     daemon.scene.tick()
     daemon.scene.submit(model="n")
-    daemon.scene.report(daemon.scene.successor(1), "failed", "n: no memory")
+    daemon.scene.report(daemon.scene.next_process(1), "failed", "n: no memory")
     daemon.scene.settle()
     assert why(daemon.told[-1])[1] == "'n' could not be loaded: slot 1: n: no memory"
     assert [type(answer) for answer in daemon.scene.replies()] == [list]
@@ -332,14 +334,14 @@ def test_one_whose_new_edition_cannot_be_loaded_everywhere_stays_what_it_was(tmp
     daemon = Daemon(tmp_path, [("m", "n"), ("n",)])
     daemon.configure(n=2)
     daemon.order("load", "n")
-    daemon.scene.serve(daemon.scene.successor(0))
+    daemon.scene.serve(daemon.scene.next_process(0))
     daemon.scene.obey()
     daemon.scene.tick()
-    daemon.scene.report(daemon.scene.successor(1), "failed", "n: no weights")
+    daemon.scene.report(daemon.scene.next_process(1), "failed", "n: no weights")
     daemon.scene.settle()
     assert why(daemon.told[-1])[0] == Reason.MODEL_ERROR
-    assert daemon.scene.place(0).specs == (spec(1, "m"), spec(1, "n"))
-    assert (daemon.state("n"), daemon.scene.place(1).specs) == ("ready", (spec(1, "n"),))
+    assert daemon.scene.slot(0).specs == (spec(1, "m"), spec(1, "n"))
+    assert (daemon.state("n"), daemon.scene.slot(1).specs) == ("ready", (spec(1, "n"),))
 
 
 def test_orders_are_carried_out_one_after_the_other(daemon: Daemon) -> None:
@@ -349,7 +351,7 @@ def test_orders_are_carried_out_one_after_the_other(daemon: Daemon) -> None:
     assert daemon.told == []
     daemon.scene.settle()
     assert [isinstance(answer, dict) for answer in daemon.told] == [True] * 4
-    assert (daemon.loads(), daemon.scene.place(0).specs) == (["n", ""], (spec(1, "n"),))
+    assert (daemon.loads(), daemon.scene.slot(0).specs) == (["n", ""], (spec(1, "n"),))
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -368,10 +370,10 @@ def test_whatever_happens_every_request_has_one_answer_and_the_neighbours_are_se
                 accepted += 1
         elif step == "answer" and scene.running:
             worker = rng.choice(list(scene.running))
-            member = next(m for m in scene.launched if m.channel is not None and m.channel.worker is worker)
-            scene.answer(member)
+            process = next(m for m in scene.launched if m.route is not None and m.route.worker is worker)
+            scene.answer(process)
         elif step == "ready":
-            loading = [m for m in scene.alive() if m.place is not None and m.channel is None and not process(m).told]
+            loading = [m for m in scene.alive() if m.slot is not None and m.route is None and not child(m).told]
             if loading:
                 scene.serve(rng.choice(loading))
         elif step == "obey":

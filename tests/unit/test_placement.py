@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from multitower.supervisor.machine.devices import Device, DeviceError, Group
-from multitower.supervisor.machine.placement import Placement, place
+from multitower.supervisor.machine.placement import Placement, make_placements
 
 GIB = 2**30
 
@@ -60,7 +60,7 @@ def placed(
         "cores": "auto",
     }
     groups = [item if isinstance(item, tuple) else (item,) for item in devices]
-    return place(groups, **(defaults | options), available_cores=available)
+    return make_placements(groups, **(defaults | options), available_cores=available)
 
 
 def test_with_one_worker_a_device_slot_i_is_device_i() -> None:

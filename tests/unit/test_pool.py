@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 
 import pytest
-from practised import FIXED_S, KEY, LARGEST, ROW_S, SINGLY, Scene
+from practised import FIXED_S, KEY, LARGEST, ROW_S, UNBATCHED, Scene
 
 from multitower.errors import Reason, make
 from multitower.supervisor.scheduling.estimate import LEAST, STREAK
@@ -61,7 +61,7 @@ def test_that_is_looked_at_again_though_nothing_happens() -> None:
     assert scene.dispatch() == []
     given: list[tuple[int, int]] = []
     while not given:
-        wake = scene.balancer.next_wake()
+        wake = scene.scheduler.next_wake()
         assert wake is not None
         assert scene.now < wake < scene.now + 0.02
         given = scene.dispatch(wake - scene.now)
@@ -121,7 +121,7 @@ def test_brief_batches_go_to_whom_of_the_free_was_at_it_last(factors: tuple[floa
 
 def test_workers_of_other_models_do_not_keep_batches_from_being_brief() -> None:
     scene = Scene(0.05, 0.01)
-    scene.balancer.add_worker(2, "cpu:1", {"n": Served()}, scene.now)
+    scene.scheduler.add_worker(2, "cpu:1", {"n": Served()}, scene.now)
     for _ in range(4):
         scene.submit(1)
         assert scene.dispatch(0.001) == [(0, 1)], "the slower one was at it last, and choosing costs more than it gains"
@@ -134,7 +134,7 @@ def test_others_are_woken_for_brief_batches_when_they_are_whole_or_the_first_is_
     assert scene.dispatch() == [(0, 30)]
     scene.submit(LARGEST - 1)
     assert scene.dispatch(0.0001) == []
-    wake = scene.balancer.next_wake()
+    wake = scene.scheduler.next_wake()
     assert wake is not None
     assert scene.now < wake < scene.now + 0.001
     scene.submit(2)
@@ -144,16 +144,16 @@ def test_others_are_woken_for_brief_batches_when_they_are_whole_or_the_first_is_
     assert scene.dispatch() == [(1, 1)], "who was at it last"
     scene.submit(5)
     assert scene.dispatch() == []
-    wake = scene.balancer.next_wake()
+    wake = scene.scheduler.next_wake()
     assert wake is not None
     assert scene.dispatch(wake - scene.now) == [(0, 5)], "it is not back"
 
 
 def test_brief_requests_that_run_one_by_one_travel_together() -> None:
     scene = Scene(0.005, 0.005)  # 20 us a request
-    scene.submit(20, key=SINGLY)
+    scene.submit(20, key=UNBATCHED)
     assert scene.dispatch() == [(0, 14)]
-    scene.submit(5, key=SINGLY)
+    scene.submit(5, key=UNBATCHED)
     assert scene.dispatch(0.0001) == []
     scene.answer(0, 0.0001, 0.0003)
     assert scene.dispatch() == [(0, 11)]
@@ -165,19 +165,19 @@ def test_brief_requests_that_run_one_by_one_travel_together() -> None:
 )
 def test_other_requests_that_run_one_by_one_travel_alone(factor: float, retry: int) -> None:
     scene = Scene(factor, retry=retry)
-    scene.submit(20, key=SINGLY)
+    scene.submit(20, key=UNBATCHED)
     assert scene.dispatch() == [(0, 1)]
 
 
 def test_of_those_that_travelled_together_each_runs_alone_after_a_death() -> None:
     scene = Scene(0.005, 0.005)
-    scene.submit(3, key=SINGLY)
+    scene.submit(3, key=UNBATCHED)
     assert scene.dispatch() == [(0, 3)]
-    scene.balancer.remove_worker(scene.workers[0], scene.now, crashed=True)
+    scene.scheduler.remove_worker(scene.workers[0], scene.now, crashed=True)
     for _ in range(3):
         assert scene.dispatch() == [(1, 1)]
         scene.answer(1, 0.0001)
-    assert not scene.balancer.busy
+    assert not scene.scheduler.busy
 
 
 def test_one_whose_batches_are_brief_no_more_is_found_out() -> None:
@@ -243,7 +243,7 @@ def test_while_nothing_is_known_whoever_is_free_gets_it_and_nothing_is_sent_behi
     assert scene.dispatch() == [(0, 5), (1, 5)]
     scene.submit(100)
     assert scene.dispatch(10.0) == []
-    wake = scene.balancer.next_wake()
+    wake = scene.scheduler.next_wake()
     assert wake is not None
     assert wake > scene.now + 1000, "only its deadline"
     # What was given before anything was known is measured, and the next one is given by that.
@@ -257,7 +257,7 @@ def test_least_depth_asks_for_no_times() -> None:
     assert scene.dispatch() == [(0, 1), (1, 1)]
     scene.submit(100)
     assert scene.dispatch(0.003) == []
-    assert scene.balancer.pool.next_opening == inf
+    assert scene.scheduler.pool.next_opening == inf
     scene.answer(1)
     assert scene.dispatch() == [(1, 32)]
 
@@ -269,14 +269,14 @@ def test_a_reload_may_change_the_rule_while_workers_have_two_batches() -> None:
     scene.submit(LARGEST)
     behind = scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2)
     assert behind == [(0, LARGEST)]
-    scene.balancer.set_dispatch(Rule.LEAST_DEPTH)
+    scene.scheduler.set_dispatch(Rule.LEAST_DEPTH)
     scene.submit(10)
     scene.answer(0)
     assert scene.dispatch(FIXED_S + ROW_S * LARGEST) == [], "it is busy with the second one"
     scene.answer(0)
     (batch,) = scene.dispatch()
     assert batch[0] == 0
-    scene.balancer.set_dispatch(Rule.EARLIEST_FINISH)
+    scene.scheduler.set_dispatch(Rule.EARLIEST_FINISH)
     scene.submit(LARGEST)
     assert scene.dispatch(FIXED_S + ROW_S * batch[1] - GRAIN_S / 2) == [(0, LARGEST)], "what was measured before counts"
 
@@ -296,7 +296,7 @@ def test_a_whole_batch_is_sent_shortly_before_the_end_of_the_one_before() -> Non
     end = busy(scene)
     scene.submit(LARGEST)
     assert scene.dispatch() == []
-    wake = scene.balancer.next_wake()
+    wake = scene.scheduler.next_wake()
     assert wake == pytest.approx(end - GRAIN_S, abs=0.0002)
     assert scene.dispatch(wake - scene.now - 0.0001) == []
     assert scene.dispatch(0.0002) == [(0, LARGEST)]
@@ -322,7 +322,7 @@ def test_what_is_no_whole_batch_yet_waits_and_may_grow() -> None:
 
 def test_requests_that_run_singly_are_whole_batches() -> None:
     scene = Scene(1)
-    scene.submit(2, key=SINGLY)
+    scene.submit(2, key=UNBATCHED)
     assert scene.dispatch() == [(0, 1)]
     assert scene.dispatch(FIXED_S - GRAIN_S / 2) == [(0, 1)]
 
@@ -333,7 +333,7 @@ def test_nothing_is_sent_behind_what_is_late(late: float) -> None:
     end = busy(scene)
     scene.submit(LARGEST)
     assert scene.dispatch(end + late - scene.now) == []
-    wake = scene.balancer.next_wake()
+    wake = scene.scheduler.next_wake()
     assert wake is not None
     assert wake > scene.now + 1000, "and the loop does not spin"
 
@@ -349,7 +349,7 @@ def test_the_way_there_and_back_counts(hop_s: float) -> None:
     busy(scene)
     scene.submit(LARGEST)
     scene.dispatch()
-    wake = scene.balancer.next_wake()
+    wake = scene.scheduler.next_wake()
     assert wake is not None
     lead = min(hop_s + GRAIN_S, LEAD_SHARE * (FIXED_S + ROW_S))
     assert wake - scene.now == pytest.approx(FIXED_S + ROW_S + hop_s - lead, abs=0.0002)
@@ -390,7 +390,7 @@ def test_batches_with_errors_measure_nothing() -> None:
         scene.dispatch()
         assert worker.batch is not None
         scene.now += 1e-5
-        scene.balancer.finish(worker, worker.batch.id, [make(Reason.MODEL_ERROR, "at once")], scene.now)
+        scene.scheduler.finish(worker, worker.batch.id, [make(Reason.MODEL_ERROR, "at once")], scene.now)
     assert worker.pace.find(KEY.id) is None
 
 
@@ -398,7 +398,7 @@ def test_a_worker_that_is_held_gets_nothing_though_it_is_about_to_be_done() -> N
     scene = Scene(1)
     end = busy(scene)
     scene.submit(2 * LARGEST)
-    scene.balancer.hold(scene.workers[0])
+    scene.scheduler.hold(scene.workers[0])
     assert scene.dispatch(end - scene.now) == []
     scene.answer(0)
     assert scene.dispatch() == []

@@ -7,12 +7,12 @@ import os
 import pytest
 
 from multitower.errors import MultitowerError, Poisoned
-from multitower.supervisor.routing.regions import Piece, Region
+from multitower.supervisor.routing.regions import OpenArea, Region
 from multitower.supervisor.scheduling import quarantine as quarantine_module
 from multitower.supervisor.scheduling.quarantine import MAX_KEPT, MOST_BYTES, Quarantine
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request, SharedRequest
-from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.scheduler import Scheduler
 from multitower.supervisor.scheduling.worker import Served
 from multitower.worker_wire import KeySpec
 
@@ -52,7 +52,7 @@ def test_it_is_off_without_time_and_keeps_the_last_ones() -> None:
 def shared(content: bytes, region: Region) -> SharedRequest:
     os.pwrite(region.descriptor, content, 0)
     plan = request(content).plan
-    return SharedRequest(("sender",), b"1", plan, [Piece(region, 0, len(content))], len(content), 0.0, {})
+    return SharedRequest(("sender",), b"1", plan, [OpenArea(region, 0, len(content))], len(content), 0.0, {})
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -82,7 +82,7 @@ def test_the_bytes_that_are_digested_are_bounded(count: int, monkeypatch: pytest
     os.ftruncate(region.descriptor, size)
     inputs = tuple((str(number), "UINT8", (size,)) for number in range(count))
     plan = Plan(BatchKey(KeySpec("m", inputs, None, True), 4), 1, (), (), (), (), 30.0)
-    pieces = [Piece(region, 0, size)] * count
+    pieces = [OpenArea(region, 0, size)] * count
     large = SharedRequest(("sender",), b"1", plan, pieces, size * count, 0.0, {})
     read = []
     real = os.pread
@@ -102,24 +102,26 @@ class Deaths:
     """A balancer, and a worker for each life that a request takes."""
 
     def __init__(self, retry: int = 1, quarantine_s: float = 60.0) -> None:
-        self.balancer = Balancer({"m": QueueLimits(1000, 1 << 20, retry=retry, quarantine_s=quarantine_s)})
+        self.scheduler = Scheduler({"m": QueueLimits(1000, 1 << 20, retry=retry, quarantine_s=quarantine_s)})
         self.answers: list[MultitowerError] = []
 
     def kill_with(self, *requests: Request, crashed: bool) -> None:
         """All of these run in one batch, as far as they may, and kill its worker."""
         for each in requests:
-            self.balancer.submit(each)
+            self.scheduler.submit(each)
         self.kill_again(crashed=crashed)
 
     def kill_again(self, *, crashed: bool) -> None:
-        worker = self.balancer.add_worker(0, "cpu:0", {"m": Served()}, 0.0)
-        assert self.balancer.dispatch(0.0)
-        self.balancer.remove_worker(worker, 0.0, crashed=crashed)
-        self.answers += [reply.answer for reply in self.balancer.replies() if isinstance(reply.answer, MultitowerError)]
+        worker = self.scheduler.add_worker(0, "cpu:0", {"m": Served()}, 0.0)
+        assert self.scheduler.dispatch(0.0)
+        self.scheduler.remove_worker(worker, 0.0, crashed=crashed)
+        self.answers += [
+            reply.answer for reply in self.scheduler.replies() if isinstance(reply.answer, MultitowerError)
+        ]
 
     @property
     def quarantined(self) -> int:
-        return len(self.balancer.refusals.quarantine.entries(0.0))
+        return len(self.scheduler.refusals.quarantine.entries(0.0))
 
 
 @pytest.mark.parametrize(
@@ -145,9 +147,9 @@ def test_what_a_lone_death_says(crashes: list[bool], retry: int, seconds: float,
     assert scene.quarantined == kept
     if kept:
         with pytest.raises(Poisoned, match="an equal request crashed a worker; it is refused for 60 s more"):
-            scene.balancer.submit(request(id=b"2"))
-        assert scene.balancer.outstanding == 0
-        scene.balancer.submit(request(b"god", id=b"3"))
+            scene.scheduler.submit(request(id=b"2"))
+        assert scene.scheduler.outstanding == 0
+        scene.scheduler.submit(request(b"god", id=b"3"))
 
 
 def test_neighbours_of_a_batch_are_not_blamed() -> None:
@@ -161,11 +163,11 @@ def test_neighbours_of_a_batch_are_not_blamed() -> None:
 def test_a_request_that_hangs_beyond_its_deadline_is_known_again(share: bool) -> None:
     region = Region("r", os.memfd_create("r"))
     scene = Deaths()
-    scene.balancer.submit(shared(b"bad", region) if share else request())
-    worker = scene.balancer.add_worker(0, "cpu:0", {"m": Served()}, 0.0)
-    assert scene.balancer.dispatch(0.0)
-    scene.balancer.expire(40.0)
+    scene.scheduler.submit(shared(b"bad", region) if share else request())
+    worker = scene.scheduler.add_worker(0, "cpu:0", {"m": Served()}, 0.0)
+    assert scene.scheduler.dispatch(0.0)
+    scene.scheduler.expire(40.0)
     os.pwrite(region.descriptor, b"god", 0)  # its client has its outcome, and uses the memory again
-    scene.balancer.remove_worker(worker, 40.0, crashed=True)
-    assert len(scene.balancer.refusals.quarantine.entries(40.0)) == (0 if share else 1)
-    scene.balancer.submit(request(b"god", id=b"2"))
+    scene.scheduler.remove_worker(worker, 40.0, crashed=True)
+    assert len(scene.scheduler.refusals.quarantine.entries(40.0)) == (0 if share else 1)
+    scene.scheduler.submit(request(b"god", id=b"2"))

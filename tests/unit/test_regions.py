@@ -21,7 +21,7 @@ from multitower.errors import InvalidRequest
 from multitower.spec import ModelReport
 from multitower.supervisor.routing import regions
 from multitower.supervisor.routing.front_socket import Incoming
-from multitower.supervisor.routing.regions import IDLE_S, Piece, Region, Regions, open_region
+from multitower.supervisor.routing.regions import IDLE_S, OpenArea, Region, Regions, open_region
 from multitower.supervisor.routing.router import Router
 from multitower.supervisor.scheduling.quarantine import Quarantine
 from multitower.supervisor.scheduling.queue import Batch, QueueLimits
@@ -38,7 +38,7 @@ def test_a_region_is_opened_by_its_name() -> None:
         assert (opened.name, opened.size) == (name, 1 << 16)
         assert os.path.sameopenfile(opened.descriptor, descriptor)
     # Its own descriptor keeps it, whatever becomes of the client's.
-    assert Piece(opened, 4096, 5).read() == b"hello"
+    assert OpenArea(opened, 4096, 5).read() == b"hello"
 
 
 @contextmanager
@@ -216,10 +216,10 @@ def test_a_region_is_opened_once_and_closed_when_it_has_been_idle() -> None:
 def test_a_region_stays_open_for_what_uses_it() -> None:
     made = Made()
     known = Regions(made)
-    piece = Piece(known.get("a", 0.0), 0, 0)
+    area = OpenArea(known.get("a", 0.0), 0, 0)
     known.tick(100.0)
     assert made.open == 1
-    del piece
+    del area
     assert made.open == 0
 
 
@@ -271,9 +271,9 @@ def plan(name: str, offset: int = 4096, rows: int = 3, **outputs: wire.Area) -> 
 
 
 def request(known: Regions, made: Plan, frames: list[bytes]) -> SharedRequest:
-    tensors, places = known.resolve(made, frames, 0.0)
+    tensors, output_areas = known.resolve(made, frames, 0.0)
     in_order = [tensors[index] for index in made.order]
-    return SharedRequest(("front",), b"id", made, in_order, sum(map(len, tensors)), 0.0, places)
+    return SharedRequest(("front",), b"id", made, in_order, sum(map(len, tensors)), 0.0, output_areas)
 
 
 def test_tensors_are_put_in_order_and_places_by_name() -> None:
@@ -281,7 +281,7 @@ def test_tensors_are_put_in_order_and_places_by_name() -> None:
         made = request(Regions(), plan(name, y=wire.Area(name, 5000, 10)), [b"123"])
         assert [len(frame) for frame in made.frames] == [6, 3]
         assert made.frames[0].read() == b"abcdef"
-        assert (made.size, made.shared, made.places["y"].offset) == (9, True, 5000)
+        assert (made.size, made.shared, made.output_areas["y"].offset) == (9, True, 5000)
 
 
 @pytest.mark.parametrize(
@@ -289,8 +289,8 @@ def test_tensors_are_put_in_order_and_places_by_name() -> None:
 )
 def test_no_byte_outside_the_region(offset: int, within: bool) -> None:
     with region() as (name, _):
-        places = {"inputs[1]": plan(name, offset), "y": plan(name, y=wire.Area(name, offset, 6))}
-        for whose, made in places.items():
+        output_areas = {"inputs[1]": plan(name, offset), "y": plan(name, y=wire.Area(name, offset, 6))}
+        for whose, made in output_areas.items():
             if within:
                 Regions().resolve(made, [b"123"], 0.0)
                 continue
@@ -422,5 +422,5 @@ def test_the_router_takes_shared_memory_of_local_clients(
         router.admission.describe(ModelReport(name="m", max_batch_size=2))
         router.receive(front)  # type: ignore[arg-type]
         assert front.errors == ([] if error is None else [error])
-        queue = router.balancer.queues["m"]
+        queue = router.scheduler.queues["m"]
         assert (queue.size, queue.bytes) == ((0, 0) if error else (1, 2 + 6))

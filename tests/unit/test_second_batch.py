@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from practised import FIXED_S, KEY, LARGEST, ROW_S, SINGLY, Scene
+from practised import FIXED_S, KEY, LARGEST, ROW_S, UNBATCHED, Scene
 
 from multitower.errors import MultitowerError, Reason
 from multitower.supervisor.scheduling.pool import GRAIN_S
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Phase, Plan, Request
-from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.scheduler import Scheduler
 from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
@@ -40,7 +40,7 @@ def begun(worker: Worker, told: str) -> tuple[int, ...]:
 def test_of_two_batches_the_one_that_was_executed_is_suspect(told: str, suspects: str) -> None:
     scene = Scene(1)
     worker, first, second = two(scene, first=2)
-    assert not scene.balancer.remove_worker(worker, scene.now, crashed=True, begun=begun(worker, told))
+    assert not scene.scheduler.remove_worker(worker, scene.now, crashed=True, begun=begun(worker, told))
     deaths = {"first": [1, 0], "second": [0, 1]}[suspects]
     assert [sum(each.deaths for each in part) / len(part) for part in (first, second)] == deaths
     assert all(each.phase is Phase.WAITING for each in first + second)
@@ -60,7 +60,7 @@ def test_the_second_one_is_suspect_once_it_was_begun_though_its_worker_dies_with
     scene = Scene(1)
     worker, _, second = two(scene)
     scene.answer(0)
-    scene.balancer.remove_worker(worker, scene.now, begun=begun(worker, told))
+    scene.scheduler.remove_worker(worker, scene.now, begun=begun(worker, told))
     assert {request.deaths for request in second} == {int(suspect)}
 
 
@@ -72,9 +72,9 @@ def test_with_three_on_their_way_only_what_was_begun_is_suspect() -> None:
     third = scene.submit(LARGEST)
     assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [(0, LARGEST)]
     assert worker.batch is not None
-    scene.balancer.remove_worker(worker, scene.now, begun=(worker.batch.id - 1,))
+    scene.scheduler.remove_worker(worker, scene.now, begun=(worker.batch.id - 1,))
     assert not any(request.deaths for request in third)
-    waiting = list(scene.balancer.queues["m"])
+    waiting = list(scene.scheduler.queues["m"])
     assert len(waiting) == 2 * LARGEST
     assert waiting[LARGEST:] == third
     assert first[0].phase is Phase.DONE
@@ -83,27 +83,27 @@ def test_with_three_on_their_way_only_what_was_begun_is_suspect() -> None:
 @pytest.mark.parametrize("told", [FIRST, SECOND])
 def test_the_one_to_blame_is_kept_in_quarantine_and_its_neighbour_is_not(told: str) -> None:
     scene = Scene(1, retry=0)
-    requests = scene.submit(1, key=SINGLY)
+    requests = scene.submit(1, key=UNBATCHED)
     scene.dispatch()
-    requests += scene.submit(1, key=SINGLY)
+    requests += scene.submit(1, key=UNBATCHED)
     assert scene.dispatch(FIXED_S - GRAIN_S / 2) == [(0, 1)]
     (worker,) = scene.workers
-    scene.balancer.remove_worker(worker, scene.now, crashed=True, begun=begun(worker, told))
-    ((request, answer),) = scene.balancer.replies()
+    scene.scheduler.remove_worker(worker, scene.now, crashed=True, begun=begun(worker, told))
+    ((request, answer),) = scene.scheduler.replies()
     assert request is requests[told == SECOND]
     assert isinstance(answer, MultitowerError)
     assert answer.reason is Reason.WORKER_DIED
-    assert len(scene.balancer.refusals.quarantine.entries(scene.now)) == 1
+    assert len(scene.scheduler.refusals.quarantine.entries(scene.now)) == 1
 
 
 def test_nothing_goes_back_that_nobody_waits_for() -> None:
     scene = Scene(1)
     worker, _, second = two(scene)
-    assert scene.balancer.cancel(second[0].sender, second[0].id) == 1
-    scene.balancer.remove_worker(worker, scene.now)
-    assert second[0] not in list(scene.balancer.queues["m"])
+    assert scene.scheduler.cancel(second[0].sender, second[0].id) == 1
+    scene.scheduler.remove_worker(worker, scene.now)
+    assert second[0] not in list(scene.scheduler.queues["m"])
     assert not second[0].frames
-    assert scene.balancer.queues["m"].size == LARGEST
+    assert scene.scheduler.queues["m"].size == LARGEST
 
 
 def test_a_part_of_a_large_request_goes_back_to_its_own_edition_only() -> None:
@@ -111,12 +111,12 @@ def test_a_part_of_a_large_request_goes_back_to_its_own_edition_only() -> None:
     (large,) = scene.submit(1, rows=2 * LARGEST)
     assert scene.dispatch() == [(0, LARGEST)]
     assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [(0, LARGEST)], "its second part"
-    newer = scene.balancer.add_worker(7, "cpu:7", {"m": Served(edition=1)}, scene.now)
+    newer = scene.scheduler.add_worker(7, "cpu:7", {"m": Served(generation=1)}, scene.now)
     same = scene.worker(1)
     (worker,) = scene.workers
-    scene.balancer.remove_worker(worker, scene.now, begun=begun(worker, FIRST))
+    scene.scheduler.remove_worker(worker, scene.now, begun=begun(worker, FIRST))
     assert large.join is not None
-    given = {batch.worker: batch for batch in scene.balancer.dispatch(scene.now)}
+    given = {batch.worker: batch for batch in scene.scheduler.dispatch(scene.now)}
     assert newer not in given
     assert set(given) == {same}
 
@@ -124,12 +124,12 @@ def test_a_part_of_a_large_request_goes_back_to_its_own_edition_only() -> None:
 def test_when_the_model_is_given_up_both_are_answered() -> None:
     scene = Scene(1)
     worker, _, _ = two(scene)
-    scene.balancer.give_up("m", "it cannot load")
-    scene.balancer.remove_worker(worker, scene.now)
-    answers = [reply.answer for reply in scene.balancer.replies()]
+    scene.scheduler.mark_unavailable("m", "it cannot load")
+    scene.scheduler.remove_worker(worker, scene.now)
+    answers = [reply.answer for reply in scene.scheduler.replies()]
     assert len(answers) == 1 + LARGEST
     assert {answer.reason for answer in answers if isinstance(answer, MultitowerError)} == {Reason.NO_WORKER}
-    assert not scene.balancer.busy
+    assert not scene.scheduler.busy
 
 
 def test_a_suspect_is_neither_sent_behind_another_batch_nor_has_one_behind_it() -> None:
@@ -138,7 +138,7 @@ def test_a_suspect_is_neither_sent_behind_another_batch_nor_has_one_behind_it() 
     assert scene.dispatch() == [(0, 1)]
     scene.submit(LARGEST)
     assert scene.dispatch() == [(1, LARGEST)]
-    scene.balancer.remove_worker(scene.workers[0], scene.now)
+    scene.scheduler.remove_worker(scene.workers[0], scene.now)
     assert poison[0].deaths == 1
     scene.submit(LARGEST)
     assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [], "not the suspect, nor anything before it"
@@ -152,19 +152,19 @@ def test_a_suspect_is_neither_sent_behind_another_batch_nor_has_one_behind_it() 
 def test_two_batches_are_no_more_than_a_retiring_worker_finishes() -> None:
     scene = Scene(1)
     worker, first, second = two(scene)
-    scene.balancer.retire(worker)
+    scene.scheduler.retire(worker)
     assert worker.depth == len(first) + len(second)
     scene.answer(0)
     assert worker.batch is not None
     scene.answer(0)
     assert worker.batch is None
-    assert not scene.balancer.busy
+    assert not scene.scheduler.busy
 
 
 def test_without_measured_times_no_worker_has_two() -> None:
-    balancer = Balancer({"m": QueueLimits(1000, 1 << 20)})
-    worker = balancer.add_worker(0, "cpu:0", {"m": Served()}, 0.0)
-    assert balancer.pool.next_opening == worker.opens == float("inf")
+    scheduler = Scheduler({"m": QueueLimits(1000, 1 << 20)})
+    worker = scheduler.add_worker(0, "cpu:0", {"m": Served()}, 0.0)
+    assert scheduler.pool.next_opening == worker.opens == float("inf")
 
 
 # What waits beside it.
@@ -174,7 +174,7 @@ OTHER = BatchKey(KeySpec("other", (("x", "UINT8", ()),), None, True), LARGEST)
 
 def beside(scene: Scene) -> None:
     """Each worker serves another model as well, whose batches take as long."""
-    scene.balancer.set_limits("other", QueueLimits(10_000, 1 << 30))
+    scene.scheduler.set_limits("other", QueueLimits(10_000, 1 << 30))
     for worker in scene.workers:
         worker.serves["other"] = Served()
         known = worker.pace.find(KEY.id)
@@ -193,9 +193,9 @@ def test_a_flood_puts_nothing_before_what_waits_for_a_worker_to_be_free(what: st
     assert len(scene.dispatch()) == workers
     (waits,) = scene.submit(1, key=KEY if what == "a suspect" else OTHER)
     if what == "a suspect":
-        scene.balancer.queues["m"].remove(waits)
+        scene.scheduler.queues["m"].remove(waits)
         waits.deaths = 1
-        scene.balancer.queues["m"].push_suspect(waits)
+        scene.scheduler.queues["m"].push_suspect(waits)
     for _ in range(2):
         scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2)
         for slot in range(workers):
@@ -224,11 +224,11 @@ def test_a_part_that_comes_back_when_its_time_is_over_is_answered_as_a_whole() -
     assert len(scene.dispatch()) == 2
     plan = Plan(KEY, 2 * LARGEST, (0,), (2 * LARGEST,), (False,), ("x",), 0.05)
     large = Request(("client",), b"large", plan, [bytes(2 * LARGEST)], 2 * LARGEST, scene.now)
-    scene.balancer.submit(large)
+    scene.scheduler.submit(large)
     assert len(scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2)) == 2
     first, second = scene.workers
     assert first.batch is not None
-    scene.balancer.remove_worker(first, scene.now, begun=(first.batch.id,))
+    scene.scheduler.remove_worker(first, scene.now, begun=(first.batch.id,))
     # Before the wheel of deadlines has turned that far.
     scene.now = large.deadline
     scene.answer(second.slot)
@@ -237,22 +237,22 @@ def test_a_part_that_comes_back_when_its_time_is_over_is_answered_as_a_whole() -
         scene.dispatch()  # those that the first was executing, each alone
         scene.answer(second.slot)
     scene.dispatch()
-    (answer,) = [reply.answer for reply in scene.balancer.replies() if reply.request is large]
+    (answer,) = [reply.answer for reply in scene.scheduler.replies() if reply.request is large]
     assert isinstance(answer, MultitowerError)
     assert answer.reason == Reason.DEADLINE
-    assert not scene.balancer.queues["m"].size
+    assert not scene.scheduler.queues["m"].size
 
 
 def test_the_loop_does_not_spin_while_a_slow_one_waits_and_a_delay_is_over() -> None:
     scene = Scene(1, 20)
-    scene.balancer.set_limits("m", QueueLimits(10_000, 1 << 30, max_delay_s=0.002))
+    scene.scheduler.set_limits("m", QueueLimits(10_000, 1 << 30, max_delay_s=0.002))
     scene.submit(LARGEST)
     scene.dispatch()
     scene.submit(1)
     scene.dispatch(0.0001)
-    assert scene.balancer.next_wake() == pytest.approx(scene.now + 0.0019, abs=1e-4), "when its delay is over"
+    assert scene.scheduler.next_wake() == pytest.approx(scene.now + 0.0019, abs=1e-4), "when its delay is over"
     assert scene.dispatch(0.0021) == []
-    wake = scene.balancer.next_wake()
+    wake = scene.scheduler.next_wake()
     assert wake is not None
     assert wake > scene.now + 0.0005
 
@@ -268,4 +268,4 @@ def test_an_opening_that_nobody_can_use_does_not_hide_the_next() -> None:
     assert scene.dispatch(0.0005) == [(1, 1)]
     scene.submit(LARGEST)
     assert scene.dispatch(first.opens - scene.now) == []
-    assert scene.balancer.next_wake() == second.opens
+    assert scene.scheduler.next_wake() == second.opens

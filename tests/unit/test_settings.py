@@ -48,11 +48,11 @@ def test_models_that_the_start_does_not_load_are_told_apart_and_a_reload_keeps_w
     def names(specs: Iterable[ModelSpec]) -> str:
         return "".join(spec.name for spec in specs)
 
-    assert (names(told.fleet.models), names(told.unloaded), names(told.models)) == ("ln", "m", "lmn")
+    assert (names(told.worker_settings.models), names(told.unloaded), names(told.models)) == ("ln", "m", "lmn")
     assert told.still_with({"l"}) == told
     loaded = told.still_with({"l", "m"})
-    assert (names(loaded.fleet.models), loaded.unloaded) == ("lmn", ())
-    assert (names(loaded.without("m").fleet.models), names(loaded.without("m").unloaded)) == ("ln", "m")
+    assert (names(loaded.worker_settings.models), loaded.unloaded) == ("lmn", ())
+    assert (names(loaded.without("m").worker_settings.models), names(loaded.without("m").unloaded)) == ("ln", "m")
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,14 @@ def test_each_version_that_is_served_is_a_spec_and_what_is_not_there_is_told(
         version(tmp_path / "m", number)
     keys = "versions: {specific: [1, 3, 4]}, version_labels: {stable: 3, next: 4}"
     told = made(tmp_path, f"models: [{{name: m, path: m, {keys}}}, {{name: n, handler: 'h:N'}}]")
-    assert [spec.key for spec in told.fleet.models] == [("m", "1"), ("m", "3"), ("n", "1")]
+    assert [spec.key for spec in told.worker_settings.models] == [("m", "1"), ("m", "3"), ("n", "1")]
     assert told.labels == {"m": {"stable": "3", "next": "4"}}
     told.warn_of_versions()
     (record,) = caplog.records
     assert record.message == "a version is not there"
     other = told.with_versions("m", {"4": "print"})
-    assert [(*spec.key, spec.fingerprint) for spec in other.fleet.models] == [("m", "4", "print"), ("n", "1", "")]
-    assert other.fleet.models[0].max_batch_size == 32, "otherwise the same"
+    assert [(*spec.key, spec.fingerprint) for spec in other.worker_settings.models] == [
+        ("m", "4", "print"),
+        ("n", "1", ""),
+    ]
+    assert other.worker_settings.models[0].max_batch_size == 32, "otherwise the same"

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import pytest
-from made_up_fleet import Scene, process
-from made_up_settings import Slots, made, reload
+from fake_settings import Slots, made, reload
+from fake_workers import Scene, child
 
 from multitower.errors import Reason, Unavailable
-from multitower.supervisor.workers.replacement import Renewal
+from multitower.supervisor.workers.replacement import Replacement
 
 
 def serving(models: Slots, *, fits: bool = True, retry: int = 1, max_restarts: int = 100) -> Scene:
     """Every slot serves its models."""
     scene = Scene(models=models, fits=fits, retry=retry, max_restarts=max_restarts)
     for slot in range(len(models)):
-        scene.serve(scene.member(slot))
+        scene.serve(scene.process(slot))
     return scene
 
 
 def loads(scene: Scene) -> list[str]:
     """The models of each slot's process."""
-    return ["".join(name for name, _ in scene.member(place.slot.number).editions) for place in scene.fleet.places]
+    return ["".join(name for name, _ in scene.process(slot.number).generations) for slot in scene.manager.slots]
 
 
 def test_requests_go_to_workers_that_have_their_model() -> None:
@@ -36,7 +36,7 @@ def test_a_large_request_is_split_over_the_workers_that_have_its_model() -> None
     scene.submit(rows=4, model="n")
     assert sorted(worker.slot for worker in scene.running) == [1, 2]
     for slot in (1, 2):
-        scene.answer(scene.member(slot))
+        scene.answer(scene.process(slot))
     assert [type(answer) for answer in scene.replies()] == [list]
 
 
@@ -44,7 +44,7 @@ def test_what_killed_a_worker_runs_again_on_another_device_that_has_the_model() 
     scene = serving([("m",), ("n",), ("n",)])
     scene.submit(model="n")
     (first,) = [worker.slot for worker in scene.running]
-    scene.die(scene.member(first))
+    scene.die(scene.process(first))
     scene.dispatch()
     assert [worker.slot for worker in scene.running] == [3 - first]
 
@@ -52,19 +52,19 @@ def test_what_killed_a_worker_runs_again_on_another_device_that_has_the_model() 
 def test_a_cause_that_slots_share_is_told_once() -> None:
     scene = serving([("m", "n"), ("m", "n"), ("m", "n")], max_restarts=0)
     for slot, code in enumerate((3, 4, 3)):
-        scene.die(scene.member(slot), code)
+        scene.die(scene.process(slot), code)
     with pytest.raises(Unavailable, match=r"'n': slots 0, 2: exited with code 3; .*; slot 1: exited with code 4"):
         scene.submit(model="n")
 
 
 def test_a_model_whose_only_slot_is_given_up_is_refused_and_the_others_served() -> None:
     scene = serving([("m",), ("n",)], max_restarts=0)
-    scene.die(scene.member(1))
+    scene.die(scene.process(1))
     with pytest.raises(Unavailable, match="no worker serves 'n': slot 1: killed"):
         scene.submit(model="n")
     scene.submit(model="m")
     assert len(scene.running) == 1
-    assert not scene.fleet.hopeless
+    assert not scene.manager.unavailable
 
 
 RELOADS = [
@@ -86,14 +86,14 @@ def test_a_reload_renews_the_slots_whose_models_change(
     fits: bool, before: Slots, after: Slots, versions: dict[str, int], changed: list[int]
 ) -> None:
     scene = serving(before, fits=fits)
-    members = [scene.member(slot) for slot in range(len(before))]
+    processes = [scene.process(slot) for slot in range(len(before))]
     told = reload(scene, made(before), made(after, versions))
     requests = [scene.submit(model=model) for model in ("m", "n") if any(model in slot for slot in before)]
     scene.settle(lambda: told != [])
     scene.settle()
     assert told == [None]
     assert loads(scene) == ["".join(slot) for slot in after]
-    assert [slot for slot, member in enumerate(members) if scene.member(slot) is not member] == changed
+    assert [slot for slot, process in enumerate(processes) if scene.process(slot) is not process] == changed
     answers = scene.replies()
     assert [type(answer) for answer in answers] == [list] * len(requests)
 
@@ -101,11 +101,11 @@ def test_a_reload_renews_the_slots_whose_models_change(
 def test_a_model_that_moves_is_loaded_where_it_is_new_before_it_goes_where_it_was() -> None:
     scene = serving([("m", "n"), ("m",)])
     told = reload(scene, made([("m", "n"), ("m",)]), made([("m",), ("m", "n")]))
-    assert scene.place(0).successor is None
-    scene.serve(scene.successor(1))
+    assert scene.slot(0).next_process is None
+    scene.serve(scene.next_process(1))
     scene.obey()
     scene.tick()
-    scene.serve(scene.successor(0))
+    scene.serve(scene.next_process(0))
     scene.submit(model="n")
     assert [worker.slot for worker in scene.running] == [1]
     scene.settle(lambda: told != [])
@@ -116,13 +116,13 @@ def test_a_leaving_worker_answers_what_waits_for_a_model_that_nobody_else_is_to_
     """Also when something happens meanwhile that makes the models' chances be judged again."""
     scene = serving([("m", "n"), ("m",)])
     told = reload(scene, made([("m", "n"), ("m",)]), made([("m",), ("m",)]))
-    old = scene.member(0)
+    old = scene.process(0)
     requests = [scene.submit(model="n") for _ in range(5)]
-    scene.serve(scene.successor(0))
-    scene.fleet.judge_models()
+    scene.serve(scene.next_process(0))
+    scene.manager.judge_models()
     for _ in requests[::2]:
         scene.answer(old)
-    assert process(old).told
+    assert child(old).told
     assert [type(answer) for answer in scene.replies()] == [list] * 5
     scene.settle(lambda: told != [])
     assert told == [None]
@@ -131,11 +131,11 @@ def test_a_leaving_worker_answers_what_waits_for_a_model_that_nobody_else_is_to_
 def test_a_reload_that_ends_early_leaves_no_request_waiting_for_a_model_without_a_slot() -> None:
     scene = serving([("m",), ("n",)])
     told = reload(scene, made([("m",), ("n",)]), made([("n",), ("m",)]))
-    scene.serve(scene.successor(0))
+    scene.serve(scene.next_process(0))
     scene.obey()
     scene.tick()
     scene.submit(model="m")
-    scene.report(scene.successor(1), "failed", "no weights")
+    scene.report(scene.next_process(1), "failed", "no weights")
     scene.tick()
     assert told == ["slot 1: no weights"]
     (error,) = scene.replies()
@@ -144,21 +144,21 @@ def test_a_reload_that_ends_early_leaves_no_request_waiting_for_a_model_without_
 
 def test_an_operators_restart_tells_of_a_model_that_is_still_broken_and_a_recycled_worker_does_not_mind() -> None:
     scene = Scene(models=[("m", "n")], retry=1, max_restarts=100)
-    serving = scene.member(0)
+    serving = scene.process(0)
     scene.report(serving, "loading")
     scene.report(serving, "ready", failed=["n"])
     told: list[str | None] = []
-    scene.fleet.restart(scene.place(), told.append)
+    scene.manager.restart(scene.slot(), told.append)
     scene.tick()
-    scene.report(scene.successor(), "ready", failed=["n"])
+    scene.report(scene.next_process(), "ready", failed=["n"])
     scene.tick()
     (cause,) = told
     assert "no weights" in str(cause)
-    assert scene.member(0) is serving, "what serves is kept"
+    assert scene.process(0) is serving, "what serves is kept"
     # Nobody has seen to it: what serves is all that a new one has to serve.
-    scene.fleet.renewals.ask(Renewal(scene.place(), "it has served its time"))
+    scene.manager.replacements.ask(Replacement(scene.slot(), "it has served its time"))
     scene.tick()
-    recycled = scene.successor()
+    recycled = scene.next_process()
     scene.report(recycled, "ready", failed=["n"])
     scene.tick()
-    assert scene.member(0) is recycled
+    assert scene.process(0) is recycled

@@ -30,7 +30,7 @@ def leased(arena: Arena, size: int = 100_000) -> Lease:
 
 
 def where(lease: Lease) -> tuple[str, int]:
-    return lease.segment.name, lease.offset
+    return lease.region.name, lease.offset
 
 
 # Areas.
@@ -62,9 +62,9 @@ def test_an_area_is_held_as_long_as_any_view_of_it() -> None:
 def test_a_condemned_area_is_never_used_again_and_its_memory_given_back() -> None:
     arena = Arena()
     lease = leased(arena)
-    first, segment = where(lease), lease.segment
+    first, region = where(lease), lease.region
     lease.array(lease.offset, (100_000,), np.dtype("u1"), writeable=True)[:] = 1
-    descriptor = int(segment.name.split("-")[2])
+    descriptor = int(region.name.split("-")[2])
     assert os.fstat(descriptor).st_blocks * 512 >= 100_000
     lease.condemn()
     del lease
@@ -79,7 +79,7 @@ def test_a_segment_of_condemned_areas_goes() -> None:
     descriptors = set()
     for _ in range(50):
         lease = leased(arena, size)
-        descriptors.add(int(lease.segment.name.split("-")[2]))
+        descriptors.add(int(lease.region.name.split("-")[2]))
         lease.condemn()
     del lease
     assert len(descriptors) < 4, "of areas that are gone, descriptors are free"
@@ -120,21 +120,21 @@ def test_areas_hold_what_is_asked_for_and_little_more() -> None:
     arena = Arena()
     for size in [1, 4096, 4097, 65536, 602_112, 1_204_224, 2**20, 2**20 + 1, 10_000_000]:
         lease = leased(arena, size)
-        assert size <= lease.segment.area_bytes <= max(size * 1.25, 4096 + size), size
-        assert lease.segment.area_bytes % 4096 == 0
-        assert lease.offset + lease.segment.area_bytes <= lease.segment.size
+        assert size <= lease.region.area_bytes <= max(size * 1.25, 4096 + size), size
+        assert lease.region.area_bytes % 4096 == 0
+        assert lease.offset + lease.region.area_bytes <= lease.region.size
 
 
 def test_a_region_is_as_the_protocol_says() -> None:
-    segment = leased(Arena()).segment
-    found = wire.REGION_NAME.fullmatch(segment.name)
+    region = leased(Arena()).region
+    found = wire.REGION_NAME.fullmatch(region.name)
     assert found is not None
     pid, descriptor, nonce = found.groups()
     assert int(pid) == os.getpid()
     head = wire.REGION_MAGIC + nonce.encode()
     assert os.pread(int(descriptor), len(head), 0) == head
     assert not os.get_inheritable(int(descriptor))
-    for size in (segment.size - 1, segment.size + 1):
+    for size in (region.size - 1, region.size + 1):
         with pytest.raises(OSError, match="not permitted"):
             os.ftruncate(int(descriptor), size)
 

@@ -6,7 +6,7 @@ import pytest
 
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
-from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.scheduler import Scheduler
 from multitower.supervisor.scheduling.worker import Served
 from multitower.worker_wire import KeySpec
 
@@ -35,9 +35,9 @@ def request(rows: int, number: int) -> Request:
     ],
 )
 def test_batches_of_free_workers(waiting: list[int], workers: int, batches: list[int]) -> None:
-    balancer = Balancer({"m": QueueLimits(max_size=1000, max_bytes=1 << 20)})
+    scheduler = Scheduler({"m": QueueLimits(max_size=1000, max_bytes=1 << 20)})
     for slot in range(workers):
-        balancer.add_worker(slot, f"cpu:{slot}", {"m": Served()}, 0.0)
+        scheduler.add_worker(slot, f"cpu:{slot}", {"m": Served()}, 0.0)
     for number, rows in enumerate(waiting):
-        balancer.submit(request(rows, number))
-    assert [batch.rows for batch in balancer.dispatch(0.0)] == batches
+        scheduler.submit(request(rows, number))
+    assert [batch.rows for batch in scheduler.dispatch(0.0)] == batches

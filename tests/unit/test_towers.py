@@ -15,37 +15,37 @@ from multitower.supervisor.routing.router import Router
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import Request
 from multitower.supervisor.scheduling.worker import Served, Worker
-from multitower.supervisor.workers.process import WorkerProcess
+from multitower.supervisor.workers.child_process import ChildProcess
 from multitower.supervisor.workers.reports import Reports
 from multitower.worker.formats.model import LoadError, load_towers
-from multitower.worker.formats.towers import AS_SAVED, Site, assign, nodes_of, sites, where
+from multitower.worker.formats.towers import AS_SAVED, TowerPlacement, assign, nodes_of, tower_placements, where
 
 
 def towers(count: int, *, retry: int = 1, others: int = 0) -> tuple[Scene, list[Worker]]:
     """One process of so many towers, beside others of one."""
     scene = Scene(retry=retry)
-    workers = list(scene.balancer.add_towers(0, "cpu:0,cpu:1", [({"m": Served()}, None)] * count, scene.now))
+    workers = list(scene.scheduler.add_towers(0, "cpu:0,cpu:1", [({"m": Served()}, None)] * count, scene.now))
     for number in range(others):
-        scene.balancer.add_worker(number + 1, f"cpu:{number + 7}", {"m": Served()}, scene.now)
+        scene.scheduler.add_worker(number + 1, f"cpu:{number + 7}", {"m": Served()}, scene.now)
     return scene, workers
 
 
 def given(scene: Scene, after: float = 0.0) -> list[Worker]:
     """Who gets a batch now."""
     scene.now += after
-    return [cast(Worker, batch.worker) for batch in scene.balancer.dispatch(scene.now)]
+    return [cast(Worker, batch.worker) for batch in scene.scheduler.dispatch(scene.now)]
 
 
 def answer(scene: Scene, worker: Worker) -> None:
     assert worker.batch is not None
     answers: list[Any] = [[b"", b"x"]] * len(worker.batch.requests)
-    scene.balancer.finish(worker, worker.batch.id, answers, scene.now)
+    scene.scheduler.finish(worker, worker.batch.id, answers, scene.now)
 
 
 def reasons(scene: Scene) -> dict[Request, str | None]:
     return {
         reply.request: reply.answer.reason if isinstance(reply.answer, MultitowerError) else None
-        for reply in scene.balancer.replies()
+        for reply in scene.scheduler.replies()
     }
 
 
@@ -64,10 +64,10 @@ def test_all_that_its_towers_executed_is_suspect_when_a_process_dies_and_nobody_
     scene, workers = towers(2)
     requests = scene.submit(2)
     assert set(given(scene)) == set(workers)
-    assert not scene.balancer.remove_worker(workers[0], scene.now, crashed=True)
+    assert not scene.scheduler.remove_worker(workers[0], scene.now, crashed=True)
     assert [request.deaths for request in requests] == [1, 1]
-    assert scene.balancer.refusals.quarantine.entries(scene.now) == []
-    assert not scene.balancer.workers
+    assert scene.scheduler.refusals.quarantine.entries(scene.now) == []
+    assert not scene.scheduler.workers
 
 
 def test_what_a_tower_had_not_begun_is_no_suspect() -> None:
@@ -79,7 +79,7 @@ def test_what_a_tower_had_not_begun_is_no_suspect() -> None:
         worker.batch.behind = True
     assert second.batch is not None
     begun = (12345, second.batch.id)
-    scene.balancer.remove_worker(first, scene.now, crashed=True, begun=begun)
+    scene.scheduler.remove_worker(first, scene.now, crashed=True, begun=begun)
     assert sorted(request.deaths for request in requests) == [0, 1]
 
 
@@ -87,8 +87,8 @@ def test_a_suspect_is_alone_in_its_process_which_lets_nothing_else_in_until_it_i
     scene, workers = towers(2)
     (suspect,) = scene.submit(1)
     given(scene)
-    scene.balancer.remove_worker(workers[0], scene.now, crashed=True)
-    first, second = scene.balancer.add_towers(0, "cpu:0,cpu:1", [({"m": Served()}, None)] * 2, scene.now)
+    scene.scheduler.remove_worker(workers[0], scene.now, crashed=True)
+    first, second = scene.scheduler.add_towers(0, "cpu:0,cpu:1", [({"m": Served()}, None)] * 2, scene.now)
     scene.submit(2 * LARGEST)
     (chosen,) = given(scene)
     assert chosen.batch is not None
@@ -102,10 +102,10 @@ def test_a_busy_process_is_emptied_for_a_suspect_though_more_waits() -> None:
     scene, dying = towers(2)
     (suspect,) = scene.submit(1)
     given(scene)
-    first, second = scene.balancer.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
+    first, second = scene.scheduler.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
     scene.submit(10 * LARGEST)
     assert {first, second} <= set(given(scene))
-    scene.balancer.remove_worker(dying[0], scene.now, crashed=True)
+    scene.scheduler.remove_worker(dying[0], scene.now, crashed=True)
     assert given(scene) == []
     answer(scene, first)
     assert given(scene) == [], "the other tower is not done yet"
@@ -123,16 +123,16 @@ def test_a_process_that_is_kept_free_for_a_suspect_is_let_go_when_nobody_waits_f
     scene, dying = towers(2)
     (suspect,) = scene.submit(1)
     given(scene)
-    first, second = scene.balancer.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
+    first, second = scene.scheduler.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
     scene.submit(2 * LARGEST)
     given(scene)
-    scene.balancer.remove_worker(dying[0], scene.now)
+    scene.scheduler.remove_worker(dying[0], scene.now)
     for worker in (first, second):
         assert worker.batch is not None
     scene.submit(2 * LARGEST)
     assert given(scene) == []
-    for request in list(scene.balancer.queues["m"].suspects):
-        scene.balancer.cancel(request.sender, request.id)
+    for request in list(scene.scheduler.queues["m"].suspects):
+        scene.scheduler.cancel(request.sender, request.id)
     answer(scene, first)
     assert given(scene) == [first]
     assert suspect.phase.name == "DONE"
@@ -142,11 +142,11 @@ def test_nothing_gets_in_beside_a_suspect_though_the_next_one_for_whom_its_proce
     scene, dying = towers(2)
     scene.submit(2)
     given(scene)
-    one = scene.balancer.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
-    other = scene.balancer.add_towers(2, "cpu:4,cpu:5", [({"m": Served()}, None)] * 2, scene.now)
+    one = scene.scheduler.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
+    other = scene.scheduler.add_towers(2, "cpu:4,cpu:5", [({"m": Served()}, None)] * 2, scene.now)
     scene.submit(4 * LARGEST)
     given(scene)
-    scene.balancer.remove_worker(dying[0], scene.now, crashed=True)
+    scene.scheduler.remove_worker(dying[0], scene.now, crashed=True)
     scene.submit(8 * LARGEST)
     for worker in one:
         answer(scene, worker)
@@ -155,7 +155,7 @@ def test_nothing_gets_in_beside_a_suspect_though_the_next_one_for_whom_its_proce
     for worker in other:
         answer(scene, worker)
         given(scene)
-    assert scene.balancer.pool.reserved == one, "for the second one"
+    assert scene.scheduler.pool.reserved == one, "for the second one"
     for worker in other:
         answer(scene, worker)
     assert given(scene) == [other[0]], "which is executed there, as that process happens to be empty"
@@ -170,15 +170,15 @@ def test_a_process_that_was_kept_free_for_a_suspect_works_as_soon_as_that_is_giv
     scene, dying = towers(1)
     scene.submit(1)
     given(scene)
-    one = scene.balancer.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
-    other = scene.balancer.add_towers(2, "cpu:4,cpu:5", [({"m": Served()}, None)] * 2, scene.now)
+    one = scene.scheduler.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
+    other = scene.scheduler.add_towers(2, "cpu:4,cpu:5", [({"m": Served()}, None)] * 2, scene.now)
     scene.submit(4 * LARGEST)
     given(scene)
-    scene.balancer.remove_worker(dying[0], scene.now)
+    scene.scheduler.remove_worker(dying[0], scene.now)
     scene.submit(8 * LARGEST)
     answer(scene, one[0])
     assert given(scene) == []
-    assert scene.balancer.pool.reserved == one
+    assert scene.scheduler.pool.reserved == one
     for worker in (one[1], *other):  # in one burst
         answer(scene, worker)
     assert set(given(scene)) == {other[0], *one}
@@ -188,14 +188,14 @@ def test_a_lone_suspect_that_kills_again_is_known_and_its_twin_is_refused() -> N
     scene, workers = towers(2)
     (bad,) = scene.submit(1)
     given(scene)
-    scene.balancer.remove_worker(workers[0], scene.now, crashed=True)
-    again = scene.balancer.add_towers(0, "cpu:0,cpu:1", [({"m": Served()}, None)] * 2, scene.now)
+    scene.scheduler.remove_worker(workers[0], scene.now, crashed=True)
+    again = scene.scheduler.add_towers(0, "cpu:0,cpu:1", [({"m": Served()}, None)] * 2, scene.now)
     scene.submit(LARGEST)
     (chosen,) = given(scene)
-    assert scene.balancer.remove_worker(chosen, scene.now, crashed=True)
+    assert scene.scheduler.remove_worker(chosen, scene.now, crashed=True)
     assert reasons(scene)[bad] == Reason.POISONED
-    assert len(scene.balancer.refusals.quarantine.entries(scene.now)) == 1
-    assert not scene.balancer.workers
+    assert len(scene.scheduler.refusals.quarantine.entries(scene.now)) == 1
+    assert not scene.scheduler.workers
     assert again[0].batch is None
 
 
@@ -203,24 +203,24 @@ def test_a_suspect_goes_to_a_process_of_one_device_at_once_where_one_is_free() -
     scene, workers = towers(2, others=1)
     requests = scene.submit(3 * LARGEST)
     assert len(given(scene)) == 3
-    scene.balancer.remove_worker(workers[0], scene.now)
-    (single,) = scene.balancer.workers
+    scene.scheduler.remove_worker(workers[0], scene.now)
+    (single,) = scene.scheduler.workers
     answer(scene, single)
     assert given(scene) == [single]
     assert single.batch is not None
     assert single.batch.requests[0] in requests
-    assert scene.balancer.pool.reserved == ()
+    assert scene.scheduler.pool.reserved == ()
 
 
 def test_who_holds_a_process_holds_all_its_towers() -> None:
     scene, workers = towers(3)
     scene.submit(3 * LARGEST)
-    scene.balancer.retire(workers[1])
+    scene.scheduler.retire(workers[1])
     assert given(scene) == []
     assert all(worker.retiring and worker.alone for worker in workers)
 
 
-class Front:
+class FrontSocket:
     """A front whose clients do not care."""
 
     def reply(self, *_: Any) -> None:
@@ -245,11 +245,11 @@ class Process:
 def routed(*reports: ModelReport) -> tuple[Router, Any, Process]:
     limits = {report.name: QueueLimits(100, 1 << 20) for report in reports}
     router = Router(limits, dict.fromkeys(limits, 60.0), 1 << 20, lambda _kind, _header: {})
-    process = Process()
+    child = Process()
     # As they come: through JSON.
     state = WorkerReport.from_json(WorkerReport(state="ready", pid=1, models=reports).to_json())
-    channel = router.worker_ready(0, "cpu:0,cpu:1", cast(WorkerProcess, process), state.models, {}, 1.0)
-    return router, channel, process
+    route = router.worker_ready(0, "cpu:0,cpu:1", cast(ChildProcess, child), state.models, {}, 1.0)
+    return router, route, child
 
 
 REPLICAS = (
@@ -260,56 +260,52 @@ REPLICAS = (
 
 def test_a_model_of_fewer_replicas_is_on_the_first_tower_alone() -> None:
     twice, once = ModelReport(name="twice", towers=REPLICAS), ModelReport(name="once")
-    _, channel, _ = routed(twice, once)
-    assert [sorted(each.worker.serves) for each in channel.mates] == [["once", "twice"], ["twice"]]
-    assert [worker_wire.read_tower_head(each.head[0]) for each in channel.mates] == [0, 1]
+    _, route, _ = routed(twice, once)
+    assert [sorted(each.worker.serves) for each in route.towers] == [["once", "twice"], ["twice"]]
+    assert [worker_wire.read_tower_head(each.head[0]) for each in route.towers] == [0, 1]
     _, single, _ = routed(once)
-    assert (single.mates, single.head) == ([single], [])
+    assert (single.towers, single.head) == ([single], [])
 
 
 def test_a_worker_has_the_towers_of_all_that_it_has_loaded_also_of_what_is_not_asked_for_any_more() -> None:
     gone, handled = ModelReport(name="gone", towers=REPLICAS), ModelReport(name="handled")
     limits = {"handled": QueueLimits(100, 1 << 20)}
     router = Router(limits, {"handled": 60.0}, 1 << 20, lambda _kind, _header: {})
-    channel = router.worker_ready(0, "cpu:0,cpu:1", cast(WorkerProcess, Process()), [gone, handled], {}, 1.0)
+    route = router.worker_ready(0, "cpu:0,cpu:1", cast(ChildProcess, Process()), [gone, handled], {}, 1.0)
     # It takes a batch without the number of a tower for a defect, and ends.
-    assert [worker_wire.read_tower_head(each.head[0]) for each in channel.mates] == [0, 1]
-    assert [sorted(each.worker.serves) for each in channel.mates] == [["handled"], []]
+    assert [worker_wire.read_tower_head(each.head[0]) for each in route.towers] == [0, 1]
+    assert [sorted(each.worker.serves) for each in route.towers] == [["handled"], []]
 
 
 def test_what_fits_on_the_smallest_device_is_remembered_whichever_tower_tells_last() -> None:
-    router, channel, _ = routed(ModelReport(name="m", towers=REPLICAS))
-    place = cast(Any, SimpleNamespace(safe_rows={}, fields={}, member=None))
+    router, route, _ = routed(ModelReport(name="m", towers=REPLICAS))
+    slot = cast(Any, SimpleNamespace(safe_rows={}, fields={}, process=None))
     reports = Reports(cast(Any, None), router, lambda _member, _cause: None)
     for rows in (8, 16):
         told = MemoryReport(model="m", safe_rows=rows, exhausted=0)
-        reports.read(
-            cast(Any, SimpleNamespace(place=place, channel=channel)), [worker_wire.MEMORY, told.to_json()], 1.0
-        )
-    assert place.safe_rows == {"m": 8}
-    assert [each.worker.safe_rows for each in channel.mates] == [{"m": 8}, {"m": 8}]
+        reports.read(cast(Any, SimpleNamespace(slot=slot, route=route)), [worker_wire.MEMORY, told.to_json()], 1.0)
+    assert slot.safe_rows == {"m": 8}
+    assert [each.worker.safe_rows for each in route.towers] == [{"m": 8}, {"m": 8}]
 
 
 def test_answers_find_their_tower_whatever_their_order() -> None:
-    router, channel, process = routed(ModelReport(name="m", max_batch_size=LARGEST, towers=REPLICAS))
-    front = Front()
+    router, route, child = routed(ModelReport(name="m", max_batch_size=LARGEST, towers=REPLICAS))
+    front = FrontSocket()
     for number in range(2):
         plan = router.admission.plan(
             b'{"model_name":"m","inputs":[{"name":"x","datatype":"UINT8","shape":[%d,1]}]}' % LARGEST
         )
-        router.balancer.submit(Request((front, ()), b"%d" % number, plan, [bytes(LARGEST)], LARGEST, 1.0))
+        router.scheduler.submit(Request((front, ()), b"%d" % number, plan, [bytes(LARGEST)], LARGEST, 1.0))
     router.flush(1.0)
-    numbers = {
-        worker_wire.read_tower_head(head): worker_wire.read_batch_head(batch) for head, batch, *_ in process.sent
-    }
+    numbers = {worker_wire.read_tower_head(head): worker_wire.read_batch_head(batch) for head, batch, *_ in child.sent}
     assert sorted(numbers) == [0, 1]
     for tower in (1, 0):
         message = worker_wire.result(numbers[tower].batch_id, [[b"{}"]], worker_wire.Timing(1, 1, 1))
-        router.result(channel, message)
-    assert [each.batches for each in channel.mates] == [1, 1]
-    assert (channel.depth, channel.completed, channel.requests) == (0, 2 * LARGEST, 2)
-    router.worker_gone(channel, 2.0, crashed=False)
-    assert router.channels == {}
+        router.result(route, message)
+    assert [each.batches for each in route.towers] == [1, 1]
+    assert (route.depth, route.completed, route.requests) == (0, 2 * LARGEST, 2)
+    router.worker_gone(route, 2.0, crashed=False)
+    assert router.routes == {}
 
 
 # What the worker does with graphs, without TensorFlow.
@@ -342,7 +338,7 @@ def test_every_node_is_assigned_those_of_functions_too() -> None:
     ],
 )
 def test_sites(devices: tuple[str, ...], placement: str, expected: list[tuple[str, str | None]]) -> None:
-    assert [(site.name, site.device) for site in sites(devices, placement)] == expected
+    assert [(placement.name, placement.device) for placement in tower_placements(devices, placement)] == expected
 
 
 @pytest.mark.parametrize(
@@ -375,13 +371,13 @@ def test_what_ran_elsewhere_is_counted_by_operation() -> None:
         # Functions that stayed functions are in the steps alone; kernels of a stream are no nodes.
         steps={THERE: ["s = StringUpper(arg)", "f/n = Where(x)"], HERE + "/stream:all": ["gemm_kernel"]},
     )
-    report = where(nodes_of(metadata), Site(("GPU-a", "GPU-b"), 1))
+    report = where(nodes_of(metadata), TowerPlacement(("GPU-a", "GPU-b"), 1))
     assert report == TowerReport(device="GPU-b", nodes={"GPU-b": 2, "cpu": 3}, fallbacks={"StringUpper": 2, "Where": 1})
 
 
 def test_a_graph_with_devices_of_its_own_falls_back_from_none() -> None:
     metadata = traced(graph(node("a", "MatMul", HERE), node("s", "StringUpper", THERE)))
-    report = where(nodes_of(metadata), Site(("GPU-a", "GPU-b")))
+    report = where(nodes_of(metadata), TowerPlacement(("GPU-a", "GPU-b")))
     assert report == TowerReport(device="GPU-a,GPU-b", nodes={"GPU-b": 1, "cpu": 1})
 
 

@@ -16,7 +16,7 @@ from multitower.client import codec
 from multitower.errors import CODE_OF
 from multitower.infer_header import parse_infer_header
 from multitower.spec import ModelReport, ModelSpec, TensorReport
-from multitower.supervisor.operations.status import Reporter
+from multitower.supervisor.operations.status import StatusReporter
 from multitower.supervisor.routing.front_socket import Incoming
 from multitower.supervisor.routing.router import Router
 from multitower.supervisor.scheduling.queue import QueueLimits
@@ -160,8 +160,8 @@ def daemon() -> Router:
         model["max_message_size"],
         lambda kind, header: reporter.answer(kind, header, 0.0),
     )
-    fleet: Any = SimpleNamespace(places=[], spares=[])
-    reporter = Reporter(router, fleet, [ModelSpec(name=name)], model["max_message_size"], 0.0)
+    manager: Any = SimpleNamespace(slots=[], spares=[])
+    reporter = StatusReporter(router, manager, [ModelSpec(name=name)], model["max_message_size"], 0.0)
     inputs, outputs = (
         tuple(TensorReport(name=t["name"], datatype=t["datatype"], shape=tuple(t["shape"])) for t in model[side])
         for side in ("inputs", "outputs")
@@ -187,7 +187,7 @@ def test_the_daemon_takes_the_requests(vector: dict[str, Any]) -> None:
     assert frames[2].hex() == vector["id"]
     if frames[1] == wire.INFER:
         assert front.replies == []
-        assert router.balancer.queues["vectors"].size == 1
+        assert router.scheduler.queues["vectors"].size == 1
         parsed = parse_infer_header(frames[3])
         header = vector["header"]
         assert parsed.model_name == header["model_name"]
@@ -215,4 +215,4 @@ def test_the_daemon_refuses(vector: dict[str, Any]) -> None:
     assert (error["code"], error["reason"]) == (vector["code"], vector["reason"]), error
     assert error["details"]["field"] == vector["field"], error
     assert id == (bytes.fromhex(vector["reply_id"]) if "reply_id" in vector else frames[2])
-    assert router.balancer.queues["vectors"].size == 0
+    assert router.scheduler.queues["vectors"].size == 0

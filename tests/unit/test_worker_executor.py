@@ -83,7 +83,7 @@ def test_padding_repeats_the_last_row_and_is_cut_off() -> None:
     assert model.calls == [[1, 2, 3, 3]]
 
 
-@pytest.mark.parametrize("options", [{"proven": True}, {}, {"singly": True}], ids=str)
+@pytest.mark.parametrize("options", [{"proven": True}, {}, {"unbatched": True}], ids=str)
 @pytest.mark.parametrize("last", [3, BAD])
 def test_what_came_padded_is_used_as_it_is(last: int, options: dict[str, Any]) -> None:
     model = Scripted(picky)
@@ -163,9 +163,9 @@ def test_outputs_without_the_batchs_dimension_are_never_shared(shape: str, entri
 
 def test_why_requests_run_singly_is_told_once_it_is_known() -> None:
     executor = Executor("m", Scripted(UNBATCHABLE["a scalar"]), ())
-    assert executor.singly_because is None
+    assert executor.unbatched_because is None
     run(executor, [A, B], [C])
-    assert executor.singly_because == "2 rows gave outputs of the shapes 'y' []"
+    assert executor.unbatched_because == "2 rows gave outputs of the shapes 'y' []"
 
 
 @pytest.mark.parametrize("allowed", [(4,), (1, 4), (2, 4, 8)])
@@ -274,7 +274,7 @@ def test_a_single_entry_runs_once() -> None:
 def test_an_unbatched_key_runs_as_it_is() -> None:
     model = Scripted(UNBATCHABLE["a scalar"])
     key = KeySpec("m", (("x", "INT64", (2,)),), None, False)
-    executor = Executor("m", model, (8,), singly=True)
+    executor = Executor("m", model, (8,), unbatched=True)
     answers, _ = executor.run(executor.prepare(key, [1], [np.array([1, 2]).tobytes()]))
     assert json.loads(answers[0][0])["outputs"] == [{"name": "y", "datatype": "INT64", "shape": []}]
     assert model.calls == [[1, 2]]

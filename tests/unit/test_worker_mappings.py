@@ -16,7 +16,7 @@ from multitower import wire
 from multitower.worker.shared_memory import mappings as under_test
 from multitower.worker.shared_memory.mappings import MOST_MAPPINGS, Mappings
 from multitower.worker.shared_memory.regions import Regions
-from multitower.worker_wire import Place
+from multitower.worker_wire import WorkerArea
 
 F_ADD_SEALS, F_SEAL_WRITE = 1033, 8
 KEEP_SIZE, PUNCH_HOLE = 1, 2  # of fallocate(2)
@@ -24,21 +24,21 @@ CONTENT = b"ab" * 3000
 
 
 @contextmanager
-def place(content: bytes = CONTENT, *, size: int | None = None, sealed: bool = True) -> Iterator[tuple[Place, int]]:
+def area(content: bytes = CONTENT, *, size: int | None = None, sealed: bool = True) -> Iterator[tuple[WorkerArea, int]]:
     with region(content, sealed=sealed) as (name, descriptor):
         status = os.fstat(descriptor)
         size = len(content) if size is None else size
-        yield Place(0, 0, name, descriptor, status.st_dev, status.st_ino, 4096, size), descriptor
+        yield WorkerArea(0, 0, name, descriptor, status.st_dev, status.st_ino, 4096, size), descriptor
 
 
-def read(mappings: Mappings, where: Place) -> bytes:
+def read(mappings: Mappings, where: WorkerArea) -> bytes:
     buffer = bytearray(where.size)
     with Regions(os.getpid(), mappings) as regions:
         regions.read(where, memoryview(buffer))
     return bytes(buffer)
 
 
-def write(mappings: Mappings, where: Place, data: bytes) -> None:
+def write(mappings: Mappings, where: WorkerArea, data: bytes) -> None:
     with Regions(os.getpid(), mappings) as regions:
         regions.write(where, memoryview(data))
 
@@ -49,7 +49,7 @@ def mapped() -> int:
 
 def test_from_the_third_time_on_a_place_is_found() -> None:
     mappings = Mappings()
-    with place() as (where, descriptor):
+    with area() as (where, descriptor):
         for turn in range(4):
             assert (mappings.find(where) is not None) == (turn >= 2), turn
             assert read(mappings, where) == CONTENT
@@ -68,7 +68,7 @@ def test_from_the_third_time_on_a_place_is_found() -> None:
 def test_what_lies_within_is_found_too() -> None:
     """Requests of ever other sizes use the same memory."""
     mappings = Mappings()
-    with place() as (where, _):
+    with area() as (where, _):
         for _ in range(2):
             read(mappings, where)
         for offset, size in ((4096, 1), (5000, 5096), (10_096 - 1, 1), (4096, 8192), (8192, 4096)):
@@ -81,7 +81,7 @@ def test_what_lies_within_is_found_too() -> None:
 
 def test_another_region_is_never_taken_for_it() -> None:
     mappings = Mappings()
-    with place() as (where, _):
+    with area() as (where, _):
         for _ in range(3):
             read(mappings, where)
         assert mappings.find(where) is not None
@@ -98,7 +98,7 @@ def test_another_region_is_never_taken_for_it() -> None:
 def test_what_was_never_filled_is_not_mapped() -> None:
     """To read it there would make memory of it, as much as a client likes."""
     mappings = Mappings()
-    with place(size=20_000) as (where, descriptor):
+    with area(size=20_000) as (where, descriptor):
         blocks = os.fstat(descriptor).st_blocks
         for _ in range(4):
             assert read(mappings, where) == CONTENT + bytes(14_000)
@@ -108,7 +108,7 @@ def test_what_was_never_filled_is_not_mapped() -> None:
 
 def test_outputs_are_found_once_they_have_been_written() -> None:
     mappings = Mappings()
-    with place(b"", size=20_000) as (where, descriptor):
+    with area(b"", size=20_000) as (where, descriptor):
         for turn in range(4):
             data = bytes([turn]) * 20_000
             write(mappings, where, data)
@@ -118,7 +118,7 @@ def test_outputs_are_found_once_they_have_been_written() -> None:
 
 def test_memory_that_a_client_takes_away_again_is_zeros() -> None:
     mappings = Mappings()
-    with place() as (where, descriptor):
+    with area() as (where, descriptor):
         for _ in range(3):
             read(mappings, where)
         libc = ctypes.CDLL(None, use_errno=True)
@@ -132,7 +132,7 @@ def test_memory_that_a_client_takes_away_again_is_zeros() -> None:
 @pytest.mark.parametrize("why", ["may shrink", "must not be written"])
 def test_a_file_that_is_not_safe_to_map_is_read_as_before(why: str) -> None:
     mappings = Mappings()
-    with place(sealed=why != "may shrink") as (where, descriptor):
+    with area(sealed=why != "may shrink") as (where, descriptor):
         if why == "must not be written":
             fcntl.fcntl(descriptor, F_ADD_SEALS, F_SEAL_WRITE)
         for _ in range(4):
@@ -146,7 +146,7 @@ def test_a_file_that_is_not_safe_to_map_is_read_as_before(why: str) -> None:
 
 def test_what_has_grown_since_is_read_as_before() -> None:
     mappings = Mappings()
-    with place() as (where, descriptor):
+    with area() as (where, descriptor):
         for _ in range(3):
             read(mappings, where)
         os.pwrite(descriptor, b"x" * 4096, 1 << 16)
@@ -160,7 +160,7 @@ def test_what_nothing_uses_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(under_test.time, "monotonic", lambda: now)
     mappings = Mappings()
-    with place() as (where, _):
+    with area() as (where, _):
         for _ in range(3):
             read(mappings, where)
         for _ in range(5):
@@ -185,7 +185,7 @@ def test_their_number_is_bounded() -> None:
             os.pwrite(descriptor, wire.REGION_MAGIC, 4096)
             fcntl.fcntl(descriptor, F_ADD_SEALS, 2)
             status = os.fstat(descriptor)
-            where = Place(0, 0, f"mt-1-{number}-x", descriptor, status.st_dev, status.st_ino, 4096, 1)
+            where = WorkerArea(0, 0, f"mt-1-{number}-x", descriptor, status.st_dev, status.st_ino, 4096, 1)
             for _ in range(3):
                 read(mappings, where)
             assert mappings.find(where) is not None

@@ -15,7 +15,7 @@ from multitower import wire
 from multitower.worker.buffers import Buffers
 from multitower.worker.shared_memory.mappings import Mappings
 from multitower.worker.shared_memory.regions import Inputs, Outputs, Regions
-from multitower.worker_wire import KeySpec, Place, Table
+from multitower.worker_wire import KeySpec, Table, WorkerArea
 
 KEY = KeySpec("m", (("x", "INT16", (2,)), ("n", "UINT8", ())), None, True)
 
@@ -25,17 +25,17 @@ def numbers(*values: int) -> bytes:
 
 
 @contextmanager
-def place(entry: int, tensor: int | str, content: bytes, size: int | None = None) -> Iterator[tuple[Place, int]]:
+def area(entry: int, tensor: int | str, content: bytes, size: int | None = None) -> Iterator[tuple[WorkerArea, int]]:
     """A place in a region of this process, and the region's descriptor."""
     with region(content) as (name, descriptor):
         status = os.fstat(descriptor)
         size = len(content) if size is None else size
-        yield Place(entry, tensor, name, descriptor, status.st_dev, status.st_ino, 4096, size), descriptor
+        yield WorkerArea(entry, tensor, name, descriptor, status.st_dev, status.st_ino, 4096, size), descriptor
 
 
 def read(
     rows: list[int],
-    inputs: list[Place],
+    inputs: list[WorkerArea],
     frames: list[bytes],
     key: KeySpec = KEY,
     padded: Callable[[int], int] = lambda rows: rows,
@@ -48,7 +48,7 @@ def read(
 
 
 def test_shared_and_framed_entries_become_one_array_an_input() -> None:
-    with place(1, 0, numbers(5, 6, 7, 8)) as (x, _), place(2, 1, b"\3") as (n, _):
+    with area(1, 0, numbers(5, 6, 7, 8)) as (x, _), area(2, 1, b"\3") as (n, _):
         made = read([1, 2, 1], [x, n], [numbers(1, 2), b"\0", b"\1\2", numbers(9, 10)])
     assert made.joined
     assert [bytes(frame) for frame in made.frames] == [numbers(1, 2, 5, 6, 7, 8, 9, 10), b"\0\1\2\3"]
@@ -56,7 +56,7 @@ def test_shared_and_framed_entries_become_one_array_an_input() -> None:
 
 
 def test_a_batch_is_padded_where_it_is_put_together() -> None:
-    with place(1, 0, numbers(5, 6, 7, 8)) as (x, _):
+    with area(1, 0, numbers(5, 6, 7, 8)) as (x, _):
         sizes = (lambda rows: 6, lambda rows: 3)
         frames = [numbers(1, 2), b"\0", b"\1\2"]
         made = read([1, 2], [x], frames, padded=sizes[0])
@@ -69,7 +69,7 @@ def test_a_batch_is_padded_where_it_is_put_together() -> None:
 
 
 def test_a_region_that_is_gone_costs_its_own_entry_only() -> None:
-    with place(1, 0, numbers(5, 6)) as (x, _):
+    with area(1, 0, numbers(5, 6)) as (x, _):
         gone = [x._replace(inode=x.inode + 1), x._replace(descriptor=999_999), x._replace(offset=1 << 16)]
         for bad in gone:
             made = read([1, 1, 1], [bad], [numbers(1, 2), b"\0", b"\1", numbers(3, 4), b"\2"])
@@ -83,7 +83,7 @@ def test_a_region_that_is_gone_costs_its_own_entry_only() -> None:
 
 def test_an_entry_that_is_run_alone() -> None:
     key = KeySpec("m", (("x", "INT16", (1, 2)), ("n", "BYTES", (1,))), None, False)
-    with place(0, 0, numbers(5, 6)) as (x, _):
+    with area(0, 0, numbers(5, 6)) as (x, _):
         made = read([1], [x], [b"\1\0\0\0a"], key)
         assert (made.joined, made.rows) == (False, [1])
         assert [bytes(frame) for frame in made.frames] == [numbers(5, 6), b"\1\0\0\0a"]
@@ -92,7 +92,7 @@ def test_an_entry_that_is_run_alone() -> None:
 
 def test_bytes_keep_the_entries_apart() -> None:
     key = KeySpec("m", (("x", "INT16", (2,)), ("n", "BYTES", ())), None, True)
-    with place(1, 0, numbers(5, 6)) as (x, _):
+    with area(1, 0, numbers(5, 6)) as (x, _):
         made = read([1, 1], [x], [numbers(1, 2), b"\1\0\0\0a", b"\1\0\0\0b"], key)
     assert not made.joined
     assert [bytes(f) for f in made.frames] == [numbers(1, 2), b"\1\0\0\0a", numbers(5, 6), b"\1\0\0\0b"]
@@ -104,7 +104,7 @@ def test_no_memory_is_an_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Buffers, "take", refuse)
     single = KeySpec("m", KEY.inputs, None, False)
-    with place(0, 0, numbers(5, 6)) as (x, _):
+    with area(0, 0, numbers(5, 6)) as (x, _):
         for key, rows, frames in ((KEY, [1, 1], [b"\0", numbers(1, 2), b"\1"]), (single, [1], [b"\0"])):
             made = read(rows, [x], frames, key)
             assert made.rows == []
@@ -117,14 +117,14 @@ REPLY = wire.reply_header("m", "1", [wire.Tensor("y", "INT16", (2,)), wire.Tenso
 ANSWER = [REPLY, numbers(1, 2), b"\1\0\0\0a"]
 
 
-def write(outputs: Outputs, places: dict[str, Place]) -> list[bytes]:
+def write(outputs: Outputs, areas: dict[str, WorkerArea]) -> list[bytes]:
     with Regions(os.getpid(), Mappings()) as regions:
-        return outputs.place(list(ANSWER), places, regions)
+        return outputs.write(list(ANSWER), areas, regions)
 
 
 def test_an_output_is_written_to_its_place_and_the_header_tells() -> None:
     outputs = Outputs()
-    with place(0, "y", bytes(10)) as (y, descriptor):
+    with area(0, "y", bytes(10)) as (y, descriptor):
         for _ in range(2):
             header, *frames = write(outputs, {"y": y})
             assert frames == [b"\1\0\0\0a"]
@@ -138,7 +138,7 @@ def test_an_output_is_written_to_its_place_and_the_header_tells() -> None:
 
 @pytest.mark.parametrize("change", [{"size": 3}, {"inode": 0}, {"descriptor": 999_999}])
 def test_what_cannot_be_written_stays_a_frame(change: dict[str, int]) -> None:
-    with place(0, "y", bytes(10)) as (y, descriptor):
+    with area(0, "y", bytes(10)) as (y, descriptor):
         answer = write(Outputs(), {"y": y._replace(**change)})
         assert answer[1:] == ANSWER[1:]
         assert json.loads(answer[0]) == json.loads(REPLY)
@@ -146,5 +146,5 @@ def test_what_cannot_be_written_stays_a_frame(change: dict[str, int]) -> None:
 
 
 def test_bytes_and_unknown_outputs_have_no_place() -> None:
-    with place(0, "s", bytes(100)) as (s, _):
+    with area(0, "s", bytes(100)) as (s, _):
         assert write(Outputs(), {"s": s, "z": s}) == ANSWER

@@ -13,7 +13,7 @@ from multitower import tensors, worker_wire
 from multitower.worker.executor import Executor
 from multitower.worker.formats.model import Arrays
 from multitower.worker.service import _Service
-from multitower.worker_wire import KeySpec, Place
+from multitower.worker_wire import KeySpec, WorkerArea
 
 
 class Reusing:
@@ -66,9 +66,9 @@ class Scene:
         key = KeySpec("m", inputs, None, True)
         number = next(self._ids)
         head = worker_wire.batch_head(number, number, [1] * entries, joined=False, described=True)
-        places = [Place(entry, 0, "mt-gone", 2**31 - 1, 0, 0, 4096, 4) for entry in range(entries)]
+        areas = [WorkerArea(entry, 0, "mt-gone", 2**31 - 1, 0, 0, 4096, 4) for entry in range(entries)]
         frames = [b"\1\0\0\0a"] * entries if text else []
-        table = worker_wire.Table(places, [])
+        table = worker_wire.Table(areas, [])
         return self._answer([worker_wire.shared_head(head), key.to_json(), table.pack(), *frames])
 
     def _answer(self, message: list[Any]) -> list[Any]:
@@ -88,7 +88,9 @@ def told(message: list[Any]) -> list[int]:
 
 
 @pytest.mark.parametrize("width", [10, tensors.BULKY_BYTES // 4, tensors.BULKY_BYTES])
-@pytest.mark.parametrize("options", [{"proven": True}, {}, {"singly": True}, {"proven": True, "safe_rows": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"proven": True}, {}, {"unbatched": True}, {"proven": True, "safe_rows": 1}], ids=str
+)
 def test_outputs_are_the_batchs_own(options: dict[str, Any], width: int) -> None:
     scene = Scene(**options)
     one, two = scene.ask(width, 1), scene.ask(width, 2, 3, 4, 5)
@@ -107,7 +109,9 @@ def test_what_a_model_gives_away_for_good_is_not_copied() -> None:
     assert told(message) == [9]
 
 
-@pytest.mark.parametrize("options", [{}, {"proven": True}, {"singly": True}, {"proven": True, "safe_rows": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"proven": True}, {"unbatched": True}, {"proven": True, "safe_rows": 1}], ids=str
+)
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("entries", [1, 3])
 def test_a_batch_of_which_nothing_can_be_read_is_answered_unrun(

@@ -20,7 +20,7 @@ from multitower.spec import ModelSpec, TowerReport
 from . import tensorflow_setup as setup
 from .graph_session import GraphRun, session_of
 from .model import Arrays, LoadError
-from .towers import Site, assign
+from .towers import TowerPlacement, assign
 
 MOST_NAMES = 8
 """So many nodes are named where a name is wrong."""
@@ -41,7 +41,7 @@ class GraphModel:
 
     Args:
         spec: its `path`, `inputs` and `outputs`.
-        site: where it is to be, in a worker of several devices.
+        placement: where it is to be, in a worker of several devices.
 
     Raises:
         LoadError: the file holds no graph, there is no such tensor, it cannot be served, or the outputs need something
@@ -52,18 +52,18 @@ class GraphModel:
     volatile = False
     version = "1"
 
-    def __init__(self, spec: ModelSpec, site: Site | None = None) -> None:
+    def __init__(self, spec: ModelSpec, placement: TowerPlacement | None = None) -> None:
         assert spec.path is not None  # `load` picked this format for that
-        graph = _imported(Path(spec.path), site)
+        graph = _imported(Path(spec.path), placement)
         inputs = {name: _tensor(graph, tensor, "inputs", name) for name, tensor in sorted(spec.inputs.items())}
         outputs = {name: _tensor(graph, tensor, "outputs", name) for name, tensor in sorted(spec.outputs.items())}
         _refuse_what_is_missing(inputs, outputs)
         self.inputs = setup.reports(inputs.items())
         self.outputs = setup.reports(outputs.items())
-        session = session_of(graph, site)
+        session = session_of(graph, placement)
         # A GraphDef does not tell what is to be run first, but only these can be meant.
         session.run([node for node in graph.get_operations() if node.type in _TABLE_INITIALIZERS])
-        self._run = GraphRun(session, inputs, outputs, site)
+        self._run = GraphRun(session, inputs, outputs, placement)
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Runs the graph as far as the outputs need it."""
@@ -87,7 +87,7 @@ class GraphModel:
         """Only the process's end gives device memory back."""
 
 
-def _imported(path: Path, site: Site | None) -> Any:
+def _imported(path: Path, placement: TowerPlacement | None) -> Any:
     definition = tf.compat.v1.GraphDef()
     data = path.read_bytes()
     try:
@@ -99,8 +99,8 @@ def _imported(path: Path, site: Site | None) -> Any:
         raise LoadError(f"{path} is no GraphDef: {error}") from None
     if not definition.node:
         raise LoadError(f"{path} is no GraphDef: no node can be read from it; for a SavedModel name its folder")
-    if site is not None and site.device is not None:
-        assign(definition, site.device)
+    if placement is not None and placement.device is not None:
+        assign(definition, placement.device)
     graph = tf.Graph()
     with graph.as_default():
         try:
@@ -113,16 +113,16 @@ def _imported(path: Path, site: Site | None) -> Any:
 
 def _tensor(graph: Any, wanted: str, side: str, name: str) -> Any:
     node, _, number = wanted.partition(":")
-    place = f"{side}.{name}: {wanted!r}"
+    field = f"{side}.{name}: {wanted!r}"
     try:
         found = graph.get_operation_by_name(node)
     except (KeyError, ValueError):
-        raise LoadError(f"{place}: there is no node {node!r}; {_nodes_like(graph, node, side)}") from None
+        raise LoadError(f"{field}: there is no node {node!r}; {_nodes_like(graph, node, side)}") from None
     if not found.outputs:
-        raise LoadError(f"{place}: the node {node!r} ({found.type}) has no output")
+        raise LoadError(f"{field}: the node {node!r} ({found.type}) has no output")
     if not (number or "0").isdecimal() or int(number or "0") >= len(found.outputs):
         named = ", ".join(repr(tensor.name) for tensor in found.outputs[:MOST_NAMES])
-        raise LoadError(f"{place}: the node {node!r} ({found.type}) has {named}")
+        raise LoadError(f"{field}: the node {node!r} ({found.type}) has {named}")
     return found.outputs[int(number or "0")]
 
 

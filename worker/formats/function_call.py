@@ -185,7 +185,7 @@ class _Operation:
         }
         # TensorFlow's own packing tells in what order the function takes and gives things.
         positional, keywords = arguments(tensors)
-        self._inputs = _places(tensors, self._kind.unpack_inputs(self._kind.bind(*positional, **keywords)))
+        self._inputs = _indices(tensors, self._kind.unpack_inputs(self._kind.bind(*positional, **keywords)))
         if len(definition.signature.input_arg) != len(self._inputs) + len(self._captures):
             raise NotPlain("its inputs are not dense tensors and captures alone")
 
@@ -194,12 +194,12 @@ class _Operation:
         values = [tensors[name] for name in self._inputs]
         flat: list[Any] = tf.raw_ops.StatefulPartitionedCall(args=values + self._captures, **self._attributes)
         if not self._outputs:
-            places = _places(self._named(self._kind.pack_output(flat)), flat)
-            self._outputs = [(name, place) for place, name in enumerate(places)]
-        return {name: flat[place] for name, place in self._outputs}
+            indices = _indices(self._named(self._kind.pack_output(flat)), flat)
+            self._outputs = [(name, index) for index, name in enumerate(indices)]
+        return {name: flat[index] for name, index in self._outputs}
 
 
-def _places(named: Tensors, flat: list[Any]) -> list[str]:
+def _indices(named: Tensors, flat: list[Any]) -> list[str]:
     """The names of a flat list's tensors, each found by being the same object."""
     names = {id(tensor): name for name, tensor in named.items()}
     if len(names) != len(named) or sorted(names) != sorted(map(id, flat)):

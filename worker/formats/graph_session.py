@@ -12,19 +12,19 @@ from multitower.spec import TowerReport
 
 from . import tensorflow_setup as setup
 from .model import Arrays
-from .towers import Site, nodes_of, where
+from .towers import TowerPlacement, nodes_of, where
 
 log = logging.getLogger("multitower.worker")
 
 
-def session_of(graph: Any, site: Site | None) -> Any:
+def session_of(graph: Any, placement: TowerPlacement | None) -> Any:
     """A session for a graph.
 
     Args:
         graph: it.
-        site: where it is; None for one that takes what `tf.config` has been told.
+        placement: where it is; None for one that takes what `tf.config` has been told.
     """
-    if site is None:
+    if placement is None:
         return tf.compat.v1.Session(graph=graph)
     # What `tf.config` has been told, which has no public name as a whole.
     from tensorflow.python.eager import context
@@ -43,20 +43,24 @@ class GraphRun:
         session: it.
         inputs: the tensors that are given, by name.
         outputs: those that are wanted.
-        site: where the graph is to be, which the first `try_out` checks; None where there is nothing to check.
+        placement: where the graph is to be, which the first `try_out` checks; None where there is nothing to check.
 
     Attributes:
         tower: what was found; None without a site.
     """
 
     def __init__(
-        self, session: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any], site: Site | None = None
+        self,
+        session: Any,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any],
+        placement: TowerPlacement | None = None,
     ) -> None:
         self._inputs, self._outputs = list(inputs), list(outputs)
         self._run = session.make_callable(list(outputs.values()), feed_list=list(inputs.values()))
         self._session = session
-        self._site = site
-        self.tower = TowerReport(device=site.name) if site is not None else None
+        self._placement = placement
+        self.tower = TowerReport(device=placement.name) if placement is not None else None
 
     def __call__(self, arrays: Arrays) -> Arrays:
         """The outputs for these inputs."""
@@ -64,7 +68,7 @@ class GraphRun:
 
     def try_out(self, arrays: Arrays) -> Arrays:
         """The outputs for these inputs; the first time that it is called, it also notes where each node was."""
-        if self._site is None or self.tower is None or self.tower.nodes is not None:
+        if self._placement is None or self.tower is None or self.tower.nodes is not None:
             return self(arrays)
         # Software alone: tracing the device itself needs libraries of its own, and would tell of kernels.
         options = tf.compat.v1.RunOptions(
@@ -73,11 +77,11 @@ class GraphRun:
         metadata = tf.compat.v1.RunMetadata()
         values = self._run(*(arrays[name] for name in self._inputs), options=options, run_metadata=metadata)
         nodes = nodes_of(metadata)
-        self.tower = where(nodes, self._site)
-        if self._site.log:
+        self.tower = where(nodes, self._placement)
+        if self._placement.log:
             # TensorFlow's own option tells of the outermost graph alone, not of the functions that it calls.
             for name, (operation, device) in sorted(nodes.items()):
-                log.info("%s on %s: %s (%s): %s", self._site.log, self._site.name, name, operation, device)
+                log.info("%s on %s: %s (%s): %s", self._placement.log, self._placement.name, name, operation, device)
         return self._named(values)
 
     @property

@@ -15,7 +15,7 @@ from multitower.spec import ModelSpec, TensorReport, TowerReport
 from .keras_files import load_keras_file
 from .model import Arrays, Model
 from .saved_model import SavedModel
-from .towers import Site
+from .towers import TowerPlacement
 
 
 class KerasTower:
@@ -35,8 +35,8 @@ class KerasTower:
         self._saved = saved
         self.inputs = inputs
         self.outputs = outputs
-        self._to = {tensor.name: f"input_{place}" for place, tensor in enumerate(inputs)}
-        self._back = {f"output_{place}": tensor.name for place, tensor in enumerate(outputs)}
+        self._to = {tensor.name: f"input_{index}" for index, tensor in enumerate(inputs)}
+        self._back = {f"output_{index}": tensor.name for index, tensor in enumerate(outputs)}
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Calls the replica."""
@@ -61,7 +61,7 @@ class KerasTower:
         """Only the process's end gives device memory back."""
 
 
-def load_keras_towers(spec: ModelSpec, sites: Sequence[Site]) -> list[Model]:
+def load_keras_towers(spec: ModelSpec, tower_placements: Sequence[TowerPlacement]) -> list[Model]:
     """Loads a `.keras` or `.h5` file on each of these sites.
 
     Raises:
@@ -73,7 +73,7 @@ def load_keras_towers(spec: ModelSpec, sites: Sequence[Site]) -> list[Model]:
         # What was only needed to write it.
         gc.collect()
         saved = replace(spec, path=folder, version=None)
-        return [KerasTower(SavedModel(saved, site), inputs, outputs) for site in sites]
+        return [KerasTower(SavedModel(saved, placement), inputs, outputs) for placement in tower_placements]
 
 
 def _export(spec: ModelSpec, folder: str) -> tuple[tuple[TensorReport, ...], tuple[TensorReport, ...]]:
@@ -86,11 +86,11 @@ def _export(spec: ModelSpec, folder: str) -> tuple[tuple[TensorReport, ...], tup
         def serve(*values: Any) -> dict[str, Any]:
             given = {tensor.name: value for tensor, value in zip(inputs, values, strict=True)}
             named = loaded.call.outputs(given)
-            return {f"output_{place}": named[tensor.name] for place, tensor in enumerate(outputs)}
+            return {f"output_{index}": named[tensor.name] for index, tensor in enumerate(outputs)}
 
         numbered = [
-            tf.TensorSpec(specs[tensor.name].shape, specs[tensor.name].dtype, f"input_{place}")
-            for place, tensor in enumerate(inputs)
+            tf.TensorSpec(specs[tensor.name].shape, specs[tensor.name].dtype, f"input_{index}")
+            for index, tensor in enumerate(inputs)
         ]
         loaded.save(folder, serve, numbered)
     return inputs, outputs

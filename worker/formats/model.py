@@ -10,7 +10,7 @@ import numpy as np
 
 from multitower.spec import GRAPH_SUFFIXES, ModelSpec, TensorReport, TowerReport
 
-from .towers import AS_SAVED, sites
+from .towers import AS_SAVED, tower_placements
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -96,20 +96,20 @@ def load_towers(spec: ModelSpec, devices: Sequence[str]) -> list[Model]:
     if spec.jit_compile:
         why = "log_device_placement looks at graphs" if len(devices) == 1 else "a worker of several devices runs graphs"
         raise LoadError(f"jit_compile: XLA compiles functions, but {why} in sessions")
-    places = sites(devices, spec.placement, spec.name if spec.log_device_placement else "")
+    placements = tower_placements(devices, spec.placement, spec.name if spec.log_device_placement else "")
     if spec.path.endswith(GRAPH_SUFFIXES):
         from .frozen_graph import GraphModel
 
-        return [GraphModel(spec, place) for place in places]
+        return [GraphModel(spec, placement) for placement in placements]
     if os.path.isfile(spec.path):
         if spec.placement == AS_SAVED:
             return [load(spec, devices)]
         from .keras_towers import load_keras_towers
 
-        return load_keras_towers(spec, places)
+        return load_keras_towers(spec, placements)
     from .saved_model import SavedModel
 
-    return [SavedModel(spec, place) for place in places]
+    return [SavedModel(spec, placement) for placement in placements]
 
 
 @runtime_checkable

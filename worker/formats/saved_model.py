@@ -16,7 +16,7 @@ from . import tensorflow_setup as setup
 from .function_call import FunctionCall
 from .graph_session import GraphRun, session_of
 from .model import Arrays, LoadError, Model
-from .towers import Site, assign
+from .towers import TowerPlacement, assign
 
 log = logging.getLogger("multitower.worker")
 
@@ -51,7 +51,7 @@ class SavedModel:
 
     Args:
         spec: its `path`, `version` and `signature`.
-        site: where it is to be, in a worker of several devices.
+        placement: where it is to be, in a worker of several devices.
 
     Raises:
         LoadError: it has no such signature, or one that cannot be served.
@@ -61,11 +61,11 @@ class SavedModel:
     platform = "tensorflow_savedmodel"
     volatile = False
 
-    def __init__(self, spec: ModelSpec, site: Site | None = None) -> None:
+    def __init__(self, spec: ModelSpec, placement: TowerPlacement | None = None) -> None:
         assert spec.path is not None  # `load` picked this format for that
         self.version = spec.version or "1"
         folder = str(Path(spec.path, spec.version) if spec.version is not None else Path(spec.path))
-        signatures = _loaded(spec, folder) if site is None else _from_graph(folder, site)
+        signatures = _loaded(spec, folder) if placement is None else _from_graph(folder, placement)
         self.signature = _pick(signatures, spec.signature)
         self._served = Signature(self.version, signatures[self.signature]())
         self.inputs, self.outputs = self._served.inputs, self._served.outputs
@@ -167,7 +167,7 @@ def _of_function(model: str, loaded: Any, function: Any) -> _Signature:
     return _Signature(_specs(inputs), _specs(function.structured_outputs), call)
 
 
-def _from_graph(folder: str, site: Site | None) -> _Signatures:
+def _from_graph(folder: str, placement: TowerPlacement | None) -> _Signatures:
     """The graph that a SavedModel of either TensorFlow has, with its variables, tables and assets, in a session."""
     # The public `load` leaves no way to the graph before it is imported.
     from tensorflow.core.function.polymorphism.function_type import sanitize_arg_name
@@ -176,26 +176,28 @@ def _from_graph(folder: str, site: Site | None) -> _Signatures:
     tags = [tf.saved_model.SERVING]
     loader = SavedModelLoader(folder)
     meta_graph = loader.get_meta_graph_def_from_tags(tags)
-    if site is not None and site.device is not None:
-        assign(meta_graph.graph_def, site.device)
+    if placement is not None and placement.device is not None:
+        assign(meta_graph.graph_def, placement.device)
     graph = tf.Graph()
-    session = session_of(graph, site)
+    session = session_of(graph, placement)
     saver, _ = loader.load_graph(graph, tags)
     loader.restore_variables(session, saver)
     loader.run_init_ops(session, tags)
     # Names of TensorFlow 2 are to be those of the functions, which one device has.
     renamed = sanitize_arg_name if meta_graph.HasField("object_graph_def") else str
     return {
-        name: partial(_of_graph, graph, session, signature, site, renamed)
+        name: partial(_of_graph, graph, session, signature, placement, renamed)
         for name, signature in meta_graph.signature_def.items()
         if name != INTERNAL
     }
 
 
-def _of_graph(graph: Any, session: Any, signature: Any, site: Site | None, renamed: Callable[[str], str]) -> _Signature:
+def _of_graph(
+    graph: Any, session: Any, signature: Any, placement: TowerPlacement | None, renamed: Callable[[str], str]
+) -> _Signature:
     inputs = {renamed(name): _tensor(graph, name, info) for name, info in sorted(signature.inputs.items())}
     outputs = {name: _tensor(graph, name, info) for name, info in sorted(signature.outputs.items())}
-    return _Signature(_specs(inputs), _specs(outputs), GraphRun(session, inputs, outputs, site))
+    return _Signature(_specs(inputs), _specs(outputs), GraphRun(session, inputs, outputs, placement))
 
 
 def _specs(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ _MOVES: Final = frozenset(("_Arg", "_Retval", "_Send", "_Recv", "_HostSend", "_H
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class TowerPlacement:
     """Where a replica of a model is.
 
     Attributes:
@@ -47,12 +47,12 @@ class Site:
         return f"/device:{_kind(self.devices)}:{self.index}"
 
 
-def sites(devices: Sequence[str], placement: str, log: str = "") -> list[Site]:
+def tower_placements(devices: Sequence[str], placement: str, log: str = "") -> list[TowerPlacement]:
     """Where the replicas of a model are to be: one on each device, or a single one that may use all."""
     names = tuple(devices)
     if placement == AS_SAVED:
-        return [Site(names, None, log)]
-    return [Site(names, index, log) for index in range(len(names))]
+        return [TowerPlacement(names, None, log)]
+    return [TowerPlacement(names, index, log) for index in range(len(names))]
 
 
 def assign(graph: Any, device: str) -> None:
@@ -86,24 +86,24 @@ def nodes_of(metadata: Any) -> dict[str, tuple[str, str]]:
             name, _, rest = step.timeline_label.partition(" = ")
             if rest:
                 found.setdefault(name, (rest.partition("(")[0], device.device))
-    return {name: place for name, place in found.items() if place[0] not in _MOVES}
+    return {name: location for name, location in found.items() if location[0] not in _MOVES}
 
 
-def where(nodes: Mapping[str, tuple[str, str]], site: Site) -> TowerReport:
+def where(nodes: Mapping[str, tuple[str, str]], placement: TowerPlacement) -> TowerReport:
     """What `nodes_of` has found, counted.
 
     Args:
         nodes: operation and device of each.
-        site: where they were to be.
+        placement: where they were to be.
     """
     counts: dict[str, int] = {}
     fallbacks: dict[str, int] = {}
     for operation, device in nodes.values():
-        name = _name_of(device, site.devices)
+        name = _name_of(device, placement.devices)
         counts[name] = counts.get(name, 0) + 1
-        if site.index is not None and name != site.name:
+        if placement.index is not None and name != placement.name:
             fallbacks[operation] = fallbacks.get(operation, 0) + 1
-    return TowerReport(device=site.name, nodes=_sorted(counts), fallbacks=_sorted(fallbacks))
+    return TowerReport(device=placement.name, nodes=_sorted(counts), fallbacks=_sorted(fallbacks))
 
 
 def _name_of(device: str, devices: Sequence[str]) -> str:

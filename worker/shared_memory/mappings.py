@@ -17,7 +17,7 @@ import mmap
 import os
 import time
 
-from ...worker_wire import Place
+from ...worker_wire import WorkerArea
 
 UNUSED_S = 10.0
 """How long a mapping is kept that nothing uses."""
@@ -73,19 +73,19 @@ class Mappings:
         self.known: dict[Identity, _Mapping | None] = {}
         self._look_at = 0.0
 
-    def find(self, place: Place) -> memoryview | None:
+    def find(self, area: WorkerArea) -> memoryview | None:
         """The place's bytes; None where it is to be reached through its descriptor."""
-        mapping = self.known.get((place.region, place.device, place.inode))
-        if mapping is None or mapping.view is None or place.offset + place.size > len(mapping.view):
+        mapping = self.known.get((area.region, area.device, area.inode))
+        if mapping is None or mapping.view is None or area.offset + area.size > len(mapping.view):
             return None
-        if mapping.filled.find(0, *_pages(place)) >= 0:
+        if mapping.filled.find(0, *_pages(area)) >= 0:
             return None
         mapping.used = time.monotonic()
-        return mapping.view[place.offset : place.offset + place.size]
+        return mapping.view[area.offset : area.offset + area.size]
 
-    def learn(self, place: Place, descriptor: int) -> None:
+    def learn(self, area: WorkerArea, descriptor: int) -> None:
         """The place has been used through its descriptor: the next time it may be found here."""
-        identity = place.region, place.device, place.inode
+        identity = area.region, area.device, area.inode
         try:
             mapping = self.known[identity]
         except KeyError:
@@ -97,11 +97,11 @@ class Mappings:
         if mapping is None:
             mapping = self.known[identity] = _Mapping(descriptor)
         mapping.used = time.monotonic()
-        if mapping.view is None or not place.size or not _is_filled(place, descriptor):
+        if mapping.view is None or not area.size or not _is_filled(area, descriptor):
             return
-        if place.offset + place.size > len(mapping.view):
+        if area.offset + area.size > len(mapping.view):
             return  # it has grown meanwhile
-        first, end = _pages(place)
+        first, end = _pages(area)
         with contextlib.suppress(OSError):  # kernels before 5.14 do it page by page, when it is used
             mapped = mapping.view.obj
             assert isinstance(mapped, mmap.mmap)
@@ -120,10 +120,10 @@ class Mappings:
                 self.known.pop(identity, None)
 
 
-def _pages(place: Place) -> tuple[int, int]:
+def _pages(area: WorkerArea) -> tuple[int, int]:
     """The first page of a place, and the one behind its last."""
-    return place.offset // mmap.PAGESIZE, -(-(place.offset + place.size) // mmap.PAGESIZE)
+    return area.offset // mmap.PAGESIZE, -(-(area.offset + area.size) // mmap.PAGESIZE)
 
 
-def _is_filled(place: Place, descriptor: int) -> bool:
-    return os.lseek(descriptor, place.offset, os.SEEK_HOLE) >= place.offset + place.size
+def _is_filled(area: WorkerArea, descriptor: int) -> bool:
+    return os.lseek(descriptor, area.offset, os.SEEK_HOLE) >= area.offset + area.size

@@ -17,7 +17,7 @@ import numpy as np
 from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
 
-from ...worker_wire import KeySpec, Place, Table
+from ...worker_wire import KeySpec, Table, WorkerArea
 from ..buffers import Buffers
 from .mappings import Mappings
 
@@ -47,49 +47,49 @@ class Regions:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def read(self, place: Place, buffer: memoryview) -> None:
+    def read(self, area: WorkerArea, buffer: memoryview) -> None:
         """Fills a buffer of the place's size.
 
         Raises:
             OSError: the region is not there any more, or ends early.
         """
-        mapped = self._mappings.find(place)
+        mapped = self._mappings.find(area)
         if mapped is not None:
             _copy(buffer, mapped)
             return
-        descriptor = self._descriptor(place)
+        descriptor = self._descriptor(area)
         done = 0
         while done < len(buffer):
-            count = os.preadv(descriptor, [buffer[done:]], place.offset + done)
+            count = os.preadv(descriptor, [buffer[done:]], area.offset + done)
             if not count:
-                raise OSError(f"the region ends at byte {place.offset + done}")
+                raise OSError(f"the region ends at byte {area.offset + done}")
             done += count
-        self._mappings.learn(place, descriptor)
+        self._mappings.learn(area, descriptor)
 
-    def write(self, place: Place, data: memoryview) -> None:
+    def write(self, area: WorkerArea, data: memoryview) -> None:
         """Writes data to the beginning of a place, which must be large enough.
 
         Raises:
             OSError: the region is not there any more, or there is no memory for it.
         """
-        mapped = self._mappings.find(place)
+        mapped = self._mappings.find(area)
         if mapped is not None:
             _copy(mapped[: len(data)], data)
             return
-        descriptor = self._descriptor(place)
+        descriptor = self._descriptor(area)
         done = 0
         while done < len(data):
-            done += os.pwritev(descriptor, [data[done:]], place.offset + done)
-        self._mappings.learn(place, descriptor)
+            done += os.pwritev(descriptor, [data[done:]], area.offset + done)
+        self._mappings.learn(area, descriptor)
 
-    def _descriptor(self, place: Place) -> int:
-        identity = place.descriptor, place.device, place.inode
+    def _descriptor(self, area: WorkerArea) -> int:
+        identity = area.descriptor, area.device, area.inode
         descriptor = self._open.get(identity)
         if descriptor is None:
-            path = f"/proc/{self._parent}/fd/{place.descriptor}"
+            path = f"/proc/{self._parent}/fd/{area.descriptor}"
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
             status = os.fstat(descriptor)
-            if (status.st_dev, status.st_ino) != (place.device, place.inode):
+            if (status.st_dev, status.st_ino) != (area.device, area.inode):
                 # The request is over: the parent has closed it, and the number is another file's.
                 os.close(descriptor)
                 raise OSError("the region is not open any more")
@@ -126,10 +126,10 @@ class Inputs:
     ) -> None:
         self.errors: dict[int, MultitowerError] = {}
         width = len(key.inputs)
-        places = {(place.entry, place.tensor): place for place in table.inputs}
+        areas = {(area.entry, area.tensor): area for area in table.inputs}
         rest = iter(frames)
         sources: list[list[Any]] = [
-            [places.get((entry, index)) or next(rest) for index in range(width)] for entry in range(len(rows))
+            [areas.get((entry, index)) or next(rest) for index in range(width)] for entry in range(len(rows))
         ]
         plain = key.batched and not key.padded
         self.joined = plain and all(datatype != tensors.BYTES for _, datatype, _ in key.inputs)
@@ -183,14 +183,14 @@ class Inputs:
 
 
 def _fill(buffer: memoryview, source: Any, regions: Regions) -> None:
-    if type(source) is Place:
+    if type(source) is WorkerArea:
         regions.read(source, buffer)
     else:
         buffer[:] = source
 
 
 def _read(source: Any, regions: Regions, buffers: Buffers) -> Any:
-    if type(source) is not Place:
+    if type(source) is not WorkerArea:
         return source
     buffer = buffers.take(source.size)
     regions.read(source, buffer)
@@ -212,34 +212,34 @@ class Outputs:
     def __init__(self) -> None:
         self._made: dict[tuple[Any, ...], tuple[bytes, dict[int, str]]] = {}
 
-    def place(self, answer: list[Any], places: Mapping[str, Place], regions: Regions) -> list[Any]:
+    def write(self, answer: list[Any], areas: Mapping[str, WorkerArea], regions: Regions) -> list[Any]:
         """The answer that tells which of its outputs lie in shared memory, without their frames.
 
         What does not fit, or cannot be written, stays a frame.
 
         Args:
             answer: a reply's header and its outputs.
-            places: by the outputs' names.
+            areas: by the outputs' names.
             regions: to write to.
         """
-        areas = {name: wire.Area(place.region, place.offset, place.size) for name, place in places.items()}
-        identity = answer[0], tuple(areas.items())
+        named = {name: wire.Area(area.region, area.offset, area.size) for name, area in areas.items()}
+        identity = answer[0], tuple(named.items())
         made = self._made.get(identity)
         if made is None:
             if len(self._made) >= MAX_HEADERS:
                 self._made.clear()
-            made = self._made[identity] = _placed(answer[0], areas)
+            made = self._made[identity] = _located(answer[0], named)
         header, written = made
         try:
             for index, name in written.items():
-                regions.write(places[name], memoryview(answer[1 + index]).cast("B"))
+                regions.write(areas[name], memoryview(answer[1 + index]).cast("B"))
         except OSError:
             return answer  # the request is over, or no memory is left
         frames = [frame for index, frame in enumerate(answer[1:]) if index not in written]
         return [header, *frames] if written else answer
 
 
-def _placed(header: bytes, areas: Mapping[str, wire.Area]) -> tuple[bytes, dict[int, str]]:
+def _located(header: bytes, areas: Mapping[str, wire.Area]) -> tuple[bytes, dict[int, str]]:
     """A reply's header with the places of those outputs that fit into them, and their numbers and names."""
     reply = json.loads(header)
     written: dict[int, str] = {}

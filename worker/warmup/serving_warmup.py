@@ -106,7 +106,7 @@ def _classify(fields: list[tuple[int, bytes | int]]) -> Request:
             for kind, listed in _fields(value):
                 context = _submessage(listed, 2) if kind == 2 else b""
                 # One message after another is both of them merged.
-                examples += [context + _as_bytes(example) for place, example in _fields(listed) if place == 1]
+                examples += [context + _as_bytes(example) for position, example in _fields(listed) if position == 1]
     return Request(signature, {}, examples)
 
 
@@ -136,34 +136,34 @@ def _fields(message: bytes | int) -> list[tuple[int, bytes | int]]:
 
 
 def _walk(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    place = 0
-    while place < len(data):
-        tag, place = _varint(data, place)
+    position = 0
+    while position < len(data):
+        tag, position = _varint(data, position)
         number, kind = tag >> 3, tag & 7
         if kind == _VARINT:
-            value, place = _varint(data, place)
+            value, position = _varint(data, position)
             yield number, value
             continue
         if kind == _BYTES:
-            size, place = _varint(data, place)
+            size, position = _varint(data, position)
         elif kind in (_FIXED64, _FIXED32):
             size = 8 if kind == _FIXED64 else 4
         else:
             raise ValueError(f"a field has the unknown wire type {kind}")
-        if place + size > len(data):
+        if position + size > len(data):
             raise ValueError("a field is longer than its message")
-        yield number, data[place : place + size]
-        place += size
+        yield number, data[position : position + size]
+        position += size
 
 
-def _varint(data: bytes, place: int) -> tuple[int, int]:
+def _varint(data: bytes, position: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
-        if place >= len(data):
+        if position >= len(data):
             raise ValueError("a number is cut off")
-        byte = data[place]
-        place += 1
+        byte = data[position]
+        position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, place
+            return value, position
     raise ValueError("a number has more than 64 bits")

@@ -124,8 +124,8 @@ def _rows(sample: Sample) -> int:
 
 def _repeated(sample: Sample, size: int) -> Arrays:
     """So many rows of a sample, from the first on, and again from the first."""
-    places = np.arange(size) % _rows(sample)
-    return {name: array[places] for name, array in sample.inputs.items()}
+    indices = np.arange(size) % _rows(sample)
+    return {name: array[indices] for name, array in sample.inputs.items()}
 
 
 def _ones(model: Model, rows: int) -> Arrays:

@@ -21,8 +21,8 @@ from multitower import worker_wire
 from multitower.spec import Assignment, ModelReport, ModelSpec, ProcessSpec, TensorReport, WorkerReport
 from multitower.supervisor.machine.devices import format_bytes
 from multitower.supervisor.machine.placement import NO_GPU
+from multitower.supervisor.workers.child_process import ChildProcess
 from multitower.supervisor.workers.output import OutputReader
-from multitower.supervisor.workers.process import WorkerProcess
 from multitower.tools.doctor.findings import Finding, Level
 
 SECTION: Final = "models"
@@ -59,7 +59,7 @@ def load(
 ) -> Iterator[Loaded]:
     """Loads each model once, in a process of its own that sees no GPU.
 
-    Call it in the main thread, as `WorkerProcess` has it.
+    Call it in the main thread, as `ChildProcess` has it.
 
     Args:
         specs: the models, with their versions.
@@ -100,7 +100,7 @@ def _load_one(
             spawn = multiprocessing.get_context("spawn")
             verdict = False
             try:
-                process = WorkerProcess(context, spawn, process_spec, output, {"model": spec.name})
+                process = ChildProcess(context, spawn, process_spec, output, {"model": spec.name})
             except (OSError, zmq.ZMQError) as error:
                 loaded.cause = f"no process could be started: {error}"
                 return loaded
@@ -123,7 +123,7 @@ def _last_words(lines: Sequence[str]) -> list[str]:
     return list(lines[: next(stacks, len(lines))][-_MOST_WORDS:])
 
 
-def _follow(process: WorkerProcess, assignment: Assignment, loaded: Loaded, timeout_s: float) -> bool:
+def _follow(process: ChildProcess, assignment: Assignment, loaded: Loaded, timeout_s: float) -> bool:
     """From the worker's start to its verdict on the model; False when there was none."""
     poller = zmq.Poller()
     poller.register(process.socket, zmq.POLLIN)
@@ -156,7 +156,7 @@ def _resident(pid: int) -> int:
         return 0  # it has just ended
 
 
-def _end(process: WorkerProcess, loaded: Loaded, *, gently: bool) -> None:
+def _end(process: ChildProcess, loaded: Loaded, *, gently: bool) -> None:
     """Ends the process, and tells of a death of its own."""
     if gently:
         process.send([worker_wire.STOP])
@@ -169,7 +169,7 @@ def _end(process: WorkerProcess, loaded: Loaded, *, gently: bool) -> None:
         loaded.cause = f"its process {cause}: {cause.advice}"
 
 
-def _has_ended(process: WorkerProcess, timeout_s: float | None) -> bool:
+def _has_ended(process: ChildProcess, timeout_s: float | None) -> bool:
     ready, _, _ = select.select([process.pidfd], [], [], timeout_s)
     return bool(ready)
 

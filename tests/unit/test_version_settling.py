@@ -9,7 +9,7 @@ import pytest
 from version_folders import version
 
 from multitower.supervisor.config.version_folders import Policy
-from multitower.supervisor.operations.version_settling import Settling, worth_looking_at
+from multitower.supervisor.operations.version_settling import VersionSettling, worth_looking_at
 from multitower.supervisor.operations.version_watch import Target, look
 
 ALL = Policy("all")
@@ -100,7 +100,7 @@ HISTORIES: dict[str, tuple[Policy, Seen, list[tuple[float, Seen, Seen | None]]]]
 @pytest.mark.parametrize("history", HISTORIES)
 def test_histories(history: str) -> None:
     policy, served, steps = HISTORIES[history]
-    settling = Settling()
+    settling = VersionSettling()
     for now, seen, expected in steps:
         settling.see(seen, now)
         change = settling.change(policy, served, SETTLE_S, now)
@@ -108,8 +108,8 @@ def test_histories(history: str) -> None:
         served = change or served
 
 
-def settled(seen: Seen) -> Settling:
-    settling = Settling()
+def settled(seen: Seen) -> VersionSettling:
+    settling = VersionSettling()
     settling.see(seen, 0.0)
     return settling
 

@@ -20,15 +20,15 @@ from multitower.supervisor.routing.router import Router
 from multitower.supervisor.scheduling.queue import Batch, QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
 from multitower.supervisor.workers import manager as fleet_module
+from multitower.supervisor.workers.child_process import ChildProcess
 from multitower.supervisor.workers.exit_cause import ExitCause
-from multitower.supervisor.workers.hang_detector import Pulse
-from multitower.supervisor.workers.manager import Fleet
-from multitower.supervisor.workers.process import WorkerProcess
-from multitower.supervisor.workers.replacement import Renewal
+from multitower.supervisor.workers.hang_detector import HangDetector
+from multitower.supervisor.workers.manager import WorkerManager
+from multitower.supervisor.workers.replacement import Replacement
 from multitower.supervisor.workers.restart_budget import RestartPolicy
-from multitower.supervisor.workers.settings import FleetSettings
-from multitower.supervisor.workers.slot import State
-from multitower.supervisor.workers.worker_process import Member, Place
+from multitower.supervisor.workers.settings import WorkerSettings
+from multitower.supervisor.workers.slot import Slot, WorkerProcess
+from multitower.supervisor.workers.slot_state_machine import State
 from multitower.worker_wire import KeySpec
 
 LARGEST = 2
@@ -36,8 +36,8 @@ CONTRACTS = {"m": 0, "n": 1}
 """Of the models that there are: the router numbers them as workers come, so the first to come serves `m`."""
 
 KEYS = {
-    (name, version): BatchKey(KeySpec(name, (("x", "UINT8", ()),), None, True), LARGEST, contract, version)
-    for name, contract in CONTRACTS.items()
+    (name, version): BatchKey(KeySpec(name, (("x", "UINT8", ()),), None, True), LARGEST, interface, version)
+    for name, interface in CONTRACTS.items()
     for version in ("", "1")
 }
 
@@ -98,13 +98,13 @@ class MadeUpLauncher:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
 
-    def launch(self, _name: str, _assignment: Assignment | None, fields: dict[str, object]) -> Member | None:
+    def launch(self, _name: str, _assignment: Assignment | None, fields: dict[str, object]) -> WorkerProcess | None:
         if self._scene.no_room:
             return None
-        process = MadeUpProcess(1000 + len(self._scene.launched), fields)
-        member = Member(cast(WorkerProcess, process), Pulse(self._scene.now, 1.0))
-        self._scene.launched.append(member)
-        return member
+        child = MadeUpProcess(1000 + len(self._scene.launched), fields)
+        process = WorkerProcess(cast(ChildProcess, child), HangDetector(self._scene.now, 1.0))
+        self._scene.launched.append(process)
+        return process
 
     def close(self) -> None:
         """Nothing is held."""
@@ -169,7 +169,7 @@ class Scene:
         models: Sequence[tuple[str, ...]] = (),
     ) -> None:
         self.now = 100.0
-        self.launched: list[Member] = []
+        self.launched: list[WorkerProcess] = []
         self.no_room = False
         self.fits = fits
         self.running: dict[Any, list[Batch]] = {}  # what each worker has, in order
@@ -183,9 +183,9 @@ class Scene:
         )
         policy = RestartPolicy(max_restarts=max_restarts, first_s=1.0, max_s=1.0)
         with mock.patch.object(fleet_module, "Launcher", return_value=MadeUpLauncher(self)):
-            self.fleet = Fleet(
+            self.manager = WorkerManager(
                 placements=[placement(number, models) for number, models in enumerate(slots_models)],
-                settings=FleetSettings(tuple(spec(name=name) for name in names), {"m": 30.0}, policy, spares),
+                settings=WorkerSettings(tuple(spec(name=name) for name in names), {"m": 30.0}, policy, spares),
                 import_path=(),
                 runtime=cast(RuntimeDir, None),
                 context=cast("zmq.Context[zmq.Socket[bytes]]", None),
@@ -198,34 +198,34 @@ class Scene:
 
     # What there is.
 
-    def place(self, slot: int = 0) -> Place:
-        return next(place for place in self.fleet.places if place.slot.number == slot)
+    def slot(self, number: int = 0) -> Slot:
+        return next(slot for slot in self.manager.slots if slot.number == number)
 
-    def state(self, slot: int = 0) -> State:
-        return self.place(slot).slot.state
+    def state(self, number: int = 0) -> State:
+        return self.slot(number).state
 
-    def member(self, slot: int = 0) -> Member:
-        member = self.place(slot).member
-        assert member is not None
-        return member
+    def process(self, slot: int = 0) -> WorkerProcess:
+        process = self.slot(slot).process
+        assert process is not None
+        return process
 
-    def successor(self, slot: int = 0) -> Member:
-        member = self.place(slot).successor
-        assert member is not None
-        return member
+    def next_process(self, slot: int = 0) -> WorkerProcess:
+        process = self.slot(slot).next_process
+        assert process is not None
+        return process
 
-    def alive(self) -> list[Member]:
-        return [member for member in self.launched if process(member).code is None]
+    def alive(self) -> list[WorkerProcess]:
+        return [process for process in self.launched if child(process).code is None]
 
     # What happens.
 
     def tick(self, seconds: float = 0.0) -> None:
         self.now += seconds
-        self.fleet.tick(self.now)
+        self.manager.tick(self.now)
 
     def report(
         self,
-        member: Member,
+        process: WorkerProcess,
         state: str,
         cause: str | None = None,
         models: tuple[ModelReport, ...] | None = None,
@@ -237,40 +237,40 @@ class Scene:
                 ModelReport(name=name, version=version, state="failed", cause="no weights")
                 if name in failed
                 else ModelReport(name=name, version=version, max_batch_size=LARGEST)
-                for name, version in (member.editions if state == "ready" else ())
+                for name, version in (process.generations if state == "ready" else ())
             )
-        report = WorkerReport(state=state, pid=member.process.pid, cause=cause, models=models)
-        self.fleet.message(member, [worker_wire.REPORT, report.to_json()], self.now)
+        report = WorkerReport(state=state, pid=process.child.pid, cause=cause, models=models)
+        self.manager.message(process, [worker_wire.REPORT, report.to_json()], self.now)
 
-    def serve(self, member: Member) -> Member:
+    def serve(self, process: WorkerProcess) -> WorkerProcess:
         """The process loads, and is ready."""
-        self.report(member, "loading")
-        self.report(member, "ready")
+        self.report(process, "loading")
+        self.report(process, "ready")
         self.tick()
-        return member
+        return process
 
-    def die(self, member: Member, code: int = -9) -> None:
+    def die(self, process: WorkerProcess, code: int = -9) -> None:
         """The process ends, and is buried."""
-        process(member).code = code
-        self.fleet.died(member, self.now)
-        if member.channel is not None:
-            self.running.pop(member.channel.worker, None)
+        child(process).code = code
+        self.manager.died(process, self.now)
+        if process.route is not None:
+            self.running.pop(process.route.worker, None)
         self.tick()
-        assert process(member).closed
+        assert child(process).closed
 
     def obey(self) -> bool:
         """Processes that were told to end do so, as far as they have answered; returns whether there were any."""
-        told = [member for member in self.alive() if process(member).told]
-        for member in told:
-            self.die(member, 0)
+        told = [process for process in self.alive() if child(process).told]
+        for process in told:
+            self.die(process, 0)
         return bool(told)
 
     # Orders.
 
-    def order(self, slot: int = 0, **renewal: Any) -> list[str | None]:
+    def order(self, slot: int = 0, **replacement: Any) -> list[str | None]:
         """Asks for a renewal; what is told of its end comes into the list that is returned."""
         told: list[str | None] = []
-        self.fleet.renewals.ask(Renewal(self.place(slot), "a test", done=told.append, **renewal))
+        self.manager.replacements.ask(Replacement(self.slot(slot), "a test", done=told.append, **replacement))
         self.tick()
         return told
 
@@ -282,29 +282,29 @@ class Scene:
         plan = Plan(KEYS[model, version], rows, (0,), (rows,), (False,), ("x",), 1e6)
         frame = self._requests.to_bytes(4, "big") * rows
         request = Request((self._front, (b"client",)), frame[:4], plan, [frame[:rows]], rows, self.now)
-        self.router.balancer.submit(request)
+        self.router.scheduler.submit(request)
         self.dispatch()
         return request
 
     def dispatch(self) -> None:
-        for batch in self.router.balancer.dispatch(self.now):
+        for batch in self.router.scheduler.dispatch(self.now):
             self.running.setdefault(batch.worker, []).append(batch)
 
-    def answer(self, member: Member) -> None:
+    def answer(self, process: WorkerProcess) -> None:
         """The worker answers what it executes."""
-        assert member.channel is not None
-        batch, *following = self.running.pop(member.channel.worker)
+        assert process.route is not None
+        batch, *following = self.running.pop(process.route.worker)
         if following:
-            self.running[member.channel.worker] = following
+            self.running[process.route.worker] = following
         answers = [[wire.reply_header(batch.key.spec.model, "1", [])] for _ in batch.requests]
-        self.router.balancer.finish(member.channel.worker, batch.id, answers, self.now)
+        self.router.scheduler.finish(process.route.worker, batch.id, answers, self.now)
         self.tick()
         self.dispatch()
 
     def replies(self) -> list[Any]:
         """What was answered since the last call: frames, or errors."""
         answers, self._front.answers = self._front.answers, []
-        return answers + [reply.answer for reply in self.router.balancer.replies()]
+        return answers + [reply.answer for reply in self.router.scheduler.replies()]
 
     def settle(self, until: Callable[[], bool] = lambda: False) -> None:
         """Everything goes well from now on: processes load, serve, answer and end as they are told."""
@@ -312,24 +312,24 @@ class Scene:
         for _ in range(2000):  # more than the batches that one worker may have to answer alone
             self.tick(1.0)
             self.dispatch()
-            busy = [member for member in self.alive() if member.channel and member.channel.worker in self.running]
-            for member in busy:
-                self.answer(member)
-            loading = [m for m in self.alive() if m.place is not None and m.channel is None and not process(m).told]
-            for member in loading:
-                if member in (self._member_of(member.place), member.place and member.place.successor):
-                    self.serve(member)
+            busy = [process for process in self.alive() if process.route and process.route.worker in self.running]
+            for process in busy:
+                self.answer(process)
+            loading = [m for m in self.alive() if m.slot is not None and m.route is None and not child(m).told]
+            for process in loading:
+                if process in (self._member_of(process.slot), process.slot and process.slot.next_process):
+                    self.serve(process)
             if until() or not (self.obey() or busy or loading or self._waits()):
                 return
         raise AssertionError("it does not settle")
 
-    def _member_of(self, place: Place | None) -> Member | None:
-        return place.member if place is not None else None
+    def _member_of(self, slot: Slot | None) -> WorkerProcess | None:
+        return slot.process if slot is not None else None
 
     def _waits(self) -> bool:
-        return any(place.due is not None or self.fleet.renewals.includes(place) for place in self.fleet.places)
+        return any(slot.due is not None or self.manager.replacements.includes(slot) for slot in self.manager.slots)
 
 
-def process(member: Member) -> MadeUpProcess:
+def child(process: WorkerProcess) -> MadeUpProcess:
     """The made up process behind a member."""
-    return cast(MadeUpProcess, member.process)
+    return cast(MadeUpProcess, process.child)

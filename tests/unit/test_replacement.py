@@ -6,23 +6,23 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from fake_workers import LARGEST, Scene, child, placement, spec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from made_up_fleet import LARGEST, Scene, placement, process, spec
 
 from multitower.errors import Reason, Unavailable
 from multitower.supervisor.workers.hang_detector import Verdict
-from multitower.supervisor.workers.replacement import Renewal
-from multitower.supervisor.workers.slot import State
-from multitower.supervisor.workers.worker_process import Member
+from multitower.supervisor.workers.replacement import Replacement
+from multitower.supervisor.workers.slot import WorkerProcess
+from multitower.supervisor.workers.slot_state_machine import State
 
 
 def serving(slots: int = 1, **arguments: Any) -> Scene:
     """Every slot serves."""
     scene = Scene(slots, **arguments)
     for slot in range(slots):
-        scene.serve(scene.member(slot))
+        scene.serve(scene.process(slot))
     return scene
 
 
@@ -31,38 +31,38 @@ def serving(slots: int = 1, **arguments: Any) -> Scene:
 
 def test_the_new_one_takes_over_when_it_is_ready_and_the_old_one_ends_when_it_has_answered() -> None:
     scene = serving()
-    old = scene.member()
+    old = scene.process()
     scene.submit()
     told = scene.order(specs=(spec(2),))
-    new = scene.successor()
-    assert (scene.member(), scene.state(), told) == (old, State.READY, [])
+    new = scene.next_process()
+    assert (scene.process(), scene.state(), told) == (old, State.READY, [])
     scene.serve(new)
-    assert (scene.member(), scene.place().specs, told) == (new, (spec(2),), [])
-    assert not process(old).told, "it has something to answer"
+    assert (scene.process(), scene.slot().specs, told) == (new, (spec(2),), [])
+    assert not child(old).told, "it has something to answer"
     scene.answer(old)
-    assert process(old).told
+    assert child(old).told
     assert told == [None]
     assert len(scene.replies()) == 1
     scene.obey()
-    assert (scene.alive(), scene.state(), scene.place().slot.incarnation) == ([new], State.READY, 2)
+    assert (scene.alive(), scene.state(), scene.slot().incarnation) == ([new], State.READY, 2)
 
 
 @pytest.mark.parametrize("how", ["dies", "cannot load", "has no room"])
 def test_one_that_does_not_come_up_leaves_the_old_one_as_it_was(how: str) -> None:
     scene = serving()
-    old = scene.member()
+    old = scene.process()
     scene.no_room = how == "has no room"
     told = scene.order(specs=(spec(2),))
     if how == "dies":
-        scene.die(scene.successor())
+        scene.die(scene.next_process())
     elif how == "cannot load":
-        scene.report(scene.successor(), "failed", "no weights")
+        scene.report(scene.next_process(), "failed", "no weights")
         scene.tick()
     assert len(told) == 1
     assert told[0] is not None
     scene.obey()
-    assert (scene.alive(), scene.member(), scene.state()) == ([old], old, State.READY)
-    assert (scene.place().specs, scene.place().slot.incarnation) == ((spec(1),), 1)
+    assert (scene.alive(), scene.process(), scene.state()) == ([old], old, State.READY)
+    assert (scene.slot().specs, scene.slot().incarnation) == ((spec(1),), 1)
     scene.submit()
     scene.answer(old)
     assert len(scene.replies()) == 1
@@ -71,15 +71,15 @@ def test_one_that_does_not_come_up_leaves_the_old_one_as_it_was(how: str) -> Non
 def test_the_old_one_dies_first_and_the_new_one_is_the_slots_own_from_then_on() -> None:
     scene = serving()
     told = scene.order(specs=(spec(2),))
-    new = scene.successor()
+    new = scene.next_process()
     scene.report(new, "loading")
     scene.submit()
-    scene.die(scene.member())
-    assert (scene.member(), scene.state(), told) == (new, State.LOADING, [])
+    scene.die(scene.process())
+    assert (scene.process(), scene.state(), told) == (new, State.LOADING, [])
     assert scene.alive() == [new], "no third one"
     scene.report(new, "ready")
     scene.tick()
-    assert (scene.state(), scene.place().specs, told) == (State.READY, (spec(2),), [None])
+    assert (scene.state(), scene.slot().specs, told) == (State.READY, (spec(2),), [None])
     scene.dispatch()
     scene.answer(new)
     assert len(scene.replies()) == 1, "what the dead one had is answered"
@@ -89,36 +89,36 @@ def test_the_old_one_dies_first_and_the_new_one_is_the_slots_own_from_then_on() 
 def test_both_die_at_once_and_the_renewal_begins_again(first: str) -> None:
     scene = serving()
     told = scene.order(specs=(spec(2),))
-    both = {"old": scene.member(), "new": scene.successor()}
-    for member in (both.pop(first), *both.values()):
-        process(member).code = -9
-        scene.fleet.died(member, scene.now)
+    both = {"old": scene.process(), "new": scene.next_process()}
+    for process in (both.pop(first), *both.values()):
+        child(process).code = -9
+        scene.manager.died(process, scene.now)
     scene.tick()
     scene.settle()
     assert len(told) == 1
     assert scene.state() is State.READY
     assert len(scene.alive()) == 1
     # The new one died before the old: then it is no worse than one that cannot load, and the slot keeps what it had.
-    assert scene.place().specs == ((spec(2),) if told == [None] else (spec(1),))
+    assert scene.slot().specs == ((spec(2),) if told == [None] else (spec(1),))
 
 
 @pytest.mark.parametrize("how", ["dies", "hangs"])
 def test_what_the_one_that_leaves_was_executing_is_run_again_before_the_renewal_is_over(how: str) -> None:
     scene = serving()
-    old = scene.member()
+    old = scene.process()
     scene.submit()
     told = scene.order()
-    new = scene.serve(scene.successor())
+    new = scene.serve(scene.next_process())
     if how == "hangs":
         old.verdict = Verdict("it sleeps")
     else:
-        process(old).code = -9
-        scene.fleet.died(old, scene.now)
-    scene.fleet.renewals.advance(scene.now)
+        child(old).code = -9
+        scene.manager.died(old, scene.now)
+    scene.manager.replacements.advance(scene.now)
     assert told == [], "others are still to be given what it had"
-    process(old).code = -9
+    child(old).code = -9
     if how == "hangs":
-        scene.fleet.died(old, scene.now)
+        scene.manager.died(old, scene.now)
     scene.tick()
     assert told == [None]
     assert scene.state() is State.READY, "its death is not the slot's"
@@ -126,20 +126,20 @@ def test_what_the_one_that_leaves_was_executing_is_run_again_before_the_renewal_
     scene.dispatch()
     scene.answer(new)
     assert len(scene.replies()) == 1
-    assert scene.place().slot.restarts == 0
+    assert scene.slot().restarts == 0
 
 
 def test_the_one_that_leaves_is_still_looked_after() -> None:
     scene = serving()
-    old = scene.member()
+    old = scene.process()
     scene.submit()
     scene.order()
-    scene.serve(scene.successor())
-    assert old in scene.fleet.members(), "or its hang would never be seen"
-    scene.fleet.stop(scene.now)
+    scene.serve(scene.next_process())
+    assert old in scene.manager.processes(), "or its hang would never be seen"
+    scene.manager.stop(scene.now)
     scene.obey()
     assert scene.alive() == []
-    assert list(scene.fleet.members()) == []
+    assert list(scene.manager.processes()) == []
 
 
 # Where two do not fit, the old one ends first, and requests wait.
@@ -147,17 +147,17 @@ def test_the_one_that_leaves_is_still_looked_after() -> None:
 
 def test_the_only_slot_is_renewed_without_room_for_two_and_nobody_is_refused() -> None:
     scene = serving(fits=False)
-    old = scene.member()
+    old = scene.process()
     told = scene.order(specs=(spec(2),))
     assert scene.state() is State.STOPPING
     scene.submit()  # raises where there is no hope
-    assert not scene.fleet.hopeless, "exit_when_failed must not end the daemon now"
+    assert not scene.manager.unavailable, "exit_when_failed must not end the daemon now"
     scene.obey()
-    new = scene.member()
-    assert (process(old).closed, scene.state(), told) == (True, State.STARTING, [])
-    assert not scene.fleet.hopeless
+    new = scene.process()
+    assert (child(old).closed, scene.state(), told) == (True, State.STARTING, [])
+    assert not scene.manager.unavailable
     scene.serve(new)
-    assert (told, scene.place().specs) == ([None], (spec(2),))
+    assert (told, scene.slot().specs) == ([None], (spec(2),))
     scene.dispatch()
     scene.answer(new)
     assert len(scene.replies()) == 1
@@ -168,13 +168,13 @@ def test_when_the_new_one_cannot_load_then_what_waits_is_refused_with_the_cause(
     told = scene.order()
     scene.submit()
     scene.obey()
-    scene.report(scene.member(), "loading")
-    scene.report(scene.member(), "failed", "no weights")
+    scene.report(scene.process(), "loading")
+    scene.report(scene.process(), "failed", "no weights")
     scene.tick()
     assert told == ["no weights"]
     (error,) = scene.replies()
     assert (error.reason, "no weights" in error.message) == (Reason.NO_WORKER, True)
-    assert scene.fleet.hopeless
+    assert scene.manager.unavailable
     assert scene.state() is State.FAILED
 
 
@@ -185,18 +185,18 @@ def test_when_it_cannot_load_other_models_the_slot_gets_its_former_ones_back_and
     scene.submit()
     scene.obey()
     if how == "cannot load":
-        scene.report(scene.member(), "loading")
-        scene.report(scene.member(), "failed", "no weights")
+        scene.report(scene.process(), "loading")
+        scene.report(scene.process(), "failed", "no weights")
     else:
-        scene.die(scene.member())
+        scene.die(scene.process())
     scene.tick()
     assert told == []
     scene.obey()
-    scene.serve(scene.member())
+    scene.serve(scene.process())
     assert told == ["no weights" if how == "cannot load" else "killed by SIGKILL (9)"]
-    assert (scene.state(), scene.place().specs) == (State.READY, (spec(1),))
+    assert (scene.state(), scene.slot().specs) == (State.READY, (spec(1),))
     scene.dispatch()
-    scene.answer(scene.member())
+    scene.answer(scene.process())
     assert [type(reply) for reply in scene.replies()] == [list]
 
 
@@ -205,12 +205,12 @@ def test_it_dies_while_it_drains_and_the_new_one_comes_all_the_same() -> None:
     scene.submit()
     told = scene.order()
     assert scene.state() is State.DRAINING, "it has something to answer"
-    scene.die(scene.member())
+    scene.die(scene.process())
     assert scene.state() is State.STARTING
-    scene.serve(scene.member())
+    scene.serve(scene.process())
     assert told == [None]
     scene.dispatch()
-    scene.answer(scene.member())
+    scene.answer(scene.process())
     assert len(scene.replies()) == 1
 
 
@@ -221,21 +221,21 @@ def test_it_dies_before_it_is_told_to_end_and_the_renewal_begins_again() -> None
     scene.submit(version="1")
     told = scene.order(specs=(spec(2),))
     assert scene.state() is State.READY
-    scene.die(scene.member())
+    scene.die(scene.process())
     scene.settle()
     assert told == [None]
-    assert (scene.state(), scene.place().specs, len(scene.alive())) == (State.READY, (spec(2),), 1)
+    assert (scene.state(), scene.slot().specs, len(scene.alive())) == (State.READY, (spec(2),), 1)
     assert len(scene.replies()) == 2
 
 
 def test_what_comes_while_the_old_one_leaves_does_not_keep_it() -> None:
     scene = serving(fits=False)
-    old = scene.member()
+    old = scene.process()
     for _ in range(4):
         scene.submit(version="1")
     told = scene.order()
     answered = 0
-    while not process(old).told:
+    while not child(old).told:
         scene.tick(0.1)
         scene.submit(version="1")  # never less than it can take
         scene.submit(version="1")
@@ -255,11 +255,11 @@ def history(state: State) -> Scene:
     """A slot in this state."""
     scene = Scene(max_restarts=0 if state is State.FAILED else 100)
     if state is State.LOADING:
-        scene.report(scene.member(), "loading")
+        scene.report(scene.process(), "loading")
     elif state is State.READY:
-        scene.serve(scene.member())
+        scene.serve(scene.process())
     elif state in (State.BACKOFF, State.FAILED):
-        scene.die(scene.member())
+        scene.die(scene.process())
     assert scene.state() is state
     return scene
 
@@ -286,7 +286,7 @@ def test_a_removal_in_every_state_leaves_nothing(state: State) -> None:
     told = scene.order(remove=True)
     scene.settle()
     assert told == [None]
-    assert (scene.alive(), scene.fleet.places, len(scene.launched)) == ([], [], before)
+    assert (scene.alive(), scene.manager.slots, len(scene.launched)) == ([], [], before)
 
 
 # Several.
@@ -295,10 +295,10 @@ def test_a_removal_in_every_state_leaves_nothing(state: State) -> None:
 def test_slots_are_renewed_one_after_the_other() -> None:
     scene = serving(2)
     told = scene.order(0), scene.order(1)
-    assert scene.place(1).successor is None
-    scene.serve(scene.successor(0))
+    assert scene.slot(1).next_process is None
+    scene.serve(scene.next_process(0))
     assert told[0] == [None]
-    scene.serve(scene.successor(1))
+    scene.serve(scene.next_process(1))
     assert told == ([None], [None])
 
 
@@ -307,7 +307,7 @@ def test_two_renewals_of_one_slot_are_both_carried_out() -> None:
     told = scene.order(specs=(spec(2),)), scene.order(specs=(spec(3),))
     scene.settle()
     assert told == ([None], [None])
-    assert (scene.place().slot.incarnation, scene.place().specs) == (3, (spec(3),))
+    assert (scene.slot().incarnation, scene.slot().specs) == (3, (spec(3),))
     assert len(scene.alive()) == 1
 
 
@@ -316,24 +316,24 @@ def test_what_waits_for_a_slot_that_is_removed_is_told_so() -> None:
     told = scene.order(0, remove=True), scene.order(0), scene.order(1)
     scene.settle()
     assert told == ([None], ["the slot is no longer configured"], [None])
-    assert [place.slot.number for place in scene.fleet.places] == [1]
+    assert [slot.number for slot in scene.manager.slots] == [1]
 
 
 def test_only_what_has_not_begun_can_be_withdrawn() -> None:
     scene = serving(3)
     told: list[str] = []
     ours = [
-        Renewal(scene.place(number), "a reload", done=lambda _, name=str(number): told.append(name))
+        Replacement(scene.slot(number), "a reload", done=lambda _, name=str(number): told.append(name))
         for number in range(2)
     ]
-    for renewal in ours:
-        scene.fleet.renewals.ask(renewal)
+    for replacement in ours:
+        scene.manager.replacements.ask(replacement)
     other = scene.order(2)
-    scene.fleet.renewals.withdraw(ours)
+    scene.manager.replacements.withdraw(ours)
     scene.settle()
     assert told == ["0"]
     assert other == [None]
-    assert [place.slot.incarnation for place in scene.fleet.places] == [2, 1, 2]
+    assert [slot.incarnation for slot in scene.manager.slots] == [2, 1, 2]
 
 
 # Devices that a reload groups anew.
@@ -342,32 +342,32 @@ def test_only_what_has_not_begun_can_be_withdrawn() -> None:
 def on(scene: Scene, **devices: str) -> None:
     """Gives slots other devices than the scene did: `slot_0="GPU-a,GPU-b"`."""
     for name, names in devices.items():
-        place = scene.place(int(name.removeprefix("slot_")))
-        place.placement = replace(place.placement, devices=tuple(names.split(",")))
+        slot = scene.slot(int(name.removeprefix("slot_")))
+        slot.placement = replace(slot.placement, devices=tuple(names.split(",")))
 
 
 def group(scene: Scene, slot: int, devices: str) -> None:
-    scene.fleet.add(replace(placement(slot), devices=tuple(devices.split(","))))
+    scene.manager.add(replace(placement(slot), devices=tuple(devices.split(","))))
     scene.tick()
 
 
 def test_a_group_begins_when_the_last_of_its_gpus_is_free_and_what_comes_meanwhile_waits() -> None:
     scene = serving(2)
     on(scene, slot_0="GPU-a", slot_1="GPU-b")
-    first, second = scene.member(0), scene.member(1)
+    first, second = scene.process(0), scene.process(1)
     group(scene, 2, "GPU-a,GPU-b")
-    assert (scene.state(2), scene.place(2).member) == (State.STARTING, None)
+    assert (scene.state(2), scene.slot(2).process) == (State.STARTING, None)
     for _ in range(4):
         scene.submit(LARGEST)  # more than both can be given at once
     told = [scene.order(slot, remove=True) for slot in range(2)]
     scene.answer(first)
-    assert process(first).told, "others can wait for the group"
+    assert child(first).told, "others can wait for the group"
     scene.obey()
-    assert (told, scene.place(2).member) == ([[None], []], None)
+    assert (told, scene.slot(2).process) == ([[None], []], None)
     scene.answer(second)
     scene.obey()
     assert told == [[None], [None]]
-    new = scene.member(2)
+    new = scene.process(2)
     assert len(scene.replies()) == 2
     scene.submit()
     assert scene.replies() == [], "nobody is refused"
@@ -385,14 +385,14 @@ def test_the_last_of_the_old_ones_serves_until_a_group_that_has_begun_does() -> 
     for slot in range(2):
         scene.order(slot, remove=True)
         scene.obey()
-    begun = scene.member(3)
+    begun = scene.process(3)
     for _ in range(3):
         scene.submit(LARGEST)
     told = scene.order(2, remove=True)
-    scene.answer(scene.member(2))
-    assert not process(scene.member(2)).told, "requests wait, which only it can answer now"
+    scene.answer(scene.process(2))
+    assert not child(scene.process(2)).told, "requests wait, which only it can answer now"
     scene.serve(begun)
-    scene.answer(scene.member(2))
+    scene.answer(scene.process(2))
     scene.settle()
     assert (told, len(scene.replies()), len(scene.alive())) == ([None], 3, 2)
 
@@ -404,9 +404,9 @@ def test_a_slot_that_is_held_back_can_be_removed_or_restarted(remove: bool) -> N
     group(scene, 1, "GPU-a,GPU-b")
     told = scene.order(1, remove=remove)
     assert told == [None]
-    assert [place.slot.number for place in scene.fleet.places] == ([0] if remove else [0, 1])
+    assert [slot.number for slot in scene.manager.slots] == ([0] if remove else [0, 1])
     if not remove:
-        assert scene.place(1).member is None
+        assert scene.slot(1).process is None
         scene.order(0, remove=True)
         scene.settle()
         assert (len(scene.launched), scene.state(1)) == (2, State.READY)
@@ -425,12 +425,12 @@ def test_a_slot_that_is_held_back_can_lose_its_models() -> None:
 @pytest.mark.parametrize("loads", [True, False])
 def test_what_goes_serves_until_what_comes_does_or_cannot(loads: bool) -> None:
     scene = serving(1)
-    old = scene.member()
-    scene.fleet.add(placement(1))
+    old = scene.process()
+    scene.manager.add(placement(1))
     scene.tick()
-    new = scene.member(1)
+    new = scene.process(1)
     told = scene.order(0, remove=True)
-    assert not process(old).told
+    assert not child(old).told
     scene.submit()
     scene.answer(old)
     assert (told, len(scene.replies())) == ([], 1)
@@ -440,7 +440,7 @@ def test_what_goes_serves_until_what_comes_does_or_cannot(loads: bool) -> None:
         scene.report(new, "loading")
         scene.report(new, "failed", "no weights")
         scene.tick()
-    assert process(old).told
+    assert child(old).told
     scene.settle()
     assert told == [None]
 
@@ -450,7 +450,7 @@ def test_workers_of_the_same_group_and_cpu_devices_hold_nobody_back() -> None:
     on(scene, slot_0="GPU-a,GPU-b", slot_1="cpu:0")
     group(scene, 2, "GPU-a,GPU-b")
     group(scene, 3, "cpu:0,cpu:1")
-    assert None not in (scene.place(2).member, scene.place(3).member)
+    assert None not in (scene.slot(2).process, scene.slot(3).process)
 
 
 # Whatever comes.
@@ -468,33 +468,33 @@ class Renewing(RuleBasedStateMachine):
         self.orders: list[list[str | None]] = []
         self.asked = self.answered = 0
 
-    def some(self, data: st.DataObject, members: list[Member]) -> Member:
-        return data.draw(st.sampled_from(members))
+    def some(self, data: st.DataObject, processes: list[WorkerProcess]) -> WorkerProcess:
+        return data.draw(st.sampled_from(processes))
 
-    def loading(self) -> list[Member]:
+    def loading(self) -> list[WorkerProcess]:
         return [
-            member
-            for member in self.scene.alive()
-            if member.place is not None and member.channel is None and member.state in ("starting", "loading")
+            process
+            for process in self.scene.alive()
+            if process.slot is not None and process.route is None and process.state in ("starting", "loading")
         ]
 
     @precondition(lambda self: self.loading())
     @rule(data=st.data(), state=st.sampled_from(["loading", "ready", "ready", "ready", "failed"]))
     def report(self, data: st.DataObject, state: str) -> None:
-        member = self.some(data, self.loading())
-        if state != "loading" and member.state == "starting":
-            self.scene.report(member, "loading")
-        self.scene.report(member, state, "no weights" if state == "failed" else None)
+        process = self.some(data, self.loading())
+        if state != "loading" and process.state == "starting":
+            self.scene.report(process, "loading")
+        self.scene.report(process, state, "no weights" if state == "failed" else None)
 
     @precondition(lambda self: self.scene.alive())
     @rule(data=st.data(), code=st.sampled_from([-9, -11, 0, 73]))
     def die(self, data: st.DataObject, code: int) -> None:
         """The loop may find several deaths at once: it is buried with the next tick."""
-        member = self.some(data, self.scene.alive())
-        process(member).code = code
-        if member.channel is not None:
-            self.scene.running.pop(member.channel.worker, None)
-        self.scene.fleet.died(member, self.scene.now)
+        process = self.some(data, self.scene.alive())
+        child(process).code = code
+        if process.route is not None:
+            self.scene.running.pop(process.route.worker, None)
+        self.scene.manager.died(process, self.scene.now)
 
     @rule(seconds=st.sampled_from([0.0, 0.0, 0.1, 1.0, 6.0]))
     def tick(self, seconds: float) -> None:
@@ -507,11 +507,11 @@ class Renewing(RuleBasedStateMachine):
 
     @rule(data=st.data(), version=st.integers(1, 3), remove=st.integers(0, 9))
     def order(self, data: st.DataObject, version: int, remove: int) -> None:
-        places = self.scene.fleet.places
-        if not places:
-            self.scene.fleet.add(placement(0))
+        slots = self.scene.manager.slots
+        if not slots:
+            self.scene.manager.add(placement(0))
             return
-        slot = data.draw(st.sampled_from([place.slot.number for place in places]))
+        slot = data.draw(st.sampled_from([slot.number for slot in slots]))
         specs = (spec(version),)
         self.orders.append(self.scene.order(slot, specs=specs, remove=remove == 0))
 
@@ -524,12 +524,12 @@ class Renewing(RuleBasedStateMachine):
         try:
             self.scene.submit(rows)
         except Unavailable:
-            assert not any(place.slot.state is State.READY for place in self.scene.fleet.places)
+            assert not any(slot.state is State.READY for slot in self.scene.manager.slots)
             return
         self.asked += 1
 
-    def busy(self) -> list[Member]:
-        return [m for m in self.scene.alive() if m.channel is not None and m.channel.worker in self.scene.running]
+    def busy(self) -> list[WorkerProcess]:
+        return [m for m in self.scene.alive() if m.route is not None and m.route.worker in self.scene.running]
 
     @precondition(lambda self: self.busy())
     @rule(data=st.data())
@@ -540,12 +540,12 @@ class Renewing(RuleBasedStateMachine):
     @rule(data=st.data())
     def hang(self, data: st.DataObject) -> None:
         """As `Health` finds it."""
-        member = self.some(data, self.scene.alive())
-        if member.verdict is None and member.cause is None:
-            member.verdict = Verdict("it sleeps", stopped=True)
-            if member.channel is not None:
-                self.scene.router.balancer.retire(member.channel.worker)
-            member.process.kill()
+        process = self.some(data, self.scene.alive())
+        if process.verdict is None and process.cause is None:
+            process.verdict = Verdict("it sleeps", stopped=True)
+            if process.route is not None:
+                self.scene.router.scheduler.retire(process.route.worker)
+            process.child.kill()
 
     # What must hold.
 
@@ -556,20 +556,20 @@ class Renewing(RuleBasedStateMachine):
         scene = self.scene
         assert all(len(told) <= 1 for told in self.orders), "answered twice"
         self.answered += len(scene.replies())
-        for place in scene.fleet.places:
-            wanted = [m for m in scene.alive() if m.place is place and not process(m).told]
+        for slot in scene.manager.slots:
+            wanted = [m for m in scene.alive() if m.slot is slot and not child(m).told]
             assert len(wanted) <= 2
-            if place.slot.state is State.READY:
-                assert place.channel is not None
-                assert place.channel.worker in scene.router.channels
-                assert scene.router.balancer.refusals.of("m") is None
+            if slot.state is State.READY:
+                assert slot.route is not None
+                assert slot.route.worker in scene.router.routes
+                assert scene.router.scheduler.refusals.of("m") is None
         for worker in scene.running:
-            (member,) = [member for member in scene.launched if member.channel and member.channel.worker is worker]
-            assert member.cause is None, "a dead worker was given work"
-        serving = {member.channel.worker for member in scene.fleet.members() if member.channel is not None}
-        assert set(scene.router.channels) == serving, "no worker is served that nobody looks after"
-        buried = [member for member in scene.launched if process(member).closed]
-        assert not set(map(id, buried)) & set(map(id, scene.fleet.members()))
+            (process,) = [process for process in scene.launched if process.route and process.route.worker is worker]
+            assert process.cause is None, "a dead worker was given work"
+        serving = {process.route.worker for process in scene.manager.processes() if process.route is not None}
+        assert set(scene.router.routes) == serving, "no worker is served that nobody looks after"
+        buried = [process for process in scene.launched if child(process).closed]
+        assert not set(map(id, buried)) & set(map(id, scene.manager.processes()))
 
     def teardown(self) -> None:
         """From now on all goes well."""
@@ -577,21 +577,21 @@ class Renewing(RuleBasedStateMachine):
             return
         scene = self.scene
         scene.settle()
-        for place in scene.fleet.places:
-            if place.slot.state is State.FAILED:
-                self.orders.append(scene.order(place.slot.number))
+        for slot in scene.manager.slots:
+            if slot.state is State.FAILED:
+                self.orders.append(scene.order(slot.number))
         scene.settle()
         assert all(len(told) == 1 for told in self.orders), "an order was never answered"
-        assert {place.slot.state for place in scene.fleet.places} <= {State.READY}
-        alive = [member for member in scene.alive() if member.place is not None]
-        assert len(alive) == len(scene.fleet.places)
+        assert {slot.state for slot in scene.manager.slots} <= {State.READY}
+        alive = [process for process in scene.alive() if process.slot is not None]
+        assert len(alive) == len(scene.manager.slots)
         self.answered += len(scene.replies())
-        if scene.fleet.places:
+        if scene.manager.slots:
             assert self.answered == self.asked
-        scene.fleet.stop(scene.now)
+        scene.manager.stop(scene.now)
         while scene.obey():
             pass
-        assert list(scene.fleet.members()) == []
+        assert list(scene.manager.processes()) == []
 
 
 Renewing.TestCase.settings = settings(

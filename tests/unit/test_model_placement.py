@@ -45,7 +45,7 @@ def allotted(names: tuple[str, ...], slots: Sequence[tuple[str, ...]], **models:
     return ["".join(loads) for loads in found]
 
 
-def singly(names: tuple[str, ...], workers: int = 1) -> list[tuple[str, ...]]:
+def unbatched(names: tuple[str, ...], workers: int = 1) -> list[tuple[str, ...]]:
     return [(name,) for name in names for _ in range(workers)]
 
 
@@ -64,8 +64,8 @@ def singly(names: tuple[str, ...], workers: int = 1) -> list[tuple[str, ...]]:
 def test_each_slot_loads_the_models_for_its_device(
     names: tuple[str, ...], m: Selection, n: Selection, loads: list[str]
 ) -> None:
-    assert allotted(names, singly(names), m=m, n=n) == loads
-    assert allotted(names, singly(names, 2), m=m, n=n) == [each for each in loads for _ in range(2)]
+    assert allotted(names, unbatched(names), m=m, n=n) == loads
+    assert allotted(names, unbatched(names, 2), m=m, n=n) == [each for each in loads for _ in range(2)]
 
 
 def test_a_worker_of_several_devices_has_a_model_that_names_them_all() -> None:
@@ -107,7 +107,7 @@ def test_what_cannot_be_is_told_with_its_key_and_what_there_is(
     names: tuple[str, ...], m: Selection, n: Selection, problems: list[str]
 ) -> None:
     with pytest.raises(DeviceError) as caught:
-        allotted(names, singly(names, 2), m=m, n=n)
+        allotted(names, unbatched(names, 2), m=m, n=n)
     assert list(caught.value.problems) == problems
     shown = "0 (GPU-8f3a0000), 1 (GPU-8f3b0000), 2 (GPU-2e000000)" if names == GPUS else "cpu:0, cpu:1, cpu:2"
     assert str(caught.value).endswith(f"The daemon's devices: {shown}.")

@@ -8,7 +8,7 @@ from multitower.errors import MultitowerError, Unavailable
 from multitower.supervisor.scheduling.crashing_models import CRASHES, CrashingModels
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
-from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.scheduler import Scheduler
 from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
@@ -63,7 +63,7 @@ class Scene:
 
     def __init__(self) -> None:
         limits = QueueLimits(1000, 1 << 20, retry=1, quarantine_s=60.0)
-        self.balancer = Balancer({A: limits, B: limits})
+        self.scheduler = Scheduler({A: limits, B: limits})
         self.now = 0.0
         self._ids = 0
 
@@ -71,22 +71,22 @@ class Scene:
         self._ids += 1
         frame = self._ids.to_bytes(4, "big")
         plan = Plan(KEYS[model], 1, (0,), (4,), (False,), ("x",), 1e6)
-        self.balancer.submit(Request(("sender",), frame, plan, [frame], 4, self.now))
+        self.scheduler.submit(Request(("sender",), frame, plan, [frame], 4, self.now))
         return frame
 
     def worker(self) -> Worker:
-        worker = self.balancer.add_worker(0, "cpu:0", {A: Served(), B: Served()}, self.now)
-        self.balancer.dispatch(self.now)
+        worker = self.scheduler.add_worker(0, "cpu:0", {A: Served(), B: Served()}, self.now)
+        self.scheduler.dispatch(self.now)
         return worker
 
     def crash(self) -> bool:
         """A worker executes what comes next, and dies; returns whether that cost its slot no budget."""
         worker = self.worker()
         assert worker.batch is not None
-        return self.balancer.remove_worker(worker, self.now, crashed=True)
+        return self.scheduler.remove_worker(worker, self.now, crashed=True)
 
     def reasons(self) -> list[str]:
-        told = [reply.answer for reply in self.balancer.replies()]
+        told = [reply.answer for reply in self.scheduler.replies()]
         return [answer.reason if isinstance(answer, MultitowerError) else "ok" for answer in told]
 
 
@@ -102,7 +102,7 @@ def test_one_after_the_other_costs_three_restarts_and_then_none() -> None:
         scene.submit()
     assert told.value.reason == "no_worker"
     scene.submit(B)
-    scene.balancer.expire(60.0)
+    scene.scheduler.expire(60.0)
     scene.submit()
 
 
@@ -112,19 +112,19 @@ def test_a_batch_of_suspects_does_not_kill_one_worker_each() -> None:
         scene.submit()
     assert not scene.crash()
     deaths = 0
-    while scene.balancer.queues[A]:
+    while scene.scheduler.queues[A]:
         deaths += 1
         assert scene.crash()
     assert deaths == 2 * CRASHES
     assert sorted(scene.reasons()) == ["no_worker"] * (LARGEST - deaths) + ["poisoned"] * deaths
     scene.now = 60.0
-    scene.balancer.expire(scene.now)
+    scene.scheduler.expire(scene.now)
     for _ in range(4):
         scene.submit()
     assert not scene.crash(), "on probation"
     assert scene.crash()
     assert sorted(scene.reasons()) == ["no_worker"] * 3 + ["poisoned"]
-    assert not scene.balancer.queues[A]
+    assert not scene.scheduler.queues[A]
 
 
 def test_what_waits_is_answered_and_a_suspect_that_runs_after_all_ends_it() -> None:
@@ -136,14 +136,14 @@ def test_what_waits_is_answered_and_a_suspect_that_runs_after_all_ends_it() -> N
     for _ in range(CRASHES):
         assert scene.crash(), "suspects run alone, and cost no slot's budget"
     assert scene.reasons() == ["poisoned"] * 3 + ["no_worker"] * len(waiting)
-    assert scene.balancer.refusals.crashing.why(A) is not None
+    assert scene.scheduler.refusals.crashing.why(A) is not None
     scene.submit(B)
     worker = scene.worker()
     while (batch := worker.batch) is not None:
-        scene.balancer.finish(worker, batch.id, [[b"fine"] for _ in batch.requests], scene.now)
-        scene.balancer.dispatch(scene.now)
+        scene.scheduler.finish(worker, batch.id, [[b"fine"] for _ in batch.requests], scene.now)
+        scene.scheduler.dispatch(scene.now)
     assert scene.reasons() == ["ok", "ok"], "the fourth, and that of the other model"
-    assert scene.balancer.refusals.crashing.why(A) is None
+    assert scene.scheduler.refusals.crashing.why(A) is None
     scene.submit()
 
 
@@ -154,10 +154,10 @@ def test_who_has_seen_to_the_cause_gets_an_answer_to_the_same_requests(models: l
         scene.submit()
         scene.crash()
         scene.crash()
-    assert len(scene.balancer.refusals.quarantine.entries(0.0)) == CRASHES
-    scene.balancer.refusals.forgive(models)
-    assert len(scene.balancer.refusals.quarantine.entries(0.0)) == (0 if tried else CRASHES)
-    assert (scene.balancer.refusals.of(A) is None) == tried
+    assert len(scene.scheduler.refusals.quarantine.entries(0.0)) == CRASHES
+    scene.scheduler.refusals.reset_crash_count(models)
+    assert len(scene.scheduler.refusals.quarantine.entries(0.0)) == (0 if tried else CRASHES)
+    assert (scene.scheduler.refusals.of(A) is None) == tried
 
 
 def test_a_request_that_was_to_blame_itself_is_not_forgiven() -> None:
@@ -165,5 +165,5 @@ def test_a_request_that_was_to_blame_itself_is_not_forgiven() -> None:
     scene.submit()
     scene.crash()
     scene.crash()
-    scene.balancer.refusals.forgive()
-    assert len(scene.balancer.refusals.quarantine.entries(0.0)) == 1
+    scene.scheduler.refusals.reset_crash_count()
+    assert len(scene.scheduler.refusals.quarantine.entries(0.0)) == 1

@@ -24,7 +24,7 @@ from multitower.worker_wire import BEGUN, BEGUN_BYTES, last_heartbeat
 from ..loop.reactor import unwatched
 from .bootstrap import IGNORED_SIGNALS, STACKS_SIGNAL, run_worker
 from .exit_cause import ExitCause
-from .hang_detector import Look
+from .hang_detector import ProcessStat
 from .output import OutputReader
 
 log = logging.getLogger("multitower.process")
@@ -33,7 +33,7 @@ RECONNECT_MS = 10
 """How often the socket looks for a worker that has not bound its endpoint yet."""
 
 
-class WorkerProcess:
+class ChildProcess:
     """A spawned worker. Construct it in the main thread: a parent-death signal fires when that thread ends.
 
     Args:
@@ -100,16 +100,16 @@ class WorkerProcess:
 
     def _start(self, spawn: SpawnContext, spec: ProcessSpec, pipes: tuple[Connection, ...]) -> SpawnProcess:
         arguments: tuple[Any, ...] = (spec.to_json().decode(), *pipes)
-        process = spawn.Process(target=run_worker, args=arguments, name=spec.name, daemon=False)
+        child = spawn.Process(target=run_worker, args=arguments, name=spec.name, daemon=False)
         # Spawning would start it, and it unblocks signals.
         resource_tracker.ensure_running()
         # Until the worker ignores them itself; what arrives meanwhile reaches the parent afterwards.
         signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
         try:
-            process.start()
+            child.start()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)
-        return process
+        return child
 
     def _undo_start(self) -> None:
         self._process.kill()
@@ -145,7 +145,7 @@ class WorkerProcess:
         except BlockingIOError:
             return None
 
-    def look(self) -> Look | None:
+    def look(self) -> ProcessStat | None:
         """What the system says of the process now; None when it has ended."""
         try:
             text = Path(f"/proc/{self.pid}/stat").read_text()
@@ -153,7 +153,7 @@ class WorkerProcess:
             return None
         # The name before the last parenthesis may hold anything; then come state, ..., utime and stime (proc(5)).
         fields = text[text.rindex(")") + 2 :].split()
-        return Look(fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+        return ProcessStat(fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
 
     def show_stacks(self) -> None:
         """Makes the process write its Python stacks to its output."""

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from made_up_fleet import Scene, process
+from fake_workers import Scene, child
 from version_folders import version
 
 from multitower.errors import MultitowerError, Reason
 from multitower.spec import ModelReport
 from multitower.supervisor import settings
 from multitower.supervisor.config import config
-from multitower.supervisor.loop.background import Errands
+from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.operations.model_orders import ModelOrders
 from multitower.supervisor.operations.orders import Orders
-from multitower.supervisor.operations.status import Reporter
+from multitower.supervisor.operations.status import StatusReporter
 from multitower.supervisor.operations.version_watch import Watch
-from multitower.supervisor.workers.slot import State
-from multitower.supervisor.workers.worker_process import Member
+from multitower.supervisor.workers.slot import WorkerProcess
+from multitower.supervisor.workers.slot_state_machine import State
 
 
 class AtOnce:
@@ -56,30 +56,30 @@ class Daemon:
         self.bad: dict[str, set[int]] = {}
         self.scene = Scene(slots, fits=fits)
         made = settings.make(config.load(self._path, environment={}))
-        self.fleet = self.scene.fleet
-        self.fleet.apply(made.fleet)
-        for place, placement in zip(self.fleet.places, made.placements, strict=True):
-            place.specs, place.placement = made.fleet.models, placement
+        self.manager = self.scene.manager
+        self.manager.apply(made.worker_settings)
+        for slot, placement in zip(self.manager.slots, made.placements, strict=True):
+            slot.specs, slot.placement = made.worker_settings.models, placement
         router = self.scene.router
-        self.reporter = Reporter(router, self.fleet, made.fleet.models, 1 << 20, started=0.0)
-        errands = cast(Errands, AtOnce())
+        self.reporter = StatusReporter(router, self.manager, made.worker_settings.models, 1 << 20, started=0.0)
+        background = cast(BackgroundJobs, AtOnce())
         self.orders = Orders(
-            self.fleet,
+            self.manager,
             router,
             self.reporter,
-            errands,
+            background,
             made,
             lambda: config.load(self._path, environment={}),
             begun=lambda: None,
             ended=lambda: None,
         )
-        self.watch = Watch(self.fleet, self.reporter, self.orders, errands)
+        self.watch = Watch(self.manager, self.reporter, self.orders, background)
         self.models = ModelOrders(
             self.orders,
-            self.fleet,
+            self.manager,
             router,
             self.reporter,
-            errands,
+            background,
             lambda: config.load(self._path, environment={}),
         )
         self.reporter.refused = self.watch.refused
@@ -87,17 +87,17 @@ class Daemon:
             router.add_model(name, limits, made.timeouts[name])
         router.set_labels(made.labels)
         self._hired: dict[int, Any] = {}
-        give_work = self.fleet._hiring.give_work
+        give_work = self.manager._assigner.give_work
 
-        def hire(place: Any, specs: Any, *rest: Any) -> Member | None:
-            member = give_work(place, specs, *rest)
-            if member is not None:
-                self._hired[id(member)] = specs
-            return member
+        def hire(slot: Any, specs: Any, *rest: Any) -> WorkerProcess | None:
+            process = give_work(slot, specs, *rest)
+            if process is not None:
+                self._hired[id(process)] = specs
+            return process
 
-        self.fleet._hiring.give_work = hire  # type: ignore[method-assign]
-        for member in list(self.scene.launched):
-            self._hired[id(member)] = made.fleet.models
+        self.manager._assigner.give_work = hire  # type: ignore[method-assign]
+        for process in list(self.scene.launched):
+            self._hired[id(process)] = made.worker_settings.models
 
     def write(self, more: str, slots: int) -> None:
         """The configuration, anew."""
@@ -109,19 +109,19 @@ class Daemon:
         for _ in range(50):
             self.scene.tick(1.0)
             loading = [
-                member
-                for member in self.scene.alive()
-                if member.channel is None and not process(member).told and member.state not in ("ready", "failed")
+                process
+                for process in self.scene.alive()
+                if process.route is None and not child(process).told and process.state not in ("ready", "failed")
             ]
-            for member in loading:
-                self._load(member)
-            if not (self.scene.obey() or loading or self.fleet.renewals.active):
+            for process in loading:
+                self._load(process)
+            if not (self.scene.obey() or loading or self.manager.replacements.active):
                 return
         raise AssertionError("it does not settle")
 
-    def _load(self, member: Member) -> None:
-        assert member.place is not None
-        slot = member.place.slot.number
+    def _load(self, process: WorkerProcess) -> None:
+        assert process.slot is not None
+        slot = process.slot.number
         reports = tuple(
             ModelReport(
                 name=spec.name,
@@ -129,11 +129,11 @@ class Daemon:
                 state="failed" if slot in self.bad.get(spec.key[1], ()) else "ready",
                 cause="no weights" if slot in self.bad.get(spec.key[1], ()) else None,
             )
-            for spec in self._hired[id(member)]
+            for spec in self._hired[id(process)]
         )
-        self.scene.report(member, "loading")
+        self.scene.report(process, "loading")
         good = any(report.state == "ready" for report in reports)
-        self.scene.report(member, "ready" if good else "failed", models=reports)
+        self.scene.report(process, "ready" if good else "failed", models=reports)
         self.scene.tick()
 
     def look(self) -> None:
@@ -145,8 +145,8 @@ class Daemon:
     def served(self) -> list[list[str]]:
         """The versions that each slot serves."""
         return [
-            sorted(version for _, version in place.channel.worker.versions) if place.channel is not None else []
-            for place in self.fleet.places
+            sorted(version for _, version in slot.route.worker.versions) if slot.route is not None else []
+            for slot in self.manager.slots
         ]
 
     def rows(self) -> dict[str, tuple[str, str | None]]:
@@ -207,34 +207,34 @@ def test_requests_wait_where_the_only_slot_tries_a_version_in_vain(tmp_path: Pat
     daemon = daemon_of(tmp_path, "1", more=more, fits=False)
     daemon.bad["2"] = {0}
     version(tmp_path / "model", "2")
-    former = daemon.scene.member()
+    former = daemon.scene.process()
     daemon.watch.due = 0.0
     daemon.watch.tick(daemon.scene.now)
     daemon.scene.tick()
-    assert process(former).told
+    assert child(former).told
     daemon.scene.submit()
     daemon.go_on()
     assert set(daemon.served()[0]) == {"1"}
     daemon.scene.dispatch()
-    daemon.scene.answer(daemon.scene.member())
+    daemon.scene.answer(daemon.scene.process())
     assert [type(reply) for reply in daemon.scene.replies()] == [list]
 
 
 def test_one_that_is_served_is_written_again(tmp_path: Path) -> None:
     daemon = daemon_of(tmp_path, "1", slots=2)
-    before = [daemon.scene.member(slot) for slot in (0, 1)]
+    before = [daemon.scene.process(slot) for slot in (0, 1)]
     weights = tmp_path / "model" / "1" / "variables" / "variables.data"
     daemon.bad["1"] = {0, 1}
     weights.write_bytes(b"worse")
     daemon.look()
-    assert [daemon.scene.member(slot) for slot in (0, 1)] == before, "what they have loaded is good"
+    assert [daemon.scene.process(slot) for slot in (0, 1)] == before, "what they have loaded is good"
     assert daemon.rows() == {"1": ("ready", "no weights")}, "of its files as they are now"
     daemon.bad.clear()
     weights.write_bytes(b"much better")
     daemon.look()
     daemon.look()
     assert daemon.served() == [["1"], ["1"]]
-    assert not {id(daemon.scene.member(slot)) for slot in (0, 1)} & set(map(id, before))
+    assert not {id(daemon.scene.process(slot)) for slot in (0, 1)} & set(map(id, before))
 
 
 def test_of_several_new_ones_the_good_are_taken(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_where_two_processes_do_not_fit_a_version_that_fails_beside_good_ones_is
 
 def known(daemon: Daemon) -> list[str]:
     """The versions that requests may name."""
-    return daemon.scene.router.admission.catalogue.versions("m")
+    return daemon.scene.router.admission.catalog.versions("m")
 
 
 def test_where_two_processes_do_not_fit_the_former_version_is_gone_as_well(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_where_two_processes_do_not_fit_the_former_version_is_gone_as_well(tmp_p
 def test_one_that_a_worker_does_not_come_back_with_cannot_be_asked_for(tmp_path: Path) -> None:
     daemon = daemon_of(tmp_path, "1", "2", more=", versions: all")
     daemon.bad["1"] = {0}
-    daemon.scene.die(daemon.scene.member())
+    daemon.scene.die(daemon.scene.process())
     assert known(daemon) == ["1", "2"], "it may come back with both"
     daemon.scene.submit(version="1")
     daemon.go_on()
@@ -285,12 +285,12 @@ def test_one_that_a_worker_does_not_come_back_with_cannot_be_asked_for(tmp_path:
 def test_one_whose_only_slot_has_failed_cannot_be_asked_for(tmp_path: Path) -> None:
     daemon = daemon_of(tmp_path, "1", "2", slots=2, more=", versions: all")
     daemon.bad["1"] = {1}
-    daemon.scene.die(daemon.scene.member(1))
+    daemon.scene.die(daemon.scene.process(1))
     daemon.go_on()
     assert daemon.served() == [["1", "2"], ["2"]]
     assert known(daemon) == ["1", "2"]
     daemon.bad = {"1": {0}, "2": {0}}
-    daemon.scene.die(daemon.scene.member(0))
+    daemon.scene.die(daemon.scene.process(0))
     daemon.scene.submit(version="1")
     daemon.go_on()
     assert (daemon.served(), known(daemon)) == ([[], ["2"]], ["2"])
@@ -311,21 +311,21 @@ def test_one_that_no_worker_can_load_at_the_start_makes_room_for_the_former(tmp_
 
 def test_a_slot_that_is_broken_anyway_keeps_nobody_from_the_new_version(tmp_path: Path) -> None:
     daemon = daemon_of(tmp_path, "1", slots=3)
-    place = daemon.fleet.places[0]
-    place.slot.state = State.FAILED
-    daemon.scene.die(daemon.scene.member(0))
+    slot = daemon.manager.slots[0]
+    slot.state = State.FAILED
+    daemon.scene.die(daemon.scene.process(0))
     daemon.bad["2"] = {0}
     version(tmp_path / "model", "2")
     daemon.look()
     assert daemon.served() == [[], ["2"], ["2"]]
-    assert place.slot.state is State.FAILED
-    assert place.slot.last_error == "m: no weights"
+    assert slot.state is State.FAILED
+    assert slot.last_error == "m: no weights"
 
 
 def test_a_worker_that_dies_comes_back_with_the_version_of_its_neighbours(tmp_path: Path) -> None:
     daemon = daemon_of(tmp_path, "1", slots=2)
     version(tmp_path / "model", "2")  # not seen yet
-    daemon.scene.die(daemon.scene.member(0))
+    daemon.scene.die(daemon.scene.process(0))
     daemon.go_on()
     assert daemon.served() == [["1"], ["1"]]
 
@@ -334,7 +334,7 @@ def test_a_removed_version_that_a_worker_should_come_back_with_makes_room_as_wel
     daemon = daemon_of(tmp_path, "1", "2")
     shutil.rmtree(tmp_path / "model" / "2")
     daemon.bad["2"] = {0}
-    daemon.scene.die(daemon.scene.member(0))
+    daemon.scene.die(daemon.scene.process(0))
     daemon.go_on()
     assert daemon.served() == [[]]
     daemon.look()
@@ -382,7 +382,7 @@ def test_a_reload_that_ends_early_leaves_the_labels_as_they_were(tmp_path: Path)
     daemon.orders.reload(told.append)
     daemon.go_on()
     assert isinstance(told[0], MultitowerError)
-    assert daemon.scene.router.admission.catalogue.labels("m") == {"stable": "1"}
+    assert daemon.scene.router.admission.catalog.labels("m") == {"stable": "1"}
 
 
 def test_a_look_that_was_under_way_says_nothing_of_what_a_reload_has_brought(tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_a_look_that_was_under_way_says_nothing_of_what_a_reload_has_brought(tmp
             seen = errand()
             slow.append(lambda: then(seen))
 
-    daemon.watch = Watch(daemon.fleet, daemon.reporter, daemon.orders, cast(Errands, Slow()))
+    daemon.watch = Watch(daemon.manager, daemon.reporter, daemon.orders, cast(BackgroundJobs, Slow()))
     daemon.watch.tick(daemon.scene.now)
     daemon.write(", versions: {specific: [1, 5]}", 1)
     daemon.orders.reload(lambda _: None)
@@ -444,19 +444,19 @@ def test_an_unloaded_model_is_not_brought_back_by_a_new_version_and_is_loaded_wi
 
 def test_a_label_that_is_moved_stands_for_the_former_version_until_the_reload_is_over(tmp_path: Path) -> None:
     daemon = daemon_of(tmp_path, "1", "2", more=", versions: {specific: [1]}, version_labels: {stable: 1}")
-    catalogue = daemon.scene.router.admission.catalogue
+    catalog = daemon.scene.router.admission.catalog
     daemon.write(", versions: {specific: [1, 2]}, version_labels: {stable: 2, next: 2}", 1)
     daemon.orders.reload(lambda _: None)
-    assert catalogue.labels("m") == {"stable": "1", "next": "2"}
+    assert catalog.labels("m") == {"stable": "1", "next": "2"}
     daemon.go_on()
-    assert catalogue.labels("m") == {"stable": "2", "next": "2"}
+    assert catalog.labels("m") == {"stable": "2", "next": "2"}
     assert daemon.served() == [["1", "2"]]
     rows = daemon.reporter.status(0.0)["models"]
     assert [(row["version"], row["labels"]) for row in rows] == [("1", []), ("2", ["stable", "next"])]
     # Back again: the labels alone, at once.
     daemon.write(", versions: {specific: [1, 2]}, version_labels: {stable: 1}", 1)
     daemon.orders.reload(lambda _: None)
-    assert catalogue.labels("m") == {"stable": "1"}
+    assert catalog.labels("m") == {"stable": "1"}
 
 
 def test_a_folder_that_cannot_be_read_changes_nothing_and_is_told_once(

@@ -10,7 +10,7 @@ from multitower import wire
 from multitower.errors import MultitowerError, Reason
 from multitower.supervisor.scheduling.queue import Batch, QueueLimits
 from multitower.supervisor.scheduling.request import NORMAL_PRIORITY, BatchKey, Plan, Request
-from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.scheduler import Scheduler
 from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
@@ -25,39 +25,39 @@ class Scene:
     """One model; every worker that comes has the edition it is told."""
 
     def __init__(self, retry: int = 1) -> None:
-        self.balancer = Balancer({"m": QueueLimits(1000, 1 << 20, retry=retry, quarantine_s=60.0)})
+        self.scheduler = Scheduler({"m": QueueLimits(1000, 1 << 20, retry=retry, quarantine_s=60.0)})
         self.deaths = 0
         self._workers = self._requests = 0
 
-    def worker(self, edition: int, device: str | None = None) -> Worker:
+    def worker(self, generation: int, device: str | None = None) -> Worker:
         self._workers += 1
-        return self.balancer.add_worker(
-            self._workers, device or f"cpu:{self._workers}", {"m": Served("1", edition=edition)}, 0.0
+        return self.scheduler.add_worker(
+            self._workers, device or f"cpu:{self._workers}", {"m": Served("1", generation=generation)}, 0.0
         )
 
     def submit(self, rows: int, priority: int = NORMAL_PRIORITY) -> Request:
         self._requests += 1
         plan = Plan(KEY, rows, (0,), (rows,), (False,), ("x",), 30.0, priority)
         request = Request(("sender",), bytes([self._requests]), plan, [bytes(rows)], rows, 0.0)
-        self.balancer.submit(request)
+        self.scheduler.submit(request)
         return request
 
     def dispatch(self) -> dict[Worker, Batch]:
-        return {batch.worker: batch for batch in self.balancer.dispatch(0.0)}
+        return {batch.worker: batch for batch in self.scheduler.dispatch(0.0)}
 
     def answer(self, batch: Batch) -> None:
         answers = []
         for request in batch.requests:
             header = wire.reply_header("m", "1", [wire.Tensor("y", "UINT8", (request.rows,))])
             answers.append([header, bytes(request.rows)])
-        self.balancer.finish(batch.worker, batch.id, answers, 0.0)
+        self.scheduler.finish(batch.worker, batch.id, answers, 0.0)
 
     def die(self, worker: Worker) -> None:
         self.deaths += 1
-        self.balancer.remove_worker(worker, 0.0, crashed=True)
+        self.scheduler.remove_worker(worker, 0.0, crashed=True)
 
     def errors(self) -> list[str]:
-        return [reply.answer.reason for reply in self.balancer.replies() if isinstance(reply.answer, MultitowerError)]
+        return [reply.answer.reason for reply in self.scheduler.replies() if isinstance(reply.answer, MultitowerError)]
 
 
 @pytest.mark.parametrize("large", [1, 2, 5])
@@ -67,12 +67,12 @@ def test_what_is_bound_to_another_edition_neither_spins_nor_holds_up_what_stands
 ) -> None:
     scene = Scene()
     # Each of these has a part on the one worker of an edition, and rows that wait for that worker.
-    for edition in range(large):
-        worker = scene.worker(edition)
+    for generation in range(large):
+        worker = scene.worker(generation)
         bound = scene.submit(rows=3 * LARGEST)
         assert scene.dispatch()[worker].requests[0].parent is bound
     small = [scene.submit(rows) for rows in behind]
-    new = scene.worker(edition=large)
+    new = scene.worker(generation=large)
     given = scene.dispatch()
     assert set(given) == ({new} if behind else set())
     if behind:
@@ -82,17 +82,17 @@ def test_what_is_bound_to_another_edition_neither_spins_nor_holds_up_what_stands
 
 def test_what_has_expired_at_the_head_does_not_spin_either() -> None:
     scene = Scene()
-    scene.worker(edition=1)
+    scene.worker(generation=1)
     scene.submit(rows=3 * LARGEST)
     assert scene.dispatch()
-    new = scene.worker(edition=2)
+    new = scene.worker(generation=2)
     late = scene.submit(rows=1)
-    (batch,) = scene.balancer.dispatch(0.0)
+    (batch,) = scene.scheduler.dispatch(0.0)
     scene.answer(batch)
     assert (batch.worker, batch.requests) == (new, [late])
-    scene.balancer.replies()
+    scene.scheduler.replies()
     scene.submit(rows=1)
-    assert scene.balancer.dispatch(1000.0) == []
+    assert scene.scheduler.dispatch(1000.0) == []
     assert scene.errors().count(Reason.DEADLINE) == 1, "the one that waited; `expire` tells the other"
 
 
@@ -107,17 +107,17 @@ def test_a_split_poison_kills_as_many_workers_as_any_other_though_the_edition_go
 ) -> None:
     scene = Scene(retry)
     bad = scene.submit(rows=2 * LARGEST)
-    for edition in range(1, 10):
-        worker = scene.worker(edition)
+    for generation in range(1, 10):
+        worker = scene.worker(generation)
         scene.dispatch()
         if retired:
-            scene.balancer.retire(worker)
+            scene.scheduler.retire(worker)
         scene.die(worker)
-        if not scene.balancer.busy:
+        if not scene.scheduler.busy:
             break
     assert scene.deaths == retry + 1
     assert scene.errors() == [Reason.POISONED if retry else Reason.WORKER_DIED]
-    assert len(scene.balancer.refusals.quarantine.entries(0.0)) == 1
+    assert len(scene.scheduler.refusals.quarantine.entries(0.0)) == 1
     with pytest.raises(MultitowerError, match="an equal request crashed a worker"):
         scene.submit(rows=bad.rows)
 
@@ -126,15 +126,15 @@ def test_a_split_poison_kills_as_many_workers_as_any_other_though_the_edition_go
 def test_it_kills_no_more_though_the_next_one_has_it_before_the_last_one_is_dead(retry: int) -> None:
     scene = Scene(retry)
     scene.submit(rows=2 * LARGEST)
-    dying = scene.worker(edition=1)
+    dying = scene.worker(generation=1)
     scene.dispatch()
-    for edition in range(2, 10):
-        scene.balancer.retire(dying)
-        following = scene.worker(edition)
+    for generation in range(2, 10):
+        scene.scheduler.retire(dying)
+        following = scene.worker(generation)
         scene.dispatch()
         scene.die(dying)
         dying = following
-        if not scene.balancer.busy:
+        if not scene.scheduler.busy:
             break
     # The one that has it when its time is over finishes, for nobody; the same request is not run again.
     assert scene.deaths == retry + 1
@@ -145,24 +145,24 @@ def test_it_kills_no_more_though_the_next_one_has_it_before_the_last_one_is_dead
 def test_it_begins_again_alone_and_the_good_ones_are_answered(retired: bool) -> None:
     scene = Scene()
     bad = scene.submit(rows=2 * LARGEST)
-    first = scene.worker(edition=1, device="cpu:0")
+    first = scene.worker(generation=1, device="cpu:0")
     scene.dispatch()
     good = [scene.submit(rows=1) for _ in range(3)]
     if retired:
-        scene.balancer.retire(first)
+        scene.scheduler.retire(first)
     scene.die(first)
     assert (bad.deaths, bad.avoid) == (1, "cpu:0")
     answered: list[Any] = []
-    worker = scene.worker(edition=2, device="cpu:1")
-    while scene.balancer.busy:
+    worker = scene.worker(generation=2, device="cpu:1")
+    while scene.scheduler.busy:
         (batch,) = scene.dispatch().values()
         if any(request.deaths for request in batch.requests):
             assert [request.parent for request in batch.requests] == [bad], "no good one dies with it"
             scene.die(worker)
-            worker = scene.worker(edition=2, device="cpu:1")
+            worker = scene.worker(generation=2, device="cpu:1")
         else:
             scene.answer(batch)
-        answered += [(reply.request, type(reply.answer)) for reply in scene.balancer.replies()]
+        answered += [(reply.request, type(reply.answer)) for reply in scene.scheduler.replies()]
     assert scene.deaths == 2
     assert {request for request, kind in answered if kind is list} >= set(good)
     assert len(answered) == 1 + len(good)
@@ -171,13 +171,13 @@ def test_it_begins_again_alone_and_the_good_ones_are_answered(retired: bool) -> 
 def test_a_part_that_was_answered_before_the_death_spends_nothing() -> None:
     scene = Scene()
     whole = scene.submit(rows=3 * LARGEST)
-    worker = scene.worker(edition=1)
+    worker = scene.worker(generation=1)
     scene.answer(scene.dispatch()[worker])
     scene.die(worker)
     assert whole.deaths == 0
-    worker = scene.worker(edition=2)
+    worker = scene.worker(generation=2)
     for _ in range(3):
         scene.answer(scene.dispatch()[worker])
-    ((request, answer),) = scene.balancer.replies()
+    ((request, answer),) = scene.scheduler.replies()
     assert request is whole
     assert isinstance(answer, list)

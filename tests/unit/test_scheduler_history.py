@@ -17,7 +17,7 @@ from multitower.supervisor.scheduling.estimate import LEAST
 from multitower.supervisor.scheduling.pool import Rule
 from multitower.supervisor.scheduling.queue import Batch, QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Phase, Plan, Request
-from multitower.supervisor.scheduling.scheduler import Balancer
+from multitower.supervisor.scheduling.scheduler import Scheduler
 from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
@@ -46,7 +46,7 @@ class History(RuleBasedStateMachine):
         limits = QueueLimits(max_size=size, max_bytes=64, max_delay_s=0.0, retry=retry, quarantine_s=2.0)
         self.retry = retry
         self.now = 0.0
-        self.balancer = Balancer(dict.fromkeys(MODELS, limits), dispatch)
+        self.scheduler = Scheduler(dict.fromkeys(MODELS, limits), dispatch)
         self.busy: dict[Worker, list[Batch]] = {}  # what each has, in order
         self.asked: dict[int, Request] = {}
         self.suspects: set[Request] = set()
@@ -79,11 +79,11 @@ class History(RuleBasedStateMachine):
         frame = bytes([number % 256]) * (rows * width)
         plan = Plan(key, rows, (0,), (len(frame),), (False,), ("x",), time, priority)
         request = Request(("sender", sender), number.to_bytes(4, "big"), plan, [frame], len(frame), self.now)
-        queue = self.balancer.queues[key.spec.model]
+        queue = self.scheduler.queues[key.spec.model]
         full = queue.full(request)
         refused: MultitowerError | None = None
         try:
-            self.balancer.submit(request)
+            self.scheduler.submit(request)
         except MultitowerError as error:
             refused = error
         if self.refused(key.spec.model):
@@ -95,7 +95,7 @@ class History(RuleBasedStateMachine):
             assert refused.details["queue_depth"] == queue.size
         elif refused is not None:
             assert refused.reason == Reason.POISONED
-            assert self.balancer.refusals.quarantine.entries(self.now)
+            assert self.scheduler.refusals.quarantine.entries(self.now)
         else:
             assert refused is None
             self.asked[number] = request
@@ -111,15 +111,17 @@ class History(RuleBasedStateMachine):
         self, models: set[str], versions: tuple[str, ...] = ("1",), seconds: float = 0.0, towers: int = 1
     ) -> None:
         for model in models:
-            self.balancer.refusals.hope(model)
+            self.scheduler.refusals.mark_available(model)
             self.given_up.discard(model)
-        served = {(model, version): Served(version, edition=int(version)) for model in models for version in versions}
+        served = {
+            (model, version): Served(version, generation=int(version)) for model in models for version in versions
+        }
         newest = {model: served[model, versions[-1]] for model in models}
         # One of the models is on the first tower alone.
         fewer = {model: each for model, each in newest.items() if model == min(models)}
         old = {key: each for key, each in served.items() if key[0] in fewer}
         of_each = [(newest, served), *[(fewer, old)] * (towers - 1)]
-        for worker in self.balancer.add_towers(self.slots, f"cpu:{self.slots % 2}", of_each, self.now):
+        for worker in self.scheduler.add_towers(self.slots, f"cpu:{self.slots % 2}", of_each, self.now):
             # Histories are short: some workers are known from the start, as if they had answered before.
             for key in KEYS * LEAST if seconds else ():
                 worker.pace.add(key.id, 1, seconds)
@@ -128,12 +130,12 @@ class History(RuleBasedStateMachine):
 
     @rule()
     def dispatch(self) -> None:
-        self.suspects |= {request for queue in self.balancer.queues.values() for request in queue.suspects}
-        for batch in self.balancer.dispatch(self.now):
+        self.suspects |= {request for queue in self.scheduler.queues.values() for request in queue.suspects}
+        for batch in self.scheduler.dispatch(self.now):
             worker: Worker = batch.worker
             has = self.busy.setdefault(worker, [])
             assert not worker.retiring
-            assert len(has) <= (self.balancer.pool.rule is Rule.EARLIEST_FINISH), "no more than one behind another"
+            assert len(has) <= (self.scheduler.pool.rule is Rule.EARLIEST_FINISH), "no more than one behind another"
             assert not any(request.deaths for other in has for request in other.requests), "behind a suspect"
             assert not has or batch.requests[0].deaths == 0, "a suspect behind another batch"
             served = worker.served(batch.key)
@@ -143,7 +145,7 @@ class History(RuleBasedStateMachine):
                 assert request.version == served.version
                 if request.parent is not None:
                     assert request.parent.join is not None
-                    assert request.parent.join.edition == served.edition, "all parts on one edition"
+                    assert request.parent.join.generation == served.generation, "all parts on one edition"
             assert all(request.plan.key is batch.key for request in batch.requests)
             assert batch.rows == sum(request.rows for request in batch.requests)
             assert worker.depth == batch.rows + sum(other.rows for other in has)
@@ -152,7 +154,7 @@ class History(RuleBasedStateMachine):
             assert not any(request.over for request in batch.requests), "nobody waits for it any more"
             suspects = [request for request in batch.requests if request.deaths]
             assert not suspects or len(batch.requests) == 1, "a suspect runs alone"
-            beside = [other for mate in worker.mates if mate is not worker for other in self.busy.get(mate, [])]
+            beside = [other for tower in worker.towers if tower is not worker for other in self.busy.get(tower, [])]
             if len(batch.requests) == 1 and batch.requests[0] in self.suspects:
                 assert not beside, "a suspect beside another batch of its process"
             for other in beside:
@@ -177,17 +179,17 @@ class History(RuleBasedStateMachine):
             header = wire.reply_header(batch.key.spec.model, request.version, [wire.Tensor("y", "UINT8", shape)])
             # An echo; a request that is over has given its frames back.
             answers.append([header, bytes(request.frames[0]) if request.frames else b""])
-        assert self.balancer.finish(worker, batch.id, answers, self.now) is batch
+        assert self.scheduler.finish(worker, batch.id, answers, self.now) is batch
         self.collect()
 
-    @precondition(lambda self: self.balancer.workers)
+    @precondition(lambda self: self.scheduler.workers)
     @rule(data=st.data(), crashed=st.booleans(), told=st.booleans(), place=st.integers(0, 1))
     def worker_dies(self, data: st.DataObject, crashed: bool, told: bool, place: int) -> None:
-        self.kill(data.draw(st.sampled_from(list(self.balancer.workers))), crashed, told=told, place=place)
+        self.kill(data.draw(st.sampled_from(list(self.scheduler.workers))), crashed, told=told, place=place)
 
     def kill(self, worker: Worker, crashed: bool = False, *, told: bool = False, place: int = 0) -> None:
         """While each tower executes its first batch or, where that is told, its second; the first's answer is lost."""
-        having = [self.busy.pop(mate, []) for mate in worker.mates]
+        having = [self.busy.pop(tower, []) for tower in worker.towers]
         executed = [has[min(place, len(has) - 1) if told else 0] if has else None for has in having]
         marks = {request: request.deaths for has in having for batch in has for request in batch.requests}
         victims = [request for batch in executed if batch is not None for request in batch.requests]
@@ -197,22 +199,22 @@ class History(RuleBasedStateMachine):
         if crashed and len(victims) == 1:
             self.lone_crashes[victims[0].plan.model] += 1
         begun = [batch.id if batch is not None else 0 for batch in executed] if told else []
-        self.balancer.remove_worker(worker, self.now, crashed=crashed, begun=begun)
+        self.scheduler.remove_worker(worker, self.now, crashed=crashed, begun=begun)
         for request, mark in marks.items():
             if request not in victims and request.parent is None and request.join is None:
                 assert request.phase is not Phase.WAITING or request.deaths == mark, "not begun, and so no suspect"
         self.collect()
 
-    @precondition(lambda self: self.balancer.workers)
+    @precondition(lambda self: self.scheduler.workers)
     @rule(data=st.data())
     def worker_retires(self, data: st.DataObject) -> None:
-        self.balancer.retire(data.draw(st.sampled_from(list(self.balancer.workers))))
+        self.scheduler.retire(data.draw(st.sampled_from(list(self.scheduler.workers))))
         self.collect()
 
     @rule(model=st.sampled_from(MODELS))
-    def give_up(self, model: str) -> None:
-        if not any(model in worker.serves for worker in self.balancer.workers):
-            self.balancer.give_up(model, "nothing serves it")
+    def mark_unavailable(self, model: str) -> None:
+        if not any(model in worker.serves for worker in self.scheduler.workers):
+            self.scheduler.mark_unavailable(model, "nothing serves it")
             self.given_up.add(model)
         self.collect()
 
@@ -221,7 +223,7 @@ class History(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(sorted(self.asked)))
         request = self.asked[number]
-        cancelled = self.balancer.cancel(request.sender, request.id)
+        cancelled = self.scheduler.cancel(request.sender, request.id)
         assert cancelled == (0 if number in self.answers else 1)
         self.collect()
         assert number in self.answers
@@ -229,20 +231,20 @@ class History(RuleBasedStateMachine):
     @rule(seconds=st.floats(0.0, 3.0))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
-        self.balancer.expire(self.now)
+        self.scheduler.expire(self.now)
         self.collect()
         for number, request in self.asked.items():
             # The wheel's grain is coarser than a float.
             assert number in self.answers or request.deadline > self.now - 0.1
 
     def refused(self, model: str) -> bool:
-        return model in self.given_up or model in self.balancer.refusals.crashing.until
+        return model in self.given_up or model in self.scheduler.refusals.crashing.until
 
-    @precondition(lambda self: any(worker.opens < inf for worker in self.balancer.workers))
+    @precondition(lambda self: any(worker.opens < inf for worker in self.scheduler.workers))
     @rule(key=st.sampled_from(KEYS[:3]), count=st.integers(1, 3))
     def more_comes_shortly_before_a_batch_ends(self, key: BatchKey, count: int) -> None:
-        self.now = max(self.now, min(worker.opens for worker in self.balancer.workers))
-        self.balancer.expire(self.now)
+        self.now = max(self.now, min(worker.opens for worker in self.scheduler.workers))
+        self.scheduler.expire(self.now)
         for _ in range(count):
             self.arrive(key, LARGEST, 0, 5.0, 2)
         self.dispatch()
@@ -250,7 +252,7 @@ class History(RuleBasedStateMachine):
     # What must hold.
 
     def collect(self) -> None:
-        for request, answer in self.balancer.replies():
+        for request, answer in self.scheduler.replies():
             number = int.from_bytes(request.id, "big")
             assert self.asked[number] is request, "only whole requests are answered"
             assert number not in self.answers, "answered twice"
@@ -270,15 +272,15 @@ class History(RuleBasedStateMachine):
 
     @invariant()
     def depths_add_up(self) -> None:
-        if not hasattr(self, "balancer"):
+        if not hasattr(self, "scheduler"):
             return
-        for worker in self.balancer.workers:
+        for worker in self.scheduler.workers:
             has = [batch for batch in (worker.batch, worker.next) if batch is not None]
             assert has == self.busy.get(worker, [])
-        assert self.balancer.outstanding == len(self.asked) - len(self.answers)
-        for model in self.balancer.refusals.crashing.until:
+        assert self.scheduler.outstanding == len(self.asked) - len(self.answers)
+        for model in self.scheduler.refusals.crashing.until:
             assert self.lone_crashes[model] >= CRASHES, "only who crashes again and again is kept away"
-        for queue in self.balancer.queues.values():
+        for queue in self.scheduler.queues.values():
             waiting = list(queue)
             assert queue.size == len(waiting)
             assert queue.bytes == sum(request.size for request in waiting)
@@ -290,28 +292,28 @@ class History(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """In the end everything has an answer: workers come, and serve all that is left."""
-        if not hasattr(self, "balancer"):
+        if not hasattr(self, "scheduler"):
             return
-        for number, worker in enumerate(list(self.balancer.workers)):
-            if worker in self.balancer.workers:  # and has not gone with a mate
+        for number, worker in enumerate(list(self.scheduler.workers)):
+            if worker in self.scheduler.workers:  # and has not gone with a mate
                 self.kill(worker, told=number % 2 == 0, place=1)
         towers = 1 + self.slots % 2
         for _ in range(2):
             self.worker_comes(set(MODELS), towers=towers)
         for _ in range(1000):
-            if not self.balancer.busy:
+            if not self.scheduler.busy:
                 break
-            for batch in self.balancer.dispatch(self.now):
+            for batch in self.scheduler.dispatch(self.now):
                 answers: list[Any] = [make(Reason.MODEL_ERROR, "the end") for _ in batch.requests]
-                self.balancer.finish(batch.worker, batch.id, answers, self.now)
-            self.balancer.expire(self.now)
-            for request, answer in self.balancer.replies():
+                self.scheduler.finish(batch.worker, batch.id, answers, self.now)
+            self.scheduler.expire(self.now)
+            for request, answer in self.scheduler.replies():
                 number = int.from_bytes(request.id, "big")
                 assert number not in self.answers
                 self.answers[number] = answer
         assert set(self.answers) == set(self.asked), "lost"
-        assert all(queue.size == 0 and queue.bytes == 0 for queue in self.balancer.queues.values())
-        assert self.balancer.outstanding == 0
+        assert all(queue.size == 0 and queue.bytes == 0 for queue in self.scheduler.queues.values())
+        assert self.scheduler.outstanding == 0
 
 
 History.TestCase.settings = settings(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from multitower.supervisor.operations.service_manager import RETRY_S, Notifier
+from multitower.supervisor.operations.service_manager import RETRY_S, ServiceManager
 
 WAIT_S = 10.0
 
@@ -70,84 +70,86 @@ def manager(request: pytest.FixtureRequest) -> Iterator[Manager]:
 
 
 @pytest.fixture
-def notifier(manager: Manager) -> Iterator[Notifier]:
-    notifier = Notifier(manager.environment())
-    yield notifier
-    notifier.close()
+def service_manager(manager: Manager) -> Iterator[ServiceManager]:
+    service_manager = ServiceManager(manager.environment())
+    yield service_manager
+    service_manager.close()
 
 
 def test_without_a_manager_nothing_happens() -> None:
     environment = {"WATCHDOG_USEC": "1000000"}
-    notifier = Notifier(environment)
-    assert not notifier.enabled
-    notifier.ready("ready")
-    notifier.reloading()
-    notifier.extend(1.0)
-    notifier.watchdog(1.0)
-    notifier.status("x")
-    notifier.stopping("stopping")
-    assert notifier.next_wake() is None
-    assert notifier.failures == 0
+    service_manager = ServiceManager(environment)
+    assert not service_manager.enabled
+    service_manager.ready("ready")
+    service_manager.reloading()
+    service_manager.extend(1.0)
+    service_manager.watchdog(1.0)
+    service_manager.status("x")
+    service_manager.stopping("stopping")
+    assert service_manager.next_wake() is None
+    assert service_manager.failures == 0
     assert environment == {}
-    notifier.close()
+    service_manager.close()
 
 
-def test_states_in_the_manager_s_words(manager: Manager, notifier: Notifier) -> None:
-    assert notifier.enabled
-    notifier.ready("4/4 ready")
+def test_states_in_the_manager_s_words(manager: Manager, service_manager: ServiceManager) -> None:
+    assert service_manager.enabled
+    service_manager.ready("4/4 ready")
     assert manager.next() == {"READY": "1", "STATUS": "4/4 ready"}
     before = time.monotonic_ns() // 1000
-    notifier.reloading()
+    service_manager.reloading()
     told = manager.next()
     assert told.pop("RELOADING") == "1"
     assert before <= int(told.pop("MONOTONIC_USEC")) <= time.monotonic_ns() // 1000
     assert told == {}
-    notifier.stopping("draining")
+    service_manager.stopping("draining")
     assert manager.next() == {"STOPPING": "1", "STATUS": "draining"}
     assert manager.waiting() == []
 
 
-def test_a_status_is_sent_when_it_changes(manager: Manager, notifier: Notifier) -> None:
-    notifier.ready("4/4 ready")
+def test_a_status_is_sent_when_it_changes(manager: Manager, service_manager: ServiceManager) -> None:
+    service_manager.ready("4/4 ready")
     for text in ("4/4 ready", "3/4 ready", "3/4 ready", "4/4 ready"):
-        notifier.status(text)
+        service_manager.status(text)
     assert [told["STATUS"] for told in manager.waiting()] == ["4/4 ready", "3/4 ready", "4/4 ready"]
 
 
-def test_a_status_stays_one_line_and_of_bounded_length(manager: Manager, notifier: Notifier) -> None:
-    notifier.status("slot 1: it died\nMAINPID=1\r\n\ud800 " + "x" * 10_000)
+def test_a_status_stays_one_line_and_of_bounded_length(manager: Manager, service_manager: ServiceManager) -> None:
+    service_manager.status("slot 1: it died\nMAINPID=1\r\n\ud800 " + "x" * 10_000)
     told = manager.next()
     assert set(told) == {"STATUS"}
     assert told["STATUS"].startswith("slot 1: it died MAINPID=1 ? xxx")
     assert len(told["STATUS"]) <= 1000
 
 
-def test_more_time_is_asked_for_again_only_when_half_has_passed(manager: Manager, notifier: Notifier) -> None:
-    notifier.extend(60.0)
-    notifier.extend(60.0)
+def test_more_time_is_asked_for_again_only_when_half_has_passed(
+    manager: Manager, service_manager: ServiceManager
+) -> None:
+    service_manager.extend(60.0)
+    service_manager.extend(60.0)
     assert manager.waiting() == [{"EXTEND_TIMEOUT_USEC": "60000000"}]
     until = time.monotonic() + WAIT_S
     while not (again := manager.waiting()) and time.monotonic() < until:
-        notifier.extend(0.001)
+        service_manager.extend(0.001)
     assert {"EXTEND_TIMEOUT_USEC": "1000"} in again
 
 
 def test_the_watchdog_is_fed_when_half_of_its_time_has_passed(manager: Manager) -> None:
-    notifier = Notifier(manager.environment(WATCHDOG_USEC="4000000", WATCHDOG_PID=str(os.getpid())))
-    wake = notifier.next_wake()
+    service_manager = ServiceManager(manager.environment(WATCHDOG_USEC="4000000", WATCHDOG_PID=str(os.getpid())))
+    wake = service_manager.next_wake()
     assert wake is not None
     assert wake <= 100.0
-    notifier.watchdog(100.0)
+    service_manager.watchdog(100.0)
     assert manager.waiting() == [{"WATCHDOG": "1"}]
-    assert notifier.next_wake() == 102.0
-    notifier.watchdog(101.9)
+    assert service_manager.next_wake() == 102.0
+    service_manager.watchdog(101.9)
     assert manager.waiting() == []
-    notifier.watchdog(102.0)
-    notifier.watchdog(102.1)
+    service_manager.watchdog(102.0)
+    service_manager.watchdog(102.1)
     assert manager.waiting() == [{"WATCHDOG": "1"}]
-    assert notifier.next_wake() == 104.0
-    notifier.close()
-    assert notifier.next_wake() is None
+    assert service_manager.next_wake() == 104.0
+    service_manager.close()
+    assert service_manager.next_wake() is None
 
 
 @pytest.mark.parametrize(
@@ -161,48 +163,48 @@ def test_the_watchdog_is_fed_when_half_of_its_time_has_passed(manager: Manager) 
     ],
 )
 def test_no_watchdog_of_ours(manager: Manager, variables: dict[str, str]) -> None:
-    notifier = Notifier(manager.environment(**variables))
-    assert notifier.enabled
-    assert notifier.next_wake() is None
-    notifier.watchdog(100.0)
+    service_manager = ServiceManager(manager.environment(**variables))
+    assert service_manager.enabled
+    assert service_manager.next_wake() is None
+    service_manager.watchdog(100.0)
     assert manager.waiting() == []
-    notifier.close()
+    service_manager.close()
 
 
 def test_workers_inherit_nothing(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in manager.environment(WATCHDOG_USEC="4000000", WATCHDOG_PID=str(os.getpid())).items():
         monkeypatch.setenv(name, value)
-    notifier = Notifier()
+    service_manager = ServiceManager()
     code = (
         "import os; print([n for n in ('NOTIFY_SOCKET', 'WATCHDOG_USEC', 'WATCHDOG_PID', 'KEPT') if n in os.environ])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "['KEPT']\n"
-    notifier.watchdog(1.0)
+    service_manager.watchdog(1.0)
     assert manager.waiting() == [{"WATCHDOG": "1"}]
-    notifier.close()
+    service_manager.close()
 
 
 def test_a_full_socket_delays_states_and_keeps_their_order(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
-    notifier = Notifier(manager.environment(WATCHDOG_USEC="60000000"))
+    service_manager = ServiceManager(manager.environment(WATCHDOG_USEC="60000000"))
     manager.fill()
     with caplog.at_level(logging.WARNING, logger="multitower.notify"):
-        notifier.reloading()
-        notifier.ready("1/4 ready")
-        notifier.status("2/4 ready")
-        notifier.status("3/4 ready")
-        notifier.extend(30.0)
-        notifier.watchdog(100.0)
+        service_manager.reloading()
+        service_manager.ready("1/4 ready")
+        service_manager.status("2/4 ready")
+        service_manager.status("3/4 ready")
+        service_manager.extend(30.0)
+        service_manager.watchdog(100.0)
     assert len(caplog.records) == 1
-    assert notifier.failures > 1
-    assert notifier.next_wake() == 100.0 + RETRY_S
+    assert service_manager.failures > 1
+    assert service_manager.next_wake() == 100.0 + RETRY_S
     manager.waiting()
 
-    notifier.watchdog(100.1)
+    service_manager.watchdog(100.1)
     assert manager.waiting() == []
-    notifier.status("4/4 ready")  # may not overtake
+    service_manager.status("4/4 ready")  # may not overtake
     assert manager.waiting() == []
-    notifier.watchdog(100.0 + RETRY_S)
+    service_manager.watchdog(100.0 + RETRY_S)
     told = manager.waiting()
     assert told[0].pop("MONOTONIC_USEC")
     assert told == [
@@ -211,47 +213,47 @@ def test_a_full_socket_delays_states_and_keeps_their_order(manager: Manager, cap
         {"STATUS": "4/4 ready"},
         {"WATCHDOG": "1"},
     ]
-    assert notifier.next_wake() == 100.0 + RETRY_S + 30.0
-    notifier.close()
+    assert service_manager.next_wake() == 100.0 + RETRY_S + 30.0
+    service_manager.close()
 
 
 def test_what_nobody_reads_is_bounded_and_the_latest_states_are_kept(manager: Manager) -> None:
-    notifier = Notifier(manager.environment())
+    service_manager = ServiceManager(manager.environment())
     manager.fill()
     for number in range(1000):
-        notifier.reloading()
-        notifier.ready(f"reload {number}")
+        service_manager.reloading()
+        service_manager.ready(f"reload {number}")
     manager.waiting()
-    notifier.watchdog(time.monotonic())
+    service_manager.watchdog(time.monotonic())
     told = manager.waiting()
     assert len(told) < 100
     assert told[-1] == {"READY": "1", "STATUS": "reload 999"}
-    notifier.close()
+    service_manager.close()
 
 
 def test_a_vanished_socket_is_logged_once_and_costs_nothing_more(
     manager: Manager, caplog: pytest.LogCaptureFixture
 ) -> None:
-    notifier = Notifier(manager.environment(WATCHDOG_USEC="2000000"))
+    service_manager = ServiceManager(manager.environment(WATCHDOG_USEC="2000000"))
     manager.socket.close()
     if manager.variable.startswith("/"):
         Path(manager.variable).unlink()
     with caplog.at_level(logging.WARNING, logger="multitower.notify"):
-        notifier.ready("ready")
-        notifier.status("3/4 ready")
-        notifier.watchdog(100.0)
-        notifier.stopping("draining")
+        service_manager.ready("ready")
+        service_manager.status("3/4 ready")
+        service_manager.watchdog(100.0)
+        service_manager.stopping("draining")
     assert len(caplog.records) == 1
-    assert notifier.failures == 4
-    assert notifier.next_wake() == 101.0  # as ever: no hurry to tell nobody
-    notifier.close()
+    assert service_manager.failures == 4
+    assert service_manager.next_wake() == 101.0  # as ever: no hurry to tell nobody
+    service_manager.close()
 
 
 @pytest.mark.parametrize("address", ["vsock:2:1234", "relative/path", "/" + "x" * 200])
 def test_an_address_that_cannot_be_used_is_logged_once(address: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="multitower.notify"):
-        notifier = Notifier({"NOTIFY_SOCKET": address})
-        notifier.ready("ready")
-        notifier.stopping("stopping")
+        service_manager = ServiceManager({"NOTIFY_SOCKET": address})
+        service_manager.ready("ready")
+        service_manager.stopping("stopping")
     assert len(caplog.records) == 1
-    notifier.close()
+    service_manager.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from multitower.supervisor.workers.hang_detector import Call, Look, Pulse, Verdict
+from multitower.supervisor.workers.hang_detector import Call, HangDetector, ProcessStat, Verdict
 
 BEAT = 1.0
 
@@ -14,7 +14,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.pulse = Pulse(self.now, BEAT)
+        self.hang_detector = HangDetector(self.now, BEAT)
         self.calls = 0
         self.state, self.cpu = "S", 0.0
 
@@ -33,9 +33,9 @@ class Scene:
         self.calls += calls
         self.cpu += cpu
         if beats:
-            self.pulse.beat(self.now, [self.calls])
+            self.hang_detector.beat(self.now, [self.calls])
         call = Call(work, since, limit) if work is not None and limit is not None else None
-        return self.pulse.judge(self.now, [call], lambda: Look(state, self.cpu), loads=limit is None)
+        return self.hang_detector.judge(self.now, [call], lambda: ProcessStat(state, self.cpu), loads=limit is None)
 
 
 IDLE = {"limit": float("inf")}
@@ -84,19 +84,19 @@ def test_a_paused_machine_is_no_hang() -> None:
     scene = Scene()
     assert scene.second(work="a batch", since=scene.now, limit=5.0) is None
     scene.now += 3600
-    scene.pulse.forgive(3600)
+    scene.hang_detector.forgive_pause(3600)
     assert scene.second(beats=False, state="S", work="a batch", since=101.0, limit=5.0) is None
     assert scene.second(work="a batch", since=101.0, limit=5.0) is None
 
 
 def test_a_process_that_has_ended_does_not_hang() -> None:
-    pulse = Pulse(0.0, BEAT)
-    assert pulse.judge(60.0, [], lambda: None, loads=True) is None
+    hang_detector = HangDetector(0.0, BEAT)
+    assert hang_detector.judge(60.0, [], lambda: None, loads=True) is None
 
 
 def test_verdicts_tell_what_can_still_be_asked_of_the_process() -> None:
-    stopped = Pulse(0.0, BEAT).judge(3.0, [None], lambda: Look("T", 0.0))
-    overrun = Pulse(0.0, BEAT).judge(3.0, [Call("a batch", 0.0, 2.0)], lambda: Look("R", 0.0))
+    stopped = HangDetector(0.0, BEAT).judge(3.0, [None], lambda: ProcessStat("T", 0.0))
+    overrun = HangDetector(0.0, BEAT).judge(3.0, [Call("a batch", 0.0, 2.0)], lambda: ProcessStat("R", 0.0))
     assert stopped is not None
     assert (stopped.stopped, stopped.overrun) == (True, False)
     assert overrun is not None

@@ -7,13 +7,13 @@ import random
 import pytest
 
 from multitower.supervisor.workers.restart_budget import RestartBudget, RestartPolicy
-from multitower.supervisor.workers.slot import TRANSITIONS, Action, Event, Slot, State
+from multitower.supervisor.workers.slot_state_machine import TRANSITIONS, Action, Event, SlotStateMachine, State
 
 POLICY = RestartPolicy(max_restarts=2, window_s=60.0, first_s=0.5, max_s=30.0)
 
 
-def slot(policy: RestartPolicy = POLICY) -> Slot:
-    return Slot(0, RestartBudget(policy, random.Random(1)))
+def slot(policy: RestartPolicy = POLICY) -> SlotStateMachine:
+    return SlotStateMachine(0, RestartBudget(policy, random.Random(1)))
 
 
 # A history is a list of steps; a number lets that many seconds pass, "died" is a death.

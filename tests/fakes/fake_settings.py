@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import cast
 
-from made_up_fleet import Scene, placement, spec
+from fake_workers import Scene, placement, spec
 
 from multitower.supervisor.config.config import Config
 from multitower.supervisor.operations.reload import Reload
-from multitower.supervisor.operations.status import Reporter
+from multitower.supervisor.operations.status import StatusReporter
 from multitower.supervisor.scheduling.pool import Rule
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.settings import Settings
 from multitower.supervisor.workers.restart_budget import RestartPolicy
-from multitower.supervisor.workers.settings import FleetSettings
+from multitower.supervisor.workers.settings import WorkerSettings
 
 Slots = Sequence[tuple[str, ...]]
 
@@ -29,7 +29,7 @@ def made(slots: Slots, versions: Mapping[str, int] | None = None) -> Settings:
         config=cast(Config, SimpleNamespace(models=())),
         devices=(),
         placements=tuple(placement(number, models) for number, models in enumerate(slots)),
-        fleet=FleetSettings(models, dict.fromkeys(names, 30.0), policy),
+        worker_settings=WorkerSettings(models, dict.fromkeys(names, 30.0), policy),
         limits=dict.fromkeys(names, QueueLimits(1000, 1 << 20)),
         timeouts=dict.fromkeys(names, 1e6),
         labels={},
@@ -40,7 +40,7 @@ def made(slots: Slots, versions: Mapping[str, int] | None = None) -> Settings:
 def reload(scene: Scene, old: Settings, new: Settings) -> list[str | None]:
     """Begins a reload; its error, or None, comes into the list that is returned."""
     told: list[str | None] = []
-    reporter = Reporter(scene.router, scene.fleet, old.fleet.models, 1 << 20, scene.now)
-    Reload(scene.fleet, scene.router, reporter, old, new, lambda _, error: told.append(error)).start()
+    reporter = StatusReporter(scene.router, scene.manager, old.worker_settings.models, 1 << 20, scene.now)
+    Reload(scene.manager, scene.router, reporter, old, new, lambda _, error: told.append(error)).start()
     scene.tick()
     return told
