@@ -176,9 +176,9 @@ class Daemon:
             self._reactor.add(wake_out.fileno(), functools.partial(self._on_wake, wake_out))
             self._reactor.add(self._background.descriptor, self._on_background_jobs)
             for front in self.router.fronts:
-                front.stir = self._reactor.add_socket(front.socket, functools.partial(self.router.receive, front))
+                front.recheck = self._reactor.add_socket(front.socket, functools.partial(self.router.receive, front))
             control = self._control.front
-            control.stir = self._reactor.add_socket(control.socket, self._on_orders)
+            control.recheck = self._reactor.add_socket(control.socket, self._on_orders)
             event(
                 log,
                 logging.INFO,
@@ -289,7 +289,7 @@ class Daemon:
         self._reactor.remove(child.pidfd)
         self._reactor.remove(child.heartbeat_descriptor)
         # The fleet's tick buries it once its channel is closed.
-        self._reactor.add_socket(child.monitor, self._on_disconnected)
+        self._reactor.add_socket(child.connection.monitor, self._on_disconnected)
         self.manager.died(process, time.monotonic())
 
     def _on_heartbeats(self, process: WorkerProcess) -> None:
@@ -299,12 +299,12 @@ class Daemon:
         self._chores_due = True
 
     def _on_messages(self, process: WorkerProcess) -> None:
-        message = process.child.message()
+        message = process.child.connection.receive()
         if message is None:
             return
         if self.manager.message(process, message, time.monotonic()):
             self._chores_due = True
-        process.child.stir()  # there may be more, though seldom; asked once its next batch is on its way
+        process.child.connection.recheck()  # there may be more, though seldom; asked once its next batch is on its way
 
     def _over(self, now: float) -> Exit | None:
         """The exit code when the daemon's life is over; takes a drain one step further before."""
@@ -350,11 +350,13 @@ class Daemon:
         child = process.child
         self._reactor.add(child.heartbeat_descriptor, functools.partial(self._on_heartbeats, process))
         self._reactor.add(child.pidfd, functools.partial(self._on_death, process))
-        child.stir = self._reactor.add_socket(child.socket, functools.partial(self._on_messages, process))
+        child.connection.recheck = self._reactor.add_socket(
+            child.connection.socket, functools.partial(self._on_messages, process)
+        )
 
     def _unwatch(self, process: WorkerProcess) -> None:
-        self._reactor.remove_socket(process.child.socket)
-        self._reactor.remove_socket(process.child.monitor)
+        self._reactor.remove_socket(process.child.connection.socket)
+        self._reactor.remove_socket(process.child.connection.monitor)
 
     def _reap_all(self) -> None:
         """Waits for killed processes; the kernel does not keep a SIGKILL waiting."""

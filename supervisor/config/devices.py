@@ -10,11 +10,15 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
-from ..machine.devices import ONE_SLICE
 from .errors import Complaints
 from .fields import Processes, Section
 from .units import shown
 from .values import CPU_DEVICE_PATTERN, UUID_PATTERN, is_cpu_device, is_slice, parse_device
+
+ONE_SLICE: Final = "a worker has a slice alone, since CUDA assures a process of no second one"
+"""Why there are no groups of slices. Drivers from R570 on enumerate one for each GPU instance, older ones a single one:
+https://docs.nvidia.com/datacenter/tesla/mig-user-guide/mig-device-names.html#cuda-device-enumeration
+"""
 
 Entry: TypeAlias = int | str
 """One device: an index, (the beginning of) a UUID, or `cpu:N`."""

@@ -10,14 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeAlias
 
+from ..config.devices import ONE_SLICE
+
 NONE_REPORTED: Final = (
     "the NVIDIA driver is loaded but reports no GPU; check nvidia-smi, systemd's PrivateDevices, and in a "
     "container NVIDIA_VISIBLE_DEVICES"
 )
-ONE_SLICE: Final = "a worker has a slice alone, since CUDA assures a process of no second one"
-"""Why there are no groups of slices. Drivers from R570 on enumerate one for each GPU instance, older ones a single one:
-https://docs.nvidia.com/datacenter/tesla/mig-user-guide/mig-device-names.html#cuda-device-enumeration
-"""
 
 _PREFIX: Final = "gpu-"
 _MIG_PREFIX: Final = "mig-"

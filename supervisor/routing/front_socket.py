@@ -83,7 +83,7 @@ class FrontSocket:
     Attributes:
         endpoint: as bound, with the real port.
         dropped: replies that their client did not read, or that left before them.
-        stir: called after each reply; see `reactor.Reactor.add_socket`.
+        recheck: called after each reply; see `reactor.Reactor.add_socket`.
 
     Raises:
         HeldError: something else listens there.
@@ -92,7 +92,7 @@ class FrontSocket:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, max_message_size: int) -> None:
         self.dropped = 0
-        self.stir: Callable[[], None] = unwatched
+        self.recheck: Callable[[], None] = unwatched
         self._unread = UnreadBytes()
         self._path = Path(endpoint.removeprefix(IPC)) if endpoint.startswith(IPC) else None
         if self._path is not None and self._path.exists() and not self._path.is_socket():
@@ -169,7 +169,7 @@ class FrontSocket:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
             self.dropped += 1
-        self.stir()
+        self.recheck()
 
     def close(self, linger_ms: int = 0) -> None:
         """Stops listening and removes the socket's path; replies not yet sent get `linger_ms` milliseconds."""

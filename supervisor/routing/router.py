@@ -18,18 +18,17 @@ from multitower import wire, worker_wire
 from multitower.errors import MultitowerError, Reason, from_wire, make
 from multitower.spec import ModelReport
 
-from ..loop.log import event
 from ..scheduling.pool import Rule
 from ..scheduling.queue import Batch, QueueLimits
 from ..scheduling.request import Plan, Request, SharedRequest
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.worker import Served, Worker
-from ..workers.child_process import ChildProcess
 from . import regions
 from .admission import Admission, check_frames
 from .batch_times import BatchTimes
 from .front_socket import FrontSocket, Incoming
 from .statistics import ModelStatistics
+from .worker_connection import WorkerConnection, WorkerProtocolError
 
 log = logging.getLogger("multitower.router")
 
@@ -46,7 +45,7 @@ class Route:
 
     Attributes:
         worker: its place in the balancer.
-        child: its process.
+        connection: to its process.
         reports: what that has loaded of each model, the newest version last.
         batch_times: the last batches of all its towers.
         head: the frames in front of each batch: which tower it is for, where there are several.
@@ -56,7 +55,7 @@ class Route:
     """
 
     worker: Worker
-    child: ChildProcess
+    connection: WorkerConnection
     reports: dict[str, list[ModelReport]]
     batch_times: BatchTimes
     head: list[bytes]
@@ -143,7 +142,7 @@ class Router:
                     return
                 if time.monotonic() > until:
                     break
-        front.stir()  # there may be more
+        front.recheck()  # there may be more
 
     def _take(self, front: FrontSocket, incoming: Incoming) -> None:
         address, body = incoming
@@ -266,7 +265,7 @@ class Router:
         self,
         slot: int,
         device: str,
-        child: ChildProcess,
+        connection: WorkerConnection,
         reports: Iterable[ModelReport],
         generations: Mapping[tuple[str, str], int],
         now: float,
@@ -306,7 +305,7 @@ class Router:
             newest = {name: served for name, served in serves.items() if described[name][-1].key in here}
             of_tower.append((newest, {key: served for key, served in versions.items() if key in here}))
         routes = [
-            Route(worker, child, described, batch_times, [worker_wire.tower_head(tower)] if towers > 1 else [])
+            Route(worker, connection, described, batch_times, [worker_wire.tower_head(tower)] if towers > 1 else [])
             for tower, worker in enumerate(self.scheduler.add_towers(slot, device, of_tower, now))
         ]
         for route in routes:
@@ -347,8 +346,18 @@ class Router:
         for version in statistics.keys() - set(self.admission.catalog.versions(model)):
             del statistics[version]
 
-    def worker_gone(self, route: Route, now: float, *, crashed: bool) -> bool:
-        """A process is gone and has been read to its end; True when a lone suspect is to blame."""
+    def worker_gone(self, route: Route, now: float, *, crashed: bool, begun: Sequence[int]) -> bool:
+        """A process is gone and has been read to its end.
+
+        Args:
+            route: any of its routes.
+            now: monotonic seconds.
+            crashed: whether it ended in a way for which a request may be to blame.
+            begun: the ids of the batches that its towers began last.
+
+        Returns:
+            Whether a request that ran alone is to blame.
+        """
         for worker in route.workers:
             del self.routes[worker]
         for model in route.worker.serves:
@@ -358,11 +367,14 @@ class Router:
                 # Requests are to be checked against what is served, not against what came last.
                 for report in left[-1].reports[model]:
                     self._describe(report, left[-1].reports[model])
-        begun = route.child.begun
         return self.scheduler.remove_worker(route.worker, now, crashed=crashed, begun=begun)
 
     def result(self, route: Route, message: list[Any]) -> None:
-        """A process has answered a batch."""
+        """A process has answered a batch.
+
+        Raises:
+            WorkerProtocolError: it was not executing that batch, or has not answered all of it.
+        """
         batch_id, told, timing = worker_wire.read_result(message)
         if len(route.towers) > 1:
             route = next((each for each in route.towers if each.executes(batch_id)), route)
@@ -372,10 +384,7 @@ class Router:
         busy_s = (timing.compute_ns + timing.slice_ns) / 1e9
         batch = self.scheduler.finish(route.worker, batch_id, answers, now, busy_s)
         if batch is None:
-            # Nothing but a defect of ours makes a worker answer what it was not asked; do not trust it further.
-            event(log, logging.ERROR, "worker broke the protocol: killed", slot=route.worker.slot, batch=batch_id)
-            route.child.kill()
-            return
+            raise WorkerProtocolError(f"answers to batch {batch_id}, which it was not executing")
         route.batches += 1
         route.batch_times.add(now, now - batch.begun, batch.rows)
         batches = 1 if batch.key.max_batch_size else len(answers)
@@ -402,7 +411,7 @@ class Router:
         requests = batch.requests
         for request in requests:
             if request.shared:
-                route.child.send([*route.head, *regions.batch_message(batch, description)])
+                route.connection.send([*route.head, *regions.batch_message(batch, description)])
                 return
         if joined:
             frames = worker_wire.join([request.frames for request in requests])
@@ -410,7 +419,7 @@ class Router:
             frames = [frame for request in requests for frame in request.frames]
         rows = [request.rows for request in requests]
         head = worker_wire.batch_head(batch.id, key.id, rows, joined=joined, described=bool(description))
-        route.child.send([*route.head, head, *description, *frames])
+        route.connection.send([*route.head, head, *description, *frames])
 
     def _version_of(self, request: Request) -> str:
         """The version that a request was for which no worker has had."""

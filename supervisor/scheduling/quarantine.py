@@ -12,7 +12,7 @@ from typing import Any
 
 from multitower.worker_wire import KeySpec
 
-from ..routing.regions import OpenArea
+from .areas import OpenArea
 from .request import Request
 
 MAX_KEPT = 64

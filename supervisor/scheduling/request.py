@@ -12,7 +12,7 @@ from multitower import wire
 from multitower.worker_wire import KeySpec
 
 if TYPE_CHECKING:
-    from ..routing.regions import OpenArea
+    from .areas import OpenArea
     from .split_requests import Join
 
 Frame = Any

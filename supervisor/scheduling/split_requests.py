@@ -13,7 +13,7 @@ from typing import Any
 from multitower import tensors, wire
 from multitower.errors import Reason, make
 
-from ..routing.regions import OpenArea
+from .areas import OpenArea
 from .request import Frame, Request, SharedRequest
 
 

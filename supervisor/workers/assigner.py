@@ -59,7 +59,7 @@ class Assigner:
         if process is not None:
             process.child.fields.clear()
             process.child.fields.update(fields, pid=process.child.pid)
-            process.child.send([worker_wire.ASSIGN, assignment.to_json()])
+            process.child.connection.send([worker_wire.ASSIGN, assignment.to_json()])
             event(log, logging.INFO, "spare takes over", **process.child.fields)
         else:
             process = self._launcher.launch(f"mt-worker-{slot.number}", assignment, fields)

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 import struct
-from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -17,20 +16,16 @@ from typing import Any
 
 import zmq
 
-from multitower import frames
 from multitower.spec import ProcessSpec
 from multitower.worker_wire import BEGUN, BEGUN_BYTES, last_heartbeat
 
-from ..loop.reactor import unwatched
+from ..routing.worker_connection import WorkerConnection
 from .bootstrap import IGNORED_SIGNALS, STACKS_SIGNAL, run_worker
 from .exit_cause import ExitCause
 from .hang_detector import ProcessStat
 from .output import OutputReader
 
 log = logging.getLogger("multitower.process")
-
-RECONNECT_MS = 10
-"""How often the socket looks for a worker that has not bound its endpoint yet."""
 
 
 class ChildProcess:
@@ -46,10 +41,8 @@ class ChildProcess:
     Attributes:
         pid: its process id.
         pidfd: readable once it has ended.
-        socket: the router's end of its channel.
-        monitor: tells when the channel's other end is gone.
+        connection: the router's end of the socket to it.
         begun: the ids of the batches that its towers began last, 0 for none, once it has been reaped.
-        stir: called after each message that was sent; see `reactor.Reactor.add_socket`.
     """
 
     def __init__(
@@ -62,19 +55,11 @@ class ChildProcess:
     ) -> None:
         self._path = Path(spec.endpoint.removeprefix("ipc://"))
         self.fields = fields
-        self.heard = False
         self.begun: tuple[int, ...] = ()
-        self.stir: Callable[[], None] = unwatched
         # The system may run out of descriptors or processes at any step: then nothing of it stays.
         with contextlib.ExitStack() as undo:
-            self.socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
-            undo.callback(self.socket.close)
-            options = {zmq.LINGER: 0, zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.RECONNECT_IVL: RECONNECT_MS}
-            for option, value in options.items():
-                self.socket.set(option, value)
-            self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-            undo.callback(self.monitor.close)
-            undo.callback(self.socket.disable_monitor)
+            self.connection = WorkerConnection(context)
+            undo.callback(self.connection.close)
             death_out, self._death_in = multiprocessing.Pipe(duplex=False)
             undo.callback(self._death_in.close)
             with death_out:
@@ -95,7 +80,7 @@ class ChildProcess:
                     undo.callback(os.close, self.pidfd)
                     fields["pid"] = self.pid
                     output.add(os.dup(output_out.fileno()), fields)
-            self.socket.connect(spec.endpoint)
+            self.connection.connect(spec.endpoint)
             undo.pop_all()
 
     def _start(self, spawn: SpawnContext, spec: ProcessSpec, pipes: tuple[Connection, ...]) -> SpawnProcess:
@@ -115,23 +100,6 @@ class ChildProcess:
         self._process.kill()
         self._process.join()
         self._process.close()
-
-    def send(self, message: Sequence[Any]) -> None:
-        """Sends a message; it waits when the worker has not bound its endpoint yet."""
-        frames.send(self.socket, message)
-        self.stir()
-
-    def message(self) -> list[Any] | None:
-        """The next message, or None when none has come."""
-        message = frames.receive(self.socket)
-        if message is not None:
-            self.heard = True
-        return message
-
-    @property
-    def disconnected(self) -> bool:
-        """Everything that the dead process sent has arrived: its end of the channel is closed."""
-        return not self.heard or self.monitor.poll(0) != 0
 
     @property
     def heartbeat_descriptor(self) -> int:
@@ -177,9 +145,7 @@ class ChildProcess:
 
     def close(self) -> None:
         """Gives everything back. The process must have been reaped."""
-        self.socket.disable_monitor()
-        self.monitor.close()
-        self.socket.close()
+        self.connection.close()
         os.close(self.pidfd)
         self._death_in.close()
         self._heartbeat.close()

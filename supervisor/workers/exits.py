@@ -46,7 +46,7 @@ class Exits:
             return
         self.processes.append(process)
         if process.state in ("ready", "failed", "idle"):
-            process.child.send([worker_wire.STOP])
+            process.child.connection.send([worker_wire.STOP])
             process.kill_at = now + STOP_S
         else:
             process.child.kill()
@@ -69,7 +69,7 @@ class Exits:
         dead: list[WorkerProcess] = []
         for process in self.processes:
             if process.cause is not None:
-                if process.child.disconnected or now >= process.bury_at:
+                if process.child.connection.disconnected or now >= process.bury_at:
                     dead.append(process)
             elif process.kill_at is not None and now >= process.kill_at:
                 process.kill_at = None
@@ -91,7 +91,7 @@ class Exits:
             take: gets what it said last.
         """
         self.processes.remove(process)
-        while (message := process.child.message()) is not None:
+        while (message := process.child.connection.receive()) is not None:
             take(message)
         self._unwatch(process)
         process.child.close()

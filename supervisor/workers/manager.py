@@ -19,6 +19,7 @@ from ..loop.log import event
 from ..loop.runtime_dir import RuntimeDir
 from ..machine.placement import Placement
 from ..routing.router import Router
+from ..routing.worker_connection import WorkerProtocolError
 from .assigner import Assigner
 from .availability import Availability
 from .exits import Exits
@@ -98,8 +99,18 @@ class WorkerManager:
     # What happens.
 
     def message(self, process: WorkerProcess, message: list[Any], now: float) -> bool:
-        """A process has sent something; True when `tick` is to be called for it."""
-        return self._reports.read(process, message, now)
+        """A process has sent something; True when `tick` is to be called for it.
+
+        A message that cannot be handled is a defect of ours, or the process has been corrupted: it is killed, and what
+        it had is given to others. The daemon goes on.
+        """
+        try:
+            return self._reports.read(process, message, now)
+        except Exception as error:
+            what = "worker broke the protocol" if isinstance(error, WorkerProtocolError) else "a message cannot be read"
+            log.exception("%s: killing worker %s", what, process.child.fields)
+            process.child.kill()
+            return True
 
     def died(self, process: WorkerProcess, now: float) -> None:
         """The process has ended; its answers may still lie in its channel."""
@@ -296,7 +307,7 @@ class WorkerManager:
         if process.route is not None:
             crashed = process.cause.crash or (process.verdict is not None and process.verdict.overrun)
             kept_away = set(self._router.scheduler.refusals.crashing.until)
-            lone_suspect = self._router.worker_gone(process.route, now, crashed=crashed)
+            lone_suspect = self._router.worker_gone(process.route, now, crashed=crashed, begun=process.child.begun)
             for model in set(self._router.scheduler.refusals.crashing.until) - kept_away:
                 cause = self._router.scheduler.refusals.crashing.why(model)
                 event(log, logging.ERROR, "model is kept away", model=model, cause=cause)

@@ -149,7 +149,7 @@ class Reports:
                 _log_failed_model(slot, model)
         serving = [model for model in report.models if model.state == "ready"]
         process.route = self._router.worker_ready(
-            slot.number, slot.placement.device, process.child, serving, process.generations, now
+            slot.number, slot.placement.device, process.child.connection, serving, process.generations, now
         )
         for worker in process.route.workers:
             worker.safe_rows.update(slot.safe_rows)

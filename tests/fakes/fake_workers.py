@@ -61,12 +61,13 @@ class MadeUpProcess:
         self.told = False
         self.code: int | None = None
         self.closed = False
+        self.connection = self
         fields["pid"] = pid
 
     def send(self, message: list[Any]) -> None:
         self.told = self.told or message[0] == worker_wire.STOP
 
-    def message(self) -> list[Any] | None:
+    def receive(self) -> list[Any] | None:
         return None
 
     def kill(self) -> None:

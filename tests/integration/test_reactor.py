@@ -82,13 +82,13 @@ def test_a_message_whose_arrival_a_send_has_swallowed(
 ) -> None:
     ours, theirs = pair
     got: list[bytes] = []
-    stir = reactor.add_socket(ours, reading(ours, got))
+    recheck = reactor.add_socket(ours, reading(ours, got))
     for number in range(200):
         theirs.send(b"%d" % number)
         # More than libzmq's pause between two looks at its mailbox, so that the send does look.
         time.sleep(0.002)
         ours.send(b"x")
-        stir()
+        recheck()
         until(reactor, lambda number=number: len(got) == number + 1)  # type: ignore[misc]
 
 
@@ -101,9 +101,9 @@ def test_a_reader_that_stops_early_has_its_next_turn(
     def read() -> None:
         with contextlib.suppress(zmq.Again):
             got.append(ours.recv(zmq.NOBLOCK))
-            stir()
+            recheck()
 
-    stir = reactor.add_socket(ours, read)
+    recheck = reactor.add_socket(ours, read)
     for number in range(100):
         theirs.send(b"%d" % number)
     until(reactor, lambda: len(got) == 100)
@@ -113,7 +113,7 @@ def test_a_flood_on_a_socket_does_not_keep_a_descriptor_from_its_turn(
     reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
 ) -> None:
     ours, theirs = pair
-    stir = reactor.add_socket(ours, lambda: stir())
+    recheck = reactor.add_socket(ours, lambda: recheck())
     theirs.send(b"never read: there is always more")
     out, into = os.pipe()
     called: list[bytes] = []
@@ -128,9 +128,9 @@ def test_a_flood_on_a_socket_does_not_keep_a_descriptor_from_its_turn(
 def test_what_is_removed_is_not_called(reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]) -> None:
     ours, theirs = pair
     got: list[bytes] = []
-    stir = reactor.add_socket(ours, reading(ours, got))
+    recheck = reactor.add_socket(ours, reading(ours, got))
     theirs.send(b"1")
-    stir()
+    recheck()
     reactor.remove_socket(ours)
     reactor.wait(0.05)
     assert not got

@@ -7,8 +7,8 @@ import os
 import pytest
 
 from multitower.errors import MultitowerError, Poisoned
-from multitower.supervisor.routing.regions import OpenArea, Region
 from multitower.supervisor.scheduling import quarantine as quarantine_module
+from multitower.supervisor.scheduling.areas import OpenArea, Region
 from multitower.supervisor.scheduling.quarantine import MAX_KEPT, MOST_BYTES, Quarantine
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request, SharedRequest

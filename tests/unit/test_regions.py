@@ -21,8 +21,9 @@ from multitower.errors import InvalidRequest
 from multitower.spec import ModelReport
 from multitower.supervisor.routing import regions
 from multitower.supervisor.routing.front_socket import Incoming
-from multitower.supervisor.routing.regions import IDLE_S, OpenArea, Region, Regions, open_region
+from multitower.supervisor.routing.regions import IDLE_S, Regions, open_region
 from multitower.supervisor.routing.router import Router
+from multitower.supervisor.scheduling.areas import OpenArea, Region
 from multitower.supervisor.scheduling.quarantine import Quarantine
 from multitower.supervisor.scheduling.queue import Batch, QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request, Shared, SharedRequest

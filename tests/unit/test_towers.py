@@ -12,10 +12,10 @@ from multitower import worker_wire
 from multitower.errors import MultitowerError, Reason
 from multitower.spec import MemoryReport, ModelReport, ModelSpec, TowerReport, WorkerReport
 from multitower.supervisor.routing.router import Router
+from multitower.supervisor.routing.worker_connection import WorkerConnection
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import Request
 from multitower.supervisor.scheduling.worker import Served, Worker
-from multitower.supervisor.workers.child_process import ChildProcess
 from multitower.supervisor.workers.reports import Reports
 from multitower.worker.formats.model import LoadError, load_towers
 from multitower.worker.formats.towers import AS_SAVED, TowerPlacement, assign, nodes_of, tower_placements, where
@@ -227,10 +227,8 @@ class FrontSocket:
         """Nobody reads it."""
 
 
-class Process:
-    """A process that notes what it is sent."""
-
-    begun: tuple[int, ...] = ()
+class Connection:
+    """A connection to a worker that notes what is sent through it."""
 
     def __init__(self) -> None:
         self.sent: list[list[Any]] = []
@@ -238,18 +236,15 @@ class Process:
     def send(self, message: list[Any]) -> None:
         self.sent.append(message)
 
-    def kill(self) -> None:
-        raise AssertionError("it has kept to the protocol")
 
-
-def routed(*reports: ModelReport) -> tuple[Router, Any, Process]:
+def routed(*reports: ModelReport) -> tuple[Router, Any, Connection]:
     limits = {report.name: QueueLimits(100, 1 << 20) for report in reports}
     router = Router(limits, dict.fromkeys(limits, 60.0), 1 << 20, lambda _kind, _header: {})
-    child = Process()
+    connection = Connection()
     # As they come: through JSON.
     state = WorkerReport.from_json(WorkerReport(state="ready", pid=1, models=reports).to_json())
-    route = router.worker_ready(0, "cpu:0,cpu:1", cast(ChildProcess, child), state.models, {}, 1.0)
-    return router, route, child
+    route = router.worker_ready(0, "cpu:0,cpu:1", cast(WorkerConnection, connection), state.models, {}, 1.0)
+    return router, route, connection
 
 
 REPLICAS = (
@@ -271,7 +266,7 @@ def test_a_worker_has_the_towers_of_all_that_it_has_loaded_also_of_what_is_not_a
     gone, handled = ModelReport(name="gone", towers=REPLICAS), ModelReport(name="handled")
     limits = {"handled": QueueLimits(100, 1 << 20)}
     router = Router(limits, {"handled": 60.0}, 1 << 20, lambda _kind, _header: {})
-    route = router.worker_ready(0, "cpu:0,cpu:1", cast(ChildProcess, Process()), [gone, handled], {}, 1.0)
+    route = router.worker_ready(0, "cpu:0,cpu:1", cast(WorkerConnection, Connection()), [gone, handled], {}, 1.0)
     # It takes a batch without the number of a tower for a defect, and ends.
     assert [worker_wire.read_tower_head(each.head[0]) for each in route.towers] == [0, 1]
     assert [sorted(each.worker.serves) for each in route.towers] == [["handled"], []]
@@ -304,7 +299,7 @@ def test_answers_find_their_tower_whatever_their_order() -> None:
         router.result(route, message)
     assert [each.batches for each in route.towers] == [1, 1]
     assert (route.depth, route.completed, route.requests) == (0, 2 * LARGEST, 2)
-    router.worker_gone(route, 2.0, crashed=False)
+    router.worker_gone(route, 2.0, crashed=False, begun=())
     assert router.routes == {}
 
 

@@ -126,18 +126,18 @@ def _last_words(lines: Sequence[str]) -> list[str]:
 def _follow(process: ChildProcess, assignment: Assignment, loaded: Loaded, timeout_s: float) -> bool:
     """From the worker's start to its verdict on the model; False when there was none."""
     poller = zmq.Poller()
-    poller.register(process.socket, zmq.POLLIN)
+    poller.register(process.connection.socket, zmq.POLLIN)
     poller.register(process.pidfd, zmq.POLLIN)
     deadline = time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
         ended = process.pidfd in dict(poller.poll(int(left * 1000) + 1))
-        while (message := process.message()) is not None:
+        while (message := process.connection.receive()) is not None:
             if message[0] != worker_wire.REPORT:
                 continue
             report = WorkerReport.from_json(bytes(message[1]))
             if report.state == "idle":
                 loaded.before_bytes = _resident(process.pid)
-                process.send([worker_wire.ASSIGN, assignment.to_json()])
+                process.connection.send([worker_wire.ASSIGN, assignment.to_json()])
             elif report.state in ("ready", "failed"):
                 loaded.after_bytes = _resident(process.pid)
                 loaded.report = next(iter(report.models), None)
@@ -159,7 +159,7 @@ def _resident(pid: int) -> int:
 def _end(process: ChildProcess, loaded: Loaded, *, gently: bool) -> None:
     """Ends the process, and tells of a death of its own."""
     if gently:
-        process.send([worker_wire.STOP])
+        process.connection.send([worker_wire.STOP])
     if not _has_ended(process, END_S if gently else 0):
         process.kill()
         _has_ended(process, None)

@@ -1,0 +1,76 @@
+"""The router's end of the socket to one worker process.
+
+`workers.child_process` makes one for each process that it spawns; the router sends batches through it, and the daemon's
+loop reads from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import zmq
+
+from multitower import frames
+
+from ..loop.reactor import unwatched
+
+RECONNECT_MS = 10
+"""Milliseconds from one attempt to the next to reach a worker that has not bound its endpoint yet."""
+
+
+class WorkerProtocolError(Exception):
+    """A worker has sent what no worker sends: a defect of ours. Its process is not to be trusted any more."""
+
+
+class WorkerConnection:
+    """A PAIR socket to one worker process.
+
+    Args:
+        context: the router's ZeroMQ context.
+
+    Attributes:
+        socket: the router's end.
+        monitor: becomes readable when the worker's end is closed.
+        recheck: called after each message that was sent; see `reactor.Reactor.add_socket`.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self.recheck: Callable[[], None] = unwatched
+        self._heard = False
+        self.socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
+        try:
+            options = {zmq.LINGER: 0, zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.RECONNECT_IVL: RECONNECT_MS}
+            for option, value in options.items():
+                self.socket.set(option, value)
+            self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def connect(self, endpoint: str) -> None:
+        """Connects to the endpoint that the worker binds, or will bind."""
+        self.socket.connect(endpoint)
+
+    def send(self, message: Sequence[Any]) -> None:
+        """Sends a message; it waits when the worker has not bound its endpoint yet."""
+        frames.send(self.socket, message)
+        self.recheck()
+
+    def receive(self) -> list[Any] | None:
+        """The next message, or None when none has come."""
+        message = frames.receive(self.socket)
+        if message is not None:
+            self._heard = True
+        return message
+
+    @property
+    def disconnected(self) -> bool:
+        """Everything that the dead process sent has arrived: its end of the socket is closed."""
+        return not self._heard or self.monitor.poll(0) != 0
+
+    def close(self) -> None:
+        """Closes the socket and its monitor."""
+        self.socket.disable_monitor()
+        self.monitor.close()
+        self.socket.close()
