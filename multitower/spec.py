@@ -157,6 +157,7 @@ class ProcessSpec(_Json):
         import_tensorflow: import TensorFlow before waiting for an assignment, since a model will need it.
         import_path: folders put in front of the import path, for handlers.
         heartbeat_s: seconds from one heartbeat to the next.
+        log_level: the daemon's, as `logging` names it; with `DEBUG` TensorFlow logs everything.
         assignment: the slot's work, or None for a spare, which gets it later.
     """
 
@@ -166,6 +167,7 @@ class ProcessSpec(_Json):
     import_tensorflow: bool
     import_path: tuple[str, ...] = ()
     heartbeat_s: float = 1.0
+    log_level: str = "INFO"
     assignment: Assignment | None = None
 
     @classmethod

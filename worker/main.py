@@ -23,7 +23,7 @@ import zmq
 from multitower import frames, worker_wire
 from multitower.spec import NO_SOCKET, Assignment, ModelReport, ModelSpec, ProcessSpec, WorkerReport
 
-from .formats.model import LoadError, Model, Placed, load_towers
+from .formats.model import LoadError, Model, Placed, load_towers, preload
 from .heartbeat import Counter, Heartbeat
 from .memory_use import Gauge
 from .service import Executors, serve
@@ -54,7 +54,7 @@ def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
     """
     pulse = Heartbeat(heartbeat, spec.heartbeat_s)
     page = mmap.mmap(begun, 0)  # all of it
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    _set_up_logging(spec.log_level)
     sys.path[:0] = spec.import_path
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         for option, value in {zmq.LINGER: LINGER_MS, zmq.SNDHWM: 0, zmq.RCVHWM: 0}.items():
@@ -66,6 +66,19 @@ def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
             return NO_SOCKET
         _Life(context, socket, pulse, page).live(spec)
     return 0
+
+
+def _set_up_logging(level: str) -> None:
+    """Sets the levels of Python's logging and of TensorFlow's C++ logging, for handlers that import it as well.
+
+    Level 1 leaves TensorFlow's warnings and errors. It does not reach what TensorFlow logs while it is being imported:
+    two pairs of "I0000 …" lines behind "WARNING: All log messages before absl::InitializeLog() …", and on CPU workers
+    "E0000 … failed call to cuInit" at the first look for GPUs. `supervisor/workers/output.py` filters those lines.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    log.setLevel(level)
+    if not log.isEnabledFor(logging.DEBUG):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 
 class _Life:
@@ -82,10 +95,8 @@ class _Life:
     def live(self, spec: ProcessSpec) -> None:
         self._report("importing")
         if spec.import_tensorflow:
-            # Its information says nothing that the supervisor's log does not; warnings and errors stay.
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
             try:
-                import tensorflow  # noqa: F401  the import is what a spare saves others
+                preload()
             except Exception as error:  # noqa: BLE001  a broken installation raises anything
                 traceback.print_exc()
                 self._report("failed", cause=f"TensorFlow cannot be imported: {_told(error)}")

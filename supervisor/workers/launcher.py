@@ -76,6 +76,7 @@ class Launcher:
             import_tensorflow=import_tensorflow,
             heartbeat_s=self.heartbeat_s,
             import_path=self._import_path,
+            log_level=logging.getLevelName(log.getEffectiveLevel()),
             assignment=assignment,
         )
         try:

@@ -58,10 +58,16 @@ class WorkerChild:
         assignment: its work, or None for a spare.
         import_path: folders for handlers.
         import_tensorflow: as in `ProcessSpec`.
+        log_level: as in `ProcessSpec`.
     """
 
     def __init__(
-        self, assignment: Assignment | None, *, import_path: Sequence[Path] = (), import_tensorflow: bool = False
+        self,
+        assignment: Assignment | None,
+        *,
+        import_path: Sequence[Path] = (),
+        import_tensorflow: bool = False,
+        log_level: str = "INFO",
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="mt-")
         self._log = Path(self._folder.name, "log")
@@ -77,6 +83,7 @@ class WorkerChild:
             name="mt-test",
             import_tensorflow=import_tensorflow,
             import_path=tuple(map(str, import_path)),
+            log_level=log_level,
             assignment=assignment,
         )
         spawn = multiprocessing.get_context("spawn")

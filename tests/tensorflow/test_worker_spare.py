@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from worker_child import STEP_S, WorkerChild, assignment
 
 from multitower.spec import ModelSpec
@@ -85,3 +86,29 @@ def test_a_spare_has_tensorflow_and_takes_its_slots_devices_threads_cores_and_mo
             assert isinstance(answer, dict)
             assert answer["y"].tolist() == (2 * entry["x"]).tolist()
         assert child.stop() == 0
+
+
+FIRST_USE = """
+import tensorflow as tf
+
+
+class FirstUse:
+    def load(self, devices, parameters):
+        tf.ones(1)
+
+    def infer(self, inputs):
+        return inputs
+"""
+
+
+@pytest.mark.parametrize(("level", "shown"), [("INFO", False), ("DEBUG", True)])
+def test_tensorflow_logs_its_information_at_the_level_debug_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, shown: bool
+) -> None:
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    (tmp_path / "first_use.py").write_text(FIRST_USE)
+    work = assignment(ModelSpec(name="m", handler="first_use:FirstUse"))
+    with WorkerChild(work, import_path=[tmp_path], log_level=level) as child:
+        child.reports("ready")
+        assert child.stop() == 0
+        assert ("cpu_feature_guard" in child.log()) is shown, "a line of the level INFO"

@@ -52,6 +52,15 @@ class Model(Protocol):
         """Gives back what it holds beside memory; called once, before the process ends."""
 
 
+def preload() -> None:
+    """Imports TensorFlow, which takes seconds: a spare does it before it has work.
+
+    Raises:
+        Exception: TensorFlow is not installed, or its installation is broken.
+    """
+    import tensorflow  # noqa: F401  importing it is the purpose
+
+
 def load(spec: ModelSpec, devices: Sequence[str]) -> Model:
     """Loads a model of any format.
 
