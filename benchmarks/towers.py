@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 
 from multitower import Client
-from multitower.tools.bench.daemon import OwnDaemon
+from multitower.tools.daemon import OwnDaemon
 
 WIDTH = 1024
 

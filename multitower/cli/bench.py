@@ -18,9 +18,9 @@ from multitower.exits import Exit
 
 if TYPE_CHECKING:
     from multitower.tools.bench.inputs import Request
+    from multitower.tools.bench.rate_search import Objective
     from multitower.tools.bench.results import Result
     from multitower.tools.bench.session import Options
-    from multitower.tools.bench.slo import Objective
 
 RAMP: Final = (1, 8, 64)
 SHORTEST: Final = 10
@@ -223,7 +223,7 @@ def _check(given: Mapping[str, Any]) -> None:
 
 
 def _objective(given: Mapping[str, Any]) -> Objective | None:
-    from multitower.tools.bench.slo import Objective
+    from multitower.tools.bench.rate_search import Objective
 
     return Objective(given["slo"], given["slo_percentile"]) if given["slo"] is not None else None
 
@@ -231,11 +231,11 @@ def _objective(given: Mapping[str, Any]) -> Objective | None:
 def _told(measure: functools.partial[None]) -> int:
     """Runs it, and tells in one line what kept it from its end; the exit code."""
     from multitower import MultitowerError, Unavailable
-    from multitower.cli.values import ValuesError
     from multitower.supervisor.config.source import ConfigError
     from multitower.supervisor.machine.devices import DeviceError
+    from multitower.tools.bench.client_pool import BenchError
     from multitower.tools.bench.inputs import InputsError
-    from multitower.tools.bench.pool import BenchError
+    from multitower.tools.tensor_files import ValuesError
 
     try:
         measure()
@@ -258,7 +258,7 @@ def _told(measure: functools.partial[None]) -> int:
 
 
 def _options(given: Mapping[str, Any]) -> Options:
-    from multitower.cli import values
+    from multitower.tools import tensor_files
     from multitower.tools.bench.inputs import InputsError, parse_shape
     from multitower.tools.bench.session import Options
 
@@ -279,7 +279,7 @@ def _options(given: Mapping[str, Any]) -> Options:
         seed=given["seed"],
         rows=given["rows"],
         shapes=shapes,
-        read=functools.partial(values.read, source, ()) if source is not None else None,
+        read=functools.partial(tensor_files.read, source, ()) if source is not None else None,
     )
 
 
@@ -316,10 +316,10 @@ def _measure_daemon(given: Mapping[str, Any], options: Options, objective: Objec
 def _measure_scaling(given: Mapping[str, Any], options: Options, outcome: _Outcome) -> None:
     from multitower.supervisor.config.config import load
     from multitower.tools.bench.arrivals import Load
-    from multitower.tools.bench.daemon import OwnDaemon, plan
     from multitower.tools.bench.results import best
     from multitower.tools.bench.scaling import most_concurrency
     from multitower.tools.bench.session import Session
+    from multitower.tools.daemon import OwnDaemon, plan
 
     config = load(given["config"])
     counts = plan(config, given["workers"])
@@ -350,10 +350,10 @@ def _asking(outcome: _Outcome, options: Options) -> str:
 
 
 def _add(outcome: _Outcome, result: Result) -> None:
-    from multitower.tools.bench import report
+    from multitower.tools.bench import text_report
 
     outcome.steps.append(result)
-    click.echo(f"  {report.line(result)}", err=True)
+    click.echo(f"  {text_report.line(result)}", err=True)
 
 
 def _held(objective: Objective, result: Result) -> bool:
@@ -361,21 +361,21 @@ def _held(objective: Objective, result: Result) -> bool:
 
 
 def _report(outcome: _Outcome, objective: Objective | None) -> None:
-    from multitower.tools.bench import report
+    from multitower.tools.bench import text_report
     from multitower.tools.bench.results import best
 
-    _table(report.COLUMNS, map(report.row, outcome.steps))
+    _table(text_report.COLUMNS, map(text_report.row, outcome.steps))
     shown = best(outcome.steps)
     if outcome.scaling:
-        _table(report.SCALING_COLUMNS, report.scaling_rows(outcome.scaling))
+        _table(text_report.SCALING_COLUMNS, text_report.scaling_rows(outcome.scaling))
         shown = outcome.scaling[max(outcome.scaling)]
     if objective is not None and outcome.tried:
-        for text in report.objective_lines(objective, outcome.tried):
+        for text in text_report.objective_lines(objective, outcome.tried):
             click.echo(text)
         click.echo()
-    for text in report.explanation(shown):
+    for text in text_report.explanation(shown):
         click.echo(text)
-    for text in report.notes(outcome.steps):
+    for text in text_report.notes(outcome.steps):
         click.echo(text)
 
 
@@ -404,11 +404,11 @@ def _write(
     plot_file: Path | None,
 ) -> int:
     """The files; the exit code when one cannot be written."""
-    from multitower.tools.bench import record
+    from multitower.tools.bench import json_report
 
     try:
         if json_file is not None:
-            document = record.document(
+            document = json_report.document(
                 settings,
                 daemon=outcome.daemon,
                 requests=outcome.requests,

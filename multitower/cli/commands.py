@@ -41,8 +41,8 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         ),
     },
     "Of a running daemon": {
-        "status": Entry("multitower.cli.query:status", "Show the daemon, its slots and its models."),
-        "models": Entry("multitower.cli.query:models", "List the models, their versions, inputs and outputs."),
+        "status": Entry("multitower.cli.status:status", "Show the daemon, its slots and its models."),
+        "models": Entry("multitower.cli.status:models", "List the models, their versions, inputs and outputs."),
         "reload": Entry(
             "multitower.cli.operate:reload",
             "Read the configuration again and apply it, slot by slot, without losing a request.",
@@ -59,7 +59,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
             "multitower.cli.operate:unload",
             "Unload MODEL: what was accepted is answered, new requests are refused, and its memory is given back.",
         ),
-        "infer": Entry("multitower.cli.query:infer", "Ask MODEL once, and print its outputs as JSON."),
+        "infer": Entry("multitower.cli.status:infer", "Ask MODEL once, and print its outputs as JSON."),
         "bench": Entry("multitower.cli.bench:bench", "Measure how much MODEL answers, how fast, and what limits it."),
     },
 }

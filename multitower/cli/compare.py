@@ -14,7 +14,7 @@ from multitower.exits import Exit
 
 if TYPE_CHECKING:
     from multitower.tools.compare.measure import Plan
-    from multitower.tools.compare.ways import Way
+    from multitower.tools.compare.results import Way
 
 LOGICAL = 2
 """CPU devices where there is no GPU, and nobody says how many."""
@@ -143,9 +143,9 @@ def _pair(text: str, side: str) -> tuple[str, str]:
 
 def _run(number: int, measure: Callable[[], Way], say: _Told) -> Way:
     from multitower import MultitowerError
+    from multitower.tools.bench.client_pool import BenchError
     from multitower.tools.bench.inputs import InputsError
-    from multitower.tools.bench.pool import BenchError
-    from multitower.tools.compare.ways import TITLES, Way
+    from multitower.tools.compare.results import TITLES, Way
 
     say(f"{number}. {TITLES[number]} …")
     try:
@@ -160,7 +160,7 @@ def _print(ways: Sequence[Way]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from multitower.tools.compare.ways import notes, table
+    from multitower.tools.compare.results import notes, table
 
     headings, *rows = table(ways)
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -134,7 +134,7 @@ def _configure(folder: Path, endpoint: str) -> Path:
 def _show(folder: Path, seconds: float, console: Console) -> bool:
     """The demo proper; whether all went well."""
     from multitower import Client
-    from multitower.tools.demo.load import Load
+    from multitower.tools.load_generator import Load
 
     with np.load(folder / "held_out.npz") as held_out:
         images, labels, direct = held_out["x"], held_out["labels"], held_out["direct"]

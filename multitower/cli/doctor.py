@@ -40,8 +40,8 @@ def doctor(config: Path, overrides: tuple[str, ...], no_models: bool, timeout: f
     is touched. Exit codes: 0 when there are no problems, 69 when there are, 78 when the configuration is wrong.
     """
     from multitower.supervisor.config.config import ConfigError, load
+    from multitower.tools.doctor.examination import examine
     from multitower.tools.doctor.findings import Level, count
-    from multitower.tools.doctor.session import examine
 
     try:
         settings = load(config, overrides=overrides)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from multitower.cli.query import asks
+from multitower.cli.status import asks
 from multitower.exits import Exit
 
 if TYPE_CHECKING:

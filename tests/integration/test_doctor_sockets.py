@@ -9,7 +9,7 @@ import pytest
 from running import Running
 
 from multitower.supervisor.loop.runtime_dir import FileLock
-from multitower.tools.doctor import sockets
+from multitower.tools.doctor import endpoints
 from multitower.tools.doctor.findings import Finding, Level
 
 
@@ -25,12 +25,12 @@ def short(tmp_socket: str) -> Path:
 
 
 def of(endpoint: str) -> Finding:
-    finding, _ = sockets.findings([endpoint], None)
+    finding, _ = endpoints.findings([endpoint], None)
     return finding
 
 
 def of_folder(runtime_dir: Path | None) -> Finding:
-    (finding,) = sockets.findings([], runtime_dir)
+    (finding,) = endpoints.findings([], runtime_dir)
     return finding
 
 
@@ -67,7 +67,7 @@ def test_a_running_daemon_is_told_from_others(tmp_path: Path) -> None:
     config = 'listen: ["{endpoint}"]\ndevices: {cpu: 1}\nspares: 0\nmodels: [{name: e, handler: "handlers:Echo"}]\n'
     with Running(tmp_path, config) as daemon:
         daemon.wait_ready()
-        found, folder = sockets.findings([daemon.endpoint], daemon.runtime_dir)
+        found, folder = endpoints.findings([daemon.endpoint], daemon.runtime_dir)
         assert found.level is Level.WARNING
         assert "a daemon serves there" in found.text
         assert folder.level is Level.WARNING

@@ -13,16 +13,16 @@ import pytest
 
 from multitower.supervisor.config.config import load
 from multitower.supervisor.machine import placement
-from multitower.tools.bench import record, report
+from multitower.tools.bench import json_report, text_report
 from multitower.tools.bench.arrivals import Load
 from multitower.tools.bench.bottleneck import Part, judge
-from multitower.tools.bench.daemon import plan
 from multitower.tools.bench.evidence import Evidence, Snapshot, Worker, gather
+from multitower.tools.bench.rate_search import LOWEST, NEAR, Objective, Search
 from multitower.tools.bench.results import Result, best
 from multitower.tools.bench.scaling import MAX_STEPS, efficiency, most_concurrency, next_concurrency, worker_counts
 from multitower.tools.bench.session import _only_model
-from multitower.tools.bench.slo import LOWEST, NEAR, Objective, Search
 from multitower.tools.bench.tally import Tally
+from multitower.tools.daemon import plan
 
 # The search.
 
@@ -259,11 +259,11 @@ def result(
     ],
 )
 def test_milliseconds(seconds: float, text: str) -> None:
-    assert report.milliseconds(seconds) == text
+    assert text_report.milliseconds(seconds) == text
 
 
 def test_a_row_of_the_table() -> None:
-    row = dict(zip(report.COLUMNS, report.row(result(queue_full=7, deadline=2, model_error=1)), strict=True))
+    row = dict(zip(text_report.COLUMNS, text_report.row(result(queue_full=7, deadline=2, model_error=1)), strict=True))
     assert row == {
         ">Workers": "2",
         "Load": "8 outstanding",
@@ -282,12 +282,12 @@ def test_a_row_of_the_table() -> None:
 
 
 def test_a_row_where_nothing_was_answered() -> None:
-    row = report.row(result(latencies=[], evidence=Evidence(), deadline=5))
+    row = text_report.row(result(latencies=[], evidence=Evidence(), deadline=5))
     assert row == ("2", "8 outstanding", "0.0", "0.0", *"-----", "5", "0", "-", "none")
 
 
 def test_the_evidence_is_told_with_the_verdict() -> None:
-    text = "\n".join(report.explanation(result()))
+    text = "\n".join(text_report.explanation(result()))
     for words in (
         "Bottleneck at 8 outstanding, 2 workers: client.",
         "more --processes",
@@ -302,7 +302,7 @@ def test_the_evidence_is_told_with_the_verdict() -> None:
 
 
 def test_the_evidence_of_nothing_is_told_as_well() -> None:
-    text = "\n".join(report.explanation(result(latencies=[], evidence=Evidence())))
+    text = "\n".join(text_report.explanation(result(latencies=[], evidence=Evidence())))
     assert "unknown" in text
 
 
@@ -314,7 +314,7 @@ def test_notes_name_their_steps() -> None:
         result(Load("closed", 64)),
     ]
     steps[1].tally.late.add(15_000_000)
-    notes = list(report.notes(steps))
+    notes = list(text_report.notes(steps))
     assert notes == [
         "Note on 8 outstanding, 2 workers: 2 requests without an answer: deadline (the message of deadline).",
         "Note on 50 requests/s, 2 workers: 1 in 100 requests was sent 15.0 ms late or more; the latencies count it.",
@@ -324,24 +324,24 @@ def test_notes_name_their_steps() -> None:
         "partly the client; use more --processes.",
         "Note on 64 outstanding, 2 workers: other programs used over 10% of this machine's cores.",
     ]
-    assert next(report.notes([steps[2], steps[2]])).startswith("Note on all steps: ")
+    assert next(text_report.notes([steps[2], steps[2]])).startswith("Note on all steps: ")
 
 
 def test_what_came_of_an_objective() -> None:
     objective = Objective(0.05)
     good, bad = result(Load("open", 100.0)), result(Load("open", 200.0), queue_full=50)
-    lines = list(report.objective_lines(objective, [good, bad]))
+    lines = list(text_report.objective_lines(objective, [good, bad]))
     assert lines[0].startswith("Highest rate with p99 within 50.0 ms: 100 requests/s (p99 of the answers 20.0 ms")
     assert lines[1].startswith("Above it, at 200 requests/s: ")
     assert "50 refused, 0 other errors" in lines[1]
-    assert "No higher rate was tried" in list(report.objective_lines(objective, [good]))[1]
-    (none,) = report.objective_lines(objective, [bad])
+    assert "No higher rate was tried" in list(text_report.objective_lines(objective, [good]))[1]
+    (none,) = text_report.objective_lines(objective, [bad])
     assert none.startswith("No rate held p99 within 50.0 ms. At the lowest, 200 requests/s:")
 
 
 def test_the_table_of_scaling() -> None:
     one, two = result(Load("closed", 4)), result(Load("closed", 16), latencies=[30_000_000] * 150)
-    rows = list(report.scaling_rows({1: one, 2: two}))
+    rows = list(text_report.scaling_rows({1: one, 2: two}))
     assert rows == [
         ("1", "50.0", "150", "100.0%", "4", "20.0", "client"),
         ("2", "75.0", "225", "75.0%", "16", "30.0", "client"),
@@ -372,7 +372,7 @@ def test_fewer_workers_have_the_first_devices_or_groups(
 
 def test_the_json_is_strict_and_has_it_all() -> None:
     steps = [result(queue_full=1), result(latencies=[], evidence=Evidence(), deadline=1)]
-    document = record.document(
+    document = json_report.document(
         {"seconds": 2.0},
         daemon=None,
         requests=[],

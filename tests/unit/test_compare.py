@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from multitower.cli.commands import multitower
-from multitower.tools.bench.pool import BenchError
+from multitower.tools.bench.client_pool import BenchError
 from multitower.tools.compare.crash import longest_silence, survivors
+from multitower.tools.compare.results import Crash, Figures, Way, notes, table
 from multitower.tools.compare.sessions import NO_GPU, sentence, sessions
-from multitower.tools.compare.ways import Crash, Figures, Way, notes, table
 
 CRASH = Crash(devices=2, lost=1, answered=1200, failed=0, silent_s=0.051, back_s=6.25)
 FIGURES = Figures(

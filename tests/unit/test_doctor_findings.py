@@ -11,9 +11,9 @@ import pytest
 from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorReport
 from multitower.supervisor.machine.devices import Device, Discovery
 from multitower.supervisor.machine.placement import Placement
-from multitower.tools.doctor import host, libraries, machine, memory, models, operations, versions
+from multitower.tools.doctor import gpu_driver, limits, machine, memory, models, operations, packages
 from multitower.tools.doctor.findings import Finding, Level, count, listed
-from multitower.tools.doctor.libraries import Driver
+from multitower.tools.doctor.gpu_driver import Driver
 from multitower.tools.doctor.machine import Machine
 from multitower.tools.doctor.models import Loaded
 
@@ -56,31 +56,31 @@ GOOD: dict[str, str | None] = {"Python": "3.11.2", "multitower": "0.1.0", "numpy
     ],
 )
 def test_versions(changes: dict[str, str | None], needs_tensorflow: bool, level: Level, words: str) -> None:
-    found = worst(versions.findings(GOOD | changes, NEEDED, tensorflow_needed=needs_tensorflow))
+    found = worst(packages.findings(GOOD | changes, NEEDED, tensorflow_needed=needs_tensorflow))
     assert found.level is level
     assert words in found.text
     assert (found.advice is not None) == (level is Level.PROBLEM)
 
 
 def test_without_an_installation_the_least_versions_are_not_known() -> None:
-    found = worst(versions.findings(GOOD | {"multitower": None}, {}, tensorflow_needed=True))
+    found = worst(packages.findings(GOOD | {"multitower": None}, {}, tensorflow_needed=True))
     assert found.level is Level.NOTE
     assert "not installed" in found.text
 
 
 @pytest.mark.parametrize(("is_compiled", "level"), [(True, Level.OK), (False, Level.NOTE)])
 def test_an_interpreted_installation_is_told_how_it_gets_compiled(is_compiled: bool, level: Level) -> None:
-    found = versions.build(is_compiled)
+    found = packages.build(is_compiled)
     assert found.level is level
     assert ("C compiler" in (found.advice or "")) == (level is Level.NOTE)
 
 
 def test_requirements_are_those_of_the_project() -> None:
-    needed = versions.requirements()
+    needed = packages.requirements()
     assert needed["Python"] == "3.11"
     assert {"numpy", "pyzmq", "psutil", "pydantic", "tensorflow", "nvidia-ml-py"} <= set(needed)
     assert not {"pytest", "matplotlib", "scikit-learn"} & set(needed)
-    assert versions.installed(["numpy", "no-such-package"])["no-such-package"] is None
+    assert packages.installed(["numpy", "no-such-package"])["no-such-package"] is None
 
 
 # The driver.
@@ -88,7 +88,7 @@ def test_requirements_are_those_of_the_project() -> None:
 BUILD = {"version": "2.21.0", "gpu": True, "cuda": True, "cuda_version": "12.5.1", "cudnn_version": "9"}
 CPU_BUILD = {"version": "2.21.0", "gpu": False, "cuda": False, "cuda_version": None, "cudnn_version": None}
 DRIVER = Driver(discovery=Discovery(()), version="550.54", cuda=(12, 4))
-NO_DRIVER = Driver(discovery=Discovery((), "no driver"), not_loadable={libraries.DRIVER_LIBRARY: "not found"})
+NO_DRIVER = Driver(discovery=Discovery((), "no driver"), not_loadable={gpu_driver.DRIVER_LIBRARY: "not found"})
 
 
 @pytest.mark.parametrize(
@@ -107,14 +107,14 @@ NO_DRIVER = Driver(discovery=Discovery((), "no driver"), not_loadable={libraries
 def test_the_driver(
     driver: Driver, build: dict[str, Any] | None, missing: dict[str, str], gpus: bool, level: Level, words: str
 ) -> None:
-    found = worst(libraries.findings(driver, build, missing, gpus_wanted=gpus))
+    found = worst(gpu_driver.findings(driver, build, missing, gpus_wanted=gpus))
     assert found.level is level
     assert words in found.text
 
 
 def test_the_libraries_that_a_build_looks_for() -> None:
-    assert libraries.cuda_libraries(BUILD) == ["libcudart.so.12", "libcublas.so.12", "libcudnn.so.9"]
-    assert libraries.cuda_libraries(CPU_BUILD) == []
+    assert gpu_driver.cuda_libraries(BUILD) == ["libcudart.so.12", "libcublas.so.12", "libcudnn.so.9"]
+    assert gpu_driver.cuda_libraries(CPU_BUILD) == []
 
 
 def test_libraries_in_wheels_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,8 +122,8 @@ def test_libraries_in_wheels_are_found(tmp_path: Path, monkeypatch: pytest.Monke
     folder.mkdir(parents=True)
     (folder / "libnosuch.so.9").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    assert libraries.missing_libraries(["libnosuch.so.9"]) == {}
-    assert "libnosuch.so.8" in libraries.missing_libraries(["libnosuch.so.9", "libnosuch.so.8"])
+    assert gpu_driver.missing_libraries(["libnosuch.so.9"]) == {}
+    assert "libnosuch.so.8" in gpu_driver.missing_libraries(["libnosuch.so.9", "libnosuch.so.8"])
 
 
 # Memory.
@@ -283,7 +283,7 @@ def test_threads(
         for name, (node, cores) in near.items()
     }
     found = max(
-        (finding for finding in host.threads(slots, machine_, devices) if words in finding.text),
+        (finding for finding in limits.threads(slots, machine_, devices) if words in finding.text),
         key=lambda finding: list(Level).index(finding.level),
     )
     assert found.level is level
@@ -302,13 +302,13 @@ def test_threads(
     ],
 )
 def test_limits(changes: dict[str, Any], level: Level, words: str) -> None:
-    found = worst(host.limits(replace(MACHINE, **changes), 5))
+    found = worst(limits.limits(replace(MACHINE, **changes), 5))
     assert found.level is level
     assert words in found.text
 
 
 def test_shared_memory_takes_descriptors_too() -> None:
-    found = next(host.limits(MACHINE, 5, 256))
+    found = next(limits.limits(MACHINE, 5, 256))
     assert "needs about 400" in found.text
 
 

@@ -11,9 +11,9 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from multitower.tools.bench.rate_search import Objective
 from multitower.tools.bench.results import PERCENTS, Result
 from multitower.tools.bench.scaling import efficiency
-from multitower.tools.bench.slo import Objective
 
 _COLOURS: Final = ("#4c78a8", "#54a24b", "#f58518", "#e45756", "#b279a2", "#9d755d", "#72b7b2", "#bab0ac")
 _TICKS: Final = (0, 50, 90, 99, 99.9, 99.99, 99.999)

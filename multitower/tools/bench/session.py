@@ -13,14 +13,14 @@ from multitower.client.threads import Client
 from multitower.tools.bench import inputs
 from multitower.tools.bench.arrivals import Load
 from multitower.tools.bench.bottleneck import judge
+from multitower.tools.bench.client_pool import BenchError, Pool
+from multitower.tools.bench.client_process import Target
 from multitower.tools.bench.evidence import gather
-from multitower.tools.bench.generator import Target
 from multitower.tools.bench.inputs import Array, Request, Shape
-from multitower.tools.bench.pool import BenchError, Pool
+from multitower.tools.bench.observer import Watch
+from multitower.tools.bench.rate_search import Objective, Search
 from multitower.tools.bench.results import Result
 from multitower.tools.bench.scaling import next_concurrency
-from multitower.tools.bench.slo import Objective, Search
-from multitower.tools.bench.watch import Watch
 
 WATCH_TIMEOUT_S: Final = 2.0
 CONNECT_S: Final = 3.0

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from multitower.client.threads import Client
 from multitower.errors import MultitowerError
-from multitower.tools.bench.pool import BenchError
-from multitower.tools.compare.ways import Crash
+from multitower.tools.bench.client_pool import BenchError
+from multitower.tools.compare.results import Crash
 
 BEFORE_S: Final = 0.5
 """Under load before the death, and after all devices are there again."""

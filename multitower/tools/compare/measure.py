@@ -14,11 +14,11 @@ import psutil
 
 from multitower.client.threads import Client
 from multitower.tools.bench.arrivals import Load
-from multitower.tools.bench.daemon import OwnDaemon
-from multitower.tools.bench.pool import BenchError
+from multitower.tools.bench.client_pool import BenchError
 from multitower.tools.bench.session import Options, Session
 from multitower.tools.compare.crash import kill_one, survivors
-from multitower.tools.compare.ways import Figures, Way
+from multitower.tools.compare.results import Figures, Way
+from multitower.tools.daemon import OwnDaemon
 
 MODEL: Final = "model"
 _HALF: Final = 50.0

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from multitower.tools.compare.ways import Way
+from multitower.tools.compare.results import Way
 
 NO_GPU = "there is no GPU here; on logical CPU devices the option has no effect"
 

@@ -19,8 +19,8 @@ from multitower.errors import MultitowerError
 from multitower.supervisor.config.config import Config, CpuDevices
 from multitower.supervisor.machine import devices
 from multitower.supervisor.machine.discovery import discover
-from multitower.tools.bench import bound
-from multitower.tools.bench.pool import BenchError
+from multitower.tools import die_with_parent
+from multitower.tools.bench.client_pool import BenchError
 from multitower.tools.bench.scaling import worker_counts
 
 READY_S: Final = 600.0
@@ -105,7 +105,7 @@ class OwnDaemon:
 
     def __enter__(self) -> Self:
         try:
-            binding = [sys.executable, "-I", "-S", str(Path(bound.__file__)), str(os.getpid())]
+            binding = [sys.executable, "-I", "-S", str(Path(die_with_parent.__file__)), str(os.getpid())]
             with self._log.open("wb") as output:
                 # A group of its own: Ctrl-C is ours to pass on, once, as an order to drain.
                 self._process = subprocess.Popen(

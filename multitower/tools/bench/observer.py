@@ -14,8 +14,8 @@ import psutil
 
 from multitower.client.threads import Client
 from multitower.errors import MultitowerError
+from multitower.tools.bench.client_pool import Window
 from multitower.tools.bench.evidence import Snapshot
-from multitower.tools.bench.pool import Window
 
 INTERVAL_S: Final = 0.5
 _LEAST_LOOKS: Final = 8

@@ -19,9 +19,9 @@ from multitower.supervisor.machine.devices import Device, DeviceError, format_by
 from multitower.supervisor.machine.placement import Placement
 from multitower.supervisor.routing.front_socket import IPC
 from multitower.supervisor.routing.regions import MAX_REGIONS
-from multitower.tools.doctor import host, libraries, machine, memory, models, operations, sockets, versions
+from multitower.tools.doctor import endpoints, gpu_driver, limits, machine, memory, models, operations, packages
 from multitower.tools.doctor.findings import Finding, Level
-from multitower.tools.doctor.libraries import Driver
+from multitower.tools.doctor.gpu_driver import Driver
 
 DEVICES: Final = "devices"
 _ALWAYS: Final = ("numpy", "pyzmq", "tensorflow")
@@ -37,28 +37,30 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     """
     specs = [spec for model in config.models for spec in _with_versions(model)]
     with_path = [spec for spec in specs if spec.path is not None]
-    needed = versions.requirements()
-    installed = versions.installed([name for name in needed if name != "Python"] or _ALWAYS)
-    yield from versions.findings(installed, needed, tensorflow_needed=bool(with_path))
-    yield versions.build(compiled())
+    needed = packages.requirements()
+    installed = packages.installed([name for name in needed if name != "Python"] or _ALWAYS)
+    yield from packages.findings(installed, needed, tensorflow_needed=bool(with_path))
+    yield packages.build(compiled())
 
-    driver = libraries.look()
+    driver = gpu_driver.look()
     gpus_wanted = not on_cpus(config.devices)
     devices, placements, told = _devices(config, driver)
     yield from told
 
     this = machine.look()
     if placements:
-        yield from host.threads(placements, this, {device.name: device for device in devices})
+        yield from limits.threads(placements, this, {device.name: device for device in devices})
     shares = any(endpoint.startswith(IPC) for endpoint in config.listen)
-    yield from host.limits(this, max(1, len(placements)) + config.spares, MAX_REGIONS if shares else 0)
-    yield from sockets.findings(config.listen, config.runtime_dir)
+    yield from limits.limits(this, max(1, len(placements)) + config.spares, MAX_REGIONS if shares else 0)
+    yield from endpoints.findings(config.listen, config.runtime_dir)
 
     has_tensorflow = importlib.util.find_spec("tensorflow") is not None
     answer, failure = _operations(with_path, timeout_s) if with_path and has_tensorflow else (None, None)
     build = answer["build"] if answer is not None else None
-    missing = libraries.missing_libraries(libraries.cuda_libraries(build)) if build is not None and gpus_wanted else {}
-    yield from libraries.findings(driver, build, missing, gpus_wanted=gpus_wanted)
+    missing = (
+        gpu_driver.missing_libraries(gpu_driver.cuda_libraries(build)) if build is not None and gpus_wanted else {}
+    )
+    yield from gpu_driver.findings(driver, build, missing, gpus_wanted=gpus_wanted)
 
     loadable = [spec for spec in specs if spec.path is None or has_tensorflow] if load_models else []
     measured: dict[str, tuple[int, int]] = {}

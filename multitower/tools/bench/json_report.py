@@ -18,9 +18,9 @@ import multitower
 from multitower.errors import MultitowerError
 from multitower.tensors import datatype_of
 from multitower.tools.bench.inputs import Request
+from multitower.tools.bench.rate_search import Objective
 from multitower.tools.bench.results import Result, known
 from multitower.tools.bench.scaling import efficiency
-from multitower.tools.bench.slo import Objective
 
 FORMAT: Final = 1
 """Of the JSON; a number that rises when a key changes its meaning or goes."""

@@ -10,9 +10,9 @@ from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from multitower.tools.bench import generator
+from multitower.tools.bench import client_process
 from multitower.tools.bench.arrivals import Load
-from multitower.tools.bench.generator import SLACK_S, Target, Task
+from multitower.tools.bench.client_process import SLACK_S, Target, Task
 from multitower.tools.bench.tally import Tally, total
 
 START_S: Final = 60.0
@@ -56,7 +56,7 @@ class Pool:
                 self._start(number)
             for process, connection in self._processes:
                 word = self._receive(process, connection, START_S)
-                if word != generator.READY:
+                if word != client_process.READY:
                     raise BenchError(word.decode())
         except BaseException:
             self._end(at_once=True)
@@ -98,7 +98,7 @@ class Pool:
             BenchError: a process ended, or says nothing.
         """
         # Everything is sent within the grace, and settled within its time and the slack.
-        until = self._window.end_ns / _NS + self._target.timeout + generator.GRACE_S + 2 * SLACK_S
+        until = self._window.end_ns / _NS + self._target.timeout + client_process.GRACE_S + 2 * SLACK_S
         return total(
             Tally.from_bytes(self._receive(process, connection, until - time.monotonic()))
             for process, connection in self._asked
@@ -106,7 +106,7 @@ class Pool:
 
     def _start(self, number: int) -> None:
         ours, theirs = self._spawn.Pipe()
-        process = self._spawn.Process(target=generator.run, args=(theirs, self._target), name=f"mt-bench-{number}")
+        process = self._spawn.Process(target=client_process.run, args=(theirs, self._target), name=f"mt-bench-{number}")
         # Blocked until the process ignores it: Ctrl-C must not make it print where it was.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
         try:

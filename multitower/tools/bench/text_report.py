@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from multitower.tools.bench.bottleneck import LIMIT, MACHINE_LIMIT, MEANING, Part
+from multitower.tools.bench.rate_search import Objective
 from multitower.tools.bench.results import PERCENTS, Result
 from multitower.tools.bench.scaling import efficiency
-from multitower.tools.bench.slo import Objective
 
 COLUMNS: Final = (
     ">Workers",

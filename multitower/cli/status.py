@@ -46,7 +46,7 @@ def asks(command: Callable[..., int]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(endpoint: str | None, timeout: float, **arguments: Any) -> None:
         from multitower import Client, MultitowerError, Unavailable
-        from multitower.cli.values import ValuesError
+        from multitower.tools.tensor_files import ValuesError
 
         code: int
         try:
@@ -352,7 +352,7 @@ def infer(
       echo '{"x": [[0, 1, 2]]}' | multitower infer MODEL
       multitower infer MODEL --input x=x.npy --output answer.npz
     """  # noqa: D301 - the escape tells click not to fold these lines
-    from multitower.cli import values
+    from multitower.tools import tensor_files
 
     if output is not None and output.suffix not in (".npz", ".json"):
         raise click.BadParameter("a file's name ends in .npz or .json", param_hint="'--output'")
@@ -360,7 +360,7 @@ def infer(
     # One that does not exist is the daemon's to refuse.
     signed = metadata.get("signatures", {}).get(signature, metadata)
     declared = {tensor["name"]: tensor["datatype"] for tensor in signed["inputs"]}
-    inputs = values.read(source if source or files else values.STDIN, files, declared)
+    inputs = tensor_files.read(source if source or files else tensor_files.STDIN, files, declared)
     answer = client.infer(
         model,
         inputs,
@@ -370,7 +370,7 @@ def infer(
         signature=signature,
     )
     if output is not None:
-        values.save(output, answer)
+        tensor_files.save(output, answer)
     else:
-        click.echo(values.to_json(answer))
+        click.echo(tensor_files.to_json(answer))
     return Exit.OK
