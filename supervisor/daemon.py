@@ -36,8 +36,7 @@ from .operations.status import StatusReporter
 from .operations.version_watch import Watch
 from .routing.front_socket import FrontSocket
 from .routing.router import Router
-from .settings import Settings
-from .settings import make as make_settings
+from .settings import Settings, build_settings
 from .workers.capacity import Capacity
 from .workers.health import read_heartbeats
 from .workers.manager import WorkerManager
@@ -153,7 +152,7 @@ class Daemon:
             self.router.set_labels(settings.labels)
             for spec in settings.unloaded:
                 self.router.close(spec.name)
-            settings.warn_of_versions()
+            settings.warn_about_missing_versions()
             models = ModelOrders(self._orders, self.manager, self.router, self.reporter, self._background, read_config)
             self._control = ControlSocket(
                 front, self._answer, self._orders.reload, self._orders.restart, models.load, models.unload
@@ -400,6 +399,6 @@ def _guarded(make: Callable[[], Any]) -> Any:
 
 def _make(config: Config) -> Settings:
     try:
-        return make_settings(config)
+        return build_settings(config)
     except devices.DeviceError as error:
         raise StartError(Exit.CONFIG, f"{config.path}: {error}") from None

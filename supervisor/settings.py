@@ -1,4 +1,7 @@
-"""From the configuration to what each part of the daemon is told; a reload goes the same way."""
+"""A configuration made concrete on this machine: the settings that the daemon's parts are given.
+
+`build_settings` resolves devices and chooses model versions. The daemon calls it at its start; a reload calls it again.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +31,15 @@ class Settings:
     """A configuration made concrete on this machine: devices resolved, versions chosen.
 
     Attributes:
-        config: what it was made of.
-        devices: the daemon's.
+        config: the configuration that these settings come from.
+        devices: all devices of the daemon.
         placements: one for each slot, numbered from 0.
-        worker_settings: what the fleet is told, the models among it that are loaded.
-        limits: of each model's queue.
-        timeouts: seconds that a request to each model may take.
-        labels: of each model that has some, the versions that they stand for.
-        dispatch: the rule by which workers get batches.
-        unloaded: models that are configured, and not loaded.
+        worker_settings: the settings of the worker processes, including the models that they load.
+        limits: the limits of each model's queue, by model name; in the order of the configuration.
+        timeouts: the longest time of a request in seconds, by model name.
+        labels: the version that each label stands for, by model name; only models with labels.
+        dispatch: the rule that chooses the worker of a batch.
+        unloaded: models that are configured but not loaded.
     """
 
     config: Config
@@ -51,35 +54,35 @@ class Settings:
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
-        """All that are configured, in the order of the file."""
+        """All configured models, loaded or not, in the order of the configuration."""
         index_of = {name: index for index, name in enumerate(self.limits)}
         return tuple(sorted((*self.worker_settings.models, *self.unloaded), key=lambda spec: index_of[spec.name]))
 
-    def without(self, name: str) -> Settings:
-        """The same with a model unloaded."""
+    def with_model_unloaded(self, name: str) -> Settings:
+        """Returns these settings with one model unloaded."""
         out = tuple(spec for spec in self.worker_settings.models if spec.name == name)
         models = tuple(spec for spec in self.worker_settings.models if spec.name != name)
         return replace(self, unloaded=self.unloaded + out, worker_settings=replace(self.worker_settings, models=models))
 
-    def still_with(self, names: Collection[str]) -> Settings:
-        """The same with these models loaded though the file says that they need not be at the start."""
+    def keeping_loaded(self, names: Collection[str]) -> Settings:
+        """Returns these settings with the named models loaded, even where `load_at_startup` is false."""
         unloaded = tuple(spec for spec in self.unloaded if spec.name not in names)
         models = tuple(spec for spec in self.models if spec not in unloaded)
         return replace(self, unloaded=unloaded, worker_settings=replace(self.worker_settings, models=models))
 
-    def with_model(self, model: ModelConfig) -> Settings:
-        """The same with this model loaded, as it is configured now: one more, or instead of the one of its name.
+    def with_model_loaded(self, model: ModelConfig) -> Settings:
+        """Returns these settings with one model loaded; it is added, or replaces the model of the same name.
 
-        Looks at the model's folder: not for the daemon's loop.
+        Reads the model's folder, which may block: call it in a thread, not in the event loop.
 
         Raises:
-            DeviceError: it is for a device that the daemon does not have, or leaves one without a model.
-            OSError: its folder cannot be read.
+            DeviceError: the model names a device that the daemon does not have, or leaves a device without a model.
+            OSError: the model's folder cannot be read.
         """
         name, known = model.name, {other.name: other for other in self.config.models}
         configs = tuple((known | {name: model}).values())
         specs = [spec for spec in self.worker_settings.models if spec.name != name]
-        loaded = sorted([*specs, *_pinned(model)], key=lambda spec: _index_of(spec.name, configs))
+        loaded = sorted([*specs, *_version_specs(model)], key=lambda spec: _index_of(spec.name, configs))
         allotted = allot(configs, [placement.devices for placement in self.placements], self.devices)
         return replace(
             self,
@@ -99,23 +102,23 @@ class Settings:
         )
 
     def with_versions(self, name: str, versions: Mapping[str, str]) -> Settings:
-        """The same with other versions of a model.
+        """Returns these settings with other versions of one model.
 
         Args:
-            name: the model's.
-            versions: which are to be served, each with its `versions.fingerprint`.
+            name: the model's name.
+            versions: the fingerprint of each version to serve, by version; see `version_folders.fingerprint`.
         """
         specs: list[ModelSpec] = []
         for model in self.config.models:
             if model.name == name:
                 spec = model.to_spec()
-                specs += [replace(spec, version=version, fingerprint=print_) for version, print_ in versions.items()]
+                specs += [replace(spec, version=version, fingerprint=found) for version, found in versions.items()]
             else:
                 specs += [spec for spec in self.worker_settings.models if spec.name == model.name]
         return replace(self, worker_settings=replace(self.worker_settings, models=tuple(specs)))
 
-    def warn_of_versions(self) -> None:
-        """Tells the log of versions that are listed or have a label, but are not there."""
+    def warn_about_missing_versions(self) -> None:
+        """Logs a warning for each version that is configured or labelled but not found in the model's folder."""
         unloaded = {spec.name for spec in self.unloaded}
         for model in self.config.models:
             if model.name in unloaded:
@@ -124,28 +127,32 @@ class Settings:
             labels = {number: label for label, number in model.version_labels.items()}
             for number in {*model.versions.listed, *labels}:
                 if number not in map(int, served):
-                    told = {
-                        "model": model.name,
-                        "version": number,
-                        "label": labels.get(number),
-                        "served": ",".join(served),
-                    }
-                    event(log, logging.WARNING, "a version is not there", **told)
+                    event(
+                        log,
+                        logging.WARNING,
+                        "configured version not found",
+                        model=model.name,
+                        version=number,
+                        label=labels.get(number),
+                        served=",".join(served),
+                    )
 
 
 def _index_of(name: str, configs: Sequence[ModelConfig]) -> int:
     return next(index for index, config in enumerate(configs) if config.name == name)
 
 
-def make(config: Config) -> Settings:
-    """Looks at devices and folders, and may wait for them: not for the daemon's loop.
+def build_settings(config: Config) -> Settings:
+    """Resolves a configuration on this machine.
+
+    Looks for devices and reads model folders, which may block: call it before the event loop runs, or in a thread.
 
     Raises:
-        DeviceError: a device is not to be had, cannot hold its workers, or has no model; or a model is for another.
+        DeviceError: a device is missing, cannot hold its workers or has no model, or a model names an unknown device.
         OSError: a model's folder cannot be read.
     """
     groups = resolve(config.devices, discover())
-    specs = [(model.load_at_startup, spec) for model in config.models for spec in _pinned(model)]
+    specs = [(model.load_at_startup, spec) for model in config.models for spec in _version_specs(model)]
     return Settings(
         config=config,
         devices=tuple(device for group in groups for device in group),
@@ -187,8 +194,8 @@ def _labels(model: ModelConfig) -> dict[str, str]:
     return {label: str(number) for label, number in model.version_labels.items()}
 
 
-def _pinned(model: ModelConfig) -> list[ModelSpec]:
-    """The model as workers are told of it, once for each version that is to be served."""
+def _version_specs(model: ModelConfig) -> list[ModelSpec]:
+    """Returns one specification for each version of the model that is to be served."""
     spec = model.to_spec()
     if spec.path is None:
         return [spec]

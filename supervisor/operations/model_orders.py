@@ -73,7 +73,7 @@ class ModelOrders:
         def begin(end: Done) -> None:
             settings = self._orders.settings
             if name in settings.limits or name in self._router.scheduler.queues:
-                self._change(name, "unload", settings.without(name), end)
+                self._change(name, "unload", settings.with_model_unloaded(name), end)
             else:
                 known = ", ".join(settings.limits)
                 end(make(Reason.MODEL_UNKNOWN, f"there is no model {name[:128]!r}, only {known}", field="model_name"))
@@ -150,7 +150,7 @@ class ModelOrders:
 
 
 def _with_model(settings: Settings, config: Config, name: str) -> Settings:
-    """For a thread; see `Settings.with_model`.
+    """For a thread; see `Settings.with_model_loaded`.
 
     Raises:
         NotFound: `model_unknown`: the configuration does not name it.
@@ -160,4 +160,4 @@ def _with_model(settings: Settings, config: Config, name: str) -> Settings:
         known = ", ".join(model.name for model in config.models)
         message = f"{config.path} names no model {name[:128]!r}, only {known}"
         raise make(Reason.MODEL_UNKNOWN, message, field="model_name")
-    return settings.with_model(model)
+    return settings.with_model_loaded(model)

@@ -15,8 +15,7 @@ from ..loop.background import BackgroundJobs
 from ..loop.log import event
 from ..machine import devices
 from ..routing.router import Router
-from ..settings import Settings
-from ..settings import make as make_settings
+from ..settings import Settings, build_settings
 from ..workers.manager import WorkerManager
 from .control import Done
 from .reload import Reload, why_not
@@ -97,12 +96,12 @@ class Orders:
     def _read(self, done: Done) -> None:
         self._begun()
         event(log, logging.INFO, "reloading", config=self.settings.config.path)
-        self._background.run(lambda: make_settings(self._read_config()), lambda outcome: self._apply(outcome, done))
+        self._background.run(lambda: build_settings(self._read_config()), lambda outcome: self._apply(outcome, done))
 
     def _apply(self, outcome: Settings | Exception, done: Done) -> None:
         if isinstance(outcome, Settings):
             # The daemon may have been told to end meanwhile.
-            outcome = outcome.still_with({spec.name for spec in self.settings.worker_settings.models})
+            outcome = outcome.keeping_loaded({spec.name for spec in self.settings.worker_settings.models})
             running = self._reporter.state == "running"
             refusal = why_not(self.settings, outcome) if running else "the daemon is stopping"
             if refusal is None:

@@ -186,7 +186,7 @@ class Reload:
             self._router.scheduler.refusals.reset_crash_count(
                 [*changed_models, *([self._model] if self._model else [])]
             )
-            new.warn_of_versions()
+            new.warn_about_missing_versions()
         self._reporter.models = [
             spec
             for name in sorted(_names(specs), key=_by_position(new))

@@ -57,7 +57,7 @@ class Daemon:
         for slot in range(len(models)):
             self.scene.serve(self.scene.process(slot))
         manager, router = self.scene.manager, self.scene.router
-        made = settings.make(self._read())
+        made = settings.build_settings(self._read())
         for slot, placement in zip(manager.slots, made.placements, strict=True):
             slot.placement = placement
         self.reporter = StatusReporter(router, manager, made.worker_settings.models, 1 << 20, self.scene.now)

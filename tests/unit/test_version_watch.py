@@ -55,7 +55,7 @@ class Daemon:
         self.write(more, slots)
         self.bad: dict[str, set[int]] = {}
         self.scene = Scene(slots, fits=fits)
-        made = settings.make(config.load(self._path, environment={}))
+        made = settings.build_settings(config.load(self._path, environment={}))
         self.manager = self.scene.manager
         self.manager.apply(made.worker_settings)
         for slot, placement in zip(self.manager.slots, made.placements, strict=True):
