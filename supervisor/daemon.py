@@ -36,6 +36,7 @@ from .operations.status import StatusReporter
 from .operations.version_watch import Watch
 from .routing.front_socket import FrontSocket
 from .routing.router import Router
+from .routing.worker_connection import WorkerProtocolError
 from .settings import Settings, build_settings
 from .workers.capacity import Capacity
 from .workers.health import read_heartbeats
@@ -81,7 +82,6 @@ class Daemon:
         self._stop_by: float | None = None
         self._forced = False
         self._chores_at = 0.0
-        self._chores_due = False
         self._background = BackgroundJobs()
         self._service_manager = ServiceManager()
         with contextlib.ExitStack() as undo:
@@ -208,18 +208,12 @@ class Daemon:
     def _loop(self) -> Exit:
         code = self._chores(time.monotonic())
         while code is None:
-            self._reactor.wait(self._timeout_s())
-            now = time.monotonic()
-            if self._chores_due or now >= self._chores_at:
-                code = self._chores(now)
-            else:
-                # The hot path: only requests and answers have come.
-                self.router.flush(now)
+            # The hot path: requests, answers and what follows from them are handled in there.
+            code = self._chores(self._reactor.run(self._chores_at, self.router.flush, self.router.scheduler.next_wake))
         return code
 
     def _chores(self, now: float) -> Exit | None:
         """Does all that is due, requests among it; returns the exit code when the daemon's life is over."""
-        self._chores_due = False
         self.manager.tick(now)
         self.router.flush(now)
         if now >= self._account.due:
@@ -230,7 +224,8 @@ class Daemon:
         self._on_signals(now)
         code = self._over(now)
         # What waits for answers to come in looks after each burst of them.
-        self._chores_due |= self.manager.replacements.active or self.reporter.state != "running"
+        if self.manager.replacements.active or self.reporter.state != "running":
+            self._reactor.interrupt()
         times = [
             self.manager.next_wake(now),
             self._service_manager.next_wake(),
@@ -240,13 +235,6 @@ class Daemon:
         times.append(self._watch_versions.due)
         self._chores_at = min(moment for moment in times if moment is not None)
         return code
-
-    def _timeout_s(self) -> float:
-        due = self._chores_at
-        wake = self.router.scheduler.next_wake()
-        if wake is not None and wake < due:
-            due = wake
-        return due - time.monotonic()
 
     # Events.
 
@@ -267,43 +255,40 @@ class Daemon:
                 self._forced = True
 
     def _on_wake(self, wake: socket.socket) -> None:
-        self._chores_due = True
+        self._reactor.interrupt()
         with contextlib.suppress(BlockingIOError):
             # The numbers of the signals. Their handlers are called when the interpreter gets to it, which compiled code
             # may put off for long.
             self._signals += [number for number in wake.recv(4096) if number in _SIGNALS]
 
     def _on_background_jobs(self) -> None:
-        self._chores_due = True
+        self._reactor.interrupt()
         self._background.run_callbacks()
 
     def _on_orders(self) -> None:
-        self._chores_due = True
+        self._reactor.interrupt()
         self._control.receive()
 
     def _on_death(self, process: WorkerProcess) -> None:
-        self._chores_due = True
+        self._reactor.interrupt()
         child = process.child
         # A pidfd stays readable: once is enough.
         self._reactor.remove(child.pidfd)
         self._reactor.remove(child.heartbeat_descriptor)
         # The fleet's tick buries it once its channel is closed.
-        self._reactor.add_socket(child.connection.monitor, self._on_disconnected)
+        self._reactor.add_socket(child.connection.monitor, self._reactor.interrupt)
         self.manager.died(process, time.monotonic())
 
     def _on_heartbeats(self, process: WorkerProcess) -> None:
         read_heartbeats(process, time.monotonic())
 
-    def _on_disconnected(self) -> None:
-        self._chores_due = True
+    def _on_message(self, process: WorkerProcess, message: list[Any]) -> None:
+        self._reactor.interrupt()
+        self.manager.message(process, message, time.monotonic())
 
-    def _on_messages(self, process: WorkerProcess) -> None:
-        message = process.child.connection.receive()
-        if message is None:
-            return
-        if self.manager.message(process, message, time.monotonic()):
-            self._chores_due = True
-        process.child.connection.recheck()  # there may be more, though seldom; asked once its next batch is on its way
+    def _on_error(self, process: WorkerProcess, error: WorkerProtocolError) -> None:
+        self._reactor.interrupt()
+        self.manager.failed(process, error)
 
     def _over(self, now: float) -> Exit | None:
         """The exit code when the daemon's life is over; takes a drain one step further before."""
@@ -349,8 +334,11 @@ class Daemon:
         child = process.child
         self._reactor.add(child.heartbeat_descriptor, functools.partial(self._on_heartbeats, process))
         self._reactor.add(child.pidfd, functools.partial(self._on_death, process))
-        child.connection.recheck = self._reactor.add_socket(
-            child.connection.socket, functools.partial(self._on_messages, process)
+        connection = child.connection
+        connection.on_message = functools.partial(self._on_message, process)
+        connection.on_error = functools.partial(self._on_error, process)
+        connection.recheck = self._reactor.add_socket(
+            connection.socket, functools.partial(self.router.receive_from_worker, connection)
         )
 
     def _unwatch(self, process: WorkerProcess) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import select
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ FINE_S = 0.002
 
 FD_SETSIZE = 1024
 
-Reader = Callable[[], None]
+Reader = Callable[[], object]
 """Reads what has come, all of it or, having stirred its socket, a part."""
 
 
@@ -41,6 +42,7 @@ class Reactor:
         self._sockets: dict[int, zmq.Socket[Any]] = {}
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._stirred: dict[int, None] = {}
+        self._interrupted = False
 
     def add(self, descriptor: int, callback: Callable[[], None]) -> None:
         """Calls `callback` whenever the descriptor is readable."""
@@ -71,6 +73,33 @@ class Reactor:
         self._epoll.unregister(descriptor)
         del self._readers[descriptor], self._sockets[descriptor]
         self._stirred.pop(descriptor, None)
+
+    def run(self, until: float, flush: Callable[[float], None], next_wake: Callable[[], float | None]) -> float:
+        """Handles events until the time `until`, or until `interrupt` has been called.
+
+        Args:
+            until: monotonic seconds.
+            flush: called after each burst of events, except the last one, with the time in monotonic seconds.
+            next_wake: returns when `flush` must be called at the latest, in monotonic seconds; None for no such time.
+
+        Returns:
+            The time after the last burst, in monotonic seconds.
+        """
+        while True:
+            due = until
+            wake = next_wake()
+            if wake is not None and wake < due:
+                due = wake
+            self.wait(due - time.monotonic())
+            now = time.monotonic()
+            if self._interrupted or now >= until:
+                self._interrupted = False
+                return now
+            flush(now)
+
+    def interrupt(self) -> None:
+        """Makes `run` return after the present burst of events, or else after the next one."""
+        self._interrupted = True
 
     def wait(self, timeout_s: float | None) -> None:
         """Waits until something has come or the time is over, and calls those whom it concerns.

@@ -121,6 +121,7 @@ class Router:
         self.regions = regions.Regions()
         self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
         self.routes: dict[Worker, Route] = {}
+        self._routes_by_connection: dict[WorkerConnection, Route] = {}
         self.draining = False
         self.rejected = 0
         self.leaving: set[str] = set()
@@ -311,6 +312,7 @@ class Router:
         for route in routes:
             route.towers = routes
             self.routes[route.worker] = route
+        self._routes_by_connection[connection] = routes[0]
         return routes[0]
 
     def _describe(self, report: ModelReport, of_model: Sequence[ModelReport]) -> Served:
@@ -360,6 +362,7 @@ class Router:
         """
         for worker in route.workers:
             del self.routes[worker]
+        del self._routes_by_connection[route.connection]
         for model in route.worker.serves:
             left = [other for other in self.routes.values() if model in other.worker.serves]
             newest = self.admission.newest(model)
@@ -369,16 +372,44 @@ class Router:
                     self._describe(report, left[-1].reports[model])
         return self.scheduler.remove_worker(route.worker, now, crashed=crashed, begun=begun)
 
+    def receive_from_worker(self, connection: WorkerConnection) -> bool:
+        """Reads one message of a worker process, if one has arrived.
+
+        A result is handled here. Any other message goes to `connection.on_message`; when a result cannot be handled,
+        `connection.on_error` gets the error.
+
+        Returns:
+            Whether a message had arrived.
+        """
+        message = connection.receive()
+        if message is None:
+            return False
+        connection.recheck()  # there may be more, though seldom; the reactor looks once its next batch has been sent
+        if bytes(message[0])[:1] != worker_wire.RESULT:
+            connection.on_message(message)
+            return True
+        route = self._routes_by_connection.get(connection)
+        if route is not None:
+            try:
+                self.result(route, message)
+            except WorkerProtocolError as error:
+                connection.on_error(error)
+        return True
+
     def result(self, route: Route, message: list[Any]) -> None:
-        """A process has answered a batch.
+        """Handles the result of a batch.
 
         Raises:
-            WorkerProtocolError: it was not executing that batch, or has not answered all of it.
+            WorkerProtocolError: the message is malformed, the process was not executing that batch, or it has not
+                answered all of it.
         """
-        batch_id, told, timing = worker_wire.read_result(message)
+        try:
+            batch_id, told, timing = worker_wire.read_result(message)
+            answers = [_error_of(answer) if type(answer) is bytes else answer for answer in told]
+        except Exception as error:
+            raise WorkerProtocolError("a result that cannot be read") from error
         if len(route.towers) > 1:
             route = next((each for each in route.towers if each.executes(batch_id)), route)
-        answers = [_error_of(answer) if type(answer) is bytes else answer for answer in told]
         now = time.monotonic()
         # Its assembly counts as the way to the worker: like that it can take place while another batch computes.
         busy_s = (timing.compute_ns + timing.slice_ns) / 1e9

@@ -1,7 +1,7 @@
 """The router's end of the socket to one worker process.
 
-`workers.child_process` makes one for each process that it spawns; the router sends batches through it, and the daemon's
-loop reads from it.
+`workers.child_process` creates one for each process that it spawns. The router sends batches through it and reads
+results from it; every other message is passed on to `on_message`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ RECONNECT_MS = 10
 
 
 class WorkerProtocolError(Exception):
-    """A worker has sent what no worker sends: a defect of ours. Its process is not to be trusted any more."""
+    """A worker process sent a message that is malformed or that it must not send now; the process must be killed."""
+
+
+def _ignore(_: object) -> None:
+    """Handles nothing, until the owner of a connection has set its own handlers."""
 
 
 class WorkerConnection:
@@ -33,10 +37,14 @@ class WorkerConnection:
         socket: the router's end.
         monitor: becomes readable when the worker's end is closed.
         recheck: called after each message that was sent; see `reactor.Reactor.add_socket`.
+        on_message: called with each message that is not a result.
+        on_error: called with the error when a result cannot be handled: the process must be killed.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self.recheck: Callable[[], None] = unwatched
+        self.on_message: Callable[[list[Any]], None] = _ignore
+        self.on_error: Callable[[WorkerProtocolError], None] = _ignore
         self._heard = False
         self.socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
         try:

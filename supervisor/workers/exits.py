@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from multitower import worker_wire
 
@@ -83,15 +82,8 @@ class Exits:
         moments = (process.bury_at if process.cause is not None else process.kill_at for process in self.processes)
         return [moment for moment in moments if moment is not None]
 
-    def bury(self, process: WorkerProcess, take: Callable[[list[Any]], object]) -> None:
-        """Frees a dead process.
-
-        Args:
-            process: it has been reaped.
-            take: gets what it said last.
-        """
+    def bury(self, process: WorkerProcess) -> None:
+        """Frees a dead process, which has been reaped, and whose last messages have been read."""
         self.processes.remove(process)
-        while (message := process.child.connection.receive()) is not None:
-            take(message)
         self._unwatch(process)
         process.child.close()

@@ -98,19 +98,21 @@ class WorkerManager:
 
     # What happens.
 
-    def message(self, process: WorkerProcess, message: list[Any], now: float) -> bool:
-        """A process has sent something; True when `tick` is to be called for it.
+    def message(self, process: WorkerProcess, message: list[Any], now: float) -> None:
+        """Handles a message of a process that is not a result; `tick` must be called afterwards.
 
-        A message that cannot be handled is a defect of ours, or the process has been corrupted: it is killed, and what
-        it had is given to others. The daemon goes on.
+        A process whose message cannot be handled is killed, and its requests run again. The daemon goes on.
         """
         try:
-            return self._reports.read(process, message, now)
-        except Exception as error:
-            what = "worker broke the protocol" if isinstance(error, WorkerProtocolError) else "a message cannot be read"
-            log.exception("%s: killing worker %s", what, process.child.fields)
-            process.child.kill()
-            return True
+            self._reports.read(process, message, now)
+        except Exception as error:  # noqa: BLE001  it is logged there, with its traceback
+            self.failed(process, error)
+
+    def failed(self, process: WorkerProcess, error: Exception) -> None:
+        """Kills a process whose message could not be handled; it is replaced, and its requests run again."""
+        what = "worker broke the protocol" if isinstance(error, WorkerProtocolError) else "a message cannot be read"
+        log.error("%s: killing worker %s", what, process.child.fields, exc_info=error)
+        process.child.kill()
 
     def died(self, process: WorkerProcess, now: float) -> None:
         """The process has ended; its answers may still lie in its channel."""
@@ -299,7 +301,10 @@ class WorkerManager:
         assert process.cause is not None
         if process in self._leaving:
             self._leaving.remove(process)
-        self._exits.bury(process, lambda message: self.message(process, message, now))
+        connection = process.child.connection
+        while self._router.receive_from_worker(connection):
+            pass
+        self._exits.bury(process)
         if process in self.spares:
             self.spares.remove(process)
             self._spares.died(process, now)

@@ -58,20 +58,15 @@ class Reports:
         self._router = router
         self._spare_failed = spare_failed
 
-    def read(self, process: WorkerProcess, message: list[Any], now: float) -> bool:
-        """A process has sent something; True when the fleet's `tick` is to be called for it."""
+    def read(self, process: WorkerProcess, message: list[Any], now: float) -> None:
+        """Handles a message of a process that is not a result."""
         kind = bytes(message[0])[:1]
-        if kind == worker_wire.RESULT:
-            if process.route is not None:
-                self._router.result(process.route, message)
-            return False
         if kind == worker_wire.REPORT:
             self._state(process, WorkerReport.from_json(bytes(message[1])), now)
         elif kind == worker_wire.MEMORY:
             self._short_of_memory(process, MemoryReport.from_json(bytes(message[1])), now)
         elif kind == worker_wire.UNBATCHED:
             self._not_joined(process, UnbatchedReport.from_json(bytes(message[1])))
-        return True
 
     def _not_joined(self, process: WorkerProcess, report: UnbatchedReport) -> None:
         slot = process.slot

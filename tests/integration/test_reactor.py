@@ -160,3 +160,44 @@ def test_what_comes_ends_a_short_wait(reactor: Reactor, pair: tuple[zmq.Socket[b
         assert time.monotonic() < deadline
         reactor.wait(FINE_S / 2)
     assert got == [b"1"]
+
+
+def test_run_flushes_after_each_burst_and_ends_at_its_time(
+    reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
+) -> None:
+    ours, theirs = pair
+    got: list[bytes] = []
+    reactor.add_socket(ours, reading(ours, got))
+    flushed: list[int] = []
+    theirs.send(b"1")
+    until = time.monotonic() + 0.2
+    assert reactor.run(until, lambda now: flushed.append(len(got)), lambda: None) >= until
+    assert flushed[-1] == 1
+
+
+def test_run_wakes_up_when_a_flush_is_due(reactor: Reactor) -> None:
+    flushes: list[float] = []
+    wake = time.monotonic() + 0.05
+    until = wake + SOON_S
+
+    def flush(now: float) -> None:
+        flushes.append(now)
+        if now >= wake:
+            reactor.interrupt()
+
+    # It ends with the burst after the one whose flush interrupts.
+    reactor.run(until, flush, lambda: wake + 0.05 * (bool(flushes) and flushes[-1] >= wake))
+    assert flushes
+    assert flushes[-1] >= wake
+    assert time.monotonic() < until
+
+
+def test_an_interrupt_ends_run_after_the_present_burst(reactor: Reactor) -> None:
+    out, into = os.pipe()
+    reactor.add(out, reactor.interrupt)
+    os.write(into, b"x")
+    flushes: list[float] = []
+    assert reactor.run(time.monotonic() + SOON_S, flushes.append, lambda: None) < time.monotonic() + SOON_S / 2
+    assert not flushes
+    os.close(out)
+    os.close(into)
