@@ -167,7 +167,10 @@ class Product(Discipline):
         self._plan = Plan(key, 1, (0,), (1,), (False,), ("x",), 3600.0)
         self._devices: dict[Worker, Device] = {}
         for slot, device in enumerate(self.devices):
-            self._devices[self._scheduler.add_worker(slot, f"cpu:{slot}", {"m": Served()}, 0.0)] = device
+            served = Served()
+            towers = [({"m": served}, {("m", served.version): served})]
+            (worker,) = self._scheduler.add_process(slot, f"cpu:{slot}", towers, 0.0)
+            self._devices[worker] = device
         self._turn = 0
 
     def _arrive(self, number: int) -> None:

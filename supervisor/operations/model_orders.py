@@ -72,7 +72,7 @@ class ModelOrders:
 
         def begin(end: Done) -> None:
             settings = self._orders.settings
-            if name in settings.limits or name in self._router.scheduler.queues:
+            if name in settings.limits or name in self._router.scheduler.models:
                 self._change(name, "unload", settings.with_model_unloaded(name), end)
             else:
                 known = ", ".join(settings.limits)

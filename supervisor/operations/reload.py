@@ -119,7 +119,7 @@ class Reload:
             router.admission.set_labels(name, labels)
         for name in _names(new.unloaded):
             router.close(name)
-        for name in router.scheduler.refusals.unloaded & _names(new.worker_settings.models):
+        for name in router.scheduler.unloaded_models & _names(new.worker_settings.models):
             router.open(name)
         router.scheduler.set_dispatch(new.dispatch)
         router.leaving = set(self._old.limits) - set(new.limits)
@@ -183,9 +183,7 @@ class Reload:
             changed_models = [
                 model.name for model in new.worker_settings.models if model not in old.worker_settings.models
             ]
-            self._router.scheduler.refusals.reset_crash_count(
-                [*changed_models, *([self._model] if self._model else [])]
-            )
+            self._router.scheduler.reset_crash_count([*changed_models, *([self._model] if self._model else [])])
             new.warn_about_missing_versions()
         self._reporter.models = [
             spec
@@ -204,7 +202,7 @@ class Reload:
     def _settle_unloaded(self, settings: Settings) -> None:
         """Models that are not to be loaded, as it has come out, are gone; those of which a slot is left are open."""
         router, unloaded = self._router, _names(settings.unloaded)
-        for name in unloaded | router.scheduler.refusals.unloaded:
+        for name in unloaded | router.scheduler.unloaded_models:
             if name not in unloaded or any(slot.serves(name) for slot in self._manager.slots):
                 router.open(name)
             else:

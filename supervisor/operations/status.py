@@ -80,7 +80,7 @@ class StatusReporter:
             ready = self._slots_ready(name, report.version if report and named else None)
             return {"name": name, "ready": not self._unloaded(name) and ready > 0}
         if report is None:
-            if (refused := self.router.scheduler.refusals.for_new_request(name)) is not None:
+            if (refused := self.router.scheduler.refusal_for_new_request(name)) is not None:
                 raise refused
             cause = self._model_cause(name) or "it is still loading"
             raise make(Reason.NO_WORKER, f"{name!r} is not loaded: {cause}")
@@ -127,12 +127,12 @@ class StatusReporter:
                 "spares": [{"pid": spare.child.pid, "state": spare.state} for spare in self.manager.spares],
                 **self.readiness(),
                 "rejected": router.rejected,
-                "late": router.scheduler.late,
+                "late": router.scheduler.late_answers,
                 "replies_dropped": sum(front.dropped for front in router.fronts),
                 "control": self.control,
                 "quarantine": [
                     {"model": entry.model, "seconds_left": round(entry.until - now, 1), "refused": entry.refused}
-                    for entry in router.scheduler.refusals.quarantine.entries(now)
+                    for entry in router.scheduler.quarantined_requests(now)
                 ],
             },
             "slots": [self._slot(slot, now) for slot in self.manager.slots],
@@ -208,7 +208,7 @@ class StatusReporter:
         return rows
 
     def _model(self, name: str, version: str | None, refused: str | None) -> dict[str, Any]:
-        catalog, queue = self.router.admission.catalog, self.router.scheduler.queues[name]
+        catalog, waiting = self.router.admission.catalog, self.router.scheduler.waiting(name)
         report = catalog.report(name, version) if version is not None else None
         statistics = self.router.statistics[name].get(version or "") or ModelStatistics()
         ready = self._slots_ready(name, version)
@@ -220,8 +220,8 @@ class StatusReporter:
             "cause": self._model_cause(name, version) or refused,
             "slots_ready": ready,
             "slots_total": sum(any(name == spec.name for spec in slot.specs) for slot in self.manager.slots),
-            "queue": queue.size,
-            "queue_bytes": queue.bytes,
+            "queue": waiting.requests,
+            "queue_bytes": waiting.bytes,
             "completed": statistics.success.count,
             "failed": statistics.fail.count,
             "batches": statistics.batches,
@@ -235,12 +235,12 @@ class StatusReporter:
     def _state(self, name: str, ready: int, refused: str | None, version: str | None) -> str:
         if self._unloaded(name):
             return "unloading" if any(slot.serves(name) for slot in self.manager.slots) else "unloaded"
-        failed = refused or self.router.scheduler.refusals.of(name) or self.failure(name, version)
+        failed = refused or self.router.scheduler.refusal_for_accepted_request(name) or self.failure(name, version)
         return "ready" if ready else "failed" if failed else "loading"
 
     def _unloaded(self, name: str) -> bool:
         """An operator has taken it out."""
-        return name in self.router.scheduler.refusals.unloaded
+        return name in self.router.scheduler.unloaded_models
 
     def _memory(self, name: str, version: str | None) -> dict[str, int | None]:
         """What the model took in one worker, the most of any."""
@@ -259,8 +259,8 @@ class StatusReporter:
         return report.unbatched_because or next(filter(None, (model.unbatched_because for model in models)), None)
 
     def _slots_ready(self, name: str, version: str | None = None) -> int:
-        if name in self.router.scheduler.refusals.crashing.until:
-            return 0  # it is loaded, and kept away
+        if name in self.router.scheduler.quarantined_models:
+            return 0  # it is loaded, and in quarantine
         workers = [slot.route.worker for slot in self.manager.slots if slot.route is not None]
         return sum(
             name in worker.serves if version is None else (name, version) in worker.versions for worker in workers
@@ -281,7 +281,7 @@ class StatusReporter:
         )
 
     def _model_cause(self, name: str, version: str | None = None) -> str | None:
-        refused = self.router.scheduler.refusals.for_new_request(name)
+        refused = self.router.scheduler.refusal_for_new_request(name)
         return refused.message if refused is not None else self._causes(name, version) or None
 
     def _named(self, header: dict[str, Any]) -> tuple[str, ModelReport | None]:

@@ -116,7 +116,7 @@ class Router:
         dispatch: Rule = Rule.EARLIEST_FINISH,
     ) -> None:
         self.scheduler = Scheduler(limits, dispatch)
-        self.admission = Admission(timeouts, self.scheduler.refusals.for_new_request)
+        self.admission = Admission(timeouts, self.scheduler.refusal_for_new_request)
         self.fronts: list[FrontSocket] = []
         self.regions = regions.Regions()
         self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
@@ -235,12 +235,12 @@ class Router:
 
     def set_labels(self, labels: Mapping[str, Mapping[str, str]]) -> None:
         """The labels of the models' versions, by model: for each label the version."""
-        for name in self.scheduler.queues:
+        for name in self.scheduler.models:
             self.admission.set_labels(name, {label: [version] for label, version in labels.get(name, {}).items()})
 
     def forget_models(self, keep: Collection[str]) -> None:
         """No worker serves any other model any more."""
-        for name in [name for name in self.scheduler.queues if name not in keep]:
+        for name in [name for name in self.scheduler.models if name not in keep]:
             self.admission.remove(name)
             self.scheduler.remove_model(name)
             self._reply_all()  # while its statistics are there
@@ -248,12 +248,11 @@ class Router:
 
     def close(self, name: str) -> None:
         """The model is to be unloaded: new requests to it are refused, those that there are get their answers."""
-        self.scheduler.refusals.unloaded.add(name)
+        self.scheduler.close_model(name)
 
     def open(self, name: str) -> None:
         """The model is loaded, or is to be."""
-        self.scheduler.refusals.unloaded.discard(name)
-        self.scheduler.refusals.mark_available(name)
+        self.scheduler.open_model(name)
 
     def unloaded(self, name: str) -> None:
         """No worker has the model any more; what still waits for it is answered."""
@@ -283,7 +282,7 @@ class Router:
         towers = max([len(report.towers) for report in reports], default=1) or 1
         described: dict[str, list[ModelReport]] = {}
         for report in reports:
-            if report.name in self.scheduler.queues:
+            if report.name in self.scheduler.models:
                 described.setdefault(report.name, []).append(report)
         versions = {
             report.key: self._describe(report, of_model)._replace(generation=generations.get(report.key, 0))
@@ -292,7 +291,7 @@ class Router:
         }
         serves = {name: versions[of_model[-1].key] for name, of_model in described.items()}
         for name in serves:
-            self.scheduler.refusals.mark_available(name)
+            self.scheduler.mark_available(name)
         batch_times = BatchTimes()
         of_tower = []
         for tower in range(towers):
@@ -307,7 +306,7 @@ class Router:
             of_tower.append((newest, {key: served for key, served in versions.items() if key in here}))
         routes = [
             Route(worker, connection, described, batch_times, [worker_wire.tower_head(tower)] if towers > 1 else [])
-            for tower, worker in enumerate(self.scheduler.add_towers(slot, device, of_tower, now))
+            for tower, worker in enumerate(self.scheduler.add_process(slot, device, of_tower, now))
         ]
         for route in routes:
             route.towers = routes
@@ -328,7 +327,7 @@ class Router:
         others = [worker for worker in self.routes if worker not in route.workers and not worker.retiring]
         kept = {key for worker in others for key in worker.versions}.union(coming)
         for model in route.worker.serves:
-            if model in self.scheduler.queues:
+            if model in self.scheduler.models:
                 served = {version for name, version in kept if name == model}
                 self._keep(model, served)
                 if model in self.leaving and not served:
@@ -336,7 +335,7 @@ class Router:
 
     def keep_versions(self, kept: Collection[tuple[str, str]]) -> None:
         """Of models of which some version is, or will be, served, these are all; what waits for others is answered."""
-        for model in self.scheduler.queues:
+        for model in self.scheduler.models:
             served = {version for name, version in kept if name == model}
             if served and not served.issuperset(self.admission.catalog.versions(model)):
                 self._keep(model, served)
@@ -370,7 +369,7 @@ class Router:
                 # Requests are to be checked against what is served, not against what came last.
                 for report in left[-1].reports[model]:
                     self._describe(report, left[-1].reports[model])
-        return self.scheduler.remove_worker(route.worker, now, crashed=crashed, begun=begun)
+        return self.scheduler.remove_process(route.worker, now, crashed=crashed, begun=begun)
 
     def receive_from_worker(self, connection: WorkerConnection) -> bool:
         """Reads one message of a worker process, if one has arrived.

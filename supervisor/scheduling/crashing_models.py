@@ -56,6 +56,10 @@ class CrashingModels:
         self._in_a_row.pop(model, None)
         self.until.pop(model, None)
 
+    def quarantined(self) -> dict[str, str]:
+        """The models in quarantine, with the cause of each."""
+        return {model: why for model in self.until if (why := self.why(model)) is not None}
+
     def why(self, model: str) -> str | None:
         """Why the model's requests are refused, or None."""
         if model not in self.until:

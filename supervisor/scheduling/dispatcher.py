@@ -101,7 +101,7 @@ class Dispatcher:
             # Whoever is free, the longest idle first. Behind another batch it would not be told from that one, nor
             # beside one in the same process.
             for worker in (*pool.free, *pool.reserved):
-                if worker in fit and worker.alone:
+                if worker in fit and worker.process_idle:
                     queue.remove(request)
                     batch = self._give(worker, request.plan.key, [request], now)
                     if request is self._reserved_for:

@@ -94,7 +94,7 @@ class Pool:
         self._short_batches.clear()
         self.changes += 1
 
-    def hold(self, worker: Worker) -> None:
+    def stop_dispatch(self, worker: Worker) -> None:
         """The worker gets nothing more."""
         worker.retiring = True
         if worker in self.reserved:

@@ -25,7 +25,7 @@ PARTS = 8
 
 
 @dataclass(slots=True)
-class Entry:
+class QuarantinedRequest:
     """One request in quarantine.
 
     Attributes:
@@ -43,7 +43,7 @@ class Quarantine:
     """The last `MAX_KEPT` requests that crashed a worker, each for its time."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[KeySpec, int, bytes], Entry] = OrderedDict()
+        self._kept: OrderedDict[tuple[KeySpec, int, bytes], QuarantinedRequest] = OrderedDict()
         self._sizes: dict[tuple[KeySpec, int], int] = {}  # how many are kept of each key and size
 
     def add(self, request: Request, now: float, seconds: float) -> None:
@@ -53,11 +53,11 @@ class Quarantine:
         identity = _identity(request)
         if self._kept.pop(identity, None) is None:
             self._count(identity, 1)
-        self._kept[identity] = Entry(request.plan.model, now + seconds)
+        self._kept[identity] = QuarantinedRequest(request.plan.model, now + seconds)
         while len(self._kept) > MAX_KEPT:
             self._forget(next(iter(self._kept)))
 
-    def find(self, request: Request, now: float) -> Entry | None:
+    def find(self, request: Request, now: float) -> QuarantinedRequest | None:
         """The entry of a request equal to this one, which counts it as refused; None where there is none."""
         # Digests cost, and hardly any request has the size of one that is kept.
         if not self._kept or (request.plan.key.spec, request.size) not in self._sizes:
@@ -72,7 +72,7 @@ class Quarantine:
         entry.refused += 1
         return entry
 
-    def entries(self, now: float) -> list[Entry]:
+    def entries(self, now: float) -> list[QuarantinedRequest]:
         """What is kept, the oldest first."""
         for identity in [identity for identity, entry in self._kept.items() if entry.until <= now]:
             self._forget(identity)

@@ -114,7 +114,7 @@ class Recovery:
             let_go(request)  # nobody waits for it, or its request began again
             return
         queue = self._queues[request.plan.model]
-        unavailable = self._refusals.of(queue.model)
+        unavailable = self._refusals.for_accepted_request(queue.model)
         if unavailable is not None:
             self._open_requests.settle(whole, unavailable)
             let_go(request)
@@ -160,7 +160,7 @@ class Recovery:
         """Answers what waits for a model that crashes its workers. Some suspects still run: one may be good."""
         spared = queue.suspects if not self._refusals.crashing.certain(queue.model) else {}
         for request in [request for request in queue if request not in spared]:
-            refusal = self._refusals.of(queue.model)
+            refusal = self._refusals.for_accepted_request(queue.model)
             assert refusal is not None  # it is kept away
             self._open_requests.settle(request.parent or request, refusal)
 

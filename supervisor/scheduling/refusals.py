@@ -32,21 +32,21 @@ class Refusals:
         """Why new requests to the model are refused, or None."""
         if self.unloaded and model in self.unloaded:
             return make(Reason.NO_WORKER, f"{model!r} is unloaded; `multitower load {model}` loads it")
-        return self.of(model)
+        return self.for_accepted_request(model)
 
-    def of(self, model: str) -> MultitowerError | None:
+    def for_accepted_request(self, model: str) -> MultitowerError | None:
         """Why the model's requests are not run, or None while there is hope."""
         if not self._unavailable and not self.crashing.until:
             return None
         # Made anew each time: an exception that is raised over and over keeps the traceback of every time.
         message = self._unavailable.get(model)
         if message is None and (why := self.crashing.why(model)) is not None:
-            message = f"{model!r} is kept away: {why}"
+            message = f"{model!r} is in quarantine: {why}"
         return None if message is None else make(Reason.NO_WORKER, message)
 
     def for_suspect(self, model: str) -> MultitowerError | None:
         """Why one that has not died often enough is not run again either, or None: it may be a good one."""
-        return self.of(model) if model in self._unavailable or self.crashing.certain(model) else None
+        return self.for_accepted_request(model) if model in self._unavailable or self.crashing.certain(model) else None
 
     def mark_unavailable(self, model: str, cause: str) -> None:
         """Nothing serves or will serve this model."""

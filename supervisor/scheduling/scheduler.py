@@ -17,19 +17,28 @@ passed) and carries out what comes back: batches to send, and answers to give. T
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from math import inf
+from typing import NamedTuple
 
 from multitower.errors import MultitowerError, Reason, make
 
 from .dispatcher import Dispatcher
 from .open_requests import Answer, OpenRequests, Reply, let_go
 from .pool import Pool, Rule
+from .quarantine import QuarantinedRequest
 from .queue import Batch, ModelQueue, QueueLimits
 from .recovery import Recovery
 from .refusals import Refusals
 from .request import Request
 from .worker import Served, Worker
+
+
+class Waiting(NamedTuple):
+    """What waits in a queue: how many requests, and their bytes."""
+
+    requests: int
+    bytes: int
 
 
 class Scheduler:
@@ -43,11 +52,11 @@ class Scheduler:
     def __init__(self, limits: dict[str, QueueLimits], dispatch: Rule = Rule.EARLIEST_FINISH) -> None:
         self.queues = {model: ModelQueue(model, limit) for model, limit in limits.items()}
         self.pool = Pool(dispatch)
-        self.refusals = Refusals()
-        self.late = 0  # results that came after their request had been answered
+        self._refusals = Refusals()
+        self.late_answers = 0  # results that came after their request had been answered
         self._open_requests = OpenRequests(self.queues)
         self._dispatcher = Dispatcher(self.queues, self.pool, self._open_requests)
-        self._recovery = Recovery(self.queues, self.pool, self._open_requests, self.refusals)
+        self._recovery = Recovery(self.queues, self.pool, self._open_requests, self._refusals)
 
     # What happens, in the order of a request's life.
 
@@ -60,7 +69,7 @@ class Scheduler:
             Poisoned: an equal request has crashed a worker, and is in quarantine.
         """
         queue = self.queues[request.plan.model]
-        refusal = self.refusals.for_new_request(queue.model)
+        refusal = self._refusals.for_new_request(queue.model)
         if refusal is not None:
             raise refusal
         if queue.full(request):
@@ -70,7 +79,7 @@ class Scheduler:
                 queue_depth=queue.size,
                 retry_after_ms=_retry_after_ms(queue, request.received),
             )
-        entry = self.refusals.quarantine.find(request, request.received)
+        entry = self._refusals.quarantine.find(request, request.received)
         if entry is not None:
             seconds = entry.until - request.received
             raise make(Reason.POISONED, f"an equal request crashed a worker; it is refused for {seconds:.0f} s more")
@@ -103,10 +112,10 @@ class Scheduler:
         self.pool.finished(batch, now, busy_s, measures=good)
         worker.completed += batch.rows
         worker.requests += len(batch.requests)
-        self.refusals.crashing.answered(batch.key.spec.model)
+        self._refusals.crashing.answered(batch.key.spec.model)
         for request, answer in zip(batch.requests, answers, strict=True):
             if request.over:
-                self.late += 1
+                self.late_answers += 1
             elif request.parent is not None:
                 self._open_requests.part_done(request.parent, request, answer)
             else:
@@ -123,31 +132,30 @@ class Scheduler:
 
     def expire(self, now: float) -> None:
         """Answers all requests whose time is over; models that were kept away for a time are let go."""
-        self.refusals.crashing.expire(now)
+        self._refusals.crashing.expire(now)
         self._open_requests.expire(now)
 
     # What happens to workers.
 
-    def add_worker(
+    def add_process(
         self,
         slot: int,
         device: str,
-        serves: Mapping[str, Served],
-        now: float,
-        versions: Mapping[tuple[str, str], Served] | None = None,
-    ) -> Worker:
-        """A worker has become ready; it gets work from the next `dispatch` on. See `serving.Worker`."""
-        return self.add_towers(slot, device, [(serves, versions)], now)[0]
-
-    def add_towers(
-        self,
-        slot: int,
-        device: str,
-        towers: Sequence[tuple[Mapping[str, Served], Mapping[tuple[str, str], Served] | None]],
+        towers: Sequence[tuple[Mapping[str, Served], Mapping[tuple[str, str], Served]]],
         now: float,
     ) -> tuple[Worker, ...]:
-        """A process has become ready, with a worker for each of its towers; what these serve, and in which versions."""
-        workers = tuple(Worker(slot, device, serves, now, versions) for serves, versions in towers)
+        """Adds a process that is ready; it gets batches from the next `dispatch` on.
+
+        Args:
+            slot: number of its slot.
+            device: name of its device.
+            towers: for each tower `serves` and `versions` of its `Worker`.
+            now: monotonic seconds.
+
+        Returns:
+            One worker for each tower, in order.
+        """
+        workers = tuple(Worker(slot, device, serves, versions, now) for serves, versions in towers)
         for worker in workers:
             worker.towers = workers
             self.pool.add(worker)
@@ -159,17 +167,17 @@ class Scheduler:
         """All that have come and are not gone, in that order."""
         return self.pool.workers.keys()
 
-    def hold(self, worker: Worker) -> None:
-        """Its process gets nothing new; what it has may still be answered, or is told of by `remove_worker`."""
+    def stop_dispatch(self, worker: Worker) -> None:
+        """Sends no more batches to a worker's process; those it has may still be answered."""
         for tower in worker.towers:
-            self.pool.hold(tower)
+            self.pool.stop_dispatch(tower)
 
     def retire(self, worker: Worker) -> None:
-        """Its process gets nothing new, and what only its edition could have ended begins again."""
-        self.hold(worker)
+        """Sends no more batches to a worker's process; split requests that only it could complete start again."""
+        self.stop_dispatch(worker)
         self._recovery.begin_again()
 
-    def needed(self, worker: Worker, coming: Collection[str] = (), since: float = inf) -> bool:
+    def is_needed(self, worker: Worker, coming: Collection[str] = (), since: float = inf) -> bool:
         """Something waits that no other process can run, nor one that is to come.
 
         Args:
@@ -188,15 +196,66 @@ class Scheduler:
             for request in self.queues[model]
         )
 
-    def remove_worker(self, worker: Worker, now: float, *, crashed: bool = False, begun: Sequence[int] = ()) -> bool:
-        """The worker's process is gone, and all its answers have been read; see `Recovery.lost`."""
+    def remove_process(self, worker: Worker, now: float, *, crashed: bool = False, begun: Sequence[int] = ()) -> bool:
+        """Removes a worker's process that has exited and whose answers have all been read; see `Recovery.lost`."""
         return self._recovery.lost(worker, now, crashed=crashed, begun=begun)
+
+    # Models.
+
+    @property
+    def models(self) -> Collection[str]:
+        """The names of all models, loaded or not."""
+        return self.queues.keys()
+
+    def waiting(self, model: str) -> Waiting:
+        """What waits in a model's queue."""
+        queue = self.queues[model]
+        return Waiting(queue.size, queue.bytes)
+
+    def refusal_for_new_request(self, model: str) -> MultitowerError | None:
+        """Why new requests to the model are refused; None when they are accepted."""
+        return self._refusals.for_new_request(model)
+
+    def refusal_for_accepted_request(self, model: str) -> MultitowerError | None:
+        """Why requests that wait for the model cannot run; None when they can, or may be able to later."""
+        return self._refusals.for_accepted_request(model)
+
+    def quarantined_requests(self, now: float) -> list[QuarantinedRequest]:
+        """The requests in quarantine, oldest first."""
+        return self._refusals.quarantine.entries(now)
+
+    @property
+    def quarantined_models(self) -> dict[str, str]:
+        """The models in quarantine because their requests crash workers, with the cause of each."""
+        return self._refusals.crashing.quarantined()
+
+    def reset_crash_count(self, models: Collection[str] | None = None) -> None:
+        """Ends the quarantine of these models, or of all, and counts their crashes from 0 again."""
+        self._refusals.reset_crash_count(models)
+
+    @property
+    def unloaded_models(self) -> Set[str]:
+        """The models that an operator has unloaded."""
+        return self._refusals.unloaded
+
+    def close_model(self, model: str) -> None:
+        """Refuses new requests to a model that is being unloaded; requests already accepted are answered."""
+        self._refusals.unloaded.add(model)
+
+    def open_model(self, model: str) -> None:
+        """Accepts requests to a model that is loaded, or will be."""
+        self._refusals.unloaded.discard(model)
+        self._refusals.mark_available(model)
+
+    def mark_available(self, model: str) -> None:
+        """Ends `mark_unavailable`: a worker serves this model again."""
+        self._refusals.mark_available(model)
 
     def mark_unavailable(self, model: str, cause: str) -> None:
         """Nothing serves or will serve this model: what waits is answered, and what comes is refused."""
-        self.refusals.mark_unavailable(model, cause)
+        self._refusals.mark_unavailable(model, cause)
         for request in list(self.queues[model]):
-            refusal = self.refusals.of(model)
+            refusal = self._refusals.for_accepted_request(model)
             assert refusal is not None  # it was just given up
             self._open_requests.settle(request.parent or request, refusal)
 
@@ -234,7 +293,7 @@ class Scheduler:
             self._open_requests.settle(request.parent or request, error)
         del self.queues[model]
         self._dispatcher.models_changed()
-        self.refusals.remove(model)
+        self._refusals.remove(model)
 
     # What is to be done.
 

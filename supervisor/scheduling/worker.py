@@ -57,14 +57,12 @@ class Worker:
         slot: int,
         device: str,
         serves: Mapping[str, Served],
+        versions: Mapping[tuple[str, str], Served],
         now: float,
-        versions: Mapping[tuple[str, str], Served] | None = None,
     ) -> None:
         self.slot = slot
         self.device = device
         self.serves = dict(serves)
-        if versions is None:
-            versions = {(name, served.version): served for name, served in serves.items()}
         self.versions = dict(versions)
         self.batch: Batch | None = None
         self.next: Batch | None = None
@@ -87,7 +85,7 @@ class Worker:
         return sum(batch.rows for batch in (self.batch, self.next) if batch is not None)
 
     @property
-    def alone(self) -> bool:
+    def process_idle(self) -> bool:
         """Nothing is executed in its process."""
         return all(tower.batch is None for tower in self.towers)
 

@@ -119,7 +119,7 @@ class WorkerManager:
         self._exits.died(process, now)
         if process.route is not None:
             # What it is given until it is buried would count as having died with it.
-            self._router.scheduler.hold(process.route.worker)
+            self._router.scheduler.stop_dispatch(process.route.worker)
 
     def tick(self, now: float) -> None:
         """Does what is due: burials, kills, starts after a back-off, new spares."""
@@ -193,7 +193,7 @@ class WorkerManager:
             done: is told of the end: None, or why it failed.
         """
         slot.safe_rows.clear()
-        self._router.scheduler.refusals.reset_crash_count()
+        self._router.scheduler.reset_crash_count()
         self._spares.resume(self.settings.spares)
         slot.operator_restart = True
 
@@ -311,11 +311,11 @@ class WorkerManager:
         lone_suspect = False
         if process.route is not None:
             crashed = process.cause.crash or (process.verdict is not None and process.verdict.overrun)
-            kept_away = set(self._router.scheduler.refusals.crashing.until)
+            before = self._router.scheduler.quarantined_models
             lone_suspect = self._router.worker_gone(process.route, now, crashed=crashed, begun=process.child.begun)
-            for model in set(self._router.scheduler.refusals.crashing.until) - kept_away:
-                cause = self._router.scheduler.refusals.crashing.why(model)
-                event(log, logging.ERROR, "model is kept away", model=model, cause=cause)
+            for model, cause in self._router.scheduler.quarantined_models.items():
+                if model not in before:
+                    event(log, logging.ERROR, "model quarantined", model=model, cause=cause)
         slot = process.slot
         if slot is None:
             return

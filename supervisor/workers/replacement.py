@@ -251,12 +251,12 @@ class Replacements:
             self._router.withdraw(old.route, coming)
             if replacement.since is None:
                 replacement.since = now
-            if scheduler.needed(worker, {name for name, _ in coming}, replacement.since):
+            if scheduler.is_needed(worker, {name for name, _ in coming}, replacement.since):
                 return
             scheduler.retire(worker)
             if not replacement.overlap:
                 self._staff.tell(slot, Event.DRAIN, now)
-        if worker.alone:
+        if worker.process_idle:
             if replacement.overlap:
                 self._staff.end(old, now)
             else:

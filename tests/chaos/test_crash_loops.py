@@ -1,7 +1,7 @@
 """A model that is broken, among others on the same slots: these serve on, the daemon says so, and it can be mended.
 
 A whole slot that cannot come up: tests/integration/test_supervision.py (its models), test_lost_device.py (its device),
-test_full_disk.py (its sockets). When a model is kept away: tests/unit/test_crashing.py.
+test_full_disk.py (its sockets). When a model is quarantined: tests/unit/test_crashing_models.py.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def test_a_model_that_dies_at_its_first_real_request_costs_no_slot(
             with pytest.raises(Poisoned, match="2 workers died"):
                 ask(client, number).result(STEP_S)
             load.wait_ok(20)
-        daemon.wait_line("model is kept away", model="fragile")
+        daemon.wait_line("model quarantined", model="fragile")
         daemon.wait(lambda: all(slot["state"] == "ready" for slot in client.status()["slots"]))
         says_that_it_is_broken(client, daemon, "3 requests in a row crashed their workers")
         died = sum(slot["restarts"] for slot in client.status()["slots"])

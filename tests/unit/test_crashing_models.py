@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from scheduler_scene import add_worker
 
 from multitower.errors import MultitowerError, Unavailable
 from multitower.supervisor.scheduling.crashing_models import CRASHES, CrashingModels
@@ -75,7 +76,7 @@ class Scene:
         return frame
 
     def worker(self) -> Worker:
-        worker = self.scheduler.add_worker(0, "cpu:0", {A: Served(), B: Served()}, self.now)
+        worker = add_worker(self.scheduler, 0, "cpu:0", {A: Served(), B: Served()}, self.now)
         self.scheduler.dispatch(self.now)
         return worker
 
@@ -83,7 +84,7 @@ class Scene:
         """A worker executes what comes next, and dies; returns whether that cost its slot no budget."""
         worker = self.worker()
         assert worker.batch is not None
-        return self.scheduler.remove_worker(worker, self.now, crashed=True)
+        return self.scheduler.remove_process(worker, self.now, crashed=True)
 
     def reasons(self) -> list[str]:
         told = [reply.answer for reply in self.scheduler.replies()]
@@ -98,7 +99,7 @@ def test_one_after_the_other_costs_three_restarts_and_then_none() -> None:
         free += [scene.crash(), scene.crash()]
     assert free == [False, True] * CRASHES
     assert scene.reasons() == ["poisoned"] * CRASHES
-    with pytest.raises(Unavailable, match=r"'a' is kept away: 3 requests in a row .* restart SLOT`") as told:
+    with pytest.raises(Unavailable, match=r"'a' is in quarantine: 3 requests in a row .* restart SLOT`") as told:
         scene.submit()
     assert told.value.reason == "no_worker"
     scene.submit(B)
@@ -136,14 +137,14 @@ def test_what_waits_is_answered_and_a_suspect_that_runs_after_all_ends_it() -> N
     for _ in range(CRASHES):
         assert scene.crash(), "suspects run alone, and cost no slot's budget"
     assert scene.reasons() == ["poisoned"] * 3 + ["no_worker"] * len(waiting)
-    assert scene.scheduler.refusals.crashing.why(A) is not None
+    assert A in scene.scheduler.quarantined_models
     scene.submit(B)
     worker = scene.worker()
     while (batch := worker.batch) is not None:
         scene.scheduler.finish(worker, batch.id, [[b"fine"] for _ in batch.requests], scene.now)
         scene.scheduler.dispatch(scene.now)
     assert scene.reasons() == ["ok", "ok"], "the fourth, and that of the other model"
-    assert scene.scheduler.refusals.crashing.why(A) is None
+    assert A not in scene.scheduler.quarantined_models
     scene.submit()
 
 
@@ -154,10 +155,10 @@ def test_who_has_seen_to_the_cause_gets_an_answer_to_the_same_requests(models: l
         scene.submit()
         scene.crash()
         scene.crash()
-    assert len(scene.scheduler.refusals.quarantine.entries(0.0)) == CRASHES
-    scene.scheduler.refusals.reset_crash_count(models)
-    assert len(scene.scheduler.refusals.quarantine.entries(0.0)) == (0 if tried else CRASHES)
-    assert (scene.scheduler.refusals.of(A) is None) == tried
+    assert len(scene.scheduler.quarantined_requests(0.0)) == CRASHES
+    scene.scheduler.reset_crash_count(models)
+    assert len(scene.scheduler.quarantined_requests(0.0)) == (0 if tried else CRASHES)
+    assert (scene.scheduler.refusal_for_accepted_request(A) is None) == tried
 
 
 def test_a_request_that_was_to_blame_itself_is_not_forgiven() -> None:
@@ -165,5 +166,5 @@ def test_a_request_that_was_to_blame_itself_is_not_forgiven() -> None:
     scene.submit()
     scene.crash()
     scene.crash()
-    scene.scheduler.refusals.reset_crash_count()
-    assert len(scene.scheduler.refusals.quarantine.entries(0.0)) == 1
+    scene.scheduler.reset_crash_count()
+    assert len(scene.scheduler.quarantined_requests(0.0)) == 1

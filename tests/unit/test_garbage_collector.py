@@ -12,7 +12,7 @@ import gc
 import sys
 
 sys.path.insert(0, sys.argv[1])
-from practised import Scene
+from scheduler_scene import Scene
 
 from multitower.supervisor.loop.garbage_collector import keep_out_of_the_way
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 
 import pytest
-from practised import FIXED_S, KEY, LARGEST, ROW_S, UNBATCHED, Scene
+from scheduler_scene import FIXED_S, KEY, LARGEST, ROW_S, UNBATCHED, Scene, add_worker
 
 from multitower.errors import Reason, make
 from multitower.supervisor.scheduling.estimate import LEAST, STREAK
@@ -121,7 +121,7 @@ def test_brief_batches_go_to_whom_of_the_free_was_at_it_last(factors: tuple[floa
 
 def test_workers_of_other_models_do_not_keep_batches_from_being_brief() -> None:
     scene = Scene(0.05, 0.01)
-    scene.scheduler.add_worker(2, "cpu:1", {"n": Served()}, scene.now)
+    add_worker(scene.scheduler, 2, "cpu:1", {"n": Served()}, scene.now)
     for _ in range(4):
         scene.submit(1)
         assert scene.dispatch(0.001) == [(0, 1)], "the slower one was at it last, and choosing costs more than it gains"
@@ -173,7 +173,7 @@ def test_of_those_that_travelled_together_each_runs_alone_after_a_death() -> Non
     scene = Scene(0.005, 0.005)
     scene.submit(3, key=UNBATCHED)
     assert scene.dispatch() == [(0, 3)]
-    scene.scheduler.remove_worker(scene.workers[0], scene.now, crashed=True)
+    scene.scheduler.remove_process(scene.workers[0], scene.now, crashed=True)
     for _ in range(3):
         assert scene.dispatch() == [(1, 1)]
         scene.answer(1, 0.0001)
@@ -398,7 +398,7 @@ def test_a_worker_that_is_held_gets_nothing_though_it_is_about_to_be_done() -> N
     scene = Scene(1)
     end = busy(scene)
     scene.submit(2 * LARGEST)
-    scene.scheduler.hold(scene.workers[0])
+    scene.scheduler.stop_dispatch(scene.workers[0])
     assert scene.dispatch(end - scene.now) == []
     scene.answer(0)
     assert scene.dispatch() == []

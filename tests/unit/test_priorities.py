@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from scheduler_scene import add_worker
+
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import NORMAL_PRIORITY, BatchKey, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
@@ -38,7 +40,7 @@ def test_the_urgent_come_first_and_the_rest_in_order() -> None:
     scheduler, unbatched = make(), key("x", 0)
     for number, priority in enumerate([2, 3, 1, 2, 1, 3]):
         submit(scheduler, number, unbatched, priority)
-    worker = scheduler.add_worker(0, "cpu:0", {"m": Served()}, 0.0)
+    worker = add_worker(scheduler, 0, "cpu:0", {"m": Served()}, 0.0)
     assert order(scheduler, worker) == [[2], [4], [0], [3], [1], [5]]
 
 
@@ -46,7 +48,7 @@ def test_a_batch_is_filled_with_the_less_urgent_of_the_same_key() -> None:
     scheduler, x, y = make(), key("x", 3), key("y", 3)
     for number, (each, priority) in enumerate([(x, 2), (y, 2), (x, 2), (y, 1), (x, 3), (y, 2)]):
         submit(scheduler, number, each, priority)
-    worker = scheduler.add_worker(0, "cpu:0", {"m": Served()}, 0.0)
+    worker = add_worker(scheduler, 0, "cpu:0", {"m": Served()}, 0.0)
     assert order(scheduler, worker) == [[3, 1, 5], [0, 2, 4]]
 
 
@@ -56,7 +58,7 @@ def test_one_models_flood_does_not_keep_the_other_from_the_workers() -> None:
         submit(scheduler, number, key("x", 0, "flood"))
     submit(scheduler, 200, key("x", 0, "calm"))
     submit(scheduler, 201, key("x", 0, "calm"))
-    worker = scheduler.add_worker(0, "cpu:0", {"flood": Served(), "calm": Served()}, 0.0)
+    worker = add_worker(scheduler, 0, "cpu:0", {"flood": Served(), "calm": Served()}, 0.0)
     served = order(scheduler, worker)
     assert served.index([200]) <= 1
     assert served.index([201]) <= 3
@@ -64,8 +66,8 @@ def test_one_models_flood_does_not_keep_the_other_from_the_workers() -> None:
 
 def test_a_version_asked_for_waits_for_its_worker_and_holds_up_nobody() -> None:
     scheduler = make()
-    old = scheduler.add_worker(0, "cpu:0", {"m": Served("1")}, 0.0)
-    new = scheduler.add_worker(1, "cpu:1", {"m": Served("2")}, 0.0)
+    old = add_worker(scheduler, 0, "cpu:0", {"m": Served("1")}, 0.0)
+    new = add_worker(scheduler, 1, "cpu:1", {"m": Served("2")}, 0.0)
     submit(scheduler, 0, key("x", 4, version="1"))
     (running,) = scheduler.dispatch(0.0)
     assert running.worker is old
@@ -74,18 +76,18 @@ def test_a_version_asked_for_waits_for_its_worker_and_holds_up_nobody() -> None:
     (batch,) = scheduler.dispatch(0.0)
     assert batch.worker is new
     assert [request.id for request in batch.requests] == [bytes([2])]
-    assert scheduler.needed(old)
-    assert not scheduler.needed(new)
+    assert scheduler.is_needed(old)
+    assert not scheduler.is_needed(new)
     scheduler.finish(old, running.id, [[b"{}"]], 0.0)
     (batch,) = scheduler.dispatch(0.0)
     assert (batch.worker, [request.id for request in batch.requests]) == (old, [bytes([1])])
-    assert not scheduler.needed(old)
+    assert not scheduler.is_needed(old)
 
 
 def test_what_was_checked_against_a_model_that_is_gone_is_refused() -> None:
     scheduler = make()
     submit(scheduler, 1, key("x", 4))
-    scheduler.add_worker(0, "cpu:0", {"m": Served("2", interface=1)}, 0.0)
+    add_worker(scheduler, 0, "cpu:0", {"m": Served("2", interface=1)}, 0.0)
     (reply,) = scheduler.replies()
     assert getattr(reply.answer, "reason", None) == "no_worker"
     assert scheduler.outstanding == 0
@@ -93,10 +95,10 @@ def test_what_was_checked_against_a_model_that_is_gone_is_refused() -> None:
 
 def test_parts_begin_again_when_the_last_worker_of_their_version_goes() -> None:
     scheduler = make()
-    old = scheduler.add_worker(0, "cpu:0", {"m": Served("1", generation=1)}, 0.0)
+    old = add_worker(scheduler, 0, "cpu:0", {"m": Served("1", generation=1)}, 0.0)
     whole = submit(scheduler, 1, key("x", 2), rows=4)
     (first,) = scheduler.dispatch(0.0)
-    new = scheduler.add_worker(1, "cpu:1", {"m": Served("1", generation=2)}, 0.0)
+    new = add_worker(scheduler, 1, "cpu:1", {"m": Served("1", generation=2)}, 0.0)
     assert scheduler.dispatch(0.0) == [], "all parts on one edition"
     scheduler.retire(old)
     (again,) = scheduler.dispatch(0.0)

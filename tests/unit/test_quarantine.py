@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from scheduler_scene import add_worker
 
 from multitower.errors import MultitowerError, Poisoned
 from multitower.supervisor.scheduling import quarantine as quarantine_module
@@ -112,16 +113,16 @@ class Deaths:
         self.kill_again(crashed=crashed)
 
     def kill_again(self, *, crashed: bool) -> None:
-        worker = self.scheduler.add_worker(0, "cpu:0", {"m": Served()}, 0.0)
+        worker = add_worker(self.scheduler, 0, "cpu:0", {"m": Served()}, 0.0)
         assert self.scheduler.dispatch(0.0)
-        self.scheduler.remove_worker(worker, 0.0, crashed=crashed)
+        self.scheduler.remove_process(worker, 0.0, crashed=crashed)
         self.answers += [
             reply.answer for reply in self.scheduler.replies() if isinstance(reply.answer, MultitowerError)
         ]
 
     @property
     def quarantined(self) -> int:
-        return len(self.scheduler.refusals.quarantine.entries(0.0))
+        return len(self.scheduler.quarantined_requests(0.0))
 
 
 @pytest.mark.parametrize(
@@ -164,10 +165,10 @@ def test_a_request_that_hangs_beyond_its_deadline_is_known_again(share: bool) ->
     region = Region("r", os.memfd_create("r"))
     scene = Deaths()
     scene.scheduler.submit(shared(b"bad", region) if share else request())
-    worker = scene.scheduler.add_worker(0, "cpu:0", {"m": Served()}, 0.0)
+    worker = add_worker(scene.scheduler, 0, "cpu:0", {"m": Served()}, 0.0)
     assert scene.scheduler.dispatch(0.0)
     scene.scheduler.expire(40.0)
     os.pwrite(region.descriptor, b"god", 0)  # its client has its outcome, and uses the memory again
-    scene.scheduler.remove_worker(worker, 40.0, crashed=True)
-    assert len(scene.scheduler.refusals.quarantine.entries(40.0)) == (0 if share else 1)
+    scene.scheduler.remove_process(worker, 40.0, crashed=True)
+    assert len(scene.scheduler.quarantined_requests(40.0)) == (0 if share else 1)
     scene.scheduler.submit(request(b"god", id=b"2"))

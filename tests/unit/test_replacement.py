@@ -562,7 +562,7 @@ class Renewing(RuleBasedStateMachine):
             if slot.state is State.READY:
                 assert slot.route is not None
                 assert slot.route.worker in scene.router.routes
-                assert scene.router.scheduler.refusals.of("m") is None
+                assert scene.router.scheduler.refusal_for_accepted_request("m") is None
         for worker in scene.running:
             (process,) = [process for process in scene.launched if process.route and process.route.worker is worker]
             assert process.cause is None, "a dead worker was given work"

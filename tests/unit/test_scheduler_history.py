@@ -95,7 +95,7 @@ class History(RuleBasedStateMachine):
             assert refused.details["queue_depth"] == queue.size
         elif refused is not None:
             assert refused.reason == Reason.POISONED
-            assert self.scheduler.refusals.quarantine.entries(self.now)
+            assert self.scheduler.quarantined_requests(self.now)
         else:
             assert refused is None
             self.asked[number] = request
@@ -111,7 +111,7 @@ class History(RuleBasedStateMachine):
         self, models: set[str], versions: tuple[str, ...] = ("1",), seconds: float = 0.0, towers: int = 1
     ) -> None:
         for model in models:
-            self.scheduler.refusals.mark_available(model)
+            self.scheduler.mark_available(model)
             self.given_up.discard(model)
         served = {
             (model, version): Served(version, generation=int(version)) for model in models for version in versions
@@ -121,7 +121,7 @@ class History(RuleBasedStateMachine):
         fewer = {model: each for model, each in newest.items() if model == min(models)}
         old = {key: each for key, each in served.items() if key[0] in fewer}
         of_each = [(newest, served), *[(fewer, old)] * (towers - 1)]
-        for worker in self.scheduler.add_towers(self.slots, f"cpu:{self.slots % 2}", of_each, self.now):
+        for worker in self.scheduler.add_process(self.slots, f"cpu:{self.slots % 2}", of_each, self.now):
             # Histories are short: some workers are known from the start, as if they had answered before.
             for key in KEYS * LEAST if seconds else ():
                 worker.pace.add(key.id, 1, seconds)
@@ -199,7 +199,7 @@ class History(RuleBasedStateMachine):
         if crashed and len(victims) == 1:
             self.lone_crashes[victims[0].plan.model] += 1
         begun = [batch.id if batch is not None else 0 for batch in executed] if told else []
-        self.scheduler.remove_worker(worker, self.now, crashed=crashed, begun=begun)
+        self.scheduler.remove_process(worker, self.now, crashed=crashed, begun=begun)
         for request, mark in marks.items():
             if request not in victims and request.parent is None and request.join is None:
                 assert request.phase is not Phase.WAITING or request.deaths == mark, "not begun, and so no suspect"
@@ -238,7 +238,7 @@ class History(RuleBasedStateMachine):
             assert number in self.answers or request.deadline > self.now - 0.1
 
     def refused(self, model: str) -> bool:
-        return model in self.given_up or model in self.scheduler.refusals.crashing.until
+        return model in self.given_up or model in self.scheduler.quarantined_models
 
     @precondition(lambda self: any(worker.opens < inf for worker in self.scheduler.workers))
     @rule(key=st.sampled_from(KEYS[:3]), count=st.integers(1, 3))
@@ -278,7 +278,7 @@ class History(RuleBasedStateMachine):
             has = [batch for batch in (worker.batch, worker.next) if batch is not None]
             assert has == self.busy.get(worker, [])
         assert self.scheduler.outstanding == len(self.asked) - len(self.answers)
-        for model in self.scheduler.refusals.crashing.until:
+        for model in self.scheduler.quarantined_models:
             assert self.lone_crashes[model] >= CRASHES, "only who crashes again and again is kept away"
         for queue in self.scheduler.queues.values():
             waiting = list(queue)

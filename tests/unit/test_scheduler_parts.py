@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from scheduler_scene import add_worker
 
 from multitower import wire
 from multitower.errors import MultitowerError, Reason
@@ -31,8 +32,12 @@ class Scene:
 
     def worker(self, generation: int, device: str | None = None) -> Worker:
         self._workers += 1
-        return self.scheduler.add_worker(
-            self._workers, device or f"cpu:{self._workers}", {"m": Served("1", generation=generation)}, 0.0
+        return add_worker(
+            self.scheduler,
+            self._workers,
+            device or f"cpu:{self._workers}",
+            {"m": Served("1", generation=generation)},
+            0.0,
         )
 
     def submit(self, rows: int, priority: int = NORMAL_PRIORITY) -> Request:
@@ -54,7 +59,7 @@ class Scene:
 
     def die(self, worker: Worker) -> None:
         self.deaths += 1
-        self.scheduler.remove_worker(worker, 0.0, crashed=True)
+        self.scheduler.remove_process(worker, 0.0, crashed=True)
 
     def errors(self) -> list[str]:
         return [reply.answer.reason for reply in self.scheduler.replies() if isinstance(reply.answer, MultitowerError)]
@@ -117,7 +122,7 @@ def test_a_split_poison_kills_as_many_workers_as_any_other_though_the_edition_go
             break
     assert scene.deaths == retry + 1
     assert scene.errors() == [Reason.POISONED if retry else Reason.WORKER_DIED]
-    assert len(scene.scheduler.refusals.quarantine.entries(0.0)) == 1
+    assert len(scene.scheduler.quarantined_requests(0.0)) == 1
     with pytest.raises(MultitowerError, match="an equal request crashed a worker"):
         scene.submit(rows=bad.rows)
 

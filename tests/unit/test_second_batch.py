@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from practised import FIXED_S, KEY, LARGEST, ROW_S, UNBATCHED, Scene
+from scheduler_scene import FIXED_S, KEY, LARGEST, ROW_S, UNBATCHED, Scene, add_worker
 
 from multitower.errors import MultitowerError, Reason
 from multitower.supervisor.scheduling.pool import GRAIN_S
@@ -40,7 +40,7 @@ def begun(worker: Worker, told: str) -> tuple[int, ...]:
 def test_of_two_batches_the_one_that_was_executed_is_suspect(told: str, suspects: str) -> None:
     scene = Scene(1)
     worker, first, second = two(scene, first=2)
-    assert not scene.scheduler.remove_worker(worker, scene.now, crashed=True, begun=begun(worker, told))
+    assert not scene.scheduler.remove_process(worker, scene.now, crashed=True, begun=begun(worker, told))
     deaths = {"first": [1, 0], "second": [0, 1]}[suspects]
     assert [sum(each.deaths for each in part) / len(part) for part in (first, second)] == deaths
     assert all(each.phase is Phase.WAITING for each in first + second)
@@ -60,7 +60,7 @@ def test_the_second_one_is_suspect_once_it_was_begun_though_its_worker_dies_with
     scene = Scene(1)
     worker, _, second = two(scene)
     scene.answer(0)
-    scene.scheduler.remove_worker(worker, scene.now, begun=begun(worker, told))
+    scene.scheduler.remove_process(worker, scene.now, begun=begun(worker, told))
     assert {request.deaths for request in second} == {int(suspect)}
 
 
@@ -72,7 +72,7 @@ def test_with_three_on_their_way_only_what_was_begun_is_suspect() -> None:
     third = scene.submit(LARGEST)
     assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [(0, LARGEST)]
     assert worker.batch is not None
-    scene.scheduler.remove_worker(worker, scene.now, begun=(worker.batch.id - 1,))
+    scene.scheduler.remove_process(worker, scene.now, begun=(worker.batch.id - 1,))
     assert not any(request.deaths for request in third)
     waiting = list(scene.scheduler.queues["m"])
     assert len(waiting) == 2 * LARGEST
@@ -88,19 +88,19 @@ def test_the_one_to_blame_is_kept_in_quarantine_and_its_neighbour_is_not(told: s
     requests += scene.submit(1, key=UNBATCHED)
     assert scene.dispatch(FIXED_S - GRAIN_S / 2) == [(0, 1)]
     (worker,) = scene.workers
-    scene.scheduler.remove_worker(worker, scene.now, crashed=True, begun=begun(worker, told))
+    scene.scheduler.remove_process(worker, scene.now, crashed=True, begun=begun(worker, told))
     ((request, answer),) = scene.scheduler.replies()
     assert request is requests[told == SECOND]
     assert isinstance(answer, MultitowerError)
     assert answer.reason is Reason.WORKER_DIED
-    assert len(scene.scheduler.refusals.quarantine.entries(scene.now)) == 1
+    assert len(scene.scheduler.quarantined_requests(scene.now)) == 1
 
 
 def test_nothing_goes_back_that_nobody_waits_for() -> None:
     scene = Scene(1)
     worker, _, second = two(scene)
     assert scene.scheduler.cancel(second[0].sender, second[0].id) == 1
-    scene.scheduler.remove_worker(worker, scene.now)
+    scene.scheduler.remove_process(worker, scene.now)
     assert second[0] not in list(scene.scheduler.queues["m"])
     assert not second[0].frames
     assert scene.scheduler.queues["m"].size == LARGEST
@@ -111,10 +111,10 @@ def test_a_part_of_a_large_request_goes_back_to_its_own_edition_only() -> None:
     (large,) = scene.submit(1, rows=2 * LARGEST)
     assert scene.dispatch() == [(0, LARGEST)]
     assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [(0, LARGEST)], "its second part"
-    newer = scene.scheduler.add_worker(7, "cpu:7", {"m": Served(generation=1)}, scene.now)
+    newer = add_worker(scene.scheduler, 7, "cpu:7", {"m": Served(generation=1)}, scene.now)
     same = scene.worker(1)
     (worker,) = scene.workers
-    scene.scheduler.remove_worker(worker, scene.now, begun=begun(worker, FIRST))
+    scene.scheduler.remove_process(worker, scene.now, begun=begun(worker, FIRST))
     assert large.join is not None
     given = {batch.worker: batch for batch in scene.scheduler.dispatch(scene.now)}
     assert newer not in given
@@ -125,7 +125,7 @@ def test_when_the_model_is_given_up_both_are_answered() -> None:
     scene = Scene(1)
     worker, _, _ = two(scene)
     scene.scheduler.mark_unavailable("m", "it cannot load")
-    scene.scheduler.remove_worker(worker, scene.now)
+    scene.scheduler.remove_process(worker, scene.now)
     answers = [reply.answer for reply in scene.scheduler.replies()]
     assert len(answers) == 1 + LARGEST
     assert {answer.reason for answer in answers if isinstance(answer, MultitowerError)} == {Reason.NO_WORKER}
@@ -138,7 +138,7 @@ def test_a_suspect_is_neither_sent_behind_another_batch_nor_has_one_behind_it() 
     assert scene.dispatch() == [(0, 1)]
     scene.submit(LARGEST)
     assert scene.dispatch() == [(1, LARGEST)]
-    scene.scheduler.remove_worker(scene.workers[0], scene.now)
+    scene.scheduler.remove_process(scene.workers[0], scene.now)
     assert poison[0].deaths == 1
     scene.submit(LARGEST)
     assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [], "not the suspect, nor anything before it"
@@ -163,7 +163,7 @@ def test_two_batches_are_no_more_than_a_retiring_worker_finishes() -> None:
 
 def test_without_measured_times_no_worker_has_two() -> None:
     scheduler = Scheduler({"m": QueueLimits(1000, 1 << 20)})
-    worker = scheduler.add_worker(0, "cpu:0", {"m": Served()}, 0.0)
+    worker = add_worker(scheduler, 0, "cpu:0", {"m": Served()}, 0.0)
     assert scheduler.pool.next_opening == worker.opens == float("inf")
 
 
@@ -228,7 +228,7 @@ def test_a_part_that_comes_back_when_its_time_is_over_is_answered_as_a_whole() -
     assert len(scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2)) == 2
     first, second = scene.workers
     assert first.batch is not None
-    scene.scheduler.remove_worker(first, scene.now, begun=(first.batch.id,))
+    scene.scheduler.remove_process(first, scene.now, begun=(first.batch.id,))
     # Before the wheel of deadlines has turned that far.
     scene.now = large.deadline
     scene.answer(second.slot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from scheduler_scene import add_worker
 
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
@@ -37,7 +38,7 @@ def request(rows: int, number: int) -> Request:
 def test_batches_of_free_workers(waiting: list[int], workers: int, batches: list[int]) -> None:
     scheduler = Scheduler({"m": QueueLimits(max_size=1000, max_bytes=1 << 20)})
     for slot in range(workers):
-        scheduler.add_worker(slot, f"cpu:{slot}", {"m": Served()}, 0.0)
+        add_worker(scheduler, slot, f"cpu:{slot}", {"m": Served()}, 0.0)
     for number, rows in enumerate(waiting):
         scheduler.submit(request(rows, number))
     assert [batch.rows for batch in scheduler.dispatch(0.0)] == batches

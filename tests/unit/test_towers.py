@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from practised import LARGEST, Scene
+from scheduler_scene import LARGEST, Scene, add_worker
 
 from multitower import worker_wire
 from multitower.errors import MultitowerError, Reason
@@ -21,12 +21,19 @@ from multitower.worker.formats.model import LoadError, load_towers
 from multitower.worker.formats.towers import AS_SAVED, TowerPlacement, assign, nodes_of, tower_placements, where
 
 
+def add_process(scene: Scene, slot: int, devices: str, towers: int) -> tuple[Worker, ...]:
+    """A process with several towers, all of which serve the same version of model `m`."""
+    served = Served()
+    tower = ({"m": served}, {("m", served.version): served})
+    return scene.scheduler.add_process(slot, devices, [tower] * towers, scene.now)
+
+
 def towers(count: int, *, retry: int = 1, others: int = 0) -> tuple[Scene, list[Worker]]:
     """One process of so many towers, beside others of one."""
     scene = Scene(retry=retry)
-    workers = list(scene.scheduler.add_towers(0, "cpu:0,cpu:1", [({"m": Served()}, None)] * count, scene.now))
+    workers = list(add_process(scene, 0, "cpu:0,cpu:1", count))
     for number in range(others):
-        scene.scheduler.add_worker(number + 1, f"cpu:{number + 7}", {"m": Served()}, scene.now)
+        add_worker(scene.scheduler, number + 1, f"cpu:{number + 7}", {"m": Served()}, scene.now)
     return scene, workers
 
 
@@ -64,9 +71,9 @@ def test_all_that_its_towers_executed_is_suspect_when_a_process_dies_and_nobody_
     scene, workers = towers(2)
     requests = scene.submit(2)
     assert set(given(scene)) == set(workers)
-    assert not scene.scheduler.remove_worker(workers[0], scene.now, crashed=True)
+    assert not scene.scheduler.remove_process(workers[0], scene.now, crashed=True)
     assert [request.deaths for request in requests] == [1, 1]
-    assert scene.scheduler.refusals.quarantine.entries(scene.now) == []
+    assert scene.scheduler.quarantined_requests(scene.now) == []
     assert not scene.scheduler.workers
 
 
@@ -79,7 +86,7 @@ def test_what_a_tower_had_not_begun_is_no_suspect() -> None:
         worker.batch.behind = True
     assert second.batch is not None
     begun = (12345, second.batch.id)
-    scene.scheduler.remove_worker(first, scene.now, crashed=True, begun=begun)
+    scene.scheduler.remove_process(first, scene.now, crashed=True, begun=begun)
     assert sorted(request.deaths for request in requests) == [0, 1]
 
 
@@ -87,8 +94,8 @@ def test_a_suspect_is_alone_in_its_process_which_lets_nothing_else_in_until_it_i
     scene, workers = towers(2)
     (suspect,) = scene.submit(1)
     given(scene)
-    scene.scheduler.remove_worker(workers[0], scene.now, crashed=True)
-    first, second = scene.scheduler.add_towers(0, "cpu:0,cpu:1", [({"m": Served()}, None)] * 2, scene.now)
+    scene.scheduler.remove_process(workers[0], scene.now, crashed=True)
+    first, second = add_process(scene, 0, "cpu:0,cpu:1", 2)
     scene.submit(2 * LARGEST)
     (chosen,) = given(scene)
     assert chosen.batch is not None
@@ -102,10 +109,10 @@ def test_a_busy_process_is_emptied_for_a_suspect_though_more_waits() -> None:
     scene, dying = towers(2)
     (suspect,) = scene.submit(1)
     given(scene)
-    first, second = scene.scheduler.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
+    first, second = add_process(scene, 1, "cpu:2,cpu:3", 2)
     scene.submit(10 * LARGEST)
     assert {first, second} <= set(given(scene))
-    scene.scheduler.remove_worker(dying[0], scene.now, crashed=True)
+    scene.scheduler.remove_process(dying[0], scene.now, crashed=True)
     assert given(scene) == []
     answer(scene, first)
     assert given(scene) == [], "the other tower is not done yet"
@@ -123,10 +130,10 @@ def test_a_process_that_is_kept_free_for_a_suspect_is_let_go_when_nobody_waits_f
     scene, dying = towers(2)
     (suspect,) = scene.submit(1)
     given(scene)
-    first, second = scene.scheduler.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
+    first, second = add_process(scene, 1, "cpu:2,cpu:3", 2)
     scene.submit(2 * LARGEST)
     given(scene)
-    scene.scheduler.remove_worker(dying[0], scene.now)
+    scene.scheduler.remove_process(dying[0], scene.now)
     for worker in (first, second):
         assert worker.batch is not None
     scene.submit(2 * LARGEST)
@@ -142,11 +149,11 @@ def test_nothing_gets_in_beside_a_suspect_though_the_next_one_for_whom_its_proce
     scene, dying = towers(2)
     scene.submit(2)
     given(scene)
-    one = scene.scheduler.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
-    other = scene.scheduler.add_towers(2, "cpu:4,cpu:5", [({"m": Served()}, None)] * 2, scene.now)
+    one = add_process(scene, 1, "cpu:2,cpu:3", 2)
+    other = add_process(scene, 2, "cpu:4,cpu:5", 2)
     scene.submit(4 * LARGEST)
     given(scene)
-    scene.scheduler.remove_worker(dying[0], scene.now, crashed=True)
+    scene.scheduler.remove_process(dying[0], scene.now, crashed=True)
     scene.submit(8 * LARGEST)
     for worker in one:
         answer(scene, worker)
@@ -170,11 +177,11 @@ def test_a_process_that_was_kept_free_for_a_suspect_works_as_soon_as_that_is_giv
     scene, dying = towers(1)
     scene.submit(1)
     given(scene)
-    one = scene.scheduler.add_towers(1, "cpu:2,cpu:3", [({"m": Served()}, None)] * 2, scene.now)
-    other = scene.scheduler.add_towers(2, "cpu:4,cpu:5", [({"m": Served()}, None)] * 2, scene.now)
+    one = add_process(scene, 1, "cpu:2,cpu:3", 2)
+    other = add_process(scene, 2, "cpu:4,cpu:5", 2)
     scene.submit(4 * LARGEST)
     given(scene)
-    scene.scheduler.remove_worker(dying[0], scene.now)
+    scene.scheduler.remove_process(dying[0], scene.now)
     scene.submit(8 * LARGEST)
     answer(scene, one[0])
     assert given(scene) == []
@@ -188,13 +195,13 @@ def test_a_lone_suspect_that_kills_again_is_known_and_its_twin_is_refused() -> N
     scene, workers = towers(2)
     (bad,) = scene.submit(1)
     given(scene)
-    scene.scheduler.remove_worker(workers[0], scene.now, crashed=True)
-    again = scene.scheduler.add_towers(0, "cpu:0,cpu:1", [({"m": Served()}, None)] * 2, scene.now)
+    scene.scheduler.remove_process(workers[0], scene.now, crashed=True)
+    again = add_process(scene, 0, "cpu:0,cpu:1", 2)
     scene.submit(LARGEST)
     (chosen,) = given(scene)
-    assert scene.scheduler.remove_worker(chosen, scene.now, crashed=True)
+    assert scene.scheduler.remove_process(chosen, scene.now, crashed=True)
     assert reasons(scene)[bad] == Reason.POISONED
-    assert len(scene.scheduler.refusals.quarantine.entries(scene.now)) == 1
+    assert len(scene.scheduler.quarantined_requests(scene.now)) == 1
     assert not scene.scheduler.workers
     assert again[0].batch is None
 
@@ -203,7 +210,7 @@ def test_a_suspect_goes_to_a_process_of_one_device_at_once_where_one_is_free() -
     scene, workers = towers(2, others=1)
     requests = scene.submit(3 * LARGEST)
     assert len(given(scene)) == 3
-    scene.scheduler.remove_worker(workers[0], scene.now)
+    scene.scheduler.remove_process(workers[0], scene.now)
     (single,) = scene.scheduler.workers
     answer(scene, single)
     assert given(scene) == [single]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from multitower.supervisor.scheduling.pool import Rule
@@ -14,6 +15,21 @@ from multitower.worker_wire import KeySpec
 FIXED_S, ROW_S, LARGEST = 0.004, 0.00003, 32
 KEY = BatchKey(KeySpec("m", (("x", "UINT8", ()),), None, True), LARGEST)
 UNBATCHED = BatchKey(KeySpec("m", (("x", "UINT8", (3,)),), None, False), 0)
+
+
+def add_worker(
+    scheduler: Scheduler,
+    slot: int,
+    device: str,
+    newest: Mapping[str, Served],
+    now: float,
+    versions: Mapping[tuple[str, str], Served] | None = None,
+) -> Worker:
+    """Adds a process with one tower, which serves no other versions than the newest unless `versions` says so."""
+    if versions is None:
+        versions = {(model, served.version): served for model, served in newest.items()}
+    (worker,) = scheduler.add_process(slot, device, [(newest, versions)], now)
+    return worker
 
 
 class Scene:
@@ -32,7 +48,7 @@ class Scene:
 
     def worker(self, factor: float | None) -> Worker:
         """Comes; nothing is known of it where no factor is told."""
-        worker = self.scheduler.add_worker(self._slots, "cpu:0", {"m": Served()}, self.now)
+        worker = add_worker(self.scheduler, self._slots, "cpu:0", {"m": Served()}, self.now)
         self._slots += 1
         for rows in range(1, LARGEST + 1) if factor is not None else ():
             worker.pace.add(KEY.id, rows, (factor or 0) * (FIXED_S + ROW_S * rows))
