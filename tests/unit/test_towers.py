@@ -224,7 +224,7 @@ def test_who_holds_a_process_holds_all_its_towers() -> None:
     scene.submit(3 * LARGEST)
     scene.scheduler.retire(workers[1])
     assert given(scene) == []
-    assert all(worker.retiring and worker.alone for worker in workers)
+    assert all(worker.retiring and worker.process_idle for worker in workers)
 
 
 class FrontSocket:
