@@ -34,7 +34,7 @@ def _command_line() -> str:
         command = multitower.get_command(root, name)
         assert command is not None
         context = click.Context(command, info_name=name, parent=root, terminal_width=WIDTH, max_content_width=WIDTH)
-        parts.append(f"## multitower {name}\n\n```\n{command.get_help(context)}\n```\n")
+        parts.append(f"## multitower {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 
 

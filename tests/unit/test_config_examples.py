@@ -149,14 +149,6 @@ def test_the_overrides_of_the_document_work(folder: Path) -> None:
     assert config_overrides.PREFIX in DOCUMENT
 
 
-def test_the_configuration_in_the_readme_loads(folder: Path) -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        (folder / "readme.yaml").write_text(block)
-        assert isinstance(load(folder / "readme.yaml", environment={}), Config)
-
-
 def handler_of(config: Path, device: str) -> Any:
     """The handler of an example, loaded as a worker does it."""
     model = load(config, environment={}).models[0]

@@ -1,27 +1,125 @@
-"""The documentation is true as far as a program can tell."""
+"""The documentation names only files, pages and headings that exist."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from pages import PAGES, ROOT, blocks, headings, links, name_of, quoted, site_slug, slug
 
-ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+CODE = (".py", ".md", ".c", ".java", ".service", ".toml")
+"""A name that ends in one of these is a file of the repository, unless the page shows that file in a block."""
+FOLDERS = ("", "supervisor", "worker", "multitower", "tests", "clients/java")
+"""What a path may be relative to, besides its page."""
+GENERATED = {".git", ".venv", "__pycache__", "build", "demo", "dist", "target"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+@cache
+def files() -> frozenset[str]:
+    """Every file and folder of the repository, relative to it."""
+    found = set()
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in GENERATED and not name.endswith((".egg-info", "_cache"))]
+        here = Path(folder).relative_to(ROOT)
+        found.update(str(here / name) for name in (*folders, *names))
+    return frozenset(found)
+
+
+@cache
+def roots() -> frozenset[str]:
+    return frozenset(name for name in files() if "/" not in name and (ROOT / name).is_dir())
+
+
+def is_path(word: str) -> bool:
+    """Whether a word names a file or folder of the repository, right or wrong."""
+    if not re.fullmatch(r"[\w.*][\w./*-]*", word) or "…" in word:
+        return False
+    return word.endswith(CODE) or ("/" in word and word.partition("/")[0] in roots())
+
+
+def exists(page: Path, word: str) -> bool:
+    if "/" not in word and "*" not in word:
+        return any(Path(name).name == word for name in files())
+    folders = [page.parent, *(ROOT / folder for folder in FOLDERS)]
+    return any(next(folder.glob(word.rstrip("/")), None) is not None for folder in folders)
+
+
+def words(page: Path) -> Iterator[tuple[int, str]]:
+    """Every word in code of a page: between backticks, and in the blocks that are commands."""
+    yield from ((line, word) for line, text in quoted(page) for word in text.split())
+    for block in blocks(page):
+        if block.language == "sh":
+            yield from ((block.line, word) for word in block.text.split())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_paths_exist(page: Path) -> None:
+    shown = {found for block in blocks(page) for found in re.findall(r'^"""(\w+\.py)', block.text)}
+    for line, word in words(page):
+        path = word.strip("\"'(),;:").partition("#")[0].partition("::")[0]
+        if is_path(path) and path not in shown:
+            assert exists(page, path), f"{name_of(page)}:{line} names {path}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_names_stand_in_the_files_that_are_named_with_them(page: Path) -> None:
     text = page.read_text()
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
-        if not target.startswith(("http://", "https://")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for name, path in re.findall(r"`([A-Za-z_][\w.]*)`\s+(?:in|of)\s+`([\w./-]+\.py)`", text):
+        file = next(ROOT / folder / path for folder in FOLDERS if (ROOT / folder / path).exists())
+        for part in name.split("."):
+            assert re.search(rf"\b{part}\b", file.read_text()), f"{name_of(page)}: {path} has no {name}"
 
 
-def test_what_is_made_from_the_code_is_as_the_code() -> None:
+def anchors(page: Path) -> set[str]:
+    return {slug(heading) for heading in headings(page)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for link in links(page):
+        target = (page.parent / link.target).resolve() if link.target else page
+        assert target.is_relative_to(ROOT), f"{link} leaves the repository: {link.target}"
+        # A folder is a page on a forge, but not on the site.
+        assert target.is_file(), f"{link} links to {link.target}, which is no file"
+        if link.anchor:
+            assert link.anchor in anchors(target), f"{link} links to #{link.anchor} of {name_of(target)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_headings_have_the_same_anchor_on_a_forge_and_on_the_site(page: Path) -> None:
+    assert len(anchors(page)) == len(headings(page)) or page.name == "CHANGELOG.md", "a heading stands twice"
+    for heading in headings(page):
+        assert slug(heading) == site_slug(heading), heading
+
+
+def sources() -> list[Path]:
+    """The files that may name pages: code, configurations, units, scripts."""
+    suffixes = {".py", ".c", ".java", ".yaml", ".service", ".toml", ".yml", ".md", ""}
+    paths = [ROOT / name for name in sorted(files())]
+    return [path for path in paths if path.suffix in suffixes and path.is_file() and not path.is_symlink()]
+
+
+def test_the_code_names_pages_and_headings_that_exist() -> None:
+    pattern = re.compile(r"(?<![\w./-])docs/([\w.-]+\.(?:md|json|svg))(?:#([\w-]+))?")
+    found = 0
+    for path in sources():
+        if path == Path(__file__):
+            continue
+        for name, anchor in pattern.findall(path.read_text(errors="replace")):
+            found += 1
+            page = ROOT / "docs" / name
+            assert page.exists(), f"{name_of(path)} names docs/{name}"
+            assert not anchor or anchor in anchors(page), f"{name_of(path)} names docs/{name}#{anchor}"
+    assert found > 20
+
+
+def test_generated_pages_are_up_to_date() -> None:
     spec = importlib.util.spec_from_file_location("docs_script", ROOT / "scripts" / "docs.py")
     assert spec is not None
     assert spec.loader is not None
