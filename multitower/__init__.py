@@ -1,12 +1,11 @@
 """multitower: one TensorFlow model on every GPU of a machine, behind one endpoint.
 
-What an application needs is here: `Client` for threads, `AsyncClient` for asyncio, and the errors that they raise.
+Applications import from here: `Client` for threads, `AsyncClient` for asyncio, and the errors that they raise.
 """
 
 from __future__ import annotations
 
-from multitower.client.aio import AsyncClient
-from multitower.client.threads import Client
+from multitower.client import AsyncClient, Client
 from multitower.errors import (
     Cancelled,
     Code,

@@ -162,7 +162,7 @@ def _parse_outputs(value: Any) -> tuple[tuple[str, ...] | None, dict[str, wire.A
         wire.refuse("outputs is not a list", "outputs")
     if len(value) > wire.MAX_INPUTS:
         wire.refuse(f"outputs has {len(value)} entries; the limit is {wire.MAX_INPUTS}", "outputs")
-    names: list[str] = []
+    names: dict[str, None] = {}  # an ordered set
     for index, entry in enumerate(value):
         field = f"outputs[{index}]"
         entry = entry if isinstance(entry, dict) else {}
@@ -172,7 +172,7 @@ def _parse_outputs(value: Any) -> tuple[tuple[str, ...] | None, dict[str, wire.A
         area = parse_area(entry, field)
         if area is not None:
             areas[name] = area
-        names.append(name)
+        names[name] = None
     # As in the Open Inference Protocol, an empty list asks for all outputs.
     return tuple(names) or None, areas
 

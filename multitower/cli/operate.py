@@ -95,7 +95,7 @@ def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any
     control = client.status()["daemon"]["control"]
     requests = Requests(control, ORDER_TIMEOUT_S, connect_timeout=3.0)
     try:
-        done: dict[str, Any] = requests.ask(kind, header).result()
+        done: dict[str, Any] = requests.start_query(kind, header).result()
         return done
     finally:
         requests.connection.stop()

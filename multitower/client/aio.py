@@ -1,4 +1,4 @@
-"""The client for asyncio: `AsyncClient`, the same as `Client` with coroutines."""
+"""`AsyncClient`, the client for asyncio: the same as `Client`, with coroutines."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from multitower import wire
+from multitower.client.codec import InferRequest
 from multitower.client.requests import (
-    ASK_AGAIN_S,
     CONNECT_TIMEOUT_S,
     MAX_OUTSTANDING,
+    READINESS_INTERVAL_S,
     RequestFuture,
     Requests,
+    describe_not_ready,
     model_header,
-    no_room,
-    not_ready,
+    too_many_outstanding,
 )
 from multitower.client.retries import RETRIES
 from multitower.errors import Reason, Unavailable, make
@@ -33,42 +34,45 @@ if TYPE_CHECKING:
     from multitower.client.requests import Outputs
 
 
-class _Outcomes:
-    """Brings outcomes from the client's thread to an event loop, all that have come meanwhile at once.
+class _OutcomeDelivery:
+    """Delivers outcomes from the client's thread to an event loop, several of them per wake-up of the loop.
 
     Args:
-        loop: the one.
+        loop: the event loop.
+
+    Attributes:
+        loop: the same.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._came: deque[tuple[RequestFuture, asyncio.Future[Any]]] = deque()
-        self._told = False  # the loop will look
+        self._done: deque[tuple[RequestFuture, asyncio.Future[Any]]] = deque()
+        self._scheduled = False  # the loop will call `_deliver`
 
-    async def of(self, request: RequestFuture) -> Any:
-        """Waits for an outcome. To cancel the waiting task cancels the request."""
+    async def wait_for(self, request: RequestFuture) -> Any:
+        """Waits for a request's outcome. Cancelling the waiting task cancels the request."""
         outcome: asyncio.Future[Any] = self.loop.create_future()
 
-        def came(_: object) -> None:
-            self._came.append((request, outcome))
-            if not self._told:
-                self._told = True
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    self.loop.call_soon_threadsafe(self._hand_out)
+        def done(_: object) -> None:
+            self._done.append((request, outcome))
+            if not self._scheduled:
+                self._scheduled = True
+                with contextlib.suppress(RuntimeError):  # the loop is closed: no task waits
+                    self.loop.call_soon_threadsafe(self._deliver)
 
-        request.add_done_callback(came)
+        request.add_done_callback(done)
         try:
             return await outcome
         except BaseException:
-            request.cancel()  # without effect where that is the outcome
+            request.cancel()  # no-op if the request is done
             raise
 
-    def _hand_out(self) -> None:
-        self._told = False  # first: what comes from now on is told of again
-        while self._came:
-            request, outcome = self._came.popleft()
+    def _deliver(self) -> None:
+        self._scheduled = False  # first: an outcome that arrives from here on schedules another call
+        while self._done:
+            request, outcome = self._done.popleft()
             if outcome.done() or request.cancelled():
-                continue  # its task has been cancelled, or its coroutine closed
+                continue  # its task was cancelled, or its coroutine closed
             error = request.exception()
             if error is None:
                 outcome.set_result(request.result())
@@ -80,7 +84,7 @@ class AsyncClient:
     """A connection to a daemon, for the coroutines of one event loop.
 
     Use it as an async context manager, or `await close()`. Cancelling a task that waits for a request cancels the
-    request. All arguments and errors are those of `Client`.
+    request. Arguments and errors are those of `Client`.
 
     Args:
         endpoint: see `Client`.
@@ -108,15 +112,16 @@ class AsyncClient:
         if max_outstanding < 1:
             raise ValueError(f"max_outstanding must be 1 or more, not {max_outstanding}")
         self._requests = Requests(endpoint, timeout, connect_timeout, retries, shared_memory=shared_memory)
-        self._room = asyncio.Semaphore(max_outstanding)
+        self._outstanding = asyncio.Semaphore(max_outstanding)
         self._max_outstanding = max_outstanding
-        self._outcomes: _Outcomes | None = None
+        self._delivery: _OutcomeDelivery | None = None
+        # Without `close`, the connection ends once nothing refers to the client.
         self._finalizer = weakref.finalize(self, self._requests.connection.stop)
-        self._finalizer.atexit = False  # the connection module sees to the interpreter's end
+        self._finalizer.atexit = False  # at the interpreter's end, connection.py closes all connections
 
     @property
     def endpoint(self) -> str:
-        """Where the daemon is asked."""
+        """The daemon's endpoint."""
         return self._requests.endpoint
 
     async def infer(
@@ -132,39 +137,32 @@ class AsyncClient:
         version_label: str = "",
     ) -> Outputs:
         """Runs a model and waits for its outputs; see `Client.infer`."""
+        request = InferRequest(model, inputs, outputs, version, priority, signature, version_label)
+        return await self._infer(request, timeout)
+
+    async def _infer(self, request: InferRequest, timeout: float | None) -> Outputs:
         requests = self._requests
-        requests.connection.check()
-        seconds = requests.seconds(timeout)
+        requests.connection.check_usable()
+        seconds = requests.resolve_timeout(timeout)
         deadline = time.monotonic() + seconds
-        if self._room.locked():
+        if self._outstanding.locked():
             try:
                 async with asyncio.timeout(seconds):
-                    await self._room.acquire()
+                    await self._outstanding.acquire()
             except TimeoutError:
-                raise no_room(self._max_outstanding) from None
+                raise too_many_outstanding(self._max_outstanding) from None
         else:
-            await self._room.acquire()  # at once
+            await self._outstanding.acquire()  # without waiting
         try:
             # Copied: other tasks run while this one waits, and may change the arrays.
-            future = requests.infer(
-                model,
-                inputs,
-                outputs,
-                version,
-                seconds,
-                deadline,
-                priority,
-                copy=True,
-                signature=signature,
-                version_label=version_label,
-            )
-            return await self._outcome(future)  # type: ignore[no-any-return]
+            future = requests.start_infer(request, seconds, deadline, copy=True)
+            return await self._wait(future)  # type: ignore[no-any-return]
         finally:
-            self._room.release()
+            self._outstanding.release()
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """See `Client.empty`."""
-        return self._requests.empty((shape,) if isinstance(shape, int) else shape, dtype)
+        return self._requests.empty(shape, dtype)
 
     def submit(
         self,
@@ -178,63 +176,54 @@ class AsyncClient:
         signature: str = "",
         version_label: str = "",
     ) -> asyncio.Task[Outputs]:
-        """Starts what `infer` does as a task of the running loop. The arrays must not change before it has begun."""
-        request = self.infer(
-            model,
-            inputs,
-            outputs=outputs,
-            version=version,
-            timeout=timeout,
-            priority=priority,
-            signature=signature,
-            version_label=version_label,
-        )
-        return asyncio.get_running_loop().create_task(request)
+        """Starts what `infer` does as a task of the running loop. Arrays must not change before the task has begun."""
+        request = InferRequest(model, inputs, outputs, version, priority, signature, version_label)
+        return asyncio.get_running_loop().create_task(self._infer(request, timeout))
 
-    async def _outcome(self, request: RequestFuture) -> Any:
+    async def _wait(self, request: RequestFuture) -> Any:
         loop = asyncio.get_running_loop()
-        if self._outcomes is None or self._outcomes.loop is not loop:
-            self._outcomes = _Outcomes(loop)
-        return await self._outcomes.of(request)
+        if self._delivery is None or self._delivery.loop is not loop:
+            self._delivery = _OutcomeDelivery(loop)
+        return await self._delivery.wait_for(request)
 
-    async def _ask(self, kind: bytes, header: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
-        return await self._outcome(self._requests.ask(kind, header or {}, timeout))
+    async def _query(self, kind: bytes, header: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
+        return await self._wait(self._requests.start_query(kind, header or {}, timeout))
 
     async def live(self) -> bool:
-        """The daemon answers."""
-        return bool((await self._ask(wire.SERVER_LIVE))["live"])
+        """Whether the daemon answers."""
+        return bool((await self._query(wire.SERVER_LIVE))["live"])
 
     async def ready(self) -> bool:
-        """Each model has a ready worker."""
+        """Whether each model has a ready worker."""
         return bool((await self.server_ready())["ready"])
 
     async def server_ready(self) -> dict[str, Any]:
         """See `Client.server_ready`."""
-        answer: dict[str, Any] = await self._ask(wire.SERVER_READY)
+        answer: dict[str, Any] = await self._query(wire.SERVER_READY)
         return answer
 
     async def server_metadata(self) -> dict[str, Any]:
         """See `Client.server_metadata`."""
-        answer: dict[str, Any] = await self._ask(wire.SERVER_METADATA)
+        answer: dict[str, Any] = await self._query(wire.SERVER_METADATA)
         return answer
 
     async def status(self) -> dict[str, Any]:
         """See `Client.status`."""
-        answer: dict[str, Any] = await self._ask(wire.STATUS)
+        answer: dict[str, Any] = await self._query(wire.STATUS)
         return answer
 
     async def model_ready(self, model: str, version: str = "", *, version_label: str = "") -> bool:
         """See `Client.model_ready`."""
-        return bool((await self._ask(wire.MODEL_READY, model_header(model, version, version_label)))["ready"])
+        return bool((await self._query(wire.MODEL_READY, model_header(model, version, version_label)))["ready"])
 
     async def metadata(self, model: str, version: str = "", *, version_label: str = "") -> dict[str, Any]:
         """See `Client.metadata`."""
-        answer: dict[str, Any] = await self._ask(wire.MODEL_METADATA, model_header(model, version, version_label))
+        answer: dict[str, Any] = await self._query(wire.MODEL_METADATA, model_header(model, version, version_label))
         return answer
 
     async def model_config(self, model: str, version: str = "", *, version_label: str = "") -> dict[str, Any]:
         """See `Client.model_config`."""
-        answer: dict[str, Any] = await self._ask(wire.MODEL_CONFIG, model_header(model, version, version_label))
+        answer: dict[str, Any] = await self._query(wire.MODEL_CONFIG, model_header(model, version, version_label))
         return answer
 
     async def statistics(
@@ -242,26 +231,26 @@ class AsyncClient:
     ) -> dict[str, Any]:
         """See `Client.statistics`."""
         header = {} if model is None else model_header(model, version, version_label)
-        answer: dict[str, Any] = await self._ask(wire.STATISTICS, header)
+        answer: dict[str, Any] = await self._query(wire.STATISTICS, header)
         return answer
 
     async def wait_until_ready(self, timeout: float = 60.0) -> None:
         """See `Client.wait_until_ready`."""
-        until = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         while True:
             try:
-                state = await self._ask(wire.SERVER_READY, timeout=max(until - time.monotonic(), 0.001))
+                state = await self._query(wire.SERVER_READY, timeout=max(deadline - time.monotonic(), 0.001))
                 if state["ready"]:
                     return
-                why = not_ready(state)
+                cause = describe_not_ready(state)
             except (Unavailable, TimeoutError) as error:
-                why = not_ready(error)
-            if time.monotonic() + ASK_AGAIN_S >= until:
-                raise make(Reason.NO_WORKER, f"not ready after {timeout:g} s: {why}")
-            await asyncio.sleep(ASK_AGAIN_S)
+                cause = describe_not_ready(error)
+            if time.monotonic() + READINESS_INTERVAL_S >= deadline:
+                raise make(Reason.NO_WORKER, f"not ready after {timeout:g} s: {cause}")
+            await asyncio.sleep(READINESS_INTERVAL_S)
 
     async def close(self) -> None:
-        """Closes the connection; requests without an outcome fail as `closed`. May be called again."""
+        """Closes the connection. Outstanding requests fail as `closed`. No-op if called again."""
         connection = self._requests.connection
         connection.stop()
         await asyncio.get_running_loop().run_in_executor(None, connection.join)

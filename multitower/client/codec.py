@@ -1,19 +1,20 @@
-"""From what an application passes to the frames of a request, and from the frames of a reply to arrays.
+"""Writes the header and frames of requests, and reads replies into arrays. Both clients use it.
 
-Both clients use it. Headers are cached by what they say, since equal bytes are what the router's own cache lives on.
+Headers are cached: equal requests get equal bytes, which the router's own cache relies on.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from multitower import tensors, wire
-from multitower.client.shared_memory import ALIGNMENT, Arena, Lease
+from multitower.client.shared_memory import ALIGNMENT, Allocation, Arena
 from multitower.errors import MultitowerError, Reason, from_wire, make
 from multitower.infer_header import parse_area
 
@@ -24,32 +25,56 @@ if TYPE_CHECKING:
 
 MAX_CACHED = 1024
 
-
 SHARED_BYTES = 64 << 10
-"""From this size on a tensor of a local client travels in shared memory: measured, see docs/performance.md."""
+"""From this size on a local client sends a tensor in shared memory: measured, see docs/performance.md."""
+
+Frame: TypeAlias = bytes | memoryview
 
 
-class Encoded:
+class InferRequest(NamedTuple):
+    """What an application asks for; see `Client.infer`.
+
+    Attributes:
+        model: the model's name.
+        inputs: array-likes by name.
+        outputs: names of the outputs wanted; None or none of them for all.
+        version: the model's version; "" for the one that is served.
+        priority: 0 or more.
+        signature: the model's signature; "" for its default one.
+        version_label: a label of the version, instead of `version`; or "".
+    """
+
+    model: str
+    inputs: Mapping[str, Any]
+    outputs: Sequence[str] | None = None
+    version: str = ""
+    priority: int = 0
+    signature: str = ""
+    version_label: str = ""
+
+
+class EncodedRequest:
     """A request as it is sent.
 
     Attributes:
-        header: its header.
-        frames: its tensors that are not in shared memory.
-        lease: the area that its other tensors lie in, and where its outputs may be written; None without one.
-        writes: outputs may be written there.
-        again: makes header and frames of the same request without shared memory; None where it uses none.
-        asked: what outputs are known by, or None where shared memory cannot be used.
+        header: its header frame.
+        frames: its tensors that are not in shared memory, in input order.
+        allocation: the area with its other tensors, and for its outputs; None without one.
+        has_output_areas: a worker may write outputs to the area.
+        without_shared_memory: encodes the same request without shared memory, as header and frames; None where it uses
+            none.
+        output_key: identifies requests with outputs of the same sizes; None where shared memory cannot be used.
     """
 
-    __slots__ = ("again", "asked", "frames", "header", "lease", "writes")
+    __slots__ = ("allocation", "frames", "has_output_areas", "header", "output_key", "without_shared_memory")
 
-    def __init__(self, header: bytes, frames: list[bytes | memoryview], asked: tuple[Any, ...] | None = None) -> None:
+    def __init__(self, header: bytes, frames: list[Frame], output_key: tuple[Any, ...] | None = None) -> None:
         self.header = header
         self.frames = frames
-        self.lease: Lease | None = None
-        self.writes = False
-        self.again: Callable[[], tuple[bytes, list[bytes | memoryview]]] | None = None
-        self.asked = asked
+        self.allocation: Allocation | None = None
+        self.has_output_areas = False
+        self.without_shared_memory: Callable[[], tuple[bytes, list[Frame]]] | None = None
+        self.output_key = output_key
 
 
 class _Output(NamedTuple):
@@ -59,53 +84,40 @@ class _Output(NamedTuple):
     area: wire.Area | None
 
 
+_Sizes: TypeAlias = tuple[tuple[str, int], ...]
+"""Names and bytes of the outputs that are large enough for shared memory."""
+
+
 class Codec:
-    """Writes requests and reads replies. Safe from many threads: its caches only ever gain or lose whole entries."""
+    """Writes requests and reads replies. Safe for use from many threads: its caches gain or lose whole entries only."""
 
     def __init__(self) -> None:
         self._headers: dict[tuple[Any, ...], bytes] = {}
-        self._replies: dict[bytes, tuple[list[_Output], tuple[tuple[str, int], ...]]] = {}
-        self._outputs: dict[tuple[Any, ...], tuple[tuple[str, int], ...]] = {}
+        self._replies: dict[bytes, tuple[list[_Output], _Sizes]] = {}
+        self._output_sizes: dict[tuple[Any, ...], _Sizes] = {}
 
     def encode(
-        self,
-        model: str,
-        inputs: Mapping[str, Any],
-        outputs: Sequence[str] | None,
-        version: str,
-        timeout: float,
-        priority: int,
-        *,
-        copy: bool,
-        arena: Arena | None = None,
-        signature: str = "",
-        version_label: str = "",
-    ) -> Encoded:
-        """An `MT1:infer` request.
+        self, request: InferRequest, timeout: float, *, copy: bool, arena: Arena | None = None
+    ) -> EncodedRequest:
+        """Encodes an `MT1:infer` request.
 
         Args:
-            model: its name.
-            inputs: array-likes by name.
-            outputs: names wanted; None or none of them for all.
-            version: the model's version, or "" for the one that is served.
+            request: what is asked for.
             timeout: seconds.
-            priority: 0 or more.
-            copy: the frames must stay as they are when the arrays change.
-            arena: shared memory that the daemon takes, or None.
-            signature: the model's signature, or "" for the one that it has by default.
-            version_label: the label of the version, in place of `version`, or "".
+            copy: whether the frames must stay the same when the arrays change.
+            arena: shared memory that the daemon can reach, or None.
 
         Raises:
             InvalidRequest: `datatype_mismatch` or `shape_invalid`, naming the input that cannot be sent;
                 `malformed` for inputs without names, and for names and a priority that cannot be written.
         """
-        frames: list[bytes | memoryview] = []
+        frames: list[Frame] = []
         described: list[tuple[str, str, tuple[int, ...]]] = []
         large: list[tuple[int, Array]] = []
         try:
-            items = inputs.items()
+            items = request.inputs.items()
         except AttributeError:
-            kind = type(inputs).__name__
+            kind = type(request.inputs).__name__
             raise make(Reason.MALFORMED, f"inputs are arrays by name, as in {{'x': array}}, not {kind}") from None
         for name, value in items:
             try:
@@ -113,7 +125,7 @@ class Codec:
                     raise make(Reason.DATATYPE_MISMATCH, "the protocol has no masked elements; fill them first")
                 array = np.asarray(value)
                 if array.dtype.kind in "SU" and not isinstance(value, np.ndarray):
-                    # numpy's strings lose the zeros at their ends, and mix numbers in as text.
+                    # numpy's string types drop zero bytes at the end, and turn numbers among the elements into text.
                     array = np.asarray(value, dtype=object)
                 datatype = tensors.datatype_of(array)
                 described.append((name, datatype, array.shape))
@@ -124,86 +136,93 @@ class Codec:
             except MultitowerError as error:
                 raise make(Reason.DATATYPE_MISMATCH, f"input {name!r}: {error.message}", field=name) from None
             except (TypeError, ValueError) as error:
-                # numpy's own words about rows of unequal length and the like.
+                # numpy's message about rows of unequal length and the like.
                 raise make(Reason.SHAPE_INVALID, f"input {name!r} is no array: {error}", field=name) from None
-            frames.append(_kept(frame) if copy else frame)
+            frames.append(_own(frame) if copy else frame)
+        outputs = request.outputs
         if isinstance(outputs, str):
             raise make(Reason.MALFORMED, f"outputs is a list of names, not {outputs!r}", field="outputs")
-        # An empty list asks for all outputs, as in the protocol; they then have their places in shared memory too.
+        # An empty list asks for all outputs, as in the protocol.
         wanted = (tuple(outputs) or None) if outputs is not None else None
-        # A whole number of microseconds, and never none: 0 is no time-out the protocol knows. True equals 1 as a key.
+        # At least 1: a time-out of 0 is not allowed in the protocol.
         microseconds = max(1, math.ceil(timeout * 1e6))
-        key = (
-            model,
+        output_key = (
+            request.model,
             tuple(described),
             wanted,
-            version,
-            signature,
-            version_label,
-            microseconds,
-            priority,
-            type(priority),
+            request.version,
+            request.signature,
+            request.version_label,
         )
+        # With the type of the priority: True equals 1, but is not valid.
+        key = (output_key, microseconds, request.priority, type(request.priority))
         if arena is None:
-            return Encoded(self._header(key), frames)
-        asked = key[:6]
+            return EncodedRequest(self._header(key), frames)
         try:
-            known_outputs = self._outputs.get(asked, ())
+            output_sizes = self._output_sizes.get(output_key, ())
         except TypeError:
-            known_outputs = ()  # names that are no text: refused below
-        if large or known_outputs:
-            encoded = self._share(arena, key, large, frames, known_outputs)
+            output_sizes = ()  # names that are not text: refused in `_header`
+        if large or output_sizes:
+            encoded = self._encode_shared(arena, key, large, frames, output_sizes)
             if encoded is not None:
                 return encoded
-            for index, array in large:
-                frame = tensors.encode(array)
-                frames.insert(index, _kept(frame) if copy else frame)
-        return Encoded(self._header(key), frames, asked)
+            encoded_arrays = ((index, tensors.encode(array)) for index, array in large)
+            frames = _merge(frames, ((index, _own(frame) if copy else frame) for index, frame in encoded_arrays))
+        return EncodedRequest(self._header(key), frames, output_key)
 
-    def _share(
+    def _encode_shared(
         self,
         arena: Arena,
         key: tuple[Any, ...],
         large: list[tuple[int, Array]],
-        frames: list[bytes | memoryview],
-        outputs: tuple[tuple[str, int], ...],
-    ) -> Encoded | None:
-        """The request with its large tensors in shared memory; None when there is no room."""
-        located = [arena.locate(array) if _as_sent(array) else None for _, array in large]
+        frames: list[Frame],
+        output_sizes: _Sizes,
+    ) -> EncodedRequest | None:
+        """Encodes a request with its large tensors in shared memory; None when there is no room.
+
+        Args:
+            arena: the client's.
+            key: identifies the header.
+            large: arrays for shared memory, with their positions among all inputs.
+            frames: of the other inputs.
+            output_sizes: outputs that need an area.
+        """
+        # Arrays of `Client.empty` are in shared memory already.
+        located = [arena.locate(array) if _is_wire_layout(array) else None for _, array in large]
         sizes = [array.nbytes for (_, array), location in zip(large, located, strict=True) if location is None]
-        total = sum(map(_aligned, sizes)) + sum(_aligned(size) for _, size in outputs)
-        lease = arena.lease(total) if total else None
-        if total and lease is None:
+        total = sum(map(_aligned, sizes)) + sum(_aligned(size) for _, size in output_sizes)
+        allocation = arena.allocate(total) if total else None
+        if total and allocation is None:
             return None
-        offset = 0 if lease is None else lease.offset
+        offset = 0 if allocation is None else allocation.offset
         areas: dict[int, wire.Area] = {}
-        sent: list[tuple[int, Array]] = []
+        shared: list[tuple[int, Array]] = []
         for (index, array), location in zip(large, located, strict=True):
             if location is not None:
-                region, where = location
-                areas[index] = wire.Area(region.name, where, array.nbytes)
-                sent.append((index, array))
+                region, array_offset = location
+                areas[index] = wire.Area(region.name, array_offset, array.nbytes)
+                shared.append((index, array))
                 continue
-            assert lease is not None  # it was counted
-            view = lease.region.view(offset, array.shape, array.dtype.newbyteorder("<"))
+            assert allocation is not None  # `total` includes this array
+            view = allocation.region.view(offset, array.shape, array.dtype.newbyteorder("<"))
             np.copyto(view, array)
-            areas[index] = wire.Area(lease.region.name, offset, array.nbytes)
-            sent.append((index, view))
+            areas[index] = wire.Area(allocation.region.name, offset, array.nbytes)
+            shared.append((index, view))
             offset += _aligned(array.nbytes)
         output_areas: dict[str, wire.Area] = {}
-        for name, size in outputs:
-            assert lease is not None  # it was counted
-            output_areas[name] = wire.Area(lease.region.name, offset, size)
+        for name, size in output_sizes:
+            assert allocation is not None  # `total` includes this output
+            output_areas[name] = wire.Area(allocation.region.name, offset, size)
             offset += _aligned(size)
 
-        def again() -> tuple[bytes, list[bytes | memoryview]]:
-            plain = list(frames)
-            for index, array in sent:
-                plain.insert(index, _kept(tensors.encode(array)))
-            return self._header(key), plain
+        def without_shared_memory() -> tuple[bytes, list[Frame]]:
+            all_frames = _merge(frames, ((index, _own(tensors.encode(array))) for index, array in shared))
+            return self._header(key), all_frames
 
-        encoded = Encoded(self._header(key, areas, output_areas), frames, key[:6])
-        encoded.lease, encoded.writes, encoded.again = lease, bool(output_areas), again
+        encoded = EncodedRequest(self._header(key, areas, output_areas), frames, key[0])
+        encoded.allocation = allocation
+        encoded.has_output_areas = bool(output_areas)
+        encoded.without_shared_memory = without_shared_memory
         return encoded
 
     def _header(
@@ -212,7 +231,7 @@ class Codec:
         areas: Mapping[int, wire.Area] | None = None,
         output_areas: Mapping[str, wire.Area] | None = None,
     ) -> bytes:
-        model, described, wanted, version, signature, version_label, microseconds, priority, _ = key
+        (model, described, wanted, version, signature, version_label), microseconds, priority, _ = key
         if areas is not None and output_areas is not None:
             key = (*key, tuple(areas.items()), tuple(output_areas.items()))
         try:
@@ -237,29 +256,32 @@ class Codec:
                     self._headers.clear()
                 self._headers[key] = header
         except (TypeError, ValueError) as error:
-            # Names that are no text, or that UTF-8 cannot hold; a priority of numpy's.
+            # Names that are not text, or that UTF-8 cannot express; a priority that is a numpy integer.
             raise make(Reason.MALFORMED, f"the request cannot be written: {error}", field="header") from None
         return header
 
-    def decode(self, header: bytes, frames: Sequence[Any], sent: Encoded | None = None) -> dict[str, Array]:
-        """The outputs of an `MT1:ok` reply to `MT1:infer`, by name; read-only views of frames and of shared memory.
+    def decode(self, header: bytes, frames: Sequence[Any], sent: EncodedRequest | None = None) -> dict[str, Array]:
+        """The outputs of an `MT1:ok` reply to `MT1:infer`, by name: read-only views of frames and of shared memory.
+
+        Args:
+            header: the reply's header frame.
+            frames: its tensor frames.
+            sent: the request; None for one without shared memory.
 
         Raises:
             ModelError: `output_invalid`: the reply cannot be read.
         """
         try:
-            described, large = self._replies.get(header) or self._read(header)
-            if large and sent is not None and sent.asked is not None and self._outputs.get(sent.asked) != large:
-                if len(self._outputs) >= MAX_CACHED:
-                    self._outputs.clear()
-                self._outputs[sent.asked] = large
+            described, sizes = self._replies.get(header) or self._read_reply(header)
+            if sizes and sent is not None and sent.output_key is not None:
+                self._note_output_sizes(sent.output_key, sizes)
             rest = iter(frames)
             outputs = {}
             for name, datatype, shape, area in described:
                 if area is None:
                     outputs[name] = tensors.decode(datatype, shape, next(rest))
                 else:
-                    outputs[name] = _shared(datatype, shape, area, None if sent is None else sent.lease)
+                    outputs[name] = _shared_output(datatype, shape, area, None if sent is None else sent.allocation)
             if next(rest, None) is not None:
                 raise ValueError("more frames than outputs")
         except MultitowerError as error:
@@ -269,8 +291,14 @@ class Codec:
         else:
             return outputs
 
-    def _read(self, header: bytes) -> tuple[list[_Output], tuple[tuple[str, int], ...]]:
-        """The outputs of a reply, and the names and sizes of those that shared memory is for."""
+    def _note_output_sizes(self, key: tuple[Any, ...], sizes: _Sizes) -> None:
+        """The next equal request allocates areas for these outputs."""
+        if self._output_sizes.get(key) != sizes:
+            if len(self._output_sizes) >= MAX_CACHED:
+                self._output_sizes.clear()
+            self._output_sizes[key] = sizes
+
+    def _read_reply(self, header: bytes) -> tuple[list[_Output], _Sizes]:
         described = [
             _Output(output["name"], output["datatype"], output["shape"], parse_area(output, f"outputs[{index}]"))
             for index, output in enumerate(read_header(header)["outputs"])
@@ -287,12 +315,24 @@ class Codec:
         return described, large
 
 
-def _kept(frame: bytes | memoryview) -> bytes:
+def _own(frame: Frame) -> bytes:
+    """The frame, copied if it is a view of an array."""
     return frame if isinstance(frame, bytes) else bytes(frame)
 
 
-def _as_sent(array: Array) -> bool:
-    """Its bytes are those that the protocol wants, in their order."""
+def _merge(frames: Iterable[Frame], others: Iterable[tuple[int, Frame]]) -> list[Frame]:
+    """`frames` with `others` inserted, each at its index in the result; the indices ascend."""
+    rest = iter(frames)
+    merged: list[Frame] = []
+    for index, frame in others:
+        merged.extend(islice(rest, index - len(merged)))
+        merged.append(frame)
+    merged.extend(rest)
+    return merged
+
+
+def _is_wire_layout(array: Array) -> bool:
+    """Whether the array's memory is what the protocol transfers: contiguous, row-major, little-endian."""
     return array.flags.c_contiguous and array.dtype.newbyteorder("<") == array.dtype
 
 
@@ -300,19 +340,19 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _shared(datatype: str, shape: Sequence[int], area: wire.Area, lease: Lease | None) -> Array:
-    if lease is None or not lease.holds(area):
-        raise ValueError(f"an output lies at {area}, which is not this request's")
+def _shared_output(datatype: str, shape: Sequence[int], area: wire.Area, allocation: Allocation | None) -> Array:
+    if allocation is None or not allocation.contains(area):
+        raise ValueError(f"an output lies at {area}, outside this request's area")
     if area.size != tensors.byte_size(datatype, shape):
         raise ValueError(f"an output of shape {shape} lies at {area}")
-    return lease.array(area.offset, shape, tensors.dtype_of(datatype), writeable=False)
+    return allocation.array(area.offset, shape, tensors.dtype_of(datatype), writeable=False)
 
 
 def read_header(header: bytes) -> dict[str, Any]:
-    """The header of a reply, whatever it is: a JSON object.
+    """Reads the header of a reply of any kind.
 
     Raises:
-        ModelError: `output_invalid`: it is none.
+        ModelError: `output_invalid`: it is not a JSON object.
     """
     try:
         value = json.loads(header)

@@ -1,20 +1,21 @@
-"""What both clients share: how each kind of request is made, sent, and given its outcome."""
+"""What both clients share: starting requests, and turning replies into the outcomes of futures."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from multitower import wire
-from multitower.client.codec import Codec, Encoded, read_header
-from multitower.client.connection import Call, Connection
+from multitower.client.codec import Codec, EncodedRequest, InferRequest, read_header
+from multitower.client.connection import Connection
 from multitower.client.shared_memory import Arena
+from multitower.client.transport import Call, Outcome
 from multitower.errors import Code, MultitowerError, Reason, Unavailable, make
 
 if TYPE_CHECKING:
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_OUTSTANDING = 1000
-ASK_AGAIN_S = 0.05
+READINESS_INTERVAL_S = 0.05
+"""How long `wait_until_ready` waits before it asks again."""
 
 
 class RequestFuture(Future[Any]):
-    """The future of a request; `cancel` also tells the daemon, which then does not run it if it can help it."""
+    """The future of a request. Cancelling it also tells the daemon, which then does not run it if it has not begun."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()
@@ -36,7 +38,7 @@ class RequestFuture(Future[Any]):
         self._call: Call | None = None
 
     def cancel(self) -> bool:
-        """Cancels the request, unless its outcome is there."""
+        """Cancels the request; False if it has its outcome."""
         if not super().cancel():
             return False
         if self._call is not None:
@@ -44,24 +46,36 @@ class RequestFuture(Future[Any]):
         return True
 
     def lead(self) -> None:
-        """Waits for the outcome, where the caller can do so by itself; for who alone knows of this future."""
+        """Waits for the outcome if the caller can read the reply itself; else returns at once.
+
+        No other thread may know of this future.
+        """
         if self._call is not None:
             try:
                 self._connection.lead(self._call)
-            except BaseException:
-                self.cancel()  # Ctrl-C, say
+            except BaseException:  # Ctrl-C, for example
+                self.cancel()
                 raise
 
 
 class Requests:
-    """What both clients share: how each kind of request is made, sent, and given its outcome.
+    """Starts requests over one connection.
 
     Args:
-        endpoint: `ipc://PATH` or `tcp://HOST:PORT`; None takes `MULTITOWER_ENDPOINT`, else the default one.
-        timeout: seconds for a request that gives none of its own.
+        endpoint: `ipc://PATH` or `tcp://HOST:PORT`; None for `MULTITOWER_ENDPOINT`, else the default one.
+        timeout: seconds for a request that specifies none.
         connect_timeout: seconds that a request waits for a daemon to listen.
-        retries: how often a request is sent again that the daemon refused without running it.
-        shared_memory: large tensors travel through shared memory where the daemon takes it.
+        retries: how often a request that the daemon refused without running it is sent again.
+        shared_memory: whether large tensors travel through shared memory, where the daemon supports it.
+
+    Attributes:
+        endpoint: the endpoint in use.
+        timeout: as passed.
+        connection: the connection to the daemon.
+
+    Raises:
+        Unavailable: `not_listening`: the endpoint is malformed.
+        ValueError: a time or a number that is too small.
     """
 
     def __init__(
@@ -87,59 +101,56 @@ class Requests:
         self._arena = Arena() if possible else None
         self.connection = Connection(self.endpoint, retries)
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Any],
-        outputs: Sequence[str] | None,
-        version: str,
-        seconds: float,
-        deadline: float,
-        priority: int,
-        *,
-        copy: bool,
-        signature: str = "",
-        version_label: str = "",
-    ) -> RequestFuture:
-        """Starts an `MT1:infer` request; see `Client.submit`.
+    def start_infer(self, request: InferRequest, seconds: float, deadline: float, *, copy: bool) -> RequestFuture:
+        """Starts an `MT1:infer` request.
 
-        `seconds` is what the daemon is told: always the whole of it, so that headers repeat. `deadline` (monotonic
-        seconds) is when the request fails here.
+        Args:
+            request: what is asked for.
+            seconds: the time-out that the daemon is told: always the request's whole time, so that headers repeat.
+            deadline: when the request fails here, monotonic seconds.
+            copy: whether arrays may change before the request has its outcome.
+
+        Raises:
+            InvalidRequest: an input cannot be sent.
+            Unavailable: `closed`.
         """
-        self.connection.check()
-        arena = self._arena if self.connection.shared_memory else None
-        sent = self._codec.encode(
-            model,
-            inputs,
-            outputs,
-            version,
-            seconds,
-            priority,
-            copy=copy,
-            arena=arena,
-            signature=signature,
-            version_label=version_label,
-        )
+        self.connection.check_usable()
+        arena = self._arena if self.connection.accepts_shared_memory else None
+        sent = self._codec.encode(request, seconds, copy=copy, arena=arena)
 
         def read(header: bytes, frames: Sequence[Any]) -> Outputs:
             return self._codec.decode(header, frames, sent)
 
         return self._start(wire.INFER, sent.header, sent.frames, deadline, read, sent)
 
-    def empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+    def start_query(self, kind: bytes, header: Mapping[str, Any], timeout: float | None = None) -> RequestFuture:
+        """Starts a request of another kind; its result is the reply's header, a dict.
+
+        Args:
+            kind: kind of request.
+            header: its header.
+            timeout: seconds; None for the default.
+
+        Raises:
+            Unavailable: `closed`.
+        """
+        self.connection.check_usable()
+        deadline = time.monotonic() + self.resolve_timeout(timeout)
+        return self._start(kind, wire.dump_json(header), (), deadline, lambda body, _: read_header(body))
+
+    def empty(self, shape: int | Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
         """See `Client.empty`."""
-        self.connection.check()
+        self.connection.check_usable()
+        shape = (shape,) if isinstance(shape, int) else shape
         array = None if self._arena is None else self._arena.empty(shape, dtype)
         return np.empty(shape, dtype) if array is None else array
 
-    def ask(self, kind: bytes, header: Mapping[str, Any], timeout: float | None = None) -> RequestFuture:
-        """Starts a request of another kind; its result is the reply's header."""
-        self.connection.check()
-        deadline = time.monotonic() + self.seconds(timeout)
-        return self._start(kind, wire.dump_json(header), (), deadline, lambda body, _: read_header(body))
+    def resolve_timeout(self, timeout: float | None) -> float:
+        """The seconds of a request with this `timeout` argument.
 
-    def seconds(self, timeout: float | None) -> float:
-        """The request's time."""
+        Raises:
+            ValueError: it is 0 or less.
+        """
         seconds = self.timeout if timeout is None else timeout
         if not seconds > 0:
             raise ValueError(f"timeout must be more than 0 seconds, not {seconds}")
@@ -151,14 +162,14 @@ class Requests:
         header: bytes,
         frames: Sequence[Any],
         deadline: float,
-        read: Any,
-        sent: Encoded | None = None,
+        read: Callable[[bytes, Sequence[Any]], Any],
+        sent: EncodedRequest | None = None,
     ) -> RequestFuture:
         future = RequestFuture(self.connection)
 
-        def done(outcome: list[Any] | MultitowerError) -> None:
-            if sent is not None and sent.writes and isinstance(outcome, MultitowerError):
-                _condemn(sent, outcome)
+        def done(outcome: Outcome) -> None:
+            if sent is not None and sent.has_output_areas and isinstance(outcome, MultitowerError):
+                _retire_if_written_later(sent, outcome)
             if not future.set_running_or_notify_cancel():
                 return
             if isinstance(outcome, MultitowerError):
@@ -168,42 +179,44 @@ class Requests:
                 result = read(outcome[0], [_read_only(frame) for frame in outcome[1:]])
             except MultitowerError as error:
                 future.set_exception(error)
-            except Exception as error:  # noqa: BLE001  no memory for it: this request's outcome, not the connection's end
+            except Exception as error:  # noqa: BLE001  no memory for it concerns this request only
                 future.set_exception(make(Reason.OUTPUT_INVALID, f"the daemon's reply cannot be read: {error!r}"))
             else:
                 future.set_result(result)
 
         connect_by = min(deadline, time.monotonic() + self._connect_timeout)
-        call = Call(kind, header, frames, deadline, connect_by, done, None if sent is None else sent.again)
-        future._call = call
+        without_shared_memory = None if sent is None else sent.without_shared_memory
+        future._call = call = Call(kind, header, frames, deadline, connect_by, done, without_shared_memory)
         self.connection.start(call)
         return future
 
 
-_ENDED = frozenset(
+_NEVER_WRITTEN_LATER = frozenset(
     (Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.RESOURCE_EXHAUSTED, Reason.MODEL_ERROR, Reason.OUTPUT_INVALID)
 )
-"""Errors of requests that no worker has had, or that one has answered: none writes their outputs any more."""
+"""Errors after which no worker writes outputs: none has received the request, or one has answered it."""
 
 
-def _condemn(sent: Encoded, error: MultitowerError) -> None:
-    if sent.lease is not None and error.code not in _ENDED and error.reason not in _ENDED:
-        sent.lease.condemn()
+def _retire_if_written_later(sent: EncodedRequest, error: MultitowerError) -> None:
+    """Excludes a request's area from further use if a worker may still write outputs to it."""
+    final = error.code in _NEVER_WRITTEN_LATER or error.reason in _NEVER_WRITTEN_LATER
+    if sent.allocation is not None and not final:
+        sent.allocation.retire()
 
 
 def _read_only(frame: Any) -> bytes | memoryview:
-    """A frame as arrays are made of: small ones are `bytes`, large ones stay where libzmq received them."""
+    """A frame as the memory of arrays: `bytes` if it is small, else a view of where libzmq received it."""
     return frame if type(frame) is bytes else frame.buffer.toreadonly()
 
 
-def no_room(size: int) -> MultitowerError:
-    """Why a request was not sent for which there was no room."""
-    message = f"{size} requests were outstanding, and none got its outcome within this one's time (max_outstanding)"
+def too_many_outstanding(limit: int) -> MultitowerError:
+    """The error of a request that waited for others to finish for its whole time."""
+    message = f"{limit} requests were outstanding, and none got its outcome within this one's time (max_outstanding)"
     return make(Reason.DEADLINE, message)
 
 
-def not_ready(state: dict[str, Any] | Exception) -> str:
-    """Why a daemon is not ready, from its `server_ready` or the error of asking for it.
+def describe_not_ready(state: dict[str, Any] | Exception) -> str:
+    """Why a daemon is not ready, from its `server_ready` or from the error of asking for it.
 
     Raises:
         Unavailable: `closed`: asking again cannot help.
@@ -218,7 +231,7 @@ def not_ready(state: dict[str, Any] | Exception) -> str:
 
 
 def model_header(model: str, version: str, version_label: str = "") -> dict[str, Any]:
-    """The header of the kinds of request that name a model."""
+    """The header of a request that names a model."""
     header: dict[str, Any] = {"model_name": model}
     if version:
         header["model_version"] = version

@@ -1,4 +1,4 @@
-"""The client for threads: `Client`. `AsyncClient` in `aio` is the same for asyncio."""
+"""`Client`, the client for threads. `AsyncClient` in `aio.py` is the same for asyncio."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from multitower import wire
+from multitower.client.codec import InferRequest
 from multitower.client.requests import (
-    ASK_AGAIN_S,
     CONNECT_TIMEOUT_S,
     MAX_OUTSTANDING,
+    READINESS_INTERVAL_S,
     RequestFuture,
     Requests,
+    describe_not_ready,
     model_header,
-    no_room,
-    not_ready,
+    too_many_outstanding,
 )
 from multitower.client.retries import RETRIES
 from multitower.errors import Reason, Unavailable, make
@@ -32,38 +33,38 @@ if TYPE_CHECKING:
     from multitower.client.requests import Outputs
 
 
-class _Room:
-    """How many requests may be outstanding."""
+class _OutstandingLimit:
+    """Bounds the requests that are outstanding."""
 
-    def __init__(self, size: int) -> None:
-        self._free = threading.Semaphore(size)
-        self._size = size
+    def __init__(self, limit: int) -> None:
+        self._free = threading.Semaphore(limit)
+        self._limit = limit
 
-    def enter(self, seconds: float, *, wait: bool) -> None:
+    def acquire(self, seconds: float, *, wait: bool) -> None:
         if self._free.acquire(blocking=False):
             return
         if not wait or not self._free.acquire(timeout=seconds):
-            raise no_room(self._size)
+            raise too_many_outstanding(self._limit)
 
-    def leave(self, _: object = None) -> None:
+    def release(self, _: object = None) -> None:
         self._free.release()
 
 
 class Client:
     """A connection to a daemon, for any number of threads.
 
-    Requests are pipelined over one connection. It opens by itself, and again after it was lost. Use it as a context
-    manager, or `close` it. It does not work in a forked child: make a new one there.
+    Requests are pipelined over one connection, which opens by itself, and again after it was lost. Use the client as a
+    context manager, or `close` it. It does not work in a forked child: make a new one there.
 
     Args:
-        endpoint: `ipc://PATH` or `tcp://HOST:PORT`; None takes the environment's `MULTITOWER_ENDPOINT`, else
+        endpoint: `ipc://PATH` or `tcp://HOST:PORT`; None for the environment variable `MULTITOWER_ENDPOINT`, else
             `tcp://127.0.0.1:5555`.
-        timeout: seconds until a request fails with `DeadlineExceeded`, unless it gives its own.
+        timeout: seconds until a request fails with `DeadlineExceeded`, unless it specifies its own.
         connect_timeout: seconds that a request waits for a daemon to listen before it fails with `Unavailable`.
-        max_outstanding: requests that may wait for their answers at one time; `submit` waits for room.
-        retries: how often a request is sent again, within its time, that the daemon refused without running it: its
-            queue was full, or its model is loading. 0 for never.
-        shared_memory: large tensors of ipc endpoints travel through shared memory, where the daemon can reach it.
+        max_outstanding: how many requests may be outstanding at one time; further ones wait for one of them to finish.
+        retries: how often a request that the daemon refused without running it, because the queue was full or the
+            model was loading, is sent again within its time; 0 for never.
+        shared_memory: whether large tensors travel through shared memory: over ipc, where the daemon can reach it.
 
     Raises:
         Unavailable: `not_listening`: the endpoint is malformed.
@@ -83,14 +84,14 @@ class Client:
         if max_outstanding < 1:
             raise ValueError(f"max_outstanding must be 1 or more, not {max_outstanding}")
         self._requests = Requests(endpoint, timeout, connect_timeout, retries, shared_memory=shared_memory)
-        self._room = _Room(max_outstanding)
-        # Without `close`, the thread ends once nothing refers to the client any more.
+        self._outstanding = _OutstandingLimit(max_outstanding)
+        # Without `close`, the connection ends once nothing refers to the client.
         self._finalizer = weakref.finalize(self, self._requests.connection.stop)
-        self._finalizer.atexit = False  # the connection module sees to the interpreter's end
+        self._finalizer.atexit = False  # at the interpreter's end, connection.py closes all connections
 
     @property
     def endpoint(self) -> str:
-        """Where the daemon is asked."""
+        """The daemon's endpoint."""
         return self._requests.endpoint
 
     def infer(
@@ -108,52 +109,53 @@ class Client:
         """Runs a model and waits for its outputs.
 
         Args:
-            model: its name.
-            inputs: for each input an array, or what numpy makes one of, of the datatype and shape that the model
-                declares; where the model is batched, dimension 0 is the rows. Elements of BYTES inputs are `str`
+            model: the model's name.
+            inputs: for each input an array, or anything that numpy converts to one, with the datatype and shape that
+                the model declares. If the model is batched, dimension 0 is the rows. Elements of BYTES inputs are `str`
                 (sent as UTF-8) or `bytes`.
-            outputs: the outputs wanted; None for all.
-            version: the number of the model's version; "" for the highest that is served.
+            outputs: names of the outputs wanted; None for all.
+            version: the model's version number; "" for the highest that is served.
             timeout: seconds; None for the client's.
-            priority: 1 or more, less being more urgent; 0 for 2.
-            signature: of the model's signatures, which `metadata` lists; "" for the one that it has by default.
-            version_label: of the model's `version_labels`, in place of `version`.
+            priority: 1 or more, lower numbers being more urgent; 0 counts as 2.
+            signature: the model's signature, one of those that `metadata` lists; "" for its default one.
+            version_label: one of the model's `version_labels`, instead of `version`.
 
         Returns:
-            The outputs by name; read-only arrays. BYTES outputs are object arrays of `bytes`.
+            The outputs by name, as read-only arrays. BYTES outputs are object arrays of `bytes`.
 
         Raises:
             InvalidRequest: the request is wrong; the message names the field.
             NotFound: there is no such model, version or signature.
-            Overloaded: the model's queue is full, and was so at each retry, or the next one would come too late.
+            Overloaded: the model's queue was full at each attempt, or the next one would come after the deadline.
             DeadlineExceeded: no answer in time.
             Unavailable: no daemon listens, the connection was lost, or no worker serves the model.
             Poisoned: workers died while they executed the request.
             ModelError: the model raised an exception.
         """
-        # Not copied: the arrays are the caller's until this returns.
-        future = self._submit(model, inputs, outputs, version, timeout, priority, signature, version_label, copy=False)
-        if not self._requests.connection.in_its_thread:
+        request = InferRequest(model, inputs, outputs, version, priority, signature, version_label)
+        # Not copied: the caller does not change the arrays before this returns.
+        future = self._submit(request, timeout, copy=False)
+        if not self._requests.connection.in_own_thread:
             future.lead()
         return self._wait(future)  # type: ignore[no-any-return]
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
-        """An array to fill and pass as an input, in shared memory where there is some: it is sent without a copy.
+        """An array to fill and pass as an input. In shared memory, if there is any, it is sent without a copy.
 
-        Its contiguous parts (rows, say) are sent so as well. It must not change while a request that it was passed
-        to has no outcome, not even with `submit`. It may be used for any number of requests.
+        So are contiguous parts of it, such as rows. The array must not change while a request that it was passed to is
+        outstanding, also with `submit`. It may be used for any number of requests.
 
         Args:
             shape: its shape.
             dtype: its dtype.
 
         Returns:
-            An array of any values; a common one where the endpoint is not ipc, and where there is no room.
+            An uninitialised array: an ordinary one if the endpoint is not ipc or there is no room.
 
         Raises:
             Unavailable: `closed`: the client was closed, or belongs to the parent of a forked process.
         """
-        return self._requests.empty((shape,) if isinstance(shape, int) else shape, dtype)
+        return self._requests.empty(shape, dtype)
 
     def submit(
         self,
@@ -167,127 +169,105 @@ class Client:
         signature: str = "",
         version_label: str = "",
     ) -> Future[Outputs]:
-        """Starts what `infer` does, and returns at once with a future of its outcome.
+        """Starts what `infer` does and returns a future of its outcome at once.
 
-        The arrays may be changed as soon as this returns. `cancel` of the future cancels the request. Callbacks run
-        in the client's thread: they must be short, and may submit, but not wait for another request.
+        The arrays may change as soon as this returns. Cancelling the future cancels the request. Its callbacks run in
+        the client's thread: they must be short, may call `submit`, and must not wait for another request.
 
         Raises:
             InvalidRequest: an input cannot be sent.
             DeadlineExceeded: `max_outstanding` requests were outstanding for the request's whole time.
             Unavailable: `closed`: the client was closed, or belongs to the parent of a forked process.
         """
-        return self._submit(model, inputs, outputs, version, timeout, priority, signature, version_label, copy=True)
+        request = InferRequest(model, inputs, outputs, version, priority, signature, version_label)
+        return self._submit(request, timeout, copy=True)
 
-    def _submit(
-        self,
-        model: str,
-        inputs: Mapping[str, Any],
-        outputs: Sequence[str] | None,
-        version: str,
-        timeout: float | None,
-        priority: int,
-        signature: str,
-        version_label: str,
-        *,
-        copy: bool,
-    ) -> RequestFuture:
+    def _submit(self, request: InferRequest, timeout: float | None, *, copy: bool) -> RequestFuture:
         requests = self._requests
-        requests.connection.check()
-        seconds = requests.seconds(timeout)
+        requests.connection.check_usable()
+        seconds = requests.resolve_timeout(timeout)
         deadline = time.monotonic() + seconds
-        self._room.enter(seconds, wait=not requests.connection.in_its_thread)
+        self._outstanding.acquire(seconds, wait=not requests.connection.in_own_thread)
         try:
-            future = requests.infer(
-                model,
-                inputs,
-                outputs,
-                version,
-                seconds,
-                deadline,
-                priority,
-                copy=copy,
-                signature=signature,
-                version_label=version_label,
-            )
+            future = requests.start_infer(request, seconds, deadline, copy=copy)
         except BaseException:
-            self._room.leave()
+            self._outstanding.release()
             raise
-        future.add_done_callback(self._room.leave)
+        future.add_done_callback(self._outstanding.release)
         return future
 
     def _wait(self, future: RequestFuture) -> Any:
-        if self._requests.connection.in_its_thread:
+        if self._requests.connection.in_own_thread:
             future.cancel()
-            raise RuntimeError("a callback must not wait for another request: the answer would come to this thread")
+            raise RuntimeError("a callback must not wait for another request: this thread would read its answer")
         try:
             return future.result()
-        except BaseException:
-            future.cancel()  # Ctrl-C, say; without effect when the outcome is an error
+        except BaseException:  # an error, or Ctrl-C
+            future.cancel()  # no-op if the error is the outcome
             raise
 
-    def _ask(self, kind: bytes, header: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
-        return self._wait(self._requests.ask(kind, header or {}, timeout))
+    def _query(self, kind: bytes, header: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
+        return self._wait(self._requests.start_query(kind, header or {}, timeout))
 
     def live(self) -> bool:
-        """The daemon answers."""
-        return bool(self._ask(wire.SERVER_LIVE)["live"])
+        """Whether the daemon answers."""
+        return bool(self._query(wire.SERVER_LIVE)["live"])
 
     def ready(self) -> bool:
-        """Each model has a ready worker."""
+        """Whether each model has a ready worker."""
         return bool(self.server_ready()["ready"])
 
     def server_ready(self) -> dict[str, Any]:
         """`{"ready": bool, "slots_ready": int, "slots_total": int}`."""
-        answer: dict[str, Any] = self._ask(wire.SERVER_READY)
+        answer: dict[str, Any] = self._query(wire.SERVER_READY)
         return answer
 
     def server_metadata(self) -> dict[str, Any]:
         """Name, version, extensions and `max_message_size` (bytes) of the daemon."""
-        answer: dict[str, Any] = self._ask(wire.SERVER_METADATA)
+        answer: dict[str, Any] = self._query(wire.SERVER_METADATA)
         return answer
 
     def status(self) -> dict[str, Any]:
-        """The daemon's whole state: `daemon`, `slots` and `models`; docs/protocol.md lists the fields."""
-        answer: dict[str, Any] = self._ask(wire.STATUS)
+        """The daemon's state: `daemon`, `slots` and `models`; docs/protocol.md lists the fields."""
+        answer: dict[str, Any] = self._query(wire.STATUS)
         return answer
 
     def model_ready(self, model: str, version: str = "", *, version_label: str = "") -> bool:
-        """A worker serves the model.
+        """Whether a worker serves the model.
 
         Raises:
             NotFound: there is no such model or version.
         """
-        return bool(self._ask(wire.MODEL_READY, model_header(model, version, version_label))["ready"])
+        return bool(self._query(wire.MODEL_READY, model_header(model, version, version_label))["ready"])
 
     def metadata(self, model: str, version: str = "", *, version_label: str = "") -> dict[str, Any]:
-        """The model's versions, and its inputs and outputs: `name`, `datatype`, `shape` (-1 for any size).
+        """The model's versions, inputs and outputs; each has `name`, `datatype` and `shape` (-1 for any size).
 
         Raises:
             NotFound: there is no such model or version.
             Unavailable: no worker has loaded it.
         """
-        answer: dict[str, Any] = self._ask(wire.MODEL_METADATA, model_header(model, version, version_label))
+        answer: dict[str, Any] = self._query(wire.MODEL_METADATA, model_header(model, version, version_label))
         return answer
 
     def model_config(self, model: str, version: str = "", *, version_label: str = "") -> dict[str, Any]:
-        """The model's configuration in Triton's words, `max_batch_size` among it.
+        """The model's configuration with Triton's names, such as `max_batch_size`.
 
         Raises:
             NotFound: there is no such model or version.
             Unavailable: no worker has loaded it.
         """
-        answer: dict[str, Any] = self._ask(wire.MODEL_CONFIG, model_header(model, version, version_label))
+        answer: dict[str, Any] = self._query(wire.MODEL_CONFIG, model_header(model, version, version_label))
         return answer
 
     def statistics(self, model: str | None = None, version: str = "", *, version_label: str = "") -> dict[str, Any]:
-        """Counts and nanoseconds of success, failure, queue and compute, of one model or of all.
+        """Counts and nanoseconds of success, failure, queue and compute, for one model or for all.
 
         Raises:
             NotFound: there is no such model or version.
         """
         header = {} if model is None else model_header(model, version, version_label)
-        answer: dict[str, Any] = self._ask(wire.STATISTICS, header)
+        answer: dict[str, Any] = self._query(wire.STATISTICS, header)
         return answer
 
     def wait_until_ready(self, timeout: float = 60.0) -> None:
@@ -297,23 +277,23 @@ class Client:
             timeout: seconds.
 
         Raises:
-            Unavailable: it was not ready in time; the message says what was not.
+            Unavailable: not ready in time; the message says what is missing.
         """
-        until = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         while True:
             try:
-                state = self._ask(wire.SERVER_READY, timeout=max(until - time.monotonic(), 0.001))
+                state = self._query(wire.SERVER_READY, timeout=max(deadline - time.monotonic(), 0.001))
                 if state["ready"]:
                     return
-                why = not_ready(state)
+                cause = describe_not_ready(state)
             except (Unavailable, TimeoutError) as error:
-                why = not_ready(error)
-            if time.monotonic() + ASK_AGAIN_S >= until:
-                raise make(Reason.NO_WORKER, f"not ready after {timeout:g} s: {why}")
-            time.sleep(ASK_AGAIN_S)
+                cause = describe_not_ready(error)
+            if time.monotonic() + READINESS_INTERVAL_S >= deadline:
+                raise make(Reason.NO_WORKER, f"not ready after {timeout:g} s: {cause}")
+            time.sleep(READINESS_INTERVAL_S)
 
     def close(self) -> None:
-        """Closes the connection; requests without an outcome fail as `closed`. May be called again."""
+        """Closes the connection. Outstanding requests fail as `closed`. No-op if called again."""
         connection = self._requests.connection
         connection.stop()
         connection.join()

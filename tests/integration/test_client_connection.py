@@ -358,7 +358,9 @@ def test_a_client_that_is_forgotten_leaves_neither_thread_nor_descriptor(kind: t
         gc.collect()
         before = _settled_descriptors()
         client = kind(daemon.endpoint)
-        future = client._requests.ask(wire.STATUS, {}) if kind is AsyncClient else client.submit("m", {"x": 1.0})
+        future = (
+            client._requests.start_query(wire.STATUS, {}) if kind is AsyncClient else client.submit("m", {"x": 1.0})
+        )
         daemon.requests.get(timeout=WAIT_S)
         assert _client_threads() == 1
         del client

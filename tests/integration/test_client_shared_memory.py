@@ -79,7 +79,7 @@ def test_after_a_passing_shortage_shared_memory_is_tried_again(client: Client, d
         assert is_shared(reply(daemon)) == (after_ms == 0)
         future.result(WAIT_S)
         limit = time.monotonic() + WAIT_S
-        while not client._requests.connection.shared_memory:
+        while not client._requests.connection.accepts_shared_memory:
             assert time.monotonic() < limit
             time.sleep(0.01)
 
@@ -100,7 +100,7 @@ def test_no_memory_for_frames_is_the_outcome_of_that_request_only(
 ) -> None:
     first, second = (client.submit("m", {"x": LARGE}) for _ in range(2))
     with monkeypatch.context() as patch:
-        patch.setattr(codec, "_kept", no_memory)
+        patch.setattr(codec, "_own", no_memory)
         refuse(daemon)
         with pytest.raises(InvalidRequest, match=r"no shared memory; and it cannot .*none left") as error:
             first.result(WAIT_S)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from multitower.client.connection import Call
-from multitower.client.retries import FLOOR_S, JITTER, MAX_DELAY_S, Retries, delay_after
+from multitower.client.retries import JITTER, MAX_DELAY_S, MIN_DELAY_S, Retries, delay_before_retry
+from multitower.client.transport import Call
 from multitower.errors import MultitowerError, Reason, from_wire, make
 
 NOW = 1000.0
@@ -28,7 +28,7 @@ class Drawn(random.Random):
 
 
 def delay(error: MultitowerError, retries: int = 0, deadline: float = FAR, share: float = 0.0) -> float | None:
-    return delay_after(error, retries, NOW, deadline, Drawn(share))
+    return delay_before_retry(error, retries, NOW, deadline, Drawn(share))
 
 
 @pytest.mark.parametrize("reason", Reason)
@@ -45,8 +45,8 @@ def test_a_reason_of_a_later_release_is_not_sent_again() -> None:
 TOLD: dict[str, tuple[Any, float | None]] = {
     "whole": (200, 0.2),
     "a fraction": (200.5, 0.2005),
-    "less than the floor": (1, FLOOR_S),
-    "zero": (0, FLOOR_S),
+    "less than the floor": (1, MIN_DELAY_S),
+    "zero": (0, MIN_DELAY_S),
     "very long": (60_000, MAX_DELAY_S),
     "no float holds it": (10**400, MAX_DELAY_S),
     "infinity": (float("inf"), MAX_DELAY_S),
@@ -80,7 +80,7 @@ def test_the_floor_doubles(retries: int, wanted: float) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize(("told_ms", "least"), [(200, 0.2), (1, FLOOR_S), (60_000, MAX_DELAY_S)])
+@pytest.mark.parametrize(("told_ms", "least"), [(200, 0.2), (1, MIN_DELAY_S), (60_000, MAX_DELAY_S)])
 def test_the_wait_is_drawn_never_shorter_than_told(told_ms: int, least: float, share: float) -> None:
     error = make(Reason.QUEUE_FULL, "full", retry_after_ms=told_ms)
     assert delay(error, share=share) == pytest.approx(least * (1 + JITTER * share))
@@ -110,24 +110,24 @@ def test_calls_come_in_the_order_of_their_turns() -> None:
     assert retries.due == float("inf")
     late, early, middle = call(), call(), call()
     for each, ms in ((late, 3000), (early, 100), (middle, 1000)):
-        assert retries.add(each, told(ms), NOW)
+        assert retries.schedule(each, told(ms), NOW)
     assert NOW + 0.1 <= retries.due <= NOW + 0.15
-    assert retries.take(retries.due - 0.001) == []
-    assert retries.take(retries.due) == [early]
+    assert retries.pop_due(retries.due - 0.001) == []
+    assert retries.pop_due(retries.due) == [early]
     assert NOW + 1.0 <= retries.due <= NOW + 1.5
-    assert retries.take(NOW + 10) == [middle, late]
+    assert retries.pop_due(NOW + 10) == [middle, late]
     assert retries.due == float("inf")
-    assert retries.take(NOW + 10) == []
+    assert retries.pop_due(NOW + 10) == []
 
 
 def test_those_of_one_moment_come_back_at_many() -> None:
     retries = Retries(2)
     for _ in range(200):
-        assert retries.add(call(), told(1000), NOW)
+        assert retries.schedule(call(), told(1000), NOW)
     moments = []
     while retries.due < float("inf"):
         moments.append(retries.due - NOW)
-        retries.take(retries.due)
+        retries.pop_due(retries.due)
     assert 1.0 <= min(moments) < 1.1
     assert 1.4 < max(moments) <= 1.5
     assert len(set(moments)) > 190
@@ -138,7 +138,7 @@ def test_clients_that_seed_alike_do_not_draw_alike() -> None:
     for _ in range(3):
         random.seed(0)
         retries = Retries(1)
-        retries.add(call(), told(1000), NOW)
+        retries.schedule(call(), told(1000), NOW)
         dues.add(retries.due)
     assert len(dues) == 3
 
@@ -147,10 +147,10 @@ def test_clients_that_seed_alike_do_not_draw_alike() -> None:
 def test_each_call_is_sent_again_so_often(most: int) -> None:
     retries, one = Retries(most), call()
     for number in range(most):
-        assert retries.add(one, told(1), NOW)
+        assert retries.schedule(one, told(1), NOW)
         assert one.retries == number + 1
-        assert retries.take(FAR) == [one]
-    assert not retries.add(one, told(1), NOW)
+        assert retries.pop_due(FAR) == [one]
+    assert not retries.schedule(one, told(1), NOW)
     assert one.retries == most
     assert retries.due == float("inf")
 
@@ -158,7 +158,7 @@ def test_each_call_is_sent_again_so_often(most: int) -> None:
 def test_what_is_not_sent_again_is_left_as_it_is() -> None:
     retries, one = Retries(2), call(deadline=NOW + 0.1)
     for error in (told(1000), make(Reason.POISONED, "why", retry_after_ms=1)):
-        assert not retries.add(one, error, NOW)
+        assert not retries.schedule(one, error, NOW)
     assert (one.retries, one.connect_by) == (0, NOW + 5)
     assert retries.due == float("inf")
 
@@ -166,6 +166,6 @@ def test_what_is_not_sent_again_is_left_as_it_is() -> None:
 def test_the_wait_does_not_count_as_a_search_for_the_daemon() -> None:
     retries, one, short = Retries(2), call(), call(deadline=NOW + 8)
     for each in (one, short):
-        assert retries.add(each, told(4000), NOW)
+        assert retries.schedule(each, told(4000), NOW)
     assert NOW + 9 <= one.connect_by <= NOW + 11
     assert short.connect_by == NOW + 8  # never past its deadline

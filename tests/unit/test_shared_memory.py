@@ -7,30 +7,32 @@ import gc
 import os
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from growth import growth
 from memfds import in_shared_memory
 
 from multitower import ModelError, tensors, wire
 from multitower.client import shared_memory
-from multitower.client.codec import SHARED_BYTES, Codec, Encoded
-from multitower.client.shared_memory import Arena, Lease
+from multitower.client.codec import SHARED_BYTES, Codec, EncodedRequest, InferRequest
+from multitower.client.shared_memory import Allocation, Arena
 from multitower.infer_header import parse_infer_header
 
 LARGE = SHARED_BYTES // 4  # of FP32
 
 
-def leased(arena: Arena, size: int = 100_000) -> Lease:
-    lease = arena.lease(size)
-    assert lease is not None
-    return lease
+def allocated(arena: Arena, size: int = 100_000) -> Allocation:
+    allocation = arena.allocate(size)
+    assert allocation is not None
+    return allocation
 
 
-def where(lease: Lease) -> tuple[str, int]:
-    return lease.region.name, lease.offset
+def where(allocation: Allocation) -> tuple[str, int]:
+    return allocation.region.name, allocation.offset
 
 
 # Areas.
@@ -38,66 +40,66 @@ def where(lease: Lease) -> tuple[str, int]:
 
 def test_the_same_area_comes_round() -> None:
     arena = Arena()
-    first = where(leased(arena))
-    assert where(leased(arena)) == first, "it was given back at once"
-    held = leased(arena)
+    first = where(allocated(arena))
+    assert where(allocated(arena)) == first, "it was given back at once"
+    held = allocated(arena)
     assert where(held) == first
-    assert where(leased(arena)) != first
+    assert where(allocated(arena)) != first
 
 
 def test_an_area_is_held_as_long_as_any_view_of_it() -> None:
     arena = Arena()
-    lease = leased(arena)
-    first = where(lease)
-    array = lease.array(lease.offset, (10, 10), np.dtype("<f4"), writeable=False)
-    del lease
+    allocation = allocated(arena)
+    first = where(allocation)
+    array = allocation.array(allocation.offset, (10, 10), np.dtype("<f4"), writeable=False)
+    del allocation
     view = array[2:, 1:].T
     del array
     gc.collect()
-    assert where(leased(arena)) != first
+    assert where(allocated(arena)) != first
     del view
-    assert where(leased(arena)) == first
+    assert where(allocated(arena)) == first
 
 
 def test_a_condemned_area_is_never_used_again_and_its_memory_given_back() -> None:
     arena = Arena()
-    lease = leased(arena)
-    first, region = where(lease), lease.region
-    lease.array(lease.offset, (100_000,), np.dtype("u1"), writeable=True)[:] = 1
+    allocation = allocated(arena)
+    first, region = where(allocation), allocation.region
+    allocation.array(allocation.offset, (100_000,), np.dtype("u1"), writeable=True)[:] = 1
     descriptor = int(region.name.split("-")[2])
     assert os.fstat(descriptor).st_blocks * 512 >= 100_000
-    lease.condemn()
-    del lease
-    areas = [leased(arena) for _ in range(100)]
+    allocation.retire()
+    del allocation
+    areas = [allocated(arena) for _ in range(100)]
     assert first not in map(where, areas)
     assert os.fstat(descriptor).st_blocks * 512 <= 4096
 
 
 def test_a_segment_of_condemned_areas_goes() -> None:
     arena = Arena()
-    size = shared_memory.SEGMENT_BYTES
+    size = shared_memory.REGION_BYTES
     descriptors = set()
     for _ in range(50):
-        lease = leased(arena, size)
-        descriptors.add(int(lease.region.name.split("-")[2]))
-        lease.condemn()
-    del lease
+        allocation = allocated(arena, size)
+        descriptors.add(int(allocation.region.name.split("-")[2]))
+        allocation.retire()
+    del allocation
     assert len(descriptors) < 4, "of areas that are gone, descriptors are free"
 
 
 def test_memory_is_bounded_and_what_is_unused_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_memory, "MOST_BYTES", 3 * shared_memory.SEGMENT_BYTES)
+    monkeypatch.setattr(shared_memory, "MAX_BYTES", 3 * shared_memory.REGION_BYTES)
     arena = Arena()
-    held = [arena.lease(shared_memory.SEGMENT_BYTES - 4096 * 4) for _ in range(3)]
-    assert [lease is None for lease in held] == [False, False, True]
-    small = arena.lease(1000)
+    held = [arena.allocate(shared_memory.REGION_BYTES - 4096 * 4) for _ in range(3)]
+    assert [allocation is None for allocation in held] == [False, False, True]
+    small = arena.allocate(1000)
     assert small is not None
-    assert arena.lease(shared_memory.SEGMENT_BYTES // 2) is None
+    assert arena.allocate(shared_memory.REGION_BYTES // 2) is None
     held.clear()
-    assert arena.lease(shared_memory.SEGMENT_BYTES // 2) is not None
-    kept = where(leased(arena))
-    assert arena.lease(4 * shared_memory.SEGMENT_BYTES) is None
-    assert where(leased(arena)) == kept, "nothing went for what can never be had"
+    assert arena.allocate(shared_memory.REGION_BYTES // 2) is not None
+    kept = where(allocated(arena))
+    assert arena.allocate(4 * shared_memory.REGION_BYTES) is None
+    assert where(allocated(arena)) == kept, "nothing went for what can never be had"
 
 
 def test_what_a_burst_needed_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,28 +107,28 @@ def test_what_a_burst_needed_is_given_back(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(shared_memory.time, "monotonic", lambda: now)
     before = len(os.listdir("/proc/self/fd"))
     arena = Arena()
-    held = [leased(arena, 1 << 20) for _ in range(100)]
+    held = [allocated(arena, 1 << 20) for _ in range(100)]
     burst = len(os.listdir("/proc/self/fd")) - before
     assert burst >= 2 * 4, "a descriptor of the segment, and its mapping's"
     first = where(held[0])
     held.clear()
     for _ in range(2 * int(shared_memory.UNUSED_S)):
         now += 1
-        assert where(leased(arena, 1 << 20))[0] == first[0], "what is used is kept"
+        assert where(allocated(arena, 1 << 20))[0] == first[0], "what is used is kept"
     assert len(os.listdir("/proc/self/fd")) - before == 2
 
 
 def test_areas_hold_what_is_asked_for_and_little_more() -> None:
     arena = Arena()
     for size in [1, 4096, 4097, 65536, 602_112, 1_204_224, 2**20, 2**20 + 1, 10_000_000]:
-        lease = leased(arena, size)
-        assert size <= lease.region.area_bytes <= max(size * 1.25, 4096 + size), size
-        assert lease.region.area_bytes % 4096 == 0
-        assert lease.offset + lease.region.area_bytes <= lease.region.size
+        allocation = allocated(arena, size)
+        assert size <= allocation.region.area_bytes <= max(size * 1.25, 4096 + size), size
+        assert allocation.region.area_bytes % 4096 == 0
+        assert allocation.offset + allocation.region.area_bytes <= allocation.region.size
 
 
 def test_a_region_is_as_the_protocol_says() -> None:
-    region = leased(Arena()).region
+    region = allocated(Arena()).region
     found = wire.REGION_NAME.fullmatch(region.name)
     assert found is not None
     pid, descriptor, nonce = found.groups()
@@ -144,7 +146,7 @@ def test_without_memfds_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> Non
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(os, "memfd_create", refuse)
-    assert Arena().lease(1000) is None
+    assert Arena().allocate(1000) is None
     assert Arena().empty((1000,), np.float32) is None
 
 
@@ -154,7 +156,7 @@ def test_a_segment_that_cannot_be_made_leaves_no_descriptor(monkeypatch: pytest.
 
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(fcntl, "fcntl", refuse)
-    assert Arena().lease(1000) is None
+    assert Arena().allocate(1000) is None
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -208,10 +210,10 @@ def test_many_threads_never_hold_the_same_area() -> None:
 
     def work(number: int) -> None:
         for turn in range(300):
-            lease = leased(arena, 70_000 + 4096 * (turn % 3))
-            array = lease.array(lease.offset, (1000,), np.dtype("<i4"), writeable=True)
+            allocation = allocated(arena, 70_000 + 4096 * (turn % 3))
+            array = allocation.array(allocation.offset, (1000,), np.dtype("<i4"), writeable=True)
             array[:] = number
-            del lease
+            del allocation
             if not (array == number).all():
                 wrong.append(f"{number} found {np.unique(array)}")
 
@@ -226,8 +228,8 @@ def test_many_threads_never_hold_the_same_area() -> None:
 # Requests and replies.
 
 
-def encode(codec: Codec, arena: Arena | None, **inputs: Any) -> Encoded:
-    return codec.encode("m", inputs, None, "", 1.0, 0, copy=True, arena=arena)
+def encode(codec: Codec, arena: Arena | None, **inputs: Any) -> EncodedRequest:
+    return codec.encode(InferRequest("m", inputs), 1.0, copy=True, arena=arena)
 
 
 def content(area: wire.Area) -> bytes:
@@ -236,11 +238,11 @@ def content(area: wire.Area) -> bytes:
     return os.pread(int(descriptor), area.size, area.offset)
 
 
-def of_input(encoded: Encoded, index: int = 0) -> wire.Area | None:
+def of_input(encoded: EncodedRequest, index: int = 0) -> wire.Area | None:
     return parse_infer_header(encoded.header).inputs[index].area
 
 
-def reply(sent: Encoded, *outputs: tuple[str, int], shared: bool = True) -> tuple[bytes, list[bytes]]:
+def reply(sent: EncodedRequest, *outputs: tuple[str, int], shared: bool = True) -> tuple[bytes, list[bytes]]:
     """The reply of a daemon that answers zeros, where they are wanted."""
     areas = parse_infer_header(sent.header).areas if shared else {}
     described = [wire.Tensor(name, "UINT8", (size,), areas.get(name)) for name, size in outputs]
@@ -275,11 +277,11 @@ def test_small_ones_and_bytes_keep_their_frames() -> None:
     header = parse_infer_header(encoded.header)
     assert [tensor.area is not None for tensor in header.inputs] == [False, True, False, False]
     assert [len(frame) for frame in encoded.frames] == [32, 4 * LARGE + 4, 24]
-    assert encoded.again is not None
+    assert encoded.without_shared_memory is not None
     plain = encode(Codec(), None, **inputs)
-    assert encoded.again() == (plain.header, plain.frames)
+    assert encoded.without_shared_memory() == (plain.header, plain.frames)
     nearly = encode(Codec(), Arena(), x=np.zeros(LARGE - 1, np.float32))
-    assert (nearly.lease, len(nearly.frames)) == (None, 1)
+    assert (nearly.allocation, len(nearly.frames)) == (None, 1)
 
 
 def test_headers_repeat_byte_for_byte() -> None:
@@ -300,11 +302,41 @@ def test_what_lies_there_already_is_not_copied() -> None:
     area, area_of_row = of_input(whole), of_input(row)
     assert area is not None
     assert area_of_row is not None
-    assert (whole.lease, row.lease) == (None, None)
+    assert (whole.allocation, row.allocation) == (None, None)
     assert area_of_row.offset == area.offset + 2 * 4 * LARGE
     assert content(area_of_row) == array[2].tobytes()
     # It is not contiguous.
-    assert column.lease is not None
+    assert column.allocation is not None
+
+
+def test_finding_arrays_takes_time_in_proportion_to_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "MAX_BYTES", 1 << 40)
+
+    def prepare(count: int) -> Callable[[], object]:
+        arena = Arena()
+        arrays = [arena.empty((shared_memory.REGION_BYTES,), np.uint8) for _ in range(count)]  # one per region
+        return lambda: [arena.locate(array) for array in arrays if array is not None]
+
+    assert growth(prepare, 16, 256) < 2
+
+
+def test_encoding_takes_time_in_proportion_to_the_number_of_inputs() -> None:
+    def prepare(count: int) -> Callable[[], object]:
+        codec, arena = Codec(), Arena()
+        inputs = {f"input_{number}": np.zeros(4, np.float32) for number in range(count)}
+        return lambda: encode(codec, arena, **inputs)
+
+    assert growth(prepare, 64, 1024) < 2
+
+
+def test_decoding_takes_time_in_proportion_to_the_number_of_outputs() -> None:
+    def prepare(count: int) -> Callable[[], object]:
+        header = wire.reply_header(
+            "m", "1", [wire.Tensor(f"output_{number}", "UINT8", (1,)) for number in range(count)]
+        )
+        return lambda: Codec().decode(header, [b"0"] * count)
+
+    assert growth(prepare, 64, 1024) < 2
 
 
 def test_such_an_array_is_held_until_its_request_is_over() -> None:
@@ -316,11 +348,11 @@ def test_such_an_array_is_held_until_its_request_is_over() -> None:
     del array
     gc.collect()
     assert area is not None
-    other = leased(arena, 4 * LARGE)
+    other = allocated(arena, 4 * LARGE)
     assert where(other) != (area.region, area.offset)
-    encoded.again = None  # as the connection does when the call has its outcome
+    encoded.without_shared_memory = None  # as the connection does when the call has its outcome
     gc.collect()
-    assert where(leased(arena, 4 * LARGE)) == (area.region, area.offset)
+    assert where(allocated(arena, 4 * LARGE)) == (area.region, area.offset)
 
 
 def test_places_for_outputs_are_asked_for_once_their_size_is_known() -> None:
@@ -329,11 +361,11 @@ def test_places_for_outputs_are_asked_for_once_their_size_is_known() -> None:
     outputs = (("y", SHARED_BYTES), ("small", 10))
     first = encode(codec, arena, x=x)
     assert parse_infer_header(first.header).areas == {}
-    assert not first.writes
+    assert not first.has_output_areas
     codec.decode(*reply(first, *outputs), first)
     second = encode(codec, arena, x=x)
     parsed = parse_infer_header(second.header)
-    assert second.writes
+    assert second.has_output_areas
     assert (parsed.outputs, list(parsed.areas)) == (None, ["y"])
     assert parsed.areas["y"].size == SHARED_BYTES
     found = codec.decode(*reply(second, *outputs), second)
@@ -352,7 +384,7 @@ def test_places_for_outputs_are_asked_for_once_their_size_is_known() -> None:
 def test_outputs_that_are_wanted_by_name_stay_so() -> None:
     codec, arena = Codec(), Arena()
     for turn in range(2):
-        sent = codec.encode("m", {"x": [1]}, ["b", "a"], "", 1.0, 0, copy=True, arena=arena)
+        sent = codec.encode(InferRequest("m", {"x": [1]}, ["b", "a"]), 1.0, copy=True, arena=arena)
         parsed = parse_infer_header(sent.header)
         assert parsed.outputs == ("b", "a")
         assert set(parsed.areas) == ({"a"} if turn else set())
@@ -362,10 +394,10 @@ def test_outputs_that_are_wanted_by_name_stay_so() -> None:
 def test_no_names_ask_for_all_outputs_and_no_area_is_held_for_nothing() -> None:
     codec, arena = Codec(), Arena()
     for turn in range(2):
-        sent = codec.encode("m", {"x": [1]}, [], "", 1.0, 0, copy=True, arena=arena)
+        sent = codec.encode(InferRequest("m", {"x": [1]}, []), 1.0, copy=True, arena=arena)
         parsed = parse_infer_header(sent.header)
         assert parsed.outputs is None
-        assert (sent.lease is not None, set(parsed.areas)) == ((True, {"a"}) if turn else (False, set()))
+        assert (sent.allocation is not None, set(parsed.areas)) == ((True, {"a"}) if turn else (False, set()))
         outputs = codec.decode(*reply(sent, ("a", SHARED_BYTES)), sent)
         assert list(outputs) == ["a"]
 
@@ -386,13 +418,13 @@ def test_outputs_hold_their_area() -> None:
 
 
 def test_without_room_all_travels_in_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_memory, "MOST_BYTES", 0)
+    monkeypatch.setattr(shared_memory, "MAX_BYTES", 0)
     x = np.zeros(LARGE, np.float32)
     encoded = encode(Codec(), Arena(), a=[1], x=x, b=[2])
     assert (encoded.header, encoded.frames) == (lambda e: (e.header, e.frames))(
         encode(Codec(), None, a=[1], x=x, b=[2])
     )
-    assert encoded.again is None
+    assert encoded.without_shared_memory is None
 
 
 @pytest.mark.parametrize(

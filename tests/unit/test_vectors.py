@@ -89,7 +89,8 @@ def test_the_client_writes_the_requests() -> None:
     plain, everything = VECTORS["requests"][:2]
     inputs = {"x": np.array([[1, 2], [3, 4]], np.float32), "label": ["a", "bc"]}
     for vector, version, outputs, priority in ((plain, "", None, 0), (everything, "3", ["z", "y"], 1)):
-        sent = codec.Codec().encode("vectors", inputs, outputs, version, 1.5, priority, copy=True)
+        request = codec.InferRequest("vectors", inputs, outputs, version, priority)
+        sent = codec.Codec().encode(request, 1.5, copy=True)
         header, frames = sent.header, sent.frames
         wanted = frames_of(vector)
         assert [bytes(frame) for frame in frames] == wanted[4:]

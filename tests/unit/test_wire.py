@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from growth import growth
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -338,3 +340,13 @@ def test_both_sides_forget_keys_in_step_by_number_and_by_bytes() -> None:
     assert memory.get(-1) == -1
     memory.put(-3, -3, 1)
     assert (memory.get(-1), memory.get(-3)) == (None, -3)
+
+
+@pytest.mark.parametrize("what", ["inputs", "outputs"])
+def test_reading_a_header_takes_time_in_proportion_to_its_tensors(what: str) -> None:
+    def prepare(count: int) -> Callable[[], object]:
+        tensors = [{**X, "name": f"tensor_{number}"} for number in range(count)]
+        data = header(**{what: tensors})
+        return lambda: parse_infer_header(data)
+
+    assert growth(prepare, wire.MAX_INPUTS // 16, wire.MAX_INPUTS) < 2

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from multitower import InvalidRequest, ModelError, MultitowerError, Reason, tensors, wire
-from multitower.client.codec import Codec, error_of
+from multitower.client.codec import Codec, InferRequest, error_of
 from multitower.errors import from_wire, make
 from multitower.infer_header import parse_infer_header
 
@@ -152,7 +152,7 @@ def test_arrays_travel_there_and_back(sent: Sequence[np.ndarray]) -> None:
     """Through a request's header and frames, and through a reply's."""
     codec = Codec()
     inputs = {f"x{index}": array for index, array in enumerate(sent)}
-    encoded = codec.encode("m", inputs, None, "", 1.0, 0, copy=True)
+    encoded = codec.encode(InferRequest("m", inputs), 1.0, copy=True)
     header, frames = encoded.header, encoded.frames
     described = parse_infer_header(header).inputs
     received = [

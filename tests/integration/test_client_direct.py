@@ -1,4 +1,4 @@
-"""A caller that waits alone reads its own answer, and hears of any other outcome; nobody else waits longer for it."""
+"""A caller that waits for the only outstanding reply (the leader) reads it itself; other outcomes reach it as well."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ import pytest
 from fake_daemon import FakeDaemon, Received
 
 from multitower import Client, DeadlineExceeded, InvalidRequest, Unavailable, frames, wire
-from multitower.client.connection import Call, Connection
+from multitower.client.connection import Connection
+from multitower.client.direct import DirectPath
+from multitower.client.transport import Call
 from multitower.errors import Reason
 
 WAIT_S = 20.0
 
 
+def direct_path(client: Client) -> DirectPath:
+    return client._requests.connection._direct
+
+
 class Scene:
-    """A client whose caller, in a thread, waits for the answer to `request`."""
+    """A client with a leader: a thread that waits in `infer` for the reply to `request`."""
 
     def __init__(self, daemon: FakeDaemon, client: Client, pool: ThreadPoolExecutor, timeout: float) -> None:
         self.daemon, self.client = daemon, client
@@ -34,24 +40,22 @@ class Scene:
             self.request = daemon.next()
             if self._leads():
                 return
-            self.reply()  # the client's thread did not sleep when the call was made
+            self.reply()  # the connection's thread did not sleep when the call was made
             self.waiting.result(WAIT_S)
-        raise AssertionError("no caller reads its own answer")
+        raise AssertionError("no caller reads its own reply")
 
     def _leads(self) -> bool:
-        gate = self.client._requests.connection._gate
-        assert gate is not None
         until = time.monotonic() + 0.2
-        while not gate.shut and time.monotonic() < until:
+        while direct_path(self.client).leader is None and time.monotonic() < until:
             time.sleep(0.001)
-        return gate.shut
+        return direct_path(self.client).leader is not None
 
     def reply(self, request: Received | None = None) -> None:
         request = request or self.request
         self.daemon.reply(request, fake_daemon.echo(request))
 
     def works(self) -> None:
-        """What comes afterwards is answered, to callers that wait alone and to others."""
+        """Later requests are answered, with a leader and without."""
         for _ in range(2):
             one = self.client.submit("m", {"x": 2.0})
             self.reply(self.daemon.next())
@@ -71,14 +75,14 @@ def scene(timeout: float = WAIT_S) -> Iterator[Scene]:
         yield Scene(daemon, client, pool, timeout)
 
 
-def test_it_gets_its_answer() -> None:
+def test_the_leader_gets_its_answer() -> None:
     with scene() as made:
         made.reply()
         assert made.waiting.result(WAIT_S)["x"] == 1.0
         made.works()
 
 
-def test_others_get_theirs_meanwhile_and_it_its_own_afterwards() -> None:
+def test_others_get_their_answers_while_a_leader_waits() -> None:
     with scene() as made:
         others = [made.client.submit("m", {"x": float(number)}) for number in range(20)]
         for request in reversed([made.daemon.next() for _ in others]):
@@ -90,7 +94,7 @@ def test_others_get_theirs_meanwhile_and_it_its_own_afterwards() -> None:
         made.works()
 
 
-def test_callbacks_of_others_run_in_the_clients_thread() -> None:
+def test_callbacks_of_others_run_in_the_clients_thread_while_a_leader_waits() -> None:
     with scene() as made:
         threads: list[str] = []
         other = made.client.submit("m", {"x": 2.0})
@@ -103,22 +107,22 @@ def test_callbacks_of_others_run_in_the_clients_thread() -> None:
         assert threads == ["multitower-client"]
 
 
-def test_its_deadline_is_kept() -> None:
+def test_the_leader_does_not_wait_past_its_deadline() -> None:
     with scene(0.3) as made:
         assert isinstance(made.waiting.exception(WAIT_S), DeadlineExceeded)
         made.daemon.next(wire.CANCEL)
-        made.reply()  # late, and nobody's
+        made.reply()  # late: dropped
         made.works()
 
 
-def test_an_error_is_its_outcome_too() -> None:
+def test_an_error_reply_reaches_the_leader() -> None:
     with scene() as made:
         made.daemon.reply(made.request, fake_daemon.error(made.request.id, Reason.SHAPE_INVALID))
         assert isinstance(made.waiting.exception(WAIT_S), InvalidRequest)
         made.works()
 
 
-def test_a_refusal_is_sent_again() -> None:
+def test_a_refused_request_of_a_leader_is_sent_again() -> None:
     with scene() as made:
         refusal = fake_daemon.error(made.request.id, Reason.QUEUE_FULL, retry_after_ms=1)
         made.daemon.reply(made.request, refusal)
@@ -127,14 +131,14 @@ def test_a_refusal_is_sent_again() -> None:
         made.works()
 
 
-def test_a_lost_connection_is_its_outcome_too() -> None:
+def test_a_lost_connection_reaches_the_leader() -> None:
     with scene() as made:
         made.daemon.close()
         assert isinstance(error := made.waiting.exception(WAIT_S), Unavailable)
         assert error.reason == "connection_lost"
 
 
-def test_close_is_heard() -> None:
+def test_close_reaches_the_leader() -> None:
     with scene() as made:
         made.client.close()
         assert isinstance(error := made.waiting.exception(WAIT_S), Unavailable)
@@ -142,7 +146,7 @@ def test_close_is_heard() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_callers_that_are_alone_now_and_then(threads: int) -> None:
+def test_callers_that_lead_now_and_then_get_their_own_answers(threads: int) -> None:
     def work(number: int) -> None:
         for turn in range(200):
             value = 1000 * number + turn
@@ -155,31 +159,31 @@ def test_callers_that_are_alone_now_and_then(threads: int) -> None:
             done.result()
 
 
-def ask_on(client: Client) -> None:
-    """Until Ctrl-C: not every caller finds the client's thread asleep."""
+def infer_until_interrupted(client: Client) -> None:
+    """Calls `infer` until Ctrl-C: not every call finds the connection's thread asleep."""
     for _ in range(1000):
         client.infer("m", {"x": 1.0})
 
 
-def test_ctrl_c_while_it_begins_leaves_the_socket_to_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_it_becomes_leader_leaves_the_socket_to_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeDaemon(fake_daemon.echo) as daemon, Client(daemon.endpoint, timeout=WAIT_S) as client:
-        gate = client._requests.connection._gate
-        assert gate is not None
-        shut_it = gate.shut_it
+        switch = direct_path(client)._switch
+        assert switch is not None
+        wake_leader = switch.wake_leader
 
         def interrupted() -> None:
             monkeypatch.undo()
-            shut_it()
+            wake_leader()
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(gate, "shut_it", interrupted)
+        monkeypatch.setattr(switch, "wake_leader", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            ask_on(client)
-        assert not gate.shut
+            infer_until_interrupted(client)
+        assert direct_path(client).leader is None
         assert client.submit("m", {"x": 2.0}).result(WAIT_S)["x"] == 2.0
 
 
-def test_ctrl_c_between_two_frames_is_not_the_next_request_s_concern(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_between_two_frames_does_not_spoil_the_next_request(monkeypatch: pytest.MonkeyPatch) -> None:
     send_frame = frames._send_frame
 
     def interrupted(socket: Any, frame: Any, flags: int, copy: bool) -> None:
@@ -194,28 +198,28 @@ def test_ctrl_c_between_two_frames_is_not_the_next_request_s_concern(monkeypatch
         monkeypatch.setattr(frames, "_at_once", None)
         monkeypatch.setattr(frames, "_send_frame", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            ask_on(client)
+            infer_until_interrupted(client)
         assert client.infer("m", {"x": 2.0})["x"] == 2.0
 
 
-def test_ctrl_c_at_any_moment_gives_the_lock_back(tmp_socket: str) -> None:
+def test_ctrl_c_at_any_moment_releases_the_lock(tmp_socket: str) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    def try_on() -> None:
+    def send_until_interrupted() -> None:
         signal.setitimer(signal.ITIMER_REAL, random.uniform(20e-6, 300e-6))
         while True:
-            connection._send_at_once(call)
+            connection._direct.send(call)
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    connection = Connection(tmp_socket)  # nobody listens: it takes the lock, and gives it back
+    connection = Connection(tmp_socket)  # nothing listens: `send` takes the lock and releases it
     call = Call(wire.INFER, b"{}", (), 0.0, 0.0, lambda _: None)
     try:
         for _ in range(500):
             with contextlib.suppress(KeyboardInterrupt):
-                try_on()
-            assert connection._using.acquire(timeout=WAIT_S)
-            connection._using.release()
+                send_until_interrupted()
+            assert connection._transport.lock.acquire(timeout=WAIT_S)
+            connection._transport.lock.release()
     finally:
         signal.signal(signal.SIGALRM, before)
         connection.stop()
