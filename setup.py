@@ -52,7 +52,6 @@ MODULES = (
     "multitower.supervisor.routing.worker_connection",
     "multitower.supervisor.scheduling.worker",
     "multitower.supervisor.scheduling.split_requests",
-    "multitower.supervisor.routing.batch_times",
     "multitower.worker.batch",
     "multitower.worker.buffers",
     "multitower.worker.executor",

@@ -218,7 +218,7 @@ class Daemon:
         self.router.flush(now)
         if now >= self._account.due:
             self._account.tell(now)
-            self.router.regions.tick(now)
+            self.router.tick(now)
         self._watch_versions.tick(now)
         self._service_manager.watchdog(now)
         self._on_signals(now)

@@ -76,18 +76,18 @@ class Admission:
 
     def keep_versions(self, name: str, versions: Collection[str]) -> None:
         """Only these versions can be asked for by name, and the one described last."""
-        if self.catalog.keep(name, versions):
+        if self.catalog.retain_versions(name, versions):
             self._forget_plans()
 
     def forget(self, name: str) -> None:
         """No worker has the model any more; one may again."""
-        self.catalog.forget(name)
+        self.catalog.remove_versions(name)
         self._forget_plans()
 
     def remove(self, name: str) -> None:
         """There is no such model any more."""
         self._timeouts.pop(name, None)
-        self.catalog.remove(name)
+        self.catalog.remove_model(name)
         self._forget_plans()
 
     def _forget_plans(self) -> None:

@@ -1,9 +1,11 @@
-"""Shared memory of local clients: the regions that requests name, and what the router and the workers need of them.
+"""Shared memory of local clients: opens the regions that requests name, and finds the tensors in them.
 
-A region is a memfd of the client, which the daemon opens through /proc at its first use; there is nothing to register.
-The daemon maps nothing and reads nothing (but to put a request into quarantine): workers read and write through its
-descriptor. A descriptor stays open while a request needs it and as long as the region is in use, so that a client's
-death takes nothing away under a worker, and keeps nothing for longer than `IDLE_S`.
+The router resolves each request that names a region here, and builds the messages of batches that contain one.
+
+A region is a memfd of the client. The daemon opens it through /proc when a request first names it; clients register
+nothing. The daemon does not map it, and reads it only to compare requests with those in quarantine: workers read and
+write through the daemon's descriptor. The descriptor stays open while a request uses it, so that a worker can finish
+after the client has died, and is closed when no request has named the region for `IDLE_S`.
 """
 
 from __future__ import annotations
@@ -26,63 +28,63 @@ from ..scheduling.queue import Batch
 from ..scheduling.request import Frame, Plan
 
 MAX_REGIONS = 256
-"""Regions that are open at one time: each is a descriptor."""
+"""Regions that may be open at one time. Each takes one descriptor."""
 
 IDLE_S = 10.0
-"""How long a region stays open that no request names."""
+"""Seconds after which a region that no request names is closed."""
 
-PASSING_MS = 1000
-"""What clients are told to wait for before they try shared memory again, where only too much was open."""
+RETRY_AFTER_MS = 1000
+"""When clients may try shared memory again after a refusal for lack of descriptors or memory."""
 
-_PASSING = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+_TRANSIENT = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
 def open_region(name: str) -> Region:
-    """Opens a region by its name.
+    """Opens the region of this name.
 
     Raises:
-        OSError: it cannot be reached: the client runs in another container, as another user, or not at all; or what
-            is there is not the region of this name, or could be opened only after a wait.
+        OSError: the region cannot be reached, since its client runs in another container, as another user, or not at
+            all; or the descriptor is not that region; or opening it would block.
     """
     found = wire.REGION_NAME.fullmatch(name)
     if found is None:
-        raise OSError("this is no name of a region")
+        raise OSError("the name is not that of a region")
     pid, descriptor, nonce = found.groups()
-    # To open a pipe or a device may wait or do something; this opens nothing, and what it names stays the same.
+    # Opening a pipe or a device can block or have side effects. O_PATH opens nothing, and pins the file.
     path = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_PATH | os.O_CLOEXEC)
     try:
-        # Before anything is asked of a file system, which may be the client's own and never answer.
+        # Checked first: a call to the file system would block for ever where the client serves it and does not answer.
         if _mount_of(path) != _mount_of_memfds():
-            raise OSError("the descriptor is no shared memory")
-        # A client may hold a lease on a memfd: then an opener waits for up to 45 s, unless it says that it does not.
+            raise OSError("the descriptor is not shared memory")
+        # Without O_NONBLOCK, a lease that the client holds on the memfd would block this for up to 45 s.
         region = Region(name, os.open(f"/proc/self/fd/{path}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
     finally:
         os.close(path)
-    # Without this seal, what was checked here may be gone when a worker reads.
+    # Without this seal, the client could shrink the memfd between this check and a worker's access.
     if not fcntl.fcntl(region.descriptor, _F_GET_SEALS) & _F_SEAL_SHRINK:
-        raise OSError("the descriptor is no memfd that is sealed against shrinking")
+        raise OSError("the descriptor is not a memfd sealed against shrinking")
     head = wire.REGION_MAGIC + nonce.encode()
     if os.pread(region.descriptor, len(head), 0) != head:
-        raise OSError("the descriptor is another region's")
+        raise OSError("the descriptor is that of another region")
     return region
 
 
 def _mount_of(descriptor: int) -> bytes:
-    """What the kernel calls the mount that a descriptor's file lies in; asks only the kernel.
+    """The `mnt_id` line of a descriptor's file, from /proc, which no file system is asked for.
 
     Raises:
-        OSError: it does not tell.
+        OSError: the kernel does not report it.
     """
     with open(f"/proc/self/fdinfo/{descriptor}", "rb") as lines:
         for line in lines:
             if line.startswith(b"mnt_id:"):
                 return line
-    raise OSError("the kernel does not tell what the descriptor is")
+    raise OSError("the kernel does not report the descriptor's mount")
 
 
 @functools.cache
 def _mount_of_memfds() -> bytes:
-    """All memfds, but for those of huge pages, lie in one mount, which has no name and holds no other files."""
+    """The `mnt_id` line of all memfds (except those of huge pages): a kernel mount that holds no other files."""
     descriptor = os.memfd_create("multitower", os.MFD_CLOEXEC)
     try:
         return _mount_of(descriptor)
@@ -90,32 +92,32 @@ def _mount_of_memfds() -> bytes:
         os.close(descriptor)
 
 
-# Linux's numbers (linux/fcntl.h); the fcntl module has them only from Python 3.13 on.
+# From linux/fcntl.h; the fcntl module has them from Python 3.13 on.
 _F_GET_SEALS = 1034
 _F_SEAL_SHRINK = 2
 
 
 class Regions:
-    """The regions that are open, the least recently used first.
+    """The open regions, by name.
 
     Args:
-        open: opens a region by its name, or raises OSError.
+        open: opens a region by its name; raises OSError where it cannot.
     """
 
     def __init__(self, open: Callable[[str], Region] = open_region) -> None:
         self._open = open
-        self._used: OrderedDict[str, float] = OrderedDict()
-        self._kept: dict[str, Region] = {}  # the same ones
-        self._all: weakref.WeakValueDictionary[str, Region] = weakref.WeakValueDictionary()  # also what requests keep
+        self._last_use: OrderedDict[str, float] = OrderedDict()  # the least recently used first
+        self._kept: dict[str, Region] = {}  # the same regions, so that they stay open
+        self._all: weakref.WeakValueDictionary[str, Region] = weakref.WeakValueDictionary()  # also those of requests
 
     def __len__(self) -> int:
         return len(self._all)
 
     def get(self, name: str, now: float) -> Region:
-        """The region of this name, opened if it is not open yet.
+        """The region of this name, which is opened at its first use.
 
         Raises:
-            OSError: it cannot be, or there are too many.
+            OSError: it cannot be opened, or `MAX_REGIONS` others are in use.
         """
         region = self._all.get(name)
         if region is None:
@@ -123,42 +125,45 @@ class Regions:
                 raise OSError(errno.EMFILE, f"{len(self._all)} regions are in use")
             region = self._all[name] = self._open(name)
         self._kept[name] = region
-        self._used[name] = now
-        self._used.move_to_end(name)
+        self._last_use[name] = now
+        self._last_use.move_to_end(name)
         return region
 
     def _make_room(self) -> bool:
-        """Closes the least recently used region that no request needs; False when all are needed."""
-        for name in self._used:
+        """Closes the least recently used region that no request uses; False where all are in use."""
+        for name in self._last_use:
             del self._kept[name]
             region = self._all.get(name)
             if region is None:
-                del self._used[name]
+                del self._last_use[name]
                 return True
             self._kept[name] = region
         return False
 
-    def tick(self, now: float) -> None:
-        """Forgets the regions that no request has named for `IDLE_S`."""
-        while self._used:
-            name, used = next(iter(self._used.items()))
-            if used + IDLE_S > now:
+    def close_idle(self, now: float) -> None:
+        """Closes the regions that no request has named for `IDLE_S`; those in use close with their last request."""
+        while self._last_use:
+            name, last_use = next(iter(self._last_use.items()))
+            if last_use + IDLE_S > now:
                 return
-            del self._used[name], self._kept[name]
+            del self._last_use[name], self._kept[name]
 
     def resolve(self, plan: Plan, frames: Sequence[Frame], now: float) -> tuple[list[Frame], dict[str, OpenArea]]:
-        """The tensors of a request in its own order, and the places of its outputs.
+        """The inputs and output areas of a request that uses shared memory.
 
         Args:
-            plan: of a request of which something lies in shared memory.
-            frames: those that came with it.
+            plan: of the request; its `shared` is not None.
+            frames: of the inputs that are not in shared memory, in the header's order.
             now: monotonic seconds.
+
+        Returns:
+            All inputs in the header's order, as frames and areas; and the output areas by the output's name.
 
         Raises:
             InvalidRequest: `malformed`: a region cannot be opened or is smaller than the request says, or the number
                 of frames is wrong.
         """
-        assert plan.shared is not None  # else nobody asks
+        assert plan.shared is not None  # as documented
         inputs = plan.shared.inputs
         missing = inputs.count(None) - len(frames)
         if missing:
@@ -170,20 +175,20 @@ class Regions:
             )
         rest = iter(frames)
         tensors = [
-            next(rest) if area is None else self._area(area, f"inputs[{index}]", now)
+            next(rest) if area is None else self._open_area(area, f"inputs[{index}]", now)
             for index, area in enumerate(inputs)
         ]
-        output_areas = {name: self._area(area, name, now) for name, area in plan.shared.outputs.items()}
+        output_areas = {name: self._open_area(area, name, now) for name, area in plan.shared.outputs.items()}
         return tensors, output_areas
 
-    def _area(self, area: wire.Area, whose: str, now: float) -> OpenArea:
+    def _open_area(self, area: wire.Area, field: str, now: float) -> OpenArea:
         try:
             region = self.get(area.region, now)
         except OSError as error:
-            passing = PASSING_MS if error.errno in _PASSING else None
-            raise _refusal(whose, error.strerror or str(error), passing) from None
+            retry_after_ms = RETRY_AFTER_MS if error.errno in _TRANSIENT else None
+            raise _refusal(field, error.strerror or str(error), retry_after_ms) from None
         if area.offset + area.size > region.size:
-            where = f"{whose}.parameters.{wire.SHARED_MEMORY_OFFSET}"
+            where = f"{field}.parameters.{wire.SHARED_MEMORY_OFFSET}"
             raise make(
                 Reason.MALFORMED,
                 f"{where}: {area.size} bytes from {area.offset} on, but the region has {region.size}",
@@ -193,24 +198,24 @@ class Regions:
 
 
 def refusal(plan: Plan, why: str) -> MultitowerError:
-    """Why a request is refused that would use shared memory; clients send it again in frames."""
-    assert plan.shared is not None  # else nobody asks
+    """The error for a request whose shared memory cannot be used; clients then send its tensors in frames."""
+    assert plan.shared is not None  # the caller has looked
     first = next((index for index, area in enumerate(plan.shared.inputs) if area is not None), None)
     return _refusal(next(iter(plan.shared.outputs)) if first is None else f"inputs[{first}]", why)
 
 
-def _refusal(whose: str, why: str, retry_after_ms: int | None = None) -> MultitowerError:
-    where = f"{whose}.parameters.{wire.SHARED_MEMORY_REGION}"
-    message = f"{where}: the daemon cannot take this shared memory: {why}"
+def _refusal(field: str, why: str, retry_after_ms: int | None = None) -> MultitowerError:
+    where = f"{field}.parameters.{wire.SHARED_MEMORY_REGION}"
+    message = f"{where}: the daemon cannot use this shared memory: {why}"
     return make(Reason.MALFORMED, message, field=where, retry_after_ms=retry_after_ms)
 
 
 def batch_message(batch: Batch, description: Sequence[bytes]) -> list[Any]:
-    """The message of a batch of which something lies in shared memory.
+    """The SHARED message to a worker (see `worker_wire`) for a batch that uses shared memory.
 
     Args:
-        batch: it.
-        description: of its key; none when the worker knows it.
+        batch: to be sent.
+        description: the key's description; empty where the worker knows the key.
     """
     table = Table([], [])
     frames: list[Frame] = []

@@ -25,9 +25,8 @@ from ..scheduling.scheduler import Scheduler
 from ..scheduling.worker import Served, Worker
 from . import regions
 from .admission import Admission, check_frames
-from .batch_times import BatchTimes
 from .front_socket import FrontSocket, Incoming
-from .statistics import ModelStatistics
+from .statistics import BatchTimes, ModelStatistics
 from .worker_connection import WorkerConnection, WorkerProtocolError
 
 log = logging.getLogger("multitower.router")
@@ -418,7 +417,11 @@ class Router:
         route.batches += 1
         route.batch_times.add(now, now - batch.begun, batch.rows)
         batches = 1 if batch.key.max_batch_size else len(answers)
-        self.statistics[batch.key.spec.model][batch.requests[0].version].executed(batches, len(answers), *timing)
+        self.statistics[batch.key.spec.model][batch.requests[0].version].count_batches(batches, len(answers), *timing)
+
+    def tick(self, now: float) -> None:
+        """Does what is due about once a second; call it that often."""
+        self.regions.close_idle(now)
 
     # After each burst.
 
@@ -465,10 +468,10 @@ class Router:
             front, address = request.sender
             statistics = self.statistics[request.plan.model][request.version or self._version_of(request)]
             if isinstance(answer, MultitowerError):
-                statistics.failed(now - request.received)
+                statistics.count_failure(now - request.received)
                 front.reply(address, wire.ERROR, request.id, (wire.dump_json(answer.to_wire()),))
             else:
-                statistics.succeeded(request.rows, request.sent - request.received, now - request.received)
+                statistics.count_success(request.rows, request.sent - request.received, now - request.received)
                 front.reply(address, wire.OK, request.id, answer)
 
 

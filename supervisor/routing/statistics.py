@@ -1,40 +1,63 @@
-"""Counters of one model, as `MT1:statistics` reports them: the Open Inference Protocol's statistics extension."""
+"""Statistics of models, as `MT1:statistics` reports them, and of workers, as `MT1:status` does.
+
+The router counts each answered request and batch here; nothing else writes to it. `ModelStatistics` follows the Open
+Inference Protocol's statistics extension.
+"""
 
 from __future__ import annotations
 
+import math
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
+
+KEPT_S = 60.0
+"""Seconds that the time of a batch counts in `BatchTimes`."""
+
+KEPT_BATCHES = 1024
+"""Batches that `BatchTimes` keeps at most; with more in `KEPT_S`, the latest count."""
+
+RATE_S = 10.0
+"""Seconds over which `BatchTimes` counts rows."""
+
+_STEP_S = 0.5
+"""Rows are summed up by steps of this length, so that memory does not depend on the number of batches."""
+
+_STEPS = round(RATE_S / _STEP_S)
 
 
 @dataclass(slots=True)
 class Duration:
-    """How often something happened, and how long it took in all."""
+    """The number of times that something happened, and its total time."""
 
     count: int = 0
     ns: int = 0
 
     def add(self, count: int, ns: int) -> None:
-        """Counts `count` events that took `ns` nanoseconds in all."""
+        """Counts `count` events that took `ns` nanoseconds in total."""
         self.count += count
         self.ns += ns
 
     def to_json(self) -> dict[str, int]:
-        """As the protocol writes it."""
+        """The protocol's form."""
         return {"count": self.count, "ns": self.ns}
 
 
 @dataclass(slots=True)
 class ModelStatistics:
-    """What has happened to a model's requests since the daemon started.
+    """Counters of one version of a model since the daemon started.
 
     Attributes:
-        rows: answered, over all requests.
-        batches: executed.
-        success: requests answered, from receipt to reply; `fail`: requests that got an error.
-        queue: from receipt to a worker.
-        compute_input: assembling batches; `compute_infer`: the model; `compute_output`: slicing its outputs.
-        last_ms: when the last one was answered, milliseconds since the Unix epoch; 0 when none was.
+        rows: answered rows, over all requests.
+        batches: executed batches.
+        success: answered requests, from receipt to reply.
+        fail: requests that got an error, from receipt to reply.
+        queue: from receipt to sending the request to a worker.
+        compute_input: assembling batches.
+        compute_infer: executing the model.
+        compute_output: slicing the outputs.
+        last_ms: when the last batch was answered, milliseconds since the Unix epoch; 0 before the first.
     """
 
     rows: int = 0
@@ -47,30 +70,36 @@ class ModelStatistics:
     compute_output: Duration = field(default_factory=Duration)
     last_ms: int = 0
 
-    def succeeded(self, rows: int, queue_s: float, total_s: float) -> None:
-        """One request was answered."""
+    def count_success(self, rows: int, queue_s: float, total_s: float) -> None:
+        """Counts an answered request.
+
+        Args:
+            rows: of the request.
+            queue_s: seconds from its receipt to sending it to a worker.
+            total_s: seconds from its receipt to its reply.
+        """
         self.rows += rows
-        # Not through `add`: this is done for each request.
+        # Every request passes here, so `Duration.add` is written out.
         success, queue = self.success, self.queue
         success.count += 1
         success.ns += int(total_s * 1e9)
         queue.count += 1
         queue.ns += int(queue_s * 1e9)
 
-    def failed(self, total_s: float) -> None:
-        """One request got an error."""
+    def count_failure(self, total_s: float) -> None:
+        """Counts a request that got an error `total_s` seconds after its receipt."""
         self.fail.add(1, int(total_s * 1e9))
 
-    def executed(self, batches: int, requests: int, assemble_ns: int, compute_ns: int, slice_ns: int) -> None:
-        """A worker has answered a message of so many batches, and requests in them."""
+    def count_batches(self, batches: int, requests: int, assemble_ns: int, compute_ns: int, slice_ns: int) -> None:
+        """Counts a worker's result, with the number of batches and requests in it and its times in nanoseconds."""
         self.batches += batches
         self.compute_input.add(requests, assemble_ns)
         self.compute_infer.add(requests, compute_ns)
         self.compute_output.add(requests, slice_ns)
-        self.last_ms = int(time.time() * 1000)  # a date for people, not a duration
+        self.last_ms = int(time.time() * 1000)  # a date, not a duration
 
     def to_json(self, name: str, version: str) -> dict[str, Any]:
-        """One entry of `model_stats`."""
+        """The entry in `model_stats` for this model and version."""
         nothing = Duration().to_json()
         return {
             "name": name,
@@ -89,3 +118,65 @@ class ModelStatistics:
                 "cache_miss": nothing,
             },
         }
+
+
+class BatchTimes:
+    """How long the latest batches of one worker took, and how many rows it answers a second.
+
+    Bounded in memory, without a clock of its own: callers pass monotonic seconds.
+    """
+
+    __slots__ = ("_batches", "_steps")
+
+    def __init__(self) -> None:
+        self._batches: deque[tuple[float, float]] = deque(maxlen=KEPT_BATCHES)  # when answered, seconds taken
+        self._steps: deque[list[int]] = deque(maxlen=_STEPS)  # number of the step, rows in it
+
+    def add(self, now: float, seconds: float, rows: int) -> None:
+        """Records a batch.
+
+        Args:
+            now: when it was answered; never before the previous batch.
+            seconds: how long it took.
+            rows: in the batch.
+        """
+        self._batches.append((now, seconds))
+        step = math.floor(now / _STEP_S)
+        if self._steps and self._steps[-1][0] >= step:
+            self._steps[-1][1] += rows
+        else:
+            self._steps.append([step, rows])
+
+    def p50_ms(self, now: float) -> float | None:
+        """The median time of a batch in the last 60 s, in milliseconds; None without a batch."""
+        return self.percentile_ms(now, 0.5)
+
+    def p99_ms(self, now: float) -> float | None:
+        """The time that 99 of 100 batches in the last 60 s did not exceed, in milliseconds; None without a batch."""
+        return self.percentile_ms(now, 0.99)
+
+    def percentile_ms(self, now: float, share: float) -> float | None:
+        """The shortest time that this share of the batches in the last 60 s did not exceed (nearest rank).
+
+        Args:
+            now: not before the latest batch.
+            share: more than 0 and at most 1, such as 0.99.
+
+        Returns:
+            Milliseconds that one of the batches took; None without a batch.
+        """
+        times = sorted(seconds for when, seconds in self._batches if when > now - KEPT_S)
+        if not times:
+            return None
+        # Rounded first: 0.07 * 100 is slightly more than 7, and its ceiling would be 8.
+        rank = math.ceil(round(share * len(times), 9))
+        return times[max(rank, 1) - 1] * 1000
+
+    def rows_per_second(self, now: float) -> float:
+        """Rows a second over the last 10 s (9.5 to 10, since whole steps count); 0.0 without a batch.
+
+        A new worker is measured over the same 10 s, so its figure rises during its first 10 s.
+        """
+        first = math.floor(now / _STEP_S) - _STEPS + 1
+        rows = sum(count for step, count in self._steps if step >= first)
+        return rows / (now - first * _STEP_S)

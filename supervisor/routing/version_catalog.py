@@ -1,6 +1,6 @@
-"""The versions of models, as workers have described them, and the labels that stand for versions. Pure.
+"""The versions of each model that workers serve, and the labels that name versions. Pure.
 
-Admission keeps it up to date, and asks it what a request that names a version or a label is checked against.
+`admission` keeps it up to date, and looks up here which version a request is checked against.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from multitower.errors import Reason, make
 from multitower.spec import ModelReport
 
 MAX_DIGITS: Final = 20
-"""Of a version's number, which has 64 bits."""
+"""Digits of a version number, which has 64 bits."""
 
 
 class VersionCatalog:
-    """What can be asked for, by the model's name, a version and a label.
+    """The descriptions of the served versions, and the versions' labels, by model.
 
     Attributes:
-        newest: of each model what requests are checked against that name no version.
+        newest: for each model, the description for requests that name no version.
     """
 
     def __init__(self) -> None:
@@ -28,14 +28,14 @@ class VersionCatalog:
         self._labels: dict[str, Mapping[str, Sequence[str]]] = {}
 
     def describe(self, report: ModelReport, *, newest: bool) -> list[ModelReport | None]:
-        """A worker has loaded a version.
+        """Adds a version that a worker has loaded, or replaces its description.
 
         Args:
-            report: its description.
-            newest: it is the newest of those that the worker has.
+            report: the description.
+            newest: whether it is the newest version that the worker has.
 
         Returns:
-            What the report takes the place of; None where there was nothing.
+            The descriptions that it replaces; None in the place of one that did not exist.
         """
         versions = self._versions.setdefault(report.name, {})
         before = [versions.get(report.version)]
@@ -45,58 +45,61 @@ class VersionCatalog:
             self.newest[report.name] = report
         return before
 
-    def keep(self, name: str, versions: Collection[str]) -> bool:
-        """Only these versions are left, and the newest described last; True where there were others."""
+    def retain_versions(self, name: str, versions: Collection[str]) -> bool:
+        """Removes the versions that are neither among these nor `newest`; returns whether there were any."""
         known = self._versions.get(name, {})
         gone = [version for version in known if version not in versions and known[version] is not self.newest[name]]
         for version in gone:
             del known[version]
         return bool(gone)
 
-    def forget(self, name: str) -> None:
-        """No worker has the model any more; one may again."""
+    def remove_versions(self, name: str) -> None:
+        """Removes all versions of a model, which no worker serves any more; its labels stay."""
         self.newest.pop(name, None)
         self._versions.pop(name, None)
 
-    def remove(self, name: str) -> None:
-        """There is no such model any more."""
-        self.forget(name)
+    def remove_model(self, name: str) -> None:
+        """Removes a model with its labels."""
+        self.remove_versions(name)
         self._labels.pop(name, None)
 
     def set_labels(self, name: str, labels: Mapping[str, Sequence[str]]) -> bool:
-        """What the labels of a model stand for: for each label versions, of which the first that is served counts.
+        """Sets the labels of a model.
 
-        While a reload replaces worker after worker there are two: what a label stood for, and what it is to stand for.
+        Args:
+            name: the model's name.
+            labels: for each label its versions; it names the first of them that is served. While a reload replaces
+                workers, these are the new version and the former one.
 
         Returns:
-            Whether that differs from before.
+            Whether the labels have changed.
         """
         differs = self._labels.get(name, {}) != labels
         self._labels[name] = labels
         return differs
 
     def versions(self, name: str) -> list[str]:
-        """Those of the model that are served, ascending."""
+        """The served versions of the model, ascending."""
         return sorted(self._versions.get(name, ()), key=int)
 
     def report(self, name: str, version: str) -> ModelReport | None:
-        """The description of a version; None while no worker has loaded it."""
+        """The description of a version; None if no worker has loaded it."""
         return self._versions.get(name, {}).get(version)
 
     def labels(self, name: str) -> dict[str, str]:
-        """The version that each label of the model stands for, whether that is served or not."""
+        """The version that each label of the model names, served or not."""
         return {label: self._labelled(name, label) or wanted[0] for label, wanted in self._labels.get(name, {}).items()}
 
     def find(self, name: str, version: str, label: str) -> ModelReport | None:
-        """The description of a model, the newest or that of a version; None while no worker has loaded it.
+        """The description that a request is checked against; None if no worker has loaded the model.
 
         Args:
-            name: the model's.
-            version: its number, or "".
-            label: of a version, or "".
+            name: the model's name.
+            version: the version's number as the request has it; "" for the newest.
+            label: the label in place of a number, or "".
 
         Raises:
-            NotFound: `version_unknown`.
+            NotFound: `version_unknown`: the model has no such label, or the version is not served.
         """
         labels = self._labels.get(name, {})
         if label and label not in labels:
@@ -119,12 +122,12 @@ class VersionCatalog:
         raise make(Reason.VERSION_UNKNOWN, message, field="model_version")
 
     def _labelled(self, name: str, label: str) -> str | None:
-        """The served version that a label stands for."""
+        """The served version that a label names, or None."""
         found = (self._numbered(name, version) for version in self._labels.get(name, {}).get(label, ()))
         return next((version for version in found if version is not None), None)
 
     def _numbered(self, name: str, version: str) -> str | None:
-        """The served version of that number: its folder may be named 001."""
+        """The served version of that number, or None. Folders may be named 001."""
         versions = self._versions.get(name, {})
         if version in versions:
             return version

@@ -36,7 +36,7 @@ class WorkerConnection:
     Attributes:
         socket: the router's end.
         monitor: becomes readable when the worker's end is closed.
-        recheck: called after each message that was sent; see `reactor.Reactor.add_socket`.
+        recheck: called after each message that was sent; see `Reactor.add_socket`.
         on_message: called with each message that is not a result.
         on_error: called with the error when a result cannot be handled: the process must be killed.
     """
@@ -45,7 +45,7 @@ class WorkerConnection:
         self.recheck: Callable[[], None] = unwatched
         self.on_message: Callable[[list[Any]], None] = _ignore
         self.on_error: Callable[[WorkerProtocolError], None] = _ignore
-        self._heard = False
+        self._received = False
         self.socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
         try:
             options = {zmq.LINGER: 0, zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.RECONNECT_IVL: RECONNECT_MS}
@@ -69,13 +69,13 @@ class WorkerConnection:
         """The next message, or None when none has come."""
         message = frames.receive(self.socket)
         if message is not None:
-            self._heard = True
+            self._received = True
         return message
 
     @property
     def disconnected(self) -> bool:
         """Everything that the dead process sent has arrived: its end of the socket is closed."""
-        return not self._heard or self.monitor.poll(0) != 0
+        return not self._received or self.monitor.poll(0) != 0
 
     def close(self) -> None:
         """Closes the socket and its monitor."""

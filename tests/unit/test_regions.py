@@ -1,4 +1,4 @@
-"""Which shared memory the daemon takes, for how long it keeps it, and what becomes of a request's tensors there."""
+"""Which shared memory the daemon opens, for how long, and how requests and batches use it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_region_is_opened_by_its_name() -> None:
         assert not os.get_inheritable(opened.descriptor)
         assert (opened.name, opened.size) == (name, 1 << 16)
         assert os.path.sameopenfile(opened.descriptor, descriptor)
-    # Its own descriptor keeps it, whatever becomes of the client's.
+    # The daemon's own descriptor keeps the region after the client has closed its own.
     assert OpenArea(opened, 4096, 5).read() == b"hello"
 
 
@@ -108,7 +108,7 @@ def in_dev_shm() -> Iterator[str]:
 
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("what", FOREIGN)
-def test_nothing_else_is_opened(what: str, tmp_path: Path) -> None:
+def test_descriptors_that_are_no_region_are_refused(what: str, tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with FOREIGN[what](tmp_path / "it") as name, pytest.raises(OSError, match=r"\w"):
         open_region(name)
@@ -117,8 +117,8 @@ def test_nothing_else_is_opened(what: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["a file", "a file in /dev/shm", "a folder"])
-def test_no_other_file_is_opened_even_for_a_moment(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # To open a file for writing can do something, and its file system can be one that never answers.
+def test_files_are_refused_without_opening_them(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Opening a file can have side effects, and its file system may never answer.
     asked = []
     real_open, real_stat = os.open, os.fstat
 
@@ -133,7 +133,7 @@ def test_no_other_file_is_opened_even_for_a_moment(what: str, tmp_path: Path, mo
     with FOREIGN[what](tmp_path / "it") as name, monkeypatch.context() as patch, region() as (good, _):
         patch.setattr(os, "open", spy_open)
         patch.setattr(os, "fstat", spy_stat)
-        with pytest.raises(OSError, match="no shared memory"):
+        with pytest.raises(OSError, match="not shared memory"):
             open_region(name)
         assert asked == []
         open_region(good)
@@ -141,8 +141,8 @@ def test_no_other_file_is_opened_even_for_a_moment(what: str, tmp_path: Path, mo
 
 
 @pytest.mark.timeout(10)
-def test_a_lease_on_a_region_holds_nobody_up() -> None:
-    # A lease can be had while nobody has the file open for writing; breaking it would take up to 45 s.
+def test_a_lease_on_a_region_does_not_block() -> None:
+    # A lease is granted while no process has the file open for writing; breaking it takes up to 45 s.
     with region() as (_, descriptor):
         reading = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
     handler = signal.signal(signal.SIGIO, signal.SIG_IGN)  # how the kernel tells the holder
@@ -160,21 +160,21 @@ def test_a_lease_on_a_region_holds_nobody_up() -> None:
     [
         name_of(2**31 - 1),
         name_of(999_999),
-        name_of(0, pid=2**22),  # more than Linux has
+        name_of(0, pid=2**22),  # larger than any pid of Linux
         f"mt-self-0-{NONCE}",
         f"mt-{os.getpid()}-0/../0-{NONCE}",
         "",
     ],
-    # Each process of `make test` has to call them the same.
-    ids=["no descriptor", "nor this", "no process", "no number", "a path", "empty"],
+    # Test processes must agree on the ids, so they cannot contain the pid.
+    ids=["closed descriptor", "unused descriptor", "unknown pid", "pid not a number", "path", "empty"],
 )
-def test_names_of_nothing(name: str) -> None:
+def test_names_that_lead_to_no_region_are_refused(name: str) -> None:
     with pytest.raises(OSError, match=r"\w"):
         open_region(name)
 
 
-class Made:
-    """Makes regions, and counts how often it is asked."""
+class FakeOpener:
+    """Creates regions, and records the names that it was called with."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -199,38 +199,38 @@ def is_open(descriptor: int) -> bool:
     return True
 
 
-def test_a_region_is_opened_once_and_closed_when_it_has_been_idle() -> None:
-    made = Made()
-    known = Regions(made)
+def test_a_region_is_opened_once_and_closed_when_idle() -> None:
+    opener = FakeOpener()
+    known = Regions(opener)
     known.get("a", 0.0)
     known.get("b", 1.0)
     known.get("a", 5.0)
-    known.tick(1.0 + IDLE_S - 0.1)
-    assert (made.asked, made.open, len(known)) == (["a", "b"], 2, 2)
-    known.tick(1.0 + IDLE_S)
-    assert (made.open, len(known)) == (1, 1)
+    known.close_idle(1.0 + IDLE_S - 0.1)
+    assert (opener.asked, opener.open, len(known)) == (["a", "b"], 2, 2)
+    known.close_idle(1.0 + IDLE_S)
+    assert (opener.open, len(known)) == (1, 1)
     known.get("b", 12.0)
-    known.tick(5.0 + IDLE_S)
-    assert (made.asked, len(known)) == (["a", "b", "b"], 1)
+    known.close_idle(5.0 + IDLE_S)
+    assert (opener.asked, len(known)) == (["a", "b", "b"], 1)
 
 
-def test_a_region_stays_open_for_what_uses_it() -> None:
-    made = Made()
-    known = Regions(made)
+def test_a_region_stays_open_while_a_request_uses_it() -> None:
+    opener = FakeOpener()
+    known = Regions(opener)
     area = OpenArea(known.get("a", 0.0), 0, 0)
-    known.tick(100.0)
-    assert made.open == 1
+    known.close_idle(100.0)
+    assert opener.open == 1
     del area
-    assert made.open == 0
+    assert opener.open == 0
 
 
-def test_descriptors_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_open_regions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regions, "MAX_REGIONS", 3)
-    made = Made()
-    known = Regions(made)
+    opener = FakeOpener()
+    known = Regions(opener)
     for name in "abcdef":
         known.get(name, 0.0)
-    assert (made.open, len(known)) == (3, 3)
+    assert (opener.open, len(known)) == (3, 3)
     held = [known.get(name, 1.0) for name in "ghi"]
     with pytest.raises(OSError, match="3 regions are in use"):
         known.get("j", 2.0)
@@ -238,25 +238,25 @@ def test_descriptors_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert known.get("k", 3.0).name == "k"
 
 
-def test_what_requests_need_stays_known_however_many_names_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_regions_in_use_are_found_by_name_whatever_else_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regions, "MAX_REGIONS", 3)
-    made = Made()
-    known = Regions(made)
+    opener = FakeOpener()
+    known = Regions(opener)
     held = {name: known.get(name, 0.0) for name in "abc"}
     for name in "defg":
         with pytest.raises(OSError, match="3 regions are in use"):
             known.get(name, 1.0)
     assert all(known.get(name, 2.0) is region for name, region in held.items())
-    assert made.asked == ["a", "b", "c"]
-    # The first that nothing needs makes room, though others were used longer ago.
+    assert opener.asked == ["a", "b", "c"]
+    # The first region that is not in use is closed, though others were used longer ago.
     del held["b"]
     known.get("d", 3.0)
-    assert (made.open, known.get("a", 4.0)) == (3, held["a"])
-    # It is found by its name even after it was idle, and is opened again only once it was closed.
-    known.tick(4.0 + IDLE_S)
+    assert (opener.open, known.get("a", 4.0)) == (3, held["a"])
+    # A region in use is found by its name even when idle; a closed one is opened again.
+    known.close_idle(4.0 + IDLE_S)
     assert known.get("c", 20.0) is held["c"]
     known.get("b", 20.0)
-    assert made.asked == ["a", "b", "c", "d", "b"]
+    assert opener.asked == ["a", "b", "c", "d", "b"]
 
 
 # Requests.
@@ -266,50 +266,50 @@ KEY = BatchKey(SPEC, 2)
 
 
 def plan(name: str, offset: int = 4096, rows: int = 3, **outputs: wire.Area) -> Plan:
-    """Of a request whose `x` lies in shared memory, and its `n` comes in a frame before it."""
+    """The plan of a request with `n` in a frame and `x` in shared memory, in this order."""
     shared = Shared((None, wire.Area(name, offset, 2 * rows)), outputs)
     return Plan(KEY, rows, (1, 0), (rows, 2 * rows), (False,) * 2, ("n", "x"), 30.0, shared=shared)
 
 
-def request(known: Regions, made: Plan, frames: list[bytes]) -> SharedRequest:
-    tensors, output_areas = known.resolve(made, frames, 0.0)
-    in_order = [tensors[index] for index in made.order]
-    return SharedRequest(("front",), b"id", made, in_order, sum(map(len, tensors)), 0.0, output_areas)
+def request(known: Regions, plan: Plan, frames: list[bytes]) -> SharedRequest:
+    tensors, output_areas = known.resolve(plan, frames, 0.0)
+    in_order = [tensors[index] for index in plan.order]
+    return SharedRequest(("front",), b"id", plan, in_order, sum(map(len, tensors)), 0.0, output_areas)
 
 
-def test_tensors_are_put_in_order_and_places_by_name() -> None:
+def test_inputs_are_in_the_key_s_order_and_output_areas_by_name() -> None:
     with region(b"abcdef") as (name, _):
-        made = request(Regions(), plan(name, y=wire.Area(name, 5000, 10)), [b"123"])
-        assert [len(frame) for frame in made.frames] == [6, 3]
-        assert made.frames[0].read() == b"abcdef"
-        assert (made.size, made.shared, made.output_areas["y"].offset) == (9, True, 5000)
+        shared = request(Regions(), plan(name, y=wire.Area(name, 5000, 10)), [b"123"])
+        assert [len(frame) for frame in shared.frames] == [6, 3]
+        assert shared.frames[0].read() == b"abcdef"
+        assert (shared.size, shared.shared, shared.output_areas["y"].offset) == (9, True, 5000)
 
 
 @pytest.mark.parametrize(
     ("offset", "within"), [(65536 - 6, True), (65536 - 5, False), (65536, False), (2**63 - 1, False)]
 )
-def test_no_byte_outside_the_region(offset: int, within: bool) -> None:
+def test_an_area_outside_its_region_is_refused(offset: int, within: bool) -> None:
     with region() as (name, _):
-        output_areas = {"inputs[1]": plan(name, offset), "y": plan(name, y=wire.Area(name, offset, 6))}
-        for whose, made in output_areas.items():
+        plans = {"inputs[1]": plan(name, offset), "y": plan(name, y=wire.Area(name, offset, 6))}
+        for field, asked in plans.items():
             if within:
-                Regions().resolve(made, [b"123"], 0.0)
+                Regions().resolve(asked, [b"123"], 0.0)
                 continue
             with pytest.raises(InvalidRequest, match="the region has 65536") as raised:
-                Regions().resolve(made, [b"123"], 0.0)
+                Regions().resolve(asked, [b"123"], 0.0)
             assert raised.value.reason == "malformed"
-            assert raised.value.details["field"] == f"{whose}.parameters.shared_memory_offset"
+            assert raised.value.details["field"] == f"{field}.parameters.shared_memory_offset"
 
 
 @pytest.mark.parametrize("frames", [[], [b"123", b"123456"]])
-def test_the_number_of_frames_is_that_of_the_other_inputs(frames: list[bytes]) -> None:
+def test_each_input_outside_shared_memory_needs_one_frame(frames: list[bytes]) -> None:
     with region() as (name, _), pytest.raises(InvalidRequest, match="1 inputs outside shared memory"):
         Regions().resolve(plan(name), frames, 0.0)
 
 
-def test_what_cannot_be_opened_is_told_by_its_field() -> None:
+def test_a_region_that_cannot_be_opened_is_refused_with_its_field() -> None:
     gone = name_of(999_999)
-    with pytest.raises(InvalidRequest, match="cannot take this shared memory: No such file") as raised:
+    with pytest.raises(InvalidRequest, match="cannot use this shared memory: No such file") as raised:
         Regions().resolve(plan(gone), [b"123"], 0.0)
     assert (raised.value.reason, raised.value.details) == (
         "malformed",
@@ -318,27 +318,27 @@ def test_what_cannot_be_opened_is_told_by_its_field() -> None:
     assert regions.refusal(plan(gone), "why").details == raised.value.details
 
 
-@pytest.mark.parametrize(("number", "passing"), [(errno.EMFILE, True), (errno.ENOENT, False), (errno.EAGAIN, False)])
-def test_a_passing_shortage_is_told_from_what_lasts(number: int, passing: bool) -> None:
+@pytest.mark.parametrize(("number", "transient"), [(errno.EMFILE, True), (errno.ENOENT, False), (errno.EAGAIN, False)])
+def test_only_transient_refusals_say_when_to_try_again(number: int, transient: bool) -> None:
     def refuse(_: str) -> Region:
         raise OSError(number, "why")
 
-    with pytest.raises(InvalidRequest, match="cannot take this shared memory: why") as raised:
+    with pytest.raises(InvalidRequest, match="cannot use this shared memory: why") as raised:
         Regions(refuse).resolve(plan(name_of(0)), [b"123"], 0.0)
-    assert raised.value.details.get("retry_after_ms") == (regions.PASSING_MS if passing else None)
+    assert raised.value.details.get("retry_after_ms") == (regions.RETRY_AFTER_MS if transient else None)
 
 
-def test_too_many_regions_are_a_passing_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_regions_are_a_transient_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regions, "MAX_REGIONS", 1)
-    known = Regions(Made())
+    known = Regions(FakeOpener())
     held = known.get("a", 0.0)
     with pytest.raises(InvalidRequest, match="1 regions are in use") as raised:
         known.resolve(plan(name_of(0)), [b"123"], 0.0)
-    assert raised.value.details["retry_after_ms"] == regions.PASSING_MS
+    assert raised.value.details["retry_after_ms"] == regions.RETRY_AFTER_MS
     assert known.get("a", 1.0) is held
 
 
-def test_a_large_request_is_split_where_it_lies() -> None:
+def test_parts_of_a_split_request_are_areas_of_its_region() -> None:
     with region(b"abcdef") as (name, _):
         whole = request(Regions(), plan(name, y=wire.Area(name, 5000, 10)), [b"123"])
         join = Join(whole)
@@ -346,13 +346,13 @@ def test_a_large_request_is_split_where_it_lies() -> None:
         assert [part.frames[0].read() for part in parts] == [b"abcd", b"ef"]
         assert [bytes(part.frames[1]) for part in parts] == [b"12", b"3"]
         assert [part.size for part in parts] == [6, 3]
-        # Their outputs are joined by the router, so they come in frames.
+        # The router joins the outputs of parts, so parts have no output areas.
         (_, table, *frames) = regions.batch_message(Batch(7, KEY, parts, 3), [])
         assert worker_wire.Table.unpack(table).outputs == []
         assert [bytes(frame) for frame in frames] == [b"12", b"3"]
 
 
-def test_the_message_of_a_batch_names_what_is_not_in_it() -> None:
+def test_a_batch_message_lists_its_areas_in_the_table() -> None:
     with region(b"abcdef") as (name, _):
         shared = request(Regions(), plan(name, y=wire.Area(name, 5000, 10)), [b"123"])
         plain = Request(("front",), b"id", plan(name), [b"ghijkl", b"456"], 9, 0.0)
@@ -360,14 +360,14 @@ def test_the_message_of_a_batch_names_what_is_not_in_it() -> None:
         assert head[:1] == worker_wire.SHARED
         assert worker_wire.read_batch_head(head) == (7, KEY.id, True, False, (3, 3))
         assert (description, frames) == (b"{}", [b"ghijkl", b"456", b"123"])
-        told = worker_wire.Table.unpack(table)
+        unpacked = worker_wire.Table.unpack(table)
         status = os.fstat(shared.frames[0].region.descriptor)
         where = (name, shared.frames[0].region.descriptor, status.st_dev, status.st_ino)
-        assert told.inputs == [(1, 0, *where, 4096, 6)]
-        assert told.outputs == [(1, "y", *where, 5000, 10)]
+        assert unpacked.inputs == [(1, 0, *where, 4096, 6)]
+        assert unpacked.outputs == [(1, "y", *where, 5000, 10)]
 
 
-def test_a_request_in_quarantine_is_known_by_its_bytes_however_it_comes() -> None:
+def test_quarantine_compares_bytes_in_shared_memory_and_in_frames_alike() -> None:
     with ExitStack() as stack:
         (bad, _), (good, _) = (stack.enter_context(region(content)) for content in (b"poison", b"potion"))
         quarantine = Quarantine()
@@ -378,11 +378,11 @@ def test_a_request_in_quarantine_is_known_by_its_bytes_however_it_comes() -> Non
         assert quarantine.find(in_frames, 1.0) is not None
 
 
-# The front.
+# The router.
 
 
 class OneRequest:
-    """Stands for a front socket: gives one request for a model, and keeps what is answered."""
+    """A stand-in for a front socket: returns one request for a model, and records the errors it is answered with."""
 
     def __init__(self, header: bytes, *frames: bytes, local: bool) -> None:
         self.local = local
@@ -410,14 +410,14 @@ class OneRequest:
         (True, 9, [b"12", b"34"], {"reason": "malformed", "field": "inputs"}),
     ],
 )
-def test_the_router_takes_shared_memory_of_local_clients(
+def test_the_router_accepts_shared_memory_of_local_clients_only(
     local: bool, spare: int, frames: list[bytes], error: dict[str, str] | None
 ) -> None:
     with region(b"abcdef") as (name, _):
         tensors = [wire.Tensor("n", "UINT8", (2,)), wire.Tensor("x", "UINT8", (2, 3), wire.Area(name, 4096, 6))]
         header = wire.infer_header("m", tensors)
         front = OneRequest(header, *frames, local=local)
-        # What lies in shared memory counts as if it were in a frame.
+        # Bytes in shared memory count towards the limit as bytes in frames do.
         limit = len(header) + 2 + 6 + spare
         router = Router({"m": QueueLimits(10, 1 << 20)}, {"m": 30.0}, limit, lambda *_: {})
         router.admission.describe(ModelReport(name="m", max_batch_size=2))
