@@ -32,6 +32,7 @@ MODULES = (
     "multitower.frames",
     "multitower.worker_wire",
     "multitower.supervisor.routing.admission",
+    "multitower.supervisor.routing.request_checks",
     "multitower.supervisor.scheduling.scheduler",
     "multitower.supervisor.scheduling.queue",
     "multitower.supervisor.scheduling.worker_choice",

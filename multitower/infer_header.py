@@ -1,7 +1,7 @@
-"""Reading the headers of `MT1:infer` requests: everything in them is checked here, by itself and not against a model.
+"""Parsing of `MT1:infer` headers, with all checks that need no model.
 
-The router's admission reads each distinct header once. A header that passes has names, datatypes, shapes and areas of
-the right kind and within the protocol's bounds; whether the model takes them is `admission`'s to say.
+The router's admission parses each distinct header once. In a parsed header, names, datatypes, shapes and areas have the
+right types and are within the protocol's bounds; `admission` checks them against the model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from multitower.errors import Reason, make
 
 
 def parse_infer_header(data: bytes) -> wire.InferHeader:
-    """Reads and checks the header of an `MT1:infer` request by itself, without regard to any model.
+    """Parses the header of an `MT1:infer` request, and checks it as far as that needs no model.
 
     Raises:
         InvalidRequest: `malformed`, `too_large`, `shape_invalid` or `datatype_mismatch`; the message and
@@ -52,7 +52,7 @@ def parse_infer_header(data: bytes) -> wire.InferHeader:
 
 
 def parse_version(header: dict[str, Any]) -> tuple[str, str]:
-    """The `model_version` of a header and the label in its place; "" where it has none.
+    """The `model_version` and the version label of a header; "" for one that is missing.
 
     Raises:
         InvalidRequest: `malformed` when one is not a string, or both are given.
@@ -103,7 +103,7 @@ def _parse_name(entry: dict[str, Any], field: str) -> str:
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
-        wire.refuse(f"{field}.name holds half a surrogate pair, which is no text", f"{field}.name")
+        wire.refuse(f"{field}.name holds half a surrogate pair, which is not valid text", f"{field}.name")
     if size > wire.MAX_NAME_BYTES:
         wire.refuse(f"{field}.name has {size} bytes; the limit is {wire.MAX_NAME_BYTES}", f"{field}.name")
     return name
@@ -178,11 +178,11 @@ def _parse_outputs(value: Any) -> tuple[tuple[str, ...] | None, dict[str, wire.A
 
 
 def parse_area(entry: dict[str, Any], field: str) -> wire.Area | None:
-    """Where a tensor of a header lies in shared memory; None when it has a frame.
+    """The area of shared memory that holds a tensor; None for a tensor in a frame.
 
     Args:
-        entry: of the header's inputs or outputs.
-        field: what messages call it.
+        entry: an item of the header's inputs or outputs.
+        field: its name in error messages, such as `inputs[0]`.
 
     Raises:
         InvalidRequest: `malformed`, naming the parameter.
@@ -196,7 +196,7 @@ def parse_area(entry: dict[str, Any], field: str) -> wire.Area | None:
     region = parameters.get(wire.SHARED_MEMORY_REGION)
     if not isinstance(region, str) or wire.REGION_NAME.fullmatch(region) is None:
         where = f"{field}.{wire.SHARED_MEMORY_REGION}"
-        wire.refuse(f"{where} is missing, or no name of a region (mt-PID-DESCRIPTOR-NONCE)", where)
+        wire.refuse(f"{where} is missing, or not the name of a region (mt-PID-DESCRIPTOR-NONCE)", where)
     offset = parameters.get(wire.SHARED_MEMORY_OFFSET, 0)
     if type(offset) is not int or not 0 <= offset <= wire.MAX_DIMENSION:
         where = f"{field}.{wire.SHARED_MEMORY_OFFSET}"

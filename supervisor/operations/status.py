@@ -288,7 +288,7 @@ class StatusReporter:
         name = header.get("model_name")
         if not isinstance(name, str) or not name:
             raise make(Reason.MALFORMED, "model_name is missing or not a string", field="model_name")
-        return name, self.router.admission.model(name, *parse_version(header))
+        return name, self.router.admission.find_report(name, *parse_version(header))
 
     def _statistics(self, header: dict[str, Any]) -> dict[str, Any]:
         versions: dict[str, list[str]] = {

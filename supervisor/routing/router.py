@@ -24,8 +24,9 @@ from ..scheduling.request import Plan, Request, SharedRequest
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.worker import Served, Worker
 from . import regions
-from .admission import Admission, check_frames
+from .admission import Admission
 from .front_socket import FrontSocket, Incoming
+from .request_checks import check_frames
 from .statistics import BatchTimes, ModelStatistics
 from .worker_connection import WorkerConnection, WorkerProtocolError
 
@@ -240,7 +241,7 @@ class Router:
     def forget_models(self, keep: Collection[str]) -> None:
         """No worker serves any other model any more."""
         for name in [name for name in self.scheduler.models if name not in keep]:
-            self.admission.remove(name)
+            self.admission.remove_model(name)
             self.scheduler.remove_model(name)
             self._reply_all()  # while its statistics are there
             del self.statistics[name]
@@ -256,7 +257,7 @@ class Router:
     def unloaded(self, name: str) -> None:
         """No worker has the model any more; what still waits for it is answered."""
         self.scheduler.mark_unavailable(name, "it was unloaded")
-        self.admission.forget(name)
+        self.admission.remove_versions(name)
 
     # Workers.
 
@@ -314,7 +315,7 @@ class Router:
         return routes[0]
 
     def _describe(self, report: ModelReport, of_model: Sequence[ModelReport]) -> Served:
-        return self.admission.describe(report, newest=report is of_model[-1])
+        return self.admission.add_version(report, newest=report is of_model[-1])
 
     def withdraw(self, route: Route, coming: Collection[tuple[str, str]] = ()) -> None:
         """What only this worker serves cannot be asked for any more; what waits for it can still be answered.
@@ -330,7 +331,7 @@ class Router:
                 served = {version for name, version in kept if name == model}
                 self._keep(model, served)
                 if model in self.leaving and not served:
-                    self.admission.remove(model)
+                    self.admission.remove_model(model)
 
     def keep_versions(self, kept: Collection[tuple[str, str]]) -> None:
         """Of models of which some version is, or will be, served, these are all; what waits for others is answered."""
@@ -341,7 +342,7 @@ class Router:
                 self.scheduler.refuse_versions(model, served)
 
     def _keep(self, model: str, served: Collection[str]) -> None:
-        self.admission.keep_versions(model, served)
+        self.admission.retain_versions(model, served)
         statistics = self.statistics[model]
         for version in statistics.keys() - set(self.admission.catalog.versions(model)):
             del statistics[version]
@@ -363,7 +364,7 @@ class Router:
         del self._routes_by_connection[route.connection]
         for model in route.worker.serves:
             left = [other for other in self.routes.values() if model in other.worker.serves]
-            newest = self.admission.newest(model)
+            newest = self.admission.newest_interface(model)
             if left and all(other.worker.serves[model][:2] != newest for other in left):
                 # Requests are to be checked against what is served, not against what came last.
                 for report in left[-1].reports[model]:

@@ -1,8 +1,9 @@
-"""What is taken: each distinct header is planned once, and forgotten in time."""
+"""Admission: plans for request headers, when they are cached and discarded, and which requests are refused."""
 
 from __future__ import annotations
 
 import struct
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from multitower import wire
 from multitower.errors import InvalidRequest, MultitowerError, NotFound, Reason, Unavailable, make
 from multitower.spec import ModelReport, SignatureReport, TensorReport
 from multitower.supervisor.routing import admission
-from multitower.supervisor.routing.admission import Admission, check_frames
+from multitower.supervisor.routing.admission import Admission
+from multitower.supervisor.routing.request_checks import check_frames
 from multitower.supervisor.scheduling.request import Request
 
 
@@ -36,7 +38,7 @@ def header(rows: int = 2, order: str = "xs", **more: Any) -> bytes:
 @pytest.fixture
 def admitted() -> Admission:
     made = Admission({"m": 30.0, "other": 1.0})
-    made.describe(report())
+    made.add_version(report())
     return made
 
 
@@ -50,11 +52,11 @@ def test_equal_headers_share_a_plan_and_equal_shapes_a_key(admitted: Admission) 
 
 
 @pytest.mark.parametrize(("bound", "keys"), [("MAX_CACHED_ENTRIES", 4), ("MAX_CACHED_BYTES", 4 * len(header(2)))])
-def test_ever_new_shapes_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch, bound: str, keys: int) -> None:
+def test_the_number_of_cached_keys_is_bounded(monkeypatch: pytest.MonkeyPatch, bound: str, keys: int) -> None:
     monkeypatch.setattr(admission, bound, keys)
-    monkeypatch.setattr(admission, "MAX_CACHED_HEADER", 0)  # a header that is too long to be kept makes a key, too
+    monkeypatch.setattr(admission, "MAX_CACHED_HEADER", 0)  # headers too large to be cached make keys, too
     made = Admission({"m": 30.0})
-    made.describe(report(inputs=None))
+    made.add_version(report(inputs=None))
     text = wire.Tensor("s", "BYTES", (2,))
     asked = [wire.infer_header("m", [wire.Tensor("x", "FP32", (2, 100 + dim)), text]) for dim in range(9)]
     first = made.plan(asked[0]).key
@@ -64,7 +66,7 @@ def test_ever_new_shapes_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch,
     assert made.plan(asked[0]).key is not first
 
 
-def test_the_order_of_the_inputs_is_the_clients_own(admitted: Admission) -> None:
+def test_inputs_in_any_order_share_a_key(admitted: Admission) -> None:
     plan = admitted.plan(header(order="sx"))
     assert plan.key is admitted.plan(header(order="xs")).key
     assert plan.order == (1, 0)
@@ -72,7 +74,7 @@ def test_the_order_of_the_inputs_is_the_clients_own(admitted: Admission) -> None
 
 
 @pytest.mark.parametrize(("asked_us", "seconds"), [(None, 30.0), (5_000_000, 5.0), (60_000_000, 30.0)])
-def test_the_effective_time_is_the_smaller_one(admitted: Admission, asked_us: int | None, seconds: float) -> None:
+def test_the_shorter_of_both_timeouts_counts(admitted: Admission, asked_us: int | None, seconds: float) -> None:
     assert admitted.plan(header(timeout_us=asked_us)).timeout_s == seconds
 
 
@@ -90,7 +92,7 @@ SIGNED = {
 
 
 def test_a_request_is_checked_against_the_signature_that_it_names(admitted: Admission) -> None:
-    admitted.describe(report(**SIGNED))
+    admitted.add_version(report(**SIGNED))
     scalar = wire.infer_header("m", [wire.Tensor("n", "INT64", ())], signature="sum")
     plan = admitted.plan(scalar)
     assert (plan.key.spec.signature, plan.key.spec.batched, plan.key.max_batch_size) == ("sum", False, 0)
@@ -100,8 +102,8 @@ def test_a_request_is_checked_against_the_signature_that_it_names(admitted: Admi
         admitted.plan(wire.infer_header("m", [wire.Tensor("n", "INT64", ())], outputs=["y"], signature="sum"))
 
 
-def test_who_names_the_default_signature_shares_batches_with_who_names_none(admitted: Admission) -> None:
-    admitted.describe(report(**SIGNED))
+def test_the_default_signature_by_name_shares_batches_with_none(admitted: Admission) -> None:
+    admitted.add_version(report(**SIGNED))
     assert admitted.plan(header(signature="serving_default")).key is admitted.plan(header()).key
     assert admitted.plan(header()).key.max_batch_size == 8
 
@@ -114,17 +116,17 @@ def test_who_names_the_default_signature_shares_batches_with_who_names_none(admi
         ({}, "serving_default", "'m' has no signature 'serving_default', nor any other"),
     ],
 )
-def test_signatures_that_cannot_be_asked_for(
+def test_an_unknown_or_unservable_signature_is_refused(
     admitted: Admission, more: dict[str, Any], name: str, message: str
 ) -> None:
-    admitted.describe(report(**more))
+    admitted.add_version(report(**more))
     with pytest.raises(NotFound, match=message) as raised:
         admitted.plan(header(signature=name))
     assert (raised.value.reason, raised.value.details["field"]) == ("signature_unknown", "parameters.signature_name")
 
 
-def test_another_set_of_signatures_is_another_contract(admitted: Admission) -> None:
-    assert admitted.describe(report(**SIGNED)) != admitted.describe(report(signature="serving_default"))
+def test_another_set_of_signatures_is_another_interface(admitted: Admission) -> None:
+    assert admitted.add_version(report(**SIGNED)) != admitted.add_version(report(signature="serving_default"))
 
 
 VARIABLE = {
@@ -140,8 +142,8 @@ def lengths(rows: int, length: int) -> bytes:
     return wire.infer_header("m", [wire.Tensor("s", "BYTES", (rows,)), wire.Tensor("x", "FP32", (rows, length, 2))])
 
 
-def test_requests_of_other_lengths_share_batches_where_they_are_padded(admitted: Admission) -> None:
-    admitted.describe(report(**VARIABLE))
+def test_requests_of_other_lengths_share_a_key_if_padded(admitted: Admission) -> None:
+    admitted.add_version(report(**VARIABLE))
     three, five = admitted.plan(lengths(1, 3)), admitted.plan(lengths(2, 5))
     assert three.key is five.key
     assert three.key.spec.inputs == (("x", "FP32", (-1, 2)), ("s", "BYTES", ()), ("", "INT64", (1,)))
@@ -150,44 +152,44 @@ def test_requests_of_other_lengths_share_batches_where_they_are_padded(admitted:
     assert request.frames == [b"x", b"s", struct.pack("<q", 5)]
 
 
-def test_lengths_are_told_apart_where_they_are_not_padded(admitted: Admission) -> None:
-    admitted.describe(report(**VARIABLE | {"pad_variable_length_inputs": False}))
+def test_requests_of_other_lengths_have_other_keys_if_not_padded(admitted: Admission) -> None:
+    admitted.add_version(report(**VARIABLE | {"pad_variable_length_inputs": False}))
     assert admitted.plan(lengths(1, 3)).key is not admitted.plan(lengths(1, 5)).key
 
 
 @pytest.mark.parametrize(("rows", "length"), [(9, 3), (1, 0)])
-def test_what_is_to_be_split_and_what_is_empty_is_not_padded(admitted: Admission, rows: int, length: int) -> None:
-    admitted.describe(report(**VARIABLE))
+def test_requests_that_are_split_or_empty_are_not_padded(admitted: Admission, rows: int, length: int) -> None:
+    admitted.add_version(report(**VARIABLE))
     plan = admitted.plan(lengths(rows, length))
     assert plan.key.spec.inputs == (("x", "FP32", (length, 2)), ("s", "BYTES", ()))
     assert plan.sizes_frame is None
 
 
-def test_what_has_no_variable_size_is_not_padded(admitted: Admission) -> None:
-    admitted.describe(report(pad_variable_length_inputs=True))
+def test_inputs_without_variable_sizes_are_not_padded(admitted: Admission) -> None:
+    admitted.add_version(report(pad_variable_length_inputs=True))
     assert not admitted.plan(header()).key.spec.padded
-    admitted.describe(report(**VARIABLE | {"max_batch_size": 0}))
+    admitted.add_version(report(**VARIABLE | {"max_batch_size": 0}))
     assert not admitted.plan(lengths(1, 3)).key.spec.padded
 
 
-def test_without_a_declaration_every_size_but_the_rows_may_vary(admitted: Admission) -> None:
-    admitted.describe(report(pad_variable_length_inputs=True, inputs=None))
+def test_undeclared_inputs_vary_in_every_size_but_the_rows(admitted: Admission) -> None:
+    admitted.add_version(report(pad_variable_length_inputs=True, inputs=None))
     assert admitted.plan(lengths(1, 3)).key.spec.inputs == (
         *(("s", "BYTES", ()), ("x", "FP32", (-1, -1))),
         ("", "INT64", (2,)),
     )
 
 
-def test_plans_are_forgotten_when_the_model_changes_and_only_then(admitted: Admission) -> None:
+def test_plans_are_discarded_only_when_the_model_changes(admitted: Admission) -> None:
     plan = admitted.plan(header())
-    admitted.describe(report(load_s=9.0))
+    admitted.add_version(report(load_s=9.0))
     assert admitted.plan(header()) is plan
-    admitted.describe(report(max_batch_size=0))
+    admitted.add_version(report(max_batch_size=0))
     assert admitted.plan(header()) is not plan
     assert admitted.plan(header()).key.max_batch_size == 0
 
 
-def test_the_cache_is_bounded_and_the_least_recently_used_leave(
+def test_the_cache_is_bounded_and_discards_the_least_recently_used(
     admitted: Admission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "MAX_CACHED_ENTRIES", 3)
@@ -205,7 +207,7 @@ def test_large_headers_are_not_cached(admitted: Admission) -> None:
     assert admitted.plan(large) is not admitted.plan(large)
 
 
-def test_what_no_worker_has_loaded_is_refused_with_the_cause_where_there_is_one() -> None:
+def test_a_model_without_workers_is_refused_with_the_cause_if_known() -> None:
     causes: dict[str, MultitowerError] = {}
     made = Admission({"m": 30.0}, causes.get)
     with pytest.raises(Unavailable, match="still loading"):
@@ -229,7 +231,9 @@ def test_what_no_worker_has_loaded_is_refused_with_the_cause_where_there_is_one(
         ((24, 8, 0), Reason.MALFORMED),
     ],
 )
-def test_frames_fit_their_header(admitted: Admission, sizes: tuple[int, ...], reason: Reason | None) -> None:
+def test_frames_of_wrong_number_or_size_are_refused(
+    admitted: Admission, sizes: tuple[int, ...], reason: Reason | None
+) -> None:
     plan = admitted.plan(header())
     if reason is None:
         check_frames(plan, sizes)
@@ -243,12 +247,12 @@ AREA = wire.Area("mt-1-2-" + "0" * 32, 4096, 24)
 
 
 def shared(**more: Any) -> bytes:
-    """Two rows, of which `x` lies in shared memory."""
+    """A request of two rows with `x` in shared memory."""
     tensors = [wire.Tensor("s", "BYTES", (2,)), wire.Tensor("x", "FP32", (2, 3), AREA)]
     return wire.infer_header("m", tensors, **more)
 
 
-def test_requests_in_shared_memory_share_the_key_of_those_in_frames(admitted: Admission) -> None:
+def test_requests_in_shared_memory_and_in_frames_share_a_key(admitted: Admission) -> None:
     plain = admitted.plan(header())
     plan = admitted.plan(shared(areas={"y": AREA, "z": AREA}))
     assert plan is admitted.plan(shared(areas={"y": AREA, "z": AREA}))
@@ -265,7 +269,7 @@ def test_requests_in_shared_memory_share_the_key_of_those_in_frames(admitted: Ad
 INPUTS = (("x", "FP32", (3,)), ("s", "BYTES", ()))
 
 
-def test_places_do_not_excuse_unknown_outputs(admitted: Admission) -> None:
+def test_an_unknown_output_is_refused_even_with_an_area(admitted: Admission) -> None:
     with pytest.raises(MultitowerError, match="no output 'z'") as raised:
         admitted.plan(shared(outputs=["y", "z"], areas={"z": AREA}))
     assert raised.value.reason == "output_unknown"
@@ -275,7 +279,7 @@ def test_places_do_not_excuse_unknown_outputs(admitted: Admission) -> None:
 def versioned() -> Admission:
     made = Admission({"m": 30.0})
     for number in ("9", "010"):
-        made.describe(report(version=number), newest=number == "010")
+        made.add_version(report(version=number), newest=number == "010")
     made.set_labels("m", {"stable": ["9"], "next": ["11"], "moved": ["12", "10"]})
     return made
 
@@ -291,7 +295,7 @@ def versioned() -> Admission:
         ({"version_label": "moved"}, "010"),
     ],
 )
-def test_requests_by_number_and_by_label(versioned: Admission, asked: dict[str, str], version: str) -> None:
+def test_a_version_is_found_by_number_and_by_label(versioned: Admission, asked: dict[str, str], version: str) -> None:
     key = versioned.plan(header(**asked)).key
     assert (key.version, key.spec.version) == (version, version)
 
@@ -316,14 +320,16 @@ def test_a_label_and_its_number_share_batches(versioned: Admission) -> None:
         ),
     ],
 )
-def test_versions_that_are_not_served(versioned: Admission, asked: dict[str, str], field: str, words: str) -> None:
+def test_an_unknown_version_or_label_is_refused(
+    versioned: Admission, asked: dict[str, str], field: str, words: str
+) -> None:
     with pytest.raises(NotFound, match=words) as caught:
         versioned.plan(header(**asked))
     assert caught.value.reason == Reason.VERSION_UNKNOWN
     assert caught.value.details["field"] == field
 
 
-def test_a_label_that_is_moved_is_followed_at_once(versioned: Admission) -> None:
+def test_a_moved_label_counts_for_the_next_request(versioned: Admission) -> None:
     assert versioned.plan(header(version_label="stable")).key.version == "9"
     versioned.set_labels("m", {"stable": ["10"]})
     assert versioned.plan(header(version_label="stable")).key.version == "010"
@@ -333,16 +339,42 @@ def test_a_label_that_is_moved_is_followed_at_once(versioned: Admission) -> None
         versioned.plan(header(version_label="stable"))
 
 
-def test_an_older_version_is_described_without_becoming_what_others_get(versioned: Admission) -> None:
+def test_an_older_version_does_not_become_the_newest(versioned: Admission) -> None:
     plan = versioned.plan(header())
-    versioned.describe(report(version="9"), newest=False)
-    assert versioned.plan(header()) is plan, "nothing has changed"
+    versioned.add_version(report(version="9"), newest=False)
+    assert versioned.plan(header()) is plan, "the description has not changed"
     other = (TensorReport(name="other", datatype="FP32", shape=(-1, 3)),)
-    versioned.describe(report(version="9", inputs=other), newest=False)
+    versioned.add_version(report(version="9", inputs=other), newest=False)
     assert versioned.plan(header()).key.version == ""
     with pytest.raises(InvalidRequest, match="no input 'x', only 'other'"):
         versioned.plan(header(model_version="9"))
-    versioned.keep_versions("m", {"9"})
-    assert versioned.catalog.versions("m") == ["9", "010"], "the one that requests get which name none stays"
-    versioned.keep_versions("m", {"010"})
+    versioned.retain_versions("m", {"9"})
+    assert versioned.catalog.versions("m") == ["9", "010"], "the newest version stays"
+    versioned.retain_versions("m", {"010"})
     assert versioned.catalog.versions("m") == ["010"]
+
+
+def seconds_to_plan(count: int, *, outputs: bool) -> float:
+    """The shortest of several times for a request with so many inputs, or outputs, whose header is not cached."""
+    tensors = tuple(TensorReport(name=f"tensor_{number}", datatype="FP32", shape=(-1, 4)) for number in range(count))
+    inputs = tensors[:1] if outputs else tensors
+    made = Admission({"m": 30.0})
+    made.add_version(report(inputs=inputs, outputs=tensors))
+    text = wire.infer_header(
+        "m",
+        [wire.Tensor(tensor.name, "FP32", (1, 4)) for tensor in inputs],
+        outputs=[tensor.name for tensor in tensors] if outputs else None,
+    )
+    found = []
+    for number in range(7):
+        distinct = text[:-1] + b" " * number + b"}"
+        begun = time.perf_counter()
+        made.plan(distinct)
+        found.append(time.perf_counter() - begun)
+    return min(found)
+
+
+@pytest.mark.parametrize("outputs", [False, True], ids=["inputs", "outputs"])
+def test_the_time_to_check_a_request_is_proportional_to_its_size(outputs: bool) -> None:
+    # 8 times the tensors: 8 to 10 times the time if it is linear, over 50 times if it is quadratic.
+    assert seconds_to_plan(1024, outputs=outputs) < 25 * seconds_to_plan(128, outputs=outputs)

@@ -167,7 +167,7 @@ def daemon() -> Router:
         tuple(TensorReport(name=t["name"], datatype=t["datatype"], shape=tuple(t["shape"])) for t in model[side])
         for side in ("inputs", "outputs")
     )
-    router.admission.describe(
+    router.admission.add_version(
         ModelReport(
             name=name,
             version=model["version"],
