@@ -1,7 +1,7 @@
-"""`python -m multitower` is `multitower`."""
+"""Runs the command line for `python -m multitower`."""
 
 from multitower.cli import main
 
-# A spawned worker imports the parent's main module again; it must not run the command line a second time.
+# A spawned worker imports the parent's main module again; that must not run the command line.
 if __name__ == "__main__":
     main()

@@ -1,7 +1,7 @@
-"""Every error an application can meet, with its stable code and reason.
+"""All errors that an application can get, each with a stable code and reason.
 
-Raised by both clients, put on the wire by the router and the workers. The codes are gRPC's status names
-(https://grpc.io/docs/guides/status-codes/), the reasons are multitower's own and say precisely what happened.
+Both clients raise them; the router and the workers send them. The codes are gRPC's status names
+(https://grpc.io/docs/guides/status-codes/). The reasons are multitower's own and say exactly what happened.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Code(StrEnum):
 
 
 class Reason(StrEnum):
-    """What exactly went wrong; stable, and meant for programs."""
+    """What exactly went wrong. Stable: programs may rely on it."""
 
-    MALFORMED = "malformed"  # frames or JSON that cannot be read
-    TOO_LARGE = "too_large"  # over max_message_size, or a header over its own limit
-    KIND_UNKNOWN = "kind_unknown"  # a kind or protocol version this daemon does not speak
+    MALFORMED = "malformed"  # frames or JSON that cannot be parsed
+    TOO_LARGE = "too_large"  # over max_message_size, or a header over MAX_HEADER_BYTES
+    KIND_UNKNOWN = "kind_unknown"  # a kind of request or protocol version that this daemon does not support
     MODEL_UNKNOWN = "model_unknown"
     VERSION_UNKNOWN = "version_unknown"
     SIGNATURE_UNKNOWN = "signature_unknown"
@@ -38,20 +38,20 @@ class Reason(StrEnum):
     OUTPUT_UNKNOWN = "output_unknown"
     DATATYPE_MISMATCH = "datatype_mismatch"
     SHAPE_INVALID = "shape_invalid"
-    SIZE_MISMATCH = "size_mismatch"  # the bytes of a tensor do not fit its shape
+    SIZE_MISMATCH = "size_mismatch"  # the bytes of a tensor do not match its shape
     QUEUE_FULL = "queue_full"
     DEADLINE = "deadline"
     CANCELLED = "cancelled"
-    DRAINING = "draining"  # the daemon is stopping and takes no new work
-    NO_WORKER = "no_worker"  # nothing serves this model now
+    DRAINING = "draining"  # the daemon is stopping and accepts no new requests
+    NO_WORKER = "no_worker"  # no worker serves this model now
     WORKER_DIED = "worker_died"
-    POISONED = "poisoned"  # it was being executed at more workers' deaths than `retry` allows
-    MODEL_ERROR = "model_error"  # the model itself raised
-    OUTPUT_INVALID = "output_invalid"  # the model returned what it did not declare
-    # The client's own: these never travel.
-    NOT_LISTENING = "not_listening"  # no daemon at the endpoint
-    CONNECTION_LOST = "connection_lost"  # the daemon went away with requests outstanding
-    CLOSED = "closed"  # the client was closed, or is used in a forked child
+    POISONED = "poisoned"  # more workers died while executing the request than `retry` allows
+    MODEL_ERROR = "model_error"  # the model raised an exception
+    OUTPUT_INVALID = "output_invalid"  # the model's outputs differ from its declaration
+    # Raised by the clients only, never sent.
+    NOT_LISTENING = "not_listening"  # no daemon listens at the endpoint
+    CONNECTION_LOST = "connection_lost"  # the connection ended while requests were outstanding
+    CLOSED = "closed"  # the client was closed, or is used in a forked child process
 
 
 CODE_OF: Mapping[Reason, Code] = {
@@ -83,13 +83,18 @@ CODE_OF: Mapping[Reason, Code] = {
 
 
 class MultitowerError(Exception):
-    """The base of every error that multitower raises to an application.
+    """The base class of all errors that multitower raises to an application.
+
+    Args:
+        reason: what exactly happened; the code follows from it.
+        message: one sentence for people, which names the field at fault.
+        details: values for programs, such as `field`, `queue_depth` or `retry_after_ms`.
 
     Attributes:
         code: a gRPC status name, see `Code`.
         reason: what exactly happened, see `Reason`.
-        message: one sentence for people; it names the offending field.
-        details: what helps to act on it, where there is any: `field`, `queue_depth`, `retry_after_ms`, ...
+        message: one sentence for people.
+        details: values for programs; may be empty.
     """
 
     def __init__(self, reason: Reason, message: str, details: Mapping[str, Any] | None = None) -> None:
@@ -103,11 +108,11 @@ class MultitowerError(Exception):
         return f"{self.code}/{self.reason}: {self.message}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions cross process pools; without this they come back with their arguments in the wrong places.
+        # For process pools: the default would call the class with the message as its only argument.
         return (from_wire, (self.to_wire(),))
 
     def to_wire(self) -> dict[str, Any]:
-        """The `{"error": ...}` object of an `MT1:error` reply."""
+        """The header of an `MT1:error` reply: `{"error": {"code", "reason", "message", "details"}}`."""
         error: dict[str, Any] = {"code": self.code, "reason": self.reason, "message": self.message}
         if self.details:
             error["details"] = self.details
@@ -115,35 +120,35 @@ class MultitowerError(Exception):
 
 
 class InvalidRequest(MultitowerError):
-    """The request is wrong in itself; sending it again cannot help."""
+    """The request is wrong; sending it again cannot help."""
 
 
 class NotFound(MultitowerError):
-    """There is no such model, or not in that version."""
+    """There is no such model, version or signature."""
 
 
 class Unavailable(MultitowerError):
-    """Nothing could take the request: no daemon, no worker, a daemon that is stopping."""
+    """Nothing can serve the request: no daemon, no worker, or a daemon that is stopping."""
 
 
 class Overloaded(MultitowerError):
-    """The model's queue is full; `details` hold `queue_depth` and `retry_after_ms`."""
+    """The model's queue is full; `details` has `queue_depth` and `retry_after_ms`."""
 
 
 class DeadlineExceeded(MultitowerError, TimeoutError):
-    """No answer within the request's time."""
+    """There was no answer within the request's time."""
 
 
 class Cancelled(MultitowerError):
-    """The request was cancelled by its sender."""
+    """The client cancelled the request."""
 
 
 class Poisoned(MultitowerError):
-    """The request was being executed when too many workers died: never send it again."""
+    """Too many workers died while executing the request: do not send it again."""
 
 
 class ModelError(MultitowerError):
-    """The model raised an exception, or returned what it did not declare."""
+    """The model raised an exception, or returned outputs that differ from its declaration."""
 
 
 _CLASS_OF_REASON: Mapping[str, type[MultitowerError]] = {Reason.POISONED: Poisoned}
@@ -160,7 +165,7 @@ _CLASS_OF_CODE: Mapping[str, type[MultitowerError]] = {
 
 
 def make(reason: Reason, message: str, **details: Any) -> MultitowerError:
-    """The error of the class that belongs to `reason`; `details` that are None are left out."""
+    """The error for `reason`, of the matching class. Details that are None are left out."""
     kind = _CLASS_OF_REASON.get(reason) or _CLASS_OF_CODE[CODE_OF[reason]]
     return kind(reason, message, {key: value for key, value in details.items() if value is not None})
 
@@ -168,8 +173,7 @@ def make(reason: Reason, message: str, **details: Any) -> MultitowerError:
 def from_wire(header: Mapping[str, Any]) -> MultitowerError:
     """The typed error of an `MT1:error` header.
 
-    A code or reason of a later release becomes the nearest class with its own words kept, so that an older
-    client never fails on the answer of a newer daemon.
+    An unknown code or reason, of a newer daemon, is kept as it is; the class is the nearest one.
     """
     body = header.get("error")
     body = body if isinstance(body, Mapping) else {}

@@ -6,12 +6,12 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Why the process ended; the numbers from 69 on are those of sysexits.h, 130 is the shell's for SIGINT."""
+    """Why the process ended. 69, 75 and 78 are from sysexits.h; 130 is what shells report for SIGINT."""
 
     OK = 0
-    DEGRADED = 1  # of `status`: every model is served, but some slot is not ready
+    DEGRADED = 1  # of `multitower status`: every model is served, but a slot is not ready
     USAGE = 2  # the command line is wrong
-    UNAVAILABLE = 69  # nothing can serve: a part is not installed, no device, every slot failed
-    TEMPORARY = 75  # another process holds an endpoint; a later try may succeed
-    CONFIG = 78  # the configuration is wrong; trying again cannot help
-    SECOND_SIGNAL = 130  # told a second time to stop while draining
+    UNAVAILABLE = 69  # nothing can be served: a package is not installed, no device, or every slot failed
+    TEMPORARY = 75  # another process uses an endpoint; a later attempt may succeed
+    CONFIG = 78  # the configuration is wrong; another attempt cannot help
+    SECOND_SIGNAL = 130  # a second signal arrived while draining

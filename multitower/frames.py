@@ -1,7 +1,7 @@
-"""Messages of ZeroMQ sockets: small frames as `bytes`, large ones where libzmq received them.
+"""Sends and receives ZeroMQ messages: small frames as `bytes`, large ones without a copy.
 
-The daemon uses it for the front sockets and the workers', a worker for its end. A compiled installation has a module in
-C (`_frames.c`) that takes a whole message in one call; elsewhere pyzmq does it frame by frame.
+The daemon, the workers and the clients use it. A compiled installation has a C module (`_frames.c`) that handles a
+whole message per call; otherwise pyzmq does so frame by frame.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import zmq
 from multitower.tensors import BULKY_BYTES
 
 try:
-    _at_once: Any = importlib.import_module("multitower._frames")
-except ImportError:  # not compiled, or a pyzmq that hides its libzmq
-    _at_once = None
+    _native: Any = importlib.import_module("multitower._frames")
+except ImportError:  # not compiled, or pyzmq does not expose its libzmq
+    _native = None
 
 _get_option = zmq.backend.Socket.get
 _send_frame = zmq.backend.Socket.send
-"""What `zmq.Socket.send` calls, having looked at options that are of no use here: half the time of a small frame."""
+"""`zmq.Socket.send` without the options that are not used here, which take half the time of a small frame."""
 
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _LAST = int(zmq.NOBLOCK)
@@ -29,13 +29,13 @@ _SNDMORE = int(zmq.SNDMORE)
 _POLLIN = int(zmq.POLLIN)
 _EAGAIN = int(zmq.EAGAIN)
 _UNLIMITED: Final = 1 << 30
-_NOT_OURS: Final = -2  # what `send` in C says of a message that pyzmq is to send
+_NOT_SUPPORTED: Final = -2  # returned by the C module's `send` for a message that pyzmq has to send
 
 
 def readable(socket: zmq.Socket[bytes]) -> bool:
-    """A message has come. Asking costs half of what it costs to receive none, which raises."""
-    if _at_once is not None:
-        found: int = _at_once.events(socket)
+    """Whether a message has arrived. Takes half the time of `receive` when there is none."""
+    if _native is not None:
+        found: int = _native.events(socket)
         if found < 0:
             _fail(-found)
         return bool(found & _POLLIN)
@@ -46,16 +46,19 @@ def readable(socket: zmq.Socket[bytes]) -> bool:
 def receive(
     socket: zmq.Socket[bytes], limit: int | None = None, *, wait: bool = False, routed: bool = False
 ) -> list[Any] | None:
-    """The next message, or None when none has come.
+    """The next message, or None when none has arrived.
 
     Args:
-        socket: to read from.
-        limit: frames to keep at the most; the others of a longer message are read and dropped.
-        wait: for a message, for as long as the socket's option says: any time, unless it is set.
-        routed: the socket is a ROUTER: its messages begin with a small frame, and do not end with it.
+        socket: the socket to read from.
+        limit: how many frames to keep at most; further frames of the message are read and dropped.
+        wait: whether to wait for a message, up to the socket's receive time-out if one is set.
+        routed: whether the socket is a ROUTER, whose messages begin with a small frame that is never the last.
+
+    Returns:
+        The frames: those under `BULKY_BYTES` as `bytes`, others as `zmq.Frame`.
     """
-    if _at_once is not None:
-        found = _at_once.receive(socket, _UNLIMITED if limit is None else limit, BULKY_BYTES, 0 if wait else _LAST)
+    if _native is not None:
+        found = _native.receive(socket, _UNLIMITED if limit is None else limit, BULKY_BYTES, 0 if wait else _LAST)
         if isinstance(found, list):
             return found
         if found == _EAGAIN:
@@ -64,12 +67,12 @@ def receive(
     message: list[Any] = []
     try:
         if routed:
-            # A plain copy costs a quarter of a frame object, which only tells beside it whether more follows.
+            # A copy takes a quarter of the time of a frame object, whose `more` is not needed here.
             message.append(socket.recv(_LAST))
         frame = socket.recv(0 if wait else _LAST, False)
     except zmq.Again:
         return None
-    # The rest of a message has arrived when its first frame has. `more` costs less than asking the socket.
+    # A message arrives as a whole. `more` takes less time than the socket's option.
     while True:
         if limit is None or len(message) < limit:
             message.append(frame.bytes if len(frame) < BULKY_BYTES else frame)
@@ -79,16 +82,21 @@ def receive(
 
 
 def send(socket: zmq.Socket[bytes], message: Sequence[Any], *, wait: bool = False) -> None:
-    """Sends a message, at once unless `wait` lets it take its time.
+    """Sends a message.
+
+    Args:
+        socket: the socket to send from.
+        message: the frames.
+        wait: whether to wait while the peer's queue is full.
 
     Raises:
         zmq.ZMQError: EAGAIN when the peer's queue is full, EHOSTUNREACH when a ROUTER has no such peer.
     """
-    if _at_once is not None:
-        outcome = _at_once.send(socket, message, BULKY_BYTES, 0 if wait else _LAST)
+    if _native is not None:
+        outcome = _native.send(socket, message, BULKY_BYTES, 0 if wait else _LAST)
         if outcome == 0:
             return
-        if outcome != _NOT_OURS:
+        if outcome != _NOT_SUPPORTED:
             _fail(outcome)
     more, last = (_SNDMORE, 0) if wait else (_MORE, _LAST)
     for frame in message[:-1]:
@@ -98,7 +106,7 @@ def send(socket: zmq.Socket[bytes], message: Sequence[Any], *, wait: bool = Fals
 
 
 def _fail(number: int) -> NoReturn:
-    """Raises what pyzmq raises for an error of libzmq's."""
+    """Raises what pyzmq raises for an errno of libzmq."""
     if number == zmq.EAGAIN:
         raise zmq.Again(number)
     if number == zmq.ETERM:

@@ -1,8 +1,8 @@
-"""Datatypes of the protocol, and the way of an array into a frame and back.
+"""Datatypes of the protocol, and the conversion of arrays to frames and back.
 
-The names are the Open Inference Protocol's, with COMPLEX64 and COMPLEX128 added. A frame holds one tensor:
-little-endian, row-major, unpadded. An element of BYTES is a 4-byte little-endian length and that many bytes.
-Used by both clients, the router and the workers; needs numpy alone, and ml_dtypes for BF16 arrays.
+The names are those of the Open Inference Protocol, with COMPLEX64 and COMPLEX128 added. A frame holds one tensor:
+little-endian, row-major, unpadded. An element of BYTES is a 4-byte little-endian length, followed by that many bytes.
+The clients, the router and the workers use it. It needs numpy only, and ml_dtypes for BF16 arrays.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BYTES: Final = "BYTES"
 BF16: Final = "BF16"
 
-# Bytes an element; 0 where it varies.
+# Bytes per element; 0 where it varies.
 ITEM_SIZE: Final[dict[str, int]] = {
     "BOOL": 1,
     "UINT8": 1,
@@ -47,7 +47,7 @@ ITEM_SIZE: Final[dict[str, int]] = {
 DATATYPES: Final = tuple(ITEM_SIZE)
 
 BULKY_BYTES: Final = 64 << 10
-"""From this size on a frame is not copied; below it, a copy is cheaper than libzmq's bookkeeping for sharing."""
+"""From this size on a frame is not copied; below it, a copy takes less time than sharing the memory with libzmq."""
 
 _DTYPE: Final[dict[str, np.dtype[Any]]] = {
     "BOOL": np.dtype(np.bool_),
@@ -82,7 +82,7 @@ def _bf16() -> np.dtype[Any]:
 
 
 def dtype_of(datatype: str) -> np.dtype[Any]:
-    """The numpy dtype of a datatype; BYTES is object (elements are `bytes`).
+    """The numpy dtype of a datatype; object for BYTES, whose elements are `bytes`.
 
     Raises:
         InvalidRequest: `datatype_mismatch` for an unknown name, and for BF16 without ml_dtypes.
@@ -98,10 +98,10 @@ def dtype_of(datatype: str) -> np.dtype[Any]:
 
 
 def datatype_of(array: Array) -> str:
-    """The datatype of an array; object, str and bytes arrays are BYTES.
+    """The datatype of an array; BYTES for object, str and bytes arrays.
 
     Raises:
-        InvalidRequest: `datatype_mismatch` for a dtype that the protocol does not carry.
+        InvalidRequest: `datatype_mismatch` for a dtype that the protocol does not support.
     """
     dtype = array.dtype
     name = _NAME.get(dtype)
@@ -123,18 +123,18 @@ def element_count(shape: Sequence[int]) -> int:
 
 
 def byte_size(datatype: str, shape: Sequence[int]) -> int:
-    """The exact bytes of a tensor; for BYTES the least there can be (a length an element)."""
+    """The bytes of a tensor; for BYTES the minimum: one length per element."""
     return element_count(shape) * (ITEM_SIZE[datatype] or _LENGTH.size)
 
 
 def encode(array: Array) -> bytes | memoryview:
     """The frame of an array.
 
-    Numbers already little-endian and row-major are not copied: the result is a view of `array`, which must not
-    change before the frame is sent. Elements of BYTES may be `bytes` or `str` (sent as UTF-8).
+    Numbers that are little-endian and row-major are not copied: the result is a view of `array`, which must not change
+    before the frame is sent. Elements of BYTES may be `bytes` or `str` (sent as UTF-8).
 
     Raises:
-        InvalidRequest: `datatype_mismatch` for a dtype or an element that the protocol does not carry.
+        InvalidRequest: `datatype_mismatch` for a dtype or an element that the protocol does not support.
     """
     datatype = datatype_of(array)
     if datatype == BYTES:
@@ -145,7 +145,7 @@ def encode(array: Array) -> bytes | memoryview:
         array = np.ascontiguousarray(array)
     if not array.size:
         return b""
-    # memoryview knows no bfloat16, and zmq wants plain bytes: hand both an unsigned view.
+    # As unsigned bytes: memoryview does not support bfloat16, and zmq needs a format of single bytes.
     return array.reshape(-1).view(np.uint8).data
 
 
@@ -160,7 +160,7 @@ def encode_bytes(elements: Sequence[Any]) -> bytes:
         try:
             data = element.encode() if isinstance(element, str) else element
         except UnicodeEncodeError as error:
-            raise make(Reason.DATATYPE_MISMATCH, f"an element of a BYTES tensor is no text: {error}") from None
+            raise make(Reason.DATATYPE_MISMATCH, f"an element of a BYTES tensor is not valid text: {error}") from None
         if not isinstance(data, bytes | bytearray | memoryview | np.bytes_):
             raise make(
                 Reason.DATATYPE_MISMATCH,
@@ -175,7 +175,7 @@ def split_bytes(data: bytes | memoryview, count: int) -> list[bytes]:
     """The `count` elements of a BYTES frame.
 
     Raises:
-        InvalidRequest: `size_mismatch` when the lengths in the frame do not fill it exactly.
+        InvalidRequest: `size_mismatch` when the frame does not hold exactly `count` elements.
     """
     elements: list[bytes] = []
     position, end = 0, len(data)
@@ -193,10 +193,10 @@ def split_bytes(data: bytes | memoryview, count: int) -> list[bytes]:
 
 
 def skip_bytes(data: bytes | memoryview, position: int, count: int) -> int:
-    """Where `count` elements of a BYTES frame end that begin at `position`.
+    """The offset after the `count` elements of a BYTES frame that begin at offset `position`.
 
     Raises:
-        InvalidRequest: `size_mismatch` when the frame ends before them.
+        InvalidRequest: `size_mismatch` when the frame ends earlier.
     """
     end = len(data)
     for _ in range(count):
@@ -210,17 +210,23 @@ def skip_bytes(data: bytes | memoryview, position: int, count: int) -> int:
 
 
 def decode(datatype: str, shape: Sequence[int], data: bytes | memoryview) -> Array:
-    """The array of a frame, without a copy of numbers (BYTES gives an object array of `bytes`).
+    """The array of a frame.
 
-    The array is a view of `data`, and read-only where `data` is.
+    Args:
+        datatype: the tensor's.
+        shape: the tensor's.
+        data: the frame.
+
+    Returns:
+        Numbers as a view of `data`, read-only if `data` is; BYTES as an object array of `bytes`.
 
     Raises:
-        InvalidRequest: `size_mismatch` when the bytes do not fit the shape; `shape_invalid` when numpy has no such
-            array, though it is empty; `datatype_mismatch` for BF16 without ml_dtypes.
+        InvalidRequest: `size_mismatch` when the bytes do not match the shape; `shape_invalid` when numpy has no empty
+            array of that shape; `datatype_mismatch` for BF16 without ml_dtypes.
     """
     count = element_count(shape)
     if datatype == BYTES:
-        elements = split_bytes(data, count)  # first, since it refuses a count that the frame cannot hold
+        elements = split_bytes(data, count)  # before the allocation: refuses a count that the frame cannot hold
         if not count:
             return _empty(shape, np.dtype(object))
         array = np.empty(count, dtype=object)
@@ -241,5 +247,5 @@ def _empty(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     try:
         return np.empty(shape, dtype)
     except ValueError:
-        # An empty array may still have a dimension that numpy cannot count.
+        # An array without elements may have a dimension that numpy cannot represent.
         raise make(Reason.SHAPE_INVALID, f"the shape {list(shape)} is larger than any array") from None

@@ -1,11 +1,11 @@
-"""The public wire protocol: every constant of it, the writing of its headers, and the strict reading of JSON.
+"""The public wire protocol: its constants, the writing of its headers, and the strict parsing of JSON.
 
-The specification is docs/protocol.md. Both clients write requests and read replies with this module, the router writes
-replies; it reads the headers of requests with `infer_header.py`. A message travels in the request-reply envelope of
-ZeroMQ's RFC 28; what is called a message here begins after the empty delimiter frame:
+docs/protocol.md specifies it. Both clients write requests and read replies with this module; the router writes replies
+with it, and parses the headers of requests with `infer_header.py`. Messages have the request-reply envelope of ZeroMQ's
+RFC 28. After its empty delimiter frame, a message is:
 
-    request:  kind | id | header (JSON) | one raw frame an input, in header order
-    reply:    MT1:ok or MT1:error | id | header (JSON) | one raw frame an output, in header order
+    request:  kind | id | header (JSON) | one raw frame per input, in header order
+    reply:    MT1:ok or MT1:error | id | header (JSON) | one raw frame per output, in header order
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ KINDS: Final = frozenset(
     )
 )
 
-# Kinds of the operator's endpoint alone.
+# Kinds of request of the control endpoint only.
 RELOAD: Final = b"MT1:reload"
 RESTART: Final = b"MT1:restart"
 LOAD: Final = b"MT1:load"
@@ -59,7 +59,7 @@ ERROR: Final = b"MT1:error"
 
 DELIMITER: Final = b""
 MAX_ID_BYTES: Final = 64
-MAX_HEADER_BYTES: Final = 256 << 10  # a header is names and numbers; reading a larger one would hold up the router
+MAX_HEADER_BYTES: Final = 256 << 10  # a header is names and numbers; parsing a larger one would block the router
 MAX_NAME_BYTES: Final = 1024
 MAX_KIND_BYTES: Final = 64
 MAX_RANK: Final = 64
@@ -74,35 +74,35 @@ ENDPOINT_VARIABLE: Final = "MULTITOWER_ENDPOINT"
 TIMEOUT: Final = "timeout"  # microseconds, a positive integer
 PRIORITY: Final = "priority"
 SIGNATURE: Final = "signature_name"
-VERSION_LABEL: Final = "version_label"  # in place of model_version
-ALL_OUTPUTS: Final = "all_outputs"  # a boolean: `outputs` only says where outputs lie, and all are wanted
-# Parameters of an input or output that travels through shared memory (names as in Triton).
+VERSION_LABEL: Final = "version_label"  # instead of model_version
+ALL_OUTPUTS: Final = "all_outputs"  # a boolean: all outputs are wanted, and `outputs` only names areas for some
+# Parameters of an input or output in shared memory; Triton's names.
 SHARED_MEMORY_REGION: Final = "shared_memory_region"
 SHARED_MEMORY_OFFSET: Final = "shared_memory_offset"
 SHARED_MEMORY_BYTE_SIZE: Final = "shared_memory_byte_size"
 SHARED_MEMORY_KEYS: Final = (SHARED_MEMORY_REGION, SHARED_MEMORY_OFFSET, SHARED_MEMORY_BYTE_SIZE)
-SHARED_MEMORY_EXTENSION: Final = "shared_memory"  # in the daemon's metadata
+SHARED_MEMORY_EXTENSION: Final = "shared_memory"  # in the `extensions` of the daemon's metadata
 REGION_MAGIC: Final = b"MT1:region\n"
-"""What a region begins with; its nonce comes next, as it stands in the region's name."""
+"""The first bytes of a region; the nonce of the region's name follows."""
 REGION_NAME: Final = re.compile(r"mt-([1-9][0-9]{0,9})-(0|[1-9][0-9]{0,9})-([0-9a-f]{32})", re.ASCII)
-"""A region's name: the client's pid, its descriptor there, and the nonce."""
+"""A region's name: the client's pid, the descriptor in that process, and the nonce."""
 
 
 class Area(NamedTuple):
-    """A part of a region of shared memory: the region's name, where it begins there, and its bytes."""
+    """A part of a shared memory region: the region's name, the offset in it, and the size in bytes."""
 
     region: str
     offset: int
     size: int
 
     def parameters(self) -> dict[str, Any]:
-        """As they stand in the header of a request or reply."""
+        """The parameters in the header of a request or reply."""
         return dict(zip(SHARED_MEMORY_KEYS, self, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Name, datatype and shape of one tensor of a header; its bytes are a frame of their own, or lie in `area`."""
+    """Name, datatype and shape of a tensor in a header; its bytes are in `area`, or in a frame if that is None."""
 
     name: str
     datatype: str
@@ -115,15 +115,15 @@ class InferHeader:
     """The header of an `MT1:infer` request: the Open Inference Protocol's JSON request without `data`.
 
     Attributes:
-        model_name: the model asked for.
-        model_version: its version, or "" for the one that is served.
+        model_name: the model's name.
+        model_version: its version; "" for the one that is served.
         inputs: in the order of their frames.
-        outputs: the names wanted, in the order they are to come, or None for all.
+        outputs: names of the outputs wanted, in the order of the reply; None for all.
         timeout_us: microseconds from the router's receipt, or None.
         priority: 0 or more; 0 is the default.
-        areas: by name, where outputs may be written.
-        signature: the model's signature, or "" for the one that it has by default.
-        version_label: the label of the version, in place of its number, or "".
+        areas: where outputs may be written, by name.
+        signature: the model's signature; "" for its default one.
+        version_label: a label of the version, instead of its number; or "".
     """
 
     model_name: str
@@ -138,9 +138,13 @@ class InferHeader:
 
 
 def dump_json(value: Any) -> bytes:
-    """Compact UTF-8 JSON; NaN and the infinities raise ValueError.
+    """Compact JSON in UTF-8.
 
-    Half a surrogate pair, as names of files that are no UTF-8 have, is written as its escape, which JSON allows.
+    Half a surrogate pair, as in file names that are not UTF-8, is written as an escape sequence, which JSON allows.
+
+    Raises:
+        ValueError: NaN or an infinity, or a value that refers to itself.
+        TypeError: a value that JSON cannot express.
     """
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace")
@@ -158,9 +162,18 @@ def infer_header(
     signature: str = "",
     version_label: str = "",
 ) -> bytes:
-    """The bytes of an `MT1:infer` header. Equal arguments give equal bytes, which the router's cache lives on.
+    """The bytes of an `MT1:infer` header. Equal arguments give equal bytes, which the router's cache relies on.
 
-    `areas` says by name where outputs may be written. Names among them that are not in `outputs` ask for nothing.
+    Args:
+        model_name: see `InferHeader`, also for the others.
+        inputs: in the order of their frames.
+        model_version: its version.
+        outputs: names of the outputs wanted.
+        timeout_us: microseconds.
+        priority: 0 or more.
+        areas: where outputs may be written, by name. Areas of outputs that are not wanted are ignored.
+        signature: the model's signature.
+        version_label: a label of the version.
     """
     areas = areas or {}
     header: dict[str, Any] = {"model_name": model_name}
@@ -208,7 +221,11 @@ def _described(tensor: Tensor) -> dict[str, Any]:
 
 
 def refuse(message: str, field_name: str = "header") -> NoReturn:
-    """What is wrong with a header, and in which field.
+    """Refuses a header.
+
+    Args:
+        message: what is wrong with it.
+        field_name: the field at fault.
 
     Raises:
         InvalidRequest: `malformed`.
@@ -230,7 +247,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        refuse(f"the header holds the number {text[:40]}, which no double can hold")
+        refuse(f"the header holds the number {text[:40]}, which is out of the range of a double")
     return number
 
 
@@ -244,11 +261,11 @@ _DECODER = json.JSONDecoder(
 
 
 def load_header(data: bytes) -> dict[str, Any]:
-    """Reads a header frame: a JSON object in UTF-8, strictly. An empty frame equals `{}`.
+    """Parses a header frame, strictly: a JSON object in UTF-8. An empty frame is `{}`.
 
     Raises:
-        InvalidRequest: `too_large` over `MAX_HEADER_BYTES`; `malformed` for anything that is not one JSON
-            object in UTF-8, for NaN, infinities, numbers out of range, duplicate keys and too deep nesting.
+        InvalidRequest: `too_large` over `MAX_HEADER_BYTES`; `malformed` for anything that is not one JSON object in
+            UTF-8, and for NaN, infinities, numbers out of range, duplicate keys and nesting that is too deep.
     """
     if not data:
         return {}
@@ -267,7 +284,7 @@ def load_header(data: bytes) -> dict[str, Any]:
     except RecursionError:
         refuse("the header is nested too deeply")
     except ValueError:
-        # Python refuses to read integers of more than 4300 digits.
+        # Python refuses to parse integers of more than 4300 digits.
         refuse("the header holds a number with too many digits")
     if not isinstance(value, dict):
         refuse("the header is not a JSON object")

@@ -137,7 +137,7 @@ class Codec:
                 raise make(Reason.DATATYPE_MISMATCH, f"input {name!r}: {error.message}", field=name) from None
             except (TypeError, ValueError) as error:
                 # numpy's message about rows of unequal length and the like.
-                raise make(Reason.SHAPE_INVALID, f"input {name!r} is no array: {error}", field=name) from None
+                raise make(Reason.SHAPE_INVALID, f"input {name!r} is not an array: {error}", field=name) from None
             frames.append(_own(frame) if copy else frame)
         outputs = request.outputs
         if isinstance(outputs, str):
@@ -359,7 +359,7 @@ def read_header(header: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise make(Reason.OUTPUT_INVALID, "the reply's header is no JSON object")
+        raise make(Reason.OUTPUT_INVALID, "the reply's header is not a JSON object")
     return value
 
 

@@ -201,7 +201,9 @@ class Transport:
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)  # with the monitor's sockets
-            message = f"{endpoint!r} is no endpoint ({zmq.strerror(error.errno or 0)}): ipc://PATH or tcp://HOST:PORT"
+            message = (
+                f"{endpoint!r} is not an endpoint ({zmq.strerror(error.errno or 0)}): ipc://PATH or tcp://HOST:PORT"
+            )
             raise make(Reason.NOT_LISTENING, message) from None
         self.waker = Waker()
 

@@ -195,7 +195,7 @@ def test_ctrl_c_between_two_frames_does_not_spoil_the_next_request(monkeypatch: 
 
     with FakeDaemon(fake_daemon.echo) as daemon, Client(daemon.endpoint, timeout=WAIT_S) as client:
         client.infer("m", {"x": 1.0})
-        monkeypatch.setattr(frames, "_at_once", None)
+        monkeypatch.setattr(frames, "_native", None)
         monkeypatch.setattr(frames, "_send_frame", interrupted)
         with pytest.raises(KeyboardInterrupt):
             infer_until_interrupted(client)
