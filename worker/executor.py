@@ -9,12 +9,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from multitower.errors import MultitowerError, Reason, make
+from multitower.errors import Reason, make
 
 from ..worker_wire import MAX_KEYS, KeySpec, Timing
-from . import batch, memory
+from . import batch
 from .formats.model import Array, Arrays, Model
-from .model_errors import ModelErrors
+from .model_errors import ErrorTranslator, is_out_of_memory, one_line
 from .prepared import Answer, Entry, Prepared, entries_of
 
 log = logging.getLogger("multitower.worker")
@@ -73,7 +73,7 @@ class Executor:
         self._proven = proven
         self._proven_keys: set[KeySpec] = set()
         self._answers = batch.Answers(name, model.version)
-        self._errors = ModelErrors(name)
+        self._errors = ErrorTranslator(name)
         self._assemble = self._compute = self._slice = 0
 
     def padded(self, rows: int) -> int:
@@ -165,7 +165,7 @@ class Executor:
                 arrays = batch.decode(key, count, frames[index * width : (index + 1) * width])
                 entries.append(Entry(index, count, arrays))
             except Exception as error:  # noqa: BLE001  also no memory for it; it is this entry's answer
-                answers[index] = self._errors.of(error)
+                answers[index] = self._errors.translate(error)
         return entries
 
     def _decode_whole(
@@ -175,7 +175,7 @@ class Executor:
         try:
             return batch.decode(key, rows, frames)
         except Exception as error:  # noqa: BLE001  numbers that numpy does not know: nobody's alone
-            answers[:] = [self._errors.of(error)] * len(answers)
+            answers[:] = [self._errors.translate(error)] * len(answers)
             return None
 
     def _run_whole(
@@ -190,7 +190,7 @@ class Executor:
         size = batch.padded(total, self._allowed)
         try:
             outputs = self._infer_joined(key, [whole], size, ready)
-        except Exception as error:  # noqa: BLE001  a model may raise anything; it is narrowed down to whose it is
+        except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
             self._narrow_down(key, entries_of(whole, rows), answers, error)
             return None
         if not _has_rows(outputs, size):
@@ -217,8 +217,8 @@ class Executor:
     def _run_alone(self, key: KeySpec, entry: Entry, answers: list[Answer | None]) -> None:
         try:
             answers[entry.number] = self._reply(self._infer(key, entry.arrays), None)
-        except Exception as error:  # noqa: BLE001  a model may raise anything; it is this request's answer
-            answers[entry.number] = self._errors.of(error)
+        except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
+            answers[entry.number] = self._errors.translate(error)
 
     def _run_first(self, key: KeySpec, entries: list[Entry], answers: list[Answer | None]) -> None:
         """The first batch of a key: one entry, then the others, such that two sizes show what outputs are like."""
@@ -273,7 +273,7 @@ class Executor:
         size = size or batch.padded(sum(entry.rows for entry in entries), self._allowed)
         try:
             outputs = self._infer_joined(key, [entry.arrays for entry in entries], size, ready)
-        except Exception as error:  # noqa: BLE001  a model may raise anything; it is narrowed down to whose it is
+        except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
             self._narrow_down(key, entries, answers, error)
             return False
         if not _has_rows(outputs, size):
@@ -304,13 +304,15 @@ class Executor:
             self._assemble += time.monotonic_ns() - begun
         return self._infer_within_memory(key, ready, size)
 
-    def _narrow_down(self, key: KeySpec, entries: list[Entry], answers: list[Answer | None], error: Exception) -> None:
+    def _narrow_down(
+        self, key: KeySpec, entries: list[Entry], answers: list[Answer | None], error: BaseException
+    ) -> None:
         """A run of these entries raised: runs fewer at a time, until whose error it is gets it alone."""
         self._sole = False  # still set where it was not the model that raised, but the joining of its inputs
         if len(entries) == 1:
-            answers[entries[0].number] = self._errors.of(error)
+            answers[entries[0].number] = self._errors.translate(error)
             return
-        halve = self._is_proven(key) or memory.is_exhausted(error)
+        halve = self._is_proven(key) or is_out_of_memory(error)
         step = (len(entries) + 1) // 2 if halve else 1
         for start in range(0, len(entries), step):
             self._run_joined(key, entries[start : start + step], answers)
@@ -342,12 +344,12 @@ class Executor:
         if not self.safe_rows or size <= self._size_within(self.safe_rows):
             try:
                 return self._infer(key, arrays)
-            except Exception as error:
+            except BaseException as error:
                 fewer = self._size_within(size // 2)
-                if not (0 < fewer < size and memory.is_exhausted(error) and self._may_split(key)):
+                if not (0 < fewer < size and is_out_of_memory(error) and self._may_split(key)):
                     raise
                 self.safe_rows = fewer
-                log.warning("%s: no memory for %d rows, %d from now on: %s", self.name, size, fewer, error)
+                log.warning("%s: no memory for %d rows, %d from now on: %s", self.name, size, fewer, one_line(error))
         self._sole = False
         step = self._size_within(self.safe_rows)  # which the first part may find to be too many
         parts = []
@@ -378,8 +380,8 @@ class Executor:
             self._pulse.calls += 1
         try:
             outputs = self._model.infer(arrays)
-        except Exception as error:
-            self.exhausted = self.exhausted + 1 if memory.is_exhausted(error) else 0
+        except BaseException as error:
+            self.exhausted = self.exhausted + 1 if is_out_of_memory(error) else 0
             raise
         finally:
             self._compute += time.monotonic_ns() - begun
@@ -392,8 +394,8 @@ class Executor:
     def _answer(self, outputs: Sequence[tuple[str, Array, str]], rows: slice | None) -> Answer:
         try:
             return self._reply(outputs, rows)
-        except MultitowerError as error:
-            return error
+        except Exception as error:  # noqa: BLE001  elements that cannot be sent, or no memory for them
+            return self._errors.translate(error)
 
     def _reply(self, outputs: Sequence[tuple[str, Array, str]], rows: slice | None) -> list[Any]:
         begun = time.monotonic_ns()

@@ -14,7 +14,6 @@ import os
 import struct
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
@@ -23,9 +22,10 @@ import zmq
 from multitower import frames, worker_wire
 from multitower.spec import NO_SOCKET, Assignment, ModelReport, ModelSpec, ProcessSpec, WorkerReport
 
-from .formats.model import LoadError, Model, Placed, load_towers, preload
+from .formats.model import Model, Placed, load_towers, preload
 from .heartbeat import Counter, Heartbeat
 from .memory_use import Gauge
+from .model_errors import LoadError, load_cause, log_traceback, one_line
 from .service import Executors, serve
 from .signatures import executor_of, load_others, rows_of_a_batch
 from .tower_service import serve_towers
@@ -97,9 +97,9 @@ class _Life:
         if spec.import_tensorflow:
             try:
                 preload()
-            except Exception as error:  # noqa: BLE001  a broken installation raises anything
-                traceback.print_exc()
-                self._report("failed", cause=f"TensorFlow cannot be imported: {_told(error)}")
+            except BaseException as error:  # noqa: BLE001  a broken installation raises anything
+                log_traceback("TensorFlow cannot be imported", error)
+                self._report("failed", cause=f"TensorFlow cannot be imported: {one_line(error)}")
                 self._wait_for_stop()
                 return
         # What imports have made lives as long as the process: the garbage collector need not look at it again.
@@ -125,8 +125,8 @@ class _Life:
             for model, _ in replicas:
                 try:
                     model.close()
-                except Exception:
-                    log.warning("%s: close raised", name, exc_info=True)
+                except BaseException as error:  # noqa: BLE001  a handler may raise anything, sys.exit included
+                    log_traceback(f"{name}: close raised", error)
 
     def _serve(self, models: Mapping[tuple[str, str], Replicas]) -> None:
         # A model that has fewer replicas than others is on the first towers.
@@ -186,13 +186,13 @@ def _load_all(
 ) -> tuple[dict[tuple[str, str], Replicas], tuple[ModelReport, ...]]:
     models: dict[tuple[str, str], Replicas] = {}
     reports: list[ModelReport] = []
-    setup_error: Exception | None = None
+    setup_error: BaseException | None = None
     if any(spec.path is not None for spec in assignment.models):
         from .formats.tensorflow_setup import configure
 
         try:
             configure(assignment)
-        except Exception as error:  # noqa: BLE001  the models that need TensorFlow fail with it, the others serve
+        except BaseException as error:  # noqa: BLE001  the models that need TensorFlow fail with it, the others serve
             setup_error = error
     pulse.counters = [Counter() for _ in assignment.devices]
     for spec in assignment.models:
@@ -201,11 +201,11 @@ def _load_all(
                 raise setup_error
             gauge = Gauge(assignment.devices, tensorflow=spec.path is not None)
             replicas, report = _load_one(spec, assignment.devices, pulse.counters)
-        except Exception as error:  # noqa: BLE001  a model may raise anything; the others serve
-            if not isinstance(error, LoadError):
-                traceback.print_exc()
+        except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included; the others serve
+            if not issubclass(type(error), LoadError):
+                log_traceback(f"{spec.name} cannot be loaded", error)
             name, version = spec.key
-            reports.append(ModelReport(name=name, version=version, state="failed", cause=_told(error)))
+            reports.append(ModelReport(name=name, version=version, state="failed", cause=load_cause(error)))
             continue
         models[report.key] = replicas
         reports.append(replace(report, **asdict(gauge.growth())))
@@ -239,10 +239,3 @@ def _load_one(spec: ModelSpec, devices: Sequence[str], counters: Sequence[Counte
         warmup_s=time.monotonic() - loaded,
     )
     return replicas, report
-
-
-def _told(error: Exception) -> str:
-    """A cause for an operator, in one line."""
-    if isinstance(error, LoadError):
-        return str(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}"

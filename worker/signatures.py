@@ -8,7 +8,8 @@ from typing import Protocol, runtime_checkable
 from multitower.spec import ModelSpec, SignatureReport
 
 from .executor import Counting, Executor
-from .formats.model import LoadError, Model
+from .formats.model import Model
+from .model_errors import LoadError
 from .warmup.warmup import Findings, Sample, warm_up
 
 

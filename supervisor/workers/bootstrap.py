@@ -61,7 +61,7 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
     try:
         code = importlib.import_module("multitower.worker.main").run(spec, heartbeat.fileno(), begun.fileno())
     except SystemExit as end:
-        # A model that calls sys.exit ends its worker.
+        # Not a model's: the worker answers the request with `model_error`.
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # noqa: BLE001  it goes to the log, and the exit code tells
         traceback.print_exc()

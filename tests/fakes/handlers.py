@@ -112,6 +112,20 @@ class Declared:
         return {"y": inputs["x"] * 2, "m": inputs["n"]}
 
 
+class OwnRefusal(InvalidRequest):
+    """As a handler's author may write one: its constructor takes what the author needs."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(Reason.SHAPE_INVALID, f"{field}: {message}", {"field": field})
+
+
+class Unprintable(Exception):
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
 class Commanded:
     """Does what the request's `do` says; see `infer`."""
 
@@ -126,6 +140,21 @@ class Commanded:
         if command == "refuse":
             # Details that no reply can carry: two keys that JSON makes one.
             raise InvalidRequest(Reason.SHAPE_INVALID, argument, {1: "a", "1": "b" * 100_000})  # type: ignore[dict-item]
+        if command == "refuse_deep":
+            details: dict[str, Any] = {}
+            for _ in range(100_000):
+                details = {"in": details}
+            raise InvalidRequest(Reason.SHAPE_INVALID, argument, details)
+        if command == "refuse_own":
+            raise OwnRefusal("x", argument)
+        if command == "refuse_unknown":
+            error = InvalidRequest(Reason.SHAPE_INVALID, argument)
+            error.reason = "my_reason"
+            raise error
+        if command == "unprintable":
+            raise Unprintable
+        if command == "sys.exit":
+            sys.exit(int(argument))
         if command == "segfault":
             ctypes.string_at(0)
         if command == "exit":

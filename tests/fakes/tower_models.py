@@ -17,9 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from multitower.spec import Assignment, ModelSpec
-from multitower.worker.formats.model import Arrays, LoadError, Model, load, load_towers
+from multitower.worker.formats.model import Arrays, Model, load, load_towers
 from multitower.worker.formats.tensorflow_setup import configure, plain
 from multitower.worker.formats.towers import TowerPlacement
+from multitower.worker.model_errors import LoadError
 
 DEVICES = ("cpu:4", "cpu:5", "cpu:6", "cpu:7")
 RNG = np.random.default_rng(5)

@@ -147,11 +147,23 @@ def test_an_exception_of_the_model_costs_no_worker(tmp_path: Path) -> None:
         assert client.status()["slots"][0]["restarts"] == 0
 
 
-def test_an_error_that_cannot_be_told_costs_nobody_anything(tmp_path: Path) -> None:
+def test_errors_that_no_reply_can_carry_as_they_are_cost_no_worker(tmp_path: Path) -> None:
+    expected = {
+        "refuse it": ("shape_invalid", "it"),  # its details are left out
+        "refuse_deep it": ("shape_invalid", "it"),
+        "refuse_own it": ("shape_invalid", "x: it"),
+        "refuse_unknown it": ("model_error", "'m' raised InvalidRequest: INVALID_ARGUMENT/my_reason: it"),
+        "unprintable": ("model_error", "'m' raised Unprintable: (its message cannot be shown)"),
+        "sys.exit 3": ("model_error", "'m' raised SystemExit: 3"),
+    }
     with Running(tmp_path, config("Commanded", workers=1)) as daemon, daemon.wait_ready().client() as client:
-        with pytest.raises(MultitowerError, match="cannot be told") as raised:
-            client.infer("m", do("refuse it"))
-        assert raised.value.reason == "model_error"
+        for command, (reason, message) in expected.items():
+            with pytest.raises(MultitowerError) as raised:
+                client.infer("m", do(command))
+            assert (raised.value.reason, raised.value.message) == (reason, message)
+        with pytest.raises(MultitowerError) as raised:
+            client.infer("m", do(f"refuse_own {'long ' * 1000}"))
+        assert (raised.value.reason, raised.value.details) == ("shape_invalid", {"field": "x"})
         client.infer("m", do("echo"))
         assert client.status()["slots"][0]["restarts"] == 0
 

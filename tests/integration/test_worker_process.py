@@ -94,11 +94,41 @@ class Slow:
 
 
 class Quitter:
+    """Calls sys.exit where `where` says so."""
+
+    def load(self, devices, parameters):
+        self.where = parameters["where"]
+        if self.where == "load":
+            sys.exit("no weights")
+
+    def infer(self, inputs):
+        if self.where == "infer" and inputs["x"][0] < 0:
+            sys.exit(5)
+        return inputs
+
+    def close(self):
+        sys.exit(6)
+
+
+class Leaver:
     def load(self, devices, parameters):
         pass
 
     def infer(self, inputs):
-        sys.exit(5)
+        os._exit(5)
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+class BrokenWithoutWords:
+    def load(self, devices, parameters):
+        raise Unprintable
+
+    def infer(self, inputs):
+        pass
 '''
 
 X = ("x", "FP32", (2,))
@@ -151,7 +181,8 @@ def test_it_reports_each_model_in_order_and_serves_those_that_load(
     assert (echo.name, echo.state, echo.platform, echo.version) == ("echo", "ready", "python", "1")
     assert (echo.inputs, echo.outputs, echo.max_batch_size) == (None, None, 4)
     assert (broken.name, broken.state) == ("broken", "failed")
-    assert broken.cause == "FileNotFoundError: the weights are missing"
+    line = 1 + HANDLERS[: HANDLERS.index("raise FileNotFoundError")].count("\n")
+    assert broken.cause == f"FileNotFoundError: the weights are missing (worker_handlers.py:{line})"
     assert double.inputs == (TensorReport(name="x", datatype="FP32", shape=(-1, 2)),)
     assert double.max_batch_size == 8
     assert "in load" in child.log(), "the traceback is for its author"
@@ -274,8 +305,10 @@ def test_a_spare_that_is_not_needed_ends(folder: Path) -> None:
 def test_it_stays_and_says_so_when_nothing_loads(folder: Path) -> None:
     with WorkerChild(assignment(handler("a", "Broken"), handler("b", "Missing")), import_path=[folder]) as child:
         failed = child.reports("failed")[-1]
+        line = 1 + HANDLERS[: HANDLERS.index("raise FileNotFoundError")].count("\n")
         assert failed.cause == (
-            "a: FileNotFoundError: the weights are missing; b: the module worker_handlers has no Missing"
+            f"a: FileNotFoundError: the weights are missing (worker_handlers.py:{line}); "
+            "b: the module worker_handlers has no Missing"
         )
         assert [model.state for model in failed.models] == ["failed", "failed"]
         assert child.stop() == 0
@@ -306,8 +339,31 @@ def test_it_finishes_what_it_has_received_before_it_stops_and_no_thread_of_a_mod
         assert "slow: close raised" in child.log()
 
 
-def test_a_model_that_exits_ends_its_worker(folder: Path) -> None:
-    with WorkerChild(assignment(handler("quitter", "Quitter")), import_path=[folder]) as child:
+def test_sys_exit_in_a_model_fails_the_request_the_load_or_the_close_and_nothing_else(folder: Path) -> None:
+    """`SystemExit` is no `Exception`; argument parsers in a handler raise it."""
+    work = assignment(
+        handler("at_load", "Quitter", parameters={"where": "load"}),
+        handler("wordless", "BrokenWithoutWords"),
+        handler("at_infer", "Quitter", parameters={"where": "infer"}, max_batch_size=4),
+    )
+    with WorkerChild(work, import_path=[folder]) as child:
+        at_load, wordless, at_infer = child.reports("ready")[-1].models
+        line = 1 + HANDLERS[: HANDLERS.index('sys.exit("no weights")')].count("\n")
+        assert at_load.cause == f"SystemExit: no weights (worker_handlers.py:{line})"
+        assert (wordless.cause or "").startswith("Unprintable: (its message cannot be shown) (worker_handlers.py:")
+        assert at_infer.state == "ready"
+        key = KeySpec("at_infer", (("x", "INT8", ()),), None, True)
+        for _ in range(2):
+            first, bad, last = child.ask(key, {"x": np.int8([1])}, {"x": np.int8([-1])}, {"x": np.int8([2])})
+            assert isinstance(bad, MultitowerError)
+            assert (bad.reason, bad.message) == ("model_error", "'at_infer' raised SystemExit: 5")
+            assert [answer["x"].tolist() for answer in (first, last) if isinstance(answer, dict)] == [[1], [2]]
+        assert child.stop() == 0
+        assert "at_infer: close raised" in child.log()
+
+
+def test_a_model_that_ends_its_process_ends_its_worker(folder: Path) -> None:
+    with WorkerChild(assignment(handler("leaver", "Leaver")), import_path=[folder]) as child:
         child.reports("ready")
-        child.send(KeySpec("quitter", (("x", "INT8", (1,)),), None, False), {"x": np.int8([1])})
-        assert child.end() != 0
+        child.send(KeySpec("leaver", (("x", "INT8", (1,)),), None, False), {"x": np.int8([1])})
+        assert child.end() == 5

@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from multitower.worker.formats.saved_model import SavedModel
 
 from multitower.spec import ModelSpec
-from multitower.worker.memory import is_exhausted
+from multitower.worker.model_errors import is_out_of_memory
 from multitower.worker.warmup.warmup import warm_up
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -252,7 +252,7 @@ def test_errors_are_those_of_the_plain_way(tmp_path: Path) -> None:
         # TensorFlow looks for memory for ten seconds before it says that there is none.
         quick, plain = raised(lambda: call(inputs)), raised(lambda: call._plain(call._tensors(inputs)))  # noqa: B023
         assert type(quick) is type(plain) is kind
-        assert is_exhausted(quick) == is_exhausted(plain) == exhausted
+        assert is_out_of_memory(quick) == is_out_of_memory(plain) == exhausted
     assert "negative row" in str(raised(lambda: call({"x": -fine, "huge": few})))
     assert call({"x": fine, "huge": few})["many"].tolist() == [1], "and it serves on"
 

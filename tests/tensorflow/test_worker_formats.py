@@ -30,7 +30,8 @@ with warnings.catch_warnings():
     from multitower.worker.signatures import load_others
 
 from multitower.spec import Assignment, ModelReport, ModelSpec, TensorReport, WorkerReport
-from multitower.worker.formats.model import LoadError, Model, load
+from multitower.worker.formats.model import Model, load
+from multitower.worker.model_errors import LoadError
 from multitower.worker.warmup.warmup import warm_up
 from multitower.worker_wire import KeySpec
 

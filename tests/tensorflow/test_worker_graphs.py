@@ -19,7 +19,8 @@ with warnings.catch_warnings():
     from multitower.worker.formats.frozen_graph import GraphModel
 
 from multitower.spec import ModelSpec, TensorReport
-from multitower.worker.formats.model import LoadError, load
+from multitower.worker.formats.model import load
+from multitower.worker.model_errors import LoadError
 from multitower.worker.warmup.warmup import warm_up
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

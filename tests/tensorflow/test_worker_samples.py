@@ -23,7 +23,8 @@ with warnings.catch_warnings():
     from multitower.worker.signatures import load_others
 
 from multitower.spec import ModelSpec
-from multitower.worker.formats.model import Arrays, LoadError
+from multitower.worker.formats.model import Arrays
+from multitower.worker.model_errors import LoadError
 from multitower.worker.warmup.samples import SERVING_FILE, samples_of
 from multitower.worker.warmup.warmup import warm_up
 

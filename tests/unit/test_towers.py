@@ -17,8 +17,9 @@ from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import Request
 from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.supervisor.workers.reports import Reports
-from multitower.worker.formats.model import LoadError, load_towers
+from multitower.worker.formats.model import load_towers
 from multitower.worker.formats.towers import AS_SAVED, TowerPlacement, assign, nodes_of, tower_placements, where
+from multitower.worker.model_errors import LoadError
 
 
 def add_process(scene: Scene, slot: int, devices: str, towers: int) -> tuple[Worker, ...]:

@@ -10,7 +10,7 @@ import pytest
 from multitower.errors import InvalidRequest, ModelError
 from multitower.spec import ModelSpec, TensorReport
 from multitower.worker.formats.handler import HandlerModel
-from multitower.worker.formats.model import LoadError
+from multitower.worker.model_errors import LoadError
 
 HANDLERS = """
 from types import SimpleNamespace

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from multitower.spec import ModelSpec, TensorReport
-from multitower.worker.formats.model import Arrays, LoadError
+from multitower.worker.formats.model import Arrays
+from multitower.worker.model_errors import LoadError
 from multitower.worker.warmup.samples import samples_of
 from multitower.worker.warmup.warmup import Sample, sizes, warm_up
 

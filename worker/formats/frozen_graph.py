@@ -17,9 +17,10 @@ from google.protobuf.message import DecodeError
 
 from multitower.spec import ModelSpec, TowerReport
 
+from ..model_errors import LoadError
 from . import tensorflow_setup as setup
 from .graph_session import GraphRun, session_of
-from .model import Arrays, LoadError
+from .model import Arrays
 from .towers import TowerPlacement, assign
 
 MOST_NAMES = 8

@@ -12,7 +12,8 @@ from multitower import tensors
 from multitower.errors import Reason, make
 from multitower.spec import ModelSpec, TensorReport
 
-from .model import Array, Arrays, LoadError
+from ..model_errors import LoadError
+from .model import Array, Arrays
 
 
 class HandlerModel:

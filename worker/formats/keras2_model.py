@@ -9,10 +9,10 @@ import tensorflow as tf
 
 from multitower.spec import ModelSpec
 
+from ..model_errors import LoadError
 from . import tensorflow_setup as setup
 from .function_call import FunctionCall
 from .keras_base import KerasBase
-from .model import LoadError
 
 
 class LegacyKerasModel(KerasBase):

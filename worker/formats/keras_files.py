@@ -11,8 +11,8 @@ import h5py
 
 from multitower.spec import ModelSpec
 
+from ..model_errors import LoadError
 from .keras_base import KerasBase
-from .model import LoadError
 
 
 class _Saved(NamedTuple):

@@ -10,14 +10,11 @@ import numpy as np
 
 from multitower.spec import GRAPH_SUFFIXES, ModelSpec, TensorReport, TowerReport
 
+from ..model_errors import LoadError
 from .towers import AS_SAVED, tower_placements
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
-
-
-class LoadError(Exception):
-    """The model cannot be served; the message tells an operator why."""
 
 
 class Model(Protocol):

@@ -12,10 +12,11 @@ import tensorflow as tf
 
 from multitower.spec import ModelSpec, TowerReport
 
+from ..model_errors import LoadError
 from . import tensorflow_setup as setup
 from .function_call import FunctionCall
 from .graph_session import GraphRun, session_of
-from .model import Arrays, LoadError, Model
+from .model import Arrays, Model
 from .towers import TowerPlacement, assign
 
 log = logging.getLogger("multitower.worker")

@@ -14,7 +14,8 @@ import tensorflow as tf
 from multitower import tensors
 from multitower.spec import Assignment, TensorReport
 
-from .model import Array, LoadError
+from ..model_errors import LoadError
+from .model import Array
 
 MIB = 1 << 20
 

@@ -11,7 +11,8 @@ import numpy as np
 from multitower import tensors
 from multitower.spec import ModelSpec, TensorReport
 
-from ..formats.model import Array, Arrays, LoadError, Model
+from ..formats.model import Array, Arrays, Model
+from ..model_errors import LoadError
 from ..signatures import Signed
 from .warmup import Sample
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from ..formats.model import Arrays, LoadError
+from ..formats.model import Arrays
+from ..model_errors import LoadError
 
 log = logging.getLogger("multitower.worker")
 

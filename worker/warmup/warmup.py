@@ -11,9 +11,9 @@ import numpy as np
 from multitower import tensors
 from multitower.spec import ModelSpec
 
-from .. import memory
 from ..batch import padded
-from ..formats.model import Array, Arrays, LoadError, Model, why_unbatchable
+from ..formats.model import Array, Arrays, Model, why_unbatchable
+from ..model_errors import LoadError, is_out_of_memory, one_line
 
 log = logging.getLogger("multitower.worker")
 
@@ -84,13 +84,13 @@ def warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample] = (), *, si
         try:
             outputs = model.try_out(_repeated(samples[0], size) if samples else _ones(model, size))
         except Exception as error:
-            if spec.jit_compile and not memory.is_exhausted(error):
+            if spec.jit_compile and not is_out_of_memory(error):
                 raise LoadError(
                     "jit_compile: XLA cannot compile it, or it refuses made-up inputs (`warmup` can give it better "
-                    f"ones): {_text_of(error)}"
+                    f"ones): {one_line(error)}"
                 ) from error
             made_up = "rows of a sample" if samples else "made-up rows"
-            log.warning("%s: no warm-up with %d %s: %s", told, size, made_up, _text_of(error))
+            log.warning("%s: no warm-up with %d %s: %s", told, size, made_up, one_line(error))
             break
         for name, array in outputs.items() if joined else ():
             if array.ndim == 0 or len(array) != size:
@@ -101,13 +101,9 @@ def warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample] = (), *, si
         try:
             model.try_out(_repeated(sample, padded(rows, spec.allowed_batch_sizes)) if joined else sample.inputs)
         except Exception as error:
-            if not memory.is_exhausted(error):
-                raise LoadError(f"{sample.origin}: the model raised on it: {_text_of(error)}") from error
+            if not is_out_of_memory(error):
+                raise LoadError(f"{sample.origin}: the model raised on it: {one_line(error)}") from error
     return Findings(reason, proven=joined and shown > 1)
-
-
-def _text_of(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def _rows(sample: Sample) -> int:

@@ -160,12 +160,16 @@ def test_brief_batches_are_left_to_one_thread() -> None:
 
 
 @pytest.mark.usefixtures("always")
-def test_what_ends_the_worker_ends_both_threads() -> None:
-    def before(number: int) -> None:
-        if number == 3:
-            raise SystemExit(7)
+def test_what_ends_the_worker_ends_both_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Executor.run
 
-    with scene(before) as made:
+    def exit_at_the_third(executor: Executor, prepared: Prepared) -> Any:
+        if prepared.whole is not None and prepared.whole["x"][0] == 3:
+            raise SystemExit(7)
+        return run(executor, prepared)
+
+    monkeypatch.setattr(Executor, "run", exit_at_the_third)
+    with scene(lambda _: None) as made:
         for number in range(1, 5):
             made.send(number, [number])
         assert isinstance(ended := made.loop.exception(BOUND_S), SystemExit)
