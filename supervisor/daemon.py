@@ -151,7 +151,7 @@ class Daemon:
             self.reporter.refused = self._watch_versions.refused
             self.router.set_labels(settings.labels)
             for spec in settings.unloaded:
-                self.router.close(spec.name)
+                self.router.close_model(spec.name)
             settings.warn_about_missing_versions()
             models = ModelOrders(self._orders, self.manager, self.router, self.reporter, self._background, read_config)
             self._control = ControlSocket(
@@ -247,7 +247,7 @@ class Daemon:
             elif self.reporter.state == "running":
                 event(log, logging.INFO, "draining", signal=name, outstanding=self.router.scheduler.outstanding)
                 self.reporter.state = "draining"
-                self.router.draining = True
+                self.router.start_draining()
                 self._service_manager.stopping(self.reporter.line())
                 self._stop_by = now + self._orders.settings.config.drain_timeout
             else:

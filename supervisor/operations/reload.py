@@ -112,17 +112,17 @@ class Reload:
         """Begins; `done` may be called before it returns."""
         router, new = self._router, self._new
         for name, limits in new.limits.items():
-            router.add_model(name, limits, new.timeouts[name])
+            router.set_model(name, limits, new.timeouts[name])
             # A label that is moved stands for the former version until all slots have the new one.
             both = (self._old.labels.get(name, {}), new.labels.get(name, {}))
             labels = {label: [labels[label] for labels in both if label in labels] for label in both[0] | both[1]}
-            router.admission.set_labels(name, labels)
+            router.set_label_candidates(name, labels)
         for name in _names(new.unloaded):
-            router.close(name)
+            router.close_model(name)
         for name in router.scheduler.unloaded_models & _names(new.worker_settings.models):
-            router.open(name)
+            router.open_model(name)
         router.scheduler.set_dispatch(new.dispatch)
-        router.leaving = set(self._old.limits) - set(new.limits)
+        router.models_to_remove = set(self._old.limits) - set(new.limits)
         # Until slots have the new models, those that are started anew get the old ones.
         self._manager.apply(
             replace(new.worker_settings, models=self._old.worker_settings.models)
@@ -171,8 +171,8 @@ class Reload:
             *manager.settings.models,
             *settings.unloaded,
         ]
-        self._router.leaving = set()
-        self._router.forget_models(_names(specs))
+        self._router.models_to_remove = set()
+        self._router.retain_models(_names(specs))
         self._settle_unloaded(settings)
         # Workers may have failed to load what was not yet among the fleet's settings, and there may have been hope in
         # renewals that were withdrawn.
@@ -204,10 +204,10 @@ class Reload:
         router, unloaded = self._router, _names(settings.unloaded)
         for name in unloaded | router.scheduler.unloaded_models:
             if name not in unloaded or any(slot.serves(name) for slot in self._manager.slots):
-                router.open(name)
+                router.open_model(name)
             else:
-                router.close(name)
-                router.unloaded(name)
+                router.close_model(name)
+                router.finish_unload(name)
 
 
 def _names(specs: Iterable[ModelSpec]) -> set[str]:

@@ -20,7 +20,8 @@ from multitower.infer_header import parse_version
 from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorReport
 
 from ..machine.resources import Sampler
-from ..routing.router import Route, Router
+from ..routing.router import Router
+from ..routing.routes import Route
 from ..routing.statistics import ModelStatistics
 from ..workers.availability import by_slots
 from ..workers.manager import WorkerManager
@@ -84,7 +85,7 @@ class StatusReporter:
                 raise refused
             cause = self._model_cause(name) or "it is still loading"
             raise make(Reason.NO_WORKER, f"{name!r} is not loaded: {cause}")
-        served = self.router.admission.catalog.versions(name)
+        served = self.router.versions(name)
         return _metadata(report, served) if kind == wire.MODEL_METADATA else _config(report, served)
 
     def readiness(self) -> dict[str, Any]:
@@ -198,18 +199,18 @@ class StatusReporter:
         """One for each version of the model that is served, is to be, or was tried in vain."""
         refused = {version: why for (of, version), why in self.refused().items() if of == name}
         wanted = {model.version for model in self.models if model.name == name and model.version is not None}
-        served = self.router.admission.catalog.versions(name)
+        served = self.router.versions(name)
         versions: list[str | None] = [*sorted({*served, *wanted, *refused}, key=int)] or [None]
         rows = [self._model(name, version, refused.get(version or "")) for version in versions]
-        labels = self.router.admission.catalog.labels(name)
+        labels = self.router.labels(name)
         for row in rows:
             row["labels"] = [label for label, version in labels.items() if row["version"] == version]
         rows[-1]["labels_not_served"] = {label: version for label, version in labels.items() if version not in served}
         return rows
 
     def _model(self, name: str, version: str | None, refused: str | None) -> dict[str, Any]:
-        catalog, waiting = self.router.admission.catalog, self.router.scheduler.waiting(name)
-        report = catalog.report(name, version) if version is not None else None
+        waiting = self.router.scheduler.waiting(name)
+        report = self.router.report(name, version) if version is not None else None
         statistics = self.router.statistics[name].get(version or "") or ModelStatistics()
         ready = self._slots_ready(name, version)
         max_batch_size = next(model.max_batch_size for model in self.models if model.name == name)
@@ -288,12 +289,10 @@ class StatusReporter:
         name = header.get("model_name")
         if not isinstance(name, str) or not name:
             raise make(Reason.MALFORMED, "model_name is missing or not a string", field="model_name")
-        return name, self.router.admission.find_report(name, *parse_version(header))
+        return name, self.router.find_report(name, *parse_version(header))
 
     def _statistics(self, header: dict[str, Any]) -> dict[str, Any]:
-        versions: dict[str, list[str]] = {
-            name: self.router.admission.catalog.versions(name) or [""] for name in self._names
-        }
+        versions: dict[str, list[str]] = {name: self.router.versions(name) or [""] for name in self._names}
         if "model_name" in header:
             name, report = self._named(header)
             named = report is not None and any(parse_version(header))

@@ -1,17 +1,16 @@
-"""Between clients and workers: reads requests, admits them, sends batches, gives answers.
+"""The router: the daemon's data path between clients and workers.
 
-The shell around `admission` (what is taken), `balancer` (who gets it) and `answers` (all that is not inference).
-The daemon's loop calls `receive` when a front socket is readable, `result` when a worker has answered, and `flush`
-after each burst of events; nothing in here waits.
+It joins the clients' side (`clients`), the scheduler, which decides what runs where, and the connections to workers.
+The daemon's loop calls `receive` when a front socket is readable, `receive_from_worker` when a worker's socket is, and
+`flush` after each burst of events; nothing here blocks. The worker manager adds and removes workers, and reloads and
+orders change the models.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from multitower import wire, worker_wire
@@ -20,91 +19,35 @@ from multitower.spec import ModelReport
 
 from ..scheduling.pool import Rule
 from ..scheduling.queue import Batch, QueueLimits
-from ..scheduling.request import Plan, Request, SharedRequest
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.worker import Served, Worker
 from . import regions
 from .admission import Admission
-from .front_socket import FrontSocket, Incoming
-from .request_checks import check_frames
+from .clients import Clients
+from .front_socket import FrontSocket
+from .routes import Route, models_of_towers
 from .statistics import BatchTimes, ModelStatistics
 from .worker_connection import WorkerConnection, WorkerProtocolError
-
-log = logging.getLogger("multitower.router")
-
-BURST = 256
-"""Messages read from one front socket before the others, the workers and the timers have their turn."""
-
-BURST_S = 0.005
-"""The same in seconds: a large header of its own takes milliseconds to read."""
-
-
-@dataclass(slots=True, eq=False)
-class Route:
-    """A worker that serves.
-
-    Attributes:
-        worker: its place in the balancer.
-        connection: to its process.
-        reports: what that has loaded of each model, the newest version last.
-        batch_times: the last batches of all its towers.
-        head: the frames in front of each batch: which tower it is for, where there are several.
-        keys: those that its end knows.
-        batches: answered.
-        towers: the channels of its process, it among them, tower by tower.
-    """
-
-    worker: Worker
-    connection: WorkerConnection
-    reports: dict[str, list[ModelReport]]
-    batch_times: BatchTimes
-    head: list[bytes]
-    keys: worker_wire.KeyMemory = field(default_factory=worker_wire.KeyMemory)
-    batches: int = 0
-    towers: list[Route] = field(default_factory=list)
-
-    @property
-    def workers(self) -> tuple[Worker, ...]:
-        """Those of its process, tower by tower."""
-        return self.worker.towers
-
-    def executes(self, batch_id: int) -> bool:
-        """Its worker is at that batch."""
-        return self.worker.batch is not None and self.worker.batch.id == batch_id
-
-    @property
-    def depth(self) -> int:
-        """Rows that its process has not answered yet."""
-        return sum(worker.depth for worker in self.workers)
-
-    @property
-    def completed(self) -> int:
-        """Rows that its process has answered."""
-        return sum(worker.completed for worker in self.workers)
-
-    @property
-    def requests(self) -> int:
-        """Requests that its process has answered."""
-        return sum(worker.requests for worker in self.workers)
 
 
 class Router:
     """The data path of the daemon.
 
     Args:
-        limits: of each model's queue, by model name.
-        timeouts: seconds a request of each model may take.
-        max_message_size: bytes over all frames of a message.
-        answer: answers the kinds other than `infer` and `cancel`: takes kind and header, returns the reply's
-            header, or raises a `MultitowerError`.
-        dispatch: the rule by which workers get batches.
+        limits: the limits of each model's queue, by model name.
+        timeouts: the longest time of a request in seconds, by model name.
+        max_message_size: bytes that all frames of a request may have.
+        answer: answers the kinds other than `infer` and `cancel`: takes kind and header, returns the header of the
+            reply, or raises a `MultitowerError`.
+        dispatch: the rule that chooses the worker of a batch.
 
     Attributes:
-        draining: no new request is taken.
-        rejected: requests that got an error without having been queued.
-        statistics: of each model and version.
-        regions: shared memory of local clients.
-        leaving: models that are refused as unknown once their last worker goes.
+        fronts: the sockets that clients connect to.
+        scheduler: the queues, the workers' load and the open requests.
+        admission: the models as clients may ask for them.
+        statistics: by model name and version.
+        routes: to each worker that serves.
+        models_to_remove: models that are refused as unknown once their last worker is withdrawn.
     """
 
     def __init__(
@@ -118,150 +61,87 @@ class Router:
         self.scheduler = Scheduler(limits, dispatch)
         self.admission = Admission(timeouts, self.scheduler.refusal_for_new_request)
         self.fronts: list[FrontSocket] = []
-        self.regions = regions.Regions()
         self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
         self.routes: dict[Worker, Route] = {}
+        self.models_to_remove: set[str] = set()
         self._routes_by_connection: dict[WorkerConnection, Route] = {}
-        self.draining = False
-        self.rejected = 0
-        self.leaving: set[str] = set()
-        self._max_message_size = max_message_size
-        self._answer = answer
+        self._clients = Clients(self.scheduler, self.admission, self.statistics, max_message_size, answer)
 
     # Clients.
 
     def receive(self, front: FrontSocket) -> None:
-        """Reads a burst of requests."""
-        until = time.monotonic() + BURST_S
-        for count in range(BURST):
-            incoming = front.receive()
-            if incoming is None:
-                return
-            self._take(front, incoming)
-            if count % 8 == 0:
-                if not front.readable:
-                    return
-                if time.monotonic() > until:
-                    break
-        front.recheck()  # there may be more
+        """Reads a burst of requests from a front socket."""
+        self._clients.receive(front)
 
-    def _take(self, front: FrontSocket, incoming: Incoming) -> None:
-        address, body = incoming
-        id = b""
-        try:
-            if body is None:
-                raise make(Reason.MALFORMED, "no empty delimiter frame before the request", field="envelope")
-            if len(body) < 2:
-                raise make(Reason.MALFORMED, "a request has at least a kind and an id", field="id")
-            kind = body[0]
-            id = _readable_id(body[1])
-            if kind == wire.INFER:
-                self._infer(front, address, id, body)
-            else:
-                self._other(front, address, id, body)
-        except MultitowerError as error:
-            self._reject(front, address, id, error)
-        except Exception:
-            # A defect of ours. It must cost one request an error, not all clients their daemon.
-            log.exception("a request could not be read")
-            self._reject(front, address, id, make(Reason.MODEL_ERROR, "the daemon failed to read the request"))
+    def start_draining(self) -> None:
+        """Refuses new requests for inference from now on; those that were accepted still get their answers."""
+        self._clients.draining = True
 
-    def _reject(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, error: MultitowerError) -> None:
-        self.rejected += 1
-        front.reply(address, wire.ERROR, id, (wire.dump_json(error.to_wire()),))
-
-    def _infer(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
-        if self.draining:
-            raise make(Reason.DRAINING, "the daemon is stopping")
-        if len(body) < 3:
-            raise make(Reason.MALFORMED, "a request has a header frame behind its id", field="header")
-        header = body[2]
-        sizes = [len(frame) for frame in body[3:]]
-        size = sum(sizes)
-        self._check_size(size + len(header))
-        plan = self.admission.plan(header if type(header) is bytes else bytes(header))
-        if plan.shared is not None:
-            self._infer_shared(front, address, id, plan, body)
-            return
-        check_frames(plan, sizes)
-        frames = [body[3 + index] for index in plan.order]
-        self.scheduler.submit(Request((front, address), id, plan, frames, size, time.monotonic()))
-
-    def _infer_shared(
-        self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, plan: Plan, body: list[Any]
-    ) -> None:
-        now = time.monotonic()
-        if not front.local:
-            raise regions.refusal(plan, "this endpoint is not ipc")
-        tensors, slots = self.regions.resolve(plan, body[3:], now)
-        sizes = [len(tensor) for tensor in tensors]
-        self._check_size(sum(sizes) + len(body[2]))
-        check_frames(plan, sizes)
-        in_order = [tensors[index] for index in plan.order]
-        self.scheduler.submit(SharedRequest((front, address), id, plan, in_order, sum(sizes), now, slots))
-
-    def _other(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
-        kind = bytes(body[0])
-        if kind not in wire.KINDS:
-            shown = kind[: wire.MAX_KIND_BYTES].decode("ascii", "backslashreplace")
-            raise make(Reason.KIND_UNKNOWN, f"unknown kind {shown!r}; this daemon speaks {wire.VERSION}", field="kind")
-        self._check_size(sum(map(len, body)))
-        if len(body) > 3:
-            raise make(Reason.MALFORMED, f"{len(body) - 3} frames too many behind the header", field="frames")
-        header = wire.load_header(bytes(body[2])) if len(body) == 3 else {}
-        if kind == wire.CANCEL:
-            cancelled = self.scheduler.cancel((front, address), id)
-            # The answers of the cancelled requests come before the answer of what cancelled them.
-            self._reply_all()
-            front.reply(address, wire.OK, id, (wire.dump_json({"cancelled": cancelled}),))
-        else:
-            front.reply(address, wire.OK, id, (wire.dump_json(self._answer(kind, header)),))
-
-    def _check_size(self, size: int) -> None:
-        if size > self._max_message_size:
-            raise make(
-                Reason.TOO_LARGE,
-                f"the message has {size} bytes; max_message_size is {self._max_message_size}",
-                field="frames",
-            )
+    @property
+    def rejected(self) -> int:
+        """Requests that got an error without having been queued."""
+        return self._clients.rejected
 
     # Models.
 
-    def add_model(self, name: str, limits: QueueLimits, timeout_s: float) -> None:
-        """A model is new, or the settings of its queue are."""
+    def set_model(self, name: str, limits: QueueLimits, timeout_s: float) -> None:
+        """Adds a model, or changes the limits of its queue and the longest time of its requests."""
         self.scheduler.set_limits(name, limits)
         self.admission.set_timeout(name, timeout_s)
         self.statistics.setdefault(name, defaultdict(ModelStatistics))
 
     def set_labels(self, labels: Mapping[str, Mapping[str, str]]) -> None:
-        """The labels of the models' versions, by model: for each label the version."""
+        """Sets the version labels of all models: by model name, the version that each label names."""
         for name in self.scheduler.models:
             self.admission.set_labels(name, {label: [version] for label, version in labels.get(name, {}).items()})
 
-    def forget_models(self, keep: Collection[str]) -> None:
-        """No worker serves any other model any more."""
-        for name in [name for name in self.scheduler.models if name not in keep]:
+    def set_label_candidates(self, model: str, labels: Mapping[str, Sequence[str]]) -> None:
+        """Sets for each label of a model its versions; it names the first of them that is served."""
+        self.admission.set_labels(model, labels)
+
+    def labels(self, model: str) -> dict[str, str]:
+        """The version that each label of the model names, served or not."""
+        return self.admission.catalog.labels(model)
+
+    def versions(self, model: str) -> list[str]:
+        """The served versions of the model, ascending."""
+        return self.admission.catalog.versions(model)
+
+    def report(self, model: str, version: str) -> ModelReport | None:
+        """The description of a served version, or None."""
+        return self.admission.catalog.report(model, version)
+
+    def find_report(self, model: str, version: str, label: str) -> ModelReport | None:
+        """The description that requests for this model, version and label are checked against.
+
+        See `Admission.find_report`.
+        """
+        return self.admission.find_report(model, version, label)
+
+    def retain_models(self, names: Collection[str]) -> None:
+        """Removes all other models, which no worker serves any more; what waits for them is answered."""
+        for name in [name for name in self.scheduler.models if name not in names]:
             self.admission.remove_model(name)
             self.scheduler.remove_model(name)
-            self._reply_all()  # while its statistics are there
+            self._clients.send_replies()  # before the statistics, which count them, are removed
             del self.statistics[name]
 
-    def close(self, name: str) -> None:
-        """The model is to be unloaded: new requests to it are refused, those that there are get their answers."""
+    def close_model(self, name: str) -> None:
+        """Refuses new requests for a model that will be unloaded; accepted ones still get their answers."""
         self.scheduler.close_model(name)
 
-    def open(self, name: str) -> None:
-        """The model is loaded, or is to be."""
+    def open_model(self, name: str) -> None:
+        """Accepts requests for a model that is loaded, or will be."""
         self.scheduler.open_model(name)
 
-    def unloaded(self, name: str) -> None:
-        """No worker has the model any more; what still waits for it is answered."""
+    def finish_unload(self, name: str) -> None:
+        """Removes the versions of a closed model that no worker has any more; what waits for it is answered."""
         self.scheduler.mark_unavailable(name, "it was unloaded")
         self.admission.remove_versions(name)
 
     # Workers.
 
-    def worker_ready(
+    def add_worker(
         self,
         slot: int,
         device: str,
@@ -270,43 +150,36 @@ class Router:
         generations: Mapping[tuple[str, str], int],
         now: float,
     ) -> Route:
-        """A process serves the models of these reports from now on; `editions` are those of `serving.Served`.
+        """Adds a worker process: it gets batches from the next `flush` on.
 
-        They and the reports are of each version of a model by itself.
+        Args:
+            slot: the number of its slot.
+            device: the name of its device, or of several with commas between them.
+            connection: to the process.
+            reports: what it has loaded, one for each version of a model.
+            generations: the generation of each version, by the model's name and the version; see `Served`.
+            now: monotonic seconds.
 
         Returns:
-            The channel of its first tower, which has all of them.
+            The route to its first tower, which has all models.
         """
-        reports = sorted(reports, key=_number)
-        # Of all that it has loaded, as it counts them itself: some may not be asked for any more.
+        reports = sorted(reports, key=_version_number)
+        # Counted over all that it has loaded, since some models may have been removed from the configuration.
         towers = max([len(report.towers) for report in reports], default=1) or 1
-        described: dict[str, list[ModelReport]] = {}
+        by_model: dict[str, list[ModelReport]] = {}
         for report in reports:
             if report.name in self.scheduler.models:
-                described.setdefault(report.name, []).append(report)
-        versions = {
-            report.key: self._describe(report, of_model)._replace(generation=generations.get(report.key, 0))
-            for of_model in described.values()
-            for report in of_model
-        }
-        serves = {name: versions[of_model[-1].key] for name, of_model in described.items()}
-        for name in serves:
+                by_model.setdefault(report.name, []).append(report)
+        served: dict[tuple[str, str], Served] = {}
+        for name, of_model in by_model.items():
+            for key, version in self._admit_versions(of_model).items():
+                served[key] = version._replace(generation=generations.get(key, 0))
             self.scheduler.mark_available(name)
+        models = models_of_towers(towers, by_model, served)
         batch_times = BatchTimes()
-        of_tower = []
-        for tower in range(towers):
-            # A model that has fewer replicas than others is on the first towers.
-            here = {
-                report.key
-                for of_model in described.values()
-                for report in of_model
-                if not tower or tower < len(report.towers)
-            }
-            newest = {name: served for name, served in serves.items() if described[name][-1].key in here}
-            of_tower.append((newest, {key: served for key, served in versions.items() if key in here}))
         routes = [
-            Route(worker, connection, described, batch_times, [worker_wire.tower_head(tower)] if towers > 1 else [])
-            for tower, worker in enumerate(self.scheduler.add_process(slot, device, of_tower, now))
+            Route(worker, connection, by_model, batch_times, [worker_wire.tower_head(tower)] if towers > 1 else [])
+            for tower, worker in enumerate(self.scheduler.add_process(slot, device, models, now))
         ]
         for route in routes:
             route.towers = routes
@@ -314,50 +187,55 @@ class Router:
         self._routes_by_connection[connection] = routes[0]
         return routes[0]
 
-    def _describe(self, report: ModelReport, of_model: Sequence[ModelReport]) -> Served:
-        return self.admission.add_version(report, newest=report is of_model[-1])
+    def _admit_versions(self, reports: Sequence[ModelReport]) -> dict[tuple[str, str], Served]:
+        """Admits requests for the versions of one model, the newest last; returns what they are served as."""
+        return {report.key: self.admission.add_version(report, newest=report is reports[-1]) for report in reports}
 
-    def withdraw(self, route: Route, coming: Collection[tuple[str, str]] = ()) -> None:
-        """What only this worker serves cannot be asked for any more; what waits for it can still be answered.
+    def withdraw_versions(self, route: Route, coming: Collection[tuple[str, str]] = ()) -> None:
+        """Refuses new requests for versions that only this worker process serves; it can still run those that wait.
 
         Args:
-            route: the worker's.
-            coming: models that a worker which is to come will serve, and their versions.
+            route: to the process.
+            coming: models and versions that a worker which is being started will serve.
         """
         others = [worker for worker in self.routes if worker not in route.workers and not worker.retiring]
         kept = {key for worker in others for key in worker.versions}.union(coming)
         for model in route.worker.serves:
             if model in self.scheduler.models:
-                served = {version for name, version in kept if name == model}
-                self._keep(model, served)
-                if model in self.leaving and not served:
+                versions = {version for name, version in kept if name == model}
+                self._retain_versions_of(model, versions)
+                if model in self.models_to_remove and not versions:
                     self.admission.remove_model(model)
 
-    def keep_versions(self, kept: Collection[tuple[str, str]]) -> None:
-        """Of models of which some version is, or will be, served, these are all; what waits for others is answered."""
-        for model in self.scheduler.models:
-            served = {version for name, version in kept if name == model}
-            if served and not served.issuperset(self.admission.catalog.versions(model)):
-                self._keep(model, served)
-                self.scheduler.refuse_versions(model, served)
+    def retain_versions(self, keys: Collection[tuple[str, str]]) -> None:
+        """Removes all other versions of the models that occur in `keys`; what waits for them is answered.
 
-    def _keep(self, model: str, served: Collection[str]) -> None:
-        self.admission.retain_versions(model, served)
+        Args:
+            keys: the models and versions that are served, or will be.
+        """
+        for model in self.scheduler.models:
+            versions = {version for name, version in keys if name == model}
+            if versions and not versions.issuperset(self.admission.catalog.versions(model)):
+                self._retain_versions_of(model, versions)
+                self.scheduler.refuse_versions(model, versions)
+
+    def _retain_versions_of(self, model: str, versions: Collection[str]) -> None:
+        self.admission.retain_versions(model, versions)
         statistics = self.statistics[model]
         for version in statistics.keys() - set(self.admission.catalog.versions(model)):
             del statistics[version]
 
-    def worker_gone(self, route: Route, now: float, *, crashed: bool, begun: Sequence[int]) -> bool:
-        """A process is gone and has been read to its end.
+    def remove_worker(self, route: Route, now: float, *, crashed: bool, begun: Sequence[int]) -> bool:
+        """Removes a worker process that has ended and whose messages have all been read.
 
         Args:
-            route: any of its routes.
+            route: to any of its towers.
             now: monotonic seconds.
-            crashed: whether it ended in a way for which a request may be to blame.
-            begun: the ids of the batches that its towers began last.
+            crashed: whether a request may have caused its end.
+            begun: for each tower the id of the batch that it began last.
 
         Returns:
-            Whether a request that ran alone is to blame.
+            Whether a request that ran alone caused its end.
         """
         for worker in route.workers:
             del self.routes[worker]
@@ -366,10 +244,11 @@ class Router:
             left = [other for other in self.routes.values() if model in other.worker.serves]
             newest = self.admission.newest_interface(model)
             if left and all(other.worker.serves[model][:2] != newest for other in left):
-                # Requests are to be checked against what is served, not against what came last.
-                for report in left[-1].reports[model]:
-                    self._describe(report, left[-1].reports[model])
+                # Requests must be checked against what is served, which is not what was added last.
+                self._admit_versions(left[-1].reports[model])
         return self.scheduler.remove_process(route.worker, now, crashed=crashed, begun=begun)
+
+    # Results.
 
     def receive_from_worker(self, connection: WorkerConnection) -> bool:
         """Reads one message of a worker process, if one has arrived.
@@ -390,27 +269,31 @@ class Router:
         route = self._routes_by_connection.get(connection)
         if route is not None:
             try:
-                self.result(route, message)
+                self.handle_result(route, message)
             except WorkerProtocolError as error:
                 connection.on_error(error)
         return True
 
-    def result(self, route: Route, message: list[Any]) -> None:
+    def handle_result(self, route: Route, message: list[Any]) -> None:
         """Handles the result of a batch.
+
+        Args:
+            route: to any tower of the process that sent it.
+            message: a RESULT of `worker_wire`.
 
         Raises:
             WorkerProtocolError: the message is malformed, the process was not executing that batch, or it has not
                 answered all of it.
         """
         try:
-            batch_id, told, timing = worker_wire.read_result(message)
-            answers = [_error_of(answer) if type(answer) is bytes else answer for answer in told]
+            batch_id, entries, timing = worker_wire.read_result(message)
+            answers = [_model_error(entry) if type(entry) is bytes else entry for entry in entries]
         except Exception as error:
             raise WorkerProtocolError("a result that cannot be read") from error
         if len(route.towers) > 1:
             route = next((each for each in route.towers if each.executes(batch_id)), route)
         now = time.monotonic()
-        # Its assembly counts as the way to the worker: like that it can take place while another batch computes.
+        # Assembling its inputs counts as part of the way to the worker, since it can overlap with another batch.
         busy_s = (timing.compute_ns + timing.slice_ns) / 1e9
         batch = self.scheduler.finish(route.worker, batch_id, answers, now, busy_s)
         if batch is None:
@@ -420,28 +303,28 @@ class Router:
         batches = 1 if batch.key.max_batch_size else len(answers)
         self.statistics[batch.key.spec.model][batch.requests[0].version].count_batches(batches, len(answers), *timing)
 
-    def tick(self, now: float) -> None:
-        """Does what is due about once a second; call it that often."""
-        self.regions.close_idle(now)
-
-    # After each burst.
+    # Batches and replies.
 
     def flush(self, now: float) -> None:
-        """Sends what can be sent: batches to free workers, answers to clients."""
+        """Sends batches to free workers and replies to clients; call it after each burst of events."""
         self.scheduler.expire(now)
         for batch in self.scheduler.dispatch(now):
             self._send(batch)
-        self._reply_all()
+        self._clients.send_replies()
+
+    def tick(self, now: float) -> None:
+        """Does periodic work; call it about once a second."""
+        self._clients.regions.close_idle(now)
 
     def _send(self, batch: Batch) -> None:
         route = self.routes[batch.worker]
         key = batch.key
         description: list[bytes] = []
-        joined = route.keys.get(key.id)
+        joined = route.known_keys.get(key.id)
         if joined is None:
             joined = worker_wire.joinable(key.spec)
             description = [key.spec.to_json()]
-            route.keys.put(key.id, joined, len(description[0]))  # the worker keeps the key itself
+            route.known_keys.put(key.id, joined, len(description[0]))  # the worker remembers the key itself
         requests = batch.requests
         for request in requests:
             if request.shared:
@@ -455,40 +338,15 @@ class Router:
         head = worker_wire.batch_head(batch.id, key.id, rows, joined=joined, described=bool(description))
         route.connection.send([*route.head, head, *description, *frames])
 
-    def _version_of(self, request: Request) -> str:
-        """The version that a request was for which no worker has had."""
-        report = self.admission.catalog.newest.get(request.plan.model)
-        return request.plan.key.version or (report.version if report is not None else "")
 
-    def _reply_all(self) -> None:
-        replies = self.scheduler.replies()
-        if not replies:
-            return
-        now = time.monotonic()
-        for request, answer in replies:
-            front, address = request.sender
-            statistics = self.statistics[request.plan.model][request.version or self._version_of(request)]
-            if isinstance(answer, MultitowerError):
-                statistics.count_failure(now - request.received)
-                front.reply(address, wire.ERROR, request.id, (wire.dump_json(answer.to_wire()),))
-            else:
-                statistics.count_success(request.rows, request.sent - request.received, now - request.received)
-                front.reply(address, wire.OK, request.id, answer)
-
-
-def _number(report: ModelReport) -> int:
+def _version_number(report: ModelReport) -> int:
     return int(report.version)
 
 
-def _error_of(header: bytes) -> MultitowerError:
+def _model_error(header: bytes) -> MultitowerError:
+    """The error in a result's entry."""
     try:
         return from_wire(wire.load_header(header))
     except MultitowerError as error:
-        # A handler may put anything into the details of its errors.
-        return make(Reason.MODEL_ERROR, f"the model's error cannot be told: {error.message}")
-
-
-def _readable_id(frame: Any) -> bytes:
-    if not 0 < len(frame) <= wire.MAX_ID_BYTES:
-        raise make(Reason.MALFORMED, f"the id has {len(frame)} bytes; 1 to {wire.MAX_ID_BYTES} are allowed", field="id")
-    return bytes(frame)
+        # Handlers choose the details of their errors freely.
+        return make(Reason.MODEL_ERROR, f"the model's error cannot be read: {error.message}")

@@ -239,7 +239,7 @@ class WorkerManager:
         """Finds the models and versions that nothing serves or will serve, so that their requests need not wait."""
         self._availability.judge(self.settings.models)
         if not self.replacements.active:  # one may go back to what was before
-            self._router.keep_versions(self._availability.versions())
+            self._router.retain_versions(self._availability.versions())
 
     # How it is done.
 
@@ -312,7 +312,7 @@ class WorkerManager:
         if process.route is not None:
             crashed = process.cause.crash or (process.verdict is not None and process.verdict.overrun)
             before = self._router.scheduler.quarantined_models
-            lone_suspect = self._router.worker_gone(process.route, now, crashed=crashed, begun=process.child.begun)
+            lone_suspect = self._router.remove_worker(process.route, now, crashed=crashed, begun=process.child.begun)
             for model, cause in self._router.scheduler.quarantined_models.items():
                 if model not in before:
                     event(log, logging.ERROR, "model quarantined", model=model, cause=cause)

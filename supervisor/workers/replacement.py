@@ -248,7 +248,7 @@ class Replacements:
             if replacement.remove and self._staff.relieved(slot):
                 return
             coming = self._brought(replacement)
-            self._router.withdraw(old.route, coming)
+            self._router.withdraw_versions(old.route, coming)
             if replacement.since is None:
                 replacement.since = now
             if scheduler.is_needed(worker, {name for name, _ in coming}, replacement.since):

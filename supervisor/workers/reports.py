@@ -143,7 +143,7 @@ class Reports:
             if model.state != "ready":
                 _log_failed_model(slot, model)
         serving = [model for model in report.models if model.state == "ready"]
-        process.route = self._router.worker_ready(
+        process.route = self._router.add_worker(
             slot.number, slot.placement.device, process.child.connection, serving, process.generations, now
         )
         for worker in process.route.workers:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from multitower.spec import NO_SOCKET, ModelReport, ModelSpec
 
 from ..machine.placement import Placement
-from ..routing.router import Route
+from ..routing.routes import Route
 from .child_process import ChildProcess
 from .exit_cause import ExitCause
 from .hang_detector import HangDetector, Verdict

@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 
 from multitower.supervisor.machine.resources import Sampler
-from multitower.supervisor.routing.router import Route, Router
+from multitower.supervisor.routing.router import Router
+from multitower.supervisor.routing.routes import Route
 from multitower.supervisor.workers.capacity import Capacity
 from multitower.supervisor.workers.child_process import ChildProcess
 from multitower.supervisor.workers.hang_detector import HangDetector

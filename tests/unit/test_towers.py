@@ -251,7 +251,7 @@ def routed(*reports: ModelReport) -> tuple[Router, Any, Connection]:
     connection = Connection()
     # As they come: through JSON.
     state = WorkerReport.from_json(WorkerReport(state="ready", pid=1, models=reports).to_json())
-    route = router.worker_ready(0, "cpu:0,cpu:1", cast(WorkerConnection, connection), state.models, {}, 1.0)
+    route = router.add_worker(0, "cpu:0,cpu:1", cast(WorkerConnection, connection), state.models, {}, 1.0)
     return router, route, connection
 
 
@@ -274,7 +274,7 @@ def test_a_worker_has_the_towers_of_all_that_it_has_loaded_also_of_what_is_not_a
     gone, handled = ModelReport(name="gone", towers=REPLICAS), ModelReport(name="handled")
     limits = {"handled": QueueLimits(100, 1 << 20)}
     router = Router(limits, {"handled": 60.0}, 1 << 20, lambda _kind, _header: {})
-    route = router.worker_ready(0, "cpu:0,cpu:1", cast(WorkerConnection, Connection()), [gone, handled], {}, 1.0)
+    route = router.add_worker(0, "cpu:0,cpu:1", cast(WorkerConnection, Connection()), [gone, handled], {}, 1.0)
     # It takes a batch without the number of a tower for a defect, and ends.
     assert [worker_wire.read_tower_head(each.head[0]) for each in route.towers] == [0, 1]
     assert [sorted(each.worker.serves) for each in route.towers] == [["handled"], []]
@@ -304,10 +304,10 @@ def test_answers_find_their_tower_whatever_their_order() -> None:
     assert sorted(numbers) == [0, 1]
     for tower in (1, 0):
         message = worker_wire.result(numbers[tower].batch_id, [[b"{}"]], worker_wire.Timing(1, 1, 1))
-        router.result(route, message)
+        router.handle_result(route, message)
     assert [each.batches for each in route.towers] == [1, 1]
     assert (route.depth, route.completed, route.requests) == (0, 2 * LARGEST, 2)
-    router.worker_gone(route, 2.0, crashed=False, begun=())
+    router.remove_worker(route, 2.0, crashed=False, begun=())
     assert router.routes == {}
 
 

@@ -84,7 +84,7 @@ class Daemon:
         )
         self.reporter.refused = self.watch.refused
         for name, limits in made.limits.items():
-            router.add_model(name, limits, made.timeouts[name])
+            router.set_model(name, limits, made.timeouts[name])
         router.set_labels(made.labels)
         self._hired: dict[int, Any] = {}
         give_work = self.manager._assigner.give_work

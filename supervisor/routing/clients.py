@@ -1,0 +1,194 @@
+"""The clients' side of the router: reads requests, admits or refuses them, and sends replies.
+
+`Router` creates a `Clients` and calls it. Requests for inference go to the scheduler if `admission` accepts them; all
+other kinds are answered at once. Nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from multitower import wire
+from multitower.errors import MultitowerError, Reason, make
+
+from ..scheduling.request import Plan, Request, SharedRequest
+from ..scheduling.scheduler import Scheduler
+from . import regions
+from .admission import Admission
+from .front_socket import FrontSocket, Incoming
+from .request_checks import check_frames
+from .statistics import ModelStatistics
+
+log = logging.getLogger("multitower.router")
+
+BURST = 256
+"""Messages read from one front socket before other sockets and timers get their turn."""
+
+BURST_S = 0.005
+"""The same in seconds: reading a large header that is not cached takes milliseconds."""
+
+
+class Clients:
+    """Reads requests and sends replies.
+
+    Args:
+        scheduler: gets the admitted requests, and has the replies.
+        admission: makes the plans of requests.
+        statistics: by model name and version.
+        max_message_size: bytes that all frames of a request may have.
+        answer: answers the kinds other than `infer` and `cancel`: takes kind and header, returns the header of the
+            reply, or raises a `MultitowerError`.
+
+    Attributes:
+        draining: whether new requests for inference are refused, since the daemon is stopping.
+        rejected: requests that got an error without having been queued.
+        regions: the open shared memory of local clients.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        admission: Admission,
+        statistics: Mapping[str, dict[str, ModelStatistics]],
+        max_message_size: int,
+        answer: Callable[[bytes, dict[str, Any]], dict[str, Any]],
+    ) -> None:
+        self.draining = False
+        self.rejected = 0
+        self.regions = regions.Regions()
+        self._scheduler = scheduler
+        self._admission = admission
+        self._statistics = statistics
+        self._max_message_size = max_message_size
+        self._answer = answer
+
+    # Requests.
+
+    def receive(self, front: FrontSocket) -> None:
+        """Reads a burst of requests from a front socket."""
+        until = time.monotonic() + BURST_S
+        for count in range(BURST):
+            incoming = front.receive()
+            if incoming is None:
+                return
+            self._handle(front, incoming)
+            if count % 8 == 0:
+                if not front.readable:
+                    return
+                if time.monotonic() > until:
+                    break
+        front.recheck()  # there may be more
+
+    def _handle(self, front: FrontSocket, incoming: Incoming) -> None:
+        address, body = incoming
+        id = b""
+        try:
+            if body is None:
+                raise make(Reason.MALFORMED, "no empty delimiter frame before the request", field="envelope")
+            if len(body) < 2:
+                raise make(Reason.MALFORMED, "a request has at least a kind and an id", field="id")
+            kind = body[0]
+            id = _checked_id(body[1])
+            if kind == wire.INFER:
+                self._admit(front, address, id, body)
+            else:
+                self._answer_other(front, address, id, body)
+        except MultitowerError as error:
+            self._reject(front, address, id, error)
+        except Exception:
+            # A defect of multitower. Only this request fails.
+            log.exception("a request could not be handled")
+            self._reject(front, address, id, make(Reason.MODEL_ERROR, "the daemon failed to read the request"))
+
+    def _reject(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, error: MultitowerError) -> None:
+        self.rejected += 1
+        front.reply(address, wire.ERROR, id, (wire.dump_json(error.to_wire()),))
+
+    def _admit(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
+        """Gives a request for inference to the scheduler."""
+        if self.draining:
+            raise make(Reason.DRAINING, "the daemon is stopping")
+        if len(body) < 3:
+            raise make(Reason.MALFORMED, "a request has a header frame behind its id", field="header")
+        header = body[2]
+        sizes = [len(frame) for frame in body[3:]]
+        size = sum(sizes)
+        self._check_size(size + len(header))
+        plan = self._admission.plan(header if type(header) is bytes else bytes(header))
+        if plan.shared is not None:
+            self._admit_shared(front, address, id, plan, body)
+            return
+        check_frames(plan, sizes)
+        frames = [body[3 + index] for index in plan.order]
+        self._scheduler.submit(Request((front, address), id, plan, frames, size, time.monotonic()))
+
+    def _admit_shared(
+        self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, plan: Plan, body: list[Any]
+    ) -> None:
+        now = time.monotonic()
+        if not front.local:
+            raise regions.refusal(plan, "this endpoint is not ipc")
+        tensors, output_areas = self.regions.resolve(plan, body[3:], now)
+        sizes = [len(tensor) for tensor in tensors]
+        self._check_size(sum(sizes) + len(body[2]))
+        check_frames(plan, sizes)
+        in_order = [tensors[index] for index in plan.order]
+        self._scheduler.submit(SharedRequest((front, address), id, plan, in_order, sum(sizes), now, output_areas))
+
+    def _answer_other(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
+        """Answers a request of any kind but `infer`."""
+        kind = bytes(body[0])
+        if kind not in wire.KINDS:
+            shown = kind[: wire.MAX_KIND_BYTES].decode("ascii", "backslashreplace")
+            raise make(Reason.KIND_UNKNOWN, f"unknown kind {shown!r}; this daemon speaks {wire.VERSION}", field="kind")
+        self._check_size(sum(map(len, body)))
+        if len(body) > 3:
+            raise make(Reason.MALFORMED, f"{len(body) - 3} frames too many behind the header", field="frames")
+        header = wire.load_header(bytes(body[2])) if len(body) == 3 else {}
+        if kind == wire.CANCEL:
+            cancelled = self._scheduler.cancel((front, address), id)
+            # The replies to the cancelled requests go first, then the reply to the order to cancel them.
+            self.send_replies()
+            front.reply(address, wire.OK, id, (wire.dump_json({"cancelled": cancelled}),))
+        else:
+            front.reply(address, wire.OK, id, (wire.dump_json(self._answer(kind, header)),))
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_message_size:
+            raise make(
+                Reason.TOO_LARGE,
+                f"the message has {size} bytes; max_message_size is {self._max_message_size}",
+                field="frames",
+            )
+
+    # Replies.
+
+    def send_replies(self) -> None:
+        """Sends the replies that the scheduler has."""
+        replies = self._scheduler.replies()
+        if not replies:
+            return
+        now = time.monotonic()
+        for request, answer in replies:
+            front, address = request.sender
+            statistics = self._statistics[request.plan.model][request.version or self._unrun_version(request)]
+            if isinstance(answer, MultitowerError):
+                statistics.count_failure(now - request.received)
+                front.reply(address, wire.ERROR, request.id, (wire.dump_json(answer.to_wire()),))
+            else:
+                statistics.count_success(request.rows, request.sent - request.received, now - request.received)
+                front.reply(address, wire.OK, request.id, answer)
+
+    def _unrun_version(self, request: Request) -> str:
+        """The version whose statistics count a request that no worker has got."""
+        report = self._admission.catalog.newest.get(request.plan.model)
+        return request.plan.key.version or (report.version if report is not None else "")
+
+
+def _checked_id(frame: Any) -> bytes:
+    if not 0 < len(frame) <= wire.MAX_ID_BYTES:
+        raise make(Reason.MALFORMED, f"the id has {len(frame)} bytes; 1 to {wire.MAX_ID_BYTES} are allowed", field="id")
+    return bytes(frame)
