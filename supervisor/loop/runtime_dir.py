@@ -1,24 +1,36 @@
 """Files of a running daemon: its private folder, its locks, and the paths of its sockets.
 
-An ipc bind takes a path over silently even while another daemon listens there, so each path is guarded by a lock
-file beside it (flock: the kernel lets go when the process dies, however it dies).
+Binding an ipc socket replaces whatever lies at its path, even the socket of a running daemon. So each path is guarded
+by a lock file beside it. The lock is a flock: the kernel releases it when the process ends, however it ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
-import shutil
+import re
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
-MAX_IPC_PATH = 107
+MAX_IPC_PATH: Final = 107
 """Bytes of a Unix socket's path: sun_path of unix(7), less its final zero."""
 
-_PREFIX = "multitower-"
-_LOCK = "lock"
+LOCK_NAME: Final = "multitower.lock"
+"""The lock of a runtime folder. It also marks the folder as a daemon's own, after a daemon was killed in it."""
+
+SUBFOLDER: Final = "multitower"
+"""Made in a configured folder that is not the daemon's alone."""
+
+LONGEST_NAME: Final = "w9999999999.sock"
+
+_PREFIX: Final = "multitower-"
+_OWN_NAMES: Final = re.compile(r"w[0-9]+\.sock|control\.sock(?:\.lock)?")
+_MODE: Final = 0o700
 
 
 class HeldError(Exception):
@@ -28,72 +40,137 @@ class HeldError(Exception):
 class FileLock:
     """An exclusive lock on a file, held until `release` or the end of the process.
 
+    Args:
+        path: the lock file; created if it does not exist. A symbolic link is not followed.
+
     Raises:
-        HeldError: somebody else holds it.
-        OSError: the file cannot be made.
+        HeldError: another process holds the lock.
+        OSError: the file cannot be opened or created, or is no regular file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._descriptor = os.open(path, flags, 0o600)
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    raise OSError(error.errno, f"the lock {path.name} is a symbolic link") from None
+                raise
+            try:
+                if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                    raise OSError(errno.EINVAL, f"the lock {path.name} is no regular file")
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._is_at_path():
+                    return
             except BlockingIOError:
-                os.close(descriptor)
+                os.close(self._descriptor)
                 raise HeldError(f"{path} is held by another process") from None
-            try:
-                same = os.path.samestat(os.fstat(descriptor), os.stat(path))
-            except FileNotFoundError:
-                same = False
-            if same:
-                break
-            os.close(descriptor)  # its last holder removed it in the meantime: take the new one
-        self._descriptor = descriptor
+            except OSError:
+                os.close(self._descriptor)
+                raise
+            # The previous holder removed this file after we opened it. Lock the new one.
+            os.close(self._descriptor)
+
+    def _is_at_path(self) -> bool:
+        """Whether the locked file is still the one at `path`."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.lstat(self.path))
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
-        """Removes the file, where it can, and lets go of the lock, in this order, so that no two can hold it."""
-        _remove(self.path)
+        """Removes the file, if it is still ours and can be removed, and then releases the lock.
+
+        In this order, so that two processes never hold it at the same time.
+        """
+        with contextlib.suppress(OSError):
+            if self._is_at_path():
+                self.path.unlink()
         os.close(self._descriptor)
 
 
-class RuntimeDir:
-    """The folder (mode 0700) of the workers' sockets.
+def private_folder(chosen: Path) -> Path:
+    """The folder that a daemon uses when `chosen` is configured; creates and changes nothing.
 
-    A configured folder, or systemd's RUNTIME_DIRECTORY, is used as it is and is the daemon's alone. Otherwise a
-    new one is made under XDG_RUNTIME_DIR or the temporary directory, and what dead daemons left there is removed.
+    Returns:
+        `chosen` if it does not exist yet, or is a daemon's own: of this user, with mode 0700, and empty or with the
+        lock of a daemon. Otherwise the sub-folder `multitower`, and `chosen` keeps its mode and its files.
+
+    Raises:
+        OSError: `chosen` is a symbolic link or no folder, or the sub-folder exists and is not a daemon's own.
+    """
+    if _objection(chosen) is None:
+        return chosen
+    path = chosen / SUBFOLDER
+    objection = _objection(path)
+    if objection is not None:
+        raise OSError(f"{path} {objection}; set runtime_dir to another folder")
+    return path
+
+
+def _objection(path: Path) -> str | None:
+    """Why a folder is not a daemon's own; None if it is, or if there is none yet.
+
+    Raises:
+        OSError: a symbolic link, or no folder.
+    """
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISLNK(status.st_mode):
+        raise OSError(f"{path} is a symbolic link; set runtime_dir to the folder that it refers to")
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(f"{path} is not a folder")
+    if status.st_uid != os.geteuid():
+        return "belongs to another user"
+    permissions = status.st_mode & 0o777  # a set-group-ID bit is inherited from the parent
+    if permissions != _MODE:
+        return f"has mode {permissions:o}, not {_MODE:o}"
+    lock = path / LOCK_NAME
+    if os.listdir(path) and (lock.is_symlink() or not lock.is_file()):
+        return "holds files that are not the daemon's"
+    return None
+
+
+class RuntimeDir:
+    """The private folder (mode 0700) of the workers' sockets and of the control socket.
+
+    With a configured folder, or with systemd's RUNTIME_DIRECTORY, it is the folder that `private_folder` returns.
+    Otherwise a new one is made under XDG_RUNTIME_DIR or the temporary directory, and removed by `close`. Only files
+    with names that a daemon gives are ever removed, and no symbolic link is followed.
 
     Args:
         configured: an absolute path, or None.
 
+    Attributes:
+        path: the folder.
+
     Raises:
-        HeldError: another daemon uses the configured folder.
-        OSError: it cannot be made or used.
+        HeldError: another daemon uses the folder.
+        OSError: the folder cannot be made or used.
     """
 
     def __init__(self, configured: Path | None) -> None:
         systemd = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
         chosen = configured or (Path(systemd) if systemd else None)
-        self._own = chosen is None
+        self._temporary = chosen is None
         if chosen is None:
             base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+            _check_length(base / f"{_PREFIX}12345678")
             _remove_stale(base)
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
         else:
-            chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.path = chosen
-        status = self.path.stat()
-        if status.st_uid != os.geteuid():
-            raise PermissionError(f"{self.path} belongs to another user")
-        if stat.S_IMODE(status.st_mode) != 0o700:
-            self.path.chmod(0o700)
-        self._lock = FileLock(self.path / _LOCK)
-        for socket in self.path.glob("w*.sock"):
-            socket.unlink(missing_ok=True)
-        longest = self.path / "w9999999999.sock"
-        if len(os.fsencode(longest)) > MAX_IPC_PATH:
-            self.close()
-            raise OSError(f"runtime_dir {self.path} is too long for sockets: {MAX_IPC_PATH} bytes a path at most")
+            self.path = private_folder(chosen)
+            _check_length(self.path)
+            self.path.mkdir(mode=_MODE, parents=True, exist_ok=True)
+            objection = _objection(self.path)  # somebody else may have made it just now
+            if objection is not None:
+                raise OSError(f"{self.path} {objection}")
+        self._lock = FileLock(self.path / LOCK_NAME)
+        _remove_own_files(self.path)
 
     @property
     def control_socket(self) -> Path:
@@ -106,29 +183,42 @@ class RuntimeDir:
 
     def close(self) -> None:
         """Removes what the daemon made, as far as the folder can be written."""
-        for socket in self.path.glob("w*.sock"):
-            _remove(socket)
+        _remove_own_files(self.path)
         self._lock.release()
-        if self._own:
-            shutil.rmtree(self.path, ignore_errors=True)
+        if self._temporary:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
 
-def _remove(path: Path) -> None:
-    """Removes a file that is of no use any more; on a disk that has gone, or cannot be written, it stays."""
+def _check_length(folder: Path) -> None:
+    if len(os.fsencode(folder / LONGEST_NAME)) > MAX_IPC_PATH:
+        raise OSError(f"runtime_dir {folder} is too long for sockets: {MAX_IPC_PATH} bytes a path at most")
+
+
+def _own_files(folder: Path) -> Iterator[Path]:
+    """The sockets and locks of a daemon in its folder, except the folder's own lock."""
+    for name in os.listdir(folder):
+        if _OWN_NAMES.fullmatch(name) and not (folder / name).is_dir():
+            yield folder / name
+
+
+def _remove_own_files(folder: Path) -> None:
+    """Removes a daemon's files; those that cannot be removed, as on a read-only disk, stay."""
     with contextlib.suppress(OSError):
-        path.unlink()
+        for path in _own_files(folder):
+            path.unlink(missing_ok=True)
 
 
 def _remove_stale(base: Path) -> None:
-    """Removes the folders of this user's daemons that are dead: nobody holds their locks."""
+    """Removes the temporary folders of this user's daemons that were killed: nobody holds their locks."""
     for folder in base.glob(f"{_PREFIX}*"):
         try:
-            if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.geteuid():
+            if _objection(folder) is not None or not (folder / LOCK_NAME).exists():
                 continue
-            if not (folder / _LOCK).exists():
-                continue
-            lock = FileLock(folder / _LOCK)
+            lock = FileLock(folder / LOCK_NAME)
         except (HeldError, OSError):
             continue
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove_own_files(folder)
         lock.release()
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from running import Running
 
-from multitower.supervisor.loop.runtime_dir import FileLock
+from multitower.supervisor.loop.runtime_dir import SUBFOLDER, FileLock
 from multitower.tools.doctor import endpoints
 from multitower.tools.doctor.findings import Finding, Level
 
@@ -100,7 +100,8 @@ def test_paths_that_cannot_be_had(short: Path) -> None:
 def test_the_folder_of_the_workers_sockets(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert of_folder(short).level is Level.OK
     short.chmod(0o755)
-    assert "gets the mode 0700" in of_folder(short).text
+    assert f"get a folder in {short}" in of_folder(short).text
+    assert not list(short.iterdir())
     assert of_folder(short / "new").level is Level.OK
     assert not (short / "new").exists()
     (short / "file").touch()
@@ -116,4 +117,8 @@ def test_the_folder_of_the_workers_sockets(short: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
     assert f"get a folder in {short}" in of_folder(None).text
     monkeypatch.setenv("RUNTIME_DIRECTORY", f"{short}:/elsewhere")
-    assert f"{short} gets the mode" in of_folder(None).text
+    assert f"get a folder in {short}" in of_folder(None).text
+    (short / SUBFOLDER).mkdir(mode=0o755)
+    found = of_folder(None)
+    assert found.level is Level.PROBLEM
+    assert "has mode 755, not 700" in found.text

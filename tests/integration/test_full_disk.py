@@ -18,6 +18,7 @@ from running import Running
 from small_disk import SmallDisk, why_not
 
 from multitower import Client
+from multitower.supervisor.loop.runtime_dir import LOCK_NAME
 
 pytestmark = [pytest.mark.chaos, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
@@ -147,7 +148,7 @@ def test_a_runtime_folder_that_somebody_removed_ends_nothing_that_serves(tmp_pat
 
 def test_a_socket_that_cannot_be_removed_does_not_end_the_daemon(tmp_path: Path, disk: SmallDisk) -> None:
     with running(tmp_path, disk) as daemon, daemon.wait_ready().client() as client:
-        for file in ("w1.sock", "lock", "control.sock"):
+        for file in ("w1.sock", LOCK_NAME, "control.sock"):
             disk.hold(daemon.process.pid, daemon.runtime_dir / file)
         kill(client, 0)
         daemon.wait_line("worker ready", slot=0, incarnation=2)

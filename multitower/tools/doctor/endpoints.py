@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import socket
-import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,15 +13,13 @@ from typing import Final
 
 from multitower.client.threads import Client
 from multitower.errors import MultitowerError
-from multitower.supervisor.loop.runtime_dir import MAX_IPC_PATH
+from multitower.supervisor.loop.runtime_dir import LOCK_NAME, LONGEST_NAME, MAX_IPC_PATH, private_folder
 from multitower.supervisor.routing.front_socket import IPC
 from multitower.tools.doctor.findings import Finding, Level
 
 SECTION: Final = "endpoints"
 ASK_S: Final = 1.0
 """A daemon that lives answers within that."""
-
-_LONGEST_NAME: Final = "w9999999999.sock"
 
 
 def findings(endpoints: Sequence[str], runtime_dir: Path | None) -> Iterator[Finding]:
@@ -117,17 +114,23 @@ def _folder(configured: Path | None) -> Finding:
     """The folder that `runtime.RuntimeDir` would use."""
     systemd = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
     chosen = configured or (Path(systemd) if systemd else None)
-    if chosen is not None and chosen.exists():
-        return _existing(chosen)
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) if chosen is None else chosen
-    parent = next(folder for folder in (base, *base.parents) if folder.exists())
-    folder = base / "multitower-12345678" if chosen is None else base
-    length = len(os.fsencode(folder / _LONGEST_NAME))
+    if chosen is None:
+        folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / "multitower-12345678"
+    else:
+        try:
+            folder = private_folder(chosen)
+        except OSError as error:
+            advice = "set runtime_dir to a folder of the daemon's user"
+            return Finding(SECTION, Level.PROBLEM, f"the workers' sockets: no folder can be made: {error}", advice)
+        if folder.exists():
+            return _existing(folder)
+    parent = next(parent for parent in folder.parents if parent.exists())
+    length = len(os.fsencode(folder / LONGEST_NAME))
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         text = f"the workers' sockets: no folder can be made in {parent}"
         return Finding(SECTION, Level.PROBLEM, text, "set runtime_dir to a folder of the daemon's user")
     if length > MAX_IPC_PATH:
-        text = f"the workers' sockets in {base} would have paths of {length} bytes, and {MAX_IPC_PATH} are the most"
+        text = f"the workers' sockets in {folder} would have paths of {length} bytes, and {MAX_IPC_PATH} are the most"
         return Finding(SECTION, Level.PROBLEM, text, "set runtime_dir to a shorter path")
     return Finding(
         SECTION, Level.OK, f"the workers' sockets get a folder in {parent} ({length} of {MAX_IPC_PATH} bytes)"
@@ -136,19 +139,13 @@ def _folder(configured: Path | None) -> Finding:
 
 def _existing(folder: Path) -> Finding:
     told = f"the workers' sockets: {folder}"
-    status = folder.stat()
-    if status.st_uid != os.geteuid():
-        advice = "give it to the daemon's user, or run doctor as that user"
-        return Finding(SECTION, Level.PROBLEM, f"{told} belongs to another user", advice)
     if not os.access(folder, os.W_OK | os.X_OK):
         return Finding(SECTION, Level.PROBLEM, f"{told} cannot be written", "see its permissions and its file system")
-    if _is_locked(folder / "lock"):
+    if _is_locked(folder / LOCK_NAME):
         advice = "a second daemon needs a runtime_dir of its own"
         return Finding(SECTION, Level.WARNING, f"{told} is in use by a running daemon", advice)
-    length = len(os.fsencode(folder / _LONGEST_NAME))
+    length = len(os.fsencode(folder / LONGEST_NAME))
     if length > MAX_IPC_PATH:
         text = f"{told}: paths of {length} bytes, and {MAX_IPC_PATH} are the most"
         return Finding(SECTION, Level.PROBLEM, text, "set runtime_dir to a shorter path")
-    if stat.S_IMODE(status.st_mode) != 0o700:
-        return Finding(SECTION, Level.NOTE, f"{told} gets the mode 0700 when the daemon starts")
     return Finding(SECTION, Level.OK, f"{told} can be used")
