@@ -1,50 +1,76 @@
-"""What would keep the daemon's loop waiting: run in a thread, its outcome brought back to the loop."""
+"""Jobs that would block the event loop: each runs in a thread, and its outcome is handed over in the loop's thread."""
 
 from __future__ import annotations
 
 import collections
+import functools
+import logging
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
+
+log = logging.getLogger("multitower.background")
+
+T = TypeVar("T")
 
 
 class BackgroundJobs:
-    """Runs one errand after the other in a thread of its own.
+    """Runs jobs in threads and calls back in the event loop's thread.
 
     Attributes:
-        descriptor: readable when outcomes wait for `bring_home`.
+        descriptor: readable while outcomes wait for `run_callbacks`.
     """
 
     def __init__(self) -> None:
         self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._outcomes: collections.deque[Callable[[], None]] = collections.deque()
-        self._lock = threading.Lock()  # so that no thread writes to a descriptor that has been closed
+        self._callbacks: collections.deque[Callable[[], None]] = collections.deque()
+        self._lock = threading.Lock()  # no thread may write to the descriptor once it is closed
         self._closed = False
 
-    def run(self, errand: Callable[[], Any], then: Callable[[Any], None]) -> None:
-        """Runs an errand; its result or its exception goes to `then`, in the loop's thread."""
+    def run(self, job: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
+        """Runs a job in a new thread.
 
-        def go() -> None:
+        Args:
+            job: called without arguments in the thread.
+            then: called by `run_callbacks` with what the job returned, or with the exception that it raised. If no
+                thread can be started, with that error.
+        """
+
+        def run_job() -> None:
+            outcome: T | Exception
             try:
-                outcome = errand()
-            except Exception as error:  # noqa: BLE001  whoever asked decides
+                outcome = job()
+            except Exception as error:  # noqa: BLE001  the caller decides what it means
                 outcome = error
-            self._outcomes.append(lambda: then(outcome))
-            with self._lock:
-                if not self._closed:
-                    os.eventfd_write(self.descriptor, 1)
+            self._finish(functools.partial(then, outcome))
 
-        threading.Thread(target=go, name="errand", daemon=True).start()
+        try:
+            threading.Thread(target=run_job, name="background job", daemon=True).start()
+        except RuntimeError as error:
+            self._finish(functools.partial(then, error))
+
+    def _finish(self, callback: Callable[[], None]) -> None:
+        self._callbacks.append(callback)
+        with self._lock:
+            if not self._closed:
+                os.eventfd_write(self.descriptor, 1)
 
     def run_callbacks(self) -> None:
-        """Hands over the outcomes that there are."""
+        """Calls back for all jobs that have ended; call it when `descriptor` is readable.
+
+        An exception that a callback raises is logged with its traceback. The other callbacks still run.
+        """
         os.eventfd_read(self.descriptor)
-        while self._outcomes:
-            self._outcomes.popleft()()
+        while self._callbacks:
+            callback = self._callbacks.popleft()
+            try:
+                callback()
+            except Exception:
+                log.exception("handling the outcome of a background job failed")
 
     def close(self) -> None:
-        """Takes no more outcomes; an errand under way ends by itself."""
+        """Closes the descriptor; outcomes of jobs that are still running are dropped."""
         with self._lock:
             if not self._closed:
                 self._closed = True
