@@ -1,9 +1,9 @@
-"""Waits for descriptors, ZeroMQ sockets and the clock at once, at a cost that does not grow with their number.
+"""The event loop's wait: for descriptors, ZeroMQ sockets and the clock at once, at a cost independent of their number.
 
-One epoll holds everything: a ZeroMQ socket takes part through its `FD`, which tells only that something has happened to
-the socket, not that a message is there, and which any call on the socket, a send among them, may swallow. So a socket's
-reader reads until nothing is left, and a socket that was sent to is read once more before the reactor sleeps.
-(`zmq.Poller` asks every socket each time that it waits.)
+One epoll watches everything. A ZeroMQ socket takes part through its `FD` option. That descriptor reports that something
+happened to the socket, not that a message is there, and any call on the socket, such as a send, may clear the report.
+So a socket's callback reads until nothing is left, and a socket that was sent to is checked once more before the
+reactor waits. (`zmq.Poller` checks every socket at each wait.)
 """
 
 from __future__ import annotations
@@ -20,59 +20,75 @@ import zmq
 from multitower import frames
 
 FINE_S = 0.002
-"""The last part of a wait, which is kept to the microsecond: a worker's next batch is sent when the one before ends."""
+"""Waits shorter than this are exact to the microsecond: a worker's next batch is sent just before the last one ends."""
 
 FD_SETSIZE = 1024
+"""select(2) takes descriptors below this number."""
 
-Reader = Callable[[], object]
-"""Reads what has come, all of it or, having stirred its socket, a part."""
+Callback = Callable[[], object]
+ErrorHandler = Callable[[Exception], object]
 
 
 def unwatched() -> None:
-    """Stands in the place of what `Reactor.add_socket` returns, for a socket that no reactor looks at."""
+    """Stands in for what `Reactor.add_socket` returns, for a socket that no reactor watches."""
+
+
+class _Watch:
+    """What to call for a descriptor: its callback, and the handler of the exceptions that this raises."""
+
+    __slots__ = ("callback", "on_error")
+
+    def __init__(self, callback: Callback, on_error: ErrorHandler | None) -> None:
+        self.callback = callback
+        self.on_error = on_error
 
 
 class Reactor:
-    """The one place where the daemon waits."""
+    """Calls back when descriptors and sockets are readable.
+
+    Each callback may come with an `on_error`: an exception that the callback raises is passed to it, and the reactor
+    goes on with the next event. Without one the exception leaves `run` or `wait`. No event is lost then: calling
+    `run` again delivers the rest.
+    """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._fine_s = FINE_S if self._epoll.fileno() < FD_SETSIZE else 0.0
-        self._readers: dict[int, Reader] = {}
+        self._watches: dict[int, _Watch] = {}
         self._sockets: dict[int, zmq.Socket[Any]] = {}
-        self._callbacks: dict[int, Callable[[], None]] = {}
-        self._stirred: dict[int, None] = {}
+        self._rechecks: dict[int, None] = {}  # sockets to check before the next wait
         self._interrupted = False
 
-    def add(self, descriptor: int, callback: Callable[[], None]) -> None:
+    def add(self, descriptor: int, callback: Callback, on_error: ErrorHandler | None = None) -> None:
         """Calls `callback` whenever the descriptor is readable."""
         self._epoll.register(descriptor, select.EPOLLIN)
-        self._callbacks[descriptor] = callback
+        self._watches[descriptor] = _Watch(callback, on_error)
 
     def remove(self, descriptor: int) -> None:
-        """Looks at it no more; before it is closed."""
+        """Stops watching a descriptor; call it before the descriptor is closed."""
         self._epoll.unregister(descriptor)
-        del self._callbacks[descriptor]
+        del self._watches[descriptor]
 
-    def add_socket(self, socket: zmq.Socket[Any], reader: Reader) -> Callable[[], None]:
-        """Calls `reader` when messages may have come.
+    def add_socket(
+        self, socket: zmq.Socket[Any], callback: Callback, on_error: ErrorHandler | None = None
+    ) -> Callable[[], None]:
+        """Calls `callback` when messages may have arrived; it reads them all, or asks for a recheck.
 
         Returns:
-            What must be called after each send on the socket, and by a reader that leaves messages behind.
+            The socket's `recheck`: call it after each send on the socket, and where messages are left unread.
         """
         descriptor = _descriptor(socket)
-        self._epoll.register(descriptor, select.EPOLLIN)
-        self._readers[descriptor] = reader
+        self.add(descriptor, callback, on_error)
         self._sockets[descriptor] = socket
-        self._stirred[descriptor] = None
-        return functools.partial(self._stirred.__setitem__, descriptor, None)
+        self._rechecks[descriptor] = None
+        return functools.partial(self._rechecks.__setitem__, descriptor, None)
 
     def remove_socket(self, socket: zmq.Socket[Any]) -> None:
-        """Looks at it no more; before it is closed."""
+        """Stops watching a socket; call it before the socket is closed."""
         descriptor = _descriptor(socket)
-        self._epoll.unregister(descriptor)
-        del self._readers[descriptor], self._sockets[descriptor]
-        self._stirred.pop(descriptor, None)
+        self.remove(descriptor)
+        del self._sockets[descriptor]
+        self._rechecks.pop(descriptor, None)
 
     def run(self, until: float, flush: Callable[[float], None], next_wake: Callable[[], float | None]) -> float:
         """Handles events until the time `until`, or until `interrupt` has been called.
@@ -102,46 +118,65 @@ class Reactor:
         self._interrupted = True
 
     def wait(self, timeout_s: float | None) -> None:
-        """Waits until something has come or the time is over, and calls those whom it concerns.
+        """Waits for events or for the end of the timeout, and calls the callbacks of one burst of events.
 
         Args:
-            timeout_s: seconds; None for as long as it takes. It may return up to a millisecond early, though not
-                again and again.
+            timeout_s: seconds; None to wait for events only. It may return up to a millisecond early, but not
+                repeatedly.
         """
-        found = False
-        if self._stirred:
-            # Those that stir their sockets meanwhile have their next turn when the others have had theirs.
-            descriptors = tuple(self._stirred)
-            self._stirred.clear()
-            for descriptor in descriptors:
-                if frames.readable(self._sockets[descriptor]):
-                    self._readers[descriptor]()
-                    found = True
-        if found or self._stirred:
+        found = bool(self._rechecks) and self._check_again()
+        if found or self._rechecks:
             timeout_s = 0
         elif timeout_s is not None:
             if 0 < timeout_s < self._fine_s:
-                # An epoll counts in milliseconds, but can be waited for like any descriptor.
+                # An epoll counts in milliseconds, but is itself a descriptor that select can wait for.
                 select.select((self._epoll,), (), (), timeout_s)
                 timeout_s = 0
             else:
                 to_ms = math.floor if self._fine_s else math.ceil
                 timeout_s = max(0, to_ms(timeout_s * 1000)) / 1000
         for descriptor, _ in self._epoll.poll(timeout_s):
-            reader = self._readers.get(descriptor)
-            if reader is not None:
-                reader()
-                continue
-            callback = self._callbacks.get(descriptor)
-            if callback is not None:  # else it was removed in the same breath
-                callback()
+            watch = self._watches.get(descriptor)
+            if watch is None:
+                continue  # an earlier callback of this burst removed it
+            try:
+                watch.callback()
+            except Exception as error:
+                if watch.on_error is None:
+                    raise
+                watch.on_error(error)
+
+    def _check_again(self) -> bool:
+        """Calls the callbacks of sockets that ask for a recheck, if readable; returns whether any was."""
+        found = False
+        # A socket that asks again meanwhile is checked after all other events have been handled.
+        descriptors = tuple(self._rechecks)
+        self._rechecks.clear()
+        try:
+            for descriptor in descriptors:
+                socket = self._sockets.get(descriptor)
+                if socket is None or not frames.readable(socket):
+                    continue
+                found = True
+                watch = self._watches[descriptor]
+                try:
+                    watch.callback()
+                except Exception as error:
+                    if watch.on_error is None:
+                        raise
+                    watch.on_error(error)
+        except BaseException:
+            # Those not checked yet must be; checking one twice does no harm.
+            self._rechecks.update({each: None for each in descriptors if each in self._sockets})
+            raise
+        return found
 
     def close(self) -> None:
-        """Gives the epoll back; what it looked at is its owners' to close."""
+        """Closes the epoll; watched descriptors and sockets stay open."""
         self._epoll.close()
 
 
 def _descriptor(socket: zmq.Socket[Any]) -> int:
     descriptor = socket.get(zmq.FD)
-    assert isinstance(descriptor, int)  # of all options, some are bytes
+    assert isinstance(descriptor, int)  # other options are bytes
     return descriptor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -201,3 +202,66 @@ def test_an_interrupt_ends_run_after_the_present_burst(reactor: Reactor) -> None
     assert not flushes
     os.close(out)
     os.close(into)
+
+
+def test_an_exception_goes_to_its_handler_and_the_others_are_called(
+    reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
+) -> None:
+    ours, theirs = pair
+    errors: list[Exception] = []
+    called: list[bytes] = []
+
+    def fail() -> None:
+        called.append(ours.recv())
+        raise KeyError("a defect")
+
+    reactor.add_socket(ours, fail, errors.append)
+    out, into = os.pipe()
+    broken, into_broken = os.pipe()
+    reactor.add(out, lambda: called.append(os.read(out, 10)))
+    reactor.add(broken, lambda: 1 // os.read(broken, 1)[0], errors.append)
+    os.write(into_broken, b"\0")
+    theirs.send(b"message")
+    os.write(into, b"bytes")
+    until(reactor, lambda: len(called) == 2 and len(errors) == 2)
+    assert {type(error) for error in errors} == {KeyError, ZeroDivisionError}
+    assert set(called) == {b"message", b"bytes"}
+    for descriptor in (out, into, broken, into_broken):
+        os.close(descriptor)
+
+
+def test_an_exception_without_a_handler_loses_no_message_of_another_socket(reactor: Reactor) -> None:
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        got: list[bytes] = []
+
+        def fail(socket: zmq.Socket[bytes]) -> None:
+            got.append(socket.recv())
+            raise KeyError("a defect")
+
+        for name in ("a", "b", "c"):
+            ours, theirs = (stack.enter_context(context.socket(zmq.PAIR)) for _ in range(2))
+            ours.bind(f"inproc://{name}")
+            theirs.connect(f"inproc://{name}")
+            theirs.send(name.encode())
+            assert ours.poll(1000)  # its descriptor reports nothing any more: only a recheck finds the message
+            reactor.add_socket(ours, functools.partial(fail, ours))
+        for _ in range(3):
+            with pytest.raises(KeyError):
+                reactor.wait(SOON_S)
+        assert sorted(got) == [b"a", b"b", b"c"]
+
+
+def test_a_callback_may_remove_a_socket_that_waits_for_a_recheck(reactor: Reactor) -> None:
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        ours = []
+        for name in ("a", "b"):
+            ours.append(stack.enter_context(context.socket(zmq.PAIR)))
+            theirs = stack.enter_context(context.socket(zmq.PAIR))
+            ours[-1].bind(f"inproc://{name}")
+            theirs.connect(f"inproc://{name}")
+            theirs.send(b"1")
+        reactor.add_socket(ours[0], lambda: reactor.remove_socket(ours[1]))
+        reactor.add_socket(ours[1], lambda: pytest.fail("it was removed"))
+        reactor.wait(SOON_S)
