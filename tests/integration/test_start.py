@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import signal
 import stat
 import subprocess
@@ -15,6 +17,8 @@ from running import Running
 
 from multitower import Client, Unavailable
 from multitower.exits import Exit
+from multitower.supervisor.config.config import load
+from multitower.supervisor.daemon import Daemon, StartError
 
 CONFIG = """
 listen: ["{endpoint}"]
@@ -118,6 +122,28 @@ def test_a_wrong_configuration_starts_nothing(tmp_path: Path, change: tuple[str,
         for word in words:
             assert word in daemon.stderr
         assert "Traceback" not in daemon.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("{cpu: 1}", "[0]"), "GPU"),
+        (("runtime_dir: ", "runtime_dir: /dev/null/"), "Not a directory"),
+        (('"{endpoint}"', '"{endpoint}", "ipc:///nowhere/front.sock"'), "/nowhere does not exist"),
+    ],
+    ids=["device", "runtime_dir", "endpoint"],
+)
+def test_a_start_that_fails_leaves_no_descriptor_open(
+    tmp_path: Path, tmp_socket: str, change: tuple[str, str], words: str
+) -> None:
+    text = f"{CONFIG}runtime_dir: {Path(tmp_socket.removeprefix('ipc://')).parent}/run\n"
+    config = tmp_path / "config.yaml"
+    config.write_text(text.replace(*change).replace("{endpoint}", tmp_socket))
+    read = functools.partial(load, config)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(StartError, match=words):
+        Daemon(read(), read)
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_exit_when_failed_ends_it_with_its_own_code(tmp_path: Path) -> None:
