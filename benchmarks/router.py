@@ -31,7 +31,7 @@ import serving
 import zmq
 
 from multitower import wire
-from multitower.compiled import compiled, told
+from multitower.compiled import compiled, describe
 
 COLUMNS = {"requests/s": "rps", "per CPU s": "per_cpu_second", "p50 ms": "p50", "p99 ms": "p99"}
 
@@ -132,7 +132,7 @@ def main() -> None:
                 figures = {name: measure(program, servers[name], wanted, options.seconds) for name in order}
                 rounds[str(wanted)].append(figures)
     each = f"{options.rounds} rounds of {options.seconds:g} s"
-    built = told(compiled())
+    built = describe(compiled())
     print(f"outstanding/connections over {options.transport}, multitower {built}, medians of {each}")
     for wanted in options.loads:
         show(wanted, rounds[str(wanted)])

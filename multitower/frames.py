@@ -86,11 +86,12 @@ def send(socket: zmq.Socket[bytes], message: Sequence[Any], *, wait: bool = Fals
 
     Args:
         socket: the socket to send from.
-        message: the frames.
+        message: one frame or more: `bytes` or other objects with the buffer protocol, contiguous in memory.
         wait: whether to wait while the peer's queue is full.
 
     Raises:
         zmq.ZMQError: EAGAIN when the peer's queue is full, EHOSTUNREACH when a ROUTER has no such peer.
+        TypeError, ValueError, BufferError: an object cannot be sent; nothing of the message has been sent.
     """
     if _native is not None:
         outcome = _native.send(socket, message, BULKY_BYTES, 0 if wait else _LAST)
@@ -98,6 +99,10 @@ def send(socket: zmq.Socket[bytes], message: Sequence[Any], *, wait: bool = Fals
             return
         if outcome != _NOT_SUPPORTED:
             _fail(outcome)
+    for frame in message:
+        # Before the first frame is sent: half a message would be taken for the beginning of the next one.
+        if type(frame) is not bytes and not memoryview(frame).contiguous:
+            raise BufferError("a frame must be contiguous in memory")
     more, last = (_SNDMORE, 0) if wait else (_MORE, _LAST)
     for frame in message[:-1]:
         _send_frame(socket, frame, more, len(frame) < BULKY_BYTES)

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import click
 
-from multitower.compiled import compiled, told
+from multitower.compiled import compiled, describe
 
 
 class Entry(NamedTuple):
@@ -108,7 +108,7 @@ class Commands(click.Group):
     subcommand_metavar="COMMAND [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(package_name="multitower", message=f"%(prog)s %(version)s ({told(compiled())})")
+@click.version_option(package_name="multitower", message=f"%(prog)s %(version)s ({describe(compiled())})")
 @click.pass_context
 def multitower(ctx: click.Context) -> None:
     """One TensorFlow model on every GPU of a machine, behind one endpoint.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from multitower.compiled import told
+from multitower.compiled import describe
 from multitower.exits import Exit
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _print_status(state: dict[str, Any]) -> None:
     daemon, slots, models = state["daemon"], state["slots"], state["models"]
     spares = ", ".join(spare["state"] for spare in daemon["spares"]) or "none"
     click.echo(
-        f"multitower {daemon['version']} ({told(daemon['compiled'])}), pid {daemon['pid']}: "
+        f"multitower {daemon['version']} ({describe(daemon['compiled'])}), pid {daemon['pid']}: "
         f"{daemon['state']} for {_time(daemon['uptime_s'])}, "
         f"{daemon['slots_ready']}/{daemon['slots_total']} slots ready, {_size(daemon['rss_bytes'])}"
     )

@@ -1,7 +1,8 @@
-"""Whole messages through real sockets. A compiled installation has its own way; tests/packaging runs this there too."""
+"""Whole messages through real sockets: in C where the installation is compiled, else through pyzmq."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -9,8 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import zmq
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from multitower import frames
 from multitower.tensors import BULKY_BYTES
@@ -166,10 +170,99 @@ def test_a_closed_socket_is_an_error(pair: Pair) -> None:
             frames.readable(socket)
 
 
-@pytest.mark.parametrize("message", [["a text"], [b"1", 2], [memoryview(bytes(8))[::2]]])
-def test_what_is_no_bytes_is_refused(pair: Pair, message: Any) -> None:
-    with pytest.raises((TypeError, BufferError)):
-        frames.send(pair[0], message)
+def released() -> memoryview:
+    view = memoryview(b"released")
+    view.release()
+    return view
+
+
+BAD = [
+    ["a text"],
+    [b"1", 2],
+    [memoryview(bytes(8))[::2]],
+    [b"1", released()],
+    [b"1", LARGE, None, b"4"],
+    [b"1"] * 20 + [""],
+]
+
+
+@pytest.mark.parametrize("message", BAD, ids=lambda message: type(message[-1]).__name__)
+def test_an_object_that_cannot_be_sent_leaves_nothing_of_its_message_behind(pair: Pair, message: Any) -> None:
+    sender, receiver = pair
+    with pytest.raises((TypeError, ValueError, BufferError)):
+        frames.send(sender, message)
+    frames.send(sender, [b"next"])
+    assert frames.receive(receiver) == [b"next"]
+
+
+def test_messages_that_fail_to_be_sent_leave_no_memory_behind(sockets: Sockets) -> None:
+    sender, _ = sockets.pair(most=2)
+    while _is_full(sender) is None:
+        pass
+    message = [bytes(BULKY_BYTES - 1)] * 20
+    process = psutil.Process()
+    for attempts in (20, 200):  # the first ones may need memory of their own
+        before = process.memory_info().rss
+        for _ in range(attempts):
+            with pytest.raises(zmq.Again):
+                frames.send(sender, message)
+            with pytest.raises(ValueError, match="released"):
+                frames.send(sender, [*message, released()])
+    assert process.memory_info().rss - before < 20 * BULKY_BYTES * 20
+
+
+# What frames may be made of: objects that can be sent, and objects that cannot.
+SENDABLE = st.one_of(
+    st.binary(max_size=40),
+    st.binary(max_size=40).map(bytearray),
+    st.binary(max_size=40).map(memoryview),
+    st.integers(0, 3).map(lambda more: LARGE + bytes(more)),
+    st.integers(1, 3).map(lambda less: memoryview(LARGE)[less:]),
+)
+NOT_SENDABLE = st.one_of(
+    st.none(), st.integers(), st.text(max_size=3), st.builds(released), st.just(memoryview(bytes(9))[::2])
+)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.lists(SENDABLE, min_size=1, max_size=20)),
+        st.tuples(st.just("fail"), st.lists(st.one_of(SENDABLE, NOT_SENDABLE), max_size=20)),
+        st.tuples(st.just("receive"), st.one_of(st.none(), st.integers(1, 20))),
+        st.tuples(st.just("forward"), st.none()),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=int(os.environ.get("MULTITOWER_FUZZ", "60")), deadline=None)
+@given(steps=STEPS)
+def test_any_mix_of_good_and_bad_messages_arrives_as_it_was_sent(steps: list[tuple[str, Any]]) -> None:
+    sockets = Sockets()
+    try:
+        sender, receiver = sockets.pair()
+        sent: list[list[bytes]] = []
+        for step, argument in steps:
+            if step in ("send", "fail"):
+                try:
+                    frames.send(sender, argument)
+                except (TypeError, ValueError, BufferError, IndexError):
+                    assert step == "fail"
+                else:
+                    sent.append([bytes(memoryview(frame)) for frame in argument])
+                continue
+            received = frames.receive(receiver, argument)
+            assert (received is None) == (not sent)
+            if received is not None:
+                assert [bytes(memoryview(frame)) for frame in received] == sent.pop(0)[:argument]
+                if step == "forward":
+                    frames.send(sender, received)
+                    sent.append([bytes(memoryview(frame)) for frame in received])
+        while sent:
+            received = frames.receive(receiver)
+            assert received is not None
+            assert [bytes(memoryview(frame)) for frame in received] == sent.pop(0)
+        assert frames.receive(receiver) is None
+    finally:
+        sockets.close()
 
 
 def test_who_waits_lets_other_threads_run_and_takes_signals(pair: Pair) -> None:
