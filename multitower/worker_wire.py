@@ -297,9 +297,9 @@ def read_result(message: Sequence[Any]) -> Result:
         end = len(head)
         by_rows: dict[int, bytes] = {}
         # From the last on: the headers end with the frame.
-        for area in range(headers - 1, -1, -1):
-            start = end - numbers[count + headers + area]
-            by_rows[numbers[count + area]] = head[start:end]
+        for index in range(headers - 1, -1, -1):
+            start = end - numbers[count + headers + index]
+            by_rows[numbers[count + index]] = head[start:end]
             end = start
         answers = _cut(by_rows, rows, message[1:])
     else:

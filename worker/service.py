@@ -213,7 +213,7 @@ class _Service:
 
     def _read(self, message: list[Any]) -> tuple[BatchHead, KeySpec, list[Any]]:
         """The head, the key, and the frames behind them."""
-        head = worker_wire.read_batch_head(message[0])
+        head = worker_wire.read_batch_head(bytes(message[0]))  # not `bytes` yet, where there are very many requests
         start = 1
         if head.described:
             # No `bytes` yet, where a key has very many inputs.

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from multitower.cli.commands import COMMANDS, multitower
+from multitower.compiled import compiled, describe
 from multitower.exits import Exit
 
 SCRIPT = Path(sys.executable).with_name("multitower")
@@ -32,7 +33,7 @@ def run(*command: str, folder: Path | None = None) -> subprocess.CompletedProces
 def test_there_are_three_ways_to_it(way: list[str]) -> None:
     done = run(*way, "--version")
     assert (done.returncode, done.stderr) == (Exit.OK, "")
-    assert done.stdout == f"multitower {importlib.metadata.version('multitower')} (interpreted)\n"
+    assert done.stdout == f"multitower {importlib.metadata.version('multitower')} ({describe(compiled())})\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
