@@ -6,6 +6,7 @@ the client is installed, to say what is missing.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ _SERVER_PACKAGES: Final = frozenset(("click", "psutil", "pydantic", "pynvml", "r
 
 def main() -> None:
     """Runs the command that the arguments name, and ends the process with an exit code of `multitower.exits`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may not be UTF-8
     try:
         code = _run()
         sys.stdout.flush()

@@ -1,1 +1,1 @@
-"""The YAML configuration: keys, values, sources, errors, units, versions."""
+"""The configuration file: its keys, their values, and the problems that are reported with them."""

@@ -1,9 +1,9 @@
-"""The configuration: every key with its meaning, default and limits, and `load`, which reads a file of them.
+"""The configuration: all keys with their meanings, defaults and limits, and `load`, which reads a file.
 
-The daemon, `multitower check` and a reload call `load`; editors get `schema`. A key arrives with its feature:
-what is not here is refused as unknown. Defaults stand here as in a file and are validated like what stands there.
+The daemon, `multitower check` and a reload call `load`; `schema` is for editors. Unknown keys are refused. Defaults are
+written as in a file, and validated in the same way.
 
-Within a class the order of the fields matters, as `config_models` explains.
+Within a class the order of the fields matters; `models.py` explains why.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from pydantic import (
 
 from multitower.wire import DEFAULT_ENDPOINT
 
-from . import overrides as config_overrides
-from .devices import CpuDevices, Devices, cpu_names, flat, on_cpus
-from .errors import Complaints, key_tree, sift, translate
+from .devices import CpuDevices, Devices, cpu_names, flatten, on_cpus
+from .errors import ValueProblems, drop_empty_keys, key_tree, to_problems
 from .fields import (
     NOT_EMPTY,
     AutoOrCount,
@@ -44,25 +43,26 @@ from .fields import (
     key,
 )
 from .models import ModelConfig
+from .overrides import apply_overrides
 from .source import MAX_PROBLEMS, ConfigError, Node, Position, Problem, read_file
-from .units import SIZE_PATTERN, format_duration, format_size, parse_size, shown
+from .units import SIZE_PATTERN, format_duration, format_size, parse_size, short_repr
 from .values import (
     ENDPOINT_PATTERN,
     MEMORY_PATTERN,
-    Memory,
+    MemoryLimit,
     parse_endpoint,
     parse_memory,
     parse_runtime_dir,
 )
 from .yaml_reader import Reader
 
-__all__ = ["Config", "ConfigError", "CpuDevices", "Memory", "ModelConfig", "Problem", "load", "schema"]
+__all__ = ["Config", "ConfigError", "CpuDevices", "MemoryLimit", "ModelConfig", "Problem", "load", "schema"]
 
 _MIN_MESSAGE_SIZE: Final = 1 << 10
 _MIN_WATCH_S: Final = 0.05
 _MIN_HEARTBEAT_S: Final = 0.05
 _MAX_HEARTBEAT_S: Final = 60.0
-_MAX_MESSAGE_SIZE: Final = 1 << 40  # libzmq is told twice that, and counts in 64 bits
+_MAX_MESSAGE_SIZE: Final = 1 << 40  # libzmq is given twice this value, in 64 bits
 
 
 class Threads(Section):
@@ -88,20 +88,20 @@ class Backoff(Section):
 
 
 class Restart(Section):
-    """When a dead worker is started again, and when its slot is given up."""
+    """When a dead worker is restarted, and when its slot fails."""
 
-    max_restarts: CountFromZero = key(5, "Restarts within `window` after which a slot is given up as failed.")
+    max_restarts: CountFromZero = key(5, "Restarts within `window` after which the slot fails.")
     window: PositiveSeconds = key("60s", "The time in which `max_restarts` counts.")
     backoff: Backoff = key({}, "The wait before a restart.")
 
 
 class Watch(Section):
-    """Looking for new versions of models, and for those that are gone, while the daemon runs."""
+    """Watching the folders of model versions while the daemon runs."""
 
     interval: SecondsOrOff = key(
-        "1s", "How often the folders of versions are looked at; 0 for never: then `multitower reload` takes new ones."
+        "1s", "How often the folders of versions are read; 0 for never: `multitower reload` then finds new ones."
     )
-    settle: Seconds = key("5s", "How long the files of a new version must have stayed as they are before it is loaded.")
+    settle: Seconds = key("5s", "How long the files of a new version must be unchanged before it is loaded.")
 
     @field_validator("interval")
     @classmethod
@@ -122,9 +122,9 @@ def _endpoint(value: object, info: ValidationInfo) -> str:
     return endpoint
 
 
-def _memory(value: object, info: ValidationInfo) -> Memory:
+def _memory(value: object, info: ValidationInfo) -> MemoryLimit:
     memory = parse_memory(value)
-    if memory != Memory() and on_cpus(info.data.get("devices", "all")):
+    if memory != MemoryLimit() and on_cpus(info.data.get("devices", "all")):
         raise ValueError("limits the memory of GPUs; CPU devices have none of their own")
     return memory
 
@@ -138,7 +138,7 @@ def _runtime_dir(value: object, info: ValidationInfo) -> Path | None:
 
 
 class Config(Section):
-    """The configuration of one daemon; docs/configuration.md tells it to people."""
+    """The configuration of one daemon. docs/configuration.md describes it for users."""
 
     insecure: bool = key(False, "Allow `listen` addresses that other machines can reach, without encryption.")
     listen: Annotated[
@@ -150,12 +150,12 @@ class Config(Section):
     ] = key([DEFAULT_ENDPOINT], "Endpoints for clients: ipc://PATH or tcp://HOST:PORT; the port may be *.")
     devices: Devices = key(
         "all",
-        "Where workers run: all, a list of indices and UUIDs of GPUs, {cpu: N}, or [[0, 1], [2, 3]]: groups of devices "
-        "that one worker has together.",
+        "Where workers run: all, a list of indices and UUIDs of GPUs, {cpu: N}, or groups of devices, each for one "
+        "worker, as in [[0, 1], [2, 3]].",
     )
     workers_per_device: Processes = key(1, "Worker processes on each device.")
     memory: Annotated[
-        Memory, PlainValidator(_memory), WithJsonSchema({"type": "string", "pattern": MEMORY_PATTERN})
+        MemoryLimit, PlainValidator(_memory), WithJsonSchema({"type": "string", "pattern": MEMORY_PATTERN})
     ] = key(
         "growth",
         "Device memory: growth on demand, a size for each worker (6GiB), or a share of the device, divided among its "
@@ -164,21 +164,21 @@ class Config(Section):
     threads: Threads = key({}, "TensorFlow's threads in each worker.")
     cores: Literal["auto", "split", "shared"] = key(
         "auto",
-        "The host's cores: split binds each worker to its own, of the NUMA node that its device is at, shared binds "
-        "none, auto splits where each worker can have two or more.",
+        "The host's cores: split binds each worker to cores of its own, on the NUMA node of its device; shared binds "
+        "none; auto splits if each worker can have two or more.",
     )
     models: Annotated[tuple[ModelConfig, ...], *NOT_EMPTY] = Field(
         description="The models; every worker loads all of them, or those for its device."
     )
-    watch: Watch = key({}, "Looking for new versions of models while the daemon runs.")
-    spares: ProcessesFromZero = key(1, "Processes that wait with TensorFlow imported, to take over from a dead worker.")
-    restart: Restart = key({}, "When a dead worker is started again, and when its slot is given up.")
+    watch: Watch = key({}, "Watching the folders of model versions while the daemon runs.")
+    spares: ProcessesFromZero = key(1, "Processes that have imported TensorFlow and wait to replace a dead worker.")
+    restart: Restart = key({}, "When a dead worker is restarted, and when its slot fails.")
     dispatch: Literal["earliest_finish", "least_depth"] = key(
         "earliest_finish",
-        "Who gets the next batch: earliest_finish is the worker expected to be done with it first, by measured times; "
-        "least_depth is whoever has the fewest rows.",
+        "Which worker gets the next batch: earliest_finish is the one expected to finish it first, by measured times; "
+        "least_depth is the one with the fewest rows.",
     )
-    heartbeat: PositiveSeconds = key("1s", "How often a worker shows that it lives.")
+    heartbeat: PositiveSeconds = key("1s", "How often a worker sends a heartbeat.")
     max_requests: CountFromZero = key(
         0, "Requests after which a worker is replaced, give or take a tenth; 0 for no limit."
     )
@@ -187,10 +187,10 @@ class Config(Section):
         PlainValidator(_optional_size),
         WithJsonSchema({"type": "string", "pattern": SIZE_PATTERN}),
     ] = key(None, "Resident memory above which a worker is replaced, or up to a tenth earlier; no limit without it.")
-    exit_when_failed: bool = key(False, "End with exit code 69 once every slot has failed, instead of staying.")
+    exit_when_failed: bool = key(False, "Exit with code 69 once every slot has failed, instead of running on.")
     runtime_dir: Annotated[
         Path | None, PlainValidator(_runtime_dir), WithJsonSchema({"type": "string", "minLength": 1})
-    ] = key(None, "The folder of internal sockets; by default one is found or made.")
+    ] = key(None, "The folder of internal sockets; by default a private one is chosen or created.")
     drain_timeout: Seconds = key("30s", "How long a stop waits for the answers of accepted requests.")
     max_message_size: PositiveBytes = key("64MiB", "The largest message, all its frames together; at least 1KiB.")
 
@@ -198,7 +198,7 @@ class Config(Section):
 
     @field_validator("max_message_size")
     @classmethod
-    def _room_for_a_header(cls, value: int) -> int:
+    def _within_limits(cls, value: int) -> int:
         if value < _MIN_MESSAGE_SIZE:
             raise ValueError(f"{format_size(value)} is less than {format_size(_MIN_MESSAGE_SIZE)}, the least")
         if value > _MAX_MESSAGE_SIZE:
@@ -211,14 +211,14 @@ class Config(Section):
         names = cpu_names(info.data.get("devices", "all"))
         if names is None:
             return value
-        complaints = Complaints()
+        problems = ValueProblems()
         for number, model in enumerate(value):
             for index, item in enumerate(model.devices if model.devices != "all" else ()):
-                for device in flat((item,)):
+                for device in flatten((item,)):
                     if device not in names:
                         message = f"{device} is not one of the daemon's devices, {', '.join(map(str, names))}"
-                        complaints.add(message, number, "devices", index)
-        complaints()
+                        problems.add(message, number, "devices", index)
+        problems.raise_any()
         return value
 
     @field_validator("heartbeat")
@@ -236,7 +236,7 @@ class Config(Section):
 
     @property
     def folder(self) -> Path:
-        """The file's absolute folder, where its relative paths start."""
+        """The file's absolute folder. Relative paths in the file start there."""
         return self._path.parent
 
 
@@ -246,15 +246,15 @@ _TREE: Final = key_tree(Config)
 def load(
     path: str | os.PathLike[str], *, environment: Mapping[str, str] = os.environ, overrides: Sequence[str] = ()
 ) -> Config:
-    """The configuration in the file at `path`, with what the environment and `--set` say laid over it.
+    """Reads the configuration file at `path`, with overrides from the environment and from `--set`.
 
     Args:
         path: a YAML file.
-        environment: variables, of which the `MULTITOWER_*` ones are settings.
+        environment: variables; those that begin with `MULTITOWER_` are overrides.
         overrides: the arguments of `--set`, each `key.path=value`.
 
     Raises:
-        ConfigError: it cannot be read or is wrong; all that is wrong is told at once.
+        ConfigError: the file cannot be read, or the configuration is wrong; it holds all problems.
     """
     path = Path(path)
     reader = Reader(str(path))
@@ -262,28 +262,28 @@ def load(
     if not isinstance(root.value, dict):
         what = "is empty" if root.value is None else f"holds {_kind(root)}, not a mapping of keys to values"
         raise ConfigError([Problem(root.position, (), f"the file {what}"), *reader.problems])
-    root, wrong = config_overrides.apply(root, _TREE, environment, overrides)
-    problems = [*reader.problems, *wrong]
-    data, empty = sift(root, _TREE)
+    root, override_problems = apply_overrides(root, _TREE, environment, overrides)
+    problems = [*reader.problems, *override_problems]
+    data, empty = drop_empty_keys(root, _TREE)
     problems += empty
     absolute = path.absolute()
     config = None
     try:
         config = Config.model_validate(data, context=Context(absolute.parent))
     except ValidationError as error:
-        problems += translate(error, root, _TREE, {problem.location for problem in problems})
+        problems += to_problems(error, root, _TREE, {problem.location for problem in problems})
     if config is None or problems:
-        raise ConfigError(_ordered(problems))
+        raise ConfigError(_in_file_order(problems))
     config._path = absolute
     return config
 
 
 def _kind(root: Node) -> str:
-    return "a list" if isinstance(root.value, list) else shown(root.value)
+    return "a list" if isinstance(root.value, list) else short_repr(root.value)
 
 
-def _ordered(problems: list[Problem]) -> list[Problem]:
-    """The file's problems by line, then those of overrides; no more of them than somebody reads."""
+def _in_file_order(problems: list[Problem]) -> list[Problem]:
+    """The file's problems by line, then those of overrides; at most `MAX_PROBLEMS`."""
     ordered = sorted(
         problems, key=lambda problem: (not problem.position.line, problem.position.line, problem.position.column)
     )
@@ -297,18 +297,18 @@ def _ordered(problems: list[Problem]) -> list[Problem]:
 
 
 def schema() -> dict[str, Any]:
-    """A JSON Schema (draft 2020-12) of the file, for editors; `load` checks more than a schema can say."""
+    """A JSON Schema (draft 2020-12) of the file, for editors. `load` also checks what a schema cannot express."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "multitower configuration",
-        **_without_noise(Config.model_json_schema()),
+        **_simplify(Config.model_json_schema()),
     }
 
 
-def _without_noise(part: Any) -> Any:
-    """A part of pydantic's schema without names made of the keys, and without null, which no key of a file takes."""
+def _simplify(part: Any) -> Any:
+    """A part of pydantic's schema without generated titles, and without null, which no key accepts."""
     if isinstance(part, list):
-        return [_without_noise(item) for item in part]
+        return [_simplify(item) for item in part]
     if not isinstance(part, dict):
         return part
     part = {name: value for name, value in part.items() if name != "title" and (name, value) != ("default", None)}
@@ -317,4 +317,4 @@ def _without_noise(part: Any) -> Any:
         part |= choices[0]
     elif choices:
         part["anyOf"] = choices
-    return {name: _without_noise(value) for name, value in part.items()}
+    return {name: _simplify(value) for name, value in part.items()}

@@ -1,4 +1,4 @@
-"""From what pydantic complains about to `Problem`s: the place it was written, plain words, the key that was meant."""
+"""Translates pydantic's errors to `Problem`s, with positions in the file, plain messages and suggestions."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from .source import KeyTree, Location, Node, Problem, nearest
-from .units import shown
+from .units import short_repr
 
-# Keys that are planned, and that people read about: a spelling suggestion would mislead them.
+# Keys of planned features, which users may have read about: a suggestion of another key would mislead.
 LATER: Final = frozenset(("gateway",))
 NOT_YET: Final = "is not supported by this release"
 
@@ -20,31 +20,39 @@ _MISSING_ONE: Final = "missing_one_of"
 _REFUSED: Final = "refused"
 
 
-class Complaints:
-    """Gathers what is wrong inside one value, so that a validator reports all of it, each part at its own place."""
+class ValueProblems:
+    """Collects the problems of one value, so that a validator reports all of them, each at its own position."""
 
     def __init__(self) -> None:
         self._details: list[InitErrorDetails] = []
 
     def add(self, message: str, *location: str | int) -> None:
-        """Notes `message` for what stands at `location` within the value."""
-        # Through the context: pydantic would take braces in a message for placeholders of it.
+        """Adds a problem of the part at `location` within the value."""
+        # As a context value, since pydantic treats braces in the message itself as placeholders.
         kind = PydanticCustomError(_REFUSED, "{message}", {"message": message})
         self._details.append(InitErrorDetails(type=kind, loc=location, input=None))
 
-    def __call__(self) -> None:
-        """Raises what was noted, if anything was."""
+    def raise_any(self) -> None:
+        """Raises all problems. No-op if there are none.
+
+        Raises:
+            ValidationError: pydantic's.
+        """
         if self._details:
             raise ValidationError.from_exception_data("value", self._details)
 
 
-def refuse_missing(*keys: str) -> NoReturn:
-    """Raised in the validator of one of `keys`: the mapping around it must have exactly one of them."""
+def raise_missing_key(*keys: str) -> NoReturn:
+    """Reports that the mapping has none of `keys`; called by the validator of one of them.
+
+    Raises:
+        PydanticCustomError: always.
+    """
     raise PydanticCustomError(_MISSING_ONE, "needs one of its keys", {"keys": keys})
 
 
 def key_tree(model: type[BaseModel]) -> KeyTree:
-    """The keys of `model` and of the models in it."""
+    """The keys of `model` and of the sections in it."""
     return {name: _below(info.annotation) for name, info in model.model_fields.items()}
 
 
@@ -57,10 +65,10 @@ def _below(annotation: Any) -> Any:
     return inner[:1] if typing.get_origin(annotation) is tuple else inner[0]
 
 
-def sift(node: Node, tree: Any, location: Location = ()) -> tuple[Any, list[Problem]]:
-    """The plain data of `node` without the keys that were given no value, and a problem for each of those.
+def drop_empty_keys(node: Node, tree: Any, location: Location = ()) -> tuple[Any, list[Problem]]:
+    """The data of `node` without keys that have no value, and a problem for each of those.
 
-    An empty value would otherwise be told as a wrong type, or pass for a default that nobody chose.
+    Pydantic would report them as wrong types, or accept them as the default.
     """
     problems: list[Problem] = []
     if isinstance(node.value, dict) and isinstance(tree, Mapping):
@@ -70,23 +78,23 @@ def sift(node: Node, tree: Any, location: Location = ()) -> tuple[Any, list[Prob
                 message = "has no value; leave the key out to take its default"
                 problems.append(Problem(position, (*location, key), message))
             else:
-                data[key], inner = sift(child, tree.get(key), (*location, key))
+                data[key], inner = drop_empty_keys(child, tree.get(key), (*location, key))
                 problems += inner
         return data, problems
     if isinstance(node.value, list) and isinstance(tree, list):
-        pairs = [sift(child, tree[0], (*location, index)) for index, child in enumerate(node.value)]
+        pairs = [drop_empty_keys(child, tree[0], (*location, index)) for index, child in enumerate(node.value)]
         return [data for data, _ in pairs], [problem for _, inner in pairs for problem in inner]
     return node.plain(), problems
 
 
-def translate(error: ValidationError, root: Node, tree: KeyTree, known: set[Location]) -> list[Problem]:
-    """The problems that `error` tells of.
+def to_problems(error: ValidationError, root: Node, tree: KeyTree, known: set[Location]) -> list[Problem]:
+    """The problems of a validation error.
 
     Args:
-        error: from validating the data of `root`.
-        root: the whole configuration with its places.
+        error: raised by validating the data of `root`.
+        root: the whole configuration.
         tree: the keys that exist, for suggestions.
-        known: locations that a problem was already told for: nothing is reported as missing there.
+        known: locations that have a problem already: nothing is reported as missing there.
     """
     details = error.errors(include_url=False)
     problems: list[Problem] = []
@@ -94,9 +102,9 @@ def translate(error: ValidationError, root: Node, tree: KeyTree, known: set[Loca
     for detail in details:
         location = detail["loc"]
         if detail["type"] == "extra_forbidden":
-            message, suggestion = _unknown(str(location[-1]), tree, location[:-1])
+            message, suggestion = _describe_unknown(str(location[-1]), tree, location[:-1])
             if location[:-1] == ("devices",):
-                known.add(("devices", "cpu"))  # who writes `gpu: 2` does not miss it
+                known.add(("devices", "cpu"))  # a user who wrote `gpu: 2` does not need `cpu`
             elif suggestion is not None:
                 known.add((*location[:-1], suggestion))
             problems.append(Problem(root.find(location, key=True), location, message, suggestion))
@@ -115,13 +123,13 @@ def translate(error: ValidationError, root: Node, tree: KeyTree, known: set[Loca
     return problems
 
 
-def _unknown(name: str, tree: KeyTree, above: Location) -> tuple[str, str | None]:
-    """What to say of a key that does not exist there, and the one that was probably meant."""
+def _describe_unknown(name: str, tree: KeyTree, above: Location) -> tuple[str, str | None]:
+    """The message about an unknown key, and the name that was probably meant."""
     if name in LATER:
         return NOT_YET, None
     if above == ("devices",):
         return "unknown key; GPUs are all of them (devices: all) or listed (devices: [0, 1])", None
-    home = next(_homes(name, tree), None)
+    home = next(_sections_with(name, tree), None)
     if home is not None:
         return f"unknown key here; it belongs {f'in {home}' if home else 'at the top of the file'}", None
     inner: Any = tree
@@ -130,15 +138,15 @@ def _unknown(name: str, tree: KeyTree, above: Location) -> tuple[str, str | None
     return "unknown key", nearest(name, list(inner))
 
 
-def _homes(name: str, tree: Any, above: str = "") -> Iterator[str]:
-    """The sections that have a key of that name."""
+def _sections_with(name: str, tree: Any, above: str = "") -> Iterator[str]:
+    """The sections that have a key with this name."""
     if isinstance(tree, list):
-        yield from _homes(name, tree[0], f"{above}[]")
+        yield from _sections_with(name, tree[0], f"{above}[]")
     elif isinstance(tree, Mapping):
         if name in tree:
             yield above
         for key, below in tree.items():
-            yield from _homes(name, below, f"{above}.{key}" if above else key)
+            yield from _sections_with(name, below, f"{above}.{key}" if above else key)
 
 
 def _message(detail: ErrorDetails) -> str:
@@ -147,15 +155,12 @@ def _message(detail: ErrorDetails) -> str:
         return str(context["message"])
     if detail["type"] == "value_error":
         return str(context["error"])
-    words = _WORDS.get(detail["type"])
-    return (
-        words(context, shown(detail["input"]))
-        if words is not None
-        else f"{detail['msg']}, not {shown(detail['input'])}"
-    )
+    value = short_repr(detail["input"])
+    message = _MESSAGES.get(detail["type"])
+    return message(context, value) if message is not None else f"{detail['msg']}, not {value}"
 
 
-_WORDS: Final[Mapping[str, Callable[[Mapping[str, Any], str], str]]] = {
+_MESSAGES: Final[Mapping[str, Callable[[Mapping[str, Any], str], str]]] = {
     "int_type": lambda context, value: f"must be a whole number, not {value}",
     "bool_type": lambda context, value: f"must be true or false, not {value}",
     "string_type": lambda context, value: f"must be text, not {value}; put it in quotes if it is meant as text",

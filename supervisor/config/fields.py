@@ -1,7 +1,6 @@
-"""What the sections of a configuration are made of: the base class, the types of their values, and the context.
+"""What sections of a configuration consist of: their base class, the types of their values, and the context.
 
-`config` and `config_models` build their sections with it. Defaults stand there as in a file, and are validated like
-what stands in one.
+`config.py` and `models.py` define sections with it.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from .units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size, shown
+from .units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size, short_repr
 
-MAX_INT: Final = 2**31 - 1  # what TensorFlow and libzmq take for a count
+MAX_INT: Final = 2**31 - 1  # the largest count that TensorFlow and libzmq accept
 _MAX_THREADS: Final = 1024
 
 
 @dataclass(slots=True)
 class Context:
-    """What validators need to know beside their value: the file's folder, and what came before in a list."""
+    """What validators need besides the value: the file's folder, and earlier items of a list."""
 
     folder: Path
     endpoints: set[str] = field(default_factory=set)
@@ -37,7 +36,7 @@ class Context:
 
 
 def context_of(info: ValidationInfo) -> Context:
-    """The context that `load` validates with."""
+    """The context that `load` passes to validators."""
     assert isinstance(info.context, Context)
     return info.context
 
@@ -49,13 +48,13 @@ class Section(BaseModel):
 
 
 def key(default: Any, description: str) -> Any:
-    """A key with its default, written as in a file, and its meaning."""
+    """A key with its default, written as in a file, and its description."""
     return Field(default, description=description)
 
 
 def _positive(seconds: float) -> float:
     if seconds == 0:
-        raise ValueError("must be longer than nothing")
+        raise ValueError("must be longer than 0")
     return seconds
 
 
@@ -63,9 +62,9 @@ def _seconds_or_off(value: object) -> float:
     return 0.0 if value == 0 and type(value) is int else parse_duration(value)
 
 
-def _some_bytes(size: int) -> int:
+def _positive_bytes(size: int) -> int:
     if size == 0:
-        raise ValueError("must be more than nothing")
+        raise ValueError("must be more than 0")
     return size
 
 
@@ -73,7 +72,7 @@ def _auto_or_count(value: object) -> int | Literal["auto"]:
     if value == "auto":
         return "auto"
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_THREADS:
-        raise ValueError(f"must be auto or a whole number from 1 to {_MAX_THREADS}, not {shown(value)}")
+        raise ValueError(f"must be auto or a whole number from 1 to {_MAX_THREADS}, not {short_repr(value)}")
     return value
 
 
@@ -83,12 +82,12 @@ def _not_empty(value: object) -> object:
     return value
 
 
-# A list as a tuple. Pydantic's own min_length counts the good items, and would call a list of bad ones empty.
+# For lists, which become tuples. Pydantic's own min_length counts valid items only, and would call others empty.
 NOT_EMPTY: Final = (Field(strict=False, json_schema_extra={"minItems": 1}), BeforeValidator(_not_empty))
 Seconds = Annotated[
     float, PlainValidator(parse_duration), WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN})
 ]
-# Where nothing means off, a plain 0 says so.
+# A plain 0 means off.
 SecondsOrOff = Annotated[
     float,
     PlainValidator(_seconds_or_off),
@@ -96,10 +95,10 @@ SecondsOrOff = Annotated[
 ]
 PositiveSeconds = Annotated[Seconds, AfterValidator(_positive)]
 Bytes = Annotated[int, PlainValidator(parse_size), WithJsonSchema({"type": "string", "pattern": SIZE_PATTERN})]
-PositiveBytes = Annotated[Bytes, AfterValidator(_some_bytes)]
+PositiveBytes = Annotated[Bytes, AfterValidator(_positive_bytes)]
 Count = Annotated[int, Field(ge=1, le=MAX_INT)]
 CountFromZero = Annotated[int, Field(ge=0, le=MAX_INT)]
-# Each is a process with TensorFlow in it: a larger number is a slip, and would take the machine down.
+# Each is a process with TensorFlow: a larger number is a mistake that would exhaust the machine.
 Processes = Annotated[int, Field(ge=1, le=256)]
 ProcessesFromZero = Annotated[int, Field(ge=0, le=256)]
 AutoOrCount = Annotated[

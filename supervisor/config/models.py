@@ -1,8 +1,8 @@
-"""The section `models` of a configuration: where each model comes from, how its requests are queued and batched.
+"""The section `models` of a configuration: where each model comes from, and how its requests are queued and batched.
 
-Within a class the order of the fields matters: a validator sees the fields above its own (`info.data`), without
-those that are wrong themselves. Rules over two fields stand at the lower one, and so are reported together with
-everything else; a validator of the whole section would run only when the rest is right.
+Within a class the order of the fields matters: a validator sees the valid fields above its own (`info.data`). A rule
+about two fields belongs to the lower one, and so is reported together with all other problems. A validator of the whole
+section would run only if each field is valid.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, Validati
 from multitower.spec import GRAPH_SUFFIXES, MODEL_SUFFIXES, ModelSpec
 
 from .devices import ModelDevices
-from .errors import Complaints, refuse_missing
+from .errors import ValueProblems, raise_missing_key
 from .fields import (
     Count,
     CountFromZero,
@@ -29,7 +29,7 @@ from .fields import (
     context_of,
     key,
 )
-from .units import shown
+from .units import short_repr
 from .values import (
     HANDLER_PATTERN,
     NAME_PATTERN,
@@ -42,38 +42,38 @@ from .versions import VersionLabels, VersionPolicy
 
 
 class Batching(Section):
-    """How requests are put together into one call of the model."""
+    """How requests are batched for one call of the model."""
 
-    max_batch_size: CountFromZero = key(32, "Rows of a batch at the most; 0 runs each request by itself.")
+    max_batch_size: CountFromZero = key(32, "The most rows of a batch; 0 runs requests one by one.")
     allowed_batch_sizes: Annotated[tuple[Count, ...], Field(strict=False)] = key(
         [],
-        "Sizes that batches are padded to, ascending, the last being `max_batch_size`; none for no padding.",
+        "Sizes that batches are padded to, ascending, the last being `max_batch_size`; empty for no padding.",
     )
     pad_variable_length_inputs: bool = key(
-        False, "Pad requests that differ in other dimensions than their rows, so that they share batches."
+        False, "Pad requests that differ in dimensions other than the rows, so that they share batches."
     )
     max_queue_delay: Seconds = key(
-        "0ms", "How long a request may wait for others to fill its batch while a worker is free."
+        "0ms", "How long a request waits for others to fill its batch although a worker is free."
     )
 
     @field_validator("allowed_batch_sizes")
     @classmethod
     def _ascending_to_the_largest(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
-        complaints = Complaints()
+        problems = ValueProblems()
         for index, (before, size) in enumerate(pairwise(value), 1):
             if size <= before:
-                complaints.add(f"{size} after {before}: the sizes must ascend", index)
+                problems.add(f"{size} after {before}: the sizes must ascend", index)
         largest = info.data.get("max_batch_size")
         if value and largest == 0:
-            raise ValueError("goes with batches only, and max_batch_size is 0")
+            raise ValueError("needs batches, but max_batch_size is 0")
         if value and largest is not None and value[-1] != largest:
-            complaints.add(f"the last size must be max_batch_size, {largest}, not {value[-1]}", len(value) - 1)
-        complaints()
+            problems.add(f"the last size must be max_batch_size, {largest}, not {value[-1]}", len(value) - 1)
+        problems.raise_any()
         return value
 
 
 class Queue(Section):
-    """A model's queue: the requests that no worker has yet. A full one refuses at once."""
+    """A model's queue: the requests that no worker has yet. A full queue refuses requests."""
 
     max_size: Count = key(1000, "Requests that may wait.")
     max_bytes: PositiveBytes = key("512MiB", "Bytes of tensors that may wait.")
@@ -96,7 +96,7 @@ def _path(value: object, info: ValidationInfo) -> Path | None:
 def _handler(value: object, info: ValidationInfo) -> str | None:
     if value is None:
         if info.data.get("path", value) is None and "path" in info.data:
-            refuse_missing("path", "handler")
+            raise_missing_key("path", "handler")
         return None
     if info.data.get("path", value) is not None:
         raise ValueError("a model has a path or a handler, not both")
@@ -109,7 +109,7 @@ def _parameters(value: object, info: ValidationInfo) -> Mapping[str, Any]:
     if info.data.get("handler", value) is None:
         raise ValueError("goes with a handler only")
     if not isinstance(value, dict):
-        raise ValueError(f"must be a mapping of keys to values, not {shown(value)}")
+        raise ValueError(f"must be a mapping of keys to values, not {short_repr(value)}")
     return value
 
 
@@ -122,12 +122,12 @@ def _signature(value: object, info: ValidationInfo) -> str | None:
     if path is not None and path.suffix in MODEL_SUFFIXES:
         raise ValueError(f"goes with a SavedModel only; a {path.suffix} file has no signatures")
     if not isinstance(value, str) or not value:
-        raise ValueError(f"must be the name of a signature, not {shown(value)}")
+        raise ValueError(f"must be the name of a signature, not {short_repr(value)}")
     return value
 
 
 def _tensors(value: object, info: ValidationInfo) -> Mapping[str, str]:
-    """What a frozen graph's inputs or outputs are; nothing but the configuration can tell."""
+    """The inputs or outputs of a frozen graph, which does not name them itself."""
     path = info.data.get("path")
     if value is None:
         if path is not None and path.suffix in GRAPH_SUFFIXES:
@@ -136,19 +136,18 @@ def _tensors(value: object, info: ValidationInfo) -> Mapping[str, str]:
         return {}
     if path is None or path.suffix not in GRAPH_SUFFIXES:
         if "path" not in info.data:
-            return {}  # which is wrong itself
+            return {}  # `path` is wrong itself, and reported
         raise ValueError(f"goes with a frozen graph ({', '.join(GRAPH_SUFFIXES)}) only")
     if not isinstance(value, dict) or not value:
-        raise ValueError(
-            f"must be a mapping of names to tensors, as in {_TENSORS_EXAMPLE[str(info.field_name)]}, not {shown(value)}"
-        )
-    complaints = Complaints()
+        example = _TENSORS_EXAMPLE[str(info.field_name)]
+        raise ValueError(f"must be a mapping of names to tensors, as in {example}, not {short_repr(value)}")
+    problems = ValueProblems()
     for name, tensor in value.items():
         if not name:
             raise ValueError("a name must not be empty")
         if not isinstance(tensor, str) or not tensor:
-            complaints.add(f'must be a tensor of the graph, as in "softmax:0", not {shown(tensor)}', name)
-    complaints()
+            problems.add(f'must be a tensor of the graph, as in "softmax:0", not {short_repr(tensor)}', name)
+    problems.raise_any()
     return value
 
 
@@ -164,9 +163,9 @@ def _warmup(value: object, info: ValidationInfo) -> Path | None:
     return None if value is None else parse_file(value, context_of(info).folder, ".npz", "inputs")
 
 
-def _of_a_path(value: Any, info: ValidationInfo) -> Any:
+def _needs_path(value: Any, info: ValidationInfo) -> Any:
     if "path" in info.data and info.data["path"] is None and value not in ("towers", False):
-        raise ValueError("goes with a path only; a handler places itself")
+        raise ValueError("needs a path; a handler chooses its devices itself")
     return value
 
 
@@ -188,7 +187,7 @@ class ModelConfig(Section):
     )
 
     name: Annotated[str, PlainValidator(_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})] = Field(
-        description="What clients ask for; unique."
+        description="The name in requests; unique."
     )
     path: Annotated[Path | None, PlainValidator(_path), WithJsonSchema({"type": "string", "minLength": 1})] = key(
         None,
@@ -196,49 +195,52 @@ class ModelConfig(Section):
     )
     versions: VersionPolicy = key(
         "latest",
-        "Which versions of the folder are served: latest, all, {latest: N} for the N highest, or {specific: [N, …]}.",
+        "Which versions in the folder are served: latest, all, {latest: N} for the N highest, or {specific: [N, …]}.",
     )
-    version_labels: VersionLabels = key(None, "Names of versions, which requests may give instead of their numbers.")
+    version_labels: VersionLabels = key(None, "Names of versions, which requests may use instead of numbers.")
     handler: Annotated[
         str | None, PlainValidator(_handler), WithJsonSchema({"type": "string", "pattern": HANDLER_PATTERN})
     ] = key(None, "A Python class with load() and infer(), as module:Class; the file's folder is searched first.")
     parameters: Annotated[Mapping[str, Any], PlainValidator(_parameters), WithJsonSchema({"type": "object"})] = key(
-        None, "What the handler's load() is given."
+        None, "Arguments of the handler's load()."
     )
-    inputs: Tensors = key(None, "Of a frozen graph: the tensors that requests give, by the names that clients use.")
-    outputs: Tensors = key(None, "Of a frozen graph: the tensors that requests get, by name.")
+    inputs: Tensors = key(None, "Of a frozen graph: its input tensors, by the names in requests.")
+    outputs: Tensors = key(None, "Of a frozen graph: its output tensors, by the names in replies.")
     signature: Annotated[str | None, PlainValidator(_signature), WithJsonSchema({"type": "string", "minLength": 1})] = (
-        key(None, "The SavedModel's signature; without it serving_default, else serve, else the only one.")
+        key(None, "The SavedModel's default signature; without it serving_default, else serve, else the only one.")
     )
     devices: ModelDevices = key(
         "all", "Which of the daemon's devices load it: all, or a list of indices, of UUIDs of GPUs, or of cpu:0, cpu:1."
     )
     load_at_startup: bool = key(True, "Load it when the daemon starts; false waits for `multitower load`.")
     batching: Batching | None = key(
-        None, "How requests are batched. Without it a path takes the defaults, and a handler gets one at a time."
+        None,
+        "How requests are batched; by default with its defaults for a path, and one request at a time for a handler.",
     )
     warmup: Annotated[Path | None, PlainValidator(_warmup), WithJsonSchema({"type": "string", "minLength": 1})] = key(
-        None, "An .npz file with inputs for the warm-up, by name; without it they are made up."
+        None, "An .npz file with inputs for the warm-up, by name; without it they are generated."
     )
-    jit_compile: bool = key(False, "XLA compiles the model, for each of the allowed batch sizes, before it is ready.")
-    placement: Annotated[Literal["towers", "as_saved"], AfterValidator(_of_a_path)] = key(
+    jit_compile: bool = key(False, "Compile the model with XLA, for each allowed batch size, before it is ready.")
+    placement: Annotated[Literal["towers", "as_saved"], AfterValidator(_needs_path)] = key(
         "towers",
-        "In a worker of several devices: towers puts a replica on each; as_saved one that spans them, on the devices "
-        "that the graph itself names.",
+        "In a worker with several devices: towers places a replica on each; as_saved places one on all of them, as the "
+        "graph says.",
     )
-    log_device_placement: Annotated[bool, AfterValidator(_of_a_path)] = key(
+    log_device_placement: Annotated[bool, AfterValidator(_needs_path)] = key(
         False, "Log the device of each node of the graph, once, before the model is ready."
     )
     queue: Queue = key({}, "The model's queue.")
     retry: Annotated[int, Field(ge=0, le=5)] = key(
-        1, "How many deaths of workers a request may survive while it is being executed."
+        1, "How many workers may die while executing a request before it fails."
     )
     quarantine: SecondsOrOff = key(
         "60s",
-        "How long requests are refused that equal one which crashed a worker, and all of a model that crashes with one "
-        "after the other; 0 refuses none.",
+        "How long requests equal to one that crashed a worker are refused, and all requests of a model that crashed "
+        "repeatedly; 0 refuses none.",
     )
-    max_execution_time: PositiveSeconds = key("30s", "The longest time for one call of the model; then it hangs.")
+    max_execution_time: PositiveSeconds = key(
+        "30s", "The longest time for one call of the model; beyond it the worker hangs."
+    )
 
     @field_validator("batching")
     @classmethod
@@ -252,13 +254,13 @@ class ModelConfig(Section):
         if not value:
             return value
         if "path" in info.data and (path is None or path.suffix in GRAPH_SUFFIXES):
-            raise ValueError("goes with a SavedModel or a file of Keras only")
+            raise ValueError("needs a SavedModel or a Keras file")
         if batching is not None and batching.max_batch_size and not batching.allowed_batch_sizes:
-            raise ValueError("needs batching.allowed_batch_sizes, since XLA compiles each size by itself")
+            raise ValueError("needs batching.allowed_batch_sizes, since XLA compiles each size separately")
         return value
 
     def to_spec(self) -> ModelSpec:
-        """What a worker is told of the model."""
+        """The description of the model for workers."""
         batching = self.batching
         return ModelSpec(
             name=self.name,

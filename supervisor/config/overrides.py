@@ -1,7 +1,7 @@
-"""Settings from the environment and from `--set`, laid over a configuration file.
+"""Overrides of a configuration file from the environment and from `--set`.
 
-`MULTITOWER_RESTART__WINDOW=30s` and `--set restart.window=30s` both set the key `window` of `restart`; their values
-are read as YAML. `--set` wins over the environment, the environment over the file.
+`MULTITOWER_RESTART__WINDOW=30s` and `--set restart.window=30s` both set the key `window` of `restart`. Values are
+YAML. `--set` takes precedence over the environment, and the environment over the file.
 """
 
 from __future__ import annotations
@@ -23,45 +23,48 @@ from .source import (
     key_path,
     nearest,
 )
-from .units import shown
+from .units import short_repr
 from .yaml_reader import Reader
 
 PREFIX: Final = "MULTITOWER_"
 
-# What Kubernetes (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables) puts into
-# every pod beside a service whose name begins with "multitower": nobody set these, and nobody can unset them.
+# Variables that Kubernetes sets in every pod beside a service whose name begins with "multitower"; users cannot unset
+# them: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 _SERVICE_LINK: Final = re.compile(
     r"MULTITOWER(_[A-Z0-9_]+)?_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
 
 
-def apply(
+def apply_overrides(
     root: Node, tree: KeyTree, environment: Mapping[str, str], overrides: Sequence[str]
 ) -> tuple[Node, list[Problem]]:
-    """`root` with every override laid over it, and what is wrong with the overrides themselves.
+    """Applies all overrides to a configuration.
 
     Args:
-        root: the file's mapping.
+        root: the file's mapping; not changed.
         tree: the keys that exist.
-        environment: all variables of the process; only those of multitower are looked at.
-        overrides: the arguments of `--set`, each `key.path=value`; the last one wins.
+        environment: all variables of the process; others than multitower's are ignored.
+        overrides: the arguments of `--set`, each `key.path=value`; the last one takes precedence.
+
+    Returns:
+        The configuration with the overrides, and the problems of the overrides themselves.
     """
     problems: list[Problem] = []
-    for source, location, text in _gather(tree, environment, overrides, problems):
+    for source, location, text in _collect(tree, environment, overrides, problems):
         reader = Reader(source, positions=False)
         try:
             value = reader.read(text, location)
-            root = _with(root, location, value)
+            root = _replace(root, location, value)
         except ConfigError as error:
             problems.extend(error.problems)
         problems.extend(reader.problems)
     return root, problems
 
 
-def _gather(
+def _collect(
     tree: KeyTree, environment: Mapping[str, str], overrides: Sequence[str], problems: list[Problem]
 ) -> Iterator[tuple[str, Location, str]]:
-    """What to set, outer keys before inner ones within the environment, and `--set` last and in its own order."""
+    """Each override's source, location and YAML text: of variables outer keys first, then `--set` in its order."""
     known = dict(_paths(tree))
     variables = {PREFIX + "__".join(path).upper(): path for path in known}
     found: list[tuple[Location, str]] = []
@@ -72,7 +75,7 @@ def _gather(
             found.append((variables[name], name))
         elif not _SERVICE_LINK.fullmatch(name):
             steps = name.removeprefix(PREFIX).lower().split("__")
-            problem = _unknown(name, steps, known, nearest(name, list(variables)), f"{PREFIX}{{}}=[...]")
+            problem = _unknown_key(name, steps, known, nearest(name, list(variables)), f"{PREFIX}{{}}=[...]")
             problems.append(problem)
     for location, name in sorted(found, key=lambda entry: (len(entry[0]), entry)):
         yield name, location, environment[name]
@@ -88,7 +91,7 @@ def _gather(
             yield source, dotted[name], text
         else:
             steps = [step for step in re.split(r"[.\[\]]", name) if step]
-            problems.append(_unknown(source, steps, known, nearest(name, list(dotted)), "--set {}=[...]"))
+            problems.append(_unknown_key(source, steps, known, nearest(name, list(dotted)), "--set {}=[...]"))
 
 
 def _paths(tree: KeyTree, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -98,31 +101,31 @@ def _paths(tree: KeyTree, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
             yield from _paths(below, (*above, key))
 
 
-def _unknown(
+def _unknown_key(
     source: str, steps: Sequence[str], known: Mapping[tuple[str, ...], Any], suggestion: str | None, whole: str
 ) -> Problem:
     for length in range(len(steps) - 1, 0, -1):
         outer = tuple(steps[:length])
         if outer in known and (isinstance(known[outer], list) or steps[length].isdecimal()):
             example = whole.format("__".join(outer).upper() if whole.startswith(PREFIX) else ".".join(outer))
-            message = f"the items of a list cannot be set singly; set the whole list with {example}"
+            message = f"the items of a list cannot be set one by one; set the whole list with {example}"
             return Problem(Position(source), outer, message)
     if LATER.intersection(steps):
         return Problem(Position(source), (), NOT_YET)
     return Problem(Position(source), (), "there is no such key", suggestion)
 
 
-def _with(node: Node, location: Location, value: Node, above: Location = ()) -> Node:
-    """`node` with `value` at `location`; a copy, since aliases may share what is changed."""
+def _replace(node: Node, location: Location, value: Node, above: Location = ()) -> Node:
+    """A copy of `node` with `value` at `location`. Nodes are not changed, since YAML aliases may share them."""
     if node.value is None:
         node = Node(value.position, {})
     elif not isinstance(node.value, dict):
-        message = f"is {shown(node.plain())} and has no keys below it; set {key_path(above)} as a whole"
+        message = f"is {short_repr(node.plain())} and has no keys below it; set {key_path(above)} as a whole"
         raise ConfigError([Problem(value.position, above, message)])
     key, *rest = location
     if rest:
         position, inner = node.value.get(key, (value.position, Node(value.position, None)))
-        value = _with(inner, tuple(rest), value, (*above, key))
+        value = _replace(inner, tuple(rest), value, (*above, key))
     else:
         position = value.position
     return Node(node.position, {**node.value, key: (position, value)})

@@ -1,7 +1,7 @@
-"""Where a configuration's keys and values were written, and how what is wrong with them is told.
+"""Keys and values of a configuration with their positions, and problems that refer to these.
 
-`config_yaml` builds `Node` trees, `config_overrides` lays those of the environment and of `--set` over the file's,
-`config` validates the plain data and turns each complaint back into a `Problem` at the place it came from.
+`yaml_reader.py` builds trees of `Node`, `overrides.py` combines those of the environment and of `--set` with the
+file's, `config.py` validates the data, and reports each error as a `Problem` at the position of the key or value.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .units import shown
+from .units import printable, short_repr
 
 MAX_FILE_BYTES: Final = 1 << 18
-MAX_PROBLEMS: Final = 100  # told at once; nobody reads more
+MAX_PROBLEMS: Final = 100  # reported at once
 
 Location = tuple[str | int, ...]
 
@@ -32,7 +32,8 @@ class Position:
     column: int = 0
 
     def __str__(self) -> str:
-        return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
+        source = printable(self.source)
+        return f"{source}:{self.line}:{self.column}" if self.line else source
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,10 @@ class Problem:
     """One thing that is wrong with a configuration.
 
     Attributes:
-        location: where it was written.
+        position: where it was written.
         location: the keys and indices that lead to it; empty for the file as a whole.
         message: what is wrong and what would be right, for people.
-        suggestion: the name that was probably meant.
+        suggestion: the name that was probably meant, or None.
     """
 
     position: Position
@@ -54,11 +55,11 @@ class Problem:
     def __str__(self) -> str:
         hint = f" (did you mean '{self.suggestion}'?)" if self.suggestion else ""
         path = f"{key_path(self.location)}: " if self.location else ""
-        return f"{self.position}: {path}{self.message}{hint}"
+        return printable(f"{self.position}: {path}{self.message}{hint}")
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; `problems` holds everything that is wrong with it, in the file's order."""
+    """The configuration cannot be used. `problems` holds all its problems, in the file's order."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems: tuple[Problem, ...] = tuple(problems)
@@ -67,14 +68,20 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value and its place; `value` is a scalar, a list of nodes, or a mapping of keys to (key's place, node)."""
+    """A value and its position.
+
+    Attributes:
+        position: where the value was written.
+        value: a scalar, a list of nodes, or a dict of keys to (position of the key, node of the value).
+        size: the number of values in it, itself included; what aliases repeat counts each time.
+    """
 
     position: Position
     value: Any
     size: int = 1
 
     def plain(self) -> Any:
-        """The value without places."""
+        """The value without positions."""
         if isinstance(self.value, dict):
             return {key: node.plain() for key, (_, node) in self.value.items()}
         if isinstance(self.value, list):
@@ -82,11 +89,11 @@ class Node:
         return self.value
 
     def find(self, location: Location, *, key: bool = False) -> Position:
-        """The place of what stands at `location`, or of the innermost thing around it that was written.
+        """The position of the value at `location`, or of the innermost value around it that exists.
 
         Args:
-            location: keys and indices from this node on.
-            key: the place of the last key itself rather than of its value.
+            location: keys and indices, from this node on.
+            key: whether to return the position of the last key instead of its value's.
         """
         node, position = self, self.position
         for step in location:
@@ -100,41 +107,41 @@ class Node:
         return position if key else node.position
 
 
-# The keys that exist: a mapping of names to what is below, a list of one tree for a list of mappings, None for a
-# value without known keys below it.
+# The keys that exist: a mapping of names to the trees below them, a list of one tree for a list of mappings, None for
+# a value without known keys.
 KeyTree = Mapping[str, Any]
 
 
 def key_path(location: Location) -> str:
-    """`("models", 0, "path")` as `models[0].path`; keys that would confuse a reader are quoted."""
+    """`("models", 0, "path")` as `models[0].path`; keys with unusual characters are quoted."""
     text = ""
     for step in location:
         if isinstance(step, int):
             text += f"[{step}]"
         else:
-            text += ("." if text else "") + (step if _SIMPLE_KEY.fullmatch(step) else shown(step))
+            text += ("." if text else "") + (step if _SIMPLE_KEY.fullmatch(step) else short_repr(step))
     return text
 
 
 def nearest(name: str, names: Sequence[str]) -> str | None:
-    """The one of `names` that `name` was probably meant to be."""
+    """The one of `names` that is most similar to `name`; None if none is similar."""
     close = difflib.get_close_matches(name[:128], names, n=1)
     return close[0] if close else None
 
 
 def read_file(path: Path) -> str:
-    """The text of the file at `path`.
+    """Reads the file at `path`.
 
     Raises:
         ConfigError: it is missing, unreadable, too large or not UTF-8.
     """
     where = Position(str(path))
     try:
-        # A pipe or a device may never end, so no more is read than can be accepted.
+        # A pipe or a device may never end: no more is read than is accepted.
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigError([_absent(path)]) from None
+        raise ConfigError([_missing_file(path)]) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError([Problem(where, (), f"cannot be read: {reason}")]) from error
@@ -150,7 +157,7 @@ def read_file(path: Path) -> str:
         raise ConfigError([Problem(position, (), f"is not UTF-8 (byte 0x{data[error.start]:02x})")]) from None
 
 
-def _absent(path: Path) -> Problem:
+def _missing_file(path: Path) -> Problem:
     folder = path.absolute().parent
     try:
         names = sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".yaml", ".yml"))

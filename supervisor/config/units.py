@@ -1,7 +1,7 @@
-"""Durations and sizes as people write them, with their units: `50ms`, `4GiB`.
+"""Durations and sizes with units, such as `50ms` and `4GiB`.
 
-The configuration reads them with `parse_duration` and `parse_size`; messages and the schema write them back with
-`format_duration` and `format_size`. A number without a unit is refused, since nobody remembers which was meant.
+The configuration parses them with `parse_duration` and `parse_size`; messages contain them as `format_duration` and
+`format_size` write them. Numbers without a unit are refused, since readers could not know which is meant.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ SIZE_UNITS: Final[Mapping[str, int]] = {
     "GB": 10**9,
 }
 
-# epoll counts its wait in milliseconds in a signed int, and that ends after 596 hours.
+# epoll takes its time-out in milliseconds as a signed int: at most 596 hours.
 MAX_DURATION_S: Final = 500 * 3600.0
 MAX_SIZE: Final = 2**63 - 1
 
-# The digits are limited so that a hostile number costs nothing and every duration survives being written back.
+# Limited digits: hostile numbers cost nothing, and every duration can be formatted exactly.
 _NUMBER: Final = r"[0-9]{1,19}(?:\.[0-9]{1,9})?"
 DURATION_PATTERN: Final = rf"^{_NUMBER}(?:{'|'.join(DURATION_UNITS)})$"
 SIZE_PATTERN: Final = rf"^{_NUMBER}(?:{'|'.join(SIZE_UNITS)})$"
@@ -46,16 +46,21 @@ _SHORT: Final = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 
 
-def shown(value: object) -> str:
-    """A value for a message, cut short."""
+def short_repr(value: object) -> str:
+    """The value's repr, abbreviated for a message."""
     return _SHORT.repr(value)
 
 
+def printable(text: object) -> str:
+    r"""The text with bytes that are not UTF-8, as in file names, written as `\xff`."""
+    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def parse_duration(value: object) -> float:
-    """The seconds of `500ms`, `30s`, `1.5m` or `2h`.
+    """Parses `500ms`, `30s`, `1.5m` or `2h`; returns seconds.
 
     Raises:
-        ValueError: it has no unit, an unknown one, or is longer than `MAX_DURATION_S`.
+        ValueError: no unit, an unknown unit, or longer than `MAX_DURATION_S`.
     """
     number, unit = _split(value, "duration", "s", DURATION_UNITS)
     seconds = float(number * DURATION_UNITS[unit])
@@ -65,10 +70,10 @@ def parse_duration(value: object) -> float:
 
 
 def parse_size(value: object) -> int:
-    """The bytes of `64MiB`, `1.5GB` or `512B`.
+    """Parses `64MiB`, `1.5GB` or `512B`; returns bytes.
 
     Raises:
-        ValueError: it has no unit, an unknown one, is no whole number of bytes, or is over `MAX_SIZE`.
+        ValueError: no unit, an unknown unit, not a whole number of bytes, or over `MAX_SIZE`.
     """
     number, unit = _split(value, "size", "MiB", SIZE_UNITS)
     size = number * SIZE_UNITS[unit]
@@ -80,14 +85,14 @@ def parse_size(value: object) -> int:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest plain way to write `seconds`: milliseconds below a second, else seconds."""
-    # Through the decimal digits of repr, so that no binary fraction shows: 0.0003 s is "0.3ms".
+    """`seconds` in its shortest decimal form, with `ms` below a second and `s` from there on."""
+    # From the decimal digits of repr, without binary rounding: 0.0003 s is "0.3ms".
     exact = Decimal(repr(float(seconds)))
     return f"{_plain(exact * 1000)}ms" if exact < 1 else f"{_plain(exact)}s"
 
 
 def format_size(size: int) -> str:
-    """`size` bytes in the largest binary unit that divides it."""
+    """`size` bytes in the largest binary unit that divides it evenly."""
     for unit in ("GiB", "MiB", "KiB"):
         if size and size % SIZE_UNITS[unit] == 0:
             return f"{size // SIZE_UNITS[unit]}{unit}"
@@ -101,18 +106,18 @@ def _plain(number: Decimal) -> str:
 
 def _split(value: object, kind: str, example: str, units: Mapping[str, object]) -> tuple[Fraction, str]:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        raise ValueError(f"a {kind} needs its unit: write {shown(value)}{example}, or another of {_list(units)}")
+        raise ValueError(f"a {kind} needs its unit: write {short_repr(value)}{example}, or another of {_list(units)}")
     if not isinstance(value, str):
         raise ValueError(f"must be a {kind}, as in 30{example}")
     match = _QUANTITY.fullmatch(value)
     if match is None:
-        raise ValueError(f"{shown(value)} is not a {kind}: a number and its unit are expected, as in 30{example}")
+        raise ValueError(f"{short_repr(value)} is not a {kind}: a number and its unit are expected, as in 30{example}")
     number, unit = match.groups()
     if unit is None:
         raise ValueError(f"a {kind} needs its unit: write {number}{example}, or another of {_list(units)}")
     if unit not in units:
         raise ValueError(
-            f"{shown(value)} has an unknown unit; the units are {_list(units)}{_hint(number, unit, units)}"
+            f"{short_repr(value)} has an unknown unit; the units are {_list(units)}{_hint(number, unit, units)}"
         )
     return Fraction(number), unit
 

@@ -1,4 +1,4 @@
-"""Numbered version folders as TensorFlow Serving lays them out, `MODEL/1` and so on, and which of them are served."""
+"""Numbered version folders as in TensorFlow Serving, `MODEL/1` and so on, and which of them are served."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ SAVED_MODEL_FILES: Final = ("saved_model.pb", "saved_model.pbtxt")
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Which versions of a model are served; the words are those of TensorFlow Serving's `model_version_policy`.
+    """Which versions of a model are served, as in TensorFlow Serving's `model_version_policy`.
 
     Attributes:
-        kind: the `count` highest, all there are, or those that are listed.
-        count: of `latest`.
-        listed: of `specific`, the numbers.
+        kind: `latest` for the `count` highest, `all`, or `specific` for those in `listed`.
+        count: how many, for `latest`.
+        listed: version numbers, for `specific`.
     """
 
     kind: Literal["latest", "all", "specific"] = "latest"
     count: int = 1
     listed: tuple[int, ...] = ()
 
-    def choose(self, there: Iterable[str]) -> tuple[str, ...]:
-        """Those of the versions that are there which are to be served, ascending."""
-        ordered = sorted(there, key=int)
+    def choose(self, existing: Iterable[str]) -> tuple[str, ...]:
+        """The versions to serve of those that exist, ascending."""
+        ordered = sorted(existing, key=int)
         if self.kind == "latest":
             return tuple(ordered[-self.count :])
         return tuple(version for version in ordered if self.kind == "all" or int(version) in self.listed)
 
 
 def is_saved_model(folder: Path) -> bool:
-    """The folder holds one SavedModel itself."""
+    """Whether the folder is a SavedModel."""
     return any((folder / name).is_file() for name in SAVED_MODEL_FILES)
 
 
 def is_version(entry: Path) -> bool:
-    """The entry's name is a version: decimal digits and nothing else."""
+    """Whether the entry's name is a version: decimal digits only."""
     return entry.name.isascii() and entry.name.isdigit()
 
 
 def versions_of(path: str | Path) -> tuple[str, ...] | None:
-    """The versions under a model's path that hold a SavedModel, ascending; None where it is no folder of versions.
+    """The versions in a folder that hold a SavedModel, ascending; None if the path is not a folder of versions.
 
     Args:
-        path: of a SavedModel, of a folder of numbered versions, or of a file.
+        path: a SavedModel, a folder of numbered versions, or a file.
 
     Raises:
         OSError: the folder cannot be read.
@@ -56,27 +56,27 @@ def versions_of(path: str | Path) -> tuple[str, ...] | None:
     path = Path(path)
     if path.is_file() or is_saved_model(path):
         return None
-    # Of `1` and `01` one: they are the same number.
+    # `1` and `01` are the same version: one of them counts.
     found = {int(entry.name): entry.name for entry in path.iterdir() if is_version(entry) and is_saved_model(entry)}
     return tuple(found[number] for number in sorted(found))
 
 
 def chosen_versions(path: str | Path, policy: Policy) -> tuple[str | None, ...]:
-    """The versions that a daemon started now would load; None alone stands for the path itself.
+    """The versions that a daemon would load now; None stands for the path itself.
 
-    A listed version that is not there is among them where none is: its worker then tells what is missing.
+    If no listed version exists, all listed ones are returned: loading them reports what is missing.
     """
-    there = versions_of(path)
-    if there is None:
+    existing = versions_of(path)
+    if existing is None:
         return (None,)
-    return policy.choose(there) or tuple(map(str, policy.listed)) or (None,)
+    return policy.choose(existing) or tuple(map(str, policy.listed)) or (None,)
 
 
 def fingerprint(path: str | Path, version: str | None) -> str:
-    """Differs when a model was written again in its place: from the names, sizes and times of all its files.
+    """A digest of the names, sizes and modification times of a model's files, to detect that they have changed.
 
     Raises:
-        OSError: something in it cannot be read; what vanishes meanwhile is left out.
+        OSError: a file or folder cannot be read. Files that disappear meanwhile are left out.
     """
     root = Path(path) / version if version is not None else Path(path)
     if root.is_file():

@@ -1,4 +1,4 @@
-"""The keys `versions` and `version_labels` of a model, in the words of TensorFlow Serving."""
+"""The keys `versions` and `version_labels` of a model, with TensorFlow Serving's terms."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
 from multitower.spec import MODEL_SUFFIXES
 from multitower.wire import MAX_NAME_BYTES
 
-from .errors import Complaints
+from .errors import ValueProblems
 from .fields import MAX_INT
-from .units import shown
+from .units import printable, short_repr
 from .version_folders import Policy, is_saved_model
 
 MAX_VERSION: Final = 2**63 - 1  # TensorFlow Serving's are int64
@@ -26,32 +26,32 @@ def _refuse_other_paths(info: ValidationInfo) -> None:
         if "path" in info.data:
             raise ValueError("goes with a path only")
     elif path.suffix in MODEL_SUFFIXES or is_saved_model(path):
-        raise ValueError(f"goes with a folder of numbered versions only; {path} is one model")
+        raise ValueError(f"goes with a folder of numbered versions only; {printable(path)} is one model")
 
 
 def _policy(value: object, info: ValidationInfo) -> Policy:
     if value == "latest":
-        return Policy()  # the default, also of what has no versions
+        return Policy()  # the default, valid also for models without versions
     _refuse_other_paths(info)
     if value == "all":
         return Policy("all")
     if not isinstance(value, dict) or len(value) != 1 or not {"latest", "specific"}.issuperset(value):
-        raise ValueError(f"must be {_FORMS}, not {shown(value)}")
+        raise ValueError(f"must be {_FORMS}, not {short_repr(value)}")
     if "latest" in value:
         count = value["latest"]
         if type(count) is not int or not 1 <= count <= MAX_INT:
-            raise ValueError(f"latest is how many versions: a whole number from 1, not {shown(count)}")
+            raise ValueError(f"latest is how many versions: a whole number from 1, not {short_repr(count)}")
         return Policy("latest", count)
     listed = value["specific"]
     if not isinstance(listed, list) or not listed:
-        raise ValueError(f"specific is a list of versions, as in {{specific: [1, 3]}}, not {shown(listed)}")
-    complaints = Complaints()
+        raise ValueError(f"specific is a list of versions, as in {{specific: [1, 3]}}, not {short_repr(listed)}")
+    problems = ValueProblems()
     for index, number in enumerate(listed):
         if not _is_version(number):
-            complaints.add(f"must be the number of a version, not {shown(number)}", "specific", index)
+            problems.add(f"must be the number of a version, not {short_repr(number)}", "specific", index)
         elif number in listed[:index]:
-            complaints.add(f"{number} is listed twice", "specific", index)
-    complaints()
+            problems.add(f"{number} is listed twice", "specific", index)
+    problems.raise_any()
     return Policy("specific", listed=tuple(listed))
 
 
@@ -60,18 +60,18 @@ def _labels(value: object, info: ValidationInfo) -> Mapping[str, int]:
         return {}
     _refuse_other_paths(info)
     if not isinstance(value, dict):
-        raise ValueError(f"must be a mapping of labels to versions, as in {{stable: 1}}, not {shown(value)}")
+        raise ValueError(f"must be a mapping of labels to versions, as in {{stable: 1}}, not {short_repr(value)}")
     policy = info.data.get("versions")
-    complaints = Complaints()
+    problems = ValueProblems()
     for label, number in value.items():
         if not isinstance(label, str) or not label or len(label.encode()) > MAX_NAME_BYTES:
-            complaints.add(f"must be a label of 1 to {MAX_NAME_BYTES} bytes, not {shown(label)}", label)
+            problems.add(f"must be a label of 1 to {MAX_NAME_BYTES} bytes, not {short_repr(label)}", label)
         elif not _is_version(number):
-            complaints.add(f"must be the number of a version, not {shown(number)}", label)
+            problems.add(f"must be the number of a version, not {short_repr(number)}", label)
         elif policy is not None and policy.kind == "specific" and number not in policy.listed:
             served = ", ".join(map(str, policy.listed))
-            complaints.add(f"names version {number}, which `versions` does not list, only {served}", label)
-    complaints()
+            problems.add(f"names version {number}, which `versions` does not list, only {served}", label)
+    problems.raise_any()
     return value
 
 

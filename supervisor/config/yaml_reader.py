@@ -1,9 +1,8 @@
-"""YAML into nodes that know their places; `config` reads its file with it, `config_overrides` each override.
+"""Reads YAML into nodes with positions; `config.py` reads the file with it, `overrides.py` each override.
 
-The tree is built from the parser's events rather than by a loader. That gives every key a place, makes duplicate
-keys, tags and odd keys problems like all others (reported together), and bounds depth and aliases. Plain scalars
-follow YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema), so that `no` is a word and `0777` is
-seven hundred and seventy-seven.
+The tree is built from the parser's events rather than by a loader. So every key has a position; duplicate keys, tags
+and keys that are not text are reported together with all other problems; depth and aliases are bounded. Plain scalars
+follow YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema): `no` is text, and `0777` is 777.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from ruamel.yaml.events import (
 from ruamel.yaml.reader import ReaderError
 
 from .source import ConfigError, Location, Node, Position, Problem
-from .units import shown
+from .units import short_repr
 
-MAX_DEPTH: Final = 64  # of nesting; pydantic and the messages to the workers recurse
-MAX_NODES: Final = 100_000  # values, those that aliases repeat counted each time
+MAX_DEPTH: Final = 64  # of nesting: pydantic recurses, and so does the encoding of messages to workers
+MAX_NODES: Final = 100_000  # values; what aliases repeat counts each time
 
-MERGE: Final = "<<"  # YAML 1.1's, which everybody goes on using (https://yaml.org/type/merge.html)
+MERGE: Final = "<<"  # of YAML 1.1, but still widely used: https://yaml.org/type/merge.html
 
 _MAX_DIGITS: Final = 100
 _INTEGER: Final = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -58,8 +57,8 @@ class Reader:
 
     Attributes:
         source: the file's name, or the override's.
-        positions: whether lines and columns mean anything to the reader; they do not in an override.
-        problems: what was wrong but did not keep the rest from being read: duplicate keys, tags, odd keys.
+        positions: whether to record lines and columns; they mean nothing in an override.
+        problems: what was wrong, but did not prevent reading: duplicate keys, tags, keys that are not text.
     """
 
     source: str
@@ -69,10 +68,17 @@ class Reader:
     _nodes: int = 0
 
     def read(self, text: str, location: Location = ()) -> Node:
-        """The tree of `text`, which stands at `location` in the configuration; an empty text gives a None.
+        """Reads `text`.
+
+        Args:
+            text: YAML.
+            location: where the value belongs in the configuration.
+
+        Returns:
+            Its tree; the value None for an empty text.
 
         Raises:
-            ConfigError: it is not YAML, or is nested or repeated beyond reason.
+            ConfigError: it is not YAML, or exceeds the limits of nesting or size.
         """
         self._anchors.clear()
         self._nodes = 0
@@ -94,7 +100,7 @@ class Reader:
             self._stop(
                 self._position(line, column), location, f"holds the character U+{code:04X}, which YAML does not allow"
             )
-        except Exception as error:  # noqa: BLE001 - the parser lets its own slips through: OverflowError for "\Uffffffff"
+        except Exception as error:  # noqa: BLE001 - the parser's own defects, such as OverflowError for "\Uffffffff"
             self._stop(self._position(0, 0), location, f"is not valid YAML: {_one_line(str(error))}")
 
     def _document(self, events: Iterator[Event], location: Location) -> Node:
@@ -115,7 +121,9 @@ class Reader:
             target = self._anchors.get(event.anchor)
             if target is None:
                 self._stop(
-                    position, location, f"{shown('*' + event.anchor)} names no anchor that is complete at this point"
+                    position,
+                    location,
+                    f"{short_repr('*' + event.anchor)} names no anchor that is complete at this point",
                 )
             self._count(target.size, position, location)
             return target
@@ -123,7 +131,9 @@ class Reader:
         if depth > MAX_DEPTH:
             self._stop(position, location, f"is nested more than {MAX_DEPTH} deep")
         if event.tag is not None:
-            self.problems.append(Problem(position, location, f"has the tag {shown(event.tag)}; tags are not supported"))
+            self.problems.append(
+                Problem(position, location, f"has the tag {short_repr(event.tag)}; tags are not supported")
+            )
         before, value = self._nodes, None
         if isinstance(event, ScalarEvent):
             value = self._scalar(event, position, location)
@@ -154,7 +164,7 @@ class Reader:
             inner = (*location, key) if isinstance(key, str) else location
             value = self._node(next(events), events, inner, depth + 1)
             if not isinstance(key, str):
-                what = "a list or mapping" if isinstance(key, list | dict) else shown(key)
+                what = "a list or mapping" if isinstance(key, list | dict) else short_repr(key)
                 message = f"a key must be text, and {what} is not; put it in quotes if it is meant as text"
                 self.problems.append(Problem(position, location, message))
             elif key in entries:
@@ -163,13 +173,13 @@ class Reader:
                 self.problems.append(Problem(position, inner, f"is given twice{where}"))
             else:
                 entries[key] = (position, value)
-        # Quoted, it would be a key like others; no key of ours or of a handler is worth that distinction.
+        # A quoted "<<" would be an ordinary key; here it is not distinguished, since no key has that name.
         if MERGE in entries:
             self._merge(entries, *entries.pop(MERGE), location)
         return entries
 
     def _merge(self, entries: Entries, position: Position, source: Node, location: Location) -> None:
-        """Adds what `<<` names, where the mapping itself, or an earlier one of several, does not have the key."""
+        """Adds the entries of the mappings that `<<` names, unless the mapping or an earlier one has the key."""
         for node in source.value if isinstance(source.value, list) else [source]:
             if isinstance(node.value, dict):
                 for key, entry in node.value.items():
@@ -182,7 +192,7 @@ class Reader:
         try:
             text.encode()
         except UnicodeEncodeError:
-            self.problems.append(Problem(position, location, "holds half a surrogate pair, which is no character"))
+            self.problems.append(Problem(position, location, "holds half a surrogate pair, which is not a character"))
             return text.encode("ascii", "backslashreplace").decode()
         if event.style is not None or event.tag is not None:
             return text
@@ -190,14 +200,14 @@ class Reader:
             return _WORDS[text]
         number: int | float
         if _INTEGER.fullmatch(text):
-            # Python refuses to write integers of thousands of digits back, even in a message.
+            # Python refuses to format integers of thousands of digits, even for a message.
             number = math.inf if len(text) > _MAX_DIGITS else int(text, 0 if text[:2] in ("0o", "0x") else 10)
         elif _FLOAT.fullmatch(text):
             number = float(text)
         else:
             return text
         if math.isinf(number):
-            self.problems.append(Problem(position, location, f"{shown(text)} is too large for a number"))
+            self.problems.append(Problem(position, location, f"{short_repr(text)} is too large for a number"))
         return number
 
     def _count(self, size: int, position: Position, location: Location) -> None:

@@ -118,3 +118,10 @@ def test_cpu_devices_need_no_gpu(folder: Path) -> None:
     assert done.returncode == Exit.OK
     assert "0  cpu:0, " in done.stdout
     assert "1  cpu:1, " in done.stdout
+
+
+def test_a_file_name_that_is_not_utf8_is_printed_escaped(folder: Path) -> None:
+    (folder / "x.yaml").rename(folder / os.fsdecode(b"\xff.yaml"))
+    done = check(folder, os.fsdecode(b"\xff.yaml"), PYTHONIOENCODING="utf-8:strict")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\udcff.yaml is correct." in done.stdout

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from multitower.spec import ModelSpec
-from multitower.supervisor.config.config import Config, Memory, load, schema
+from multitower.supervisor.config.config import Config, MemoryLimit, load, schema
 from multitower.wire import DEFAULT_ENDPOINT
 
 MODEL = "models: [{name: digits, path: digits}]\n"
@@ -30,13 +30,13 @@ def loaded(folder: Path, text: str) -> Config:
     return load(file, environment={})
 
 
-def test_one_model_is_enough(folder: Path) -> None:
+def test_one_model_is_a_complete_configuration(folder: Path) -> None:
     config = loaded(folder, MODEL)
     assert config.listen == (DEFAULT_ENDPOINT,)
     assert config.insecure is False
     assert config.devices == "all"
     assert config.workers_per_device == 1
-    assert config.memory == Memory()
+    assert config.memory == MemoryLimit()
     assert (config.threads.intra_op, config.threads.inter_op) == ("auto", "auto")
     assert config.cores == "auto"
     assert config.spares == 1
@@ -58,7 +58,7 @@ def test_one_model_is_enough(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "./config.yaml", "sub/../config.yaml"])
-def test_the_file_may_be_named_in_any_way(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_paths_are_the_same_however_the_file_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (folder / "sub").mkdir()
     (folder / "config.yaml").write_text(MODEL)
     monkeypatch.chdir(folder)
@@ -81,9 +81,9 @@ def test_the_file_may_be_named_in_any_way(folder: Path, monkeypatch: pytest.Monk
         ("devices:\n- - cpu:0\n  - cpu:1", "devices", (("cpu:0", "cpu:1"),)),
         ("devices: [GPU-8f3a1c, gpu-2E77-00]", "devices", ("GPU-8f3a1c", "gpu-2E77-00")),
         ("workers_per_device: 3", "workers_per_device", 3),
-        ("memory: 6GiB", "memory", Memory(size=6 << 30)),
-        ("memory: 80%", "memory", Memory(fraction=0.8)),
-        ("memory: 100%\nworkers_per_device: 2", "memory", Memory(fraction=1.0)),
+        ("memory: 6GiB", "memory", MemoryLimit(size=6 << 30)),
+        ("memory: 80%", "memory", MemoryLimit(fraction=0.8)),
+        ("memory: 100%\nworkers_per_device: 2", "memory", MemoryLimit(fraction=1.0)),
         ("cores: split", "cores", "split"),
         ("spares: 0", "spares", 0),
         ("exit_when_failed: true", "exit_when_failed", True),
@@ -95,11 +95,11 @@ def test_the_file_may_be_named_in_any_way(folder: Path, monkeypatch: pytest.Monk
         ("runtime_dir: /run/multitower", "runtime_dir", Path("/run/multitower")),
     ],
 )
-def test_values_of_the_daemon(folder: Path, text: str, key: str, value: object) -> None:
+def test_values_of_the_daemon_are_parsed(folder: Path, text: str, key: str, value: object) -> None:
     assert getattr(loaded(folder, MODEL + text), key) == value
 
 
-def test_cpu_devices(folder: Path) -> None:
+def test_cpu_devices_have_a_number(folder: Path) -> None:
     devices = loaded(folder, MODEL + "devices: {cpu: 2}").devices
     assert not isinstance(devices, str | tuple)
     assert devices.cpu == 2
@@ -147,22 +147,22 @@ SPEC = ModelSpec(name="h", handler="my.module:Class")
         ),
     ],
 )
-def test_what_a_worker_is_told_of_a_handler(folder: Path, more: str, spec: dict[str, Any]) -> None:
+def test_a_handler_is_described_to_workers(folder: Path, more: str, spec: dict[str, Any]) -> None:
     told = loaded(folder, HANDLER.replace("}", more + "}")).models[0].to_spec()
     assert told == replace(SPEC, **spec)
     assert ModelSpec.of(json.loads(told.to_json())) == told, "it travels"
 
 
-def test_a_handler_may_be_a_class_in_a_class(folder: Path) -> None:
+def test_a_handler_may_be_a_nested_class(folder: Path) -> None:
     assert loaded(folder, HANDLER.replace("Class", "Outer.Inner")).models[0].handler == "my.module:Outer.Inner"
 
 
-def test_what_a_worker_is_told_of_a_path(folder: Path) -> None:
+def test_a_path_is_described_to_workers(folder: Path) -> None:
     model = loaded(folder, "models: [{name: a, path: digits, signature: serve}]").models[0]
     assert model.to_spec() == ModelSpec(name="a", path=str(folder / "digits"), signature="serve", max_batch_size=32)
 
 
-def test_what_a_worker_is_told_of_warm_up_and_xla(folder: Path) -> None:
+def test_warm_up_and_xla_are_described_to_workers(folder: Path) -> None:
     (folder / "w.npz").touch()
     more = "warmup: w.npz, jit_compile: true, placement: as_saved, log_device_placement: true"
     sizes = "{max_batch_size: 2, allowed_batch_sizes: [1, 2]}"
@@ -172,7 +172,7 @@ def test_what_a_worker_is_told_of_warm_up_and_xla(folder: Path) -> None:
         assert (told.placement, told.log_device_placement) == ("as_saved", True)
 
 
-def test_what_a_worker_is_told_of_a_frozen_graph(folder: Path) -> None:
+def test_a_frozen_graph_is_described_to_workers(folder: Path) -> None:
     (folder / "frozen.pb").touch()
     names = 'inputs: {x: "x:0"}, outputs: {scores: "softmax:0", best: top}'
     told = loaded(folder, f"models: [{{name: a, path: frozen.pb, {names}}}]").models[0].to_spec()
@@ -192,7 +192,7 @@ def test_a_configuration_cannot_be_changed(folder: Path) -> None:
         config.spares = 5  # type: ignore[misc]
 
 
-def test_the_schema_tells_every_key_with_its_meaning_and_no_null() -> None:
+def test_the_schema_describes_every_key_and_has_no_null() -> None:
     def walk(part: Any, path: str) -> None:
         if isinstance(part, dict):
             for name, inner in part.get("properties", {}).items():

@@ -1,4 +1,4 @@
-"""configs/ and docs/configuration.md say what the code does."""
+"""configs/ and docs/configuration.md match the code."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ def test_every_example_loads(folder: Path, name: str) -> None:
     assert {model.path.name for model in config.models if model.path is not None} <= set(MODELS)
 
 
-def test_the_examples_that_the_document_names_are_those_there_are() -> None:
+def test_the_document_names_all_examples() -> None:
     assert set(re.findall(r"\]\(\.\./configs/(\w+\.yaml)\)", DOCUMENT)) == {path.name for path in CONFIGS}
 
 
-def test_five_lines_are_enough() -> None:
+def test_the_shortest_example_has_five_lines() -> None:
     text = (ROOT / "configs" / "minimal.yaml").read_text()
     assert len(text.splitlines()) == 5
     assert text in DOCUMENT
 
 
-def test_tuning_changes_nothing(folder: Path) -> None:
+def test_the_values_in_tuning_are_the_defaults(folder: Path) -> None:
     (folder / "least.yaml").write_text("models: [{name: digits, path: models/digits}]\n")
     least, tuning = (load(folder / name, environment={}) for name in ("least.yaml", "tuning.yaml"))
     for key in Config.model_fields:
@@ -100,7 +100,7 @@ def rows() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("key", LEAVES)
-def test_the_document_tells_every_key_with_its_default(key: str) -> None:
+def test_the_document_lists_every_key_with_its_default(key: str) -> None:
     _, default, meaning = rows()[key]
     assert len(meaning) > 10
     if "default" in LEAVES[key]:
@@ -111,12 +111,12 @@ def test_the_document_tells_every_key_with_its_default(key: str) -> None:
         assert default in ("", "required")
 
 
-def test_the_document_tells_no_key_that_there_is_not() -> None:
+def test_the_document_lists_no_unknown_key() -> None:
     assert set(rows()) - set(LEAVES) == {"devices.cpu"}
 
 
 @pytest.mark.parametrize("key", LEAVES)
-def test_tuning_shows_every_key_with_its_default(key: str) -> None:
+def test_tuning_lists_every_key_with_its_default(key: str) -> None:
     if "default" not in LEAVES[key] and key not in ("models[].name", "models[].path"):
         assert re.search(rf"^\s*# {key.rpartition('.')[2]}: ", TUNING.read_text(), re.MULTILINE)
         return
@@ -127,12 +127,12 @@ def test_tuning_shows_every_key_with_its_default(key: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(LATER))
-def test_the_document_tells_what_is_not_supported(name: str) -> None:
+def test_the_document_lists_planned_keys(name: str) -> None:
     section = DOCUMENT.partition("## Not in this release")[2].partition("\n## ")[0]
     assert f"`{name}`" in section
 
 
-def test_the_document_tells_every_exit_code() -> None:
+def test_the_document_lists_every_exit_code() -> None:
     section = DOCUMENT.partition("## Exit codes")[2]
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)} == {*Exit}
 
@@ -164,7 +164,7 @@ def handler_of(config: Path, device: str) -> Any:
     return handler
 
 
-def test_the_example_of_a_handler_does_what_it_says(folder: Path) -> None:
+def test_the_example_of_a_handler_works_as_described(folder: Path) -> None:
     handler = handler_of(folder / "handler.yaml", "cpu:0")
 
     images = np.zeros((2, 130, 33, 3), np.uint8)
@@ -221,7 +221,7 @@ def stand_in_for_torch(program: Any) -> dict[str, ModuleType]:
 
 
 @pytest.mark.parametrize("device", ["cpu:0", "GPU-8f3a"])
-def test_the_example_of_pytorch_gives_and_takes_arrays(
+def test_the_example_of_pytorch_takes_and_returns_arrays(
     device: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []

@@ -75,13 +75,13 @@ def mutated(draw: st.DrawFn) -> bytes:
 @example(data=WHOLE.encode())
 @example(data=b"models: [{name: h, handler: 'm:C', parameters: {a: 0x" + b"f" * 5000 + b"}}]")
 @example(data=b'runtime_dir: \'\\0\'\nmodels: [{name: a, path: "\\0"}]\nlisten: ["ipc://\\0"]')
-def test_mutated_files(folder: Path, data: bytes) -> None:
+def test_mutated_files_load_or_are_refused(folder: Path, data: bytes) -> None:
     check(data)
 
 
 @FIXED
 @given(data=st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode(errors="surrogatepass")))
-def test_files_of_anything(folder: Path, data: bytes) -> None:
+def test_arbitrary_files_load_or_are_refused(folder: Path, data: bytes) -> None:
     check(data)
 
 
@@ -92,5 +92,5 @@ KEYS = [*schema()["properties"], "devices.cpu", "threads.intra_op", "restart.win
 
 @FIXED
 @given(key=st.sampled_from(KEYS) | st.text(max_size=20), value=TREES.map(repr) | st.text(max_size=40))
-def test_overrides_of_anything(folder: Path, key: str, value: str) -> None:
+def test_arbitrary_overrides_load_or_are_refused(folder: Path, key: str, value: str) -> None:
     check(b"models: [{name: h, handler: 'm:C'}]\n", (f"{key}={value}",))

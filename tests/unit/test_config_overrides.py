@@ -33,7 +33,7 @@ def refused(overrides: Sequence[str] = (), environment: Mapping[str, str] | None
     return str(caught.value)
 
 
-def test_precedence() -> None:
+def test_set_takes_precedence_over_the_environment_and_that_over_the_file() -> None:
     variables = {"MULTITOWER_RESTART__WINDOW": "20s"}
     assert loaded().restart.window == 10
     assert loaded(**variables).restart.window == 20
@@ -42,7 +42,7 @@ def test_precedence() -> None:
     assert loaded(["restart.window=30s"]).restart.max_restarts == 3, "its neighbours stay"
 
 
-def test_the_environment_is_the_process_s_own_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_that_of_the_process_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MULTITOWER_SPARES", "7")
     assert load("x.yaml").spares == 7
 
@@ -58,12 +58,12 @@ def test_the_environment_is_the_process_s_own_by_default(monkeypatch: pytest.Mon
         ("runtime_dir=/run/a=b", "MULTITOWER_RUNTIME_DIR", "runtime_dir", Path("/run/a=b")),
     ],
 )
-def test_values_are_yaml(override: str, variable: str, key: str, value: object) -> None:
+def test_values_of_overrides_are_yaml(override: str, variable: str, key: str, value: object) -> None:
     assert getattr(loaded([override]), key) == value
     assert getattr(loaded(**{variable: override.partition("=")[2]}), key) == value
 
 
-def test_sections_that_the_file_does_not_have() -> None:
+def test_an_override_adds_sections_that_the_file_lacks() -> None:
     assert loaded(["restart.backoff.first=1s"]).restart.backoff.first == 1
     assert loaded(MULTITOWER_THREADS__INTRA_OP="3").threads.intra_op == 3
     assert loaded(MULTITOWER_THREADS="{inter_op: 2}", MULTITOWER_THREADS__INTRA_OP="3").threads.inter_op == 2
@@ -73,12 +73,12 @@ def test_all_models_can_be_replaced() -> None:
     assert [model.name for model in loaded(["models=[{name: b, handler: 'm:C'}]"]).models] == ["b"]
 
 
-def test_an_aliased_section_is_changed_in_one_place_only() -> None:
+def test_an_override_of_an_aliased_section_changes_one_place_only() -> None:
     Path("x.yaml").write_text(TEXT.replace("{window: 10s", "&r {window: 10s") + "threads: *r\n")
     assert "threads.window" in refused(["restart.window=1s"])
 
 
-def test_relative_paths_start_at_the_file_s_folder(file: Path) -> None:
+def test_relative_paths_in_overrides_start_at_the_folder_of_the_file(file: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="mt-") as short:  # a socket has to fit in
         config = Path(short, "x.yaml")
         config.write_text(TEXT)
@@ -98,14 +98,14 @@ def test_relative_paths_start_at_the_file_s_folder(file: Path) -> None:
         ("restart=5", "--set restart: restart: must be a mapping"),
         ("restart={windw: 1s}", "--set restart: restart.windw: unknown key (did you mean 'window'?)"),
         ("cores=[a", "--set cores: cores: is not valid YAML"),
-        ("models[0].retry=2", "--set models[0].retry: models: the items of a list cannot be set singly"),
+        ("models[0].retry=2", "--set models[0].retry: models: the items of a list cannot be set one by one"),
         ("models.0.retry=2", "set the whole list with --set models=[...]"),
-        ("listen[1]=x", "the items of a list cannot be set singly"),
+        ("listen[1]=x", "the items of a list cannot be set one by one"),
         ("gateway.http=1", "--set gateway.http: is not supported by this release"),
         ("devices={cpu: 1}\x00", "holds the character U+0000"),
     ],
 )
-def test_wrong_arguments(override: str, problem: str) -> None:
+def test_wrong_arguments_of_set_are_reported(override: str, problem: str) -> None:
     told = refused([override])
     assert problem in told
     assert len(told.splitlines()) == 1
@@ -124,13 +124,13 @@ def test_wrong_arguments(override: str, problem: str) -> None:
         ("MULTITOWER_GATEWAY__HTTP", "1", "MULTITOWER_GATEWAY__HTTP: is not supported by this release"),
     ],
 )
-def test_wrong_variables(variable: str, value: str, problem: str) -> None:
+def test_wrong_variables_are_reported(variable: str, value: str, problem: str) -> None:
     told = refused(environment={variable: value})
     assert problem in told
     assert len(told.splitlines()) == 1
 
 
-def test_a_section_cannot_be_put_below_a_value() -> None:
+def test_an_override_cannot_add_keys_below_a_plain_value() -> None:
     Path("x.yaml").write_text(TEXT + "devices: all\n")
     assert "devices: is 'all' and has no keys below it; set devices as a whole" in refused(["devices.cpu=2"])
 
@@ -147,16 +147,16 @@ def test_a_section_cannot_be_put_below_a_value() -> None:
         "XMULTITOWER_SPARES",
     ],
 )
-def test_variables_that_are_somebody_else_s(variable: str) -> None:
+def test_variables_of_other_programs_are_ignored(variable: str) -> None:
     assert loaded(**{variable: "tcp://10.0.0.1:5555"}).spares == 1
 
 
-def test_problems_of_the_file_come_first() -> None:
+def test_problems_of_the_file_precede_those_of_overrides() -> None:
     Path("x.yaml").write_text(TEXT + "cores: x\n")
     lines = refused(["spares=x"], {"MULTITOWER_SPARE": "1"}).splitlines()
     assert [line.split(": ")[0] for line in lines] == ["x.yaml:3:8", "MULTITOWER_SPARE", "--set spares"]
 
 
-def test_an_override_of_a_wrong_value_takes_its_problem_away() -> None:
+def test_an_override_replaces_a_wrong_value_of_the_file() -> None:
     Path("x.yaml").write_text(TEXT + "cores: x\n")
     assert loaded(["cores=shared"]).cores == "shared"

@@ -1,4 +1,4 @@
-"""Configurations that are wrong: each mistake is told with its place, its key and what would be right."""
+"""Wrong configurations: each problem is reported with its position, its key and what would be right."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ DAEMON = [
     ("threads: {intra_op: 0}", "threads.intra_op: must be auto or a whole number from 1"),
     ("threads: {intra_op: none}", "threads.intra_op: must be auto or a whole number from 1"),
     ("restart: {window: 60}", "2:19: restart.window: a duration needs its unit: write 60s"),
-    ("restart: {window: 0s}", "restart.window: must be longer than nothing"),
+    ("restart: {window: 0s}", "restart.window: must be longer than 0"),
     ("restart: {backoff: {max: 100ms}}", "restart.backoff.max: 100ms is less than first (500ms)"),
     ("restart: {backoff: {first: 60s}}", "restart.backoff.max: 30s is less than first (60s)"),
     ("max_message_size: 1B", "1B is less than 1KiB, the least"),
     ("max_message_size: 4000000GiB", "more than 1024GiB, the most"),
     ("max_message_size: 64", "a size needs its unit: write 64MiB"),
     ("memory: 6", "must be growth, a size (6GiB) or a percentage (80%), not 6"),
-    ("memory: 0GiB", "a worker cannot work without memory"),
-    ("memory: 0%", "'0%' is not a percentage over 0% up to 100%"),
-    ("memory: 101%", "'101%' is not a percentage over 0% up to 100%"),
+    ("memory: 0GiB", "a worker needs memory"),
+    ("memory: 0%", "'0%' is not a percentage above 0% and up to 100%"),
+    ("memory: 101%", "'101%' is not a percentage above 0% and up to 100%"),
     ("memory: much", "'much' is not a size"),
     ("devices: {cpu: 1}\nmemory: 50%", "3:9: memory: limits the memory of GPUs"),
     ("devices: none", "2:10: devices: must be all, a list of devices or {cpu: N}, not 'none'"),
@@ -88,20 +88,20 @@ DAEMON = [
         "2:11: devices.gpu: unknown key; GPUs are all of them (devices: all) or listed (",
     ),
     ("devices: [[0, 1], []]", "2:19: devices[1]: the group is empty"),
-    ("devices: [0, [1, -1]]", "2:18: devices[1][1]: -1 is no device index"),
+    ("devices: [0, [1, -1]]", "2:18: devices[1][1]: -1 is not a device index"),
     ("devices: [[0, 1], [2, 1]]", "2:23: devices[1][1]: 1 is listed twice; workers_per_device"),
     ("devices: [[0, cpu:0]]", "2:11: devices[0]: the group mixes GPUs with CPU devices"),
     ("devices: [[[0]]]", "2:12: devices[0][0]: is a group within a group"),
     ("devices: [[0, {cpu: 1}]]", "devices[0][1]: must be an index (0) or a UUID"),
     ("devices: [[cpu:0, cpu:1]]\nmemory: 50%", "3:9: memory: limits the memory of GPUs"),
-    ("devices: [cpu:256]", "'cpu:256' is no CPU device: they are cpu:0 to cpu:255"),
+    ("devices: [cpu:256]", "'cpu:256' is not a CPU device: these are cpu:0 to cpu:255"),
     ("devices: ['0']", "devices[0]: '0' is text; an index is written without quotes"),
-    ("devices: [0, -1]", "2:14: devices[1]: -1 is no device index"),
+    ("devices: [0, -1]", "2:14: devices[1]: -1 is not a device index"),
     ("devices: [0, 1, 0]", "2:17: devices[2]: 0 is listed twice; workers_per_device"),
     ("devices: [MIG-3_]", "'MIG-3_' is neither an index (0) nor a UUID"),
-    ("devices: [[MIG-3, MIG-4]]", "2:11: devices[0]: the group has MIG slices; a worker has a slice alone"),
+    ("devices: [[MIG-3, MIG-4]]", "2:11: devices[0]: the group has MIG slices; a worker can use one slice only"),
     ("devices: [[0, MIG-4]]", "2:11: devices[0]: the group has MIG slices"),
-    ("devices: [cpu]", "{cpu: N} instead of the list gives N workers one each"),
+    ("devices: [cpu]", "{cpu: N} instead of the list is N of them"),
     ("devices: [8f3a]", "'8f3a' is neither an index (0) nor a UUID"),
     ("devices: [true]", "devices[0]: must be an index (0) or a UUID"),
     ("listen: []", "2:9: listen: must not be empty"),
@@ -123,16 +123,16 @@ DAEMON = [
     ("listen: ['ipc://']", "must name a file"),
     ("listen: ['ipc://*']", "must name a file"),
     ("listen: [ipc://digits]", "is a folder; name the socket in it"),
-    (f"listen: [ipc:///{'a' * MAX_IPC_PATH}]", "has 108 bytes; 107 is the most"),
-    (f"listen: ['ipc:///{'é' * 54}']", "has 109 bytes; 107 is the most"),
+    (f"listen: [ipc:///{'a' * MAX_IPC_PATH}]", "has 108 bytes; a socket's address allows 107"),
+    (f"listen: ['ipc:///{'é' * 54}']", "has 109 bytes; a socket's address allows 107"),
     ("runtime_dir: /dev/null", "/dev/null is not a folder"),
-    (f"runtime_dir: /{'a' * 100}", f"has 101 bytes; {MAX_IPC_PATH - RUNTIME_NAME_BYTES} is the most"),
+    (f"runtime_dir: /{'a' * 100}", f"has 101 bytes; a socket's address allows {MAX_IPC_PATH - RUNTIME_NAME_BYTES}"),
     ("runtime_dir: 5", "must be the path of a folder, not 5"),
 ]
 
 
 @pytest.mark.parametrize(("line", "problem"), DAEMON, ids=[line for line, _ in DAEMON])
-def test_keys_of_the_daemon(line: str, problem: str) -> None:
+def test_wrong_keys_of_the_daemon_are_reported(line: str, problem: str) -> None:
     assert problem in only_problem(MODEL + line)
 
 
@@ -141,7 +141,7 @@ MODELS = [
     ("name: a, handler: 'h:M', devices: []", "models[0].devices: the list is empty"),
     ("name: a, handler: 'h:M', devices: {cpu: 1}", "must be all or a list of devices, as in [0, 2] or [cpu:0], not"),
     ("name: a, handler: 'h:M', devices: [0, 0]", "models[0].devices[1]: 0 is listed twice"),
-    ("name: a, handler: 'h:M', devices: [cpu:01]", "models[0].devices[0]: 'cpu:01' is no CPU device"),
+    ("name: a, handler: 'h:M', devices: [cpu:01]", "models[0].devices[0]: 'cpu:01' is not a CPU device"),
     ("name: a, path: nowhere", "1:26: models[0].path: {folder}/nowhere does not exist"),
     ("name: a, path: no/where", "no/where does not exist, nor does {folder}/no"),
     ("name: a, path: ~/model", "~ is not expanded, write the whole path"),
@@ -173,10 +173,10 @@ MODELS = [
     ("path: digits", "1:10: models[0]: the key 'name' is missing"),
     ("nam: a, path: digits", "1:11: models[0].nam: unknown key (did you mean 'name'?)"),
     ("name: a, path: digits, handler: 'm:C'", "models[0].handler: a model has a path or a handler, not both"),
-    ("name: a b, path: digits", "'a b' is no name"),
-    ("name: -a, path: digits", "'-a' is no name"),
-    ("name: 5, path: digits", "5 is no name"),
-    (f"name: {'a' * 129}, path: digits", "is no name: 1 to 128 letters"),
+    ("name: a b, path: digits", "'a b' is not a name"),
+    ("name: -a, path: digits", "'-a' is not a name"),
+    ("name: 5, path: digits", "5 is not a name"),
+    (f"name: {'a' * 129}, path: digits", "is not a name: 1 to 128 letters"),
     ("name: a, handler: module", "'module' is not module:Class"),
     ("name: a, handler: 'm:C()'", "'m:C()' is not module:Class"),
     ("name: a, handler: 'm:C', parameters: [1]", "parameters: must be a mapping of keys to values, not [1]"),
@@ -186,32 +186,32 @@ MODELS = [
     ("name: a, path: old.h5, signature: s", "goes with a SavedModel only; a .h5 file has no signatures"),
     ("name: a, path: digits, signature: ''", "must be the name of a signature"),
     ("name: a, path: digits, warmup: no.npz", "models[0].warmup: {folder}/no.npz does not exist"),
-    ("name: a, path: digits, warmup: digits.keras", "models[0].warmup: {folder}/digits.keras is no .npz file"),
+    ("name: a, path: digits, warmup: digits.keras", "models[0].warmup: {folder}/digits.keras is not a .npz file"),
     ("name: a, path: digits, warmup: 5", "models[0].warmup: must be the path of a .npz file with inputs, not 5"),
     ("name: a, path: digits, jit_compile: true", "models[0].jit_compile: needs batching.allowed_batch_sizes, since"),
     (
         "name: a, handler: 'm:C', jit_compile: true",
-        "models[0].jit_compile: goes with a SavedModel or a file of Keras only",
+        "models[0].jit_compile: needs a SavedModel or a Keras file",
     ),
     (
         "name: a, path: frozen.pb, inputs: {x: x}, outputs: {y: y}, jit_compile: true",
-        "models[0].jit_compile: goes with a SavedModel or a file of Keras only",
+        "models[0].jit_compile: needs a SavedModel or a Keras file",
     ),
     (
         "name: a, path: digits, placement: spread",
         "models[0].placement: must be one of 'towers' or 'as_saved', not 'spread'",
     ),
-    ("name: a, handler: 'm:C', placement: as_saved", "models[0].placement: goes with a path only; a handler places"),
-    ("name: a, handler: 'm:C', log_device_placement: true", "models[0].log_device_placement: goes with a path only"),
+    ("name: a, handler: 'm:C', placement: as_saved", "models[0].placement: needs a path; a handler chooses"),
+    ("name: a, handler: 'm:C', log_device_placement: true", "models[0].log_device_placement: needs a path"),
     ("name: a, path: digits, quarantine: 5", "models[0].quarantine: a duration needs its unit: write 5s"),
-    ("name: a, path: digits, max_execution_time: 0s", "models[0].max_execution_time: must be longer than nothing"),
+    ("name: a, path: digits, max_execution_time: 0s", "models[0].max_execution_time: must be longer than 0"),
     ("name: a, path: digits, retry: 6", "models[0].retry: must be at most 5, not 6"),
     ("name: a, path: digits, retry: -1", "models[0].retry: must be at least 0, not -1"),
     ("name: a, path: digits, batching: 5", "batching: must be a mapping of keys to values, not 5"),
     ("name: a, path: digits, batching: {max_batch_size: -1}", "batching.max_batch_size: must be at least 0, not -1"),
     (
         "name: a, path: digits, batching: {max_batch_size: 0, allowed_batch_sizes: [1]}",
-        "batching.allowed_batch_sizes: goes with batches only, and max_batch_size is 0",
+        "batching.allowed_batch_sizes: needs batches, but max_batch_size is 0",
     ),
     (
         "name: a, path: digits, batching: {pad_variable_length_inputs: 1}",
@@ -227,8 +227,8 @@ MODELS = [
     ),
     ("name: a, path: digits, batching: {allowed_batch_sizes: 32}", "allowed_batch_sizes: must be a list"),
     ("name: a, path: digits, batching: {max_queue_delay: 5}", "write 5s"),
-    ("name: a, path: digits, queue: {timeout: 0s}", "models[0].queue.timeout: must be longer than nothing"),
-    ("name: a, path: digits, queue: {max_bytes: 0B}", "models[0].queue.max_bytes: must be more than nothing"),
+    ("name: a, path: digits, queue: {timeout: 0s}", "models[0].queue.timeout: must be longer than 0"),
+    ("name: a, path: digits, queue: {max_bytes: 0B}", "models[0].queue.max_bytes: must be more than 0"),
     ("name: a, path: digits, queue: {max_size: 0}", "models[0].queue.max_size: must be at least 1, not 0"),
     ("name: a, path: digits, timeout: 5s", "models[0].timeout: unknown key here; it belongs in models[].queue"),
     ("name: a, path: digits, versions: all", "versions: goes with a folder of numbered versions only; {folder}/digits"),
@@ -269,7 +269,7 @@ MODELS = [
 
 
 @pytest.mark.parametrize(("model", "problem"), MODELS, ids=[model[:60] for model, _ in MODELS])
-def test_keys_of_a_model(folder: Path, model: str, problem: str) -> None:
+def test_wrong_keys_of_a_model_are_reported(folder: Path, model: str, problem: str) -> None:
     assert problem.format(folder=folder) in only_problem(f"models: [{{{model}}}]")
 
 
@@ -294,11 +294,11 @@ def test_keys_of_a_model(folder: Path, model: str, problem: str) -> None:
     ],
     ids=range(15),
 )
-def test_whole_files(text: str | bytes, problem: str) -> None:
+def test_files_that_are_wrong_as_a_whole_are_reported(text: str | bytes, problem: str) -> None:
     assert problem in only_problem(text)
 
 
-def test_a_byte_order_mark_is_no_problem() -> None:
+def test_a_byte_order_mark_is_accepted() -> None:
     Path("x.yaml").write_bytes(b"\xef\xbb\xbf" + MODEL.encode())
     assert load("x.yaml", environment={}).models[0].name == "digits"
 
@@ -314,22 +314,48 @@ def test_a_byte_order_mark_is_no_problem() -> None:
         ("a" * 300, "cannot be read: File name too long"),
     ],
 )
-def test_files_that_cannot_be_read(folder: Path, name: str, problem: str) -> None:
+def test_files_that_cannot_be_read_are_reported(folder: Path, name: str, problem: str) -> None:
     Path("x.yaml").write_text(MODEL)
     with pytest.raises(ConfigError) as caught:
         load(name, environment={})
     assert problem.format(folder=folder) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (
+            "models: [{name: a, path: bad}]",
+            r"bad has no saved_model.pb, neither itself nor in a numbered version folder: ",
+        ),
+        ("models: [{name: a, path: nowhere}]", r"/\xff/nowhere does not exist"),
+        ("models: [{name: a, handler: 'm:C', warmup: x.npz}]", r"/\xff/x.npz does not exist"),
+        ("listen: ['ipc://front.sock']\n" + MODEL, r"/\xff/front.sock is not UTF-8"),
+        ("runtime_dir: run\n" + MODEL, r"/\xff/run is not UTF-8"),
+    ],
+)
+def test_file_names_that_are_not_utf8_appear_escaped_in_problems(folder: Path, settings: str, problem: str) -> None:
+    inner = folder / os.fsdecode(b"\xff")
+    (inner / "bad" / os.fsdecode(b"a\xfe")).mkdir(parents=True)
+    (inner / "digits").mkdir()
+    (inner / "digits" / "saved_model.pb").touch()
+    (inner / "x.yaml").write_text(settings)
+    with pytest.raises(ConfigError) as caught:
+        load(inner / "x.yaml", environment={})
+    (line,) = str(caught.value).encode().decode().splitlines()  # it can be printed
+    assert line.startswith(f"{folder}/\\xff/x.yaml:1:")
+    assert problem in line
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_files_that_nobody_may_read(folder: Path) -> None:
+def test_a_file_without_read_permission_is_reported(folder: Path) -> None:
     Path("x.yaml").write_text(MODEL)
     Path("x.yaml").chmod(0)
     with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
         load("x.yaml", environment={})
 
 
-def test_everything_is_told_at_once_in_the_order_of_the_file() -> None:
+def test_all_problems_are_reported_in_the_order_of_the_file() -> None:
     text = """\
 listen: [tcp://0.0.0.0:1, x, tcp://127.0.0.1:1]
 spares: 1
@@ -361,7 +387,7 @@ models:
     ]
 
 
-def test_what_is_wrong_in_an_anchor_is_told_where_it_stands() -> None:
+def test_a_problem_in_an_anchor_is_reported_at_the_anchor() -> None:
     text = "models:\n  - {name: a, path: digits, queue: &q {timeout: 5}}\n  - {name: b, path: digits, queue: *q}\n"
     assert [problem.split(": ")[:2] for problem in problems_of(text)] == [
         ["2:49", "models[0].queue.timeout"],
@@ -369,13 +395,13 @@ def test_what_is_wrong_in_an_anchor_is_told_where_it_stands() -> None:
     ]
 
 
-def test_no_more_is_told_than_somebody_reads() -> None:
+def test_at_most_100_problems_are_reported() -> None:
     problems = problems_of(MODEL + "\n".join(f"zz{number}: 1" for number in range(MAX_PROBLEMS + 50)))
     assert len(problems) == MAX_PROBLEMS + 1
     assert problems[-1].endswith("and 50 more problems")
 
 
-def test_no_problem_quotes_more_than_somebody_reads() -> None:
+def test_long_values_are_abbreviated_in_problems() -> None:
     long = "x" * 10_000
     text = f"{long}: 1\nspares: {long}\ncores: {long}\nlisten: [{long}]\ndevices: [{long}]\nmemory: {long}\n"
     for problem in problems_of(text + f"drain_timeout: {long}\nmodels: [{{name: {long}, handler: {long}}}]\n"):
@@ -383,7 +409,7 @@ def test_no_problem_quotes_more_than_somebody_reads() -> None:
 
 
 @pytest.mark.parametrize("devices", ["{cpu: 2}", "[cpu:0, cpu:1]", "[[cpu:0, cpu:1]]"])
-def test_a_model_is_for_devices_of_the_daemon(devices: str) -> None:
+def test_devices_of_a_model_must_be_devices_of_the_daemon(devices: str) -> None:
     first = f"devices: {devices}\nmodels:\n- {{name: a, handler: 'h:M'}}\n"
     text = first + "- {name: b, handler: 'h:M', devices: [cpu:1, cpu:2, 0]}\n"
     assert problems_of(text) == [

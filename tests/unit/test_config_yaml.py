@@ -61,11 +61,11 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
     assert type(value_of(text)) is type(value)
 
 
-def test_not_a_number_is_one() -> None:
+def test_nan_is_a_float() -> None:
     assert math.isnan(value_of(".nan"))
 
 
-def test_everything_knows_its_place() -> None:
+def test_keys_and_values_have_positions() -> None:
     node = Reader("x.yaml").read("a: 1\nb:\n  - c: [2,\n      3]\n")
     assert node.find(("a",)) == Position("x.yaml", 1, 4)
     assert node.find(("a",), key=True) == Position("x.yaml", 1, 1)
@@ -82,7 +82,7 @@ def test_everything_knows_its_place() -> None:
         ("a: &x {p: 1}\nb: {<<: [{p: 5, r: 6}, *x]}\n", {"p": 5, "r": 6}),
     ],
 )
-def test_aliases_and_merge_keys(text: str, value: object) -> None:
+def test_aliases_and_merge_keys_are_resolved(text: str, value: object) -> None:
     read_value, problems = read(text)
     assert problems == []
     assert read_value["b"] == value
@@ -106,7 +106,7 @@ def test_aliases_and_merge_keys(text: str, value: object) -> None:
         ('a: "\\ud800"\n', "half a surrogate pair"),
     ],
 )
-def test_problems_that_leave_the_rest_readable(text: str, problem: str) -> None:
+def test_some_problems_do_not_prevent_reading_the_rest(text: str, problem: str) -> None:
     value, problems = read(text + "last: here\n")
     assert len(problems) == 1
     assert problem in problems[0]
@@ -131,24 +131,24 @@ def test_problems_that_leave_the_rest_readable(text: str, problem: str) -> None:
         ("[" + "0, " * MAX_NODES + "]", f"holds more than {MAX_NODES} values"),
     ],
 )
-def test_what_cannot_be_read_is_told_with_its_place(text: str, problem: str) -> None:
+def test_what_cannot_be_read_is_reported_with_its_position(text: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem) as caught:
         read(text)
     assert len(caught.value.problems) == 1
 
 
 @pytest.mark.parametrize("link", ["[{0}, {0}]", "{{<<: {0}, x: {0}}}", "{{<<: [{0}, {0}]}}"])
-def test_a_few_lines_of_aliases_cannot_fill_the_memory(link: str) -> None:
+def test_nested_aliases_cannot_exhaust_memory(link: str) -> None:
     lines = ["a0: &a0 {k: v}", *(f"a{n}: &a{n} {link.format(f'*a{n - 1}')}" for n in range(1, 60))]
     with pytest.raises(ConfigError, match="aliases written out"):
         read("\n".join(lines))
 
 
-def test_an_empty_text_is_nothing() -> None:
+def test_an_empty_text_is_none() -> None:
     assert read("") == (None, [])
     assert read("# only a comment\n---\n...\n") == (None, [])
 
 
-def test_an_override_has_no_lines() -> None:
+def test_positions_in_an_override_have_no_lines() -> None:
     node = Reader("--set x", positions=False).read("[a]")
     assert str(node.find((0,))) == "--set x"

@@ -138,7 +138,7 @@ def test_slices(selection: Selection, names: list[str]) -> None:
         (["MIG-"], "'MIG-' names no MIG slice: write the beginning of a UUID"),
         (["GPU-8f3a"], "'GPU-8f3a' is the beginning of 2 GPUs' UUIDs"),
         (["MIG-5e0", "MIG-5e0c"], "'MIG-5e0c' is the same device as 'MIG-5e0'"),
-        ([["MIG-5e0", "MIG-5e9"]], "['MIG-5e0', 'MIG-5e9'] has MIG slices; a worker has a slice alone"),
+        ([["MIG-5e0", "MIG-5e9"]], "['MIG-5e0', 'MIG-5e9'] has MIG slices; a worker can use one slice only"),
         ([[0, "MIG-5e9"]], "[0, 'MIG-5e9'] has MIG slices"),
     ],
 )

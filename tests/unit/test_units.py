@@ -16,7 +16,7 @@ from multitower.supervisor.config.units import (
     format_size,
     parse_duration,
     parse_size,
-    shown,
+    short_repr,
 )
 
 
@@ -32,7 +32,7 @@ from multitower.supervisor.config.units import (
         ("500h", MAX_DURATION_S),
     ],
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_durations_are_parsed_to_seconds(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
     assert re.search(DURATION_PATTERN, text)
 
@@ -51,7 +51,7 @@ def test_durations(text: str, seconds: float) -> None:
         ("9223372036854775807B", MAX_SIZE),
     ],
 )
-def test_sizes(text: str, size: int) -> None:
+def test_sizes_are_parsed_to_bytes(text: str, size: int) -> None:
     assert parse_size(text) == size
     assert re.search(SIZE_PATTERN, text)
 
@@ -88,28 +88,26 @@ def test_sizes(text: str, size: int) -> None:
         (parse_size, False, "must be a size"),
     ],
 )
-def test_what_is_no_quantity_is_refused_with_advice(
-    parse: Callable[[object], object], value: object, words: str
-) -> None:
+def test_other_values_are_refused_with_advice(parse: Callable[[object], object], value: object, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         parse(value)
     assert len(str(caught.value)) < 300
 
 
 @given(st.integers(0, MAX_SIZE))
-def test_sizes_survive_being_written(size: int) -> None:
+def test_a_formatted_size_is_parsed_to_the_same_size(size: int) -> None:
     assert parse_size(format_size(size)) == size
 
 
 @given(st.one_of(st.integers(0, int(MAX_DURATION_S)), st.integers(0, 10**9).map(lambda number: number / 10**6)))
-def test_durations_survive_being_written(seconds: float) -> None:
+def test_a_formatted_duration_is_parsed_to_the_same_duration(seconds: float) -> None:
     text = format_duration(seconds)
     assert parse_duration(text) == pytest.approx(seconds, rel=1e-12, abs=1e-15)
     assert "e" not in text
 
 
 @given(st.from_regex(DURATION_PATTERN.replace("$", r"\Z"), alphabet=st.characters(codec="ascii")))
-def test_the_pattern_of_the_schema_allows_no_unreadable_duration(text: str) -> None:
+def test_durations_that_match_the_schema_can_be_parsed(text: str) -> None:
     try:
         assert 0 <= parse_duration(text) <= MAX_DURATION_S
     except ValueError as error:
@@ -119,17 +117,17 @@ def test_the_pattern_of_the_schema_allows_no_unreadable_duration(text: str) -> N
 @pytest.mark.parametrize(
     ("size", "text"), [(0, "0B"), (1023, "1023B"), (65536, "64KiB"), (3 << 29, "1536MiB"), (4 << 30, "4GiB")]
 )
-def test_sizes_are_written_in_the_largest_unit_that_divides_them(size: int, text: str) -> None:
+def test_sizes_are_formatted_in_the_largest_unit_that_divides_them(size: int, text: str) -> None:
     assert format_size(size) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0ms"), (0.0003, "0.3ms"), (0.5, "500ms"), (1, "1s"), (90.5, "90.5s")]
 )
-def test_durations_are_written_plainly(seconds: float, text: str) -> None:
+def test_durations_are_formatted_without_superfluous_digits(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
 @pytest.mark.parametrize("value", ["x" * 10_000, ["x" * 10_000] * 1000, {"x" * 1000: ["y" * 1000] * 1000}, 10**90])
-def test_what_messages_show_is_short(value: object) -> None:
-    assert len(shown(value)) < 600
+def test_values_in_messages_are_short(value: object) -> None:
+    assert len(short_repr(value)) < 600

@@ -24,7 +24,7 @@ from multitower.supervisor.config.version_folders import Policy, chosen_versions
         (Policy("specific", listed=(4,)), ()),
     ],
 )
-def test_a_policy_chooses_by_number(policy: Policy, chosen: tuple[str, ...]) -> None:
+def test_a_policy_chooses_versions_by_number(policy: Policy, chosen: tuple[str, ...]) -> None:
     assert policy.choose(["9", "10", "1"]) == chosen
     assert policy.choose([]) == ()
 
@@ -41,7 +41,7 @@ def test_versions_are_folders_of_digits_that_hold_a_saved_model(tmp_path: Path) 
         versions_of(tmp_path / "absent")
 
 
-def test_what_a_daemon_loads_that_is_started_now(tmp_path: Path) -> None:
+def test_the_versions_that_a_daemon_loads_at_startup(tmp_path: Path) -> None:
     for number in ("1", "2", "03"):
         version(tmp_path, number)
     assert chosen_versions(tmp_path, Policy("latest", 2)) == ("2", "03")
@@ -50,7 +50,7 @@ def test_what_a_daemon_loads_that_is_started_now(tmp_path: Path) -> None:
     assert chosen_versions(tmp_path / "1", Policy()) == (None,)
 
 
-def test_a_fingerprint_tells_of_every_file_and_of_nothing_else(tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_all_files_and_on_nothing_else(tmp_path: Path) -> None:
     path = version(tmp_path, "1")
     weights = path / "variables" / "variables.data"
     seen = [fingerprint(tmp_path, "1")]
