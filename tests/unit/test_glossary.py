@@ -18,9 +18,7 @@ FOLDERS = ("supervisor", "worker", "multitower")
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 """Identifiers that may contain a word, by word and identifier, with the reason: it has another meaning there."""
 
-OPEN: frozenset[str] = frozenset(
-    {"place", "recycle", "staff", "crew", "pulse", "segment", "errand", "alone", "ending"}
-)
+OPEN: frozenset[str] = frozenset({"place", "recycle", "staff", "crew", "pulse", "segment", "errand", "alone", "ending"})
 """Words that the code still has; each leaves this list with its last identifier."""
 
 
