@@ -6,8 +6,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # TensorFlow's start-up lines say nothing about multitower.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
+# The wheel, unpacked. Tests of it must not find the checkout instead.
+INSTALLED := build/installed
+ON_WHEEL := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(INSTALLED) MULTITOWER_WHEELS=$(CURDIR)/build/wheel
+SOURCES := $(shell find multitower supervisor worker -name '*.py' -o -name '*.c') setup.py pyproject.toml
+
 .DEFAULT_GOAL := menu
-.PHONY: menu demo serve test test-unit test-chaos test-java lint format bench docs clean
+.PHONY: menu demo serve test test-unit test-chaos test-java sanitize wheel lint format bench docs clean
 
 menu: ## Print this menu
 	@echo "multitower: one TensorFlow model on every GPU of a machine"
@@ -20,16 +25,24 @@ demo: $(VENV)/.demo ## Train, serve on two CPU workers, kill one under load, cou
 serve: $(VENV)/.demo ## Serve the demo's digits model until Ctrl-C, for a client of your own
 	@$(BIN)/multitower demo --folder demo --serve
 
-test: $(VENV)/.dev ## Run all tests: several files at a time, as most wait, then those that kill under load by themselves
-	@# In the order of the folders: the brief unit tests come last, and fill up what the long ones leave.
-	$(BIN)/python -m pytest -m 'not chaos' --numprocesses 3 --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -m chaos
+test: $(VENV)/.dev wheel ## Run all tests: rules on the checkout, everything else on the wheel that users install
+	$(BIN)/python -m pytest tests/unit --numprocesses 3
+	$(BIN)/python -m pytest -m interpreted --numprocesses 3 --dist loadfile
+	@# Several files at a time, since most wait. Those that kill under load run by themselves: their speeds mean something.
+	$(ON_WHEEL) $(BIN)/python -m pytest -m 'not chaos' tests/integration tests/tensorflow tests/packaging \
+	    --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(ON_WHEEL) $(BIN)/python -m pytest -m chaos
 
 test-unit: $(VENV)/.dev ## Run the tests that start no process: seconds
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit --numprocesses 3
 
-test-chaos: $(VENV)/.dev ## Run the tests that kill real processes under load
-	$(BIN)/python -m pytest -m chaos
+test-chaos: $(VENV)/.dev wheel ## Run the tests that kill real processes under load
+	$(ON_WHEEL) $(BIN)/python -m pytest -m chaos
+
+sanitize: $(VENV)/.dev ## Test and fuzz the C module under AddressSanitizer and UndefinedBehaviorSanitizer; needs gcc
+	scripts/sanitize $(abspath $(BIN)/python)
+
+wheel: $(INSTALLED)/.built ## Build the wheel, compiled where there is a C compiler, and unpack it where tests use it
 
 test-java: $(VENV)/.demo ## Run the Java client's tests, with real daemons; needs a JDK and Maven
 	cd clients/java && mvn --batch-mode --no-transfer-progress -Dmultitower.python='$(abspath $(BIN)/python)' verify
@@ -45,21 +58,23 @@ format: $(VENV)/.dev ## Bring the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## Measure: the router beside libzmq's C proxy, its cost, simulated devices, a restart
-	@# What users install is compiled, unlike what is installed here to be edited.
-	$(PIP) --no-deps --upgrade --target build/installed .
-	PYTHONPATH=$(CURDIR)/build/installed $(BIN)/python benchmarks/router.py
-	PYTHONPATH=$(CURDIR)/build/installed $(BIN)/python benchmarks/cost.py
-	PYTHONPATH=$(CURDIR)/build/installed $(BIN)/python benchmarks/devices.py
-	PYTHONPATH=$(CURDIR)/build/installed $(BIN)/python benchmarks/budget.py
-	PYTHONPATH=$(CURDIR)/build/installed $(BIN)/python benchmarks/restart.py
-	PYTHONPATH=$(CURDIR)/build/installed $(BIN)/python benchmarks/tensorflow_calls.py
+bench: $(VENV)/.dev wheel ## Measure: the router beside libzmq's C proxy, its cost, simulated devices, a restart
+	for program in router cost devices budget restart tensorflow_calls; do \
+	    PYTHONPATH=$(CURDIR)/$(INSTALLED) $(BIN)/python benchmarks/$$program.py || exit; done
 
 docs: $(VENV)/.dev ## Write again the parts of docs/ that are made from the code
 	$(BIN)/python scripts/docs.py
 
 clean: ## Remove the virtual environment and what tools leave behind
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info clients/java/target multitower/*.so supervisor/*.so worker/*.so
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info clients/java/target
+	find multitower supervisor worker -name '*.so' -delete
+
+$(INSTALLED)/.built: $(SOURCES) | $(VENV)/.dev
+	@echo "building the wheel: half a minute where it is compiled"
+	@rm -rf build/wheel $(INSTALLED) && mkdir -p build
+	@$(BIN)/python -m build --wheel --outdir build/wheel . >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
+	@$(PIP) --no-deps --target $(INSTALLED) build/wheel/*.whl
+	@touch $@
 
 $(VENV)/.demo: pyproject.toml
 	@scripts/venv $(VENV)
