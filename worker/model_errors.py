@@ -14,6 +14,7 @@ import os
 import sys
 import sysconfig
 import time
+import traceback
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ log = logging.getLogger("multitower.worker")
 TRACEBACK_EVERY_S: Final = 1.0
 MAX_MESSAGE: Final = 2000
 MAX_CAUSE: Final = 1000
+MAX_FRAMES: Final = 50
+MAX_TRACEBACK: Final = 16 << 10
 MAX_DETAILS_BYTES: Final = 16 << 10
 MAX_DETAILS_DEPTH: Final = 32
 
@@ -97,9 +100,18 @@ def load_cause(error: BaseException) -> str:
 
 
 def log_traceback(message: str, error: BaseException) -> None:
-    """Logs a warning with the exception's traceback."""
+    """Logs a warning with the exception and its traceback.
+
+    Both are shortened: the daemon reads a worker's output at a bounded rate, and the worker waits meanwhile.
+
+    Args:
+        message: what happened, as in `digits raised`.
+        error: any exception.
+    """
     try:
-        log.warning("%s", message, exc_info=error)
+        text = "".join(traceback.format_exception(error, limit=-MAX_FRAMES)).rstrip()
+        shown = text if len(text) <= MAX_TRACEBACK else f"{text[:MAX_TRACEBACK]} ..."
+        log.warning("%s: %s\n%s", message, one_line(error), shown)
     except BaseException:  # noqa: BLE001  a log handler of the user's own may raise, and so may a traceback's formatting
         with contextlib.suppress(OSError):
             os.write(2, f"WARNING {message}; its traceback cannot be shown\n".encode("utf-8", "backslashreplace"))
@@ -191,12 +203,10 @@ def _location(error: BaseException) -> str:
     """`file.py:12`: the innermost line of the traceback that is the user's code; empty where there is none."""
     try:
         found = ""
-        traceback = error.__traceback__
-        while traceback is not None:
-            file = traceback.tb_frame.f_code.co_filename
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            file = frame.f_code.co_filename
             if os.path.isabs(file) and not file.startswith(_LIBRARIES):
-                found = f"{_shortened(file)}:{traceback.tb_lineno}"
-            traceback = traceback.tb_next
+                found = f"{_shortened(file)}:{line}"
         return found
     except BaseException:  # noqa: BLE001  the attribute is the class's to define
         return ""

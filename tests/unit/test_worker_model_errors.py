@@ -267,6 +267,22 @@ def test_a_traceback_that_cannot_be_logged_costs_no_answer(capfd: pytest.Capture
     assert "WARNING m raised; its traceback cannot be shown" in capfd.readouterr().err
 
 
+def fail_deep(depth: int, message: str) -> None:
+    if depth:
+        fail_deep(depth - 1, message)
+    raise ValueError(message)
+
+
+@pytest.mark.parametrize(("depth", "size"), [(0, 10_000_000), (900, 10), (900, 10_000_000)])
+def test_a_huge_traceback_is_logged_in_part(caplog: pytest.LogCaptureFixture, depth: int, size: int) -> None:
+    with pytest.raises(ValueError, match="m") as raised:
+        fail_deep(depth, "m" * size)
+    ErrorTranslator("m").translate(raised.value)
+    assert "m raised: ValueError: mmm" in caplog.text
+    assert "in fail_deep" in caplog.text
+    assert len(caplog.text) < 20_000
+
+
 class OutOfMemoryError(Exception):
     """Named as PyTorch's."""
 
