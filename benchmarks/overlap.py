@@ -34,7 +34,7 @@ def set_turns(in_turn):
     if in_turn:
         from multitower.worker import service
 
-        service.WORTH_NS = 1 << 62
+        service.MIN_OVERLAP_NS = 1 << 62
 
 
 class Picture:

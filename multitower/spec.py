@@ -16,6 +16,9 @@ from typing import Any, Final, Self
 NO_SOCKET: Final = 73
 """The exit code of a worker that cannot make its socket (EX_CANTCREAT of sysexits.h): it cannot report why."""
 
+UNREADABLE_MESSAGE: Final = 76
+"""The exit code of a worker that cannot read a message of the supervisor (EX_PROTOCOL of sysexits.h)."""
+
 GRAPH_SUFFIXES: Final = (".pb", ".pbtxt")
 """Of files that hold a frozen GraphDef."""
 

@@ -6,24 +6,19 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from multitower.errors import Reason, make
 
 from ..worker_wire import MAX_KEYS, KeySpec, Timing
 from . import batch
 from .formats.model import Array, Arrays, Model
+from .heartbeat import CallCounter
 from .model_errors import ErrorTranslator, is_out_of_memory, one_line
 from .prepared import Answer, Entry, Prepared, entries_of
 
 log = logging.getLogger("multitower.worker")
-
-
-class Counting(Protocol):
-    """What counts the calls of models."""
-
-    calls: int
 
 
 class Executor:
@@ -37,7 +32,7 @@ class Executor:
         proven: batches of two sizes have shown that outputs do have it. Otherwise that is found out for each key
             with its first batch of several entries: an output of a constant 4 rows looks right in a batch of 4.
         safe_rows: rows that an earlier process found to fit into the device's memory; 0 while that is unknown.
-        pulse: counts the calls of the model.
+        counter: counts the calls of the model.
 
     Attributes:
         name: the model's name.
@@ -57,14 +52,14 @@ class Executor:
         unbatched: bool = False,
         proven: bool = False,
         safe_rows: int = 0,
-        pulse: Counting | None = None,
+        counter: CallCounter | None = None,
     ) -> None:
         self.name = name
         self.version = model.version
         self.safe_rows = safe_rows
         self.exhausted = 0
         self.unbatched_because: str | None = None
-        self._pulse = pulse
+        self._counter = counter
         self._model = model
         self.volatile = model.volatile
         self._sole = False  # no call of the model in this batch follows the one to come, unless that raises
@@ -376,8 +371,8 @@ class Executor:
     def _infer(self, key: KeySpec, arrays: Arrays) -> list[tuple[str, Array, str]]:
         begun = time.monotonic_ns()
         sole, self._sole = self._sole, False
-        if self._pulse is not None:
-            self._pulse.calls += 1
+        if self._counter is not None:
+            self._counter.calls += 1
         try:
             outputs = self._model.infer(arrays)
         except BaseException as error:
@@ -411,3 +406,7 @@ def _has_rows(outputs: Sequence[tuple[str, Array, str]], size: int) -> bool:
 
 def _shapes(outputs: Sequence[tuple[str, Array, str]]) -> str:
     return ", ".join(f"{name!r} {list(array.shape)}" for name, array, _ in outputs)
+
+
+Executors = Mapping[str, Executor]
+"""What runs the batches of one version of a model, by signature; the default signature has the name ""."""

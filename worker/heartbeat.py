@@ -1,19 +1,25 @@
-"""The worker's sign of life: a thread that tells the supervisor how many calls of its models have begun."""
+"""Signs of life that the supervisor reads without asking: heartbeats on a pipe, and the batches begun last in memory.
+
+The heartbeats tell a hanging worker from a busy one; the batch ids tell, after a crash, which batch was running.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
+import struct
 import threading
+from collections.abc import Callable
 
 from multitower import worker_wire
 
 
-class Counter:
-    """Counts what one tower does.
+class CallCounter:
+    """Counts the calls of models on one tower.
 
     Attributes:
-        calls: of models that have begun; the executors count them.
+        calls: calls that have begun.
     """
 
     __slots__ = ("calls",)
@@ -23,7 +29,7 @@ class Counter:
 
 
 class Heartbeat:
-    """Writes a `worker_wire.heartbeat` every so often, from construction on until the process ends.
+    """Writes a `worker_wire.heartbeat` at regular intervals, in a thread of its own, until the process ends.
 
     Args:
         descriptor: the writing end of a pipe; it is made non-blocking.
@@ -34,7 +40,7 @@ class Heartbeat:
     """
 
     def __init__(self, descriptor: int, seconds: float) -> None:
-        self.counters = [Counter()]
+        self.counters = [CallCounter()]
         self._descriptor = descriptor
         self._seconds = seconds
         os.set_blocking(descriptor, False)
@@ -43,7 +49,27 @@ class Heartbeat:
 
     def _run(self) -> None:
         while True:
-            # A full pipe: the supervisor does not run, and has old ones to read first.
+            # A full pipe: the supervisor is stopped, and will read older heartbeats first.
             with contextlib.suppress(BlockingIOError):
                 os.write(self._descriptor, worker_wire.heartbeat([counter.calls for counter in self.counters]))
             self._never.wait(self._seconds)
+
+
+class BegunBatches:
+    """Memory that is shared with the supervisor: the id of the batch that each tower began last.
+
+    Args:
+        descriptor: of a file in memory of `worker_wire.BEGUN_BYTES`.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._page = mmap.mmap(descriptor, 0)  # all of it
+
+    def writer(self, tower: int) -> Callable[[int], None]:
+        """A function that stores a batch id for a tower."""
+        position = tower * struct.calcsize(worker_wire.BEGUN)
+
+        def write(batch_id: int) -> None:
+            struct.pack_into(worker_wire.BEGUN, self._page, position, batch_id)
+
+        return write

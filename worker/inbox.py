@@ -1,14 +1,14 @@
-"""A worker's end of its channel: the batches to run, in the order in which they came, and the way of the answers.
+"""A worker's end of its connection to the supervisor: batches come in, and are run in this order; answers go out.
 
-Where batches are brief the thread that runs them also receives them and puts them together, one after the other: to
-hand a batch to another thread costs more than that. Where it does not, a second thread does it *ahead*: while one batch
-computes, in TensorFlow or wherever else Python's lock is not held, the next one is received and put together. The
-models are always called in the thread that loaded them, since what a handler holds may belong to that thread.
+Where batches are short, the thread that runs them also receives and prepares them, one after the other: handing a batch
+to another thread costs more than that. Where they are long, a second thread *prefetches*: while one batch computes, in
+TensorFlow or wherever else Python's lock is released, it receives and prepares the next one. Models are always called
+in the thread that loaded them, since what a handler holds may belong to that thread.
 
-At any time one thread receives: the second one from `go_ahead(True)` until it has left its mark, `_PARKED`, behind the
-last batch that it took. Both may use the socket only then, and under a lock. The second thread does not wait inside
-libzmq, but for the socket's descriptor, which tells only once that something has come, and which sending an answer may
-silence: so whoever sends looks, and wakes it.
+One thread receives at any time: the second one from `set_prefetching(True)` until it has put `_PARKED` behind the last
+batch that it took. Only in that time do both use the socket, under a lock. The second thread does not wait inside
+libzmq but for the socket's descriptor. The descriptor becomes readable when something arrives, not while something
+waits, and sending may reset it. So whoever sends looks for messages, and wakes the second thread.
 """
 
 from __future__ import annotations
@@ -26,75 +26,78 @@ from multitower import frames
 
 Job = TypeVar("Job")
 
-REST_MS: Final = 2500
+IDLE_MS: Final = 2500
 
 _PARKED: Final = object()
-"""Behind the last batch that the second thread took: the other one receives again."""
+"""Behind the last batch that the second thread took: the first one receives again."""
 
 
 class Inbox(Generic[Job]):
-    """What the supervisor sends; use it as a context manager. All but the second thread's own is for one thread.
+    """Receives messages and prepares them; a context manager. Its methods are for the thread that runs the batches.
 
     Args:
-        socket: the worker's end of its channel.
-        open: makes a job of a message, None of the one that says to stop. It runs in either thread, never in both.
-        rest: is called every `REST_MS` while nothing comes, where `open` would be.
+        socket: the worker's end of the connection.
+        open_message: makes a job of a message, or None of STOP. It runs in either thread, never in both at once.
+        on_idle: is called every `IDLE_MS` while nothing arrives, by the thread that receives.
 
     Attributes:
-        ahead: the second thread receives.
+        prefetching: whether the second thread receives.
     """
 
     def __init__(
-        self, socket: zmq.Socket[bytes], open: Callable[[list[Any]], Job | None], rest: Callable[[], None]
+        self,
+        socket: zmq.Socket[bytes],
+        open_message: Callable[[list[Any]], Job | None],
+        on_idle: Callable[[], None],
     ) -> None:
-        self.ahead = False
-        self._rest = rest
-        socket.set(zmq.RCVTIMEO, REST_MS)
+        self.prefetching = False
+        self._on_idle = on_idle
+        socket.set(zmq.RCVTIMEO, IDLE_MS)
         self._socket = socket
-        self._open = open
-        self._using = threading.Lock()
+        self._open_message = open_message
+        self._socket_lock = threading.Lock()
         self._jobs: SimpleQueue[Any] = SimpleQueue()
-        self._go = threading.Semaphore(0)
-        self._leave = self._ending = False
+        self._start = threading.Semaphore(0)
+        self._parking = self._closing = False
         self._descriptor = socket.fileno()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._second: threading.Thread | None = None
 
-    def next(self) -> Job | None:
-        """Waits for the next job; None when there is none to come.
+    def next_job(self) -> Job | None:
+        """Waits for the next job; None after STOP.
 
         Raises:
-            Exception: what `open` has raised.
+            Exception: what `open_message` has raised, in either thread.
         """
-        while self.ahead:
+        while self.prefetching:
             job: Job | BaseException | None = self._jobs.get()
             if isinstance(job, BaseException):
                 raise job
             if job is not _PARKED:
                 return job
-            self.ahead = False
+            self.prefetching = False
         while (message := frames.receive(self._socket, wait=True)) is None:
-            self._rest()
-        return self._open(message)
+            self._on_idle()
+        return self._open_message(message)
 
-    def go_ahead(self, wanted: bool) -> None:
-        """Lets the second thread receive, or not any more once what it has taken is done."""
-        if wanted and not self.ahead:
-            self.ahead, self._leave = True, False
+    def set_prefetching(self, wanted: bool) -> None:
+        """Lets the second thread receive; or ends that, once the batches that it has taken are done."""
+        if wanted and not self.prefetching:
+            self.prefetching, self._parking = True, False
             if self._second is None:
-                self._second = threading.Thread(target=self._run, name="ahead", daemon=True)
+                self._second = threading.Thread(target=self._run, name="prefetch", daemon=True)
                 self._second.start()
-            self._go.release()
-        elif not wanted and self.ahead and not self._leave:
-            self._leave = True
+            self._start.release()
+        elif not wanted and self.prefetching and not self._parking:
+            self._parking = True
             os.eventfd_write(self._wake, 1)
 
     def send(self, message: list[Any]) -> None:
         """Sends an answer or a report."""
-        if not self.ahead:
+        if not self.prefetching:
             frames.send(self._socket, message, wait=True)
             return
-        with self._using:
+        with self._socket_lock:
             frames.send(self._socket, message, wait=True)
             unread = frames.readable(self._socket)
         if unread:
@@ -104,11 +107,11 @@ class Inbox(Generic[Job]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The socket is about to be closed: nobody may be using it.
+        # The caller closes the socket next, so the second thread must have ended.
         if self._second is not None:
-            self._ending = self._leave = True
+            self._closing = self._parking = True
             os.eventfd_write(self._wake, 1)
-            self._go.release()
+            self._start.release()
             self._second.join()
         os.close(self._wake)
 
@@ -118,29 +121,29 @@ class Inbox(Generic[Job]):
         poll.register(self._descriptor, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         while True:
-            self._go.acquire()
-            if self._ending:
+            self._start.acquire()
+            if self._closing:
                 return
             try:
-                while not self._leave:
+                while not self._parking:
                     if not self._take_one(poll):
                         return
-            except BaseException as error:  # noqa: BLE001  the other thread raises it
+            except BaseException as error:  # noqa: BLE001  `next_job` raises it in the first thread
                 self._jobs.put(error)
                 return
             self._jobs.put(_PARKED)
 
     def _take_one(self, poll: select.poll) -> bool:
-        """Hands over what has come, or waits; False when nothing is to come. Keeps nothing of what it hands over."""
-        with self._using:
+        """Queues the next job, or waits for one; False after STOP. Keeps no reference to the job."""
+        with self._socket_lock:
             message = frames.receive(self._socket)
         if message is None:
-            ready = dict(poll.poll(REST_MS))
+            ready = dict(poll.poll(IDLE_MS))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
             elif not ready:
-                self._rest()
+                self._on_idle()
             return True
-        job = self._open(message)
+        job = self._open_message(message)
         self._jobs.put(job)
         return job is not None

@@ -1,59 +1,49 @@
-"""The life of a worker process, from its socket to its end; `supervisor/workers/bootstrap.py` calls `run` by name.
+"""The worker process, from its socket to its exit. `supervisor/workers/bootstrap.py` calls `run` by name.
 
-It tells the supervisor of each step. TensorFlow is imported only where a model needs it, and no device is touched
-before the slot's work has come: a process that waits for it is a spare.
+It reports each step to the supervisor: `importing`, `idle` (as a spare), `loading`, then `ready` or `failed`.
+TensorFlow is imported only where a model needs it, and no device is touched before the assignment: until then the
+process is a spare, which any slot may take over.
 """
 
 from __future__ import annotations
 
-import functools
 import gc
 import logging
-import mmap
 import os
-import struct
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 
 import zmq
 
 from multitower import frames, worker_wire
-from multitower.spec import NO_SOCKET, Assignment, ModelReport, ModelSpec, ProcessSpec, WorkerReport
+from multitower.spec import NO_SOCKET, UNREADABLE_MESSAGE, Assignment, ModelReport, ProcessSpec, WorkerReport
 
-from .formats.model import Model, Placed, load_towers, preload
-from .heartbeat import Counter, Heartbeat
-from .memory_use import Gauge
-from .model_errors import LoadError, load_cause, log_traceback, one_line
-from .service import Executors, serve
-from .signatures import executor_of, load_others, rows_of_a_batch
+from .formats.model import preload
+from .heartbeat import BegunBatches, CallCounter, Heartbeat
+from .loading import LoadedModels, load_models
+from .model_errors import log_traceback, one_line
+from .service import UnreadableMessageError, log_unreadable, serve
 from .tower_service import serve_towers
-from .warmup.samples import samples_of
-from .warmup.warmup import warm_up
 
 log = logging.getLogger("multitower.worker")
 
 LINGER_MS = 2000
-"""The last answers get this long to leave."""
-
-Replicas = list[tuple[Model, Executors]]
-"""A model, once on each of its towers, with what runs its batches there."""
+"""How long the socket may take to send the last answers once it is closed."""
 
 
 def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
-    """Lives until the supervisor says STOP.
+    """Runs a worker until the supervisor sends STOP.
 
     Args:
-        spec: what the process is told.
-        heartbeat: the descriptor that heartbeats are written to.
-        begun: that of the file in memory which is to tell the batches begun last.
+        spec: the supervisor's orders.
+        heartbeat: the descriptor of the pipe for heartbeats.
+        begun: the descriptor of the file in memory for the ids of the batches begun last.
 
     Returns:
-        The exit code; `NO_SOCKET` when there is no room for its socket, before anything was reported.
+        The exit code: 0 after STOP; `NO_SOCKET` where the socket cannot be made, before anything is reported;
+        `UNREADABLE_MESSAGE` where a message of the supervisor cannot be read.
     """
-    pulse = Heartbeat(heartbeat, spec.heartbeat_s)
-    page = mmap.mmap(begun, 0)  # all of it
+    liveness = Heartbeat(heartbeat, spec.heartbeat_s)
+    begun_batches = BegunBatches(begun)
     _set_up_logging(spec.log_level)
     sys.path[:0] = spec.import_path
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
@@ -64,7 +54,11 @@ def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
         except zmq.ZMQError as error:
             log.error("the worker's socket cannot be made: %s", error)
             return NO_SOCKET
-        _Life(context, socket, pulse, page).live(spec)
+        try:
+            _Worker(context, socket, liveness, begun_batches).run(spec)
+        except UnreadableMessageError as error:
+            log_unreadable(error)
+            return UNREADABLE_MESSAGE
     return 0
 
 
@@ -81,18 +75,27 @@ def _set_up_logging(level: str) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 
-class _Life:
-    """One process's way from `importing` to its end."""
+class _Worker:
+    """The steps of a worker that has a socket."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], pulse: Heartbeat, page: mmap.mmap
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        socket: zmq.Socket[bytes],
+        heartbeat: Heartbeat,
+        begun_batches: BegunBatches,
     ) -> None:
         self._context = context
         self._socket = socket
-        self._pulse = pulse
-        self._page = page
+        self._heartbeat = heartbeat
+        self._begun_batches = begun_batches
 
-    def live(self, spec: ProcessSpec) -> None:
+    def run(self, spec: ProcessSpec) -> None:
+        """Imports, waits for an assignment where it is a spare, loads, and serves until STOP.
+
+        Raises:
+            UnreadableMessageError: a message of the supervisor cannot be read.
+        """
         self._report("importing")
         if spec.import_tensorflow:
             try:
@@ -102,7 +105,7 @@ class _Life:
                 self._report("failed", cause=f"TensorFlow cannot be imported: {one_line(error)}")
                 self._wait_for_stop()
                 return
-        # What imports have made lives as long as the process: the garbage collector need not look at it again.
+        # Imported modules stay for as long as the process, so the garbage collector need not visit them again.
         gc.freeze()
         assignment = spec.assignment or self._wait_for_assignment()
         if assignment is None:
@@ -110,39 +113,28 @@ class _Life:
         os.environ.update(assignment.environment)
         self._report("loading")
         _bind_to_cores(assignment.cores)
-        models, reports = _load_all(assignment, self._pulse)
-        if not models:
-            causes = "; ".join(f"{report.name}: {report.cause}" for report in reports)
-            self._report("failed", cause=causes, models=reports)
+        counters = [CallCounter() for _ in assignment.devices]
+        self._heartbeat.counters = counters
+        models = load_models(assignment, counters)
+        if not models.replicas:
+            causes = "; ".join(f"{report.name}: {report.cause}" for report in models.reports)
+            self._report("failed", cause=causes, models=models.reports)
             self._wait_for_stop()
             return
-        # Nor at the models. With TensorFlow a full collection takes 200 ms otherwise, and some batch would wait for it.
+        # Nor the models. With TensorFlow a full collection takes 200 ms otherwise, and some batch would wait for it.
         gc.collect()
         gc.freeze()
-        self._report("ready", models=reports)
+        self._report("ready", models=models.reports)
         self._serve(models)
-        for (name, _), replicas in models.items():
-            for model, _ in replicas:
-                try:
-                    model.close()
-                except BaseException as error:  # noqa: BLE001  a handler may raise anything, sys.exit included
-                    log_traceback(f"{name}: close raised", error)
+        models.close()
 
-    def _serve(self, models: Mapping[tuple[str, str], Replicas]) -> None:
-        # A model that has fewer replicas than others is on the first towers.
-        towers = [
-            {key: replicas[number][1] for key, replicas in models.items() if number < len(replicas)}
-            for number in range(max(map(len, models.values())))
-        ]
-        size = struct.calcsize(worker_wire.BEGUN)
-        begin = [
-            functools.partial(struct.pack_into, worker_wire.BEGUN, self._page, number * size)
-            for number in range(len(towers))
-        ]
+    def _serve(self, models: LoadedModels) -> None:
+        towers = models.towers()
+        mark_begun = [self._begun_batches.writer(tower) for tower in range(len(towers))]
         if len(towers) == 1:
-            serve(self._socket, towers[0], begin[0])
+            serve(self._socket, towers[0], mark_begun[0])
         else:
-            serve_towers(self._context, self._socket, towers, begin)
+            serve_towers(self._context, self._socket, towers, mark_begun)
 
     def _report(self, state: str, *, cause: str | None = None, models: tuple[ModelReport, ...] = ()) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -150,25 +142,29 @@ class _Life:
         frames.send(self._socket, [worker_wire.REPORT, report.to_json()], wait=True)
 
     def _wait_for_assignment(self) -> Assignment | None:
+        """Waits as a spare; None after STOP."""
         self._report("idle")
         while True:
             message = frames.receive(self._socket, wait=True)
-            assert message is not None  # it has waited for one
+            assert message is not None  # with `wait` there is one
             if message[0] == worker_wire.STOP:
                 return None
             if message[0] == worker_wire.ASSIGN:
-                return Assignment.from_json(bytes(message[1]))
+                try:
+                    return Assignment.from_json(bytes(message[1]))
+                except (IndexError, KeyError, TypeError, ValueError) as error:
+                    raise UnreadableMessageError(f"the assignment: {one_line(error)}") from error
 
     def _wait_for_stop(self) -> None:
         while True:
             message = frames.receive(self._socket, wait=True)
-            assert message is not None  # it has waited for one
+            assert message is not None  # with `wait` there is one
             if message[0] == worker_wire.STOP:
                 return
 
 
 def _bind_to_cores(cores: tuple[int, ...]) -> None:
-    """Binds all threads there are; later ones inherit it. Best effort: containers may forbid it."""
+    """Binds all threads of the process; later threads inherit it. Best effort: containers may forbid it."""
     if not cores:
         return
     for thread in os.listdir("/proc/self/task"):
@@ -179,63 +175,3 @@ def _bind_to_cores(cores: tuple[int, ...]) -> None:
         except OSError as error:
             log.warning("not bound to cores %s: %s", cores, error)
             return
-
-
-def _load_all(
-    assignment: Assignment, pulse: Heartbeat
-) -> tuple[dict[tuple[str, str], Replicas], tuple[ModelReport, ...]]:
-    models: dict[tuple[str, str], Replicas] = {}
-    reports: list[ModelReport] = []
-    setup_error: BaseException | None = None
-    if any(spec.path is not None for spec in assignment.models):
-        from .formats.tensorflow_setup import configure
-
-        try:
-            configure(assignment)
-        except BaseException as error:  # noqa: BLE001  the models that need TensorFlow fail with it, the others serve
-            setup_error = error
-    pulse.counters = [Counter() for _ in assignment.devices]
-    for spec in assignment.models:
-        try:
-            if setup_error is not None and spec.path is not None:
-                raise setup_error
-            gauge = Gauge(assignment.devices, tensorflow=spec.path is not None)
-            replicas, report = _load_one(spec, assignment.devices, pulse.counters)
-        except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included; the others serve
-            if not issubclass(type(error), LoadError):
-                log_traceback(f"{spec.name} cannot be loaded", error)
-            name, version = spec.key
-            reports.append(ModelReport(name=name, version=version, state="failed", cause=load_cause(error)))
-            continue
-        models[report.key] = replicas
-        reports.append(replace(report, **asdict(gauge.growth())))
-    return models, tuple(reports)
-
-
-def _load_one(spec: ModelSpec, devices: Sequence[str], counters: Sequence[Counter]) -> tuple[Replicas, ModelReport]:
-    begun = time.monotonic()
-    models = load_towers(spec, devices)
-    loaded = time.monotonic()
-    samples = samples_of(models[0], spec)
-    replicas: Replicas = []
-    for model, counter in zip(models, counters, strict=False):
-        findings = warm_up(model, spec, samples)
-        signature, others, signatures = load_others(model, spec, samples, counter)
-        replicas.append((model, {"": executor_of(model, spec, findings, counter), **others}))
-    # All replicas are alike; what the last one's warm-up has shown holds for each.
-    report = ModelReport(
-        name=spec.name,
-        version=model.version,
-        platform=model.platform,
-        inputs=model.inputs,
-        outputs=model.outputs,
-        max_batch_size=rows_of_a_batch(spec, findings),
-        unbatched_because=findings.unbatched_because,
-        pad_variable_length_inputs=spec.pad_variable_length_inputs,
-        signature=signature,
-        signatures=signatures,
-        towers=tuple(model.tower for model in models if isinstance(model, Placed) and model.tower is not None),
-        load_s=loaded - begun,
-        warmup_s=time.monotonic() - loaded,
-    )
-    return replicas, report

@@ -33,7 +33,7 @@ class Growth:
     device_memory_peak_bytes: int | None
 
 
-class Gauge:
+class MemoryMeter:
     """Looks at the construction, and again for `growth`.
 
     Args:

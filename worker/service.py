@@ -1,8 +1,15 @@
-"""A ready worker's loop: a batch in, its answers out, until it is told to stop."""
+"""The loop of a worker that is ready: it receives a batch, runs it and sends its answers, until it is told to stop.
+
+Batches come from the supervisor's router as `worker_wire` describes. A batch that cannot be run because of a defect in
+this program is answered with an error for each of its requests; only a message whose head cannot be read ends the
+process, since there is no telling which batch it was.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,106 +18,141 @@ from typing import Any
 import zmq
 
 from multitower import tensors, wire, worker_wire
-from multitower.errors import MultitowerError
+from multitower.errors import MultitowerError, Reason, make
 from multitower.spec import MemoryReport, UnbatchedReport, newest
 
 from ..worker_wire import BatchHead, KeyMemory, KeySpec, Table, Timing, WorkerArea
 from .batch import Joined
 from .buffers import Buffers
-from .executor import Executor
+from .executor import Executor, Executors
 from .inbox import Inbox
+from .model_errors import log_traceback, one_line
 from .prepared import Answer, Prepared
 from .shared_memory.mappings import Mappings
 from .shared_memory.regions import Inputs, Outputs, Regions
 
-Executors = Mapping[str, Executor]
-"""What runs the batches of a model's version, by signature; that of its default one by ""."""
+log = logging.getLogger("multitower.worker")
 
 Models = Mapping[tuple[str, str], Executors]
-"""Those that a worker serves, by name and version."""
+"""The models that a worker serves, by name and version."""
 
-WORTH_NS = 300_000
-"""Where both a batch's computation and its assembly take this long, the next one is assembled by another thread."""
+MIN_OVERLAP_NS = 300_000
+"""Where both computing a batch and assembling one take this long, a second thread assembles the next one meanwhile."""
 
 
-def serve(socket: zmq.Socket[bytes], models: Models, begin: Callable[[int], None]) -> None:
+class UnreadableMessageError(Exception):
+    """A message of the supervisor cannot be read; the text says which, and what is wrong with it."""
+
+
+def log_unreadable(error: UnreadableMessageError) -> None:
+    """Logs why the worker exits."""
+    log.error("a message of the supervisor cannot be read, which is a defect of multitower; exiting: %s", error)
+
+
+def serve(socket: zmq.Socket[bytes], models: Models, mark_begun: Callable[[int], None]) -> None:
     """Answers batches, one at a time, until STOP.
 
     Args:
-        socket: the worker's end of its channel.
-        models: those that serve, by name and version.
-        begin: notes the id of each batch before it is executed, where the supervisor finds it whatever happens then.
+        socket: the worker's end of its connection to the supervisor.
+        models: the models that are served, by name and version.
+        mark_begun: stores the id of each batch before it runs, where the supervisor finds it after a crash.
+
+    Raises:
+        UnreadableMessageError: a message cannot be read; nothing is answered any more.
     """
-    service = _Service(models, begin)
-    told = {executor: (executor.safe_rows, 0) for executors in models.values() for executor in executors.values()}
-    joining = list(told)
-    with Inbox(socket, service.open, service.tick) as inbox:
-        while _answer_one(inbox, service):
-            for executor in joining:
-                if executor.unbatched_because is not None:
-                    # Once, since there is no way back.
-                    joining.remove(executor)
-                    found = UnbatchedReport(
-                        model=executor.name, version=executor.version, because=executor.unbatched_because
-                    )
-                    inbox.send([worker_wire.UNBATCHED, found.to_json()])
-                    break
-            for executor, before in told.items():
-                now = executor.safe_rows, executor.exhausted
-                if now != before:
-                    told[executor] = now
-                    report = MemoryReport(model=executor.name, safe_rows=now[0], exhausted=now[1])
-                    inbox.send([worker_wire.MEMORY, report.to_json()])
+    service = _Service(models, mark_begun)
+    reporter = _Reporter(models)
+    with Inbox(socket, service.open_message, service.release_unused) as inbox:
+        while _answer_next(inbox, service, reporter):
+            continue
 
 
-def _answer_one(inbox: Inbox[_Job], service: _Service) -> bool:
-    """Answers the next batch, keeping nothing of it; False when there is none to come."""
-    job = inbox.next()
+def _answer_next(inbox: Inbox[_Job], service: _Service, reporter: _Reporter) -> bool:
+    """Answers the next batch; False after STOP. Keeps no reference to the batch."""
+    job = inbox.next_job()
     if job is None:
         return False
-    inbox.go_ahead(job.pays(inbox.ahead))
+    inbox.set_prefetching(job.is_worth_overlapping(inbox.prefetching))
     inbox.send(service.run(job))
+    if job.executor is not None:
+        for report in reporter.changes(job.executor):
+            inbox.send(report)
     return True
+
+
+class _Reporter:
+    """Makes reports of what executors find out while they run batches."""
+
+    def __init__(self, models: Models) -> None:
+        executors = [executor for signatures in models.values() for executor in signatures.values()]
+        self._memory = {executor: (executor.safe_rows, 0) for executor in executors}
+        self._unbatched: set[Executor] = set()
+
+    def changes(self, executor: Executor) -> list[list[Any]]:
+        """The messages that are due after a batch of this executor: none, nearly always."""
+        messages: list[list[Any]] = []
+        if executor.unbatched_because is not None and executor not in self._unbatched:
+            self._unbatched.add(executor)  # an executor never joins requests again
+            unbatched = UnbatchedReport(
+                model=executor.name, version=executor.version, because=executor.unbatched_because
+            )
+            messages.append([worker_wire.UNBATCHED, unbatched.to_json()])
+        now = executor.safe_rows, executor.exhausted
+        if now != self._memory[executor]:
+            self._memory[executor] = now
+            memory = MemoryReport(model=executor.name, safe_rows=now[0], exhausted=now[1])
+            messages.append([worker_wire.MEMORY, memory.to_json()])
+        return messages
 
 
 @dataclass(slots=True)
 class _Job:
-    """A batch that waits to be run.
+    """A batch that has been received.
 
     Attributes:
-        batch_id: its number.
-        executor: what runs it.
-        assemble_ns: what its assembly has taken so far.
-        prepared: all of it, where it came in frames.
-        parts: that are run one after the other, where some of it lies in shared memory.
-        regions: of that, open until the batch is answered.
+        batch_id: its id, which its answers carry.
+        entries: the number of requests in it.
+        executor: what runs it; None where it cannot be run.
+        assemble_ns: nanoseconds that assembling its inputs has taken so far.
+        prepared: the whole batch, where all of its inputs came in frames.
+        parts: where some of its tensors lie in shared memory: what is run one after the other.
+        regions: where `parts` is used: the open regions; they are closed once the batch is answered.
+        error: why the batch cannot be run; it answers every request.
     """
 
     batch_id: int
-    executor: Executor
-    assemble_ns: int
-    prepared: Prepared | None
+    entries: int
+    executor: Executor | None
+    assemble_ns: int = 0
+    prepared: Prepared | None = None
     parts: Sequence[_Part] = ()
     regions: Regions | None = None
+    error: MultitowerError | None = None
 
-    def pays(self, ahead: bool) -> bool:
-        """It is worth while to put batches like this one together while another computes; `ahead`, as it is done."""
-        least = WORTH_NS // 2 if ahead else WORTH_NS
+    def is_worth_overlapping(self, overlapping: bool) -> bool:
+        """Whether batches like this one should be assembled while another one computes.
+
+        Args:
+            overlapping: whether they are now; stopping takes a clearer reason than going on.
+        """
+        if self.executor is None:
+            return overlapping
+        least = MIN_OVERLAP_NS // 2 if overlapping else MIN_OVERLAP_NS
         return self.assemble_ns >= least and self.executor.compute_ns >= least
 
 
 @dataclass(slots=True)
 class _Part:
-    """All entries of a batch with shared memory, or one of those that run one by one.
+    """All entries of a batch with tensors in shared memory; or one entry, where the model takes one request a call.
 
     Attributes:
         key: what the entries have in common.
         rows: of each entry.
-        frames: of the inputs that came in frames; none once they have been prepared.
-        table: of what lies in shared memory.
-        prepared: the entries that can be run; None while they have not been looked at, and when there are none.
-        errors: the answers of the others, by their number.
-        areas: where outputs are to be written, by entry and name.
+        frames: of the inputs that came in frames; None once they have been prepared.
+        table: the tensors that lie in shared memory.
+        prepared: the entries that can be run; None before they are read, and where there are none.
+        errors: the answers of the other entries, by their index.
+        areas: where outputs are to be written, by entry and by name.
     """
 
     key: KeySpec
@@ -123,47 +165,105 @@ class _Part:
 
 
 class _Service:
-    """From the message of a batch to that of its answers."""
+    """Makes the message of the answers out of the message of a batch."""
 
-    def __init__(self, models: Models, begin: Callable[[int], None]) -> None:
+    def __init__(self, models: Models, mark_begun: Callable[[int], None]) -> None:
         versions: dict[str, list[str]] = {}
         for name, version in models:
             versions.setdefault(name, []).append(version)
         self._models = {**models, **{(name, ""): models[name, newest(found)] for name, found in versions.items()}}
-        self._begin = begin
+        self._mark_begun = mark_begun
         self._keys = KeyMemory()
         self._outputs = Outputs()
         self._buffers = Buffers()
         self._mappings = Mappings()
         self._parent = os.getppid()
 
-    def open(self, message: list[Any]) -> _Job | None:
-        """Makes ready what a message brings; None for the one that says to stop. While it does, `run` may run."""
+    def open_message(self, message: list[Any]) -> _Job | None:
+        """Prepares the batch that a message brings. While it does, `run` may be running in another thread.
+
+        Returns:
+            The batch; or None for STOP.
+
+        Raises:
+            UnreadableMessageError: the message is of no known kind, or its head cannot be read.
+        """
         if self._mappings.known:
             self._mappings.tick()
-        kind = bytes(message[0])[:1]
+        first = bytes(message[0])  # not `bytes` yet where a batch has very many requests
+        kind = first[:1]
         if kind == worker_wire.STOP:
             return None
-        head, key, rest = self._read(message)
+        if kind not in (worker_wire.BATCH, worker_wire.SHARED):
+            raise UnreadableMessageError(f"a message of the unknown kind {kind!r}, of {len(message)} frames")
+        try:
+            head = worker_wire.read_batch_head(first)
+        except struct.error as error:
+            raise UnreadableMessageError(f"the head of a batch, of {len(first)} bytes: {error}") from error
+        try:
+            return self._prepare_job(kind, head, message)
+        except Exception as error:  # noqa: BLE001  a defect: the requests concerned are answered, the worker goes on
+            return _Job(head.batch_id, len(head.rows), None, error=_defect(head.batch_id, error))
+
+    def release_unused(self) -> None:
+        """Unmaps regions that have not been used lately. To be called while no message comes."""
+        self._mappings.tick()
+
+    def run(self, job: _Job) -> list[Any]:
+        """Runs a batch; returns the message of its answers."""
+        self._mark_begun(job.batch_id)
+        if job.error is None:
+            try:
+                assert job.executor is not None
+                if job.prepared is not None:
+                    return self._run_frames(job, job.executor, job.prepared)
+                return self._run_parts(job, job.executor)
+            except Exception as error:  # noqa: BLE001  likewise
+                job.error = _defect(job.batch_id, error)
+        answer = wire.dump_json(job.error.to_wire())
+        return worker_wire.result(job.batch_id, [answer] * job.entries, Timing(0, 0, 0))
+
+    def _prepare_job(self, kind: bytes, head: BatchHead, message: list[Any]) -> _Job:
+        key, rest = self._read_key(head, message)
         executor = self._models[key.model, key.version][key.signature]
         if kind == worker_wire.BATCH:
             prepared = executor.prepare(key, head.rows, _views(rest), joined=head.joined)
-            return _Job(head.batch_id, executor, prepared.assemble_ns, prepared)
-        begun = time.monotonic_ns()
+            return _Job(head.batch_id, len(head.rows), executor, prepared.assemble_ns, prepared)
+        started = time.monotonic_ns()
         packed, *frames = rest
         whole = _Part(key, head.rows, _views(frames), Table.unpack(bytes(packed)))
-        # What runs one by one is also read and written one by one, while it is in the processor's caches.
-        parts = [whole] if key.batched else _one_by_one(whole)
+        # A request that is run alone is also read and written alone, while it is in the processor's caches.
+        parts = [whole] if key.batched else _split_by_entry(whole)
         regions = Regions(self._parent, self._mappings)
-        self._prepare(parts[0], executor, regions)
-        return _Job(head.batch_id, executor, time.monotonic_ns() - begun, None, parts, regions)
+        try:
+            self._prepare_part(parts[0], executor, regions)
+        except Exception:
+            regions.close()
+            raise
+        assemble_ns = time.monotonic_ns() - started
+        return _Job(head.batch_id, len(head.rows), executor, assemble_ns, None, parts, regions)
 
-    def tick(self) -> None:
-        """Gives up what is kept only for as long as it is used; to be called while nothing comes, too."""
-        self._mappings.tick()
+    def _read_key(self, head: BatchHead, message: list[Any]) -> tuple[KeySpec, list[Any]]:
+        """The key of a batch, and the frames behind its description."""
+        start = 1
+        if head.described:
+            description = message[1]
+            start = 2
+            key: KeySpec | None = None
+            try:
+                # Large frames are not `bytes` yet, as where a key has very many inputs.
+                key = KeySpec.from_json(bytes(description))
+            finally:
+                # Also one that cannot be read: the router counts it, and both sides must forget keys in step.
+                self._keys.put(head.key_id, key, len(description))
+        else:
+            key = self._keys.get(head.key_id)
+        if key is None:
+            raise ValueError(f"the key {head.key_id} has not been described")
+        return key, message[start:]
 
-    def _prepare(self, part: _Part, executor: Executor, regions: Regions) -> None:
-        """Reads what lies in shared memory."""
+    def _prepare_part(self, part: _Part, executor: Executor, regions: Regions) -> None:
+        """Reads the inputs of a part from shared memory, and prepares the entries that could be read."""
         assert part.frames is not None  # it is done once
         inputs = Inputs(part.key, part.rows, part.table, part.frames, regions, self._buffers, executor.padded)
         part.frames, part.errors = None, inputs.errors
@@ -173,58 +273,55 @@ class _Service:
             joined = inputs.joined
             part.prepared = executor.prepare(part.key, inputs.rows, inputs.frames, joined=joined, padded=joined)
 
-    def run(self, job: _Job) -> list[Any]:
-        """Runs a batch; returns the message of its answers."""
-        self._begin(job.batch_id)
-        if job.prepared is not None:
-            answers, timing = job.executor.run(job.prepared)
-            if isinstance(answers, Joined):
-                outputs = _kept(answers.frames) if job.executor.volatile else answers.frames
-                return worker_wire.joined_result(job.batch_id, answers.headers, answers.rows, outputs, timing)
-            return worker_wire.result(job.batch_id, _told(answers, job.executor), timing)
-        assert job.regions is not None  # one of the two is there
-        told: list[list[Any] | bytes] = []
-        compute_ns, assemble_ns, begun = 0, job.assemble_ns, time.monotonic_ns()
+    def _run_frames(self, job: _Job, executor: Executor, prepared: Prepared) -> list[Any]:
+        """Runs a batch whose inputs all came in frames."""
+        answers, timing = executor.run(prepared)
+        if isinstance(answers, Joined):
+            outputs = _copied_if_small(answers.frames) if executor.volatile else answers.frames
+            return worker_wire.joined_result(job.batch_id, answers.headers, answers.rows, outputs, timing)
+        return worker_wire.result(job.batch_id, _as_frames(answers, executor), timing)
+
+    def _run_parts(self, job: _Job, executor: Executor) -> list[Any]:
+        """Runs a batch of which some tensors lie in shared memory, part by part."""
+        assert job.regions is not None
+        answers: list[list[Any] | bytes] = []
+        compute_ns, assemble_ns, started = 0, job.assemble_ns, time.monotonic_ns()
         with job.regions as regions:
             for part in job.parts:
                 if part.frames is not None:
                     before = time.monotonic_ns()
-                    self._prepare(part, job.executor, regions)
+                    self._prepare_part(part, executor, regions)
                     assemble_ns += time.monotonic_ns() - before
-                run: Sequence[Answer] = ()
+                ran: Sequence[Answer] = ()
                 if part.prepared is not None:
-                    run, timing = job.executor.run(part.prepared)
+                    ran, timing = executor.run(part.prepared)
                     compute_ns += timing.compute_ns
                     assemble_ns += timing.assemble_ns - part.prepared.assemble_ns
-                told += _told(self._place(part, run, regions), job.executor)
-                part.prepared = None  # its memory is the next one's
-        slice_ns = time.monotonic_ns() - begun - compute_ns - (assemble_ns - job.assemble_ns)
-        return worker_wire.result(job.batch_id, told, Timing(assemble_ns, compute_ns, slice_ns))
+                answers += _as_frames(self._write_outputs(part, ran, regions), executor)
+                part.prepared = None  # its memory serves the next part
+        slice_ns = time.monotonic_ns() - started - compute_ns - (assemble_ns - job.assemble_ns)
+        return worker_wire.result(job.batch_id, answers, Timing(assemble_ns, compute_ns, slice_ns))
 
-    def _place(self, part: _Part, run: Sequence[Answer], regions: Regions) -> list[Answer]:
-        """The answers of all entries, with those outputs in shared memory that have a place there."""
-        ran = iter(run)
-        answers = [part.errors.get(entry) or next(ran) for entry in range(len(part.rows))]
-        for entry, wanted in part.areas.items():
+    def _write_outputs(self, part: _Part, ran: Sequence[Answer], regions: Regions) -> list[Answer]:
+        """The answers of all entries of a part. Outputs for which there is an area are written there."""
+        waiting = iter(ran)
+        answers = [part.errors.get(entry) or next(waiting) for entry in range(len(part.rows))]
+        for entry, areas in part.areas.items():
             answer = answers[entry]
             if not isinstance(answer, MultitowerError):
-                answers[entry] = self._outputs.write(answer, wanted, regions)
+                answers[entry] = self._outputs.write(answer, areas, regions)
         return answers
 
-    def _read(self, message: list[Any]) -> tuple[BatchHead, KeySpec, list[Any]]:
-        """The head, the key, and the frames behind them."""
-        head = worker_wire.read_batch_head(bytes(message[0]))  # not `bytes` yet, where there are very many requests
-        start = 1
-        if head.described:
-            # No `bytes` yet, where a key has very many inputs.
-            self._keys.put(head.key_id, KeySpec.from_json(bytes(message[1])), len(message[1]))
-            start = 2
-        key = self._keys.get(head.key_id)
-        assert isinstance(key, KeySpec)  # the router sends the description with the first batch of a key
-        return head, key, message[start:]
+
+def _defect(batch_id: int, error: Exception) -> MultitowerError:
+    """The answer to the requests of a batch that a defect of this program concerns; it is logged."""
+    log_traceback(f"batch {batch_id} could not be run, which is a defect of multitower", error)
+    return make(
+        Reason.MODEL_ERROR, f"the worker could not run the batch, which is a defect of multitower: {one_line(error)}"
+    )
 
 
-def _one_by_one(whole: _Part) -> list[_Part]:
+def _split_by_entry(whole: _Part) -> list[_Part]:
     """A part for each entry."""
     frames = iter(whole.frames or ())
     tables = [Table([], []) for _ in whole.rows]
@@ -243,17 +340,18 @@ def _views(inputs: list[Any]) -> list[Any]:
     return [frame if type(frame) is bytes else frame.buffer for frame in inputs]
 
 
-def _told(answers: Sequence[Answer], executor: Executor) -> list[list[Any] | bytes]:
+def _as_frames(answers: Sequence[Answer], executor: Executor) -> list[list[Any] | bytes]:
+    """The answers as `worker_wire.result` takes them."""
     return [
         wire.dump_json(answer.to_wire())
         if isinstance(answer, MultitowerError)
-        else _kept(answer)
+        else _copied_if_small(answer)
         if executor.volatile
         else answer
         for answer in answers
     ]
 
 
-def _kept(frames: Sequence[Any]) -> list[Any]:
-    """Frames that stay as they are; small ones are copied when they are sent, large ones leave later."""
+def _copied_if_small(frames: Sequence[Any]) -> list[Any]:
+    """Frames that the model's next call does not change: small ones are copied when they are sent, large ones here."""
     return [frame if len(frame) < tensors.BULKY_BYTES else bytes(frame) for frame in frames]

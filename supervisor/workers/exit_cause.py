@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 
+from multitower.spec import UNREADABLE_MESSAGE
+
 _ADVICE = {
     signal.SIGKILL: "perhaps the out-of-memory killer (see `journalctl -k` or `dmesg`), or somebody's kill -9",
     signal.SIGTERM: "somebody ended this worker alone; end the daemon's own process instead",
@@ -41,13 +43,15 @@ class ExitCause:
     @property
     def crash(self) -> bool:
         """It came from within: an exit, or a signal that native code causes. SIGKILL may have come from anywhere."""
-        return self.code >= 0 or -self.code in _CRASHES
+        return (self.code >= 0 and self.code != UNREADABLE_MESSAGE) or -self.code in _CRASHES
 
     @property
     def advice(self) -> str:
         """What to check."""
         if self.code == 0:
             return "the worker ended by itself: does the model call sys.exit or os._exit?"
+        if self.code == UNREADABLE_MESSAGE:
+            return "it could not read a message of this daemon, which is a defect of multitower: please report it"
         if self.code > 0:
             return "its last output is in this log; an exit code usually means an error at start-up"
         try:

@@ -142,6 +142,10 @@ class WorkerChild:
         """A spare's work."""
         self._socket.send_multipart([worker_wire.ASSIGN, assignment.to_json()])
 
+    def send_raw(self, *frames: bytes) -> None:
+        """Sends a message as it is."""
+        self._socket.send_multipart(frames)
+
     def send(self, key: KeySpec, *entries: Arrays, tower: int | None = None) -> int:
         """Sends a batch as the router does, the key's description with its first one; returns its number.
 

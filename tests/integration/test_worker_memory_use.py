@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from fake_gpus import FakeGpus, set_gpus
 
-from multitower.worker.memory_use import Gauge
+from multitower.worker.memory_use import MemoryMeter
 
 MIB = 1 << 20
 
 
 def test_the_hosts_is_what_the_process_grew_by() -> None:
-    gauge = Gauge(["cpu:0"], tensorflow=False)
+    meter = MemoryMeter(["cpu:0"], tensorflow=False)
     held = np.ones(64 * MIB, np.uint8)
-    growth = gauge.growth()
+    growth = meter.growth()
     assert 60 * MIB < growth.host_memory_bytes < 100 * MIB
     assert (growth.device_memory_bytes, growth.device_memory_peak_bytes) == (None, None)
     del held
@@ -48,16 +48,16 @@ class Allocators:
 def test_of_devices_tensorflow_tells_what_its_tensors_take_and_took(monkeypatch: pytest.MonkeyPatch) -> None:
     allocators = Allocators()
     monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(config=allocators))  # type: ignore[arg-type]
-    gauge = Gauge(["GPU-a", "GPU-b"], tensorflow=True)
+    meter = MemoryMeter(["GPU-a", "GPU-b"], tensorflow=True)
     allocators.current = {"GPU:0": 25 * MIB, "GPU:1": 11 * MIB}
     allocators.peak = {"GPU:0": 40 * MIB, "GPU:1": 30 * MIB}
-    growth = gauge.growth()
+    growth = meter.growth()
     assert (growth.device_memory_bytes, growth.device_memory_peak_bytes) == (30 * MIB, 64 * MIB)
 
 
 def test_a_figure_that_cannot_be_had_costs_nothing_but_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace())  # type: ignore[arg-type]
-    growth = Gauge(["GPU-a"], tensorflow=True).growth()
+    growth = MemoryMeter(["GPU-a"], tensorflow=True).growth()
     assert growth.device_memory_bytes is None
 
 
@@ -66,13 +66,13 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from fake_gpus import UUIDS, set_gpus
-from multitower.worker.memory_use import Gauge
+from multitower.worker.memory_use import MemoryMeter
 settings, pid = Path(sys.argv[2]), os.getpid()
 for before, after in (("0:1:50", "0:1:50,0:{pid}:300,1:{pid}:20"), ("0:{pid}:300", "0:{pid}:500"), ("", "0:1:50")):
     set_gpus(settings, processes=before.format(pid=pid))
-    gauge = Gauge(UUIDS[:2], tensorflow=False)
+    meter = MemoryMeter(UUIDS[:2], tensorflow=False)
     set_gpus(settings, processes=after.format(pid=pid))
-    growth = gauge.growth()
+    growth = meter.growth()
     print(growth.device_memory_bytes, growth.device_memory_peak_bytes)
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 from worker_child import Arrays, WorkerChild, assignment
 
 from multitower import worker_wire
-from multitower.errors import MultitowerError
-from multitower.spec import ModelSpec, TensorReport, WorkerReport
+from multitower.errors import MultitowerError, from_wire
+from multitower.spec import UNREADABLE_MESSAGE, ModelSpec, TensorReport, WorkerReport
 from multitower.worker_wire import KeySpec
 
 HANDLERS = '''
@@ -360,6 +361,70 @@ def test_sys_exit_in_a_model_fails_the_request_the_load_or_the_close_and_nothing
             assert [answer["x"].tolist() for answer in (first, last) if isinstance(answer, dict)] == [[1], [2]]
         assert child.stop() == 0
         assert "at_infer: close raised" in child.log()
+
+
+READABLE = worker_wire.batch_head(900, 7, [1, 1], joined=True, described=True)
+DOUBLE = KeySpec("double", (X,), None, True).to_json()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param([READABLE, b"no JSON", bytes(16)], id="a key that is no JSON"),
+        pytest.param([READABLE, b'["double"]', bytes(16)], id="a key with parts missing"),
+        pytest.param([READABLE], id="no key"),
+        pytest.param([READABLE, KeySpec("absent", (X,), None, True).to_json(), bytes(16)], id="an unknown model"),
+        pytest.param([READABLE, DOUBLE], id="no inputs"),
+        pytest.param([worker_wire.shared_head(READABLE), DOUBLE], id="no table"),
+        pytest.param([worker_wire.shared_head(READABLE), DOUBLE, b"{", bytes(16)], id="a table that is no JSON"),
+        pytest.param(
+            [worker_wire.batch_head(900, 12345, [1, 1], joined=True, described=False), bytes(16)],
+            id="a key that was never described",
+        ),
+    ],
+)
+def test_a_batch_that_cannot_be_read_is_answered_and_the_worker_goes_on(folder: Path, message: list[bytes]) -> None:
+    with WorkerChild(assignment(handler("double", "Double", max_batch_size=8)), import_path=[folder]) as child:
+        child.reports("ready")
+        child.send_raw(*message)
+        result = worker_wire.read_result(child.receive())
+        assert result.batch_id == 900
+        errors = [from_wire(json.loads(bytes(answer))) for answer in result.answers if isinstance(answer, bytes)]
+        assert [error.reason for error in errors] == ["model_error", "model_error"]
+        assert "Traceback" in child.log()
+        (answer,) = child.ask(KeySpec("double", (X,), None, True), floats(1))
+        assert isinstance(answer, dict)
+        assert child.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "what"),
+    [
+        ([b""], "the unknown kind b''"),
+        ([b"?", b"x"], "the unknown kind b'?', of 2 frames"),
+        ([READABLE[:10]], "the head of a batch, of 10 bytes"),
+        ([READABLE[:-3]], "the head of a batch"),
+    ],
+)
+def test_a_message_that_cannot_be_read_at_all_ends_the_worker_with_a_code_of_its_own(
+    folder: Path, message: list[bytes], what: str
+) -> None:
+    with WorkerChild(assignment(handler("echo", "Echo")), import_path=[folder]) as child:
+        child.reports("ready")
+        child.send_raw(*message)
+        assert child.end() == UNREADABLE_MESSAGE
+        assert "a message of the supervisor cannot be read" in child.log()
+        assert what in child.log()
+        assert "Traceback" not in child.log()
+
+
+@pytest.mark.parametrize("message", [b"no JSON", b"{}", b'{"devices": 1}'])
+def test_an_assignment_that_cannot_be_read_ends_the_spare_with_a_code_of_its_own(message: bytes) -> None:
+    with WorkerChild(None) as child:
+        child.reports("idle")
+        child.send_raw(worker_wire.ASSIGN, message)
+        assert child.end() == UNREADABLE_MESSAGE
+        assert "the assignment" in child.log()
 
 
 def test_a_model_that_ends_its_process_ends_its_worker(folder: Path) -> None:

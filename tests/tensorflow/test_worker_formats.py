@@ -27,7 +27,8 @@ with warnings.catch_warnings():
     from multitower.worker.formats.keras2_model import LegacyKerasModel
     from multitower.worker.formats.keras3_model import KerasModel
     from multitower.worker.formats.saved_model import SavedModel
-    from multitower.worker.signatures import load_others
+    from multitower.worker.heartbeat import CallCounter
+    from multitower.worker.loading import load_other_signatures
 
 from multitower.spec import Assignment, ModelReport, ModelSpec, TensorReport, WorkerReport
 from multitower.worker.formats.model import Model, load
@@ -102,8 +103,8 @@ def test_all_signatures_can_be_asked_for_and_what_cannot_be_served_says_why(
         monkeypatch.setattr(tf.saved_model, "load", no_optimizer)
     wanted = spec(path, max_batch_size=4)
     model = SavedModel(wanted)
-    name, executors, reports = load_others(model, wanted, (), SimpleNamespace(calls=0))
-    assert name == "serving_default"
+    executors, reports = load_other_signatures(model, wanted, (), CallCounter())
+    assert model.signature == "serving_default"
     assert set(executors) == {"twice", "total"}
     by_name = {report.name: report for report in reports}
     assert by_name["twice"].outputs == (TensorReport(name="double", datatype="FP32", shape=(-1,)),)
@@ -112,7 +113,7 @@ def test_all_signatures_can_be_asked_for_and_what_cannot_be_served_says_why(
     assert "'sum' is not the batch" in str(by_name["total"].unbatched_because)
     assert "'q' is qint8" in str(by_name["odd"].cause)
     assert graph or "'y' is a RaggedTensor" in str(by_name["ragged"].cause)
-    report = ModelReport(name="m", signature=name, signatures=reports)
+    report = ModelReport(name="m", signature=model.signature, signatures=reports)
     assert WorkerReport.from_json(WorkerReport(state="ready", pid=1, models=(report,)).to_json()).models == (report,)
     key = KeySpec("m", (("x", "FP32", ()),), None, True, "twice")
     twice = executors["twice"]

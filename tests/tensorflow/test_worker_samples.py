@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ with warnings.catch_warnings():
 
     from multitower.worker.formats.keras3_model import KerasModel
     from multitower.worker.formats.saved_model import SavedModel
-    from multitower.worker.signatures import load_others
+    from multitower.worker.heartbeat import CallCounter
+    from multitower.worker.loading import load_other_signatures
 
 from multitower.spec import ModelSpec
 from multitower.worker.formats.model import Arrays
@@ -100,7 +100,7 @@ def test_requests_as_tensorflow_serving_keeps_them(serving: Path) -> None:
     assert [parse(sample.inputs["inputs"]).numpy().tolist() for sample in samples[2:]] == [[3, 4], [9]]
     assert samples[2].origin == f"{file}, record 3"
     assert warm_up(model, spec, samples) == (None, True)
-    _, executors, reports = load_others(model, spec, samples, SimpleNamespace(calls=0))
+    executors, reports = load_other_signatures(model, spec, samples, CallCounter())
     assert set(executors) == {"classify", "twice"}
     # Made-up text is no example: without the recorded ones nothing would have been shown.
     assert executors["classify"]._proven

@@ -18,6 +18,7 @@ from multitower.supervisor.workers.slot import WorkerProcess
     [
         (0, "exited with code 0", "sys.exit"),
         (3, "exited with code 3", "last output"),
+        (76, "exited with code 76", "a defect of multitower"),
         (-9, "killed by SIGKILL (9)", "out-of-memory"),
         (-11, "killed by SIGSEGV (11)", "native code"),
         (-6, "killed by SIGABRT (6)", "native code"),

@@ -20,6 +20,8 @@ from multitower.supervisor.workers.reports import Reports
 from multitower.worker.formats.model import load_towers
 from multitower.worker.formats.towers import AS_SAVED, TowerPlacement, assign, nodes_of, tower_placements, where
 from multitower.worker.model_errors import LoadError
+from multitower.worker.service import UnreadableMessageError
+from multitower.worker.tower_service import _addressed_tower
 
 
 def add_process(scene: Scene, slot: int, devices: str, towers: int) -> tuple[Worker, ...]:
@@ -391,3 +393,19 @@ def test_the_last_heartbeat_counts(calls: tuple[int, ...]) -> None:
     cut = worker_wire.heartbeat(calls)[:-1]
     assert worker_wire.last_heartbeat(one + cut) == (3, 4, 5)
     assert worker_wire.last_heartbeat(b"") is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param([worker_wire.BATCH, b""], id="no tower"),
+        pytest.param([worker_wire.tower_head(0)[:2], b""], id="half a number"),
+        pytest.param([worker_wire.tower_head(2), b""], id="a tower that does not exist"),
+        pytest.param([worker_wire.tower_head(1)], id="no batch"),
+    ],
+)
+def test_a_message_for_no_tower_is_unreadable(message: list[bytes]) -> None:
+    towers = [cast(Any, "first"), cast(Any, "second")]
+    with pytest.raises(UnreadableMessageError):
+        _addressed_tower(message, towers)
+    assert _addressed_tower([worker_wire.tower_head(1), b""], towers) == "second"

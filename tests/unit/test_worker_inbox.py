@@ -106,7 +106,7 @@ def scene(before: Callable[[int], object]) -> Iterator[Scene]:
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "WORTH_NS", 0)
+    monkeypatch.setattr(service, "MIN_OVERLAP_NS", 0)
 
 
 @pytest.mark.usefixtures("always")
@@ -127,12 +127,12 @@ def test_a_batch_is_put_together_while_the_one_before_it_computes() -> None:
     # A batch that waits has not begun: should the worker die, it is not to blame.
     assert seen == [list(range(1, number + 1)) for number in range(1, 5)]
     assert len(made.model.threads) == 1
-    assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 def test_answers_keep_their_order_while_threads_take_turns_at_receiving(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(4)
-    monkeypatch.setattr(service._Job, "pays", lambda *_: rng.random() < 0.5)
+    monkeypatch.setattr(service._Job, "is_worth_overlapping", lambda *_: rng.random() < 0.5)
     with scene(lambda _: None) as made:
         made.send(1, [1])
         for number in range(2, 2001):
@@ -154,7 +154,7 @@ def test_brief_batches_are_left_to_one_thread() -> None:
         for number in range(1, 51):
             made.send(number, [number])
             made.receive()
-        assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
+        assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
         made.stop()
         made.loop.result(BOUND_S)
 
@@ -174,7 +174,7 @@ def test_what_ends_the_worker_ends_both_threads(monkeypatch: pytest.MonkeyPatch)
             made.send(number, [number])
         assert isinstance(ended := made.loop.exception(BOUND_S), SystemExit)
         assert ended.code == 7
-    assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 @pytest.mark.usefixtures("always")
@@ -183,15 +183,15 @@ def test_what_cannot_be_read_ahead_ends_the_loop() -> None:
         made.send(1, [1])
         made.receive()
         frames.send(made.end, [worker_wire.BATCH])
-        assert made.loop.exception(BOUND_S) is not None
+        assert isinstance(made.loop.exception(BOUND_S), service.UnreadableMessageError)
 
 
 @pytest.mark.parametrize("worth_ns", [0, 1 << 62], ids=["ahead", "in turn"])
 def test_while_nothing_comes_what_is_not_used_is_given_up(worth_ns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "WORTH_NS", worth_ns)
-    monkeypatch.setattr(inbox, "REST_MS", 10)
+    monkeypatch.setattr(service, "MIN_OVERLAP_NS", worth_ns)
+    monkeypatch.setattr(inbox, "IDLE_MS", 10)
     looked = threading.Semaphore(0)
-    monkeypatch.setattr(service._Service, "tick", lambda _: looked.release())
+    monkeypatch.setattr(service._Service, "release_unused", lambda _: looked.release())
     with scene(lambda _: None) as made:
         made.send(1, [1])
         made.receive()

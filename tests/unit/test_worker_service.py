@@ -72,7 +72,7 @@ class Scene:
         return self._answer([worker_wire.shared_head(head), key.to_json(), table.pack(), *frames])
 
     def _answer(self, message: list[Any]) -> list[Any]:
-        job = self._service.open(message)
+        job = self._service.open_message(message)
         assert job is not None
         return self._service.run(job)
 
@@ -137,7 +137,7 @@ def test_a_batch_runs_on_the_version_that_it_names_or_on_the_newest() -> None:
         key = KeySpec("m", (("x", "UINT8", (1,)),), None, True, version=version)
         number = int(version or 0)
         head = worker_wire.batch_head(number, number, [1], joined=worker_wire.joinable(key), described=True)
-        job = service.open([head, key.to_json(), b"x"])
+        job = service.open_message([head, key.to_json(), b"x"])
         assert job is not None
         _, answers, _ = worker_wire.read_result(service.run(job))
         header, _ = answers[0]

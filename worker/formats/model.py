@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -128,6 +128,19 @@ class Placed(Protocol):
 
     @property
     def tower(self) -> TowerReport | None: ...  # noqa: D102
+
+
+@runtime_checkable
+class Signed(Protocol):
+    """What a model has beside `Model` where it has signatures.
+
+    Attributes:
+        signature: the name of the one that the model itself is.
+        others: the others by name; of one that cannot be served, why.
+    """
+
+    signature: str
+    others: Mapping[str, Model | LoadError]
 
 
 def why_unbatchable(model: Model) -> str | None:

@@ -44,6 +44,10 @@ class Regions:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the descriptors."""
         while self._open:
             os.close(self._open.popitem()[1])
 

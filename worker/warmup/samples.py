@@ -11,9 +11,8 @@ import numpy as np
 from multitower import tensors
 from multitower.spec import ModelSpec, TensorReport
 
-from ..formats.model import Array, Arrays, Model
+from ..formats.model import Array, Arrays, Model, Signed
 from ..model_errors import LoadError
-from ..signatures import Signed
 from .warmup import Sample
 
 SERVING_FILE = Path("assets.extra", "tf_serving_warmup_requests")

@@ -1,0 +1,172 @@
+"""Loads the models of an assignment: reads them, warms them up, and makes what runs their batches."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+from multitower.spec import Assignment, ModelReport, ModelSpec, SignatureReport
+
+from .executor import Executor, Executors
+from .formats.model import Model, Placed, Signed, load_towers
+from .heartbeat import CallCounter
+from .memory_use import MemoryMeter
+from .model_errors import LoadError, load_cause, log_traceback
+from .warmup.samples import samples_of
+from .warmup.warmup import Findings, Sample, warm_up
+
+log = logging.getLogger("multitower.worker")
+
+
+class Replica(NamedTuple):
+    """A model on one tower, and what runs its batches there."""
+
+    model: Model
+    executors: Executors
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModels:
+    """The models of an assignment.
+
+    Attributes:
+        replicas: of each model that can be served, by name and version: one a tower, from the first tower on.
+        reports: one for each model of the assignment, in its order.
+    """
+
+    replicas: Mapping[tuple[str, str], Sequence[Replica]]
+    reports: tuple[ModelReport, ...]
+
+    def towers(self) -> list[dict[tuple[str, str], Executors]]:
+        """What each tower serves. A model that has fewer replicas than others is on the first towers."""
+        count = max(map(len, self.replicas.values()), default=0)
+        return [
+            {key: replicas[tower].executors for key, replicas in self.replicas.items() if tower < len(replicas)}
+            for tower in range(count)
+        ]
+
+    def close(self) -> None:
+        """Closes all models. What one raises is logged."""
+        for (name, _), replicas in self.replicas.items():
+            for model, _ in replicas:
+                try:
+                    model.close()
+                except BaseException as error:  # noqa: BLE001  a handler may raise anything, sys.exit included
+                    log_traceback(f"{name}: close raised", error)
+
+
+def load_models(assignment: Assignment, counters: Sequence[CallCounter]) -> LoadedModels:
+    """Loads and warms up each model. One that fails is logged and reported, and the others are loaded.
+
+    Args:
+        assignment: the models, and the devices for them.
+        counters: one a device; the models' calls are counted there.
+    """
+    loaded: dict[tuple[str, str], list[Replica]] = {}
+    reports: list[ModelReport] = []
+    setup_error: BaseException | None = None
+    if any(spec.path is not None for spec in assignment.models):
+        from .formats.tensorflow_setup import configure
+
+        try:
+            configure(assignment)
+        except BaseException as error:  # noqa: BLE001  models that need TensorFlow fail with it, the others are loaded
+            setup_error = error
+    for spec in assignment.models:
+        try:
+            if setup_error is not None and spec.path is not None:
+                raise setup_error
+            meter = MemoryMeter(assignment.devices, tensorflow=spec.path is not None)
+            replicas, report = _load_model(spec, assignment.devices, counters)
+        except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
+            if not issubclass(type(error), LoadError):
+                log_traceback(f"{spec.name} cannot be loaded", error)
+            name, version = spec.key
+            reports.append(ModelReport(name=name, version=version, state="failed", cause=load_cause(error)))
+            continue
+        loaded[report.key] = replicas
+        reports.append(replace(report, **asdict(meter.growth())))
+    return LoadedModels(loaded, tuple(reports))
+
+
+def _load_model(
+    spec: ModelSpec, devices: Sequence[str], counters: Sequence[CallCounter]
+) -> tuple[list[Replica], ModelReport]:
+    started = time.monotonic()
+    models = load_towers(spec, devices)
+    loaded = time.monotonic()
+    samples = samples_of(models[0], spec)
+    replicas: list[Replica] = []
+    for model, counter in zip(models, counters, strict=False):
+        findings = warm_up(model, spec, samples)
+        others, signatures = load_other_signatures(model, spec, samples, counter)
+        replicas.append(Replica(model, {"": _executor(model, spec, findings, counter), **others}))
+    # All replicas are alike; what the warm-up of the last one has shown holds for each.
+    report = ModelReport(
+        name=spec.name,
+        version=model.version,
+        platform=model.platform,
+        inputs=model.inputs,
+        outputs=model.outputs,
+        max_batch_size=_rows_per_batch(spec, findings),
+        unbatched_because=findings.unbatched_because,
+        pad_variable_length_inputs=spec.pad_variable_length_inputs,
+        signature=model.signature if isinstance(model, Signed) else "",
+        signatures=signatures,
+        towers=tuple(model.tower for model in models if isinstance(model, Placed) and model.tower is not None),
+        load_s=loaded - started,
+        warmup_s=time.monotonic() - loaded,
+    )
+    return replicas, report
+
+
+def load_other_signatures(
+    model: Model, spec: ModelSpec, samples: Sequence[Sample], counter: CallCounter
+) -> tuple[dict[str, Executor], tuple[SignatureReport, ...]]:
+    """Makes the signatures of a model that are not its default one ready.
+
+    They are warmed up where there are recorded requests for them. Of the others, the first batches show whether
+    requests can be joined.
+
+    Returns:
+        What runs each of them, by name; and a report of each, also of those that cannot be served.
+    """
+    executors: dict[str, Executor] = {}
+    reports: list[SignatureReport] = []
+    for name, other in model.others.items() if isinstance(model, Signed) else ():
+        if isinstance(other, LoadError):
+            reports.append(SignatureReport(name=name, cause=str(other)))
+            continue
+        findings = warm_up(other, spec, samples, signature=name)
+        executors[name] = _executor(other, spec, findings, counter)
+        reports.append(
+            SignatureReport(
+                name=name,
+                inputs=other.inputs or (),
+                outputs=other.outputs or (),
+                max_batch_size=_rows_per_batch(spec, findings),
+                unbatched_because=findings.unbatched_because,
+            )
+        )
+    return executors, tuple(reports)
+
+
+def _executor(model: Model, spec: ModelSpec, findings: Findings, counter: CallCounter) -> Executor:
+    """What runs batches on a model, according to what its warm-up has shown."""
+    return Executor(
+        spec.name,
+        model,
+        spec.allowed_batch_sizes,
+        unbatched=_rows_per_batch(spec, findings) == 0,
+        proven=findings.proven,
+        safe_rows=spec.safe_rows,
+        counter=counter,
+    )
+
+
+def _rows_per_batch(spec: ModelSpec, findings: Findings) -> int:
+    """The largest number of rows in a batch; 0 where the model takes one request a call."""
+    return 0 if findings.unbatched_because is not None else spec.max_batch_size
