@@ -48,6 +48,8 @@ class Reason(StrEnum):
     POISONED = "poisoned"  # more workers died while executing the request than `retry` allows
     MODEL_ERROR = "model_error"  # the model raised an exception
     OUTPUT_INVALID = "output_invalid"  # the model's outputs differ from its declaration
+    REPLY_DROPPED = "reply_dropped"  # the client left too much unread, and read nothing for `unread_timeout`
+    INTERNAL_ERROR = "internal_error"  # a defect of multitower
     # Raised by the clients only, never sent.
     NOT_LISTENING = "not_listening"  # no daemon listens at the endpoint
     CONNECTION_LOST = "connection_lost"  # the connection ended while requests were outstanding
@@ -76,6 +78,8 @@ CODE_OF: Mapping[Reason, Code] = {
     Reason.POISONED: Code.INTERNAL,
     Reason.MODEL_ERROR: Code.INTERNAL,
     Reason.OUTPUT_INVALID: Code.INTERNAL,
+    Reason.REPLY_DROPPED: Code.RESOURCE_EXHAUSTED,
+    Reason.INTERNAL_ERROR: Code.INTERNAL,
     Reason.NOT_LISTENING: Code.UNAVAILABLE,
     Reason.CONNECTION_LOST: Code.UNAVAILABLE,
     Reason.CLOSED: Code.UNAVAILABLE,
@@ -132,7 +136,7 @@ class Unavailable(MultitowerError):
 
 
 class Overloaded(MultitowerError):
-    """The model's queue is full; `details` has `queue_depth` and `retry_after_ms`."""
+    """The daemon has no room: `queue_full`, with `retry_after_ms` in `details`, or `reply_dropped`."""
 
 
 class DeadlineExceeded(MultitowerError, TimeoutError):
@@ -151,7 +155,14 @@ class ModelError(MultitowerError):
     """The model raised an exception, or returned outputs that differ from its declaration."""
 
 
-_CLASS_OF_REASON: Mapping[str, type[MultitowerError]] = {Reason.POISONED: Poisoned}
+class InternalError(MultitowerError):
+    """A defect of the daemon; its log has the traceback. Other requests are not concerned."""
+
+
+_CLASS_OF_REASON: Mapping[str, type[MultitowerError]] = {
+    Reason.POISONED: Poisoned,
+    Reason.INTERNAL_ERROR: InternalError,
+}
 _CLASS_OF_CODE: Mapping[str, type[MultitowerError]] = {
     Code.INVALID_ARGUMENT: InvalidRequest,
     Code.NOT_FOUND: NotFound,

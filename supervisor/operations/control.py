@@ -5,13 +5,16 @@ Who may open it may use it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
 
-from ..routing.front_socket import FrontSocket
+from ..routing.front_socket import FrontSocket, internal_error
+
+log = logging.getLogger("multitower.control")
 
 Done = Callable[[dict[str, Any] | MultitowerError], None]
 """Takes the answer to an order, when it has been carried out."""
@@ -55,15 +58,16 @@ class ControlSocket:
             def done(
                 answer: dict[str, Any] | MultitowerError, address: tuple[bytes, ...] = address, id: bytes = id
             ) -> None:
-                if isinstance(answer, MultitowerError):
-                    self.front.reply(address, wire.ERROR, id, (wire.dump_json(answer.to_wire()),))
-                else:
-                    self.front.reply(address, wire.OK, id, (wire.dump_json(answer),))
+                self.front.answer(address, id, answer)
 
             try:
                 self._carry_out(bytes(body[0]), wire.load_header(bytes(body[2])) if len(body) > 2 else {}, done)
             except MultitowerError as error:
                 done(error)
+            except Exception:
+                # A defect of multitower. Only this order fails.
+                log.exception("order cannot be handled")
+                done(internal_error())
 
     def _carry_out(self, kind: bytes, header: dict[str, Any], done: Done) -> None:
         if kind == wire.RELOAD:

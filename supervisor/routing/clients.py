@@ -14,11 +14,12 @@ from typing import Any
 from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
 
+from ..scheduling.open_requests import Answer
 from ..scheduling.request import Plan, Request, SharedRequest
 from ..scheduling.scheduler import Scheduler
 from . import regions
 from .admission import Admission
-from .front_socket import FrontSocket, Incoming
+from .front_socket import FrontSocket, Incoming, internal_error
 from .request_checks import check_frames
 from .statistics import ModelStatistics
 
@@ -100,12 +101,12 @@ class Clients:
             self._reject(front, address, id, error)
         except Exception:
             # A defect of multitower. Only this request fails.
-            log.exception("a request could not be handled")
-            self._reject(front, address, id, make(Reason.MODEL_ERROR, "the daemon failed to read the request"))
+            log.exception("request cannot be handled", extra={"fields": {"endpoint": front.endpoint}})
+            self._reject(front, address, id, internal_error())
 
     def _reject(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, error: MultitowerError) -> None:
         self.rejected += 1
-        front.reply(address, wire.ERROR, id, (wire.dump_json(error.to_wire()),))
+        front.answer(address, id, error)
 
     def _admit(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
         """Gives a request for inference to the scheduler."""
@@ -152,9 +153,9 @@ class Clients:
             cancelled = self._scheduler.cancel((front, address), id)
             # The replies to the cancelled requests go first, then the reply to the order to cancel them.
             self.send_replies()
-            front.reply(address, wire.OK, id, (wire.dump_json({"cancelled": cancelled}),))
+            front.answer(address, id, {"cancelled": cancelled})
         else:
-            front.reply(address, wire.OK, id, (wire.dump_json(self._answer(kind, header)),))
+            front.answer(address, id, self._answer(kind, header))
 
     def _check_size(self, size: int) -> None:
         if size > self._max_message_size:
@@ -173,14 +174,23 @@ class Clients:
             return
         now = time.monotonic()
         for request, answer in replies:
-            front, address = request.sender
-            statistics = self._statistics[request.plan.model][request.version or self._unrun_version(request)]
-            if isinstance(answer, MultitowerError):
-                statistics.count_failure(now - request.received)
-                front.reply(address, wire.ERROR, request.id, (wire.dump_json(answer.to_wire()),))
-            else:
-                statistics.count_success(request.rows, request.sent - request.received, now - request.received)
-                front.reply(address, wire.OK, request.id, answer)
+            try:
+                self._send_reply(request, answer, now)
+            except Exception:
+                # A defect of multitower. Only this request fails.
+                log.exception("reply cannot be sent", extra={"fields": {"model": request.plan.model}})
+                front, address = request.sender
+                front.answer(address, request.id, internal_error())
+
+    def _send_reply(self, request: Request, answer: Answer, now: float) -> None:
+        front, address = request.sender
+        statistics = self._statistics[request.plan.model][request.version or self._unrun_version(request)]
+        if isinstance(answer, MultitowerError):
+            statistics.count_failure(now - request.received)
+            front.reply(address, wire.ERROR, request.id, (wire.dump_json(answer.to_wire()),))
+        else:
+            statistics.count_success(request.rows, request.sent - request.received, now - request.received)
+            front.reply(address, wire.OK, request.id, answer)
 
     def _unrun_version(self, request: Request) -> str:
         """The version whose statistics count a request that no worker has got."""

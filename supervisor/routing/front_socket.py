@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import zmq
 
 from multitower import frames, tensors, wire
+from multitower.errors import MultitowerError, Reason, make
 
 from ..loop.reactor import unwatched
 from ..loop.runtime_dir import FileLock, HeldError
+
+log = logging.getLogger("multitower.router")
 
 IPC = "ipc://"
 SOCKET_MODE = 0o660
@@ -27,6 +31,11 @@ SEND_HWM = 1000
 
 MAX_UNREAD_BYTES = 512 << 20
 """Bytes of large frames that one client may leave unread, beside `SEND_HWM` replies of small ones."""
+
+
+def internal_error() -> MultitowerError:
+    """What a request gets that met a defect of multitower; the caller logs the traceback."""
+    return make(Reason.INTERNAL_ERROR, "a defect of the daemon, whose log has the traceback")
 
 
 class Incoming(NamedTuple):
@@ -155,8 +164,38 @@ class FrontSocket:
                 return Incoming(tuple(message[:index]), message[index + 1 :])
         return Incoming((message[0],), None)
 
+    def answer(self, address: Sequence[bytes], id: bytes, answer: Mapping[str, Any] | MultitowerError) -> None:
+        """Sends a reply without tensors.
+
+        It never raises: a reply that cannot be built is logged with its traceback, and replaced by an error.
+
+        Args:
+            address: of the request.
+            id: of the request.
+            answer: the reply's header, or the error that the request gets.
+        """
+        try:
+            self._answer(address, id, answer)
+        except Exception:
+            log.exception("reply cannot be sent", extra={"fields": {"endpoint": self.endpoint}})
+            try:
+                self._answer(address, id, internal_error())
+            except Exception:
+                self.dropped += 1
+                log.exception("error reply cannot be sent", extra={"fields": {"endpoint": self.endpoint}})
+
+    def _answer(self, address: Sequence[bytes], id: bytes, answer: Mapping[str, Any] | MultitowerError) -> None:
+        if isinstance(answer, MultitowerError):
+            self.reply(address, wire.ERROR, id, (wire.dump_json(answer.to_wire()),))
+        else:
+            self.reply(address, wire.OK, id, (wire.dump_json(answer),))
+
     def reply(self, address: Sequence[bytes], kind: bytes, id: bytes, body: Sequence[Any]) -> None:
-        """Sends a reply; a client that has left or does not read loses it, and it is counted."""
+        """Sends a reply. It is dropped, and counted, if the client has left or does not read.
+
+        Raises:
+            TypeError: a frame of the body has no bytes; nothing was sent.
+        """
         bulk = sum([size for size in map(len, body) if size >= tensors.BULKY_BYTES])
         if bulk:
             if self._unread.of(address[0]) + bulk > MAX_UNREAD_BYTES:

@@ -8,6 +8,7 @@ orders change the models.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -24,10 +25,12 @@ from ..scheduling.worker import Served, Worker
 from . import regions
 from .admission import Admission
 from .clients import Clients
-from .front_socket import FrontSocket
+from .front_socket import FrontSocket, internal_error
 from .routes import Route, models_of_towers
 from .statistics import BatchTimes, ModelStatistics
 from .worker_connection import WorkerConnection, WorkerProtocolError
+
+log = logging.getLogger("multitower.router")
 
 
 class Router:
@@ -309,7 +312,13 @@ class Router:
         """Sends batches to free workers and replies to clients; call it after each burst of events."""
         self.scheduler.expire(now)
         for batch in self.scheduler.dispatch(now):
-            self._send(batch)
+            try:
+                self._send(batch)
+            except Exception:
+                # A defect of multitower. Only the requests of this batch fail; the worker has not got them.
+                model = batch.key.spec.model
+                log.exception("batch cannot be sent", extra={"fields": {"model": model, "slot": batch.worker.slot}})
+                self.scheduler.fail_batch(batch, internal_error(), now)
         self._clients.send_replies()
 
     def tick(self, now: float) -> None:
@@ -319,24 +328,36 @@ class Router:
     def _send(self, batch: Batch) -> None:
         route = self.routes[batch.worker]
         key = batch.key
-        description: list[bytes] = []
         joined = route.known_keys.get(key.id)
-        if joined is None:
-            joined = worker_wire.joinable(key.spec)
-            description = [key.spec.to_json()]
-            route.known_keys.put(key.id, joined, len(description[0]))  # the worker remembers the key itself
-        requests = batch.requests
-        for request in requests:
-            if request.shared:
-                route.connection.send([*route.head, *regions.batch_message(batch, description)])
-                return
-        if joined:
-            frames = worker_wire.join([request.frames for request in requests])
-        else:
-            frames = [frame for request in requests for frame in request.frames]
-        rows = [request.rows for request in requests]
-        head = worker_wire.batch_head(batch.id, key.id, rows, joined=joined, described=bool(description))
-        route.connection.send([*route.head, head, *description, *frames])
+        if joined is not None:
+            route.connection.send([*route.head, *_batch_message(batch, joined, ())])
+            return
+        joined = worker_wire.joinable(key.spec)
+        description = key.spec.to_json()
+        route.connection.send([*route.head, *_batch_message(batch, joined, (description,))])
+        # The worker remembers the key, now that it has got it.
+        route.known_keys.put(key.id, joined, len(description))
+
+
+def _batch_message(batch: Batch, joined: bool, description: Sequence[bytes]) -> list[Any]:
+    """The message to a worker for a batch.
+
+    Args:
+        batch: to be sent.
+        joined: whether inputs travel joined, where none is in shared memory.
+        description: of its key; empty where the worker knows the key.
+    """
+    requests = batch.requests
+    for request in requests:
+        if request.shared:
+            return regions.batch_message(batch, description)
+    if joined:
+        frames = worker_wire.join([request.frames for request in requests])
+    else:
+        frames = [frame for request in requests for frame in request.frames]
+    rows = [request.rows for request in requests]
+    head = worker_wire.batch_head(batch.id, batch.key.id, rows, joined=joined, described=bool(description))
+    return [head, *description, *frames]
 
 
 def _version_number(report: ModelReport) -> int:

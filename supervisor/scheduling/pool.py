@@ -199,6 +199,20 @@ class Pool:
             self._set_opening(worker, seconds)
         self._changed()
 
+    def withdraw(self, batch: Batch, now: float) -> None:
+        """Takes back a batch that was given to its worker but could not be sent to it."""
+        worker: Worker = batch.worker
+        if worker.next is not batch:
+            self.finished(batch, now, None, measures=False)
+            return
+        worker.next = None
+        executing = worker.batch
+        assert executing is not None  # `next` is only given behind it
+        seconds = self.seconds(worker, executing.key, executing.size)
+        worker.ends = inf if seconds is None else executing.begun + seconds
+        self._set_opening(worker, seconds)
+        self._changed()
+
     # What follows from it.
 
     def open(self, now: float) -> list[Worker]:

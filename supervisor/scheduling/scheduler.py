@@ -113,6 +113,15 @@ class Scheduler:
         worker.completed += batch.rows
         worker.requests += len(batch.requests)
         self._refusals.crashing.answered(batch.key.spec.model)
+        self._answer_entries(batch, answers)
+        return batch
+
+    def fail_batch(self, batch: Batch, error: MultitowerError, now: float) -> None:
+        """Answers the requests of a batch that `dispatch` returned and that could not be sent to its worker."""
+        self.pool.withdraw(batch, now)
+        self._answer_entries(batch, [error] * len(batch.requests))
+
+    def _answer_entries(self, batch: Batch, answers: Sequence[Answer]) -> None:
         for request, answer in zip(batch.requests, answers, strict=True):
             if request.over:
                 self.late_answers += 1
@@ -121,7 +130,6 @@ class Scheduler:
             else:
                 self._open_requests.settle(request, answer)
             let_go(request)
-        return batch
 
     def cancel(self, sender: tuple[object, ...], request_id: bytes) -> int:
         """Answers all requests of a sender with this id by `cancelled`; returns how many there were."""

@@ -30,7 +30,7 @@ ANSWER_S = 20.0
 MAX_HOPS = 16
 FORBIDDEN = (
     *(Reason.WORKER_DIED, Reason.POISONED, Reason.NO_WORKER, Reason.QUEUE_FULL),
-    *(Reason.MODEL_ERROR, Reason.OUTPUT_INVALID),
+    *(Reason.MODEL_ERROR, Reason.OUTPUT_INVALID, Reason.INTERNAL_ERROR, Reason.REPLY_DROPPED),
 )
 """Reasons that no message may earn, however broken: it cost others something, or reached the model as it was."""
 

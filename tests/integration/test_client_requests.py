@@ -19,6 +19,7 @@ from multitower import (
     Cancelled,
     Client,
     DeadlineExceeded,
+    InternalError,
     InvalidRequest,
     ModelError,
     MultitowerError,
@@ -378,6 +379,8 @@ CLASSES: dict[Reason, type[MultitowerError]] = {
     Reason.POISONED: Poisoned,
     Reason.MODEL_ERROR: ModelError,
     Reason.OUTPUT_INVALID: ModelError,
+    Reason.REPLY_DROPPED: Overloaded,
+    Reason.INTERNAL_ERROR: InternalError,
 }
 
 

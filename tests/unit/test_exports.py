@@ -18,6 +18,7 @@ NAMES = [
     "Client",
     "Code",
     "DeadlineExceeded",
+    "InternalError",
     "InvalidRequest",
     "ModelError",
     "MultitowerError",

@@ -14,13 +14,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from fake_front import FakeFront
 from memfds import NONCE, name_of, region
 
 from multitower import wire, worker_wire
 from multitower.errors import InvalidRequest
 from multitower.spec import ModelReport
 from multitower.supervisor.routing import regions
-from multitower.supervisor.routing.front_socket import Incoming
 from multitower.supervisor.routing.regions import IDLE_S, Regions, open_region
 from multitower.supervisor.routing.router import Router
 from multitower.supervisor.scheduling.areas import OpenArea, Region
@@ -381,23 +381,14 @@ def test_quarantine_compares_bytes_in_shared_memory_and_in_frames_alike() -> Non
 # The router.
 
 
-class OneRequest:
-    """A stand-in for a front socket: returns one request for a model, and records the errors it is answered with."""
-
-    def __init__(self, header: bytes, *frames: bytes, local: bool) -> None:
-        self.local = local
-        self.readable = False
-        self.errors: list[dict[str, str]] = []
-        self._incoming: Incoming | None = Incoming((b"client",), [wire.INFER, b"1", header, *frames])
-
-    def receive(self) -> Incoming | None:
-        incoming, self._incoming = self._incoming, None
-        return incoming
-
-    def reply(self, address: tuple[bytes, ...], kind: bytes, id: bytes, body: tuple[bytes]) -> None:
-        assert (address, kind, id) == ((b"client",), wire.ERROR, b"1")
-        error = json.loads(body[0])["error"]
-        self.errors.append({"reason": error["reason"], "field": error["details"]["field"]})
+def errors(front: FakeFront) -> list[dict[str, str]]:
+    """The reason and the field of each error that a request was answered with."""
+    found = []
+    for kind, id, (body,) in front.replies:
+        assert (kind, id) == (wire.ERROR, b"1")
+        error = json.loads(body)["error"]
+        found.append({"reason": error["reason"], "field": error["details"]["field"]})
+    return found
 
 
 @pytest.mark.parametrize(
@@ -416,12 +407,12 @@ def test_the_router_accepts_shared_memory_of_local_clients_only(
     with region(b"abcdef") as (name, _):
         tensors = [wire.Tensor("n", "UINT8", (2,)), wire.Tensor("x", "UINT8", (2, 3), wire.Area(name, 4096, 6))]
         header = wire.infer_header("m", tensors)
-        front = OneRequest(header, *frames, local=local)
+        front = FakeFront([wire.INFER, b"1", header, *frames], local=local)
         # Bytes in shared memory count towards the limit as bytes in frames do.
         limit = len(header) + 2 + 6 + spare
         router = Router({"m": QueueLimits(10, 1 << 20)}, {"m": 30.0}, limit, lambda *_: {})
         router.admission.add_version(ModelReport(name="m", max_batch_size=2))
         router.receive(front)  # type: ignore[arg-type]
-        assert front.errors == ([] if error is None else [error])
+        assert errors(front) == ([] if error is None else [error])
         queue = router.scheduler.queues["m"]
         assert (queue.size, queue.bytes) == ((0, 0) if error else (1, 2 + 6))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_front import FakeFront
 
 from multitower import Code, tensors, wire
 from multitower.client import codec
@@ -17,7 +18,6 @@ from multitower.errors import CODE_OF
 from multitower.infer_header import parse_infer_header
 from multitower.spec import ModelReport, ModelSpec, TensorReport
 from multitower.supervisor.operations.status import StatusReporter
-from multitower.supervisor.routing.front_socket import Incoming
 from multitower.supervisor.routing.router import Router
 from multitower.supervisor.scheduling.queue import QueueLimits
 
@@ -128,27 +128,9 @@ def test_the_client_reads_the_replies(vector: dict[str, Any]) -> None:
 # What the daemon makes of requests.
 
 
-class Wire:
-    """Stands for a front socket: gives one message, and keeps the replies."""
-
-    local = True
-
-    def __init__(self, frames: list[bytes]) -> None:
-        body = frames[1:] if frames[0] == wire.DELIMITER else None
-        self._incoming: Incoming | None = Incoming((b"client",), body)
-        self.replies: list[tuple[bytes, bytes, list[bytes]]] = []
-
-    @property
-    def readable(self) -> bool:
-        return self._incoming is not None
-
-    def receive(self) -> Incoming | None:
-        incoming, self._incoming = self._incoming, None
-        return incoming
-
-    def reply(self, address: tuple[bytes, ...], kind: bytes, id: bytes, body: list[bytes]) -> None:
-        assert address == (b"client",)
-        self.replies.append((kind, id, list(body)))
+def front_with(frames: list[bytes]) -> FakeFront:
+    """A front socket with a message of these frames, the delimiter first."""
+    return FakeFront(frames[1:] if frames[0] == wire.DELIMITER else None)
 
 
 def daemon() -> Router:
@@ -182,7 +164,7 @@ def daemon() -> Router:
 @named("requests")
 def test_the_daemon_takes_the_requests(vector: dict[str, Any]) -> None:
     frames = frames_of(vector)
-    router, front = daemon(), Wire(frames)
+    router, front = daemon(), front_with(frames)
     router.receive(front)  # type: ignore[arg-type]
     assert frames[1].decode() == vector["kind"]
     assert frames[2].hex() == vector["id"]
@@ -208,7 +190,7 @@ def test_the_daemon_takes_the_requests(vector: dict[str, Any]) -> None:
 @named("refused")
 def test_the_daemon_refuses(vector: dict[str, Any]) -> None:
     frames = frames_of(vector)
-    router, front = daemon(), Wire(frames)
+    router, front = daemon(), front_with(frames)
     router.receive(front)  # type: ignore[arg-type]
     ((kind, id, (header,)),) = front.replies
     error = json.loads(header)["error"]

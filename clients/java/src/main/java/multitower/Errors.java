@@ -43,6 +43,9 @@ final class Errors {
         if (reason.equals(Reason.POISONED.toString())) {
             return new MultitowerException.Poisoned(code, reason, message, details);
         }
+        if (reason.equals(Reason.INTERNAL_ERROR.toString())) {
+            return new MultitowerException.InternalError(code, reason, message, details);
+        }
         switch (code) {
             case "INVALID_ARGUMENT":
             case "UNIMPLEMENTED":

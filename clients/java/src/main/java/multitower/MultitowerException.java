@@ -99,7 +99,7 @@ public class MultitowerException extends RuntimeException {
         }
     }
 
-    /** The model's queue is full; the details hold {@code queue_depth} and {@code retry_after_ms}. */
+    /** The daemon has no room: queue_full, with {@code retry_after_ms} in the details, or reply_dropped. */
     public static final class Overloaded extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
@@ -140,6 +140,15 @@ public class MultitowerException extends RuntimeException {
         private static final long serialVersionUID = 1L;
 
         ModelError(String code, String reason, String message, Map<String, Object> details) {
+            super(code, reason, message, details);
+        }
+    }
+
+    /** A defect of the daemon; its log has the traceback. */
+    public static final class InternalError extends MultitowerException {
+        private static final long serialVersionUID = 1L;
+
+        InternalError(String code, String reason, String message, Map<String, Object> details) {
             super(code, reason, message, details);
         }
     }

@@ -48,6 +48,10 @@ public enum Reason {
     MODEL_ERROR("INTERNAL"),
     /** The model returned what it did not declare, or the reply cannot be read. */
     OUTPUT_INVALID("INTERNAL"),
+    /** The client left too many bytes of replies unread, and read nothing for a time, so that its reply was dropped. */
+    REPLY_DROPPED("RESOURCE_EXHAUSTED"),
+    /** A defect of the daemon; its log has the traceback. */
+    INTERNAL_ERROR("INTERNAL"),
 
     // The client's own: these never travel.
 

@@ -1,0 +1,51 @@
+"""A stand-in for a front socket: it returns one message of a client, and records the replies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from multitower import wire
+from multitower.errors import MultitowerError
+from multitower.supervisor.routing.front_socket import Incoming
+
+ADDRESS = (b"client",)
+
+
+class FakeFront:
+    """One client, `ADDRESS`, which has sent one message.
+
+    Args:
+        body: the frames of the message behind the delimiter; None for a message without one.
+        local: whether the client may use shared memory.
+
+    Attributes:
+        replies: kind, id and body of each reply.
+    """
+
+    endpoint = "ipc:///fake"
+
+    def __init__(self, body: list[Any] | None, *, local: bool = True) -> None:
+        self.local = local
+        self.replies: list[tuple[bytes, bytes, list[bytes]]] = []
+        self._incoming: Incoming | None = Incoming(ADDRESS, body)
+
+    @property
+    def readable(self) -> bool:
+        return self._incoming is not None
+
+    def receive(self) -> Incoming | None:
+        incoming, self._incoming = self._incoming, None
+        return incoming
+
+    def reply(self, address: Sequence[bytes], kind: bytes, id: bytes, body: Sequence[Any]) -> None:
+        assert address == ADDRESS
+        self.replies.append((kind, id, list(body)))
+
+    def answer(self, address: Sequence[bytes], id: bytes, answer: Mapping[str, Any] | MultitowerError) -> None:
+        failed = isinstance(answer, MultitowerError)
+        header = answer.to_wire() if isinstance(answer, MultitowerError) else answer
+        self.reply(address, wire.ERROR if failed else wire.OK, id, (wire.dump_json(header),))
+
+    def recheck(self) -> None:
+        """Nothing looks at this socket."""
