@@ -122,7 +122,7 @@ class Daemon:
                 unwatch=self._unwatch,
                 fits=self._capacity.fits,
                 rss=self._capacity.rss,
-                present=self._sampler.present,
+                present=self._sampler.are_devices_present,
             )
             self._runtime = runtime
             self.reporter = StatusReporter(

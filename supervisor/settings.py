@@ -14,10 +14,9 @@ from multitower.spec import ModelSpec
 from .config.config import Config, ModelConfig
 from .config.version_folders import chosen_versions, fingerprint
 from .loop.log import event
-from .machine import placement
 from .machine.devices import Device, resolve
 from .machine.discovery import discover
-from .machine.model_placement import allot
+from .machine.placement import Placement, assign_models, place_workers_on
 from .scheduling.pool import Rule
 from .scheduling.queue import QueueLimits
 from .workers.restart_budget import RestartPolicy
@@ -44,7 +43,7 @@ class Settings:
 
     config: Config
     devices: tuple[Device, ...]
-    placements: tuple[placement.Placement, ...]
+    placements: tuple[Placement, ...]
     worker_settings: WorkerSettings
     limits: dict[str, QueueLimits]
     timeouts: dict[str, float]
@@ -83,12 +82,13 @@ class Settings:
         configs = tuple((known | {name: model}).values())
         specs = [spec for spec in self.worker_settings.models if spec.name != name]
         loaded = sorted([*specs, *_version_specs(model)], key=lambda spec: _index_of(spec.name, configs))
-        allotted = allot(configs, [placement.devices for placement in self.placements], self.devices)
+        selections = {config.name: config.devices for config in configs}
+        assigned = assign_models(selections, [placement.devices for placement in self.placements], self.devices)
         return replace(
             self,
             config=self.config.model_copy(update={"models": configs}),
             placements=tuple(
-                replace(placement, models=models) for placement, models in zip(self.placements, allotted, strict=True)
+                replace(placement, models=models) for placement, models in zip(self.placements, assigned, strict=True)
             ),
             worker_settings=replace(
                 self.worker_settings,
@@ -156,7 +156,7 @@ def build_settings(config: Config) -> Settings:
     return Settings(
         config=config,
         devices=tuple(device for group in groups for device in group),
-        placements=placement.of_groups(config, groups),
+        placements=place_workers_on(config, groups),
         worker_settings=WorkerSettings(
             models=tuple(spec for at_startup, spec in specs if at_startup),
             execution_s={model.name: model.max_execution_time for model in config.models},

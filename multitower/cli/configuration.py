@@ -84,12 +84,12 @@ def _models(config: Config) -> Iterator[str]:
 def _slots(config: Config) -> Iterator[str]:
     """What each slot would get of this machine."""
     from multitower.supervisor.machine import devices, placement
-    from multitower.supervisor.machine.cores import shown
+    from multitower.supervisor.machine.cores import format_core_list
 
-    for slot in placement.of_config(config):
+    for slot in placement.place_workers(config):
         limit = slot.memory_limit_bytes
         memory = f", memory {devices.format_bytes(limit)}" if limit is not None else ""
-        cores = f", cores {shown(slot.cores)}" if slot.cores else ""
+        cores = f", cores {format_core_list(slot.cores)}" if slot.cores else ""
         threads = f"{slot.intra_op_threads} intra-op and {slot.inter_op_threads} inter-op threads"
         models = f", models {', '.join(slot.models)}" if len(slot.models) < len(config.models) else ""
         yield f"{slot.slot}  {slot.device}, {threads}{memory}{cores}{models}"

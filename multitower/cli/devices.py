@@ -74,7 +74,7 @@ def _print_table(gpus: Sequence[Device]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from multitower.supervisor.machine.cores import shown
+    from multitower.supervisor.machine.cores import format_core_list
     from multitower.supervisor.machine.devices import format_bytes
 
     headings = ["Index", "UUID", "Product", "Memory", "Used", "PCI bus id"]
@@ -95,7 +95,10 @@ def _print_table(gpus: Sequence[Device]) -> None:
             gpu.pci_bus_id or "-",
         ]
         if near:
-            cells += [str(gpu.numa_node) if gpu.numa_node is not None else "-", shown(gpu.cores or ()) or "-"]
+            cells += [
+                str(gpu.numa_node) if gpu.numa_node is not None else "-",
+                format_core_list(gpu.cores or ()) or "-",
+            ]
         table.add_row(*(Text(cell) for cell in cells))
     console = Console()
     # A UUID cut short to fit a narrow terminal, or the 80 columns of a pipe, could not be copied.

@@ -1,1 +1,1 @@
-"""The machine: devices, their discovery, placement of slots, cores, use of resources."""
+"""The machine: its devices and cores, how workers share them, and how much they use."""

@@ -1,16 +1,15 @@
-"""What a device is, and which of those there are a configuration means. Pure.
+"""Devices, and `resolve`, which finds those that a configuration names. Pure.
 
-`discovery` finds the devices, `resolve` turns the configuration's `devices` into groups of them, and `placement`
-spreads workers over these.
+`discovery.py` finds the machine's devices; `placement.py` places workers on those that `resolve` returns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-from ..config.devices import ONE_SLICE
+from ..config.devices import ONE_SLICE, CpuDevices
 
 NONE_REPORTED: Final = (
     "the NVIDIA driver is loaded but reports no GPU; check nvidia-smi, systemd's PrivateDevices, and in a "
@@ -23,10 +22,14 @@ CPU_PREFIX: Final = "cpu:"
 
 
 class DeviceError(Exception):
-    """The configuration asks for devices, or for a use of them, that this machine cannot give.
+    """The configuration names devices that this machine does not have, or uses them in an impossible way.
+
+    Args:
+        problems: one sentence for each problem.
+        context: what helps to correct them, such as the devices that exist.
 
     Attributes:
-        problems: one sentence for each thing that is wrong; the message holds them all.
+        problems: one sentence for each problem; the error's message has them all, and the context.
     """
 
     def __init__(self, problems: Sequence[str], context: str = "") -> None:
@@ -36,19 +39,19 @@ class DeviceError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Device:
-    """A GPU, a slice of one that is in MIG mode, or one of the pretended devices `cpu:N`.
+    """A GPU, a slice of a GPU in MIG mode, or a CPU device.
 
     Attributes:
-        name: what it is called everywhere: the UUID of a GPU or slice, else `cpu:0`, `cpu:1`, ...
+        name: the UUID of a GPU or slice, else `cpu:0`, `cpu:1`, ...
         kind: `gpu`, `mig` or `cpu`.
-        index: the GPU's number in PCI order, the same that nvidia-smi shows; None for the others.
-        product: such as `NVIDIA A100-SXM4-80GB`, or of a slice `NVIDIA A100-SXM4-80GB MIG 1g.10gb`.
-        memory_bytes: the device's memory, None where it has none of its own.
-        memory_used_bytes: what all processes, and the driver, hold of it at the moment.
-        pci_bus_id: such as `00000000:17:00.0`, of a slice that of its GPU, None for `cpu`.
-        parent: the GPU that a slice is of.
-        numa_node: the NUMA node of the host that it is at; None where that is not known, or not one.
-        cores: numbers of the host's CPUs near it; None where they are not known.
+        index: the GPU's number in PCI order, as in nvidia-smi; None for other kinds.
+        product: such as `NVIDIA A100-SXM4-80GB`, or for a slice `NVIDIA A100-SXM4-80GB MIG 1g.10gb`.
+        memory_bytes: the device's memory; None if it has none of its own.
+        memory_used_bytes: memory in use now, by all processes and the driver.
+        pci_bus_id: such as `00000000:17:00.0`; for a slice that of its GPU; None for `cpu`.
+        parent: the GPU of a slice; None for other kinds.
+        numa_node: the NUMA node of the host near the device; None if unknown, or not exactly one.
+        cores: numbers of the host's CPUs near the device; None if unknown.
     """
 
     name: str
@@ -65,44 +68,39 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """What NVML has to say.
+    """The GPUs that NVML reports.
 
     Attributes:
-        gpus: every GPU that can be used, in PCI order; in place of one in MIG mode its slices.
-        problem: why there is none, or why some are missing; None when all is well.
+        gpus: all usable GPUs in PCI order, with the slices instead of a GPU in MIG mode.
+        problem: why there is none, or why some are missing; None if all are there.
     """
 
     gpus: tuple[Device, ...]
     problem: str | None = None
 
 
-class CpuDevices(Protocol):
-    """`devices: {cpu: N}` as an object."""
-
-    @property
-    def cpu(self) -> int:
-        """How many workers' worth of CPU devices there are to be."""
-
-
-Selection: TypeAlias = Literal["all"] | Sequence[int | str | Sequence[int | str]] | CpuDevices
+ListedDevices: TypeAlias = Sequence[int | str | Sequence[int | str]]
+"""Devices, and groups of them, as listed in a configuration."""
 
 Group: TypeAlias = tuple[Device, ...]
-"""The devices that one worker has together: one, or several of the same kind."""
+"""The devices of one worker: one, or several of the same kind."""
 
 
-def resolve(selection: Selection, discovery: Discovery) -> tuple[Group, ...]:
-    """The devices that the configuration's `devices` means, in its order: a group for each worker.
+def resolve(selection: Literal["all"] | ListedDevices | CpuDevices, discovery: Discovery) -> tuple[Group, ...]:
+    """The devices that a configuration's `devices` names.
 
     Args:
-        selection: `"all"`; a list of indices in PCI order (integers), beginnings of UUIDs (text, in either case, of
-            GPUs with or without `GPU-`), `cpu:N`, and lists of these, which are groups; or an object whose `cpu` says
-            how many CPU devices there are to be. All but the lists within a list give groups of one.
-        discovery: what there is to choose from.
+        selection: `all`; a number of CPU devices; or a list of indices in PCI order (integers), beginnings of UUIDs
+            (text in any case; `GPU-` may be omitted), `cpu:N`, and lists of these, which are groups.
+        discovery: the machine's GPUs.
+
+    Returns:
+        One group for each worker, in the order of the configuration; of one device, unless it is listed as a group.
 
     Raises:
-        DeviceError: an entry means no device, several, or one that is listed already; a group is empty, or of devices
-            that no process can have together; or there is no GPU at all. Everything that is wrong is named, and
-            what there is to choose from.
+        DeviceError: an entry matches no device, several, or one that is listed already; a group is empty, or of devices
+            that one process cannot use together; or there is no GPU at all. The message names all problems, and the
+            devices that exist.
     """
     if selection == "all":
         if not discovery.gpus:
@@ -111,9 +109,7 @@ def resolve(selection: Selection, discovery: Discovery) -> tuple[Group, ...]:
                 "To serve on the CPU, write devices: {cpu: 1}.",
             )
         return tuple((gpu,) for gpu in discovery.gpus)
-    if not isinstance(selection, Sequence):
-        if selection.cpu < 1:
-            raise DeviceError([f"devices: {{cpu: {selection.cpu}}} is no device; write 1 or more."])
+    if isinstance(selection, CpuDevices):
         return tuple((_cpu(number),) for number in range(selection.cpu))
     if not selection:
         raise DeviceError(["devices is an empty list; name a GPU, or write all or {cpu: 1}."])
@@ -121,7 +117,7 @@ def resolve(selection: Selection, discovery: Discovery) -> tuple[Group, ...]:
     problems: list[str] = []
     groups = tuple(_group(item, discovery, chosen, problems) for item in selection)
     if problems:
-        raise DeviceError(problems, "\n".join(_inventory(discovery)))
+        raise DeviceError(problems, "\n".join(_describe_gpus(discovery)))
     return groups
 
 
@@ -131,10 +127,10 @@ def _group(
     """The devices of one item of a list.
 
     Args:
-        item: the list's.
-        discovery: what there is to choose from.
-        chosen: how each device that is taken already was spelled, by its name; grows.
-        problems: what is wrong; grows.
+        item: an entry, or a list of them.
+        discovery: the machine's GPUs.
+        chosen: the entries of all devices listed so far, by device name; extended.
+        problems: extended.
     """
     group: list[Device] = []
     entries = [item] if isinstance(item, int | str) else item
@@ -150,7 +146,7 @@ def _group(
             chosen[match.name] = entry
             group.append(match)
     if not entries:
-        problems.append("devices: [] is an empty group; name the devices that one worker has together.")
+        problems.append("devices: [] is an empty group; name the devices of one worker.")
     elif len(entries) > 1 and any(device.kind == "mig" for device in group):
         problems.append(f"devices: {list(entries)} has MIG slices; {ONE_SLICE}.")
     elif len({device.kind for device in group}) > 1:
@@ -171,29 +167,28 @@ def _cpu(number: int) -> Device:
 
 
 def _find(entry: int | str, gpus: Sequence[Device]) -> Device | str:
-    """The device that an entry means, or the rest of a sentence that says why it means none."""
+    """The device that an entry names, or the rest of a sentence that says why there is none."""
     if isinstance(entry, int):
         found = next((gpu for gpu in gpus if gpu.index == entry), None)
-        split = next((gpu.parent for gpu in gpus if gpu.parent is not None and gpu.parent.index == entry), None)
-        return found or (_split(split, gpus) if split is not None else "is not the index of a GPU here")
+        parent = next((gpu.parent for gpu in gpus if gpu.parent is not None and gpu.parent.index == entry), None)
+        return found or (_name_slices(parent, gpus) if parent is not None else "is not the index of a GPU here")
     wanted = entry.strip().lower()
     number = wanted.removeprefix(CPU_PREFIX)
     if number != wanted:
-        return _cpu(int(number)) if number.isdecimal() else "is no CPU device: write cpu:0"
+        return _cpu(int(number)) if number.isdecimal() else "is not a CPU device: write cpu:0"
     if wanted.isdecimal():
-        # `devices: ["0"]` is nearly always an index that was quoted, by a person or a template. Taking it for a
-        # UUID would pick some GPU or none by chance.
-        return "is text: write an index without quotes, and a UUID of which this is the beginning with GPU-"
+        # `devices: ["0"]` is nearly always a quoted index. As the beginning of a UUID it would match by chance.
+        return "is text: write an index without quotes, and the beginning of a UUID with GPU-"
     if wanted.startswith(_MIG_PREFIX):
-        return _beginning(wanted, _MIG_PREFIX, [gpu for gpu in gpus if gpu.kind == "mig"], "MIG slice")
+        return _find_by_uuid(wanted, _MIG_PREFIX, [gpu for gpu in gpus if gpu.kind == "mig"], "MIG slice")
     parents = {gpu.parent.name: gpu.parent for gpu in gpus if gpu.parent is not None}
     whole = [gpu for gpu in gpus if gpu.kind == "gpu"]
-    match = _beginning(wanted.removeprefix(_PREFIX), _PREFIX, [*whole, *parents.values()], "GPU")
-    return _split(match, gpus) if isinstance(match, Device) and match.name in parents else match
+    match = _find_by_uuid(wanted.removeprefix(_PREFIX), _PREFIX, [*whole, *parents.values()], "GPU")
+    return _name_slices(match, gpus) if isinstance(match, Device) and match.name in parents else match
 
 
-def _beginning(wanted: str, prefix: str, devices: Sequence[Device], what: str) -> Device | str:
-    """The one of the devices whose UUID begins so, the prefix left out, or why there is not one."""
+def _find_by_uuid(wanted: str, prefix: str, devices: Sequence[Device], what: str) -> Device | str:
+    """The device whose UUID begins with `wanted`, ignoring the prefix, or why there is not exactly one."""
     beginning = wanted.removeprefix(prefix)
     if not beginning:
         return f"names no {what}: write {'an index or ' if prefix == _PREFIX else ''}the beginning of a UUID"
@@ -203,12 +198,12 @@ def _beginning(wanted: str, prefix: str, devices: Sequence[Device], what: str) -
     return matches[0] if matches else f"is not the beginning of a {what}'s UUID here"
 
 
-def _split(gpu: Device, gpus: Sequence[Device]) -> str:
+def _name_slices(gpu: Device, gpus: Sequence[Device]) -> str:
     slices = [device.name for device in gpus if device.parent == gpu]
     return f"is a GPU in MIG mode: name its slices, {', '.join(slices)}"
 
 
-def _inventory(discovery: Discovery) -> Iterator[str]:
+def _describe_gpus(discovery: Discovery) -> Iterator[str]:
     if discovery.gpus:
         yield "The GPUs of this machine:"
     for gpu in discovery.gpus:
@@ -219,7 +214,7 @@ def _inventory(discovery: Discovery) -> Iterator[str]:
 
 
 def format_bytes(size: int | None) -> str:
-    """A size for people, such as `80.0 GiB`; a dash where it is unknown."""
+    """A size for people, such as `80.0 GiB`; `-` for None."""
     if size is None:
         return "-"
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

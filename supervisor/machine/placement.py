@@ -1,45 +1,32 @@
-"""What each slot's worker gets of the machine: its device, its variables, its threads, its cores, its memory.
+"""What each slot's worker gets: devices, environment variables, threads, cores, device memory, and models.
 
-The daemon calls `of_config`, and writes each `Placement` into the slot's `Assignment`. `place` is the rule itself,
-and pure.
+`place_workers` applies a configuration to this machine. `divide_machine` and `assign_models` are its rules, and pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from multitower.spec import Assignment, ModelSpec
 
 from ..config.config import Config
-from .cores import available, divide
-from .devices import CPU_PREFIX, Device, DeviceError, Discovery, Group, format_bytes, resolve
+from ..config.values import MemoryLimit
+from .cores import available_cores, divide_cores
+from .devices import CPU_PREFIX, Device, DeviceError, Discovery, Group, ListedDevices, format_bytes, resolve
 from .discovery import discover
-from .model_placement import allot
 
-# CUDA reads this one as "no GPU"; an empty value would do the same, but cannot be told from a mistake.
+# The value for "no GPU". An empty value would have the same effect, but looks like a mistake.
 NO_GPU: Final = "-1"
 
-# Below this a worker is better off where the scheduler puts it: bound to one core, it stands still whenever
-# something else of the machine (the router among it) has to run there.
+# With fewer cores a worker is not bound: on a single core it would stop whenever another process, such as the router,
+# runs there.
 _MIN_CORES_TO_BIND: Final = 2
 
-# TensorFlow's own default is as many as there are cores. Each of these threads takes part in the computation
-# besides those of the intra-op pool, and graphs for inference seldom have more than two branches to run at once.
+# TensorFlow's default is the number of cores. These threads compute in addition to those of the intra-op pool, and
+# graphs for inference seldom have more than two branches that can run at the same time.
 _MAX_INTER_OP: Final = 2
-
-
-class Memory(Protocol):
-    """The configuration's `memory`; neither attribute is set for `growth`."""
-
-    @property
-    def size(self) -> int | None:
-        """Bytes for each worker."""
-
-    @property
-    def fraction(self) -> float | None:
-        """A share of each device, over 0 up to 1, for all its workers together."""
 
 
 Threads: TypeAlias = Literal["auto"] | int
@@ -48,19 +35,18 @@ Cores: TypeAlias = Literal["auto", "split", "shared"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """One slot's part of the machine; the names are those of `spec.Assignment`.
+    """What the workers of one slot get. See `spec.Assignment`, which has the same names.
 
     Attributes:
         slot: the slot's number, from 0.
         devices: names of its devices.
-        environment: variables to set before any device is touched.
+        environment: variables to set before a device is used.
         intra_op_threads: TensorFlow's threads within one operation.
-        inter_op_threads: TensorFlow's operations at one time.
-        cores: CPU numbers to bind the worker to, or empty for no binding.
-        memory_limit_bytes: a hard limit of the memory of each of its devices for TensorFlow, or None for growth on
-            demand.
-        models: names of the models that are configured for its devices. Not compared: a worker that loads the same as
-            before needs no successor because of them.
+        inter_op_threads: how many operations TensorFlow runs at a time.
+        cores: CPU numbers to bind the worker to; empty for no binding.
+        memory_limit_bytes: TensorFlow's limit on each of its devices; None for growth on demand.
+        models: names of the models that are configured for its devices. Not compared, since a change of them alone
+            needs no replacement of a worker that loads the same models as before.
     """
 
     slot: int
@@ -72,12 +58,12 @@ class Placement:
     memory_limit_bytes: int | None
     models: tuple[str, ...] = field(default=(), compare=False)
 
-    def specs(self, models: Iterable[ModelSpec]) -> tuple[ModelSpec, ...]:
-        """Those of the models that are configured for its devices."""
+    def select_models(self, models: Iterable[ModelSpec]) -> tuple[ModelSpec, ...]:
+        """The models of `models` that are configured for its devices."""
         return tuple(spec for spec in models if spec.name in self.models)
 
-    def assignment(self, slot: int, incarnation: int, models: Sequence[ModelSpec]) -> Assignment:
-        """What a worker here is told."""
+    def make_assignment(self, slot: int, incarnation: int, models: Sequence[ModelSpec]) -> Assignment:
+        """The message that tells a worker process its slot, its part of the machine and its models."""
         return Assignment(
             slot=slot,
             incarnation=incarnation,
@@ -90,52 +76,89 @@ class Placement:
             models=tuple(models),
         )
 
-    def crowds(self, other: Placement) -> bool:
-        """Some of these GPUs are in another group there, as while a reload groups them anew: they do not hold both."""
+    def conflicts_with(self, other: Placement) -> bool:
+        """Whether both share a GPU in different groups, as when a reload changes groups: a GPU cannot hold both."""
         shared = set(self.devices).intersection(other.devices)
         return self.devices != other.devices and any(not name.startswith(CPU_PREFIX) for name in shared)
 
     @property
     def device(self) -> str:
-        """What `status` shows: `cpu:0`, or UUIDs joined by commas."""
+        """The devices as in `status`: `cpu:0`, or UUIDs joined by commas."""
         return ",".join(self.devices)
 
 
-def make_placements(
+def place_workers(config: Config, discovery: Discovery | None = None) -> tuple[Placement, ...]:
+    """The placements of a configuration on this machine, one for each slot.
+
+    Args:
+        config: the configuration.
+        discovery: the machine's GPUs; None to ask NVML for them.
+
+    Raises:
+        DeviceError: a device is missing, cannot hold its workers, or has no model; or a model names another device.
+    """
+    return place_workers_on(config, resolve(config.devices, discovery if discovery is not None else discover()))
+
+
+def place_workers_on(config: Config, groups: Sequence[Group]) -> tuple[Placement, ...]:
+    """The placements of a configuration whose `devices` are resolved, one for each slot.
+
+    Args:
+        config: the configuration.
+        groups: the devices of each worker.
+
+    Raises:
+        DeviceError: a device cannot hold its workers, or has no model; or a model names another device.
+    """
+    placements = divide_machine(
+        groups,
+        workers_per_device=config.workers_per_device,
+        memory=config.memory,
+        intra_op=config.threads.intra_op,
+        inter_op=config.threads.inter_op,
+        cores=config.cores,
+        available=available_cores(),
+    )
+    selections = {model.name: model.devices for model in config.models}
+    devices = [device for group in groups for device in group]
+    models = assign_models(selections, [placement.devices for placement in placements], devices)
+    return tuple(replace(placement, models=names) for placement, names in zip(placements, models, strict=True))
+
+
+def divide_machine(
     groups: Sequence[Group],
     *,
     workers_per_device: int,
-    memory: Memory,
+    memory: MemoryLimit,
     intra_op: Threads,
     inter_op: Threads,
     cores: Cores,
-    available_cores: Sequence[int],
+    available: Sequence[int],
 ) -> tuple[Placement, ...]:
-    """One placement for each slot, in the order of the slots.
+    """The placements of workers, without models, in the order of the slots.
 
-    The workers of a group of devices have neighbouring slots: with one worker a group, slot i is the i-th group; with
-    two, slots 0 and 1 are the first group, 2 and 3 the second.
+    The workers of a group have consecutive slots: with two workers per group, slots 0 and 1 have the first group.
 
     Args:
-        groups: the devices that a worker has together, at least one group, each of one kind.
+        groups: the devices of each worker, at least one group, each of one kind.
         workers_per_device: how many processes share each group, at least 1.
-        memory: bytes of each device for each worker; or a share of each device, divided among its workers; or neither.
-        intra_op: threads a worker, or `auto`: as many as it is bound to cores, else an equal share of
-            `available_cores`, divided by the devices that it has; at least 1.
-        inter_op: threads a worker, or `auto`: as `intra_op`'s `auto`, but 2 at the most.
-        cores: `split` binds each worker to cores near its devices, as `cores.divide` has it; `shared` binds none;
-            `auto` is `split` where that gives each worker at least two cores of its own, else `shared`.
-        available_cores: the CPU numbers there are to share, at least one, neighbours side by side.
+        memory: the limit of each worker.
+        intra_op: threads per worker. `auto`: the cores that the worker is bound to, else an equal share of `available`;
+            divided by the number of its devices, and at least 1.
+        inter_op: threads per worker. `auto`: as for `intra_op`, but at most 2.
+        cores: `split` binds each worker to cores near its devices, see `divide_cores`; `shared` binds none; `auto` is
+            `split` if each worker then gets at least two cores, else `shared`.
+        available: the CPU numbers to divide, at least one, with threads of the same core next to each other.
 
     Raises:
-        DeviceError: a device cannot give its workers the memory that is asked for; names each such device.
+        DeviceError: devices have less memory than their workers need; the message names all of them.
     """
     limits = _memory_limits(groups, memory, workers_per_device)
     slots = [group for group in groups for _ in range(workers_per_device)]
-    shares = divide(available_cores, [[device.cores for device in group] for group in slots])
+    shares = divide_cores(available, [[device.cores for device in group] for group in slots])
     bind = cores == "split" or (cores == "auto" and min(map(len, shares)) >= _MIN_CORES_TO_BIND)
-    equal = max(1, len(available_cores) // len(slots))
-    # Towers compute at the same time, and small operations are slower on several threads than on one.
+    equal = max(1, len(available) // len(slots))
+    # Towers compute at the same time, and small operations take longer on several threads than on one.
     threads = [
         max(1, (len(share) if bind else equal) // len(group)) for share, group in zip(shares, slots, strict=True)
     ]
@@ -153,70 +176,95 @@ def make_placements(
     )
 
 
-def of_config(config: Config, discovery: Discovery | None = None) -> tuple[Placement, ...]:
-    """The slots that a configuration has on this machine.
+def assign_models(
+    selections: Mapping[str, Literal["all"] | ListedDevices],
+    slots: Sequence[Collection[str]],
+    devices: Sequence[Device],
+) -> tuple[tuple[str, ...], ...]:
+    """The names of the models that each slot loads, in the order of the models.
 
     Args:
-        config: checked.
-        discovery: what the machine has, where that is known already.
+        selections: the `devices` of each model, by its name.
+        slots: the names of each slot's devices.
+        devices: the daemon's devices.
 
     Raises:
-        DeviceError: a device is not to be had, cannot hold its workers, or has no model; or a model is for another.
+        DeviceError: a model names a device that is not the daemon's, or only some devices of a worker; or a slot has no
+            model. The message names all problems, and the daemon's devices.
     """
-    return of_groups(config, resolve(config.devices, discovery if discovery is not None else discover()))
+    problems: list[str] = []
+    device_names: dict[str, frozenset[str]] = {}
+    for number, (model, selection) in enumerate(selections.items()):
+        try:
+            device_names[model] = _select_devices(selection, slots, devices)
+        except DeviceError as error:
+            problems += [f"models[{number}].{problem}" for problem in error.problems]
+    assigned = tuple(tuple(model for model, names in device_names.items() if names.issuperset(slot)) for slot in slots)
+    if not problems:
+        idle = dict.fromkeys(",".join(slot) for slot, models in zip(slots, assigned, strict=True) if not models)
+        problems = [
+            f"devices: {device} has no model: name it in the devices of one, or leave it out of the daemon's."
+            for device in idle
+        ]
+    if problems:
+        raise DeviceError(problems, f"The daemon's devices: {', '.join(map(_name_of, devices))}.")
+    return assigned
 
 
-def of_groups(config: Config, groups: Sequence[Group]) -> tuple[Placement, ...]:
-    """As `of_config`, where `config.devices` has been resolved already.
+def _select_devices(
+    selection: Literal["all"] | ListedDevices, slots: Sequence[Collection[str]], devices: Sequence[Device]
+) -> frozenset[str]:
+    """The names of the devices that a model's `devices` selects. A slot loads the model if it has all of the slot's."""
+    names = {device.name for device in devices}
+    if selection == "all":
+        return frozenset(names)
+    groups = resolve(selection, Discovery(tuple(device for device in devices if device.kind != "cpu")))
+    chosen = {device.name for group in groups for device in group}
+    problems = [f"devices: {name!r} is not one of the daemon's devices." for name in sorted(chosen - names)]
+    for slot in slots:
+        missing = set(slot) - chosen
+        if missing and not chosen.isdisjoint(slot):
+            missing_names = ", ".join(sorted(missing))
+            problems.append(f"devices: lacks {missing_names}, whose worker has one of those that it names.")
+    if problems:
+        raise DeviceError(list(dict.fromkeys(problems)))
+    return frozenset(chosen)
 
-    Raises:
-        DeviceError: a device cannot hold its workers, a model is for a device that is not among these, or a device has
-            no model.
-    """
-    placements = make_placements(
-        groups,
-        workers_per_device=config.workers_per_device,
-        memory=config.memory,
-        intra_op=config.threads.intra_op,
-        inter_op=config.threads.inter_op,
-        cores=config.cores,
-        available_cores=available(),
-    )
-    devices = [device for group in groups for device in group]
-    allotted = allot(config.models, [placement.devices for placement in placements], devices)
-    return tuple(replace(each, models=models) for each, models in zip(placements, allotted, strict=True))
+
+def _name_of(device: Device) -> str:
+    return device.name if device.index is None else f"{device.index} ({device.name})"
 
 
 def _environment(group: Group) -> dict[str, str]:
-    # PCI_BUS_ID even where a UUID says it all: CUDA otherwise numbers by speed, NVML by PCI address, and whoever
-    # reads a worker's log beside nvidia-smi would be misled.
+    # PCI_BUS_ID although UUIDs are unambiguous: CUDA numbers GPUs by speed otherwise, and the numbers in a worker's log
+    # would differ from those of nvidia-smi.
     common = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if group[0].kind == "cpu":
         return {**common, "CUDA_VISIBLE_DEVICES": NO_GPU}
     # The process counts its GPUs in this order (https://docs.nvidia.com/cuda/cuda-c-programming-guide/#env-vars).
     visible = ",".join(device.name for device in group)
-    # Kernels are launched by threads of the GPU's own: otherwise they queue behind operations on the host.
+    # Dedicated threads launch kernels: otherwise these wait behind operations on the host.
     return {**common, "CUDA_VISIBLE_DEVICES": visible, "TF_GPU_THREAD_MODE": "gpu_private"}
 
 
-def _memory_limits(groups: Sequence[Group], memory: Memory, workers: int) -> list[int | None]:
-    """The limit of each worker of each group, in the groups' order."""
+def _memory_limits(groups: Sequence[Group], memory: MemoryLimit, workers: int) -> list[int | None]:
+    """The limit of the workers of each group, in bytes."""
     if memory.size is None and memory.fraction is None:
         return [None] * len(groups)
     limits: list[int | None] = []
     problems: list[str] = []
     for group in groups:
-        each = [_memory_limit(device, memory, workers) for device in group]
-        problems += [problem for _, problem in each if problem is not None]
-        # Each device of a group holds the same models: what the smallest can give is what there is to use.
-        limits.append(min((limit for limit, _ in each if limit is not None), default=None))
+        results = [_memory_limit(device, memory, workers) for device in group]
+        problems += [problem for _, problem in results if problem is not None]
+        # The devices of a group hold the same models: the smallest one limits all.
+        limits.append(min((limit for limit, _ in results if limit is not None), default=None))
     if problems:
         raise DeviceError(problems)
     return limits
 
 
-def _memory_limit(device: Device, memory: Memory, workers: int) -> tuple[int | None, str | None]:
-    """One worker's limit, and what is wrong with it."""
+def _memory_limit(device: Device, memory: MemoryLimit, workers: int) -> tuple[int | None, str | None]:
+    """The limit of one worker in bytes, and the problem with it; None for each that there is not."""
     if device.kind == "cpu":
         return None, f"memory limits the memory of GPUs only; for {device.name} write memory: growth."
     total, limit = device.memory_bytes, memory.size

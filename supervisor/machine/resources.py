@@ -1,8 +1,7 @@
-"""What the workers use of the machine: memory and CPU of each process, memory and utilisation of its device.
+"""Measures what workers use: memory and CPU of each process, memory and utilization of its devices.
 
-Threads of their own measure, since the system, and the GPU driver above all, may take its time to answer; the daemon
-says whom to watch and reads the latest figures, and never waits. GPUs are asked through NVML alone, which opens no
-CUDA context, and only when a GPU is watched.
+Threads measure, since the system, and above all the GPU driver, may take long to answer. The daemon sets what to watch
+and reads the latest figures, and never waits.
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
 
 import psutil
 
-from ..loop.log import event
 from .devices import CPU_PREFIX
+from .gpu_sampler import UNKNOWN, GpuSampler, GpuUsage
 
 log = logging.getLogger("multitower.resources")
 
@@ -25,30 +24,29 @@ INTERVAL_S: Final = 1.0
 """How often everything is measured."""
 
 STALE_S: Final = 10.0
-"""Figures this old are none: the driver does not answer, and what was true then need not be now."""
-
-REOPEN_S: Final = 10.0
-"""How often NVML is opened anew while it, or a GPU, is missing: a GPU that comes back shows only then."""
+"""Figures of this age are ignored: the system or the driver does not answer, and they may be wrong by now."""
 
 CLOSE_S: Final = 1.0
-"""How long the end of the threads is waited for: a call into a driver that hangs cannot be interrupted."""
+"""How long `close` waits for the threads: a call into a driver that hangs cannot be interrupted."""
 
 Watched: TypeAlias = tuple[int | None, tuple[str, ...]]
-"""A slot's process's pid, or None while it has none, and its devices: UUIDs of GPUs, or `cpu:N`."""
+"""The pid of a slot's process, or None without one, and the names of its devices: UUIDs of GPUs, or `cpu:N`."""
+
+_NOTHING: Final[Watched] = (None, ())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSample:
-    """What is known of one device of a worker.
+    """What is known of one device of a slot.
 
     Attributes:
         name: the UUID of a GPU, or `cpu:N`.
-        memory_bytes: device memory in use; None for a CPU device, and where NVML does not say.
-        memory_of: whether that is the memory of the `process` or, where NVML does not know the process (in a
-            container, or before it has opened the device), of everything on the `device`.
-        free_bytes: device memory that nobody uses; None as above.
-        utilization_percent: the share of time in which the device computed, whoever for; None as above.
-        present: False for a GPU that has gone, as one fallen off the bus; None when NVML does not answer.
+        memory_bytes: device memory in use; None for a CPU device, and if unknown.
+        memory_of: whether `memory_bytes` is that of the `process` or, if NVML does not know the process (in a
+            container, or before it uses the device), that of all processes on the `device`.
+        free_bytes: device memory that nothing uses; None as above.
+        utilization_percent: the share of time in which the device computed, for any process; None as above.
+        present: False for a GPU that is lost, such as one that fell off the bus; None if NVML does not answer.
     """
 
     name: str
@@ -61,14 +59,14 @@ class DeviceSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One worker's use of the machine at one moment.
+    """What one worker used at one moment.
 
     Attributes:
         pid: the process that was measured.
-        at: when, in monotonic seconds.
-        rss_bytes: its resident memory.
-        cpu_percent: its CPU time since the sample before, 100 being one core; None in its first sample.
-        devices: each of its devices.
+        at: when, monotonic seconds.
+        rss_bytes: its resident memory, without memory of clients that it has mapped.
+        cpu_percent: its CPU time since the previous sample, 100 being one core; None in its first sample.
+        devices: its devices.
     """
 
     pid: int
@@ -79,57 +77,56 @@ class Sample:
 
     @property
     def device_memory_bytes(self) -> int | None:
-        """Memory in use, summed over the devices; None unless it is known of each."""
+        """Memory in use, summed over the devices; None unless it is known for each."""
         each = [device.memory_bytes for device in self.devices if device.memory_bytes is not None]
         return sum(each) if each and len(each) == len(self.devices) else None
 
     @property
     def device_memory_of(self) -> Literal["process", "device"] | None:
-        """Whose memory that is: the `process`'s where it is on each device."""
+        """Whether `device_memory_bytes` is that of the process, which it is if that is so for each device."""
         if self.device_memory_bytes is None:
             return None
         return "process" if all(device.memory_of == "process" for device in self.devices) else "device"
 
     @property
     def utilization_percent(self) -> int | None:
-        """The mean over the devices; None unless it is known of each."""
+        """The mean over the devices; None unless it is known for each."""
         each = [device.utilization_percent for device in self.devices if device.utilization_percent is not None]
         return round(sum(each) / len(each)) if each and len(each) == len(self.devices) else None
 
 
 class Sampler:
-    """Measures from the time of its construction to `close`.
+    """Measures from its construction until `close`.
 
-    Processes and GPUs are measured in a thread each: a driver that hangs takes nothing with it but the GPUs' figures.
+    One thread measures processes and another one GPUs, so that a driver that hangs delays the GPUs' figures only.
 
     Args:
-        interval_s: how often.
+        interval_s: how often to measure, seconds.
     """
 
     def __init__(self, interval_s: float = INTERVAL_S) -> None:
-        # Long intervals make old figures, not wrong ones.
         self._stale_s = max(STALE_S, 2 * interval_s)
-        # Each is replaced as a whole and never changed, so no side needs a lock.
+        # These are replaced as a whole and never changed, so that no lock is needed.
         self._watched: Mapping[int, Watched] = {}
-        self._usages: Mapping[int, _Usage] = {}
-        self._looks: tuple[float, Mapping[str, _Gpu]] = (0.0, {})
+        self._process_usages: Mapping[int, _ProcessUsage] = {}
+        self._gpu_usages: tuple[float, Mapping[str, GpuUsage]] = (0.0, {})  # with their time
         self._processes: dict[int, psutil.Process] = {}
-        self._gpus = _Gpus()
+        self._gpus = GpuSampler()
         self._end = threading.Event()
-        self._loops = (
-            _Loop("sampler", interval_s, self._end, self._measure),
-            _Loop("sampler-gpus", interval_s, self._end, self._look, self._gpus.close),
+        self._threads = (
+            _PeriodicThread("sampler", interval_s, self._end, self._measure_processes),
+            _PeriodicThread("sampler-gpus", interval_s, self._end, self._measure_gpus, self._gpus.close),
         )
-        for loop in self._loops:
-            loop.start()
+        for thread in self._threads:
+            thread.start()
 
     @property
     def failures(self) -> int:
-        """Rounds that ended in an error nobody foresaw; the first one is in the log."""
-        return sum(loop.failures for loop in self._loops)
+        """Rounds that ended in an unexpected error; the first one is in the log."""
+        return sum(thread.failures for thread in self._threads)
 
     def watch(self, watched: Mapping[int, Watched]) -> None:
-        """Says what to measure from the next round on, instead of what was said before.
+        """Sets what is measured from the next round on.
 
         Args:
             watched: by slot.
@@ -137,10 +134,10 @@ class Sampler:
         self._watched = dict(watched)
 
     def sample(self, slot: int) -> Sample | None:
-        """The latest figures of a slot's process; None when there are none, or none any more."""
+        """The latest figures of a slot's process; None if there are none, or only old ones."""
         now = time.monotonic()
         pid, _ = self._watched.get(slot, _NOTHING)
-        usage = self._usages.get(slot)
+        usage = self._process_usages.get(slot)
         if usage is None or usage.pid != pid or now - usage.at > self._stale_s:
             return None
         return Sample(
@@ -148,79 +145,81 @@ class Sampler:
             at=usage.at,
             rss_bytes=usage.rss_bytes,
             cpu_percent=usage.cpu_percent,
-            devices=self.devices(slot),
+            devices=self.sample_devices(slot),
         )
 
-    def devices(self, slot: int) -> tuple[DeviceSample, ...]:
-        """Each device of a slot, also while the slot has no process."""
+    def sample_devices(self, slot: int) -> tuple[DeviceSample, ...]:
+        """The latest figures of a slot's devices, also while it has no process."""
         now = time.monotonic()
         pid, names = self._watched.get(slot, _NOTHING)
-        return tuple(self._device(name, pid, now) for name in names)
+        return tuple(self._sample_device(name, pid, now) for name in names)
 
-    def present(self, slot: int) -> bool | None:
-        """Whether all devices of a slot are there, also while it has no process; None when that is not known."""
-        present = {device.present for device in self.devices(slot)}
-        return None if not present else False if False in present else None if None in present else True
-
-    def _device(self, name: str, pid: int | None, now: float) -> DeviceSample:
-        if name.startswith(CPU_PREFIX):
-            return DeviceSample(name=name, present=True)
-        looked_at, gpus = self._looks
-        gpu = gpus.get(name, _UNKNOWN) if now - looked_at <= self._stale_s else _UNKNOWN
-        own = gpu.by_pid.get(pid) if pid is not None else None
-        used = own if own is not None else gpu.used_bytes
-        return DeviceSample(
-            name=name,
-            memory_bytes=used,
-            memory_of=None if used is None else "process" if own is not None else "device",
-            free_bytes=gpu.free_bytes,
-            utilization_percent=gpu.utilization,
-            present=gpu.present,
-        )
+    def are_devices_present(self, slot: int) -> bool | None:
+        """Whether all devices of a slot are present, also while it has no process; None if unknown."""
+        present = {device.present for device in self.sample_devices(slot)}
+        if False in present:
+            return False
+        return None if not present or None in present else True
 
     def close(self) -> None:
         """Ends the threads; returns within `CLOSE_S`."""
         self._end.set()
-        until = time.monotonic() + CLOSE_S
-        for loop in self._loops:
-            loop.join(max(0.0, until - time.monotonic()))
+        deadline = time.monotonic() + CLOSE_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _look(self) -> None:
-        names = {name for _, names in self._watched.values() for name in names if not name.startswith(CPU_PREFIX)}
-        gpus = self._gpus.look(names)
-        self._looks = (time.monotonic(), gpus)
+    def _sample_device(self, name: str, pid: int | None, now: float) -> DeviceSample:
+        if name.startswith(CPU_PREFIX):
+            return DeviceSample(name=name, present=True)
+        measured_at, usages = self._gpu_usages
+        usage = usages.get(name, UNKNOWN) if now - measured_at <= self._stale_s else UNKNOWN
+        own = usage.process_bytes.get(pid) if pid is not None else None
+        used = own if own is not None else usage.used_bytes
+        return DeviceSample(
+            name=name,
+            memory_bytes=used,
+            memory_of=None if used is None else "process" if own is not None else "device",
+            free_bytes=usage.free_bytes,
+            utilization_percent=usage.utilization_percent,
+            present=usage.present,
+        )
 
-    def _measure(self) -> None:
-        watched = self._watched
-        pids = {slot: pid for slot, (pid, _) in watched.items() if pid is not None}
+    # In the threads.
+
+    def _measure_gpus(self) -> None:
+        uuids = {name for _, names in self._watched.values() for name in names if not name.startswith(CPU_PREFIX)}
+        usages = self._gpus.read(uuids)
+        self._gpu_usages = (time.monotonic(), usages)
+
+    def _measure_processes(self) -> None:
+        pids = {slot: pid for slot, (pid, _) in self._watched.items() if pid is not None}
         wanted = set(pids.values())
         self._processes = {pid: process for pid, process in self._processes.items() if pid in wanted}
-        usages = {slot: self._usage(pid) for slot, pid in pids.items()}
-        self._usages = {slot: usage for slot, usage in usages.items() if usage is not None}
+        usages = {slot: self._measure_process(pid) for slot, pid in pids.items()}
+        self._process_usages = {slot: usage for slot, usage in usages.items() if usage is not None}
 
-    def _usage(self, pid: int) -> _Usage | None:
-        """None when the process has ended, or the system does not say."""
+    def _measure_process(self, pid: int) -> _ProcessUsage | None:
+        """None if the process has ended, or the system does not report it."""
         try:
             process = self._processes.get(pid)
             first = process is None
             if process is None:
                 process = self._processes[pid] = psutil.Process(pid)
-            # The parent may not have noticed yet that it has ended; another process may even have its pid by now.
+            # It may have ended unnoticed by the daemon so far; its pid may even belong to another process by now.
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 self._processes.pop(pid)
                 return None
             with process.oneshot():
-                percent = process.cpu_percent(None)  # since the call before: the first one has no meaning
-                # Memory of clients that a worker maps is theirs.
-                own = process.memory_info().rss - _mapped_shared_memory(pid)
-                return _Usage(pid, time.monotonic(), own, None if first else percent)
+                percent = process.cpu_percent(None)  # since the previous call; meaningless in the first one
+                rss = process.memory_info().rss - _mapped_shared_memory(pid)
+                return _ProcessUsage(pid, time.monotonic(), rss, None if first else percent)
         except (psutil.Error, OSError):
             self._processes.pop(pid, None)
             return None
 
 
 def _mapped_shared_memory(pid: int) -> int:
-    """Bytes of memory files that a process has mapped and looked at (proc(5), RssShmem)."""
+    """Bytes of memfds that a process has mapped and accessed: memory of clients (RssShmem in proc_pid_status(5))."""
     with open(f"/proc/{pid}/status", "rb") as lines:
         for line in lines:
             if line.startswith(b"RssShmem:"):
@@ -228,40 +227,9 @@ def _mapped_shared_memory(pid: int) -> int:
     return 0
 
 
-class _Loop(threading.Thread):
-    """Does its work again and again, until the end, whatever comes of it."""
-
-    def __init__(
-        self,
-        name: str,
-        interval_s: float,
-        end: threading.Event,
-        work: Callable[[], None],
-        finish: Callable[[], None] = lambda: None,
-    ) -> None:
-        super().__init__(name=name, daemon=True)
-        self.failures = 0
-        self._interval_s = interval_s
-        self._end = end
-        self._work = work
-        self._finish = finish
-
-    def run(self) -> None:
-        while not self._end.is_set():
-            began = time.monotonic()
-            try:
-                self._work()
-            except Exception:  # whatever it was, the next round may go well
-                self.failures += 1
-                if self.failures == 1:
-                    log.warning("the use of resources could not be measured", exc_info=True)
-            self._end.wait(max(0.0, began + self._interval_s - time.monotonic()))
-        self._finish()
-
-
 @dataclass(frozen=True, slots=True)
-class _Usage:
-    """What the system says of a process."""
+class _ProcessUsage:
+    """What the system reports of a process."""
 
     pid: int
     at: float
@@ -269,112 +237,43 @@ class _Usage:
     cpu_percent: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Gpu:
-    """What NVML says of a GPU: whether it is there, bytes in use and free, per cent, and bytes of each process."""
+class _PeriodicThread(threading.Thread):
+    """Calls a function periodically until an event is set, whatever the function raises.
 
-    present: bool | None
-    used_bytes: int | None = None
-    free_bytes: int | None = None
-    utilization: int | None = None
-    by_pid: Mapping[int, int] = field(default_factory=dict)
+    Args:
+        name: the thread's.
+        interval_s: seconds from one call to the next.
+        end: ends the thread.
+        function: is called periodically.
+        finish: is called at the end.
 
+    Attributes:
+        failures: calls that raised.
+    """
 
-_NOTHING: Final[Watched] = (None, ())
-_UNKNOWN: Final = _Gpu(None)
+    def __init__(
+        self,
+        name: str,
+        interval_s: float,
+        end: threading.Event,
+        function: Callable[[], None],
+        finish: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self.failures = 0
+        self._interval_s = interval_s
+        self._end = end
+        self._function = function
+        self._finish = finish
 
-
-class _Gpus:
-    """NVML, kept open while GPUs are watched: its initialisation may take seconds. For one thread."""
-
-    def __init__(self) -> None:
-        self._nvml: Any = None
-        self._open_at = 0.0  # not before this time
-        self._problem: str | None = None
-        self._gone: set[str] = set()
-
-    def look(self, uuids: Collection[str]) -> dict[str, _Gpu]:
-        """What NVML says of these GPUs; nothing when it cannot be used."""
-        if not uuids:
-            self.close()
-            return {}
-        now = time.monotonic()
-        if self._nvml is None and now >= self._open_at:
-            self._open(now)
-        if self._nvml is None:
-            return {}
-        found = {uuid: self._read(uuid) for uuid in uuids}
-        if self._problem is not None and all(gpu.present is not None for gpu in found.values()):
-            self._problem = None
-            event(log, logging.INFO, "NVML answers again")
-        if any(not gpu.present for gpu in found.values()) and now >= self._open_at:
-            self.close()  # opened again in the next round
-        return found
-
-    def close(self) -> None:
-        """Gives NVML back."""
-        nvml, self._nvml = self._nvml, None
-        if nvml is not None:
+    def run(self) -> None:
+        while not self._end.is_set():
+            began = time.monotonic()
             try:
-                nvml.nvmlShutdown()
-            except nvml.NVMLError as error:
-                self._told(error)
-
-    def _open(self, now: float) -> None:
-        import pynvml  # here, as in `devices`: whoever watches no GPU does without
-
-        self._open_at = now + REOPEN_S
-        try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError as error:
-            self._told(error)
-        else:
-            self._nvml = pynvml
-
-    def _told(self, error: Exception) -> None:
-        """Logs a problem of NVML as a whole, once until it works again."""
-        if self._problem is None:
-            event(log, logging.WARNING, "NVML does not answer: nothing is known of the GPUs", cause=error)
-        self._problem = str(error)
-
-    def _read(self, uuid: str) -> _Gpu:
-        nvml = self._nvml
-        try:
-            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
-            memory = self._ask(nvml.nvmlDeviceGetMemoryInfo, handle)
-            rates = self._ask(nvml.nvmlDeviceGetUtilizationRates, handle)
-            processes = self._ask(nvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()
-        except nvml.NVMLError as error:
-            if error.value not in self._losses:
-                self._told(error)
-                return _UNKNOWN
-            if uuid not in self._gone:
-                self._gone.add(uuid)
-                event(log, logging.WARNING, "device is gone", device=uuid, cause=error)
-            return _Gpu(False)
-        if uuid in self._gone:
-            self._gone.remove(uuid)
-            event(log, logging.INFO, "device is back", device=uuid)
-        return _Gpu(
-            True,
-            int(memory.used) if memory is not None else None,
-            int(memory.free) if memory is not None else None,
-            int(rates.gpu) if rates is not None else None,
-            {each.pid: int(each.usedGpuMemory) for each in processes if each.usedGpuMemory is not None},
-        )
-
-    def _ask(self, call: Callable[[Any], Any], handle: Any) -> Any:
-        """One question about a GPU; None when it, or its driver, has no answer to this one."""
-        nvml = self._nvml
-        try:
-            return call(handle)
-        except nvml.NVMLError as error:
-            if error.value in (*self._losses, nvml.NVML_ERROR_UNINITIALIZED, nvml.NVML_ERROR_DRIVER_NOT_LOADED):
-                raise
-            return None
-
-    @property
-    def _losses(self) -> tuple[int, ...]:
-        """The errors that mean: this GPU cannot be used any more, the others may well be."""
-        nvml = self._nvml
-        return nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_NOT_FOUND, nvml.NVML_ERROR_RESET_REQUIRED
+                self._function()
+            except Exception:  # the next call may succeed
+                self.failures += 1
+                if self.failures == 1:
+                    log.warning("resource use could not be measured", exc_info=True)
+            self._end.wait(max(0.0, began + self._interval_s - time.monotonic()))
+        self._finish()

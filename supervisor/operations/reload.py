@@ -91,7 +91,7 @@ class Reload:
 
     def _wanted(self, slot: Slot, placement: Placement) -> tuple[ModelSpec, ...]:
         """What the slot is to load."""
-        specs = placement.specs(self._new.worker_settings.models)
+        specs = placement.select_models(self._new.worker_settings.models)
         if self._model is None:
             return specs
         # An earlier reload that ended early may have left it with other models than it should have: not ours to change.

@@ -167,7 +167,7 @@ class StatusReporter:
             "device_memory_bytes": sample.device_memory_bytes if sample is not None else None,
             "device_memory_of": sample.device_memory_of if sample is not None else None,
             "utilization_percent": sample.utilization_percent if sample is not None else None,
-            "device_present": self.sampler.present(slot.number) if self.sampler is not None else None,
+            "device_present": self.sampler.are_devices_present(slot.number) if self.sampler is not None else None,
             "devices": [
                 {
                     "name": device.name,
@@ -176,7 +176,7 @@ class StatusReporter:
                     "utilization_percent": device.utilization_percent,
                     "present": device.present,
                 }
-                for device in (self.sampler.devices(slot.number) if self.sampler is not None else ())
+                for device in (self.sampler.sample_devices(slot.number) if self.sampler is not None else ())
             ],
             "models": [
                 {

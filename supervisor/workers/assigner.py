@@ -54,7 +54,7 @@ class Assigner:
         """A process for the slot: the spare that is furthest, or a new one; None when there is no room for one."""
         fields = {**slot.fields, "incarnation": incarnation, "device": placement.device}
         remembered = tuple(replace(spec, safe_rows=slot.safe_rows.get(spec.name, 0)) for spec in specs)
-        assignment = placement.assignment(slot.number, incarnation, remembered)
+        assignment = placement.make_assignment(slot.number, incarnation, remembered)
         process = self.spares.take()
         if process is not None:
             process.child.fields.clear()

@@ -374,7 +374,7 @@ class WorkerManager:
 
     def add(self, placement: Placement) -> None:
         """A new slot; `tick` starts it, if it has a model."""
-        specs = placement.specs(self.settings.models)
+        specs = placement.select_models(self.settings.models)
         state = State.STARTING if specs else State.STOPPED
         budget = RestartBudget(self.settings.policy, self._rng)
         self.slots.append(Slot(placement.slot, budget, state, placement, specs))
@@ -382,7 +382,7 @@ class WorkerManager:
 
     def _holds_back(self, leaving: Slot, slot: Slot) -> bool:
         """The slot waits for the end of the other's process, which has some of its devices."""
-        return leaving.process is not None and slot.placement.crowds(leaving.placement)
+        return leaving.process is not None and slot.placement.conflicts_with(leaving.placement)
 
     def promised(self, slot: Slot) -> set[tuple[str, str]]:
         """Models and versions that nothing brings but slots which this one holds back: what waits for them waits on."""

@@ -17,6 +17,7 @@
  *   FAKE_NVML_UTILIZATION per cent of the time that every GPU computes (default: 0); -1 for "not supported"
  *   FAKE_NVML_PROCESSES   GPU:PID:MIB for each process that computes, separated by commas; MIB -1 for "unknown"; slice
  *                         i of the split GPU is 100 + i
+ *   FAKE_NVML_PRODUCT     the product name of every GPU (default: NVIDIA Stand-in)
  *   FAKE_NVML_HANG        a file: while it exists, calls about a GPU's memory do not return
  *
  * The structures are those of nvml.h; no header of NVIDIA's is needed to build this.
@@ -256,6 +257,9 @@ API int nvmlDeviceGetUUID(gpu_t *gpu, char *uuid, unsigned length) {
 
 API int nvmlDeviceGetName(gpu_t *gpu, char *name, unsigned length) {
     const char *text = gpu->number >= SLICE ? "NVIDIA Stand-in MIG 2g.10gb" : "NVIDIA Stand-in";
+    char product[MAX_TEXT];
+    if (text_of("FAKE_NVML_PRODUCT", product))
+        text = product;
     return snprintf(name, length, "%s", text) < (int)length ? SUCCESS : INSUFFICIENT_SIZE;
 }
 

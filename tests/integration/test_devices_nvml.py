@@ -58,12 +58,18 @@ def test_discover_reads_what_nvml_reports(fake_gpus: FakeGpus) -> None:
     }
 
 
-def test_the_stand_in_takes_other_gpus_from_its_environment(fake_gpus: FakeGpus) -> None:
+def test_a_product_name_that_is_not_utf8_is_read(fake_gpus: FakeGpus) -> None:
+    gpus, problem = discovered(fake_gpus, product=os.fsdecode(b"NVIDIA \xae"), count=1)
+    assert [gpu["product"] for gpu in gpus] == ["NVIDIA \N{REPLACEMENT CHARACTER}"]
+    assert problem is None
+
+
+def test_the_stand_in_takes_its_gpus_from_the_environment(fake_gpus: FakeGpus) -> None:
     gpus, _ = discovered(fake_gpus, uuids="GPU-aa,GPU-bb,GPU-cc", count=2)
     assert [gpu["name"] for gpu in gpus] == ["GPU-aa", "GPU-bb"]
 
 
-def test_indices_follow_pci_addresses_however_nvml_enumerates(fake_gpus: FakeGpus) -> None:
+def test_indices_follow_pci_addresses_whatever_the_order_of_nvml(fake_gpus: FakeGpus) -> None:
     gpus, _ = discovered(fake_gpus, reversed=1)
     assert [(gpu["index"], gpu["name"]) for gpu in gpus] == list(enumerate(UUIDS))
 
@@ -76,7 +82,7 @@ def test_indices_follow_pci_addresses_however_nvml_enumerates(fake_gpus: FakeGpu
         ({"split": 1, "lost": 1}, "cannot be used"),
     ],
 )
-def test_a_gpu_that_cannot_be_used_is_left_out_and_the_others_keep_their_indices(
+def test_an_unusable_gpu_is_omitted_and_the_others_keep_their_indices(
     fake_gpus: FakeGpus, settings: dict[str, str | int], why: str
 ) -> None:
     gpus, problem = discovered(fake_gpus, **settings)
@@ -86,7 +92,7 @@ def test_a_gpu_that_cannot_be_used_is_left_out_and_the_others_keep_their_indices
     assert why in problem
 
 
-def test_the_slices_of_a_gpu_in_mig_mode_stand_in_its_place(fake_gpus: FakeGpus) -> None:
+def test_slices_replace_a_gpu_in_mig_mode(fake_gpus: FakeGpus) -> None:
     gpus, problem = discovered(fake_gpus, split=1, reversed=1)
     assert problem is None
     assert [gpu["name"] for gpu in gpus] == [UUIDS[0], *SLICES, UUIDS[2], UUIDS[3]]
@@ -106,7 +112,7 @@ def test_the_slices_of_a_gpu_in_mig_mode_stand_in_its_place(fake_gpus: FakeGpus)
     assert (parent["name"], parent["index"], parent["memory_bytes"]) == (UUIDS[1], 1, None)
 
 
-def test_the_node_and_the_cores_near_a_gpu_and_its_slices(fake_gpus: FakeGpus) -> None:
+def test_gpus_and_slices_have_the_node_and_cores_near_them(fake_gpus: FakeGpus) -> None:
     gpus, problem = discovered(fake_gpus, affinity="0:0:0-31,1:3:200-201", split=1)
     assert problem is None
     near = [(gpu["numa_node"], gpu["cores"]) for gpu in gpus]
@@ -129,7 +135,7 @@ def test_a_gpu_without_memory_of_its_own_is_listed(fake_gpus: FakeGpus) -> None:
         ({"count": 0}, "reports no GPU"),
     ],
 )
-def test_no_gpu_comes_with_the_reason(fake_gpus: FakeGpus, nvml: dict[str, int], why: str) -> None:
+def test_the_reason_why_there_is_no_gpu_is_reported(fake_gpus: FakeGpus, nvml: dict[str, int], why: str) -> None:
     gpus, problem = discovered(fake_gpus, **nvml)
     assert gpus == []
     assert problem is not None
@@ -166,7 +172,7 @@ def test_the_command_lists_whole_uuids_even_in_a_narrow_pipe(fake_gpus: FakeGpus
     assert f"CPU cores available: {len(os.sched_getaffinity(0))}" in output
 
 
-def test_the_command_lists_slices_in_their_gpu(fake_gpus: FakeGpus) -> None:
+def test_the_command_lists_slices_with_their_gpu(fake_gpus: FakeGpus) -> None:
     lines = run(CLI, **fake_gpus.environment(split=1)).splitlines()
     (line,) = [line for line in lines if SLICES[1] in line]
     assert line.split()[:3] == ["in", "1", SLICES[1]]
@@ -192,7 +198,7 @@ def test_the_command_says_why_a_gpu_is_missing_from_the_table(fake_gpus: FakeGpu
     assert "Note: GPU 3 cannot be used" in output
 
 
-def test_the_command_warns_of_a_variable_that_limits_nothing(fake_gpus: FakeGpus) -> None:
+def test_the_command_warns_of_a_variable_without_effect(fake_gpus: FakeGpus) -> None:
     output = run(CLI, **fake_gpus.environment(), CUDA_VISIBLE_DEVICES="2")
     assert "CUDA_VISIBLE_DEVICES=2 is set" in output
     assert UUIDS[0] in output
@@ -229,7 +235,7 @@ def test_without_a_driver_the_command_succeeds_and_says_what_to_check(fake_gpus:
     assert "not loaded" in answer["problem"]
 
 
-def test_without_the_library_the_reason_is_the_missing_library() -> None:
+def test_a_missing_nvml_library_is_reported() -> None:
     # The name that the bindings ask the linker for is made to fail, so that this holds on a machine with GPUs too.
     code = """
 import ctypes, pynvml

@@ -94,7 +94,7 @@ def sampler() -> Iterator[Sampler]:
     sampler.close()
 
 
-def test_clients_memory_that_a_worker_maps_is_not_its_own() -> None:
+def test_memory_of_clients_that_a_worker_maps_is_not_counted() -> None:
     descriptor = os.memfd_create("client")
     os.ftruncate(descriptor, 64 * MIB)
     with mmap.mmap(descriptor, 64 * MIB) as mapped:
@@ -110,7 +110,7 @@ def test_clients_memory_that_a_worker_maps_is_not_its_own() -> None:
         assert 0 < sample.rss_bytes < psutil.Process().memory_info().rss - 48 * MIB
 
 
-def test_memory_and_cpu_of_processes(children: Callable[[], Child]) -> None:
+def test_memory_and_cpu_of_processes_are_measured(children: Callable[[], Child]) -> None:
     busy, idle = children(), children()
     sampler = Sampler(0.3)
     try:
@@ -142,7 +142,7 @@ def test_memory_and_cpu_of_processes(children: Callable[[], Child]) -> None:
 
 
 @pytest.mark.parametrize("reaped", [True, False])
-def test_a_dead_process_has_no_figures_and_the_others_keep_theirs(
+def test_a_dead_process_has_no_sample_and_the_others_keep_theirs(
     children: Callable[[], Child], sampler: Sampler, reaped: bool
 ) -> None:
     dead, alive = children(), children()
@@ -159,7 +159,9 @@ def test_a_dead_process_has_no_figures_and_the_others_keep_theirs(
     assert sampler.failures == 0
 
 
-def test_a_new_incarnation_never_shows_the_old_one_s_figures(children: Callable[[], Child], sampler: Sampler) -> None:
+def test_a_new_incarnation_never_has_the_sample_of_the_previous_one(
+    children: Callable[[], Child], sampler: Sampler
+) -> None:
     old, new = children(), children()
     sampler.watch({0: (old.pid, ("cpu:0",))})
     wait_for(lambda: sampler.sample(0), bool)
@@ -171,7 +173,7 @@ def test_a_new_incarnation_never_shows_the_old_one_s_figures(children: Callable[
     assert sampler.sample(0) is None
 
 
-def test_what_nobody_foresaw_is_counted_and_ends_nothing(
+def test_unexpected_errors_are_counted_and_end_nothing(
     children: Callable[[], Child], monkeypatch: pytest.MonkeyPatch, sampler: Sampler
 ) -> None:
     child = children()
@@ -186,7 +188,7 @@ def test_what_nobody_foresaw_is_counted_and_ends_nothing(
     wait_for(lambda: sampler.sample(0), bool)
 
 
-def test_figures_that_are_old_are_none(children: Callable[[], Child], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_figures_are_ignored(children: Callable[[], Child], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "STALE_S", 0.5)
     sampler = Sampler(0.05)
     sampler.watch({0: (children().pid, ("cpu:0",))})
@@ -195,7 +197,7 @@ def test_figures_that_are_old_are_none(children: Callable[[], Child], monkeypatc
     wait_for(lambda: sampler.sample(0), lambda sample: sample is None)
 
 
-def test_close_ends_the_threads_at_once_however_long_its_interval() -> None:
+def test_close_ends_the_threads_at_once_whatever_the_interval() -> None:
     sampler = Sampler(3600.0)
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("sampler")]
     assert len(threads) == 2
@@ -210,9 +212,9 @@ def test_close_ends_the_threads_at_once_however_long_its_interval() -> None:
 
 PROBE = """
 import dataclasses, json, logging, sys, time
-from multitower.supervisor.machine import resources
+from multitower.supervisor.machine import gpu_sampler, resources
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-resources.REOPEN_S, resources.STALE_S = 0.05, 1.0
+gpu_sampler.REOPEN_S, resources.STALE_S = 0.05, 1.0
 sampler = resources.Sampler(0.02)
 for line in sys.stdin:
     order, began, answer = json.loads(line), time.monotonic(), None
@@ -222,7 +224,7 @@ for line in sys.stdin:
         sample = sampler.sample(order["sample"])
         names = ("device_memory_bytes", "device_memory_of", "utilization_percent")
         summed = {name: getattr(sample, name) for name in names if sample is not None}
-        present = {"device_present": sampler.present(order["sample"])}
+        present = {"device_present": sampler.are_devices_present(order["sample"])}
         answer = None if sample is None else dataclasses.asdict(sample) | summed | present
     elif "maps" in order:
         answer = open("/proc/self/maps").read()
@@ -303,7 +305,7 @@ def gpu_figures(sample: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(sample[name] for name in names)
 
 
-def test_device_memory_of_the_process_else_of_the_device(start: Start, settings: Path, tmp_path: Path) -> None:
+def test_device_memory_is_of_the_process_or_else_of_the_device(start: Start, settings: Path, tmp_path: Path) -> None:
     probe = start()
     set_gpus(settings, utilization=37, processes=f"0:1:11,1:{probe.pid}:300,1:1:12,3:{probe.pid}:-1")
     probe.watch("cpu:0", UUIDS[1], UUIDS[2], UUIDS[3])
@@ -321,7 +323,7 @@ def test_device_memory_of_the_process_else_of_the_device(start: Start, settings:
     assert probe.log.read_text() == ""
 
 
-def test_several_devices_of_a_worker_are_told_each_and_together(start: Start, settings: Path) -> None:
+def test_devices_of_a_worker_are_reported_one_by_one_and_together(start: Start, settings: Path) -> None:
     probe = start()
     set_gpus(settings, utilization=37, processes=f"1:{probe.pid}:300,2:{probe.pid}:200")
     probe.watch(f"{UUIDS[1]},{UUIDS[2]}", f"{UUIDS[2]},{UUIDS[3]}", "cpu:0,cpu:1")
@@ -337,7 +339,7 @@ def test_several_devices_of_a_worker_are_told_each_and_together(start: Start, se
     assert gpu_figures(sample) == (False, None, None, None)
 
 
-def test_of_a_mig_slice_memory_is_known_and_utilisation_is_not(start: Start, settings: Path) -> None:
+def test_a_mig_slice_has_memory_but_no_utilization(start: Start, settings: Path) -> None:
     probe = start()
     set_gpus(settings, split=1, utilization=37, processes=f"1:1:11,102:{probe.pid}:300")
     probe.watch(*SLICES, UUIDS[2])
@@ -355,7 +357,7 @@ def test_of_a_mig_slice_memory_is_known_and_utilisation_is_not(start: Start, set
     probe.wait(2, lambda sample: sample["device_present"] is True)
 
 
-def test_nvml_is_left_alone_while_no_gpu_is_watched(start: Start) -> None:
+def test_nvml_is_not_used_while_no_gpu_is_watched(start: Start) -> None:
     probe = start()
     probe.watch("cpu:0")
     probe.wait(0)
@@ -365,14 +367,14 @@ def test_nvml_is_left_alone_while_no_gpu_is_watched(start: Start) -> None:
     assert "libnvidia-ml" in probe.ask(maps=True)
 
 
-def test_what_a_gpu_does_not_tell_is_none_and_it_is_present_all_the_same(start: Start) -> None:
+def test_a_gpu_that_does_not_report_figures_is_present(start: Start) -> None:
     probe = start(shared=1, utilization=-1)
     probe.watch(UUIDS[0], UUIDS[1])
     assert gpu_figures(probe.wait(1)) == (True, None, None, None)
     assert gpu_figures(probe.wait(0)) == (True, 0, "device", None)
 
 
-def test_a_gpu_falls_off_the_bus_and_comes_back(start: Start, settings: Path) -> None:
+def test_a_gpu_that_falls_off_the_bus_and_returns_is_noticed(start: Start, settings: Path) -> None:
     probe = start()
     probe.watch(UUIDS[1], UUIDS[2])
     probe.wait(0)
@@ -389,7 +391,7 @@ def test_a_gpu_falls_off_the_bus_and_comes_back(start: Start, settings: Path) ->
         probe.wait_log("device is back", round_)
 
 
-def test_a_gpu_that_nvml_does_not_list_is_gone(start: Start) -> None:
+def test_a_gpu_that_nvml_does_not_list_is_absent(start: Start) -> None:
     probe = start(count=2)
     probe.watch(UUIDS[1], UUIDS[2])
     assert gpu_figures(probe.wait(1)) == (False, None, None, None)
@@ -397,9 +399,7 @@ def test_a_gpu_that_nvml_does_not_list_is_gone(start: Start) -> None:
 
 
 @pytest.mark.parametrize("error", [1, 9, 999])
-def test_a_driver_that_goes_and_comes_back_takes_only_its_figures_with_it(
-    start: Start, settings: Path, error: int
-) -> None:
+def test_a_driver_that_fails_for_a_while_affects_only_figures_of_gpus(start: Start, settings: Path, error: int) -> None:
     probe = start()
     probe.watch(UUIDS[1])
     probe.wait(0, lambda sample: sample["device_present"])
@@ -414,7 +414,7 @@ def test_a_driver_that_goes_and_comes_back_takes_only_its_figures_with_it(
     probe.wait_log("NVML answers again")
 
 
-def test_a_driver_that_was_not_there_at_the_start_is_found_later(start: Start, settings: Path) -> None:
+def test_a_driver_that_is_loaded_later_is_found(start: Start, settings: Path) -> None:
     set_gpus(settings, failure=9)
     probe = start()
     probe.watch(UUIDS[1])
@@ -424,7 +424,7 @@ def test_a_driver_that_was_not_there_at_the_start_is_found_later(start: Start, s
     probe.wait(0, lambda sample: sample["device_present"])
 
 
-def test_a_driver_that_hangs_takes_only_the_gpus_figures_with_it(start: Start, tmp_path: Path) -> None:
+def test_a_driver_that_hangs_affects_only_figures_of_gpus(start: Start, tmp_path: Path) -> None:
     hang = tmp_path / "hang"
     probe = start(hang=str(hang))
     probe.watch(UUIDS[1], "cpu:0")

@@ -367,7 +367,7 @@ def test_fewer_workers_have_the_first_devices_or_groups(
     assert planned.workers == workers
     assert planned.override(2) == f"devices={override}"
     again = load(file, environment={}, overrides=[planned.override(2)])
-    assert len(placement.of_config(again)) == 2
+    assert len(placement.place_workers(again)) == 2
 
 
 def test_the_json_is_strict_and_has_it_all() -> None:

@@ -1,3 +1,5 @@
+"""Which cores each worker is bound to, as tables."""
+
 from __future__ import annotations
 
 import os
@@ -40,10 +42,10 @@ BOTH = range(8)
         ((0, 4, 1, 5, 2, 6, 3, 7), [None, None], [(0, 1, 4, 5), (2, 3, 6, 7)]),
     ],
 )
-def test_who_gets_which(
+def test_cores_are_divided_among_workers_near_them(
     available: Sequence[int], near: list[Collection[int] | None], expected: list[tuple[int, ...]]
 ) -> None:
-    assert list(cores.divide(available, [[device] for device in near])) == expected
+    assert list(cores.divide_cores(available, [[device] for device in near])) == expected
 
 
 @pytest.mark.parametrize(
@@ -56,28 +58,39 @@ def test_who_gets_which(
         ([[NODE_0, None], [NODE_1]], [(0, 1, 2, 3, 4, 5), (6, 7)]),  # what does not tell may be near any
     ],
 )
-def test_of_workers_with_several_devices(
+def test_a_worker_with_devices_at_two_nodes_gets_cores_of_both(
     near: list[list[Collection[int] | None]], expected: list[tuple[int, ...]]
 ) -> None:
-    assert list(cores.divide(range(8), near)) == expected
+    assert list(cores.divide_cores(range(8), near)) == expected
 
 
-def test_the_threads_of_a_core_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_of_the_same_core_are_next_to_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 4, 5, 6, 9})
     for core in range(8):
         folder = tmp_path / f"cpu{core}" / "topology"
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(f"{core % 4},{core % 4 + 4}\n")
-    assert cores.available(tmp_path) == (0, 4, 1, 5, 2, 6, 9)
+    assert cores.available_cores(tmp_path) == (0, 4, 1, 5, 2, 6, 9)
 
 
-def test_those_of_this_process_are_available() -> None:
-    assert set(cores.available()) == os.sched_getaffinity(0)
+def test_the_cores_of_this_process_are_available() -> None:
+    assert set(cores.available_cores()) == os.sched_getaffinity(0)
 
 
 @pytest.mark.parametrize(
     ("text", "numbers"), [("", []), ("0-3,8", [0, 1, 2, 3, 8]), ("5", [5]), ("0-1,3-4,6", [0, 1, 3, 4, 6])]
 )
-def test_lists_as_the_kernel_writes_them(text: str, numbers: list[int]) -> None:
-    assert cores.parse(f"{text}\n") == numbers
-    assert cores.shown(reversed(numbers)) == text
+def test_core_lists_have_the_format_of_the_kernel(text: str, numbers: list[int]) -> None:
+    assert cores.parse_core_list(f"{text}\n") == numbers
+    assert cores.format_core_list(reversed(numbers)) == text
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"0-x", b"\0", b""])
+def test_unreadable_topology_of_a_core_is_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    folder = tmp_path / "cpu1" / "topology"
+    folder.mkdir(parents=True)
+    (folder / "thread_siblings_list").write_bytes(content)
+    assert cores.available_cores(tmp_path) == (0, 1)

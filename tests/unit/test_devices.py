@@ -1,10 +1,23 @@
+"""Which devices the entries of a configuration name, as tables."""
+
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 
-from multitower.supervisor.machine.devices import Device, DeviceError, Discovery, Selection, format_bytes, resolve
+from multitower.supervisor.config.devices import CpuDevices
+from multitower.supervisor.machine.devices import (
+    Device,
+    DeviceError,
+    Discovery,
+    ListedDevices,
+    format_bytes,
+    resolve,
+)
+
+Selection = Literal["all"] | ListedDevices
 
 GIB = 2**30
 UUIDS = ("GPU-8f3a1c02-5b7e", "GPU-8f3a9d47-1c2b", "GPU-2e6b7710-93af", "GPU-41750e9b-0f6a")
@@ -34,11 +47,6 @@ def mig(number: int, parent: Device) -> Device:
 SPLIT = Discovery((gpu(0), mig(0, gpu(1)), mig(1, gpu(1)), gpu(2), mig(2, gpu(3))))
 
 
-@dataclass
-class Cpu:
-    cpu: int
-
-
 def problems_of(selection: Selection, discovery: Discovery = FOUR) -> tuple[str, ...]:
     with pytest.raises(DeviceError) as caught:
         resolve(selection, discovery)
@@ -63,7 +71,7 @@ def problems_of(selection: Selection, discovery: Discovery = FOUR) -> tuple[str,
         ([2, "GPU-8f3a1c02-5b7e"], [2, 0]),
     ],
 )
-def test_what_a_selection_means(selection: Selection, indices: list[int] | None) -> None:
+def test_entries_name_devices_by_index_or_beginning_of_uuid(selection: Selection, indices: list[int] | None) -> None:
     if indices is None:
         assert "write an index without quotes" in problems_of(selection)[0]
     else:
@@ -81,7 +89,7 @@ def test_what_a_selection_means(selection: Selection, indices: list[int] | None)
         ([0, "cpu:0"], [(UUIDS[0],), ("cpu:0",)]),  # a worker of each kind
     ],
 )
-def test_groups_and_named_cpu_devices(selection: Selection, names: list[tuple[str, ...]]) -> None:
+def test_groups_and_cpu_devices_are_kept_in_order(selection: Selection, names: list[tuple[str, ...]]) -> None:
     assert [tuple(device.name for device in group) for group in resolve(selection, FOUR)] == names
 
 
@@ -95,7 +103,7 @@ def test_groups_and_named_cpu_devices(selection: Selection, names: list[tuple[st
         (["GPU-8f3a1c02-5b7e-and-more"], ["is not the beginning"]),
         (["GPU-"], ["names no GPU"]),
         ([""], ["names no GPU"]),
-        (["cpu:x"], ["'cpu:x' is no CPU device"]),
+        (["cpu:x"], ["'cpu:x' is not a CPU device"]),
         (["cpu:0", "cpu:0"], ["'cpu:0' is listed twice"]),
         ([[0, 1], [1, 2]], ["1 is listed twice"]),
         ([0, [2, "gpu-8f3a1"]], ["'gpu-8f3a1' is the same device as 0"]),
@@ -107,10 +115,9 @@ def test_groups_and_named_cpu_devices(selection: Selection, names: list[tuple[st
         ([0, "gpu-8f3a1"], ["'gpu-8f3a1' is the same device as 0"]),
         (["8f3a1c", "GPU-8f3a1"], ["'GPU-8f3a1' is the same device as '8f3a1c'"]),
         ([], ["empty list"]),
-        (Cpu(0), ["{cpu: 0} is no device"]),
     ],
 )
-def test_an_entry_that_means_no_device_is_named(selection: Selection, words: list[str]) -> None:
+def test_an_entry_that_names_no_device_is_reported(selection: Selection, words: list[str]) -> None:
     (problem,) = problems_of(selection)
     for word in words:
         assert word in problem
@@ -125,7 +132,7 @@ def test_an_entry_that_means_no_device_is_named(selection: Selection, words: lis
         (["MIG-GPU-41750e9b-0f6a/1/0"], [SLICES[2]]),
     ],
 )
-def test_slices(selection: Selection, names: list[str]) -> None:
+def test_mig_slices_are_named_like_gpus(selection: Selection, names: list[str]) -> None:
     assert [device.name for (device,) in resolve(selection, SPLIT)] == list(names)
 
 
@@ -142,17 +149,17 @@ def test_slices(selection: Selection, names: list[str]) -> None:
         ([[0, "MIG-5e9"]], "[0, 'MIG-5e9'] has MIG slices"),
     ],
 )
-def test_what_names_no_slice_or_not_one_alone(selection: Selection, words: str) -> None:
+def test_wrong_entries_for_mig_slices_are_reported(selection: Selection, words: str) -> None:
     (problem,) = problems_of(selection, SPLIT)
     assert words in problem
 
 
-def test_slices_are_listed_in_their_gpu() -> None:
+def test_the_list_of_devices_shows_slices_with_their_gpu() -> None:
     with pytest.raises(DeviceError, match=f"\n  in 1  {SLICES[0]}  "):
         resolve([9], SPLIT)
 
 
-def test_every_bad_entry_is_reported_with_all_there_is_to_choose_from() -> None:
+def test_all_wrong_entries_are_reported_with_the_devices_that_exist() -> None:
     with pytest.raises(DeviceError) as caught:
         resolve([9, 0, "8f3a", "MIG-1", 0], FOUR)
     assert [problem.split()[1] for problem in caught.value.problems] == ["9", "'8f3a'", "'MIG-1'", "0"]
@@ -163,7 +170,7 @@ def test_every_bad_entry_is_reported_with_all_there_is_to_choose_from() -> None:
         assert f"{device.index}  {device.name}  {device.product}  {40 + device.index}.0 GiB" in message
 
 
-def test_a_gpu_that_is_missing_for_a_reason_gives_the_reason() -> None:
+def test_the_reason_for_a_missing_gpu_is_reported() -> None:
     partial = Discovery((gpu(0), gpu(2)), "GPU 1 cannot be used: it fell off the bus")
     assert [device.index for (device,) in resolve([0, 2], partial)] == [0, 2]
     with pytest.raises(DeviceError, match="fell off the bus"):
@@ -172,14 +179,14 @@ def test_a_gpu_that_is_missing_for_a_reason_gives_the_reason() -> None:
         resolve([0], NONE)
 
 
-def test_all_without_a_gpu_says_why_and_what_else_would_work() -> None:
+def test_all_without_a_gpu_reports_why_and_an_alternative() -> None:
     with pytest.raises(DeviceError, match=r"the driver is asleep(.|\n)*devices: \{cpu: 1\}"):
         resolve("all", NONE)
 
 
 @pytest.mark.parametrize("discovery", [FOUR, NONE])
 def test_cpu_devices_are_numbered_and_need_no_gpu(discovery: Discovery) -> None:
-    devices = [device for (device,) in resolve(Cpu(3), discovery)]
+    devices = [device for (device,) in resolve(CpuDevices(cpu=3), discovery)]
     assert [device.name for device in devices] == ["cpu:0", "cpu:1", "cpu:2"]
     assert {(device.kind, device.index, device.memory_bytes) for device in devices} == {("cpu", None, None)}
 
@@ -188,5 +195,5 @@ def test_cpu_devices_are_numbered_and_need_no_gpu(discovery: Discovery) -> None:
     ("size", "text"),
     [(None, "-"), (0, "0 MiB"), (512 * 2**20, "512 MiB"), (GIB, "1.0 GiB"), (85_520_809_984, "79.6 GiB")],
 )
-def test_sizes_for_people(size: int | None, text: str) -> None:
+def test_sizes_are_formatted_for_people(size: int | None, text: str) -> None:
     assert format_bytes(size) == text

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import pytest
 
 from multitower.supervisor.machine.devices import Device, DeviceError
-from multitower.supervisor.machine.model_placement import allot
+from multitower.supervisor.machine.placement import assign_models
 
 GPUS = ("GPU-8f3a0000", "GPU-8f3b0000", "GPU-2e000000")
 CPUS = ("cpu:0", "cpu:1", "cpu:2")
 Selection = Literal["all"] | Sequence[int | str]
-
-
-@dataclass
-class Model:
-    name: str
-    devices: Selection
 
 
 def device(name: str, index: int | None) -> Device:
@@ -40,12 +33,12 @@ DEVICES = {
 }
 
 
-def allotted(names: tuple[str, ...], slots: Sequence[tuple[str, ...]], **models: Selection) -> list[str]:
-    found = allot([Model(name, selection) for name, selection in models.items()], slots, DEVICES[names])
+def assigned(names: tuple[str, ...], slots: Sequence[tuple[str, ...]], **models: Selection) -> list[str]:
+    found = assign_models(models, slots, DEVICES[names])
     return ["".join(loads) for loads in found]
 
 
-def unbatched(names: tuple[str, ...], workers: int = 1) -> list[tuple[str, ...]]:
+def one_slot_each(names: tuple[str, ...], workers: int = 1) -> list[tuple[str, ...]]:
     return [(name,) for name in names for _ in range(workers)]
 
 
@@ -64,16 +57,16 @@ def unbatched(names: tuple[str, ...], workers: int = 1) -> list[tuple[str, ...]]
 def test_each_slot_loads_the_models_for_its_device(
     names: tuple[str, ...], m: Selection, n: Selection, loads: list[str]
 ) -> None:
-    assert allotted(names, unbatched(names), m=m, n=n) == loads
-    assert allotted(names, unbatched(names, 2), m=m, n=n) == [each for each in loads for _ in range(2)]
+    assert assigned(names, one_slot_each(names), m=m, n=n) == loads
+    assert assigned(names, one_slot_each(names, 2), m=m, n=n) == [each for each in loads for _ in range(2)]
 
 
-def test_a_worker_of_several_devices_has_a_model_that_names_them_all() -> None:
+def test_a_worker_with_several_devices_loads_models_that_name_all_of_them() -> None:
     slots = [GPUS[:2], GPUS[2:]]
-    assert allotted(GPUS, slots, m=[0, 1], n=[2]) == ["m", "n"]
-    assert allotted(GPUS, slots, m=[[0, 1]], n="all") == ["mn", "n"]
+    assert assigned(GPUS, slots, m=[0, 1], n=[2]) == ["m", "n"]
+    assert assigned(GPUS, slots, m=[[0, 1]], n="all") == ["mn", "n"]
     with pytest.raises(DeviceError, match=r"models\[1\].devices: lacks GPU-8f3a0000, whose worker has one of those"):
-        allotted(GPUS, slots, m="all", n=[1, 2])
+        assigned(GPUS, slots, m="all", n=[1, 2])
 
 
 @pytest.mark.parametrize(
@@ -103,11 +96,11 @@ def test_a_worker_of_several_devices_has_a_model_that_names_them_all() -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_told_with_its_key_and_what_there_is(
+def test_impossible_selections_are_reported_with_their_key_and_the_devices(
     names: tuple[str, ...], m: Selection, n: Selection, problems: list[str]
 ) -> None:
     with pytest.raises(DeviceError) as caught:
-        allotted(names, unbatched(names, 2), m=m, n=n)
+        assigned(names, one_slot_each(names, 2), m=m, n=n)
     assert list(caught.value.problems) == problems
     shown = "0 (GPU-8f3a0000), 1 (GPU-8f3b0000), 2 (GPU-2e000000)" if names == GPUS else "cpu:0, cpu:1, cpu:2"
     assert str(caught.value).endswith(f"The daemon's devices: {shown}.")

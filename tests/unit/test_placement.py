@@ -1,28 +1,25 @@
+"""Which part of the machine each worker gets, as tables."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from multitower.supervisor.config.values import MemoryLimit
 from multitower.supervisor.machine.devices import Device, DeviceError, Group
-from multitower.supervisor.machine.placement import Placement, make_placements
+from multitower.supervisor.machine.placement import Placement, divide_machine
 
 GIB = 2**30
 
 
-@dataclass
-class Limit:
-    size: int | None = None
-    fraction: float | None = None
+GROWTH = MemoryLimit()
 
 
-GROWTH = Limit()
-
-
-def share(percent: float) -> Limit:
-    return Limit(fraction=percent / 100)
+def share(percent: float) -> MemoryLimit:
+    return MemoryLimit(fraction=percent / 100)
 
 
 def gpu(index: int, memory: int | None = 40 * GIB) -> Device:
@@ -60,10 +57,10 @@ def placed(
         "cores": "auto",
     }
     groups = [item if isinstance(item, tuple) else (item,) for item in devices]
-    return make_placements(groups, **(defaults | options), available_cores=available)
+    return divide_machine(groups, **(defaults | options), available=available)
 
 
-def test_with_one_worker_a_device_slot_i_is_device_i() -> None:
+def test_with_one_worker_per_device_slot_i_has_device_i() -> None:
     placements = placed([gpu(3), gpu(0)])
     assert [(placement.slot, placement.device) for placement in placements] == [
         (0, "GPU-00000003"),
@@ -72,13 +69,13 @@ def test_with_one_worker_a_device_slot_i_is_device_i() -> None:
     assert placements[0].devices == ("GPU-00000003",)
 
 
-def test_the_workers_of_a_device_have_neighbouring_slots() -> None:
+def test_the_workers_of_a_device_have_consecutive_slots() -> None:
     placements = placed([gpu(0), gpu(1)], workers_per_device=2)
     assert [placement.slot for placement in placements] == [0, 1, 2, 3]
     assert [placement.device[-1] for placement in placements] == ["0", "0", "1", "1"]
 
 
-def test_a_gpu_worker_sees_its_gpu_by_uuid_and_launches_kernels_from_threads_of_its_own() -> None:
+def test_a_gpu_worker_sees_its_gpu_by_uuid_and_has_threads_that_launch_kernels() -> None:
     (placement,) = placed([gpu(5)])
     assert placement.environment == {
         "CUDA_VISIBLE_DEVICES": "GPU-00000005",
@@ -87,7 +84,7 @@ def test_a_gpu_worker_sees_its_gpu_by_uuid_and_launches_kernels_from_threads_of_
     }
 
 
-def test_a_worker_on_a_mig_slice_sees_it_alone() -> None:
+def test_a_worker_on_a_mig_slice_sees_only_that_slice() -> None:
     slice_ = replace(gpu(0, 10 * GIB), name="MIG-5e0c8f7a", kind="mig", index=None, parent=gpu(0))
     (placement,) = placed([slice_], memory=share(80))
     assert placement.device == placement.environment["CUDA_VISIBLE_DEVICES"] == "MIG-5e0c8f7a"
@@ -95,14 +92,14 @@ def test_a_worker_on_a_mig_slice_sees_it_alone() -> None:
     assert placement.memory_limit_bytes == 8 * GIB
 
 
-def test_a_worker_with_several_gpus_sees_them_in_their_order_and_no_other() -> None:
+def test_a_worker_with_several_gpus_sees_only_these_in_their_order() -> None:
     first, second = placed([(gpu(2), gpu(0)), (gpu(1), gpu(3))])
     assert first.devices == ("GPU-00000002", "GPU-00000000")
     assert first.device == first.environment["CUDA_VISIBLE_DEVICES"] == "GPU-00000002,GPU-00000000"
     assert second.environment["CUDA_VISIBLE_DEVICES"] == "GPU-00000001,GPU-00000003"
 
 
-def test_each_group_has_its_workers_and_they_share_the_cores() -> None:
+def test_workers_of_groups_share_the_cores() -> None:
     placements = placed([(cpu(0), cpu(1)), cpu(2)], workers_per_device=2)
     assert [placement.device for placement in placements] == ["cpu:0,cpu:1", "cpu:0,cpu:1", "cpu:2", "cpu:2"]
     assert [placement.cores for placement in placements] == [(0, 1), (2, 3), (4, 5), (6, 7)]
@@ -131,7 +128,7 @@ def test_workers_share_the_cores_evenly(cores: int, workers: int, intra: int, in
         assert (placement.intra_op_threads, placement.inter_op_threads) == (intra, inter)
 
 
-def test_threads_that_are_given_are_taken_as_they_are() -> None:
+def test_configured_threads_are_used_unchanged() -> None:
     for placement in placed([cpu(0), cpu(1)], range(2), intra_op=7, inter_op=5):
         assert (placement.intra_op_threads, placement.inter_op_threads) == (7, 5)
 
@@ -150,7 +147,9 @@ def test_threads_that_are_given_are_taken_as_they_are() -> None:
         ("shared", range(64), 2, [(), ()]),
     ],
 )
-def test_of_the_cores(cores: str, available: Sequence[int], workers: int, expected: list[tuple[int, ...]]) -> None:
+def test_cores_are_split_or_shared_as_configured(
+    cores: str, available: Sequence[int], workers: int, expected: list[tuple[int, ...]]
+) -> None:
     placements = placed([cpu(number) for number in range(workers)], available, cores=cores)
     assert [placement.cores for placement in placements] == expected
 
@@ -176,7 +175,7 @@ def test_workers_are_bound_near_their_devices_with_as_many_threads_as_cores(
     assert [placement.intra_op_threads for placement in placements] == threads
 
 
-def test_a_group_at_two_nodes_is_bound_to_both_and_workers_of_a_device_share_its_node() -> None:
+def test_a_group_at_two_nodes_is_bound_to_both() -> None:
     placements = placed([(near(gpu(0), 0, 1), near(gpu(1), 4, 5)), near(gpu(2), 2, 3, 6, 7)], workers_per_device=2)
     assert [placement.cores for placement in placements] == [(0, 4), (1, 5), (2, 3), (6, 7)]
 
@@ -188,7 +187,7 @@ def test_the_devices_of_a_group_share_its_threads() -> None:
     assert (single.intra_op_threads, single.inter_op_threads) == (1, 1)
 
 
-def test_auto_binds_no_worker_where_one_would_have_a_single_core() -> None:
+def test_auto_binds_no_worker_if_one_would_have_a_single_core() -> None:
     devices = [near(gpu(index), 0, 1, 2) for index in range(2)] + [near(gpu(2), 3, 4, 5, 6, 7)]
     placements = placed(devices)
     assert [(placement.cores, placement.intra_op_threads) for placement in placements] == [((), 2)] * 3
@@ -198,10 +197,10 @@ def test_auto_binds_no_worker_where_one_would_have_a_single_core() -> None:
     ("memory", "workers_per_device", "total", "limit"),
     [
         (GROWTH, 2, 40 * GIB, None),
-        (Limit(6 * GIB), 1, 40 * GIB, 6 * GIB),
-        (Limit(6 * GIB), 3, 40 * GIB, 6 * GIB),  # a size is each worker's
-        (Limit(20 * GIB), 2, 40 * GIB, 20 * GIB),
-        (Limit(6 * GIB), 1, None, 6 * GIB),
+        (MemoryLimit(6 * GIB), 1, 40 * GIB, 6 * GIB),
+        (MemoryLimit(6 * GIB), 3, 40 * GIB, 6 * GIB),  # a size is each worker's
+        (MemoryLimit(20 * GIB), 2, 40 * GIB, 20 * GIB),
+        (MemoryLimit(6 * GIB), 1, None, 6 * GIB),
         (share(80), 1, 40 * GIB, 32 * GIB),
         (share(80), 2, 40 * GIB, 16 * GIB),  # a percentage is the device's
         (share(12.5), 1, 40 * GIB, 5 * GIB),
@@ -209,12 +208,14 @@ def test_auto_binds_no_worker_where_one_would_have_a_single_core() -> None:
         (GROWTH, 1, None, None),
     ],
 )
-def test_memory(memory: Limit, workers_per_device: int, total: int | None, limit: int | None) -> None:
+def test_memory_limits_are_per_worker_and_shares_per_device(
+    memory: MemoryLimit, workers_per_device: int, total: int | None, limit: int | None
+) -> None:
     placements = placed([gpu(0, total)], memory=memory, workers_per_device=workers_per_device)
     assert {placement.memory_limit_bytes for placement in placements} == {limit}
 
 
-def test_a_percentage_is_of_each_devices_own_memory() -> None:
+def test_a_percentage_refers_to_the_memory_of_each_device() -> None:
     limits = [p.memory_limit_bytes for p in placed([gpu(0, 40 * GIB), gpu(1, 80 * GIB)], memory=share(50))]
     assert limits == [20 * GIB, 40 * GIB]
 
@@ -223,31 +224,31 @@ def test_a_percentage_is_of_each_devices_own_memory() -> None:
     ("memory", "limit"),
     [
         (GROWTH, None),
-        (Limit(6 * GIB), 6 * GIB),  # of each device
+        (MemoryLimit(6 * GIB), 6 * GIB),  # of each device
         (share(50), 10 * GIB),  # of the smaller device, divided between two workers
     ],
 )
-def test_memory_of_a_group_is_that_of_each_of_its_devices(memory: Limit, limit: int | None) -> None:
+def test_the_memory_limit_of_a_group_holds_for_each_device(memory: MemoryLimit, limit: int | None) -> None:
     placements = placed([(gpu(0, 80 * GIB), gpu(1, 40 * GIB))], memory=memory, workers_per_device=2)
     assert [placement.memory_limit_bytes for placement in placements] == [limit, limit]
 
 
-def test_every_device_that_is_too_small_is_named() -> None:
+def test_all_devices_with_too_little_memory_are_named() -> None:
     devices = [(gpu(0, 40 * GIB), gpu(1, 80 * GIB)), gpu(2, 24 * GIB)]
     with pytest.raises(DeviceError) as caught:
-        placed(devices, memory=Limit(21 * GIB), workers_per_device=2)
+        placed(devices, memory=MemoryLimit(21 * GIB), workers_per_device=2)
     first, second = caught.value.problems
     assert "2 workers of 21.0 GiB" in first
     assert "40.0 GiB of GPU-00000000" in first
     assert "24.0 GiB of GPU-00000002" in second
 
 
-@pytest.mark.parametrize("memory", [Limit(GIB), share(50)])
-def test_a_limit_that_nothing_would_enforce_is_refused(memory: Limit) -> None:
+@pytest.mark.parametrize("memory", [MemoryLimit(GIB), share(50)])
+def test_a_memory_limit_on_cpu_devices_is_refused(memory: MemoryLimit) -> None:
     with pytest.raises(DeviceError, match="cpu:0 write memory: growth"):
         placed([cpu(0)], memory=memory)
 
 
-def test_a_share_of_an_unknown_size_is_refused() -> None:
+def test_a_share_of_unknown_memory_is_refused() -> None:
     with pytest.raises(DeviceError, match="50% of GPU-00000000, whose size is unknown"):
         placed([gpu(0, None)], memory=share(50))

@@ -14,7 +14,7 @@ from multitower.supervisor.config.config import Config, ModelConfig
 from multitower.supervisor.config.devices import on_cpus
 from multitower.supervisor.config.version_folders import chosen_versions
 from multitower.supervisor.machine import placement
-from multitower.supervisor.machine.cores import shown
+from multitower.supervisor.machine.cores import format_core_list
 from multitower.supervisor.machine.devices import Device, DeviceError, format_bytes, resolve
 from multitower.supervisor.machine.placement import Placement
 from multitower.supervisor.routing.front_socket import IPC
@@ -111,7 +111,7 @@ def _devices(config: Config, driver: Driver) -> tuple[Sequence[Device], Sequence
     discovery = driver.discovery
     try:
         devices = [device for group in resolve(config.devices, discovery) for device in group]
-        placements = placement.of_config(config, discovery)
+        placements = placement.place_workers(config, discovery)
     except DeviceError as error:
         advice = "`multitower devices` lists what there is; `devices: {cpu: 1}` serves on the CPU"
         told += [Finding(DEVICES, Level.PROBLEM, problem, advice) for problem in error.problems]
@@ -128,7 +128,7 @@ def _devices(config: Config, driver: Driver) -> tuple[Sequence[Device], Sequence
 
 def _shown(slot: Placement, models: int) -> str:
     limit = f", memory {format_bytes(slot.memory_limit_bytes)}" if slot.memory_limit_bytes is not None else ""
-    cores = f", cores {shown(slot.cores)}" if slot.cores else ""
+    cores = f", cores {format_core_list(slot.cores)}" if slot.cores else ""
     threads = f"{slot.intra_op_threads} intra-op and {slot.inter_op_threads} inter-op threads"
     loads = f", models {', '.join(slot.models)}" if len(slot.models) < models else ""
     return f"slot {slot.slot}: {slot.device}, {threads}{limit}{cores}{loads}"

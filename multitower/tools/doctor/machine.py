@@ -11,7 +11,7 @@ from typing import Final
 
 import psutil
 
-from multitower.supervisor.machine.cores import parse
+from multitower.supervisor.machine.cores import parse_core_list
 
 CGROUP: Final = Path("/sys/fs/cgroup")
 NODES: Final = Path("/sys/devices/system/node")
@@ -79,7 +79,7 @@ def _available(cgroup: Path) -> int:
 def _nodes(folder: Path) -> dict[int, frozenset[int]]:
     nodes = {}
     for entry in sorted(folder.glob("node[0-9]*")):
-        nodes[int(entry.name.removeprefix("node"))] = frozenset(parse(_read(entry / "cpulist")))
+        nodes[int(entry.name.removeprefix("node"))] = frozenset(parse_core_list(_read(entry / "cpulist")))
     return nodes
 
 
