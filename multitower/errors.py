@@ -50,6 +50,13 @@ class Reason(StrEnum):
     OUTPUT_INVALID = "output_invalid"  # the model's outputs differ from its declaration
     REPLY_DROPPED = "reply_dropped"  # the client left too much unread, and read nothing for `unread_timeout`
     INTERNAL_ERROR = "internal_error"  # a defect of multitower
+    # Of orders to the control endpoint.
+    RELOAD_IN_PROGRESS = "reload_in_progress"  # another reload follows the one that is under way
+    TOO_MANY_ORDERS = "too_many_orders"  # as many orders wait as the daemon keeps
+    CONFIG_REFUSED = "config_refused"  # the configuration is wrong, or cannot be applied to a running daemon
+    SLOT_UNKNOWN = "slot_unknown"
+    SLOT_EMPTY = "slot_empty"  # the slot has no model, and so no worker to restart
+    ORDER_FAILED = "order_failed"  # the order was begun and could not be carried out
     # Raised by the clients only, never sent.
     NOT_LISTENING = "not_listening"  # no daemon listens at the endpoint
     CONNECTION_LOST = "connection_lost"  # the connection ended while requests were outstanding
@@ -80,6 +87,12 @@ CODE_OF: Mapping[Reason, Code] = {
     Reason.OUTPUT_INVALID: Code.INTERNAL,
     Reason.REPLY_DROPPED: Code.RESOURCE_EXHAUSTED,
     Reason.INTERNAL_ERROR: Code.INTERNAL,
+    Reason.RELOAD_IN_PROGRESS: Code.UNAVAILABLE,
+    Reason.TOO_MANY_ORDERS: Code.RESOURCE_EXHAUSTED,
+    Reason.CONFIG_REFUSED: Code.INVALID_ARGUMENT,
+    Reason.SLOT_UNKNOWN: Code.NOT_FOUND,
+    Reason.SLOT_EMPTY: Code.INVALID_ARGUMENT,
+    Reason.ORDER_FAILED: Code.INTERNAL,
     Reason.NOT_LISTENING: Code.UNAVAILABLE,
     Reason.CONNECTION_LOST: Code.UNAVAILABLE,
     Reason.CLOSED: Code.UNAVAILABLE,

@@ -21,23 +21,26 @@ import zmq
 from multitower.exits import Exit
 
 from .config.config import Config
+from .lifecycle import Lifecycle, LifecycleState, StopRequest
 from .loop.background import BackgroundJobs
 from .loop.log import event
 from .loop.reactor import Reactor
 from .loop.runtime_dir import HeldError, RuntimeDir
 from .machine import devices
 from .machine.resources import Sampler
-from .operations.announcements import Account
 from .operations.control import ControlSocket
 from .operations.model_orders import ModelOrders
+from .operations.order_queue import OrderContext, OrderQueue
 from .operations.orders import Orders
-from .operations.service_manager import ServiceManager
+from .operations.queries import Queries
+from .operations.readiness import Readiness
+from .operations.service_manager import Announcer, ServiceManager
 from .operations.status import StatusReporter
-from .operations.version_watch import Watch
+from .operations.version_watch import VersionWatch
 from .routing.front_socket import FrontSocket
 from .routing.router import Router
 from .routing.worker_connection import WorkerProtocolError
-from .settings import Settings, build_settings
+from .settings import ActiveSettings, Settings, build_settings
 from .workers.capacity import Capacity
 from .workers.health import read_heartbeats
 from .workers.manager import WorkerManager
@@ -79,8 +82,7 @@ class Daemon:
 
     def __init__(self, config: Config, read_config: Callable[[], Config]) -> None:
         self._signals: list[int] = []
-        self._stop_by: float | None = None
-        self._forced = False
+        self._lifecycle = Lifecycle()
         self._chores_at = 0.0
         with contextlib.ExitStack() as undo:
             self._background = BackgroundJobs()
@@ -125,38 +127,40 @@ class Daemon:
                 present=self._sampler.are_devices_present,
             )
             self._runtime = runtime
-            self.reporter = StatusReporter(
-                self.router,
-                self.manager,
-                settings.models,
-                config.max_message_size,
-                started=time.monotonic(),
+            started = time.monotonic()
+            self._settings = ActiveSettings(settings)
+            readiness = Readiness(self._lifecycle, self.manager, self.router, self._settings)
+            self._announcer = Announcer(self._lifecycle, readiness, self._service_manager, started)
+            context = OrderContext(
+                lifecycle=self._lifecycle,
+                queue=OrderQueue(self._lifecycle),
+                settings=self._settings,
+                manager=self.manager,
+                router=self.router,
+                background=self._background,
+                announcer=self._announcer,
+                read_config=read_config,
+            )
+            self._orders = Orders(context)
+            model_orders = ModelOrders(context)
+            self._version_watch = VersionWatch(context, readiness, model_orders)
+            status = StatusReporter(
+                lifecycle=self._lifecycle,
+                readiness=readiness,
+                router=self.router,
+                manager=self.manager,
+                settings=self._settings,
+                refused_versions=self._version_watch.refused_versions,
+                started=started,
                 sampler=self._sampler,
                 control=endpoint,
             )
-            self._account = Account(
-                self.reporter, self._service_manager, self._sampler, reloading=lambda: self._orders.changing
-            )
-            self._orders = Orders(
-                self.manager,
-                self.router,
-                self.reporter,
-                self._background,
-                settings,
-                read_config,
-                begun=self._service_manager.reloading,
-                ended=self._account.reload_ended,
-            )
-            self._watch_versions = Watch(self.manager, self.reporter, self._orders, self._background)
-            self.reporter.refused = self._watch_versions.refused
+            self._queries = Queries(readiness, status, self.router, self._settings, config.max_message_size)
             self.router.set_labels(settings.labels)
             for spec in settings.unloaded:
                 self.router.close_model(spec.name)
             settings.warn_about_missing_versions()
-            models = ModelOrders(self._orders, self.manager, self.router, self.reporter, self._background, read_config)
-            self._control = ControlSocket(
-                front, self._answer, self._orders.reload, self._orders.restart, models.load, models.unload
-            )
+            self._control = ControlSocket(front, self._queries, self._orders, model_orders)
             undo.pop_all()
 
     def run(self) -> int:
@@ -206,6 +210,7 @@ class Daemon:
             self._close()
 
     def _loop(self) -> Exit:
+        self._lifecycle.start()
         code = self._chores(time.monotonic())
         while code is None:
             # The hot path: requests, answers and what follows from them are handled in there.
@@ -216,23 +221,29 @@ class Daemon:
         """Does all that is due, requests among it; returns the exit code when the daemon's life is over."""
         self.manager.tick(now)
         self.router.flush(now)
-        if now >= self._account.due:
-            self._account.tell(now)
+        if now >= self._announcer.due:
+            self._announcer.tick(now)
+            self._sampler.watch(
+                {
+                    slot.number: (slot.process.child.pid if slot.process is not None else None, slot.placement.devices)
+                    for slot in self.manager.slots
+                }
+            )
             self.router.tick(now)
-        self._watch_versions.tick(now)
+        self._version_watch.tick(now)
         self._service_manager.watchdog(now)
         self._on_signals(now)
         code = self._over(now)
         # What waits for answers to come in looks after each burst of them.
-        if self.manager.replacements.active or self.reporter.state != "running":
+        if self.manager.replacements.active or not self._lifecycle.running:
             self._reactor.interrupt()
         times = [
             self.manager.next_wake(now),
             self._service_manager.next_wake(),
-            self._account.due,
-            self._stop_by,
+            self._announcer.due,
+            self._version_watch.due,
+            self._lifecycle.drain_by,
         ]
-        times.append(self._watch_versions.due)
         self._chores_at = min(moment for moment in times if moment is not None)
         return code
 
@@ -244,15 +255,16 @@ class Daemon:
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
                 self._orders.reload(lambda _: None)
-            elif self.reporter.state == "running":
+                continue
+            request = self._lifecycle.request_stop(now, self._settings.current.config.drain_timeout)
+            if request is StopRequest.DRAIN:
                 event(log, logging.INFO, "draining", signal=name, outstanding=self.router.scheduler.outstanding)
-                self.reporter.state = "draining"
                 self.router.start_draining()
-                self._service_manager.stopping(self.reporter.line())
-                self._stop_by = now + self._orders.settings.config.drain_timeout
+                self._announcer.drain_began()
+            elif request is StopRequest.REPEATED:
+                event(log, logging.INFO, "draining already", signal=name)
             else:
                 event(log, logging.WARNING, "ending now", signal=name)
-                self._forced = True
 
     def _on_wake(self, wake: socket.socket) -> None:
         self._reactor.interrupt()
@@ -292,23 +304,20 @@ class Daemon:
 
     def _over(self, now: float) -> Exit | None:
         """The exit code when the daemon's life is over; takes a drain one step further before."""
-        if self._forced:
+        if self._lifecycle.forced:
             self.manager.kill()
             self.router.scheduler.abandon("the daemon was ended before the request was answered")
             self.router.flush(now)
             self._reap_all()
             return Exit.SECOND_SIGNAL
-        if (
-            self.manager.unavailable
-            and self._orders.settings.config.exit_when_failed
-            and self.reporter.state == "running"
-        ):
+        if self.manager.unavailable and self._settings.current.config.exit_when_failed and self._lifecycle.running:
             event(log, logging.ERROR, "every slot has failed")
             self.manager.kill()
             self._reap_all()
             return Exit.UNAVAILABLE
-        if self.reporter.state == "draining":
-            late = self._stop_by is not None and now >= self._stop_by
+        if self._lifecycle.state is LifecycleState.DRAINING:
+            drain_by = self._lifecycle.drain_by
+            late = drain_by is not None and now >= drain_by
             if self.router.scheduler.busy and not late:
                 return None
             if late:
@@ -316,17 +325,16 @@ class Daemon:
                 event(log, logging.WARNING, "drain_timeout is over", outstanding=outstanding)
                 self.router.scheduler.abandon("drain_timeout was over before the request was answered")
                 self.router.flush(now)
-            self.reporter.state = "stopping"
-            self._stop_by = None
+            self._lifecycle.end_drain()
             self.manager.stop(now)
-        if self.reporter.state == "stopping" and next(self.manager.processes(), None) is None:
+        if self._lifecycle.state is LifecycleState.STOPPING and next(self.manager.processes(), None) is None:
             return Exit.OK
         return None
 
     # Orders.
 
     def _answer(self, kind: bytes, header: dict[str, Any]) -> dict[str, Any]:
-        return self.reporter.answer(kind, header, time.monotonic())
+        return self._queries.answer(kind, header, time.monotonic())
 
     # Setting up and giving back.
 
@@ -362,7 +370,7 @@ class Daemon:
         self._sampler.close()
         self._service_manager.close()
         self._control.front.close(FORCED_LINGER_MS)
-        self._close_fronts(FORCED_LINGER_MS if self._forced else DRAINED_LINGER_MS)
+        self._close_fronts(FORCED_LINGER_MS if self._lifecycle.forced else DRAINED_LINGER_MS)
         self._reactor.close()
         self._context.term()
         self._runtime.close()

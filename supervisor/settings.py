@@ -138,6 +138,27 @@ class Settings:
                     )
 
 
+class ActiveSettings:
+    """The settings in force. A reload or an order replaces them; every other part only reads them.
+
+    Args:
+        settings: the settings that the daemon starts with.
+
+    Attributes:
+        current: the settings in force.
+        models: every model and version that is configured or that a slot still has, in the order of the configuration.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.current = settings
+        self.models: Sequence[ModelSpec] = settings.models
+
+    @property
+    def model_names(self) -> list[str]:
+        """The name of each model of `models`, once."""
+        return list(dict.fromkeys(spec.name for spec in self.models))
+
+
 def _index_of(name: str, configs: Sequence[ModelConfig]) -> int:
     return next(index for index, config in enumerate(configs) if config.name == name)
 

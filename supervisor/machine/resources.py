@@ -111,6 +111,8 @@ class Sampler:
         self._process_usages: Mapping[int, _ProcessUsage] = {}
         self._gpu_usages: tuple[float, Mapping[str, GpuUsage]] = (0.0, {})  # with their time
         self._processes: dict[int, psutil.Process] = {}
+        self._own_process = psutil.Process()
+        self._own_rss_bytes = self._own_process.memory_info().rss
         self._gpus = GpuSampler()
         self._end = threading.Event()
         self._threads = (
@@ -124,6 +126,11 @@ class Sampler:
     def failures(self) -> int:
         """Rounds that ended in an unexpected error; the first one is in the log."""
         return sum(thread.failures for thread in self._threads)
+
+    @property
+    def own_rss_bytes(self) -> int:
+        """Bytes of resident memory of this process itself, as last measured."""
+        return self._own_rss_bytes
 
     def watch(self, watched: Mapping[int, Watched]) -> None:
         """Sets what is measured from the next round on.
@@ -192,6 +199,7 @@ class Sampler:
         self._gpu_usages = (time.monotonic(), usages)
 
     def _measure_processes(self) -> None:
+        self._own_rss_bytes = self._own_process.memory_info().rss
         pids = {slot: pid for slot, (pid, _) in self._watched.items() if pid is not None}
         wanted = set(pids.values())
         self._processes = {pid: process for pid, process in self._processes.items() if pid in wanted}

@@ -1,159 +1,172 @@
-"""What an operator can order of a single model: to load it, as the configuration file has it now, and to unload it.
+"""Orders that concern one model: load it as the configuration file has it now, unload it, serve other versions of it.
 
-Both are reloads that touch no other model: each slot that is concerned gets a new worker, which takes over when it has
-loaded, or follows the old one where two do not fit. TensorFlow gives little of a model's memory back while its process
-lives, so that only a new one is rid of it.
+Each is a reload that touches no other model: each slot that has the model gets a new worker, which takes over once it
+has loaded, or replaces the old one after its end where two do not fit. A new process is needed to free memory:
+TensorFlow returns little of a model's memory while its process runs.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from multitower.errors import MultitowerError, Reason, make
 
 from ..config.config import Config
-from ..loop.background import BackgroundJobs
 from ..loop.log import event
-from ..routing.router import Router
 from ..settings import Settings
-from ..workers.manager import WorkerManager
-from .control import Done
-from .orders import Orders, refused, why_refused
+from .order_queue import Done, Order, OrderContext, stopping
+from .orders import accepted
 from .reload import Reload
-from .status import StatusReporter
 
 log = logging.getLogger("multitower.daemon")
 
-Changed = Callable[[dict[str, Any], str | None], None]
-"""What a `Reload` tells at its end."""
+Change = Literal["load", "unload"]
 
 
 class ModelOrders:
-    """Loads and unloads models, one order after the other, and not while a reload is under way.
+    """Loads and unloads models, and changes their versions.
 
     Args:
-        orders, manager, router, reporter: the daemon's.
-        background: runs what would keep the loop waiting.
-        read_config: reads the configuration anew.
+        context: the parts of the daemon.
     """
 
-    def __init__(
-        self,
-        orders: Orders,
-        manager: WorkerManager,
-        router: Router,
-        reporter: StatusReporter,
-        background: BackgroundJobs,
-        read_config: Callable[[], Config],
-    ) -> None:
-        self._orders = orders
-        self._manager = manager
-        self._router = router
-        self._reporter = reporter
-        self._background = background
-        self._read_config = read_config
+    def __init__(self, context: OrderContext) -> None:
+        self._context = context
 
     def load(self, name: str, done: Done) -> None:
-        """Has the model's slots load it, as the file has it now; `done` is told when all have, or why not."""
+        """Loads a model on its slots, as the configuration file describes it now.
 
-        def begin(end: Done) -> None:
-            settings = self._orders.settings
-            self._background.run(
-                lambda: _with_model(settings, self._read_config(), name),
-                lambda outcome: self._apply(name, outcome, end),
-            )
+        Args:
+            name: the model's name.
+            done: called with the answer: `model_name` and the `slots` that got a new worker once all of them serve the
+                model, or why they do not.
+        """
+        self._context.queue.submit(lambda order: self._begin_load(order, name), done)
 
-        self._in_turn(begin, done)
+    def _begin_load(self, order: Order, name: str) -> None:
+        context = self._context
+        old = context.settings.current
+
+        def apply(outcome: Settings | Exception) -> None:
+            new = accepted(outcome)
+            if not context.lifecycle.running:
+                raise stopping()
+            self._change(order, name, "load", new)
+
+        context.background.run(lambda: _load_settings(old, context.read_config(), name), order.guard(apply))
 
     def unload(self, name: str, done: Done) -> None:
-        """Has the model's slots give it up: what was accepted is answered, and its memory is free in the end."""
+        """Unloads a model: requests already accepted are answered, then its memory is freed.
 
-        def begin(end: Done) -> None:
-            settings = self._orders.settings
-            if name in settings.limits or name in self._router.scheduler.models:
-                self._change(name, "unload", settings.with_model_unloaded(name), end)
-            else:
-                known = ", ".join(settings.limits)
-                end(make(Reason.MODEL_UNKNOWN, f"there is no model {name[:128]!r}, only {known}", field="model_name"))
+        Args:
+            name: the model's name.
+            done: called with the answer: `model_name` and the `slots` that got a new worker, or why they did not.
+        """
+        self._context.queue.submit(lambda order: self._begin_unload(order, name), done)
 
-        self._in_turn(begin, done)
+    def _begin_unload(self, order: Order, name: str) -> None:
+        settings = self._context.settings
+        if name not in settings.model_names:
+            known = ", ".join(settings.current.limits)
+            raise make(Reason.MODEL_UNKNOWN, f"there is no model {name[:128]!r}, only {known}", field="model_name")
+        self._change(order, name, "unload", settings.current.with_model_unloaded(name))
 
-    def _in_turn(self, begin: Callable[[Done], None], done: Done) -> None:
-        """Begins when it is the order's turn, and gives it what is to be called at its end."""
-
-        def end(answer: dict[str, Any] | MultitowerError) -> None:
-            done(answer)
-            self._orders.turn_over()
-
-        def begin_if_running() -> None:
-            if self._reporter.state == "running":
-                begin(end)
-            else:
-                end(make(Reason.DRAINING, "the daemon is stopping"))
-
-        self._orders.in_turn(begin_if_running)
-
-    def _apply(self, name: str, outcome: Settings | Exception, end: Done) -> None:
-        if isinstance(outcome, MultitowerError):
-            end(outcome)
-        elif isinstance(outcome, Exception):
-            end(refused(why_refused(outcome)))
-        elif self._reporter.state != "running":
-            end(make(Reason.DRAINING, "the daemon is stopping"))
-        else:
-            self._change(name, "load", outcome, end)
-
-    def _change(self, name: str, what: str, new: Settings, end: Done) -> None:
-        old = self._orders.settings
+    def _change(self, order: Order, name: str, change: Change, new: Settings) -> None:
+        settings = self._context.settings
+        old = settings.current
 
         def changed(slots: dict[str, Any], error: str | None) -> None:
             if error is not None:
                 failed(error)
                 return
-            self._orders.settings = new
-            cause = self._cause(name) if what == "load" else None
+            settings.current = new
+            cause = self._load_error(name) if change == "load" else None
             if cause is not None:
-                end(self._failed(name, what, cause))
+                order.end(_order_failed(name, change, cause))
                 return
-            event(log, logging.INFO, f"model {what}ed", model=name, slots=slots["renewed"])
-            end({"model_name": name, "slots": slots["renewed"]})
+            event(log, logging.INFO, f"model {change}ed", model=name, slots=slots["renewed"])
+            order.end({"model_name": name, "slots": slots["renewed"]})
 
         def failed(error: str) -> None:
-            if what == "load":
-                # Slots that have it already, or have tried it without a worker of before to go on, are to be rid of it.
-                self._reload(new, old, lambda *_: end(self._failed(name, what, error)), f"{name} as before", name)
-            else:
-                end(self._failed(name, what, error))
+            answer = _order_failed(name, change, error)
+            if change == "unload":
+                order.end(answer)
+                return
+            # Slots may have loaded the model already, or have lost their worker in the attempt: undo that.
+            why = f"{name} as before"
+            Reload(self._context, order, new, old, lambda *_: order.end(answer), why, model=name).start()
 
-        self._reload(old, new, changed, f"{what} {name}", name, again=what == "load")
+        why = f"{change} {name}"
+        Reload(self._context, order, old, new, changed, why, model=name, again=change == "load").start()
 
-    def _reload(self, old: Settings, new: Settings, done: Changed, why: str, name: str, *, again: bool = False) -> None:
-        Reload(self._manager, self._router, self._reporter, old, new, done, why, model=name, again=again).start()
-
-    def _failed(self, name: str, what: str, cause: str) -> MultitowerError:
-        event(log, logging.ERROR, f"model not {what}ed", model=name, cause=cause)
-        return make(Reason.MODEL_ERROR, f"{name!r} could not be {what}ed: {cause}")
-
-    def _cause(self, name: str) -> str | None:
-        """Why the model does not serve where it should; its neighbours do, since their worker had to go first."""
+    def _load_error(self, name: str) -> str | None:
+        """Returns why the model is not ready on one of its slots, whose old worker had to end first; or None."""
         return next(
             (
                 f"slot {slot.number}: {model.cause}"
-                for slot in self._manager.slots
+                for slot in self._context.manager.slots
                 for model in slot.models
                 if model.name == name and model.state != "ready"
             ),
             None,
         )
 
+    def serve_versions(self, name: str, versions: Mapping[str, str], ended: Callable[[str | None], None]) -> None:
+        """Serves other versions of a model; call it while the order queue is not busy.
 
-def _with_model(settings: Settings, config: Config, name: str) -> Settings:
-    """For a thread; see `Settings.with_model_loaded`.
+        Where they cannot be loaded, the slots that have them already get the former ones back.
+
+        Args:
+            name: the model's name.
+            versions: the fingerprint of each version to serve, by version.
+            ended: called once, with None, or with why the versions are not served.
+        """
+        told = False
+
+        def tell(error: str | None) -> None:
+            nonlocal told
+            told = True
+            ended(error)
+
+        def done(answer: dict[str, Any] | MultitowerError) -> None:
+            self._context.announcer.reload_ended()
+            if isinstance(answer, MultitowerError) and not told:
+                ended(answer.message)
+
+        self._context.queue.submit(lambda order: self._begin_versions(order, name, versions, tell), done)
+
+    def _begin_versions(
+        self, order: Order, name: str, versions: Mapping[str, str], tell: Callable[[str | None], None]
+    ) -> None:
+        context = self._context
+        old = context.settings.current
+        new = old.with_versions(name, versions)
+        context.announcer.reload_began()
+
+        def changed(_: dict[str, Any], error: str | None) -> None:
+            tell(error)
+            if error is None:
+                context.settings.current = new
+                order.end({})
+            else:
+                why = "back to the former versions"
+                Reload(context, order, new, old, lambda *_: order.end({}), why, tolerant=True).start()
+
+        Reload(context, order, old, new, changed, "other versions", tolerant=True).start()
+
+
+def _order_failed(name: str, change: Change, cause: str) -> MultitowerError:
+    event(log, logging.ERROR, f"model not {change}ed", model=name, cause=cause)
+    return make(Reason.ORDER_FAILED, f"{name!r} could not be {change}ed: {cause}")
+
+
+def _load_settings(settings: Settings, config: Config, name: str) -> Settings:
+    """Returns the settings with one model loaded as a configuration has it; may block, see `with_model_loaded`.
 
     Raises:
-        NotFound: `model_unknown`: the configuration does not name it.
+        NotFound: `model_unknown`: the configuration has no such model.
     """
     model = next((model for model in config.models if model.name == name), None)
     if model is None:

@@ -1,199 +1,145 @@
-"""What an operator can order of a running daemon: a reload of its configuration, a new worker for a slot."""
+"""Orders that concern the whole daemon or one slot: reload the configuration, restart a slot."""
 
 from __future__ import annotations
 
-import collections
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from multitower.errors import MultitowerError, Reason, make
 
-from ..config.config import Config
 from ..config.source import ConfigError
-from ..loop.background import BackgroundJobs
 from ..loop.log import event
-from ..machine import devices
-from ..routing.router import Router
+from ..machine.devices import DeviceError
 from ..settings import Settings, build_settings
-from ..workers.manager import WorkerManager
-from .control import Done
-from .reload import Reload, why_not
-from .status import StatusReporter
+from .order_queue import RETRY_AFTER_MS, Done, Order, OrderContext, stopping
+from .reload import Reload, unchangeable
 
 log = logging.getLogger("multitower.daemon")
 
+MAX_RESTARTS: Final = 256
+"""Orders to restart a slot that wait at most, the one under way included."""
+
 
 class Orders:
-    """Carries out orders; what changes the settings, one after the other.
+    """Carries out reloads and restarts.
 
     Args:
-        worker_settings, router, reporter: the daemon's.
-        background: runs what would keep the loop waiting.
-        settings: what the daemon was started with.
-        read_config: reads the configuration anew.
-        begun: called when a reload begins.
-        ended: called when it has ended, whatever came of it.
-
-    Attributes:
-        settings: what applies now.
-        reloading: a reload is under way, or waits for its turn.
+        context: the parts of the daemon.
     """
 
-    def __init__(
-        self,
-        manager: WorkerManager,
-        router: Router,
-        reporter: StatusReporter,
-        background: BackgroundJobs,
-        settings: Settings,
-        read_config: Callable[[], Config],
-        begun: Callable[[], None],
-        ended: Callable[[], None],
-    ) -> None:
-        self._manager = manager
-        self._router = router
-        self._reporter = reporter
-        self._background = background
-        self.settings = settings
-        self._read_config = read_config
-        self._begun = begun
-        self._ended = ended
-        self.reloading = False
+    def __init__(self, context: OrderContext) -> None:
+        self._context = context
+        self._restarts = 0
+        self._reload_submitted = False
         self._reload_again = False
-        self._turns: collections.deque[Callable[[], None]] = collections.deque()
-
-    def in_turn(self, job: Callable[[], None]) -> None:
-        """Begins a job that changes the settings when those before it have ended; it ends with `turn_over`."""
-        self._turns.append(job)
-        if len(self._turns) == 1:
-            job()
-
-    @property
-    def changing(self) -> bool:
-        """Something that changes the settings is under way."""
-        return bool(self._turns)
-
-    def turn_over(self) -> None:
-        """The job whose turn it was has ended."""
-        self._turns.popleft()
-        if self._turns:
-            self._turns[0]()
 
     def reload(self, done: Done) -> None:
-        """Reads and checks the configuration in a thread, then applies it."""
-        if self._reporter.state != "running":
-            done(make(Reason.DRAINING, "the daemon is stopping"))
-            return
-        if self.reloading:
-            # Whoever asks again has changed the file again.
-            self._reload_again = True
-            done(make(Reason.DRAINING, "a reload is under way; another one follows it", retry_after_ms=1000))
-            return
-        self.reloading = True
-        self.in_turn(lambda: self._read(done))
-
-    def _read(self, done: Done) -> None:
-        self._begun()
-        event(log, logging.INFO, "reloading", config=self.settings.config.path)
-        self._background.run(lambda: build_settings(self._read_config()), lambda outcome: self._apply(outcome, done))
-
-    def _apply(self, outcome: Settings | Exception, done: Done) -> None:
-        if isinstance(outcome, Settings):
-            # The daemon may have been told to end meanwhile.
-            outcome = outcome.keeping_loaded({spec.name for spec in self.settings.worker_settings.models})
-            running = self._reporter.state == "running"
-            refusal = why_not(self.settings, outcome) if running else "the daemon is stopping"
-            if refusal is None:
-                Reload(
-                    self._manager,
-                    self._router,
-                    self._reporter,
-                    self.settings,
-                    outcome,
-                    lambda changed, error: self._reloaded(outcome, changed, error, done),
-                ).start()
-                return
-        else:
-            refusal = why_refused(outcome)
-        self.reloading = False
-        event(log, logging.ERROR, "not reloaded: nothing has changed", cause=refusal)
-        done(refused(refusal))
-        self._after()
-
-    def _reloaded(self, new: Settings, changed: dict[str, Any], error: str | None, done: Done) -> None:
-        self.reloading = False
-        if error is None:
-            self.settings = new
-            done(changed)
-        else:
-            done(make(Reason.MODEL_ERROR, f"the reload ended early: {error}", **changed))
-        self._after()
-
-    def serve_versions(self, name: str, versions: Mapping[str, str], ended: Callable[[str | None], None]) -> None:
-        """Has the workers serve other versions of one model; to be called while nothing is `changing`.
-
-        Where they cannot be loaded, the slots that have them already get the former ones back.
+        """Reads and checks the configuration in a thread, then applies it.
 
         Args:
-            name: the model's.
-            versions: which, each with its fingerprint.
-            ended: is told of the end: None, or why they are not served.
+            done: called with the answer: the slots that were `renewed`, `added` and `removed`, or why nothing or not
+                everything was changed. While a reload is under way: `reload_in_progress`; another one follows it.
         """
-        self.in_turn(lambda: self._serve_versions(name, versions, ended))
+        if not self._context.lifecycle.running:
+            done(stopping())
+        elif self._reload_submitted:
+            # The file may have changed after it was read.
+            self._reload_again = True
+            message = "a reload is under way; another one follows it"
+            done(make(Reason.RELOAD_IN_PROGRESS, message, retry_after_ms=RETRY_AFTER_MS))
+        else:
+            self._submit_reload(done)
 
-    def _serve_versions(self, name: str, versions: Mapping[str, str], ended: Callable[[str | None], None]) -> None:
-        old, new = self.settings, self.settings.with_versions(name, versions)
-        self._begun()
+    def _submit_reload(self, done: Done) -> None:
+        def ended(answer: dict[str, Any] | MultitowerError) -> None:
+            self._reload_submitted = False
+            again, self._reload_again = self._reload_again, False
+            if again and self._context.lifecycle.running:
+                self._submit_reload(lambda _: None)
+            self._context.announcer.reload_ended()
+            done(answer)
 
-        def over(_: dict[str, Any], __: str | None) -> None:
-            self._ended()
-            self.turn_over()
+        self._reload_submitted = True
+        self._context.queue.submit(self._begin_reload, ended, bounded=False)
 
-        def done(changed: dict[str, Any], error: str | None) -> None:
-            ended(error)
+    def _begin_reload(self, order: Order) -> None:
+        context = self._context
+        context.announcer.reload_began()
+        event(log, logging.INFO, "reloading", config=context.settings.current.config.path)
+        context.background.run(
+            lambda: build_settings(context.read_config()), order.guard(lambda outcome: self._apply(order, outcome))
+        )
+
+    def _apply(self, order: Order, outcome: Settings | Exception) -> None:
+        settings = self._context.settings
+        try:
+            new = accepted(outcome)
+            if not self._context.lifecycle.running:
+                raise stopping()
+            refusal = unchangeable(settings.current, new)
+            if refusal is not None:
+                raise config_refused(refusal)
+        except MultitowerError as error:
+            event(log, logging.ERROR, "reload refused: nothing has changed", cause=error.message)
+            raise
+        new = new.keeping_loaded({spec.name for spec in settings.current.worker_settings.models})
+
+        def applied(changed: dict[str, Any], error: str | None) -> None:
             if error is None:
-                self.settings = new
-                over(changed, None)
+                settings.current = new
+                order.end(changed)
             else:
-                back = "back to the former versions"
-                Reload(self._manager, self._router, self._reporter, new, old, over, back, tolerant=True).start()
+                order.end(make(Reason.ORDER_FAILED, f"the reload ended early: {error}", **changed))
 
-        Reload(self._manager, self._router, self._reporter, old, new, done, "other versions", tolerant=True).start()
-
-    def _after(self) -> None:
-        self._ended()
-        self.turn_over()
-        if self._reload_again:
-            self._reload_again = False
-            self.reload(lambda _: None)
+        Reload(self._context, order, settings.current, new, applied).start()
 
     def restart(self, number: int, done: Done) -> None:
-        """Gives a slot a new worker; `done` is told when that serves, or why it does not."""
-        slot = next((slot for slot in self._manager.slots if slot.number == number), None)
-        if self._reporter.state != "running":
-            done(make(Reason.DRAINING, "the daemon is stopping"))
+        """Gives a slot a new worker.
+
+        Args:
+            number: the slot's number.
+            done: called with the answer: `slot` and `pid` once the new worker serves, or why it does not.
+        """
+        slots = self._context.manager.slots
+        slot = next((slot for slot in slots if slot.number == number), None)
+        if not self._context.lifecycle.running:
+            done(stopping())
         elif slot is None:
-            known = ", ".join(str(slot.number) for slot in self._manager.slots)
-            done(make(Reason.MALFORMED, f"there is no slot {number}, only {known}", field="slot"))
+            known = ", ".join(str(slot.number) for slot in slots)
+            done(make(Reason.SLOT_UNKNOWN, f"there is no slot {number}, only {known}", field="slot"))
         elif not slot.specs:
-            done(make(Reason.MALFORMED, f"slot {number} has no model to load", field="slot"))
+            done(make(Reason.SLOT_EMPTY, f"slot {number} has no model to load", field="slot"))
+        elif self._restarts >= MAX_RESTARTS:
+            message = f"{self._restarts} restarts wait already"
+            done(make(Reason.TOO_MANY_ORDERS, message, retry_after_ms=RETRY_AFTER_MS))
         else:
 
             def ended(error: str | None) -> None:
-                told = {"slot": number, "pid": slot.process.child.pid if slot.process is not None else None}
-                done(told if error is None else make(Reason.NO_WORKER, f"slot {number}: {error}"))
+                self._restarts -= 1
+                if error is None:
+                    done({"slot": number, "pid": slot.process.child.pid if slot.process is not None else None})
+                else:
+                    done(make(Reason.NO_WORKER, f"slot {number}: {error}"))
 
-            self._manager.restart(slot, ended)
-
-
-def why_refused(error: Exception) -> str:
-    """Why settings could not be made of a configuration."""
-    if not isinstance(error, ConfigError | devices.DeviceError | OSError):
-        log.error("the configuration could not be read", exc_info=error)
-    return str(error)
+            self._restarts += 1
+            self._context.manager.restart(slot, ended)
 
 
-def refused(why: str) -> MultitowerError:
-    """The answer to an order that has changed nothing."""
-    return make(Reason.MALFORMED, f"the configuration is refused, and nothing has changed: {why}")
+def accepted(outcome: Settings | Exception) -> Settings:
+    """Returns the settings that were built in a thread.
+
+    Raises:
+        MultitowerError: what was raised there; `config_refused` for a configuration that is wrong or cannot be read.
+    """
+    if isinstance(outcome, Settings):
+        return outcome
+    if isinstance(outcome, MultitowerError):
+        raise outcome
+    if not isinstance(outcome, ConfigError | DeviceError | OSError):
+        log.error("the configuration could not be read", exc_info=outcome)
+    raise config_refused(str(outcome))
+
+
+def config_refused(cause: str) -> MultitowerError:
+    """Returns the answer to an order whose configuration cannot be applied."""
+    return make(Reason.CONFIG_REFUSED, f"the configuration is refused, and nothing has changed: {cause}")

@@ -1,10 +1,10 @@
-"""Applying a new configuration to a running daemon, slot by slot.
+"""Applies new settings to a running daemon, slot by slot.
 
-The configuration has been checked whole before it comes here. Slots keep their numbers as long as their device is
-configured. First those that stay are renewed one after the other, where what they load has changed; when one of them
-cannot load it, the reload ends there, and the rest serve what they did. Then new slots are started, and slots of
-devices that are no longer configured are given up, the last with a model not before a new one has loaded it. What is
-asked of a model that goes is answered as long as a worker has it.
+The settings have been checked as a whole before. A slot keeps its number as long as its devices are configured. First
+the slots that stay and whose models change get new workers, one after the other; where one cannot load its models the
+reload ends, and the other slots serve what they did. Then new slots are started, and slots whose devices are no longer
+configured are removed; the last slot of a model is not removed before a new one has loaded the model. Requests to a
+model that is removed are answered as long as a worker has it.
 """
 
 from __future__ import annotations
@@ -19,46 +19,45 @@ from multitower.spec import ModelSpec
 
 from ..loop.log import event
 from ..machine.placement import Placement
-from ..routing.router import Router
 from ..settings import Settings
-from ..workers.manager import WorkerManager
 from ..workers.replacement import Replacement
 from ..workers.slot import Slot
-from .status import StatusReporter
+from .order_queue import Order, OrderContext
 
 log = logging.getLogger("multitower.daemon")
 
-FIXED: Final = ("listen", "runtime_dir", "max_message_size", "insecure")
-"""Keys that a running daemon cannot change."""
+UNCHANGEABLE: Final = ("listen", "runtime_dir", "max_message_size", "insecure")
+"""Configuration keys that a running daemon cannot change."""
 
 
-def why_not(old: Settings, new: Settings) -> str | None:
-    """Why a running daemon cannot take the new configuration, or None."""
-    changed = [key for key in FIXED if getattr(old.config, key) != getattr(new.config, key)]
+def unchangeable(old: Settings, new: Settings) -> str | None:
+    """Returns why a running daemon cannot take the new settings; None when it can."""
+    changed = [key for key in UNCHANGEABLE if getattr(old.config, key) != getattr(new.config, key)]
     if changed:
         return f"{', '.join(changed)} cannot change while the daemon runs: restart it"
     return None
 
 
 class Reload:
-    """One reload under way.
+    """One change of the settings, from its begin to its end.
 
     Args:
-        worker_settings, router, reporter: the daemon's.
-        old: what it was told last.
-        new: what it is to be.
-        done: is told of the end, with what was changed, or with why it was not.
-        why: for the log.
-        model: the only one that differs, where no other is to be touched.
-        again: slots on which that one does not serve, though it should, get new processes, too.
-        tolerant: a slot that has not served before may fail to come up, as long as one that has takes what is new.
+        context: the parts of the daemon.
+        order: the order that asked for it; a step that raises ends the order.
+        old: the settings in force.
+        new: the settings to apply.
+        done: called at the end with the slots that were `renewed`, `added` and `removed`, and with None, or with why
+            the reload ended early.
+        why: the reason, for the log.
+        model: the name of the only model that differs, where slots must not change otherwise; None for all models.
+        again: slots on which `model` should be ready but is not get new workers, too.
+        tolerant: a slot that has not served before may fail to load, as long as another slot has loaded its models.
     """
 
     def __init__(
         self,
-        manager: WorkerManager,
-        router: Router,
-        reporter: StatusReporter,
+        context: OrderContext,
+        order: Order,
         old: Settings,
         new: Settings,
         done: Callable[[dict[str, Any], str | None], None],
@@ -68,40 +67,41 @@ class Reload:
         again: bool = False,
         tolerant: bool = False,
     ) -> None:
-        self._manager = manager
-        self._router = router
-        self._reporter = reporter
+        self._manager = context.manager
+        self._router = context.router
+        self._settings = context.settings
+        self._order = order
         self._old = old
         self._new = new
         self._done = done
         self._why = why
         self._model = model
         self._again = again
-        self._renewed: list[int] = []
-        self._given_up: list[int] = []
-        kept, self._added, self._removed = _match(manager.slots, new.placements)
-        wanted = [(slot, placement, self._wanted(slot, placement)) for slot, placement in kept]
-        changed = [each for each in wanted if self._changes(*each)]
-        # Those that get models first: they may have to take over from those that only lose some.
+        self._replaced: list[int] = []
+        self._removed: list[int] = []
+        kept, self._new_placements, self._unwanted = _match(context.manager.slots, new.placements)
+        wanted = [(slot, placement, self._wanted_specs(slot, placement)) for slot, placement in kept]
+        changed = [each for each in wanted if self._needs_replacement(*each)]
+        # Slots that get models first: they may have to take over from slots that only lose some.
         self._changed = sorted(changed, key=lambda each: _names(each[2]) <= _names(each[0].specs))
         self._may_fail: set[int] = set()
         if tolerant:
             self._changed.sort(key=lambda each: each[0].route is None)
             self._may_fail = {slot.number for slot, _, _ in self._changed if slot.route is None}
 
-    def _wanted(self, slot: Slot, placement: Placement) -> tuple[ModelSpec, ...]:
-        """What the slot is to load."""
+    def _wanted_specs(self, slot: Slot, placement: Placement) -> tuple[ModelSpec, ...]:
+        """Returns the models that the slot is to load."""
         specs = placement.select_models(self._new.worker_settings.models)
         if self._model is None:
             return specs
-        # An earlier reload that ended early may have left it with other models than it should have: not ours to change.
+        # An earlier reload that ended early may have left the slot with other models than configured: keep those.
         others = [spec for spec in slot.specs if spec.name != self._model]
         own = [spec for spec in specs if spec.name == self._model]
-        position_of = _by_position(self._new)
+        position_of = _position_of(self._new)
         return tuple(sorted([*others, *own], key=lambda spec: position_of(spec.name)))
 
-    def _changes(self, slot: Slot, placement: Placement, specs: tuple[ModelSpec, ...]) -> bool:
-        """Whether the slot needs a new process, or is to have none any more."""
+    def _needs_replacement(self, slot: Slot, placement: Placement, specs: tuple[ModelSpec, ...]) -> bool:
+        """Whether the slot needs a new process, or must lose its process."""
         if slot.specs != specs:
             return True
         if self._model is None:
@@ -109,11 +109,11 @@ class Reload:
         return self._again and self._model in _names(specs) and not slot.serves(self._model)
 
     def start(self) -> None:
-        """Begins; `done` may be called before it returns."""
+        """Begins; `done` may be called before this returns."""
         router, new = self._router, self._new
         for name, limits in new.limits.items():
             router.set_model(name, limits, new.timeouts[name])
-            # A label that is moved stands for the former version until all slots have the new one.
+            # A label that moves stands for its former version until all slots have loaded the new one.
             both = (self._old.labels.get(name, {}), new.labels.get(name, {}))
             labels = {label: [labels[label] for labels in both if label in labels] for label in both[0] | both[1]}
             router.set_label_candidates(name, labels)
@@ -123,7 +123,7 @@ class Reload:
             router.open_model(name)
         router.scheduler.set_dispatch(new.dispatch)
         router.models_to_remove = set(self._old.limits) - set(new.limits)
-        # Until slots have the new models, those that are started anew get the old ones.
+        # Until slots have the new models, workers that are restarted load the old ones.
         self._manager.apply(
             replace(new.worker_settings, models=self._old.worker_settings.models)
             if self._changed
@@ -132,15 +132,21 @@ class Reload:
         replacements = [
             Replacement(slot, self._why, specs=specs, placement=placement) for slot, placement, specs in self._changed
         ]
-        self._renew(replacements, self._renewed, self._give_up_slots)
+        self._replace(replacements, self._replaced, self._change_slots)
 
-    def _renew(self, replacements: list[Replacement], ended: list[int], then: Callable[[], None]) -> None:
-        """Renews slots one after the other; goes on when all are done, and ends the reload when one fails."""
+    def _replace(self, replacements: list[Replacement], ended: list[int], then: Callable[[], None]) -> None:
+        """Asks for replacements and calls `then` once all have ended; one that fails ends the reload.
+
+        Args:
+            replacements: one for each slot.
+            ended: gets the number of each slot whose replacement has ended.
+            then: called when all have ended.
+        """
         if not replacements:
             then()
             return
 
-        def one_done(slot: Slot, error: str | None) -> None:
+        def replacement_ended(slot: Slot, error: str | None) -> None:
             tolerated = slot.number in self._may_fail and bool(ended)
             if error is not None and not tolerated:
                 self._manager.replacements.withdraw(replacements)
@@ -151,56 +157,55 @@ class Reload:
                 then()
 
         for replacement in replacements:
-            replacement.done = functools.partial(one_done, replacement.slot)
+            replacement.done = self._order.guard(functools.partial(replacement_ended, replacement.slot))
             self._manager.replacements.ask(replacement)
 
-    def _give_up_slots(self) -> None:
-        # The new ones first: they may have to take over from those that go. What shares a GPU with one that goes, in
-        # another group, is started when that has ended.
+    def _change_slots(self) -> None:
+        """Adds the new slots, and removes those that are no longer configured."""
+        # New ones first: they may have to take over from those that are removed. A new slot that shares a GPU with a
+        # removed one, in another group, is started once that one's process has ended.
         self._manager.apply(self._new.worker_settings)
-        for placement in self._added:
+        for placement in self._new_placements:
             self._manager.add(placement)
-        replacements = [Replacement(slot, "no longer configured", remove=True) for slot in self._removed]
-        self._renew(replacements, self._given_up, lambda: self._finish(None))
+        replacements = [Replacement(slot, "no longer configured", remove=True) for slot in self._unwanted]
+        self._replace(replacements, self._removed, lambda: self._finish(None))
 
     def _finish(self, error: str | None) -> None:
-        manager, old, new = self._manager, self._old, self._new
+        manager, router, old, new = self._manager, self._router, self._old, self._new
         settings = new if error is None else old
         specs = [
             *(spec for slot in manager.slots for spec in slot.specs),
             *manager.settings.models,
             *settings.unloaded,
         ]
-        self._router.models_to_remove = set()
-        self._router.retain_models(_names(specs))
-        self._settle_unloaded(settings)
-        # Workers may have failed to load what was not yet among the fleet's settings, and there may have been hope in
-        # renewals that were withdrawn.
+        router.models_to_remove = set()
+        router.retain_models(_names(specs))
+        self._close_unloaded(settings)
+        # Workers may have failed to load models that were not configured yet, and models may have waited for
+        # replacements that were withdrawn.
         manager.judge_models()
-        self._router.set_labels(settings.labels)
+        router.set_labels(settings.labels)
         if error is None:
-            # They are others now.
-            changed_models = [
-                model.name for model in new.worker_settings.models if model not in old.worker_settings.models
-            ]
-            self._router.scheduler.reset_crash_count([*changed_models, *([self._model] if self._model else [])])
+            known = old.worker_settings.models
+            changed_models = [spec.name for spec in new.worker_settings.models if spec not in known]
+            router.scheduler.reset_crash_count([*changed_models, *([self._model] if self._model else [])])
             new.warn_about_missing_versions()
-        self._reporter.models = [
+        self._settings.models = [
             spec
-            for name in sorted(_names(specs), key=_by_position(new))
+            for name in sorted(_names(specs), key=_position_of(new))
             for spec in _specs_of(name, manager.settings.models, new.worker_settings.models, new.unloaded, old.unloaded)
         ]
         changed = {
-            "renewed": self._renewed,
-            "added": [placement.slot for placement in self._added] if error is None else [],
-            "removed": self._given_up,
+            "renewed": self._replaced,
+            "added": [placement.slot for placement in self._new_placements] if error is None else [],
+            "removed": self._removed,
         }
         level = logging.INFO if error is None else logging.ERROR
-        event(log, level, "reloaded" if error is None else "not reloaded", **changed, cause=error)
+        event(log, level, "reloaded" if error is None else "reload ended early", **changed, cause=error)
         self._done(changed, error)
 
-    def _settle_unloaded(self, settings: Settings) -> None:
-        """Models that are not to be loaded, as it has come out, are gone; those of which a slot is left are open."""
+    def _close_unloaded(self, settings: Settings) -> None:
+        """Closes each unloaded model that no slot serves any more; opens the others."""
         router, unloaded = self._router, _names(settings.unloaded)
         for name in unloaded | router.scheduler.unloaded_models:
             if name not in unloaded or any(slot.serves(name) for slot in self._manager.slots):
@@ -215,21 +220,25 @@ def _names(specs: Iterable[ModelSpec]) -> set[str]:
 
 
 def _specs_of(name: str, *sources: Iterable[ModelSpec]) -> list[ModelSpec]:
-    """The model's versions in the first of the sources that has it."""
+    """Returns the model's versions from the first source that has the model."""
     found = ([spec for spec in source if spec.name == name] for source in sources)
     return next((specs for specs in found if specs), [])
 
 
-def _by_position(settings: Settings) -> Callable[[str], int]:
-    """Orders models as they are configured, others last."""
-    slots = {name: slot for slot, name in enumerate(settings.limits)}
-    return lambda name: slots.get(name, len(slots))
+def _position_of(settings: Settings) -> Callable[[str], int]:
+    """Returns a key that sorts models by their order in the configuration, others last."""
+    positions = {name: position for position, name in enumerate(settings.limits)}
+    return lambda name: positions.get(name, len(positions))
 
 
 def _match(
     slots: list[Slot], placements: tuple[Placement, ...]
 ) -> tuple[list[tuple[Slot, Placement]], list[Placement], list[Slot]]:
-    """Which slots stay, with their new placements; placements for new slots, numbered; slots that go."""
+    """Matches the present slots with new placements by their devices.
+
+    Returns:
+        The slots that stay, with their new placements; placements for new slots, with free numbers; slots to remove.
+    """
     left = list(slots)
     kept: list[tuple[Slot, Placement]] = []
     new: list[Placement] = []

@@ -1,8 +1,8 @@
 """Which versions of one model are to be served, as its folder changes. Pure.
 
-`watch.py` looks at the folder again and again; what it sees and the time come in here. A new version counts once its
-files have stayed as they are for a while, so that one which is still being copied is never loaded. One that could not
-be loaded is passed over until its files change.
+`version_watch.py` scans the folder again and again; the scans and the time come in here. A new version counts once its
+files have not changed for a while, so that one which is still being copied is not loaded. A version that could not be
+loaded is skipped until its files change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from ..config.version_folders import Policy
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A version that could not be loaded: the fingerprint that its files had then, and why."""
+    """A version that could not be loaded.
+
+    Attributes:
+        fingerprint: of its files when it was tried.
+        cause: why it could not be loaded.
+    """
 
     fingerprint: str
     cause: str
@@ -25,36 +30,38 @@ class VersionSettling:
     """The versions of one model.
 
     Attributes:
-        refused: those that could not be loaded.
+        refused: versions that could not be loaded, until their files change.
     """
 
     def __init__(self) -> None:
         self.refused: dict[str, Refused] = {}
-        self._since: dict[str, tuple[str, float]] = {}  # the fingerprint that each has, and since when
-        self._in_vain: Mapping[str, str] | None = None
+        self._since: dict[str, tuple[str, float]] = {}  # each version's fingerprint, and since when it has had it
+        self._failed_change: Mapping[str, str] | None = None
 
-    def see(self, seen: Mapping[str, str], now: float) -> None:
-        """What a look at the folder has shown.
+    def record_scan(self, found: Mapping[str, str], now: float) -> None:
+        """Records what a scan of the folder has found.
 
         Args:
-            seen: by version the fingerprint of its files.
+            found: the fingerprint of each version's files, by version.
             now: monotonic seconds.
         """
         self._since = {
             version: known if (known := self._since.get(version)) and known[0] == print_ else (print_, now)
-            for version, print_ in seen.items()
+            for version, print_ in found.items()
         }
         for version, refused in list(self.refused.items()):
-            if seen.get(version, "") != refused.fingerprint:
+            if found.get(version, "") != refused.fingerprint:
                 del self.refused[version]
 
-    def change(self, policy: Policy, served: Mapping[str, str], settle_s: float, now: float) -> dict[str, str] | None:
-        """The versions to serve instead of those that are served, with their fingerprints; None for no change.
+    def wanted_change(
+        self, policy: Policy, served: Mapping[str, str], settle_s: float, now: float
+    ) -> dict[str, str] | None:
+        """Returns the versions to serve instead of the present ones, with their fingerprints; None for no change.
 
         Args:
-            policy: the model's.
-            served: by version the fingerprint with which it was loaded.
-            settle_s: seconds that files must have stayed as they are.
+            policy: which of the versions the model serves.
+            served: the fingerprint with which each served version was loaded, by version.
+            settle_s: seconds for which files must not have changed.
             now: monotonic seconds.
         """
         usable: dict[str, str] = {}
@@ -63,24 +70,26 @@ class VersionSettling:
             if settled or served.get(version) == print_:
                 usable[version] = print_
             elif version in served:
-                usable[version] = served[version]  # it is being written again, and goes on as it was loaded
+                usable[version] = served[version]  # it is being written again; its workers keep what they loaded
         chosen = {version: usable[version] for version in policy.choose(usable)}
-        if not chosen or chosen in (dict(served), self._in_vain):
+        if not chosen or chosen in (dict(served), self._failed_change):
             return None
-        # A new worker would load its files as they are now.
+        # A new worker would load the files as they are now.
         if any(self._since[version][0] != print_ for version, print_ in chosen.items()):
             return None
         return chosen
 
-    def failed(self, versions: Mapping[str, str], causes: Mapping[str, str], served: Mapping[str, str]) -> None:
-        """A change was tried in vain.
+    def record_failed_change(
+        self, versions: Mapping[str, str], causes: Mapping[str, str], served: Mapping[str, str]
+    ) -> None:
+        """Records that a change could not be made.
 
         Args:
-            versions: what `change` has said.
-            causes: why versions could not be loaded; "" stands for all that were new.
-            served: as `change` was told.
+            versions: the versions that `wanted_change` returned.
+            causes: why versions could not be loaded, by version; under "" the cause for all that were new.
+            served: the versions that were served then, as given to `wanted_change`.
         """
-        self._in_vain = versions
+        self._failed_change = versions
         for version, print_ in versions.items():
             cause = causes.get(version)
             if cause is None and "" in causes and served.get(version) != print_:
@@ -89,25 +98,32 @@ class VersionSettling:
                 self.refused[version] = Refused(print_, cause)
 
     def refuse(self, version: str, fingerprint: str, cause: str) -> None:
-        """No worker could load the version; of interest as long as its files are those that it was loaded from."""
+        """Records that no worker could load a version; no-op if its files have changed since they were loaded."""
         if self._since.get(version, ("", 0.0))[0] == fingerprint:
             self.refused[version] = Refused(fingerprint, cause)
 
-    def try_again(self) -> None:
-        """An operator has seen to what could not be loaded."""
+    def retry_refused(self) -> None:
+        """Tries refused versions again: an operator has reloaded the model."""
         self.refused.clear()
-        self._in_vain = None
+        self._failed_change = None
 
 
-def worth_looking_at(
-    there: Collection[str], policy: Policy, served: Collection[str], refused: Collection[str]
+def versions_to_scan(
+    found: Collection[str], policy: Policy, served: Collection[str], refused: Collection[str]
 ) -> set[str]:
-    """Of the versions that are there, those whose files matter: the others are not read at each look."""
+    """Returns the versions in a folder whose files matter; the files of the others need not be read.
+
+    Args:
+        found: the versions in the folder.
+        policy: which of the versions the model serves.
+        served: versions that are served.
+        refused: versions that could not be loaded.
+    """
     newest = max(map(int, served), default=-1)
-    # With the one that would take the place of a version that goes, so that it has settled by then.
-    likely = replace(policy, count=policy.count + 1).choose(version for version in there if version not in refused)
+    # Also the version that would replace one that is removed, so that it has settled by then.
+    likely = replace(policy, count=policy.count + 1).choose(version for version in found if version not in refused)
     return {
         version
-        for version in there
+        for version in found
         if version in likely or version in served or version in refused or int(version) > newest
     }

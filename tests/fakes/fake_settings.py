@@ -1,16 +1,18 @@
-"""Settings as a configuration would make them, for a fleet without processes."""
+"""Settings as a configuration would give them, for a fleet without processes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, NoReturn, cast
 
+from fake_operations import Operations
 from fake_workers import Scene, placement, spec
 
+from multitower.errors import MultitowerError
 from multitower.supervisor.config.config import Config
+from multitower.supervisor.operations.order_queue import Order
 from multitower.supervisor.operations.reload import Reload
-from multitower.supervisor.operations.status import StatusReporter
 from multitower.supervisor.scheduling.pool import Rule
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.settings import Settings
@@ -21,7 +23,7 @@ Slots = Sequence[tuple[str, ...]]
 
 
 def made(slots: Slots, versions: Mapping[str, int] | None = None) -> Settings:
-    """Of slots with models of these names, on CPU devices; every version of a model is an edition of its own."""
+    """Settings for slots with models of these names, on CPU devices; each version of a model is a generation."""
     names = sorted({name for slot in slots for name in slot})
     models = tuple(spec((versions or {}).get(name, 1), name) for name in names)
     policy = RestartPolicy(max_restarts=100, first_s=1.0, max_s=1.0)
@@ -38,9 +40,24 @@ def made(slots: Slots, versions: Mapping[str, int] | None = None) -> Settings:
 
 
 def reload(scene: Scene, old: Settings, new: Settings) -> list[str | None]:
-    """Begins a reload; its error, or None, comes into the list that is returned."""
-    told: list[str | None] = []
-    reporter = StatusReporter(scene.router, scene.manager, old.worker_settings.models, 1 << 20, scene.now)
-    Reload(scene.manager, scene.router, reporter, old, new, lambda _, error: told.append(error)).start()
+    """Begins a reload; its error, or None, is appended to the returned list when it ends."""
+    outcomes: list[str | None] = []
+    operations = Operations(scene, old, _no_config)
+
+    def begin(order: Order) -> None:
+        def ended(_: dict[str, Any], error: str | None) -> None:
+            outcomes.append(error)
+            order.end({})
+
+        Reload(operations.context, order, old, new, ended).start()
+
+    def answered(answer: dict[str, Any] | MultitowerError) -> None:
+        assert not isinstance(answer, MultitowerError), answer
+
+    operations.queue.submit(begin, answered)
     scene.tick()
-    return told
+    return outcomes
+
+
+def _no_config() -> NoReturn:
+    raise AssertionError("nothing reads the configuration")

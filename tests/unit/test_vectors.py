@@ -14,9 +14,12 @@ from fake_front import FakeFront
 
 from multitower import Code, tensors, wire
 from multitower.client import codec
-from multitower.errors import CODE_OF
+from multitower.errors import CODE_OF, Reason
 from multitower.infer_header import parse_infer_header
 from multitower.spec import ModelReport, ModelSpec, TensorReport
+from multitower.supervisor.lifecycle import Lifecycle, LifecycleState
+from multitower.supervisor.operations.queries import Queries
+from multitower.supervisor.operations.readiness import Readiness
 from multitower.supervisor.operations.status import StatusReporter
 from multitower.supervisor.routing.router import Router
 from multitower.supervisor.scheduling.queue import QueueLimits
@@ -66,8 +69,9 @@ def test_every_datatype_kind_and_reason_of_a_request_has_a_vector() -> None:
     assert {vector["datatype"] for vector in VECTORS["tensors"]} == set(tensors.DATATYPES)
     assert {vector["kind"].encode() for vector in VECTORS["requests"]} == wire.KINDS
     of_requests = (Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.UNIMPLEMENTED)
+    of_orders = {Reason.CONFIG_REFUSED, Reason.SLOT_UNKNOWN, Reason.SLOT_EMPTY}
     assert {vector["reason"] for vector in VECTORS["refused"]} == {
-        reason for reason, code in CODE_OF.items() if code in of_requests
+        reason for reason, code in CODE_OF.items() if code in of_requests and reason not in of_orders
     }
 
 
@@ -141,10 +145,22 @@ def daemon() -> Router:
         {name: QueueLimits(1000, 1 << 20)},
         {name: 30.0},
         model["max_message_size"],
-        lambda kind, header: reporter.answer(kind, header, 0.0),
+        lambda kind, header: queries.answer(kind, header, 0.0),
     )
     manager: Any = SimpleNamespace(slots=[], spares=[])
-    reporter = StatusReporter(router, manager, [ModelSpec(name=name)], model["max_message_size"], 0.0)
+    lifecycle = Lifecycle(LifecycleState.RUNNING)
+    settings: Any = SimpleNamespace(models=[ModelSpec(name=name)], model_names=[name])
+    readiness = Readiness(lifecycle, manager, router, settings)
+    status = StatusReporter(
+        lifecycle=lifecycle,
+        readiness=readiness,
+        router=router,
+        manager=manager,
+        settings=settings,
+        refused_versions=dict,
+        started=0.0,
+    )
+    queries = Queries(readiness, status, router, settings, model["max_message_size"])
     inputs, outputs = (
         tuple(TensorReport(name=t["name"], datatype=t["datatype"], shape=tuple(t["shape"])) for t in model[side])
         for side in ("inputs", "outputs")

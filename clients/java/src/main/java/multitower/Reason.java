@@ -53,6 +53,21 @@ public enum Reason {
     /** A defect of the daemon; its log has the traceback. */
     INTERNAL_ERROR("INTERNAL"),
 
+    // Of orders to the daemon's control endpoint, which this client does not give.
+
+    /** A reload is under way; another one follows it. */
+    RELOAD_IN_PROGRESS("UNAVAILABLE"),
+    /** As many orders wait as the daemon keeps. */
+    TOO_MANY_ORDERS("RESOURCE_EXHAUSTED"),
+    /** The configuration is wrong, or cannot be applied to a running daemon. */
+    CONFIG_REFUSED("INVALID_ARGUMENT"),
+    /** There is no such slot. */
+    SLOT_UNKNOWN("NOT_FOUND"),
+    /** The slot has no model, and so no worker to restart. */
+    SLOT_EMPTY("INVALID_ARGUMENT"),
+    /** The order was begun and could not be carried out. */
+    ORDER_FAILED("INTERNAL"),
+
     // The client's own: these never travel.
 
     /** No daemon at the endpoint. */

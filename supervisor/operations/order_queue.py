@@ -1,0 +1,180 @@
+"""Carries out orders that change the daemon's settings, one after the other.
+
+Reloads, loading and unloading of models and new versions of a model all change which models the slots have, so none
+begins before the one before it has ended. Each order is answered exactly once, also when a step of it raises.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, ParamSpec
+
+from multitower.errors import MultitowerError, Reason, make
+
+from ..config.config import Config
+from ..lifecycle import Lifecycle
+from ..loop.background import BackgroundJobs
+from ..routing.front_socket import internal_error
+from ..routing.router import Router
+from ..settings import ActiveSettings
+from ..workers.manager import WorkerManager
+from .service_manager import Announcer
+
+log = logging.getLogger("multitower.daemon")
+
+MAX_WAITING: Final = 256
+"""Orders that wait for their turn at most; more are refused."""
+
+RETRY_AFTER_MS: Final = 1000
+"""When an operator whose order was refused may try again."""
+
+P = ParamSpec("P")
+
+Done = Callable[[dict[str, Any] | MultitowerError], None]
+"""Takes the answer to an order: the header of the reply, or why the order was refused or has failed."""
+
+
+class Order:
+    """One order, from its submission to its answer.
+
+    Args:
+        begin: called when the order's turn has come; it, or a later step, calls `end`.
+        done: called once with the answer.
+        ended: called once after `done`.
+
+    Attributes:
+        begun: the order's turn has come.
+    """
+
+    def __init__(self, begin: Callable[[Order], None], done: Done, ended: Callable[[], None]) -> None:
+        self.begun = False
+        self._begin = begin
+        self._done = done
+        self._ended = ended
+        self._answered = False
+
+    def start(self) -> None:
+        """Carries out the first step; the order may end before this returns."""
+        self.begun = True
+        self.guard(self._begin)(self)
+
+    def guard(self, step: Callable[P, None]) -> Callable[P, None]:
+        """Returns a callable that runs a step of this order and ends the order where the step raises.
+
+        A `MultitowerError` becomes the order's answer. Any other exception is a defect: it is logged, and the answer is
+        `internal_error`. No-op once the order has ended.
+        """
+
+        @functools.wraps(step)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+            if self._answered:
+                return
+            try:
+                step(*args, **kwargs)
+            except MultitowerError as error:
+                self.end(error)
+            except Exception:
+                log.exception("order cannot be carried out")
+                self.end(internal_error())
+
+        return guarded
+
+    def end(self, answer: dict[str, Any] | MultitowerError) -> None:
+        """Answers the order; the next one begins. No-op once the order has ended."""
+        if self._answered:
+            return
+        self._answered = True
+        try:
+            self._done(answer)
+        except Exception:
+            log.exception("order answered, but the answer could not be delivered")
+        self._ended()
+
+
+class OrderQueue:
+    """The orders that wait, and the one that is being carried out.
+
+    Args:
+        lifecycle: the daemon's; once it does not run any more, orders are refused as `draining`.
+        max_waiting: orders that wait at most.
+    """
+
+    def __init__(self, lifecycle: Lifecycle, max_waiting: int = MAX_WAITING) -> None:
+        self._lifecycle = lifecycle
+        self._max_waiting = max_waiting
+        self._orders: deque[Order] = deque()
+        self._advancing = False
+
+    @property
+    def busy(self) -> bool:
+        """An order is being carried out, or waits."""
+        return bool(self._orders)
+
+    def submit(self, begin: Callable[[Order], None], done: Done, *, bounded: bool = True) -> None:
+        """Carries out an order when its turn comes, which may be at once.
+
+        Args:
+            begin: carries out the order's first step; see `Order`.
+            done: called once with the answer; `too_many_orders` where too many wait.
+            bounded: False for an order that is always accepted, of which there is one at most.
+        """
+        if bounded and len(self._orders) > self._max_waiting:
+            message = f"{self._max_waiting} orders wait already"
+            done(make(Reason.TOO_MANY_ORDERS, message, retry_after_ms=RETRY_AFTER_MS))
+            return
+        self._orders.append(Order(functools.partial(self._begin, begin), done, self._order_ended))
+        self._advance()
+
+    def _begin(self, begin: Callable[[Order], None], order: Order) -> None:
+        if not self._lifecycle.running:
+            raise stopping()
+        begin(order)
+
+    def _order_ended(self) -> None:
+        self._orders.popleft()
+        self._advance()
+
+    def _advance(self) -> None:
+        # A loop, since orders may end as they begin: each of them beginning the next would use up the stack.
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while self._orders and not self._orders[0].begun:
+                self._orders[0].start()
+        finally:
+            self._advancing = False
+
+
+@dataclass(frozen=True, slots=True)
+class OrderContext:
+    """The parts of the daemon that orders work with.
+
+    Attributes:
+        lifecycle: the daemon's.
+        queue: carries out one order after the other.
+        settings: the settings in force, which orders change.
+        manager: the worker processes.
+        router: the router.
+        background: runs what would block the event loop.
+        announcer: tells the service manager of reloads.
+        read_config: reads the configuration file again; it may block.
+    """
+
+    lifecycle: Lifecycle
+    queue: OrderQueue
+    settings: ActiveSettings
+    manager: WorkerManager
+    router: Router
+    background: BackgroundJobs
+    announcer: Announcer
+    read_config: Callable[[], Config]
+
+
+def stopping() -> MultitowerError:
+    """Returns the answer to an order that comes too late."""
+    return make(Reason.DRAINING, "the daemon is stopping")

@@ -1,0 +1,92 @@
+"""Which models are ready to serve, and why others are not. Reads the live state and keeps nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..lifecycle import Lifecycle
+from ..routing.router import Router
+from ..settings import ActiveSettings
+from ..workers.availability import by_slots
+from ..workers.manager import WorkerManager
+from ..workers.slot_state_machine import State
+
+_COMING = (State.STARTING, State.LOADING, State.BACKOFF)
+"""States of slots whose worker may still become ready without anybody's help."""
+
+
+class Readiness:
+    """Answers whether the daemon, its models and their versions are ready.
+
+    Args:
+        lifecycle: the daemon's.
+        manager: the worker processes.
+        router: the router, which knows the models that each worker serves.
+        settings: the settings in force.
+    """
+
+    def __init__(self, lifecycle: Lifecycle, manager: WorkerManager, router: Router, settings: ActiveSettings) -> None:
+        self._lifecycle = lifecycle
+        self._manager = manager
+        self._scheduler = router.scheduler
+        self._settings = settings
+
+    def report(self) -> dict[str, Any]:
+        """Returns `{ready, slots_ready, slots_total}`, the answer to `MT1:server_ready`.
+
+        `ready`: each model that is not unloaded has a ready slot. Slots without a model do not count.
+        """
+        names = [name for name in self._settings.model_names if not self.is_unloaded(name)]
+        ready = self._lifecycle.running and all(self.ready_slots(name) for name in names)
+        slots_ready = sum(slot.state is State.READY for slot in self._manager.slots)
+        slots_total = sum(bool(slot.specs) for slot in self._manager.slots)
+        return {"ready": ready, "slots_ready": slots_ready, "slots_total": slots_total}
+
+    def summary(self) -> str:
+        """Returns the state in one line, for a service manager."""
+        report = self.report()
+        models = ", ".join(
+            f"{name} {'unloaded' if self.is_unloaded(name) else self.ready_slots(name)}"
+            for name in self._settings.model_names
+        )
+        slots = f"{report['slots_ready']}/{report['slots_total']} slots ready"
+        return f"{self._lifecycle.state}: {slots}; workers per model: {models}"
+
+    @property
+    def settled(self) -> bool:
+        """Each model has a ready slot, or no slot can become ready without help."""
+        return bool(self.report()["ready"]) or not self._coming()
+
+    def is_unloaded(self, name: str) -> bool:
+        """Whether an operator has unloaded the model, or the configuration does not load it at startup."""
+        return name in self._scheduler.unloaded_models
+
+    def ready_slots(self, name: str, version: str | None = None) -> int:
+        """Returns how many slots serve the model, or one version of it; 0 while the model is in quarantine."""
+        if name in self._scheduler.quarantined_models:
+            return 0
+        workers = [slot.route.worker for slot in self._manager.slots if slot.route is not None]
+        return sum(
+            name in worker.serves if version is None else (name, version) in worker.versions for worker in workers
+        )
+
+    def cause(self, name: str, version: str | None = None) -> str | None:
+        """Returns why requests to the model are refused, or why some slot could not load it; None without a cause."""
+        refusal = self._scheduler.refusal_for_new_request(name)
+        return refusal.message if refusal is not None else self._load_errors(name, version) or None
+
+    def load_failure(self, name: str, version: str | None) -> str | None:
+        """Returns why no slot could load the version; None while one serves it or may yet load it."""
+        errors = self._load_errors(name, version)
+        return errors if errors and not self._coming() and not self.ready_slots(name, version) else None
+
+    def _coming(self) -> bool:
+        return any(slot.state in _COMING for slot in self._manager.slots)
+
+    def _load_errors(self, name: str, version: str | None) -> str:
+        return by_slots(
+            (slot.number, model.cause)
+            for slot in self._manager.slots
+            for model in slot.models
+            if model.name == name and version in (None, model.version) and model.cause is not None
+        )

@@ -1,0 +1,85 @@
+"""The operations of a daemon (orders, version watch, status) on a fleet without processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from fake_workers import Scene
+
+from multitower.errors import MultitowerError
+from multitower.supervisor.config.config import Config
+from multitower.supervisor.lifecycle import Lifecycle, LifecycleState
+from multitower.supervisor.loop.background import BackgroundJobs
+from multitower.supervisor.operations.model_orders import ModelOrders
+from multitower.supervisor.operations.order_queue import OrderContext, OrderQueue
+from multitower.supervisor.operations.orders import Orders
+from multitower.supervisor.operations.queries import Queries
+from multitower.supervisor.operations.readiness import Readiness
+from multitower.supervisor.operations.service_manager import Announcer, ServiceManager
+from multitower.supervisor.operations.status import StatusReporter
+from multitower.supervisor.operations.version_watch import VersionWatch
+from multitower.supervisor.settings import ActiveSettings, Settings
+
+Answer = dict[str, Any] | MultitowerError
+
+
+class ImmediateJobs:
+    """Stands for `BackgroundJobs`: a job has ended when `run` returns."""
+
+    def run(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        try:
+            outcome = job()
+        except Exception as error:  # noqa: BLE001  as `BackgroundJobs` does
+            outcome = error
+        then(outcome)
+
+
+class DelayedJobs:
+    """Stands for `BackgroundJobs`: jobs end when a test calls what `run` keeps in `ended`, in order."""
+
+    def __init__(self) -> None:
+        self.ended: list[Callable[[], None]] = []
+
+    def run(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        outcome = job()
+        self.ended.append(lambda: then(outcome))
+
+
+class Operations:
+    """The operations of a daemon that runs.
+
+    Args:
+        scene: the fleet.
+        settings: the settings in force.
+        read_config: reads the configuration.
+    """
+
+    def __init__(self, scene: Scene, settings: Settings, read_config: Callable[[], Config]) -> None:
+        self.lifecycle = Lifecycle(LifecycleState.RUNNING)
+        self.settings = ActiveSettings(settings)
+        self.queue = OrderQueue(self.lifecycle)
+        self.readiness = Readiness(self.lifecycle, scene.manager, scene.router, self.settings)
+        self.context = OrderContext(
+            lifecycle=self.lifecycle,
+            queue=self.queue,
+            settings=self.settings,
+            manager=scene.manager,
+            router=scene.router,
+            background=cast(BackgroundJobs, ImmediateJobs()),
+            announcer=Announcer(self.lifecycle, self.readiness, ServiceManager({}), scene.now),
+            read_config=read_config,
+        )
+        self.orders = Orders(self.context)
+        self.model_orders = ModelOrders(self.context)
+        self.watch = VersionWatch(self.context, self.readiness, self.model_orders)
+        self.status = StatusReporter(
+            lifecycle=self.lifecycle,
+            readiness=self.readiness,
+            router=scene.router,
+            manager=scene.manager,
+            settings=self.settings,
+            refused_versions=lambda: self.watch.refused_versions(),
+            started=scene.now,
+        )
+        self.queries = Queries(self.readiness, self.status, scene.router, self.settings, 1 << 20)

@@ -1,0 +1,185 @@
+"""Orders that change the settings: one after the other, bounded, each with one answer whatever its steps raise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from daemon_scene import DaemonScene, error_of
+from fake_operations import Answer, DelayedJobs
+
+from multitower.errors import MultitowerError, Reason, make
+from multitower.supervisor.lifecycle import Lifecycle, LifecycleState
+from multitower.supervisor.operations.order_queue import MAX_WAITING, Order, OrderQueue
+from multitower.supervisor.operations.orders import MAX_RESTARTS
+
+
+@pytest.fixture
+def lifecycle() -> Lifecycle:
+    return Lifecycle(LifecycleState.RUNNING)
+
+
+@pytest.fixture
+def queue(lifecycle: Lifecycle) -> OrderQueue:
+    return OrderQueue(lifecycle, max_waiting=10_000)
+
+
+def reasons(answers: list[Answer]) -> list[str]:
+    return [error_of(answer)[0] if isinstance(answer, MultitowerError) else "ok" for answer in answers]
+
+
+def test_thousands_of_waiting_orders_that_end_as_they_begin_are_all_answered(queue: OrderQueue) -> None:
+    waiting: list[Order] = []
+    answers: list[Answer] = []
+    queue.submit(waiting.append, answers.append)
+    for number in range(5000):
+        queue.submit(lambda order, number=number: order.end({"number": number}), answers.append)  # type: ignore[misc]
+    assert answers == []
+    waiting[0].end({"number": -1})
+    assert answers == [{"number": number} for number in range(-1, 5000)]
+    assert not queue.busy
+
+
+def test_an_order_given_by_the_answer_to_another_one_is_carried_out_after_it(queue: OrderQueue) -> None:
+    answers: list[Answer] = []
+
+    def done(answer: Answer) -> None:
+        answers.append(answer)
+        if len(answers) < 3000:
+            queue.submit(lambda order: order.end({}), done)
+
+    queue.submit(lambda order: order.end({}), done)
+    assert len(answers) == 3000
+
+
+def test_more_orders_than_may_wait_are_refused_with_a_time_to_try_again(lifecycle: Lifecycle) -> None:
+    queue = OrderQueue(lifecycle, max_waiting=2)
+    waiting: list[Order] = []
+    answers: list[Answer] = []
+    for _ in range(5):
+        queue.submit(waiting.append, answers.append)
+    assert reasons(answers) == ["too_many_orders"] * 2
+    assert isinstance(answers[0], MultitowerError)
+    assert answers[0].details == {"retry_after_ms": 1000}
+    while waiting:
+        waiting.pop().end({})
+    assert reasons(answers) == ["too_many_orders"] * 2 + ["ok"] * 3
+
+
+def defect(*_: object) -> None:
+    raise ZeroDivisionError("a defect")
+
+
+def refusal(*_: object) -> None:
+    raise make(Reason.CONFIG_REFUSED, "why")
+
+
+@pytest.mark.parametrize(("step", "reason"), [(defect, "internal_error"), (refusal, "config_refused")])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_step_that_raises_ends_its_order_and_no_other_one(
+    queue: OrderQueue, step: Callable[..., None], reason: str, later: bool
+) -> None:
+    answers: list[Answer] = []
+    guarded: list[Callable[[], None]] = []
+    queue.submit(lambda order: guarded.append(order.guard(step)) if later else step(order), answers.append)
+    queue.submit(lambda order: order.end({}), answers.append)
+    if later:
+        assert answers == []
+        guarded[0]()
+        guarded[0]()  # the order has ended: no-op
+    assert reasons(answers) == [reason, "ok"]
+
+
+def test_an_answer_that_cannot_be_delivered_does_not_block_the_queue(queue: OrderQueue) -> None:
+    answers: list[Answer] = []
+    queue.submit(lambda order: order.end({}), defect)
+    queue.submit(lambda order: order.end({}), answers.append)
+    assert reasons(answers) == ["ok"]
+
+
+def test_orders_whose_turn_comes_while_the_daemon_drains_are_refused(lifecycle: Lifecycle, queue: OrderQueue) -> None:
+    waiting: list[Order] = []
+    answers: list[Answer] = []
+    queue.submit(waiting.append, answers.append)
+    queue.submit(waiting.append, answers.append)
+    lifecycle.request_stop(0.0, 30.0)
+    waiting[0].end({})
+    assert reasons(answers) == ["ok", "draining"]
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> DaemonScene:
+    return DaemonScene(tmp_path, [("m", "n"), ("m",)])
+
+
+def test_failing_orders_behind_a_slow_one_are_all_answered(daemon: DaemonScene) -> None:
+    daemon.configure(m=2)
+    daemon.give("reload")
+    for _ in range(MAX_WAITING + 50):
+        daemon.give("unload", "x")
+    assert reasons(daemon.answers) == ["too_many_orders"] * 50
+    daemon.scene.settle()
+    assert reasons(daemon.answers) == ["too_many_orders"] * 50 + ["ok"] + ["model_unknown"] * MAX_WAITING
+    assert reasons([daemon.carry_out("unload", "n")]) == ["ok"]
+
+
+def test_a_reload_while_one_is_under_way_is_refused_and_follows_it(daemon: DaemonScene) -> None:
+    daemon.configure(m=2)
+    daemon.give("reload")
+    daemon.configure(m=3)
+    daemon.give("reload")
+    assert error_of(daemon.answers[0]) == (
+        Reason.RELOAD_IN_PROGRESS,
+        "a reload is under way; another one follows it",
+    )
+    daemon.scene.settle()
+    assert reasons(daemon.answers) == ["reload_in_progress", "ok"]
+    daemon.scene.settle()
+    assert [dict(spec.parameters) for spec in daemon.scene.slot(1).specs] == [{"version": 3}]
+
+
+def test_a_configuration_that_cannot_be_applied_is_refused(daemon: DaemonScene) -> None:
+    daemon.configure(more="max_message_size: 1MiB")
+    reason, message = error_of(daemon.carry_out("reload"))
+    assert reason == Reason.CONFIG_REFUSED
+    assert message.endswith("max_message_size cannot change while the daemon runs: restart it")
+
+
+def test_a_reload_that_was_read_while_the_daemon_began_to_drain_is_refused(daemon: DaemonScene) -> None:
+    jobs = DelayedJobs()
+    object.__setattr__(daemon.operations.context, "background", jobs)
+    daemon.give("reload")
+    daemon.give("load", "n")
+    daemon.operations.lifecycle.request_stop(daemon.scene.now, 30.0)
+    for ended in jobs.ended:
+        ended()
+    assert reasons(daemon.answers) == ["draining", "draining"]
+
+
+@pytest.mark.parametrize(("slot", "reason"), [(7, "slot_unknown"), (-1, "slot_unknown")])
+def test_a_slot_that_is_not_there_cannot_be_restarted(daemon: DaemonScene, slot: int, reason: str) -> None:
+    daemon.restart(slot)
+    assert error_of(daemon.answers[0]) == (reason, f"there is no slot {slot}, only 0, 1")
+
+
+def test_restarts_that_wait_are_bounded(daemon: DaemonScene) -> None:
+    for _ in range(MAX_RESTARTS + 3):
+        daemon.restart(0)
+    assert reasons(daemon.answers) == ["too_many_orders"] * 3
+    daemon.scene.settle(lambda: len(daemon.answers) == MAX_RESTARTS + 3)
+    daemon.restart(1)
+    daemon.scene.settle()
+    assert reasons(daemon.answers) == ["too_many_orders"] * 3 + ["ok"] * (MAX_RESTARTS + 1)
+
+
+def test_a_defect_while_a_reload_is_applied_ends_it_and_the_next_one_is_carried_out(
+    daemon: DaemonScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(daemon.scene.router, "set_labels", defect)
+        daemon.configure(m=2)
+        assert reasons([daemon.carry_out("reload")]) == ["internal_error"]
+    daemon.configure(m=3)
+    assert reasons([daemon.carry_out("reload")]) == ["ok"]
+    assert daemon.loads() == ["mn", "m"]
