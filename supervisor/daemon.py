@@ -262,7 +262,7 @@ class Daemon:
                 self.router.start_draining()
                 self._announcer.drain_began()
             elif request is StopRequest.REPEATED:
-                event(log, logging.INFO, "draining already", signal=name)
+                event(log, logging.INFO, "already draining", signal=name)
             else:
                 event(log, logging.WARNING, "ending now", signal=name)
 

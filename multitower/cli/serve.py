@@ -21,9 +21,9 @@ import click
 def serve(config: Path, overrides: tuple[str, ...], log_format: str, log_level: str) -> None:
     """Serve the models of CONFIG on its devices until SIGTERM or Ctrl-C.
 
-    The first signal drains: what was accepted is answered, then all workers end. A second one ends everything
-    at once. Exit codes: 0 after a drain, 69 when every slot failed and exit_when_failed is set, 75 when another
-    daemon holds an endpoint, 78 when the configuration is wrong, 130 after a second signal.
+    The first signal drains: what was accepted is answered, then all workers end. One that comes more than a second
+    later ends everything at once. Exit codes: 0 after a drain, 69 when every slot failed and exit_when_failed is set,
+    75 when another daemon holds an endpoint, 78 when the configuration is wrong, 130 after a second signal.
     """
     from multitower.exits import Exit
     from multitower.supervisor.config.config import Config, load

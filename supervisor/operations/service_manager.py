@@ -23,6 +23,7 @@ from ..loop.log import event
 from .readiness import Readiness
 
 log = logging.getLogger("multitower.notify")
+daemon_log = logging.getLogger("multitower.daemon")
 
 RETRY_S: Final = 0.5
 """Seconds from one attempt to the next while the service manager's socket is full."""
@@ -205,7 +206,7 @@ class Announcer:
         self.due = now + ANNOUNCE_S
         if not self._logged_ready and self._readiness.report()["ready"]:
             self._logged_ready = True
-            event(log, logging.INFO, "daemon ready", after_s=round(now - self._started, 3))
+            event(daemon_log, logging.INFO, "daemon ready", after_s=round(now - self._started, 3))
         summary = self._readiness.summary()
         if not self._announced_ready and self._readiness.settled:
             # Also when some slot has failed: the others serve, and the status has the causes.

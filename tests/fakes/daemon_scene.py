@@ -11,6 +11,7 @@ from fake_workers import Scene
 
 from multitower.errors import MultitowerError, Reason, Unavailable
 from multitower.supervisor.config import config
+from multitower.supervisor.machine.resources import Sampler
 from multitower.supervisor.settings import build_settings
 
 MODEL = (
@@ -26,12 +27,15 @@ class DaemonScene:
         folder: for its configuration.
         models: the names of each slot's models.
         fits: whether two processes of a slot fit.
+        sampler: what measures the processes.
 
     Attributes:
         answers: the answers to orders.
     """
 
-    def __init__(self, folder: Path, models: list[tuple[str, ...]], *, fits: bool = True) -> None:
+    def __init__(
+        self, folder: Path, models: list[tuple[str, ...]], *, fits: bool = True, sampler: Sampler | None = None
+    ) -> None:
         self._path = folder / "config.yaml"
         self._slots = models
         self.configure()
@@ -41,7 +45,7 @@ class DaemonScene:
         settings = build_settings(self._read())
         for slot, placement in zip(self.scene.manager.slots, settings.placements, strict=True):
             slot.placement = placement
-        self.operations = Operations(self.scene, settings, self._read)
+        self.operations = Operations(self.scene, settings, self._read, sampler)
         self.answers: list[Answer] = []
 
     def configure(self, *, more: str = "", at_startup: str = "true", **versions: int) -> None:

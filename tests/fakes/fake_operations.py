@@ -11,6 +11,7 @@ from multitower.errors import MultitowerError
 from multitower.supervisor.config.config import Config
 from multitower.supervisor.lifecycle import Lifecycle, LifecycleState
 from multitower.supervisor.loop.background import BackgroundJobs
+from multitower.supervisor.machine.resources import Sampler
 from multitower.supervisor.operations.model_orders import ModelOrders
 from multitower.supervisor.operations.order_queue import OrderContext, OrderQueue
 from multitower.supervisor.operations.orders import Orders
@@ -53,9 +54,12 @@ class Operations:
         scene: the fleet.
         settings: the settings in force.
         read_config: reads the configuration.
+        sampler: what measures the processes.
     """
 
-    def __init__(self, scene: Scene, settings: Settings, read_config: Callable[[], Config]) -> None:
+    def __init__(
+        self, scene: Scene, settings: Settings, read_config: Callable[[], Config], sampler: Sampler | None = None
+    ) -> None:
         self.lifecycle = Lifecycle(LifecycleState.RUNNING)
         self.settings = ActiveSettings(settings)
         self.queue = OrderQueue(self.lifecycle)
@@ -81,5 +85,6 @@ class Operations:
             settings=self.settings,
             refused_versions=lambda: self.watch.refused_versions(),
             started=scene.now,
+            sampler=sampler,
         )
         self.queries = Queries(self.readiness, self.status, scene.router, self.settings, 1 << 20)

@@ -16,6 +16,7 @@ import pytest
 from running import STEP_S, Running, outliving
 
 from multitower import MultitowerError, Poisoned, Unavailable
+from multitower.supervisor.lifecycle import REPEAT_S
 
 pytestmark = pytest.mark.chaos
 
@@ -295,10 +296,27 @@ def test_a_second_signal_ends_it_now(tmp_path: Path) -> None:
         daemon.remember()
         daemon.signal(signal.SIGTERM)
         daemon.wait_line("draining")
+        second_at = time.monotonic() + REPEAT_S
+        daemon.wait(lambda: time.monotonic() > second_at)
         daemon.signal(signal.SIGTERM)
         assert daemon.wait_end(10) == 130
         with pytest.raises(Unavailable):
             stuck.result(STEP_S)
+
+
+def test_a_signal_repeated_within_a_second_is_the_same_request(tmp_path: Path) -> None:
+    # GNU timeout signals its child and then its process group.
+    text = config("Sleeper", workers=1, model="parameters: {seconds: 0.5}")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        accepted = client.submit("m", {"x": np.array([7])})
+        daemon.wait(lambda: any(slot["depth"] for slot in client.status()["slots"]))
+        daemon.remember()
+        daemon.signal(signal.SIGTERM)
+        daemon.wait_line("draining")
+        daemon.signal(signal.SIGTERM)
+        daemon.wait_line("already draining", signal="SIGTERM")
+        assert accepted.result(STEP_S)["x"].tolist() == [7]
+        assert daemon.wait_end() == 0
 
 
 def test_a_drain_has_a_limit(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the service manager is told, on a real datagram socket."""
+"""What the service manager is told, on a real datagram socket, and when."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from multitower.supervisor.operations.service_manager import RETRY_S, ServiceManager
+from multitower.supervisor.lifecycle import Lifecycle, LifecycleState
+from multitower.supervisor.operations.service_manager import ANNOUNCE_S, RETRY_S, Announcer, ServiceManager
 
 WAIT_S = 10.0
 
 
 class Manager:
-    """The service manager's end."""
+    """The service manager's end of the socket."""
 
     def __init__(self, address: str) -> None:
         self.variable = address
@@ -37,7 +39,7 @@ class Manager:
         return dict(line.split("=", 1) for line in text.split("\n"))
 
     def waiting(self) -> list[dict[str, str]]:
-        """Everything that has been sent: datagrams between Unix sockets arrive at once."""
+        """Returns everything that has been sent: datagrams between Unix sockets arrive at once."""
         found = []
         self.socket.setblocking(False)
         try:
@@ -49,7 +51,7 @@ class Manager:
             self.socket.settimeout(WAIT_S)
 
     def fill(self) -> None:
-        """Lets nothing more in."""
+        """Fills the socket, so that nothing more can be sent."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
             other.setblocking(False)
             for _ in range(100_000):
@@ -57,7 +59,7 @@ class Manager:
                     other.sendto(b"FILL=1", self.socket.getsockname())
                 except BlockingIOError:
                     return
-            raise AssertionError("it takes everything")
+            raise AssertionError("the socket does not fill")
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -76,10 +78,9 @@ def service_manager(manager: Manager) -> Iterator[ServiceManager]:
     service_manager.close()
 
 
-def test_without_a_manager_nothing_happens() -> None:
+def test_without_a_service_manager_nothing_happens() -> None:
     environment = {"WATCHDOG_USEC": "1000000"}
     service_manager = ServiceManager(environment)
-    assert not service_manager.enabled
     service_manager.ready("ready")
     service_manager.reloading()
     service_manager.extend(1.0)
@@ -92,16 +93,15 @@ def test_without_a_manager_nothing_happens() -> None:
     service_manager.close()
 
 
-def test_states_in_the_manager_s_words(manager: Manager, service_manager: ServiceManager) -> None:
-    assert service_manager.enabled
+def test_states_are_sent_as_sd_notify_assignments(manager: Manager, service_manager: ServiceManager) -> None:
     service_manager.ready("4/4 ready")
     assert manager.next() == {"READY": "1", "STATUS": "4/4 ready"}
     before = time.monotonic_ns() // 1000
     service_manager.reloading()
-    told = manager.next()
-    assert told.pop("RELOADING") == "1"
-    assert before <= int(told.pop("MONOTONIC_USEC")) <= time.monotonic_ns() // 1000
-    assert told == {}
+    sent = manager.next()
+    assert sent.pop("RELOADING") == "1"
+    assert before <= int(sent.pop("MONOTONIC_USEC")) <= time.monotonic_ns() // 1000
+    assert sent == {}
     service_manager.stopping("draining")
     assert manager.next() == {"STOPPING": "1", "STATUS": "draining"}
     assert manager.waiting() == []
@@ -111,18 +111,18 @@ def test_a_status_is_sent_when_it_changes(manager: Manager, service_manager: Ser
     service_manager.ready("4/4 ready")
     for text in ("4/4 ready", "3/4 ready", "3/4 ready", "4/4 ready"):
         service_manager.status(text)
-    assert [told["STATUS"] for told in manager.waiting()] == ["4/4 ready", "3/4 ready", "4/4 ready"]
+    assert [sent["STATUS"] for sent in manager.waiting()] == ["4/4 ready", "3/4 ready", "4/4 ready"]
 
 
-def test_a_status_stays_one_line_and_of_bounded_length(manager: Manager, service_manager: ServiceManager) -> None:
+def test_a_status_is_one_line_of_bounded_length(manager: Manager, service_manager: ServiceManager) -> None:
     service_manager.status("slot 1: it died\nMAINPID=1\r\n\ud800 " + "x" * 10_000)
-    told = manager.next()
-    assert set(told) == {"STATUS"}
-    assert told["STATUS"].startswith("slot 1: it died MAINPID=1 ? xxx")
-    assert len(told["STATUS"]) <= 1000
+    sent = manager.next()
+    assert set(sent) == {"STATUS"}
+    assert sent["STATUS"].startswith("slot 1: it died MAINPID=1 ? xxx")
+    assert len(sent["STATUS"]) <= 1000
 
 
-def test_more_time_is_asked_for_again_only_when_half_has_passed(
+def test_more_time_is_requested_again_only_when_half_has_passed(
     manager: Manager, service_manager: ServiceManager
 ) -> None:
     service_manager.extend(60.0)
@@ -162,16 +162,15 @@ def test_the_watchdog_is_fed_when_half_of_its_time_has_passed(manager: Manager) 
         {"WATCHDOG_USEC": "-5"},
     ],
 )
-def test_no_watchdog_of_ours(manager: Manager, variables: dict[str, str]) -> None:
+def test_a_watchdog_that_is_not_for_this_process_is_not_fed(manager: Manager, variables: dict[str, str]) -> None:
     service_manager = ServiceManager(manager.environment(**variables))
-    assert service_manager.enabled
     assert service_manager.next_wake() is None
     service_manager.watchdog(100.0)
     assert manager.waiting() == []
     service_manager.close()
 
 
-def test_workers_inherit_nothing(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_processes_do_not_inherit_the_variables(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in manager.environment(WATCHDOG_USEC="4000000", WATCHDOG_PID=str(os.getpid())).items():
         monkeypatch.setenv(name, value)
     service_manager = ServiceManager()
@@ -202,12 +201,12 @@ def test_a_full_socket_delays_states_and_keeps_their_order(manager: Manager, cap
 
     service_manager.watchdog(100.1)
     assert manager.waiting() == []
-    service_manager.status("4/4 ready")  # may not overtake
+    service_manager.status("4/4 ready")  # must not overtake the unsent ones
     assert manager.waiting() == []
     service_manager.watchdog(100.0 + RETRY_S)
-    told = manager.waiting()
-    assert told[0].pop("MONOTONIC_USEC")
-    assert told == [
+    sent = manager.waiting()
+    assert sent[0].pop("MONOTONIC_USEC")
+    assert sent == [
         {"RELOADING": "1"},
         {"READY": "1", "STATUS": "1/4 ready"},
         {"STATUS": "4/4 ready"},
@@ -217,7 +216,7 @@ def test_a_full_socket_delays_states_and_keeps_their_order(manager: Manager, cap
     service_manager.close()
 
 
-def test_what_nobody_reads_is_bounded_and_the_latest_states_are_kept(manager: Manager) -> None:
+def test_unread_messages_are_bounded_and_the_latest_states_are_kept(manager: Manager) -> None:
     service_manager = ServiceManager(manager.environment())
     manager.fill()
     for number in range(1000):
@@ -225,15 +224,13 @@ def test_what_nobody_reads_is_bounded_and_the_latest_states_are_kept(manager: Ma
         service_manager.ready(f"reload {number}")
     manager.waiting()
     service_manager.watchdog(time.monotonic())
-    told = manager.waiting()
-    assert len(told) < 100
-    assert told[-1] == {"READY": "1", "STATUS": "reload 999"}
+    sent = manager.waiting()
+    assert len(sent) < 100
+    assert sent[-1] == {"READY": "1", "STATUS": "reload 999"}
     service_manager.close()
 
 
-def test_a_vanished_socket_is_logged_once_and_costs_nothing_more(
-    manager: Manager, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_vanished_socket_is_logged_once(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
     service_manager = ServiceManager(manager.environment(WATCHDOG_USEC="2000000"))
     manager.socket.close()
     if manager.variable.startswith("/"):
@@ -245,15 +242,79 @@ def test_a_vanished_socket_is_logged_once_and_costs_nothing_more(
         service_manager.stopping("draining")
     assert len(caplog.records) == 1
     assert service_manager.failures == 4
-    assert service_manager.next_wake() == 101.0  # as ever: no hurry to tell nobody
+    assert service_manager.next_wake() == 101.0  # as with a listener: trying sooner cannot help
     service_manager.close()
 
 
 @pytest.mark.parametrize("address", ["vsock:2:1234", "relative/path", "/" + "x" * 200])
-def test_an_address_that_cannot_be_used_is_logged_once(address: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unusable_address_is_logged_once(address: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="multitower.notify"):
         service_manager = ServiceManager({"NOTIFY_SOCKET": address})
         service_manager.ready("ready")
         service_manager.stopping("stopping")
     assert len(caplog.records) == 1
     service_manager.close()
+
+
+class Slots:
+    """Stands for `Readiness`."""
+
+    ready = False
+    settled = False
+
+    def report(self) -> dict[str, Any]:
+        return {"ready": self.ready}
+
+    def summary(self) -> str:
+        return "4/4 slots ready" if self.ready else "0/4 slots ready"
+
+
+def announcer_of(service_manager: ServiceManager, lifecycle: Lifecycle, slots: Slots) -> Announcer:
+    return Announcer(lifecycle, cast(Any, slots), service_manager, started=100.0)
+
+
+def test_readiness_is_announced_once_slots_have_settled(
+    manager: Manager, service_manager: ServiceManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    slots = Slots()
+    announcer = announcer_of(service_manager, Lifecycle(LifecycleState.RUNNING), slots)
+    announcer.tick(100.0)
+    assert manager.waiting() == [{"STATUS": "0/4 slots ready"}, {"EXTEND_TIMEOUT_USEC": "30000000"}]
+    slots.ready = slots.settled = True
+    announcer.tick(100.0 + ANNOUNCE_S / 2)
+    assert manager.waiting() == [], "it is not due yet"
+    with caplog.at_level(logging.INFO, logger="multitower.daemon"):
+        announcer.tick(100.0 + ANNOUNCE_S)
+        announcer.tick(100.0 + 2 * ANNOUNCE_S)
+    assert manager.waiting() == [{"READY": "1", "STATUS": "4/4 slots ready"}]
+    assert [record.message for record in caplog.records] == ["daemon ready"]
+
+
+def test_a_daemon_that_settles_without_being_ready_is_announced_as_ready(
+    manager: Manager, service_manager: ServiceManager
+) -> None:
+    slots = Slots()
+    slots.settled = True
+    announcer_of(service_manager, Lifecycle(LifecycleState.RUNNING), slots).tick(0.0)
+    assert manager.waiting() == [{"READY": "1", "STATUS": "0/4 slots ready"}]
+
+
+def test_a_reload_and_a_drain_are_announced_and_extend_the_timeout(
+    manager: Manager, service_manager: ServiceManager
+) -> None:
+    slots, lifecycle = Slots(), Lifecycle(LifecycleState.RUNNING)
+    slots.ready = slots.settled = True
+    announcer = announcer_of(service_manager, lifecycle, slots)
+    announcer.reload_ended()
+    assert manager.waiting() == [], "READY=1 would end a start that is still under way"
+    announcer.tick(0.0)
+    announcer.reload_began()
+    announcer.tick(1.0)
+    announcer.reload_ended()
+    announcer.tick(2.0)
+    sent = manager.waiting()
+    assert [next(iter(message)) for message in sent] == ["READY", "RELOADING", "EXTEND_TIMEOUT_USEC", "READY"]
+    lifecycle.request_stop(3.0, 30.0)
+    announcer.drain_began()
+    announcer.reload_ended()
+    assert manager.waiting() == [{"STOPPING": "1", "STATUS": "4/4 slots ready"}]
