@@ -46,8 +46,8 @@ with tf.Graph().as_default() as graph:
 def memory(model: dict[str, Any], devices: list[Any], folder: Path) -> tuple[int, int]:
     """Bytes of all worker processes, and how many there are, once they have answered."""
     config = folder / "config.yaml"
-    config.write_text(json.dumps({"devices": devices, "models": [{"name": "m", **model}]}))
-    with OwnDaemon(config, []) as daemon, Client(daemon.endpoint) as client:
+    config.write_text(json.dumps({"devices": devices, "spares": 0, "models": [{"name": "m", **model}]}))
+    with OwnDaemon(config) as daemon, Client(daemon.endpoint) as client:
         for _ in range(20):
             client.infer("m", {"x": np.zeros(4, np.int32)})
         pids = [slot["pid"] for slot in client.status()["slots"]]

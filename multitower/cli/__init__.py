@@ -1,7 +1,7 @@
-"""The console script `multitower`. The commands themselves are in `commands`, each in a module of its own.
+"""The console script `multitower`. `commands` lists the commands, each of which has its own module.
 
-This module stays light: a spawned worker imports the main module of its parent again. It must also work where only
-the client is installed, to say what is missing.
+This module imports little, because a spawned worker imports the main module of its parent again. It also has to work
+where only the client is installed, to say what is missing.
 """
 
 from __future__ import annotations
@@ -14,28 +14,35 @@ from typing import Final
 
 from multitower.exits import Exit
 
-# By the names that they are imported by.
-_SERVER_PACKAGES: Final = frozenset(("click", "psutil", "pydantic", "pynvml", "rich", "ruamel"))
+SERVER_PACKAGES: Final = {
+    "click": "click",
+    "psutil": "psutil",
+    "pydantic": "pydantic",
+    "pynvml": "nvidia-ml-py",
+    "rich": "rich",
+    "ruamel": "ruamel.yaml",
+}
+"""The packages that the command line needs beyond the client's: the name in imports, and the name for pip."""
 
 
 def main() -> None:
-    """Runs the command that the arguments name, and ends the process with an exit code of `multitower.exits`."""
+    """Runs the command line and ends the process with an exit code of `multitower.exits`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # like stderr: file names may not be UTF-8
     try:
         code = _run()
         sys.stdout.flush()
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in _SERVER_PACKAGES:
+        if (error.name or "").split(".")[0] not in SERVER_PACKAGES:
             raise
         print(
-            f"multitower: the package {error.name} is not installed. Applications need none of this; the command line "
-            'needs\n\n    pip install "multitower[server]"\n',
+            f"multitower: the package {error.name} is not installed. Applications need only the client; the command "
+            f"line needs\n\n    pip install {' '.join(SERVER_PACKAGES.values())}\n",
             file=sys.stderr,
         )
         code = Exit.UNAVAILABLE
     except BrokenPipeError:
-        # Whoever read the output has seen enough; at its exit Python would flush into the closed pipe once more.
+        # The reader has closed the pipe. Python flushes stdout at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code)
@@ -47,7 +54,7 @@ def _run() -> int:
     from multitower.cli.commands import multitower
 
     try:
-        # Not standalone: click would print "Aborted!" for Ctrl-C, and give it another exit code than shells do.
+        # Not standalone: click would print "Aborted!" for Ctrl-C, and use another exit code than shells do.
         result = multitower.main(prog_name="multitower", standalone_mode=False)
     except click.ClickException as error:
         error.show()

@@ -2,6 +2,6 @@
 
 from multitower.cli import main
 
-# A spawned worker imports the parent's main module again; it must not run the command line a second time.
+# A spawned worker imports its parent's main module again and must not run the command line.
 if __name__ == "__main__":
     main()

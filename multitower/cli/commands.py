@@ -1,4 +1,4 @@
-"""The table of commands: what the help lists, and where each command is imported from when it is used."""
+"""The commands: their sections in the help, and the modules that they are imported from when used."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from multitower.compiled import compiled, describe
 
 
 class Entry(NamedTuple):
-    """A command: where it is, as module:function, and the first sentence of its help."""
+    """A command: its function as `module:function`, and the first sentence of its help."""
 
     target: str
     help: str
 
 
 SECTIONS: Final[dict[str, dict[str, Entry]]] = {
-    "To begin": {
+    "Before serving": {
         "demo": Entry("multitower.cli.demo:demo", "Train a model, serve it on two CPU workers, kill one under load."),
         "devices": Entry("multitower.cli.devices:devices", "List this machine's GPUs, MIG slices and CPU cores."),
         "check": Entry(
@@ -35,48 +35,48 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
             "Serve MODEL by one process per device, then by towers in one process, and show both side by side.",
         ),
     },
-    "The daemon": {
+    "Serving": {
         "serve": Entry(
             "multitower.cli.serve:serve", "Serve the models of CONFIG on its devices until SIGTERM or Ctrl-C."
         ),
     },
-    "Of a running daemon": {
+    "A running daemon": {
         "status": Entry("multitower.cli.status:status", "Show the daemon, its slots and its models."),
-        "models": Entry("multitower.cli.status:models", "List the models, their versions, inputs and outputs."),
+        "models": Entry("multitower.cli.models:models", "List the models, their versions, inputs and outputs."),
         "reload": Entry(
             "multitower.cli.operate:reload",
             "Read the configuration again and apply it, slot by slot, without losing a request.",
         ),
         "restart": Entry(
             "multitower.cli.operate:restart",
-            "Give SLOT a new worker, also where it was given up as failed; `multitower status` shows the slots.",
+            "Replace the worker of SLOT, also of a failed slot; `multitower status` lists the slots.",
         ),
         "load": Entry(
             "multitower.cli.operate:load",
-            "Load MODEL as the configuration file has it now: one that was unloaded, is new there, or has changed.",
+            "Load MODEL from the configuration file: one that was unloaded, is new there, or has changed.",
         ),
         "unload": Entry(
             "multitower.cli.operate:unload",
-            "Unload MODEL: what was accepted is answered, new requests are refused, and its memory is given back.",
+            "Unload MODEL: answer accepted requests, refuse new ones, and free its memory.",
         ),
-        "infer": Entry("multitower.cli.status:infer", "Ask MODEL once, and print its outputs as JSON."),
+        "infer": Entry("multitower.cli.infer:infer", "Send MODEL one request, and print its outputs as JSON."),
         "bench": Entry("multitower.cli.bench:bench", "Measure how much MODEL answers, how fast, and what limits it."),
     },
 }
-"""In the order of the help. The sentences stand here again, so that the help imports no command; a test compares."""
+"""In the order of the help. The first sentences are copied here, so that the help imports no command."""
 
 COMMANDS: Final = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 
 class Commands(click.Group):
-    """Finds commands by the table."""
+    """A group that imports a command when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of the table."""
+        """The names of all commands in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Imports the command's module."""
+        """Imports a command; None if there is no such command."""
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name].target.partition(":")
@@ -87,7 +87,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """With a suggestion for a misspelt command."""
+        """Suggests a similar command for one that does not exist."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], COMMANDS, 1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
@@ -95,7 +95,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The table, section by section."""
+        """Writes the commands section by section."""
         width = max(map(len, COMMANDS))
         for title, section in SECTIONS.items():
             with formatter.section(title):
@@ -113,7 +113,7 @@ class Commands(click.Group):
 def multitower(ctx: click.Context) -> None:
     """One TensorFlow model on every GPU of a machine, behind one endpoint.
 
-    `multitower COMMAND --help` tells more of each.
+    `multitower COMMAND --help` describes a command.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

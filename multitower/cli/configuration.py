@@ -1,4 +1,4 @@
-"""`multitower check` and `multitower schema`: a configuration before it is served."""
+"""`multitower check` and `multitower schema`: help with writing a configuration."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def check(config: Path, overrides: tuple[str, ...], with_devices: bool) -> None:
     """Check the configuration file CONFIG, without starting anything.
 
-    Everything that is wrong with it is printed at once, with line and column, and the exit code is 78. No model is
-    loaded, no handler is imported and, without --devices, no device is looked for: a file can be checked on any
-    machine that has the models.
+    All mistakes are printed at once, with line and column, and the exit code is 78. No model is loaded and no handler
+    is imported. Without --devices, the machine's devices are not checked: a file can be checked on any machine that has
+    the models.
     """
     from multitower.supervisor.config.config import ConfigError, load
     from multitower.supervisor.machine.devices import DeviceError
@@ -44,7 +44,7 @@ def check(config: Path, overrides: tuple[str, ...], with_devices: bool) -> None:
     _show("devices", [_selection(settings)])
     _show("models", _models(settings))
     if slots is None:
-        click.echo("Only the file was checked; --devices checks it against this machine's devices as well.")
+        click.echo("Only the file was checked; --devices also checks it against this machine's devices.")
     else:
         _show("slots", slots)
 
@@ -73,16 +73,16 @@ def _models(config: Config) -> Iterator[str]:
     width = max(len(model.name) for model in config.models)
     for model in config.models:
         versions = chosen_versions(model.path, model.versions) if model.path is not None else ()
-        told = ", ".join(version for version in versions if version is not None)
+        chosen = ", ".join(version for version in versions if version is not None)
         where = str(model.handler or model.path)
-        if told:
-            where += f", version{'s' if len(versions) > 1 else ''} {told}"
+        if chosen:
+            where += f", version{'s' if len(versions) > 1 else ''} {chosen}"
         on = "" if model.devices == "all" else f", on {', '.join(map(str, model.devices))}"
         yield f"{model.name:{width}}  {where}{on}"
 
 
 def _slots(config: Config) -> Iterator[str]:
-    """What each slot would get of this machine."""
+    """A line for each slot: its devices, threads, memory, cores and models."""
     from multitower.supervisor.machine import devices, placement
     from multitower.supervisor.machine.cores import format_core_list
 
@@ -99,7 +99,7 @@ def _slots(config: Config) -> Iterator[str]:
 def schema() -> None:
     """Print the configuration's JSON Schema, for editors.
 
-    Save it, and begin a configuration with `# yaml-language-server: $schema=FILE`: editors with YAML's language
+    Save it, and begin a configuration with `# yaml-language-server: $schema=FILE`. Editors with the YAML language
     server then complete keys, show their meanings and underline mistakes.
     """
     from multitower.supervisor.config.config import schema as configuration_schema

@@ -1,4 +1,4 @@
-"""`multitower convert-config`: TensorFlow Serving's files as a configuration of ours."""
+"""`multitower convert-config`: converts TensorFlow Serving's configuration files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ MAX_FILE_BYTES = 1 << 20
     "--batching",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="TensorFlow Serving's --batching_parameters_file.",
+    help="The file of TensorFlow Serving's --batching_parameters_file.",
 )
 def convert_config(models: Path, batching: Path | None) -> None:
     """Print the YAML for TensorFlow Serving's MODELS_CONFIG.
 
-    MODELS_CONFIG is what its --model_config_file names. What cannot be carried over stands as a comment in the YAML
-    and is printed to stderr as well, with file and line. Exit codes: 1 when no model could be carried over, 78 when
-    a file cannot be read.
+    MODELS_CONFIG is the file of its --model_config_file. Each field that cannot be carried over is a comment in the
+    YAML and is also printed to stderr, with file and line. Exit codes: 1 when no model could be carried over, 78 when a
+    file cannot be read.
     """
     from multitower.tools.convert.serving import convert
 
@@ -43,7 +43,7 @@ def convert_config(models: Path, batching: Path | None) -> None:
     for note in conversion.notes:
         click.echo(str(note), err=True)
     if not conversion.models:
-        click.echo(f"{models}: no model of it could be carried over", err=True)
+        click.echo(f"{models}: no model could be carried over", err=True)
         sys.exit(1)
 
 

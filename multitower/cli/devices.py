@@ -1,4 +1,4 @@
-"""`multitower devices`: GPUs and slices as the configuration may name them, and what to check when there is none."""
+"""`multitower devices`: this machine's GPUs, by the names that a configuration may use, or why there is none."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 import click
+
+from multitower.cli.tables import print_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 def devices(as_json: bool) -> None:
     """List this machine's GPUs, MIG slices and CPU cores.
 
-    An index or the beginning of a UUID from this list is what `devices` in the configuration takes. A slice is `in` the
-    GPU of that index, and is named by its UUID alone. No daemon is asked and no GPU is touched.
+    `devices` in the configuration takes an index or the beginning of a UUID from this list. A MIG slice is `in` the GPU
+    of that index, and its only name is its UUID. No daemon is asked and no GPU is used.
     """
     from multitower.supervisor.machine.discovery import discover
 
@@ -53,54 +55,40 @@ def _json(discovery: Discovery, cores: Sequence[int]) -> str:
 
 def _print(discovery: Discovery, cores: Sequence[int]) -> None:
     if discovery.gpus:
-        _print_table(discovery.gpus)
+        _print_gpus(discovery.gpus)
     if discovery.problem is not None:
-        print(f"{'Note' if discovery.gpus else 'No GPU is seen'}: {discovery.problem}.")
+        print(f"{'Note' if discovery.gpus else 'No GPU found'}: {discovery.problem}.")
     if not discovery.gpus:
-        print("Without a GPU, serve on the CPU with devices: {cpu: 1}.")
+        print("To serve on the CPU, set devices: {cpu: 1}.")
     inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
     if inherited is not None:
         print(
-            f"CUDA_VISIBLE_DEVICES={inherited} is set here and does not limit multitower: "
-            "name the GPUs in the configuration's devices."
+            f"CUDA_VISIBLE_DEVICES={inherited} is set here, but does not limit multitower: "
+            "name the GPUs in `devices` of the configuration."
         )
     print(f"CPU cores available: {len(cores)}")
 
 
-def _print_table(gpus: Sequence[Device]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.measure import Measurement
-    from rich.table import Table
-    from rich.text import Text
-
+def _print_gpus(gpus: Sequence[Device]) -> None:
     from multitower.supervisor.machine.cores import format_core_list
     from multitower.supervisor.machine.devices import format_bytes
 
-    headings = ["Index", "UUID", "Product", "Memory", "Used", "PCI bus id"]
-    near = any(gpu.cores is not None for gpu in gpus)
-    if near:
-        headings += ["Node", "Cores near"]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in headings:
-        right = heading in ("Index", "Memory", "Used", "Node")
-        table.add_column(heading, no_wrap=True, justify="right" if right else "left")
+    headings = [">Index", "UUID", "Product", ">Memory", ">Used", "PCI bus id"]
+    with_cores = any(gpu.cores is not None for gpu in gpus)
+    if with_cores:
+        headings += [">Node", "Cores near"]
+    rows: list[Sequence[object]] = []
     for gpu in gpus:
-        cells = [
-            str(gpu.index) if gpu.parent is None else f"in {gpu.parent.index}",
+        cells: list[object] = [
+            gpu.index if gpu.parent is None else f"in {gpu.parent.index}",
             gpu.name,
             gpu.product,
             format_bytes(gpu.memory_bytes),
             format_bytes(gpu.memory_used_bytes),
-            gpu.pci_bus_id or "-",
+            gpu.pci_bus_id,
         ]
-        if near:
-            cells += [
-                str(gpu.numa_node) if gpu.numa_node is not None else "-",
-                format_core_list(gpu.cores or ()) or "-",
-            ]
-        table.add_row(*(Text(cell) for cell in cells))
-    console = Console()
-    # A UUID cut short to fit a narrow terminal, or the 80 columns of a pipe, could not be copied.
-    console.width = max(console.width, Measurement.get(console, console.options.update(width=1000), table).maximum)
-    console.print(table)
+        if with_cores:
+            cells += [gpu.numa_node, format_core_list(gpu.cores or ()) or None]
+        rows.append(cells)
+    # Not wrapped to the terminal's width: users copy UUIDs from here.
+    print_table(headings, rows, wrap=False)

@@ -1,44 +1,48 @@
-"""`multitower reload`, `restart`, `load`, `unload`: orders to a running daemon, over its operator's endpoint."""
+"""`multitower reload`, `restart`, `load` and `unload`: orders to a running daemon over its control endpoint."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from multitower.cli.status import asks
+from multitower.cli.connection import asks_daemon
 from multitower.exits import Exit
 
 if TYPE_CHECKING:
     from multitower import Client
 
-ORDER_TIMEOUT_S = 3600.0
-"""Seconds to wait for an order to be carried out: as long as models may take to load, slot by slot."""
+ORDER_TIMEOUT_S: Final = 3600.0
+"""Seconds that an order may take: models are loaded slot by slot."""
+
+_CHANGES: Final = {"renewed": "replaced", "added": "added", "removed": "removed"}
+"""The keys of slots in the reply to a reload, and the words for them."""
 
 
 @click.command()
-@asks
+@asks_daemon
 def reload(client: Client) -> int:
     """Read the configuration again and apply it, slot by slot, without losing a request.
 
-    It is checked whole first, and refused whole when it is wrong. The command waits for the end: exit code 0 when
-    all slots have taken it.
+    The whole file is checked first; if anything is wrong, nothing is applied. The command waits until the reload is
+    complete. Exit code 0: all slots have the new configuration.
     """
     from multitower import wire
 
     changed = _order(client, wire.RELOAD, {})
-    told = [f"{what} {_listed(changed[what])}" for what in ("renewed", "added", "removed") if changed[what]]
-    click.echo(f"reloaded; slots {'; '.join(told)}" if told else "reloaded; no slot had to change")
+    changes = [f"{word} {_join(changed[key])}" for key, word in _CHANGES.items() if changed[key]]
+    click.echo(f"reloaded; slots {'; '.join(changes)}" if changes else "reloaded; no slot had to change")
     return Exit.OK
 
 
 @click.command()
 @click.argument("slot", type=click.IntRange(0))
-@asks
+@asks_daemon
 def restart(client: Client, slot: int) -> int:
-    """Give SLOT a new worker, also where it was given up as failed; `multitower status` shows the slots.
+    """Replace the worker of SLOT, also of a failed slot; `multitower status` lists the slots.
 
-    Where the device can hold two workers, the new one takes over when it has loaded. The command waits for that.
+    If the device has memory for two workers, the old one serves until the new one is ready. The command waits until the
+    new worker is ready.
     """
     from multitower import wire
 
@@ -49,46 +53,50 @@ def restart(client: Client, slot: int) -> int:
 
 @click.command()
 @click.argument("model")
-@asks
+@asks_daemon
 def load(client: Client, model: str) -> int:
-    """Load MODEL as the configuration file has it now: one that was unloaded, is new there, or has changed.
+    """Load MODEL from the configuration file: one that was unloaded, is new there, or has changed.
 
-    Of the file that model's section alone is applied. Its slots get new workers one after the other, and lose no
-    request; slots without it are left alone. The command waits for the end. Exit code 0: all its slots serve it.
+    Only that model's section of the file is applied. The workers of its slots are replaced one after the other, and no
+    request is lost; other slots do not change. The command waits until all its slots serve it.
     """
     from multitower import wire
 
     slots = _order(client, wire.LOAD, {"model_name": model})["slots"]
-    click.echo(f"{model} is loaded; slots renewed {_listed(slots)}" if slots else f"{model} was loaded already")
+    click.echo(
+        f"{model} is loaded; workers replaced in slots {_join(slots)}" if slots else f"{model} was already loaded"
+    )
     return Exit.OK
 
 
 @click.command()
 @click.argument("model")
-@asks
+@asks_daemon
 def unload(client: Client, model: str) -> int:
-    """Unload MODEL: what was accepted is answered, new requests are refused, and its memory is given back.
+    """Unload MODEL: answer accepted requests, refuse new ones, and free its memory.
 
-    Its slots get new workers without it one after the other, and lose no request of others. `multitower load` brings it
-    back, and so does a reload. The command waits for the end.
+    The workers of its slots are replaced by workers without it, one after the other; no request to another model is
+    lost. `multitower load` or a reload loads it again. The command waits until all workers are replaced.
     """
     from multitower import wire
 
     slots = _order(client, wire.UNLOAD, {"model_name": model})["slots"]
-    click.echo(f"{model} is unloaded; slots renewed {_listed(slots)}" if slots else f"{model} was unloaded already")
+    click.echo(
+        f"{model} is unloaded; workers replaced in slots {_join(slots)}" if slots else f"{model} was already unloaded"
+    )
     return Exit.OK
 
 
-def _listed(slots: list[int]) -> str:
+def _join(slots: list[int]) -> str:
     return ", ".join(map(str, sorted(slots)))
 
 
 def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any]:
-    """Sends an order to the daemon's operator's endpoint, which it tells in its status.
+    """Sends an order to the daemon's control endpoint, whose address is in its status, and returns the reply.
 
     Raises:
-        Unavailable: `not_listening`: the endpoint is not to be reached: another machine's, or another user's.
-        MultitowerError: the order is refused, or has failed.
+        Unavailable: `not_listening`: the control endpoint belongs to another machine or another user.
+        MultitowerError: the order was refused, or failed.
     """
     from multitower.client.requests import Requests
 

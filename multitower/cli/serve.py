@@ -1,4 +1,4 @@
-"""`multitower serve`: runs the daemon in the foreground until a signal ends it."""
+"""`multitower serve`: runs the daemon in the foreground."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of CONFIG. Repeatable.")
 @click.option("--log-format", type=click.Choice(["human", "json"]), default="human", show_default=True)
 @click.option(
     "--log-level",
@@ -21,9 +21,10 @@ import click
 def serve(config: Path, overrides: tuple[str, ...], log_format: str, log_level: str) -> None:
     """Serve the models of CONFIG on its devices until SIGTERM or Ctrl-C.
 
-    The first signal drains: what was accepted is answered, then all workers end. One that comes more than a second
-    later ends everything at once. Exit codes: 0 after a drain, 69 when every slot failed and exit_when_failed is set,
-    75 when another daemon holds an endpoint, 78 when the configuration is wrong, 130 after a second signal.
+    The first signal drains the daemon: accepted requests are answered, then all workers end. A second signal, more than
+    a second later, ends everything at once. Exit codes: 0 after a drain, 69 when every slot failed and
+    exit_when_failed is set, 75 when another daemon uses an endpoint, 78 when the configuration is wrong, 130 after a
+    second signal.
     """
     from multitower.exits import Exit
     from multitower.supervisor.config.config import Config, load

@@ -1,7 +1,7 @@
-"""Runs a program that ends with its parent: python bound.py PARENT PROGRAM [ARGUMENT]...
+"""Runs a program that ends when its parent ends: python die_with_parent.py PARENT_PID PROGRAM [ARGUMENT]...
 
-`daemon` runs this file by its path. The kernel sends SIGTERM when the parent ends, however it ends; that order outlives
-the exec, so a daemon drains and goes even when the bench was killed outright.
+`tools.daemon` runs this file by its path. The kernel sends SIGTERM to the program when the parent ends, even by
+SIGKILL. The setting survives exec, so the daemon drains and exits when the tool that started it is gone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,6 @@ _PR_SET_PDEATHSIG = 1
 if __name__ == "__main__":
     parent, *program = sys.argv[1:]
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    # It may have ended before the order was given.
+    # The parent may have ended before the call above; then no signal will come.
     if os.getppid() == int(parent):
         os.execv(program[0], program)

@@ -50,7 +50,7 @@ def test_a_right_one_is_summed_up(folder: Path) -> None:
         "  devices  all GPUs; 1 worker on each",
         f"  models   digits      {folder}/digits, version 12",
         "           thumbnails  handlers:Thumbnailer",
-        "Only the file was checked; --devices checks it against this machine's devices as well.",
+        "Only the file was checked; --devices also checks it against this machine's devices.",
     ]
 
 

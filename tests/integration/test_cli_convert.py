@@ -75,4 +75,4 @@ def test_no_model_is_a_failure(tmp_path: Path) -> None:
     done = run(tmp_path, "convert-config", "models.config")
     assert done.returncode == 1
     assert "models: []" in done.stdout
-    assert "no model of it could be carried over" in done.stderr
+    assert "no model could be carried over" in done.stderr

@@ -109,7 +109,7 @@ def test_a_configuration_that_serves(folder: Path) -> None:
     assert sections[:-1] == [*("versions", "devices", "threads", "limits", "endpoints", "driver", "models", "memory")]
     assert sections[-1].startswith("0 problems, ")
     assert "  ok        good is batched: up to 4 rows" in lines
-    assert "  note      good: its worker says: for cpu:0" in lines
+    assert "  note      good: its worker logged: for cpu:0" in lines
     assert "  ok        good: x FP32 [-1, 2] → anything" in lines
 
 
@@ -122,9 +122,9 @@ def test_each_model_that_does_not_load_is_a_problem_and_the_others_are_looked_at
     assert ("problem", "Broken cannot be loaded: ValueError: no weights") in told
     (dead,) = [text for level, text in told if text.startswith("Dying cannot")]
     assert "its process killed by SIGABRT (6)" in dead
-    assert ("note", "Dying: its worker says: these are its last words") in told
+    assert ("note", "Dying: its worker logged: these are its last words") in told
     assert ("problem", "Hanging cannot be loaded: it was not ready within 10 s") in told
-    assert ("note", "Good runs its requests singly, as configured") in told
+    assert ("note", "Good is unbatched, as configured") in told
     assert json.loads(done.stdout)["counts"]["problem"] == 3
 
 
@@ -132,7 +132,7 @@ def test_no_models_runs_none_of_their_code(folder: Path, temporary: Path) -> Non
     arguments = ("--no-models", "--json", "--set", "models=[{name: d, handler: 'doctored:Dying'}]")
     done = doctor(folder, *arguments, TMPDIR=str(temporary))
     assert done.returncode == Exit.OK, done.stderr
-    assert findings(done, "models") == [("note", "not loaded, as --no-models says: d")]
+    assert findings(done, "models") == [("note", "not loaded, because of --no-models: d")]
     assert list(temporary.iterdir()) == [], "nothing is left"
 
 
@@ -143,7 +143,7 @@ def test_a_temporary_folder_with_too_long_a_path_is_a_problem(folder: Path) -> N
     assert done.returncode == Exit.UNAVAILABLE, done.stderr
     (text,) = [text for level, text in findings(done, "models") if level == "problem"]
     assert text.startswith("good cannot be loaded: no process could be started: ")
-    assert any("107 are the most" in text for _, text in findings(done, "endpoints"))
+    assert any("the limit is 107" in text for _, text in findings(done, "endpoints"))
 
 
 def test_an_interrupt_ends_the_model_that_loads(folder: Path, temporary: Path) -> None:
@@ -185,7 +185,7 @@ def test_gpus_and_slices_are_seen_and_not_touched(folder: Path, fake_gpus: FakeG
     slots = [text for level, text in findings(done, "devices") if level == "ok"]
     assert [text.split(", ")[0] for text in slots] == [f"slot 0: {UUIDS[1]},{UUIDS[2]}", f"slot 1: {SLICES[1]}"]
     assert [text.partition("memory ")[2].split(",")[0] for text in slots] == ["20.0 GiB", "5.0 GiB"]
-    assert ("note", "CUDA_VISIBLE_DEVICES=3 is set here, and limits no worker") in findings(done, "devices")
+    assert ("note", "CUDA_VISIBLE_DEVICES=3 is set here, but does not limit the workers") in findings(done, "devices")
     assert next(text for _, text in findings(done, "driver")).startswith("NVIDIA driver ")
     told = [text for level, text in findings(done, "memory") if level == "ok"]
     for device, free, text in zip((UUIDS[1], UUIDS[2], SLICES[1]), (39, 38, 8), told, strict=False):
@@ -231,5 +231,5 @@ def test_without_tensorflow_it_says_so(
     done = doctor(folder, "--json", "--set", models, python=python, **environment)
     assert done.returncode == Exit.UNAVAILABLE, done.stderr
     assert ("problem", "TensorFlow is not installed, and models need it") in findings(done, "versions")
-    assert ("note", "not loaded, since TensorFlow is not installed: saved") in findings(done, "models")
+    assert ("note", "not loaded, because TensorFlow is not installed: saved") in findings(done, "models")
     assert any(text.startswith("good: python, loaded in") for _, text in findings(done, "models"))

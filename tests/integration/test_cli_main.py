@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from multitower.cli import SERVER_PACKAGES
 from multitower.cli.commands import COMMANDS, multitower
 from multitower.compiled import compiled, describe
 from multitower.exits import Exit
@@ -124,7 +125,7 @@ def test_what_is_not_installed_is_told(package: str, arguments: list[str], tmp_p
     done = run(sys.executable, "-c", MISSING, package, *arguments, folder=tmp_path)
     assert (done.returncode, done.stdout) == (Exit.UNAVAILABLE, "")
     assert package.split(".")[0] in done.stderr
-    assert 'pip install "multitower[server]"' in done.stderr
+    assert f"pip install {' '.join(SERVER_PACKAGES.values())}" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -234,7 +234,7 @@ def test_status_shows_what_each_tower_does_and_what_of_it_is_elsewhere(script: S
     elsewhere = ["GPU-5b", "38,", "cpu", "2", "StringUpper", "2"]
     assert ["0", "GPU-5b", "0", "6", "7", "digits", *elsewhere] in rows
     # What the whole tower does stands there once.
-    assert ["0", "GPU-5b", "other", "not", "known:", "no", "warm-up", "run", "-"] in rows
+    assert ["0", "GPU-5b", "other", "unknown:", "no", "warm-up", "run", "-"] in rows
 
 
 def test_status_is_json_for_programs(script: Script) -> None:
@@ -336,14 +336,14 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (b'{"x": "\xff"}', "is not JSON"),
     "deep": (b"[" * 100_000, "is not JSON"),
     "a list": (b"[1]", "not an object"),
-    "fractions for integers": (b'{"n": [1.5]}', "input 'n' is UINT8, which does not hold all its values"),
+    "fractions for integers": (b'{"n": [1.5]}', "input 'n' is UINT8, which cannot represent all its values"),
     "too large": (b'{"n": [256]}', "input 'n' is UINT8"),
     "negative": (b'{"n": [-1]}', "input 'n' is UINT8"),
     "beyond a float": (b'{"x": [1e39]}', "input 'x' is FP32"),
     "beyond numpy": (b'{"n": [1' + b"0" * 30 + b"]}", "input 'n' is UINT8, but its values are not all numbers"),
     "text for numbers": (b'{"x": ["1"]}', "input 'x' is FP32, but its values are not all numbers"),
     "null": (b'{"x": [null]}', "not all numbers"),
-    "rows of unequal length": (b'{"x": [[1], [2, 3]]}', "input 'x' is no array"),
+    "rows of unequal length": (b'{"x": [[1], [2, 3]]}', "input 'x' is not an array"),
     "numbers for text": (b'{"word": [{"b64": "a"}]}', "b64"),
     "a wrong shape": (b'{"inputs": [{"name": "x", "shape": [3], "data": [1, 2]}]}', "input 'x'"),
     "a wrong datatype": (b'{"inputs": [{"name": "x", "datatype": "FP13", "data": [1]}]}', "FP13"),
@@ -385,10 +385,10 @@ def test_files_of_numpy(folder: Path, script: Script) -> None:
     [
         (["--input", "x"], "NAME=FILE.npy"),
         (["--input", "x=missing.npy"], "missing.npy: No such file"),
-        (["--input", "x=text.npy"], "text.npy is no file of numpy's"),
-        (["--input", "x=pickled.npy"], "pickled.npy is no file of numpy's"),
+        (["--input", "x=text.npy"], "text.npy is not a numpy file"),
+        (["--input", "x=pickled.npy"], "pickled.npy is not a numpy file"),
         (["--input", "x=all.npz"], "--from"),
-        (["--from", "broken.npz"], "broken.npz is no file of numpy's"),
+        (["--from", "broken.npz"], "broken.npz is not a numpy file"),
         (["--from", "missing.json"], "missing.json: No such file"),
         (["--from", "all.npz", "--output", "no/such/folder.npz"], "No such file"),
     ],
@@ -475,7 +475,7 @@ def test_a_model_that_declares_nothing_gets_what_numpy_makes_of_it(script: Scrip
         (["infer", "other"], Exit.UNAVAILABLE, "UNAVAILABLE/no_worker: 'other' is not loaded"),
         (["infer"], Exit.USAGE, "MODEL"),
         (["infer", "digits", "--timeout", "0"], Exit.USAGE, "--timeout"),
-        (["infer", "digits", "--timeout", "nan"], Exit.USAGE, "nan is no time"),
+        (["infer", "digits", "--timeout", "nan"], Exit.USAGE, "nan is not a number of seconds"),
         (["infer", "digits", "--output", "answer.txt"], Exit.USAGE, ".npz or .json"),
         (["status", "--endpoint", "nowhere"], Exit.UNAVAILABLE, "ipc://PATH"),
     ],

@@ -48,7 +48,7 @@ def test_a_port_that_another_process_holds() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         found = of(f"tcp://127.0.0.1:{server.getsockname()[1]}")
     assert found.level is Level.PROBLEM
-    assert "is held by another process" in found.text
+    assert "is used by another process" in found.text
 
 
 def test_an_address_that_this_machine_has_not() -> None:
@@ -60,7 +60,7 @@ def test_an_address_that_this_machine_has_not() -> None:
 def test_a_name_that_is_not_resolved_is_no_problem_by_itself() -> None:
     found = of("tcp://no-such-host.invalid:5555")
     assert found.level is Level.NOTE
-    assert "was not looked at" in found.text
+    assert "was not checked" in found.text
 
 
 def test_a_running_daemon_is_told_from_others(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_running_daemon_is_told_from_others(tmp_path: Path) -> None:
         daemon.wait_ready()
         found, folder = endpoints.findings([daemon.endpoint], daemon.runtime_dir)
         assert found.level is Level.WARNING
-        assert "a daemon serves there" in found.text
+        assert "a daemon is running there" in found.text
         assert folder.level is Level.WARNING
         assert "in use by a running daemon" in folder.text
 
@@ -80,7 +80,7 @@ def test_a_path_that_is_locked_without_an_answer(tmp_socket: str) -> None:
     found = of(tmp_socket)
     lock.release()
     assert found.level is Level.PROBLEM
-    assert "is held by another process" in found.text
+    assert "is used by another process" in found.text
     assert of(tmp_socket).level is Level.OK
 
 
@@ -90,11 +90,11 @@ def test_paths_that_cannot_be_had(short: Path) -> None:
     assert found.advice == f"mkdir -p {short}/no"
     found = of("ipc:///run/multitower-nowhere/front.sock")
     assert found.advice is not None
-    assert found.advice.startswith("RuntimeDirectory=multitower-nowhere in the systemd unit makes it")
+    assert found.advice.startswith("RuntimeDirectory=multitower-nowhere in the systemd unit creates it")
     (short / "file").touch()
     found = of(f"ipc://{short}/file")
     assert found.level is Level.PROBLEM
-    assert "is a file that is no socket" in found.text
+    assert "is a file, not a socket" in found.text
 
 
 def test_the_folder_of_the_workers_sockets(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,15 +105,15 @@ def test_the_folder_of_the_workers_sockets(short: Path, monkeypatch: pytest.Monk
     assert of_folder(short / "new").level is Level.OK
     assert not (short / "new").exists()
     (short / "file").touch()
-    assert "no folder can be made" in of_folder(short / "file" / "new").text
+    assert "no folder can be created" in of_folder(short / "file" / "new").text
     long = short / ("x" * 90)
     for folder in (long, None):
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
         found = of_folder(folder)
         assert found.level is Level.PROBLEM
-        assert "107 are the most" in found.text
+        assert "the limit is 107" in found.text
     long.mkdir()
-    assert "107 are the most" in of_folder(long).text
+    assert "the limit is 107" in of_folder(long).text
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
     assert f"get a folder in {short}" in of_folder(None).text
     monkeypatch.setenv("RUNTIME_DIRECTORY", f"{short}:/elsewhere")

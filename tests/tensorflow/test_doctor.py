@@ -104,7 +104,7 @@ def test_the_nodes_that_a_request_runs_are_looked_at_in_every_format(folder: Pat
         ModelSpec(name="old", path=str(folder / "old.h5")),
         ModelSpec(name="none", path=str(folder / "none.h5")),
     ]
-    answer = operations.look(specs, 100.0)
+    answer = operations.inspect_operations(specs, 100.0)
     assert answer["build"]["version"] == tf.__version__
     models = answer["models"]
     assert models["default"]["cpu_only"] == {"StringUpper": 2}, "neither of saving nor of the other signature"
@@ -122,8 +122,8 @@ def test_the_nodes_that_a_request_runs_are_looked_at_in_every_format(folder: Pat
 def test_a_broken_installation_is_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorflow.py").write_text("raise ImportError('libfoo is missing')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(operations.LookError, match="libfoo is missing"):
-        operations.look([ModelSpec(name="dense", path=str(folder / "dense.keras"))], 60.0)
+    with pytest.raises(operations.InspectionError, match="libfoo is missing"):
+        operations.inspect_operations([ModelSpec(name="dense", path=str(folder / "dense.keras"))], 60.0)
 
 
 PROGRAM = """

@@ -14,7 +14,7 @@ import pytest
 from multitower.tools.bench import inputs
 from multitower.tools.bench.arrivals import Load, poisson
 from multitower.tools.bench.histogram import Histogram
-from multitower.tools.bench.inputs import InputsError, Shape
+from multitower.tools.bench.inputs import InputsError, InputShape
 from multitower.tools.bench.tally import Tally, total
 
 
@@ -134,16 +134,16 @@ def test_the_sum_of_tallies_as_they_are_sent() -> None:
 @pytest.mark.parametrize(
     ("text", "name", "shape"),
     [
-        ("x:1,224,224,3", "x", Shape((1, 224, 224, 3), None)),
-        ("x:8", "x", Shape((8,), None)),
-        ("x:", "x", Shape((), None)),
-        ("x:INT64:2,3", "x", Shape((2, 3), "INT64")),
-        ("x:0:2,3", "x:0", Shape((2, 3), None)),
-        ("x:0:BYTES:2", "x:0", Shape((2,), "BYTES")),
-        ("INT64:2", "INT64", Shape((2,), None)),
+        ("x:1,224,224,3", "x", InputShape((1, 224, 224, 3), None)),
+        ("x:8", "x", InputShape((8,), None)),
+        ("x:", "x", InputShape((), None)),
+        ("x:INT64:2,3", "x", InputShape((2, 3), "INT64")),
+        ("x:0:2,3", "x:0", InputShape((2, 3), None)),
+        ("x:0:BYTES:2", "x:0", InputShape((2,), "BYTES")),
+        ("INT64:2", "INT64", InputShape((2,), None)),
     ],
 )
-def test_shapes_are_read(text: str, name: str, shape: Shape) -> None:
+def test_shapes_are_read(text: str, name: str, shape: InputShape) -> None:
     assert inputs.parse_shape(text) == (name, shape)
 
 
@@ -165,20 +165,20 @@ FIXED = {"name": "k", "datatype": "FP32", "shape": []}
         ([X, N], {}, None, {"x": ("FP32", (1, 3)), "n": ("INT64", (1,))}),
         ([X, N, FIXED], {}, 4, {"x": ("FP32", (4, 3)), "n": ("INT64", (4,)), "k": ("FP32", ())}),
         ([FREE], {}, None, {"image": ("UINT8", (1, 1, 1, 3))}),
-        ([FREE], {"image": Shape((2, 9, 9, 3), None)}, None, {"image": ("UINT8", (2, 9, 9, 3))}),
-        ([FREE], {"image": Shape((2, 9, 9, 3), "UINT8")}, 5, {"image": ("UINT8", (5, 9, 9, 3))}),
+        ([FREE], {"image": InputShape((2, 9, 9, 3), None)}, None, {"image": ("UINT8", (2, 9, 9, 3))}),
+        ([FREE], {"image": InputShape((2, 9, 9, 3), "UINT8")}, 5, {"image": ("UINT8", (5, 9, 9, 3))}),
         (
             [],
-            {"a": Shape((1, 4), None), "b": Shape((2,), "BYTES")},
+            {"a": InputShape((1, 4), None), "b": InputShape((2,), "BYTES")},
             None,
             {"a": ("FP32", (1, 4)), "b": ("BYTES", (2,))},
         ),
-        ([], {"a": Shape((1, 4), None)}, 7, {"a": ("FP32", (7, 4))}),
+        ([], {"a": InputShape((1, 4), None)}, 7, {"a": ("FP32", (7, 4))}),
     ],
 )
 def test_inputs_are_as_declared(declared: Any, shapes: Any, rows: int | None, wanted: Any) -> None:
-    assert inputs.described(declared, shapes, rows) == wanted
-    for request in inputs.make(wanted, seed=0):
+    assert inputs.resolve_inputs(declared, shapes, rows) == wanted
+    for request in inputs.random_requests(wanted, seed=0):
         assert {name: array.shape for name, array in request.items()} == {
             name: each[1] for name, each in wanted.items()
         }
@@ -188,21 +188,21 @@ def test_inputs_are_as_declared(declared: Any, shapes: Any, rows: int | None, wa
     ("declared", "shapes", "words"),
     [
         ([], {}, "declares no inputs"),
-        ([X], {"y": Shape((1,), None)}, "no input 'y', only 'x'"),
-        ([X], {"x": Shape((1, 4), None)}, r"takes the shape \[-1, 3\], not \[1, 4\]"),
-        ([X], {"x": Shape((3,), None)}, "takes the shape"),
-        ([X], {"x": Shape((1, 3), "FP64")}, "'x' is FP32, not FP64"),
+        ([X], {"y": InputShape((1,), None)}, "no input 'y', only 'x'"),
+        ([X], {"x": InputShape((1, 4), None)}, r"takes the shape \[-1, 3\], not \[1, 4\]"),
+        ([X], {"x": InputShape((3,), None)}, "takes the shape"),
+        ([X], {"x": InputShape((1, 3), "FP64")}, "'x' is FP32, not FP64"),
     ],
 )
 def test_inputs_that_the_model_does_not_take(declared: Any, shapes: Any, words: str) -> None:
     with pytest.raises(InputsError, match=words):
-        inputs.described(declared, shapes, None)
+        inputs.resolve_inputs(declared, shapes, None)
 
 
 @pytest.mark.parametrize("datatype", ["BOOL", "UINT8", "INT8", "UINT64", "INT32", "FP16", "FP64", "COMPLEX64", "BYTES"])
 def test_values_are_random_and_those_of_their_seed(datatype: str) -> None:
     wanted = {"x": (datatype, (2, 50))}
-    one, again, other = (inputs.make(wanted, seed)[0]["x"] for seed in (1, 1, 2))
+    one, again, other = (inputs.random_requests(wanted, seed)[0]["x"] for seed in (1, 1, 2))
     assert one.tolist() == again.tolist()
     assert one.tolist() != other.tolist()
     if datatype == "BYTES":
@@ -214,20 +214,20 @@ def test_values_are_random_and_those_of_their_seed(datatype: str) -> None:
 
 
 def test_variants_differ_and_are_bounded_in_bytes() -> None:
-    small = inputs.make({"x": ("FP32", (1, 4))}, seed=0)
+    small = inputs.random_requests({"x": ("FP32", (1, 4))}, seed=0)
     assert len({request["x"].tobytes() for request in small}) == inputs.VARIANTS
-    assert len(inputs.make({"x": ("UINT8", (inputs.MAX_BYTES // 3,))}, seed=0)) == 3
-    assert len(inputs.make({"x": ("UINT8", (inputs.MAX_BYTES + 1,))}, seed=0)) == 1
+    assert len(inputs.random_requests({"x": ("UINT8", (inputs.MAX_BYTES // 3,))}, seed=0)) == 3
+    assert len(inputs.random_requests({"x": ("UINT8", (inputs.MAX_BYTES + 1,))}, seed=0)) == 1
 
 
 def test_given_inputs_are_cut_into_requests() -> None:
     arrays = {"x": np.arange(10).reshape(5, 2), "y": np.arange(5)}
-    (whole,) = inputs.cut(arrays, None)
+    (whole,) = inputs.split_into_requests(arrays, None)
     assert whole["x"] is arrays["x"]
-    first, second = inputs.cut(arrays, 2)
+    first, second = inputs.split_into_requests(arrays, 2)
     assert (first["y"].tolist(), second["y"].tolist()) == ([0, 1], [2, 3])
     assert second["x"].tolist() == [[4, 5], [6, 7]]
-    assert (inputs.rows_of(second), inputs.bytes_of(second)) == (2, 48)
+    assert (inputs.row_count(second), inputs.byte_count(second)) == (2, 48)
 
 
 @pytest.mark.parametrize(
@@ -241,4 +241,4 @@ def test_given_inputs_are_cut_into_requests() -> None:
 )
 def test_given_inputs_that_cannot_be_cut(arrays: Any, rows: int | None, words: str) -> None:
     with pytest.raises(InputsError, match=words):
-        inputs.cut(arrays, rows)
+        inputs.split_into_requests(arrays, rows)

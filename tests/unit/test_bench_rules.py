@@ -15,23 +15,23 @@ from multitower.supervisor.config.config import load
 from multitower.supervisor.machine import placement
 from multitower.tools.bench import json_report, text_report
 from multitower.tools.bench.arrivals import Load
-from multitower.tools.bench.bottleneck import Part, judge
-from multitower.tools.bench.evidence import Evidence, Snapshot, Worker, gather
-from multitower.tools.bench.rate_search import LOWEST, NEAR, Objective, Search
+from multitower.tools.bench.bottleneck import Part, find_bottleneck
+from multitower.tools.bench.evidence import Evidence, Snapshot, Worker, gather_evidence
+from multitower.tools.bench.rate_search import LOWEST, PRECISION, Objective, RateSearch
 from multitower.tools.bench.results import Result, best
-from multitower.tools.bench.scaling import MAX_STEPS, efficiency, most_concurrency, next_concurrency, worker_counts
-from multitower.tools.bench.session import _only_model
+from multitower.tools.bench.scaling import MAX_STEPS, efficiency, max_concurrency, next_concurrency, worker_counts
+from multitower.tools.bench.scaling_plan import plan_scaling
+from multitower.tools.bench.session import only_model
 from multitower.tools.bench.tally import Tally
-from multitower.tools.daemon import plan
 
 # The search.
 
 
-def searched(throughput: float, steps: int, holds: Callable[[float], bool]) -> tuple[Search, list[float]]:
-    search, tried = Search(throughput, steps), []
-    while (rate := search.next()) is not None:
+def searched(throughput: float, steps: int, holds: Callable[[float], bool]) -> tuple[RateSearch, list[float]]:
+    search, tried = RateSearch(throughput, steps), []
+    while (rate := search.next_rate()) is not None:
         tried.append(rate)
-        search.tell(rate, held=holds(rate))
+        search.add_result(rate, held=holds(rate))
     return search, tried
 
 
@@ -40,7 +40,7 @@ def test_the_search_ends_beside_the_limit(limit: float) -> None:
     search, tried = searched(100.0, 30, lambda rate: rate <= limit)
     assert search.held is not None
     assert search.failed is not None
-    assert search.held <= limit < search.failed <= search.held * NEAR
+    assert search.held <= limit < search.failed <= search.held * PRECISION
     assert len(tried) <= 18
 
 
@@ -92,7 +92,7 @@ def test_worker_counts(most: int, counts: list[int]) -> None:
         (2, [100, 90], None),
         (2, [100, 50, 104], None),  # compared with the best, not with an unlucky one
         (1, [2.0**step for step in range(MAX_STEPS)], None),
-        (1, [2.0**step for step in range(MAX_STEPS - 1)], most_concurrency(1)),
+        (1, [2.0**step for step in range(MAX_STEPS - 1)], max_concurrency(1)),
         (1, [0.0], 8),
     ],
 )
@@ -145,7 +145,7 @@ SEEN: dict[str, tuple[Evidence, Part, tuple[Part, ...]]] = {
 @pytest.mark.parametrize("case", SEEN)
 def test_the_bottleneck(case: str) -> None:
     evidence, part, near = SEEN[case]
-    verdict = judge(evidence)
+    verdict = find_bottleneck(evidence)
     assert (verdict.part, verdict.near) == (part, near)
 
 
@@ -187,7 +187,7 @@ def test_evidence_is_the_difference_of_counters() -> None:
         Snapshot(12.0, after, status(8, 200), {9: 2.0, 10: 6.0, 11: 7.0}, {9: 1.0, 90: 1.0}, (103.0, 1004.0)),
         Snapshot(14.0, after, status(4, 300), {9: 4.0, 10: 7.0, 11: 9.0}, {9: 3.1, 90: 0.9}, (106.0, 1008.0)),
     ]
-    evidence = gather("m", snapshots, [0.5, 0.4], 2)
+    evidence = gather_evidence("m", snapshots, [0.5, 0.4], 2)
     assert evidence.router == 0.75
     assert evidence.router_thread == pytest.approx(0.65)
     assert [seen.cpu for seen in evidence.workers] == [0.5, 1.0]
@@ -209,17 +209,17 @@ def test_of_a_remote_daemon_is_known_what_it_says() -> None:
         Snapshot(10.0, counted, status(0, 0, **told), {}, {}, (0.0, 0.0)),
         Snapshot(11.0, counted, status(0, 0, **told, incarnation=2), {}, {}, (0.0, 0.0)),
     ]
-    evidence = gather("m", snapshots, [0.5], 2)
+    evidence = gather_evidence("m", snapshots, [0.5], 2)
     assert (evidence.router, evidence.router_thread, evidence.machine, evidence.own) == (None, None, None, None)
     assert evidence.workers[0] == Worker(0, "cpu:0", 0.5, 0, 0.8, True)
     assert (evidence.batch_rows, evidence.queue_s) == (None, None)
 
 
 def test_without_a_daemon_only_the_clients_are_known() -> None:
-    evidence = gather("m", [], [0.5], 2)
+    evidence = gather_evidence("m", [], [0.5], 2)
     assert evidence.clients == (0.5,)
     assert evidence.problems
-    assert judge(evidence).part is Part.NONE
+    assert find_bottleneck(evidence).part is Part.NONE
 
 
 # What is said.
@@ -242,7 +242,7 @@ def result(
     for reason, count in errors.items():
         tally.fail(reason, f"the message\nof {reason}", count)
     evidence = evidence or Evidence((0.9,), 0.5, 0.4, (worker(),), 0.5, 0.01, 3.0, 5, 0.002, 4.0, 100, 0.95, 2)
-    return Result(load, 2.0, 3, 2, tally, evidence, judge(evidence))
+    return Result(load, 2.0, 3, 2, tally, evidence, find_bottleneck(evidence))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,9 @@ def test_milliseconds(seconds: float, text: str) -> None:
 
 
 def test_a_row_of_the_table() -> None:
-    row = dict(zip(text_report.COLUMNS, text_report.row(result(queue_full=7, deadline=2, model_error=1)), strict=True))
+    row = dict(
+        zip(text_report.COLUMNS, text_report.result_row(result(queue_full=7, deadline=2, model_error=1)), strict=True)
+    )
     assert row == {
         ">Workers": "2",
         "Load": "8 outstanding",
@@ -282,27 +284,27 @@ def test_a_row_of_the_table() -> None:
 
 
 def test_a_row_where_nothing_was_answered() -> None:
-    row = text_report.row(result(latencies=[], evidence=Evidence(), deadline=5))
+    row = text_report.result_row(result(latencies=[], evidence=Evidence(), deadline=5))
     assert row == ("2", "8 outstanding", "0.0", "0.0", *"-----", "5", "0", "-", "none")
 
 
 def test_the_evidence_is_told_with_the_verdict() -> None:
-    text = "\n".join(text_report.explanation(result()))
+    text = "\n".join(text_report.explain_bottleneck(result()))
     for words in (
         "Bottleneck at 8 outstanding, 2 workers: client.",
         "more --processes",
         "cores are all in use",
         "of one core: 90%; 18,000 µs a request",
-        "40% in its busiest thread, 50% in all",
+        "40% in its busiest thread, 50% in all threads",
         "computing: 50% of the workers' time; batches of 4.0 rows",
         "3.0 requests waited on average, 5 at most; 2.00 ms each",
-        "95% of 2 cores",
+        "95% of 2 cores in use",
     ):
         assert words in text
 
 
 def test_the_evidence_of_nothing_is_told_as_well() -> None:
-    text = "\n".join(text_report.explanation(result(latencies=[], evidence=Evidence())))
+    text = "\n".join(text_report.explain_bottleneck(result(latencies=[], evidence=Evidence())))
     assert "unknown" in text
 
 
@@ -317,11 +319,11 @@ def test_notes_name_their_steps() -> None:
     notes = list(text_report.notes(steps))
     assert notes == [
         "Note on 8 outstanding, 2 workers: 2 requests without an answer: deadline (the message of deadline).",
-        "Note on 50 requests/s, 2 workers: 1 in 100 requests was sent 15.0 ms late or more; the latencies count it.",
-        "Note on 50 requests/s, 2 workers: a worker was replaced meanwhile.",
+        "Note on 50 requests/s, 2 workers: 1 in 100 requests was sent 15.0 ms late or more; the latencies include it.",
+        "Note on 50 requests/s, 2 workers: a worker was replaced during the step.",
         "Note on 50 requests/s, 2 workers: the daemon answered 5,000 requests, 100 of them ours: it has other clients.",
-        "Note on 64 outstanding, 2 workers: the client processes used up to 90% of a core each: what is measured is "
-        "partly the client; use more --processes.",
+        "Note on 64 outstanding, 2 workers: the client processes used up to 90% of a core each, so the figures are "
+        "partly those of the client; use more --processes.",
         "Note on 64 outstanding, 2 workers: other programs used over 10% of this machine's cores.",
     ]
     assert next(text_report.notes([steps[2], steps[2]])).startswith("Note on all steps: ")
@@ -363,7 +365,7 @@ def test_fewer_workers_have_the_first_devices_or_groups(
 ) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(f"devices: {devices}\nmodels: [{{name: m, handler: 'handlers:M'}}]\n")
-    planned = plan(load(file, environment={}), None)
+    planned = plan_scaling(load(file, environment={}), None)
     assert planned.workers == workers
     assert planned.override(2) == f"devices={override}"
     again = load(file, environment={}, overrides=[planned.override(2)])
@@ -372,7 +374,7 @@ def test_fewer_workers_have_the_first_devices_or_groups(
 
 def test_the_json_is_strict_and_has_it_all() -> None:
     steps = [result(queue_full=1), result(latencies=[], evidence=Evidence(), deadline=1)]
-    document = json_report.document(
+    document = json_report.build_report(
         {"seconds": 2.0},
         daemon=None,
         requests=[],
@@ -400,4 +402,4 @@ def test_of_several_versions_the_one_that_the_statistics_are_of_is_looked_at() -
     assert looked.model("m") is entries[2]
     assert looked.model("n") is entries[0], "of a model without versions there is one entry"
     assert looked.model("o") == {}
-    assert _only_model({"models": entries[1:]}) == "m"
+    assert only_model({"models": entries[1:]}) == "m"

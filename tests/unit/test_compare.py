@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from multitower.cli.commands import multitower
-from multitower.tools.bench.client_pool import BenchError
-from multitower.tools.compare.crash import longest_silence, survivors
+from multitower.tools.compare.crash import longest_gap, original_pids
 from multitower.tools.compare.results import Crash, Figures, Way, notes, table
-from multitower.tools.compare.sessions import NO_GPU, sentence, sessions
+from multitower.tools.compare.sessions import NO_GPU, describe_session, try_sessions
+from multitower.tools.errors import ToolError
 
 CRASH = Crash(devices=2, lost=1, answered=1200, failed=0, silent_s=0.051, back_s=6.25)
 FIGURES = Figures(
@@ -47,10 +47,10 @@ def test_the_ways_that_were_measured_stand_side_by_side() -> None:
     assert cells["Latency p50, p99"][0] == "2.70 ms, 5.80 ms"
     assert cells["Their memory"][0] == "919 MiB"
     assert cells["Device memory"] == ["-", "3,072 MiB"]
-    assert cells["Nodes not on their device"] == ["not looked at", "StringUpper 2, Where 1"]
+    assert cells["Nodes not on their device"] == ["unknown", "StringUpper 2, Where 1"]
     assert cells["A process killed: lost"] == ["1 of 2 devices", "2 of 2 devices"]
     assert cells["meanwhile"][1] == "1,200 answered, 0 failed; at most 6.20 s without an answer"
-    assert cells["all devices again"] == ["after 6.2 s", "not within the time"]
+    assert cells["all devices again"] == ["after 6.2 s", "not in time"]
     assert notes(ways) == [f"2. visible_device_list: not run: {NO_GPU}"]
 
 
@@ -62,26 +62,26 @@ def test_what_is_printed_for_programs_is_all_of_it() -> None:
 
 def test_a_session_tells_what_it_really_used() -> None:
     used = {"asked": "1", "device": "/device:GPU:0", "physical": "pci bus id: 0000:17:00.0", "error": None}
-    assert sentence(used) == (
+    assert describe_session(used) == (
         "the session with visible_device_list '1' computed on /device:GPU:0, which is pci bus id: 0000:17:00.0"
     )
-    assert sentence({**used, "error": "it raised"}).endswith("'1' failed: it raised")
-    assert sessions((), 1.0) == Way(number=2, not_run=NO_GPU)
+    assert describe_session({**used, "error": "it raised"}).endswith("'1' failed: it raised")
+    assert try_sessions((), 1.0) == Way(number=2, not_run=NO_GPU)
 
 
 @pytest.mark.parametrize("change", [{"state": "backoff", "pid": None}, {"restarts": 1}])
 def test_what_died_by_itself_is_not_measured(change: dict[str, object]) -> None:
     slots = [{"slot": number, "state": "ready", "pid": 40 + number, "restarts": 0} for number in range(2)]
-    assert survivors(slots) == [40, 41]
-    with pytest.raises(BenchError, match="the process of slot 1 died before it was to: killed by SIGSEGV"):
-        survivors([slots[0], {**slots[1], "last_error": "killed by SIGSEGV", **change}])
+    assert original_pids(slots) == [40, 41]
+    with pytest.raises(ToolError, match="the process of slot 1 died before it was killed: killed by SIGSEGV"):
+        original_pids([slots[0], {**slots[1], "last_error": "killed by SIGSEGV", **change}])
 
 
 @pytest.mark.parametrize(
     ("moments", "longest"), [([], 0.0), ([5.0], 0.0), ([1.0, 1.5, 4.0, 4.25], 2.5), ([0.0, 3.0], 3.0)]
 )
-def test_the_longest_silence(moments: list[float], longest: float) -> None:
-    assert longest_silence(moments) == longest
+def test_the_longest_gap(moments: list[float], longest: float) -> None:
+    assert longest_gap(moments) == longest
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,9 @@ def test_without_a_batching_file_the_defaults_hold(models: Path) -> None:
         (
             "model_version_policy { all { } latest { num_versions: 1 } }",
             "digits",
-            ["all in model_version_policy does not"],
+            ["all in model_version_policy is ignored"],
         ),
-        ("name: 'digits'", "digits", ["name does not count: it is given again later"]),
+        ("name: 'digits'", "digits", ["name is ignored: it is set again later"]),
         ("model_version_policy { newest { } }", "digits", ["newest in model_version_policy"]),
         ("version_labels { key: 'stable' }", "digits", ["the label stable: None was not carried over"]),
         ("version_labels { key: '' value: 42 }", "digits", ["the label : 42 was not carried over"]),
@@ -187,7 +187,7 @@ def test_names_that_are_none_here_are_changed_and_told(models: Path) -> None:
         "model_2",
     ]
     assert len(conversion.notes) == 6
-    assert "is taken by a model above" in conversion.notes[1].text
+    assert "is used by a model above" in conversion.notes[1].text
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_names_that_are_none_here_are_changed_and_told(models: Path) -> None:
         ("max_batch_size { value: 8 } max_enqueued_batches { value: 10 }", (8, (), 0.0, 80), ["queue.max_size: 80"]),
         ("max_enqueued_batches { value: 1000000000 }", (1000, (), 0.0, 2**31 - 1), ["queue.max_size: 2147483647"]),
         ("allowed_batch_sizes: [2, 4]", (4, (2, 4), 0.0, 1000), []),
-        ("allowed_batch_sizes: [4, 2, 4]", (4, (2, 4), 0.0, 1000), ["put in order"]),
+        ("allowed_batch_sizes: [4, 2, 4]", (4, (2, 4), 0.0, 1000), ["were sorted"]),
         (
             "max_batch_size { value: 6 } allowed_batch_sizes: [2, 4, 8]",
             (6, (2, 4, 6), 0.0, 1000),
@@ -216,7 +216,7 @@ def test_names_that_are_none_here_are_changed_and_told(models: Path) -> None:
         ),
         ("num_batch_threads { value: 4 }", (1000, (), 0.0, 1000), ["num_batch_threads (4)"]),
         ("thread_pool_name { value: 'x' }", (1000, (), 0.0, 1000), ["thread_pool_name"]),
-        ("max_batch_size { value: 4 } max_batch_size { value: 8 }", (8, (), 0.0, 1000), ["does not count"]),
+        ("max_batch_size { value: 4 } max_batch_size { value: 8 }", (8, (), 0.0, 1000), ["is ignored"]),
         ("max_batch_size { value: 0 }", (1000, (), 0.0, 1000), ["max_batch_size was not carried over"]),
         ("batch_timeout_micros { value: 1 }", (1000, (), 1e-6, 1000), []),
         ("batch_timeout_micros { value: -1 }", (1000, (), 0.0, 1000), ["batch_timeout_micros was not"]),

@@ -12,10 +12,10 @@ from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorRepor
 from multitower.supervisor.machine.devices import Device, Discovery
 from multitower.supervisor.machine.placement import Placement
 from multitower.tools.doctor import gpu_driver, limits, machine, memory, models, operations, packages
-from multitower.tools.doctor.findings import Finding, Level, count, listed
+from multitower.tools.doctor.findings import Finding, Level, count_levels, join_names
 from multitower.tools.doctor.gpu_driver import Driver
 from multitower.tools.doctor.machine import Machine
-from multitower.tools.doctor.models import Loaded
+from multitower.tools.doctor.models import LoadedModel
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -32,9 +32,9 @@ def worst(findings: Any) -> Finding:
 
 def test_findings_are_counted_by_level() -> None:
     found = [Finding("a", Level.OK, "x"), Finding("a", Level.PROBLEM, "y"), Finding("b", Level.OK, "z")]
-    assert count(found) == {Level.OK: 2, Level.NOTE: 0, Level.WARNING: 0, Level.PROBLEM: 1}
-    assert listed("abcd", 3) == "a, b, c and 1 more"
-    assert listed("abc", 3) == "a, b, c"
+    assert count_levels(found) == {Level.OK: 2, Level.NOTE: 0, Level.WARNING: 0, Level.PROBLEM: 1}
+    assert join_names("abcd", 3) == "a, b, c and 1 more"
+    assert join_names("abc", 3) == "a, b, c"
 
 
 # Versions.
@@ -70,17 +70,17 @@ def test_without_an_installation_the_least_versions_are_not_known() -> None:
 
 @pytest.mark.parametrize(("is_compiled", "level"), [(True, Level.OK), (False, Level.NOTE)])
 def test_an_interpreted_installation_is_told_how_it_gets_compiled(is_compiled: bool, level: Level) -> None:
-    found = packages.build(is_compiled)
+    found = packages.compiled_finding(is_compiled)
     assert found.level is level
     assert ("C compiler" in (found.advice or "")) == (level is Level.NOTE)
 
 
 def test_requirements_are_those_of_the_project() -> None:
-    needed = packages.requirements()
+    needed = packages.required_versions()
     assert needed["Python"] == "3.11"
     assert {"numpy", "pyzmq", "psutil", "pydantic", "tensorflow", "nvidia-ml-py"} <= set(needed)
     assert not {"pytest", "matplotlib", "scikit-learn"} & set(needed)
-    assert packages.installed(["numpy", "no-such-package"])["no-such-package"] is None
+    assert packages.installed_versions(["numpy", "no-such-package"])["no-such-package"] is None
 
 
 # The driver.
@@ -100,7 +100,7 @@ NO_DRIVER = Driver(discovery=Discovery((), "no driver"), not_loadable={gpu_drive
         (NO_DRIVER, CPU_BUILD, {}, False, Level.OK, "need none"),
         (DRIVER, CPU_BUILD, {}, True, Level.PROBLEM, "built without CUDA"),
         (DRIVER, BUILD, {"libcudnn.so.9": "not found"}, True, Level.PROBLEM, "not found: libcudnn.so.9"),
-        (replace(DRIVER, cuda=(11, 8)), BUILD, {}, True, Level.PROBLEM, "the driver knows CUDA up to 11.8"),
+        (replace(DRIVER, cuda=(11, 8)), BUILD, {}, True, Level.PROBLEM, "the driver supports it up to 11.8"),
         (DRIVER, None, {}, True, Level.OK, "550.54"),
     ],
 )
@@ -149,15 +149,22 @@ def slot(number: int = 0, device: str = "GPU-a", limit: int | None = None, **mor
 @pytest.mark.parametrize(
     ("device", "workers", "limit", "sizes", "level", "words"),
     [
-        (gpu(), 1, None, {"m": 10 * GIB}, Level.OK, "about 12.6 GiB, without what batches need; 40.0 GiB are free"),
+        (
+            gpu(),
+            1,
+            None,
+            {"m": 10 * GIB},
+            Level.OK,
+            "about 12.6 GiB, without the memory for batches; 40.0 GiB are free",
+        ),
         (gpu(), 2, None, {"m": 10 * GIB}, Level.OK, "2 workers of about 12.6 GiB"),
         (gpu(), 4, None, {"m": 10 * GIB}, Level.PROBLEM, "40.0 GiB in all"),
         (gpu(used=30 * GIB), 1, None, {"m": 10 * GIB}, Level.WARNING, "10.0 GiB are free"),
         (gpu(), 1, 4 * GIB, {"m": 10 * GIB}, Level.WARNING, "memory limits each worker to 4.0 GiB"),
         (gpu(), 1, 20 * GIB, {"m": 10 * GIB}, Level.OK, "an estimate"),
-        (gpu(total=None), 1, None, {"m": 10 * GIB}, Level.NOTE, "its memory is the host's"),
-        (replace(gpu(), kind="mig"), 1, None, {"m": GIB, "h": None}, Level.NOTE, "is not known: h"),
-        (gpu(), 1, None, {"m": GIB, "h": None}, Level.NOTE, "what handlers need on a device is not known: h"),
+        (gpu(total=None), 1, None, {"m": 10 * GIB}, Level.NOTE, "the device uses the host's memory"),
+        (replace(gpu(), kind="mig"), 1, None, {"m": GIB, "h": None}, Level.NOTE, "handlers need is unknown: h"),
+        (gpu(), 1, None, {"m": GIB, "h": None}, Level.NOTE, "the device memory that handlers need is unknown: h"),
     ],
 )
 def test_device_memory(
@@ -183,7 +190,7 @@ def test_devices_on_the_cpu_have_no_memory_of_their_own() -> None:
             Level.OK,
             "2 workers of 1.5 GiB and 1 spare of 500 MiB take 3.4 GiB",
         ),
-        ({"m": (500 * MIB, 1500 * MIB)}, 3 * GIB, Level.PROBLEM, "as measured here on the CPU"),
+        ({"m": (500 * MIB, 1500 * MIB)}, 3 * GIB, Level.PROBLEM, "measured here on the CPU"),
         ({}, 10 * GIB, Level.OK, "estimated, since not every model was loaded"),
         ({}, 1 * GIB, Level.WARNING, "estimated"),
     ],
@@ -220,7 +227,7 @@ def test_towers_on_cpu_devices_have_their_weights_in_host_memory_each(
         ModelSpec(name="s", path="/s", placement="as_saved"),
         ModelSpec(name="h", handler="a:B"),
     ]
-    assert memory.held(replace(slot(models=("t", "s", "h")), devices=devices), specs) == expected
+    assert memory.models_in_host_memory(replace(slot(models=("t", "s", "h")), devices=devices), specs) == expected
 
 
 def test_the_bytes_of_models(tmp_path: Path) -> None:
@@ -243,7 +250,7 @@ MACHINE = Machine(
     available_bytes=GIB,
     descriptors=(65536, 65536),
     shm_bytes=GIB,
-    memfd=None,
+    memfd_error=None,
 )
 NODE_0, NODE_1 = tuple(range(4)), tuple(range(4, 8))
 TWO_NODES = replace(MACHINE, nodes={0: frozenset(range(4)), 1: frozenset(range(4, 8))})
@@ -255,9 +262,9 @@ TWO_NODES = replace(MACHINE, nodes={0: frozenset(range(4)), 1: frozenset(range(4
         ([slot(0), slot(1)], MACHINE, {}, Level.OK, "2 workers with 2 intra-op threads on 8 cores"),
         ([slot(0, intra_op_threads=8), slot(1)], MACHINE, {}, Level.WARNING, "2 or 8 intra-op threads on 8 cores"),
         ([slot(0, intra_op_threads=1)] * 9, MACHINE, {}, Level.WARNING, "9 workers with 1 intra-op thread on 8 cores"),
-        ([slot(0)], replace(MACHINE, quota=1.5), {}, Level.WARNING, "1.5 cores' time"),
+        ([slot(0)], replace(MACHINE, quota=1.5), {}, Level.WARNING, "the time of 1.5 cores"),
         ([slot(0)], replace(MACHINE, quota=2.0), {}, Level.OK, ""),
-        ([slot(0)], TWO_NODES, {"GPU-a": (1, NODE_1)}, Level.NOTE, "run at any of them"),
+        ([slot(0)], TWO_NODES, {"GPU-a": (1, NODE_1)}, Level.NOTE, "run on any of them"),
         ([slot(0, cores=(0, 1))], TWO_NODES, {"GPU-a": (1, NODE_1)}, Level.WARNING, "slot 0 (its device is at node 1)"),
         ([slot(0, cores=(4, 5))], TWO_NODES, {"GPU-a": (1, NODE_1)}, Level.OK, "2 NUMA nodes"),
         ([slot(0, cores=(0, 1))], TWO_NODES, {"GPU-a": (None, None)}, Level.NOTE, "which cores are near GPU-a"),
@@ -283,7 +290,7 @@ def test_threads(
         for name, (node, cores) in near.items()
     }
     found = max(
-        (finding for finding in limits.threads(slots, machine_, devices) if words in finding.text),
+        (finding for finding in limits.thread_findings(slots, machine_, devices) if words in finding.text),
         key=lambda finding: list(Level).index(finding.level),
     )
     assert found.level is level
@@ -296,36 +303,36 @@ def test_threads(
         ({}, Level.OK, "65536 file descriptors"),
         ({"descriptors": (100, 65536)}, Level.PROBLEM, "needs about 144"),
         ({"descriptors": (256, 256)}, Level.WARNING, "256 file descriptors"),
-        ({"memfd": "Function not implemented"}, Level.PROBLEM, "memfd_create: Function not implemented"),
+        ({"memfd_error": "Function not implemented"}, Level.PROBLEM, "memfd_create: Function not implemented"),
         ({"shm_bytes": 64 * MIB}, Level.NOTE, "/dev/shm has 64 MiB"),
         ({"shm_bytes": None}, Level.NOTE, "there is no /dev/shm"),
     ],
 )
 def test_limits(changes: dict[str, Any], level: Level, words: str) -> None:
-    found = worst(limits.limits(replace(MACHINE, **changes), 5))
+    found = worst(limits.limit_findings(replace(MACHINE, **changes), 5))
     assert found.level is level
     assert words in found.text
 
 
 def test_shared_memory_takes_descriptors_too() -> None:
-    found = next(limits.limits(MACHINE, 5, 256))
+    found = next(limits.limit_findings(MACHINE, 5, 256))
     assert "needs about 400" in found.text
 
 
 def test_what_the_kernel_writes_is_read(tmp_path: Path) -> None:
-    assert machine._quota(tmp_path) is None
+    assert machine.read_quota(tmp_path) is None
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert machine._quota(tmp_path) is None
+    assert machine.read_quota(tmp_path) is None
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert machine._quota(tmp_path) == 1.5
+    assert machine.read_quota(tmp_path) == 1.5
     for name, text in (("memory.max", "1000000"), ("memory.current", "400000")):
         (tmp_path / name).write_text(text)
-    assert machine._available(tmp_path) == 600000
+    assert machine.read_available_memory(tmp_path) == 600000
     (tmp_path / "memory.max").write_text("max\n")
-    assert machine._available(tmp_path) > 600000
+    assert machine.read_available_memory(tmp_path) > 600000
     (tmp_path / "node1").mkdir()
     (tmp_path / "node1" / "cpulist").write_text("4-7\n")
-    assert machine._nodes(tmp_path) == {1: frozenset((4, 5, 6, 7))}
+    assert machine.read_nodes(tmp_path) == {1: frozenset((4, 5, 6, 7))}
 
 
 # Models and their operations.
@@ -341,39 +348,41 @@ REPORT = ModelReport(
 def test_a_model_that_serves() -> None:
     others = SignatureReport(name="a", inputs=(Y,), outputs=(X,)), SignatureReport(name="b", cause="it is ragged")
     report = replace(REPORT, signature="s", signatures=others, pad_variable_length_inputs=True)
-    loaded = Loaded(spec=SPEC, report=report, before_bytes=MIB, after_bytes=3 * MIB, words=["m: no warm-up"])
+    loaded = LoadedModel(spec=SPEC, report=report, before_bytes=MIB, after_bytes=3 * MIB, log_lines=["m: no warm-up"])
     assert levels(models.findings(loaded)) == [
         ("ok", "m: version 7, keras, loaded in 1.0 s, warmed up in 0.5 s, 2 MiB of host memory"),
         ("ok", "m, signature s: x FP32 [-1, 6] → y BYTES of any shape"),
         ("ok", "m is batched: up to 8 rows, padded to 4, 8, inputs of varying length padded"),
         ("ok", "requests to m may name a: y BYTES of any shape → x FP32 [-1, 6]"),
         ("note", "requests to m cannot name its signature b: it is ragged"),
-        ("note", "m: its worker says: no warm-up"),
+        ("note", "m: its worker logged: no warm-up"),
     ]
 
 
 @pytest.mark.parametrize(
     ("loaded", "level", "words"),
     [
-        (Loaded(spec=SPEC, cause="killed"), Level.PROBLEM, "m cannot be loaded: killed"),
+        (LoadedModel(spec=SPEC, cause="killed"), Level.PROBLEM, "m cannot be loaded: killed"),
         (
-            Loaded(spec=SPEC, report=ModelReport(name="m", state="failed", cause="no such signature"), cause="m: …"),
+            LoadedModel(
+                spec=SPEC, report=ModelReport(name="m", state="failed", cause="no such signature"), cause="m: …"
+            ),
             Level.PROBLEM,
             "m cannot be loaded: no such signature",
         ),
         (
-            Loaded(spec=SPEC, report=replace(REPORT, max_batch_size=0, unbatched_because="it has no inputs")),
+            LoadedModel(spec=SPEC, report=replace(REPORT, max_batch_size=0, unbatched_because="it has no inputs")),
             Level.WARNING,
-            "runs its requests singly: it has no inputs",
+            "is unbatched: it has no inputs",
         ),
         (
-            Loaded(spec=ModelSpec(name="m", handler="a:B"), report=replace(REPORT, max_batch_size=0, inputs=None)),
+            LoadedModel(spec=ModelSpec(name="m", handler="a:B"), report=replace(REPORT, max_batch_size=0, inputs=None)),
             Level.NOTE,
-            "singly, as configured",
+            "unbatched, as configured",
         ),
     ],
 )
-def test_a_model_that_does_not_serve_as_it_could(loaded: Loaded, level: Level, words: str) -> None:
+def test_a_model_that_does_not_serve_as_it_could(loaded: LoadedModel, level: Level, words: str) -> None:
     found = worst(models.findings(loaded))
     assert found.level is level
     assert words in found.text
@@ -391,8 +400,8 @@ def test_a_model_that_does_not_serve_as_it_could(loaded: Loaded, level: Level, w
             "3 of 9 operations have no GPU kernel: StringJoin (2), Unique",
         ),
         (BUILD, {"operations": 9, "cpu_only": {"StringJoin": 2}}, False, Level.NOTE, "2 of 9"),
-        (BUILD, {"error": "ValueError: broken"}, True, Level.NOTE, "not looked at: ValueError: broken"),
-        (CPU_BUILD, {"operations": 9, "cpu_only": {}}, True, Level.NOTE, "built for CPUs alone"),
+        (BUILD, {"error": "ValueError: broken"}, True, Level.NOTE, "cannot be read: ValueError: broken"),
+        (CPU_BUILD, {"operations": 9, "cpu_only": {}}, True, Level.NOTE, "built for CPUs only"),
     ],
 )
 def test_operations(build: dict[str, Any], model: dict[str, Any], gpus: bool, level: Level, words: str) -> None:
@@ -403,5 +412,5 @@ def test_operations(build: dict[str, Any], model: dict[str, Any], gpus: bool, le
 
 def test_what_cannot_be_loaded_is_not_told_again() -> None:
     answer = {"build": BUILD, "models": {"m": {"error": "no weights"}, "n": {"error": "no weights"}}}
-    found = list(operations.findings(answer, gpus_wanted=True, told={"m"}))
-    assert [finding.text for finding in found] == ["n: its operations were not looked at: no weights"]
+    found = list(operations.findings(answer, gpus_wanted=True, not_loaded={"m"}))
+    assert [finding.text for finding in found] == ["n: its operations cannot be read: no weights"]

@@ -1,7 +1,8 @@
-"""What `multitower bench` measures with; `cli.bench` is the command.
+"""`multitower bench`: load on a daemon, and figures of its throughput, latency and bottleneck.
 
-Without a process or a clock: `histogram`, `arrivals`, `tally`, `inputs`, `slo`, `scaling`, `evidence`, `report`. With
-them: `generator` (the load of one client process), `pool` (all of those processes), `watch` (what the daemon and the
-system say meanwhile), `daemon` (one of our own, for scaling), and `session`, which puts them together. `plot` alone
-needs matplotlib.
+`session` measures one daemon: `client_pool` starts client processes, `client_process` is what they run, `observer`
+reads the daemon's counters and the CPU time of its processes meanwhile. `run` puts the steps of a command in order.
+
+Without processes and clocks: `arrivals`, `histogram`, `tally`, `inputs`, `rate_search`, `scaling`, `evidence`,
+`bottleneck`, `results` and both reports. Only `plot` needs matplotlib.
 """

@@ -1,4 +1,4 @@
-"""The load of one step: how much, whose part of it, and when open-loop requests are due. Pure."""
+"""The load of one step: how much, each process's part of it, and when open-loop requests are due. Pure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _BLOCK: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a step asks of the daemon.
+    """The load of one step.
 
     Attributes:
-        loop: `closed`: so many requests are always outstanding, and each answer is followed by the next request;
-            `open`: requests come at a rate, whatever becomes of those before.
+        loop: `closed`: a fixed number of requests is outstanding, and each answer is followed by the next request;
+            `open`: requests are sent at a rate, whatever became of earlier ones.
         amount: requests outstanding, or requests a second.
     """
 
@@ -28,25 +28,25 @@ class Load:
         return f"{self.amount:g} outstanding" if self.loop == "closed" else f"{self.amount:,.4g} requests/s"
 
     def split(self, processes: int) -> list[Load]:
-        """A part for each process: as even as can be, and none where there is not one request for each."""
+        """The parts of several processes, as equal as possible; fewer parts where there are fewer requests."""
         if self.loop == "open":
             # Poisson processes add up to one of the sum of their rates.
             return [Load("open", self.amount / processes)] * processes
-        whole = int(self.amount)
-        each, rest = divmod(whole, processes)
-        return [Load("closed", each + (index < rest)) for index in range(min(processes, whole))]
+        requests = int(self.amount)
+        each, rest = divmod(requests, processes)
+        return [Load("closed", each + (index < rest)) for index in range(min(processes, requests))]
 
 
 def poisson(rate: float, seed: int) -> Iterator[float]:
-    """Endless arrivals at random: seconds from the start, each later than the one before, with exponential gaps.
+    """Endless random arrivals: seconds from the start, ascending, with exponentially distributed gaps.
 
     Args:
-        rate: arrivals a second, over 0.
-        seed: the same one gives the same arrivals.
+        rate: arrivals a second, more than 0.
+        seed: the same seed gives the same arrivals.
     """
     rng = np.random.default_rng(seed)
-    at = 0.0
+    last = 0.0
     while True:
-        times = at + np.cumsum(rng.exponential(1 / rate, _BLOCK))
-        at = float(times[-1])
+        times = last + np.cumsum(rng.exponential(1 / rate, _BLOCK))
+        last = float(times[-1])
         yield from times.tolist()

@@ -1,4 +1,4 @@
-"""The client processes: started once, given each step's load at the same moment, ended in any case."""
+"""The client processes of a bench: started once, given each step's load at the same moment, ended in any case."""
 
 from __future__ import annotations
 
@@ -14,50 +14,55 @@ from multitower.tools.bench import client_process
 from multitower.tools.bench.arrivals import Load
 from multitower.tools.bench.client_process import SLACK_S, Target, Task
 from multitower.tools.bench.tally import Tally, total
+from multitower.tools.errors import ToolError
 
 START_S: Final = 60.0
 END_S: Final = 5.0
 LEAD_S: Final = 0.05
-"""From handing out the tasks to the first request: every process has read its own by then."""
+"""Seconds between handing out the tasks and the first request, so that every process has read its task by then."""
+
+_SEED_STEP: Final = 1_000_003
+"""Between the seeds of two processes: far more than steps, whose seeds follow each other."""
 
 _NS: Final = 1_000_000_000
 
 
-class BenchError(Exception):
-    """Nothing can be measured; the message is for people."""
-
-
 class Window(NamedTuple):
-    """When a step is measured, on the clock of `time.monotonic_ns`."""
+    """The time in which a step is measured, on the clock of `time.monotonic_ns`."""
 
     begin_ns: int
     end_ns: int
 
 
-class Pool:
-    """Client processes; a context manager that has them connected, and ends them however it is left.
+class ClientPool:
+    """Several client processes. A context manager: entered when all are connected, ended when left.
 
     Args:
-        target: what they ask.
-        processes: how many.
+        target: where their requests go.
+        processes: how many processes.
     """
 
     def __init__(self, target: Target, processes: int) -> None:
         self._target = target
         self._spawn = multiprocessing.get_context("spawn")
-        self._wanted = processes
+        self._count = processes
         self._processes: list[tuple[SpawnProcess, Connection]] = []
-        self._asked: list[tuple[SpawnProcess, Connection]] = []
+        self._active: list[tuple[SpawnProcess, Connection]] = []  # those that have a part of the current step
         self._window = Window(0, 0)
 
     def __enter__(self) -> Self:
+        """Starts the processes.
+
+        Raises:
+            ToolError: a process could not connect, or ended.
+        """
         try:
-            for number in range(self._wanted):
+            for number in range(self._count):
                 self._start(number)
             for process, connection in self._processes:
-                word = self._receive(process, connection, START_S)
-                if word != client_process.READY:
-                    raise BenchError(word.decode())
+                answer = self._receive(process, connection, START_S)
+                if answer != client_process.READY:
+                    raise ToolError(answer.decode())
         except BaseException:
             self._end(at_once=True)
             raise
@@ -68,46 +73,48 @@ class Pool:
     ) -> None:
         self._end(at_once=kind is not None)
 
-    def begin(self, load: Load, *, warmup: float, seconds: float, seed: int) -> Window:
-        """Begins a step; `collect` ends it.
+    def begin_step(self, load: Load, *, warmup: float, seconds: float, seed: int) -> Window:
+        """Begins a step; `finish_step` must follow.
 
         Args:
-            load: of all processes together.
-            warmup: seconds of load before it is measured.
-            seconds: how long it is measured.
-            seed: of the arrivals; each process gets others.
+            load: the load of all processes together.
+            warmup: seconds of load before measuring begins.
+            seconds: seconds to measure.
+            seed: of the arrivals; each process gets a different one.
+
+        Returns:
+            When the step is measured.
         """
-        start = time.monotonic_ns() + int(LEAD_S * _NS)
-        begin = start + int(warmup * _NS)
-        self._window = Window(begin, begin + int(seconds * _NS))
+        start_ns = time.monotonic_ns() + int(LEAD_S * _NS)
+        begin_ns = start_ns + int(warmup * _NS)
+        self._window = Window(begin_ns, begin_ns + int(seconds * _NS))
         parts = load.split(len(self._processes))
-        self._asked = self._processes[: len(parts)]
-        for number, ((process, connection), part) in enumerate(zip(self._asked, parts, strict=True)):
-            # Far apart: the next step's seed must not be this step's of another process.
-            task = Task(part.loop, part.amount, start, *self._window, seed + 1_000_003 * number)
+        self._active = self._processes[: len(parts)]
+        for number, ((process, connection), part) in enumerate(zip(self._active, parts, strict=True)):
+            task = Task(part.loop, part.amount, start_ns, *self._window, seed + _SEED_STEP * number)
             try:
                 connection.send_bytes(task.to_bytes())
             except OSError:
-                raise self._dead(process) from None
+                raise self._ended_error(process) from None
         return self._window
 
-    def collect(self) -> Tally:
-        """The sum of what the processes counted; waits until every request has its outcome.
+    def finish_step(self) -> Tally:
+        """Waits until every request has its outcome, and returns the sum of the processes' tallies.
 
         Raises:
-            BenchError: a process ended, or says nothing.
+            ToolError: a process ended, or did not answer in time.
         """
-        # Everything is sent within the grace, and settled within its time and the slack.
-        until = self._window.end_ns / _NS + self._target.timeout + client_process.GRACE_S + 2 * SLACK_S
+        # Requests are sent until the grace is over, and have their outcomes within their timeout and the slack.
+        deadline = self._window.end_ns / _NS + client_process.GRACE_S + self._target.timeout + 2 * SLACK_S
         return total(
-            Tally.from_bytes(self._receive(process, connection, until - time.monotonic()))
-            for process, connection in self._asked
+            Tally.from_bytes(self._receive(process, connection, deadline - time.monotonic()))
+            for process, connection in self._active
         )
 
     def _start(self, number: int) -> None:
         ours, theirs = self._spawn.Pipe()
         process = self._spawn.Process(target=client_process.run, args=(theirs, self._target), name=f"mt-bench-{number}")
-        # Blocked until the process ignores it: Ctrl-C must not make it print where it was.
+        # SIGINT stays blocked until the process ignores it: Ctrl-C must not make it print a traceback.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
         try:
             process.start()
@@ -118,20 +125,20 @@ class Pool:
 
     def _receive(self, process: SpawnProcess, connection: Connection, seconds: float) -> bytes:
         if not connection.poll(max(seconds, 0.0)):
-            raise BenchError(f"client process {process.pid} says nothing")
+            raise ToolError(f"client process {process.pid} did not answer in time")
         try:
             return connection.recv_bytes()
         except (EOFError, OSError):
-            raise self._dead(process) from None
+            raise self._ended_error(process) from None
 
     @staticmethod
-    def _dead(process: SpawnProcess) -> BenchError:
+    def _ended_error(process: SpawnProcess) -> ToolError:
         process.join(END_S)
-        return BenchError(f"client process {process.pid} ended (exit code {process.exitcode})")
+        return ToolError(f"client process {process.pid} ended (exit code {process.exitcode})")
 
     def _end(self, *, at_once: bool) -> None:
         for process, connection in self._processes:
-            connection.close()  # it ends by itself, unless it is in a step
+            connection.close()  # a process that is not in a step exits
             if at_once:
                 process.kill()
         for process, _ in self._processes:

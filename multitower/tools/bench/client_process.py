@@ -1,17 +1,13 @@
-"""The load of one client process: what `pool` starts, several times.
+"""One client process of a bench; `client_pool` starts several.
 
-A process has one `Client` and keeps it for all steps. Closed-loop requests are sent from the callback of the answer
-before them, in the client's own thread, which is the cheapest way that the client has; open-loop ones are sent by the
-main thread when they are due. Retries are off, so that refusals are seen.
+A process has one `Client` and keeps it for all steps. It does not retry, so that refusals are counted.
 """
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import os
-import queue
 import signal
 import threading
 import time
@@ -27,30 +23,32 @@ from multitower.errors import MultitowerError
 from multitower.tools.bench.arrivals import poisson
 from multitower.tools.bench.inputs import Request
 from multitower.tools.bench.tally import NO_OUTCOME, NOT_SENT, Tally
-
-PAUSE_S: Final = 0.01
-"""How long a place of the closed loop rests after an error: refusals are quick, and would be all that is measured."""
+from multitower.tools.load_generator import LoadGenerator, Outcome, sleep_until
 
 GRACE_S: Final = 0.25
-"""How long after the end open-loop requests that were due before it are still sent."""
+"""Seconds after the end of a step in which open-loop requests that were due before the end are still sent."""
 
 SLACK_S: Final = 5.0
-"""How much later than its own time a request must have its outcome."""
+"""Seconds beyond its timeout after which a request without an outcome is counted as a defect of the client."""
 
-_NS: Final = 1_000_000_000
+CONNECT_S: Final = 3.0
+"""Seconds to connect to the daemon at most."""
+
 READY: Final = b"ready"
+_NS: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is asked.
+    """Where requests go, and what they are.
 
     Attributes:
-        endpoint: the daemon's.
-        model: its name; `version`: "" for the one that is served.
-        requests: the inputs, sent in turn.
+        endpoint: the daemon's address.
+        model: the model's name.
+        version: the model's version; "" for the default one.
+        requests: the inputs of the requests, sent in turn.
         timeout: seconds for a request.
-        room: requests that may be outstanding in a process; an open loop waits at that many.
+        max_outstanding: the most requests outstanding in a process; an open loop waits at that number.
     """
 
     endpoint: str
@@ -58,18 +56,20 @@ class Target:
     version: str
     requests: Sequence[Request]
     timeout: float
-    room: int
+    max_outstanding: int
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One step of one process.
+    """One process's part of one step. Times are of the clock of `time.monotonic_ns`, which all processes share.
 
     Attributes:
-        loop, amount: its part of the load.
-        start_ns, begin_ns, end_ns: on the clock of `time.monotonic_ns`, which all processes share: when load begins,
-            from when and until when it is measured.
-        seed: of its arrivals.
+        loop: `closed` or `open`.
+        amount: requests outstanding, or requests a second.
+        start_ns: when the load begins.
+        begin_ns: when measuring begins.
+        end_ns: when both end.
+        seed: of the arrivals of an open loop.
     """
 
     loop: str
@@ -80,35 +80,38 @@ class Task:
     seed: int
 
     def to_bytes(self) -> bytes:
-        """As `from_bytes` reads it."""
+        """The task as JSON, for `from_bytes`."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """What `to_bytes` wrote."""
+        """The task that `to_bytes` wrote."""
         return cls(**json.loads(data))
 
 
 def run(connection: Connection, target: Target) -> None:
-    """The main function of a client process: carries out tasks until its parent closes the connection, or ends.
+    """The main function of a client process: carries out tasks until its parent closes the connection or ends.
 
     Args:
-        connection: says `READY` once the daemon has answered, or why it did not; then takes a `Task` and gives a
-            `Tally`, again and again.
-        target: what is asked.
+        connection: gets `READY` once the daemon has answered, otherwise an error message. Then each `Task` received is
+            answered with a `Tally`.
+        target: where requests go.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent acts on it
-    threading.Thread(target=_end_with_the_parent, name="parent", daemon=True).start()
-    connect_s = min(target.timeout, 3.0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent handles it
+    threading.Thread(target=_exit_with_parent, name="parent", daemon=True).start()
     with Client(
-        target.endpoint, timeout=target.timeout, connect_timeout=connect_s, max_outstanding=target.room, retries=0
+        target.endpoint,
+        timeout=target.timeout,
+        connect_timeout=min(target.timeout, CONNECT_S),
+        max_outstanding=target.max_outstanding,
+        retries=0,
     ) as client:
         try:
-            client.live()  # connected before anything is measured
+            client.live()  # connects before anything is measured
         except MultitowerError as error:
             connection.send_bytes(str(error).encode())
             return
-        # What there is by now stays; the collector has less to go through while latencies are measured.
+        # Objects made so far stay; without them the collector takes less time while latencies are measured.
         gc.collect()
         gc.freeze()
         connection.send_bytes(READY)
@@ -117,144 +120,86 @@ def run(connection: Connection, target: Target) -> None:
                 task = Task.from_bytes(connection.recv_bytes())
             except EOFError:
                 return
-            connection.send_bytes(Generator(client, target, task).run().to_bytes())
+            connection.send_bytes(TaskRun(client, target, task).run().to_bytes())
 
 
-def _end_with_the_parent() -> None:
+def _exit_with_parent() -> None:
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)
 
 
-class Generator:
-    """Sends the requests of one task and counts what comes of them."""
+class TaskRun:
+    """Carries out one task and counts its outcomes."""
 
     def __init__(self, client: Client, target: Target, task: Task) -> None:
-        self._submit = functools.partial(client.submit, target.model, version=target.version)
-        self._requests = target.requests
-        self._timeout = target.timeout
+        self._client = client
+        self._target = target
         self._task = task
-        self._closed = task.loop == "closed"
         self._tally = Tally()
-        self._sent = self._done = 0
-        # A future that is done already calls back in the thread that asks it to, beside the client's own.
-        self._lock = threading.Lock()
-        self._paused: queue.SimpleQueue[int] = queue.SimpleQueue()  # when places of the closed loop go on
-        self._ended = False  # nothing more is sent
-        self._settled = threading.Event()
+        self._load = LoadGenerator(self._submit, self._record)
 
     def run(self) -> Tally:
-        """Carries the task out; ends when every request has its outcome."""
+        """Puts the load on the daemon and returns when every request has its outcome."""
         task = self._task
         meter = threading.Thread(target=self._measure_cpu, name="cpu", daemon=True)
         meter.start()
-        _sleep_until(task.start_ns)
-        if self._closed:
-            self._run_closed(int(task.amount))
+        sleep_until(task.start_ns)
+        not_sent = 0
+        if task.loop == "closed":
+            self._load.keep_outstanding(int(task.amount))
         else:
-            self._run_open()
-        _sleep_until(task.end_ns)
-        with self._lock:
-            self._ended = True
-            waits = self._done < self._sent
-        if waits:
-            # Every request has its outcome within its time; a little more, and the client is wrong.
-            self._settled.wait(self._timeout + SLACK_S)
+            not_sent = self._send_arrivals()
+        sleep_until(task.end_ns)
+        missing = self._load.stop(self._target.timeout + SLACK_S)
         meter.join()
-        with self._lock:
-            missing = self._sent - self._done
-            if missing:
-                self._tally.fail(NO_OUTCOME, "the client gave no outcome within the request's time", missing)
-            return self._tally
+        if missing:
+            self._tally.fail(NO_OUTCOME, "the client gave no outcome within the request's time", missing)
+        if not_sent:
+            self._tally.fail(NOT_SENT, "the client process was too slow to send it", not_sent)
+        return self._tally
 
-    def _run_closed(self, places: int) -> None:
-        for _ in range(places):
-            self._send(time.monotonic_ns())
-        end_ns = self._task.end_ns
-        while (left := end_ns - time.monotonic_ns()) > 0:
-            try:
-                at = self._paused.get(timeout=left / _NS)
-            except queue.Empty:
-                return
-            _sleep_until(min(at, end_ns))
-            now = time.monotonic_ns()
-            if now < end_ns:
-                self._send(now)
+    def _submit(self, number: int) -> Future[Any]:
+        target = self._target
+        inputs = target.requests[number % len(target.requests)]
+        return self._client.submit(target.model, inputs, version=target.version)
 
-    def _run_open(self) -> None:
+    def _record(self, outcome: Outcome) -> None:
+        task, tally, error = self._task, self._tally, outcome.error
+        if error is None and task.begin_ns <= outcome.ended_ns < task.end_ns:
+            tally.answered += 1
+        if not task.begin_ns <= outcome.due_ns < task.end_ns:
+            return
+        if error is None:
+            tally.latency.add(outcome.ended_ns - outcome.due_ns)
+        else:
+            tally.fail(error.reason if isinstance(error, MultitowerError) else type(error).__name__, str(error))
+
+    def _send_arrivals(self) -> int:
+        """Sends open-loop requests when they are due; returns how many measured ones could not be sent in time."""
         task = self._task
         last_ns = task.end_ns + int(GRACE_S * _NS)
-        late = self._tally.late
-        for at in poisson(task.amount, task.seed):
-            due = task.start_ns + int(at * _NS)
-            if due >= task.end_ns:
-                return
-            now = time.monotonic_ns()
-            if now < due:
-                time.sleep((due - now) / _NS)
-                now = time.monotonic_ns()
-            measured = due >= task.begin_ns
+        not_sent = 0
+        for arrival_s in poisson(task.amount, task.seed):
+            due_ns = task.start_ns + int(arrival_s * _NS)
+            if due_ns >= task.end_ns:
+                break
+            sleep_until(due_ns)
+            now_ns = time.monotonic_ns()
+            measured = due_ns >= task.begin_ns
             if measured:
-                late.add(now - due)
-            if now < last_ns:
-                self._send(due)
+                self._tally.late.add(now_ns - due_ns)
+            if now_ns < last_ns:
+                self._load.send(due_ns)
             elif measured:
-                with self._lock:
-                    self._tally.fail(NOT_SENT, "the client process was too slow to send it")
-
-    def _send(self, due: int) -> None:
-        with self._lock:
-            self._sent += 1
-            number = self._sent
-        self._start(number, due)
-
-    def _start(self, number: int, due: int) -> None:
-        try:
-            future = self._submit(self._requests[number % len(self._requests)])
-        except MultitowerError as error:
-            self._finish(due, error)
-        else:
-            future.add_done_callback(functools.partial(self._answered, due))
-
-    def _answered(self, due: int, future: Future[Any]) -> None:
-        self._finish(due, future.exception())
-
-    def _finish(self, due: int, error: BaseException | None) -> None:
-        now = time.monotonic_ns()
-        task, tally = self._task, self._tally
-        goes_on = self._closed and now < task.end_ns
-        number = 0
-        with self._lock:
-            if error is None:
-                if task.begin_ns <= now < task.end_ns:
-                    tally.answered += 1
-                if task.begin_ns <= due < task.end_ns:
-                    tally.latency.add(now - due)
-            elif task.begin_ns <= due < task.end_ns:
-                reason = error.reason if isinstance(error, MultitowerError) else type(error).__name__
-                tally.fail(reason, str(error))
-            self._done += 1
-            if goes_on and error is None:
-                # At once: in between, the loop would look as if it had come to its end.
-                self._sent += 1
-                number = self._sent
-            if self._ended and self._done == self._sent:
-                self._settled.set()
-        if number:
-            self._start(number, now)
-        elif goes_on:
-            self._paused.put(now + int(PAUSE_S * _NS))
+                not_sent += 1
+        return not_sent
 
     def _measure_cpu(self) -> None:
         task = self._task
-        _sleep_until(task.begin_ns)
-        began_ns, began = time.monotonic_ns(), time.process_time_ns()
-        _sleep_until(task.end_ns)
-        used, passed = time.process_time_ns() - began, time.monotonic_ns() - began_ns
-        self._tally.cpu.append(used / max(passed, 1))
-
-
-def _sleep_until(at_ns: int) -> None:
-    while (left := at_ns - time.monotonic_ns()) > 0:
-        time.sleep(left / _NS)
+        sleep_until(task.begin_ns)
+        begin_ns, begin_cpu_ns = time.monotonic_ns(), time.process_time_ns()
+        sleep_until(task.end_ns)
+        used_ns, passed_ns = time.process_time_ns() - begin_cpu_ns, time.monotonic_ns() - begin_ns
+        self._tally.cpu.append(used_ns / max(passed_ns, 1))

@@ -1,4 +1,4 @@
-"""What was seen of clients, router, workers and machine during a step, from the counters before and after it. Pure."""
+"""How busy clients, router, workers and machine were during a step, by counters read before and after it. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Snapshot:
         at: monotonic seconds.
         statistics: the model's entry of `MT1:statistics`.
         status: the daemon's whole `MT1:status`.
-        cpu: seconds of CPU that each local process of the daemon has used, by pid; nothing of a remote daemon.
-        threads: the same of each thread of the daemon's own process, by thread id.
-        machine: seconds of CPU that all of this machine's cores have worked, and could have worked.
+        cpu: CPU seconds of each local process of the daemon so far, by pid; empty for a remote daemon.
+        threads: CPU seconds of each thread of the daemon's own process so far, by thread id.
+        machine: CPU seconds of all cores of this machine so far: in use, and in all.
     """
 
     at: float
@@ -29,7 +29,7 @@ class Snapshot:
     machine: tuple[float, float]
 
     def model(self, name: str) -> Mapping[str, Any]:
-        """One model's part of the status, of the version that the statistics are of."""
+        """The status entry of a model, in the version that the statistics belong to."""
         entries = [model for model in self.status["models"] if model["name"] == name]
         version = self.statistics.get("version")
         return next((entry for entry in entries if entry.get("version") == version), entries[0] if entries else {})
@@ -40,11 +40,12 @@ class Worker:
     """One worker during a step.
 
     Attributes:
-        slot, device: as in the status.
-        cpu: seconds of CPU for each second; None when it is not known.
-        rows: rows that it answered.
-        utilization: of its GPU, 0 to 1, as NVML has it; None for a CPU device.
-        replaced: its slot got another process meanwhile.
+        slot: the slot's number.
+        device: the slot's devices, as in the status.
+        cpu: CPU seconds per second; None if unknown.
+        rows: rows that the worker answered.
+        utilization: of its GPU, 0 to 1, as NVML reports it; None for a CPU device.
+        replaced: whether the slot got another process during the step.
     """
 
     slot: int
@@ -57,21 +58,23 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a verdict is made from. Shares are of the time measured, 1.0 being all of it; None is unknown.
+    """How busy each part was. Shares are of the time measured, 1.0 being all of it; None is unknown.
 
     Attributes:
-        clients: seconds of CPU for each second, of each client process.
-        router: the same of the daemon's own process; `router_thread`: of its busiest thread, which one core limits.
-        workers: see `Worker`.
-        compute: share of the time in which a worker computed (the mean over the workers that serve the model).
-        handling: share of the time in which it assembled batches and cut up outputs.
-        queued: requests that waited for a worker, on average; `queued_most`: at most.
+        clients: CPU seconds per second of each client process.
+        router: CPU seconds per second of the daemon's own process.
+        router_thread: CPU seconds per second of that process's busiest thread, which one core limits.
+        workers: the workers, in the order of their slots.
+        compute: share of the time in which a worker computed; the mean over the workers that serve the model.
+        handling: share of the time in which it assembled batches and split their outputs; likewise the mean.
+        queued: requests waiting for a worker, on average.
+        queued_most: requests waiting for a worker, at most.
         queue_s: seconds that a request waited for a worker, on average.
         batch_rows: rows of a batch, on average.
-        requests: that the daemon answered, whoever asked.
-        machine: share of this machine's cores that worked, whatever for.
-        cores: how many there are.
-        problems: why something is not known, for people.
+        requests: requests that the daemon answered, to any client.
+        machine: share of this machine's cores in use, by any program.
+        cores: the machine's cores.
+        problems: why something is unknown, for the user.
     """
 
     clients: tuple[float, ...] = ()
@@ -91,7 +94,7 @@ class Evidence:
 
     @property
     def own(self) -> float | None:
-        """Share of this machine's cores that clients, daemon and workers used; None where not all of them are here."""
+        """Share of this machine's cores that clients, daemon and workers used; None where one of them is not local."""
         workers = [worker.cpu for worker in self.workers]
         if self.router is None or any(cpu is None for cpu in workers):
             return None
@@ -103,26 +106,26 @@ class Evidence:
         return max(self.machine - self.own, 0.0) if self.machine is not None and self.own is not None else None
 
 
-def gather(model: str, snapshots: Sequence[Snapshot], clients: Sequence[float], cores: int) -> Evidence:
-    """The evidence of one step.
+def gather_evidence(model: str, snapshots: Sequence[Snapshot], clients: Sequence[float], cores: int) -> Evidence:
+    """Computes the evidence of one step.
 
     Args:
-        model: its name.
-        snapshots: in their order; the first at the beginning, the last at the end.
-        clients: CPU of each client process, seconds for each second.
-        cores: of this machine.
+        model: the model's name.
+        snapshots: in order; the first at the beginning of the step, the last at its end.
+        clients: CPU seconds per second of each client process.
+        cores: this machine's cores.
     """
     if len(snapshots) < 2:
         return Evidence(
-            clients=tuple(clients), cores=cores, problems=("the daemon did not answer while it was watched",)
+            clients=tuple(clients), cores=cores, problems=("the daemon did not answer while it was observed",)
         )
     first, last = snapshots[0], snapshots[-1]
     seconds = last.at - first.at
-    compute, handling, requests, batches, rows, queue_s = _counted(first.statistics, last.statistics)
+    compute, handling, requests, batches, rows, queue_s = _differences(first.statistics, last.statistics)
     serving = _mean([snapshot.model(model).get("slots_ready", 0) for snapshot in snapshots])
     queued = [snapshot.model(model).get("queue", 0) for snapshot in snapshots]
     daemon = first.status["daemon"]["pid"]
-    busy, there = (after - before for before, after in zip(first.machine, last.machine, strict=True))
+    busy, whole = (after - before for before, after in zip(first.machine, last.machine, strict=True))
     return Evidence(
         clients=tuple(clients),
         router=_cpu(daemon, first, last),
@@ -137,24 +140,24 @@ def gather(model: str, snapshots: Sequence[Snapshot], clients: Sequence[float], 
         queue_s=queue_s / requests if requests else None,
         batch_rows=rows / batches if batches else None,
         requests=requests,
-        machine=busy / there if there > 0 else None,
+        machine=busy / whole if whole > 0 else None,
         cores=cores,
     )
 
 
-def _counted(first: Mapping[str, Any], last: Mapping[str, Any]) -> tuple[float, float, int, int, int, float]:
-    """Seconds computed and handled, requests, batches, rows, and seconds of waiting in all."""
+def _differences(first: Mapping[str, Any], last: Mapping[str, Any]) -> tuple[float, float, int, int, int, float]:
+    """Seconds of computing and of handling, requests, batches, rows, and seconds of waiting of all requests."""
 
-    def grown(name: str, what: str) -> int:
+    def difference(name: str, what: str) -> int:
         return int(last["inference_stats"][name][what] - first["inference_stats"][name][what])
 
     return (
-        grown("compute_infer", "ns") / 1e9,
-        (grown("compute_input", "ns") + grown("compute_output", "ns")) / 1e9,
-        grown("success", "count"),
+        difference("compute_infer", "ns") / 1e9,
+        (difference("compute_input", "ns") + difference("compute_output", "ns")) / 1e9,
+        difference("success", "count"),
         last["execution_count"] - first["execution_count"],
         last["inference_count"] - first["inference_count"],
-        grown("queue", "ns") / 1e9,
+        difference("queue", "ns") / 1e9,
     )
 
 
@@ -163,8 +166,8 @@ def _worker(slot: Mapping[str, Any], snapshots: Sequence[Snapshot]) -> Worker:
     seen = [each for snapshot in snapshots for each in snapshot.status["slots"] if each["slot"] == slot["slot"]]
     cpu = _cpu(slot["pid"], first, last)
     if cpu is None:
-        told = [each["cpu_percent"] / 100 for each in seen if each.get("cpu_percent") is not None]
-        cpu = _mean(told) if told else None
+        reported = [each["cpu_percent"] / 100 for each in seen if each.get("cpu_percent") is not None]
+        cpu = _mean(reported) if reported else None
     used = [each["utilization_percent"] / 100 for each in seen if each.get("utilization_percent") is not None]
     return Worker(
         slot=slot["slot"],

@@ -1,7 +1,7 @@
-"""Latencies in bounded memory: counts in buckets whose width is a fixed share of what they hold. Pure.
+"""Latencies in bounded memory: counts in buckets whose width is proportional to the latency. Pure.
 
-As HDR histograms do it (https://hdrhistogram.org): the first 256 nanoseconds have a bucket each, every doubling after
-them 128, so that whatever is read back is at most 1/128 too high. An hour of load takes no more memory than a second.
+As in HDR histograms (https://hdrhistogram.org): each of the first 256 nanoseconds has its own bucket, each doubling
+above them has 128, so that a value read back is at most 1/128 too high. Memory does not grow with the number of values.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, Self
 
 _BITS: Final = 7
-_LONGEST_BITS: Final = 43  # 2^43 ns are 2.4 hours; what takes longer is counted as that
+_LONGEST_BITS: Final = 43  # 2^43 ns are 2.4 hours; longer durations are counted as that
 _LONGEST_NS: Final = (1 << _LONGEST_BITS) - 1
 
 
@@ -21,7 +21,7 @@ def _bucket(ns: int) -> int:
 
 
 def _upper_ns(bucket: int) -> int:
-    """The longest time that belongs to a bucket."""
+    """The longest duration that belongs to a bucket."""
     shift = max((bucket >> _BITS) - 1, 0)
     return (((bucket - (shift << _BITS)) + 1) << shift) - 1
 
@@ -34,8 +34,8 @@ class Histogram:
 
     Attributes:
         count: durations added.
-        total_ns: their sum.
-        max_ns: the longest one, exactly; 0 when there is none.
+        total_ns: the sum of the durations.
+        max_ns: the longest duration, exactly; 0 without durations.
     """
 
     __slots__ = ("_counts", "count", "max_ns", "total_ns")
@@ -45,10 +45,10 @@ class Histogram:
         self.count = self.total_ns = self.max_ns = 0
 
     def add(self, ns: int) -> None:
-        """Takes one duration; one below 0 counts as 0."""
+        """Adds one duration; a negative one counts as 0."""
         if not 0 <= ns <= _LONGEST_NS:
             ns = 0 if ns < 0 else _LONGEST_NS
-        # `_bucket` again: this runs for every request, and a call would cost as much as the rest.
+        # `_bucket` inline: this runs for every request, and a call would cost as much as the rest.
         shift = max(ns.bit_length() - _BITS - 1, 0)
         self._counts[(shift << _BITS) + (ns >> shift)] += 1
         self.count += 1
@@ -57,21 +57,21 @@ class Histogram:
             self.max_ns = ns
 
     def merge(self, other: Histogram) -> None:
-        """Adds all that another one holds."""
+        """Adds the durations of another histogram."""
         self._counts = [mine + theirs for mine, theirs in zip(self._counts, other._counts, strict=True)]
         self.count += other.count
         self.total_ns += other.total_ns
         self.max_ns = max(self.max_ns, other.max_ns)
 
     def percentile_ns(self, percent: float, missing: int = 0) -> float:
-        """The least time that `percent` of 100 did not exceed (the nearest rank), at most 1/128 too high.
+        """The percentile by nearest rank, at most 1/128 too high.
 
         Args:
-            percent: over 0 up to 100.
-            missing: how many more there were that took longer than any that were added: requests without an answer.
+            percent: more than 0, up to 100.
+            missing: requests without an answer, counted as longer than every duration that was added.
 
         Returns:
-            Nanoseconds; infinity where it falls among the missing ones, NaN when there was nothing at all.
+            Nanoseconds; infinity where the percentile falls among the missing ones, NaN without any duration.
         """
         total = self.count + missing
         if not total:
@@ -89,22 +89,22 @@ class Histogram:
 
     @property
     def mean_ns(self) -> float:
-        """The mean, exactly; NaN when there is none."""
+        """The exact mean; NaN without durations."""
         return self.total_ns / self.count if self.count else math.nan
 
     def buckets(self) -> Iterator[tuple[int, int]]:
-        """The buckets that hold something, in order: the longest time of each, nanoseconds, and its count."""
+        """The non-empty buckets in ascending order: the longest duration of each, nanoseconds, and its count."""
         for bucket, count in enumerate(self._counts):
             if count:
                 yield _upper_ns(bucket), count
 
     def to_json(self) -> dict[str, Any]:
-        """As `from_json` reads it."""
+        """The histogram as JSON, for `from_json`."""
         return {"total_ns": self.total_ns, "max_ns": self.max_ns, "buckets": [list(each) for each in self.buckets()]}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """What `to_json` wrote."""
+        """The histogram that `to_json` wrote."""
         histogram = cls()
         for upper, count in value["buckets"]:
             histogram._counts[_bucket(upper)] += count

@@ -1,4 +1,4 @@
-"""The JSON of a bench: what was measured, with what, on what."""
+"""The JSON report of a bench: results, settings, versions and machine."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from multitower.errors import MultitowerError
 from multitower.tensors import datatype_of
 from multitower.tools.bench.inputs import Request
 from multitower.tools.bench.rate_search import Objective
-from multitower.tools.bench.results import Result, known
+from multitower.tools.bench.results import Result, finite
 from multitower.tools.bench.scaling import efficiency
 
 FORMAT: Final = 1
-"""Of the JSON; a number that rises when a key changes its meaning or goes."""
+"""The version of the report's format; raised when a key changes its meaning or is removed."""
 
 
-def machine() -> dict[str, Any]:
-    """This machine, where the clients ran."""
+def describe_machine() -> dict[str, Any]:
+    """The machine that the client processes ran on."""
     return {
         "system": platform.platform(),
         "cpu": _cpu_name(),
@@ -46,8 +46,8 @@ def _cpu_name() -> str:
     return next(names, platform.machine())
 
 
-def versions() -> dict[str, str]:
-    """Of all that has a part in the figures on the client's side."""
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that the client processes use."""
     return {
         "multitower": multitower.__version__,
         "python": platform.python_version(),
@@ -57,7 +57,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def document(
+def build_report(
     settings: Mapping[str, Any],
     *,
     daemon: Mapping[str, Any] | None,
@@ -68,27 +68,27 @@ def document(
     scaling: Mapping[int, Result] | None = None,
     complete: bool,
 ) -> dict[str, Any]:
-    """All of it.
+    """Builds the report.
 
     Args:
         settings: the command's options.
-        daemon: what it said of itself before the load.
-        requests: what was sent.
-        steps: all steps in their order.
-        objective: of `--slo`.
-        tried: the steps of its search.
-        scaling: of `--scaling`, the best step of each number of workers.
-        complete: False when it was interrupted.
+        daemon: `status`, `metadata` and `config` before the load.
+        requests: the requests that were sent in turn.
+        steps: all steps in order.
+        objective: the objective of `--slo`.
+        tried: the steps of the search for it.
+        scaling: the best step of each number of workers of `--scaling`.
+        complete: False if the bench was interrupted.
     """
     return {
         "format": FORMAT,
-        # A date for people, not a duration.
+        # A date to read, not a duration.
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "complete": complete,
         "command": sys.argv[1:],
         "settings": dict(settings),
-        "machine": machine(),
-        "versions": versions(),
+        "machine": describe_machine(),
+        "versions": package_versions(),
         "daemon": daemon,
         "inputs": _inputs(requests),
         "steps": [step.to_json() for step in steps],
@@ -114,7 +114,7 @@ def _objective(objective: Objective | None, tried: Sequence[Result]) -> dict[str
         return None
     reached = [(result.load.amount, result.tally.percentile_s(objective.percent)) for result in tried]
     outcomes = [
-        {"rate": rate, "percentile_s": known(seconds), "held": objective.holds(seconds)} for rate, seconds in reached
+        {"rate": rate, "percentile_s": finite(seconds), "held": objective.holds(seconds)} for rate, seconds in reached
     ]
     return {
         "percent": objective.percent,

@@ -1,7 +1,7 @@
-"""Looks at the daemon and at the system while a step runs: its counters, its queue, the CPU of its processes.
+"""Reads counters of the daemon and of this machine while a step runs: queue, batches, CPU time of processes.
 
-The daemon is asked a few times a second, over a connection of its own. Its processes are measured where they run on
-this machine; of a remote daemon the status says what its workers use, and nothing is known of its own process.
+The daemon is asked several times a second over a separate connection. The CPU time of its processes is read where they
+run on this machine. Of a remote daemon, only the status tells what its workers use.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from multitower.tools.bench.client_pool import Window
 from multitower.tools.bench.evidence import Snapshot
 
 INTERVAL_S: Final = 0.5
-_LEAST_LOOKS: Final = 8
+_MIN_SNAPSHOTS: Final = 8
 _IDLE: Final = ("idle", "iowait")
 _COUNTED_ELSEWHERE: Final = ("guest", "guest_nice")  # within user and nice already
 _NS: Final = 1_000_000_000
 
 
-class Watch:
-    """Watches one model of a daemon.
+class Observer:
+    """Takes snapshots of a daemon that serves a model.
 
     Args:
-        client: a connection to it.
-        model: its name.
-        version: "" for the one that is served.
+        client: a connection to the daemon.
+        model: the model's name.
+        version: the model's version; "" for the default one.
     """
 
     def __init__(self, client: Client, model: str, version: str = "") -> None:
@@ -38,27 +38,27 @@ class Watch:
         self._model = model
         self._version = version
 
-    def during(self, window: Window) -> list[Snapshot]:
-        """Looks from the beginning to the end of a step, and returns at its end.
+    def observe(self, window: Window) -> list[Snapshot]:
+        """Takes snapshots from the beginning to the end of a step, and returns at its end.
 
         Returns:
-            What was seen; less, or nothing, where the daemon did not answer.
+            The snapshots in order. Those are missing for which the daemon did not answer.
         """
         seconds = (window.end_ns - window.begin_ns) / _NS
-        interval_ns = int(min(INTERVAL_S, seconds / _LEAST_LOOKS) * _NS)
+        interval_ns = int(min(INTERVAL_S, seconds / _MIN_SNAPSHOTS) * _NS)
         snapshots = []
         at_ns = window.begin_ns
         while True:
             time.sleep(max(at_ns - time.monotonic_ns(), 0) / _NS)
-            with contextlib.suppress(MultitowerError):  # the clients count what comes of it
-                snapshots.append(self._look())
+            with contextlib.suppress(MultitowerError):  # the client processes count such errors
+                snapshots.append(self._take_snapshot())
             if at_ns == window.end_ns:
                 return snapshots
-            # Not a sum of intervals: where an answer took long, looks are left out rather than made up for.
+            # After a slow answer, the snapshots missed meanwhile are skipped.
             at_ns = min(max(at_ns + interval_ns, time.monotonic_ns()), window.end_ns)
 
-    def _look(self) -> Snapshot:
-        # Of several versions the last is the one that requests get which name none.
+    def _take_snapshot(self) -> Snapshot:
+        # The last of several versions is the default one.
         statistics = self._client.statistics(self._model, self._version)["model_stats"][-1]
         at = time.monotonic()
         status = self._client.status()
@@ -71,12 +71,12 @@ class Watch:
                 if process.pid == pid:
                     threads = {thread.id: thread.user_time + thread.system_time for thread in process.threads()}
             except psutil.Error:
-                continue  # it has ended, or is not ours to look at: nothing is known of it
+                continue  # it has ended, or belongs to another user: unknown
         return Snapshot(at, statistics, status, used, threads, machine_cpu())
 
 
 def local_processes(status: dict[str, Any]) -> list[psutil.Process]:
-    """The daemon's process and its workers'; none where the daemon runs on another machine or in another container."""
+    """The daemon's process and its workers; empty if the daemon runs on another machine or in another container."""
     pid = status["daemon"]["pid"]
     found = []
     try:
@@ -87,12 +87,12 @@ def local_processes(status: dict[str, Any]) -> list[psutil.Process]:
         try:
             worker = psutil.Process(slot["pid"]) if slot["pid"] is not None else None
             if worker is not None and worker.ppid() != pid:
-                return []  # the numbers belong to others here
+                return []  # this pid is of another process on this machine
         except psutil.Error:
-            continue  # it has ended since the status was told
+            continue  # it has ended since the status was read
         if worker is not None:
             found.append(worker)
-    # Without a single worker it could be any process of that number.
+    # Without a worker, the daemon's pid could be of any process here.
     return found if len(found) > 1 else []
 
 
@@ -101,7 +101,7 @@ def _seconds(times: Any) -> float:
 
 
 def machine_cpu() -> tuple[float, float]:
-    """Seconds of CPU since its start that this machine's cores have worked, and could have worked."""
+    """CPU seconds of this machine's cores since its start: in use, and in all."""
     times = psutil.cpu_times()._asdict()
-    there = sum(seconds for name, seconds in times.items() if name not in _COUNTED_ELSEWHERE)
-    return there - sum(times.get(name, 0.0) for name in _IDLE), there
+    whole = sum(seconds for name, seconds in times.items() if name not in _COUNTED_ELSEWHERE)
+    return whole - sum(times.get(name, 0.0) for name in _IDLE), whole

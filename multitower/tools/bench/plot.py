@@ -1,4 +1,4 @@
-"""The picture of a bench, SVG or PNG. Needs matplotlib, which nothing else imports."""
+"""The plot of a bench, SVG or PNG. The only module that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def draw(
     objective: Objective | None = None,
     scaling: Mapping[int, Result] | None = None,
 ) -> None:
-    """Draws into a file.
+    """Draws the results of a bench into a file.
 
     Args:
-        path: ends in .svg or .png.
-        title: above it.
-        steps: what was measured.
-        objective: a line in the picture.
-        scaling: draws throughput and efficiency over workers instead of latencies.
+        path: a name that ends in .svg or .png.
+        title: the title of the plot.
+        steps: the results to draw.
+        objective: drawn as a line if given.
+        scaling: the best step of each number of workers; if given, throughput and efficiency are drawn, not latencies.
 
     Raises:
         OSError: the file cannot be written.
@@ -43,18 +43,18 @@ def draw(
     figure.suptitle(title)
     left, right = figure.subplots(1, 2)
     if scaling is not None:
-        _throughput(left, scaling)
-        _efficiency(right, scaling)
+        _draw_throughput(left, scaling)
+        _draw_efficiency(right, scaling)
     else:
-        _over_throughput(left, steps, objective)
-        _distribution(right, steps, objective)
-    # Text stays text, which is smaller and can be searched.
+        _draw_latency_over_throughput(left, steps, objective)
+        _draw_distribution(right, steps, objective)
+    # Text as text: the file is smaller and can be searched.
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         figure.savefig(path, dpi=120)
 
 
-def _over_throughput(axes: Any, steps: Sequence[Result], objective: Objective | None) -> None:
-    """Percentiles over requests a second: one line for each, and one of either loop."""
+def _draw_latency_over_throughput(axes: Any, steps: Sequence[Result], objective: Objective | None) -> None:
+    """Percentiles of the latency over requests a second: a line for each percentile and each kind of loop."""
     for loop, style, marker in (("closed", "-", "o"), ("open", "--", "s")):
         chosen = sorted((step for step in steps if step.load.loop == loop), key=lambda step: step.load.amount)
         if not chosen:
@@ -64,53 +64,53 @@ def _over_throughput(axes: Any, steps: Sequence[Result], objective: Objective | 
             latencies = [step.latency_s(percent) * 1000 for step in chosen]
             label = f"p{percent:g}, {loop} loop"
             axes.plot(rates, latencies, style, marker=marker, markersize=4, color=colour, label=label)
-    _objective_line(axes, objective)
+    _draw_objective(axes, objective)
     axes.set(xlabel="requests/s answered", ylabel="latency, ms", yscale="log", title="Latency over throughput")
     axes.set_xlim(left=0)
-    _finish(axes)
+    _add_grid_and_legend(axes)
 
 
-def _distribution(axes: Any, steps: Sequence[Result], objective: Objective | None) -> None:
-    """Each step's latencies over their percentiles, stretched towards 100 as HDR histograms are shown."""
+def _draw_distribution(axes: Any, steps: Sequence[Result], objective: Objective | None) -> None:
+    """Each step's latencies by percentile, with the axis stretched towards 100 as HDR histograms are drawn."""
     chosen = [step for step in steps if step.tally.latency.count]
-    for index, step in enumerate(_evenly(chosen, len(_COLOURS))):
+    for index, step in enumerate(_spread_evenly(chosen, len(_COLOURS))):
         latency, seen = step.tally.latency, 0
-        places, values = [], []
+        positions, values = [], []
         for upper, count in latency.buckets():
-            # From where to where of all requests these are; the last one is drawn as far as there are requests.
+            # The bucket's requests, from the first to the last of them; 100 % itself would be at infinity.
             for share in (seen / latency.count, (seen + count) / latency.count):
-                places.append(_stretched(min(share, 1 - 0.5 / latency.count)))
+                positions.append(_stretch(min(share, 1 - 0.5 / latency.count)))
                 values.append(min(upper, latency.max_ns) / 1e6)
             seen += count
-        axes.plot(places, values, color=_COLOURS[index], label=str(step.load))
-    _objective_line(axes, objective)
+        axes.plot(positions, values, color=_COLOURS[index], label=str(step.load))
+    _draw_objective(axes, objective)
     right = axes.get_xlim()[1]
-    ticks = [percent for percent in _TICKS if _stretched(percent / 100) <= right]
-    axes.set_xticks([_stretched(percent / 100) for percent in ticks], [f"{percent:g}" for percent in ticks])
+    ticks = [percent for percent in _TICKS if _stretch(percent / 100) <= right]
+    axes.set_xticks([_stretch(percent / 100) for percent in ticks], [f"{percent:g}" for percent in ticks])
     axes.set(xlabel="per cent of the answered requests", ylabel="latency, ms", yscale="log")
     axes.set_title("Latency distribution")
-    _finish(axes)
+    _add_grid_and_legend(axes)
 
 
-def _stretched(share: float) -> float:
-    """Gives 0 for 0, 1 for 90 %, 2 for 99 %, and so on."""
+def _stretch(share: float) -> float:
+    """0 for 0, 1 for 90 %, 2 for 99 %, and so on."""
     return -math.log10(1 - share)
 
 
-def _evenly(steps: Sequence[Result], most: int) -> list[Result]:
-    """At most so many of the steps, the first and the last among them."""
+def _spread_evenly(steps: Sequence[Result], most: int) -> list[Result]:
+    """At most `most` of the steps, evenly spread, with the first and the last."""
     if len(steps) <= most:
         return list(steps)
     return [steps[round(index * (len(steps) - 1) / (most - 1))] for index in range(most)]
 
 
-def _objective_line(axes: Any, objective: Objective | None) -> None:
+def _draw_objective(axes: Any, objective: Objective | None) -> None:
     if objective is not None:
         label = f"objective: p{objective.percent:g}"
         axes.axhline(objective.seconds * 1000, color="black", linewidth=1, linestyle=":", label=label)
 
 
-def _throughput(axes: Any, scaling: Mapping[int, Result]) -> None:
+def _draw_throughput(axes: Any, scaling: Mapping[int, Result]) -> None:
     workers = sorted(scaling)
     rates = [scaling[count].requests_per_s for count in workers]
     ideal = [rates[0] * count / workers[0] for count in workers]
@@ -118,10 +118,10 @@ def _throughput(axes: Any, scaling: Mapping[int, Result]) -> None:
     axes.plot(workers, rates, "-o", color=_COLOURS[0], label="measured")
     axes.set(xlabel="workers", ylabel="requests/s", title="Throughput over workers", xticks=workers)
     axes.set_ylim(bottom=0)
-    _finish(axes)
+    _add_grid_and_legend(axes)
 
 
-def _efficiency(axes: Any, scaling: Mapping[int, Result]) -> None:
+def _draw_efficiency(axes: Any, scaling: Mapping[int, Result]) -> None:
     shares = efficiency({count: result.requests_per_s for count, result in scaling.items()})
     names = [str(count) for count in shares]
     bars = axes.bar(names, [share * 100 for share in shares.values()], color=_COLOURS[0], width=0.6)
@@ -132,10 +132,10 @@ def _efficiency(axes: Any, scaling: Mapping[int, Result]) -> None:
     axes.grid(visible=True, axis="y", alpha=0.3)
 
 
-def _finish(axes: Any) -> None:
+def _add_grid_and_legend(axes: Any) -> None:
     axes.grid(visible=True, which="both", alpha=0.3)
     if axes.get_yscale() == "log":
-        # 1, 2, 5, 10, … rather than powers of ten, of which a narrow range may hold none.
+        # 1, 2, 5, 10, …: a narrow range may contain no power of ten.
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())

@@ -1,4 +1,4 @@
-"""One step measured, and what is derived from it: the figures of the table, the JSON and the plot. Pure."""
+"""The result of one step, from which table, JSON and plot take their figures. Pure."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ PERCENTS: Final = (50.0, 90.0, 99.0, 99.9)
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One step.
+    """The result of one step.
 
     Attributes:
-        load: what was asked.
+        load: the load of the step.
         seconds: how long it was measured.
-        rows: of each request.
-        workers: slots that the daemon has.
-        tally: what the client processes counted.
-        evidence: what was seen of the daemon and the machine.
+        rows: rows of each request.
+        workers: slots of the daemon.
+        tally: the counts of all client processes.
+        evidence: how busy daemon and machine were.
         verdict: the bottleneck.
     """
 
@@ -38,25 +38,25 @@ class Result:
 
     @property
     def requests_per_s(self) -> float:
-        """Answers a second while it was measured."""
+        """Answers a second."""
         return self.tally.answered / self.seconds
 
     @property
     def rows_per_s(self) -> float:
-        """Rows a second."""
+        """Rows answered a second."""
         return self.requests_per_s * self.rows
 
     def latency_s(self, percent: float) -> float:
-        """A percentile of the latency of answered requests, seconds; NaN when none was answered."""
+        """A percentile of the latency of answered requests, seconds; NaN if none was answered."""
         return self.tally.latency.percentile_ns(percent) / 1e9
 
     @property
     def max_s(self) -> float:
-        """The longest latency of an answered request, seconds; NaN when none was answered."""
+        """The longest latency of an answered request, seconds; NaN if none was answered."""
         return self.tally.latency.max_ns / 1e9 if self.tally.latency.count else math.nan
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; seconds, and null for what is not known."""
+        """The whole result as JSON; times in seconds, null for unknown figures."""
         tally = self.tally
         return {
             "loop": self.load.loop,
@@ -75,13 +75,13 @@ class Result:
                 for reason, count in sorted(tally.errors.items())
             },
             "latency_s": {
-                "mean": known(tally.latency.mean_ns / 1e9),
-                "max": known(self.max_s),
-                **{f"p{percent:g}": known(self.latency_s(percent)) for percent in PERCENTS},
+                "mean": finite(tally.latency.mean_ns / 1e9),
+                "max": finite(self.max_s),
+                **{f"p{percent:g}": finite(self.latency_s(percent)) for percent in PERCENTS},
             },
             "latency_buckets_ns": [list(bucket) for bucket in tally.latency.buckets()],
             "sent_late_s": {
-                "p99": known(tally.late.percentile_ns(99) / 1e9),
+                "p99": finite(tally.late.percentile_ns(99) / 1e9),
                 "max": tally.late.max_ns / 1e9 if tally.late.count else None,
             },
             "evidence": asdict(self.evidence),
@@ -93,11 +93,11 @@ class Result:
         }
 
 
-def known(number: float) -> float | None:
-    """A number for JSON, which has neither NaN nor infinity."""
+def finite(number: float) -> float | None:
+    """A number for JSON: None for NaN and infinity, which JSON does not have."""
     return number if math.isfinite(number) else None
 
 
 def best(results: list[Result]) -> Result:
-    """The step with the highest throughput, the first of equals."""
+    """The result with the highest throughput; the first of equal ones."""
     return max(results, key=lambda result: result.requests_per_s)

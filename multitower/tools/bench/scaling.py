@@ -1,4 +1,4 @@
-"""Throughput over the number of workers: which numbers, how much load is enough, and the efficiency. Pure."""
+"""Throughput by the number of workers: which numbers, how much load, and the efficiency. Pure."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 FIRST_PER_WORKER: Final = 4
-"""Requests outstanding for each worker in the first step: one computes, some wait."""
+"""Requests outstanding for each worker in the first step: one is computed, the others wait."""
 
 GAIN: Final = 1.05
-"""Twice the load that does not answer this many times as much is saturation."""
+"""A step of twice the load that does not reach this factor of the best throughput shows saturation."""
 
 MAX_STEPS: Final = 8
 
 
 def worker_counts(most: int) -> list[int]:
-    """1, 2, 4, … and the largest number itself."""
+    """1, 2, 4, … and `most` itself."""
     return sorted({*(1 << exponent for exponent in range(most.bit_length())), most})
 
 
@@ -23,38 +23,38 @@ def next_concurrency(workers: int, throughputs: Sequence[float]) -> int | None:
     """How many requests to keep outstanding in the next step towards saturation.
 
     Args:
-        workers: how many there are.
-        throughputs: requests a second of the steps before, in their order.
+        workers: the number of workers.
+        throughputs: requests a second of the earlier steps, in order.
 
     Returns:
-        None when the last step has shown saturation, or there were `MAX_STEPS`.
+        None when the last step showed saturation, or there were `MAX_STEPS`.
     """
     done = len(throughputs)
     if done == MAX_STEPS:
         return None
-    # Compared with the best one before: a step that was unlucky must not make the one after it look like a gain.
+    # Compared with the best earlier step: a slow one by chance must not make the following step look like a gain.
     if done > 1 and throughputs[-1] < max(throughputs[:-1]) * GAIN:
         return None
     return workers * FIRST_PER_WORKER << done
 
 
-def most_concurrency(workers: int) -> int:
-    """The most requests that `next_concurrency` ever asks for."""
+def max_concurrency(workers: int) -> int:
+    """The largest number that `next_concurrency` can return."""
     return workers * FIRST_PER_WORKER << MAX_STEPS - 1
 
 
 def efficiency(throughputs: Mapping[int, float]) -> dict[int, float]:
-    """What each worker answers beside a worker of the smallest number measured; 1.0 is perfect.
+    """The throughput of each worker relative to that with the fewest workers; 1.0 is perfect scaling.
 
     Args:
-        throughputs: requests a second for each number of workers.
+        throughputs: requests a second by the number of workers.
 
     Returns:
-        For each number of workers `throughput(N) / (N * throughput(1))`; where 1 was not measured, a worker of the
-        smallest number stands for it. 0.0 where the smallest number answered nothing.
+        For each number N of workers `throughput(N) / (N * throughput(1))`. Where 1 was not measured, the smallest
+        number stands for it. 0.0 where the smallest number answered nothing.
     """
     if not throughputs:
         return {}
-    least = min(throughputs)
-    one = throughputs[least] / least
+    fewest = min(throughputs)
+    one = throughputs[fewest] / fewest
     return {workers: rate / workers / one if one else 0.0 for workers, rate in sorted(throughputs.items())}

@@ -1,4 +1,4 @@
-"""What client processes count during one step, and the sum of it. Pure."""
+"""What a client process counts during one step, and the sum over processes. Pure."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from multitower.errors import Reason
 from multitower.tools.bench.histogram import Histogram
 
 NOT_SENT = "not_sent"
-"""The reason of requests that were due, but that the client process was too slow to send at all."""
+"""The reason of requests that were due, but that the client process was too slow to send."""
 
 NO_OUTCOME = "no_outcome"
-"""The reason of requests whose future never came to an end: a defect of the client."""
+"""The reason of requests whose future was never completed: a defect of the client."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """One step, as one client process counts it or as the sum of several.
+    """The counts of one step, of one client process or the sum of several.
 
-    Of requests, those count that were due while it was measured, whenever their answers came. `answered` alone counts
-    answers by the time when they came, since throughput is of the time measured.
+    Requests count that were due while the step was measured, whenever their answers came. Only `answered` counts by the
+    time of the answers, since throughput is what was answered in the time measured.
 
     Attributes:
-        answered: answers that came while it was measured.
-        latency: from when a request was due to its answer; requests with an answer.
-        late: from when a request was due to when it was sent.
-        errors: requests without an answer, by the reason.
-        messages: the first message for each of these reasons.
-        cpu: of each process, seconds of CPU for each second measured.
+        answered: answers that came while the step was measured.
+        latency: from when a request was due until its answer; requests with an answer.
+        late: from when a request was due until it was sent.
+        errors: requests without an answer, by reason.
+        messages: the first message of each reason.
+        cpu: for each process, CPU seconds per second measured.
     """
 
     answered: int = 0
@@ -42,7 +42,7 @@ class Tally:
     cpu: list[float] = field(default_factory=list)
 
     def fail(self, reason: str, message: str, count: int = 1) -> None:
-        """Counts requests without an answer."""
+        """Counts requests that got no answer, for this reason."""
         self.errors[reason] += count
         self.messages.setdefault(reason, message)
 
@@ -53,20 +53,20 @@ class Tally:
 
     @property
     def failed(self) -> int:
-        """All other requests without an answer."""
+        """Requests without an answer for any other reason."""
         return self.errors.total() - self.refused
 
     @property
     def due(self) -> int:
-        """All requests that count."""
+        """All requests that were due."""
         return self.latency.count + self.errors.total()
 
     def percentile_s(self, percent: float) -> float:
-        """Seconds that so many of 100 requests did not exceed, where one without an answer took for ever."""
+        """The percentile of the latency, seconds, with infinity for requests without an answer."""
         return self.latency.percentile_ns(percent, missing=self.errors.total()) / 1e9
 
     def to_bytes(self) -> bytes:
-        """As `from_bytes` reads it."""
+        """The tally as JSON, for `from_bytes`."""
         fields = {
             "answered": self.answered,
             "latency": self.latency.to_json(),
@@ -79,7 +79,7 @@ class Tally:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """What `to_bytes` wrote."""
+        """The tally that `to_bytes` wrote."""
         fields = json.loads(data)
         return cls(
             fields["answered"],
@@ -92,13 +92,13 @@ class Tally:
 
 
 def total(tallies: Iterable[Tally]) -> Tally:
-    """The sum of several processes' tallies."""
-    whole = Tally()
+    """The sum of several tallies."""
+    summed = Tally()
     for tally in tallies:
-        whole.answered += tally.answered
-        whole.latency.merge(tally.latency)
-        whole.late.merge(tally.late)
-        whole.errors.update(tally.errors)
-        whole.messages = {**tally.messages, **whole.messages}
-        whole.cpu += tally.cpu
-    return whole
+        summed.answered += tally.answered
+        summed.latency.merge(tally.latency)
+        summed.late.merge(tally.late)
+        summed.errors.update(tally.errors)
+        summed.messages = {**tally.messages, **summed.messages}
+        summed.cpu += tally.cpu
+    return summed

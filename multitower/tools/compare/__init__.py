@@ -1,6 +1,5 @@
-"""What `multitower compare` runs; `cli.compare` is the command.
+"""`multitower compare`: one model on several devices, served in each of the ways that TensorFlow users choose from.
 
-Pure: `ways` (what is found of each way, and the table of it). With processes: `measure` (the ways that the daemon goes,
-one daemon after the other), `crash` (what a death takes down), and `sessions` (the way that TensorFlow itself does not
-go, in a process of its own). This process itself loads no model and no TensorFlow.
+`measure` serves and measures it by processes and by towers, with `crash` killing one process; `sessions` opens
+TensorFlow sessions with a `visible_device_list` each; `results` holds what was found and lays it out as a table.
 """

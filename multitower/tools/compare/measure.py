@@ -1,11 +1,12 @@
-"""The ways that the daemon goes: the same model, by daemons of our own, one after the other, under the same load."""
+"""The two ways that the daemon offers: the same model served by processes, then by towers, under the same load."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,29 +14,30 @@ from typing import Any, Final
 import psutil
 
 from multitower.client.threads import Client
+from multitower.errors import MultitowerError
 from multitower.tools.bench.arrivals import Load
-from multitower.tools.bench.client_pool import BenchError
 from multitower.tools.bench.session import Options, Session
-from multitower.tools.compare.crash import kill_one, survivors
+from multitower.tools.compare.crash import kill_one, original_pids
 from multitower.tools.compare.results import Figures, Way
 from multitower.tools.daemon import OwnDaemon
+from multitower.tools.errors import ToolError
 
 MODEL: Final = "model"
-_HALF: Final = 50.0
-_NEARLY_ALL: Final = 99.0
+_P50: Final = 50.0
+_P99: Final = 99.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to run.
+    """What to compare, and under which load.
 
     Attributes:
-        path: of the model, absolute.
-        devices: names, of one kind.
-        outstanding: requests at a time.
-        most_s: how long a killed process may take to come back.
+        path: the absolute path of the model.
+        devices: names of devices, all of one kind.
+        outstanding: requests outstanding.
+        most_s: seconds that a killed process may take to come back.
         options: of the load.
-        model: further keys of the model in a configuration.
+        model: further keys of the model in the configuration.
     """
 
     path: Path
@@ -46,32 +48,39 @@ class Plan:
     model: Mapping[str, Any] = field(default_factory=dict)
 
 
-def processes(plan: Plan) -> Way:
-    """Way 1: as `multitower serve` does it without being told otherwise."""
-    return Way(number=1, figures=_served(plan, list(plan.devices)))
+def try_way(number: int, measure: Callable[[], Way]) -> Way:
+    """Measures a way; where that fails, the result says why."""
+    try:
+        return measure()
+    except (ToolError, MultitowerError, OSError) as error:
+        return Way(number=number, not_run=" ".join(str(error).split()))
 
 
-def towers(plan: Plan) -> Way:
-    """Way 4: all devices in one group."""
-    return Way(number=4, figures=_served(plan, [list(plan.devices)]))
+def measure_processes(plan: Plan) -> Way:
+    """Way 1: a process for each device, the default of `multitower serve`."""
+    return Way(number=1, figures=_measure(plan, list(plan.devices)))
 
 
-def _served(plan: Plan, devices: Sequence[Any]) -> Figures:
+def measure_towers(plan: Plan) -> Way:
+    """Way 4: one process with a tower on each device."""
+    return Way(number=4, figures=_measure(plan, [list(plan.devices)]))
+
+
+def _measure(plan: Plan, devices: Sequence[Any]) -> Figures:
     with tempfile.TemporaryDirectory(prefix="mt-compare-") as folder:
         config = Path(folder, "config.yaml")
         model = {"name": MODEL, "path": str(plan.path), **plan.model}
-        # JSON is YAML.
-        config.write_text(json.dumps({"devices": devices, "models": [model]}))
-        begun = time.monotonic()
-        with OwnDaemon(config, []) as daemon:
-            ready = time.monotonic() - begun
+        config.write_text(json.dumps({"devices": devices, "spares": 0, "models": [model]}))  # JSON is YAML
+        started = time.monotonic()
+        with OwnDaemon(config) as daemon:
+            ready_s = time.monotonic() - started
             with Session(daemon.endpoint, plan.options, plan.outstanding) as session:
-                alone = session.measure(Load("closed", 1))
+                one_at_a_time = session.measure(Load("closed", 1))
                 full = session.measure(Load("closed", plan.outstanding))
                 requests = session.requests
             with Client(daemon.endpoint, retries=0) as client:
                 slots = client.status()["slots"]
-            memory = _memory(survivors(slots))
+            memory_bytes = _memory_bytes(original_pids(slots))
             crash = kill_one(
                 daemon.endpoint,
                 MODEL,
@@ -85,33 +94,33 @@ def _served(plan: Plan, devices: Sequence[Any]) -> Figures:
         requests_per_s=full.requests_per_s,
         outstanding=plan.outstanding,
         rows=full.rows,
-        p50_s=full.latency_s(_HALF),
-        p99_s=full.latency_s(_NEARLY_ALL),
-        alone_s=alone.latency_s(_HALF),
-        failed=sum(step.tally.errors.total() for step in (alone, full)),
+        p50_s=full.latency_s(_P50),
+        p99_s=full.latency_s(_P99),
+        alone_s=one_at_a_time.latency_s(_P50),
+        failed=sum(step.tally.errors.total() for step in (one_at_a_time, full)),
         processes=len(slots),
-        memory_bytes=memory,
+        memory_bytes=memory_bytes,
         device_memory_bytes=None if None in on_devices else sum(on_devices),
-        ready_s=ready,
+        ready_s=ready_s,
         fallbacks=_fallbacks(slots),
         crash=crash,
     )
 
 
-def _memory(pids: Sequence[int]) -> int:
+def _memory_bytes(pids: Sequence[int]) -> int:
+    """Host memory of the processes; pages that they share count once."""
     try:
         return sum(psutil.Process(pid).memory_full_info().pss for pid in pids)
     except psutil.Error as error:
-        raise BenchError(f"the memory of a process cannot be read: {error}") from error
+        raise ToolError(f"the memory of a process cannot be read: {error}") from error
 
 
 def _fallbacks(slots: Sequence[dict[str, Any]]) -> dict[str, int] | None:
-    """Over all towers, by operation; None where there is none that has been looked at."""
+    """Nodes outside their tower's device, by operation, over all towers; None where no tower's nodes are known."""
     models = [model for slot in slots for tower in slot["towers"] for model in tower["models"]]
     if not models or any(model["nodes"] is None for model in models):
         return None
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for model in models:
-        for operation, count in model["fallbacks"].items():
-            counts[operation] = counts.get(operation, 0) + count
+        counts.update(model["fallbacks"])
     return dict(sorted(counts.items()))

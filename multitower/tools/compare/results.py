@@ -1,4 +1,4 @@
-"""The ways to use several devices, what was found of each, and the table that shows them side by side. Pure."""
+"""The ways to use several devices, what was found about each, and the table that compares them. Pure."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 TITLES: Final = {1: "a process per device", 2: "visible_device_list", 3: "tf.device in the model", 4: "towers"}
-"""By the numbers that docs/four-ways.md has."""
+"""Titles by number; the documentation's page on the four ways uses the same numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crash:
-    """What the death of one process took along, under load.
+    """What the death of one process took down, under load.
 
     Attributes:
-        devices: how many there are.
-        lost: how many of them computed nothing from then on.
-        answered: requests that were answered until all devices worked again.
-        failed: those that got an error instead.
-        silent_s: the longest time in which no request was answered.
-        back_s: until all devices worked again; None where that was not within the time.
+        devices: the devices in all.
+        lost: devices that the process had, which computed nothing until it was replaced.
+        answered: requests answered from the kill until shortly after all devices worked again.
+        failed: requests that got an error instead.
+        silent_s: the longest time without an answer.
+        back_s: seconds until all devices worked again; None if that took too long.
     """
 
     devices: int
@@ -33,22 +33,22 @@ class Crash:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What was measured of a way.
+    """The measurements of one way.
 
     Attributes:
-        requests_per_s: with `outstanding` requests at a time.
-        outstanding: as given.
-        rows: of each request.
-        p50_s, p99_s: latency then.
-        alone_s: the median latency of one request at a time.
-        failed: requests of these that were not answered.
-        processes: that compute.
-        memory_bytes: of these in the host's memory; what they share is counted once.
-        device_memory_bytes: on the devices; None where the driver does not say, and on the CPU.
-        ready_s: from the start until all devices served.
-        fallbacks: nodes of the graph that are not on the device of their tower, by operation; None where the graph was
-            not looked at.
-        crash: see `Crash`.
+        requests_per_s: throughput with `outstanding` requests.
+        outstanding: requests outstanding.
+        rows: rows of each request.
+        p50_s: median latency with `outstanding` requests.
+        p99_s: 99th percentile of the latency with `outstanding` requests.
+        alone_s: median latency with one request at a time.
+        failed: requests that were not answered in these measurements.
+        processes: processes that compute.
+        memory_bytes: host memory of these processes; pages that they share count once.
+        device_memory_bytes: memory on the devices; None where the driver does not report it, and on the CPU.
+        ready_s: seconds from the start until all devices served.
+        fallbacks: nodes of the graph that do not run on their tower's device, by operation; None if unknown.
+        crash: what the death of one process took down.
     """
 
     requests_per_s: float
@@ -68,13 +68,13 @@ class Figures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """One way.
+    """One way and what was found about it.
 
     Attributes:
-        number: of `TITLES`.
-        figures: what was measured; None where it was not run, or cannot be measured.
-        not_run: why it was not run, or failed; None where it was.
-        found: what else was found, a sentence each.
+        number: its number in `TITLES`.
+        figures: the measurements; None if it was not run, or has none.
+        not_run: why it was not run, or failed; None if it was run.
+        found: other findings, a sentence each.
     """
 
     number: int
@@ -83,12 +83,12 @@ class Way:
     found: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; seconds and bytes."""
+        """The way as JSON; times in seconds, memory in bytes."""
         return {"title": TITLES[self.number], **asdict(self)}
 
 
 def table(ways: Sequence[Way]) -> list[list[str]]:
-    """A row for each property, a column for each way that was measured; the first row and column are headings."""
+    """A row for each property and a column for each way with figures; the first row and column are headings."""
     measured = [(way, way.figures) for way in ways if way.figures is not None]
     rows = [["", *(f"{way.number}. {TITLES[way.number]}" for way, _ in measured)]]
     for heading, cell in _ROWS:
@@ -97,7 +97,7 @@ def table(ways: Sequence[Way]) -> list[list[str]]:
 
 
 def notes(ways: Sequence[Way]) -> list[str]:
-    """What the table cannot hold."""
+    """Lines below the table: ways that were not run, and other findings."""
     lines = []
     for way in ways:
         title = f"{way.number}. {TITLES[way.number]}"
@@ -107,19 +107,19 @@ def notes(ways: Sequence[Way]) -> list[str]:
     return lines
 
 
-def _crash(figures: Figures) -> str:
+def _lost_devices(figures: Figures) -> str:
     crash = figures.crash
     return f"{crash.lost} of {crash.devices} devices"
 
 
-def _meanwhile(figures: Figures) -> str:
+def _answers_meanwhile(figures: Figures) -> str:
     crash = figures.crash
     return f"{crash.answered:,} answered, {crash.failed:,} failed; at most {crash.silent_s:.2f} s without an answer"
 
 
-def _back(figures: Figures) -> str:
+def _recovery(figures: Figures) -> str:
     back = figures.crash.back_s
-    return "not within the time" if back is None else f"after {back:.1f} s"
+    return "not in time" if back is None else f"after {back:.1f} s"
 
 
 def _device_memory(figures: Figures) -> str:
@@ -128,7 +128,7 @@ def _device_memory(figures: Figures) -> str:
 
 def _fallbacks(figures: Figures) -> str:
     if figures.fallbacks is None:
-        return "not looked at"
+        return "unknown"
     return ", ".join(f"{name} {count}" for name, count in figures.fallbacks.items()) or "none"
 
 
@@ -146,7 +146,7 @@ _ROWS: Final[tuple[tuple[str, Callable[[Figures], str]], ...]] = (
     ("Their memory", lambda figures: _size(figures.memory_bytes)),
     ("Device memory", _device_memory),
     ("Nodes not on their device", _fallbacks),
-    ("A process killed: lost", _crash),
-    ("  meanwhile", _meanwhile),
-    ("  all devices again", _back),
+    ("A process killed: lost", _lost_devices),
+    ("  meanwhile", _answers_meanwhile),
+    ("  all devices again", _recovery),
 )

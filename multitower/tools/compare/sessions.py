@@ -1,4 +1,4 @@
-"""Way 2: a session for each GPU in one process, each with its `visible_device_list`; what becomes of that."""
+"""Way 2: a TensorFlow session for each GPU in one process, each with its own `visible_device_list`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from multitower.tools.compare.results import Way
 NO_GPU = "there is no GPU here; on logical CPU devices the option has no effect"
 
 
-def sessions(gpus: Sequence[str], timeout_s: float) -> Way:
-    """Opens a session for each GPU in a process that sees all of them, and tells what each really used.
+def try_sessions(gpus: Sequence[str], timeout_s: float) -> Way:
+    """Opens a session for each GPU in a process that sees all GPUs, and reports which GPU each session used.
 
     Args:
-        gpus: their UUIDs; none where the devices are CPUs.
-        timeout_s: for all of it.
+        gpus: the UUIDs of the GPUs; empty where the devices are CPUs.
+        timeout_s: seconds for all sessions together.
     """
     if not gpus:
         return Way(number=2, not_run=NO_GPU)
@@ -35,14 +35,14 @@ def sessions(gpus: Sequence[str], timeout_s: float) -> Way:
     except subprocess.TimeoutExpired:
         return Way(number=2, not_run=f"TensorFlow did not answer within {timeout_s:g} s")
     if done.returncode:
-        last = next(iter(done.stderr.strip().splitlines()[-1:]), "")
-        return Way(number=2, not_run=f"its process ended with exit code {done.returncode}: {last}")
-    return Way(number=2, found=tuple(map(sentence, json.loads(done.stdout))))
+        last_line = next(iter(done.stderr.strip().splitlines()[-1:]), "")
+        return Way(number=2, not_run=f"its process ended with exit code {done.returncode}: {last_line}")
+    return Way(number=2, found=tuple(map(describe_session, json.loads(done.stdout))))
 
 
-def sentence(session: dict[str, Any]) -> str:
-    """What one session did, as `worker.visible_sessions` tells it."""
+def describe_session(session: dict[str, Any]) -> str:
+    """One session's report from `worker.formats.visible_sessions`, as a sentence."""
     asked = f"the session with visible_device_list {session['asked']!r}"
     if session["error"] is not None:
         return f"{asked} failed: {session['error']}"
-    return f"{asked} computed on {session['device']}, which is {session['physical'] or 'not told'}"
+    return f"{asked} computed on {session['device']}, which is {session['physical'] or 'an unknown GPU'}"

@@ -1,5 +1,5 @@
-"""From TensorFlow Serving's files to ours; `cli.convert` is the command.
+"""Converts TensorFlow Serving's configuration files to this project's; `cli.convert` is the command.
 
-`text_format` reads protobuf's text format, `serving` says what each field means here, `yaml_text` writes it down. All
-of it is pure: text goes in, text and notes come out.
+`text_format` parses protobuf's text format, `serving` translates each field, `yaml_text` writes YAML. All of it is
+pure: it turns text into text and notes.
 """

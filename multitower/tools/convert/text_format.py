@@ -1,4 +1,4 @@
-r"""Protobuf's text format, as far as TensorFlow Serving's files use it, read without protobuf and without a schema.
+r"""A parser of protobuf's text format, as far as TensorFlow Serving's files use it, without protobuf and schema.
 
     message = { field }
     field   = name [":"] block [sep]                 block = "{" message "}" | "<" message ">"
@@ -7,10 +7,11 @@ r"""Protobuf's text format, as far as TensorFlow Serving's files use it, read wi
     name    = word | "[" word { ("." | "/" | "-") word } "]"
     value   = block | string { string } | ["-"] number | ["-"] word
 
-Words are letters, digits and `_`; numbers decimal, hexadecimal (`0x1f`), octal (`017`) or with a fraction; strings
-stand between either quotes, with C's escapes, `\x`, octal digits, `\u` and `\U`, and those that follow each other are
-one. `#` begins a comment. A list gives its field once for each of its values. The rules are those of
-https://protobuf.dev/reference/protobuf/textformat-spec/; without a schema a word is an enum's, a bool's or `inf`.
+Words consist of letters, digits and `_`. Numbers are decimal, hexadecimal (`0x1f`), octal (`017`) or have a fraction.
+Strings are quoted by `"` or `'`, have C's escapes and `\x`, octal digits, `\u` and `\U`; adjacent strings are joined.
+`#` begins a comment. A list yields its field once for each value. The rules are those of
+https://protobuf.dev/reference/protobuf/textformat-spec/. Without a schema, a word may be an enum value, a bool or
+`inf`.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from dataclasses import dataclass
 from typing import Final, NoReturn
 
 MAX_DEPTH: Final = 64
-"""Blocks within blocks; protobuf itself gives up at a hundred."""
+"""The most nested blocks; protobuf allows a hundred."""
 
 
 class TextFormatError(ValueError):
     """The text is not in the format.
 
     Attributes:
-        line: where, from 1.
-        column: where, from 1.
+        line: the line of the mistake, from 1.
+        column: its column, from 1.
     """
 
     def __init__(self, message: str, line: int, column: int) -> None:
@@ -39,14 +40,14 @@ class TextFormatError(ValueError):
 
 
 class Word(str):
-    """A value without quotes: of an enum, a bool, or `inf` and `nan`, with its sign."""
+    """A value without quotes: of an enum or a bool, or `inf` or `nan`, with its sign."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A name, its value, and the line that it begins at."""
+    """A field: its name, its value, and the line that it begins on."""
 
     name: str
     value: Value
@@ -55,7 +56,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """The fields of a message, in their order."""
+    """A message: its fields in order."""
 
     fields: tuple[Field, ...]
 
@@ -79,12 +80,12 @@ _CLOSING: Final = {"{": "}", "<": ">"}
 
 
 def parse(text: str) -> Message:
-    """The message that the text holds.
+    """Parses a text.
 
     Raises:
         TextFormatError: it is not in the format.
     """
-    return _Parser(text).whole()
+    return _Parser(text).parse_message()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +97,24 @@ class _Token:
 
 
 class _Parser:
-    """One pass over the tokens, with the next one in `_next`."""
+    """A recursive descent parser with one token of lookahead, `_next`."""
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._tokens = self._split()
+        self._tokens = self._tokenize()
         self._depth = 0
         self._next = next(self._tokens)
 
-    def whole(self) -> Message:
-        fields = tuple(self._fields(""))
+    def parse_message(self) -> Message:
+        fields = tuple(self._parse_fields(""))
         return Message(fields)
 
-    def _split(self) -> Iterator[_Token]:
+    def _tokenize(self) -> Iterator[_Token]:
         position, line = 0, 1
         while position < len(self._text):
             match = _TOKEN.match(self._text, position)
             if match is None:
-                self._fail(self._what_is_wrong_at(position), position)
+                self._fail(self._describe_bad_character(position), position)
             if match.lastgroup != "gap":
                 assert match.lastgroup is not None  # one of the alternatives has matched
                 yield _Token(match.lastgroup, match[0], position, line)
@@ -121,12 +122,12 @@ class _Parser:
             position = match.end()
         yield _Token("end", "", len(self._text), line)
 
-    def _what_is_wrong_at(self, position: int) -> str:
+    def _describe_bad_character(self, position: int) -> str:
         character = self._text[position]
         if character in "\"'":
             return "this string does not end on its line"
         if character.isdigit():
-            return "this is no number"
+            return "this is not a number"
         return f"unexpected {character!r}"
 
     def _fail(self, message: str, position: int) -> NoReturn:
@@ -134,99 +135,99 @@ class _Parser:
         raise TextFormatError(message, line, position - self._text.rfind("\n", 0, position))
 
     def _advance(self) -> str:
-        """Takes the next token."""
+        """Consumes the next token and returns its text."""
         text = self._next.text
         if self._next.kind != "end":
             self._next = next(self._tokens)
         return text
 
-    def _take(self, *texts: str) -> str | None:
-        """Takes the next token if it is one of these marks."""
+    def _accept(self, *texts: str) -> str | None:
+        """Consumes the next token if it is one of these marks, and returns it."""
         if self._next.kind == "mark" and self._next.text in texts:
             return self._advance()
         return None
 
-    def _need(self, text: str, what: str) -> None:
-        if self._take(text) is None:
-            self._unexpected(what)
+    def _expect(self, text: str, what: str) -> None:
+        if self._accept(text) is None:
+            self._fail_expecting(what)
 
-    def _unexpected(self, wanted: str) -> NoReturn:
+    def _fail_expecting(self, wanted: str) -> NoReturn:
         found = "the end of the file" if self._next.kind == "end" else repr(self._next.text[:40])
         self._fail(f"{wanted} is expected, not {found}", self._next.start)
 
-    def _fields(self, closing: str) -> Iterator[Field]:
+    def _parse_fields(self, closing: str) -> Iterator[Field]:
         while True:
             if self._next.kind == "end" and not closing:
                 return
-            if closing and self._take(closing):
+            if closing and self._accept(closing):
                 return
             line = self._next.line
-            name = self._name(closing)
-            for value in self._values():
+            name = self._parse_name(closing)
+            for value in self._parse_values():
                 yield Field(name, value, line)
-            self._take(",", ";")
+            self._accept(",", ";")
 
-    def _name(self, closing: str) -> str:
+    def _parse_name(self, closing: str) -> str:
         if self._next.kind == "word":
             return self._advance()
-        if self._take("[") is None:
-            self._unexpected(f"a field or {closing!r}" if closing else "a field")
+        if self._accept("[") is None:
+            self._fail_expecting(f"a field or {closing!r}" if closing else "a field")
         parts = ["["]
         while True:
             if self._next.kind not in ("word", "number"):
-                self._unexpected("a name")
+                self._fail_expecting("a name")
             parts.append(self._advance())
-            mark = self._take(".", "/", "-", "]")
+            mark = self._accept(".", "/", "-", "]")
             if mark is None:
-                self._unexpected("']'")
+                self._fail_expecting("']'")
             parts.append(mark)
             if mark == "]":
                 return "".join(parts)
 
-    def _values(self) -> Iterator[Value]:
-        colon = self._take(":")
+    def _parse_values(self) -> Iterator[Value]:
+        colon = self._accept(":")
         if self._next.text in _CLOSING and self._next.kind == "mark":
-            yield self._block()
+            yield self._parse_block()
             return
-        if self._take("[") is None:
+        if self._accept("[") is None:
             if colon is None:
-                self._unexpected("':'")
-            yield self._value()
+                self._fail_expecting("':'")
+            yield self._parse_value()
             return
-        if self._take("]"):
+        if self._accept("]"):
             return
         while True:
-            value = self._value()
+            value = self._parse_value()
             if colon is None and not isinstance(value, Message):
                 self._fail("a ':' is missing before this list", self._next.start)
             yield value
-            if self._take(",") is None:
+            if self._accept(",") is None:
                 break
-        self._need("]", "',' or ']'")
+        self._expect("]", "',' or ']'")
 
-    def _block(self) -> Message:
+    def _parse_block(self) -> Message:
         start = self._next.start
         closing = _CLOSING[self._advance()]
         self._depth += 1
         if self._depth > MAX_DEPTH:
             self._fail(f"more than {MAX_DEPTH} blocks within each other", start)
-        fields = tuple(self._fields(closing))
+        fields = tuple(self._parse_fields(closing))
         self._depth -= 1
         return Message(fields)
 
-    def _value(self) -> Value:
+    def _parse_value(self) -> Value:
         if self._next.kind == "mark" and self._next.text in _CLOSING:
-            return self._block()
+            return self._parse_block()
         if self._next.kind == "string":
-            return self._string()
-        sign = self._take("-") or ""
+            return self._parse_string()
+        sign = self._accept("-") or ""
         if self._next.kind == "number":
-            return self._number(sign)
+            return self._parse_number(sign)
         if self._next.kind != "word":
-            self._unexpected("a value")
+            self._fail_expecting("a value")
         return Word(sign + self._advance())
 
-    def _number(self, sign: str) -> int | float:
+    def _parse_number(self, sign: str) -> int | float:
         start, text = self._next.start, self._advance()
         if len(text) > 400:
             self._fail("a number of more than 400 digits", start)
@@ -240,18 +241,18 @@ class _Parser:
             return int(sign + text)
         return float(sign + text.rstrip("fF"))
 
-    def _string(self) -> str:
+    def _parse_string(self) -> str:
         start = self._next.start
         data = b""
         while self._next.kind == "string":
             position, text = self._next.start, self._advance()
-            data += self._unescaped(text[1:-1], position + 1)
+            data += self._unescape(text[1:-1], position + 1)
         try:
             return data.decode()
         except UnicodeDecodeError:
             self._fail("this string is not UTF-8", start)
 
-    def _unescaped(self, text: str, start: int) -> bytes:
+    def _unescape(self, text: str, start: int) -> bytes:
         parts: list[bytes] = []
         end = 0
         for match in _ESCAPE.finditer(text):
@@ -268,6 +269,6 @@ class _Parser:
                 else:
                     parts.append(chr(int(short_code or long_code, 16)).encode())
             except (KeyError, ValueError, OverflowError):
-                self._fail(f"{match[0]} is no escape", start + match.start())
+                self._fail(f"{match[0]} is not an escape", start + match.start())
         parts.append(text[end:].encode())
         return b"".join(parts)

@@ -1,1 +1,4 @@
-"""`multitower demo`: a model is trained, served, and a worker killed under load."""
+"""`multitower demo`: trains a model, serves it on two CPU workers, and kills one under load.
+
+`steps` are the parts that `cli.demo` runs and prints; `model` is the program that trains the model.
+"""

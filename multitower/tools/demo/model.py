@@ -1,8 +1,8 @@
-"""The demo's model: trained on scikit-learn's digits and written as a SavedModel. A program of its own.
+"""The demo's model, trained on scikit-learn's images of digits and written as a SavedModel. A separate program.
 
 `python -m multitower.tools.demo.model FOLDER` writes `FOLDER/models/digits/1` and `FOLDER/held_out.npz`: images that
-the training did not see, their labels, and what TensorFlow, called directly, takes them for. It runs in a process
-of its own, since the demo itself, like any application, needs no TensorFlow.
+the training did not see, their labels, and the probabilities that TensorFlow gives for them when called directly. The
+demo itself, like any application, does not import TensorFlow.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from typing import Any
 
 import numpy as np
 
+MODEL = "digits"
+OUTPUT = "probabilities"
+HELD_OUT_FILE = "held_out.npz"
 SEED = 7
 EPOCHS = 40
 BATCH = 32
 HELD_OUT = 360
-"""Of 1797 images."""
+"""Images of 1797 that the training does not see."""
 
 
 def main(folder: Path) -> None:
-    """Trains, saves and predicts; a few seconds."""
+    """Trains and saves the model and writes the held-out images; takes a few seconds."""
     import tensorflow as tf
     from sklearn.datasets import load_digits
 
@@ -32,21 +35,21 @@ def main(folder: Path) -> None:
     labels = digits.target[order].astype(np.int64)
     network = _train(images[:-HELD_OUT], labels[:-HELD_OUT])
 
-    # `x` and `probabilities` become the names of the model's input and output.
+    # The names here become those of the model's input and output.
     @tf.function(input_signature=[tf.TensorSpec([None, 64], tf.float32, name="x")])  # type: ignore[untyped-decorator]
     def classify(x: object) -> dict[str, object]:
-        return {"probabilities": network(x, training=False)}
+        return {OUTPUT: network(x, training=False)}
 
     module = tf.Module()
     module.network = network
-    path = folder / "models" / "digits" / "1"
+    path = folder / "models" / MODEL / "1"
     tf.saved_model.save(module, str(path), signatures=classify)
     direct = tf.saved_model.load(str(path)).signatures["serving_default"]
-    probabilities = direct(x=tf.constant(images[-HELD_OUT:]))["probabilities"].numpy()
+    probabilities = direct(x=tf.constant(images[-HELD_OUT:]))[OUTPUT].numpy()
     temporary = folder / "held_out.part.npz"
     np.savez(temporary, x=images[-HELD_OUT:], labels=labels[-HELD_OUT:], direct=probabilities)
-    # Written last and at once: a folder that has it is complete.
-    os.replace(temporary, folder / "held_out.npz")
+    # Written last and atomically: a folder with this file is complete.
+    os.replace(temporary, folder / HELD_OUT_FILE)
 
 
 def _train(images: np.ndarray, labels: np.ndarray) -> Any:

@@ -1,6 +1,6 @@
-"""What `multitower doctor` examines; `cli.doctor` is the command.
+"""`multitower doctor`: examines a configuration on this machine without starting a daemon.
 
-Pure, from facts to findings: `findings`, `versions`, `memory`, `threads`, and the `…_findings` of the others. Facts are
-gathered by `libraries`, `machine`, `sockets`, by `models` (which lets worker processes load them) and `operations` (a
-process of its own); `session` puts all of it together. This process itself loads no model and no TensorFlow.
+`examination` puts everything in order. Facts are read by `packages`, `gpu_driver`, `machine`, `endpoints`, `models`
+(which starts worker processes) and `operations` (which starts a process with TensorFlow). Rules that turn facts into
+findings are pure: `limits`, `memory`, and the functions called `findings`. This process itself loads no TensorFlow.
 """

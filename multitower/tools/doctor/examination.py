@@ -1,4 +1,4 @@
-"""One examination, from a checked configuration to all findings."""
+"""The whole examination, from a checked configuration to all findings."""
 
 from __future__ import annotations
 
@@ -24,48 +24,50 @@ from multitower.tools.doctor.findings import Finding, Level
 from multitower.tools.doctor.gpu_driver import Driver
 
 DEVICES: Final = "devices"
-_ALWAYS: Final = ("numpy", "pyzmq", "tensorflow")
+_BASE_PACKAGES: Final = ("numpy", "pyzmq", "tensorflow")
 
 
 def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[Finding]:
-    """Everything there is to say, section by section; call it in the main thread.
+    """Examines a configuration on this machine, and yields findings section by section.
+
+    Must be called in the main thread.
 
     Args:
-        config: checked.
-        load_models: load each model once; without it they are judged by their files alone.
-        timeout_s: for each model.
+        config: the checked configuration.
+        load_models: load each model once; otherwise models are judged by their files.
+        timeout_s: seconds for each model.
     """
-    specs = [spec for model in config.models for spec in _with_versions(model)]
+    specs = [spec for model in config.models for spec in _served_versions(model)]
     with_path = [spec for spec in specs if spec.path is not None]
-    needed = packages.requirements()
-    installed = packages.installed([name for name in needed if name != "Python"] or _ALWAYS)
-    yield from packages.findings(installed, needed, tensorflow_needed=bool(with_path))
-    yield packages.build(compiled())
+    required = packages.required_versions()
+    installed = packages.installed_versions([name for name in required if name != "Python"] or _BASE_PACKAGES)
+    yield from packages.findings(installed, required, tensorflow_needed=bool(with_path))
+    yield packages.compiled_finding(compiled())
 
-    driver = gpu_driver.look()
+    driver = gpu_driver.inspect_driver()
     gpus_wanted = not on_cpus(config.devices)
-    devices, placements, told = _devices(config, driver)
-    yield from told
+    devices, placements, device_findings = _place_slots(config, driver)
+    yield from device_findings
 
-    this = machine.look()
+    this = machine.inspect_machine()
     if placements:
-        yield from limits.threads(placements, this, {device.name: device for device in devices})
-    shares = any(endpoint.startswith(IPC) for endpoint in config.listen)
-    yield from limits.limits(this, max(1, len(placements)) + config.spares, MAX_REGIONS if shares else 0)
+        yield from limits.thread_findings(placements, this, {device.name: device for device in devices})
+    shares_memory = any(endpoint.startswith(IPC) for endpoint in config.listen)
+    processes = max(1, len(placements)) + config.spares
+    yield from limits.limit_findings(this, processes, MAX_REGIONS if shares_memory else 0)
     yield from endpoints.findings(config.listen, config.runtime_dir)
 
     has_tensorflow = importlib.util.find_spec("tensorflow") is not None
-    answer, failure = _operations(with_path, timeout_s) if with_path and has_tensorflow else (None, None)
-    build = answer["build"] if answer is not None else None
-    missing = (
-        gpu_driver.missing_libraries(gpu_driver.cuda_libraries(build)) if build is not None and gpus_wanted else {}
-    )
+    report, failure = _inspect_operations(with_path, timeout_s) if with_path and has_tensorflow else (None, None)
+    build = report["build"] if report is not None else None
+    libraries = gpu_driver.cuda_libraries(build) if build is not None and gpus_wanted else []
+    missing = gpu_driver.missing_libraries(libraries)
     yield from gpu_driver.findings(driver, build, missing, gpus_wanted=gpus_wanted)
 
     loadable = [spec for spec in specs if spec.path is None or has_tensorflow] if load_models else []
     measured: dict[str, tuple[int, int]] = {}
     failed: set[str] = set()
-    for loaded in models.load(
+    for loaded in models.load_models(
         loadable,
         import_path=str(config.folder),
         intra_op=placements[0].intra_op_threads if placements else len(this.cores),
@@ -74,38 +76,41 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     ):
         yield from models.findings(loaded)
         if loaded.report is not None and loaded.report.state == "ready":
-            # The versions of a model are loaded one by one, and lie in a worker together.
-            name, grown = loaded.spec.name, loaded.after_bytes - loaded.before_bytes
+            # The versions of a model are loaded one by one, but a worker holds all of them.
+            name, growth = loaded.spec.name, loaded.after_bytes - loaded.before_bytes
             before, after = measured.get(name, (loaded.before_bytes, loaded.before_bytes))
-            measured[name] = before, after + grown
+            measured[name] = before, after + growth
         else:
             failed.add(loaded.spec.name)
-    yield from _not_loaded(list(dict.fromkeys(spec.name for spec in specs if spec not in loadable)), wanted=load_models)
+    not_loaded = list(dict.fromkeys(spec.name for spec in specs if spec not in loadable))
+    if not_loaded:
+        yield _not_loaded_finding(not_loaded, wanted=load_models)
 
-    if answer is not None:
-        yield from operations.findings(answer, gpus_wanted=gpus_wanted, told=failed)
+    if report is not None:
+        yield from operations.findings(report, gpus_wanted=gpus_wanted, not_loaded=failed)
     elif failure is not None:
-        yield Finding(operations.SECTION, Level.WARNING, failure, "does `python -c 'import tensorflow'` work?")
+        yield Finding(operations.SECTION, Level.WARNING, failure, "check that `python -c 'import tensorflow'` works")
 
     sizes: dict[str, int | None] = {}
     for spec in specs:
         size, others = memory.file_bytes(spec), sizes.get(spec.name, 0)
         sizes[spec.name] = None if size is None or others is None else size + others
     yield from memory.device_findings(devices, placements, sizes)
-    workers = [memory.held(placement, specs) for placement in placements] or [list(sizes)]
+    workers = [memory.models_in_host_memory(placement, specs) for placement in placements] or [list(sizes)]
     yield memory.host_finding(workers, config.spares, sizes, measured, this.available_bytes)
 
 
-def _with_versions(model: ModelConfig) -> list[ModelSpec]:
-    """The model in each of the versions that a daemon started now would serve."""
+def _served_versions(model: ModelConfig) -> list[ModelSpec]:
+    """The model in each of the versions that a daemon would serve if it started now."""
     spec = model.to_spec()
     if spec.path is None:
         return [spec]
     return [dataclasses.replace(spec, version=version) for version in chosen_versions(spec.path, model.versions)]
 
 
-def _devices(config: Config, driver: Driver) -> tuple[Sequence[Device], Sequence[Placement], list[Finding]]:
-    told: list[Finding] = []
+def _place_slots(config: Config, driver: Driver) -> tuple[Sequence[Device], Sequence[Placement], list[Finding]]:
+    """The devices and slots of the configuration, both empty if it has none on this machine, and findings on them."""
+    findings: list[Finding] = []
     devices: Sequence[Device] = ()
     placements: Sequence[Placement] = ()
     discovery = driver.discovery
@@ -113,40 +118,36 @@ def _devices(config: Config, driver: Driver) -> tuple[Sequence[Device], Sequence
         devices = [device for group in resolve(config.devices, discovery) for device in group]
         placements = placement.place_workers(config, discovery)
     except DeviceError as error:
-        advice = "`multitower devices` lists what there is; `devices: {cpu: 1}` serves on the CPU"
-        told += [Finding(DEVICES, Level.PROBLEM, problem, advice) for problem in error.problems]
+        advice = "`multitower devices` lists this machine's devices; `devices: {cpu: 1}` serves on the CPU"
+        findings += [Finding(DEVICES, Level.PROBLEM, problem, advice) for problem in error.problems]
     else:
-        told += [Finding(DEVICES, Level.OK, _shown(slot, len(config.models))) for slot in placements]
+        findings += [Finding(DEVICES, Level.OK, _describe(slot, len(config.models))) for slot in placements]
     if discovery.gpus and discovery.problem is not None:
-        told.append(Finding(DEVICES, Level.WARNING, discovery.problem, "`multitower devices` lists the others"))
+        findings.append(Finding(DEVICES, Level.WARNING, discovery.problem, "`multitower devices` lists the others"))
     inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
     if inherited is not None:
-        text = f"CUDA_VISIBLE_DEVICES={inherited} is set here, and limits no worker"
-        told.append(Finding(DEVICES, Level.NOTE, text, "name the GPUs in `devices`"))
-    return devices, placements, told
+        text = f"CUDA_VISIBLE_DEVICES={inherited} is set here, but does not limit the workers"
+        findings.append(Finding(DEVICES, Level.NOTE, text, "name the GPUs in `devices`"))
+    return devices, placements, findings
 
 
-def _shown(slot: Placement, models: int) -> str:
+def _describe(slot: Placement, models: int) -> str:
     limit = f", memory {format_bytes(slot.memory_limit_bytes)}" if slot.memory_limit_bytes is not None else ""
     cores = f", cores {format_core_list(slot.cores)}" if slot.cores else ""
     threads = f"{slot.intra_op_threads} intra-op and {slot.inter_op_threads} inter-op threads"
-    loads = f", models {', '.join(slot.models)}" if len(slot.models) < models else ""
-    return f"slot {slot.slot}: {slot.device}, {threads}{limit}{cores}{loads}"
+    some_models = f", models {', '.join(slot.models)}" if len(slot.models) < models else ""
+    return f"slot {slot.slot}: {slot.device}, {threads}{limit}{cores}{some_models}"
 
 
-def _operations(specs: Sequence[ModelSpec], timeout_s: float) -> tuple[dict[str, Any] | None, str | None]:
+def _inspect_operations(specs: Sequence[ModelSpec], timeout_s: float) -> tuple[dict[str, Any] | None, str | None]:
     try:
-        return operations.look(specs, timeout_s * len(specs)), None
-    except operations.LookError as error:
+        return operations.inspect_operations(specs, timeout_s * len(specs)), None
+    except operations.InspectionError as error:
         return None, str(error)
 
 
-def _not_loaded(names: Sequence[str], *, wanted: bool) -> Iterator[Finding]:
-    if not names:
-        return
-    told = ", ".join(names)
+def _not_loaded_finding(names: Sequence[str], *, wanted: bool) -> Finding:
     if wanted:
-        text = f"not loaded, since TensorFlow is not installed: {told}"
-        yield Finding(models.SECTION, Level.NOTE, text, "install it, and run doctor again")
-    else:
-        yield Finding(models.SECTION, Level.NOTE, f"not loaded, as --no-models says: {told}")
+        text = f"not loaded, because TensorFlow is not installed: {', '.join(names)}"
+        return Finding(models.SECTION, Level.NOTE, text, "install it, and run doctor again")
+    return Finding(models.SECTION, Level.NOTE, f"not loaded, because of --no-models: {', '.join(names)}")

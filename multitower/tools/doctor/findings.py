@@ -1,31 +1,35 @@
-"""A finding: what was seen, how bad that is, and what to do about it."""
+"""A finding: what was found, how bad it is, and what to do about it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
+
+INSTALL_TENSORFLOW: Final = "pip install tensorflow"
+INSTALL_CUDA: Final = "pip install 'tensorflow[and-cuda]'"
+"""Brings CUDA's libraries along."""
 
 
 class Level(StrEnum):
-    """How bad a finding is; in this order."""
+    """How bad a finding is, in ascending order."""
 
     OK = "ok"  # as it should be
-    NOTE = "note"  # good to know; nothing has to be done
-    WARNING = "warning"  # it serves, but not as well as it could, or not for sure
+    NOTE = "note"  # for information; nothing has to be done
+    WARNING = "warning"  # it serves, but less well than it could, or perhaps not at all
     PROBLEM = "problem"  # it does not serve as configured
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was seen.
+    """One finding.
 
     Attributes:
-        section: what it is about, such as `devices`.
+        section: the subject, such as `devices`.
         level: how bad it is.
-        text: what was seen.
-        advice: what to do about it; None where there is nothing to do.
+        text: what was found.
+        advice: what to do about it; None if nothing has to be done.
     """
 
     section: str
@@ -34,23 +38,23 @@ class Finding:
     advice: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """For programs."""
+        """The finding as JSON."""
         return asdict(self)
 
 
-def count(findings: Iterable[Finding]) -> dict[Level, int]:
-    """How many there are of each level."""
+def count_levels(findings: Iterable[Finding]) -> dict[Level, int]:
+    """The number of findings of each level."""
     levels = [finding.level for finding in findings]
     return {level: levels.count(level) for level in Level}
 
 
-def several(number: int, what: str) -> str:
-    """As in `2 workers`."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def with_number(number: int, noun: str) -> str:
+    """A number and a noun, as in `1 worker` and `2 workers`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def listed(names: Iterable[str], most: int = 8) -> str:
-    """Names for a sentence, the first ones when there are many."""
+def join_names(names: Iterable[str], most: int = 8) -> str:
+    """Names joined for a sentence; of many, the first ones and how many more."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

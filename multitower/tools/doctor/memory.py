@@ -1,7 +1,7 @@
-"""Whether the models fit: device memory by an estimate from their files, host memory by what loading them took. Pure.
+"""Whether the models fit: device memory estimated from their files, host memory from what loading them took.
 
-The estimate for a worker on a GPU: the bytes of its models' files, `MARGIN` times, and `CONTEXT_BYTES` for the CUDA
-context, cuBLAS and cuDNN. What a batch needs beside its weights is not known beforehand and not in it.
+A worker on a GPU is estimated at `MARGIN` times the bytes of its models' files, and `CONTEXT_BYTES` for the CUDA
+context, cuBLAS and cuDNN. The memory that batches need is not known in advance and not included.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from multitower.spec import ModelSpec
 from multitower.supervisor.config.version_folders import SAVED_MODEL_FILES
 from multitower.supervisor.machine.devices import CPU_PREFIX, Device, format_bytes
 from multitower.supervisor.machine.placement import Placement
-from multitower.tools.doctor.findings import Finding, Level, several
+from multitower.tools.doctor.findings import Finding, Level, with_number
 
 SECTION: Final = "memory"
 MARGIN: Final = 1.2
-"""A process that loads needs more for a moment than one that serves."""
+"""A process that loads needs more memory for a moment than one that serves."""
 
 CONTEXT_BYTES: Final = 600 << 20
 IDLE_BYTES: Final = 600 << 20
-"""Of a process that has imported TensorFlow and loaded nothing, where none was measured."""
+"""Memory of a process that has imported TensorFlow and loaded nothing, where none was measured."""
 
 
 def file_bytes(spec: ModelSpec) -> int | None:
-    """The bytes of what a model's weights and graph are read from; None for a handler, whose needs nobody knows."""
+    """The bytes of the files with a model's weights and graph; None for a handler, whose needs are unknown."""
     if spec.path is None:
         return None
     path = Path(spec.path, spec.version) if spec.version is not None else Path(spec.path)
@@ -37,8 +37,8 @@ def file_bytes(spec: ModelSpec) -> int | None:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def estimate(sizes: Sequence[int | None]) -> int:
-    """Device memory of one worker with models of these sizes; an estimate, see above."""
+def estimate_device_memory(sizes: Sequence[int | None]) -> int:
+    """Estimates the device memory of one worker, bytes, from the file sizes of its models."""
     return CONTEXT_BYTES + int(MARGIN * sum(size for size in sizes if size is not None))
 
 
@@ -48,47 +48,49 @@ def device_findings(
     """Whether each GPU holds its workers.
 
     Args:
-        devices: the configured ones.
-        placements: the slots on them, with the models of each.
-        sizes: the `file_bytes` of each model, all its versions together, by its name.
+        devices: the configured devices.
+        placements: their slots, with the models of each.
+        sizes: the `file_bytes` of each model by name, all its versions together.
     """
     for device in devices:
         workers = [placement for placement in placements if device.name in placement.devices]
         if device.kind == "cpu" or not workers:
             continue
-        need = estimate([size for name, size in sizes.items() if name in workers[0].models])
-        yield _of_device(device, len(workers), workers[0].memory_limit_bytes, need)
+        need = estimate_device_memory([size for name, size in sizes.items() if name in workers[0].models])
+        yield _device_finding(device, len(workers), workers[0].memory_limit_bytes, need)
     unknown = [name for name, size in sizes.items() if size is None]
     if unknown and any(device.kind != "cpu" for device in devices):
-        text = f"what handlers need on a device is not known: {', '.join(unknown)}"
-        yield Finding(SECTION, Level.NOTE, text, "compare with `multitower status` once it serves")
+        text = f"the device memory that handlers need is unknown: {', '.join(unknown)}"
+        yield Finding(SECTION, Level.NOTE, text, "see `multitower status` when the daemon serves")
 
 
-def _of_device(device: Device, workers: int, limit: int | None, need: int) -> Finding:
+def _device_finding(device: Device, workers: int, limit: int | None, need: int) -> Finding:
     each = (
-        f"{several(workers, 'worker')} of about {format_bytes(need)}" if workers > 1 else f"about {format_bytes(need)}"
+        f"{with_number(workers, 'worker')} of about {format_bytes(need)}"
+        if workers > 1
+        else f"about {format_bytes(need)}"
     )
     if device.memory_bytes is None or device.memory_used_bytes is None:
-        text = f"{device.name}: an estimate of {each}; its memory is the host's"
+        text = f"{device.name}: an estimate of {each}; the device uses the host's memory"
         return Finding(SECTION, Level.NOTE, text)
     free = device.memory_bytes - device.memory_used_bytes
-    told = f"{device.name}: an estimate of {each}, without what batches need; {format_bytes(free)} are free"
+    text = f"{device.name}: an estimate of {each}, without the memory for batches; {format_bytes(free)} are free"
     if need * workers > device.memory_bytes:
-        advice = "fewer models or workers_per_device, or a larger device"
-        return Finding(SECTION, Level.PROBLEM, f"{told}, {format_bytes(device.memory_bytes)} in all", advice)
+        advice = "configure fewer models or workers_per_device, or use a larger device"
+        return Finding(SECTION, Level.PROBLEM, f"{text}, {format_bytes(device.memory_bytes)} in all", advice)
     if need * workers > free:
-        advice = "see who uses the device (nvidia-smi); a daemon that serves already counts too"
-        return Finding(SECTION, Level.WARNING, told, advice)
+        advice = "see which processes use the device (nvidia-smi); a running daemon is among them"
+        return Finding(SECTION, Level.WARNING, text, advice)
     if limit is not None and limit + CONTEXT_BYTES < need:
         advice = "raise memory, or use growth"
-        return Finding(SECTION, Level.WARNING, f"{told}; memory limits each worker to {format_bytes(limit)}", advice)
-    return Finding(SECTION, Level.OK, told)
+        return Finding(SECTION, Level.WARNING, f"{text}; memory limits each worker to {format_bytes(limit)}", advice)
+    return Finding(SECTION, Level.OK, text)
 
 
-def held(placement: Placement, specs: Sequence[ModelSpec]) -> list[str]:
-    """The names of the models that a worker holds in the host's memory, once for each replica there.
+def models_in_host_memory(placement: Placement, specs: Sequence[ModelSpec]) -> list[str]:
+    """The names of the models that a worker has in the host's memory, once for each replica.
 
-    Towers on CPU devices have their weights there, each its own.
+    Each tower on a CPU device has its own weights there.
     """
     on_cpus = all(device.startswith(CPU_PREFIX) for device in placement.devices)
     towers = {spec.name for spec in specs if spec.path is not None and spec.placement == "towers"}
@@ -103,29 +105,28 @@ def host_finding(
     measured: Mapping[str, tuple[int, int]],
     available: int,
 ) -> Finding:
-    """Whether the host holds all processes.
+    """Whether the host's memory is enough for all processes.
 
     Args:
-        workers: what each has, as `held` tells.
-        spares: how many.
-        sizes: the `file_bytes` of each model, all its versions together, by its name.
-        measured: for models that were loaded, resident bytes of a process before and after.
-        available: bytes that the host, or this container, has left.
+        workers: the models of each worker, as `models_in_host_memory` returns them.
+        spares: the number of spares.
+        sizes: the `file_bytes` of each model by name, all its versions together.
+        measured: for each model that was loaded, resident bytes of a process before and after.
+        available: bytes that the host or this container has left.
     """
     idle = max((before for before, _ in measured.values()), default=IDLE_BYTES)
-    guessed = [name for name in sizes if name not in measured]
+    estimated = [name for name in sizes if name not in measured]
     models = {name: max(0, after - before) for name, (before, after) in measured.items()}
-    models |= {name: int(MARGIN * (sizes[name] or 0)) for name in guessed}
+    models |= {name: int(MARGIN * (sizes[name] or 0)) for name in estimated}
     needs = [idle + sum(models[name] for name in names) for names in workers]
     total = sum(needs) + spares * idle
     each = format_bytes(needs[0]) if len(set(needs)) == 1 else f"up to {format_bytes(max(needs))}"
-    how = "as measured here on the CPU" if not guessed else "estimated, since not every model was loaded"
+    how = "measured here on the CPU" if not estimated else "estimated, since not every model was loaded"
     text = (
-        f"host: {several(len(workers), 'worker')} of {each} and {several(spares, 'spare')} of "
-        f"{format_bytes(idle)} take "
-        f"{format_bytes(total)} ({how}); {format_bytes(available)} are available"
+        f"host: {with_number(len(workers), 'worker')} of {each} and {with_number(spares, 'spare')} of "
+        f"{format_bytes(idle)} take {format_bytes(total)} ({how}); {format_bytes(available)} are available"
     )
     if total > available:
-        advice = "fewer workers, spares or models; a daemon that serves already counts too"
-        return Finding(SECTION, Level.WARNING if guessed else Level.PROBLEM, text, advice)
+        advice = "configure fewer workers, spares or models; a running daemon uses memory as well"
+        return Finding(SECTION, Level.WARNING if estimated else Level.PROBLEM, text, advice)
     return Finding(SECTION, Level.OK, text)

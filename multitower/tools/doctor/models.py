@@ -1,4 +1,4 @@
-"""Lets worker processes load the models, one each, on the CPU, as the daemon lets them; and what that shows."""
+"""Loads each model in a worker process of its own, on the CPU, and turns the reports into findings."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ from multitower.supervisor.machine.devices import format_bytes
 from multitower.supervisor.machine.placement import NO_GPU
 from multitower.supervisor.workers.child_process import ChildProcess
 from multitower.supervisor.workers.output import OutputReader
+from multitower.tools import documentation
 from multitower.tools.doctor.findings import Finding, Level
 
 SECTION: Final = "models"
 END_S: Final = 10.0
-"""A worker that was told to end gets this long."""
+"""Seconds that a worker gets to end by itself."""
 
 _WARNING: Final = re.compile(r"(?:WARNING|ERROR) (.*)", re.DOTALL)
-_MOST_WORDS: Final = 3
+_MAX_LOG_LINES: Final = 3
 
 
 @dataclass(kw_only=True, slots=True)
-class Loaded:
-    """What became of a model in a worker.
+class LoadedModel:
+    """The result of loading a model in a worker.
 
     Attributes:
         spec: the model.
-        report: the worker's; None where it gave none.
-        cause: why there is none.
-        before_bytes: resident memory of the process before it loaded the model; 0 where it did not get there.
-        after_bytes: when the model was ready.
-        words: what the worker's log warned of; the last lines that it wrote, where it gave no report.
+        report: the worker's report on it; None if there is none.
+        cause: why there is no report, or why the model failed.
+        before_bytes: resident memory of the process before it loaded the model; 0 if it did not get that far.
+        after_bytes: resident memory of the process with the model.
+        log_lines: warnings from the worker's log; without a report, the last lines that the worker wrote.
     """
 
     spec: ModelSpec
@@ -51,22 +52,20 @@ class Loaded:
     cause: str | None = None
     before_bytes: int = 0
     after_bytes: int = 0
-    words: list[str] = field(default_factory=list)
+    log_lines: list[str] = field(default_factory=list)
 
 
-def load(
+def load_models(
     specs: Sequence[ModelSpec], *, import_path: str, intra_op: int, inter_op: int, timeout_s: float
-) -> Iterator[Loaded]:
-    """Loads each model once, in a process of its own that sees no GPU.
-
-    Call it in the main thread, as `ChildProcess` has it.
+) -> Iterator[LoadedModel]:
+    """Loads each model once, in a separate process that sees no GPU. Must be called in the main thread.
 
     Args:
         specs: the models, with their versions.
-        import_path: the configuration's folder, for handlers.
-        intra_op: threads, as a worker of the daemon has.
-        inter_op: threads.
-        timeout_s: for each model, the start of its process included.
+        import_path: the configuration's folder, from which handlers are imported.
+        intra_op: TensorFlow's intra-op threads, as a worker of the daemon would have.
+        inter_op: TensorFlow's inter-op threads, likewise.
+        timeout_s: seconds for each model, including the start of its process.
     """
     with tempfile.TemporaryDirectory(prefix="multitower-doctor-") as folder, zmq.Context() as context:
         for number, spec in enumerate(specs):
@@ -91,40 +90,40 @@ def load(
 
 def _load_one(
     context: zmq.Context[zmq.Socket[bytes]], process_spec: ProcessSpec, assignment: Assignment, timeout_s: float
-) -> Loaded:
+) -> LoadedModel:
     (spec,) = assignment.models
-    loaded = Loaded(spec=spec)
-    with _lines() as lines:
+    loaded = LoadedModel(spec=spec)
+    with _captured_log() as lines:
         output = OutputReader()
         try:
             spawn = multiprocessing.get_context("spawn")
-            verdict = False
+            has_report = False
             try:
                 process = ChildProcess(context, spawn, process_spec, output, {"model": spec.name})
             except (OSError, zmq.ZMQError) as error:
                 loaded.cause = f"no process could be started: {error}"
                 return loaded
             try:
-                verdict = _follow(process, assignment, loaded, timeout_s)
+                has_report = _wait_for_report(process, assignment, loaded, timeout_s)
             finally:
-                _end(process, loaded, gently=verdict)
+                _end(process, loaded, gently=has_report)
         finally:
-            output.close()  # reads what there still is
-    if verdict:
-        loaded.words += [match[1] for line in lines if (match := _WARNING.fullmatch(line))][:_MOST_WORDS]
+            output.close()  # reads the remaining lines
+    if has_report:
+        loaded.log_lines += [match[1] for line in lines if (match := _WARNING.fullmatch(line))][:_MAX_LOG_LINES]
     else:
-        loaded.words += _last_words(lines)
+        loaded.log_lines += _lines_before_crash(lines)
     return loaded
 
 
-def _last_words(lines: Sequence[str]) -> list[str]:
-    """What a dead worker wrote last, up to the first line of the stacks that a crash writes."""
+def _lines_before_crash(lines: Sequence[str]) -> list[str]:
+    """The last lines that a dead worker wrote, up to the first line of the stack dump of a crash."""
     stacks = (number for number, line in enumerate(lines, 1) if line.startswith("Fatal Python error"))
-    return list(lines[: next(stacks, len(lines))][-_MOST_WORDS:])
+    return list(lines[: next(stacks, len(lines))][-_MAX_LOG_LINES:])
 
 
-def _follow(process: ChildProcess, assignment: Assignment, loaded: Loaded, timeout_s: float) -> bool:
-    """From the worker's start to its verdict on the model; False when there was none."""
+def _wait_for_report(process: ChildProcess, assignment: Assignment, loaded: LoadedModel, timeout_s: float) -> bool:
+    """Assigns the model to the worker when that is idle, and waits for its report; False if none came."""
     poller = zmq.Poller()
     poller.register(process.connection.socket, zmq.POLLIN)
     poller.register(process.pidfd, zmq.POLLIN)
@@ -136,28 +135,28 @@ def _follow(process: ChildProcess, assignment: Assignment, loaded: Loaded, timeo
                 continue
             report = WorkerReport.from_json(bytes(message[1]))
             if report.state == "idle":
-                loaded.before_bytes = _resident(process.pid)
+                loaded.before_bytes = _resident_bytes(process.pid)
                 process.connection.send([worker_wire.ASSIGN, assignment.to_json()])
             elif report.state in ("ready", "failed"):
-                loaded.after_bytes = _resident(process.pid)
+                loaded.after_bytes = _resident_bytes(process.pid)
                 loaded.report = next(iter(report.models), None)
                 loaded.cause = report.cause
                 return True
         if ended:
-            return False  # `_end` says how
+            return False  # `_end` sets the cause
     loaded.cause = f"it was not ready within {timeout_s:g} s"
     return False
 
 
-def _resident(pid: int) -> int:
+def _resident_bytes(pid: int) -> int:
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0  # it has just ended
 
 
-def _end(process: ChildProcess, loaded: Loaded, *, gently: bool) -> None:
-    """Ends the process, and tells of a death of its own."""
+def _end(process: ChildProcess, loaded: LoadedModel, *, gently: bool) -> None:
+    """Ends the process; if it died by itself, sets the cause."""
     if gently:
         process.connection.send([worker_wire.STOP])
     if not _has_ended(process, END_S if gently else 0):
@@ -175,17 +174,17 @@ def _has_ended(process: ChildProcess, timeout_s: float | None) -> bool:
 
 
 @contextlib.contextmanager
-def _lines() -> Iterator[list[str]]:
-    """The lines that workers write, and what this side logs of them, instead of a log."""
+def _captured_log() -> Iterator[list[str]]:
+    """Collects log messages, among them the lines that workers write, instead of logging them."""
     lines: list[str] = []
 
-    class Keep(logging.Handler):
+    class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(record.getMessage())
 
     logger = logging.getLogger("multitower")
     former = logger.level, logger.propagate
-    handler = Keep()
+    handler = Collector()
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -196,53 +195,53 @@ def _lines() -> Iterator[list[str]]:
         logger.level, logger.propagate = former
 
 
-def findings(loaded: Loaded) -> Iterator[Finding]:
-    """What there is to say of a model."""
+def findings(loaded: LoadedModel) -> Iterator[Finding]:
+    """Findings about a model."""
     name, report = loaded.spec.name, loaded.report
     if report is not None and report.state == "ready":
-        yield from _of_report(loaded, report)
+        yield from _report_findings(loaded, report)
     else:
         cause = (report.cause if report is not None else None) or loaded.cause
-        page = "docs/handlers.md" if loaded.spec.handler is not None else "docs/models.md"
-        advice = f"the daemon would show it as failed, and serve the others; {page} tells what can be served"
+        page = documentation.page("Handlers" if loaded.spec.handler is not None else "Models")
+        advice = f"the daemon would show it as failed and serve the others; {page} lists what it can serve"
         yield Finding(SECTION, Level.PROBLEM, f"{name} cannot be loaded: {cause}", advice)
-    for line in loaded.words:
-        yield Finding(SECTION, Level.NOTE, f"{name}: its worker says: {line.removeprefix(f'{name}: ')}")
+    for line in loaded.log_lines:
+        yield Finding(SECTION, Level.NOTE, f"{name}: its worker logged: {line.removeprefix(f'{name}: ')}")
 
 
-def _of_report(loaded: Loaded, report: ModelReport) -> Iterator[Finding]:
+def _report_findings(loaded: LoadedModel, report: ModelReport) -> Iterator[Finding]:
     name = loaded.spec.name
     took = f"loaded in {report.load_s:.1f} s, warmed up in {report.warmup_s:.1f} s"
     grown = format_bytes(max(0, loaded.after_bytes - loaded.before_bytes))
     version = f"version {report.version}, " if loaded.spec.version is not None else ""
     yield Finding(SECTION, Level.OK, f"{name}: {version}{report.platform}, {took}, {grown} of host memory")
     signature = f"{name}, signature {report.signature}" if report.signature else name
-    yield Finding(SECTION, Level.OK, f"{signature}: {_shown(report.inputs)} → {_shown(report.outputs)}")
-    yield _batching(loaded.spec, report)
+    yield Finding(SECTION, Level.OK, f"{signature}: {_describe(report.inputs)} → {_describe(report.outputs)}")
+    yield _batching_finding(loaded.spec, report)
     for other in report.signatures:
         if other.cause is None:
-            text = f"requests to {name} may name {other.name}: {_shown(other.inputs)} → {_shown(other.outputs)}"
+            text = f"requests to {name} may name {other.name}: {_describe(other.inputs)} → {_describe(other.outputs)}"
             yield Finding(SECTION, Level.OK, text)
         else:
             text = f"requests to {name} cannot name its signature {other.name}: {other.cause}"
             yield Finding(SECTION, Level.NOTE, text)
 
 
-def _batching(spec: ModelSpec, report: ModelReport) -> Finding:
+def _batching_finding(spec: ModelSpec, report: ModelReport) -> Finding:
     if report.unbatched_because is not None:
-        advice = "docs/models.md#batching tells what a model needs for that"
-        text = f"{spec.name} runs its requests singly: {report.unbatched_because}"
+        advice = f"{documentation.page('Models')} lists what a model needs for batching"
+        text = f"{spec.name} is unbatched: {report.unbatched_because}"
         return Finding(SECTION, Level.WARNING, text, advice)
     if report.max_batch_size == 0:
-        advice = "give it `batching` where row i of its outputs depends on row i of its inputs alone"
-        text = f"{spec.name} runs its requests singly, as configured"
+        advice = "set `batching` if row i of its outputs depends only on row i of its inputs"
+        text = f"{spec.name} is unbatched, as configured"
         return Finding(SECTION, Level.NOTE, text, advice if spec.handler is not None else None)
     varying = ", inputs of varying length padded" if report.pad_variable_length_inputs else ""
     sizes = f", padded to {', '.join(map(str, spec.allowed_batch_sizes))}" if spec.allowed_batch_sizes else ""
     return Finding(SECTION, Level.OK, f"{spec.name} is batched: up to {report.max_batch_size} rows{sizes}{varying}")
 
 
-def _shown(tensors: tuple[TensorReport, ...] | None) -> str:
+def _describe(tensors: tuple[TensorReport, ...] | None) -> str:
     if tensors is None:
         return "anything"
     return ", ".join(f"{tensor.name} {tensor.datatype} {_shape(tensor)}" for tensor in tensors) or "nothing"

@@ -1,0 +1,74 @@
+"""What all commands share that ask a running daemon: its endpoint, a timeout, and errors in one line."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+from multitower.exits import Exit
+
+CONNECT_S: Final = 3.0
+TIMEOUT_S: Final = 10.0
+
+endpoint_option: Final = click.option(
+    "--endpoint", help="The daemon's address.  [default: MULTITOWER_ENDPOINT, else tcp://127.0.0.1:5555]"
+)
+
+
+def _reject_nan(context: click.Context, parameter: click.Parameter, seconds: float) -> float:
+    if math.isnan(seconds):
+        raise click.BadParameter("nan is not a number of seconds", context, parameter)
+    return seconds
+
+
+def asks_daemon(command: Callable[..., int]) -> Callable[..., None]:
+    """Makes a command of a function that takes a connected `Client` and returns an exit code.
+
+    The command gets the options `--endpoint` and `--timeout`. An error becomes one line on stderr and an exit code:
+    `UNAVAILABLE` if no daemon or model could answer, 1 otherwise.
+    """
+
+    @endpoint_option
+    @click.option(
+        "--timeout",
+        type=click.FloatRange(0, min_open=True),
+        callback=_reject_nan,
+        default=TIMEOUT_S,
+        show_default=True,
+        help="Seconds to wait for an answer.",
+    )
+    @functools.wraps(command)
+    def run(endpoint: str | None, timeout: float, **arguments: Any) -> None:
+        from multitower import Client, MultitowerError
+        from multitower.tools.tensor_files import TensorFileError
+
+        code: int
+        try:
+            with Client(endpoint, timeout=timeout, connect_timeout=min(timeout, CONNECT_S)) as client:
+                code = command(client, **arguments)
+        except MultitowerError as error:
+            click.echo(error_line(error), err=True)
+            code = exit_code(error)
+        except TensorFileError as error:
+            click.echo(error_line(error), err=True)
+            code = 1
+        sys.exit(code)
+
+    return run
+
+
+def error_line(error: Exception) -> str:
+    """The line on stderr for an error."""
+    return f"multitower: {' '.join(str(error).split())}"
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code for an error of a request."""
+    from multitower import Unavailable
+
+    return Exit.UNAVAILABLE if isinstance(error, Unavailable) else 1

@@ -1,0 +1,64 @@
+"""`multitower models`: the models of a running daemon, with their inputs and outputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from multitower.cli.connection import asks_daemon
+from multitower.cli.tables import memory_growth_cells, print_table, state_cell, version_cell
+from multitower.exits import Exit
+
+if TYPE_CHECKING:
+    from multitower import Client
+
+_STATUS_KEYS: Final = (
+    *("name", "version", "labels", "state", "cause"),
+    *("host_memory_bytes", "device_memory_bytes", "device_memory_peak_bytes"),
+)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the Open Inference Protocol's metadata, for programs.")
+@asks_daemon
+def models(client: Client, as_json: bool) -> int:
+    """List the models, their versions, inputs and outputs.
+
+    A SavedModel is listed with each of its signatures; the first one is the default. The size `any` means that a
+    dimension accepts every size; of a batched model that is the first dimension, the rows. Memory is the growth of a
+    worker's memory while it loaded and warmed up the model, the largest of all workers.
+    """
+    from multitower import MultitowerError
+
+    found: list[dict[str, Any]] = []
+    for model in client.status()["models"]:
+        entry = {key: model[key] for key in _STATUS_KEYS if key in model}
+        try:
+            found.append({**entry, **client.metadata(model["name"], model["version"] or "")})
+        except MultitowerError as error:  # not loaded yet, or no longer
+            found.append({**entry, "cause": entry["cause"] or error.message})
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        headings = ("Model", "State", "Version", "Signature", "", "Name", "Datatype", "Shape")
+        print_table((*headings, ">Host memory", ">Device memory"), (row for model in found for row in _rows(model)))
+    return Exit.OK
+
+
+def _rows(model: Mapping[str, Any]) -> Iterable[Sequence[object]]:
+    """A row for each input and output; the model, its signature and its memory stand in the first row only."""
+    first: list[object] = [model["name"], state_cell(model["state"]), version_cell(model)]
+    memory: Sequence[object] = memory_growth_cells(model)
+    without_tensors = "takes any inputs" if "inputs" in model else model["cause"]
+    for name, signature in model.get("signatures", {"": model}).items():
+        tensors = [(side, tensor) for side in ("input", "output") for tensor in signature.get(f"{side}s", ())]
+        if not tensors:
+            yield (*first, name, "", signature["cause"] if name else without_tensors, "", "", *memory)
+        for side, tensor in tensors:
+            shape = ", ".join("any" if size == -1 else str(size) for size in tensor["shape"])
+            yield (*first, name, side, tensor["name"], tensor["datatype"], f"[{shape}]", *memory)
+            first, name, memory = ["", "", ""], "", ("", "")
+        first, memory = ["", "", ""], ("", "")
