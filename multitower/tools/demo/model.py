@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-MODEL = "digits"
-OUTPUT = "probabilities"
-HELD_OUT_FILE = "held_out.npz"
+from multitower.tools.demo import HELD_OUT_FILE, MODEL, OUTPUT
+
 SEED = 7
 EPOCHS = 40
 BATCH = 32

@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from multitower.client.threads import Client
-from multitower.tools.demo.model import HELD_OUT_FILE, MODEL, OUTPUT
+from multitower.tools.demo import HELD_OUT_FILE, MODEL, OUTPUT
 from multitower.tools.errors import ToolError
 from multitower.tools.load_generator import LoadGenerator, Outcome
 
