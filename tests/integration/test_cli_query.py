@@ -349,7 +349,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a wrong datatype": (b'{"inputs": [{"name": "x", "datatype": "FP13", "data": [1]}]}', "FP13"),
     "a datatype that is no name": (
         b'{"inputs": [{"name": "x", "datatype": [], "data": [1]}]}',
-        "the datatype is a name",
+        "the datatype must be a name",
     ),
     "beyond a double": (b'{"x": [1e400]}', "no double holds 1e400"),
     "no data": (b'{"inputs": [{"name": "x", "datatype": "FP32"}]}', "not all numbers"),

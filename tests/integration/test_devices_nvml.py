@@ -228,7 +228,7 @@ def test_the_command_prints_json_for_programs(fake_gpus: FakeGpus) -> None:
 
 def test_without_a_driver_the_command_succeeds_and_says_what_to_check(fake_gpus: FakeGpus) -> None:
     output = run(CLI, **fake_gpus.environment(failure=9))
-    assert "No GPU is seen: the NVIDIA driver is not loaded; check nvidia-smi" in output
+    assert "No GPU found: the NVIDIA driver is not loaded; check nvidia-smi" in output
     assert "devices: {cpu: 1}" in output
     answer = json.loads(run(CLI, "--json", **fake_gpus.environment(failure=9)))
     assert answer["gpus"] == []
