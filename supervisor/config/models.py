@@ -107,7 +107,7 @@ def _parameters(value: object, info: ValidationInfo) -> Mapping[str, Any]:
     if value is None:
         return {}
     if info.data.get("handler", value) is None:
-        raise ValueError("goes with a handler only")
+        raise ValueError("is allowed with a handler only")
     if not isinstance(value, dict):
         raise ValueError(f"must be a mapping of keys to values, not {short_repr(value)}")
     return value
@@ -117,10 +117,10 @@ def _signature(value: object, info: ValidationInfo) -> str | None:
     if value is None:
         return None
     if info.data.get("path", value) is None:
-        raise ValueError("goes with a path only")
+        raise ValueError("is allowed with a path only")
     path = info.data.get("path")
     if path is not None and path.suffix in MODEL_SUFFIXES:
-        raise ValueError(f"goes with a SavedModel only; a {path.suffix} file has no signatures")
+        raise ValueError(f"is allowed with a SavedModel only; a {path.suffix} file has no signatures")
     if not isinstance(value, str) or not value:
         raise ValueError(f"must be the name of a signature, not {short_repr(value)}")
     return value
@@ -137,7 +137,7 @@ def _tensors(value: object, info: ValidationInfo) -> Mapping[str, str]:
     if path is None or path.suffix not in GRAPH_SUFFIXES:
         if "path" not in info.data:
             return {}  # `path` is wrong itself, and reported
-        raise ValueError(f"goes with a frozen graph ({', '.join(GRAPH_SUFFIXES)}) only")
+        raise ValueError(f"is allowed with a frozen graph ({', '.join(GRAPH_SUFFIXES)}) only")
     if not isinstance(value, dict) or not value:
         example = _TENSORS_EXAMPLE[str(info.field_name)]
         raise ValueError(f"must be a mapping of names to tensors, as in {example}, not {short_repr(value)}")

@@ -24,9 +24,9 @@ def _refuse_other_paths(info: ValidationInfo) -> None:
     path = info.data.get("path")
     if path is None:
         if "path" in info.data:
-            raise ValueError("goes with a path only")
+            raise ValueError("is allowed with a path only")
     elif path.suffix in MODEL_SUFFIXES or is_saved_model(path):
-        raise ValueError(f"goes with a folder of numbered versions only; {printable(path)} is one model")
+        raise ValueError(f"is allowed with a folder of numbered versions only; {printable(path)} is one model")
 
 
 def _policy(value: object, info: ValidationInfo) -> Policy:

@@ -1,7 +1,7 @@
-"""A scripted daemon for the client's tests: a ROUTER in a thread that says exactly what a test wants said.
+"""A scripted daemon for the client's tests: a ROUTER socket in a thread that replies as the test says.
 
-It answers `MT1:server_metadata`, since a client asks for it before it sends anything else. All other requests go
-through `answer` where one is given, and are otherwise left in `requests`, for the test to answer through `reply`.
+It answers `MT1:server_metadata`, which a client sends before anything else. Other requests are passed to `answer`, if
+there is one; else they are put in `requests`, and the test answers them through `reply`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ METADATA = {"name": "fake", "version": "0", "max_message_size": 1 << 20}
 
 @dataclass
 class Received:
-    """A request as it came."""
+    """A received request."""
 
     address: bytes
     kind: bytes
@@ -48,7 +48,7 @@ class Received:
 
 
 Answer = Callable[[Received], Sequence[bytes] | None]
-"""Gives the frames of the reply from its kind on, the id in its place; or None, to leave the request to the test."""
+"""Returns the frames of the reply from its kind on; None leaves the request to the test."""
 
 
 def ok(id: bytes, header: Any, *frames: bytes) -> list[bytes]:
@@ -63,7 +63,7 @@ def outputs(id: bytes, **arrays: np.ndarray) -> list[bytes]:
     return [wire.OK, id, header, *(bytes(tensors.encode(array)) for array in arrays.values())]
 
 
-def error(id: bytes, reason: errors.Reason, message: str = "as the test wants it", **details: Any) -> list[bytes]:
+def error(id: bytes, reason: errors.Reason, message: str = "as the test wants", **details: Any) -> list[bytes]:
     """The frames of an `MT1:error` reply."""
     return [wire.ERROR, id, wire.dump_json(errors.make(reason, message, **details).to_wire())]
 
@@ -77,16 +77,16 @@ def echo(request: Received) -> list[bytes]:
 
 
 class FakeDaemon:
-    """Listens from its making on; a context manager.
+    """Listens from its construction until `close`. A context manager.
 
     Args:
-        answer: see `Answer`; None leaves every request to the test.
+        answer: see `Answer`; None leaves all requests to the test.
         endpoint: where it listens.
-        metadata: what it says of itself; None lets it say nothing.
+        metadata: its answer to `MT1:server_metadata`; None for no answer.
 
     Attributes:
         endpoint: with the real port.
-        requests: what was not answered by `answer`, in order of arrival.
+        requests: those that `answer` did not answer, in order of arrival.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class FakeDaemon:
     # For tests.
 
     def next(self, kind: bytes = wire.INFER) -> Received:
-        """The next request that is the test's to answer; it must be of this kind."""
+        """The next request in `requests`, which must be of this kind."""
         request = self.requests.get(timeout=WAIT_S)
         assert request.kind == kind, request
         return request
@@ -135,7 +135,7 @@ class FakeDaemon:
         self._wake(b"send")
 
     def close(self, linger: int = 0) -> None:
-        """Stops listening; the connections end. Replies not yet sent get `linger` milliseconds."""
+        """Stops listening and ends the connections. Replies that are not sent yet get `linger` milliseconds."""
         with self._lock:
             if self._closed:
                 return

@@ -1,4 +1,4 @@
-"""`AsyncClient` against a scripted daemon. What it shares with `Client` is tested there."""
+"""`AsyncClient` against a scripted daemon. The tests of `Client` cover what both share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def next_of(daemon: FakeDaemon, kind: bytes = wire.INFER) -> Received:
     return await asyncio.to_thread(daemon.next, kind)
 
 
-def test_requests_run_side_by_side() -> None:
+def test_requests_run_concurrently() -> None:
     async def test() -> None:
         with FakeDaemon() as daemon:
             async with AsyncClient(daemon.endpoint, timeout=WAIT_S) as client:
@@ -46,7 +46,7 @@ def test_requests_run_side_by_side() -> None:
     run(test)
 
 
-def test_the_request_says_what_was_asked_for() -> None:
+def test_the_request_has_all_arguments() -> None:
     async def test() -> None:
         with FakeDaemon() as daemon:
             async with AsyncClient(daemon.endpoint) as client:
@@ -59,7 +59,7 @@ def test_the_request_says_what_was_asked_for() -> None:
     run(test)
 
 
-def test_the_array_is_the_one_that_was_there_when_the_request_began() -> None:
+def test_arrays_may_change_once_the_task_has_begun() -> None:
     async def test() -> None:
         with FakeDaemon() as daemon:
             async with AsyncClient(daemon.endpoint, timeout=WAIT_S) as client:
@@ -87,7 +87,7 @@ ASKED: dict[str, tuple[list[str], Any]] = {
 
 
 @pytest.mark.parametrize("method", ASKED)
-def test_questions(method: str) -> None:
+def test_queries_return_what_the_client_returns(method: str) -> None:
     arguments, wanted = ASKED[method]
     kinds: list[tuple[bytes, Any]] = []
 
@@ -106,12 +106,12 @@ def test_questions(method: str) -> None:
     run(test)
 
 
-def test_questions_are_the_same_as_the_clients() -> None:
+def test_it_has_the_methods_of_the_client() -> None:
     public = [name for name in dir(Client) if not name.startswith("_")]
     assert [name for name in dir(AsyncClient) if not name.startswith("_")] == public
 
 
-def test_errors_are_typed() -> None:
+def test_errors_have_their_classes() -> None:
     def answer(request: Received) -> list[bytes]:
         return fake_daemon.error(request.id, Reason.MODEL_UNKNOWN, "there is none")
 
@@ -162,7 +162,7 @@ def test_a_request_without_an_answer_fails_at_its_deadline() -> None:
     run(test)
 
 
-def test_the_loop_runs_while_requests_wait_for_room() -> None:
+def test_the_loop_runs_while_requests_wait_for_others() -> None:
     async def test() -> None:
         with FakeDaemon() as daemon:
             async with AsyncClient(daemon.endpoint, timeout=WAIT_S, max_outstanding=1) as client:
@@ -184,7 +184,7 @@ def test_the_loop_runs_while_requests_wait_for_room() -> None:
     run(test)
 
 
-def test_waiting_for_room_counts_as_waiting() -> None:
+def test_waiting_for_others_counts_towards_the_timeout() -> None:
     async def test() -> None:
         with FakeDaemon() as daemon:
             async with AsyncClient(daemon.endpoint, timeout=WAIT_S, max_outstanding=1) as client:
@@ -223,7 +223,7 @@ def test_a_lost_connection_and_close_fail_what_is_outstanding() -> None:
     run(test)
 
 
-def test_wait_until_ready(tmp_socket: str) -> None:
+def test_wait_until_ready_waits_for_the_daemon_and_its_models(tmp_socket: str) -> None:
     answers = iter([False, True])
 
     def answer(request: Received) -> list[bytes]:
@@ -242,8 +242,8 @@ def test_wait_until_ready(tmp_socket: str) -> None:
     run(test)
 
 
-def test_a_loop_that_ends_early_leaves_the_connection_intact() -> None:
-    """The answer comes to a loop that is closed; whoever uses the client from another loop is not disturbed."""
+def test_a_loop_that_is_closed_early_leaves_the_connection_intact() -> None:
+    """The answer arrives for a closed loop; another loop can use the client."""
     with FakeDaemon() as daemon:
         client = AsyncClient(daemon.endpoint, timeout=WAIT_S)
         loop = asyncio.new_event_loop()
@@ -268,7 +268,7 @@ def test_a_loop_that_ends_early_leaves_the_connection_intact() -> None:
         gc.collect()
 
 
-def test_a_coroutine_that_is_closed_takes_no_other_outcome_along() -> None:
+def test_closing_a_coroutine_affects_no_other_request() -> None:
     async def test() -> None:
         failures: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))

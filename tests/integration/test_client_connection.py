@@ -1,4 +1,4 @@
-"""`Client` and its connection: nothing there, lost, found again, too large, forked, closed, forgotten."""
+"""`Client` and its connection: no daemon, lost, reconnected, message too large, forked, closed, unreferenced."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def works(client: Client) -> bool:
 # Nothing there.
 
 
-def test_nothing_listening_is_said_with_what_to_do(tmp_socket: str) -> None:
+def test_without_a_daemon_the_error_says_what_to_do(tmp_socket: str) -> None:
     with Client(tmp_socket, connect_timeout=0.1) as client:
         for ask in (client.status, lambda: client.infer("m", {"x": 1.0})):
             with pytest.raises(Unavailable) as error:
@@ -47,7 +47,7 @@ def test_nothing_listening_is_said_with_what_to_do(tmp_socket: str) -> None:
                 assert words in error.value.message
 
 
-def test_a_closed_port_is_nothing_listening() -> None:
+def test_a_closed_port_is_not_listening() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         endpoint = f"tcp://127.0.0.1:{unused.getsockname()[1]}"
@@ -56,7 +56,7 @@ def test_a_closed_port_is_nothing_listening() -> None:
     assert error.value.reason == "not_listening"
 
 
-def test_a_listener_that_speaks_no_zeromq_is_no_daemon() -> None:
+def test_a_listener_without_zeromq_is_not_a_daemon() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
         with Client(endpoint, connect_timeout=0.1) as client, pytest.raises(Unavailable) as error:
@@ -64,7 +64,7 @@ def test_a_listener_that_speaks_no_zeromq_is_no_daemon() -> None:
     assert error.value.reason == "not_listening"
 
 
-def test_a_listener_that_does_not_answer_is_no_daemon() -> None:
+def test_a_listener_that_does_not_answer_is_not_a_daemon() -> None:
     with FakeDaemon(metadata=None) as daemon:
         with Client(daemon.endpoint, connect_timeout=0.5) as client, pytest.raises(Unavailable) as error:
             client.infer("m", {"x": 1.0})
@@ -75,7 +75,7 @@ def test_a_listener_that_does_not_answer_is_no_daemon() -> None:
 
 @pytest.mark.parametrize("endpoint", ["garbage", "tcp://127.0.0.1", "http://127.0.0.1:5555", f"ipc:///{'x' * 200}"])
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_what_is_no_endpoint_is_refused_at_once(kind: type, endpoint: str) -> None:
+def test_a_malformed_endpoint_is_refused_at_once(kind: type, endpoint: str) -> None:
     with pytest.raises(Unavailable, match="ipc://PATH or tcp://HOST:PORT") as error:
         kind(endpoint)
     assert error.value.reason == "not_listening"
@@ -88,12 +88,12 @@ def test_a_daemon_that_starts_in_time_is_found(tmp_socket: str) -> None:
             assert future.result(WAIT_S)["x"].tolist() == 1.0
 
 
-def test_a_short_timeout_goes_before_a_long_connect_timeout(tmp_socket: str) -> None:
+def test_a_short_timeout_ends_a_long_connect_timeout(tmp_socket: str) -> None:
     with Client(tmp_socket, connect_timeout=WAIT_S) as client, pytest.raises(Unavailable):
         client.infer("m", {"x": 1.0}, timeout=0.1)
 
 
-def test_the_endpoint_comes_from_the_argument_then_the_environment_then_the_protocol(
+def test_the_endpoint_is_the_argument_or_the_variable_or_the_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MULTITOWER_ENDPOINT", "ipc:///from/the/environment")
@@ -117,9 +117,7 @@ def test_arguments_are_checked(kind: type, argument: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
-def test_a_lost_connection_fails_what_is_outstanding_at_once_and_is_found_again(
-    transport: str, tmp_socket: str
-) -> None:
+def test_a_lost_connection_fails_outstanding_requests_and_reconnects(transport: str, tmp_socket: str) -> None:
     first = FakeDaemon(endpoint="tcp://127.0.0.1:*" if transport == "tcp" else tmp_socket)
     with Client(first.endpoint, timeout=WAIT_S, connect_timeout=WAIT_S) as client:
         futures = [client.submit("m", {"x": 1.0}) for _ in range(20)]
@@ -135,7 +133,7 @@ def test_a_lost_connection_fails_what_is_outstanding_at_once_and_is_found_again(
             assert works(client)
 
 
-def test_between_daemons_nothing_listens(tmp_socket: str) -> None:
+def test_between_two_daemons_requests_fail_as_not_listening(tmp_socket: str) -> None:
     with Client(tmp_socket, connect_timeout=0.2) as client:
         for _ in range(2):
             with FakeDaemon(fake_daemon.echo, tmp_socket):
@@ -152,7 +150,7 @@ def _answers(client: Client) -> bool:
         return False
 
 
-def test_answers_that_came_before_the_end_count() -> None:
+def test_replies_that_arrived_before_the_connection_ended_count() -> None:
     with FakeDaemon() as daemon, Client(daemon.endpoint, timeout=WAIT_S) as client:
         busy, lost = threading.Event(), threading.Event()
 
@@ -185,7 +183,7 @@ def test_the_client_sets_no_identity() -> None:
 # Too large.
 
 
-def test_messages_over_the_daemons_limit_are_refused_before_they_are_sent() -> None:
+def test_messages_over_the_limit_of_the_daemon_are_not_sent() -> None:
     with FakeDaemon(metadata={"max_message_size": 10_000}) as daemon, Client(daemon.endpoint) as client:
         with pytest.raises(InvalidRequest) as error:
             client.infer("m", {"x": np.zeros(10_000, np.uint8)})
@@ -199,7 +197,7 @@ def test_messages_over_the_daemons_limit_are_refused_before_they_are_sent() -> N
 
 
 @pytest.mark.parametrize("metadata", [{}, {"max_message_size": "large"}, {"max_message_size": -1}], ids=str)
-def test_the_protocols_limit_holds_where_the_daemon_names_none(metadata: dict[str, Any]) -> None:
+def test_the_default_limit_holds_if_the_daemon_names_none(metadata: dict[str, Any]) -> None:
     with FakeDaemon(fake_daemon.echo, metadata=metadata) as daemon, Client(daemon.endpoint) as client:
         assert works(client)
         with pytest.raises(InvalidRequest, match=str(wire.DEFAULT_MAX_MESSAGE_SIZE)):
@@ -213,7 +211,7 @@ def test_the_next_daemon_may_have_another_limit(tmp_socket: str) -> None:
             unanswered = client.submit("m", {"x": x[:1]})
             with pytest.raises(InvalidRequest):
                 client.infer("m", {"x": x})
-        # Until the client has noticed that the daemon is gone, it goes by what that one said.
+        # Until the client notices the lost connection, the limit of that daemon holds.
         with pytest.raises(Unavailable):
             unanswered.result(WAIT_S)
         with FakeDaemon(fake_daemon.echo, tmp_socket, metadata={"max_message_size": 100_000}):
@@ -238,7 +236,7 @@ def test_wait_until_ready_waits_for_the_daemon_and_for_its_models(tmp_socket: st
         assert list(answers) == []
 
 
-def test_wait_until_ready_says_what_is_not(tmp_socket: str) -> None:
+def test_wait_until_ready_reports_what_is_missing(tmp_socket: str) -> None:
     with Client(tmp_socket, connect_timeout=0.1) as client:
         with pytest.raises(Unavailable, match="no daemon listens"):
             client.wait_until_ready(0.3)
@@ -260,7 +258,7 @@ def test_wait_until_ready_says_what_is_not(tmp_socket: str) -> None:
 # Closed.
 
 
-def test_close_fails_what_is_outstanding_and_what_comes_later() -> None:
+def test_close_fails_outstanding_and_later_requests() -> None:
     with FakeDaemon() as daemon:
         client = Client(daemon.endpoint, timeout=WAIT_S, max_outstanding=2)
         futures = [client.submit("m", {"x": 1.0}) for _ in range(2)]
@@ -288,7 +286,7 @@ def test_close_fails_what_is_outstanding_and_what_comes_later() -> None:
         assert {getattr(error, "reason", error) for error in errors} == {"closed"}
 
 
-def test_close_from_a_callback_does_not_wait_for_itself() -> None:
+def test_close_in_a_callback_does_not_deadlock() -> None:
     with FakeDaemon(fake_daemon.echo) as daemon:
         client = Client(daemon.endpoint, timeout=WAIT_S)
         closed = threading.Event()
@@ -301,7 +299,7 @@ def test_close_from_a_callback_does_not_wait_for_itself() -> None:
         assert closed.wait(WAIT_S)
 
 
-def test_whoever_submits_while_another_closes_gets_an_outcome() -> None:
+def test_requests_submitted_during_close_get_an_outcome() -> None:
     for _ in range(20):
         with FakeDaemon(fake_daemon.echo) as daemon:
             client = Client(daemon.endpoint, timeout=WAIT_S)
@@ -328,7 +326,7 @@ def test_whoever_submits_while_another_closes_gets_an_outcome() -> None:
                 assert error is None or getattr(error, "reason", None) == "closed"
 
 
-def test_after_close_nothing_is_written_into_files_that_took_its_descriptors() -> None:
+def test_after_close_nothing_is_written_to_reused_descriptors() -> None:
     with FakeDaemon() as daemon:
         client = Client(daemon.endpoint)
         future = client.submit("m", {"x": 1.0})
@@ -350,9 +348,9 @@ def test_after_close_nothing_is_written_into_files_that_took_its_descriptors() -
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_a_client_that_is_forgotten_leaves_neither_thread_nor_descriptor(kind: type) -> None:
+def test_an_unreferenced_client_leaves_neither_thread_nor_descriptor(kind: type) -> None:
     with FakeDaemon() as daemon:
-        with Client(daemon.endpoint) as first:  # whatever the libraries open once and for all
+        with Client(daemon.endpoint) as first:  # the libraries open some descriptors once
             first.server_metadata()
         until(lambda: _client_threads() == 0)
         gc.collect()
@@ -417,7 +415,7 @@ if pid == 0:
         sys.stderr.flush()
         if code:
             os._exit(code)
-    sys.exit(0)  # with whatever runs at an interpreter's end
+    sys.exit(0)  # with all handlers of the interpreter's exit
 _, status = os.waitpid(pid, 0)
 assert status == 0, status
 print(client.infer("m", {"x": 3.0})["x"])
@@ -446,12 +444,12 @@ def _run(program: str, endpoint: str) -> str:
     return done.stdout
 
 
-def test_a_client_is_refused_in_a_forked_child_which_may_make_its_own() -> None:
+def test_a_client_is_refused_in_a_forked_child_but_a_new_one_works() -> None:
     with FakeDaemon(fake_daemon.echo) as daemon:
         assert _run(FORK, daemon.endpoint).split() == ["1.0", "3.0"]
 
 
-def test_an_interpreter_ends_with_a_client_open() -> None:
+def test_an_interpreter_exits_with_a_client_open() -> None:
     def answer(request: fake_daemon.Received) -> list[bytes] | None:
         return None if request.json["model_name"] == "never" else fake_daemon.echo(request)
 

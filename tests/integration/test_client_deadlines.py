@@ -1,4 +1,4 @@
-"""`Client` against a scripted daemon: nobody waits past a deadline, and the daemon is told of who does not wait."""
+"""`Client` against a scripted daemon: no call waits past its deadline, and the daemon is told of cancelled requests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_request_without_an_answer_fails_at_its_deadline_and_is_cancelled(clie
     assert daemon.next(wire.CANCEL).id == request.id
 
 
-def test_a_late_answer_is_nobodys(client: Client, daemon: FakeDaemon) -> None:
+def test_a_late_answer_is_dropped(client: Client, daemon: FakeDaemon) -> None:
     with pytest.raises(DeadlineExceeded):
         client.infer("m", {"x": 1.0}, timeout=0.1)
     late = daemon.next()
@@ -79,7 +79,7 @@ def test_hundreds_expire_together(client: Client, daemon: FakeDaemon) -> None:
     assert sorted(daemon.next(wire.CANCEL).id for _ in futures) == sorted(ids)
 
 
-def test_a_question_fails_at_the_clients_timeout(daemon: FakeDaemon) -> None:
+def test_a_query_fails_at_the_timeout_of_the_client(daemon: FakeDaemon) -> None:
     with Client(daemon.endpoint, timeout=0.1) as client, pytest.raises(DeadlineExceeded):
         client.status()
 
@@ -99,7 +99,7 @@ def test_a_cancelled_future_cancels_its_request(client: Client, daemon: FakeDaem
     assert (done, waiting) == ({future}, set())
 
 
-def test_the_answers_to_a_cancelled_request_are_nobodys(client: Client, daemon: FakeDaemon) -> None:
+def test_answers_to_a_cancelled_request_are_dropped(client: Client, daemon: FakeDaemon) -> None:
     future = client.submit("m", {"x": 1.0})
     request = daemon.next()
     future.cancel()
@@ -111,14 +111,14 @@ def test_the_answers_to_a_cancelled_request_are_nobodys(client: Client, daemon: 
     assert after.result(WAIT_S)["x"].tolist() == 2.0
 
 
-def test_a_request_with_its_outcome_is_not_cancelled(client: Client, daemon: FakeDaemon) -> None:
+def test_a_completed_request_cannot_be_cancelled(client: Client, daemon: FakeDaemon) -> None:
     future = client.submit("m", {"x": 1.0})
     answer(daemon)
     assert future.result(WAIT_S)
     assert not future.cancel()
 
 
-def test_what_is_cancelled_before_it_was_sent_is_never_sent(tmp_socket: str) -> None:
+def test_a_request_cancelled_before_it_was_sent_is_never_sent(tmp_socket: str) -> None:
     with Client(tmp_socket, connect_timeout=WAIT_S) as client:
         futures = [client.submit("m", {"x": float(number)}) for number in range(3)]
         assert futures[0].cancel()
@@ -153,7 +153,7 @@ def test_ctrl_c_cancels_the_request(client: Client, daemon: FakeDaemon) -> None:
 # Room.
 
 
-def test_submit_waits_for_room(daemon: FakeDaemon) -> None:
+def test_submit_waits_while_max_outstanding_is_reached(daemon: FakeDaemon) -> None:
     with Client(daemon.endpoint, timeout=WAIT_S, max_outstanding=2) as client:
         first = [client.submit("m", {"x": 1.0}) for _ in range(2)]
         third: list[Any] = []
@@ -169,7 +169,7 @@ def test_submit_waits_for_room(daemon: FakeDaemon) -> None:
 
 
 @pytest.mark.parametrize("how", ["answered", "failed", "cancelled", "expired", "not sendable"])
-def test_every_outcome_makes_room(how: str, daemon: FakeDaemon) -> None:
+def test_every_outcome_lets_another_request_start(how: str, daemon: FakeDaemon) -> None:
     with Client(daemon.endpoint, timeout=WAIT_S, max_outstanding=1) as client:
         if how == "not sendable":
             with pytest.raises(ValueError, match="timeout"):
@@ -193,7 +193,7 @@ def test_every_outcome_makes_room(how: str, daemon: FakeDaemon) -> None:
         assert second.result(WAIT_S)["x"].tolist() == 2.0
 
 
-def test_waiting_for_room_counts_as_waiting(daemon: FakeDaemon) -> None:
+def test_waiting_for_others_counts_towards_the_timeout(daemon: FakeDaemon) -> None:
     with Client(daemon.endpoint, timeout=WAIT_S, max_outstanding=1) as client:
         client.submit("m", {"x": 1.0})
         with pytest.raises(DeadlineExceeded, match="max_outstanding"):
@@ -208,7 +208,7 @@ def test_waiting_for_room_counts_as_waiting(daemon: FakeDaemon) -> None:
         later.join()
 
 
-def test_a_callback_does_not_wait_for_room(daemon: FakeDaemon) -> None:
+def test_submit_in_a_callback_does_not_wait_for_others(daemon: FakeDaemon) -> None:
     """The room would have to be made by the thread that runs the callback."""
     with Client(daemon.endpoint, timeout=WAIT_S, max_outstanding=2) as client:
         outcome: list[BaseException] = []

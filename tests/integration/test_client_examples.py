@@ -56,11 +56,11 @@ def run(name: str, endpoint: str) -> str:
     return done.stdout
 
 
-def test_there_is_a_test_of_each() -> None:
+def test_each_example_has_a_test() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {"req.py", "client.py", "async_client.py"}
 
 
-def test_the_client_without_our_library(endpoint: str) -> None:
+def test_the_example_without_the_library_works(endpoint: str) -> None:
     assert run("req.py", endpoint).startswith('MT1:ok {"model_name":')
     tree = ast.parse((EXAMPLES / "req.py").read_text())
     code = tree.body[1:]  # without the docstring
@@ -68,7 +68,7 @@ def test_the_client_without_our_library(endpoint: str) -> None:
     assert not any("multitower" in ast.unparse(statement) for statement in code if isinstance(statement, ast.Import))
 
 
-def test_the_client_for_threads(endpoint: str) -> None:
+def test_the_example_of_the_client_for_threads_works(endpoint: str) -> None:
     out = run("client.py", endpoint)
     assert "digits takes x: FP32 [-1, 64]" in out
     assert "one hundred images: 100 rows" in out
@@ -76,7 +76,7 @@ def test_the_client_for_threads(endpoint: str) -> None:
     assert "slot 0 on cpu:0: 104 rows answered" in out
 
 
-def test_the_client_for_asyncio(endpoint: str) -> None:
+def test_the_example_of_the_client_for_asyncio_works(endpoint: str) -> None:
     out = run("async_client.py", endpoint)
     assert "one hundred images: 100 rows" in out
     assert "cancelled" in out

@@ -1,4 +1,4 @@
-"""`Client` against a scripted daemon: what it sends, what it makes of answers, and many requests at one time."""
+"""`Client` against a scripted daemon: what it sends, how it reads answers, and many requests at a time."""
 
 from __future__ import annotations
 
@@ -70,19 +70,19 @@ def numbers(datatype: str, shape: tuple[int, ...]) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("datatype", NUMBERS)
-def test_numbers_come_back_as_they_went(datatype: str, shape: tuple[int, ...], echoing: Client) -> None:
+def test_numbers_are_returned_unchanged(datatype: str, shape: tuple[int, ...], echoing: Client) -> None:
     sent = numbers(datatype, shape)
-    came = echoing.infer("m", {"x": sent})["x"]
-    assert (came.dtype, came.shape) == (sent.dtype, shape)
-    np.testing.assert_array_equal(came, sent)
+    received = echoing.infer("m", {"x": sent})["x"]
+    assert (received.dtype, received.shape) == (sent.dtype, shape)
+    np.testing.assert_array_equal(received, sent)
 
 
-def test_bf16_comes_back_as_it_went(echoing: Client) -> None:
+def test_bf16_is_returned_unchanged(echoing: Client) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     sent = np.array([[1.5, -2.0]], ml_dtypes.bfloat16)
-    came = echoing.infer("m", {"x": sent})["x"]
-    assert came.dtype == sent.dtype
-    assert came.tolist() == sent.tolist()
+    received = echoing.infer("m", {"x": sent})["x"]
+    assert received.dtype == sent.dtype
+    assert received.tolist() == sent.tolist()
 
 
 TEXTS: dict[str, tuple[Any, Any]] = {
@@ -99,11 +99,11 @@ TEXTS: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize("case", TEXTS)
-def test_text_and_bytes_come_back_as_bytes(case: str, echoing: Client) -> None:
+def test_text_and_bytes_are_returned_as_bytes(case: str, echoing: Client) -> None:
     sent, wanted = TEXTS[case]
-    came = echoing.infer("m", {"x": sent})["x"]
-    assert came.dtype == object
-    assert came.tolist() == wanted
+    received = echoing.infer("m", {"x": sent})["x"]
+    assert received.dtype == object
+    assert received.tolist() == wanted
 
 
 ARRAYS: dict[str, tuple[Any, np.ndarray]] = {
@@ -117,11 +117,11 @@ ARRAYS: dict[str, tuple[Any, np.ndarray]] = {
 
 
 @pytest.mark.parametrize("case", ARRAYS)
-def test_whatever_numpy_makes_an_array_of_can_be_sent(case: str, echoing: Client) -> None:
+def test_anything_that_numpy_converts_can_be_sent(case: str, echoing: Client) -> None:
     sent, wanted = ARRAYS[case]
-    came = echoing.infer("m", {"x": sent})["x"]
-    assert came.dtype == wanted.dtype
-    np.testing.assert_array_equal(came, wanted)
+    received = echoing.infer("m", {"x": sent})["x"]
+    assert received.dtype == wanted.dtype
+    np.testing.assert_array_equal(received, wanted)
 
 
 UNSENDABLE: dict[str, tuple[Any, str]] = {
@@ -136,7 +136,7 @@ UNSENDABLE: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", UNSENDABLE)
-def test_what_cannot_be_sent_is_refused_with_the_name_of_the_input(case: str, echoing: Client) -> None:
+def test_an_input_that_cannot_be_sent_is_refused_by_name(case: str, echoing: Client) -> None:
     value, reason = UNSENDABLE[case]
     with pytest.raises(InvalidRequest, match="'image'") as refused:
         echoing.infer("m", {"image": value})
@@ -149,7 +149,7 @@ def test_outputs_are_read_only(size: int, echoing: Client) -> None:
     assert not echoing.infer("m", {"x": np.zeros(size, np.uint8)})["x"].flags.writeable
 
 
-def test_arrays_may_be_changed_once_submit_has_returned(client: Client, daemon: FakeDaemon) -> None:
+def test_arrays_may_change_once_submit_has_returned(client: Client, daemon: FakeDaemon) -> None:
     x = np.zeros(1 << 16, np.float32)
     futures = []
     for number in range(5):
@@ -163,7 +163,7 @@ def test_arrays_may_be_changed_once_submit_has_returned(client: Client, daemon: 
 # What is sent.
 
 
-def test_the_request_says_what_was_asked_for(client: Client, daemon: FakeDaemon) -> None:
+def test_the_request_has_all_arguments(client: Client, daemon: FakeDaemon) -> None:
     x, names = np.ones((2, 3), np.float32), np.array(["a", "b"])
     client.submit("m", {"x": x, "names": names}, outputs=["b", "a"], version="7", timeout=1.5, priority=3)
     request = daemon.next()
@@ -181,12 +181,12 @@ def test_the_request_says_what_was_asked_for(client: Client, daemon: FakeDaemon)
     assert 0 < len(request.id) <= wire.MAX_ID_BYTES
 
 
-def test_the_clients_timeout_is_sent_where_a_request_has_none(client: Client, daemon: FakeDaemon) -> None:
+def test_the_timeout_of_the_client_is_sent_by_default(client: Client, daemon: FakeDaemon) -> None:
     client.submit("m", {"x": 1.0})
     assert daemon.next().json["parameters"] == {"timeout": WAIT_S * 1e6}
 
 
-def test_headers_repeat_byte_for_byte_and_ids_do_not(client: Client, daemon: FakeDaemon) -> None:
+def test_headers_repeat_but_ids_do_not(client: Client, daemon: FakeDaemon) -> None:
     for number in range(3):
         client.submit("m", {"x": np.full((1, 4), number, np.float32)}, timeout=2.0)
     requests = [daemon.next() for _ in range(3)]
@@ -199,17 +199,17 @@ def test_headers_repeat_byte_for_byte_and_ids_do_not(client: Client, daemon: Fak
     [{"priority": np.int64(1)}, {"priority": 1.5j}, {"outputs": [["y"]]}, {"version": b"1"}],
     ids=str,
 )
-def test_what_no_header_can_say_is_refused_typed(arguments: dict[str, Any], echoing: Client) -> None:
+def test_arguments_that_cannot_be_written_are_refused(arguments: dict[str, Any], echoing: Client) -> None:
     with pytest.raises(InvalidRequest) as raised:
         echoing.submit("m", {"x": np.ones(1)}, **arguments)
     assert raised.value.reason == "malformed"
 
 
-def test_a_priority_that_is_no_number_does_not_spoil_those_that_equal_it(client: Client, daemon: FakeDaemon) -> None:
+def test_an_invalid_priority_does_not_affect_equal_valid_ones(client: Client, daemon: FakeDaemon) -> None:
     for priority in (True, 1):
         client.submit("m", {"x": np.ones(1)}, priority=priority)
-    told = [daemon.next().json["parameters"]["priority"] for _ in range(2)]
-    assert [type(priority) for priority in told] == [bool, int]
+    priorities = [daemon.next().json["parameters"]["priority"] for _ in range(2)]
+    assert [type(priority) for priority in priorities] == [bool, int]
 
 
 def test_masked_elements_are_refused(echoing: Client) -> None:
@@ -224,7 +224,7 @@ def test_a_string_as_outputs_is_refused(echoing: Client) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan")])
-def test_a_timeout_is_more_than_nothing(timeout: float, echoing: Client) -> None:
+def test_a_timeout_of_zero_is_refused(timeout: float, echoing: Client) -> None:
     with pytest.raises(ValueError, match="timeout"):
         echoing.infer("m", {"x": 1.0}, timeout=timeout)
 
@@ -243,7 +243,7 @@ ASKED: dict[str, tuple[bytes, dict[str, Any], dict[str, Any], Any]] = {
 
 
 @pytest.mark.parametrize("method", ASKED)
-def test_each_question_has_its_kind(method: str, client: Client, daemon: FakeDaemon) -> None:
+def test_each_query_has_its_kind(method: str, client: Client, daemon: FakeDaemon) -> None:
     kind, header, answer, wanted = ASKED[method]
     results: list[Any] = []
     arguments = ["m"] if header else []
@@ -256,7 +256,7 @@ def test_each_question_has_its_kind(method: str, client: Client, daemon: FakeDae
     assert results == [wanted]
 
 
-def test_the_version_is_sent_where_one_is_given(client: Client, daemon: FakeDaemon) -> None:
+def test_the_version_is_sent_if_one_is_given(client: Client, daemon: FakeDaemon) -> None:
     asking = threading.Thread(target=lambda: client.metadata("m", "3"))
     asking.start()
     request = daemon.next(wire.MODEL_METADATA)
@@ -265,14 +265,14 @@ def test_the_version_is_sent_where_one_is_given(client: Client, daemon: FakeDaem
     asking.join(WAIT_S)
 
 
-def test_server_metadata_is_the_daemons(echoing: Client) -> None:
+def test_server_metadata_is_that_of_the_daemon(echoing: Client) -> None:
     assert echoing.server_metadata() == fake_daemon.METADATA
 
 
 # Many at one time.
 
 
-def test_answers_may_come_in_any_order(client: Client, daemon: FakeDaemon) -> None:
+def test_answers_may_arrive_in_any_order(client: Client, daemon: FakeDaemon) -> None:
     futures = [client.submit("m", {"x": np.array([number])}) for number in range(50)]
     requests = [daemon.next() for _ in futures]
     random.Random(1).shuffle(requests)
@@ -288,9 +288,9 @@ def test_sixteen_threads_share_a_connection(echoing: Client) -> None:
     def work(thread: int) -> None:
         for number in range(50):
             value = thread * 1000 + number
-            came = echoing.infer("m", {"x": np.array([value])})["x"].tolist()
-            if came != [value]:
-                wrong.append((value, came))
+            received = echoing.infer("m", {"x": np.array([value])})["x"].tolist()
+            if received != [value]:
+                wrong.append((value, received))
 
     threads = [threading.Thread(target=work, args=(thread,)) for thread in range(16)]
     for thread in threads:
@@ -301,7 +301,7 @@ def test_sixteen_threads_share_a_connection(echoing: Client) -> None:
     assert wrong == []
 
 
-def test_no_answer_lies_unread_whoever_sends(echoing: Client) -> None:
+def test_no_answer_remains_unread_whichever_thread_sends(echoing: Client) -> None:
     """Callers send by themselves while the connection's thread sleeps, and may take the sign of an answer from it."""
     rng = random.Random(7)
     pauses = [rng.expovariate(1 / 0.0003) if rng.random() < 0.5 else 0.0 for _ in range(400)]
@@ -384,12 +384,12 @@ CLASSES: dict[Reason, type[MultitowerError]] = {
 }
 
 
-def test_every_reason_that_travels_has_its_class() -> None:
+def test_every_reason_that_is_sent_has_its_class() -> None:
     assert set(Reason) - set(CLASSES) == {Reason.NOT_LISTENING, Reason.CONNECTION_LOST, Reason.CLOSED}
 
 
 @pytest.mark.parametrize("reason", CLASSES)
-def test_errors_are_typed(reason: Reason, client: Client, daemon: FakeDaemon) -> None:
+def test_errors_have_their_classes(reason: Reason, client: Client, daemon: FakeDaemon) -> None:
     future = client.submit("m", {"x": 1.0})
     request = daemon.next()
     daemon.reply(request, fake_daemon.error(request.id, reason, "why it failed", field="x"))
@@ -399,7 +399,7 @@ def test_errors_are_typed(reason: Reason, client: Client, daemon: FakeDaemon) ->
     assert (error.reason, error.message, error.details) == (reason, "why it failed", {"field": "x"})
 
 
-def test_an_error_of_a_later_release_keeps_its_words(client: Client, daemon: FakeDaemon) -> None:
+def test_an_unknown_error_keeps_its_code_and_reason(client: Client, daemon: FakeDaemon) -> None:
     future = client.submit("m", {"x": 1.0})
     request = daemon.next()
     body = {"error": {"code": "DATA_LOSS", "reason": "eaten_by_mice", "message": "the disk is gone"}}
@@ -443,7 +443,7 @@ BAD_REPLIES: dict[str, list[bytes]] = {
 
 
 @pytest.mark.parametrize("case", BAD_REPLIES)
-def test_replies_that_cannot_be_read_fail_typed(case: str, client: Client, daemon: FakeDaemon) -> None:
+def test_malformed_replies_fail_as_output_invalid(case: str, client: Client, daemon: FakeDaemon) -> None:
     future = client.submit("m", {"x": 1.0})
     request = daemon.next()
     daemon.reply(request, [wire.OK, request.id, *BAD_REPLIES[case]])
@@ -455,7 +455,7 @@ def test_replies_that_cannot_be_read_fail_typed(case: str, client: Client, daemo
 
 @pytest.mark.parametrize("body", [b"no JSON", b"[]", DEEP, b'{"error": 7}', b'{"error": {"details": []}}', b""])
 @pytest.mark.parametrize("kind", [wire.ERROR, b"MT1:what", b"k" * 100_000], ids=["error", "unknown", "huge"])
-def test_errors_that_cannot_be_read_fail_typed(kind: bytes, body: bytes, client: Client, daemon: FakeDaemon) -> None:
+def test_malformed_errors_fail_as_model_errors(kind: bytes, body: bytes, client: Client, daemon: FakeDaemon) -> None:
     future = client.submit("m", {"x": 1.0})
     request = daemon.next()
     daemon.reply(request, [kind, request.id, body])
@@ -465,7 +465,7 @@ def test_errors_that_cannot_be_read_fail_typed(kind: bytes, body: bytes, client:
 
 
 @pytest.mark.parametrize("body", [b"no JSON", b"[]", DEEP, b""])
-def test_answers_to_questions_that_cannot_be_read_fail_typed(body: bytes, client: Client, daemon: FakeDaemon) -> None:
+def test_malformed_answers_to_queries_fail_as_output_invalid(body: bytes, client: Client, daemon: FakeDaemon) -> None:
     errors: list[MultitowerError] = []
 
     def ask() -> None:
@@ -487,7 +487,7 @@ GARBAGE: dict[str, list[bytes]] = {
     "no delimiter": [wire.OK, b"1", b"{}"],
     "only a kind": [b"", wire.OK],
     "no header": [b"", wire.OK, b"1"],
-    "an id of nobody": [b"", wire.OK, b"nobody", b"{}"],
+    "an unknown id": [b"", wire.OK, b"nobody", b"{}"],
     "an empty id": [b"", wire.ERROR, b"", b"{}"],
     "large frames": [b"x" * 100_000] * 4,
     "a large id": [b"", wire.OK, b"x" * 100_000, b"{}"],
@@ -496,7 +496,7 @@ GARBAGE: dict[str, list[bytes]] = {
 
 
 @pytest.mark.parametrize("case", GARBAGE)
-def test_what_is_no_reply_is_passed_over(case: str, client: Client, daemon: FakeDaemon) -> None:
+def test_messages_that_are_not_replies_are_ignored(case: str, client: Client, daemon: FakeDaemon) -> None:
     future = client.submit("m", {"x": 1.0})
     request = daemon.next()
     daemon.send(request, GARBAGE[case])
@@ -504,7 +504,7 @@ def test_what_is_no_reply_is_passed_over(case: str, client: Client, daemon: Fake
     assert future.result(WAIT_S)["x"].tolist() == 1.0
 
 
-def test_a_second_reply_is_passed_over(client: Client, daemon: FakeDaemon) -> None:
+def test_a_second_reply_is_ignored(client: Client, daemon: FakeDaemon) -> None:
     future = client.submit("m", {"x": 1.0})
     request = daemon.next()
     for _ in range(2):

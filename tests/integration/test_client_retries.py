@@ -1,4 +1,4 @@
-"""What the daemon refused without running it is sent again, when it says: a scripted daemon, then a real one."""
+"""Requests that the daemon refused without running them are sent again: a scripted daemon."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def has_read(client: Client, daemon: FakeDaemon) -> None:
 
 @pytest.mark.parametrize("size", [1, 1 << 16])
 @pytest.mark.parametrize("reason", [Reason.QUEUE_FULL, Reason.NO_WORKER])
-def test_a_refused_request_is_sent_again_as_it_was(
+def test_a_refused_request_is_sent_again_unchanged(
     client: Client, daemon: FakeDaemon, reason: Reason, size: int
 ) -> None:
     x = np.random.default_rng(0).random(size)
@@ -72,7 +72,7 @@ def test_a_refused_request_is_sent_again_as_it_was(
     assert not future.done()
     assert (second.kind, second.header, second.frames) == (first.kind, first.header, first.frames)
     assert second.id != first.id
-    daemon.reply(first, full(first))  # nobody's by now
+    daemon.reply(first, full(first))  # dropped: the request has another id now
     daemon.reply(second, fake_daemon.echo(second))
     assert np.array_equal(future.result(WAIT_S)["x"], x)
     has_read(client, daemon)
@@ -80,7 +80,7 @@ def test_a_refused_request_is_sent_again_as_it_was(
 
 
 @pytest.mark.parametrize("retries", [0, 1, 2, 4])
-def test_it_is_sent_again_so_often(daemon: FakeDaemon, retries: int) -> None:
+def test_a_refused_request_is_sent_again_up_to_the_limit(daemon: FakeDaemon, retries: int) -> None:
     with Client(daemon.endpoint, timeout=WAIT_S, retries=retries) as client:
         future = client.submit("m", {"x": 1.0})
         for number in range(retries + 1):
@@ -101,7 +101,7 @@ def test_it_is_sent_again_so_often(daemon: FakeDaemon, retries: int) -> None:
         (Reason.QUEUE_FULL, {"queue_depth": 9}),
     ],
 )
-def test_nothing_else_is_sent_again(
+def test_requests_that_may_have_run_are_not_sent_again(
     client: Client, daemon: FakeDaemon, reason: Reason, details: dict[str, Any]
 ) -> None:
     future = client.submit("m", {"x": 1.0})
@@ -110,7 +110,7 @@ def test_nothing_else_is_sent_again(
     error = future.exception(WAIT_S)
     assert isinstance(error, MultitowerError)
     assert (error.reason, error.details) == (reason, details)
-    has_read(client, daemon)  # the probe comes next: the request has not come again
+    has_read(client, daemon)  # the probe is next: the request was not sent again
 
 
 @pytest.mark.parametrize("retry_after_ms", [4000, 60_000])
@@ -134,7 +134,7 @@ def test_the_deadline_holds_over_all_attempts(client: Client, daemon: FakeDaemon
     assert daemon.next(wire.CANCEL).id == again.id
 
 
-def test_a_cancelled_one_is_not_sent_again(client: Client, daemon: FakeDaemon) -> None:
+def test_a_cancelled_request_is_not_sent_again(client: Client, daemon: FakeDaemon) -> None:
     first, second = (client.submit("m", {"x": x}) for x in (1.0, 2.0))
     for _ in (first, second):
         refuse(daemon, 800)
@@ -149,7 +149,7 @@ def test_a_cancelled_one_is_not_sent_again(client: Client, daemon: FakeDaemon) -
     assert not third.done()
 
 
-def test_a_closed_client_does_not_wait_for_it(daemon: FakeDaemon) -> None:
+def test_close_does_not_wait_for_retries(daemon: FakeDaemon) -> None:
     client = Client(daemon.endpoint, timeout=WAIT_S)
     futures = [client.submit("m", {"x": 1.0}) for _ in range(3)]
     for _ in futures:
@@ -164,7 +164,7 @@ def test_a_closed_client_does_not_wait_for_it(daemon: FakeDaemon) -> None:
         assert error.reason == "closed"
 
 
-def test_it_outlives_the_connection(tmp_socket: str) -> None:
+def test_a_retry_is_sent_over_the_next_connection(tmp_socket: str) -> None:
     first = FakeDaemon(endpoint=tmp_socket)
     with Client(tmp_socket, timeout=WAIT_S, connect_timeout=WAIT_S) as client:
         waits, runs = client.submit("m", {"x": 1.0}), client.submit("m", {"x": 2.0})
@@ -181,7 +181,7 @@ def test_it_outlives_the_connection(tmp_socket: str) -> None:
             assert waits.result(WAIT_S)["x"].tolist() == 1.0
 
 
-def test_it_does_not_look_for_a_lost_daemon_for_ever(tmp_socket: str) -> None:
+def test_a_retry_does_not_wait_forever_for_a_lost_daemon(tmp_socket: str) -> None:
     daemon = FakeDaemon(endpoint=tmp_socket)
     with Client(tmp_socket, timeout=WAIT_S, connect_timeout=0.5) as client:
         future = client.submit("m", {"x": 1.0})
@@ -195,7 +195,7 @@ def test_it_does_not_look_for_a_lost_daemon_for_ever(tmp_socket: str) -> None:
         assert error.reason == "not_listening"
 
 
-def test_it_keeps_its_room(daemon: FakeDaemon) -> None:
+def test_a_request_that_waits_for_its_retry_is_outstanding(daemon: FakeDaemon) -> None:
     with Client(daemon.endpoint, timeout=WAIT_S, max_outstanding=1) as client:
         first = client.submit("m", {"x": 1.0})
         refuse(daemon, 300)
@@ -209,7 +209,7 @@ def test_it_keeps_its_room(daemon: FakeDaemon) -> None:
         assert later[0].result(WAIT_S)["x"].tolist() == 2.0
 
 
-def test_others_go_on_meanwhile(client: Client, daemon: FakeDaemon) -> None:
+def test_other_requests_run_while_one_waits_for_its_retry(client: Client, daemon: FakeDaemon) -> None:
     future = client.submit("m", {"x": 1.0})
     refuse(daemon, 5000)
     for _ in range(50):
@@ -218,14 +218,14 @@ def test_others_go_on_meanwhile(client: Client, daemon: FakeDaemon) -> None:
     future.cancel()
 
 
-def test_hundreds_refused_together_have_one_outcome_each() -> None:
-    came: Counter[int] = Counter()
+def test_hundreds_of_refused_requests_get_one_outcome_each() -> None:
+    received: Counter[int] = Counter()
 
     def every_third_time(request: Received) -> list[bytes]:
         number = int(request.inputs["x"])
-        came[number] += 1
+        received[number] += 1
         # A third is never let in.
-        return fake_daemon.echo(request) if came[number] == 3 and number % 3 else full(request, 20)
+        return fake_daemon.echo(request) if received[number] == 3 and number % 3 else full(request, 20)
 
     outcomes: Counter[int] = Counter()
     with FakeDaemon(every_third_time) as daemon, Client(daemon.endpoint, timeout=WAIT_S) as client:
@@ -236,11 +236,11 @@ def test_hundreds_refused_together_have_one_outcome_each() -> None:
             error = future.exception(WAIT_S)
             assert isinstance(error, Overloaded) if number % 3 == 0 else error is None
             assert error is not None or future.result()["x"].tolist() == number
-    assert came == dict.fromkeys(range(600), 3)
+    assert received == dict.fromkeys(range(600), 3)
     assert outcomes == dict.fromkeys(range(600), 1)
 
 
-def test_a_waiting_client_sleeps(client: Client, daemon: FakeDaemon) -> None:
+def test_a_client_that_waits_for_a_retry_uses_no_cpu(client: Client, daemon: FakeDaemon) -> None:
     future = client.submit("m", {"x": 1.0})
     refuse(daemon, 1000)
     has_read(client, daemon)
@@ -258,7 +258,7 @@ def test_a_waiting_client_sleeps(client: Client, daemon: FakeDaemon) -> None:
 
 
 @pytest.mark.parametrize("how", ["answered", "cancelled", "never"])
-def test_coroutines(how: str) -> None:
+def test_coroutines_are_retried_too(how: str) -> None:
     async def test() -> None:
         retries = 0 if how == "never" else 1
         with FakeDaemon() as daemon:
@@ -267,7 +267,7 @@ def test_coroutines(how: str) -> None:
                 await asyncio.to_thread(refuse, daemon, 800)
                 other = client.submit("m", {"x": 2.0})
                 assert (await asyncio.to_thread(answer, daemon)).inputs["x"].tolist() == 2.0
-                await other  # so the client has read what it was told of the first
+                await other  # so the client has read the refusal of the first
                 if how == "never":
                     with pytest.raises(Overloaded):
                         await task
@@ -289,6 +289,6 @@ def test_coroutines(how: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_the_number_is_checked(kind: type) -> None:
+def test_a_negative_number_of_retries_is_refused(kind: type) -> None:
     with pytest.raises(ValueError, match="retries must be 0 or more, not -1"):
         kind("tcp://127.0.0.1:5555", retries=-1)

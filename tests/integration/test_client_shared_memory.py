@@ -1,4 +1,4 @@
-"""`Client` against a daemon that takes shared memory or refuses it: what becomes of the request and of the next one."""
+"""`Client` against a daemon that accepts or refuses shared memory: the request and the next ones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def daemon(tmp_socket: str) -> Iterator[FakeDaemon]:
 @pytest.fixture
 def client(daemon: FakeDaemon) -> Iterator[Client]:
     with Client(daemon.endpoint, timeout=WAIT_S) as client:
-        client.statistics()  # from here on it knows that the daemon takes shared memory
+        client.statistics()  # the client has read the greeting, which offers shared memory
         yield client
 
 
@@ -60,7 +60,7 @@ def no_memory(*_: object) -> None:
     raise MemoryError("none left")
 
 
-def test_what_is_refused_is_sent_in_frames_and_so_are_the_next_ones(client: Client, daemon: FakeDaemon) -> None:
+def test_refused_requests_and_the_next_ones_are_sent_in_frames(client: Client, daemon: FakeDaemon) -> None:
     for number in range(2):
         future = client.submit("m", {"x": LARGE})
         if number == 0:
@@ -69,7 +69,7 @@ def test_what_is_refused_is_sent_in_frames_and_so_are_the_next_ones(client: Clie
         assert future.result(WAIT_S)["y"].tolist() == [1]
 
 
-def test_after_a_passing_shortage_shared_memory_is_tried_again(client: Client, daemon: FakeDaemon) -> None:
+def test_shared_memory_is_used_again_after_a_temporary_refusal(client: Client, daemon: FakeDaemon) -> None:
     for after_ms in (3000, 0):
         future = client.submit("m", {"x": LARGE})
         refuse(daemon, retry_after_ms=after_ms)
@@ -84,7 +84,7 @@ def test_after_a_passing_shortage_shared_memory_is_tried_again(client: Client, d
             time.sleep(0.01)
 
 
-def test_what_lasts_is_not_forgotten_over_a_passing_shortage(client: Client, daemon: FakeDaemon) -> None:
+def test_a_temporary_refusal_does_not_undo_a_permanent_one(client: Client, daemon: FakeDaemon) -> None:
     futures = [client.submit("m", {"x": LARGE}) for _ in range(2)]
     refuse(daemon)
     refuse(daemon, retry_after_ms=0)
@@ -95,7 +95,7 @@ def test_what_lasts_is_not_forgotten_over_a_passing_shortage(client: Client, dae
     assert not is_shared(reply(daemon))
 
 
-def test_no_memory_for_frames_is_the_outcome_of_that_request_only(
+def test_no_memory_for_frames_fails_that_request_only(
     client: Client, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (client.submit("m", {"x": LARGE}) for _ in range(2))
@@ -110,7 +110,7 @@ def test_no_memory_for_frames_is_the_outcome_of_that_request_only(
     assert second.result(WAIT_S)["y"].tolist() == [1]
 
 
-def test_no_memory_for_a_reply_is_the_outcome_of_that_request_only(
+def test_no_memory_for_a_reply_fails_that_request_only(
     client: Client, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (client.submit("m", {"x": 1.0}) for _ in range(2))

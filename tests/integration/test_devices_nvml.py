@@ -178,8 +178,8 @@ def test_the_command_lists_slices_with_their_gpu(fake_gpus: FakeGpus) -> None:
     assert line.split()[:3] == ["in", "1", SLICES[1]]
     assert not any(UUIDS[1] in line for line in lines)
     answer = json.loads(run(CLI, "--json", **fake_gpus.environment(split=1)))
-    told = [(gpu["index"], gpu["kind"], gpu["parent"]) for gpu in answer["gpus"][:3]]
-    assert told == [(0, "gpu", None), (None, "mig", UUIDS[1]), (None, "mig", UUIDS[1])]
+    listed = [(gpu["index"], gpu["kind"], gpu["parent"]) for gpu in answer["gpus"][:3]]
+    assert listed == [(0, "gpu", None), (None, "mig", UUIDS[1]), (None, "mig", UUIDS[1])]
 
 
 def test_the_command_shows_the_cores_near_a_gpu_where_they_are_known(fake_gpus: FakeGpus) -> None:

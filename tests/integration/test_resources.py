@@ -1,6 +1,6 @@
-"""What is measured of real processes, and of the GPUs of a stand-in for NVML.
+"""Measurements of real processes, and of the GPUs of a stand-in for NVML.
 
-The stand-in is found by subprocesses alone (the linker reads LD_LIBRARY_PATH at the start), hence `Probe`.
+Only subprocesses can use the stand-in, since the linker reads LD_LIBRARY_PATH at the start: see `Probe`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ for line in sys.stdin:
 
 
 class Child:
-    """A process that takes memory, or the CPU, when told to."""
+    """A process that uses memory, or the CPU, on request."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -62,7 +62,7 @@ class Child:
         )
         self.pid = self.process.pid
 
-    def tell(self, order: str) -> None:
+    def request(self, order: str) -> None:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(f"{order}\n")
@@ -114,8 +114,8 @@ def test_memory_and_cpu_of_processes_are_measured(children: Callable[[], Child])
     busy, idle = children(), children()
     sampler = Sampler(0.3)
     try:
-        busy.tell("1")
-        idle.tell("1")
+        busy.request("1")
+        idle.request("1")
         sampler.watch({0: (busy.pid, ("cpu:0",)), 7: (idle.pid, ("cpu:1",))})
         first = wait_for(lambda: sampler.sample(0), bool)
         assert first is not None
@@ -124,8 +124,8 @@ def test_memory_and_cpu_of_processes_are_measured(children: Callable[[], Child])
         assert first.rss_bytes > MIB
         assert (first.device_memory_bytes, first.device_memory_of, first.utilization_percent) == (None, None, None)
         assert [device.present for device in first.devices] == [True]
-        busy.tell("64")
-        busy.tell("spin")
+        busy.request("64")
+        busy.request("spin")
         later = wait_for(
             lambda: sampler.sample(0),
             lambda sample: sample is not None and (sample.cpu_percent or 0) > 20,
@@ -235,7 +235,7 @@ for line in sys.stdin:
 
 
 class Probe:
-    """A `Sampler` in a process of its own that has the stand-in's GPUs. Its own pid is what it watches."""
+    """A `Sampler` in a subprocess with the stand-in's GPUs, which watches its own pid."""
 
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         self.log = log
@@ -281,7 +281,7 @@ Start = Callable[..., Probe]
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Path:
-    """The file that steers the stand-in."""
+    """The settings file of the stand-in."""
     return tmp_path / "gpus"
 
 
@@ -348,7 +348,7 @@ def test_a_mig_slice_has_memory_but_no_utilization(start: Start, settings: Path)
     assert gpu_figures(sample) == (True, 300 * MIB, "process", None)
     assert sample["devices"][0]["free_bytes"] == 8 * GIB
     assert gpu_figures(probe.wait(2)) == (True, 2 * GIB, "device", 37)
-    # Somebody removes the second slice, and then the whole GPU goes.
+    # The second slice is removed, and then the whole GPU.
     set_gpus(settings, split=1, slices=SLICES[0])
     probe.wait(1, lambda sample: sample["device_present"] is False)
     probe.wait(0, lambda sample: sample["device_present"] is True)

@@ -1,4 +1,4 @@
-"""The clients' retries with a real daemon: a full queue, and a model that loads."""
+"""Retries of the clients with a real daemon: a full queue, and a model that loads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ models:
 """
 
 
-def test_a_full_queue_has_room_a_little_later(tmp_path: Path) -> None:
+def test_a_request_refused_by_a_full_queue_succeeds_later(tmp_path: Path) -> None:
     text = CONFIG.replace("HANDLER", "Sleeper").replace("SECONDS", "0.1")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client(timeout=60.0, retries=100) as client:
         with daemon.client(retries=0) as proud:
@@ -37,7 +37,7 @@ def test_a_full_queue_has_room_a_little_later(tmp_path: Path) -> None:
         assert client.status()["models"][0]["completed"] == before + 10  # none was run twice
 
 
-def test_a_model_that_loads_is_waited_for(tmp_path: Path) -> None:
+def test_a_request_waits_for_a_model_that_loads(tmp_path: Path) -> None:
     text = CONFIG.replace("HANDLER", "SlowLoader").replace("SECONDS", "2.0")
     with Running(tmp_path, text) as daemon, daemon.client(timeout=60.0, retries=20) as client:
         with daemon.client(retries=0) as proud, pytest.raises(Unavailable) as error:

@@ -1,4 +1,4 @@
-"""Configurations that are right: what becomes of each key, and of none."""
+"""Valid configurations: the values of keys, and their defaults."""
 
 from __future__ import annotations
 
@@ -148,9 +148,9 @@ SPEC = ModelSpec(name="h", handler="my.module:Class")
     ],
 )
 def test_a_handler_is_described_to_workers(folder: Path, more: str, spec: dict[str, Any]) -> None:
-    told = loaded(folder, HANDLER.replace("}", more + "}")).models[0].to_spec()
-    assert told == replace(SPEC, **spec)
-    assert ModelSpec.of(json.loads(told.to_json())) == told, "it travels"
+    model_spec = loaded(folder, HANDLER.replace("}", more + "}")).models[0].to_spec()
+    assert model_spec == replace(SPEC, **spec)
+    assert ModelSpec.of(json.loads(model_spec.to_json())) == model_spec, "it is the same after serialisation"
 
 
 def test_a_handler_may_be_a_nested_class(folder: Path) -> None:
@@ -167,23 +167,29 @@ def test_warm_up_and_xla_are_described_to_workers(folder: Path) -> None:
     more = "warmup: w.npz, jit_compile: true, placement: as_saved, log_device_placement: true"
     sizes = "{max_batch_size: 2, allowed_batch_sizes: [1, 2]}"
     for batching, largest in ((sizes, 2), ("{max_batch_size: 0}", 0)):
-        told = loaded(folder, f"models: [{{name: a, path: digits, {more}, batching: {batching}}}]").models[0].to_spec()
-        assert (told.warmup, told.jit_compile, told.max_batch_size) == (str(folder / "w.npz"), True, largest)
-        assert (told.placement, told.log_device_placement) == ("as_saved", True)
+        model_spec = (
+            loaded(folder, f"models: [{{name: a, path: digits, {more}, batching: {batching}}}]").models[0].to_spec()
+        )
+        assert (model_spec.warmup, model_spec.jit_compile, model_spec.max_batch_size) == (
+            str(folder / "w.npz"),
+            True,
+            largest,
+        )
+        assert (model_spec.placement, model_spec.log_device_placement) == ("as_saved", True)
 
 
 def test_a_frozen_graph_is_described_to_workers(folder: Path) -> None:
     (folder / "frozen.pb").touch()
     names = 'inputs: {x: "x:0"}, outputs: {scores: "softmax:0", best: top}'
-    told = loaded(folder, f"models: [{{name: a, path: frozen.pb, {names}}}]").models[0].to_spec()
-    assert told == ModelSpec(
+    model_spec = loaded(folder, f"models: [{{name: a, path: frozen.pb, {names}}}]").models[0].to_spec()
+    assert model_spec == ModelSpec(
         name="a",
         path=str(folder / "frozen.pb"),
         inputs={"x": "x:0"},
         outputs={"scores": "softmax:0", "best": "top"},
         max_batch_size=32,
     )
-    assert ModelSpec.of(json.loads(told.to_json())) == told, "it travels"
+    assert ModelSpec.of(json.loads(model_spec.to_json())) == model_spec, "it is the same after serialisation"
 
 
 def test_a_configuration_cannot_be_changed(folder: Path) -> None:
@@ -196,8 +202,8 @@ def test_the_schema_describes_every_key_and_has_no_null() -> None:
     def walk(part: Any, path: str) -> None:
         if isinstance(part, dict):
             for name, inner in part.get("properties", {}).items():
-                told = "description" in inner or "$ref" in inner
-                assert told, f"{path}.{name} has no meaning"
+                described = "description" in inner or "$ref" in inner
+                assert described, f"{path}.{name} has no description"
                 assert "title" not in inner
                 assert inner.get("default", "") is not None
             for name, inner in part.items():

@@ -68,7 +68,7 @@ def test_the_values_in_tuning_are_the_defaults(folder: Path) -> None:
 
 
 def leaves(part: Any = None, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of the schema that is no section, and what the schema says of it."""
+    """Every key of the schema that is not a section, with its part of the schema."""
     tree = schema()
     part = part if part is not None else tree
     if "$ref" in part:

@@ -106,9 +106,9 @@ def test_relative_paths_in_overrides_start_at_the_folder_of_the_file(file: Path)
     ],
 )
 def test_wrong_arguments_of_set_are_reported(override: str, problem: str) -> None:
-    told = refused([override])
-    assert problem in told
-    assert len(told.splitlines()) == 1
+    message = refused([override])
+    assert problem in message
+    assert len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_wrong_arguments_of_set_are_reported(override: str, problem: str) -> Non
     ],
 )
 def test_wrong_variables_are_reported(variable: str, value: str, problem: str) -> None:
-    told = refused(environment={variable: value})
-    assert problem in told
-    assert len(told.splitlines()) == 1
+    message = refused(environment={variable: value})
+    assert problem in message
+    assert len(message.splitlines()) == 1
 
 
 def test_an_override_cannot_add_keys_below_a_plain_value() -> None:

@@ -17,7 +17,7 @@ BOTH = range(8)
 @pytest.mark.parametrize(
     ("available", "near", "expected"),
     [
-        # One node, or nothing known: equal runs; the odd core is the supervisor's.
+        # One node, or nothing known: equal runs; the remaining core is for the supervisor.
         (range(8), [None, None], [(0, 1, 2, 3), (4, 5, 6, 7)]),
         (range(7), [None] * 3, [(0, 1), (2, 3), (4, 5)]),
         (range(8), [BOTH, None], [(0, 1, 2, 3), (4, 5, 6, 7)]),
@@ -26,12 +26,12 @@ BOTH = range(8)
         (range(8), [NODE_1, NODE_0], [(4, 5, 6, 7), (0, 1, 2, 3)]),
         (range(8), [NODE_0, NODE_1, NODE_0, NODE_1], [(0, 1), (4, 5), (2, 3), (6, 7)]),
         (range(8), [NODE_0, NODE_0, NODE_0, NODE_1], [(0,), (1,), (2,), (4, 5, 6, 7)]),
-        (range(8), [NODE_1, NODE_1], [(4, 5), (6, 7)]),  # nobody is near the other node
+        (range(8), [NODE_1, NODE_1], [(4, 5), (6, 7)]),  # no worker is near the other node
         # A device that is near all of them.
         (range(8), [NODE_0, BOTH, NODE_1], [(0, 1), (2, 3, 4, 5), (6, 7)]),
-        # Numbered in turn, as some machines do.
+        # Numbered alternately, as on some machines.
         (range(8), [(0, 2, 4, 6), (1, 3, 5, 7), (0, 2, 4, 6)], [(0, 2), (1, 3, 5, 7), (4, 6)]),
-        # A container has a part of each node, or nothing of one: any core is better than none.
+        # A container has a part of each node, or only one node: any core is better than none.
         ((2, 3, 4, 5), [NODE_0, NODE_1], [(2, 3), (4, 5)]),
         ((2, 3), [NODE_0, NODE_1], [(2,), (3,)]),
         ((0, 1, 2, 3), [NODE_1], [(0, 1, 2, 3)]),
@@ -55,7 +55,7 @@ def test_cores_are_divided_among_workers_near_them(
         ([[NODE_0, NODE_1], [NODE_1, NODE_0]], [(0, 1, 4, 5), (2, 3, 6, 7)]),  # each has its part of both
         ([[NODE_0, NODE_1], [NODE_0], [NODE_1]], [(0, 1, 4, 5), (2, 3), (6, 7)]),
         ([[NODE_0, NODE_0], [NODE_1, NODE_1]], [(0, 1, 2, 3), (4, 5, 6, 7)]),
-        ([[NODE_0, None], [NODE_1]], [(0, 1, 2, 3, 4, 5), (6, 7)]),  # what does not tell may be near any
+        ([[NODE_0, None], [NODE_1]], [(0, 1, 2, 3, 4, 5), (6, 7)]),  # a device without known cores may be near any
     ],
 )
 def test_a_worker_with_devices_at_two_nodes_gets_cores_of_both(

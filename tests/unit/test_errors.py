@@ -1,4 +1,4 @@
-"""The table of errors: every reason has its code, every code its class, and both survive the wire and a pickle."""
+"""Each reason has a code, each code a class, and errors are the same after the wire and after pickling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_every_reason_has_a_code_and_every_code_a_reason() -> None:
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_every_reason_makes_its_class(reason: Reason) -> None:
+def test_every_reason_has_an_error_class(reason: Reason) -> None:
     error = errors.make(reason, "why", field="x", nothing=None)
     assert type(error) is not MultitowerError
     assert type(error).__name__ in multitower.__all__
@@ -31,7 +31,7 @@ def test_every_reason_makes_its_class(reason: Reason) -> None:
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_errors_survive_the_wire_and_a_process_pool(reason: Reason) -> None:
+def test_errors_are_the_same_after_the_wire_and_after_pickling(reason: Reason) -> None:
     error = errors.make(reason, "why", queue_depth=7)
     for again in (errors.from_wire(error.to_wire()), pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(again) is type(error)
@@ -44,12 +44,12 @@ def test_details_are_left_out_where_there_are_none() -> None:
     assert error.to_wire() == {"error": {"code": "INTERNAL", "reason": "model_error", "message": "why"}}
 
 
-def test_poisoned_is_told_from_other_internal_errors() -> None:
+def test_poisoned_is_distinct_from_other_internal_errors() -> None:
     assert type(errors.make(Reason.POISONED, "why")) is Poisoned
     assert type(errors.make(Reason.MODEL_ERROR, "why")) is ModelError
 
 
-def test_a_deadline_is_a_timeout_error() -> None:
+def test_deadline_exceeded_is_a_timeout_error() -> None:
     assert issubclass(DeadlineExceeded, TimeoutError)
 
 
@@ -65,7 +65,7 @@ def test_a_deadline_is_a_timeout_error() -> None:
         ({"code": 7, "reason": None, "message": ["x"], "details": "y"}, MultitowerError, "7", "None"),
     ],
 )
-def test_what_a_later_daemon_says_becomes_the_nearest_class(
+def test_unknown_codes_and_reasons_become_the_nearest_class(
     body: object, kind: type[MultitowerError], code: str, reason: str
 ) -> None:
     error = errors.from_wire({"error": body})
@@ -75,7 +75,7 @@ def test_what_a_later_daemon_says_becomes_the_nearest_class(
     assert isinstance(error.details, dict)
 
 
-def test_the_protocols_table_lists_every_reason_that_travels() -> None:
+def test_the_protocol_lists_every_reason_that_is_sent() -> None:
     page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
     rows = dict(re.findall(r"^\| `([a-z_]+)` \| `([A-Z_]+)` \|", page, re.MULTILINE))
     assert rows == {str(reason): str(errors.CODE_OF[reason]) for reason in Reason if reason not in LOCAL}

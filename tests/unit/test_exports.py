@@ -1,4 +1,4 @@
-"""The public names; a change here is a change for applications."""
+"""The public names. A change here is a change for applications."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-import multitower
+import multitower.client
 from multitower import AsyncClient, Client
 
 NAMES = [
@@ -51,17 +51,22 @@ METHODS = {
 }
 
 
-def test_the_public_names() -> None:
+def test_the_public_names_are_these() -> None:
     assert sorted(multitower.__all__) == NAMES
     assert all(hasattr(multitower, name) for name in NAMES)
 
 
-def test_the_version_is_the_packages() -> None:
+def test_the_client_package_exports_both_clients() -> None:
+    assert sorted(multitower.client.__all__) == ["AsyncClient", "Client"]
+    assert (multitower.client.Client, multitower.client.AsyncClient) == (Client, AsyncClient)
+
+
+def test_the_version_is_that_of_the_package() -> None:
     assert multitower.__version__ == importlib.metadata.version("multitower")
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_the_methods_of_the_clients(kind: type) -> None:
+def test_the_methods_of_the_clients_are_these(kind: type) -> None:
     assert {name for name in dir(kind) if not name.startswith("_")} == set(METHODS)
     assert _signature(kind) == CONSTRUCTOR
     for name, wanted in METHODS.items():
@@ -77,11 +82,11 @@ def _signature(function: object) -> str:
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_every_public_method_says_what_it_does(kind: type) -> None:
+def test_every_public_method_has_a_docstring(kind: type) -> None:
     assert all(getattr(kind, name).__doc__ for name in METHODS)
 
 
-def test_the_import_needs_numpy_and_pyzmq_only() -> None:
+def test_importing_needs_numpy_and_pyzmq_only() -> None:
     program = """
 import sys
 import multitower

@@ -1,4 +1,4 @@
-"""When a refused request is sent again, as tables; and in which order those come that wait for it."""
+"""When a refused request is sent again, and the order of those that wait, as tables."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def delay(error: MultitowerError, retries: int = 0, deadline: float = FAR, share
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_only_what_was_never_run_is_sent_again(reason: Reason) -> None:
+def test_only_requests_that_have_not_run_are_sent_again(reason: Reason) -> None:
     again = delay(make(reason, "why", retry_after_ms=200)) is not None
     assert again == (reason in {Reason.QUEUE_FULL, Reason.NO_WORKER})
 
 
-def test_a_reason_of_a_later_release_is_not_sent_again() -> None:
+def test_a_request_refused_for_an_unknown_reason_is_not_sent_again() -> None:
     body = {"code": "RESOURCE_EXHAUSTED", "reason": "tired", "message": "", "details": {"retry_after_ms": 1}}
     assert delay(from_wire({"error": body})) is None
 
 
-TOLD: dict[str, tuple[Any, float | None]] = {
+RETRY_AFTER: dict[str, tuple[Any, float | None]] = {
     "whole": (200, 0.2),
     "a fraction": (200.5, 0.2005),
     "less than the floor": (1, MIN_DELAY_S),
@@ -60,14 +60,14 @@ TOLD: dict[str, tuple[Any, float | None]] = {
 
 
 @pytest.mark.parametrize("reason", [Reason.QUEUE_FULL, Reason.NO_WORKER])
-@pytest.mark.parametrize("told", TOLD)
-def test_it_comes_back_when_the_daemon_says(told: str, reason: Reason) -> None:
-    value, wanted = TOLD[told]
+@pytest.mark.parametrize("case", RETRY_AFTER)
+def test_a_retry_comes_after_the_time_that_the_daemon_names(case: str, reason: Reason) -> None:
+    value, wanted = RETRY_AFTER[case]
     body = {"code": "UNAVAILABLE", "reason": str(reason), "message": "", "details": {"retry_after_ms": value}}
     assert delay(from_wire({"error": body})) == wanted
 
 
-def test_without_a_time_to_come_back_it_does_not() -> None:
+def test_a_refusal_without_retry_after_ms_is_not_retried() -> None:
     assert delay(make(Reason.NO_WORKER, "the model has failed")) is None
     assert delay(make(Reason.QUEUE_FULL, "full", queue_depth=5)) is None
 
@@ -75,13 +75,13 @@ def test_without_a_time_to_come_back_it_does_not() -> None:
 @pytest.mark.parametrize(
     ("retries", "wanted"), [(0, 0.05), (1, 0.1), (2, 0.2), (5, 1.6), (7, MAX_DELAY_S), (100_000, MAX_DELAY_S)]
 )
-def test_the_floor_doubles(retries: int, wanted: float) -> None:
+def test_the_shortest_wait_doubles_with_each_retry(retries: int, wanted: float) -> None:
     assert delay(make(Reason.QUEUE_FULL, "full", retry_after_ms=1), retries) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize(("told_ms", "least"), [(200, 0.2), (1, MIN_DELAY_S), (60_000, MAX_DELAY_S)])
-def test_the_wait_is_drawn_never_shorter_than_told(told_ms: int, least: float, share: float) -> None:
+def test_the_wait_is_random_but_never_shorter_than_the_daemon_says(told_ms: int, least: float, share: float) -> None:
     error = make(Reason.QUEUE_FULL, "full", retry_after_ms=told_ms)
     assert delay(error, share=share) == pytest.approx(least * (1 + JITTER * share))
 
@@ -96,21 +96,21 @@ def test_a_retry_past_the_deadline_is_not_made(left: float, share: float, again:
 
 def call(deadline: float = FAR, connect_by: float = NOW + 5) -> Call:
     def done(outcome: object) -> None:
-        raise AssertionError(f"the book-keeping gives no outcome: {outcome}")
+        raise AssertionError(f"Retries settles no calls: {outcome}")
 
     return Call(b"kind", b"{}", (), deadline, connect_by, done)
 
 
-def told(ms: int) -> MultitowerError:
+def refusal(ms: int) -> MultitowerError:
     return make(Reason.QUEUE_FULL, "full", retry_after_ms=ms)
 
 
-def test_calls_come_in_the_order_of_their_turns() -> None:
+def test_calls_are_due_in_the_order_of_their_times() -> None:
     retries = Retries(2)
     assert retries.due == float("inf")
     late, early, middle = call(), call(), call()
     for each, ms in ((late, 3000), (early, 100), (middle, 1000)):
-        assert retries.schedule(each, told(ms), NOW)
+        assert retries.schedule(each, refusal(ms), NOW)
     assert NOW + 0.1 <= retries.due <= NOW + 0.15
     assert retries.pop_due(retries.due - 0.001) == []
     assert retries.pop_due(retries.due) == [early]
@@ -120,10 +120,10 @@ def test_calls_come_in_the_order_of_their_turns() -> None:
     assert retries.pop_due(NOW + 10) == []
 
 
-def test_those_of_one_moment_come_back_at_many() -> None:
+def test_calls_refused_together_are_due_at_different_times() -> None:
     retries = Retries(2)
     for _ in range(200):
-        assert retries.schedule(call(), told(1000), NOW)
+        assert retries.schedule(call(), refusal(1000), NOW)
     moments = []
     while retries.due < float("inf"):
         moments.append(retries.due - NOW)
@@ -133,39 +133,39 @@ def test_those_of_one_moment_come_back_at_many() -> None:
     assert len(set(moments)) > 190
 
 
-def test_clients_that_seed_alike_do_not_draw_alike() -> None:
+def test_clients_with_the_same_seed_wait_different_times() -> None:
     dues = set()
     for _ in range(3):
         random.seed(0)
         retries = Retries(1)
-        retries.schedule(call(), told(1000), NOW)
+        retries.schedule(call(), refusal(1000), NOW)
         dues.add(retries.due)
     assert len(dues) == 3
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 7])
-def test_each_call_is_sent_again_so_often(most: int) -> None:
+def test_each_call_is_sent_again_up_to_the_limit(most: int) -> None:
     retries, one = Retries(most), call()
     for number in range(most):
-        assert retries.schedule(one, told(1), NOW)
+        assert retries.schedule(one, refusal(1), NOW)
         assert one.retries == number + 1
         assert retries.pop_due(FAR) == [one]
-    assert not retries.schedule(one, told(1), NOW)
+    assert not retries.schedule(one, refusal(1), NOW)
     assert one.retries == most
     assert retries.due == float("inf")
 
 
-def test_what_is_not_sent_again_is_left_as_it_is() -> None:
+def test_a_call_that_is_not_sent_again_is_unchanged() -> None:
     retries, one = Retries(2), call(deadline=NOW + 0.1)
-    for error in (told(1000), make(Reason.POISONED, "why", retry_after_ms=1)):
+    for error in (refusal(1000), make(Reason.POISONED, "why", retry_after_ms=1)):
         assert not retries.schedule(one, error, NOW)
     assert (one.retries, one.connect_by) == (0, NOW + 5)
     assert retries.due == float("inf")
 
 
-def test_the_wait_does_not_count_as_a_search_for_the_daemon() -> None:
+def test_the_wait_does_not_count_as_time_to_connect() -> None:
     retries, one, short = Retries(2), call(), call(deadline=NOW + 8)
     for each in (one, short):
-        assert retries.schedule(each, told(4000), NOW)
+        assert retries.schedule(each, refusal(4000), NOW)
     assert NOW + 9 <= one.connect_by <= NOW + 11
     assert short.connect_by == NOW + 8  # never past its deadline

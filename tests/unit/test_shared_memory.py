@@ -1,4 +1,4 @@
-"""The client's side of shared memory: which areas are used again, which never, and what is sent of them."""
+"""The client's side of shared memory: which areas are reused, which are not, and what requests contain."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def where(allocation: Allocation) -> tuple[str, int]:
 # Areas.
 
 
-def test_the_same_area_comes_round() -> None:
+def test_the_same_area_is_reused() -> None:
     arena = Arena()
     first = where(allocated(arena))
     assert where(allocated(arena)) == first, "it was given back at once"
@@ -47,7 +47,7 @@ def test_the_same_area_comes_round() -> None:
     assert where(allocated(arena)) != first
 
 
-def test_an_area_is_held_as_long_as_any_view_of_it() -> None:
+def test_an_area_is_held_while_any_view_of_it_exists() -> None:
     arena = Arena()
     allocation = allocated(arena)
     first = where(allocation)
@@ -61,7 +61,7 @@ def test_an_area_is_held_as_long_as_any_view_of_it() -> None:
     assert where(allocated(arena)) == first
 
 
-def test_a_condemned_area_is_never_used_again_and_its_memory_given_back() -> None:
+def test_a_retired_area_is_not_reused_and_its_memory_is_released() -> None:
     arena = Arena()
     allocation = allocated(arena)
     first, region = where(allocation), allocation.region
@@ -75,7 +75,7 @@ def test_a_condemned_area_is_never_used_again_and_its_memory_given_back() -> Non
     assert os.fstat(descriptor).st_blocks * 512 <= 4096
 
 
-def test_a_segment_of_condemned_areas_goes() -> None:
+def test_a_region_of_retired_areas_is_released() -> None:
     arena = Arena()
     size = shared_memory.REGION_BYTES
     descriptors = set()
@@ -84,10 +84,10 @@ def test_a_segment_of_condemned_areas_goes() -> None:
         descriptors.add(int(allocation.region.name.split("-")[2]))
         allocation.retire()
     del allocation
-    assert len(descriptors) < 4, "of areas that are gone, descriptors are free"
+    assert len(descriptors) < 4, "descriptors of released regions are closed"
 
 
-def test_memory_is_bounded_and_what_is_unused_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded_and_unused_regions_are_released_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_memory, "MAX_BYTES", 3 * shared_memory.REGION_BYTES)
     arena = Arena()
     held = [arena.allocate(shared_memory.REGION_BYTES - 4096 * 4) for _ in range(3)]
@@ -102,7 +102,7 @@ def test_memory_is_bounded_and_what_is_unused_makes_room(monkeypatch: pytest.Mon
     assert where(allocated(arena)) == kept, "nothing went for what can never be had"
 
 
-def test_what_a_burst_needed_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_regions_that_a_burst_needed_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(shared_memory.time, "monotonic", lambda: now)
     before = len(os.listdir("/proc/self/fd"))
@@ -118,7 +118,7 @@ def test_what_a_burst_needed_is_given_back(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(os.listdir("/proc/self/fd")) - before == 2
 
 
-def test_areas_hold_what_is_asked_for_and_little_more() -> None:
+def test_areas_are_little_larger_than_requested() -> None:
     arena = Arena()
     for size in [1, 4096, 4097, 65536, 602_112, 1_204_224, 2**20, 2**20 + 1, 10_000_000]:
         allocation = allocated(arena, size)
@@ -127,7 +127,7 @@ def test_areas_hold_what_is_asked_for_and_little_more() -> None:
         assert allocation.offset + allocation.region.area_bytes <= allocation.region.size
 
 
-def test_a_region_is_as_the_protocol_says() -> None:
+def test_a_region_follows_the_protocol() -> None:
     region = allocated(Arena()).region
     found = wire.REGION_NAME.fullmatch(region.name)
     assert found is not None
@@ -141,7 +141,7 @@ def test_a_region_is_as_the_protocol_says() -> None:
             os.ftruncate(int(descriptor), size)
 
 
-def test_without_memfds_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memfds_nothing_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> int:
         raise OSError(38, "Function not implemented")
 
@@ -150,7 +150,7 @@ def test_without_memfds_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> Non
     assert Arena().empty((1000,), np.float32) is None
 
 
-def test_a_segment_that_cannot_be_made_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_region_that_cannot_be_created_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> int:
         raise OSError(1, "Operation not permitted")
 
@@ -160,7 +160,7 @@ def test_a_segment_that_cannot_be_made_leaves_no_descriptor(monkeypatch: pytest.
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_all_is_given_back_with_the_last_array() -> None:
+def test_all_memory_is_released_with_the_last_array() -> None:
     before = len(os.listdir("/proc/self/fd"))
     arena = Arena()
     array = arena.empty((1000, 100), np.float64)
@@ -179,7 +179,7 @@ def test_all_is_given_back_with_the_last_array() -> None:
 
 @pytest.mark.parametrize("dtype", ["?", "i1", "<u2", "<i8", "<f2", "<f4", "<f8", "<c8", "<c16"])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4)])
-def test_arrays_of_every_kind(dtype: str, shape: tuple[int, ...]) -> None:
+def test_arrays_of_every_dtype_and_shape_can_be_allocated(dtype: str, shape: tuple[int, ...]) -> None:
     arena = Arena()
     array = arena.empty(shape, dtype)
     assert array is not None
@@ -190,7 +190,7 @@ def test_arrays_of_every_kind(dtype: str, shape: tuple[int, ...]) -> None:
     assert (array == 1).all()
 
 
-def test_bf16() -> None:
+def test_bf16_arrays_can_be_allocated() -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     array = Arena().empty((4,), ml_dtypes.bfloat16)
     assert array is not None
@@ -199,12 +199,12 @@ def test_bf16() -> None:
     assert tensors.datatype_of(array) == "BF16"
 
 
-def test_empty_arrays_and_objects_lie_elsewhere() -> None:
+def test_empty_arrays_and_objects_are_not_in_shared_memory() -> None:
     assert Arena().empty((0, 3), np.float32) is None
     assert Arena().empty((3,), object) is None
 
 
-def test_many_threads_never_hold_the_same_area() -> None:
+def test_threads_never_hold_the_same_area() -> None:
     arena = Arena()
     wrong: list[str] = []
 
@@ -262,7 +262,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_large_input_lies_in_shared_memory_as_it_would_in_a_frame(source: str) -> None:
+def test_a_large_input_in_shared_memory_has_the_bytes_of_a_frame(source: str) -> None:
     array = SOURCES[source]()
     encoded = encode(Codec(), Arena(), x=array)
     area = of_input(encoded)
@@ -271,7 +271,7 @@ def test_a_large_input_lies_in_shared_memory_as_it_would_in_a_frame(source: str)
     assert content(area) == bytes(tensors.encode(array))
 
 
-def test_small_ones_and_bytes_keep_their_frames() -> None:
+def test_small_inputs_and_bytes_are_sent_in_frames() -> None:
     inputs = {"a": np.arange(4), "x": np.zeros(LARGE, np.float32), "s": ["text" * LARGE], "b": np.arange(3)}
     encoded = encode(Codec(), Arena(), **inputs)
     header = parse_infer_header(encoded.header)
@@ -293,7 +293,7 @@ def test_headers_repeat_byte_for_byte() -> None:
     assert encode(codec, arena, x=x).header != held.header
 
 
-def test_what_lies_there_already_is_not_copied() -> None:
+def test_an_array_in_shared_memory_is_not_copied() -> None:
     codec, arena = Codec(), Arena()
     array = arena.empty((4, LARGE), np.float32)
     assert array is not None
@@ -339,7 +339,7 @@ def test_decoding_takes_time_in_proportion_to_the_number_of_outputs() -> None:
     assert growth(prepare, 64, 1024) < 2
 
 
-def test_such_an_array_is_held_until_its_request_is_over() -> None:
+def test_an_array_in_shared_memory_is_held_until_its_request_is_over() -> None:
     codec, arena = Codec(), Arena()
     array = arena.empty((LARGE,), np.float32)
     assert array is not None
@@ -355,7 +355,7 @@ def test_such_an_array_is_held_until_its_request_is_over() -> None:
     assert where(allocated(arena, 4 * LARGE)) == (area.region, area.offset)
 
 
-def test_places_for_outputs_are_asked_for_once_their_size_is_known() -> None:
+def test_areas_for_outputs_are_allocated_once_their_sizes_are_known() -> None:
     codec, arena = Codec(), Arena()
     x = np.zeros(LARGE, np.float32)
     outputs = (("y", SHARED_BYTES), ("small", 10))
@@ -381,7 +381,7 @@ def test_places_for_outputs_are_asked_for_once_their_size_is_known() -> None:
     assert again.areas["y"].size == 2 * SHARED_BYTES
 
 
-def test_outputs_that_are_wanted_by_name_stay_so() -> None:
+def test_requested_output_names_are_kept_with_areas() -> None:
     codec, arena = Codec(), Arena()
     for turn in range(2):
         sent = codec.encode(InferRequest("m", {"x": [1]}, ["b", "a"]), 1.0, copy=True, arena=arena)
@@ -391,7 +391,7 @@ def test_outputs_that_are_wanted_by_name_stay_so() -> None:
         codec.decode(*reply(sent, ("b", 10), ("a", SHARED_BYTES)), sent)
 
 
-def test_no_names_ask_for_all_outputs_and_no_area_is_held_for_nothing() -> None:
+def test_an_empty_list_of_outputs_asks_for_all_of_them() -> None:
     codec, arena = Codec(), Arena()
     for turn in range(2):
         sent = codec.encode(InferRequest("m", {"x": [1]}, []), 1.0, copy=True, arena=arena)
@@ -417,7 +417,7 @@ def test_outputs_hold_their_area() -> None:
     assert encode(codec, arena, x=x).header == header
 
 
-def test_without_room_all_travels_in_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_room_all_inputs_are_sent_in_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_memory, "MAX_BYTES", 0)
     x = np.zeros(LARGE, np.float32)
     encoded = encode(Codec(), Arena(), a=[1], x=x, b=[2])
@@ -437,7 +437,7 @@ def test_without_room_all_travels_in_frames(monkeypatch: pytest.MonkeyPatch) -> 
         {"region": "mt-1-1-" + "0" * 32},
     ],
 )
-def test_replies_that_lie_elsewhere_are_refused(change: dict[str, Any]) -> None:
+def test_replies_outside_the_area_of_their_request_are_refused(change: dict[str, Any]) -> None:
     codec, arena = Codec(), Arena()
     first = encode(codec, arena, x=[1])
     codec.decode(*reply(first, ("y", SHARED_BYTES)), first)

@@ -35,12 +35,12 @@ LAYOUT: dict[str, tuple[Any, bytes]] = {
 NUMBERS = [datatype for datatype in LAYOUT if datatype != "BYTES"]
 
 
-def test_the_table_has_every_datatype() -> None:
+def test_the_table_of_this_test_has_every_datatype() -> None:
     assert {*LAYOUT, "BF16"} == set(tensors.DATATYPES)
 
 
 @pytest.mark.parametrize("datatype", LAYOUT)
-def test_the_layout_of_each_datatype(datatype: str) -> None:
+def test_each_datatype_has_its_layout(datatype: str) -> None:
     values, layout = LAYOUT[datatype]
     array = np.array(values, tensors.dtype_of(datatype))
     assert tensors.datatype_of(array) == datatype
@@ -53,7 +53,7 @@ def test_the_layout_of_each_datatype(datatype: str) -> None:
         assert tensors.byte_size(datatype, [len(values)]) == len(layout)
 
 
-def test_bf16() -> None:
+def test_bf16_has_its_layout() -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     array = np.array([1.0, -2.0], ml_dtypes.bfloat16)
     assert tensors.datatype_of(array) == "BF16"
@@ -61,7 +61,7 @@ def test_bf16() -> None:
     assert tensors.decode("BF16", [2], b"\x80\x3f\0\xc0").tolist() == [1.0, -2.0]
 
 
-def test_bf16_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_without_ml_dtypes_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     with pytest.raises(InvalidRequest, match="pip install ml_dtypes") as error:
         tensors.dtype_of("BF16")
@@ -70,7 +70,7 @@ def test_bf16_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("datatype", NUMBERS)
 @pytest.mark.parametrize("order", ["big-endian", "every second", "transposed", "read-only"])
-def test_however_it_lies_in_memory_a_frame_is_little_endian_and_row_major(datatype: str, order: str) -> None:
+def test_frames_are_little_endian_and_row_major_whatever_the_array(datatype: str, order: str) -> None:
     plain = np.arange(12).reshape(3, 4).astype(tensors.dtype_of(datatype))
     if order == "big-endian":
         array = plain.astype(plain.dtype.newbyteorder(">"))
@@ -86,14 +86,14 @@ def test_however_it_lies_in_memory_a_frame_is_little_endian_and_row_major(dataty
     assert bytes(tensors.encode(array)) == plain.tobytes()
 
 
-def test_numbers_in_order_are_not_copied() -> None:
+def test_contiguous_numbers_are_not_copied() -> None:
     array = np.zeros((2, 3), np.float32)
     frame = tensors.encode(array)
     array[0, 0] = 1.0
     assert bytes(frame) == array.tobytes()
 
 
-def test_decoded_numbers_are_not_copied_and_as_writable_as_the_frame() -> None:
+def test_decoded_numbers_are_views_as_writable_as_the_frame() -> None:
     frame = bytearray(8)
     array = tensors.decode("FP32", [2], memoryview(frame))
     frame[3] = 0x40
@@ -104,7 +104,7 @@ def test_decoded_numbers_are_not_copied_and_as_writable_as_the_frame() -> None:
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0, 2), (1, 1, 1)])
 @pytest.mark.parametrize("datatype", LAYOUT)
-def test_scalars_and_empty_tensors(datatype: str, shape: tuple[int, ...]) -> None:
+def test_scalars_and_empty_tensors_are_encoded_and_decoded(datatype: str, shape: tuple[int, ...]) -> None:
     array = np.zeros(shape, tensors.dtype_of(datatype))
     if datatype == "BYTES":
         array.fill(b"a")
@@ -152,7 +152,7 @@ def test_text_is_sent_as_utf_8(array: np.ndarray) -> None:
     assert tensors.encode(array) == b"\x02\0\0\0\xc3\xa4\x01\0\0\0b"
 
 
-def test_what_holds_bytes_is_sent_as_bytes() -> None:
+def test_bytes_like_elements_are_sent_as_bytes() -> None:
     array = np.empty(3, object)
     array[:] = [bytearray(b"a"), memoryview(b"b"), np.bytes_(b"c")]
     assert tensors.split_bytes(bytes(tensors.encode(array)), 3) == [b"a", b"b", b"c"]
@@ -183,7 +183,7 @@ BAD_FRAMES: dict[str, tuple[str, list[int], bytes]] = {
 
 
 @pytest.mark.parametrize("case", BAD_FRAMES)
-def test_frames_that_do_not_fit_their_shape_are_refused(case: str) -> None:
+def test_frames_that_do_not_match_their_shape_are_refused(case: str) -> None:
     datatype, shape, frame = BAD_FRAMES[case]
     with pytest.raises(InvalidRequest) as error:
         tensors.decode(datatype, shape, frame)
@@ -191,7 +191,7 @@ def test_frames_that_do_not_fit_their_shape_are_refused(case: str) -> None:
 
 
 @given(st.lists(st.binary(max_size=20), max_size=20))
-def test_elements_come_back(elements: list[bytes]) -> None:
+def test_bytes_elements_are_the_same_after_decoding(elements: list[bytes]) -> None:
     frame = tensors.encode_bytes(elements)
     assert frame == b"".join(struct.pack("<I", len(element)) + element for element in elements)
     assert tensors.split_bytes(frame, len(elements)) == elements
@@ -209,14 +209,14 @@ def test_any_frame_is_split_or_refused(frame: bytes, count: int) -> None:
 
 
 @pytest.mark.skipif(np.__version__ < "2", reason="they came with numpy 2")
-def test_numpys_own_strings() -> None:
+def test_strings_of_numpy_are_sent_as_bytes() -> None:
     array = np.array(["ä", "b"], np.dtypes.StringDType())
     assert tensors.datatype_of(array) == "BYTES"
     assert tensors.encode(array) == b"\x02\0\0\0\xc3\xa4\x01\0\0\0b"
 
 
 @pytest.mark.parametrize("datatype", ["BYTES", "FP32"])
-def test_an_empty_shape_that_numpy_cannot_count_is_refused(datatype: str) -> None:
+def test_an_empty_shape_beyond_numpy_is_refused(datatype: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
         tensors.decode(datatype, (0, 1 << 31, 1 << 31), b"")
     assert raised.value.reason == "shape_invalid"

@@ -111,7 +111,7 @@ def test_durations_that_match_the_schema_can_be_parsed(text: str) -> None:
     try:
         assert 0 <= parse_duration(text) <= MAX_DURATION_S
     except ValueError as error:
-        assert "longer than" in str(error)  # noqa: PT017  the one thing that a pattern cannot say
+        assert "longer than" in str(error)  # noqa: PT017  the only rule that a pattern cannot express
 
 
 @pytest.mark.parametrize(

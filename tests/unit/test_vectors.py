@@ -56,7 +56,7 @@ def array_of(vector: dict[str, Any]) -> np.ndarray:
     return array.reshape(vector["shape"])
 
 
-def test_the_file_is_what_the_script_writes() -> None:
+def test_the_file_is_up_to_date_with_its_script() -> None:
     spec = importlib.util.spec_from_file_location("vectors_script", ROOT / "scripts" / "vectors.py")
     assert spec is not None
     assert spec.loader is not None
@@ -76,7 +76,7 @@ def test_every_datatype_kind_and_reason_of_a_request_has_a_vector() -> None:
 
 
 @pytest.mark.parametrize("vector", VECTORS["tensors"], ids=lambda vector: f"{vector['datatype']}{vector['shape']}")
-def test_tensors(vector: dict[str, Any]) -> None:
+def test_tensors_are_encoded_and_decoded_as_in_the_vectors(vector: dict[str, Any]) -> None:
     if vector["datatype"] == "BF16":
         pytest.importorskip("ml_dtypes")
     frame = bytes.fromhex(vector["hex"])
@@ -89,7 +89,7 @@ def test_tensors(vector: dict[str, Any]) -> None:
 # What the client writes and reads.
 
 
-def test_the_client_writes_the_requests() -> None:
+def test_the_client_writes_the_requests_of_the_vectors() -> None:
     plain, everything = VECTORS["requests"][:2]
     inputs = {"x": np.array([[1, 2], [3, 4]], np.float32), "label": ["a", "bc"]}
     for vector, version, outputs, priority in ((plain, "", None, 0), (everything, "3", ["z", "y"], 1)):
@@ -104,7 +104,7 @@ def test_the_client_writes_the_requests() -> None:
 
 
 @named("replies")
-def test_the_client_reads_the_replies(vector: dict[str, Any]) -> None:
+def test_the_client_reads_the_replies_of_the_vectors(vector: dict[str, Any]) -> None:
     delimiter, kind, id, header, *frames = frames_of(vector)
     assert (delimiter, id) == (wire.DELIMITER, bytes.fromhex(vector["id"]))
     if "error" in vector:
@@ -178,7 +178,7 @@ def daemon() -> Router:
 
 
 @named("requests")
-def test_the_daemon_takes_the_requests(vector: dict[str, Any]) -> None:
+def test_the_daemon_accepts_the_requests_of_the_vectors(vector: dict[str, Any]) -> None:
     frames = frames_of(vector)
     router, front = daemon(), front_with(frames)
     router.receive(front)  # type: ignore[arg-type]
@@ -204,7 +204,7 @@ def test_the_daemon_takes_the_requests(vector: dict[str, Any]) -> None:
 
 
 @named("refused")
-def test_the_daemon_refuses(vector: dict[str, Any]) -> None:
+def test_the_daemon_refuses_the_wrong_requests_of_the_vectors(vector: dict[str, Any]) -> None:
     frames = frames_of(vector)
     router, front = daemon(), front_with(frames)
     router.receive(front)  # type: ignore[arg-type]

@@ -46,7 +46,7 @@ def test_the_versions_that_a_daemon_loads_at_startup(tmp_path: Path) -> None:
         version(tmp_path, number)
     assert chosen_versions(tmp_path, Policy("latest", 2)) == ("2", "03")
     assert chosen_versions(tmp_path, Policy("specific", listed=(3, 4))) == ("03",)
-    assert chosen_versions(tmp_path, Policy("specific", listed=(4, 5))) == ("4", "5"), "its worker says what is missing"
+    assert chosen_versions(tmp_path, Policy("specific", listed=(4, 5))) == ("4", "5"), "loading reports what is missing"
     assert chosen_versions(tmp_path / "1", Policy()) == (None,)
 
 
@@ -54,7 +54,7 @@ def test_a_fingerprint_depends_on_all_files_and_on_nothing_else(tmp_path: Path) 
     path = version(tmp_path, "1")
     weights = path / "variables" / "variables.data"
     seen = [fingerprint(tmp_path, "1")]
-    assert fingerprint(path, None) == fingerprint(tmp_path, "1"), "wherever it lies"
+    assert fingerprint(path, None) == fingerprint(tmp_path, "1"), "whatever its location"
 
     def changed() -> bool:
         seen.append(fingerprint(tmp_path, "1"))

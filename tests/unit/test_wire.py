@@ -114,7 +114,7 @@ READ: dict[str, tuple[bytes, wire.InferHeader]] = {
 }
 
 
-def test_what_is_written_of_shared_memory_is_read_back() -> None:
+def test_written_areas_are_read_back() -> None:
     place = wire.Area(REGION, 4096, 24)
     inputs = (wire.Tensor("x", "FP32", (2, 3), place), wire.Tensor("n", "INT8", (1,)))
     for outputs in (None, ("z", "y"), ("z",)):
@@ -248,7 +248,7 @@ def test_a_header_may_have_its_full_length() -> None:
 
 
 @pytest.mark.parametrize("long", ["n" * 100_000, "\U0001f600" * 1000])
-def test_messages_do_not_repeat_what_is_long(long: str) -> None:
+def test_long_values_are_abbreviated_in_messages(long: str) -> None:
     for data in (
         of_input(datatype=long),
         header(inputs=[{**X, "name": long}] * 2),
@@ -273,7 +273,7 @@ TENSORS = st.builds(
     timeout=st.one_of(st.none(), st.integers(1, 2**63 - 1)),
     priority=st.integers(0, 2**63 - 1),
 )
-def test_what_is_written_is_read(
+def test_written_headers_are_read_back(
     model: str,
     version: str,
     inputs: list[wire.Tensor],
@@ -304,7 +304,7 @@ JSON = st.recursive(
 
 
 @given(st.one_of(st.binary(max_size=60), JSON.map(lambda value: json.dumps(value).encode())))
-def test_anything_else_is_read_or_refused(data: bytes) -> None:
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     with contextlib.suppress(InvalidRequest):
         assert parse_infer_header(data).model_name
 
@@ -315,7 +315,7 @@ def test_json_is_compact_and_strict() -> None:
         wire.dump_json(float("nan"))
 
 
-def test_reply_headers() -> None:
+def test_reply_headers_have_the_format_of_the_protocol() -> None:
     written = wire.reply_header("m", "7", [wire.Tensor("y", "FP32", (2, 3))])
     assert json.loads(written) == {
         "model_name": "m",
@@ -324,7 +324,7 @@ def test_reply_headers() -> None:
     }
 
 
-def test_half_a_surrogate_pair_is_written_as_its_escape() -> None:
+def test_half_a_surrogate_pair_is_written_as_an_escape() -> None:
     assert wire.dump_json({"cause": "\udce9\u00e9"}) == b'{"cause":"\\udce9\xc3\xa9"}'
     assert wire.load_header(wire.dump_json({"cause": "\udce9"})) == {"cause": "\udce9"}
 

@@ -1,4 +1,4 @@
-"""Whatever comes over the wire: a valid result, or one of the protocol's errors; never anything else."""
+"""Whatever arrives over the wire gives a valid result or an error of the protocol."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_any_header_is_read_or_refused(data: bytes) -> None:
 
 
 @given(HEADERS)
-def test_what_is_read_can_be_written_and_is_the_same(value: dict[str, Any]) -> None:
+def test_a_header_that_was_read_is_the_same_when_written(value: dict[str, Any]) -> None:
     with contextlib.suppress(InvalidRequest):
         header = parse_infer_header(json.dumps(value).encode())
         assert all(type(size) is int and size >= 0 for tensor in header.inputs for size in tensor.shape)
@@ -95,7 +95,7 @@ def test_what_is_read_can_be_written_and_is_the_same(value: dict[str, Any]) -> N
 
 
 @given(st.text(max_size=20) | st.binary(max_size=20).map(lambda data: data.decode("latin-1")))
-def test_nothing_that_python_reads_as_json_but_json_does_not(text: str) -> None:
+def test_json_beyond_the_standard_is_refused(text: str) -> None:
     """Where the standard library's reader is laxer than the protocol, the protocol refuses."""
     data = ('{"a":' + text + "}").encode("utf-8", "surrogatepass")
     if refused(wire.load_header, data):
@@ -148,7 +148,7 @@ def arrays(draw: Callable[[Any], Any]) -> np.ndarray:
 
 
 @given(st.lists(arrays(), min_size=1, max_size=3))
-def test_arrays_travel_there_and_back(sent: Sequence[np.ndarray]) -> None:
+def test_arrays_are_the_same_after_a_request_and_a_reply(sent: Sequence[np.ndarray]) -> None:
     """Through a request's header and frames, and through a reply's."""
     codec = Codec()
     inputs = {f"x{index}": array for index, array in enumerate(sent)}
@@ -159,15 +159,15 @@ def test_arrays_travel_there_and_back(sent: Sequence[np.ndarray]) -> None:
         tensors.decode(tensor.datatype, tensor.shape, frame) for tensor, frame in zip(described, frames, strict=True)
     ]
     back = codec.decode(wire.reply_header("m", "1", described), frames)
-    for array, came, returned in zip(sent, received, back.values(), strict=True):
-        assert came.shape == returned.shape == array.shape
+    for array, decoded, returned in zip(sent, received, back.values(), strict=True):
+        assert decoded.shape == returned.shape == array.shape
         little = array if array.dtype.kind == "O" else array.astype(array.dtype.newbyteorder("<"))
-        assert came.tolist() == returned.tolist() == little.tolist() or came.tobytes() == little.tobytes()
+        assert decoded.tolist() == returned.tolist() == little.tolist() or decoded.tobytes() == little.tobytes()
 
 
 @given(damaged() | VALUES.map(lambda value: json.dumps(value).encode()), st.lists(st.binary(max_size=16), max_size=3))
-def test_any_reply_is_read_or_called_invalid(header: bytes, frames: list[bytes]) -> None:
-    """The client's side: a daemon of another make must not break an application with an exception of its own."""
+def test_any_reply_is_read_or_reported_as_invalid(header: bytes, frames: list[bytes]) -> None:
+    """The client's side: a malformed reply must not raise an undocumented exception in an application."""
     try:
         outputs = Codec().decode(header, frames)
     except ModelError as error:
@@ -187,9 +187,14 @@ def test_any_error_reply_becomes_an_error(header: bytes) -> None:
 
 
 @given(st.sampled_from(Reason), TEXT, st.dictionaries(TEXT, TEXT | st.integers(), max_size=3))
-def test_errors_travel_as_they_are(reason: Reason, message: str, details: dict[str, Any]) -> None:
+def test_errors_are_the_same_after_the_wire(reason: Reason, message: str, details: dict[str, Any]) -> None:
     error = make(reason, message)
     error.details.update(details)
-    came = error_of(wire.dump_json(error.to_wire()))
-    assert type(came) is type(error)
-    assert (came.code, came.reason, came.message, came.details) == (error.code, reason, message, details)
+    received = error_of(wire.dump_json(error.to_wire()))
+    assert type(received) is type(error)
+    assert (received.code, received.reason, received.message, received.details) == (
+        error.code,
+        reason,
+        message,
+        details,
+    )
