@@ -26,12 +26,13 @@ MODULES: Final = (
     "multitower.frames",
     "multitower.supervisor.loop.reactor",
     "multitower.worker.batch",
-    "multitower.worker.buffers",
     "multitower.worker.executor",
     "multitower.worker.formats.handler",
     "multitower.worker.inbox",
-    "multitower.worker.prepared",
+    "multitower.worker.model_caller",
+    "multitower.worker.replies",
     "multitower.worker.service",
+    "multitower.worker.shared_memory.buffers",
     "multitower.worker_wire",
 )
 """Modules beside them."""

@@ -22,12 +22,12 @@ from multitower.errors import MultitowerError, Reason, make
 from multitower.spec import MemoryReport, UnbatchedReport, newest
 
 from ..worker_wire import BatchHead, KeyMemory, KeySpec, Table, Timing, WorkerArea
-from .batch import Joined
-from .buffers import Buffers
+from .batch import PreparedBatch
 from .executor import Executor, Executors
 from .inbox import Inbox
 from .model_errors import log_traceback, one_line
-from .prepared import Answer, Prepared
+from .replies import Answer, JoinedReplies
+from .shared_memory.buffers import Buffers
 from .shared_memory.mappings import Mappings
 from .shared_memory.regions import Inputs, Outputs, Regions
 
@@ -124,7 +124,7 @@ class _Job:
     entries: int
     executor: Executor | None
     assemble_ns: int = 0
-    prepared: Prepared | None = None
+    prepared: PreparedBatch | None = None
     parts: Sequence[_Part] = ()
     regions: Regions | None = None
     error: MultitowerError | None = None
@@ -159,7 +159,7 @@ class _Part:
     rows: Sequence[int]
     frames: list[Any] | None
     table: Table
-    prepared: Prepared | None = None
+    prepared: PreparedBatch | None = None
     errors: Mapping[int, MultitowerError] = field(default_factory=dict)
     areas: dict[int, dict[str, WorkerArea]] = field(default_factory=dict)
 
@@ -212,14 +212,15 @@ class _Service:
     def run(self, job: _Job) -> list[Any]:
         """Runs a batch; returns the message of its answers."""
         self._mark_begun(job.batch_id)
-        if job.error is None:
+        executor = job.executor
+        if executor is not None:
             try:
-                assert job.executor is not None
                 if job.prepared is not None:
-                    return self._run_frames(job, job.executor, job.prepared)
-                return self._run_parts(job, job.executor)
+                    return self._run_frames(job, executor, job.prepared)
+                return self._run_parts(job, executor)
             except Exception as error:  # noqa: BLE001  likewise
                 job.error = _defect(job.batch_id, error)
+        assert job.error is not None  # there is no executor, or it raised
         answer = wire.dump_json(job.error.to_wire())
         return worker_wire.result(job.batch_id, [answer] * job.entries, Timing(0, 0, 0))
 
@@ -265,7 +266,7 @@ class _Service:
     def _prepare_part(self, part: _Part, executor: Executor, regions: Regions) -> None:
         """Reads the inputs of a part from shared memory, and prepares the entries that could be read."""
         assert part.frames is not None  # it is done once
-        inputs = Inputs(part.key, part.rows, part.table, part.frames, regions, self._buffers, executor.padded)
+        inputs = Inputs(part.key, part.rows, part.table, part.frames, regions, self._buffers, executor.padded_size)
         part.frames, part.errors = None, inputs.errors
         for area in part.table.outputs:
             part.areas.setdefault(area.entry, {})[str(area.tensor)] = area
@@ -273,10 +274,10 @@ class _Service:
             joined = inputs.joined
             part.prepared = executor.prepare(part.key, inputs.rows, inputs.frames, joined=joined, padded=joined)
 
-    def _run_frames(self, job: _Job, executor: Executor, prepared: Prepared) -> list[Any]:
+    def _run_frames(self, job: _Job, executor: Executor, prepared: PreparedBatch) -> list[Any]:
         """Runs a batch whose inputs all came in frames."""
         answers, timing = executor.run(prepared)
-        if isinstance(answers, Joined):
+        if isinstance(answers, JoinedReplies):
             outputs = _copied_if_small(answers.frames) if executor.volatile else answers.frames
             return worker_wire.joined_result(job.batch_id, answers.headers, answers.rows, outputs, timing)
         return worker_wire.result(job.batch_id, _as_frames(answers, executor), timing)

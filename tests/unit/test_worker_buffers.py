@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from multitower.worker import buffers
-from multitower.worker.buffers import Buffers
+from multitower.worker.shared_memory import buffers
+from multitower.worker.shared_memory.buffers import Buffers
 
 
 def address(view: memoryview) -> int:

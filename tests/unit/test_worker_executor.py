@@ -91,7 +91,7 @@ def test_what_came_padded_is_used_as_it_is(last: int, options: dict[str, Any]) -
     frame = np.array([1, 2, last, last], np.int64)
     prepared = executor.prepare(KEY, [1, 2], [frame.tobytes()], joined=True, padded=True)
     if options.get("proven"):
-        assert prepared.ready is prepared.whole
+        assert prepared.model_inputs is prepared.joined
     answers, _ = executor.run(prepared)
     assert np.frombuffer(answers[0][1], np.int64).tolist() == [1]
     if last == BAD:
@@ -420,7 +420,7 @@ def test_the_error_of_a_padded_entry_is_its_own() -> None:
 
 
 def test_a_batch_that_would_be_padding_alone_is_run_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multitower.worker.batch.MUCH_PADDING", 1000)
+    monkeypatch.setattr("multitower.worker.batch.LARGE_INPUT", 1000)
     model = Masked()
     entries = [np.ones((1, 1, 50), np.int64), np.ones((1, 50, 1), np.int64), np.ones((1, 1, 49), np.int64)]
     told = run_padded(Executor("m", model, (), proven=True), *entries)

@@ -15,9 +15,9 @@ import zmq
 
 from multitower import frames, worker_wire
 from multitower.worker import inbox, service
+from multitower.worker.batch import PreparedBatch
 from multitower.worker.executor import Executor
 from multitower.worker.formats.model import Arrays
-from multitower.worker.prepared import Prepared
 from multitower.worker_wire import KeySpec
 
 KEY = KeySpec("m", (("x", "INT64", ()),), None, True)
@@ -57,11 +57,11 @@ class Watched(Executor):
         self.told = threading.Condition()
         self.prepared: list[int] = []
 
-    def prepare(self, *args: Any, **kwargs: Any) -> Prepared:
+    def prepare(self, *args: Any, **kwargs: Any) -> PreparedBatch:
         made = super().prepare(*args, **kwargs)
-        assert made.ready is not None
+        assert made.model_inputs is not None
         with self.told:
-            self.prepared.append(int(made.ready["x"][0]))
+            self.prepared.append(int(made.model_inputs["x"][0]))
             self.told.notify_all()
         return made
 
@@ -163,8 +163,8 @@ def test_brief_batches_are_left_to_one_thread() -> None:
 def test_what_ends_the_worker_ends_both_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Executor.run
 
-    def exit_at_the_third(executor: Executor, prepared: Prepared) -> Any:
-        if prepared.whole is not None and prepared.whole["x"][0] == 3:
+    def exit_at_the_third(executor: Executor, prepared: PreparedBatch) -> Any:
+        if prepared.joined is not None and prepared.joined["x"][0] == 3:
             raise SystemExit(7)
         return run(executor, prepared)
 

@@ -94,7 +94,7 @@ def test_a_part_without_its_rows_is_an_error_though_the_sum_is_right(monkeypatch
 
 
 def test_outputs_are_copied_where_the_joining_of_the_inputs_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    join, failed = batch.join, []
+    join, failed = batch.join_inputs, []
 
     def without_room_at_first(parts: Sequence[Arrays], size: int) -> Arrays:
         if not failed:
@@ -102,6 +102,6 @@ def test_outputs_are_copied_where_the_joining_of_the_inputs_failed(monkeypatch: 
             raise MemoryError("no room for the padding")
         return join(parts, size)
 
-    monkeypatch.setattr(batch, "join", without_room_at_first)
+    monkeypatch.setattr(batch, "join_inputs", without_room_at_first)
     assert run(Executor("m", Limited(8), (8,), proven=True), [1], [2], [3], [4]) == [[10], [20], [30], [40]]
     assert failed == [8]

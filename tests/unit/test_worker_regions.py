@@ -12,7 +12,7 @@ import pytest
 from memfds import region
 
 from multitower import wire
-from multitower.worker.buffers import Buffers
+from multitower.worker.shared_memory.buffers import Buffers
 from multitower.worker.shared_memory.mappings import Mappings
 from multitower.worker.shared_memory.regions import Inputs, Outputs, Regions
 from multitower.worker_wire import KeySpec, Table, WorkerArea

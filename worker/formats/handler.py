@@ -1,7 +1,8 @@
-"""Handlers: any Python class with `load` and `infer`, named `module:Class` in the configuration."""
+"""Handlers: Python classes with `load` and `infer`, named `module:Class` in the configuration. See docs/handlers.md."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,20 +12,22 @@ import numpy as np
 from multitower import tensors
 from multitower.errors import Reason, make
 from multitower.spec import ModelSpec, TensorReport
+from multitower.wire import MAX_RANK
 
-from ..model_errors import LoadError
+from ..model_errors import LoadError, one_line
 from .model import Array, Arrays
 
 
 class HandlerModel:
-    """A model made of a user's class. docs/handlers.md is the contract.
+    """A model whose computation is a class of the user's.
 
     Args:
-        spec: its `parameters` go to the class's `load`.
+        spec: its `handler` is the class; its `parameters` go to the class's `load`.
         devices: names of the worker's devices, for the class's `load`.
 
     Raises:
-        LoadError: there is no such class, or it lacks a method, or its declarations are wrong.
+        LoadError: the class does not exist, lacks a method, or declares its inputs or outputs wrongly.
+        BaseException: whatever the class raises.
     """
 
     platform = "python"
@@ -32,30 +35,31 @@ class HandlerModel:
     version = "1"
 
     def __init__(self, spec: ModelSpec, devices: Sequence[str]) -> None:
-        assert spec.handler is not None  # `load` picked this format for that
-        self._handler = _class_of(spec.handler)()
+        assert spec.handler is not None  # the registry chose this format because of it
+        self._handler = _import_class(spec.handler)()
         self._handler.load(list(devices), dict(spec.parameters))
-        # Only now: what they are may depend on the parameters.
-        self.inputs = _declared(self._handler, "inputs")
-        self.outputs = _declared(self._handler, "outputs")
+        # Not before `load`: they may depend on the parameters.
+        self.inputs = _read_declaration(self._handler, "inputs")
+        self.outputs = _read_declaration(self._handler, "outputs")
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """What the class's `infer` returns, as arrays; the class may change them at its next call.
+        """Calls the class's `infer`; returns its outputs as arrays, which the class may change at its next call.
 
         Raises:
-            ModelError: `output_invalid` when that is not a dict of arrays by name, or not what it declares.
+            ModelError: `output_invalid`: it returned no dict of arrays by name, or not what it declares.
+            BaseException: whatever the class raises.
         """
         returned = self._handler.infer(dict(inputs))
         if not isinstance(returned, dict):
             kind = type(returned).__name__
             raise make(Reason.OUTPUT_INVALID, f"infer returned {kind}, but a dict of arrays by name is needed")
-        outputs = {_checked_name(name): _to_array(name, value) for name, value in returned.items()}
+        outputs = {_check_name(name): _to_array(name, value) for name, value in returned.items()}
         for tensor in self.outputs or ():
-            _check_declared(tensor, outputs)
+            _check_output(tensor, outputs)
         return outputs
 
     def try_out(self, inputs: Arrays) -> Arrays:
-        """As `infer`; a warm-up leaves handlers alone."""
+        """Calls the class's `infer`, as `infer` does."""
         return self.infer(inputs)
 
     def close(self) -> None:
@@ -65,7 +69,7 @@ class HandlerModel:
             close()
 
 
-def _class_of(name: str) -> Any:
+def _import_class(name: str) -> Any:
     module_name, _, path = name.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
@@ -83,11 +87,12 @@ def _class_of(name: str) -> Any:
     return found
 
 
-def _declared(handler: Any, side: str) -> tuple[TensorReport, ...] | None:
+def _read_declaration(handler: Any, side: str) -> tuple[TensorReport, ...] | None:
+    """The declared tensors of one side, `inputs` or `outputs`; None where the handler declares none."""
     declared = getattr(handler, side, None)
     if declared is None:
         return None
-    reports: list[TensorReport] = []
+    reports: dict[str, TensorReport] = {}
     try:
         for entry in declared:
             name, datatype, shape = entry["name"], entry["datatype"], entry["shape"]
@@ -95,57 +100,62 @@ def _declared(handler: Any, side: str) -> tuple[TensorReport, ...] | None:
                 raise ValueError(f"{name!r} is no name")
             if datatype not in tensors.DATATYPES:
                 raise ValueError(f"{datatype!r} is none of {', '.join(tensors.DATATYPES)}")
-            if name in [report.name for report in reports]:
+            if name in reports:
                 raise ValueError(f"{name!r} is declared twice")
             dims = None if shape is None else tuple(map(int, shape))
             if dims is not None and min(dims, default=0) < -1:
                 raise ValueError(f"a dimension is -1 or a size, not {min(dims)}")
-            reports.append(TensorReport(name=name, datatype=datatype, shape=dims))
+            reports[name] = TensorReport(name=name, datatype=datatype, shape=dims)
     except (KeyError, TypeError, ValueError) as error:
-        told = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise LoadError(
             f"{side} of the handler must be a list of name, datatype and shape, as in "
-            f"[{{'name': 'x', 'datatype': 'FP32', 'shape': [-1, 64]}}]: {told}"
+            f"[{{'name': 'x', 'datatype': 'FP32', 'shape': [-1, 64]}}]: {problem}"
         ) from error
-    return tuple(reports)
+    return tuple(reports.values())
 
 
-def _checked_name(name: Any) -> str:
-    try:
+def _check_name(name: Any) -> str:
+    with contextlib.suppress(UnicodeEncodeError):  # half a surrogate pair, which a header in UTF-8 cannot carry
         if isinstance(name, str) and name.encode():
             return name
-    except UnicodeEncodeError:
-        pass  # half a surrogate pair: the header is UTF-8
     raise make(Reason.OUTPUT_INVALID, f"infer returned an output of the name {name!r}; names are text")
 
 
 def _to_array(name: str, value: Any) -> Array:
     try:
-        # numpy's own arrays of strings lose zero bytes at the end of an element.
+        # numpy's own arrays of strings drop zero bytes at the end of an element.
         return np.asarray(value, dtype=object if _is_text(value) else None)
     except Exception as error:
         # Sequences of unequal lengths, tensors of another library on another device, ...
-        kind = type(error).__name__
-        raise make(Reason.OUTPUT_INVALID, f"output {name!r} is no array: {kind}: {error}", field=name) from error
+        message = f"output {name!r} is no array: {one_line(error)}"
+        raise make(Reason.OUTPUT_INVALID, message, field=name) from error
 
 
 def _is_text(value: Any) -> bool:
-    while isinstance(value, list | tuple) and value:
+    for _ in range(MAX_RANK):
+        if not isinstance(value, list | tuple) or not value:
+            break
         value = value[0]
     return isinstance(value, str | bytes)
 
 
-def _check_declared(tensor: TensorReport, outputs: Arrays) -> None:
-    array = outputs.get(tensor.name)
+def _check_output(declared: TensorReport, outputs: Arrays) -> None:
+    """Checks that a declared output is there and has the declared shape.
+
+    Raises:
+        ModelError: `output_invalid`: it is missing, or has another shape.
+    """
+    array = outputs.get(declared.name)
     if array is None:
         known = ", ".join(map(repr, outputs)) or "none"
-        message = f"infer returned no output {tensor.name!r}, only {known}"
-        raise make(Reason.OUTPUT_INVALID, message, field=tensor.name)
-    if tensor.shape is None:
+        message = f"infer returned no output {declared.name!r}, only {known}"
+        raise make(Reason.OUTPUT_INVALID, message, field=declared.name)
+    if declared.shape is None:
         return
-    fits = array.ndim == len(tensor.shape) and all(
-        wanted in (-1, size) for wanted, size in zip(tensor.shape, array.shape, strict=True)
+    fits = array.ndim == len(declared.shape) and all(
+        wanted in (-1, size) for wanted, size in zip(declared.shape, array.shape, strict=True)
     )
     if not fits:
-        message = f"output {tensor.name!r} has the shape {list(array.shape)}, but {list(tensor.shape)} is declared"
-        raise make(Reason.OUTPUT_INVALID, message, field=tensor.name)
+        message = f"output {declared.name!r} has the shape {list(array.shape)}, but {list(declared.shape)} is declared"
+        raise make(Reason.OUTPUT_INVALID, message, field=declared.name)

@@ -18,7 +18,7 @@ from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
 
 from ...worker_wire import KeySpec, Table, WorkerArea
-from ..buffers import Buffers
+from .buffers import Buffers
 from .mappings import Mappings
 
 MAX_HEADERS = 1024

@@ -11,7 +11,7 @@ import numpy as np
 from multitower import tensors
 from multitower.spec import ModelSpec
 
-from ..batch import padded
+from ..batch import padded_size
 from ..formats.model import Array, Arrays, Model, why_unbatchable
 from ..model_errors import LoadError, is_out_of_memory, one_line
 
@@ -99,7 +99,7 @@ def warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample] = (), *, si
     for sample in samples[1:] if shown else samples:
         rows = min(_rows(sample), spec.max_batch_size) if joined else 0
         try:
-            model.try_out(_repeated(sample, padded(rows, spec.allowed_batch_sizes)) if joined else sample.inputs)
+            model.try_out(_repeated(sample, padded_size(rows, spec.allowed_batch_sizes)) if joined else sample.inputs)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise LoadError(f"{sample.origin}: the model raised on it: {one_line(error)}") from error
