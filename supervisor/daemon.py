@@ -39,12 +39,11 @@ from .operations.status import StatusReporter
 from .operations.version_watch import VersionWatch
 from .routing.front_socket import FrontSocket
 from .routing.router import Router
-from .routing.worker_connection import WorkerProtocolError
 from .settings import ActiveSettings, Settings, build_settings
 from .workers.capacity import Capacity
-from .workers.health import read_heartbeats
+from .workers.launcher import Launcher
 from .workers.manager import WorkerManager
-from .workers.slot import WorkerProcess
+from .workers.process_watcher import ProcessWatcher
 
 log = logging.getLogger("multitower.daemon")
 
@@ -110,21 +109,18 @@ class Daemon:
             undo.callback(front.close)
             self._sampler = Sampler()
             undo.callback(self._sampler.close)
-            self._capacity = Capacity(self._sampler)
             self._reactor = Reactor()
             undo.callback(self._reactor.close)
+            watcher = ProcessWatcher(self._reactor, self.router)
+            launcher = Launcher(self._context, runtime, watcher, import_path=[str(config.folder)])
+            undo.callback(launcher.close)
             self.manager = WorkerManager(
                 placements=settings.placements,
                 settings=settings.worker_settings,
-                import_path=[str(config.folder)],
-                runtime=runtime,
-                context=self._context,
                 router=self.router,
-                watch=self._watch,
-                unwatch=self._unwatch,
-                fits=self._capacity.fits,
-                rss=self._capacity.rss,
-                present=self._sampler.are_devices_present,
+                launcher=launcher,
+                watcher=watcher,
+                capacity=Capacity(self._sampler),
             )
             self._runtime = runtime
             started = time.monotonic()
@@ -198,8 +194,8 @@ class Daemon:
         except BaseException:
             # A defect of ours. An init system restarts what ends; what hangs or leaves workers behind, it does not.
             log.critical("the daemon ends on an error of its own", exc_info=True)
-            self.manager.kill()
-            self._reap_all()
+            self.manager.kill_all()
+            self.manager.reap_all()
             raise
         finally:
             signal.set_wakeup_fd(-1)
@@ -235,7 +231,7 @@ class Daemon:
         self._on_signals(now)
         code = self._over(now)
         # What waits for answers to come in looks after each burst of them.
-        if self.manager.replacements.active or not self._lifecycle.running:
+        if self.manager.replacing or not self._lifecycle.running:
             self._reactor.interrupt()
         times = [
             self.manager.next_wake(now),
@@ -281,39 +277,18 @@ class Daemon:
         self._reactor.interrupt()
         self._control.receive()
 
-    def _on_death(self, process: WorkerProcess) -> None:
-        self._reactor.interrupt()
-        child = process.child
-        # A pidfd stays readable: once is enough.
-        self._reactor.remove(child.pidfd)
-        self._reactor.remove(child.heartbeat_descriptor)
-        # The fleet's tick buries it once its channel is closed.
-        self._reactor.add_socket(child.connection.monitor, self._reactor.interrupt)
-        self.manager.died(process, time.monotonic())
-
-    def _on_heartbeats(self, process: WorkerProcess) -> None:
-        read_heartbeats(process, time.monotonic())
-
-    def _on_message(self, process: WorkerProcess, message: list[Any]) -> None:
-        self._reactor.interrupt()
-        self.manager.message(process, message, time.monotonic())
-
-    def _on_error(self, process: WorkerProcess, error: WorkerProtocolError) -> None:
-        self._reactor.interrupt()
-        self.manager.failed(process, error)
-
     def _over(self, now: float) -> Exit | None:
         """The exit code when the daemon's life is over; takes a drain one step further before."""
         if self._lifecycle.forced:
-            self.manager.kill()
+            self.manager.kill_all()
             self.router.scheduler.abandon("the daemon was ended before the request was answered")
             self.router.flush(now)
-            self._reap_all()
+            self.manager.reap_all()
             return Exit.SECOND_SIGNAL
         if self.manager.unavailable and self._settings.current.config.exit_when_failed and self._lifecycle.running:
             event(log, logging.ERROR, "every slot has failed")
-            self.manager.kill()
-            self._reap_all()
+            self.manager.kill_all()
+            self.manager.reap_all()
             return Exit.UNAVAILABLE
         if self._lifecycle.state is LifecycleState.DRAINING:
             drain_by = self._lifecycle.drain_by
@@ -337,28 +312,6 @@ class Daemon:
         return self._queries.answer(kind, header, time.monotonic())
 
     # Setting up and giving back.
-
-    def _watch(self, process: WorkerProcess) -> None:
-        child = process.child
-        self._reactor.add(child.heartbeat_descriptor, functools.partial(self._on_heartbeats, process))
-        self._reactor.add(child.pidfd, functools.partial(self._on_death, process))
-        connection = child.connection
-        connection.on_message = functools.partial(self._on_message, process)
-        connection.on_error = functools.partial(self._on_error, process)
-        connection.recheck = self._reactor.add_socket(
-            connection.socket, functools.partial(self.router.receive_from_worker, connection)
-        )
-
-    def _unwatch(self, process: WorkerProcess) -> None:
-        self._reactor.remove_socket(process.child.connection.socket)
-        self._reactor.remove_socket(process.child.connection.monitor)
-
-    def _reap_all(self) -> None:
-        """Waits for killed processes; the kernel does not keep a SIGKILL waiting."""
-        for process in list(self.manager.processes()):
-            if process.cause is None:
-                process.child.reap()
-            process.child.close()
 
     def _close_fronts(self, linger_ms: int = 0) -> None:
         for front in self.router.fronts:

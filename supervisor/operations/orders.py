@@ -122,7 +122,7 @@ class Orders:
                     done(make(Reason.NO_WORKER, f"slot {number}: {error}"))
 
             self._restarts += 1
-            self._context.manager.restart(slot, ended)
+            self._context.manager.restart_slot(slot, ended)
 
 
 def accepted(outcome: Settings | Exception) -> Settings:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from multitower.spec import ModelSpec
 from ..loop.log import event
 from ..machine.placement import Placement
 from ..settings import Settings
-from ..workers.replacement import Replacement
+from ..workers.replacement_queue import Replacement
 from ..workers.slot import Slot
 from .order_queue import Order, OrderContext
 
@@ -124,7 +124,7 @@ class Reload:
         router.scheduler.set_dispatch(new.dispatch)
         router.models_to_remove = set(self._old.limits) - set(new.limits)
         # Until slots have the new models, workers that are restarted load the old ones.
-        self._manager.apply(
+        self._manager.apply_settings(
             replace(new.worker_settings, models=self._old.worker_settings.models)
             if self._changed
             else new.worker_settings
@@ -149,7 +149,7 @@ class Reload:
         def replacement_ended(slot: Slot, error: str | None) -> None:
             tolerated = slot.number in self._may_fail and bool(ended)
             if error is not None and not tolerated:
-                self._manager.replacements.withdraw(replacements)
+                self._manager.withdraw_replacements(replacements)
                 self._finish(f"slot {slot.number}: {slot.last_error or error}")
                 return
             ended.append(slot.number)
@@ -158,15 +158,15 @@ class Reload:
 
         for replacement in replacements:
             replacement.done = self._order.guard(functools.partial(replacement_ended, replacement.slot))
-            self._manager.replacements.ask(replacement)
+            self._manager.request_replacement(replacement)
 
     def _change_slots(self) -> None:
         """Adds the new slots, and removes those that are no longer configured."""
         # New ones first: they may have to take over from those that are removed. A new slot that shares a GPU with a
         # removed one, in another group, is started once that one's process has ended.
-        self._manager.apply(self._new.worker_settings)
+        self._manager.apply_settings(self._new.worker_settings)
         for placement in self._new_placements:
-            self._manager.add(placement)
+            self._manager.add_slot(placement)
         replacements = [Replacement(slot, "no longer configured", remove=True) for slot in self._unwanted]
         self._replace(replacements, self._removed, lambda: self._finish(None))
 
@@ -183,7 +183,7 @@ class Reload:
         self._close_unloaded(settings)
         # Workers may have failed to load models that were not configured yet, and models may have waited for
         # replacements that were withdrawn.
-        manager.judge_models()
+        manager.update_availability()
         router.set_labels(settings.labels)
         if error is None:
             known = old.worker_settings.models
@@ -232,7 +232,7 @@ def _position_of(settings: Settings) -> Callable[[str], int]:
 
 
 def _match(
-    slots: list[Slot], placements: tuple[Placement, ...]
+    slots: Sequence[Slot], placements: tuple[Placement, ...]
 ) -> tuple[list[tuple[Slot, Placement]], list[Placement], list[Slot]]:
     """Matches the present slots with new placements by their devices.
 

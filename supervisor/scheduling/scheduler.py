@@ -17,9 +17,10 @@ passed) and carries out what comes back: batches to send, and answers to give. T
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, Set
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from multitower.errors import MultitowerError, Reason, make
 
@@ -32,6 +33,31 @@ from .recovery import Recovery
 from .refusals import Refusals
 from .request import Request
 from .worker import Served, Worker
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class StateError(Exception):
+    """The scheduler failed in the middle of a change: requests may be lost, and the daemon must end."""
+
+
+def _changes_state(method: F) -> F:
+    """Raises a `StateError` for any exception of the method that is no refusal.
+
+    Callers contain the errors of one worker's events, but must not contain these. The methods that each request passes
+    do without: their callers contain nothing.
+    """
+
+    @functools.wraps(method)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except MultitowerError:
+            raise
+        except Exception as error:
+            raise StateError(f"the scheduler failed in {method.__name__}") from error
+
+    return cast(F, guarded)
 
 
 class Waiting(NamedTuple):
@@ -145,6 +171,7 @@ class Scheduler:
 
     # What happens to workers.
 
+    @_changes_state
     def add_process(
         self,
         slot: int,
@@ -175,11 +202,13 @@ class Scheduler:
         """All that have come and are not gone, in that order."""
         return self.pool.workers.keys()
 
+    @_changes_state
     def stop_dispatch(self, worker: Worker) -> None:
         """Sends no more batches to a worker's process; those it has may still be answered."""
         for tower in worker.towers:
             self.pool.stop_dispatch(tower)
 
+    @_changes_state
     def retire(self, worker: Worker) -> None:
         """Sends no more batches to a worker's process; split requests that only it could complete start again."""
         self.stop_dispatch(worker)
@@ -204,6 +233,7 @@ class Scheduler:
             for request in self.queues[model]
         )
 
+    @_changes_state
     def remove_process(self, worker: Worker, now: float, *, crashed: bool = False, begun: Sequence[int] = ()) -> bool:
         """Removes a worker's process that has exited and whose answers have all been read; see `Recovery.lost`."""
         return self._recovery.lost(worker, now, crashed=crashed, begun=begun)
@@ -259,6 +289,7 @@ class Scheduler:
         """Ends `mark_unavailable`: a worker serves this model again."""
         self._refusals.mark_available(model)
 
+    @_changes_state
     def mark_unavailable(self, model: str, cause: str) -> None:
         """Nothing serves or will serve this model: what waits is answered, and what comes is refused."""
         self._refusals.mark_unavailable(model, cause)
@@ -267,6 +298,7 @@ class Scheduler:
             assert refusal is not None  # it was just given up
             self._open_requests.settle(request.parent or request, refusal)
 
+    @_changes_state
     def refuse_versions(self, model: str, served: Collection[str]) -> None:
         """Only these versions of a model are served, or will be: what waits for another one is answered."""
         for request in list(self.queues[model]):

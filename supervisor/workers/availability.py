@@ -1,72 +1,85 @@
-"""Which slots serve or will, and which models nothing serves or will serve, so that their requests need not wait."""
+"""Which slots serve or will serve, and which models are available at all: requests for others need not wait."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from multitower.spec import ModelSpec
 
-from ..scheduling.scheduler import Scheduler
-from .replacement import Replacements
+from ..routing.router import Router
+from .replacement_queue import ReplacementQueue
 from .slot import Slot
 from .slot_state_machine import LIVE
+from .slots import Slots
 
 
 class Availability:
-    """Judges by the state of the slots and by the renewals that are to come.
+    """Decides from the states of the slots and from the replacements that are planned.
 
     Args:
-        slots: the fleet's slots, the live list.
-        replacements: the fleet's.
-        scheduler: is told of models without hope.
+        slots: all slots.
+        replacements: what is planned.
+        router: refuses requests for models and versions that are not available.
     """
 
-    def __init__(self, slots: Sequence[Slot], replacements: Replacements, scheduler: Scheduler) -> None:
-        self._places = slots
+    def __init__(self, slots: Slots, replacements: ReplacementQueue, router: Router) -> None:
+        self._slots = slots
         self._replacements = replacements
-        self._scheduler = scheduler
+        self._router = router
+        self._scheduler = router.scheduler
 
-    def lives(self, slot: Slot) -> bool:
-        """The slot serves, or is on its way to serving, perhaps through a renewal that has to end its process first."""
-        return slot.state in LIVE or self._replacements.revives(slot)
+    def will_serve(self, slot: Slot) -> bool:
+        """Whether the slot serves, or will serve, perhaps after a replacement that must end its process first."""
+        return slot.state in LIVE or self._replacements.will_start_process(slot)
 
     @property
-    def unavailable(self) -> bool:
-        """No slot serves or is on its way to serving, of those that have a model."""
-        with_models = [slot for slot in self._places if slot.specs or self._replacements.revives(slot)]
-        return bool(with_models) and not any(map(self.lives, with_models))
+    def any_slot(self) -> bool:
+        """Whether some slot serves or will serve; also True if no slot has a model to load."""
+        with_models = [slot for slot in self._slots if slot.specs or self._replacements.will_start_process(slot)]
+        return not with_models or any(map(self.will_serve, with_models))
 
-    def versions(self) -> set[tuple[str, str]]:
-        """The models and versions that workers serve, or are to load and have not failed to; nothing is renewed."""
+    def update(self, models: Iterable[ModelSpec]) -> None:
+        """Lets the router refuse requests for the models and versions that nothing serves or will serve.
+
+        Args:
+            models: every model that is configured to be loaded.
+        """
+        # A worker that drains still serves, although its slot will have other models.
+        served = {model for worker in self._scheduler.workers if not worker.retiring for model in worker.serves}
+        for name in dict.fromkeys(spec.name for spec in models if spec.name not in served):
+            cause = self._why_unavailable(name)
+            if cause is not None:
+                self._scheduler.mark_unavailable(name, cause)
+        if not self._replacements.active:  # it may roll back to the former versions
+            self._router.retain_versions(self._versions())
+
+    def _why_unavailable(self, name: str) -> str | None:
+        """Why no slot serves or will serve the model; None if one will."""
+        causes: list[tuple[int, str]] = []
+        for slot in self._slots:
+            if name not in {spec.name for spec in (*slot.specs, *self._replacements.planned_specs(slot))}:
+                continue
+            if not self.will_serve(slot):
+                causes.append((slot.number, slot.last_error or slot.state))
+                continue
+            reports = [model for model in slot.models if model.name == name]
+            # What the present process reported says nothing about the next one.
+            if (
+                self._replacements.will_start_process(slot)
+                or not reports
+                or any(report.state == "ready" for report in reports)
+            ):
+                return None
+            causes.append((slot.number, "; ".join(str(report.cause) for report in reports)))
+        return by_slots(causes) or "no slot has it"
+
+    def _versions(self) -> set[tuple[str, str]]:
+        """The model versions that workers serve, or will load and have not failed to load."""
         found = {key for worker in self._scheduler.workers if not worker.retiring for key in worker.versions}
-        for slot in filter(self.lives, self._places):
+        for slot in filter(self.will_serve, self._slots):
             failed = {model.key for model in slot.models if model.state != "ready"}
             found.update(spec.key for spec in slot.specs if spec.key not in failed)
         return found
-
-    def judge(self, models: Iterable[ModelSpec]) -> None:
-        """Finds those of the models that nothing serves or will serve."""
-        # What a worker that leaves still serves may be waited for, though its slot is to have other models.
-        served = {model for worker in self._scheduler.workers if not worker.retiring for model in worker.serves}
-        for name in dict.fromkeys(spec.name for spec in models if spec.name not in served):
-            causes: list[tuple[int, str]] = []
-            for slot in self._places:
-                if name not in {known.name for known in (*slot.specs, *self._replacements.coming(slot))}:
-                    continue
-                if not self.lives(slot):
-                    causes.append((slot.number, slot.last_error or slot.state))
-                    continue
-                reports = [model for model in slot.models if model.name == name]
-                # What a process has said tells nothing of the next one.
-                if (
-                    self._replacements.revives(slot)
-                    or not reports
-                    or any(report.state == "ready" for report in reports)
-                ):
-                    break
-                causes.append((slot.number, "; ".join(str(report.cause) for report in reports)))
-            else:
-                self._scheduler.mark_unavailable(name, by_slots(causes) or "no slot has it")
 
 
 def by_slots(causes: Iterable[tuple[int, str]]) -> str:

@@ -1,9 +1,8 @@
-"""One worker process as the parent holds it: spawned, watched through a pidfd, talked to over its own socket."""
+"""One worker process as the operating system has it: spawned, watched through a pidfd, reached over its own socket."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import multiprocessing
 import os
 import signal
@@ -25,24 +24,26 @@ from .exit_cause import ExitCause
 from .hang_detector import ProcessStat
 from .output import OutputReader
 
-log = logging.getLogger("multitower.process")
-
 
 class ChildProcess:
-    """A spawned worker. Construct it in the main thread: a parent-death signal fires when that thread ends.
+    """A spawned worker process. Construct it in the main thread: a parent-death signal fires when that thread ends.
 
     Args:
         context: the router's ZeroMQ context.
         spawn: `multiprocessing.get_context("spawn")`.
-        spec: what the process is told; its endpoint must be a fresh one.
-        output: reads what it writes.
-        fields: what stands on the lines of its output in the log; kept up to date by the caller.
+        spec: what the process is given; its endpoint must be a new one.
+        output: reads what the process writes to stdout and stderr.
+        fields: the fields of the log lines of its output; gets its pid, and the caller may change it later.
 
     Attributes:
         pid: its process id.
-        pidfd: readable once it has ended.
+        pidfd: readable once the process has ended.
         connection: the router's end of the socket to it.
-        begun: the ids of the batches that its towers began last, 0 for none, once it has been reaped.
+        heartbeats_closed: the process has closed its end of the pipe of heartbeats.
+        begun: once it has been reaped, the id of the batch that each tower began last, 0 for none.
+
+    Raises:
+        OSError, zmq.ZMQError: the system is out of descriptors, processes or memory. Nothing is left of the process.
     """
 
     def __init__(
@@ -55,40 +56,44 @@ class ChildProcess:
     ) -> None:
         self._path = Path(spec.endpoint.removeprefix("ipc://"))
         self.fields = fields
+        self.heartbeats_closed = False
         self.begun: tuple[int, ...] = ()
-        # The system may run out of descriptors or processes at any step: then nothing of it stays.
-        with contextlib.ExitStack() as undo:
+        # Whatever fails, nothing is left open: `undo` releases what the parent keeps, `inherited` in any case what the
+        # process has inherited by then.
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as inherited:
             self.connection = WorkerConnection(context)
             undo.callback(self.connection.close)
             death_out, self._death_in = multiprocessing.Pipe(duplex=False)
+            inherited.callback(death_out.close)
             undo.callback(self._death_in.close)
-            with death_out:
-                self._heartbeat, heartbeat_in = multiprocessing.Pipe(duplex=False)
-                undo.callback(self._heartbeat.close)
-                os.set_blocking(self._heartbeat.fileno(), False)
-                output_out, output_in = multiprocessing.Pipe(duplex=False)
-                with heartbeat_in, output_out, output_in:
-                    # A connection only as far as `multiprocessing` hands those on to the process.
-                    self._begun = Connection(os.memfd_create(f"{spec.name}-begun"))
-                    undo.callback(self._begun.close)
-                    os.truncate(self._begun.fileno(), BEGUN_BYTES)
-                    self._process = self._start(spawn, spec, (death_out, output_in, heartbeat_in, self._begun))
-                    undo.callback(self._undo_start)
-                    assert self._process.pid is not None  # it has been started
-                    self.pid: int = self._process.pid
-                    self.pidfd = os.pidfd_open(self.pid)
-                    undo.callback(os.close, self.pidfd)
-                    fields["pid"] = self.pid
-                    output.add(os.dup(output_out.fileno()), fields)
+            self._heartbeats, heartbeat_in = multiprocessing.Pipe(duplex=False)
+            undo.callback(self._heartbeats.close)
+            inherited.callback(heartbeat_in.close)
+            os.set_blocking(self._heartbeats.fileno(), False)
+            output_out, output_in = multiprocessing.Pipe(duplex=False)
+            inherited.callback(output_out.close)
+            inherited.callback(output_in.close)
+            # A `Connection`, as `multiprocessing` passes those on to the process.
+            self._begun = Connection(os.memfd_create(f"{spec.name}-begun"))
+            undo.callback(self._begun.close)
+            os.truncate(self._begun.fileno(), BEGUN_BYTES)
+            self._process = self._start(spawn, spec, (death_out, output_in, heartbeat_in, self._begun))
+            undo.callback(self._undo_start)
+            assert self._process.pid is not None  # it has been started
+            self.pid: int = self._process.pid
+            self.pidfd = os.pidfd_open(self.pid)
+            undo.callback(os.close, self.pidfd)
+            fields["pid"] = self.pid
+            output.add(os.dup(output_out.fileno()), fields)
             self.connection.connect(spec.endpoint)
             undo.pop_all()
 
     def _start(self, spawn: SpawnContext, spec: ProcessSpec, pipes: tuple[Connection, ...]) -> SpawnProcess:
         arguments: tuple[Any, ...] = (spec.to_json().decode(), *pipes)
         child = spawn.Process(target=run_worker, args=arguments, name=spec.name, daemon=False)
-        # Spawning would start it, and it unblocks signals.
+        # Otherwise spawning starts it, which unblocks signals.
         resource_tracker.ensure_running()
-        # Until the worker ignores them itself; what arrives meanwhile reaches the parent afterwards.
+        # Until the worker ignores them itself; the parent gets afterwards what arrives meanwhile.
         signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
         try:
             child.start()
@@ -99,58 +104,73 @@ class ChildProcess:
     def _undo_start(self) -> None:
         self._process.kill()
         self._process.join()
-        self._process.close()
+        self._close_process()
 
     @property
     def heartbeat_descriptor(self) -> int:
-        """Readable when heartbeats have come."""
-        return self._heartbeat.fileno()
+        """Readable when heartbeats have arrived, or when the process has closed its end."""
+        return self._heartbeats.fileno()
 
-    def heartbeat(self) -> tuple[int, ...] | None:
-        """The latest heartbeat's calls, tower by tower; None when none has come. All that have come are taken."""
+    def read_heartbeat(self) -> tuple[int, ...] | None:
+        """Reads all heartbeats that have arrived.
+
+        Returns:
+            The last one: the number of model calls that each tower has begun. None when none has arrived.
+        """
         try:
-            return last_heartbeat(os.read(self.heartbeat_descriptor, 1 << 16))
+            data = os.read(self.heartbeat_descriptor, 1 << 16)
         except BlockingIOError:
             return None
+        self.heartbeats_closed = not data
+        return last_heartbeat(data)
 
-    def look(self) -> ProcessStat | None:
-        """What the system says of the process now; None when it has ended."""
+    def read_stat(self) -> ProcessStat | None:
+        """Reads the state of the process from the system; None when it has ended, or the system does not tell."""
         try:
-            text = Path(f"/proc/{self.pid}/stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
+            stat = Path(f"/proc/{self.pid}/stat").read_bytes()
+        except OSError:
             return None
-        # The name before the last parenthesis may hold anything; then come state, ..., utime and stime (proc(5)).
-        fields = text[text.rindex(")") + 2 :].split()
-        return ProcessStat(fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+        # The process's own title, before the last parenthesis, may hold any bytes; then come state, ..., utime and
+        # stime (proc(5)).
+        fields = stat[stat.rindex(b")") + 2 :].split()
+        cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return ProcessStat(fields[0].decode(), cpu_s)
 
-    def show_stacks(self) -> None:
+    def dump_stacks(self) -> None:
         """Makes the process write its Python stacks to its output."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, STACKS_SIGNAL)
 
     def kill(self) -> None:
-        """Ends the process at once (SIGKILL); safe when it has ended."""
-        try:
+        """Ends the process at once (SIGKILL); no-op if it has ended."""
+        with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            return  # it has ended; its pidfd says so
 
     def reap(self) -> ExitCause:
-        """The cause of death of a process whose pidfd is readable."""
+        """Collects the exit code of the process, which has ended or was killed, and sets `begun`."""
         self._process.join()
-        assert self._process.exitcode is not None  # it has been joined
         page = os.pread(self._begun.fileno(), BEGUN_BYTES, 0)
-        self.begun = tuple(begun for (begun,) in struct.iter_unpack(BEGUN, page))
+        # The process may have truncated it.
+        whole = len(page) - len(page) % struct.calcsize(BEGUN)
+        self.begun = tuple(begun for (begun,) in struct.iter_unpack(BEGUN, page[:whole]))
         return ExitCause(self._process.exitcode)
 
     def close(self) -> None:
-        """Gives everything back. The process must have been reaped."""
-        self.connection.close()
-        os.close(self.pidfd)
-        self._death_in.close()
-        self._heartbeat.close()
-        self._begun.close()
-        self._process.close()
+        """Releases everything. The process must have been reaped."""
+        with contextlib.ExitStack() as stack:  # an error in one step does not prevent the others
+            stack.callback(self._remove_socket)
+            stack.callback(self._close_process)
+            stack.callback(self._begun.close)
+            stack.callback(self._heartbeats.close)
+            stack.callback(self._death_in.close)
+            stack.callback(os.close, self.pidfd)
+            stack.callback(self.connection.close)
+
+    def _close_process(self) -> None:
+        with contextlib.suppress(ValueError):  # its exit code was lost, and `multiprocessing` takes it for running
+            self._process.close()
+
+    def _remove_socket(self) -> None:
         # A folder that cannot be written any more keeps it; the next daemon there removes it.
         with contextlib.suppress(OSError):
             self._path.unlink()

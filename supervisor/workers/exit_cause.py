@@ -1,9 +1,10 @@
-"""How a worker process ended, in words that tell an operator what to look at."""
+"""How a worker process ended, and why the supervisor kills one, in words that tell an operator what to check."""
 
 from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from multitower.spec import UNREADABLE_MESSAGE
 
@@ -11,27 +12,29 @@ _ADVICE = {
     signal.SIGKILL: "perhaps the out-of-memory killer (see `journalctl -k` or `dmesg`), or somebody's kill -9",
     signal.SIGTERM: "somebody ended this worker alone; end the daemon's own process instead",
     signal.SIGSEGV: "native code crashed (the model, a custom operation or a driver); its output is in this log",
-    signal.SIGABRT: "native code gave up (an assertion, or memory was exhausted); its output is in this log",
-    signal.SIGBUS: "native code met memory that was gone: a full /dev/shm, a truncated file or a hardware fault",
+    signal.SIGABRT: "native code aborted (a failed assertion, or out of memory); its output is in this log",
+    signal.SIGBUS: "native code used memory that was gone: a full /dev/shm, a truncated file or a hardware fault",
     signal.SIGILL: "an instruction that this CPU lacks: is this TensorFlow build meant for it?",
     signal.SIGFPE: "native code divided by zero",
 }
-
 
 _CRASHES = frozenset((signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE))
 
 
 @dataclass(frozen=True, slots=True)
 class ExitCause:
-    """The end of a process.
+    """How a process ended.
 
     Attributes:
-        code: the exit code, or minus the signal's number, as `multiprocessing.Process.exitcode` has it.
+        code: the exit code, or minus the signal's number, as in `multiprocessing.Process.exitcode`; None when the
+            system did not report it.
     """
 
-    code: int
+    code: int | None
 
     def __str__(self) -> str:
+        if self.code is None:
+            return "exited with an unknown code"
         if self.code >= 0:
             return f"exited with code {self.code}"
         try:
@@ -42,12 +45,16 @@ class ExitCause:
 
     @property
     def crash(self) -> bool:
-        """It came from within: an exit, or a signal that native code causes. SIGKILL may have come from anywhere."""
-        return (self.code >= 0 and self.code != UNREADABLE_MESSAGE) or -self.code in _CRASHES
+        """Whether its own code ended it: by an exit or a signal of native code. SIGKILL may come from anybody."""
+        if self.code is None or self.code == UNREADABLE_MESSAGE:
+            return False
+        return self.code >= 0 or -self.code in _CRASHES
 
     @property
     def advice(self) -> str:
         """What to check."""
+        if self.code is None:
+            return "the system did not report how it ended; its last output is in this log"
         if self.code == 0:
             return "the worker ended by itself: does the model call sys.exit or os._exit?"
         if self.code == UNREADABLE_MESSAGE:
@@ -58,3 +65,36 @@ class ExitCause:
             return _ADVICE.get(signal.Signals(-self.code), "see who sends this signal")
         except ValueError:
             return "see who sends this signal"
+
+
+class Fault(Enum):
+    """Why the supervisor kills a worker process that nobody told to end."""
+
+    HANGS = auto()  # it makes no progress
+    STOPPED = auto()  # likewise, and a signal (SIGSTOP, SIGTSTP) suspended it: it cannot handle other signals
+    OVERRUN = auto()  # a call of a model takes longer than `max_execution_time`
+    DEVICE_LOST = auto()  # its device is gone
+    DEFECT = auto()  # what it sent, or what is known of it, could not be handled
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The decision to kill a worker process.
+
+    Attributes:
+        fault: the kind of reason.
+        cause: the reason, for people.
+    """
+
+    fault: Fault
+    cause: str
+
+    def __str__(self) -> str:
+        if self.fault in (Fault.DEVICE_LOST, Fault.DEFECT):
+            return f"killed because {self.cause}"
+        return f"killed because it hung: {self.cause}"
+
+    @property
+    def wants_stacks(self) -> bool:
+        """Whether to ask the process for a stack dump before killing it: it hangs, and can still handle signals."""
+        return self.fault in (Fault.HANGS, Fault.OVERRUN)

@@ -1,89 +1,122 @@
-"""Processes that end: told to, found to hang, or dead; each is seen out until nothing of it is left to read.
+"""Processes that end: told to, killed for a fault, or dead; each is kept until it can be released.
 
-The fleet (`fleet.py`) says who is to end and who has died, and asks at each tick whom it can bury.
+A dead process is released once its connection is closed, since answers that it sent may still arrive.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 from multitower import worker_wire
 
 from ..loop.log import event
+from ..scheduling.scheduler import Scheduler
+from .exit_cause import ExitCause, Fault, Verdict
+from .process_watcher import ProcessWatcher
 from .slot import WorkerProcess
 
-log = logging.getLogger("multitower.fleet")
+log = logging.getLogger("multitower.manager")
 
 STOP_S = 5.0
 """Seconds that a worker has to end after it was told to; then it is killed."""
 
-LAST_WORDS_S = 0.25
-"""Seconds to wait for a dead worker's channel to close; longer only if a child of it holds the channel open."""
+DISCONNECT_S = 0.25
+"""Seconds to wait for a dead worker's connection to close; it takes longer only if a child of it holds it open."""
 
 STACKS_S = 0.5
-"""Seconds that a worker which hangs has to write its Python stacks before it is killed."""
+"""Seconds that a worker that hangs has to write its Python stacks before it is killed."""
+
+_MESSAGES = {
+    Fault.DEVICE_LOST: "worker lost its device",
+    Fault.DEFECT: "killing worker after an internal error",
+}
 
 
 class Exits:
-    """The processes that end.
+    """Ends processes, and keeps them until they can be released.
 
     Args:
-        unwatch: is told of each dead one, before its sockets are closed.
+        scheduler: sends no more batches to processes that end.
+        watcher: watches the processes.
 
     Attributes:
-        processes: those that were told to end, and the dead that are not yet buried.
+        processes: those that were told to end, are to be killed, or have ended and are not yet released.
     """
 
-    def __init__(self, unwatch: Callable[[WorkerProcess], None]) -> None:
+    def __init__(self, scheduler: Scheduler, watcher: ProcessWatcher) -> None:
         self.processes: list[WorkerProcess] = []
-        self._unwatch = unwatch
+        self._scheduler = scheduler
+        self._watcher = watcher
 
-    def tell(self, process: WorkerProcess, now: float) -> None:
-        """Tells a process to end, and kills it when it does not, or when it has nothing to finish."""
-        if process.cause is not None or process in self.processes:
+    def end_process(self, process: WorkerProcess, now: float) -> None:
+        """Tells a process to end, and kills it after `STOP_S`; at once if it is not able to answer."""
+        if not process.usable:
             return
-        self.processes.append(process)
+        self._add(process)
         if process.state in ("ready", "failed", "idle"):
-            process.child.connection.send([worker_wire.STOP])
             process.kill_at = now + STOP_S
+            process.child.connection.send([worker_wire.STOP])
         else:
             process.child.kill()
 
-    def condemn(self, process: WorkerProcess, now: float) -> None:
-        """The process hangs or is of no use: it is killed, once it has had the time to write its stacks."""
-        process.kill_at = now + STACKS_S if process.verdict is not None and process.verdict.stacks else now
+    def condemn_process(self, process: WorkerProcess, verdict: Verdict, now: float) -> None:
+        """Kills a process for a fault, after it has had the time to write its stacks; it gets no more batches."""
+        if process.exit_cause is not None or process.verdict is not None:
+            return
+        process.verdict = verdict
+        event(
+            log,
+            logging.ERROR,
+            _MESSAGES.get(verdict.fault, "worker hangs"),
+            **process.child.fields,
+            cause=verdict.cause,
+        )
+        process.kill_at = now + STACKS_S if verdict.wants_stacks else now
+        self._add(process)
+        if process.route is not None:
+            self._scheduler.retire(process.route.worker)
+        if verdict.wants_stacks:
+            process.child.dump_stacks()
+
+    def handle_death(self, process: WorkerProcess, now: float) -> None:
+        """Records the end of a process; its answers may still arrive."""
+        process.exit_cause = ExitCause(None)
+        process.release_at = now + DISCONNECT_S
+        self._add(process)
+        if process.route is not None:
+            # A request that it got from now on would count as having died with it.
+            self._scheduler.stop_dispatch(process.route.worker)
+        process.exit_cause = process.child.reap()
+
+    def _add(self, process: WorkerProcess) -> None:
+        process.ending = True
         if process not in self.processes:
             self.processes.append(process)
 
-    def died(self, process: WorkerProcess, now: float) -> None:
-        """The process has ended; its answers may still lie in its channel."""
-        process.cause = process.child.reap()
-        process.bury_at = now + LAST_WORDS_S
-        if process not in self.processes:
-            self.processes.append(process)
+    def kill_if_due(self, process: WorkerProcess, now: float) -> None:
+        """Kills a process whose time to end is over."""
+        if process.exit_cause is not None or process.kill_at is None or now < process.kill_at:
+            return
+        process.kill_at = None
+        if process.verdict is None:
+            event(log, logging.WARNING, "worker does not end: killed", **process.child.fields)
+        process.child.kill()
 
-    def due(self, now: float) -> list[WorkerProcess]:
-        """Kills those whose time is over, and returns the dead that can be buried."""
-        dead: list[WorkerProcess] = []
-        for process in self.processes:
-            if process.cause is not None:
-                if process.child.connection.disconnected or now >= process.bury_at:
-                    dead.append(process)
-            elif process.kill_at is not None and now >= process.kill_at:
-                process.kill_at = None
-                if process.verdict is None:
-                    event(log, logging.WARNING, "worker does not end: killed", **process.child.fields)
-                process.child.kill()
-        return dead
+    def releasable(self, process: WorkerProcess, now: float) -> bool:
+        """Whether the process has ended and nothing that it sent is still to arrive."""
+        return process.exit_cause is not None and (now >= process.release_at or process.child.connection.disconnected)
 
-    def times(self) -> list[float]:
-        """When `due` must be called, in monotonic seconds."""
-        moments = (process.bury_at if process.cause is not None else process.kill_at for process in self.processes)
-        return [moment for moment in moments if moment is not None]
+    def next_wakes(self) -> list[float]:
+        """When processes must be killed or released, in monotonic seconds."""
+        times = (each.release_at if each.exit_cause is not None else each.kill_at for each in self.processes)
+        return [time for time in times if time is not None]
 
-    def bury(self, process: WorkerProcess) -> None:
-        """Frees a dead process, which has been reaped, and whose last messages have been read."""
+    def release_process(self, process: WorkerProcess) -> None:
+        """Releases a process that has ended and whose messages have been read."""
         self.processes.remove(process)
-        self._unwatch(process)
-        process.child.close()
+        try:
+            self._watcher.remove_process(process)
+            process.child.close()
+        except Exception:
+            # What is lost are a few descriptors; what follows from its end must not be.
+            log.exception("a worker process could not be released: %s", process.child.fields)

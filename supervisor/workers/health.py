@@ -1,101 +1,93 @@
-"""Which workers hang, which have lost their device, and which have served their time."""
+"""Which workers hang, have lost their device, or have reached a limit and must be replaced."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from ..loop.log import event
-from ..routing.router import Router
 from ..scheduling.queue import Batch
-from .hang_detector import Call, Verdict
+from .capacity import Capacity
+from .exit_cause import Fault, Verdict
+from .hang_detector import Call
+from .process_watcher import read_heartbeat
 from .settings import WorkerSettings
 from .slot import Slot, WorkerProcess
 from .slot_state_machine import State
 
-log = logging.getLogger("multitower.fleet")
+log = logging.getLogger("multitower.manager")
 
-PAUSE_S = 1.0
-"""The supervisor did not run when its loop comes back this much later than it meant to; nobody else is to blame."""
+STALL_S = 1.0
+"""The event loop counts as stalled when it checks the workers this much later than planned: no worker is to blame."""
 
 
 class Health:
-    """Looks at all processes once a heartbeat.
+    """Checks all processes once a heartbeat.
 
     Args:
-        router: knows what each is executing.
-        rss: bytes of resident memory of a slot's present process as last measured, or None.
-        present: whether a slot's device is there, as last seen; None when that is not known.
+        capacity: knows what is measured of the slots.
+        settings: see `WorkerSettings`.
 
     Attributes:
-        next_look: when `look` is to be called, in monotonic seconds.
+        next_check: when `check` must be called, in monotonic seconds.
     """
 
-    def __init__(
-        self, router: Router, rss: Callable[[Slot], int | None], present: Callable[[int], bool | None]
-    ) -> None:
-        self._router = router
-        self._rss = rss
-        self._present = present
-        self._heartbeat_s = 1.0
-        self._execution_s = dict[str, float]()
-        self.next_look = 0.0
+    def __init__(self, capacity: Capacity, settings: WorkerSettings) -> None:
+        self._capacity = capacity
+        self._settings = settings
+        self.next_check = 0.0
 
-    def apply(self, settings: WorkerSettings) -> None:
-        """Takes new settings."""
-        self._heartbeat_s = settings.heartbeat_s
-        self._execution_s = dict(settings.execution_s)
-        self.next_look = 0.0
+    def apply_settings(self, settings: WorkerSettings) -> None:
+        """Applies new settings, also to workers that were started with others."""
+        self._settings = settings
+        self.next_check = 0.0
 
-    def look(self, processes: Iterable[WorkerProcess], now: float) -> list[WorkerProcess]:
-        """The processes that have been found to hang or to be of no use; each is told once, and gets no more work."""
-        processes = [process for process in processes if process.cause is None and process.verdict is None]
-        gap = now - self.next_look if self.next_look else 0.0
-        if gap > PAUSE_S:
-            event(log, logging.WARNING, "the supervisor itself did not run", seconds=round(gap, 1))
+    def check(self, processes: Iterable[WorkerProcess], now: float) -> list[tuple[WorkerProcess, Verdict]]:
+        """Finds the processes that must be killed, and why."""
+        processes = [process for process in processes if process.usable]
+        delay = now - self.next_check if self.next_check else 0.0
+        if delay > STALL_S:
+            event(log, logging.WARNING, "event loop stalled", seconds=round(delay, 1))
             for process in processes:
-                process.hang_detector.forgive_pause(gap)
-        self.next_look = now + self._heartbeat_s
-        return [process for process in processes if self._condemned(process, now)]
+                process.hang_detector.excuse_stall(delay)
+        self.next_check = now + self._settings.heartbeat_s
+        verdicts = [(process, self._judge(process, now)) for process in processes]
+        return [(process, verdict) for process, verdict in verdicts if verdict is not None]
 
-    def _condemned(self, process: WorkerProcess, now: float) -> bool:
-        # What lies in the pipe was sent in time.
-        read_heartbeats(process, now)
+    def _judge(self, process: WorkerProcess, now: float) -> Verdict | None:
+        try:
+            # Heartbeats that are still in the pipe were sent in time.
+            read_heartbeat(process, now)
+            return self._find_lost_device(process) or self._find_hang(process, now)
+        except Exception as error:
+            log.exception("internal error while checking worker %s", process.child.fields)
+            return Verdict(Fault.DEFECT, f"it could not be checked: {error}")
+
+    def _find_hang(self, process: WorkerProcess, now: float) -> Verdict | None:
         batches = [worker.batch for worker in process.route.workers] if process.route is not None else []
-        calls = [Call(batch, batch.begun, self._limit(batch)) if batch is not None else None for batch in batches]
-        loads = process.state not in ("ready", "idle")
-        verdict = self._lost(process) or process.hang_detector.judge(now, calls, process.child.look, loads=loads)
-        if verdict is None:
-            return False
-        process.verdict = verdict
-        message = "worker has lost its device" if verdict.lost else "worker hangs"
-        event(log, logging.ERROR, message, **process.child.fields, cause=verdict.cause)
-        if process.route is not None:
-            self._router.scheduler.retire(process.route.worker)
-        if verdict.stacks:
-            process.child.show_stacks()
-        return True
+        calls = [Call(batch, batch.begun, self._limit_s(batch)) if batch is not None else None for batch in batches]
+        loading = process.state not in ("ready", "idle")
+        return process.hang_detector.check(now, calls, process.child.read_stat, loading=loading)
 
-    def _limit(self, batch: Batch) -> float:
-        """Seconds that a call of its model may take."""
-        return self._execution_s.get(batch.key.spec.model, math.inf)
+    def _limit_s(self, batch: Batch) -> float:
+        """Seconds that one model call of the batch may take."""
+        return self._settings.execution_s.get(batch.key.spec.model, math.inf)
 
-    def _lost(self, process: WorkerProcess) -> Verdict | None:
-        """A worker whose device goes would answer everything with errors, and faster than the others can work."""
+    def _find_lost_device(self, process: WorkerProcess) -> Verdict | None:
+        """A worker that lost its GPU fails fast and would attract all traffic."""
         slot = process.slot
         if slot is None or slot.process is not process or process.route is None:
             return None
-        present = self._present(slot.number)
-        # One that began while the device was away, perhaps as it needs none, is let be: NVML may only not know yet.
+        present = self._capacity.device_present(slot)
+        # One that started while its device was missing may not need it, or NVML may not know the device yet.
         process.device_seen = process.device_seen or bool(present)
-        return Verdict("its device is gone", lost=True) if present is False and process.device_seen else None
+        lost = present is False and process.device_seen
+        return Verdict(Fault.DEVICE_LOST, "its device is gone") if lost else None
 
-    def recycle(self, slots: Iterable[Slot], settings: WorkerSettings) -> Iterator[tuple[Slot, str]]:
-        """Slots whose workers have answered enough, or have grown too large by now, and why.
-
-        The limits are those of `settings` at this moment, also for workers that began under others.
-        """
+    def find_over_limits(self, slots: Iterable[Slot]) -> Iterator[tuple[Slot, str]]:
+        """The slots whose workers have answered too many requests or use too much memory, with the reason of each."""
+        settings = self._settings
         if settings.max_requests is None and settings.max_rss is None:
             return
         for slot in slots:
@@ -103,18 +95,11 @@ class Health:
             if process is None or process.route is None or slot.state is not State.READY:
                 continue
             requests = process.route.requests
-            rss = self._rss(slot)
-            # Not all at once, where all have had the same share of the requests.
-            most_requests = (settings.max_requests or math.inf) * (0.9 + 0.2 * process.replacement_jitter)
-            most_rss = (settings.max_rss or math.inf) * (0.9 + 0.1 * process.replacement_jitter)
-            if requests >= most_requests:
+            rss_bytes = self._capacity.rss_bytes(slot)
+            # The jitter prevents that workers with equal shares of the requests are all replaced at the same time.
+            max_requests = (settings.max_requests or math.inf) * (0.9 + 0.2 * process.replacement_jitter)
+            max_rss = (settings.max_rss or math.inf) * (0.9 + 0.1 * process.replacement_jitter)
+            if requests >= max_requests:
                 yield slot, f"{requests} requests (max_requests)"
-            elif rss is not None and rss > most_rss:
-                yield slot, f"{rss} bytes of memory (max_rss)"
-
-
-def read_heartbeats(process: WorkerProcess, now: float) -> None:
-    """Reads the heartbeats of a process that have come."""
-    calls = process.child.heartbeat()
-    if calls is not None:
-        process.hang_detector.beat(now, calls)
+            elif rss_bytes is not None and rss_bytes > max_rss:
+                yield slot, f"{rss_bytes} bytes of memory (max_rss)"

@@ -1,12 +1,13 @@
-"""Starts worker processes: all that slots' workers and spares have in common."""
+"""Starts worker processes, for slots and as spares alike."""
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
 import os
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import zmq
 
@@ -17,78 +18,89 @@ from ..loop.runtime_dir import RuntimeDir
 from .child_process import ChildProcess
 from .hang_detector import HangDetector
 from .output import OutputReader
+from .process_watcher import ProcessWatcher
+from .settings import WorkerSettings
 from .slot import WorkerProcess
 
-log = logging.getLogger("multitower.fleet")
+log = logging.getLogger("multitower.manager")
 
 
 class Launcher:
-    """Spawns processes, each with an endpoint of its own.
+    """Starts processes, each with an endpoint of its own, and reads their output. Construct it in the main thread.
 
     Args:
         context: the router's ZeroMQ context.
-        runtime: where the processes' sockets are made.
-        import_path: folders for handlers.
-        watch: is told of each new process, before anything can happen to it.
-
-    Attributes:
-        import_tensorflow: whether some model will need it: then spares import it.
-        heartbeat_s: seconds from one heartbeat of a process to the next.
+        runtime: the folder of the processes' sockets.
+        watcher: gets each process that was started.
+        import_path: folders that handlers are imported from.
     """
 
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         runtime: RuntimeDir,
+        watcher: ProcessWatcher,
         *,
         import_path: Sequence[str],
-        watch: Callable[[WorkerProcess], None],
     ) -> None:
         self._context = context
         self._runtime = runtime
-        self.import_tensorflow = False
-        self.heartbeat_s = 1.0
+        self._watcher = watcher
         self._import_path = tuple(import_path)
-        self._watch = watch
+        self._imports_tensorflow = False
+        self._heartbeat_s = 1.0
         self._spawn = multiprocessing.get_context("spawn")
-        self._output = OutputReader()
         self._serial = 0
+        # Where it was inherited as ignored, the system discards the exit codes of child processes.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._output = OutputReader()
+
+    def apply_settings(self, settings: WorkerSettings) -> None:
+        """Applies settings to processes that are started from now on."""
+        self._heartbeat_s = settings.heartbeat_s
+        self._imports_tensorflow = any(model.path is not None for model in settings.models)
 
     def launch(self, name: str, assignment: Assignment | None, fields: dict[str, object]) -> WorkerProcess | None:
         """Starts a process.
 
         Args:
             name: what `ps` shows.
-            assignment: a slot's work, or None for a spare.
-            fields: what stands on its lines in the log; gets its pid.
+            assignment: the work of a slot; None for a spare, which imports TensorFlow if a model will need it.
+            fields: the fields of its lines in the log; gets its pid.
 
         Returns:
-            The process, or None when the system has no room for one; that is logged.
+            The process, or None when the system has no resources for it; that is logged.
         """
         self._serial += 1
-        import_tensorflow = self.import_tensorflow
+        imports_tensorflow = self._imports_tensorflow
         if assignment is not None:
-            import_tensorflow = any(model.path is not None for model in assignment.models)
+            imports_tensorflow = any(model.path is not None for model in assignment.models)
         spec = ProcessSpec(
             endpoint=f"ipc://{self._runtime.worker_socket(self._serial)}",
             parent_pid=os.getpid(),
             name=name,
-            import_tensorflow=import_tensorflow,
-            heartbeat_s=self.heartbeat_s,
+            import_tensorflow=imports_tensorflow,
+            heartbeat_s=self._heartbeat_s,
             import_path=self._import_path,
             log_level=logging.getLevelName(log.getEffectiveLevel()),
             assignment=assignment,
         )
         try:
             child = ChildProcess(self._context, self._spawn, spec, self._output, fields)
+            process = WorkerProcess(child, HangDetector(time.monotonic(), self._heartbeat_s))
+            try:
+                self._watcher.add_process(process)
+            except BaseException:
+                child.kill()
+                child.reap()
+                child.close()
+                raise
         except (OSError, zmq.ZMQError) as error:
             # Out of descriptors, processes or memory: that may pass, and must not end the daemon.
             event(log, logging.ERROR, "no process could be started", **fields, cause=error)
             return None
-        process = WorkerProcess(child, HangDetector(time.monotonic(), self.heartbeat_s))
-        self._watch(process)
         return process
 
     def close(self) -> None:
-        """Stops reading the output of processes; call it when there are none."""
+        """Stops reading the output of processes. Call it when there are none left."""
         self._output.close()

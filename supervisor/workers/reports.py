@@ -1,74 +1,67 @@
-"""What processes say of themselves, and what follows from it: who serves, who takes over, who cannot load.
-
-The fleet (`fleet.py`) hands over every message that a process has sent.
-"""
+"""Handles what processes report: which one serves, takes over, or cannot load, and what device memory holds."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any, Protocol
+from typing import Any
 
 from multitower import worker_wire
 from multitower.spec import MemoryReport, ModelReport, UnbatchedReport, WorkerReport
 
 from ..loop.log import event
 from ..routing.router import Router
-from .slot import Slot, WorkerProcess
-from .slot_state_machine import Event, State
+from ..routing.worker_connection import WorkerProtocolError
+from .replacement_queue import ReplacementQueue
+from .slot import Slot, WorkerProcess, describe_failures
+from .slot_state_machine import Event
+from .slots import Slots
+from .spares import Spares
 
-log = logging.getLogger("multitower.fleet")
+log = logging.getLogger("multitower.manager")
 
 EXHAUSTED_CALLS = 3
-"""Calls in a row without enough device memory after which a worker is replaced: it may be in fragments."""
+"""Calls in a row without enough device memory after which a worker is replaced: its memory may be fragmented."""
 
 
-class Crew(Protocol):
-    """What the reports need of the fleet."""
-
-    def tell(self, slot: Slot, event: Event, now: float, cause: str | None = None) -> None:
-        """An event for the slot, and what follows from it."""
-
-    def end(self, process: WorkerProcess, now: float) -> None:
-        """Tells a process to end."""
-
-    def recycle(self, slot: Slot, why: str, now: float) -> None:
-        """Replaces a worker that has served its time."""
-
-    def take_over(self, slot: Slot, process: WorkerProcess, serve: Callable[[], None], now: float) -> None:
-        """A process takes the place of the one that serves; `serve` lets it."""
-
-    def judge_models(self) -> None:
-        """Finds the models that nothing serves or will serve."""
+_STATES = ("importing", "idle", "loading", "ready", "failed")
 
 
 class Reports:
-    """Reads the messages of processes.
+    """Handles the messages of processes that are not results.
 
     Args:
-        crew: the fleet.
-        router: is told of results, and of workers that serve.
-        spare_failed: is told of a spare that can never serve, and why.
+        slots: change their states.
+        spares: are kept as long as none reports a failure.
+        replacements: gets workers that must be replaced.
+        router: gets workers that serve.
     """
 
-    def __init__(self, crew: Crew, router: Router, spare_failed: Callable[[WorkerProcess, str | None], None]) -> None:
-        self._crew = crew
+    def __init__(self, slots: Slots, spares: Spares, replacements: ReplacementQueue, router: Router) -> None:
+        self._slots = slots
+        self._spares = spares
+        self._replacements = replacements
         self._router = router
-        self._spare_failed = spare_failed
 
-    def read(self, process: WorkerProcess, message: list[Any], now: float) -> None:
-        """Handles a message of a process that is not a result."""
-        kind = bytes(message[0])[:1]
+    def handle_message(self, process: WorkerProcess, message: Sequence[Any], now: float) -> None:
+        """Handles a message.
+
+        Raises:
+            Exception: the message is malformed, or the process must not send it now.
+        """
+        kind, *frames = (bytes(frame) for frame in message)
+        if kind not in (worker_wire.REPORT, worker_wire.MEMORY, worker_wire.UNBATCHED) or len(frames) != 1:
+            raise WorkerProtocolError(f"a message of the kind {kind[:16]!r} with {len(frames)} more frames")
         if kind == worker_wire.REPORT:
-            self._state(process, WorkerReport.from_json(bytes(message[1])), now)
+            self._handle_state(process, WorkerReport.from_json(frames[0]), now)
         elif kind == worker_wire.MEMORY:
-            self._short_of_memory(process, MemoryReport.from_json(bytes(message[1])), now)
-        elif kind == worker_wire.UNBATCHED:
-            self._not_joined(process, UnbatchedReport.from_json(bytes(message[1])))
+            self._handle_memory_shortage(process, MemoryReport.from_json(frames[0]), now)
+        else:
+            self._handle_unbatched(process, UnbatchedReport.from_json(frames[0]))
 
-    def _not_joined(self, process: WorkerProcess, report: UnbatchedReport) -> None:
+    def _handle_unbatched(self, process: WorkerProcess, report: UnbatchedReport) -> None:
         slot = process.slot
         if slot is not None and slot.process is process:
             slot.models = tuple(
@@ -78,11 +71,11 @@ class Reports:
                 for model in slot.models
             )
 
-    def _short_of_memory(self, process: WorkerProcess, report: MemoryReport, now: float) -> None:
+    def _handle_memory_shortage(self, process: WorkerProcess, report: MemoryReport, now: float) -> None:
         slot = process.slot
         if slot is None:
             return
-        # Each tower finds its own; what fits on all devices is what the slot remembers.
+        # Each tower reports its own; the slot remembers what fits on every device.
         if 0 < report.safe_rows < slot.safe_rows.get(report.model, math.inf):
             slot.safe_rows[report.model] = report.safe_rows
             if process.route is not None:
@@ -90,81 +83,94 @@ class Reports:
                     worker.safe_rows[report.model] = report.safe_rows
             event(log, logging.WARNING, "device memory is short: smaller batches", **slot.fields, **asdict(report))
         if report.exhausted >= EXHAUSTED_CALLS and slot.process is process:
-            self._crew.recycle(slot, f"{report.exhausted} calls in a row without enough device memory", now)
+            why = f"{report.exhausted} calls in a row without enough device memory"
+            self._replacements.add_automatic(slot, why, now)
 
-    def _state(self, process: WorkerProcess, report: WorkerReport, now: float) -> None:
-        if process.cause is not None or process.verdict is not None:
-            return  # it is dead, or will be in a moment: what it says of itself is of interest no more
+    def _handle_state(self, process: WorkerProcess, report: WorkerReport, now: float) -> None:
+        if report.state not in _STATES:
+            raise WorkerProtocolError(f"a report of the state {report.state!r}")
+        if not process.usable:
+            return  # it has ended, or will
         process.state = report.state
         slot = process.slot
         if slot is None:
             if report.state == "failed":
-                self._spare_failed(process, report.cause)
-                self._crew.end(process, now)
-            return
-        if slot.next_process is process:
-            self._next_process_reported(slot, process, report, now)
-            return
-        if slot.process is not process:
-            return  # it has been replaced, and only its end is of interest
+                self._spares.handle_failure(process, report.cause)
+                self._slots.end_process(process, now)
+        elif slot.next_process is process:
+            self._handle_next_process(slot, process, report, now)
+        elif slot.process is process:
+            self._handle_current_process(slot, process, report, now)
+
+    def _handle_current_process(self, slot: Slot, process: WorkerProcess, report: WorkerReport, now: float) -> None:
         slot.visible_devices = report.visible_devices
         if report.state == "loading":
-            self._crew.tell(slot, Event.LOADING, now)
+            self._slots.handle_event(slot, Event.LOADING, now)
         elif report.state == "ready":
-            self._crew.tell(slot, Event.LOADED, now)
-            if slot.state is State.READY:
-                self._serve(slot, process, report, now)
+            self._require(slot, Event.LOADED)
+            self._add_route(slot, process, report, now)
+            self._slots.handle_event(slot, Event.LOADED, now)
+            self._log_ready(slot, process, now)
         elif report.state == "failed":
             slot.models = report.models
             for model in report.models:
                 _log_failed_model(slot, model)
-            cause = report.cause or _causes(report.models)
+            cause = report.cause or describe_failures(report.models)
+            self._slots.handle_event(slot, Event.UNLOADABLE, now, cause)
             event(log, logging.ERROR, "slot failed", **process.child.fields, cause=cause)
-            self._crew.tell(slot, Event.UNLOADABLE, now, cause)
-            self._crew.judge_models()
 
-    def _next_process_reported(self, slot: Slot, process: WorkerProcess, report: WorkerReport, now: float) -> None:
+    def _handle_next_process(self, slot: Slot, process: WorkerProcess, report: WorkerReport, now: float) -> None:
+        """Handles a report of a process that is to take over the slot."""
         failed = _newly_failed(slot, process, report)
         if report.state == "failed" or failed:
-            cause = report.cause or _causes(failed)
-            event(log, logging.ERROR, "the new worker cannot load", **process.child.fields, cause=cause)
+            cause = report.cause or describe_failures(failed)
+            event(log, logging.ERROR, "replacement worker cannot load", **process.child.fields, cause=cause)
             slot.last_error = cause
             slot.refused = tuple(failed)
             slot.next_process = None
-            self._crew.end(process, now)
+            self._slots.end_process(process, now)
         elif report.state == "ready":
+            self._require(slot, Event.REPLACED)
+            self._add_route(slot, process, report, now)
             slot.visible_devices = report.visible_devices
-            self._crew.take_over(slot, process, lambda: self._serve(slot, process, report, now), now)
+            old = self._slots.take_over(slot, now)
+            self._replacements.record_takeover(slot, old)
+            self._log_ready(slot, process, now)
 
-    def _serve(self, slot: Slot, process: WorkerProcess, report: WorkerReport, now: float) -> None:
-        """The process has loaded, and gets work from now on."""
-        slot.models = report.models
-        for model in report.models:
-            if model.state != "ready":
-                _log_failed_model(slot, model)
+    def _require(self, slot: Slot, event: Event) -> None:
+        if not slot.allows(event):
+            raise WorkerProtocolError(f"a report of being ready while its slot is {slot.state}")
+
+    def _add_route(self, slot: Slot, process: WorkerProcess, report: WorkerReport, now: float) -> None:
+        """Gives a process that has loaded to the router: it gets batches from now on."""
         serving = [model for model in report.models if model.state == "ready"]
         process.route = self._router.add_worker(
             slot.number, slot.placement.device, process.child.connection, serving, process.generations, now
         )
         for worker in process.route.workers:
             worker.safe_rows.update(slot.safe_rows)
-        away = None if slot.away_since is None else round(now - slot.away_since, 3)
-        slot.away_since = None
+        slot.models = report.models
+
+    def _log_ready(self, slot: Slot, process: WorkerProcess, now: float) -> None:
+        for model in slot.models:
+            if model.state != "ready":
+                _log_failed_model(slot, model)
+        unavailable_for = None if slot.unavailable_since is None else round(now - slot.unavailable_since, 3)
+        slot.unavailable_since = None
         event(
             log,
             logging.INFO,
             "worker ready",
             **process.child.fields,
-            models=",".join(dict.fromkeys(model.name for model in serving)),
-            away_s=away,
+            models=",".join(dict.fromkeys(model.name for model in slot.models if model.state == "ready")),
+            away_s=unavailable_for,
         )
-        self._crew.judge_models()
 
 
 def _newly_failed(slot: Slot, process: WorkerProcess, report: WorkerReport) -> list[ModelReport]:
-    """What a process that is to take over cannot load, save what the one that serves could not load either.
+    """The models that a replacement worker cannot load, without those that the present one could not load either.
 
-    Where an operator has seen to the cause, that it is not mended is what has to be told.
+    After an operator's restart every model counts: the operator expects that the cause has been removed.
     """
     old = slot.process.generations if slot.process is not None else {}
     before = set() if slot.operator_restart else {model.key for model in slot.models if model.state != "ready"}
@@ -177,9 +183,5 @@ def _newly_failed(slot: Slot, process: WorkerProcess, report: WorkerReport) -> l
 
 
 def _log_failed_model(slot: Slot, model: ModelReport) -> None:
-    told = {**slot.fields, "model": model.name, "version": model.version, "cause": model.cause}
-    event(log, logging.ERROR, "model cannot load", **told)
-
-
-def _causes(reports: Iterable[ModelReport]) -> str:
-    return "; ".join(f"{model.name}: {model.cause}" for model in reports if model.cause)
+    fields = {**slot.fields, "model": model.name, "version": model.version, "cause": model.cause}
+    event(log, logging.ERROR, "model cannot load", **fields)

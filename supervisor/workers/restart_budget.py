@@ -1,8 +1,8 @@
-"""When a dead worker is started again, and when its slot is given up. Pure: no clock and no process of its own.
+"""When a dead worker is started again, and when its slot fails. Pure: no clock and no process of its own.
 
 The rule is Erlang/OTP's restart intensity and period (https://www.erlang.org/doc/system/sup_princ.html): more
 than `max_restarts` within `window` seconds is a fault that restarting does not cure. In between, the delay grows
-exponentially with jitter, so that several slots that died of one cause do not come back in step.
+exponentially with jitter, so that several slots that died of one cause do not restart in step.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ class RestartPolicy:
 
 
 class RestartBudget:
-    """One slot's account of its restarts.
+    """Counts one slot's restarts, or those of all spares.
+
+    The first death of a worker that had been ready is followed by a restart at once. Each further one waits, from
+    `first_s` doubling up to `max_s`. A worker that was ready for `window_s` resets the delay.
+
+    Args:
+        policy: the limits.
+        rng: draws the jitter.
 
     Attributes:
-        policy: may be set anew.
-
-    An isolated death (the worker had been ready, and no restart came before it within `window_s` of `ready`) is
-    followed by a restart at once; each further one waits, from `first_s` doubling up to `max_s`.
+        policy: as given; may be changed.
     """
 
     def __init__(self, policy: RestartPolicy, rng: random.Random) -> None:
@@ -43,13 +47,16 @@ class RestartBudget:
         self._spent.clear()
         self._in_a_row = 0
 
-    def died(self, now: float, *, ready_for_s: float | None, counts: bool = True) -> float | None:
-        """The seconds to wait before the next start, or None when the budget is spent.
+    def spend(self, now: float, *, ready_for_s: float | None, counts: bool = True) -> float | None:
+        """Takes one restart from the budget, after a death.
 
         Args:
             now: monotonic seconds.
             ready_for_s: how long the dead worker had been ready; None when it never was.
-            counts: False for a death that a suspect request is to blame for: it spends nothing.
+            counts: False for a death that a suspect is to blame for: it takes nothing from the budget.
+
+        Returns:
+            The seconds to wait before the next start, or None when the budget is spent.
         """
         policy = self.policy
         if ready_for_s is not None and ready_for_s >= policy.window_s:

@@ -1,4 +1,4 @@
-"""What the fleet is told of a configuration, and what a reload may change of it."""
+"""The part of a configuration that concerns worker processes; a reload may change all of it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from .restart_budget import RestartPolicy
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """See the attributes; times in seconds.
+    """Settings of worker processes.
 
     Attributes:
-        models: what workers load, each version of a model by itself; each slot those that its placement names.
-        execution_s: seconds that a call of each model may take, by its name.
-        policy: when slots are started again.
-        spares: how many processes wait.
-        heartbeat_s: from one heartbeat of a worker to the next.
-        max_requests: requests after which a worker is replaced, give or take a tenth; None for no limit.
-        max_rss: bytes of a worker's resident memory above which it is replaced, or up to a tenth before; None for no
-            limit.
+        models: every model version to be loaded; each slot loads those that its placement names.
+        execution_s: by model name, the seconds that one call of the model may take.
+        policy: limits restarts.
+        spares: the number of spares to keep.
+        heartbeat_s: seconds from one heartbeat of a worker to the next.
+        max_requests: requests after which a worker is replaced, give or take 10 %; None for no limit.
+        max_rss: bytes of resident memory at which a worker is replaced, or up to 10 % before; None for no limit.
     """
 
     models: tuple[ModelSpec, ...]

@@ -1,7 +1,8 @@
-"""What the fleet keeps: a process with its state, and a slot with what belongs to it."""
+"""The supervisor's records of a worker process and of a slot. `slots.py` changes them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from multitower.spec import NO_SOCKET, ModelReport, ModelSpec
@@ -9,30 +10,31 @@ from multitower.spec import NO_SOCKET, ModelReport, ModelSpec
 from ..machine.placement import Placement
 from ..routing.routes import Route
 from .child_process import ChildProcess
-from .exit_cause import ExitCause
-from .hang_detector import HangDetector, Verdict
+from .exit_cause import ExitCause, Verdict
+from .hang_detector import HangDetector
 from .restart_budget import RestartBudget
 from .slot_state_machine import SlotStateMachine, State
 
 
 @dataclass(slots=True, eq=False)
 class WorkerProcess:
-    """One process of the fleet.
+    """A worker process: what it reported, what was decided about it, and how it ended.
 
     Attributes:
-        child: see `WorkerProcess`.
-        hang_detector: judges from its heartbeats whether it hangs.
-        slot: the slot that it serves, or None for a spare.
-        route: its place in the router, once it serves.
-        state: its last report's, `starting` before the first.
-        verdict: that it hangs, or has lost its device, once that has been found.
-        device_seen: its device was there while it served.
-        kill_at: when it is killed, having been told to end; monotonic seconds.
-        cause: how it ended, once it has.
-        bury_at: when it is buried at the latest, once it has ended.
-        replacement_jitter: 0 to 1, drawn at random: spreads replacements of several workers over time.
-        replace_after: it is not asked to be replaced before; monotonic seconds.
-        generations: a number for each version of a model that it loads; see `serving.Served`.
+        child: the operating system's process, and the channels to it.
+        hang_detector: decides from its heartbeats whether it hangs.
+        slot: the slot that it serves or will serve; None for a spare.
+        route: the router's way to it, from when it serves.
+        state: as it reported last; see `WorkerReport`. `starting` before its first report.
+        ending: it was told to end, or is going to be killed.
+        verdict: why the supervisor kills it, if it was not told to end.
+        kill_at: when it is to be killed, in monotonic seconds; None for never, or when it has been.
+        exit_cause: how it ended; None while it runs.
+        release_at: once it has ended, when it is released at the latest, in monotonic seconds.
+        device_seen: its device was present while it served.
+        replacement_jitter: 0 to 1, drawn at random; spreads the replacements of several workers over time.
+        replace_after: no automatic replacement before this time, in monotonic seconds.
+        generations: the generation of each model version that it loads; see `scheduling.worker.Served`.
     """
 
     child: ChildProcess
@@ -40,61 +42,69 @@ class WorkerProcess:
     slot: Slot | None = None
     route: Route | None = None
     state: str = "starting"
+    ending: bool = False
     verdict: Verdict | None = None
-    device_seen: bool = False
     kill_at: float | None = None
-    cause: ExitCause | None = None
-    bury_at: float = 0.0
+    exit_cause: ExitCause | None = None
+    release_at: float = 0.0
+    device_seen: bool = False
     replacement_jitter: float = 0.5
     replace_after: float = 0.0
     generations: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @property
-    def told_cause(self) -> str:
+    def usable(self) -> bool:
+        """Whether it may serve, now or later: it runs, and nothing has decided that it shall end."""
+        return self.exit_cause is None and not self.ending
+
+    @property
+    def exit_description(self) -> str:
         """How it ended, for people."""
         if self.verdict is not None:
             return str(self.verdict)
-        return f"{self.cause}: it could not make its socket in runtime_dir" if self._mute else str(self.cause)
+        if self._could_not_report:
+            return f"{self.exit_cause}: it could not make its socket in runtime_dir"
+        return str(self.exit_cause)
 
     @property
-    def advice(self) -> str | None:
-        """What to check, once it has ended."""
-        if self.cause is None or self.verdict is not None:
+    def exit_advice(self) -> str | None:
+        """What an operator should check; None while it runs, and when the supervisor killed it for a fault."""
+        if self.exit_cause is None or self.verdict is not None:
             return None
-        if self._mute:
+        if self._could_not_report:
             return "is the disk of runtime_dir full, out of inodes, read-only or gone? See its output"
-        return self.cause.advice
+        return self.exit_cause.advice
 
     @property
-    def _mute(self) -> bool:
-        # A model may exit with any code, but only after the first report.
-        return self.state == "starting" and self.cause is not None and self.cause.code == NO_SOCKET
+    def _could_not_report(self) -> bool:
+        # Only before its first report: a model may exit with any code.
+        return self.state == "starting" and self.exit_cause is not None and self.exit_cause.code == NO_SOCKET
 
 
 class Slot(SlotStateMachine):
-    """A slot: its state machine, with what belongs to it.
+    """A slot: its state, its processes, and what they reported.
 
     Args:
         number: from 0, in the order of the devices.
-        budget: how often it may be restarted.
-        state: the first.
-        placement: its device and its share of the host.
+        budget: limits its restarts.
+        state: the initial state.
+        placement: its devices and its share of the host.
         specs: the models that its next process loads.
 
     Attributes:
         placement: as given; a reload may change it.
-        specs: the models that its next process loads.
-        process: its process, or None in between.
-        next_process: a process that loads to take over from `process`, or None.
-        models: what the current incarnation reported of its models.
-        refused: what the process that was to take over last could not load of them.
-        operator_restart: an operator has asked for a new process: each of its models is to load, those that did not
-            before too.
-        visible_devices: `CUDA_VISIBLE_DEVICES` as the current incarnation reads it itself.
-        safe_rows: rows for which device memory suffices, by model, where it did not for more.
-        due: when its back-off ends, in monotonic seconds.
-        away_since: when its last process died, to tell how long it was away.
-        completed: rows answered by earlier incarnations.
+        specs: the models that its next process loads; a reload may change them.
+        process: its current process; None while it has none.
+        next_process: a process that loads in order to take over from `process`, or None.
+        models: what the current process reported of its models.
+        refused: what the last `next_process` could not load.
+        operator_restart: an operator has asked for a new process, which must load every model, also those that the
+            current one could not.
+        visible_devices: `CUDA_VISIBLE_DEVICES` as the current process reported it.
+        safe_rows: by model, the rows that device memory was sufficient for, after it was not for more.
+        due: when its back-off ends, in monotonic seconds; None when there is none.
+        unavailable_since: when its last process died, in monotonic seconds; None while it serves.
+        completed: rows answered by its former processes.
     """
 
     def __init__(
@@ -111,23 +121,28 @@ class Slot(SlotStateMachine):
         self.visible_devices: str | None = None
         self.safe_rows: dict[str, int] = {}
         self.due: float | None = None
-        self.away_since: float | None = None
+        self.unavailable_since: float | None = None
         self.completed = 0
 
     @property
     def route(self) -> Route | None:
-        """Its process's place in the router, while it serves."""
+        """The router's way to its process; None while that does not serve."""
         return self.process.route if self.process is not None else None
 
     def serves(self, model: str) -> bool:
-        """Its process serves the model."""
+        """Whether its process serves the model."""
         return self.route is not None and model in self.route.worker.serves
 
     @property
     def fields(self) -> dict[str, object]:
-        """What stands on every line of the log about this slot's worker."""
+        """The fields of every log line about this slot's worker."""
         return {
             "slot": self.number,
             "incarnation": self.incarnation,
             "device": self.placement.device,
         }
+
+
+def describe_failures(reports: Iterable[ModelReport]) -> str:
+    """Models that did not load, each with its cause, for people."""
+    return "; ".join(f"{report.name}: {report.cause}" for report in reports if report.cause)

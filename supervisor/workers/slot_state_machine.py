@@ -1,17 +1,17 @@
-"""The life of a slot: the supervisor's place for a worker, which outlives the worker's crashes.
+"""The states of a slot: the supervisor's place for a worker, which outlives the worker's crashes.
 
-A slot holds at most one process at a time, its current incarnation. `TRANSITIONS` is the whole of its life; the
-fleet (`fleet.py`) tells a slot what happened and carries out the action that comes back. An event that the table
-does not know in a state is a mistake of the supervisor and raises, it is never ignored.
+A slot has at most one current process, its incarnation. `TRANSITIONS` holds every transition. `slots.py` reports events
+and carries out the action that comes back. An event that the table does not have for a state is a defect of the
+supervisor: it raises and is never ignored.
 
-    starting   a process is being started, or a spare is being given the slot's work
+    starting   a process is being started, or a spare is being assigned to the slot
     loading    the process sets up its device and loads its models
     ready      at least one model serves
-    draining   it finishes what it has and gets nothing new
-    stopping   it was told to end
-    stopped    it has ended, and nothing will start it again; or it has no model to load
-    backoff    it died, and the next start waits
-    failed     starting it again would not help: none of its models loads, or the restart budget is spent
+    draining   the process finishes its batches and gets no new ones
+    stopping   the process was told to end
+    stopped    the process has ended and will not be started again; or the slot has no model to load
+    backoff    the process died, and the next start is delayed
+    failed     another start would not help: no model loads, or the restart budget is spent
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .restart_budget import RestartBudget, RestartPolicy
 
 
 class State(StrEnum):
-    """Where a slot stands; the words of the log and of `status`."""
+    """The state of a slot, by the words of the log and of `status`."""
 
     STARTING = auto()
     LOADING = auto()
@@ -38,26 +38,26 @@ class State(StrEnum):
 class Event(StrEnum):
     """What can happen to a slot."""
 
-    LOADING = auto()  # the worker began with its assignment
-    LOADED = auto()  # the worker serves
-    UNLOADABLE = auto()  # the worker lives, but none of its models loads
-    DIED = auto()  # the process ended, and the budget allows another
-    SPENT = auto()  # the process ended, and the budget is spent
+    LOADING = auto()  # the process has its assignment and loads
+    LOADED = auto()  # the process serves
+    UNLOADABLE = auto()  # the process runs, but none of its models loads
+    DIED = auto()  # the process ended, and the restart budget allows another start
+    SPENT = auto()  # the process ended, and the restart budget is spent
     DUE = auto()  # the back-off is over
-    DRAIN = auto()  # end when nothing is left to do
-    DRAINED = auto()  # nothing is left to do
-    STOP = auto()  # end now
-    REPLACED = auto()  # another process has taken over while this one served
-    SUCCEEDED = auto()  # the process ended, and another was already loading to take over
-    RESTART = auto()  # an operator or a reload wants it started
+    DRAIN = auto()  # end the process when it has finished its batches
+    DRAINED = auto()  # the process has finished its batches
+    STOP = auto()  # end the process now
+    REPLACED = auto()  # the next process took over while the current one served
+    PROMOTED = auto()  # the process ended, and the next process, which is loading, became the current one
+    RESTART = auto()  # an operator or a reload wants a new process
 
 
 class Action(StrEnum):
-    """What the fleet has to do about it."""
+    """What the caller must do after an event."""
 
     NOTHING = auto()
-    START = auto()  # give the slot its next incarnation
-    WAIT = auto()  # report DUE after `Slot.delay_s`
+    START = auto()  # start the slot's next incarnation
+    WAIT = auto()  # report DUE after `SlotStateMachine.delay_s`
     STOP = auto()  # tell the process to end
 
 
@@ -70,7 +70,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], tuple[State, Action]]] = {
     (_S.STARTING, _E.SPENT): (_S.FAILED, _A.NOTHING),
     (_S.STARTING, _E.DRAIN): (_S.STOPPING, _A.STOP),
     (_S.STARTING, _E.STOP): (_S.STOPPING, _A.STOP),
-    # A process that was to take over, and had not begun when it became the slot's own.
+    # A next process that had not begun to load when it was promoted.
     (_S.LOADING, _E.LOADING): (_S.LOADING, _A.NOTHING),
     (_S.LOADING, _E.LOADED): (_S.READY, _A.NOTHING),
     (_S.LOADING, _E.UNLOADABLE): (_S.FAILED, _A.STOP),
@@ -86,7 +86,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], tuple[State, Action]]] = {
     (_S.DRAINING, _E.DIED): (_S.STOPPED, _A.NOTHING),
     (_S.DRAINING, _E.SPENT): (_S.STOPPED, _A.NOTHING),
     (_S.DRAINING, _E.STOP): (_S.STOPPING, _A.STOP),
-    # What a process still says after it was told to end changes nothing; only its end does.
+    # After a process was told to end, only its end matters, not its reports.
     (_S.STOPPING, _E.LOADING): (_S.STOPPING, _A.NOTHING),
     (_S.STOPPING, _E.LOADED): (_S.STOPPING, _A.NOTHING),
     (_S.STOPPING, _E.UNLOADABLE): (_S.STOPPING, _A.NOTHING),
@@ -94,38 +94,43 @@ TRANSITIONS: Final[dict[tuple[State, Event], tuple[State, Action]]] = {
     (_S.STOPPING, _E.SPENT): (_S.STOPPED, _A.NOTHING),
     (_S.STOPPING, _E.STOP): (_S.STOPPING, _A.NOTHING),
     (_S.READY, _E.REPLACED): (_S.READY, _A.NOTHING),
-    (_S.READY, _E.SUCCEEDED): (_S.LOADING, _A.NOTHING),
+    (_S.READY, _E.PROMOTED): (_S.LOADING, _A.NOTHING),
     (_S.BACKOFF, _E.RESTART): (_S.STARTING, _A.START),
     (_S.FAILED, _E.RESTART): (_S.STARTING, _A.START),
     (_S.STOPPED, _E.RESTART): (_S.STARTING, _A.START),
     (_S.BACKOFF, _E.DUE): (_S.STARTING, _A.START),
     (_S.BACKOFF, _E.DRAIN): (_S.STOPPED, _A.NOTHING),
     (_S.BACKOFF, _E.STOP): (_S.STOPPED, _A.NOTHING),
-    # The process of a slot that failed to load is told to end; its end is no news.
+    # The process of a slot that failed to load was told to end: its end changes nothing.
     (_S.FAILED, _E.DIED): (_S.FAILED, _A.NOTHING),
     (_S.FAILED, _E.SPENT): (_S.FAILED, _A.NOTHING),
     (_S.FAILED, _E.DRAIN): (_S.STOPPED, _A.NOTHING),
     (_S.FAILED, _E.STOP): (_S.STOPPED, _A.NOTHING),
     (_S.STOPPED, _E.STOP): (_S.STOPPED, _A.NOTHING),
-    # It had failed before, and its process ends only now.
+    # The slot failed first, and its process ends only now.
     (_S.STOPPED, _E.DIED): (_S.STOPPED, _A.NOTHING),
     (_S.STOPPED, _E.SPENT): (_S.STOPPED, _A.NOTHING),
 }
 
 LIVE: Final = frozenset((_S.STARTING, _S.LOADING, _S.READY, _S.BACKOFF))
-"""States in which a slot serves, or is on its way to serving."""
+"""States in which a slot serves, or will serve without further orders."""
 
 
 class SlotStateMachine:
-    """One slot's state, and what an operator wants to know of it.
+    """The state of one slot, and its history as operators want to know it.
+
+    Args:
+        number: from 0, in the order of the devices.
+        budget: limits its restarts.
+        state: the initial state.
 
     Attributes:
-        number: from 0, in the order of the devices.
+        number: as given.
         state: see `State`.
-        incarnation: the number of processes this slot has had.
+        incarnation: the number of processes that this slot has had.
         restarts: how many of them were started after a death.
         last_error: why the last one died or failed, or None.
-        delay_s: how long a `WAIT` action waits.
+        delay_s: how long a `WAIT` action waits, in seconds.
     """
 
     def __init__(self, number: int, budget: RestartBudget, state: State = State.STARTING) -> None:
@@ -138,16 +143,20 @@ class SlotStateMachine:
         self._budget = budget
         self._ready_since: float | None = None
 
+    def allows(self, event: Event) -> bool:
+        """Whether the event can happen in the present state."""
+        return (self.state, event) in TRANSITIONS
+
     def handle(self, event: Event, now: float, cause: str | None = None) -> Action:
-        """Takes an event to the next state.
+        """Makes the transition for an event.
 
         Args:
-            event: what happened; a death is told with `died`, not here.
+            event: what happened; for the end of a process call `handle_death` instead.
             now: monotonic seconds.
             cause: why, for UNLOADABLE.
 
         Returns:
-            What is to be done.
+            What the caller must do.
 
         Raises:
             LookupError: the event cannot happen in this state.
@@ -159,11 +168,10 @@ class SlotStateMachine:
         if cause is not None:
             self.last_error = cause
         if event is Event.RESTART:
-            # Whoever asks for it has seen to the cause.
-            self._budget.reset()
+            self._budget.reset()  # whoever asks for it is expected to have removed the cause
         if state is State.READY and (self.state is not State.READY or event is Event.REPLACED):
             self._ready_since = now
-        if action is Action.START or event in (Event.REPLACED, Event.SUCCEEDED):
+        if action is Action.START or event in (Event.REPLACED, Event.PROMOTED):
             self.incarnation += 1
         if action is Action.START:
             self.restarts += event is Event.DUE
@@ -172,21 +180,24 @@ class SlotStateMachine:
         return action
 
     def set_policy(self, policy: RestartPolicy) -> None:
-        """A reload has changed when it is started again."""
+        """Applies a new restart policy from the next death on."""
         self._budget.policy = policy
 
-    def died(self, now: float, cause: str, *, counts: bool = True) -> Action:
-        """The process of the current incarnation has ended.
+    def handle_death(self, now: float, cause: str, *, counts: bool = True) -> Action:
+        """Makes the transition for the end of the current process.
 
         Args:
             now: monotonic seconds.
             cause: how it ended, for people.
-            counts: False when a suspect request was being executed alone: that spends no budget.
+            counts: False when a suspect request, which ran by itself, is to blame: that spends no restart budget.
+
+        Returns:
+            What the caller must do.
         """
         if self.state not in LIVE:
             return self.handle(Event.DIED, now)
         ready_for_s = None if self._ready_since is None else now - self._ready_since
-        delay = self._budget.died(now, ready_for_s=ready_for_s, counts=counts)
+        delay = self._budget.spend(now, ready_for_s=ready_for_s, counts=counts)
         if delay is None:
             return self.handle(Event.SPENT, now, f"{cause}; too many restarts")
         self.delay_s = delay

@@ -1,4 +1,4 @@
-"""The spares: processes that have imported what takes long, touched no device, and wait for a slot."""
+"""The spares: processes that have imported TensorFlow, use no device, and wait for a slot."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .launcher import Launcher
 from .restart_budget import RestartBudget
 from .slot import WorkerProcess
 
-log = logging.getLogger("multitower.fleet")
+log = logging.getLogger("multitower.manager")
 
 RETRY_S = 1.0
-"""Seconds until the next try when the system has no room for a process."""
+"""Seconds until the next try when a spare could not be started."""
 
 
 class Spares:
@@ -20,71 +20,71 @@ class Spares:
 
     Args:
         launcher: starts them.
-        budget: how often they may die.
+        budget: limits how often they may die.
 
     Attributes:
-        processes: the spares there are.
+        processes: the spares.
     """
 
     def __init__(self, launcher: Launcher, budget: RestartBudget) -> None:
         self.processes: list[WorkerProcess] = []
         self._launcher = launcher
-        self._wanted = 0
         self._budget = budget
-        self._due = 0.0
+        self._target = 0
+        self._start_at = 0.0
 
-    def take(self) -> WorkerProcess | None:
-        """A spare for a slot, the one that is furthest; it is no spare any more."""
-        # One that has died may not have been buried yet.
-        alive = [spare for spare in self.processes if spare.cause is None]
-        spare = min(alive, key=lambda spare: spare.state != "idle", default=None)
+    def pop(self) -> WorkerProcess | None:
+        """Removes and returns the spare that is most advanced; None when no usable one is left."""
+        usable = [spare for spare in self.processes if spare.usable]
+        spare = min(usable, key=lambda spare: spare.state != "idle", default=None)
         if spare is not None:
             self.processes.remove(spare)
         return spare
 
     def replenish(self, now: float) -> None:
-        """Starts what is missing."""
-        while len(self.processes) < self._wanted and now >= self._due:
+        """Starts the spares that are missing."""
+        while len(self.processes) < self._target and now >= self._start_at:
+            self._start_at = now + RETRY_S  # also if the launch raises
             fields: dict[str, object] = {"spare": True}
             process = self._launcher.launch("mt-spare", None, fields)
             if process is None:
-                self._due = now + RETRY_S
                 return
+            self._start_at = now
             self.processes.append(process)
             event(log, logging.DEBUG, "spare started", **fields)
 
     def next_wake(self, now: float) -> float | None:
-        """When `replenish` must be called, in monotonic seconds, or None when nothing is planned."""
-        return self._due if len(self.processes) < self._wanted and self._due > now else None
+        """When `replenish` must be called, in monotonic seconds; None when no start is planned."""
+        return self._start_at if len(self.processes) < self._target and self._start_at > now else None
 
-    def want(self, number: int) -> None:
-        """How many there are to be from now on; those that there are stay until a slot takes them."""
-        self._wanted = number
+    def set_target(self, number: int) -> None:
+        """Sets how many spares are kept from now on; superfluous ones stay until slots take them."""
+        self._target = number
 
     def resume(self, number: int) -> None:
-        """Whoever asks for it has seen to what killed them: there are to be so many again."""
+        """Keeps so many spares again, after an operator has removed the cause of earlier deaths."""
         self._budget.reset()
-        self._due = 0.0
-        self.want(number)
+        self._start_at = 0.0
+        self.set_target(number)
 
-    def failed(self, process: WorkerProcess, cause: str | None) -> None:
-        """A spare says that it can never serve: others could not either."""
+    def handle_failure(self, process: WorkerProcess, cause: str | None) -> None:
+        """Keeps no more spares, since one reported that it can never serve; others could not either."""
         event(log, logging.ERROR, "spare failed: no more spares", pid=process.child.pid, cause=cause)
-        self.want(0)
+        self.set_target(0)
 
-    def died(self, process: WorkerProcess, now: float) -> None:
-        """A spare has ended by itself."""
-        assert process.cause is not None  # it has been reaped
-        delay = self._budget.died(now, ready_for_s=None)
+    def handle_death(self, process: WorkerProcess, now: float) -> None:
+        """Removes a spare that has ended without having been told to, and plans the next start."""
+        self.processes.remove(process)
+        delay = self._budget.spend(now, ready_for_s=None)
         event(
             log,
             logging.WARNING,
             "spare died" if delay is not None else "spare died too often: no more spares",
             **process.child.fields,
-            cause=process.told_cause,
-            check=process.advice,
+            cause=process.exit_description,
+            check=process.exit_advice,
         )
         if delay is None:
-            self.want(0)
+            self.set_target(0)
         else:
-            self._due = now + delay
+            self._start_at = now + delay

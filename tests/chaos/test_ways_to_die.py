@@ -139,7 +139,7 @@ def test_kills_of_several_at_once_and_while_they_load(tmp_path: Path) -> None:
             # The spare that takes over is killed while it loads.
             idle, victim = spare(), slots(client)[1]
             os.kill(victim["pid"], signal.SIGKILL)
-            daemon.wait_line("spare takes over", pid=idle, slot=1)
+            daemon.wait_line("spare assigned", pid=idle, slot=1)
             daemon.wait(lambda: slots(client)[1]["state"] == "loading")
             kill(idle)
             assert slots(client)[1]["incarnation"] == victim["incarnation"] + 2
@@ -199,7 +199,7 @@ def test_a_parent_killed_while_it_renews_leaves_nobody_and_clients_know_at_once(
         before = [slot["pid"] for slot in slots(client)]
         daemon.config.write_text(daemon.config.read_text().replace("seconds: 0.5", "seconds: 0.6"))
         daemon.signal(signal.SIGHUP)
-        daemon.wait_line("renewing", slot=0)
+        daemon.wait_line("replacing worker", slot=0)
         load.wait_ok(20)
         if at == "taking over":
             daemon.wait_line("worker ready", slot=0, incarnation=2)

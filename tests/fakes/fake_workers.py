@@ -1,30 +1,37 @@
-"""A fleet whose processes are made up: what they report, and when they die, a test says, and the clock is its own.
+"""A worker manager whose processes are fakes: a test decides what they report and when they die, and sets the clock.
 
-Fleet, slots, renewals, router and balancer are the real ones; only `Launcher` is replaced.
+Slots, replacements, router and scheduler are the real ones; only `Launcher`, `ProcessWatcher` and `Capacity` are fakes.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
-from unittest import mock
-
-import zmq
 
 from multitower import wire, worker_wire
 from multitower.errors import from_wire
 from multitower.spec import Assignment, ModelReport, ModelSpec, WorkerReport
-from multitower.supervisor.loop.runtime_dir import RuntimeDir
 from multitower.supervisor.machine.placement import Placement
+from multitower.supervisor.machine.resources import Sampler
 from multitower.supervisor.routing.router import Router
+from multitower.supervisor.routing.worker_connection import WorkerProtocolError
 from multitower.supervisor.scheduling.queue import Batch, QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
-from multitower.supervisor.workers import manager as fleet_module
+from multitower.supervisor.workers.capacity import Capacity
 from multitower.supervisor.workers.child_process import ChildProcess
 from multitower.supervisor.workers.exit_cause import ExitCause
-from multitower.supervisor.workers.hang_detector import HangDetector
+from multitower.supervisor.workers.hang_detector import HangDetector, ProcessStat
+from multitower.supervisor.workers.launcher import Launcher
 from multitower.supervisor.workers.manager import WorkerManager
-from multitower.supervisor.workers.replacement import Replacement
+from multitower.supervisor.workers.process_watcher import (
+    InputFailed,
+    MessageReceived,
+    ProcessEvent,
+    ProcessExited,
+    ProcessWatcher,
+)
+from multitower.supervisor.workers.replacement_queue import Replacement
 from multitower.supervisor.workers.restart_budget import RestartPolicy
 from multitower.supervisor.workers.settings import WorkerSettings
 from multitower.supervisor.workers.slot import Slot, WorkerProcess
@@ -32,92 +39,149 @@ from multitower.supervisor.workers.slot_state_machine import State
 from multitower.worker_wire import KeySpec
 
 LARGEST = 2
-CONTRACTS = {"m": 0, "n": 1}
-"""Of the models that there are: the router numbers them as workers come, so the first to come serves `m`."""
+INTERFACES = {"m": 0, "n": 1}
+"""The number of each model's interface: the router counts them as workers become ready, so `m` must serve first."""
 
 KEYS = {
     (name, version): BatchKey(KeySpec(name, (("x", "UINT8", ()),), None, True), LARGEST, interface, version)
-    for name, interface in CONTRACTS.items()
+    for name, interface in INTERFACES.items()
     for version in ("", "1")
 }
 
 
-class MadeUpProcess:
-    """What the fleet needs of a `WorkerProcess`.
+class FakeChild:
+    """Stands in for a `ChildProcess` and its `WorkerConnection`.
 
     Attributes:
-        told: it has been told to end, or killed.
+        told_to_end: it was told to end, or killed.
+        stacks_dumped: it was asked for its stacks.
         code: its exit code, once it has ended.
-        closed: the fleet has buried it.
-        begun: the id of the batch that each tower began last; none where that is not known.
+        assignment: its work; None for a spare.
+        closed: it has been released.
+        begun: the id of the batch that each tower began last; empty if unknown.
+        messages: what it has sent and nobody has read.
+        stat: what the system reports of it.
     """
 
-    disconnected = True
-    begun: tuple[int, ...] = ()
+    heartbeats_closed = False
 
-    def __init__(self, pid: int, fields: dict[str, object]) -> None:
+    def __init__(self, pid: int, fields: dict[str, object], assignment: Assignment | None) -> None:
         self.pid = pid
+        self.assignment = assignment
         self.fields = fields
-        self.told = False
+        self.disconnected = True
+        self.begun: tuple[int, ...] = ()
+        self.told_to_end = False
+        self.stacks_dumped = False
         self.code: int | None = None
         self.closed = False
         self.connection = self
+        self.messages: deque[list[Any]] = deque()
+        self.stat: ProcessStat | None = None
+        self.on_message: Callable[[list[Any]], None] = lambda _: None
+        self.on_error: Callable[[WorkerProtocolError], None] = lambda _: None
         fields["pid"] = pid
 
     def send(self, message: list[Any]) -> None:
-        self.told = self.told or message[0] == worker_wire.STOP
+        self.told_to_end = self.told_to_end or message[0] == worker_wire.STOP
+        if message[0] == worker_wire.ASSIGN:
+            self.assignment = Assignment.from_json(message[1])
 
     def receive(self) -> list[Any] | None:
-        return None
+        return self.messages.popleft() if self.messages else None
+
+    def recheck(self) -> None:
+        """Nothing watches it."""
 
     def kill(self) -> None:
-        self.told = True
+        self.told_to_end = True
 
-    def heartbeat(self) -> tuple[int, ...] | None:
+    def read_heartbeat(self) -> tuple[int, ...] | None:
         return None
 
-    def look(self) -> None:
-        return None
+    def read_stat(self) -> ProcessStat | None:
+        return self.stat
 
-    def show_stacks(self) -> None:
-        """Nobody reads them."""
+    def dump_stacks(self) -> None:
+        self.stacks_dumped = True
 
     def reap(self) -> ExitCause:
-        assert self.code is not None, "it lives"
+        assert self.code is not None, "it runs"
         return ExitCause(self.code)
 
     def close(self) -> None:
         self.closed = True
 
 
-class MadeUpLauncher:
-    """What the fleet needs of a `Launcher`."""
+class FakeWatcher(ProcessWatcher):
+    """Watches nothing: tests add the events."""
 
-    import_tensorflow = False
-    heartbeat_s = 1.0
+    def __init__(self) -> None:
+        self.events: deque[ProcessEvent] = deque()
 
-    def __init__(self, scene: Scene) -> None:
+    def add_process(self, process: WorkerProcess) -> None:
+        process.child.connection.on_message = lambda message: self.events.append(MessageReceived(process, message))
+        process.child.connection.on_error = lambda error: self.events.append(InputFailed(process, error))
+
+    def remove_process(self, process: WorkerProcess) -> None:
+        """It watches none."""
+
+
+class FakeLauncher(Launcher):
+    """Starts fake processes."""
+
+    def __init__(self, scene: Scene, watcher: FakeWatcher) -> None:
         self._scene = scene
+        self._watcher = watcher
 
-    def launch(self, _name: str, _assignment: Assignment | None, fields: dict[str, object]) -> WorkerProcess | None:
+    def apply_settings(self, settings: WorkerSettings) -> None:
+        """They concern real processes only."""
+
+    def launch(self, _name: str, assignment: Assignment | None, fields: dict[str, object]) -> WorkerProcess | None:
         if self._scene.no_room:
             return None
-        child = MadeUpProcess(1000 + len(self._scene.launched), fields)
+        child = FakeChild(1000 + len(self._scene.launched), fields, assignment)
         process = WorkerProcess(cast(ChildProcess, child), HangDetector(self._scene.now, 1.0))
         self._scene.launched.append(process)
+        self._watcher.add_process(process)
         return process
 
     def close(self) -> None:
-        """Nothing is held."""
+        """It holds nothing."""
+
+
+class FakeCapacity(Capacity):
+    """Answers what the test sets.
+
+    Attributes:
+        fits: whether two processes of a slot fit.
+        rss: bytes of resident memory of each process.
+        present: whether each slot's device is present.
+    """
+
+    def __init__(self, *, fits: bool = True) -> None:
+        super().__init__(cast(Sampler, None))
+        self.fits = fits
+        self.rss: int | None = None
+        self.present: bool | None = None
+
+    def rss_bytes(self, _slot: Slot) -> int | None:
+        return self.rss
+
+    def device_present(self, _slot: Slot) -> bool | None:
+        return self.present
+
+    def fits_second_process(self, _slot: Slot) -> bool:
+        return self.fits
 
 
 def spec(version: int = 1, name: str = "m") -> ModelSpec:
-    """A model as configured; every version is an edition of its own."""
+    """A model as configured; each version is a generation of its own."""
     return ModelSpec(name=name, handler="h:M", parameters={"version": version}, max_batch_size=LARGEST)
 
 
 def placement(slot: int, models: tuple[str, ...] = ("m",)) -> Placement:
-    """A slot's."""
+    """The placement of a slot."""
     return Placement(
         slot=slot,
         devices=(f"cpu:{slot}",),
@@ -130,8 +194,8 @@ def placement(slot: int, models: tuple[str, ...] = ("m",)) -> Placement:
     )
 
 
-class MadeUpFront:
-    """A front socket whose clients read nothing: what they were answered is kept, frames or errors."""
+class FakeFront:
+    """A front socket that keeps the replies: frames, or errors."""
 
     def __init__(self) -> None:
         self.answers: list[Any] = []
@@ -141,22 +205,23 @@ class MadeUpFront:
 
 
 class Scene:
-    """A daemon's processes, step by step.
+    """The worker processes of a daemon, step by step.
 
     Args:
         slots: how many.
         fits: whether two processes of a slot fit.
-        spares: how many are wanted.
-        max_restarts: of the policy; deaths of serving workers are followed at once, others after a second.
-        retry: deaths that a request may survive.
-        models: the names of each slot's models, where they are not just `m` on every slot.
+        spares: how many spares are kept.
+        max_restarts: of the restart policy; a serving worker is restarted at once, others after a second.
+        retry: workers that may die with a request.
+        models: the names of each slot's models, if they are not just `m` for every slot.
 
     Attributes:
         now: the time, in seconds.
-        launched: every process there has been.
-        no_room: the system has room for no more processes.
-        fits: as given; may change.
-        running: the batch of each worker that has one.
+        launched: every process that was started.
+        no_room: the system has no resources for more processes.
+        capacity: what is measured of the slots.
+        watcher: gets the events of processes.
+        running: the batches that each worker has, in order.
     """
 
     def __init__(
@@ -172,10 +237,11 @@ class Scene:
         self.now = 100.0
         self.launched: list[WorkerProcess] = []
         self.no_room = False
-        self.fits = fits
-        self.running: dict[Any, list[Batch]] = {}  # what each worker has, in order
+        self.capacity = FakeCapacity(fits=fits)
+        self.watcher = FakeWatcher()
+        self.running: dict[Any, list[Batch]] = {}
         self._requests = 0
-        self._front = MadeUpFront()
+        self._front = FakeFront()
         slots_models = models or [("m",)] * slots
         names = sorted({name for slot in slots_models for name in slot})
         limits = QueueLimits(1000, 1 << 20, retry=retry)
@@ -183,18 +249,14 @@ class Scene:
             dict.fromkeys(names, limits), dict.fromkeys(names, 1e6), 1 << 20, lambda _kind, _header: {}
         )
         policy = RestartPolicy(max_restarts=max_restarts, first_s=1.0, max_s=1.0)
-        with mock.patch.object(fleet_module, "Launcher", return_value=MadeUpLauncher(self)):
-            self.manager = WorkerManager(
-                placements=[placement(number, models) for number, models in enumerate(slots_models)],
-                settings=WorkerSettings(tuple(spec(name=name) for name in names), {"m": 30.0}, policy, spares),
-                import_path=(),
-                runtime=cast(RuntimeDir, None),
-                context=cast("zmq.Context[zmq.Socket[bytes]]", None),
-                router=self.router,
-                watch=lambda _: None,
-                unwatch=lambda _: None,
-                fits=lambda _: self.fits,
-            )
+        self.manager = WorkerManager(
+            placements=[placement(number, models) for number, models in enumerate(slots_models)],
+            settings=WorkerSettings(tuple(spec(name=name) for name in names), {"m": 30.0}, policy, spares),
+            router=self.router,
+            launcher=FakeLauncher(self, self.watcher),
+            watcher=self.watcher,
+            capacity=self.capacity,
+        )
         self.tick()
 
     # What there is.
@@ -232,7 +294,7 @@ class Scene:
         models: tuple[ModelReport, ...] | None = None,
         failed: Collection[str] = (),
     ) -> None:
-        """What a process says; these of its models have failed, where none are told."""
+        """A process reports its state; unless `models` are given, all of its models have loaded but `failed`."""
         if models is None:
             models = tuple(
                 ModelReport(name=name, version=version, state="failed", cause="no weights")
@@ -241,27 +303,35 @@ class Scene:
                 for name, version in (process.generations if state == "ready" else ())
             )
         report = WorkerReport(state=state, pid=process.child.pid, cause=cause, models=models)
-        self.manager.message(process, [worker_wire.REPORT, report.to_json()], self.now)
+        self.send(process, [worker_wire.REPORT, report.to_json()])
+
+    def send(self, process: WorkerProcess, message: list[Any]) -> None:
+        """A process sends a message."""
+        self.manager.handle_event(MessageReceived(process, message), self.now)
 
     def serve(self, process: WorkerProcess) -> WorkerProcess:
-        """The process loads, and is ready."""
+        """A process loads, and is ready."""
         self.report(process, "loading")
         self.report(process, "ready")
         self.tick()
         return process
 
     def die(self, process: WorkerProcess, code: int = -9) -> None:
-        """The process ends, and is buried."""
-        child(process).code = code
-        self.manager.died(process, self.now)
+        """A process ends, and is released."""
+        self.exit(process, code)
         if process.route is not None:
             self.running.pop(process.route.worker, None)
         self.tick()
         assert child(process).closed
 
-    def obey(self) -> bool:
-        """Processes that were told to end do so, as far as they have answered; returns whether there were any."""
-        told = [process for process in self.alive() if child(process).told]
+    def exit(self, process: WorkerProcess, code: int = -9) -> None:
+        """A process ends; it is released with the next tick."""
+        child(process).code = code
+        self.manager.handle_event(ProcessExited(process), self.now)
+
+    def end_told(self) -> bool:
+        """All processes that were told to end do so; returns whether there were any."""
+        told = [process for process in self.alive() if child(process).told_to_end]
         for process in told:
             self.die(process, 0)
         return bool(told)
@@ -269,16 +339,16 @@ class Scene:
     # Orders.
 
     def order(self, slot: int = 0, **replacement: Any) -> list[str | None]:
-        """Asks for a renewal; what is told of its end comes into the list that is returned."""
-        told: list[str | None] = []
-        self.manager.replacements.ask(Replacement(self.slot(slot), "a test", done=told.append, **replacement))
+        """Requests a replacement; its outcome is appended to the list that is returned."""
+        outcomes: list[str | None] = []
+        self.manager.request_replacement(Replacement(self.slot(slot), "a test", done=outcomes.append, **replacement))
         self.tick()
-        return told
+        return outcomes
 
     # Requests.
 
     def submit(self, rows: int = 1, version: str = "", model: str = "m") -> Request:
-        """A request; of more than `LARGEST` rows it is split. With version 1 no worker that is to come will do."""
+        """A request; one of more than `LARGEST` rows is split."""
         self._requests += 1
         plan = Plan(KEYS[model, version], rows, (0,), (rows,), (False,), ("x",), 1e6)
         frame = self._requests.to_bytes(4, "big") * rows
@@ -292,7 +362,7 @@ class Scene:
             self.running.setdefault(batch.worker, []).append(batch)
 
     def answer(self, process: WorkerProcess) -> None:
-        """The worker answers what it executes."""
+        """A worker answers the batch that it executes."""
         assert process.route is not None
         batch, *following = self.running.pop(process.route.worker)
         if following:
@@ -303,34 +373,35 @@ class Scene:
         self.dispatch()
 
     def replies(self) -> list[Any]:
-        """What was answered since the last call: frames, or errors."""
+        """The replies since the last call: frames, or errors."""
         answers, self._front.answers = self._front.answers, []
         return answers + [reply.answer for reply in self.router.scheduler.replies()]
 
     def settle(self, until: Callable[[], bool] = lambda: False) -> None:
-        """Everything goes well from now on: processes load, serve, answer and end as they are told."""
+        """Lets processes load, serve, answer and end as they are told, until nothing is left to do or `until`."""
         self.no_room = False
-        for _ in range(2000):  # more than the batches that one worker may have to answer alone
+        for _ in range(2000):  # more than the batches that a single worker may have to answer
             self.tick(1.0)
             self.dispatch()
             busy = [process for process in self.alive() if process.route and process.route.worker in self.running]
             for process in busy:
                 self.answer(process)
-            loading = [m for m in self.alive() if m.slot is not None and m.route is None and not child(m).told]
+            loading = [
+                process
+                for process in self.alive()
+                if process.slot is not None and process.route is None and not child(process).told_to_end
+            ]
             for process in loading:
-                if process in (self._member_of(process.slot), process.slot and process.slot.next_process):
+                if process.slot is not None and process in (process.slot.process, process.slot.next_process):
                     self.serve(process)
-            if until() or not (self.obey() or busy or loading or self._waits()):
+            if until() or not (self.end_told() or busy or loading or self._has_work_left()):
                 return
         raise AssertionError("it does not settle")
 
-    def _member_of(self, slot: Slot | None) -> WorkerProcess | None:
-        return slot.process if slot is not None else None
-
-    def _waits(self) -> bool:
-        return any(slot.due is not None or self.manager.replacements.includes(slot) for slot in self.manager.slots)
+    def _has_work_left(self) -> bool:
+        return self.manager.replacing or any(slot.due is not None for slot in self.manager.slots)
 
 
-def child(process: WorkerProcess) -> MadeUpProcess:
-    """The made up process behind a member."""
-    return cast(MadeUpProcess, process.child)
+def child(process: WorkerProcess) -> FakeChild:
+    """The fake behind a worker process."""
+    return cast(FakeChild, process.child)

@@ -70,15 +70,16 @@ def test_its_slot_fails_with_the_cause_the_other_serves_and_it_comes_back(tmp_pa
         else:
             # Its calls would go on and fail: the daemon ends it.
             gpus.lose(1)
-            daemon.wait_line("worker has lost its device", slot=0, pid=pid, device=UUIDS[1])
-            assert daemon.wait_line("worker died", slot=0)["cause"] == "killed as its device is gone"
+            daemon.wait_line("worker lost its device", slot=0, pid=pid, device=UUIDS[1])
+            assert daemon.wait_line("worker died", slot=0)["cause"] == "killed because its device is gone"
         daemon.wait_line("device is gone", device=UUIDS[1])
         cause = f"m: RuntimeError: CUDA error 100 on {UUIDS[1]}: no CUDA-capable device"
-        daemon.wait_line("slot failed", slot=0, cause=cause)
+        assert daemon.wait_line("slot failed", slot=0)["cause"].startswith(cause)
         infer(client)
         daemon.wait(lambda: present(client) == [False, True])
         failed, serving = client.status()["slots"]
-        assert (failed["state"], failed["last_error"]) == ("failed", cause)
+        assert failed["state"] == "failed"
+        assert failed["last_error"].startswith(cause)
         assert (serving["state"], serving["incarnation"]) == ("ready", 1)
         ready = client.server_ready()
         assert (ready["ready"], ready["slots_ready"], ready["slots_total"]) == (True, 1, 2)

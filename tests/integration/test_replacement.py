@@ -99,11 +99,13 @@ def test_limits_that_a_reload_sets_count_for_workers_that_serve_already(tmp_path
             daemon.config.write_text(f"{daemon.config.read_text()}{limit}\n")
             assert multitower("reload", daemon=daemon).stdout == "reloaded; no slot had to change\n"
             for slot in (0, 1, 2):
-                assert limit.split(":")[0] in daemon.wait_line("renewing", slot=slot)["why"]
-                daemon.wait_line("renewed", slot=slot)
-            told = [line["message"] for line in daemon.lines if line["message"] in ("renewing", "renewed")]
-            assert set(told[::2]) == {"renewing"}, "one after the other"
-            assert set(told[1::2]) == {"renewed"}
+                assert limit.split(":")[0] in daemon.wait_line("replacing worker", slot=slot)["why"]
+                daemon.wait_line("worker replaced", slot=slot)
+            told = [
+                line["message"] for line in daemon.lines if line["message"] in ("replacing worker", "worker replaced")
+            ]
+            assert set(told[::2]) == {"replacing worker"}, "one after the other"
+            assert set(told[1::2]) == {"worker replaced"}
             daemon.wait(grown(sent))
         assert sum(slot["restarts"] for slot in client.status()["slots"]) == 0
 
@@ -267,7 +269,7 @@ def test_a_daemon_that_is_ended_during_a_reload_ends_cleanly(tmp_path: Path) -> 
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         daemon.config.write_text(text.replace("{endpoint}", daemon.endpoint).replace("version: 1", "version: 2"))
         daemon.signal(signal.SIGHUP)
-        daemon.wait_line("renewing", slot=0)
+        daemon.wait_line("replacing worker", slot=0)
         assert client.infer("m", {"x": np.ones((1, 1))})["x"].tolist() == [[1]]
         assert daemon.end() == 0
 
@@ -283,7 +285,7 @@ def test_a_worker_that_dies_or_hangs_while_it_is_replaced_costs_nothing(tmp_path
                 changed = daemon.config.read_text().replace(f"version: {number - 1}", f"version: {number}")
                 daemon.config.write_text(changed)
                 daemon.signal(signal.SIGHUP)
-                daemon.wait_line("renewing", after=seen, slot=0)
+                daemon.wait_line("replacing worker", after=seen, slot=0)
                 os.kill(before[0]["pid"], way)
                 daemon.wait_line("reloaded", after=seen)
             assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [number]

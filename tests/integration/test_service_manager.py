@@ -110,4 +110,4 @@ def test_workers_that_grow_too_large_are_replaced(tmp_path: Path) -> None:
                 assert client.infer("m", {"x": np.array([[1]])})["x"].tolist() == [[1]]
             daemon.wait_line("worker ready", slot=0, incarnation=2)
             assert client.infer("m", {"x": np.array([[1]])})["x"].tolist() == [[1]]
-        assert "max_rss" in daemon.wait_line("renewing")["why"]
+        assert "max_rss" in daemon.wait_line("replacing worker")["why"]

@@ -24,7 +24,7 @@ def fits(devices: tuple[DeviceSample, ...] | None, *, kind: str = "GPU", limit: 
     names = tuple(f"{kind}:{number}" for number in range(2))
     placement = SimpleNamespace(devices=names, memory_limit_bytes=None if limit is None else limit * MIB)
     slot: Any = SimpleNamespace(number=0, placement=placement)
-    return Capacity(cast("Any", SimpleNamespace(sample=lambda slot: sample))).fits(slot)
+    return Capacity(cast("Any", SimpleNamespace(sample=lambda slot: sample))).fits_second_process(slot)
 
 
 @pytest.mark.parametrize(

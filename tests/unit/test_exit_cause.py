@@ -8,8 +8,8 @@ import pytest
 
 from multitower.spec import NO_SOCKET
 from multitower.supervisor.workers.child_process import ChildProcess
-from multitower.supervisor.workers.exit_cause import ExitCause
-from multitower.supervisor.workers.hang_detector import HangDetector, Verdict
+from multitower.supervisor.workers.exit_cause import ExitCause, Fault, Verdict
+from multitower.supervisor.workers.hang_detector import HangDetector
 from multitower.supervisor.workers.slot import WorkerProcess
 
 
@@ -40,15 +40,19 @@ def test_words_and_what_to_check(code: int, text: str, advice: str) -> None:
         ("starting", NO_SOCKET, None, "code 73: it could not make its socket in runtime_dir", "out of inodes"),
         # A model may end its process with any code.
         ("ready", NO_SOCKET, None, "exited with code 73", "last output"),
-        ("ready", -9, Verdict("it sleeps"), "killed as it hung: it sleeps", None),
-        ("ready", -9, Verdict("its device is gone", lost=True), "killed as its device is gone", None),
+        ("ready", -9, Verdict(Fault.HANGS, "it sleeps"), "killed because it hung: it sleeps", None),
+        ("ready", -9, Verdict(Fault.DEVICE_LOST, "its device is gone"), "killed because its device is gone", None),
     ],
 )
 def test_what_else_is_known_of_a_process(
     state: str, code: int, verdict: Verdict | None, text: str, advice: str | None
 ) -> None:
     process = WorkerProcess(
-        cast(ChildProcess, None), HangDetector(0.0, 1.0), state=state, verdict=verdict, cause=ExitCause(code)
+        cast(ChildProcess, None), HangDetector(0.0, 1.0), state=state, verdict=verdict, exit_cause=ExitCause(code)
     )
-    assert process.told_cause.endswith(text)
-    assert (advice in process.advice) if advice is not None and process.advice else process.advice is advice
+    assert process.exit_description.endswith(text)
+    if advice is None:
+        assert process.exit_advice is None
+    else:
+        assert process.exit_advice is not None
+        assert advice in process.exit_advice

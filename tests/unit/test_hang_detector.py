@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from multitower.supervisor.workers.hang_detector import Call, HangDetector, ProcessStat, Verdict
+from multitower.supervisor.workers.exit_cause import Fault, Verdict
+from multitower.supervisor.workers.hang_detector import Call, HangDetector, ProcessStat
 
 BEAT = 1.0
 
@@ -33,9 +34,9 @@ class Scene:
         self.calls += calls
         self.cpu += cpu
         if beats:
-            self.hang_detector.beat(self.now, [self.calls])
+            self.hang_detector.record_heartbeat(self.now, [self.calls])
         call = Call(work, since, limit) if work is not None and limit is not None else None
-        return self.hang_detector.judge(self.now, [call], lambda: ProcessStat(state, self.cpu), loads=limit is None)
+        return self.hang_detector.check(self.now, [call], lambda: ProcessStat(state, self.cpu), loading=limit is None)
 
 
 IDLE = {"limit": float("inf")}
@@ -84,20 +85,22 @@ def test_a_paused_machine_is_no_hang() -> None:
     scene = Scene()
     assert scene.second(work="a batch", since=scene.now, limit=5.0) is None
     scene.now += 3600
-    scene.hang_detector.forgive_pause(3600)
+    scene.hang_detector.excuse_stall(3600)
     assert scene.second(beats=False, state="S", work="a batch", since=101.0, limit=5.0) is None
     assert scene.second(work="a batch", since=101.0, limit=5.0) is None
 
 
 def test_a_process_that_has_ended_does_not_hang() -> None:
     hang_detector = HangDetector(0.0, BEAT)
-    assert hang_detector.judge(60.0, [], lambda: None, loads=True) is None
+    assert hang_detector.check(60.0, [], lambda: None, loading=True) is None
 
 
 def test_verdicts_tell_what_can_still_be_asked_of_the_process() -> None:
-    stopped = HangDetector(0.0, BEAT).judge(3.0, [None], lambda: ProcessStat("T", 0.0))
-    overrun = HangDetector(0.0, BEAT).judge(3.0, [Call("a batch", 0.0, 2.0)], lambda: ProcessStat("R", 0.0))
+    stopped = HangDetector(0.0, BEAT).check(3.0, [None], lambda: ProcessStat("T", 0.0), loading=False)
+    overrun = HangDetector(0.0, BEAT).check(
+        3.0, [Call("a batch", 0.0, 2.0)], lambda: ProcessStat("R", 0.0), loading=False
+    )
     assert stopped is not None
-    assert (stopped.stopped, stopped.overrun) == (True, False)
+    assert (stopped.fault, stopped.wants_stacks) == (Fault.STOPPED, False)
     assert overrun is not None
-    assert (overrun.stopped, overrun.overrun) == (False, True)
+    assert (overrun.fault, overrun.wants_stacks) == (Fault.OVERRUN, True)

@@ -1,4 +1,4 @@
-"""Which workers are condemned as their device is gone, or have served their time; hangs: tests/unit/test_pulse.py."""
+"""Which workers are killed because their device is gone, or are over their limits. Hangs: test_hang_detector.py."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from fake_workers import FakeCapacity, FakeChild
 
 from multitower.supervisor.machine.resources import Sampler
-from multitower.supervisor.routing.router import Router
 from multitower.supervisor.routing.routes import Route
 from multitower.supervisor.workers.capacity import Capacity
 from multitower.supervisor.workers.child_process import ChildProcess
+from multitower.supervisor.workers.exit_cause import Fault
 from multitower.supervisor.workers.hang_detector import HangDetector
 from multitower.supervisor.workers.health import Health
 from multitower.supervisor.workers.restart_budget import RestartPolicy
@@ -20,36 +21,24 @@ from multitower.supervisor.workers.slot import Slot, WorkerProcess
 from multitower.supervisor.workers.slot_state_machine import State
 
 
-class Process:
-    """One that beats without a break."""
+class Child(FakeChild):
+    """A process whose heartbeats never stop."""
 
     def __init__(self) -> None:
-        self.fields: dict[str, object] = {}
-        self.asked_for_stacks = False
+        super().__init__(1, {}, None)
         self._calls = 0
 
-    def heartbeat(self) -> tuple[int]:
+    def read_heartbeat(self) -> tuple[int]:
         self._calls += 1
         return (self._calls,)
 
-    def look(self) -> None:
-        return None
-
-    def show_stacks(self) -> None:
-        self.asked_for_stacks = True
-
 
 class Workers:
-    """A slot's worker and what the daemon knows of its device, a second at a time."""
+    """A slot's worker and what is known of its device, a second at a time."""
 
-    def __init__(self) -> None:
-        self.retired: list[object] = []
-        self.present: bool | None = None
-        self.rss: int | None = None
-        scheduler = SimpleNamespace(retire=self.retired.append)
-        self.health = Health(
-            cast(Router, SimpleNamespace(scheduler=scheduler)), lambda slot: self.rss, lambda slot: self.present
-        )
+    def __init__(self, **limits: int) -> None:
+        self.capacity = FakeCapacity()
+        self.health = Health(self.capacity, WorkerSettings((), {}, RestartPolicy(), **limits))
         self.slot = cast(Slot, SimpleNamespace(number=0, state=State.READY, process=None))
         self.process = self.serving()
         self.slot.process = self.process
@@ -58,44 +47,55 @@ class Workers:
     def serving(self) -> WorkerProcess:
         worker = SimpleNamespace(batch=None)
         route = cast(Route, SimpleNamespace(worker=worker, workers=(worker,), requests=0))
-        child: Any = Process()
-        return WorkerProcess(cast(ChildProcess, child), HangDetector(0.0, 1.0), self.slot, route, "ready")
+        return WorkerProcess(cast(ChildProcess, Child()), HangDetector(0.0, 1.0), self.slot, route, "ready")
 
-    def see(self, present: bool | None, *others: WorkerProcess) -> list[WorkerProcess]:
-        self.present = present
+    def check(self, present: bool | None, *others: WorkerProcess) -> list[tuple[WorkerProcess, Fault]]:
+        self.capacity.present = present
         self.now += 1.0
-        return self.health.look([self.process, *others], self.now)
+        found = self.health.check([self.process, *others], self.now)
+        return [(process, verdict.fault) for process, verdict in found]
 
 
 @pytest.mark.parametrize(
-    ("seen", "condemned"),
+    ("seen", "killed"),
     [
         ([True, True, True], False),
         ([True, False], True),
         ([True, None, None], False),  # NVML does not answer
         ([True, None, False], True),
-        ([None, False, False], False),  # it began without: perhaps it needs none, or NVML does not know yet
+        ([None, False, False], False),  # it started without: perhaps it needs none, or NVML does not know it yet
         ([False, False, True, False], True),
     ],
 )
-def test_a_worker_whose_device_goes_is_condemned_at_once_and_once(seen: list[bool | None], condemned: bool) -> None:
+def test_a_worker_whose_device_disappears_is_killed(seen: list[bool | None], killed: bool) -> None:
     workers = Workers()
     for present in seen[:-1]:
-        assert workers.see(present) == []
-    assert workers.see(seen[-1]) == ([workers.process] if condemned else [])
-    assert (workers.process.verdict is not None) == condemned
-    assert len(workers.retired) == condemned
-    assert workers.see(False) == [] or not condemned
-    assert not cast(Any, workers.process.child).asked_for_stacks
+        assert workers.check(present) == []
+    assert workers.check(seen[-1]) == ([(workers.process, Fault.DEVICE_LOST)] if killed else [])
 
 
-def test_who_does_not_serve_the_slot_is_let_be() -> None:
+@pytest.mark.parametrize("ending", [True, False])
+def test_a_process_that_is_ending_is_not_checked_again(ending: bool) -> None:
     workers = Workers()
-    leaving, loading, spare = workers.serving(), workers.serving(), workers.serving()
+    assert workers.check(True) == []
+    workers.process.ending = ending
+    assert (workers.check(False) == []) is ending
+
+
+def test_only_the_current_process_of_a_slot_loses_a_device() -> None:
+    workers = Workers()
+    replaced, loading, spare = workers.serving(), workers.serving(), workers.serving()
     loading.route, spare.slot = None, None
-    everybody = (leaving, loading, spare)
-    assert workers.see(True, *everybody) == []
-    assert workers.see(False, *everybody) == [workers.process]
+    others = (replaced, loading, spare)
+    assert workers.check(True, *others) == []
+    assert workers.check(False, *others) == [(workers.process, Fault.DEVICE_LOST)]
+
+
+def test_a_check_that_raises_costs_the_worker_and_no_other() -> None:
+    workers = Workers()
+    other = workers.serving()
+    cast(Any, workers.process.child).read_heartbeat = lambda: 1 / 0
+    assert workers.check(True, other) == [(workers.process, Fault.DEFECT)]
 
 
 @pytest.mark.parametrize(
@@ -116,30 +116,29 @@ def test_who_does_not_serve_the_slot_is_let_be() -> None:
         ({"max_requests": 100, "max_rss": 1000}, 0.5, 99, 951, "951 bytes of memory (max_rss)"),
     ],
 )
-def test_who_has_served_its_time(
+def test_workers_over_their_limits_are_found(
     limits: dict[str, int], replacement_jitter: float, requests: int, rss: int | None, why: str | None
 ) -> None:
-    workers = Workers()
+    workers = Workers(**limits)
     route: Any = workers.process.route
-    workers.process.replacement_jitter, route.requests, workers.rss = replacement_jitter, requests, rss
-    settings = WorkerSettings((), {}, RestartPolicy(), **limits)
-    assert list(workers.health.recycle([workers.slot], settings)) == ([(workers.slot, why)] if why else [])
+    workers.process.replacement_jitter, route.requests, workers.capacity.rss = replacement_jitter, requests, rss
+    assert list(workers.health.find_over_limits([workers.slot])) == ([(workers.slot, why)] if why else [])
 
 
 @pytest.mark.parametrize("state", [state for state in State if state is not State.READY])
-def test_who_does_not_serve_has_not_served_its_time(state: State) -> None:
-    workers = Workers()
+def test_a_slot_that_does_not_serve_is_not_over_its_limits(state: State) -> None:
+    workers = Workers(max_requests=1)
     slot, route = cast(Any, workers.slot), cast(Any, workers.process.route)
     slot.state, route.requests = state, 10**9
-    assert not list(workers.health.recycle([workers.slot], WorkerSettings((), {}, RestartPolicy(), max_requests=1)))
+    assert not list(workers.health.find_over_limits([workers.slot]))
 
 
-def test_the_memory_of_one_that_has_left_is_not_its_successors() -> None:
+def test_the_memory_of_a_replaced_process_is_not_taken_for_its_successors() -> None:
     samples = {0: SimpleNamespace(pid=7, rss_bytes=1000)}
     capacity = Capacity(cast(Sampler, SimpleNamespace(sample=samples.get)))
     worker, next_process = (SimpleNamespace(child=SimpleNamespace(pid=pid)) for pid in (7, 8))
-    assert capacity.rss(cast(Slot, SimpleNamespace(number=0, process=worker))) == 1000
-    assert capacity.rss(cast(Slot, SimpleNamespace(number=0, process=next_process))) is None
-    assert capacity.rss(cast(Slot, SimpleNamespace(number=0, process=None))) is None
+    assert capacity.rss_bytes(cast(Slot, SimpleNamespace(number=0, process=worker))) == 1000
+    assert capacity.rss_bytes(cast(Slot, SimpleNamespace(number=0, process=next_process))) is None
+    assert capacity.rss_bytes(cast(Slot, SimpleNamespace(number=0, process=None))) is None
     samples.clear()
-    assert capacity.rss(cast(Slot, SimpleNamespace(number=0, process=worker))) is None
+    assert capacity.rss_bytes(cast(Slot, SimpleNamespace(number=0, process=worker))) is None

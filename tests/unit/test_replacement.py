@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from multitower.errors import Reason, Unavailable
-from multitower.supervisor.workers.hang_detector import Verdict
-from multitower.supervisor.workers.replacement import Replacement
+from multitower.supervisor.workers.exit_cause import Fault, Verdict
+from multitower.supervisor.workers.replacement_queue import Replacement
 from multitower.supervisor.workers.slot import WorkerProcess
 from multitower.supervisor.workers.slot_state_machine import State
 
@@ -24,6 +24,11 @@ def serving(slots: int = 1, **arguments: Any) -> Scene:
     for slot in range(slots):
         scene.serve(scene.process(slot))
     return scene
+
+
+def condemn(scene: Scene, process: WorkerProcess) -> None:
+    """As health checks do with a process that hangs."""
+    scene.manager._exits.condemn_process(process, Verdict(Fault.STOPPED, "it sleeps"), scene.now)
 
 
 # Where two fit, the old one serves until the new one does.
@@ -38,12 +43,12 @@ def test_the_new_one_takes_over_when_it_is_ready_and_the_old_one_ends_when_it_ha
     assert (scene.process(), scene.state(), told) == (old, State.READY, [])
     scene.serve(new)
     assert (scene.process(), scene.slot().specs, told) == (new, (spec(2),), [])
-    assert not child(old).told, "it has something to answer"
+    assert not child(old).told_to_end, "it has something to answer"
     scene.answer(old)
-    assert child(old).told
+    assert child(old).told_to_end
     assert told == [None]
     assert len(scene.replies()) == 1
-    scene.obey()
+    scene.end_told()
     assert (scene.alive(), scene.state(), scene.slot().incarnation) == ([new], State.READY, 2)
 
 
@@ -60,7 +65,7 @@ def test_one_that_does_not_come_up_leaves_the_old_one_as_it_was(how: str) -> Non
         scene.tick()
     assert len(told) == 1
     assert told[0] is not None
-    scene.obey()
+    scene.end_told()
     assert (scene.alive(), scene.process(), scene.state()) == ([old], old, State.READY)
     assert (scene.slot().specs, scene.slot().incarnation) == ((spec(1),), 1)
     scene.submit()
@@ -91,8 +96,7 @@ def test_both_die_at_once_and_the_renewal_begins_again(first: str) -> None:
     told = scene.order(specs=(spec(2),))
     both = {"old": scene.process(), "new": scene.next_process()}
     for process in (both.pop(first), *both.values()):
-        child(process).code = -9
-        scene.manager.died(process, scene.now)
+        scene.exit(process)
     scene.tick()
     scene.settle()
     assert len(told) == 1
@@ -110,15 +114,13 @@ def test_what_the_one_that_leaves_was_executing_is_run_again_before_the_renewal_
     told = scene.order()
     new = scene.serve(scene.next_process())
     if how == "hangs":
-        old.verdict = Verdict("it sleeps")
+        condemn(scene, old)
     else:
-        child(old).code = -9
-        scene.manager.died(old, scene.now)
-    scene.manager.replacements.advance(scene.now)
+        scene.exit(old)
+    scene.manager._replacer.advance(scene.now)
     assert told == [], "others are still to be given what it had"
-    child(old).code = -9
     if how == "hangs":
-        scene.manager.died(old, scene.now)
+        scene.exit(old)
     scene.tick()
     assert told == [None]
     assert scene.state() is State.READY, "its death is not the slot's"
@@ -137,7 +139,7 @@ def test_the_one_that_leaves_is_still_looked_after() -> None:
     scene.serve(scene.next_process())
     assert old in scene.manager.processes(), "or its hang would never be seen"
     scene.manager.stop(scene.now)
-    scene.obey()
+    scene.end_told()
     assert scene.alive() == []
     assert list(scene.manager.processes()) == []
 
@@ -152,7 +154,7 @@ def test_the_only_slot_is_renewed_without_room_for_two_and_nobody_is_refused() -
     assert scene.state() is State.STOPPING
     scene.submit()  # raises where there is no hope
     assert not scene.manager.unavailable, "exit_when_failed must not end the daemon now"
-    scene.obey()
+    scene.end_told()
     new = scene.process()
     assert (child(old).closed, scene.state(), told) == (True, State.STARTING, [])
     assert not scene.manager.unavailable
@@ -167,7 +169,7 @@ def test_when_the_new_one_cannot_load_then_what_waits_is_refused_with_the_cause(
     scene = serving(fits=False)
     told = scene.order()
     scene.submit()
-    scene.obey()
+    scene.end_told()
     scene.report(scene.process(), "loading")
     scene.report(scene.process(), "failed", "no weights")
     scene.tick()
@@ -183,7 +185,7 @@ def test_when_it_cannot_load_other_models_the_slot_gets_its_former_ones_back_and
     scene = serving(fits=False)
     told = scene.order(specs=(spec(2),))
     scene.submit()
-    scene.obey()
+    scene.end_told()
     if how == "cannot load":
         scene.report(scene.process(), "loading")
         scene.report(scene.process(), "failed", "no weights")
@@ -191,7 +193,7 @@ def test_when_it_cannot_load_other_models_the_slot_gets_its_former_ones_back_and
         scene.die(scene.process())
     scene.tick()
     assert told == []
-    scene.obey()
+    scene.end_told()
     scene.serve(scene.process())
     assert told == ["no weights" if how == "cannot load" else "killed by SIGKILL (9)"]
     assert (scene.state(), scene.slot().specs) == (State.READY, (spec(1),))
@@ -235,7 +237,7 @@ def test_what_comes_while_the_old_one_leaves_does_not_keep_it() -> None:
         scene.submit(version="1")
     told = scene.order()
     answered = 0
-    while not child(old).told:
+    while not child(old).told_to_end:
         scene.tick(0.1)
         scene.submit(version="1")  # never less than it can take
         scene.submit(version="1")
@@ -327,9 +329,9 @@ def test_only_what_has_not_begun_can_be_withdrawn() -> None:
         for number in range(2)
     ]
     for replacement in ours:
-        scene.manager.replacements.ask(replacement)
+        scene.manager.request_replacement(replacement)
     other = scene.order(2)
-    scene.manager.replacements.withdraw(ours)
+    scene.manager.withdraw_replacements(ours)
     scene.settle()
     assert told == ["0"]
     assert other == [None]
@@ -347,7 +349,7 @@ def on(scene: Scene, **devices: str) -> None:
 
 
 def group(scene: Scene, slot: int, devices: str) -> None:
-    scene.manager.add(replace(placement(slot), devices=tuple(devices.split(","))))
+    scene.manager.add_slot(replace(placement(slot), devices=tuple(devices.split(","))))
     scene.tick()
 
 
@@ -361,11 +363,11 @@ def test_a_group_begins_when_the_last_of_its_gpus_is_free_and_what_comes_meanwhi
         scene.submit(LARGEST)  # more than both can be given at once
     told = [scene.order(slot, remove=True) for slot in range(2)]
     scene.answer(first)
-    assert child(first).told, "others can wait for the group"
-    scene.obey()
+    assert child(first).told_to_end, "others can wait for the group"
+    scene.end_told()
     assert (told, scene.slot(2).process) == ([[None], []], None)
     scene.answer(second)
-    scene.obey()
+    scene.end_told()
     assert told == [[None], [None]]
     new = scene.process(2)
     assert len(scene.replies()) == 2
@@ -384,13 +386,13 @@ def test_the_last_of_the_old_ones_serves_until_a_group_that_has_begun_does() -> 
     group(scene, 4, "GPU-d,GPU-c")
     for slot in range(2):
         scene.order(slot, remove=True)
-        scene.obey()
+        scene.end_told()
     begun = scene.process(3)
     for _ in range(3):
         scene.submit(LARGEST)
     told = scene.order(2, remove=True)
     scene.answer(scene.process(2))
-    assert not child(scene.process(2)).told, "requests wait, which only it can answer now"
+    assert not child(scene.process(2)).told_to_end, "requests wait, which only it can answer now"
     scene.serve(begun)
     scene.answer(scene.process(2))
     scene.settle()
@@ -426,11 +428,11 @@ def test_a_slot_that_is_held_back_can_lose_its_models() -> None:
 def test_what_goes_serves_until_what_comes_does_or_cannot(loads: bool) -> None:
     scene = serving(1)
     old = scene.process()
-    scene.manager.add(placement(1))
+    scene.manager.add_slot(placement(1))
     scene.tick()
     new = scene.process(1)
     told = scene.order(0, remove=True)
-    assert not child(old).told
+    assert not child(old).told_to_end
     scene.submit()
     scene.answer(old)
     assert (told, len(scene.replies())) == ([], 1)
@@ -440,7 +442,7 @@ def test_what_goes_serves_until_what_comes_does_or_cannot(loads: bool) -> None:
         scene.report(new, "loading")
         scene.report(new, "failed", "no weights")
         scene.tick()
-    assert child(old).told
+    assert child(old).told_to_end
     scene.settle()
     assert told == [None]
 
@@ -491,10 +493,9 @@ class Renewing(RuleBasedStateMachine):
     def die(self, data: st.DataObject, code: int) -> None:
         """The loop may find several deaths at once: it is buried with the next tick."""
         process = self.some(data, self.scene.alive())
-        child(process).code = code
         if process.route is not None:
             self.scene.running.pop(process.route.worker, None)
-        self.scene.manager.died(process, self.scene.now)
+        self.scene.exit(process, code)
 
     @rule(seconds=st.sampled_from([0.0, 0.0, 0.1, 1.0, 6.0]))
     def tick(self, seconds: float) -> None:
@@ -503,13 +504,13 @@ class Renewing(RuleBasedStateMachine):
 
     @rule()
     def obey(self) -> None:
-        self.scene.obey()
+        self.scene.end_told()
 
     @rule(data=st.data(), version=st.integers(1, 3), remove=st.integers(0, 9))
     def order(self, data: st.DataObject, version: int, remove: int) -> None:
         slots = self.scene.manager.slots
         if not slots:
-            self.scene.manager.add(placement(0))
+            self.scene.manager.add_slot(placement(0))
             return
         slot = data.draw(st.sampled_from([slot.number for slot in slots]))
         specs = (spec(version),)
@@ -517,7 +518,7 @@ class Renewing(RuleBasedStateMachine):
 
     @rule(fits=st.booleans(), no_room=st.booleans())
     def machine(self, fits: bool, no_room: bool) -> None:
-        self.scene.fits, self.scene.no_room = fits, no_room
+        self.scene.capacity.fits, self.scene.no_room = fits, no_room
 
     @rule(rows=st.integers(1, 7))
     def submit(self, rows: int) -> None:
@@ -541,11 +542,7 @@ class Renewing(RuleBasedStateMachine):
     def hang(self, data: st.DataObject) -> None:
         """As `Health` finds it."""
         process = self.some(data, self.scene.alive())
-        if process.verdict is None and process.cause is None:
-            process.verdict = Verdict("it sleeps", stopped=True)
-            if process.route is not None:
-                self.scene.router.scheduler.retire(process.route.worker)
-            process.child.kill()
+        condemn(self.scene, process)
 
     # What must hold.
 
@@ -557,7 +554,7 @@ class Renewing(RuleBasedStateMachine):
         assert all(len(told) <= 1 for told in self.orders), "answered twice"
         self.answered += len(scene.replies())
         for slot in scene.manager.slots:
-            wanted = [m for m in scene.alive() if m.slot is slot and not child(m).told]
+            wanted = [m for m in scene.alive() if m.slot is slot and not child(m).told_to_end]
             assert len(wanted) <= 2
             if slot.state is State.READY:
                 assert slot.route is not None
@@ -565,7 +562,7 @@ class Renewing(RuleBasedStateMachine):
                 assert scene.router.scheduler.refusal_for_accepted_request("m") is None
         for worker in scene.running:
             (process,) = [process for process in scene.launched if process.route and process.route.worker is worker]
-            assert process.cause is None, "a dead worker was given work"
+            assert process.exit_cause is None, "a dead worker was given work"
         serving = {process.route.worker for process in scene.manager.processes() if process.route is not None}
         assert set(scene.router.routes) == serving, "no worker is served that nobody looks after"
         buried = [process for process in scene.launched if child(process).closed]
@@ -589,7 +586,7 @@ class Renewing(RuleBasedStateMachine):
         if scene.manager.slots:
             assert self.answered == self.asked
         scene.manager.stop(scene.now)
-        while scene.obey():
+        while scene.end_told():
             pass
         assert list(scene.manager.processes()) == []
 

@@ -7,7 +7,7 @@ from fake_settings import Slots, made, reload
 from fake_workers import Scene, child
 
 from multitower.errors import Reason, Unavailable
-from multitower.supervisor.workers.replacement import Replacement
+from multitower.supervisor.workers.replacement_queue import Replacement
 
 
 def serving(models: Slots, *, fits: bool = True, retry: int = 1, max_restarts: int = 100) -> Scene:
@@ -103,7 +103,7 @@ def test_a_model_that_moves_is_loaded_where_it_is_new_before_it_goes_where_it_wa
     told = reload(scene, made([("m", "n"), ("m",)]), made([("m",), ("m", "n")]))
     assert scene.slot(0).next_process is None
     scene.serve(scene.next_process(1))
-    scene.obey()
+    scene.end_told()
     scene.tick()
     scene.serve(scene.next_process(0))
     scene.submit(model="n")
@@ -119,10 +119,10 @@ def test_a_leaving_worker_answers_what_waits_for_a_model_that_nobody_else_is_to_
     old = scene.process(0)
     requests = [scene.submit(model="n") for _ in range(5)]
     scene.serve(scene.next_process(0))
-    scene.manager.judge_models()
+    scene.manager.update_availability()
     for _ in requests[::2]:
         scene.answer(old)
-    assert child(old).told
+    assert child(old).told_to_end
     assert [type(answer) for answer in scene.replies()] == [list] * 5
     scene.settle(lambda: told != [])
     assert told == [None]
@@ -132,7 +132,7 @@ def test_a_reload_that_ends_early_leaves_no_request_waiting_for_a_model_without_
     scene = serving([("m",), ("n",)])
     told = reload(scene, made([("m",), ("n",)]), made([("n",), ("m",)]))
     scene.serve(scene.next_process(0))
-    scene.obey()
+    scene.end_told()
     scene.tick()
     scene.submit(model="m")
     scene.report(scene.next_process(1), "failed", "no weights")
@@ -148,7 +148,7 @@ def test_an_operators_restart_tells_of_a_model_that_is_still_broken_and_a_recycl
     scene.report(serving, "loading")
     scene.report(serving, "ready", failed=["n"])
     told: list[str | None] = []
-    scene.manager.restart(scene.slot(), told.append)
+    scene.manager.restart_slot(scene.slot(), told.append)
     scene.tick()
     scene.report(scene.next_process(), "ready", failed=["n"])
     scene.tick()
@@ -156,7 +156,7 @@ def test_an_operators_restart_tells_of_a_model_that_is_still_broken_and_a_recycl
     assert "no weights" in str(cause)
     assert scene.process(0) is serving, "what serves is kept"
     # Nobody has seen to it: what serves is all that a new one has to serve.
-    scene.manager.replacements.ask(Replacement(scene.slot(), "it has served its time"))
+    scene.manager.request_replacement(Replacement(scene.slot(), "it has served its time"))
     scene.tick()
     recycled = scene.next_process()
     scene.report(recycled, "ready", failed=["n"])

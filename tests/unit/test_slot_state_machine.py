@@ -53,7 +53,7 @@ HISTORIES = {
         [State.LOADING, State.READY, State.READY, State.READY],
     ),
     "dies while another loads to take over": (
-        [Event.LOADING, Event.LOADED, Event.SUCCEEDED, Event.LOADING, Event.LOADED],
+        [Event.LOADING, Event.LOADED, Event.PROMOTED, Event.LOADING, Event.LOADED],
         [State.LOADING, State.READY, State.LOADING, State.LOADING, State.READY],
     ),
     "restarted after it was given up": (
@@ -83,7 +83,7 @@ def test_history(name: str) -> None:
             now += step
             continue
         if step == "died":
-            subject.died(now, "killed by SIGKILL (9)")
+            subject.handle_death(now, "killed by SIGKILL (9)")
         else:
             subject.handle(Event(step), now)
         states.append(subject.state)
@@ -111,7 +111,7 @@ def test_an_event_that_cannot_happen_is_a_mistake_and_not_ignored() -> None:
 def test_a_start_counts_the_incarnation_and_a_failure_keeps_its_cause() -> None:
     subject = slot()
     assert (subject.incarnation, subject.restarts, subject.last_error) == (1, 0, None)
-    assert subject.died(0.0, "killed by SIGSEGV (11)") is Action.WAIT
+    assert subject.handle_death(0.0, "killed by SIGSEGV (11)") is Action.WAIT
     assert subject.handle(Event.DUE, 1.0) is Action.START
     assert (subject.incarnation, subject.restarts, subject.last_error) == (2, 1, "killed by SIGSEGV (11)")
     subject.handle(Event.LOADING, 1.0)
@@ -121,23 +121,23 @@ def test_a_start_counts_the_incarnation_and_a_failure_keeps_its_cause() -> None:
 
 def test_the_cause_says_when_the_budget_is_spent() -> None:
     subject = slot(RestartPolicy(max_restarts=0))
-    assert subject.died(0.0, "exited with code 3") is Action.NOTHING
+    assert subject.handle_death(0.0, "exited with code 3") is Action.NOTHING
     assert subject.state is State.FAILED
     assert subject.last_error == "exited with code 3; too many restarts"
 
 
 class TestBudget:
     def test_an_isolated_death_of_a_ready_worker_restarts_at_once(self) -> None:
-        assert RestartBudget(POLICY, random.Random(1)).died(0.0, ready_for_s=5.0) == 0.0
+        assert RestartBudget(POLICY, random.Random(1)).spend(0.0, ready_for_s=5.0) == 0.0
 
     def test_a_death_before_ready_waits(self) -> None:
-        delay = RestartBudget(POLICY, random.Random(1)).died(0.0, ready_for_s=None)
+        delay = RestartBudget(POLICY, random.Random(1)).spend(0.0, ready_for_s=None)
         assert delay is not None
         assert 0.375 <= delay <= 0.5
 
     def test_the_delay_doubles_up_to_its_limit(self) -> None:
         budget = RestartBudget(RestartPolicy(max_restarts=99, first_s=0.5, max_s=4.0), random.Random(1))
-        delays = [budget.died(float(n), ready_for_s=1.0) for n in range(7)]
+        delays = [budget.spend(float(n), ready_for_s=1.0) for n in range(7)]
         assert delays[0] == 0.0
         for delay, full in zip(delays[1:], [0.5, 1.0, 2.0, 4.0, 4.0, 4.0], strict=True):
             assert delay is not None
@@ -146,17 +146,17 @@ class TestBudget:
     def test_a_long_time_of_ready_resets_the_delay(self) -> None:
         budget = RestartBudget(RestartPolicy(max_restarts=99), random.Random(1))
         for n in range(4):
-            budget.died(float(n), ready_for_s=1.0)
-        assert budget.died(100.0, ready_for_s=60.0) == 0.0
+            budget.spend(float(n), ready_for_s=1.0)
+        assert budget.spend(100.0, ready_for_s=60.0) == 0.0
 
     def test_a_suspect_to_blame_spends_nothing(self) -> None:
         budget = RestartBudget(POLICY, random.Random(1))
-        assert [budget.died(0.0, ready_for_s=1.0, counts=False) for _ in range(9)] == [0.0] * 9
-        assert budget.died(0.0, ready_for_s=1.0) == 0.0
+        assert [budget.spend(0.0, ready_for_s=1.0, counts=False) for _ in range(9)] == [0.0] * 9
+        assert budget.spend(0.0, ready_for_s=1.0) == 0.0
 
     def test_the_budget_is_spent_within_the_window_only(self) -> None:
         budget = RestartBudget(POLICY, random.Random(1))
-        assert budget.died(0.0, ready_for_s=1.0) is not None
-        assert budget.died(1.0, ready_for_s=1.0) is not None
-        assert budget.died(59.0, ready_for_s=1.0) is None
-        assert budget.died(60.5, ready_for_s=1.0) is not None
+        assert budget.spend(0.0, ready_for_s=1.0) is not None
+        assert budget.spend(1.0, ready_for_s=1.0) is not None
+        assert budget.spend(59.0, ready_for_s=1.0) is None
+        assert budget.spend(60.5, ready_for_s=1.0) is not None

@@ -285,10 +285,12 @@ def test_a_worker_has_the_towers_of_all_that_it_has_loaded_also_of_what_is_not_a
 def test_what_fits_on_the_smallest_device_is_remembered_whichever_tower_tells_last() -> None:
     router, route, _ = routed(ModelReport(name="m", towers=REPLICAS))
     slot = cast(Any, SimpleNamespace(safe_rows={}, fields={}, process=None))
-    reports = Reports(cast(Any, None), router, lambda _member, _cause: None)
+    reports = Reports(cast(Any, None), cast(Any, None), cast(Any, None), router)
     for rows in (8, 16):
         told = MemoryReport(model="m", safe_rows=rows, exhausted=0)
-        reports.read(cast(Any, SimpleNamespace(slot=slot, route=route)), [worker_wire.MEMORY, told.to_json()], 1.0)
+        reports.handle_message(
+            cast(Any, SimpleNamespace(slot=slot, route=route)), [worker_wire.MEMORY, told.to_json()], 1.0
+        )
     assert slot.safe_rows == {"m": 8}
     assert [each.worker.safe_rows for each in route.towers] == [{"m": 8}, {"m": 8}]
 

@@ -13,7 +13,7 @@ from fake_workers import Scene, child
 from version_folders import version
 
 from multitower.errors import MultitowerError, Reason
-from multitower.spec import ModelReport
+from multitower.spec import ModelReport, ModelSpec
 from multitower.supervisor.config import config
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.operations.version_watch import VersionWatch
@@ -42,7 +42,7 @@ class Daemon:
         self.scene = Scene(slots, fits=fits)
         made = build_settings(self._read())
         self.manager = self.scene.manager
-        self.manager.apply(made.worker_settings)
+        self.manager.apply_settings(made.worker_settings)
         for slot, placement in zip(self.manager.slots, made.placements, strict=True):
             slot.specs, slot.placement = made.worker_settings.models, placement
         router = self.scene.router
@@ -52,18 +52,12 @@ class Daemon:
         for name, limits in made.limits.items():
             router.set_model(name, limits, made.timeouts[name])
         router.set_labels(made.labels)
-        self._specs_of: dict[int, Any] = {}
-        give_work = self.manager._assigner.give_work
+        self._first_models = made.worker_settings.models
+        self._first_processes = list(self.scene.launched)
 
-        def recording(slot: Any, specs: Any, *rest: Any) -> WorkerProcess | None:
-            process = give_work(slot, specs, *rest)
-            if process is not None:
-                self._specs_of[id(process)] = specs
-            return process
-
-        self.manager._assigner.give_work = recording  # type: ignore[method-assign]
-        for process in list(self.scene.launched):
-            self._specs_of[id(process)] = made.worker_settings.models
+    def _specs(self, process: WorkerProcess) -> tuple[ModelSpec, ...]:
+        assignment = child(process).assignment
+        return self._first_models if process in self._first_processes or assignment is None else assignment.models
 
     def _read(self) -> config.Config:
         return config.load(self._path, environment={})
@@ -80,11 +74,11 @@ class Daemon:
             loading = [
                 process
                 for process in self.scene.alive()
-                if process.route is None and not child(process).told and process.state not in ("ready", "failed")
+                if process.route is None and not child(process).told_to_end and process.state not in ("ready", "failed")
             ]
             for process in loading:
                 self._load(process)
-            if not (self.scene.obey() or loading or self.manager.replacements.active):
+            if not (self.scene.end_told() or loading or self.manager.replacing):
                 return
         raise AssertionError("it does not settle")
 
@@ -98,7 +92,7 @@ class Daemon:
                 state="failed" if slot in self.bad.get(spec.key[1], ()) else "ready",
                 cause="no weights" if slot in self.bad.get(spec.key[1], ()) else None,
             )
-            for spec in self._specs_of[id(process)]
+            for spec in self._specs(process)
         )
         self.scene.report(process, "loading")
         good = any(report.state == "ready" for report in reports)
@@ -180,7 +174,7 @@ def test_requests_wait_while_the_only_slot_fails_to_load_a_version(tmp_path: Pat
     daemon.watch.due = 0.0
     daemon.watch.tick(daemon.scene.now)
     daemon.scene.tick()
-    assert child(former).told
+    assert child(former).told_to_end
     daemon.scene.submit()
     daemon.settle()
     assert set(daemon.served()[0]) == {"1"}

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from fake_workers import Scene, child
 
-from multitower.supervisor.workers.hang_detector import Verdict
-from multitower.supervisor.workers.manager import REPLACE_AGAIN_S
+from multitower.supervisor.workers.exit_cause import Fault, Verdict
+from multitower.supervisor.workers.replacement_queue import RETRY_S
 from multitower.supervisor.workers.slot_state_machine import State
 
 
@@ -16,8 +16,7 @@ def test_a_dead_worker_gets_nothing_while_it_waits_to_be_buried() -> None:
     scene = Scene(retry=0)
     dead = scene.serve(scene.process())
     child(dead).disconnected = False  # a child of it holds its channel open
-    child(dead).code = -9
-    scene.manager.died(dead, scene.now)
+    scene.exit(dead)
     scene.submit()
     assert scene.running == {}
     scene.tick(1.0)
@@ -35,7 +34,7 @@ def test_spares_that_died_too_often_come_back_with_an_operators_restart() -> Non
         scene.tick(2.0)
     assert scene.alive() == [serving]
     told: list[str | None] = []
-    scene.manager.restart(scene.slot(), told.append)
+    scene.manager.restart_slot(scene.slot(), told.append)
     scene.settle(lambda: told == [None])
     assert scene.state() is State.READY
     scene.tick()
@@ -44,7 +43,7 @@ def test_spares_that_died_too_often_come_back_with_an_operators_restart() -> Non
 
 def limited(scene: Scene, max_requests: int | None) -> None:
     """As a reload does whose models are the same."""
-    scene.manager.apply(replace(scene.manager.settings, max_requests=max_requests))
+    scene.manager.apply_settings(replace(scene.manager.settings, max_requests=max_requests))
     scene.tick()
 
 
@@ -62,7 +61,7 @@ def test_a_new_limit_of_requests_counts_for_those_that_serve_already() -> None:
     veterans = [scene.serve(scene.process(slot)) for slot in (0, 1)]
     used(scene, 2, 20)
     limited(scene, 1000)
-    assert not scene.manager.replacements.active
+    assert not scene.manager.replacing
     limited(scene, 10)
     # One after the other: the second waits until the first is done.
     assert scene.next_process(0) is not None
@@ -72,7 +71,7 @@ def test_a_new_limit_of_requests_counts_for_those_that_serve_already() -> None:
     assert not {scene.process(slot) for slot in (0, 1)} & set(veterans)
     used(scene, 2, 8)
     scene.tick(10.0)
-    assert not scene.manager.replacements.active
+    assert not scene.manager.replacing
 
 
 def test_workers_reach_their_limits_at_moments_of_their_own() -> None:
@@ -90,13 +89,13 @@ def test_a_worker_whose_replacement_cannot_load_is_not_replaced_at_every_heartbe
         if scene.slot().next_process is None:
             return 0
         scene.report(scene.next_process(), "failed", "the weights are gone")
-        scene.obey()
+        scene.end_told()
         scene.tick()
         return 1
 
     limited(scene, 10)
     assert tried() == 1
-    assert sum(scene.tick(1.0) or tried() for _ in range(int(REPLACE_AGAIN_S) - 2)) == 0
+    assert sum(scene.tick(1.0) or tried() for _ in range(int(RETRY_S) - 2)) == 0
     assert sum(scene.tick(1.0) or tried() for _ in range(4)) == 1
     assert scene.process() is old
     assert scene.state() is State.READY
@@ -107,8 +106,7 @@ def test_a_process_that_is_dead_is_not_served_though_its_ready_is_read_later() -
     process = scene.process()
     scene.report(process, "loading")
     child(process).disconnected = False
-    child(process).code = -9
-    scene.manager.died(process, scene.now)
+    scene.exit(process)
     scene.report(process, "ready")
     scene.submit()
     assert not scene.running
@@ -120,7 +118,7 @@ def test_a_process_that_is_to_be_killed_is_not_served() -> None:
     scene = Scene(retry=0)
     process = scene.process()
     scene.report(process, "loading")
-    process.verdict = Verdict("missed heartbeats")
+    scene.manager._exits.condemn_process(process, Verdict(Fault.HANGS, "missed heartbeats"), scene.now)
     scene.report(process, "ready")
     scene.submit()
     assert not scene.running
@@ -133,6 +131,6 @@ def test_a_successor_that_is_to_be_killed_does_not_take_over() -> None:
     scene.tick()
     new = scene.next_process()
     scene.report(new, "loading")
-    new.verdict = Verdict("missed heartbeats")
+    scene.manager._exits.condemn_process(new, Verdict(Fault.HANGS, "missed heartbeats"), scene.now)
     scene.report(new, "ready")
     assert scene.process() is old

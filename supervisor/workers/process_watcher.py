@@ -1,0 +1,136 @@
+"""Watches the descriptors of worker processes in the daemon's loop, and queues what happens for the manager.
+
+Results go from the reactor to the router directly, since every request has one. Everything else that a process sends,
+and its end, becomes an event, which the manager takes from here at its next `tick`.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+from ..loop.reactor import Reactor
+from ..routing.router import Router
+from .slot import WorkerProcess
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReceived:
+    """A process sent a message that is not a result."""
+
+    process: WorkerProcess
+    message: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class InputFailed:
+    """What a process sent could not be handled: it must be killed."""
+
+    process: WorkerProcess
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessExited:
+    """A process has ended; messages of it may still be in its connection."""
+
+    process: WorkerProcess
+
+
+ProcessEvent = MessageReceived | InputFailed | ProcessExited
+
+
+class ProcessWatcher:
+    """Watches processes from their start until they are released.
+
+    Args:
+        reactor: the daemon's; `run` returns when there is an event.
+        router: handles results.
+
+    Attributes:
+        events: what has happened, oldest first; the manager removes what it handles.
+    """
+
+    def __init__(self, reactor: Reactor, router: Router) -> None:
+        self.events: deque[ProcessEvent] = deque()
+        self._reactor = reactor
+        self._router = router
+        self._descriptors: dict[WorkerProcess, set[int]] = {}
+
+    def add_process(self, process: WorkerProcess) -> None:
+        """Watches a process that has just been started."""
+        child = process.child
+        self._descriptors[process] = {child.heartbeat_descriptor, child.pidfd}
+        self._reactor.add(
+            child.heartbeat_descriptor,
+            functools.partial(self._on_heartbeat, process),
+            functools.partial(self._on_heartbeat_error, process),
+        )
+        self._reactor.add(child.pidfd, functools.partial(self._on_exit, process))
+        connection = child.connection
+        connection.on_message = functools.partial(self._on_message, process)
+        connection.on_error = functools.partial(self._on_error, process)
+        connection.recheck = self._reactor.add_socket(
+            connection.socket,
+            functools.partial(self._router.receive_from_worker, connection),
+            functools.partial(self._on_receive_error, process),
+        )
+
+    def remove_process(self, process: WorkerProcess) -> None:
+        """Stops watching a process that has ended, before its descriptors are closed."""
+        exited = process.child.pidfd not in self._descriptors[process]
+        for descriptor in tuple(self._descriptors.pop(process)):
+            self._reactor.remove(descriptor)
+        self._reactor.remove_socket(process.child.connection.socket)
+        if exited:
+            self._reactor.remove_socket(process.child.connection.monitor)
+
+    def _remove_descriptor(self, process: WorkerProcess, descriptor: int) -> None:
+        if descriptor in self._descriptors[process]:
+            self._descriptors[process].remove(descriptor)
+            self._reactor.remove(descriptor)
+
+    def _on_heartbeat(self, process: WorkerProcess) -> None:
+        read_heartbeat(process, time.monotonic())
+        if process.child.heartbeats_closed:
+            # Otherwise it stays readable. The process is about to end, or will be found to hang.
+            self._remove_descriptor(process, process.child.heartbeat_descriptor)
+
+    def _on_heartbeat_error(self, process: WorkerProcess, error: Exception) -> None:
+        self._remove_descriptor(process, process.child.heartbeat_descriptor)
+        self._on_error(process, error)
+
+    def _on_exit(self, process: WorkerProcess) -> None:
+        # A pidfd stays readable: one event is enough.
+        self._remove_descriptor(process, process.child.pidfd)
+        self._remove_descriptor(process, process.child.heartbeat_descriptor)
+        # The process is released once its end of the connection is closed: then everything it sent has arrived.
+        self._reactor.add_socket(process.child.connection.monitor, self._reactor.interrupt)
+        self._add_event(ProcessExited(process))
+
+    def _on_message(self, process: WorkerProcess, message: list[Any]) -> None:
+        self._add_event(MessageReceived(process, message))
+
+    def _on_receive_error(self, process: WorkerProcess, error: Exception) -> None:
+        if not isinstance(error, zmq.ZMQError):
+            raise error  # of the scheduler: the daemon ends
+        self._on_error(process, error)
+
+    def _on_error(self, process: WorkerProcess, error: Exception) -> None:
+        self._add_event(InputFailed(process, error))
+
+    def _add_event(self, event: ProcessEvent) -> None:
+        self.events.append(event)
+        self._reactor.interrupt()
+
+
+def read_heartbeat(process: WorkerProcess, now: float) -> None:
+    """Reads the heartbeats of a process that have arrived, and records the last one."""
+    calls = process.child.read_heartbeat()
+    if calls is not None:
+        process.hang_detector.record_heartbeat(now, calls)

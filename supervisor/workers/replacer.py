@@ -1,0 +1,239 @@
+"""Replaces the processes of slots on purpose, one after the other, without losing a request.
+
+Where the machine can hold two processes of a slot at once, the new one loads while the old one serves, and takes over
+when it is ready. Otherwise the old one drains and ends first. A slot whose new process cannot load keeps its old one,
+or gets one with the same models again.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from multitower.spec import ModelReport
+
+from ..loop.log import event
+from ..routing.router import Router
+from .capacity import Capacity
+from .exit_cause import Fault, Verdict
+from .replacement_queue import Replacement, ReplacementQueue, Step
+from .slot import describe_failures
+from .slot_state_machine import LIVE, Event, State
+from .slots import Slots
+
+log = logging.getLogger("multitower.manager")
+
+RECOVERY = "recovery after an internal error"
+"""Why a slot is replaced whose replacement raised."""
+
+
+class Replacer:
+    """Carries out the replacements of a queue.
+
+    Args:
+        slots: all slots.
+        queue: what is to be replaced.
+        router: stops sending requests to processes that are replaced.
+        capacity: decides whether a second process of a slot fits on the machine.
+    """
+
+    def __init__(self, slots: Slots, queue: ReplacementQueue, router: Router, capacity: Capacity) -> None:
+        self._slots = slots
+        self._queue = queue
+        self._router = router
+        self._scheduler = router.scheduler
+        self._capacity = capacity
+
+    def advance(self, now: float) -> None:
+        """Does every step that can be done now. Call it after each burst of events."""
+        queue = self._queue
+        while True:
+            if queue.current is None:
+                if not queue.waiting:
+                    return
+                queue.current = queue.waiting.popleft()
+                message = "removing slot" if queue.current.remove else "replacing worker"
+                event(log, logging.INFO, message, **queue.current.slot.fields, why=queue.current.why)
+            before = queue.current, queue.current.step
+            self._advance_one(queue.current, now)
+            if (queue.current, queue.current.step if queue.current is not None else None) == before:
+                return
+
+    def abort(self, error: str, now: float) -> None:
+        """Gives up the replacement in progress after an internal error.
+
+        Processes that are not the slot's current one end. A current one that gets no more batches is killed, and a
+        slot that would not start another process by itself gets one by a new replacement, unless this one was that.
+        """
+        current = self._queue.current
+        if current is None:
+            return
+        slot = current.slot
+        for process in (current.old, current.new):
+            if process is not None and process is not slot.process:
+                self._slots.end_process(process, now)
+        if slot.process is not None and slot.route is not None and slot.route.worker.retiring:
+            self._slots.condemn_process(slot.process, Verdict(Fault.DEFECT, "its replacement failed"), now)
+        if slot.state not in LIVE and not current.remove and current.why != RECOVERY:
+            self._queue.waiting.appendleft(Replacement(slot, RECOVERY))
+        self._finish(error)
+
+    def _advance_one(self, replacement: Replacement, now: float) -> None:
+        steps = {
+            Step.BEGIN: self._begin,
+            Step.LOADING: self._wait_for_takeover,
+            Step.DRAINING: self._drain,
+            Step.STOPPING: self._wait_for_end,
+            Step.STARTING: self._wait_for_new_process,
+        }
+        steps[replacement.step](replacement, now)
+
+    def _begin(self, replacement: Replacement, now: float) -> None:
+        slot = replacement.slot
+        state = slot.state
+        if state is State.STARTING and slot.process is None and replacement.has_new_process:
+            # It waits for devices: its first process, which is still to be started, is the new one.
+            replacement.apply()
+            self._finish(None)
+        elif state in (State.STARTING, State.LOADING):
+            self._slots.handle_event(slot, Event.STOP, now)
+            replacement.step = Step.STOPPING
+        elif state is State.READY and slot.process is not None:
+            replacement.old = slot.process
+            if not (replacement.has_new_process and self._capacity.fits_second_process(slot)):
+                replacement.step = Step.DRAINING
+                return
+            replacement.overlap = True
+            replacement.new = self._slots.start_next_process(
+                slot, replacement.target_specs, replacement.placement or slot.placement
+            )
+            if replacement.new is None:
+                self._finish("no process could be started")
+                return
+            replacement.step = Step.LOADING
+        else:
+            replacement.step = Step.STOPPING
+
+    def _wait_for_takeover(self, replacement: Replacement, _now: float) -> None:
+        """While the new process loads: `record_takeover` ends this step when it is ready."""
+        slot = replacement.slot
+        if slot.next_process is not None:
+            return
+        if slot.state is State.READY:
+            self._finish(f"the replacement worker could not load, and the old one continues: {slot.last_error}")
+        elif slot.process is replacement.new:
+            # The old process died, and the new one was promoted.
+            replacement.apply()
+            replacement.step = Step.STARTING
+        else:
+            replacement.reset()  # both have died
+
+    def _drain(self, replacement: Replacement, now: float) -> None:
+        old, slot = replacement.old, replacement.slot
+        assert old is not None  # set with the step
+        if old.route is None or old.route.worker not in self._router.routes:
+            self._end_drain(replacement)
+            return
+        if not old.usable:
+            return  # it is dead, or will be: what it was executing must first be given to other workers
+        worker = old.route.worker
+        if not worker.retiring:
+            if replacement.remove and self._slots.will_be_relieved(slot):
+                return
+            expected = self._expected_versions(replacement)
+            self._router.withdraw_versions(old.route, expected)
+            if replacement.draining_since is None:
+                replacement.draining_since = now
+            if self._scheduler.is_needed(worker, {name for name, _ in expected}, replacement.draining_since):
+                return
+            self._scheduler.retire(worker)
+            if not replacement.overlap:
+                self._slots.handle_event(slot, Event.DRAIN, now)
+        if worker.process_idle:
+            if replacement.overlap:
+                self._slots.end_process(old, now)
+            else:
+                self._slots.handle_event(slot, Event.DRAINED, now)
+            self._end_drain(replacement)
+
+    def _expected_versions(self, replacement: Replacement) -> set[tuple[str, str]]:
+        """Model versions of the old process that other processes will load: requests for them can wait."""
+        own = (
+            self._slots.versions_blocked_by(replacement.slot)
+            if replacement.remove
+            else {spec.key for spec in replacement.target_specs}
+        )
+        # Where the new process serves already, its versions are not expected, but present.
+        return (self._queue.added_versions() - own) | (set() if replacement.overlap else own)
+
+    def _end_drain(self, replacement: Replacement) -> None:
+        if replacement.overlap:
+            self._finish(None)
+        else:
+            replacement.step = Step.STOPPING
+
+    def _wait_for_end(self, replacement: Replacement, now: float) -> None:
+        slot = replacement.slot
+        if slot.state in (State.STARTING, State.LOADING, State.READY):
+            replacement.reset()  # it died before it was told to end, and was restarted at once
+            return
+        if slot.process is not None or slot.state not in (State.STOPPED, State.FAILED, State.BACKOFF):
+            return
+        slot.due = None
+        if replacement.remove:
+            self._remove_slot(replacement)
+            return
+        replacement.apply()
+        if not slot.specs:
+            self._slots.handle_event(slot, Event.STOP, now)  # it is not to be restarted
+            self._finish(None)
+            return
+        self._slots.handle_event(slot, Event.RESTART, now)
+        replacement.step = Step.STARTING
+
+    def _remove_slot(self, replacement: Replacement) -> None:
+        slot = replacement.slot
+        self._slots.remove_slot(slot)
+        self._finish(None)
+        others = list(self._queue.of_slot(slot))
+        self._queue.withdraw(others)
+        for other in others:
+            if other.done is not None:
+                other.done("the slot is no longer configured")
+
+    def _wait_for_new_process(self, replacement: Replacement, _now: float) -> None:
+        slot = replacement.slot
+        failed = tuple(model for model in slot.models if model.state != "ready" and model.key in replacement.changed)
+        if slot.state is State.READY and not failed:
+            self._finish(None)
+            return
+        ended = slot.state in (State.READY, State.FAILED, State.STOPPED)
+        if ended or (slot.state is State.BACKOFF and replacement.former is not None):
+            cause = describe_failures(failed) or slot.last_error or str(slot.state)
+            slot.last_error = cause
+            self._roll_back(replacement, cause, failed)
+
+    def _roll_back(self, replacement: Replacement, cause: str, failed: tuple[ModelReport, ...]) -> None:
+        """After the new process could not load: the slot gets back the models that it served, if it did."""
+        former, replacement.former = replacement.former, None
+        if former is None:
+            self._finish(cause)
+            return
+        slot = replacement.slot
+        message = "replacement worker cannot load: back to the former models"
+        event(log, logging.ERROR, message, **slot.fields, cause=cause)
+        slot.refused, replacement.rollback_cause = failed, cause
+        replacement.specs, replacement.placement = former
+        replacement.reset()
+
+    def _finish(self, error: str | None) -> None:
+        replacement, self._queue.current = self._queue.current, None
+        assert replacement is not None  # it is the one that ends
+        error = replacement.rollback_cause or error
+        subject = "slot" if replacement.remove else "worker"
+        done = "removed" if replacement.remove else "replaced"
+        message = f"{subject} {done}" if error is None else f"{subject} not {done}"
+        level = logging.INFO if error is None else logging.ERROR
+        event(log, level, message, **replacement.slot.fields, why=replacement.why, cause=error)
+        self._slots.changed = True
+        if replacement.done is not None:
+            replacement.done(error)

@@ -1,0 +1,340 @@
+"""The slots and their processes: carries out what the slots' state machines ask for.
+
+`manager.py` reports what happens to processes; `reports.py` and `replacer.py` change slots through the methods here.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+from multitower import worker_wire
+from multitower.spec import Assignment, ModelSpec
+
+from ..loop.log import event
+from ..machine.placement import Placement
+from ..scheduling.scheduler import Scheduler
+from .exit_cause import Verdict
+from .exits import Exits
+from .launcher import Launcher
+from .restart_budget import RestartBudget, RestartPolicy
+from .slot import Slot, WorkerProcess
+from .slot_state_machine import LIVE, Action, Event, State
+from .spares import Spares
+
+log = logging.getLogger("multitower.manager")
+
+LOADING = (State.STARTING, State.LOADING)
+_WITH_PROCESS = (State.LOADING, State.READY, State.DRAINING, State.STOPPING)
+
+
+class Slots:
+    """All slots, in the order of their numbers.
+
+    Args:
+        scheduler: sends no more batches to processes of slots that stop.
+        launcher: starts processes where there is no spare.
+        spares: are assigned to slots first.
+        exits: ends processes.
+        rng: draws what shall differ from slot to slot.
+        policy: limits restarts.
+
+    Attributes:
+        slots: the slots.
+        changed: whether something has changed that decides which models are available; whoever acts on it resets it.
+        stopping: the daemon ends: no process is started any more.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        launcher: Launcher,
+        spares: Spares,
+        exits: Exits,
+        rng: random.Random,
+        policy: RestartPolicy,
+    ) -> None:
+        self.slots: list[Slot] = []
+        self.changed = True
+        self.stopping = False
+        self._scheduler = scheduler
+        self._launcher = launcher
+        self._spares = spares
+        self._exits = exits
+        self._rng = rng
+        self._policy = policy
+        self._replaced: list[WorkerProcess] = []  # their slots have other processes; they finish their batches
+        self._generations: dict[bytes, int] = {}
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self.slots)
+
+    def add_slot(self, placement: Placement, specs: tuple[ModelSpec, ...]) -> None:
+        """Adds a slot; `advance` starts its process if it has a model to load."""
+        state = State.STARTING if specs else State.STOPPED
+        budget = RestartBudget(self._policy, self._rng)
+        self.slots.append(Slot(placement.slot, budget, state, placement, specs))
+        self.slots.sort(key=lambda slot: slot.number)
+        self.changed = True
+
+    def remove_slot(self, slot: Slot) -> None:
+        """Removes a slot whose process has ended."""
+        self.slots.remove(slot)
+        self.changed = True
+
+    def set_policy(self, policy: RestartPolicy) -> None:
+        """Applies a new restart policy to all slots."""
+        self._policy = policy
+        for slot in self.slots:
+            slot.set_policy(policy)
+
+    def processes(self) -> Iterator[WorkerProcess]:
+        """Every process that has not been released: of the slots, spares, and those that end."""
+        found = dict.fromkeys(self._exits.processes)
+        found.update(dict.fromkeys(self._spares.processes))
+        for slot in self.slots:
+            found.update((each, None) for each in (slot.process, slot.next_process) if each is not None)
+        found.update(dict.fromkeys(self._replaced))
+        return iter(found)
+
+    # Events.
+
+    def handle_event(self, slot: Slot, event: Event, now: float, cause: str | None = None) -> None:
+        """Makes the transition for an event, and does what it asks for.
+
+        Raises:
+            LookupError: the event cannot happen in the slot's state.
+        """
+        self._carry_out(slot, slot.handle(event, now, cause), now)
+
+    def advance(self, slot: Slot, now: float) -> None:
+        """Starts the process of a slot whose back-off is over, or that had to wait for devices."""
+        if slot.process is None and slot.state in _WITH_PROCESS:
+            # Only after an internal error that was contained.
+            self._carry_out(slot, slot.handle_death(now, "its process was lost"), now)
+        if slot.state is State.STARTING and slot.process is None and not self.stopping:
+            self._start_process(slot, now)
+        if slot.due is not None and now >= slot.due:
+            slot.due = None
+            self.handle_event(slot, Event.DUE, now)
+
+    def next_wakes(self) -> list[float]:
+        """When `advance` must be called, in monotonic seconds."""
+        return [slot.due for slot in self.slots if slot.due is not None]
+
+    def _carry_out(self, slot: Slot, action: Action, now: float) -> None:
+        self.changed = True
+        if action is Action.START:
+            self._start_process(slot, now)
+        elif action is Action.WAIT:
+            slot.due = now + slot.delay_s
+        elif action is Action.STOP and slot.process is not None:
+            self._exits.end_process(slot.process, now)
+        elif action is Action.STOP:
+            slot.handle(Event.DIED, now)  # it waited for devices, and has no process to end
+
+    # Starting processes.
+
+    def _start_process(self, slot: Slot, now: float) -> None:
+        """Gives the slot its next process, unless it has to wait for devices; then `advance` tries again."""
+        if any(self.blocks(other, slot) for other in self.slots):
+            return
+        slot.models, slot.visible_devices = (), None
+        slot.process = self._assign_process(slot, slot.specs, slot.placement, slot.incarnation)
+        if slot.process is None:
+            action = slot.handle_death(now, "no process could be started")
+            log_if_failed(slot)
+            self._carry_out(slot, action, now)
+
+    def start_next_process(
+        self, slot: Slot, specs: tuple[ModelSpec, ...], placement: Placement
+    ) -> WorkerProcess | None:
+        """Starts a process that is to take over a slot while its present process serves.
+
+        Args:
+            slot: it is ready.
+            specs: the models that the new process loads.
+            placement: its devices and its share of the host.
+
+        Returns:
+            The process, or None when the system has no resources for it.
+        """
+        slot.refused = ()
+        slot.next_process = self._assign_process(slot, specs, placement, slot.incarnation + 1)
+        return slot.next_process
+
+    def _assign_process(
+        self, slot: Slot, specs: tuple[ModelSpec, ...], placement: Placement, incarnation: int
+    ) -> WorkerProcess | None:
+        """Assigns a slot's work to a spare, or to a new process; None when no process could be started."""
+        fields = {**slot.fields, "incarnation": incarnation, "device": placement.device}
+        specs_with_rows = tuple(replace(spec, safe_rows=slot.safe_rows.get(spec.name, 0)) for spec in specs)
+        assignment = placement.make_assignment(slot.number, incarnation, specs_with_rows)
+        process = self._spares.pop()
+        if process is not None:
+            process.child.fields.clear()
+            process.child.fields.update(fields, pid=process.child.pid)
+            process.child.connection.send([worker_wire.ASSIGN, assignment.to_json()])
+            event(log, logging.INFO, "spare assigned", **process.child.fields)
+        else:
+            process = self._launch(slot, assignment, fields)
+            if process is None:
+                return None
+            event(log, logging.INFO, "worker started", **process.child.fields)
+        process.slot = slot
+        process.generations = {spec.key: self._generation(spec) for spec in specs}
+        process.replacement_jitter = self._rng.random()
+        return process
+
+    def _launch(self, slot: Slot, assignment: Assignment, fields: dict[str, object]) -> WorkerProcess | None:
+        try:
+            return self._launcher.launch(f"mt-worker-{slot.number}", assignment, fields)
+        except Exception:
+            # The slot tries again after a back-off.
+            log.exception("internal error while starting a process: %s", fields)
+            return None
+
+    def _generation(self, spec: ModelSpec) -> int:
+        """A number for a model version as it is configured, equal for equal configurations."""
+        return self._generations.setdefault(spec.to_json(), len(self._generations))
+
+    # Replacing and ending processes.
+
+    def take_over(self, slot: Slot, now: float) -> WorkerProcess:
+        """Makes the slot's next process its current one.
+
+        Returns:
+            The process that was the current one: it must be told to end once it has finished its batches.
+        """
+        old, new = slot.process, slot.next_process
+        assert old is not None  # it serves
+        assert new is not None  # it has reported that it is ready
+        slot.process, slot.next_process = new, None
+        self._replaced.append(old)
+        self.handle_event(slot, Event.REPLACED, now)
+        return old
+
+    def end_process(self, process: WorkerProcess, now: float) -> None:
+        """Tells a process to end, and kills it if it does not."""
+        if process in self._spares.processes:
+            self._spares.processes.remove(process)
+        self._exits.end_process(process, now)
+
+    def condemn_process(self, process: WorkerProcess, verdict: Verdict, now: float) -> None:
+        """Kills a process for a fault; its slot starts another one as after any death."""
+        self._exits.condemn_process(process, verdict, now)
+
+    def stop_slot(self, slot: Slot, now: float) -> None:
+        """Ends the slot's processes."""
+        slot.due = None
+        next_process, slot.next_process = slot.next_process, None
+        if next_process is not None:
+            self.end_process(next_process, now)
+        if slot.route is not None and slot.state is State.READY:
+            self._scheduler.retire(slot.route.worker)
+            self.handle_event(slot, Event.DRAIN, now)
+            self.handle_event(slot, Event.DRAINED, now)
+        else:
+            self.handle_event(slot, Event.STOP, now)
+
+    def handle_death(self, process: WorkerProcess, now: float, *, suspect_to_blame: bool) -> None:
+        """Decides what its slot does after a process that was not a spare has ended and was released.
+
+        Args:
+            process: the process.
+            now: monotonic seconds.
+            suspect_to_blame: it executed nothing but a suspect request, so its death spends no restart budget.
+        """
+        slot = process.slot
+        assert slot is not None  # it was not a spare
+        if process.route is not None:
+            slot.completed += process.route.completed
+        if process in self._replaced:
+            self._replaced.remove(process)
+            event(log, logging.INFO, "worker ended", **process.child.fields, cause=process.exit_description)
+        elif slot.next_process is process:
+            slot.next_process = None
+            slot.last_error = process.exit_description
+            event(
+                log,
+                logging.ERROR,
+                "replacement worker died",
+                **process.child.fields,
+                cause=process.exit_description,
+                check=process.exit_advice,
+            )
+        elif slot.process is process:
+            slot.process = None
+            if slot.next_process is not None and slot.state is State.READY:
+                self._promote_next_process(slot, process, now)
+            else:
+                self._handle_end_of_current_process(slot, process, now, suspect_to_blame)
+
+    def _handle_end_of_current_process(
+        self, slot: Slot, process: WorkerProcess, now: float, suspect_to_blame: bool
+    ) -> None:
+        expected = slot.state not in LIVE
+        slot.unavailable_since = now if not expected else None
+        action = slot.handle_death(now, process.exit_description, counts=not suspect_to_blame)
+        if expected:
+            event(log, logging.INFO, "worker ended", **process.child.fields, cause=process.exit_cause)
+        else:
+            event(
+                log,
+                logging.WARNING,
+                "worker died",
+                **process.child.fields,
+                cause=process.exit_description,
+                check=process.exit_advice,
+                next=f"restart in {slot.delay_s:.1f}s" if action is Action.WAIT else "slot failed",
+            )
+            log_if_failed(slot)
+        slot.models = tuple(model for model in slot.models if model.state != "ready")
+        slot.visible_devices = None
+        self._carry_out(slot, action, now)
+
+    def _promote_next_process(self, slot: Slot, died: WorkerProcess, now: float) -> None:
+        """The slot's process died while another one loads to take over: that is the current one from now on."""
+        slot.unavailable_since = now
+        slot.last_error = died.exit_description
+        slot.process, slot.next_process = slot.next_process, None
+        slot.models, slot.visible_devices = (), None
+        event(
+            log,
+            logging.WARNING,
+            "worker died",
+            **died.child.fields,
+            cause=died.exit_description,
+            check=died.exit_advice,
+            next="its replacement is loading",
+        )
+        self.handle_event(slot, Event.PROMOTED, now)
+
+    # What slots wait for.
+
+    def blocks(self, other: Slot, slot: Slot) -> bool:
+        """Whether the slot has to wait for the end of the other's process, which uses some of its devices."""
+        return other.process is not None and slot.placement.conflicts_with(other.placement)
+
+    def versions_blocked_by(self, slot: Slot) -> set[tuple[str, str]]:
+        """Model versions that only slots will load which wait for the end of this slot's process."""
+        blocked = {spec.key for each in self.slots if self.blocks(slot, each) for spec in each.specs}
+        return blocked - self._loading_versions()
+
+    def will_be_relieved(self, slot: Slot) -> bool:
+        """Whether another slot is loading a model version that, of the ready slots, only this one has."""
+        ready = (each for each in self.slots if each is not slot and each.state is State.READY)
+        missing = self._loading_versions() - {spec.key for each in ready for spec in each.specs}
+        return any(spec.key in missing for spec in slot.specs)
+
+    def _loading_versions(self) -> set[tuple[str, str]]:
+        loading = (each for each in self.slots if each.process is not None and each.state in LOADING)
+        return {spec.key for each in loading for spec in each.specs}
+
+
+def log_if_failed(slot: Slot) -> None:
+    """Logs that a slot has failed, if it has."""
+    if slot.state is State.FAILED:
+        event(log, logging.ERROR, "slot failed", **slot.fields, cause=slot.last_error)
