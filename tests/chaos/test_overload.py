@@ -1,4 +1,4 @@
-"""Four times more than the workers can do: bounded memory, full goodput, and an answer at once for the rest."""
+"""Four times the load that the workers can take: bounded memory, full goodput, prompt refusals for the rest."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ WORKERS = 2
 SERVICE_S = 0.04
 QUEUE = 30
 OFFERED = 4.0 * WORKERS / SERVICE_S
-"""Requests a second: four times what workers that do nothing but sleep could answer."""
+"""Requests per second: four times what workers that only sleep could answer."""
 
 QUEUE_S = QUEUE * SERVICE_S / WORKERS
-"""How long a request waits that was the last to find room."""
+"""Seconds that a request waits which was the last one to fit into the queue."""
 
 CONFIG = f"""
 listen: ["{{endpoint}}"]
@@ -37,7 +37,7 @@ models:
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120 + 2 * SECONDS)]
 
 
-def test_four_times_the_capacity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_goodput_and_memory_hold_at_four_times_the_capacity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Running(tmp_path, CONFIG) as daemon:
         daemon.wait_ready()
         process = psutil.Process(daemon.process.pid)
@@ -74,10 +74,12 @@ def test_four_times_the_capacity(tmp_path: Path, capsys: pytest.CaptureFixture[s
                 f"RSS {max(memory) / 2**20:.1f} MiB, {growth / 2**20:+.2f} MiB in the second half"
             )
         assert set(tally.faults()) == {"queue_full"}, str(tally)
-        assert tally.held_back == 0, "the daemon did not read what came"
-        assert tally.rate(since, until, "queue_full") + goodput > 0.9 * OFFERED, "load was not what it was to be"
+        assert tally.held_back == 0, "the daemon did not read the requests"
+        assert tally.rate(since, until, "queue_full") + goodput > 0.9 * OFFERED, (
+            "the load generator did not offer enough"
+        )
         assert goodput >= 0.9 * most
-        # The worst of them are the machine's, which does other things too.
+        # The slowest are due to the machine, which runs other things as well.
         assert refused < QUEUE_S / 20
         assert refused_p99 < QUEUE_S / 2
         full = (QUEUE + WORKERS) / most  # a place at the queue's end, and one in the worker

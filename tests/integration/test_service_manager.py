@@ -1,4 +1,4 @@
-"""What a service manager hears of a daemon's life, and what survives a full disk."""
+"""What a service manager is told, a log on a full disk, and the figures of the status."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def wait_for(manager: socket.socket, word: str) -> list[str]:
-    """What is heard up to a message that begins with this word, that one included."""
-    heard: list[str] = []
-    while not heard or not heard[-1].startswith(word):
-        heard.append(manager.recv(4096).decode())
-        assert len(heard) < 200, heard
-    return heard
+    """Returns the messages up to the first one that begins with this word, that one included."""
+    messages: list[str] = []
+    while not messages or not messages[-1].startswith(word):
+        messages.append(manager.recv(4096).decode())
+        assert len(messages) < 200, messages
+    return messages
 
 
-def test_a_service_manager_is_told_of_every_step(tmp_path: Path, manager: socket.socket) -> None:
+def test_the_service_manager_is_told_of_each_state(tmp_path: Path, manager: socket.socket) -> None:
     environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
     with Running(tmp_path, CONFIG, environment=environment) as daemon:
         starting = wait_for(manager, "READY=1")
@@ -63,7 +63,7 @@ def test_a_service_manager_is_told_of_every_step(tmp_path: Path, manager: socket
         assert daemon.wait_end() == 0
 
 
-def test_a_log_on_a_full_disk_stops_nothing(tmp_path: Path) -> None:
+def test_a_log_on_a_full_disk_does_not_stop_the_daemon(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG) as plain:
         config = plain.config.read_text()
         plain.wait_ready()
@@ -87,7 +87,7 @@ def test_a_log_on_a_full_disk_stops_nothing(tmp_path: Path) -> None:
         daemon.wait()
 
 
-def test_status_measures_each_slot(tmp_path: Path) -> None:
+def test_the_status_has_figures_of_each_slot(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
         for number in range(20):
             client.infer("m", {"x": np.array([[number]])})
@@ -101,7 +101,7 @@ def test_status_measures_each_slot(tmp_path: Path) -> None:
         assert (slot["device_memory_bytes"], slot["device_present"]) == (None, True)
 
 
-def test_workers_that_grow_too_large_are_replaced(tmp_path: Path) -> None:
+def test_workers_that_grow_beyond_max_rss_are_replaced(tmp_path: Path) -> None:
     text = CONFIG.replace("Versioned", "Hungry").replace("{version: 1, load_s: 0.5}", "{leak: 20000000}")
     text += "heartbeat: 100ms\nmax_rss: 200MiB\n"
     with Running(tmp_path, text) as daemon:

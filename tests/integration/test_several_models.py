@@ -1,4 +1,4 @@
-"""Models of which each has devices of its own: served, unloaded and loaded beside others under load."""
+"""Models with devices of their own: served, unloaded and loaded while others are under load."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ models:
 
 
 def run(*arguments: str, daemon: Running) -> tuple[int, str]:
-    """The exit code of a command and what it says."""
+    """Returns the exit code and the output of a command."""
     done = multitower(*arguments, daemon=daemon)
     return done.returncode, done.stdout + done.stderr
 
 
-def right(number: int, future: Future[Any], version: int) -> bool:
-    """The request was answered, by that version; False when it was refused as the model is unloaded."""
+def answered(number: int, future: Future[Any], version: int) -> bool:
+    """Whether the request was answered, by that version; False if it was refused because the model is unloaded."""
     error = future.exception(STEP_S)
     if isinstance(error, MultitowerError) and "is unloaded" in error.message:
         return False
@@ -43,13 +43,13 @@ def right(number: int, future: Future[Any], version: int) -> bool:
     return True
 
 
-def test_a_model_is_unloaded_and_loaded_under_load_and_no_other_one_notices(tmp_path: Path) -> None:
+def test_unloading_and_loading_a_model_does_not_disturb_the_others(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
         state = client.status()
         assert [[model["name"] for model in slot["models"]] for slot in state["slots"]] == [["m"], ["m", "n"], ["o"]]
         assert [(model["slots_ready"], model["slots_total"]) for model in state["models"]] == [(2, 2), (1, 1), (1, 1)]
-        assert "o ready" in (told := " ".join(run("status", daemon=daemon)[1].split()))
-        assert "+256 MiB" in told.replace("+257", "+256"), "what its worker's memory grew by"
+        assert "o ready" in (status := " ".join(run("status", daemon=daemon)[1].split()))
+        assert "+256 MiB" in status.replace("+257", "+256"), "by how much the memory of its worker grew"
         (heavy,) = state["slots"][2]["models"]
         assert 256 << 20 <= heavy["host_memory_bytes"] < 300 << 20
         grown = [model["host_memory_bytes"] for model in state["models"]]
@@ -61,7 +61,7 @@ def test_a_model_is_unloaded_and_loaded_under_load_and_no_other_one_notices(tmp_
             daemon.wait(lambda: min(len(of_m), len(of_n)) > 50)
             assert run("unload", "n", daemon=daemon) == (0, "n is unloaded; slots renewed 1\n")
             assert run("unload", "n", daemon=daemon) == (0, "n was unloaded already\n")
-            assert run("status", daemon=daemon)[0] == 0, "it is as the operator wants it"
+            assert run("status", daemon=daemon)[0] == 0, "an unloaded model is not a failure"
             unloaded = client.status()
             assert [model["state"] for model in unloaded["models"]] == ["ready", "unloaded", "ready"]
             assert unloaded["models"][1]["host_memory_bytes"] is None
@@ -72,8 +72,8 @@ def test_a_model_is_unloaded_and_loaded_under_load_and_no_other_one_notices(tmp_
             assert run("load", "n", daemon=daemon) == (0, "n is loaded; slots renewed 1\n")
             seen = len(of_n)
             daemon.wait(lambda: len(of_n) > seen + 50)
-        assert all(right(number, future, version=1) for number, future in of_m)
-        served = [right(number, future, version=2) for number, future in of_n]
+        assert all(answered(number, future, version=1) for number, future in of_m)
+        served = [answered(number, future, version=2) for number, future in of_n]
         assert served[:10] + served[-10:] == [True] * 20
         assert False in served
         after = client.status()["slots"]
@@ -82,7 +82,7 @@ def test_a_model_is_unloaded_and_loaded_under_load_and_no_other_one_notices(tmp_
         daemon.wait(lambda: not psutil.pid_exists(before[1]))
 
 
-def test_a_device_without_models_is_idle_and_takes_new_ones_of_the_file(tmp_path: Path) -> None:
+def test_a_device_without_models_is_idle_until_one_is_loaded(tmp_path: Path) -> None:
     text = CONFIG.replace("devices: [cpu:2]", "devices: [cpu:2], load_at_startup: false")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         slot = client.status()["slots"][2]
@@ -101,11 +101,14 @@ def test_a_device_without_models_is_idle_and_takes_new_ones_of_the_file(tmp_path
         )
         assert run("load", "p", daemon=daemon) == (0, "p is loaded; slots renewed 2\n")
         assert client.infer("p", {"x": np.ones(1)})["x"].tolist() == [1]
-        assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [1], "the file's other changes wait"
+        assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [1], (
+            "other changes of the file are not applied"
+        )
         assert "INVALID_ARGUMENT/malformed: model_name is missing" in run("unload", "", daemon=daemon)[1]
-        code, told = run("load", "q", daemon=daemon)
+        code, output = run("load", "q", daemon=daemon)
         assert code == 1
-        assert "names no model 'q', only m, n, o, p" in told
+        assert "NOT_FOUND/model_unknown" in output
+        assert "names no model 'q', only m, n, o, p" in output
         assert run("reload", daemon=daemon) == (0, "reloaded; slots renewed 0, 1\n")
         assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [3]
         assert [model["state"] for model in client.status()["models"]] == ["ready", "ready", "unloaded", "ready"]

@@ -1,4 +1,4 @@
-"""How the daemon starts, and how it refuses to: never half, and with an exit code that says why."""
+"""How the daemon starts, and how it refuses to start: leaving nothing behind, with an exit code that says why."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ models: [{name: echo, handler: "handlers:Echo"}]
 """
 
 
-def test_it_listens_where_and_as_it_says_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_it_listens_on_its_endpoints_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG.replace("[", '["tcp://127.0.0.1:*", ', 1)) as daemon:
         daemon.wait_ready()
         front = Path(daemon.endpoint.removeprefix("ipc://"))
@@ -43,18 +43,18 @@ def test_it_listens_where_and_as_it_says_and_leaves_nothing_behind(tmp_path: Pat
         assert not front.exists()
         assert list(daemon.runtime_dir.iterdir()) == []
         daemon.wait_line("daemon ended", code=0)
-        assert daemon.stderr == "", "every line of the log is JSON"
+        assert daemon.stderr == "", "each line of the log is JSON"
 
 
-def second(daemon: Running, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Another daemon, beside the running one, that must refuse to start."""
+def start_second(daemon: Running, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Starts another daemon beside the running one, which must refuse to start."""
     command = [sys.executable, "-m", "multitower", "serve", str(daemon.config), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder)
 
 
-def test_a_held_ipc_endpoint_is_refused_and_its_holder_goes_on(tmp_path: Path) -> None:
+def test_an_ipc_endpoint_in_use_is_refused_and_its_owner_serves_on(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
-        refused = second(daemon, tmp_path, "--set", f"runtime_dir={tmp_path / 'r2'}")
+        refused = start_second(daemon, tmp_path, "--set", f"runtime_dir={tmp_path / 'r2'}")
         assert refused.returncode == Exit.TEMPORARY
         assert daemon.endpoint.removeprefix("ipc://") in refused.stderr
         assert "Traceback" not in refused.stderr
@@ -62,27 +62,27 @@ def test_a_held_ipc_endpoint_is_refused_and_its_holder_goes_on(tmp_path: Path) -
         assert daemon.end() == Exit.OK
 
 
-def test_a_held_tcp_endpoint_is_refused(tmp_path: Path) -> None:
+def test_a_tcp_endpoint_in_use_is_refused(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG.replace('"{endpoint}"', '"tcp://127.0.0.1:*"')) as daemon:
         line = daemon.wait_line("daemon started")
-        refused = second(
+        refused = start_second(
             daemon, tmp_path, "--set", f"listen=[{line['listen']}]", "--set", f"runtime_dir={tmp_path / 'r2'}"
         )
         assert refused.returncode == Exit.TEMPORARY
         assert line["listen"] in refused.stderr
 
 
-def test_a_held_runtime_folder_is_refused(tmp_path: Path) -> None:
+def test_a_runtime_folder_in_use_is_refused(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG) as daemon:
         daemon.wait_line("daemon started")
-        refused = second(
+        refused = start_second(
             daemon, tmp_path, "--set", "listen=[tcp://127.0.0.1:*]", "--set", f"runtime_dir={daemon.runtime_dir}"
         )
         assert refused.returncode == Exit.TEMPORARY
         assert str(daemon.runtime_dir) in refused.stderr
 
 
-def test_what_a_killed_daemon_left_behind_does_not_stop_the_next(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_daemon_do_not_stop_the_next(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG) as daemon:
         daemon.wait_ready()
         daemon.remember()
@@ -146,21 +146,21 @@ def test_a_start_that_fails_leaves_no_descriptor_open(
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-def test_exit_when_failed_ends_it_with_its_own_code(tmp_path: Path) -> None:
+def test_exit_when_failed_ends_the_daemon_with_its_own_code(tmp_path: Path) -> None:
     text = CONFIG.replace("Echo", "Broken") + "exit_when_failed: true\n"
     with Running(tmp_path, text) as daemon:
         assert daemon.wait_end(60) == Exit.UNAVAILABLE
         daemon.wait_line("every slot has failed")
 
 
-def test_a_missing_folder_is_named_with_its_endpoint(tmp_path: Path) -> None:
+def test_the_missing_folder_of_an_endpoint_is_named(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG.replace("{endpoint}", f"ipc://{tmp_path}/missing/front.sock")) as daemon:
         assert daemon.wait_end(60) == Exit.CONFIG
         words = f"cannot listen on ipc://{tmp_path}/missing/front.sock: the folder {tmp_path}/missing does not exist"
         assert words in daemon.stderr
 
 
-def test_no_room_for_its_socket_is_a_configuration_error(tmp_path: Path) -> None:
+def test_a_file_at_the_path_of_the_endpoint_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a socket")
     with Running(tmp_path, CONFIG.replace("{endpoint}", f"ipc://{tmp_path}/file")) as daemon:
         assert daemon.wait_end(60) == Exit.CONFIG
@@ -195,7 +195,7 @@ def test_an_error_of_its_own_ends_it_and_its_workers_and_is_told(tmp_path: Path)
         assert not psutil.pid_exists(worker)
 
 
-def test_a_cause_that_is_no_text_can_be_told(tmp_path: Path) -> None:
+def test_a_cause_that_is_not_utf_8_is_reported(tmp_path: Path) -> None:
     text = CONFIG.replace('Echo"', 'Broken", parameters: {file: "e9"}')
     with Running(tmp_path, text) as daemon:
         daemon.wait_line("slot failed")
