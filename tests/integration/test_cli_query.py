@@ -196,12 +196,12 @@ def test_status_is_readable(script: Script) -> None:
     assert ["1", "-", "-", "-", "-", "-", "-", "gone"] in rows
     assert "in quarantine: 1 requests that crashed a worker; 6 equal ones were refused" in out
     grown = ["+300", "MiB", "+1,024", "MiB"]
-    told = [*grown, "the", "label", "canary", "is", "version", "4,", "which", "is", "not", "served"]
-    assert ["digits", "ready", "3", "(stable,", "best)", "1/2", "2", "1,000", "1", "2.5", *told] in rows
+    note = [*grown, "the", "label", "canary", "is", "version", "4,", "which", "is", "not", "served"]
+    assert ["digits", "ready", "3", "(stable,", "best)", "1/2", "2", "1,000", "1", "2.5", *note] in rows
     assert ["other", "loading", "-", "0/2", "0", "0", "0", "-", "-", "-"] in rows
 
 
-def test_status_shows_each_device_of_a_slot_on_a_line_of_its_own(script: Script) -> None:
+def test_status_shows_each_device_of_a_slot_on_its_own_line(script: Script) -> None:
     script.status["slots"][0] |= {
         "device": "GPU-8f3a1c20,GPU-5b,GPU-61",
         "rss_bytes": 900 << 20,
@@ -220,7 +220,7 @@ def test_status_shows_each_device_of_a_slot_on_a_line_of_its_own(script: Script)
     assert lines[use + 1 : use + 3] == [["-", "gone"], ["1,024", "MiB", "-"]]
 
 
-def test_status_shows_what_each_tower_does_and_what_of_it_is_elsewhere(script: Script) -> None:
+def test_status_shows_the_work_and_the_fallback_nodes_of_each_tower(script: Script) -> None:
     here = {"name": "digits", "device": "GPU-8f", "nodes": {"GPU-8f": 40}, "fallbacks": {}}
     there = {"name": "digits", "device": "GPU-5b", "nodes": {"GPU-5b": 38, "cpu": 2}, "fallbacks": {"StringUpper": 2}}
     cold = {"name": "other", "device": "GPU-5b", "nodes": None, "fallbacks": {}}
@@ -233,7 +233,7 @@ def test_status_shows_what_each_tower_does_and_what_of_it_is_elsewhere(script: S
     assert ["0", "GPU-8f", "3", "1,500", "12,000", "digits", "GPU-8f", "40", "none"] in rows
     elsewhere = ["GPU-5b", "38,", "cpu", "2", "StringUpper", "2"]
     assert ["0", "GPU-5b", "0", "6", "7", "digits", *elsewhere] in rows
-    # What the whole tower does stands there once.
+    # The figures of the whole tower are printed once.
     assert ["0", "GPU-5b", "other", "unknown:", "no", "warm-up", "run", "-"] in rows
 
 
@@ -243,12 +243,12 @@ def test_status_is_json_for_programs(script: Script) -> None:
     assert json.loads(out) == STATUS
 
 
-def test_status_tells_in_its_exit_code_that_all_slots_are_ready(script: Script) -> None:
+def test_status_exits_with_0_when_all_slots_are_ready(script: Script) -> None:
     script.status["daemon"]["slots_ready"] = script.status["daemon"]["slots_total"]
     assert multitower("status")[0] == Exit.OK
 
 
-def test_status_tells_in_its_exit_code_that_the_daemon_is_not_ready(script: Script) -> None:
+def test_status_exits_with_69_when_the_daemon_is_not_ready(script: Script) -> None:
     script.status["daemon"]["ready"] = False
     assert multitower("status")[0] == Exit.UNAVAILABLE
     assert multitower("status", "--json")[0] == Exit.UNAVAILABLE
