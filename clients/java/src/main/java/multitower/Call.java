@@ -5,11 +5,11 @@ import java.util.List;
 import java.util.concurrent.CompletableFuture;
 
 /**
- * A request and where its outcome goes. But for {@link #future}, only the connection's thread touches it once it was
- * handed over.
+ * A request and the future of its outcome. Once it is handed over, only the connection's thread uses it, apart from
+ * {@link #future}.
  */
 final class Call<T> {
-    /** Makes the result of an {@code MT1:ok} reply. */
+    /** Reads {@code MT1:ok} replies. */
     interface Reader<T> {
         /**
          * Reads a reply.
@@ -25,13 +25,13 @@ final class Call<T> {
     final List<Tensor> body;
     final long deadline;
 
-    /** When it fails if it could not be sent until then. */
+    /** When it fails if it could not be sent by then. */
     long connectBy;
 
-    /** Unique in its connection; set each time that it is sent. */
+    /** Unique within the connection; assigned each time it is sent. */
     long id;
 
-    /** How often it was refused and is sent again. */
+    /** How often it was refused and sent again. */
     int retries;
 
     /** It has its outcome, or nobody waits for it. */
@@ -68,7 +68,7 @@ final class Call<T> {
             fail(error);
             return;
         } catch (Throwable error) {
-            // No memory for its outputs, most likely: the outcome of this one, and not the end of the connection.
+            // Most likely no memory for its outputs, which concerns this call only.
             MultitowerException unread =
                     Errors.make(Reason.OUTPUT_INVALID, "the daemon's reply cannot be read: " + error);
             unread.initCause(error);

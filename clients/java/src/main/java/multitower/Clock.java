@@ -2,7 +2,7 @@ package multitower;
 
 import java.time.Duration;
 
-/** Monotonic time in nanoseconds since about the program's start, so that times compare plainly and have a last one. */
+/** Monotonic time in nanoseconds since about the program's start: times can be compared, and there is a last one. */
 final class Clock {
     static final long NEVER = Long.MAX_VALUE;
 
@@ -27,7 +27,7 @@ final class Clock {
     /**
      * Checks a time that a caller gave.
      *
-     * @throws IllegalArgumentException it is not more than nothing
+     * @throws IllegalArgumentException it is zero or negative
      */
     static Duration positive(String name, Duration duration) {
         if (duration.isZero() || duration.isNegative()) {

@@ -8,20 +8,20 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 
-/** From requests to headers, and from replies to tensors. */
+/** Writes the headers of requests, and reads replies into tensors. */
 final class Codec {
     private static final int MAX_CACHED = 1024;
     private static final int MAX_CACHED_BYTES = 16 << 10;
 
-    /** What replies' headers said; only the connection's thread reads replies. */
+    /** Parsed headers of replies; only the connection's thread reads replies. */
     private final Map<ByteBuffer, List<TensorSpec>> replies = new HashMap<>();
 
     /**
-     * The header of an {@code MT1:infer} request. Written by hand: it is less work than looking one up by all that is
-     * in it, and equal requests give equal bytes.
+     * The header of an {@code MT1:infer} request. It is written by hand, which takes less time than a look-up by its
+     * contents. Equal requests give equal bytes.
      *
      * @param micros the request's time in microseconds
-     * @throws MultitowerException.InvalidRequest {@code malformed}: a name that UTF-8 cannot hold
+     * @throws MultitowerException.InvalidRequest {@code malformed}: a name that UTF-8 cannot express
      */
     static byte[] inferHeader(InferRequest request, long micros) {
         StringBuilder header = new StringBuilder(256);

@@ -16,44 +16,44 @@ import java.util.concurrent.TimeUnit;
  * One connection to a daemon: a {@link Link} and the thread that owns it.
  *
  * <p>Calls are handed over through a queue, and the thread is woken only when it sleeps, so that a burst of calls costs
- * one wake-up. The thread asks the daemon for its limits, sends, receives, sends again what was refused unrun, expires,
- * and fails what is outstanding when the connection is lost; each call gets exactly one outcome. The connection opens
- * by itself, and again after it was lost.
+ * one wake-up. The thread asks the daemon for its limits, sends, receives, retries what the daemon refused without
+ * running it, expires calls, and fails what is outstanding when the connection is lost. Each call gets exactly one
+ * outcome. The connection opens by itself, and again after it was lost.
  */
 final class Connection {
     private static final long CLOSE_MS = 5000;
 
-    /** The id of the question for the daemon's limits; calls have others. */
+    /** The id of the query for the daemon's limits; calls have other ids. */
     private static final long GREETING = 0;
 
     private final String endpoint;
     private final Link link;
     private final Thread thread;
 
-    // Filled by any thread, emptied by the connection's.
+    // Written by any thread, read by the connection's thread.
     private final Queue<Call<?>> incoming = new ConcurrentLinkedQueue<>();
     private final Queue<Call<?>> cancelled = new ConcurrentLinkedQueue<>();
     private volatile boolean closing;
-    private volatile boolean ended; // the thread takes nothing any more
+    private volatile boolean ended; // the thread takes no more calls
 
-    // The connection's thread's own.
+    // For the connection's thread only.
     private final Retries retries;
     private final Deque<Call<?>> unsent = new ArrayDeque<>();
     private final Map<Long, Call<?>> outstanding = new HashMap<>();
     private long serial = GREETING;
     private long nextCheck = Clock.NEVER;
     private long limit = Wire.DEFAULT_MAX_MESSAGE_SIZE;
-    private boolean connected; // something speaks ZeroMQ there
-    private boolean toGreet; // and is to be asked for its limits
-    private boolean greeted; // and has answered: calls may be sent
-    private boolean blocked; // JeroMQ takes no more for now
+    private boolean connected; // the ZeroMQ handshake is done
+    private boolean toGreet; // the greeting is still to be sent
+    private boolean greeted; // the daemon has answered the greeting: calls may be sent
+    private boolean blocked; // JeroMQ takes no more messages for now
 
     /**
      * Begins to connect.
      *
      * @param endpoint {@code tcp://HOST:PORT}
      * @param mostRetries how often a call that the daemon refused without running it is sent again
-     * @throws MultitowerException.Unavailable {@code not_listening}: the host's name leads nowhere
+     * @throws MultitowerException.Unavailable {@code not_listening}: the host's name cannot be resolved
      */
     Connection(String endpoint, int mostRetries) {
         this.endpoint = endpoint;
@@ -66,7 +66,7 @@ final class Connection {
 
     // From any thread.
 
-    /** The caller runs in the connection's own thread: in something that depends on a future. */
+    /** Whether the caller runs in the connection's thread: in an action that depends on a future. */
     boolean inItsThread() {
         return Thread.currentThread() == thread;
     }
@@ -82,7 +82,7 @@ final class Connection {
         }
     }
 
-    /** Sends a call as soon as that is possible. Its outcome comes through its future. */
+    /** Sends a call as soon as possible. Its future gets the outcome. */
     void start(Call<?> call) {
         incoming.add(call);
         link.wake();
@@ -91,14 +91,14 @@ final class Connection {
         }
     }
 
-    /** Nobody waits for this call any more: it is not sent, or the daemon is told. */
+    /** Drops a call that nobody waits for: a call that was not sent yet never is; else the daemon is told. */
     void cancel(Call<?> call) {
         cancelled.add(call);
         link.wake();
     }
 
     /**
-     * Ends the connection and waits until it has, for some seconds. Calls without an outcome fail as {@code closed}.
+     * Ends the connection, and waits up to five seconds for its end. Calls without an outcome fail as {@code closed}.
      */
     void close() {
         closing = true;
@@ -138,7 +138,7 @@ final class Connection {
                 if (now >= nextCheck) {
                     expire(now);
                 }
-                link.insist(now);
+                link.retryHandshake(now);
             }
         } finally {
             closing = true;
@@ -146,7 +146,7 @@ final class Connection {
         }
     }
 
-    /** Something was handed over. */
+    /** Whether calls were handed over. */
     private boolean busy() {
         return closing || !incoming.isEmpty() || !cancelled.isEmpty();
     }
@@ -163,7 +163,7 @@ final class Connection {
             if (call.over) {
                 continue;
             }
-            call.over = true; // its future has its outcome; where it waits to be sent, it stays until its turn comes
+            call.over = true; // its future has its outcome; in `unsent` it remains until it is first
             if (outstanding.remove(call.id, call)) {
                 giveUp(call);
             }
@@ -171,7 +171,7 @@ final class Connection {
     }
 
     /**
-     * Tells the daemon that nobody waits for what was sent. Without room for it, the answer is dropped when it comes.
+     * Tells the daemon that nobody waits for a call that was sent, unless JeroMQ cannot take a message now.
      */
     private void giveUp(Call<?> call) {
         link.send(Wire.CANCEL, call.id, Wire.EMPTY_HEADER, List.of());
@@ -235,7 +235,7 @@ final class Connection {
         try {
             told = reply.ok ? Json.read(reply.header).get("max_message_size") : null;
         } catch (MultitowerException unreadable) {
-            told = null; // a daemon that does not tell
+            told = null; // malformed: the defaults hold
         }
         if (told instanceof Long && (Long) told > 0) {
             limit = (Long) told;
@@ -249,7 +249,7 @@ final class Connection {
                 toGreet = true;
                 continue;
             }
-            // Answers that came before the end count.
+            // Replies that arrived before the end count.
             receive();
             connected = toGreet = greeted = false;
             List<Call<?>> lost = new ArrayList<>(outstanding.values());
@@ -258,14 +258,14 @@ final class Connection {
                 String message = "the connection to " + endpoint + " was lost before the answer came";
                 fail(call, Errors.make(Reason.CONNECTION_LOST, message));
             }
-            // What waits to be sent has this long to find the daemon again.
+            // Unsent calls wait until `connectBy` for the daemon to listen again.
             for (Call<?> call : unsent) {
                 nextCheck = Math.min(nextCheck, call.connectBy);
             }
         }
     }
 
-    /** Fails what has run out of time. Runs when the earliest deadline known has come: rarely, under load. */
+    /** Fails the calls whose time is over. Called at the earliest deadline known: rarely, under load. */
     private void expire(long now) {
         nextCheck = Clock.NEVER;
         for (Iterator<Call<?>> calls = outstanding.values().iterator(); calls.hasNext(); ) {
@@ -273,7 +273,7 @@ final class Connection {
             if (call.deadline <= now) {
                 calls.remove();
                 fail(call, Errors.make(Reason.DEADLINE, "no answer within the request's time"));
-                // The daemon's clock started when the request reached it, which may have been late.
+                // The daemon's own clock started later, when the request reached it.
                 giveUp(call);
             } else {
                 nextCheck = Math.min(nextCheck, call.deadline);
@@ -325,7 +325,7 @@ final class Connection {
         link.close();
     }
 
-    /** Fails what was handed over while the thread ended; also in the thread that handed it over. */
+    /** Fails the calls that were handed over while the thread ended; from any thread. */
     private void refuseIncoming() {
         for (Call<?> call = incoming.poll(); call != null; call = incoming.poll()) {
             call.fail(closed());

@@ -5,7 +5,7 @@ import java.util.List;
 /**
  * The datatypes of the protocol. A tensor's bytes are little-endian, row-major and unpadded.
  *
- * <p>{@link Tensor} tells which primitive arrays each is made of and read as.
+ * <p>{@link Tensor} lists the arrays that each is made from and read as.
  */
 public enum Datatype {
     /** 1 byte, 0 or 1. */
@@ -50,7 +50,7 @@ public enum Datatype {
     }
 
     /**
-     * Bytes an element.
+     * Bytes per element.
      *
      * @return 1 to 16; 0 for {@link #BYTES}, whose elements differ in size
      */
@@ -58,7 +58,7 @@ public enum Datatype {
         return size;
     }
 
-    /** Whether tensors of this datatype are made of and read as arrays of this class. */
+    /** Whether tensors of this datatype are made from and read as arrays of this class. */
     boolean holds(Class<?> array) {
         return arrays.contains(array);
     }

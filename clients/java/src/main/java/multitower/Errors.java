@@ -2,23 +2,23 @@ package multitower;
 
 import java.util.Map;
 
-/** Makes the exceptions: each reason and code has its class. */
+/** Creates exceptions: each reason and code has its class. */
 final class Errors {
     private Errors() {}
 
-    /** The exception of the class that belongs to the reason. */
+    /** The exception for a reason, of the matching class. */
     static MultitowerException make(Reason reason, String message) {
         return of(reason.code(), reason.toString(), message, Map.of());
     }
 
-    /** The same, with the field that is wrong among the details. */
+    /** The same, with the field at fault in the details. */
     static MultitowerException make(Reason reason, String message, String field) {
         return of(reason.code(), reason.toString(), message, Map.of("field", field));
     }
 
     /**
-     * The exception of an {@code MT1:error} header. A code or reason of a later release becomes the nearest class with
-     * its own words kept, so that an older client never fails on the answer of a newer daemon.
+     * The exception of an {@code MT1:error} header. An unknown code or reason, of a
+     * newer daemon, is kept as it is; the class is the nearest one.
      */
     static MultitowerException fromWire(byte[] header) {
         Map<String, Object> error;

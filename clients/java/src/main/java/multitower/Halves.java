@@ -1,6 +1,6 @@
 package multitower;
 
-/** Sixteen-bit floating point, which Java 11 has no type for. Rounds to nearest, ties to even, as numpy does. */
+/** Conversions of 16-bit floating point, for which Java 11 has no type. Rounds to nearest, ties to even, as numpy. */
 final class Halves {
     private Halves() {}
 
@@ -10,12 +10,12 @@ final class Halves {
         int sign = bits >>> 16 & 0x8000;
         int magnitude = bits & 0x7fff_ffff;
         if (magnitude > 0x7f80_0000) {
-            return (short) (sign | 0x7e00 | magnitude >>> 13 & 0x1ff); // not a number stays one
+            return (short) (sign | 0x7e00 | magnitude >>> 13 & 0x1ff); // NaN stays NaN
         }
         if (magnitude >= 0x4780_0000) {
             return (short) (sign | 0x7c00); // 65536 and more
         }
-        if (magnitude >= 0x3880_0000) { // 2^-14: normal; a carry out of the mantissa raises the exponent, rightly
+        if (magnitude >= 0x3880_0000) { // 2^-14: normal; a carry out of the mantissa correctly raises the exponent
             return (short) (sign | nearest(magnitude - 0x3800_0000, 13));
         }
         if (magnitude < 0x3300_0000) {
@@ -52,7 +52,7 @@ final class Halves {
         return Float.intBitsToFloat(half << 16);
     }
 
-    /** {@code value / 2^shift}, to the nearest integer, of two equally near to the even one. */
+    /** {@code value / 2^shift}, rounded to the nearest integer, ties to even. */
     private static int nearest(int value, int shift) {
         int down = value >>> shift;
         int rest = value - (down << shift);

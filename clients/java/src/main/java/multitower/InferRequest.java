@@ -7,7 +7,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 
-/** An inference with all that can be said of one; immutable, each {@code with} makes another. */
+/** What to run: a model, its inputs, and options. Immutable: each {@code with} returns a changed copy. */
 public final class InferRequest {
     private final String model;
     private final Map<String, Tensor> inputs;
@@ -38,7 +38,7 @@ public final class InferRequest {
     }
 
     /**
-     * A request for all outputs, of the version that is served, in the client's own time.
+     * A request for all outputs, of the version that is served, with the client's time-out.
      *
      * @param model its name
      * @param inputs by name. Where the model is batched, dimension 0 of each is the rows. Maps with a fixed order give
@@ -46,7 +46,7 @@ public final class InferRequest {
      * @return the request
      */
     public static InferRequest of(String model, Map<String, Tensor> inputs) {
-        // A map that is unmodifiable but no copy would change with what is behind it.
+        // A copy: an unmodifiable view would change with its map.
         Map<String, Tensor> copy = new LinkedHashMap<>(inputs);
         copy.forEach((name, tensor) -> Objects.requireNonNull(tensor, name));
         Objects.requireNonNull(model, "model");
@@ -54,9 +54,9 @@ public final class InferRequest {
     }
 
     /**
-     * The same for some outputs only.
+     * A copy for some outputs only.
      *
-     * @param names of the outputs wanted, in the order that they are to come; none for all
+     * @param names of the outputs wanted, in the order of the reply; none for all
      * @return the request
      */
     public InferRequest withOutputs(String... names) {
@@ -64,7 +64,7 @@ public final class InferRequest {
     }
 
     /**
-     * The same for one version; it takes the place of a label.
+     * A copy for one version, which replaces a label.
      *
      * @param version of the model; empty for the highest that is served
      * @return the request
@@ -75,7 +75,7 @@ public final class InferRequest {
     }
 
     /**
-     * The same for the version that a label stands for; it takes the place of {@link #withVersion}.
+     * A copy for the version with a label, which replaces {@link #withVersion}.
      *
      * @param label one of the model's {@code version_labels}; empty for none
      * @return the request
@@ -86,7 +86,7 @@ public final class InferRequest {
     }
 
     /**
-     * The same for another signature of the model.
+     * A copy for another signature of the model.
      *
      * @param signature its name; empty for the one that the model is served with
      * @return the request
@@ -97,9 +97,9 @@ public final class InferRequest {
     }
 
     /**
-     * The same with a time of its own.
+     * A copy with its own time-out.
      *
-     * @param timeout more than nothing; {@code null} for the client's
+     * @param timeout positive; {@code null} for the client's
      * @return the request
      */
     public InferRequest withTimeout(Duration timeout) {
@@ -107,11 +107,11 @@ public final class InferRequest {
     }
 
     /**
-     * The same with a priority.
+     * A copy with a priority.
      *
      * @param priority 1 is the most urgent; 0, the default, counts as 2. Waiting requests of a lower number come first
      * @return the request
-     * @throws IllegalArgumentException it is under 0
+     * @throws IllegalArgumentException it is negative
      */
     public InferRequest withPriority(long priority) {
         if (priority < 0) {

@@ -22,9 +22,9 @@ final class Json {
     private Json() {}
 
     /**
-     * Compact JSON, keys in the map's order: equal maps give equal bytes, which the daemon's cache of headers lives on.
+     * Compact JSON, keys in the map's order: equal maps give equal bytes, as the daemon's cache of headers needs.
      *
-     * @throws MultitowerException.InvalidRequest {@code malformed}: a name that UTF-8 cannot hold
+     * @throws MultitowerException.InvalidRequest {@code malformed}: a name that UTF-8 cannot express
      */
     static byte[] write(Map<String, Object> value) {
         return utf8(GSON.toJson(value));
@@ -38,7 +38,7 @@ final class Json {
                 return GSON.toJson(text);
             }
         }
-        return '"' + text + '"'; // as names are: a tenth of the work
+        return '"' + text + '"'; // as nearly all names are: a tenth of the work
     }
 
     /**
@@ -62,7 +62,7 @@ final class Json {
     /**
      * The header of a reply.
      *
-     * @throws MultitowerException.ModelError {@code output_invalid}: it is no JSON object
+     * @throws MultitowerException.ModelError {@code output_invalid}: it is not a JSON object
      */
     static Map<String, Object> read(byte[] header) {
         Map<String, Object> value;
@@ -72,7 +72,7 @@ final class Json {
             value = null;
         }
         if (value == null) {
-            throw Errors.make(Reason.OUTPUT_INVALID, "the reply's header is no JSON object");
+            throw Errors.make(Reason.OUTPUT_INVALID, "the reply's header is not a JSON object");
         }
         return value;
     }

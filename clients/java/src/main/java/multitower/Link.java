@@ -22,8 +22,8 @@ import org.zeromq.ZMonitor;
 import zmq.Msg;
 
 /**
- * A connection's socket, a DEALER that opens by itself and again after it was lost, and how the thread that owns it
- * sleeps. All but {@link #wake} is for that thread. It knows messages, and nothing of calls.
+ * A connection's DEALER socket, which opens by itself, and again after it was lost. Its owner, a thread, sleeps in it.
+ * All methods but {@link #wake} are for that thread. It handles messages; calls are the connection's.
  */
 final class Link {
     private static final System.Logger LOG = System.getLogger("multitower");
@@ -38,13 +38,13 @@ final class Link {
 
     /** What happened to the connection. */
     enum Change {
-        /** Something that speaks ZeroMQ is there. */
+        /** The ZeroMQ handshake is done. */
         OPENED,
-        /** It is gone. */
+        /** The connection was lost. */
         LOST
     }
 
-    /** A reply of the protocol's. */
+    /** A reply of the protocol. */
     static final class Reply {
         final boolean ok;
         final long id;
@@ -70,23 +70,23 @@ final class Link {
     private volatile boolean closing;
     private long handshakeMs = HANDSHAKE_MS;
     private long handshakeBy = Clock.NEVER;
-    private boolean cut; // the connection went away in the middle of a message
+    private boolean cut; // the connection was lost in the middle of a message
 
     /**
      * Begins to connect.
      *
      * @param endpoint {@code tcp://HOST:PORT}
-     * @throws MultitowerException.Unavailable {@code not_listening}: the host's name leads nowhere
+     * @throws MultitowerException.Unavailable {@code not_listening}: the host's name cannot be resolved
      */
     Link(String endpoint) {
         this.endpoint = endpoint;
         context.setNotificationExceptionHandler(this::failed);
         socket = context.createSocket(SocketType.DEALER);
         socket.setLinger(0);
-        // What libzmq calls ZMQ_IMMEDIATE is false here: nothing is queued for a daemon that is not there.
+        // The inverse of libzmq's ZMQ_IMMEDIATE: queue nothing while no daemon is connected.
         socket.setImmediate(false);
-        // The requests outstanding bound the replies. A limit here would stop reading while an application's callback
-        // runs, and the daemon drops what a client does not read.
+        // Replies are bounded by the outstanding requests. A limit here would stop reading while an application's
+        // callback runs, and the daemon drops what a client does not read.
         socket.setRcvHWM(0);
         socket.setReconnectIVL(RECONNECT_MS);
         socket.setReconnectIVLMax(RECONNECT_MAX_MS);
@@ -107,7 +107,7 @@ final class Link {
         }
     }
 
-    /** Ends the owner's sleep, from any thread. It costs nothing while the owner is awake. */
+    /** Ends the owner's sleep, from any thread. No-op while the owner is awake. */
     void wake() {
         if (sleeping.get() && sleeping.compareAndSet(true, false)) {
             selector.wakeup();
@@ -120,22 +120,21 @@ final class Link {
         wake();
     }
 
-    /** In JeroMQ's thread. While a socket is closed, it now and then writes to what it has closed already. */
+    /** In JeroMQ's thread. While JeroMQ closes a socket, it sometimes writes to a channel that is already closed. */
     private void failed(Thread thread, Throwable error) {
         LOG.log(closing ? System.Logger.Level.DEBUG : System.Logger.Level.WARNING, "in " + thread.getName(), error);
     }
 
     /**
-     * Sleeps until a message or a change comes, or {@link #wake}.
+     * Sleeps until a message arrives, the connection changes, or {@link #wake} is called.
      *
-     * @param until or until then
-     * @param toSend or until something can be sent
-     * @param busy there is something to do for who calls {@link #wake}: asked once more before it sleeps
+     * @param until latest end of the sleep
+     * @param toSend whether to wake when a message can be sent
+     * @param busy whether there is work; checked once more before sleeping
      */
     void sleep(long until, boolean toSend, BooleanSupplier busy) {
         sleeping.set(true);
-        // What was handed over before it slept must not wait for a wake-up that nobody sends; and what came to the
-        // socket while JeroMQ was busy with something else is signalled no second time.
+        // Checked here: what was handed over before it slept has woken nobody, and JeroMQ signals a message only once.
         int wanted = toSend ? ZMQ.Poller.POLLIN | ZMQ.Poller.POLLOUT : ZMQ.Poller.POLLIN;
         if (!busy.getAsBoolean() && events.isEmpty() && (socket.getEvents() & wanted) == 0) {
             select(Math.min(until, handshakeBy));
@@ -176,11 +175,11 @@ final class Link {
     }
 
     /**
-     * Connects again where nobody shakes hands. JeroMQ 0.6 forgets about one new connection in a hundred, and neither
-     * sends nor reads (its pull request 1022): it needs another. Each gets twice the time of the one before, for peers
-     * that are merely far away.
+     * Connects again if the handshake does not come. JeroMQ 0.6 loses about one new connection in a hundred, on which it
+     * neither sends nor reads (its pull request 1022). Each attempt gets twice the time of the previous one, for peers
+     * that are far away.
      */
-    void insist(long now) {
+    void retryHandshake(long now) {
         if (now < handshakeBy) {
             return;
         }
@@ -190,14 +189,14 @@ final class Link {
         try {
             socket.connect(endpoint);
         } catch (ZMQException error) {
-            // The host's name leads nowhere for now.
+            // The host's name cannot be resolved now.
             handshakeBy = Clock.now() + TimeUnit.MILLISECONDS.toNanos(handshakeMs);
         }
     }
 
     /** Sends a request, or returns false when nothing can be sent now. */
     boolean send(byte[] kind, long id, byte[] header, List<Tensor> body) {
-        // JeroMQ waits for the end of a message that was cut, and would take the next one for it.
+        // After a message that was cut off, JeroMQ would take the next one as its continuation.
         if (cut && !socket.sendMsg(new Msg(), ZMQ.DONTWAIT)) {
             return false;
         }
@@ -213,8 +212,8 @@ final class Link {
         for (int i = 0; i < message.size(); i++) {
             boolean last = i == message.size() - 1;
             if (!socket.sendMsg(message.get(i), last ? ZMQ.DONTWAIT : ZMQ.DONTWAIT | ZMQ.SNDMORE)) {
-                // Where the first frame finds room the others do, unless the connection ends meanwhile: then it is said
-                // to be lost, and this request with it.
+                // If there is room for the first frame there is for the others, unless the connection ends meanwhile:
+                // then it is reported as lost, and so is this request.
                 cut = i > 0;
                 return cut;
             }
@@ -222,13 +221,13 @@ final class Link {
         return true;
     }
 
-    /** The next reply that has come, or null. What is none of the protocol's to this client is dropped. */
+    /** The next reply that has arrived, or null. Messages that are not replies of the protocol are dropped. */
     Reply receive() {
         for (Msg first = socket.recvMsg(ZMQ.DONTWAIT); first != null; first = socket.recvMsg(ZMQ.DONTWAIT)) {
             List<Msg> message = new ArrayList<>(5);
             message.add(first);
             while (message.get(message.size() - 1).hasMore()) {
-                message.add(socket.recvMsg(ZMQ.DONTWAIT)); // the rest is there when the first is
+                message.add(socket.recvMsg(ZMQ.DONTWAIT)); // a message arrives as a whole
             }
             if (message.size() >= 4 && first.size() == 0 && message.get(2).size() == Long.BYTES) {
                 boolean ok = Arrays.equals(message.get(1).data(), Wire.OK);

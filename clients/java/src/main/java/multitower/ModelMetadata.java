@@ -2,7 +2,7 @@ package multitower;
 
 import java.util.List;
 
-/** What a daemon tells of a model. */
+/** A daemon's description of a model. */
 public final class ModelMetadata {
     private final String name;
     private final List<String> versions;
@@ -47,7 +47,7 @@ public final class ModelMetadata {
     }
 
     /**
-     * What it takes.
+     * The model's inputs.
      *
      * @return its inputs; empty for a handler that declares nothing
      */
@@ -56,7 +56,7 @@ public final class ModelMetadata {
     }
 
     /**
-     * What it gives.
+     * The model's outputs.
      *
      * @return its outputs; empty for a handler that declares nothing
      */

@@ -32,8 +32,8 @@ import java.util.regex.Pattern;
  * <ul>
  *   <li>{@link MultitowerException.InvalidRequest}: the request is wrong; the message names the field.
  *   <li>{@link MultitowerException.NotFound}: there is no such model or version.
- *   <li>{@link MultitowerException.Overloaded}: the model's queue is full, and was so at each retry, or the next one
- *       would come too late.
+ *   <li>{@link MultitowerException.Overloaded}: the model's queue was full at each attempt, or the next one would
+ *       come after the deadline.
  *   <li>{@link MultitowerException.DeadlineExceeded}: no answer in time.
  *   <li>{@link MultitowerException.Unavailable}: no daemon listens, the connection was lost, no worker serves the
  *       model, or the client was closed.
@@ -65,7 +65,7 @@ public final class MultitowerClient implements AutoCloseable {
 
     private static String checked(String endpoint) {
         if (endpoint.startsWith("ipc://")) {
-            // JeroMQ's own ipc is tcp on a port made of the path's hash: it would find no daemon, silently.
+            // JeroMQ's ipc is tcp on a port computed from the path: it would find no daemon, without an error.
             String message =
                     endpoint + ": ipc sockets cannot be reached from Java (JeroMQ has none that libzmq understands);"
                             + " let the daemon listen on tcp://127.0.0.1:PORT as well";
@@ -73,7 +73,7 @@ public final class MultitowerClient implements AutoCloseable {
         }
         Matcher parts = TCP.matcher(endpoint);
         if (!parts.matches() || Integer.parseInt(parts.group(2)) < 1 || Integer.parseInt(parts.group(2)) > 65535) {
-            throw new IllegalArgumentException(endpoint + " is no endpoint: tcp://HOST:PORT");
+            throw new IllegalArgumentException(endpoint + " is not an endpoint: tcp://HOST:PORT");
         }
         return endpoint;
     }
@@ -82,8 +82,8 @@ public final class MultitowerClient implements AutoCloseable {
      * A client of the daemon at the environment's {@code MULTITOWER_ENDPOINT}, else {@code tcp://127.0.0.1:5555}.
      *
      * @return a client that connects in the background
-     * @throws IllegalArgumentException the variable holds no endpoint that Java can reach
-     * @throws MultitowerException.Unavailable {@code not_listening}: the host's name leads nowhere
+     * @throws IllegalArgumentException the variable is not an endpoint that Java can reach
+     * @throws MultitowerException.Unavailable {@code not_listening}: the host's name cannot be resolved
      */
     public static MultitowerClient connect() {
         return builder().build();
@@ -94,15 +94,15 @@ public final class MultitowerClient implements AutoCloseable {
      *
      * @param endpoint {@code tcp://HOST:PORT}; {@code ipc://} cannot be reached from Java
      * @return a client that connects in the background
-     * @throws IllegalArgumentException it is no endpoint that Java can reach
-     * @throws MultitowerException.Unavailable {@code not_listening}: the host's name leads nowhere
+     * @throws IllegalArgumentException it is not an endpoint that Java can reach
+     * @throws MultitowerException.Unavailable {@code not_listening}: the host's name cannot be resolved
      */
     public static MultitowerClient connect(String endpoint) {
         return builder().endpoint(endpoint).build();
     }
 
     /**
-     * For a client with settings of its own.
+     * A builder for a client with other settings.
      *
      * @return a builder with the defaults
      */
@@ -124,7 +124,7 @@ public final class MultitowerClient implements AutoCloseable {
         }
 
         /**
-         * Where the daemon is asked.
+         * The daemon's endpoint.
          *
          * @param endpoint {@code tcp://HOST:PORT}; {@code ipc://} cannot be reached from Java
          * @return this
@@ -135,11 +135,11 @@ public final class MultitowerClient implements AutoCloseable {
         }
 
         /**
-         * How long a request has that gives no time of its own.
+         * The time-out of requests that have none of their own.
          *
          * @param timeout 30 s by default
          * @return this
-         * @throws IllegalArgumentException it is not more than nothing
+         * @throws IllegalArgumentException it is zero or negative
          */
         public Builder timeout(Duration timeout) {
             this.timeout = Clock.positive("timeout", timeout);
@@ -151,7 +151,7 @@ public final class MultitowerClient implements AutoCloseable {
          *
          * @param connectTimeout 5 s by default
          * @return this
-         * @throws IllegalArgumentException it is not more than nothing
+         * @throws IllegalArgumentException it is zero or negative
          */
         public Builder connectTimeout(Duration connectTimeout) {
             this.connectTimeout = Clock.positive("connectTimeout", connectTimeout);
@@ -159,11 +159,11 @@ public final class MultitowerClient implements AutoCloseable {
         }
 
         /**
-         * How many inferences may wait for their answers at one time; a further one waits for room, within its time.
+         * How many inferences may be outstanding; further ones wait for one of them to finish, within their time-out.
          *
          * @param maxOutstanding 1000 by default
          * @return this
-         * @throws IllegalArgumentException it is under 1
+         * @throws IllegalArgumentException it is less than 1
          */
         public Builder maxOutstanding(int maxOutstanding) {
             if (maxOutstanding < 1) {
@@ -174,12 +174,12 @@ public final class MultitowerClient implements AutoCloseable {
         }
 
         /**
-         * How often a request is sent again, within its time, that the daemon refused without running it: its queue was
-         * full, or its model is loading.
+         * How often a request that the daemon refused without running it, because the queue was full or the model was
+         * loading, is sent again within its time.
          *
          * @param retries 2 by default; 0 for never
          * @return this
-         * @throws IllegalArgumentException it is under 0
+         * @throws IllegalArgumentException it is negative
          */
         public Builder retries(int retries) {
             if (retries < 0) {
@@ -190,11 +190,11 @@ public final class MultitowerClient implements AutoCloseable {
         }
 
         /**
-         * Makes the client.
+         * Creates the client.
          *
          * @return a client that connects in the background
-         * @throws IllegalArgumentException the endpoint is none that Java can reach
-         * @throws MultitowerException.Unavailable {@code not_listening}: the host's name leads nowhere
+         * @throws IllegalArgumentException the endpoint is not one that Java can reach
+         * @throws MultitowerException.Unavailable {@code not_listening}: the host's name cannot be resolved
          */
         public MultitowerClient build() {
             return new MultitowerClient(this);
@@ -202,7 +202,7 @@ public final class MultitowerClient implements AutoCloseable {
     }
 
     /**
-     * Where the daemon is asked.
+     * The daemon's endpoint.
      *
      * @return {@code tcp://HOST:PORT}
      */
@@ -213,7 +213,7 @@ public final class MultitowerClient implements AutoCloseable {
     // Inference.
 
     /**
-     * Runs a model and waits for its outputs, in the client's own time.
+     * Runs a model and waits for its outputs, with the client's time-out.
      *
      * @param model its name
      * @param inputs by name; where the model is batched, dimension 0 of each is the rows
@@ -232,7 +232,7 @@ public final class MultitowerClient implements AutoCloseable {
      * @param timeout how long it may take
      * @return the outputs by name, in the model's order; not to be changed
      * @throws MultitowerException what went wrong, see the class
-     * @throws IllegalArgumentException the time-out is not more than nothing
+     * @throws IllegalArgumentException the time-out is zero or negative
      */
     public Map<String, Tensor> infer(String model, Map<String, Tensor> inputs, Duration timeout) {
         return infer(InferRequest.of(model, inputs).withTimeout(timeout));
@@ -244,7 +244,7 @@ public final class MultitowerClient implements AutoCloseable {
      * @param request what to run
      * @return the outputs by name, in the model's order or that of the request; not to be changed
      * @throws MultitowerException what went wrong, see the class
-     * @throws IllegalArgumentException the time-out is not more than nothing
+     * @throws IllegalArgumentException the time-out is zero or negative
      */
     public Map<String, Tensor> infer(InferRequest request) {
         return await(inferAsync(request));
@@ -270,7 +270,7 @@ public final class MultitowerClient implements AutoCloseable {
      * @param timeout how long it may take
      * @return see {@link #inferAsync(InferRequest)}
      * @throws MultitowerException it cannot be sent, see there
-     * @throws IllegalArgumentException the time-out is not more than nothing
+     * @throws IllegalArgumentException the time-out is zero or negative
      */
     public CompletableFuture<Map<String, Tensor>> inferAsync(
             String model, Map<String, Tensor> inputs, Duration timeout) {
@@ -278,28 +278,28 @@ public final class MultitowerClient implements AutoCloseable {
     }
 
     /**
-     * Starts what {@link #infer(InferRequest)} does, and returns at once, or as soon as there is room for it.
+     * Starts what {@link #infer(InferRequest)} does, and returns at once, or as soon as {@code maxOutstanding} allows.
      *
      * <p>Completing the future before its outcome is there, as {@link CompletableFuture#cancel} does, cancels the
-     * request: the daemon is told, and does not run it if it can help it. What depends on the future without an
-     * executor runs in the client's thread: it must be short, and may start other requests, but not wait for them.
+     * request: the daemon is told, and does not run it if it has not begun. Actions that depend on the future without
+     * an executor run in the client's thread: they must be short, may start other requests, and must not wait for them.
      *
      * @param request what to run
      * @return a future of the outputs, or of a {@link MultitowerException}
-     * @throws MultitowerException.InvalidRequest {@code malformed}: a name that UTF-8 cannot hold
-     * @throws MultitowerException.DeadlineExceeded as many requests as may be were outstanding for the request's whole
-     *     time
+     * @throws MultitowerException.InvalidRequest {@code malformed}: a name that UTF-8 cannot express
+     * @throws MultitowerException.DeadlineExceeded {@code maxOutstanding} requests were outstanding for the request's
+     *     whole time
      * @throws MultitowerException.Unavailable {@code closed}: the client was closed
-     * @throws MultitowerException.Cancelled the thread was interrupted while it waited for room
-     * @throws IllegalArgumentException the time-out is not more than nothing
+     * @throws MultitowerException.Cancelled the thread was interrupted while it waited for others
+     * @throws IllegalArgumentException the time-out is zero or negative
      */
     public CompletableFuture<Map<String, Tensor>> inferAsync(InferRequest request) {
         connection.check();
         Duration time = request.timeout() == null ? timeout : Clock.positive("timeout", request.timeout());
         long nanos = Clock.nanos(time);
         long begun = Clock.now();
-        // A whole number of microseconds, and never none: 0 is no time-out the protocol knows. Always the whole time,
-        // so that headers repeat.
+        // At least one microsecond: the protocol does not allow a time-out of 0. Always the whole time, so that headers
+        // repeat.
         byte[] header = Codec.inferHeader(request, (nanos + 999) / 1000);
         List<Tensor> body = new ArrayList<>(request.inputs().values());
         enter(nanos);
@@ -312,7 +312,7 @@ public final class MultitowerClient implements AutoCloseable {
     private void enter(long nanos) {
         boolean entered;
         try {
-            // Waiting in the connection's own thread would be waiting for itself.
+            // The connection's thread would wait for itself.
             entered = room.tryAcquire() || !connection.inItsThread() && room.tryAcquire(nanos, TimeUnit.NANOSECONDS);
         } catch (InterruptedException interrupt) {
             throw interrupted();
@@ -329,7 +329,7 @@ public final class MultitowerClient implements AutoCloseable {
             byte[] kind, byte[] header, List<Tensor> body, long begun, long nanos, Call.Reader<T> reader) {
         long connectBy = Clock.now() + Clock.nanos(connectTimeout);
         Call<T> call = new Call<>(kind, header, body, begun + nanos, Math.min(begun + nanos, connectBy), reader);
-        // Whoever completes the future but the connection takes no interest in the answer.
+        // Completed by the application: the answer is not wanted.
         call.future.whenComplete(
                 (result, error) -> {
                     if (!call.over) {
@@ -353,7 +353,7 @@ public final class MultitowerClient implements AutoCloseable {
             throw interrupted();
         } catch (ExecutionException failed) {
             if (failed.getCause() instanceof MultitowerException) {
-                // Nobody else has it; the waiting thread's trace says more than the client's own.
+                // No other thread has this exception; the trace of the waiting thread is more useful than the client's.
                 failed.getCause().fillInStackTrace();
                 throw (MultitowerException) failed.getCause();
             }
@@ -366,7 +366,7 @@ public final class MultitowerClient implements AutoCloseable {
         return Errors.make(Reason.CANCELLED, "the thread was interrupted while it waited");
     }
 
-    // What the daemon tells.
+    // Queries.
 
     private Map<String, Object> ask(byte[] kind, Map<String, Object> header, Duration time) {
         connection.check();
@@ -389,7 +389,7 @@ public final class MultitowerClient implements AutoCloseable {
      *
      * @return true; it is an exception otherwise
      * @throws MultitowerException.Unavailable no daemon listens
-     * @throws MultitowerException.DeadlineExceeded it does not answer in the client's own time
+     * @throws MultitowerException.DeadlineExceeded it does not answer within the client's time-out
      */
     public boolean serverLive() {
         return Boolean.TRUE.equals(ask(Wire.SERVER_LIVE, Map.of(), timeout).get("live"));
@@ -400,7 +400,7 @@ public final class MultitowerClient implements AutoCloseable {
      *
      * @return true if so
      * @throws MultitowerException.Unavailable no daemon listens
-     * @throws MultitowerException.DeadlineExceeded it does not answer in the client's own time
+     * @throws MultitowerException.DeadlineExceeded it does not answer within the client's time-out
      */
     public boolean serverReady() {
         return Boolean.TRUE.equals(ask(Wire.SERVER_READY, Map.of(), timeout).get("ready"));
@@ -409,7 +409,7 @@ public final class MultitowerClient implements AutoCloseable {
     /**
      * Name, version, extensions and {@code max_message_size} (bytes) of the daemon.
      *
-     * @return values as JSON has them, see {@link #status}
+     * @return values as in JSON, see {@link #status}
      * @throws MultitowerException no daemon answers
      */
     public Map<String, Object> serverMetadata() {
@@ -417,9 +417,9 @@ public final class MultitowerClient implements AutoCloseable {
     }
 
     /**
-     * The daemon's whole state: {@code daemon}, {@code slots} and {@code models}; docs/protocol.md lists the fields.
+     * The daemon's state: {@code daemon}, {@code slots} and {@code models}; docs/protocol.md lists the fields.
      *
-     * @return values as JSON has them: {@link String}, {@link Long}, {@link Double}, {@link Boolean}, {@code null},
+     * @return values as in JSON: {@link String}, {@link Long}, {@link Double}, {@link Boolean}, {@code null},
      *     {@link List} and {@link Map}
      * @throws MultitowerException no daemon answers
      */
@@ -453,7 +453,7 @@ public final class MultitowerClient implements AutoCloseable {
     }
 
     /**
-     * The same of one version.
+     * The same for one version.
      *
      * @param model its name
      * @param version empty for the one that is served
@@ -467,10 +467,10 @@ public final class MultitowerClient implements AutoCloseable {
     }
 
     /**
-     * The model's configuration in Triton's words, {@code max_batch_size} among it.
+     * The model's configuration with Triton's names, such as {@code max_batch_size}.
      *
      * @param model its name
-     * @return values as JSON has them, see {@link #status}
+     * @return values as in JSON, see {@link #status}
      * @throws MultitowerException.NotFound there is no such model
      * @throws MultitowerException.Unavailable no worker has loaded it, or no daemon listens
      * @throws MultitowerException no daemon answers
@@ -482,7 +482,7 @@ public final class MultitowerClient implements AutoCloseable {
     /**
      * Counts and nanoseconds of success, failure, queue and compute of all models.
      *
-     * @return values as JSON has them, see {@link #status}
+     * @return values as in JSON, see {@link #status}
      * @throws MultitowerException no daemon answers
      */
     public Map<String, Object> statistics() {
@@ -490,10 +490,10 @@ public final class MultitowerClient implements AutoCloseable {
     }
 
     /**
-     * The same of one model.
+     * The same for one model.
      *
      * @param model its name
-     * @return values as JSON has them, see {@link #status}
+     * @return values as in JSON, see {@link #status}
      * @throws MultitowerException.NotFound there is no such model
      * @throws MultitowerException no daemon answers
      */
@@ -505,7 +505,7 @@ public final class MultitowerClient implements AutoCloseable {
      * Waits until the daemon listens and each model has a ready worker.
      *
      * @param within how long
-     * @throws MultitowerException.Unavailable it was not ready in time; the message says what was not. Or
+     * @throws MultitowerException.Unavailable not ready in time; the message says what is missing. Or
      *     {@code closed}
      * @throws MultitowerException.Cancelled the thread was interrupted
      */

@@ -5,10 +5,10 @@ import java.util.LinkedHashMap;
 import java.util.Map;
 
 /**
- * The base of every error that the client gives an application.
+ * The base class of all errors that the client raises.
  *
- * <p>{@link #code} is a gRPC status name and says what to do, {@link #reason} says what exactly happened; both are
- * stable and for programs. The message is one sentence for people and names the offending field.
+ * <p>{@link #code} is a gRPC status name, {@link #reason} says what exactly happened; both are stable, and programs
+ * may rely on them. The message is one sentence for people, which names the field at fault.
  */
 public class MultitowerException extends RuntimeException {
     private static final long serialVersionUID = 1L;
@@ -48,7 +48,7 @@ public class MultitowerException extends RuntimeException {
     }
 
     /**
-     * Whether it is this that happened.
+     * Whether this is the reason.
      *
      * @param reason one of those known to this release
      * @return true if it is
@@ -58,9 +58,9 @@ public class MultitowerException extends RuntimeException {
     }
 
     /**
-     * What helps to act on it, where there is any: {@code field}, {@code queue_depth}, {@code retry_after_ms}, ...
+     * Values for programs, such as {@code field}, {@code queue_depth} or {@code retry_after_ms}; may be empty.
      *
-     * @return values as JSON has them: {@link String}, {@link Long}, {@link Double}, {@link Boolean}, lists and maps
+     * @return values as in JSON: {@link String}, {@link Long}, {@link Double}, {@link Boolean}, lists and maps
      */
     public final Map<String, Object> details() {
         return details == null ? Map.of() : details;
@@ -72,7 +72,7 @@ public class MultitowerException extends RuntimeException {
         return getClass().getSimpleName() + ": " + code + "/" + reason + ": " + getMessage();
     }
 
-    /** The request is wrong in itself; sending it again cannot help. */
+    /** The request is wrong; sending it again cannot help. */
     public static final class InvalidRequest extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
@@ -81,7 +81,7 @@ public class MultitowerException extends RuntimeException {
         }
     }
 
-    /** There is no such model, or not in that version. */
+    /** There is no such model, version or signature. */
     public static final class NotFound extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
@@ -90,7 +90,7 @@ public class MultitowerException extends RuntimeException {
         }
     }
 
-    /** Nothing could take the request: no daemon, no worker, a daemon that is stopping, a client that was closed. */
+    /** Nothing can serve the request: no daemon, no worker, a daemon that is stopping, or a client that was closed. */
     public static final class Unavailable extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
@@ -108,7 +108,7 @@ public class MultitowerException extends RuntimeException {
         }
     }
 
-    /** No answer within the request's time. */
+    /** There was no answer within the request's time. */
     public static final class DeadlineExceeded extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
@@ -117,7 +117,7 @@ public class MultitowerException extends RuntimeException {
         }
     }
 
-    /** The request was cancelled by its sender. */
+    /** The client cancelled the request. */
     public static final class Cancelled extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
@@ -126,7 +126,7 @@ public class MultitowerException extends RuntimeException {
         }
     }
 
-    /** The request was being executed when too many workers died: never send it again. */
+    /** Too many workers died while executing the request: do not send it again. */
     public static final class Poisoned extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
@@ -135,7 +135,7 @@ public class MultitowerException extends RuntimeException {
         }
     }
 
-    /** The model raised an exception, or returned what it did not declare. */
+    /** The model raised an exception, or returned outputs that differ from its declaration. */
     public static final class ModelError extends MultitowerException {
         private static final long serialVersionUID = 1L;
 

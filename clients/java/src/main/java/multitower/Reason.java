@@ -1,16 +1,16 @@
 package multitower;
 
 /**
- * What exactly went wrong; stable, and meant for programs. {@link #toString} is the word on the wire.
+ * What exactly went wrong. Stable: programs may rely on it. {@link #toString} is the word on the wire.
  *
  * <p>A later daemon may send reasons that are not here: {@link MultitowerException#reason} has the word in any case.
  */
 public enum Reason {
-    /** Frames or JSON that cannot be read. */
+    /** Frames or JSON that cannot be parsed. */
     MALFORMED("INVALID_ARGUMENT"),
     /** A message over the daemon's {@code max_message_size}, or a header over its own limit. */
     TOO_LARGE("INVALID_ARGUMENT"),
-    /** A kind or version of the protocol that the daemon does not speak. */
+    /** A kind of request or protocol version that the daemon does not support. */
     KIND_UNKNOWN("UNIMPLEMENTED"),
     /** There is no such model. */
     MODEL_UNKNOWN("NOT_FOUND"),
@@ -26,27 +26,27 @@ public enum Reason {
     OUTPUT_UNKNOWN("INVALID_ARGUMENT"),
     /** An unknown datatype, or not the one that the model declares. */
     DATATYPE_MISMATCH("INVALID_ARGUMENT"),
-    /** No shape, or not one that the model takes. */
+    /** Not a shape, or not one that the model accepts. */
     SHAPE_INVALID("INVALID_ARGUMENT"),
-    /** The bytes of a tensor do not fit its shape. */
+    /** The bytes of a tensor do not match its shape. */
     SIZE_MISMATCH("INVALID_ARGUMENT"),
     /** The model's queue is full. */
     QUEUE_FULL("RESOURCE_EXHAUSTED"),
     /** The request's time is over. */
     DEADLINE("DEADLINE_EXCEEDED"),
-    /** Its sender cancelled the request. */
+    /** The client cancelled the request. */
     CANCELLED("CANCELLED"),
-    /** The daemon is stopping and takes no new work. */
+    /** The daemon is stopping and accepts no new requests. */
     DRAINING("UNAVAILABLE"),
     /** No worker serves the model now. */
     NO_WORKER("UNAVAILABLE"),
     /** The request's worker died, and the model's {@code retry} is 0. */
     WORKER_DIED("UNAVAILABLE"),
-    /** The request was being executed at more workers' deaths than {@code retry} allows. */
+    /** More workers died while executing the request than {@code retry} allows. */
     POISONED("INTERNAL"),
     /** The model raised an exception. */
     MODEL_ERROR("INTERNAL"),
-    /** The model returned what it did not declare, or the reply cannot be read. */
+    /** The model's outputs differ from its declaration, or the reply cannot be read. */
     OUTPUT_INVALID("INTERNAL"),
     /** The client left too many bytes of replies unread, and read nothing for a time, so that its reply was dropped. */
     REPLY_DROPPED("RESOURCE_EXHAUSTED"),
@@ -68,11 +68,11 @@ public enum Reason {
     /** The order was begun and could not be carried out. */
     ORDER_FAILED("INTERNAL"),
 
-    // The client's own: these never travel.
+    // Raised by the client only, never sent.
 
-    /** No daemon at the endpoint. */
+    /** No daemon listens at the endpoint. */
     NOT_LISTENING("UNAVAILABLE"),
-    /** The daemon went away with requests outstanding. */
+    /** The connection ended while requests were outstanding. */
     CONNECTION_LOST("UNAVAILABLE"),
     /** The client was closed. */
     CLOSED("UNAVAILABLE");

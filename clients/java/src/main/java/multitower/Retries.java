@@ -6,11 +6,11 @@ import java.util.PriorityQueue;
 import java.util.function.DoubleSupplier;
 
 /**
- * The calls that were refused and are to be sent again: only what the daemon never ran, not before it says, and not in
- * step with other clients. It has no clock and no socket.
+ * The calls that were refused and wait to be sent again: only if no worker ran them, not before the daemon says, and
+ * with jitter. Reads no clock and uses no socket.
  */
 final class Retries {
-    /** How often a request is sent again, unless the client says otherwise. */
+    /** How often a request is sent again by default. */
     static final int DEFAULT = 2;
 
     /** The result of {@link #delayAfter} when the error is the outcome. */
@@ -18,12 +18,12 @@ final class Retries {
 
     private static final double MS = 1e6;
 
-    /** The shortest wait before the first retry; each further one at least doubles it. */
+    /** The shortest wait before the first retry; it doubles with each further one. */
     private static final double FLOOR_MS = 50;
 
     private static final double MAX_DELAY_MS = 5000;
 
-    /** The wait is drawn from itself to that much more, so that clients refused together do not come back together. */
+    /** A wait is lengthened by a random share of up to this, so that refused clients do not return together. */
     private static final double JITTER = 0.5;
 
     private static final int MAX_DOUBLINGS = 10;
@@ -43,7 +43,7 @@ final class Retries {
     private final PriorityQueue<Waiting> waiting = new PriorityQueue<>((a, b) -> Long.compare(a.due, b.due));
 
     /**
-     * None yet.
+     * Creates an empty set.
      *
      * @param most how often one call is sent again
      * @param random from 0 to 1
@@ -54,22 +54,22 @@ final class Retries {
     }
 
     /**
-     * How long a request waits before it is sent again.
+     * How long a refused request waits before it is sent again.
      *
      * @param error the daemon's answer to it
-     * @param retries how often it was sent again already
+     * @param retries how often it was already sent again
      * @param left nanoseconds until its deadline
      * @param random from 0 to 1
-     * @return nanoseconds, or {@link #NONE}: the error is of another kind, says no {@code retry_after_ms}, or the retry
-     *     would come too late
+     * @return nanoseconds, or {@link #NONE}: the request may have run, the daemon named no {@code retry_after_ms}, or
+     *     the retry would come after the deadline
      */
     static long delayAfter(MultitowerException error, int retries, long left, double random) {
-        // What the daemon answers to a request that no worker has had, where it says when to come back.
+        // Errors of requests that no worker has received.
         if (!error.is(Reason.QUEUE_FULL) && !error.is(Reason.NO_WORKER)) {
             return NONE;
         }
         Object told = error.details().get("retry_after_ms");
-        // It came over the wire: it may be anything that JSON can say.
+        // It came over the wire: any JSON value.
         if (!(told instanceof Number) || !(((Number) told).doubleValue() >= 0)) {
             return NONE;
         }
@@ -85,7 +85,7 @@ final class Retries {
     }
 
     /**
-     * Takes a call that the daemon has answered with an error.
+     * Schedules a retry of a call that the daemon has answered with an error.
      *
      * @return whether it is sent again; if not, the error is its outcome
      */
@@ -98,13 +98,13 @@ final class Retries {
             return false;
         }
         call.retries++;
-        // It waits at the word of a daemon, not for one to listen.
+        // The wait does not count as time without a connection.
         call.connectBy = Math.min(call.deadline, call.connectBy + delay);
         waiting.add(new Waiting(now + delay, call));
         return true;
     }
 
-    /** Removes and returns the calls whose turn has come, in its order; some may be over. */
+    /** Removes and returns the calls that are due, earliest first. Some may be over. */
     List<Call<?>> take(long now) {
         List<Call<?>> taken = new ArrayList<>();
         while (!waiting.isEmpty() && waiting.peek().due <= now) {

@@ -11,15 +11,15 @@ import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 
 /**
- * A tensor as it travels: a datatype, a shape, and little-endian, row-major, unpadded bytes. Immutable, and safe to
- * share between threads and requests.
+ * A tensor: a datatype, a shape, and little-endian, row-major, unpadded bytes. Immutable, and safe to share between
+ * threads and requests.
  *
- * <p>The factories {@code of} copy an array into a direct buffer, once; the wire takes it from there. The one that
- * takes a {@link ByteBuffer} copies nothing. A shape with no dimensions is that of a scalar. Shape and size are checked
+ * <p>The factories {@code of} copy an array into a direct buffer, once, from which it is sent. The one that takes
+ * a {@link ByteBuffer} copies nothing. A shape with no dimensions is that of a scalar. Shape and size are checked
  * here, before anything is sent.
  *
  * <table>
- * <caption>What each datatype is made of and read as</caption>
+ * <caption>The arrays that each datatype is made from and read as</caption>
  * <tr><th>array</th><th>datatypes; the first is that of the short factory</th><th>view without a copy</th></tr>
  * <tr><td>{@code boolean[]}</td><td>BOOL</td><td>{@link #data}</td></tr>
  * <tr><td>{@code byte[]}</td><td>INT8, UINT8</td><td>{@link #data}</td></tr>
@@ -104,7 +104,7 @@ public final class Tensor {
         return at == data.capacity();
     }
 
-    // Making one.
+    // Factories.
 
     /**
      * A tensor of any datatype from its bytes, which are not copied: they must not change while the tensor is in use,
@@ -261,7 +261,7 @@ public final class Tensor {
     }
 
     /**
-     * A tensor of FP32; of FP16 or BF16, each value rounded to the nearest, of two equally near to the even one; or of
+     * A tensor of FP32; of FP16 or BF16, each value rounded to the nearest, ties to even; or of
      * COMPLEX64.
      *
      * @param datatype one of these
@@ -322,7 +322,7 @@ public final class Tensor {
      * @param shape sizes of the dimensions
      * @return the tensor
      * @throws MultitowerException.InvalidRequest {@code shape_invalid}, {@code size_mismatch}, or {@code malformed}:
-     *     half a surrogate pair, which UTF-8 cannot hold
+     *     half a surrogate pair, which UTF-8 cannot express
      */
     public static Tensor of(String[] values, long... shape) {
         byte[][] encoded = new byte[values.length][];
@@ -384,7 +384,7 @@ public final class Tensor {
         return new Tensor(datatype, data.flip(), shape.clone());
     }
 
-    // What it is.
+    // Properties.
 
     /**
      * The datatype of the elements.
@@ -414,10 +414,10 @@ public final class Tensor {
     }
 
     /**
-     * The bytes as they travel.
+     * The bytes on the wire.
      *
-     * @return a read-only view, little-endian, from 0 to its capacity; direct where this client made it, and for large
-     *     outputs
+     * @return a read-only view, little-endian, from 0 to its capacity; direct if this client allocated it, and for
+     *     large outputs
      */
     public ByteBuffer data() {
         return data.duplicate().order(ByteOrder.LITTLE_ENDIAN);
@@ -604,8 +604,8 @@ public final class Tensor {
     /**
      * A copy.
      *
-     * @return the elements of BYTES as text, row-major; what is no UTF-8 becomes U+FFFD, {@link #toByteArrays} has it
-     *     as it is
+     * @return the elements of BYTES as text, row-major; bytes that are not UTF-8 become U+FFFD; {@link #toByteArrays}
+     *     returns them unchanged
      * @throws IllegalStateException the tensor is of another datatype
      */
     public String[] toStrings() {

@@ -2,7 +2,7 @@ package multitower;
 
 import java.util.Arrays;
 
-/** What a model declares of an input or output. */
+/** An input or output as a model declares it. */
 public final class TensorSpec {
     private final String name;
     private final Datatype datatype;
@@ -33,7 +33,7 @@ public final class TensorSpec {
     }
 
     /**
-     * The sizes of its dimensions; dimension 0 is the rows where the model is batched.
+     * The sizes of its dimensions; if the model is batched, dimension 0 is the rows.
      *
      * @return a copy; -1 for a dimension of any size
      */
