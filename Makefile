@@ -62,8 +62,9 @@ bench: $(VENV)/.dev wheel ## Measure: the router beside libzmq's C proxy, its co
 	for program in router cost devices budget restart tensorflow_calls; do \
 	    PYTHONPATH=$(CURDIR)/$(INSTALLED) $(BIN)/python benchmarks/$$program.py || exit; done
 
-docs: $(VENV)/.dev ## Write again the parts of docs/ that are made from the code
+docs: $(VENV)/.docs ## Write the generated parts of docs/, and build the documentation as a site in build/site
 	$(BIN)/python scripts/docs.py
+	$(BIN)/python scripts/build_site.py
 
 clean: ## Remove the virtual environment and what tools leave behind
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info clients/java/target
@@ -80,6 +81,12 @@ $(VENV)/.demo: pyproject.toml
 	@scripts/venv $(VENV)
 	@echo "installing multitower and TensorFlow into $(VENV): some minutes the first time"
 	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml
+	@scripts/venv $(VENV)
+	@echo "installing multitower and Zensical into $(VENV)"
+	@$(PIP) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml

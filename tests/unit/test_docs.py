@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from pages import PAGES, ROOT, blocks, headings, links, name_of, quoted, site_slug, slug
+from pages import PAGES, ROOT, blocks, headings, links, name_of, programs, quoted, site_slug, slug
+from ruamel.yaml import YAML
 
 CODE = (".py", ".md", ".c", ".java", ".service", ".toml")
 """A name that ends in one of these is a file of the repository, unless the page shows that file in a block."""
@@ -60,10 +61,9 @@ def words(page: Path) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_paths_exist(page: Path) -> None:
-    shown = {found for block in blocks(page) for found in re.findall(r'^"""(\w+\.py)', block.text)}
     for line, word in words(page):
         path = word.strip("\"'(),;:").partition("#")[0].partition("::")[0]
-        if is_path(path) and path not in shown:
+        if is_path(path) and path not in programs(page):
             assert exists(page, path), f"{name_of(page)}:{line} names {path}"
 
 
@@ -96,6 +96,27 @@ def test_headings_have_the_same_anchor_on_a_forge_and_on_the_site(page: Path) ->
     assert len(anchors(page)) == len(headings(page)) or page.name == "CHANGELOG.md", "a heading stands twice"
     for heading in headings(page):
         assert slug(heading) == site_slug(heading), heading
+
+
+def nav(entries: list[dict[str, object]]) -> Iterator[str]:
+    for entry in entries:
+        for value in entry.values():
+            if isinstance(value, list):
+                yield from nav(value)
+            else:
+                yield str(value)
+
+
+def test_the_site_has_every_page_once() -> None:
+    site = YAML(typ="safe", pure=True).load((ROOT / "mkdocs.yml").read_text())
+    assert sorted(nav(site["nav"])) == sorted(map(name_of, PAGES))
+
+
+def test_the_readme_is_short_and_has_the_picture() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 150
+    assert "](docs/images/status.svg)" in text
+    assert "url(" not in re.sub(r"url\(#", "", (ROOT / "docs" / "images" / "status.svg").read_text())
 
 
 def sources() -> list[Path]:

@@ -6,12 +6,12 @@ import importlib.util
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import click
 import pytest
-from pages import PAGES, ROOT, Block, blocks, command_lines, name_of, quoted
+from pages import PAGES, ROOT, Block, blocks, command_lines, name_of, programs, quoted
 
 from multitower.cli.commands import COMMANDS, multitower
 from multitower.supervisor.config.config import Config
@@ -60,33 +60,38 @@ def check_multitower(words: list[str], complete: bool = True) -> None:
             parameter.type_cast_value(context, value)
 
 
-def check_line(line: str) -> None:
-    """A line of a shell block: each of its programs that belongs to the project is called as it can be."""
+def check_line(line: str, shown: Collection[str] = ()) -> None:
+    """Checks a line of a shell block: each program of the project is called in a way that it accepts.
+
+    Args:
+        line: the line.
+        shown: names of Python programs that the page itself shows.
+    """
     for part in re.split(r"\s(?:\||&&|;)\s", line):
         words = shlex.split(re.sub(r"\s[<>]\s*\S+", "", part))
         while words and (found := re.fullmatch(r"([A-Z_]+)=.*", words[0])):
             check_variable(found[1])
             words = words[1:]
         if words:
-            check_program(words[0].rpartition("/")[2], words[1:])
+            check_program(words[0].rpartition("/")[2], words[1:], shown)
 
 
-def check_program(program: str, words: list[str]) -> None:
+def check_program(program: str, words: list[str], shown: Collection[str]) -> None:
     if program == "multitower":
         check_multitower(words)
     elif program == "make":
         assert {word for word in words if re.fullmatch(r"[a-z][a-z-]*", word)} <= TARGETS, words
     elif program in ("python", "python3"):
-        check_python(words)
+        check_python(words, shown)
     elif program == "pip" and words[0] == "install":
         for found in re.findall(r"(?:^|\s)(?:\.|multitower)\[([\w,]+)\]", " ".join(words)):
             assert set(found.split(",")) <= EXTRAS, found
 
 
-def check_python(words: list[str]) -> None:
+def check_python(words: list[str], shown: Collection[str]) -> None:
     if words[:1] == ["-m"]:
         assert importlib.util.find_spec(words[1]) is not None, words[1]
-    elif words and not words[0].startswith("-"):
+    elif words and not words[0].startswith("-") and words[0] not in shown:
         assert (ROOT / words[0]).is_file(), words[0]
         source = (ROOT / words[0]).read_text()
         for option in re.findall(r"(?:^|\s)(--[\w-]+)", " ".join(words[1:])):
@@ -106,7 +111,7 @@ def check_variable(name: str) -> None:
 @pytest.mark.parametrize("block", SHELL, ids=str)
 def test_commands_of_a_block_are_possible(block: Block) -> None:
     for line in command_lines(block.text):
-        check_line(line)
+        check_line(line, programs(block.page))
 
 
 @pytest.mark.parametrize("text", QUOTED)

@@ -1,4 +1,4 @@
-"""Reads the documentation: pages, links, headings and code blocks. The tests of the documentation use it."""
+"""Reads the documentation: pages, links, headings and code blocks, for its tests and for the site."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     [
         *ROOT.glob("*.md"),
@@ -61,6 +61,12 @@ def blocks(page: Path) -> tuple[Block, ...]:
         line = text.count("\n", 0, match.start("text")) + 1
         found.append(Block(page, line, match["language"], "".join(lines)))
     return tuple(found)
+
+
+@cache
+def programs(page: Path) -> frozenset[str]:
+    """The names of the Python programs that a page shows: those in the first line of their docstrings."""
+    return frozenset(match[1] for block in blocks(page) if (match := re.match(r'"""(\w+\.py)', block.text)))
 
 
 @cache

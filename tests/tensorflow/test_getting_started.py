@@ -1,0 +1,44 @@
+"""docs/getting-started.md: its model, its configuration, its command and its program, with a real daemon."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from running import Running
+
+PAGE = (Path(__file__).parents[2] / "docs" / "getting-started.md").read_text()
+PROGRAMS = {found[1]: found[0] for found in re.findall(r'```python\n("""(\w+\.py).*?)```', PAGE, re.DOTALL)}
+(CONFIG,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+((INPUTS, COMMAND, OUTPUTS),) = re.findall(r"\$ echo '(.*?)' \| (multitower infer.*)\n(.*)\n", PAGE)
+MODEL_S = 100
+
+
+def run(folder: Path, *command: str, given: str = "", **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        input=given,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=MODEL_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_steps_of_the_tutorial_work(tmp_path: Path) -> None:
+    for name, text in PROGRAMS.items():
+        (tmp_path / name).write_text(text)
+    run(tmp_path, "make_model.py")
+    with Running(tmp_path, 'listen: ["{endpoint}"]\n' + CONFIG) as daemon:
+        daemon.wait_ready(MODEL_S)
+        environment = {"MULTITOWER_ENDPOINT": daemon.endpoint}
+        assert run(tmp_path, "-m", *COMMAND.split(), given=INPUTS, **environment) == OUTPUTS + "\n"
+        assert run(tmp_path, "ask.py", **environment) == "[[2.0, 2.0, 2.0]]\n100 answers\n"
+        assert daemon.end() == 0
