@@ -18,7 +18,7 @@ with Client(timeout=10.0) as client:  # MULTITOWER_ENDPOINT, else tcp://127.0.0.
     answer = client.infer("digits", {"x": images[:4]})
     print("four images:", answer["probabilities"].argmax(axis=1))
 
-    # One request an image, all of them on their way at once: the router makes batches for all devices of them.
+    # One request per image, all outstanding at the same time: the router batches them for all devices.
     futures = [client.submit("digits", {"x": image[None]}, outputs=["probabilities"]) for image in images]
     answers = [future.result()["probabilities"] for future in futures]
     print("one hundred images:", len(np.concatenate(answers)), "rows")

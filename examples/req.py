@@ -1,4 +1,4 @@
-"""A whole client without our library: ZeroMQ's REQ socket and the protocol of docs/protocol.md.
+"""A complete client without the multitower package: a REQ socket of ZeroMQ and the protocol of docs/protocol.md.
 
 Needs pyzmq alone, and a daemon with the demo's model: `make serve`.
 """

@@ -160,7 +160,7 @@ class Connection:
         """Waits until something has arrived or is due; returns the descriptors that are readable."""
         transport = self._transport
         transport.waker.needed = True
-        # Checked afterwards: what was handed over before `needed` was set has woken nobody.
+        # Checked after setting `needed`: calls that were handed over before have not woken the thread.
         waiting = transport.new or self._cancelled or transport.closing or transport.unread
         # The descriptor may have reported this already.
         ready_now = waiting or transport.is_ready(to_send=self._blocked)

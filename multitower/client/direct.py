@@ -18,7 +18,7 @@ from multitower.client.transport import Call, Transport
 
 
 class WakeupSwitch:
-    """Decides whom a socket wakes: the connection's thread, or a leader.
+    """Decides which thread a socket wakes: the connection's, or a leader.
 
     The thread sleeps on an epoll instance that contains the socket. Removing the socket's events from it takes the
     wake-ups from the thread without waking it. An eventfd wakes the leader when its call is settled by the thread.

@@ -145,7 +145,7 @@ class Waker:
 class Transport:
     """A DEALER socket to a daemon and the state that the connection's thread shares with callers.
 
-    Whoever holds `lock` may use the socket and all attributes; `new`, `waker`, `closing` and `ended` may be used
+    A thread that holds `lock` may use the socket and all attributes; `new`, `waker`, `closing` and `ended` may be used
     without it.
 
     Args:

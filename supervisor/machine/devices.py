@@ -207,8 +207,8 @@ def _describe_gpus(discovery: Discovery) -> Iterator[str]:
     if discovery.gpus:
         yield "The GPUs of this machine:"
     for gpu in discovery.gpus:
-        place = gpu.index if gpu.parent is None else f"in {gpu.parent.index}"
-        yield f"  {place}  {gpu.name}  {gpu.product}  {format_bytes(gpu.memory_bytes)}"
+        index = gpu.index if gpu.parent is None else f"in {gpu.parent.index}"
+        yield f"  {index}  {gpu.name}  {gpu.product}  {format_bytes(gpu.memory_bytes)}"
     if discovery.problem:
         yield f"{'Also' if discovery.gpus else 'No GPU is seen'}: {discovery.problem}."
 

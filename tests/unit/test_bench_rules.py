@@ -403,3 +403,8 @@ def test_of_several_versions_the_one_that_the_statistics_are_of_is_looked_at() -
     assert looked.model("n") is entries[0], "of a model without versions there is one entry"
     assert looked.model("o") == {}
     assert only_model({"models": entries[1:]}) == "m"
+
+
+def test_a_cpu_name_that_is_not_utf8_is_read(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_bytes(b"processor\t: 0\nmodel name\t: CPU\xae 1\n")
+    assert json_report._cpu_name(tmp_path / "cpuinfo") == "CPU\N{REPLACEMENT CHARACTER} 1"

@@ -37,9 +37,9 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def _cpu_name(path: Path = Path("/proc/cpuinfo")) -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = path.read_text(errors="replace").splitlines()
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
