@@ -226,8 +226,8 @@ class SignatureReport:
         name: the signature's.
         inputs: its inputs.
         outputs: its outputs.
-        max_batch_size: rows a batch; 0 where requests run singly.
-        unbatched_because: why they do though the model was to be batched, or None.
+        max_batch_size: rows a batch; 0 if requests run unbatched.
+        unbatched_because: why they do although the model is configured to be batched, or None.
         cause: why it cannot be served, or None where it can.
     """
 
@@ -257,8 +257,8 @@ class ModelReport:
         cause: why it failed, for people.
         inputs: the model's inputs, or None where a handler declares none and takes any.
         outputs: its outputs, or None where a handler declares none.
-        max_batch_size: rows a batch; 0 where requests run singly.
-        unbatched_because: why a model that was to be batched runs its requests singly, or None.
+        max_batch_size: rows a batch; 0 if requests run unbatched.
+        unbatched_because: why a model that is configured to be batched runs unbatched, or None.
         pad_variable_length_inputs: as configured.
         signature: the name of the signature that all of this tells of, "" where the model has none.
         signatures: the others that it has.
@@ -308,7 +308,7 @@ class ModelReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnbatchedReport(_Json):
-    """Requests to a model that was batched run singly from now on.
+    """Requests for a model that was batched run unbatched from now on.
 
     Attributes:
         model: its name.

@@ -12,7 +12,7 @@ same rule when there are too many.
     worker to router:   REPORT | WorkerReport (JSON)
                         RESULT head | frames
                         MEMORY | MemoryReport (JSON): the device's memory did not suffice
-                        SINGLY | SinglyReport (JSON): the model's outputs do not have the batch's dimension
+                        UNBATCHED | UnbatchedReport (JSON): the model's outputs do not have the batch's dimension
 
 The frames of small tensors travel *joined*: one frame an input (or output) of the whole batch, row after row, which is
 the array that the model is called with. A frame costs a microsecond on each side of each socket, and a batch has many.

@@ -96,7 +96,7 @@ def _measure(plan: Plan, devices: Sequence[Any]) -> Figures:
         rows=full.rows,
         p50_s=full.latency_s(_P50),
         p99_s=full.latency_s(_P99),
-        alone_s=one_at_a_time.latency_s(_P50),
+        single_request_s=one_at_a_time.latency_s(_P50),
         failed=sum(step.tally.errors.total() for step in (one_at_a_time, full)),
         processes=len(slots),
         memory_bytes=memory_bytes,

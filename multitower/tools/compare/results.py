@@ -41,7 +41,7 @@ class Figures:
         rows: rows of each request.
         p50_s: median latency with `outstanding` requests.
         p99_s: 99th percentile of the latency with `outstanding` requests.
-        alone_s: median latency with one request at a time.
+        single_request_s: median latency with one request at a time.
         failed: requests that were not answered in these measurements.
         processes: processes that compute.
         memory_bytes: host memory of these processes; pages that they share count once.
@@ -56,7 +56,7 @@ class Figures:
     rows: int
     p50_s: float
     p99_s: float
-    alone_s: float
+    single_request_s: float
     failed: int
     processes: int
     memory_bytes: int
@@ -139,7 +139,7 @@ def _size(size: int) -> str:
 _ROWS: Final[tuple[tuple[str, Callable[[Figures], str]], ...]] = (
     ("Requests/s", lambda figures: f"{figures.requests_per_s:,.0f} with {figures.outstanding} outstanding"),
     ("Latency p50, p99", lambda figures: f"{figures.p50_s * 1e3:,.2f} ms, {figures.p99_s * 1e3:,.2f} ms"),
-    ("One request at a time, p50", lambda figures: f"{figures.alone_s * 1e3:,.2f} ms"),
+    ("One request at a time, p50", lambda figures: f"{figures.single_request_s * 1e3:,.2f} ms"),
     ("Not answered", lambda figures: f"{figures.failed:,}"),
     ("Ready after", lambda figures: f"{figures.ready_s:.1f} s"),
     ("Processes that compute", lambda figures: str(figures.processes)),
