@@ -381,6 +381,12 @@ CLASSES: dict[Reason, type[MultitowerError]] = {
     Reason.OUTPUT_INVALID: ModelError,
     Reason.REPLY_DROPPED: Overloaded,
     Reason.INTERNAL_ERROR: InternalError,
+    Reason.RELOAD_IN_PROGRESS: Unavailable,
+    Reason.TOO_MANY_ORDERS: Overloaded,
+    Reason.CONFIG_REFUSED: InvalidRequest,
+    Reason.SLOT_UNKNOWN: NotFound,
+    Reason.SLOT_EMPTY: InvalidRequest,
+    Reason.ORDER_FAILED: ModelError,
 }
 
 
