@@ -140,6 +140,16 @@ def test_the_code_names_pages_and_headings_that_exist() -> None:
     assert found > 20
 
 
+def test_log_messages_that_operators_look_for_are_in_the_code() -> None:
+    section = (ROOT / "docs" / "operating.md").read_text().partition("## Read the log")[2]
+    messages = [
+        text for cells in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for text in re.findall("`(.*?)`", cells)
+    ]
+    code = "".join(path.read_text() for path in (ROOT / "supervisor").rglob("*.py"))
+    assert len(messages) > 10
+    assert [message for message in messages if f'"{message}"' not in code] == []
+
+
 def test_generated_pages_are_up_to_date() -> None:
     spec = importlib.util.spec_from_file_location("docs_script", ROOT / "scripts" / "docs.py")
     assert spec is not None

@@ -67,7 +67,7 @@ def check_line(line: str, shown: Collection[str] = ()) -> None:
         line: the line.
         shown: names of Python programs that the page itself shows.
     """
-    for part in re.split(r"\s(?:\||&&|;)\s", line):
+    for part in re.split(r"\s*(?:\s\||\s&&|;)\s", line):
         words = shlex.split(re.sub(r"\s[<>]\s*\S+", "", part))
         while words and (found := re.fullmatch(r"([A-Z_]+)=.*", words[0])):
             check_variable(found[1])
