@@ -11,22 +11,26 @@ import functools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final
 
 import zmq
 
 from .reactor import Reactor
 
-log = logging.getLogger("multitower.daemon")
-
 RETRY_S: Final = 1.0
 """Seconds until a chore that raised runs again, and until an event source that raises too often is watched again."""
 
 MAX_ERRORS: Final = 20
 """Errors of one event source within `RETRY_S` after which it is not watched for that long."""
+
+MIN_INTERVAL_S: Final = 0.001
+"""Seconds from one run of a chore to the next at least, where the chore itself would run again at once."""
+
+MAX_KNOWN: Final = 256
+"""Errors that are known to have been logged, before those of more than `LOG_INTERVAL_S` ago are forgotten."""
 
 LOG_INTERVAL_S: Final = 60.0
 """Seconds for which an error that has been logged is only counted."""
@@ -35,33 +39,39 @@ LOG_INTERVAL_S: Final = 60.0
 class ErrorLog:
     """Logs contained errors; the same error once a minute, with the number of times that it was raised since.
 
-    Errors are the same when they come from the same source, have the same type and were raised at the same line.
+    Errors are the same when the same was being done, they have the same type and were raised at the same line.
 
     Args:
+        logger: gets the lines.
         clock: returns monotonic seconds.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._logger = logger
         self._clock = clock
         self._suppressed: dict[tuple[Any, ...], int] = {}
         self._log_at: dict[tuple[Any, ...], float] = {}
 
-    def add(self, source: str, error: Exception) -> None:
-        """Logs an error, or counts it.
+    def add(self, doing: str, error: Exception, fields: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Logs an error with its traceback, or counts it.
 
         Args:
-            source: what was being done, for people.
+            doing: what was being done, as in "internal error while reading requests".
             error: what was raised.
+            fields: more fields of the line.
         """
         now = self._clock()
-        key = (source, type(error), *_raised_at(error.__traceback__))
+        key = (doing, str(fields), type(error), *_raised_at(error.__traceback__))
         if now < self._log_at.get(key, -inf):
             self._suppressed[key] = self._suppressed.get(key, 0) + 1
             return
+        if len(self._log_at) >= MAX_KNOWN:
+            self._log_at = {key: log_at for key, log_at in self._log_at.items() if log_at > now}
+            self._suppressed = {key: count for key, count in self._suppressed.items() if key in self._log_at}
         self._log_at[key] = now + LOG_INTERVAL_S
         repeated = self._suppressed.pop(key, 0)
-        fields = {"source": source, **({"repeated": repeated} if repeated else {})}
-        log.error("internal error contained", exc_info=error, extra={"fields": fields})
+        counted = {"repeated": repeated} if repeated else {}
+        self._logger.error("internal error while %s", doing, exc_info=error, extra={"fields": {**fields, **counted}})
 
 
 def _raised_at(traceback: TracebackType | None) -> tuple[str, int]:
@@ -77,7 +87,7 @@ class Chore:
     """Work that the loop does in each round, or when it is due.
 
     Args:
-        name: what it does, for the log.
+        name: what it does, as in `ErrorLog.add`.
         run: does the work; called with the time in monotonic seconds.
         next_wake: returns when `run` must be called at the latest, in monotonic seconds, or None for never; called
             likewise.
@@ -97,6 +107,19 @@ class Chore:
         self._errors = errors
         self._retry_at = -inf
 
+    @classmethod
+    def every(cls, interval_s: float, name: str, run: Callable[[float], object], errors: ErrorLog) -> Chore:
+        """Returns a chore that runs once in each interval; see `Chore`."""
+        due = -inf
+
+        def run_if_due(now: float) -> None:
+            nonlocal due
+            if now >= due:
+                due = now + interval_s
+                run(now)
+
+        return cls(name, run_if_due, lambda _: due, errors)
+
     def run(self, now: float) -> None:
         """Does the work; no-op for a second after it has raised."""
         if now < self._retry_at:
@@ -115,7 +138,7 @@ class Chore:
         except Exception as error:  # noqa: BLE001  it is logged
             self._failed(error, now)
             return self._retry_at
-        return inf if wake is None else wake
+        return inf if wake is None else max(wake, now + MIN_INTERVAL_S)
 
     def _failed(self, error: Exception, now: float) -> None:
         self._errors.add(self._name, error)
@@ -141,7 +164,7 @@ class EventSources:
         """Calls `callback` whenever the descriptor is readable.
 
         Args:
-            name: what the callback does, for the log.
+            name: what the callback does, as in `ErrorLog.add`.
             descriptor: an open file descriptor.
             callback: reads what has arrived.
         """
@@ -195,7 +218,7 @@ class _Source:
     """One descriptor or socket.
 
     Attributes:
-        name: what its callback does.
+        name: what its callback does, as in `ErrorLog.add`.
         watch, unwatch: add it to the reactor and remove it.
         recheck: asks the reactor to check a socket once more; no-op for a descriptor, which stays readable.
         errors: when its callback raised, the last times, in monotonic seconds.

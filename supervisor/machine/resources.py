@@ -113,6 +113,7 @@ class Sampler:
         self._processes: dict[int, psutil.Process] = {}
         self._own_process = psutil.Process()
         self._own_rss_bytes = self._own_process.memory_info().rss
+        self._available_bytes = psutil.virtual_memory().available
         self._gpus = GpuSampler()
         self._end = threading.Event()
         self._threads = (
@@ -131,6 +132,11 @@ class Sampler:
     def own_rss_bytes(self) -> int:
         """Bytes of resident memory of this process itself, as last measured."""
         return self._own_rss_bytes
+
+    @property
+    def available_bytes(self) -> int:
+        """Bytes of host memory that processes could still take, as last measured."""
+        return self._available_bytes
 
     def watch(self, watched: Mapping[int, Watched]) -> None:
         """Sets what is measured from the next round on.
@@ -200,6 +206,7 @@ class Sampler:
 
     def _measure_processes(self) -> None:
         self._own_rss_bytes = self._own_process.memory_info().rss
+        self._available_bytes = psutil.virtual_memory().available
         pids = {slot: pid for slot, (pid, _) in self._watched.items() if pid is not None}
         wanted = set(pids.values())
         self._processes = {pid: process for pid, process in self._processes.items() if pid in wanted}

@@ -32,6 +32,14 @@ BURST_S = 0.005
 """The same in seconds: reading a large header that is not cached takes milliseconds."""
 
 
+QueryAnswerer = Callable[[bytes, dict[str, Any], float], dict[str, Any]]
+"""Takes the kind of a query, its header and monotonic seconds; returns the reply's header, or raises a refusal."""
+
+
+def _no_answer(_kind: bytes, _header: dict[str, Any], _now: float) -> dict[str, Any]:
+    raise RuntimeError("the router has not been opened")
+
+
 class Clients:
     """Reads requests and sends replies.
 
@@ -40,10 +48,9 @@ class Clients:
         admission: makes the plans of requests.
         statistics: by model name and version.
         max_message_size: bytes that all frames of a request may have.
-        answer: answers the kinds other than `infer` and `cancel`: takes kind and header, returns the header of the
-            reply, or raises a `MultitowerError`.
 
     Attributes:
+        answer_query: answers the kinds other than `infer` and `cancel`; set before the first request is read.
         draining: whether new requests for inference are refused, since the daemon is stopping.
         rejected: requests that got an error without having been queued.
         regions: the open shared memory of local clients.
@@ -55,8 +62,8 @@ class Clients:
         admission: Admission,
         statistics: Mapping[str, dict[str, ModelStatistics]],
         max_message_size: int,
-        answer: Callable[[bytes, dict[str, Any]], dict[str, Any]],
     ) -> None:
+        self.answer_query: QueryAnswerer = _no_answer
         self.draining = False
         self.rejected = 0
         self.regions = regions.Regions()
@@ -64,7 +71,6 @@ class Clients:
         self._admission = admission
         self._statistics = statistics
         self._max_message_size = max_message_size
-        self._answer = answer
 
     # Requests.
 
@@ -155,7 +161,7 @@ class Clients:
             self.send_replies()
             front.answer(address, id, {"cancelled": cancelled})
         else:
-            front.answer(address, id, self._answer(kind, header))
+            front.answer(address, id, self.answer_query(kind, header, time.monotonic()))
 
     def _check_size(self, size: int) -> None:
         if size > self._max_message_size:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from multitower import wire, worker_wire
@@ -24,7 +24,7 @@ from ..scheduling.scheduler import Scheduler
 from ..scheduling.worker import Served, Worker
 from . import regions
 from .admission import Admission
-from .clients import Clients
+from .clients import Clients, QueryAnswerer
 from .front_socket import FrontSocket, internal_error
 from .routes import Route, models_of_towers
 from .statistics import BatchTimes, ModelStatistics
@@ -40,8 +40,6 @@ class Router:
         limits: the limits of each model's queue, by model name.
         timeouts: the longest time of a request in seconds, by model name.
         max_message_size: bytes that all frames of a request may have.
-        answer: answers the kinds other than `infer` and `cancel`: takes kind and header, returns the header of the
-            reply, or raises a `MultitowerError`.
         dispatch: the rule that chooses the worker of a batch.
 
     Attributes:
@@ -58,7 +56,6 @@ class Router:
         limits: dict[str, QueueLimits],
         timeouts: dict[str, float],
         max_message_size: int,
-        answer: Callable[[bytes, dict[str, Any]], dict[str, Any]],
         dispatch: Rule = Rule.EARLIEST_FINISH,
     ) -> None:
         self.scheduler = Scheduler(limits, dispatch)
@@ -68,9 +65,19 @@ class Router:
         self.routes: dict[Worker, Route] = {}
         self.models_to_remove: set[str] = set()
         self._routes_by_connection: dict[WorkerConnection, Route] = {}
-        self._clients = Clients(self.scheduler, self.admission, self.statistics, max_message_size, answer)
+        self._clients = Clients(self.scheduler, self.admission, self.statistics, max_message_size)
 
     # Clients.
+
+    def open(self, fronts: Sequence[FrontSocket], answer_query: QueryAnswerer) -> None:
+        """Sets what `receive` needs.
+
+        Args:
+            fronts: the bound sockets.
+            answer_query: answers the kinds other than `infer` and `cancel`.
+        """
+        self.fronts = list(fronts)
+        self._clients.answer_query = answer_query
 
     def receive(self, front: FrontSocket) -> None:
         """Reads a burst of requests from a front socket."""

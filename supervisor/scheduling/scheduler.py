@@ -37,8 +37,11 @@ from .worker import Served, Worker
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class StateError(Exception):
-    """The scheduler failed in the middle of a change: requests may be lost, and the daemon must end."""
+class StateError(BaseException):
+    """The scheduler failed in the middle of a change: requests may be lost, and the daemon must end.
+
+    Not an `Exception`, so that what contains errors of single events does not contain it.
+    """
 
 
 def _changes_state(method: F) -> F:

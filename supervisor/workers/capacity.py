@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import psutil
+from collections.abc import Iterable
 
 from ..machine.devices import CPU_PREFIX
 from ..machine.resources import DeviceSample, Sampler
@@ -22,6 +22,15 @@ class Capacity:
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
 
+    def measure(self, slots: Iterable[Slot]) -> None:
+        """Sets the slots whose processes and devices are measured from now on."""
+        self._sampler.watch(
+            {
+                slot.number: (slot.process.child.pid if slot.process is not None else None, slot.placement.devices)
+                for slot in slots
+            }
+        )
+
     def rss_bytes(self, slot: Slot) -> int | None:
         """Resident memory of the slot's current process in bytes; None before it has been measured."""
         sample = self._sampler.sample(slot.number)
@@ -39,7 +48,7 @@ class Capacity:
         A GPU whose free memory is unknown holds none.
         """
         sample = self._sampler.sample(slot.number)
-        if sample is not None and psutil.virtual_memory().available < MARGIN * sample.rss_bytes:
+        if sample is not None and self._sampler.available_bytes < MARGIN * sample.rss_bytes:
             return False
         if all(device.startswith(CPU_PREFIX) for device in slot.placement.devices):
             return True

@@ -5,8 +5,8 @@ The daemon's loop calls `tick` whenever something has happened or is due. What h
 those that hang, `replacer.py` replaces them on purpose, and `availability.py` decides which models can be served.
 
 A defect costs at most the worker that it concerns: each event and each step is contained. Its error is logged with a
-traceback, the worker is killed and replaced, and its requests run again. Errors of the scheduler (`StateError`) are not
-contained: the requests' own state is in doubt then, and the daemon ends.
+traceback, the worker is killed and replaced, and its requests run again. A `StateError`
+of the scheduler is not contained: the requests' own state is in doubt then, and the daemon ends.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import logging
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 
+from ..loop.containment import ErrorLog
 from ..loop.log import event
 from ..machine.placement import Placement
 from ..routing.router import Router
@@ -67,6 +68,7 @@ class WorkerManager:
     ) -> None:
         rng = random.Random()
         self.settings = settings
+        self._errors = ErrorLog(log)
         self._router = router
         self._scheduler = router.scheduler
         self._launcher = launcher
@@ -147,10 +149,8 @@ class WorkerManager:
     def _advance_replacements(self, now: float) -> None:
         try:
             self._replacer.advance(now)
-        except StateError:
-            raise
-        except Exception as error:
-            log.exception("internal error while replacing a worker")
+        except Exception as error:  # noqa: BLE001  it is logged
+            self._errors.add("replacing a worker", error)
             with self._contain("giving up a replacement", None, now):
                 self._replacer.abort(f"internal error: {error}", now)
 
@@ -191,11 +191,8 @@ class WorkerManager:
         """Contains an error of one event or step: it is logged, and the process that it concerns is killed."""
         try:
             yield
-        except StateError:
-            raise
-        except Exception as error:
-            fields = process.child.fields if process is not None else {}
-            log.exception("internal error while %s", doing, extra={"fields": dict(fields)})
+        except Exception as error:  # noqa: BLE001  it is logged
+            self._errors.add(doing, error, process.child.fields if process is not None else {})
             if process is not None:
                 cause = "it broke the protocol" if isinstance(error, WorkerProtocolError) else "of an internal error"
                 self._exits.condemn_process(process, Verdict(Fault.DEFECT, f"{cause}: {error}"), now)

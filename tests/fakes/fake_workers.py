@@ -245,9 +245,7 @@ class Scene:
         slots_models = models or [("m",)] * slots
         names = sorted({name for slot in slots_models for name in slot})
         limits = QueueLimits(1000, 1 << 20, retry=retry)
-        self.router = Router(
-            dict.fromkeys(names, limits), dict.fromkeys(names, 1e6), 1 << 20, lambda _kind, _header: {}
-        )
+        self.router = Router(dict.fromkeys(names, limits), dict.fromkeys(names, 1e6), 1 << 20)
         policy = RestartPolicy(max_restarts=max_restarts, first_s=1.0, max_s=1.0)
         self.manager = WorkerManager(
             placements=[placement(number, models) for number, models in enumerate(slots_models)],

@@ -133,7 +133,7 @@ def test_a_defect_costs_one_order_its_answer(daemon: Running) -> None:
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.RCVTIMEO, int(STEP_S * 1000))
         socket.connect(control)
-        for slot, reason in ((7, "internal_error"), (8, "malformed"), (7, "internal_error")):
+        for slot, reason in ((7, "internal_error"), (8, "slot_unknown"), (7, "internal_error")):
             socket.send_multipart([wire.RESTART, b"id", wire.dump_json({"slot": slot})])
             kind, id, answer = socket.recv_multipart()
             assert (kind, id) == (wire.ERROR, b"id")

@@ -19,12 +19,15 @@ def gpu(used: int | None, free: int | None) -> DeviceSample:
     )
 
 
-def fits(devices: tuple[DeviceSample, ...] | None, *, kind: str = "GPU", limit: int | None = None) -> bool:
+def fits(
+    devices: tuple[DeviceSample, ...] | None, *, kind: str = "GPU", limit: int | None = None, available: int = 1000
+) -> bool:
     sample = None if devices is None else Sample(pid=1, at=0.0, rss_bytes=MIB, cpu_percent=None, devices=devices)
     names = tuple(f"{kind}:{number}" for number in range(2))
     placement = SimpleNamespace(devices=names, memory_limit_bytes=None if limit is None else limit * MIB)
     slot: Any = SimpleNamespace(number=0, placement=placement)
-    return Capacity(cast("Any", SimpleNamespace(sample=lambda slot: sample))).fits_second_process(slot)
+    sampler = SimpleNamespace(sample=lambda slot: sample, available_bytes=available * MIB)
+    return Capacity(cast("Any", sampler)).fits_second_process(slot)
 
 
 @pytest.mark.parametrize(
@@ -48,3 +51,8 @@ def test_a_second_process_needs_room_on_every_device(
 
 def test_cpu_devices_have_no_memory_of_their_own() -> None:
     assert fits(None, kind="cpu")
+
+
+@pytest.mark.parametrize(("available", "expected"), [(2, True), (1, False)])
+def test_a_second_process_needs_host_memory(available: int, expected: bool) -> None:
+    assert fits((gpu(100, 500),), available=available) is expected

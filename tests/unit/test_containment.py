@@ -15,6 +15,8 @@ import zmq
 from multitower.supervisor.loop.containment import (
     LOG_INTERVAL_S,
     MAX_ERRORS,
+    MAX_KNOWN,
+    MIN_INTERVAL_S,
     RETRY_S,
     Chore,
     ErrorLog,
@@ -40,7 +42,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def errors(clock: Clock) -> ErrorLog:
-    return ErrorLog(clock)
+    return ErrorLog(logging.getLogger("multitower.daemon"), clock)
 
 
 @pytest.fixture
@@ -54,8 +56,9 @@ def sources(reactor: Reactor, errors: ErrorLog, clock: Clock) -> EventSources:
     return EventSources(reactor, errors, clock)
 
 
-def logged(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
-    return [record.fields for record in caplog.records if record.levelno == logging.ERROR]  # type: ignore[attr-defined]
+def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, dict[str, Any]]]:
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    return [(record.message, record.fields) for record in errors]  # type: ignore[attr-defined]
 
 
 def divide(divisor: int) -> float:
@@ -76,12 +79,12 @@ def test_an_error_is_logged_with_its_traceback_once_a_minute_and_counted(
     for _ in range(500):
         errors.add("dividing", raised(lambda: divide(0)))
         clock.now += 0.1
-    assert logged(caplog) == [{"source": "dividing"}]
+    assert logged(caplog) == [("internal error while dividing", {})]
     assert caplog.records[0].exc_info is not None
     assert isinstance(caplog.records[0].exc_info[1], ZeroDivisionError)
     clock.now = 100.0 + LOG_INTERVAL_S
     errors.add("dividing", raised(lambda: divide(0)))
-    assert logged(caplog)[1:] == [{"source": "dividing", "repeated": 499}]
+    assert logged(caplog)[1:] == [("internal error while dividing", {"repeated": 499})]
 
 
 def test_errors_of_another_source_type_or_line_are_logged_too(
@@ -92,7 +95,18 @@ def test_errors_of_another_source_type_or_line_are_logged_too(
             errors.add(source, raised(function))
     assert len(logged(caplog)) == 6
     errors.add("counting", ValueError("never raised, so without a traceback"))
-    assert len(logged(caplog)) == 7
+    errors.add("counting", ValueError("the same of another slot"), {"slot": 1})
+    assert logged(caplog)[6:] == [
+        ("internal error while counting", {}),
+        ("internal error while counting", {"slot": 1}),
+    ]
+
+
+def test_errors_of_ever_new_workers_do_not_use_up_memory(errors: ErrorLog, clock: Clock) -> None:
+    for incarnation in range(5000):
+        errors.add("reaping", raised(lambda: divide(0)), {"incarnation": incarnation})
+        clock.now += 1.0
+    assert len(errors._log_at) < 2 * MAX_KNOWN
 
 
 def test_a_chore_that_raises_runs_again_after_a_second(
@@ -124,6 +138,19 @@ def test_a_chore_whose_next_wake_raises_is_asked_again_after_a_second(errors: Er
 
 def test_a_chore_that_never_has_to_run_wakes_nobody(errors: ErrorLog) -> None:
     assert Chore("waiting", lambda _: None, lambda _: None, errors).next_wake(100.0) == inf
+
+
+def test_a_chore_that_is_always_due_does_not_make_the_loop_spin(errors: ErrorLog) -> None:
+    assert Chore("waiting", lambda _: None, lambda _: 0.0, errors).next_wake(100.0) == 100.0 + MIN_INTERVAL_S
+
+
+def test_a_periodic_chore_runs_once_in_each_interval(errors: ErrorLog) -> None:
+    runs: list[float] = []
+    chore = Chore.every(0.25, "counting", runs.append, errors)
+    for now in (100.0, 100.125, 100.25, 100.5, 100.625):
+        chore.run(now)
+    assert runs == [100.0, 100.25, 100.5]
+    assert chore.next_wake(100.625) == 100.75
 
 
 def test_errors_that_are_not_exceptions_are_not_contained(errors: ErrorLog) -> None:

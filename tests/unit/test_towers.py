@@ -249,7 +249,7 @@ class Connection:
 
 def routed(*reports: ModelReport) -> tuple[Router, Any, Connection]:
     limits = {report.name: QueueLimits(100, 1 << 20) for report in reports}
-    router = Router(limits, dict.fromkeys(limits, 60.0), 1 << 20, lambda _kind, _header: {})
+    router = Router(limits, dict.fromkeys(limits, 60.0), 1 << 20)
     connection = Connection()
     # As they come: through JSON.
     state = WorkerReport.from_json(WorkerReport(state="ready", pid=1, models=reports).to_json())
@@ -275,7 +275,7 @@ def test_a_model_of_fewer_replicas_is_on_the_first_tower_alone() -> None:
 def test_a_worker_has_the_towers_of_all_that_it_has_loaded_also_of_what_is_not_asked_for_any_more() -> None:
     gone, handled = ModelReport(name="gone", towers=REPLICAS), ModelReport(name="handled")
     limits = {"handled": QueueLimits(100, 1 << 20)}
-    router = Router(limits, {"handled": 60.0}, 1 << 20, lambda _kind, _header: {})
+    router = Router(limits, {"handled": 60.0}, 1 << 20)
     route = router.add_worker(0, "cpu:0,cpu:1", cast(WorkerConnection, Connection()), [gone, handled], {}, 1.0)
     # It takes a batch without the number of a tower for a defect, and ends.
     assert [worker_wire.read_tower_head(each.head[0]) for each in route.towers] == [0, 1]

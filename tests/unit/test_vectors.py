@@ -145,7 +145,6 @@ def daemon() -> Router:
         {name: QueueLimits(1000, 1 << 20)},
         {name: 30.0},
         model["max_message_size"],
-        lambda kind, header: queries.answer(kind, header, 0.0),
     )
     manager: Any = SimpleNamespace(slots=[], spares=[])
     lifecycle = Lifecycle(LifecycleState.RUNNING)
@@ -161,6 +160,7 @@ def daemon() -> Router:
         started=0.0,
     )
     queries = Queries(readiness, status, router, settings, model["max_message_size"])
+    router.open([], queries.answer)
     inputs, outputs = (
         tuple(TensorReport(name=t["name"], datatype=t["datatype"], shape=tuple(t["shape"])) for t in model[side])
         for side in ("inputs", "outputs")
