@@ -1,8 +1,8 @@
 """The daemon's log: one line an event, for people or as JSON, written by a thread of its own.
 
-Call `event(logger, level, "what happened", slot=…, cause=…)`; the fields are printed as `key=value` behind the
-text, or as members of the JSON object. A slow terminal or a full disk delays the writer's thread alone: past the
-bound of its queue, lines are dropped and counted.
+Call `event(logger, level, "what happened", slot=…, cause=…)`. The fields are printed as `key=value` behind the text, or
+as members of the JSON object. A slow terminal or a full disk delays only the writer's thread: when its queue is full,
+lines are dropped and counted. Control characters, which could be commands for the reader's terminal, are escaped.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import logging
 import logging.handlers
 import queue
+import re
 import sys
 from typing import Any, TextIO
 
@@ -22,9 +23,14 @@ CLOSE_S = 2.0
 _COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m", "DEBUG": "\x1b[2m"}
 _RESET = "\x1b[0m"
 
+# Control characters but the tab, ends of lines, marks that reverse the direction of text, and half surrogate pairs, as
+# in file names that are not UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHORT = {"\n": "\\n", "\r": "\\r"}
+
 
 def event(logger: logging.Logger, level: int, message: str, **fields: Any) -> None:
-    """Logs one event with its fields; fields that are None are left out."""
+    """Logs one event with its fields; fields that are None are omitted."""
     if logger.isEnabledFor(level):
         kept = {key: value for key, value in fields.items() if value is not None}
         logger.log(level, "%s", message, extra={"fields": kept})
@@ -51,7 +57,7 @@ class HumanFormatter(logging.Formatter):
         when = _when(record).astimezone().strftime("%H:%M:%S.%f")[:-3]
         pairs = "".join(f" {key}={_quoted(value)}" for key, value in _fields(record).items())
         source = "| " if record.name == "multitower.worker" else ""
-        line = f"{when} {record.levelname:<7} {source}{_one_line(record.getMessage())}{pairs}"
+        line = f"{when} {record.levelname:<7} {source}{_escape(record.getMessage())}{pairs}"
         if record.exc_info:
             line += f" traceback={_quoted(self.formatException(record.exc_info))}"
         colour = _COLOURS.get(record.levelname) if self._colour else None
@@ -72,31 +78,42 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str, ensure_ascii=False)
+        # JSON escapes control characters below 0x20 itself.
+        return _UNPRINTABLE.sub(_json_escape, json.dumps(entry, default=str, ensure_ascii=False))
 
 
-def _one_line(text: str) -> str:
-    return text.replace("\r", "\\r").replace("\n", "\\n")
+def _escape(text: str) -> str:
+    return _UNPRINTABLE.sub(_human_escape, text)
+
+
+def _human_escape(match: re.Match[str]) -> str:
+    character = match[0]
+    code = ord(character)
+    return _SHORT.get(character) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
 
 
 def _quoted(value: Any) -> str:
-    text = _one_line(str(value))
-    return json.dumps(text, ensure_ascii=False) if not text or " " in text or '"' in text else text
+    text = str(value)
+    return _escape(json.dumps(text, ensure_ascii=False) if not text or " " in text or '"' in text else text)
 
 
 class _DroppingHandler(logging.handlers.QueueHandler):
-    """Hands records to the writer's thread; never waits."""
+    """Passes records to the writer's thread; never waits."""
 
     def __init__(self, lines: queue.Queue[Any]) -> None:
         super().__init__(lines)
         self._dropped = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """As it is: the writer lives in this process, and needs the fields and the exception."""
+        """Returns the record as it is: the writer runs in this process, and needs the fields and the exception."""
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """Queues a record, or counts it as dropped."""
+        """Queues a record; counts it as dropped if the queue is full."""
         try:
             if self._dropped:
                 notice = logging.LogRecord("multitower", logging.WARNING, "", 0, "log lines dropped", (), None)
@@ -114,7 +131,7 @@ class _Listener(logging.handlers.QueueListener):
     queue: queue.Queue[Any]
 
     def stop(self) -> None:
-        """Writes what is queued and ends the thread; gives up on lines that nobody reads within `CLOSE_S`."""
+        """Writes what is queued and ends the thread; drops lines that cannot be written within `CLOSE_S`."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
@@ -127,7 +144,7 @@ class LogWriter:
     """Sets up logging under `multitower` and owns the writer's thread.
 
     Args:
-        format: `human` or `json`; None is human on a terminal and in pipes alike.
+        format: `human` or `json`; None is `human`.
         level: a name of `logging`, such as `INFO`.
         stream: where lines go; standard error by default.
     """

@@ -1,72 +1,131 @@
-"""What workers write to stdout and stderr goes to the log, line by line, with the worker's name on it.
+"""Writes the output of workers to the log, line by line, with the worker's fields on each line.
 
-One thread reads all pipes. A worker that floods its output is read at a capped rate: it waits on its own pipe, the
-log keeps a bounded number of lines a second and says how many it left out, and nobody else notices.
+One thread reads the stdout and stderr of all workers. A worker that floods its output is read at a limited rate: it
+waits on its own pipe, the log gets a limited number of lines a second and the number of lines left out, and nothing
+else is affected.
+
+A line of TensorFlow's own C++ logging gets the level that its letter says: warnings and errors as such, information as
+DEBUG. What TensorFlow logs in every process while it is imported is DEBUG as well, and so are complaints of CPU workers
+about missing GPUs.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import selectors
 import threading
 import time
 from dataclasses import dataclass
 
+from ..machine.devices import CPU_PREFIX
+
 log = logging.getLogger("multitower.worker")
 
 MAX_LINE = 8192
+"""Bytes of a line; a longer one is cut."""
+
 CHUNK = 64 << 10
 BYTES_A_SECOND = 1 << 20
 LINES_A_SECOND = 200
 
+# `I0000 00:00:1796114190.159745    7672 port.cc:153] ...`, of Abseil; before the first dot is the time.
+# `2026-12-01 08:12:40.330123: I tensorflow/core/util/port.cc:153] ...`, of TensorFlow before 2.17.
+_TENSORFLOW_LINE = re.compile(
+    rb"(?:([IWEF])\d{4} \d\d:\d\d:[\d.]+ +\d+ |\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: ([IWEF]) )[\w./-]+:\d+\] "
+)
+_LEVELS = {b"I": logging.DEBUG, b"W": logging.WARNING, b"E": logging.ERROR, b"F": logging.ERROR}
+
+_NOISE = (
+    # What Abseil writes before it is initialized, and the end of a line on CPU features.
+    b"WARNING: All log messages before absl::InitializeLog() is called",
+    b"To enable the following instructions: ",
+    # Plugins of TensorFlow's libraries that register twice, without a consequence.
+    b"Unable to register cu",
+    b"computation placer already registered",
+    b"TF-TRT Warning: Could not find TensorRT",
+)
+"""Beginnings of lines, behind the place in TensorFlow's code, that it logs in every process while it is imported."""
+
+_ABOUT_GPUS = re.compile(rb"gpu|nvidia|cuda|cuinit|cudnn|cublas|cufft|tensorrt|libcu|dso_loader", re.IGNORECASE)
+
+
+def level_of(line: bytes, *, on_cpu: bool) -> int:
+    """The level of the log that a line of a worker's output gets.
+
+    Args:
+        line: without its end.
+        on_cpu: whether the worker has CPU devices: what TensorFlow logs about missing GPUs is DEBUG then.
+    """
+    match = _TENSORFLOW_LINE.match(line)
+    if line.startswith(_NOISE, match.end() if match is not None else 0):
+        return logging.DEBUG
+    if match is None:
+        return logging.INFO
+    if on_cpu and _ABOUT_GPUS.search(line):
+        return logging.DEBUG
+    return _LEVELS[match[1] or match[2]]
+
 
 @dataclass(slots=True)
 class _Source:
-    """One worker's pipe."""
+    """The pipe of one worker, and what was read from it in the current second."""
 
     descriptor: int
     fields: dict[str, object]
     rest: bytes = b""
-    window: float = 0.0
+    second: float = 0.0
     bytes_read: int = 0
     lines: int = 0
     left_out: int = 0
 
 
 class OutputReader:
-    """The thread that reads the workers' output. Started on construction; `close` ends it."""
+    """The thread that reads the output of workers. It starts on construction; `close` ends it."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._wake_out, self._wake_in = os.pipe()
-        os.set_blocking(self._wake_in, False)
-        self._selector.register(self._wake_out, selectors.EVENT_READ, None)
         self._new: list[_Source] = []
         self._paused: list[_Source] = []
         self._lock = threading.Lock()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="worker-output", daemon=True)
-        self._thread.start()
+        self._selector = selectors.DefaultSelector()
+        try:
+            self._wake_out, self._wake_in = os.pipe()
+        except BaseException:
+            self._selector.close()
+            raise
+        try:
+            os.set_blocking(self._wake_in, False)
+            self._selector.register(self._wake_out, selectors.EVENT_READ, None)
+            self._thread = threading.Thread(target=self._run, name="worker-output", daemon=True)
+            self._thread.start()
+        except BaseException:
+            self._close_descriptors()
+            raise
 
     def add(self, descriptor: int, fields: dict[str, object]) -> None:
-        """Reads this descriptor until its end, and closes it then.
+        """Reads a descriptor until its end, and closes it then, or at once if this raises.
 
         Args:
             descriptor: the reading end of a pipe; the reader owns it from now on.
-            fields: what stands on each of its lines in the log; read anew for each line, so it may change.
+            fields: the fields of each of its lines in the log; read again for each line, so it may change.
         """
-        os.set_blocking(descriptor, False)
-        source = _Source(descriptor, fields)
+        try:
+            os.set_blocking(descriptor, False)
+        except BaseException:
+            os.close(descriptor)
+            raise
         with self._lock:
-            self._new.append(source)
+            self._new.append(_Source(descriptor, fields))
         self._wake()
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Reads what has been written, for at most `timeout_s`, and ends the thread."""
+        """Reads what has been written, for at most `timeout_s`, and ends the thread. No-op if it has ended."""
         self._closing = True
-        self._wake()
-        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._wake()
+            self._thread.join(timeout_s)
 
     def _wake(self) -> None:
         try:
@@ -94,12 +153,15 @@ class OutputReader:
         for key in list(self._selector.get_map().values()):
             if key.data is not None:
                 self._end(key.data)
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
         self._selector.close()
         os.close(self._wake_out)
         os.close(self._wake_in)
 
     def _read(self, source: _Source, now: float) -> None:
-        self._roll(source, now)
+        self._begin_second(source, now)
         try:
             data = os.read(source.descriptor, CHUNK)
         except OSError:
@@ -113,33 +175,37 @@ class OutputReader:
             lines.append(source.rest)
             source.rest = b""
         for line in lines:
-            self._emit(source, line)
+            self._log_line(source, line)
         if source.bytes_read >= BYTES_A_SECOND and not self._closing:
             self._selector.unregister(source.descriptor)
             self._paused.append(source)
 
     def _resume(self, now: float) -> None:
         for source in list(self._paused):
-            if now - source.window >= 1.0 or self._closing:
+            if now - source.second >= 1.0 or self._closing:
                 self._paused.remove(source)
                 self._selector.register(source.descriptor, selectors.EVENT_READ, source)
 
-    def _roll(self, source: _Source, now: float) -> None:
-        if now - source.window >= 1.0:
-            source.window, source.bytes_read, source.lines = now, 0, 0
-            self._tell_left_out(source)
+    def _begin_second(self, source: _Source, now: float) -> None:
+        if now - source.second >= 1.0:
+            source.second, source.bytes_read, source.lines = now, 0, 0
+            self._log_left_out(source)
 
-    def _emit(self, source: _Source, line: bytes) -> None:
+    def _log_line(self, source: _Source, line: bytes) -> None:
         if not line.strip():
+            return
+        line = line[:MAX_LINE]
+        level = level_of(line, on_cpu=str(source.fields.get("device", "")).startswith(CPU_PREFIX))
+        if not log.isEnabledFor(level):
             return
         source.lines += 1
         if source.lines > LINES_A_SECOND:
             source.left_out += 1
         else:
-            text = line[:MAX_LINE].decode("utf-8", "backslashreplace").rstrip()
-            log.info("%s", text, extra={"fields": dict(source.fields)})
+            text = line.decode("utf-8", "backslashreplace").rstrip()
+            log.log(level, "%s", text, extra={"fields": dict(source.fields)})
 
-    def _tell_left_out(self, source: _Source) -> None:
+    def _log_left_out(self, source: _Source) -> None:
         if source.left_out:
             log.warning(
                 "the worker writes too much: lines left out",
@@ -149,7 +215,7 @@ class OutputReader:
 
     def _end(self, source: _Source) -> None:
         if source.rest:
-            self._emit(source, source.rest)
-        self._tell_left_out(source)
+            self._log_line(source, source.rest)
+        self._log_left_out(source)
         self._selector.unregister(source.descriptor)
         os.close(source.descriptor)
