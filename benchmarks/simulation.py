@@ -1,16 +1,16 @@
-"""The rules of dispatch in virtual time: the product's own balancer beside the usual disciplines, the same arrivals.
+"""Simulates the rules of dispatch in virtual time: multitower's own scheduler and the usual disciplines.
 
     python benchmarks/simulation.py [--seconds 20] [--hop-ms 0.2] [--noise 0.1] [--rates 400,1500,3000,6000]
 
-Four devices of 4 ms a batch and 0.03 ms a row, batches of up to 32 rows, one row a request, Poisson arrivals; once all
-alike, once with one of them four times slower. A batch takes half a hop to its worker and half a hop back, and its
-time is spread by `noise` (log-normal). `multitower` and `least_depth` are the daemon's scheduler, told what the
-daemon would tell it, and woken as the daemon's loop wakes, in whole milliseconds. The others are ideal: deciding takes
-no time.
+There are four devices of 4 ms per batch and 0.03 ms per row, batches of up to 32 rows, one row per request, and
+Poisson arrivals, the same for each discipline. The devices are equally fast, or one is four times slower. A batch
+takes half a hop to its device and half a hop back. Its time varies by `noise` (log-normal). `multitower` and
+`least_depth` are the daemon's scheduler; it gets the same calls as in the daemon, and wakes up at most 0.2 ms late. The
+other disciplines are ideal and decide in no time:
 
-- `round robin`: each request goes to the next device in turn, at once.
+- `round robin`: each request goes to the next device, at once.
 - `join-shortest-queue`: each request goes to the device with the fewest requests, at once.
-- `late binding`: requests wait in one queue, and whichever device is free takes a batch; several share what waits.
+- `late binding`: requests wait in one queue, and a free device takes a batch; several free ones divide what waits.
 """
 
 from __future__ import annotations
@@ -26,28 +26,30 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from multitower.supervisor.scheduling.pool import Rule
-from multitower.supervisor.scheduling.queue import Batch, QueueLimits
+from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
-from multitower.supervisor.scheduling.worker import Served, Worker
+from multitower.supervisor.scheduling.worker import Batch, Served, Worker
 from multitower.worker_wire import KeySpec
 
 BATCH_S, ROW_S, LARGEST = 0.004, 0.00003, 32
-GRAIN_S = 0.0002
+WAKE_STEP_S = 0.0002
+"""The scheduler wakes up after a multiple of this."""
+
 WARM_UP = 0.1
-"""The share of the requests that come first and are not counted: until then estimates are being learned."""
+"""The first requests, as a share of all, are not counted: estimates are being learned."""
 
 
 class World(NamedTuple):
-    """What all disciplines meet alike.
+    """The conditions, the same for all disciplines.
 
     Attributes:
-        factors: of each device's times.
-        rate: requests a second.
-        seconds: of arrivals.
-        hop_s: to a device and back.
+        factors: by which each device's times are multiplied.
+        rate: requests per second.
+        seconds: duration of the arrivals.
+        hop_s: seconds to a device and back.
         noise: standard deviation of the logarithm of a batch's time.
-        seed: of all that is drawn.
+        seed: of the random numbers.
     """
 
     factors: tuple[float, ...]
@@ -58,15 +60,15 @@ class World(NamedTuple):
     seed: int = 1
 
     def arrivals(self) -> list[float]:
-        """The moments of all requests."""
+        """When each request arrives, in seconds."""
         rng = random.Random(self.seed)
-        moments = itertools.accumulate(rng.expovariate(self.rate) for _ in range(round(self.rate * self.seconds)))
-        return list(moments)
+        times = itertools.accumulate(rng.expovariate(self.rate) for _ in range(round(self.rate * self.seconds)))
+        return list(times)
 
 
 @dataclass(eq=False)
 class Device:
-    """One device: its batches one after the other, as they come."""
+    """A device, which executes its batches in the order of their arrival."""
 
     factor: float
     waiting: deque[tuple[Any, int]] = field(default_factory=deque)
@@ -75,7 +77,7 @@ class Device:
 
 
 class Outcome(NamedTuple):
-    """Milliseconds, and the share of all rows that the last device had."""
+    """Latencies in milliseconds, and the share of all rows that the last device executed."""
 
     p50: float
     p99: float
@@ -83,26 +85,26 @@ class Outcome(NamedTuple):
 
 
 class Clock:
-    """Virtual time: what is due next is done next."""
+    """Virtual time."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self._due: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
 
-    def at(self, moment: float, do: Callable[..., None], *arguments: Any) -> None:
-        """Calls it then; things of one moment in the order in which they were said."""
-        heapq.heappush(self._due, (moment, next(self._order), do, arguments))
+    def at(self, time: float, do: Callable[..., None], *arguments: Any) -> None:
+        """Calls `do` at a time; calls of the same time in the order in which they were requested."""
+        heapq.heappush(self._due, (time, next(self._order), do, arguments))
 
     def run(self) -> None:
-        """Until nothing is left."""
+        """Makes all calls."""
         while self._due:
             self.now, _, do, arguments = heapq.heappop(self._due)
             do(*arguments)
 
 
 class Discipline:
-    """Devices under a discipline that is yet to be told."""
+    """A discipline and its devices."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -112,9 +114,9 @@ class Discipline:
         self._rng = random.Random(world.seed + 1)
 
     def measure(self) -> Outcome:
-        """Runs all arrivals to their end."""
-        for number, moment in enumerate(self.world.arrivals()):
-            self.clock.at(moment, self._arrive, number)
+        """Simulates until all requests are answered."""
+        for number, time in enumerate(self.world.arrivals()):
+            self.clock.at(time, self._arrive, number)
         self.clock.run()
         counted = self.latencies[int(WARM_UP * len(self.latencies)) :]
         ordered = sorted(counted)
@@ -123,11 +125,11 @@ class Discipline:
         return Outcome(p50, p99, rows[-1] / sum(rows))
 
     def _arrive(self, number: int) -> None:
-        """A request has come."""
+        """A request arrives."""
         raise NotImplementedError
 
     def _ended(self, device: Device, work: Any, busy_s: float) -> None:
-        """A device's answer is back."""
+        """The answer of a device arrives."""
         raise NotImplementedError
 
     def _send(self, device: Device, work: Any, rows: int) -> None:
@@ -135,14 +137,14 @@ class Discipline:
         self.clock.at(self.clock.now + self.world.hop_s / 2, self._receive, device, work, rows)
 
     def _begin(self, device: Device, work: Any, rows: int) -> None:
-        """The device, which is free, begins with a batch."""
+        """A free device starts a batch."""
         device.running = True
         device.rows += rows
         busy_s = device.factor * (BATCH_S + rows * ROW_S) * math.exp(self._rng.gauss(0, self.world.noise))
         self.clock.at(self.clock.now + busy_s, self._end, device, work, busy_s)
 
     def _end(self, device: Device, work: Any, busy_s: float) -> None:
-        """The device has done a batch, and goes on with the next one that lies there."""
+        """A device finishes a batch and starts the next one that has arrived."""
         device.running = False
         self.clock.at(self.clock.now + self.world.hop_s / 2, self._ended, device, work, busy_s)
         if device.waiting:
@@ -156,7 +158,7 @@ class Discipline:
 
 
 class Product(Discipline):
-    """The product's balancer."""
+    """The daemon's scheduler."""
 
     rule = Rule.EARLIEST_FINISH
 
@@ -171,7 +173,7 @@ class Product(Discipline):
             towers = [({"m": served}, {("m", served.version): served})]
             (worker,) = self._scheduler.add_process(slot, f"cpu:{slot}", towers, 0.0)
             self._devices[worker] = device
-        self._turn = 0
+        self._flushes = 0
 
     def _arrive(self, number: int) -> None:
         self._scheduler.submit(Request((), number.to_bytes(8), self._plan, (b"x",), 1, self.clock.now))
@@ -181,84 +183,84 @@ class Product(Discipline):
         batch: Batch = work
         answers = [(b"", b"x")] * len(batch.requests)
         self._scheduler.finish(batch.worker, batch.id, answers, self.clock.now, busy_s)
-        self.latencies.extend(self.clock.now - reply.request.received for reply in self._scheduler.replies())
+        self.latencies.extend(self.clock.now - reply.request.received for reply in self._scheduler.pop_replies())
         self._flush()
 
     def _flush(self) -> None:
         now = self.clock.now
         for batch in self._scheduler.dispatch(now):
             self._send(self._devices[batch.worker], batch, batch.rows)
-        self._turn += 1
+        self._flushes += 1
         wake = self._scheduler.next_wake()
         if wake is not None and self._scheduler.busy and wake < now + 60:
-            steps = max(1, math.ceil((wake - now) / GRAIN_S))
-            self.clock.at(now + steps * GRAIN_S, self._wake, self._turn)
+            steps = max(1, math.ceil((wake - now) / WAKE_STEP_S))
+            self.clock.at(now + steps * WAKE_STEP_S, self._wake, self._flushes)
 
-    def _wake(self, turn: int) -> None:
-        # Any event in between has made the loop ask anew.
-        if turn == self._turn:
+    def _wake(self, flushes: int) -> None:
+        # After any other event, a later wake-up was requested.
+        if flushes == self._flushes:
             self._flush()
 
 
 class LeastDepth(Product):
-    """The product's balancer with the plain rule."""
+    """The daemon's scheduler with the rule `least_depth`."""
 
     rule = Rule.LEAST_DEPTH
 
 
 class AtOnce(Discipline):
-    """Each request goes to a device when it comes; a device takes as many as lie there."""
+    """Each request goes to a device when it arrives; a free device takes all that are there."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
-        self._has = [0] * len(self.devices)
-        self._lying: list[list[float]] = [[] for _ in self.devices]
+        self._counts = [0] * len(self.devices)
+        self._arrived: list[list[float]] = [[] for _ in self.devices]
 
     def _pick(self, number: int) -> int:
-        """The index of the device for a request."""
+        """The index of the device that a request goes to."""
         raise NotImplementedError
 
     def _arrive(self, number: int) -> None:
         slot = self._pick(number)
-        self._has[slot] += 1
-        self.clock.at(self.clock.now + self.world.hop_s / 2, self._lie_down, slot, self.clock.now)
+        self._counts[slot] += 1
+        self.clock.at(self.clock.now + self.world.hop_s / 2, self._deposit, slot, self.clock.now)
 
     def _ended(self, device: Device, work: Any, busy_s: float) -> None:
-        self._has[self.devices.index(device)] -= len(work)
-        self.latencies.extend(self.clock.now - came for came in work)
+        self._counts[self.devices.index(device)] -= len(work)
+        self.latencies.extend(self.clock.now - arrival for arrival in work)
 
     def _end(self, device: Device, work: Any, busy_s: float) -> None:
         super()._end(device, work, busy_s)
-        self._go_on(self.devices.index(device))
+        self._start_next(self.devices.index(device))
 
-    def _lie_down(self, slot: int, came: float) -> None:
-        self._lying[slot].append(came)
-        self._go_on(slot)
+    def _deposit(self, slot: int, arrival: float) -> None:
+        self._arrived[slot].append(arrival)
+        self._start_next(slot)
 
-    def _go_on(self, slot: int) -> None:
-        device, lying = self.devices[slot], self._lying[slot]
-        if lying and not device.running:
-            work, self._lying[slot] = lying[:LARGEST], lying[LARGEST:]
+    def _start_next(self, slot: int) -> None:
+        device, arrived = self.devices[slot], self._arrived[slot]
+        if arrived and not device.running:
+            work, self._arrived[slot] = arrived[:LARGEST], arrived[LARGEST:]
             self._begin(device, work, len(work))
 
 
 class RoundRobin(AtOnce):
-    """In turn."""
+    """The devices in turn."""
 
     def _pick(self, number: int) -> int:
         return number % len(self.devices)
 
 
 class ShortestQueue(AtOnce):
-    """The fewest requests, a random one of those that have as few."""
+    """The device with the fewest requests; of several a random one."""
 
     def _pick(self, number: int) -> int:
-        least = min(self._has)
-        return self._rng.choice([slot for slot, has in enumerate(self._has) if has == least])
+        least = min(self._counts)
+        return self._rng.choice([slot for slot, count in enumerate(self._counts) if count == least])
 
 
 class LateBinding(Discipline):
-    """One queue; whichever device is free takes a batch."""
+    """One queue; a free device takes a batch."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
@@ -267,14 +269,14 @@ class LateBinding(Discipline):
 
     def _arrive(self, number: int) -> None:
         self._waiting.append(self.clock.now)
-        self._go_on()
+        self._start_next()
 
     def _ended(self, device: Device, work: Any, busy_s: float) -> None:
-        self.latencies.extend(self.clock.now - came for came in work)
+        self.latencies.extend(self.clock.now - arrival for arrival in work)
         self._free.append(device)
-        self._go_on()
+        self._start_next()
 
-    def _go_on(self) -> None:
+    def _start_next(self) -> None:
         while self._free and self._waiting:
             rows = min(LARGEST, -(-len(self._waiting) // len(self._free)))
             self._send(self._free.popleft(), [self._waiting.popleft() for _ in range(rows)], rows)
@@ -287,11 +289,11 @@ DISCIPLINES: dict[str, type[Discipline]] = {
     "least_depth": LeastDepth,
     "multitower": Product,
 }
-DEVICES = {"all alike": (1.0, 1.0, 1.0, 1.0), "one 4x slower": (1.0, 1.0, 1.0, 4.0)}
+DEVICES = {"equally fast": (1.0, 1.0, 1.0, 1.0), "one 4x slower": (1.0, 1.0, 1.0, 4.0)}
 
 
 def table(rates: Sequence[float], seconds: float, hop_s: float, noise: float) -> None:
-    """Prints a line for each kind of devices, rate and discipline."""
+    """Prints a line for each set of devices, rate and discipline."""
     print(
         f"{'devices':14}{'arrivals/s':>11}  {'discipline':20}{'p50 ms':>8}{'p99 ms':>8}"
         f"{'p50/JSQ':>8}{'p99/JSQ':>8}{'last':>8}"
@@ -300,9 +302,9 @@ def table(rates: Sequence[float], seconds: float, hop_s: float, noise: float) ->
         for rate in rates:
             world = World(factors, rate, seconds, hop_s, noise)
             outcomes = {label: discipline(world).measure() for label, discipline in DISCIPLINES.items()}
-            beside = outcomes["join-shortest-queue"]
+            baseline = outcomes["join-shortest-queue"]
             for label, outcome in outcomes.items():
-                ratios = f"{outcome.p50 / beside.p50:8.2f}{outcome.p99 / beside.p99:8.2f}"
+                ratios = f"{outcome.p50 / baseline.p50:8.2f}{outcome.p99 / baseline.p99:8.2f}"
                 print(
                     f"{name:14}{rate:11,.0f}  {label:20}{outcome.p50:8.2f}{outcome.p99:8.2f}{ratios}"
                     f"{outcome.last_share:8.1%}",
@@ -313,10 +315,12 @@ def table(rates: Sequence[float], seconds: float, hop_s: float, noise: float) ->
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of arrivals, in virtual time")
-    parser.add_argument("--hop-ms", type=float, default=0.2, help="to a device and back")
-    parser.add_argument("--noise", type=float, default=0.1, help="of a batch's time, as a share of it")
-    parser.add_argument("--rates", default="400,1500,3000,6000", help="requests a second")
+    parser.add_argument("--seconds", type=float, default=20.0, help="duration of the arrivals, in virtual time")
+    parser.add_argument("--hop-ms", type=float, default=0.2, help="milliseconds to a device and back")
+    parser.add_argument(
+        "--noise", type=float, default=0.1, help="standard deviation of a batch's time, as a share of it"
+    )
+    parser.add_argument("--rates", default="400,1500,3000,6000", help="requests per second")
     options = parser.parse_args()
     rates = [float(rate) for rate in options.rates.split(",")]
     table(rates, options.seconds, options.hop_ms / 1000, options.noise)

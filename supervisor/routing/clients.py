@@ -175,7 +175,7 @@ class Clients:
 
     def send_replies(self) -> None:
         """Sends the replies that the scheduler has."""
-        replies = self._scheduler.replies()
+        replies = self._scheduler.pop_replies()
         if not replies:
             return
         now = time.monotonic()

@@ -24,8 +24,8 @@ from multitower.errors import MultitowerError, Reason, make
 from multitower.worker_wire import Table, batch_head, shared_head
 
 from ..scheduling.areas import OpenArea, Region
-from ..scheduling.queue import Batch
 from ..scheduling.request import Frame, Plan
+from ..scheduling.worker import Batch
 
 MAX_REGIONS = 256
 """Regions that may be open at one time. Each takes one descriptor."""

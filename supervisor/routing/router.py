@@ -19,9 +19,9 @@ from multitower.errors import MultitowerError, Reason, from_wire, make
 from multitower.spec import ModelReport
 
 from ..scheduling.pool import Rule
-from ..scheduling.queue import Batch, QueueLimits
+from ..scheduling.queue import QueueLimits
 from ..scheduling.scheduler import Scheduler
-from ..scheduling.worker import Served, Worker
+from ..scheduling.worker import Batch, Served, Worker
 from . import regions
 from .admission import Admission
 from .clients import Clients, QueryAnswerer
@@ -297,7 +297,7 @@ class Router:
         """
         try:
             batch_id, entries, timing = worker_wire.read_result(message)
-            answers = [_model_error(entry) if type(entry) is bytes else entry for entry in entries]
+            answers = [_model_error(entry) if isinstance(entry, bytes) else entry for entry in entries]
         except Exception as error:
             raise WorkerProtocolError("a result that cannot be read") from error
         if len(route.towers) > 1:
@@ -309,7 +309,7 @@ class Router:
         if batch is None:
             raise WorkerProtocolError(f"answers to batch {batch_id}, which it was not executing")
         route.batches += 1
-        route.batch_times.add(now, now - batch.begun, batch.rows)
+        route.batch_times.add(now, now - batch.started, batch.rows)
         batches = 1 if batch.key.max_batch_size else len(answers)
         self.statistics[batch.key.spec.model][batch.requests[0].version].count_batches(batches, len(answers), *timing)
 

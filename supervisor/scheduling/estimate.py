@@ -1,7 +1,7 @@
-"""How long a worker takes for a batch, learned from those that it has answered. Pure.
+"""How long a worker takes for a batch, estimated from the batches that it has answered.
 
-A device takes a fixed time a batch and some time a row. `Estimate` is the running fit of such a line through what was
-measured; `Pace` keeps one for each batch key of a worker. `choice.py` asks them who would be done first.
+A device takes a fixed time per batch and some time per row. `Estimate` fits such a line to the measured times;
+`Estimates` keeps one for each batch key. `worker_choice` uses them to find the worker that would finish first.
 """
 
 from __future__ import annotations
@@ -10,42 +10,42 @@ import math
 from collections import OrderedDict
 from typing import Final
 
-LEAST: Final = 3
-"""Measured batches from which on an estimate counts: the first batch of a process is often slower than all others."""
+MIN_MEASURED: Final = 3
+"""Batches that must be measured before an estimate is used: the first batch of a process is often slower."""
 
-KEEP: Final = 0.98
-"""Weight that a batch keeps with each later one: some fifty of them count."""
+DECAY: Final = 0.98
+"""The weight of a batch falls by this factor with each later one, so that about the last fifty count."""
 
-OUTLIER: Final = 4.0
-"""Mean deviations from which on a batch is an outlier, and counts as if it were just as far off."""
+OUTLIER_DEVIATIONS: Final = 4.0
+"""A batch that is further from its estimate, in mean deviations, is an outlier. It counts as if it were this far."""
 
-LEAST_OUTLIER: Final = 0.25
-"""The same as a share of the time that was expected: where all batches take the same time, a little noise is none."""
+MIN_OUTLIER_SHARE: Final = 0.25
+"""A batch that differs by less than this share of its estimated time is no outlier, however regular batches are."""
 
-STREAK: Final = 4
-"""So many outliers in a row on one side are none: the device has changed its speed."""
+OUTLIER_STREAK: Final = 4
+"""This many outliers in a row on the same side mean that the speed of the device has changed."""
 
-MOST_KEYS: Final = 64
-"""Batch keys that a worker's pace is known for; clients that send ever new shapes make ever new keys."""
+MAX_KEYS: Final = 64
+"""Batch keys with an estimate, per worker: clients that keep sending new shapes make new keys."""
 
 _DEVIATION_STEP: Final = 0.1
-_LEAST_S: Final = 1e-6
-_RIDGE: Final = 0.01  # of the square of the mean rows: batches that are all alike say nothing of the time a row
+_MIN_S: Final = 1e-6
+_RIDGE: Final = 0.01  # of the mean rows, squared: batches of equal size say nothing about the time per row
 
 
 class Estimate:
-    """The time of a batch as a fixed part and a part per row.
+    """The time of a batch, as a fixed part and a part per row.
 
     Attributes:
-        fixed_s: seconds.
-        row_s: seconds a row.
-        deviation_s: by how much batches differ from it, on average.
-        known: enough has been measured.
+        fixed_s: seconds per batch.
+        row_s: seconds per row.
+        deviation_s: mean difference between measured and estimated times, in seconds.
+        known: whether enough batches have been measured.
     """
 
     __slots__ = (
+        "_factor",
         "_first",
-        "_nearest",
         "_rows",
         "_rows_rows",
         "_rows_s",
@@ -60,66 +60,68 @@ class Estimate:
 
     def __init__(self) -> None:
         self.fixed_s = self.row_s = self.deviation_s = 0.0
+        self.known = False
         self._first: list[tuple[int, float]] = []
         # Weighted sums over the batches: of 1, rows, seconds, rows squared, rows times seconds.
         self._weight = self._rows = self._s = self._rows_rows = self._rows_s = 0.0
-        self._streak = 0  # outliers in a row; negative for those that were faster
-        self._nearest = 1.0  # of these, the least factor
-        self.known = False
+        self._streak = 0  # outliers in a row; negative if they were faster than estimated
+        self._factor = 1.0  # measured by estimated time, of the outlier in this streak that differs least
 
     def seconds(self, rows: int) -> float:
-        """What a batch of so many rows is expected to take."""
+        """The estimated time of a batch, in seconds."""
         return self.fixed_s + self.row_s * rows
 
     def add(self, rows: int, seconds: float) -> None:
-        """A batch of so many rows has taken so long."""
-        seconds = max(seconds, _LEAST_S)
+        """Adds a measured batch."""
+        seconds = max(seconds, _MIN_S)
         if self.known:
             self._count(rows, self._limited(rows, seconds))
             self._fit()
             return
         self._first.append((rows, seconds))
-        if len(self._first) == LEAST:
-            middle = sorted(each for _, each in self._first)[LEAST // 2]
+        if len(self._first) == MIN_MEASURED:
+            median = sorted(each for _, each in self._first)[MIN_MEASURED // 2]
             for rows, seconds in self._first:
-                self._count(rows, min(seconds, 2 * middle))
+                self._count(rows, min(seconds, 2 * median))
             self._fit()
-            self.deviation_s = sum(abs(s - self.seconds(n)) for n, s in self._first if s <= 2 * middle) / LEAST
+            near = [(rows, seconds) for rows, seconds in self._first if seconds <= 2 * median]
+            self.deviation_s = sum(abs(seconds - self.seconds(rows)) for rows, seconds in near) / MIN_MEASURED
             self._first.clear()
             self.known = True
 
     def rescale(self, rows: int, seconds: float) -> None:
-        """Believes this one batch: the device takes so much more or less for everything than was thought."""
+        """Scales the whole estimate so that it fits this batch: the speed of the device has changed."""
         if self.known:
-            self._scale(max(seconds, _LEAST_S) / max(self.seconds(rows), _LEAST_S))
+            self._scale(max(seconds, _MIN_S) / max(self.seconds(rows), _MIN_S))
 
     def _limited(self, rows: int, seconds: float) -> float:
-        expected = max(self.seconds(rows), _LEAST_S)
-        off = seconds - expected
-        limit = max(OUTLIER * self.deviation_s, LEAST_OUTLIER * expected)
-        if abs(off) <= limit:
+        """The time that a measured batch counts with: an outlier's is limited."""
+        expected = max(self.seconds(rows), _MIN_S)
+        difference = seconds - expected
+        limit = max(OUTLIER_DEVIATIONS * self.deviation_s, MIN_OUTLIER_SHARE * expected)
+        if abs(difference) <= limit:
             self._streak = 0
-            self.deviation_s += _DEVIATION_STEP * (abs(off) - self.deviation_s)
+            self.deviation_s += _DEVIATION_STEP * (abs(difference) - self.deviation_s)
             return seconds
-        factor, side = seconds / expected, 1 if off > 0 else -1
+        factor, side = seconds / expected, 1 if difference > 0 else -1
         if self._streak * side > 0:
             self._streak += side
-            self._nearest = min(self._nearest, factor) if side > 0 else max(self._nearest, factor)
+            self._factor = min(self._factor, factor) if side > 0 else max(self._factor, factor)
         else:
-            self._streak, self._nearest = side, factor
-        if abs(self._streak) == STREAK:
+            self._streak, self._factor = side, factor
+        if abs(self._streak) == OUTLIER_STREAK:
             self._streak = 0
-            self._scale(self._nearest)
+            self._scale(self._factor)
             return self.seconds(rows)
         self.deviation_s += _DEVIATION_STEP * (limit - self.deviation_s)
-        return max(expected + math.copysign(limit, off), _LEAST_S)
+        return max(expected + math.copysign(limit, difference), _MIN_S)
 
     def _count(self, rows: int, seconds: float) -> None:
-        self._weight = KEEP * self._weight + 1
-        self._rows = KEEP * self._rows + rows
-        self._s = KEEP * self._s + seconds
-        self._rows_rows = KEEP * self._rows_rows + rows * rows
-        self._rows_s = KEEP * self._rows_s + rows * seconds
+        self._weight = DECAY * self._weight + 1
+        self._rows = DECAY * self._rows + rows
+        self._s = DECAY * self._s + seconds
+        self._rows_rows = DECAY * self._rows_rows + rows * rows
+        self._rows_s = DECAY * self._rows_s + rows * seconds
 
     def _scale(self, factor: float) -> None:
         self._s *= factor
@@ -128,38 +130,38 @@ class Estimate:
         self._fit()
 
     def _fit(self) -> None:
+        """Linear regression over the weighted batches; neither part may be negative."""
         rows, seconds = self._rows / self._weight, self._s / self._weight
-        spread = self._rows_rows / self._weight - rows * rows
-        together = self._rows_s / self._weight - rows * seconds
-        slope = together / (spread + _RIDGE * rows * rows)
-        # Neither part is less than nothing.
+        variance = self._rows_rows / self._weight - rows * rows
+        covariance = self._rows_s / self._weight - rows * seconds
+        slope = covariance / (variance + _RIDGE * rows * rows)
         self.row_s = min(max(slope, 0.0), seconds / rows)
         self.fixed_s = max(seconds - self.row_s * rows, 0.0)
 
 
-class Pace:
-    """The estimates of one worker, one a batch key, the latest used `MOST_KEYS` of them."""
+class Estimates:
+    """The estimates of a worker, by batch key; the `MAX_KEYS` most recently used ones are kept."""
 
-    __slots__ = ("_estimates",)
+    __slots__ = ("_by_key",)
 
     def __init__(self) -> None:
-        self._estimates: OrderedDict[int, Estimate] = OrderedDict()
+        self._by_key: OrderedDict[int, Estimate] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._estimates)
+        return len(self._by_key)
 
     def find(self, key_id: int) -> Estimate | None:
-        """The estimate for a batch key; None while too little was measured."""
-        estimate = self._estimates.get(key_id)
+        """The estimate for a batch key; None until enough batches have been measured."""
+        estimate = self._by_key.get(key_id)
         return estimate if estimate is not None and estimate.known else None
 
     def add(self, key_id: int, rows: int, seconds: float) -> None:
-        """A batch of this key, of so many rows, has taken so long."""
-        estimate = self._estimates.get(key_id)
+        """Adds a measured batch of this key."""
+        estimate = self._by_key.get(key_id)
         if estimate is None:
-            estimate = self._estimates[key_id] = Estimate()
-            if len(self._estimates) > MOST_KEYS:
-                self._estimates.popitem(last=False)
+            estimate = self._by_key[key_id] = Estimate()
+            if len(self._by_key) > MAX_KEYS:
+                self._by_key.popitem(last=False)
         else:
-            self._estimates.move_to_end(key_id)
+            self._by_key.move_to_end(key_id)
         estimate.add(rows, seconds)

@@ -1,11 +1,12 @@
-"""Every request that has no answer yet, and the answers to give. Pure.
+"""Every request that has no answer yet, and the answers to send.
 
-The balancer (`balancer.py`) puts each request that it takes in here. `settle` is the only place that gives an answer,
-and it gives one: at the end of a batch, of a request's time, of a worker, or at its sender's wish.
+`settle` is the only place that answers a request, and it does so once: when its batch ends, at its deadline, when its
+worker dies, or when its sender cancels it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,14 +14,17 @@ from multitower.errors import MultitowerError, Reason, make
 
 from .deadlines import Deadlines
 from .queue import ModelQueue
-from .request import Frame, Phase, Request
+from .request import Frame, Phase, Request, Sender
+from .split_requests import add_answer, join_answers
+
+log = logging.getLogger("multitower.scheduling")
 
 Answer = Sequence[Frame] | MultitowerError
-"""What a request gets: the frames of an `MT1:ok` reply from its header on, or an error."""
+"""The frames of an `MT1:ok` reply, from its header on, or an error."""
 
 
 class Reply(NamedTuple):
-    """An answer to give."""
+    """An answer to send."""
 
     request: Request
     answer: Answer
@@ -30,108 +34,115 @@ class OpenRequests:
     """The requests that have no answer yet.
 
     Args:
-        queues: of the models, by name; those that wait in one leave it when they are answered.
+        queues: the queues, by model; a waiting request is removed from its queue when it is answered.
 
     Attributes:
-        split: requests of which parts have been given to workers.
+        split: requests of which workers have parts.
     """
 
     def __init__(self, queues: Mapping[str, ModelQueue]) -> None:
         self.split: dict[Request, None] = {}
         self._queues = queues
-        self._deadlines: Deadlines[Request] = Deadlines()
-        self._by_sender: dict[tuple[object, ...], list[Request]] = {}
+        self._deadlines = Deadlines()
+        self._by_id: dict[tuple[Sender, bytes], list[Request]] = {}
         self._replies: list[Reply] = []
 
     def add(self, request: Request) -> None:
-        """Takes a new request; it will get one answer."""
+        """Adds a new request, which will get one answer."""
         self._deadlines.add(request)
-        self._by_sender.setdefault((request.sender, request.id), []).append(request)
+        self._by_id.setdefault((request.sender, request.id), []).append(request)
 
     def settle(self, request: Request, answer: Answer, *, expired: bool = False) -> None:
-        """Gives a request its one answer, and forgets it. A request that has one already is let be."""
+        """Answers a request and removes it; no-op if it has an answer already.
+
+        Args:
+            request: a whole request, not a part.
+            answer: its answer.
+            expired: whether it has been removed from the deadlines already.
+        """
         if request.phase is Phase.DONE:
             return
         queue = self._queues[request.plan.model]
         if request.phase is Phase.WAITING:
             queue.remove(request)
-        # Until its batch is back: should it kill its worker yet, it is to be known again.
+        # A running one keeps its frames until its batch ends: if it kills the worker, its frames identify it.
         if request.phase is not Phase.RUNNING:
             request.frames = ()
         request.phase = Phase.DONE
-        if request.join is not None:
+        if request.split is not None:
             self.drop_parts(request)
-            request.join = None
+            request.split = None
         if not expired:
             self._deadlines.remove(request)
         key = (request.sender, request.id)
-        twins = self._by_sender[key]
-        twins.remove(request)
-        if not twins:
-            del self._by_sender[key]
+        same_id = self._by_id[key]
+        same_id.remove(request)
+        if not same_id:
+            del self._by_id[key]
         self._replies.append(Reply(request, answer))
 
-    def part_done(self, whole: Request, part: Request, answer: Answer) -> None:
-        """A part of a request has been answered."""
+    def settle_part(self, whole: Request, part: Request, answer: Answer) -> None:
+        """Stores the answer of a part; answers the whole request with the last part, or with the first error."""
         part.phase = Phase.DONE
         part.frames = ()
         if isinstance(answer, MultitowerError):
             self.settle(whole, answer)
             return
-        assert whole.join is not None  # a part is only ever made by its request's join
-        if whole.join.add(part, answer):
-            try:
-                self.settle(whole, whole.join.joined())
-            except MultitowerError as error:
-                self.settle(whole, error)
+        split = whole.split
+        assert split is not None  # it has a part
+        try:
+            if not add_answer(whole, split, part, answer):
+                return
+            answer = join_answers(whole, split)
+        except MultitowerError as error:
+            answer = error
+        except Exception:
+            # The worker has sent something that is no answer. That costs this request, not the daemon.
+            log.exception("the answers of a split request cannot be joined")
+            answer = make(Reason.INTERNAL_ERROR, "a defect of the daemon, whose log has the traceback")
+        self.settle(whole, answer)
 
     def drop_parts(self, whole: Request) -> None:
-        """Nobody waits for the parts of this request any more."""
-        assert whole.join is not None  # it was split
+        """Marks the parts of a split request as done, and removes those that are waiting."""
+        split = whole.split
+        assert split is not None
         self.split.pop(whole, None)
         queue = self._queues[whole.plan.model]
-        for part in whole.join.parts:
+        for part in split.parts:
             if part.phase is Phase.WAITING:
                 queue.remove(part)
             if part.phase is not Phase.DONE:
                 part.phase = Phase.DONE
 
-    def of(self, sender: tuple[object, ...], request_id: bytes) -> list[Request]:
+    def find(self, sender: Sender, request_id: bytes) -> list[Request]:
         """The requests of a sender with this id."""
-        return list(self._by_sender.get((sender, request_id), ()))
+        return list(self._by_id.get((sender, request_id), ()))
 
     def all(self) -> list[Request]:
-        """All of them."""
-        return [request for twins in self._by_sender.values() for request in twins]
+        """All open requests."""
+        return [request for same_id in self._by_id.values() for request in same_id]
 
     def expire(self, now: float) -> None:
-        """Answers all requests whose time is over."""
+        """Answers all requests whose deadline has passed."""
         for request in self._deadlines.expire(now):
-            where = "while it was executed" if request.phase is Phase.RUNNING else "before a worker was free"
-            self.settle(request, make(Reason.DEADLINE, f"the request's time was over {where}"), expired=True)
+            where = "while it was being executed" if request.phase is Phase.RUNNING else "before a worker was free"
+            self.settle(request, make(Reason.DEADLINE, f"the deadline passed {where}"), expired=True)
 
-    def replies(self) -> list[Reply]:
-        """The answers that have come up since the last call; give each of them."""
+    def pop_replies(self) -> list[Reply]:
+        """Removes and returns the answers that are to be sent."""
         replies, self._replies = self._replies, []
         return replies
 
     @property
     def outstanding(self) -> int:
-        """Requests that have no answer yet."""
-        return sum(map(len, self._by_sender.values()))
+        """The number of requests that have no answer yet."""
+        return sum(map(len, self._by_id.values()))
 
     @property
     def busy(self) -> bool:
-        """Some request has no answer yet."""
-        return bool(self._by_sender)
+        """Whether some request has no answer yet."""
+        return bool(self._by_id)
 
     def next_deadline(self) -> float | None:
-        """When to call `expire` at the latest, in monotonic seconds; None when nothing is outstanding."""
-        return self._deadlines.next()
-
-
-def let_go(request: Request) -> None:
-    """The batch of a request or part is back, and nobody needs its tensors any more if it has its answer."""
-    for each in (request, request.parent):
-        if each is not None and each.phase is Phase.DONE:
-            each.frames = ()
+        """When to call `expire` at the latest, in monotonic seconds; None if there are no requests."""
+        return self._deadlines.next_expiry()

@@ -1,10 +1,11 @@
-"""The workers that serve: what each has to do, until when, and when it may get more. Pure.
+"""The workers that serve: what each is executing, when it will finish, and when it may get another batch.
 
-The balancer tells which batches were given and answered; `choice.py` picks the worker for what waits. Shortly before a
-worker is expected to end its batch it opens for a second one, so that its way there costs nothing.
+`Dispatcher` reports each batch that a worker gets, `Scheduler` each one that is answered; `worker_choice` picks the
+worker for the next batch. Shortly before a worker is expected to finish its batch it may get a second one (prefetch),
+so that it does not idle while the next message travels.
 
-What is done for a request that finds no worker free costs the same however many workers there are; what is done for a
-batch grows a little with their number.
+A request that finds no worker free costs the same however many workers there are. A batch costs a little more with
+each worker.
 """
 
 from __future__ import annotations
@@ -13,292 +14,297 @@ from enum import StrEnum
 from math import inf
 from typing import Final
 
-from .estimate import MOST_KEYS, Pace
-from .queue import Batch
+from .estimate import MAX_KEYS, Estimates
 from .request import BatchKey
-from .worker import Worker
+from .worker import Batch, Worker
 
-GRAIN_S: Final = 0.0003
-"""The daemon's loop wakes up to this much later than it wants to, and has something else to do first."""
+LOOP_DELAY_S: Final = 0.0003
+"""How late the daemon's event loop may wake up, and be done with what else is due, before it sends a batch."""
 
-LEAD_SHARE: Final = 0.5
-"""Of a batch's time, how much before its end the next one may be sent at the most. Large inputs need it: a worker puts
-them together meanwhile."""
+MAX_LEAD_SHARE: Final = 0.5
+"""How early a second batch may be sent, as a share of the first one's time. Workers use it to assemble large inputs."""
 
 COMMON_EVERY: Final = 8
-"""Of so many batches one counts for what all workers take together."""
+"""One of this many batches counts for the estimates of all workers together."""
 
-BRIEF_S: Final = 0.0003
-"""Where the largest batch takes each worker less, as they say, choosing costs more than it gains. Then of those that
-are free the one that was at it last has the next batch, since what it needs is still in the processor's caches. While a
-worker is at such a batch, others are woken for whole ones only: its answer comes before they would have begun."""
+SHORT_BATCH_S: Final = 0.0003
+"""If the largest batch takes each worker less, choosing a worker costs more than it gains. The batch then goes to the
+free worker that was busy last, whose data is still in the processor's caches. While a worker is executing such a batch,
+only a full batch goes to another one: the first will have answered before the second could have started."""
 
-MOST_SINGLES: Final = 32
-"""Requests that run one by one in one message at the most."""
+MAX_UNBATCHED: Final = 32
+"""Unbatched requests per message, if they are short."""
 
-BRIEF_FOR: Final = 256
-"""Batches until that is looked at again."""
+SHORT_BATCH_VALID_FOR: Final = 256
+"""Batches after which it is checked again whether those of a key are short."""
 
-_LEAST_S: Final = 1e-6
-_HOP_STEP: Final = 0.1
+_MIN_S: Final = 1e-6
+_OVERHEAD_STEP: Final = 0.1
 
 
 class Rule(StrEnum):
-    """The values of `dispatch` in a configuration."""
+    """The values of `dispatch` in a configuration: which worker gets the next batch."""
 
-    EARLIEST_FINISH = "earliest_finish"  # whoever is expected to be done with it first
-    LEAST_DEPTH = "least_depth"  # whoever has the fewest rows, the longest idle first
+    EARLIEST_FINISH = "earliest_finish"  # the one that is expected to finish it first
+    LEAST_DEPTH = "least_depth"  # the one with the fewest rows; of several the one that has been free longest
 
 
 class Pool:
     """All workers that serve.
 
     Args:
-        rule: who gets what.
+        rule: which worker gets the next batch.
 
     Attributes:
-        rule: as given, or as set last.
-        workers: in the order of their coming.
-        free: those that execute nothing and may get something, the longest idle one first.
-        changes: counts what may change a choice: workers that come, go, get something and answer it.
-        reserved: the workers of a process that is to execute a suspect, and gets nothing else until it is free for it.
-        count: of batches given.
-        common: the pace of all workers together, for those of which too little is known.
+        rule: the rule in force.
+        workers: in the order in which they were added.
+        free: those that execute nothing and may get a batch, the longest free one first.
+        reserved: the workers of a process that is to execute a suspect, and gets nothing else until it is idle.
+        batches_given: how many batches workers have got.
+        changes: changes whenever a worker is added, removed, paused or resumed, or gets or answers a batch: whenever
+            another choice may be right.
+        common_estimates: of all workers together, for workers that have been measured too little.
     """
 
     def __init__(self, rule: Rule = Rule.EARLIEST_FINISH) -> None:
         self.rule = rule
         self.workers: dict[Worker, None] = {}
         self.free: dict[Worker, None] = {}
-        self.changes = 0
         self.reserved: tuple[Worker, ...] = ()
-        self.count = 0
-        self.common = Pace()
-        self._short_batches: dict[
-            int, tuple[int, int]
-        ] = {}  # what `brief` says of a key, and until which batch that holds
-        self._opens: float | None = None  # the earliest time that a busy one opens; None when it has to be found
+        self.batches_given = 0
+        self.changes = 0
+        self.common_estimates = Estimates()
+        # By key: what `short_batch_rows` returns, and until which number of batches that is valid.
+        self._short_batches: dict[int, tuple[int, int]] = {}
+        self._next_prefetch: float | None = None  # the earliest of the workers' `prefetch_at`; None if not known
 
-    # What happens.
-
-    def set_rule(self, rule: Rule) -> None:
-        """Another rule applies from now on."""
-        self.rule = rule
-        self._changed()
+    # Workers.
 
     def add(self, worker: Worker) -> None:
-        """A worker has come."""
+        """Adds a worker, which is free."""
         self.workers[worker] = None
         self.free[worker] = None
-        worker.turn = self.count
+        worker.last_given = self.batches_given
         self._short_batches.clear()
         self.changes += 1
 
-    def stop_dispatch(self, worker: Worker) -> None:
-        """The worker gets nothing more."""
-        worker.retiring = True
-        if worker in self.reserved:
-            self.reserve(())
-        worker.opens = inf
-        self.free.pop(worker, None)
-        self._changed()
-
-    def reserve(self, towers: tuple[Worker, ...]) -> None:
-        """A suspect is to be executed in this process, once nothing else is; none for no process any more."""
-        if towers == self.reserved:
-            return
-        for worker in self.reserved:
-            # Another suspect may be executed there meanwhile; whoever has answered that is let in then.
-            if not worker.has_suspect:
-                self._admit(worker)
-        self.reserved = towers
-        for worker in towers:
-            self._bar(worker)
-        self._changed()
-
-    def _bar(self, worker: Worker) -> None:
-        worker.barred = True
-        worker.opens = inf
-        self.free.pop(worker, None)
-
-    def _admit(self, worker: Worker) -> None:
-        worker.barred = False
-        if worker.batch is None and not worker.retiring and worker in self.workers:
-            self.free[worker] = None
-
     def remove(self, worker: Worker) -> None:
-        """The worker is gone."""
+        """Removes a worker whose process has exited."""
         if worker in self.reserved:
             self.reserve(())
         del self.workers[worker]
         self.free.pop(worker, None)
-        self._changed()
+        self._set_changed()
 
-    def given(self, batch: Batch, now: float) -> None:
-        """Its worker gets a batch, as its only one or behind the one that it executes."""
-        worker: Worker = batch.worker
-        self.count += 1
-        worker.turn = self.count
-        seconds = None if self.short_batches(batch.key) else self.seconds(worker, batch.key, batch.size)
+    def stop_dispatch(self, worker: Worker) -> None:
+        """Lets the worker finish its batches, and gives it no more."""
+        worker.retiring = True
+        if worker in self.reserved:
+            self.reserve(())
+        worker.prefetch_at = inf
+        self.free.pop(worker, None)
+        self._set_changed()
+
+    def reserve(self, towers: tuple[Worker, ...]) -> None:
+        """Reserves a process, given by its workers, for a suspect; an empty tuple ends a reservation."""
+        if towers == self.reserved:
+            return
+        for worker in self.reserved:
+            # Another suspect may be running there by now; `finish_batch` resumes the process after that.
+            if not worker.process_runs_suspect:
+                self._resume(worker)
+        self.reserved = towers
+        for worker in towers:
+            self._pause(worker)
+        self._set_changed()
+
+    def _pause(self, worker: Worker) -> None:
+        worker.paused = True
+        worker.prefetch_at = inf
+        self.free.pop(worker, None)
+
+    def _resume(self, worker: Worker) -> None:
+        worker.paused = False
+        if worker.batch is None and not worker.retiring and worker in self.workers:
+            self.free[worker] = None
+
+    def set_rule(self, rule: Rule) -> None:
+        """Chooses workers by another rule from now on."""
+        self.rule = rule
+        self._set_changed()
+
+    # Batches.
+
+    def start_batch(self, batch: Batch, now: float) -> None:
+        """A batch is sent to its worker, which executes it now, or after the one that it is executing."""
+        worker = batch.worker
+        self.batches_given += 1
+        worker.last_given = self.batches_given
+        seconds = None if self.short_batch_rows(batch.key) else self.seconds(worker, batch.key, batch.size)
         if worker.batch is None:
             worker.batch = batch
-            batch.begun = now
-            worker.ends = inf if seconds is None else now + worker.hop_s + seconds
+            batch.started = now
+            worker.finish_at = inf if seconds is None else now + worker.overhead_s + seconds
             self.free.pop(worker, None)
         else:
-            batch.behind = True
-            worker.next = batch
-            worker.ends = inf if seconds is None else expected(worker.ends, now) + seconds
-        self._set_opening(worker, seconds)
+            batch.queued = True
+            worker.next_batch = batch
+            worker.finish_at = inf if seconds is None else expected_finish(worker.finish_at, now) + seconds
+        self._set_prefetch(worker, seconds)
         if batch.requests[0].deaths and len(worker.towers) > 1:
-            # Should the process die now, it is known what of.
+            # A suspect. Nothing else may run in its process, so that it is clear what a crash comes from.
             if worker in self.reserved:
                 self.reserved = ()
             for tower in worker.towers:
-                self._bar(tower)
-        self._changed()
+                self._pause(tower)
+        self._set_changed()
 
-    def finished(self, batch: Batch, now: float, busy_s: float | None, *, measures: bool) -> None:
-        """Its worker has answered the batch that it was executing, and begins with the next one if it has one.
+    def finish_batch(self, batch: Batch, now: float, busy_s: float | None, *, measure: bool) -> None:
+        """A worker has answered the batch that it was executing, and starts the next one if it has one.
 
         Args:
-            batch: the one.
+            batch: the batch.
             now: monotonic seconds.
-            busy_s: seconds that the worker was at it, as it says; None where only the whole time is known.
-            measures: it tells how long such batches take; one with errors does not.
+            busy_s: how long the worker executed it, in seconds; None if only the time until the answer is known.
+            measure: whether its time says how long such batches take; that of a batch with errors does not.
         """
-        worker: Worker = batch.worker
-        took = now - batch.begun
+        worker = batch.worker
+        took = now - batch.started
         if busy_s is None:
             busy_s = took
-        # Of brief batches some suffice; a worker that has become slow is found by the others' next look.
-        if measures and not (
-            self.short_batches(batch.key) and self.count - worker.measured < COMMON_EVERY * len(self.workers)
+        # Of short batches some are enough. A worker that has become slow is noticed at the next measurement.
+        if measure and not (
+            self.short_batch_rows(batch.key)
+            and self.batches_given - worker.last_measured < COMMON_EVERY * len(self.workers)
         ):
-            worker.measured = self.count
-            self._learn(worker, batch, busy_s)
-            if not batch.behind:
-                hop = max(took - busy_s, 0.0)
-                # The loop itself may have been busy elsewhere, which says nothing of the next time.
-                hop = min(hop, 4 * worker.hop_s) if worker.hop_s else hop
-                worker.hop_s += (_HOP_STEP if worker.hop_s else 1.0) * (hop - worker.hop_s)
-        worker.tried = False
-        if worker.barred and batch.requests[0].deaths and worker not in self.reserved:
+            worker.last_measured = self.batches_given
+            self._measure(worker, batch, busy_s)
+            if not batch.queued:
+                overhead = max(took - busy_s, 0.0)
+                # The loop may have been busy with something else, which says nothing about the next batch.
+                overhead = min(overhead, 4 * worker.overhead_s) if worker.overhead_s else overhead
+                worker.overhead_s += (_OVERHEAD_STEP if worker.overhead_s else 1.0) * (overhead - worker.overhead_s)
+        worker.probed = False
+        if worker.paused and batch.requests[0].deaths and worker not in self.reserved:
             for tower in worker.towers:
-                self._admit(tower)
-        worker.batch, worker.next = worker.next, None
+                self._resume(tower)
+        worker.batch, worker.next_batch = worker.next_batch, None
         if worker.batch is None:
             worker.idle_since = now
-            worker.ends = worker.opens = inf
-            if not (worker.retiring or worker.barred):
+            worker.finish_at = worker.prefetch_at = inf
+            if not (worker.retiring or worker.paused):
                 self.free[worker] = None
         else:
             seconds = self.seconds(worker, worker.batch.key, worker.batch.size)
-            worker.batch.begun = now
-            worker.ends = inf if seconds is None else now + seconds
-            self._set_opening(worker, seconds)
-        self._changed()
+            worker.batch.started = now
+            worker.finish_at = inf if seconds is None else now + seconds
+            self._set_prefetch(worker, seconds)
+        self._set_changed()
 
-    def withdraw(self, batch: Batch, now: float) -> None:
-        """Takes back a batch that was given to its worker but could not be sent to it."""
-        worker: Worker = batch.worker
-        if worker.next is not batch:
-            self.finished(batch, now, None, measures=False)
+    def withdraw_batch(self, batch: Batch, now: float) -> None:
+        """Removes a batch that its worker was to get, but that could not be sent."""
+        worker = batch.worker
+        if worker.next_batch is not batch:
+            self.finish_batch(batch, now, None, measure=False)
             return
-        worker.next = None
+        worker.next_batch = None
         executing = worker.batch
-        assert executing is not None  # `next` is only given behind it
+        assert executing is not None  # `next_batch` is only set behind one
         seconds = self.seconds(worker, executing.key, executing.size)
-        worker.ends = inf if seconds is None else executing.begun + seconds
-        self._set_opening(worker, seconds)
-        self._changed()
+        worker.finish_at = inf if seconds is None else executing.started + seconds
+        self._set_prefetch(worker, seconds)
+        self._set_changed()
 
-    # What follows from it.
+    def _measure(self, worker: Worker, batch: Batch, seconds: float) -> None:
+        estimate = worker.estimates.find(batch.key.id)
+        if worker.probed and estimate is not None:
+            estimate.rescale(batch.size, seconds)
+        worker.estimates.add(batch.key.id, batch.size, seconds)
+        # Of workers with an estimate of their own, some batches are enough.
+        if estimate is None or self.batches_given % COMMON_EVERY == 0:
+            self.common_estimates.add(batch.key.id, batch.size, seconds)
 
-    def open(self, now: float) -> list[Worker]:
-        """Those that may get a batch now: the free ones, and those about to end the only one that they have."""
+    def _set_prefetch(self, worker: Worker, seconds: float | None) -> None:
+        """Sets when a worker may get its second batch; not if it has one, nor behind a suspect or an unknown time.
+
+        Args:
+            worker: the worker, which is executing a batch.
+            seconds: the expected time of its last batch; None if unknown.
+        """
+        batch = worker.batch
+        assert batch is not None
+        unavailable = worker.retiring or worker.paused
+        if worker.next_batch is not None or seconds is None or unavailable or batch.requests[0].deaths:
+            worker.prefetch_at = inf
+        else:
+            worker.prefetch_at = worker.finish_at - min(worker.overhead_s + LOOP_DELAY_S, MAX_LEAD_SHARE * seconds)
+
+    def _set_changed(self) -> None:
+        self.changes += 1
+        self._next_prefetch = None
+
+    # Questions.
+
+    def candidates(self, now: float) -> list[Worker]:
+        """The workers that may get a batch now: those that are free, and those about to finish their only batch."""
         found = list(self.free)
-        if self.next_opening <= now:
+        if self.next_prefetch <= now:
             for worker in self.workers:
-                if worker.opens <= now:
-                    if now - worker.ends <= worker.ends - worker.opens:
+                if worker.prefetch_at <= now:
+                    if now - worker.finish_at <= worker.finish_at - worker.prefetch_at:
                         found.append(worker)
                     else:
-                        worker.opens = inf  # it is late: nothing is to be stuck behind what may take forever
-                        self._opens = None
+                        # It is late, and may never finish. Nothing is to be stuck behind that batch.
+                        worker.prefetch_at = inf
+                        self._next_prefetch = None
         return found
 
     @property
-    def next_opening(self) -> float:
-        """When a busy worker may get a second batch, in monotonic seconds; infinite when none may."""
+    def next_prefetch(self) -> float:
+        """When a busy worker may get a second batch, in monotonic seconds; infinite if none may."""
         if self.rule is Rule.LEAST_DEPTH:
             return inf
-        if self._opens is None:
-            least = inf
+        if self._next_prefetch is None:
+            earliest = inf
             for worker in self.workers:
-                if worker.opens < least:
-                    least = worker.opens
-            self._opens = least
-        return self._opens
+                if worker.prefetch_at < earliest:
+                    earliest = worker.prefetch_at
+            self._next_prefetch = earliest
+        return self._next_prefetch
 
-    def opening_after(self, now: float) -> float:
-        """The first opening that is yet to come; infinite when there is none."""
-        if self.next_opening > now:
-            return self.next_opening
-        return min((worker.opens for worker in self.workers if worker.opens > now), default=inf)
+    def next_prefetch_after(self, now: float) -> float:
+        """The first time after `now` at which a busy worker may get a second batch; infinite if there is none."""
+        if self.next_prefetch > now:
+            return self.next_prefetch
+        return min((worker.prefetch_at for worker in self.workers if worker.prefetch_at > now), default=inf)
 
-    def short_batches(self, key: BatchKey) -> int:
-        """The rows of a brief batch of this key; 0 where its batches are not brief. Looked at now and then.
+    def short_batch_rows(self, key: BatchKey) -> int:
+        """The rows of a full batch of this key if its batches are short; else 0. See `SHORT_BATCH_S`.
 
-        Requests that run one by one make a batch, too, as many as are brief together: a message costs more than they.
+        For unbatched requests: how many of them together are short, since a message costs more than they do.
         """
-        most, until = self._short_batches.get(key.id, (0, -1))
-        if self.count >= until:
+        rows, valid_until = self._short_batches.get(key.id, (0, -1))
+        if self.batches_given >= valid_until:
             serving = [worker for worker in self.workers if key.spec.model in worker.serves]
-            estimates = [worker.pace.find(key.id) for worker in serving]
+            estimates = [worker.estimates.find(key.id) for worker in serving]
             largest = max(key.max_batch_size, 1)
             slowest = max(
                 [inf if estimate is None else estimate.seconds(largest) for estimate in estimates], default=inf
             )
-            most = 0
-            if slowest < BRIEF_S:
-                most = key.max_batch_size or min(int(BRIEF_S / max(slowest, _LEAST_S)), MOST_SINGLES)
-            if len(self._short_batches) >= MOST_KEYS:
+            rows = 0
+            if slowest < SHORT_BATCH_S:
+                rows = key.max_batch_size or min(int(SHORT_BATCH_S / max(slowest, _MIN_S)), MAX_UNBATCHED)
+            if len(self._short_batches) >= MAX_KEYS:
                 self._short_batches.clear()
-            self._short_batches[key.id] = most, self.count + BRIEF_FOR
-        return most
+            self._short_batches[key.id] = rows, self.batches_given + SHORT_BATCH_VALID_FOR
+        return rows
 
     def seconds(self, worker: Worker, key: BatchKey, rows: int) -> float | None:
-        """What a batch of so many rows is expected to take; by what others take, where too little is known of it."""
-        estimate = worker.pace.find(key.id) or self.common.find(key.id)
+        """The estimated time of a batch, in seconds; of all workers if this one's is unknown. None if unknown."""
+        estimate = worker.estimates.find(key.id) or self.common_estimates.find(key.id)
         return estimate.seconds(rows) if estimate is not None else None
 
-    # How it is done.
 
-    def _learn(self, worker: Worker, batch: Batch, seconds: float) -> None:
-        estimate = worker.pace.find(batch.key.id)
-        if worker.tried and estimate is not None:
-            estimate.rescale(batch.size, seconds)
-        worker.pace.add(batch.key.id, batch.size, seconds)
-        # Of those that are known, some suffice.
-        if estimate is None or self.count % COMMON_EVERY == 0:
-            self.common.add(batch.key.id, batch.size, seconds)
-
-    def _set_opening(self, worker: Worker, seconds: float | None) -> None:
-        """A worker that has one batch, of known length, opens a little before its end; never behind a suspect."""
-        batch = worker.batch
-        assert batch is not None  # it has just got one
-        closed = worker.retiring or worker.barred
-        if worker.next is not None or seconds is None or closed or batch.requests[0].deaths:
-            worker.opens = inf
-        else:
-            worker.opens = worker.ends - min(worker.hop_s + GRAIN_S, LEAD_SHARE * seconds)
-
-    def _changed(self) -> None:
-        self.changes += 1
-        self._opens = None
-
-
-def expected(ends: float, now: float) -> float:
-    """When it will have ended. What is late already may take as long again: nobody waits for it forever."""
-    return ends if ends >= now else now + (now - ends)
+def expected_finish(finish_at: float, now: float) -> float:
+    """When a worker is expected to finish: one that is late by some time is expected to need as long again."""
+    return finish_at if finish_at >= now else now + (now - finish_at)

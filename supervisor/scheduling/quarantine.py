@@ -1,6 +1,7 @@
-"""Requests that crashed a worker alone: an equal one is refused unrun, so that resending cannot kill one after another.
+"""What has crashed workers and is refused for a time: single requests, and models with several such requests.
 
-Pure. What is kept is a digest, not the request; requests are digested only while something of their size is kept.
+Without it, a client that sends a poisoned request again would crash one worker after another. A model that crashes a
+worker with every request would use up the restarts of all slots, those of other models too.
 """
 
 from __future__ import annotations
@@ -8,29 +9,35 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
 from multitower.worker_wire import KeySpec
 
 from .areas import OpenArea
 from .request import Request
 
-MAX_KEPT = 64
+MAX_REQUESTS = 64
+"""Requests that are in quarantine at one time; the oldest one makes room."""
 
-MOST_BYTES = 2 << 20
-"""Of a request that are digested, shared out among its tensors: all of one that is no larger."""
+MAX_DIGESTED_BYTES = 2 << 20
+"""How much of a request is digested. A larger one's tensors are sampled, each by an equal share of this."""
 
-PARTS = 8
-"""In which these bytes lie, of each tensor that is larger than its share."""
+SAMPLES = 8
+"""How many pieces of a tensor that is larger than its share are digested."""
+
+MIN_CRASHES = 3
+"""A model is put into quarantine after this many requests in a row each crashed a worker alone."""
+
+_Identity = tuple[KeySpec, int, bytes]
+"""Key, size and digest: equal for requests that ask the same model for the same outputs of the same tensors."""
 
 
 @dataclass(slots=True)
 class QuarantinedRequest:
-    """One request in quarantine.
+    """A request in quarantine.
 
     Attributes:
         model: its model.
-        until: when it is let go, in monotonic seconds.
+        until: when the quarantine ends, in monotonic seconds.
         refused: how many equal requests have been refused.
     """
 
@@ -39,55 +46,66 @@ class QuarantinedRequest:
     refused: int = 0
 
 
-class Quarantine:
-    """The last `MAX_KEPT` requests that crashed a worker, each for its time."""
+class RequestQuarantine:
+    """The last `MAX_REQUESTS` requests that crashed a worker alone, each for its time.
+
+    It stores digests, not requests. New requests are digested only if one of the same key and size is in quarantine.
+    """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[KeySpec, int, bytes], QuarantinedRequest] = OrderedDict()
-        self._sizes: dict[tuple[KeySpec, int], int] = {}  # how many are kept of each key and size
+        self._entries: OrderedDict[_Identity, QuarantinedRequest] = OrderedDict()
+        self._sizes: dict[tuple[KeySpec, int], int] = {}  # number of entries by key and size
 
     def add(self, request: Request, now: float, seconds: float) -> None:
-        """Keeps a request away for some seconds; its frames must still be there. No time keeps nothing."""
+        """Puts a request into quarantine; no-op for 0 seconds, and if its shared memory cannot be read.
+
+        Args:
+            request: the request; its frames must not have been released.
+            now: monotonic seconds.
+            seconds: how long it stays there.
+        """
         if seconds <= 0:
             return
         identity = _identity(request)
-        if self._kept.pop(identity, None) is None:
+        if identity is None:
+            return
+        if self._entries.pop(identity, None) is None:
             self._count(identity, 1)
-        self._kept[identity] = QuarantinedRequest(request.plan.model, now + seconds)
-        while len(self._kept) > MAX_KEPT:
-            self._forget(next(iter(self._kept)))
+        self._entries[identity] = QuarantinedRequest(request.plan.model, now + seconds)
+        while len(self._entries) > MAX_REQUESTS:
+            self._remove(next(iter(self._entries)))
 
     def find(self, request: Request, now: float) -> QuarantinedRequest | None:
-        """The entry of a request equal to this one, which counts it as refused; None where there is none."""
-        # Digests cost, and hardly any request has the size of one that is kept.
-        if not self._kept or (request.plan.key.spec, request.size) not in self._sizes:
+        """The entry of an equal request, which then counts this one as refused; None if there is none."""
+        # Digests cost time, and hardly any request has the size of one in quarantine.
+        if not self._entries or (request.plan.key.spec, request.size) not in self._sizes:
             return None
         identity = _identity(request)
-        entry = self._kept.get(identity)
-        if entry is None:
+        entry = self._entries.get(identity) if identity is not None else None
+        if identity is None or entry is None:
             return None
         if entry.until <= now:
-            self._forget(identity)
+            self._remove(identity)
             return None
         entry.refused += 1
         return entry
 
     def entries(self, now: float) -> list[QuarantinedRequest]:
-        """What is kept, the oldest first."""
-        for identity in [identity for identity, entry in self._kept.items() if entry.until <= now]:
-            self._forget(identity)
-        return list(self._kept.values())
+        """All entries, oldest first."""
+        for identity in [identity for identity, entry in self._entries.items() if entry.until <= now]:
+            self._remove(identity)
+        return list(self._entries.values())
 
-    def forget_model(self, model: str) -> None:
-        """Lets all requests of a model go: it was to blame, not they."""
-        for identity in [identity for identity, entry in self._kept.items() if entry.model == model]:
-            self._forget(identity)
+    def remove_model(self, model: str) -> None:
+        """Ends the quarantine of all requests to a model: the model was to blame."""
+        for identity in [identity for identity, entry in self._entries.items() if entry.model == model]:
+            self._remove(identity)
 
-    def _forget(self, identity: tuple[KeySpec, int, bytes]) -> None:
-        del self._kept[identity]
+    def _remove(self, identity: _Identity) -> None:
+        del self._entries[identity]
         self._count(identity, -1)
 
-    def _count(self, identity: tuple[KeySpec, int, bytes], change: int) -> None:
+    def _count(self, identity: _Identity, change: int) -> None:
         spec, size, _ = identity
         count = self._sizes.get((spec, size), 0) + change
         if count:
@@ -96,25 +114,100 @@ class Quarantine:
             del self._sizes[spec, size]
 
 
-def _identity(request: Request) -> tuple[KeySpec, int, bytes]:
-    """Equal for requests that ask the same model for the same outputs of the same tensors.
+def _identity(request: Request) -> _Identity | None:
+    """What equal requests have in common; None if shared memory cannot be read.
 
-    Of a large tensor only parts are looked at: to read and digest all of it would hold up all other requests.
+    Of a large tensor only samples are digested: reading all of it would block other requests.
     """
     digest = hashlib.blake2b(request.rows.to_bytes(8, "little"), digest_size=16)
+    share = None if request.size <= MAX_DIGESTED_BYTES else MAX_DIGESTED_BYTES // len(request.frames)
     for frame in request.frames:
-        # Also of shared memory: the same tensors in frames would crash a worker just so.
+        # Tensors in shared memory and in frames have the same digest: they crash a worker equally.
         size = len(frame)
         digest.update(size.to_bytes(8, "little"))
-        for start, end in _looked_at(size, None if request.size <= MOST_BYTES else MOST_BYTES // len(request.frames)):
-            data: Any = frame[start:end].read() if type(frame) is OpenArea else memoryview(frame)[start:end]
-            digest.update(data)
+        for start, end in _samples(size, share):
+            if type(frame) is OpenArea:
+                try:
+                    digest.update(frame[start:end].read())
+                except OSError:
+                    return None
+            else:
+                digest.update(memoryview(frame)[start:end])
     return request.plan.key.spec, request.size, digest.digest()
 
 
-def _looked_at(size: int, most: int | None) -> list[tuple[int, int]]:
-    """The parts of a tensor that are digested: first and last bytes, and others at even distances between them."""
-    if most is None or size <= most:
+def _samples(size: int, share: int | None) -> list[tuple[int, int]]:
+    """The byte ranges of a tensor that are digested: its first and last bytes, and others at equal distances."""
+    if share is None or size <= share:
         return [(0, size)]
-    part = most // PARTS
-    return [(start, start + part) for start in (index * (size - part) // (PARTS - 1) for index in range(PARTS))]
+    length = share // SAMPLES
+    return [(start, start + length) for start in (index * (size - length) // (SAMPLES - 1) for index in range(SAMPLES))]
+
+
+class ModelQuarantine:
+    """Models whose requests crash their workers one after another. An answer of the model ends the series."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}  # by model in quarantine: its end, in monotonic seconds
+        self._crashes: dict[str, int] = {}  # by model: requests in a row
+
+    def __bool__(self) -> bool:
+        return bool(self._until)
+
+    def __contains__(self, model: str) -> bool:
+        return model in self._until
+
+    @property
+    def models(self) -> list[str]:
+        """The models in quarantine."""
+        return list(self._until)
+
+    @property
+    def models_with_crashes(self) -> list[str]:
+        """The models whose last request crashed a worker, in quarantine or not."""
+        return list(self._crashes)
+
+    def add_crash(self, model: str, now: float, seconds: float) -> bool:
+        """Counts a request that crashed a worker alone; after the last allowed one the model is in quarantine.
+
+        When the quarantine has ended, one more such request starts it again.
+
+        Args:
+            model: the request's.
+            now: monotonic seconds.
+            seconds: how long a quarantine lasts; 0 for none.
+
+        Returns:
+            Whether the model is in quarantine now because of this request.
+        """
+        self._crashes[model] = self._crashes.get(model, 0) + 1
+        if seconds <= 0 or self._crashes[model] < MIN_CRASHES:
+            return False
+        self._until[model] = now + seconds
+        return True
+
+    def refuses_suspects(self, model: str) -> bool:
+        """Whether even suspects of the model are not run again: too many crashed, so hardly any will succeed."""
+        return self._crashes.get(model, 0) >= 2 * MIN_CRASHES
+
+    def add_answer(self, model: str) -> None:
+        """A worker has answered a request to the model: ends the series and the quarantine."""
+        if self._crashes:
+            self.reset(model)
+
+    def remove_expired(self, now: float) -> None:
+        """Ends each quarantine whose time is over."""
+        if self._until:
+            self._until = {model: until for model, until in self._until.items() if until > now}
+
+    def reset(self, model: str) -> None:
+        """Ends the quarantine of a model and counts its crashes from 0 again."""
+        self._crashes.pop(model, None)
+        self._until.pop(model, None)
+
+    def cause(self, model: str) -> str:
+        """Why a model in quarantine is there."""
+        return (
+            f"{self._crashes[model]} requests in a row crashed their workers; it is tried again when its quarantine "
+            "is over, or after `multitower restart SLOT`"
+        )

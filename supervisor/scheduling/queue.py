@@ -1,4 +1,4 @@
-"""A model's central queue, and the forming of batches from it. Pure: times come in, batches come out."""
+"""The queue of one model, and how batches are formed from it."""
 
 from __future__ import annotations
 
@@ -6,46 +6,24 @@ import bisect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from multitower.errors import MultitowerError, Reason, make
 
-from .request import BatchKey, Phase, Request
-from .split_requests import Join
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """What a worker gets in one message.
-
-    Attributes:
-        id: never used twice.
-        key: what its requests have in common.
-        requests: its entries; a part of a split request is one too.
-        rows: over all entries.
-        worker: who runs it; set when it is given out.
-        sent: when, in monotonic seconds.
-        size: rows that are executed, with those that it is padded by.
-        begun: when its worker could begin with it: when it was sent, or when the one before it was answered.
-        behind: it was sent while its worker was executing another one.
-    """
-
-    id: int
-    key: BatchKey
-    requests: list[Request]
-    rows: int
-    worker: Any = None
-    sent: float = 0.0
-    size: int = 0
-    begun: float = 0.0
-    behind: bool = False
+from .request import BatchKey, Phase, Request, Split
+from .split_requests import cut_part
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """The settings of one model that the queue needs: requests, bytes, seconds, deaths and seconds.
+    """The settings of one model that the scheduler needs.
 
-    `sizes` are those that the model's workers pad batches to, ascending; empty for no padding.
+    Attributes:
+        max_size: requests that may wait.
+        max_bytes: bytes that these may have.
+        max_delay_s: seconds that a request may wait for its batch to fill.
+        retry: how many workers may die with a request before it is not run again.
+        quarantine_s: seconds that requests and models which crash workers are refused; 0 for never.
+        sizes: rows that the workers pad batches to, ascending; empty for no padding.
     """
 
     max_size: int
@@ -56,13 +34,13 @@ class QueueLimits:
     sizes: tuple[int, ...] = ()
 
     def padded(self, rows: int) -> int:
-        """The rows that a batch of so many is executed with."""
+        """The rows that a batch of so many rows is executed with."""
         index = bisect.bisect_left(self.sizes, rows)
         return self.sizes[index] if index < len(self.sizes) else rows
 
 
 class _KeyQueue:
-    """Waiting requests of one batch key, oldest first, and their rows in all."""
+    """Waiting requests of one priority and batch key, oldest first, and the sum of their rows."""
 
     __slots__ = ("requests", "rows")
 
@@ -72,7 +50,7 @@ class _KeyQueue:
 
 
 class _Level:
-    """Waiting requests of one priority: all in the order of their arrival, and by their batch keys."""
+    """Waiting requests of one priority: all, oldest first, and by batch key."""
 
     __slots__ = ("keys", "order")
 
@@ -82,27 +60,34 @@ class _Level:
 
 
 class ModelQueue:
-    """The requests of one model that no worker has yet: the most urgent first, then in the order of their arrival.
+    """The requests of one model that no worker has yet: the most urgent first, and of these the oldest.
 
-    Requests of different batch keys do not wait for each other: whenever a worker is free, the first request that
-    it can run decides which key is next. Suspects (requests whose worker died with them) come before all others, and
-    each runs alone.
+    Requests of different batch keys do not wait for each other: when a worker is free, the first request that it can
+    run decides which key is next. Suspects, requests that a worker died with, come before all others, and each runs
+    alone. They wait apart, in `suspects`.
+
+    Iterating over it yields all its requests.
+
+    Args:
+        model: the model's name.
+        limits: see `QueueLimits`.
 
     Attributes:
-        model: its name.
-        limits: see `QueueLimits`; may be set anew.
-        bytes: of all requests in here.
-        size: how many they are.
-        rows: of those that are no suspects.
+        model: as given.
+        limits: the limits in force.
+        suspects: the suspects, in the order in which they run.
+        size: number of requests.
+        bytes: of these.
+        rows: of these, without the suspects.
     """
 
     def __init__(self, model: str, limits: QueueLimits) -> None:
         self.model = model
         self.limits = limits
-        self.bytes = 0
-        self.size = 0
-        self.rows = 0
         self.suspects: OrderedDict[Request, None] = OrderedDict()
+        self.size = 0
+        self.bytes = 0
+        self.rows = 0
         self._levels: dict[int, _Level] = {}
         self._priorities: list[int] = []  # of the levels, ascending
 
@@ -118,12 +103,14 @@ class ModelQueue:
         for priority in self._priorities:
             yield self._levels[priority]
 
-    def full(self, request: Request) -> bool:
-        """There is no room for another request of this size."""
-        return self.size >= self.limits.max_size or self.bytes + request.size > self.limits.max_bytes
+    # Requests come and go.
+
+    def has_room_for(self, request: Request) -> bool:
+        """Whether the request can be added without exceeding a limit."""
+        return self.size < self.limits.max_size and self.bytes + request.size <= self.limits.max_bytes
 
     def push(self, request: Request, *, first: bool = False) -> None:
-        """Takes a request at the end of its priority, or at its beginning."""
+        """Adds a request as the last of its priority, or as the first."""
         level = self._levels.get(request.plan.priority)
         if level is None:
             level = self._levels[request.plan.priority] = _Level()
@@ -143,7 +130,7 @@ class ModelQueue:
         self.bytes += request.size
 
     def push_suspect(self, request: Request) -> None:
-        """Takes a request back whose worker died with it; it comes before all that wait."""
+        """Adds a request that a worker died with, before all others."""
         request.phase = Phase.WAITING
         self.suspects[request] = None
         self.suspects.move_to_end(request, last=False)
@@ -151,7 +138,7 @@ class ModelQueue:
         self.bytes += request.size
 
     def remove(self, request: Request) -> None:
-        """Takes out a waiting request, wherever it stands; one that is not in here is let be."""
+        """Removes a request; no-op if it is not in the queue."""
         if request in self.suspects:
             del self.suspects[request]
             self.size -= 1
@@ -159,15 +146,15 @@ class ModelQueue:
             return
         level = self._levels.get(request.plan.priority)
         if level is not None and request in level.order:
-            self._leave(request)
+            self._remove_from_level(request)
 
-    def _leave(self, request: Request) -> None:
+    def _remove_from_level(self, request: Request) -> None:
         priority, key = request.plan.priority, request.plan.key
         level = self._levels[priority]
         queue = level.keys[key]
         del level.order[request]
         del queue.requests[request]
-        rows = request.rows if request.join is None else request.join.rows_left
+        rows = request.rows if request.split is None else request.split.rows_left
         queue.rows -= rows
         self.rows -= rows
         if not queue.requests:
@@ -178,19 +165,24 @@ class ModelQueue:
         self.size -= 1
         self.bytes -= request.size
 
-    def due(self, now: float, able: Callable[[Request], bool] | None = None) -> BatchKey | None:
-        """The key whose batch may go now, that of the first request where there are several.
+    # What is next.
+
+    def next_key(self, now: float, can_run: Callable[[Request], bool] | None = None) -> BatchKey | None:
+        """The batch key that is next: the key of the first request, or a later one with enough rows for a full batch.
 
         Args:
             now: monotonic seconds.
-            able: whether the worker that is free can run a request; None stands for always.
+            can_run: whether the free worker can run a request; None if it can run all of them.
+
+        Returns:
+            The key; None if no batch is due yet.
         """
         delay = self.limits.max_delay_s
         for level in self._in_order():
             first = next(iter(level.order))
-            if able is not None and not able(first):
-                # Rare: while another version of the model takes over.
-                heads = (next(filter(able, queue.requests), None) for queue in level.keys.values())
+            if can_run is not None and not can_run(first):
+                # Rare: only while another version of the model takes over.
+                heads = (next(filter(can_run, queue.requests), None) for queue in level.keys.values())
                 found = min((head for head in heads if head is not None), key=_received, default=None)
                 if found is None:
                     continue
@@ -198,76 +190,77 @@ class ModelQueue:
             if not delay or now - first.received >= delay:
                 return first.plan.key
             for key, queue in level.keys.items():
-                if queue.rows >= key.max_batch_size and (able is None or any(map(able, queue.requests))):
+                if queue.rows >= key.max_batch_size and (can_run is None or any(map(can_run, queue.requests))):
                     return key
         return None
 
-    def first(self, key: BatchKey) -> tuple[Request, int]:
-        """Of a key that `due` has told: the first request that waits, and the rows of all of them."""
+    def first_of(self, key: BatchKey) -> tuple[Request, int]:
+        """The first waiting request of a key that `next_key` returned, and the rows of all requests of that key."""
         queues = [level.keys[key] for level in self._in_order() if key in level.keys]
         return next(iter(queues[0].requests)), sum(queue.rows for queue in queues)
 
-    def batches(self) -> int:
-        """How many batches all that waits would make at the least; 0 for nothing."""
+    def min_batches(self) -> int:
+        """How many batches all waiting requests make at least; 0 if none wait."""
         if not self.size:
             return 0
-        # Keys of one model nearly always allow the same.
+        # The keys of one model nearly always have the same maximum.
         largest = next(iter(self)).plan.key.max_batch_size
         keys = sum(len(self._levels[priority].keys) for priority in self._priorities)
         return max(keys, -(-self.rows // max(largest, 1)))
 
     def next_due(self) -> float | None:
-        """When the first request has waited for `max_delay_s`, in monotonic seconds; None when nothing waits."""
+        """When the first request has waited for `max_delay_s`, in monotonic seconds; None if none wait."""
         firsts = [next(iter(level.order)).received for level in self._in_order()]
         return min(firsts) + self.limits.max_delay_s if firsts else None
 
-    def take(
+    def pop_batch(
         self,
         key: BatchKey,
         now: float,
         fail: Callable[[Request, MultitowerError], None],
-        free: int = 1,
+        sharing: int = 1,
         generation: int = 0,
-        most: int = 0,
-        singles: int = 1,
+        max_rows: int = 0,
+        max_unbatched: int = 1,
     ) -> list[Request]:
-        """Takes the next batch of a key: from the first on, as many whole requests as fit.
+        """Removes and returns the requests of the next batch: of the oldest of a key, as many as fit.
 
-        The rows that wait are shared out evenly among the workers that are free. A request larger than a batch gives
-        as many rows as there is room for, and stays at the head with the rest.
+        The waiting rows are divided evenly among the workers that are free. Of a request larger than a batch, a part
+        is returned that fills the batch; the request stays first in the queue until no rows are left.
 
         Args:
-            key: as `due` told.
+            key: as returned by `next_key`.
             now: monotonic seconds.
-            fail: is told of requests that left the queue otherwise: expired, or impossible to split.
-            free: workers that could take a batch now, the one that this batch is for among them.
-            generation: of the model on that one; all parts of a request run on one.
-            most: rows that it has memory for; 0 for as many as the key allows.
-            singles: requests that may travel together where they run one by one.
+            fail: called with each request that is removed for another reason, and its error: it has expired, or
+                cannot be split.
+            sharing: number of workers among which the rows are divided, the one that gets this batch included.
+            generation: of the model on that worker; all parts of a request run on one.
+            max_rows: rows that fit into its memory; 0 for as many as the key allows.
+            max_unbatched: how many unbatched requests may travel in one message.
 
         Returns:
-            The batch's entries; none when all that waited had expired.
+            The entries of the batch; empty if all requests of the key had expired.
         """
         queues = [level.keys[key] for level in self._in_order() if key in level.keys]
-        largest = min(key.max_batch_size, most or key.max_batch_size) if key.max_batch_size else singles
-        room = max(1, min(largest, -(-sum(queue.rows for queue in queues) // free)))
+        largest = min(key.max_batch_size, max_rows or key.max_batch_size) if key.max_batch_size else max_unbatched
+        room = max(1, min(largest, -(-sum(queue.rows for queue in queues) // sharing)))
         taken: list[Request] = []
         for queue in queues:
             for request in _first_of(queue, room, generation):
                 if request.phase is not Phase.WAITING:
                     continue  # a part of a request that has just failed
                 if request.deadline <= now:
-                    self._leave(request)
-                    error = make(Reason.DEADLINE, "the request's time was over before a worker was free")
-                    fail(request.parent or request, error)
+                    self._remove_from_level(request)
+                    error = make(Reason.DEADLINE, "the deadline passed before a worker was free")
+                    fail(request.whole, error)
                 elif key.max_batch_size and request.rows > key.max_batch_size:
                     if request.deaths and taken:
                         return taken
-                    room -= self._peel(request, queue, room, taken, fail, generation)
+                    room -= self._pop_part(request, queue, room, taken, fail, generation)
                     if request.deaths and taken:
                         return taken  # a suspect runs alone, and so do its parts
                 elif request.rows <= room or not taken:
-                    self._leave(request)
+                    self._remove_from_level(request)
                     taken.append(request)
                     room -= request.rows
                 else:
@@ -276,7 +269,7 @@ class ModelQueue:
                     return taken
         return taken
 
-    def _peel(
+    def _pop_part(
         self,
         request: Request,
         queue: _KeyQueue,
@@ -286,40 +279,41 @@ class ModelQueue:
         generation: int,
     ) -> int:
         """Moves rows of a large request into a batch; returns how many."""
-        if request.join is None:
-            request.join = Join(request, generation)
-        rows = min(room, request.join.rows_left)
+        split = request.split
+        if split is None:
+            split = request.split = Split(request, generation)
+        rows = min(room, split.rows_left)
         try:
-            part = request.join.peel(rows)
+            part = cut_part(request, split, rows)
         except MultitowerError as error:
-            self._leave(request)
+            self._remove_from_level(request)
             fail(request, error)
             return 0
         queue.rows -= rows
         self.rows -= rows
-        if not request.join.rows_left:
-            self._leave(request)
+        if not split.rows_left:
+            self._remove_from_level(request)
             request.phase = Phase.RUNNING
         taken.append(part)
         return rows
 
 
 def _first_of(queue: _KeyQueue, count: int, generation: int) -> list[Request]:
-    """The first requests that this edition may run: a batch has at most as many requests as rows."""
+    """The first `count` requests that may run on this generation."""
     found: list[Request] = []
-    # A loop, since a compiled generator would look at all that wait.
+    # A loop, because a compiled generator expression would visit all requests.
     for request in queue.requests:
-        if _generation(request) in (None, generation):
+        if _generation_of(request) in (None, generation):
             found.append(request)
             if len(found) == count:
                 break
     return found
 
 
-def _generation(request: Request) -> int | None:
-    """The only edition that may run it, where some of it has been given to a worker before."""
-    join = request.join if request.parent is None else request.parent.join
-    return join.generation if join is not None else None
+def _generation_of(request: Request) -> int | None:
+    """The only generation that may run a request of which a part has been given to a worker; None for any."""
+    split = request.whole.split
+    return split.generation if split is not None else None
 
 
 def _received(request: Request) -> float:

@@ -1,10 +1,10 @@
-"""What becomes of requests when workers go: which run again, where, and which have run too often. Pure.
+"""What happens to the requests of a process that has exited: which run again, where, and which have run too often.
 
-The requests that a dead worker was executing are suspects: each runs again alone and first, on another device where
-there is one, until as many workers have died with it as `retry` allows; in a process of several towers nothing else is
-executed beside it. One that crashed a worker alone is kept in
-quarantine, and so is a model whose requests do so one after the other. A batch that the worker had not begun goes back
-as if it had never left. Where the last worker goes that could end a request's other parts, it begins again as a whole.
+Requests that a worker was executing when it died are suspects. Each runs again alone and before all others, on another
+device if there is one, until as many workers have died with it as `retry` allows. In a process of several towers
+nothing else is executed meanwhile. A request that crashed a worker alone is put into quarantine, and so is a model
+whose requests do so one after another. A batch that the worker had not started returns to the queue unchanged. If no
+worker is left that could complete a split request, the request starts again as a whole.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from collections.abc import Mapping, Sequence
 
 from multitower.errors import Reason, make
 
-from .open_requests import OpenRequests, let_go
+from .open_requests import OpenRequests
 from .pool import Pool
-from .queue import Batch, ModelQueue
+from .queue import ModelQueue
 from .refusals import Refusals
 from .request import Phase, Request
-from .worker import Worker
+from .worker import Batch, Worker
 
 
 class Recovery:
-    """Decides about the requests of workers that go.
+    """Decides about the requests of processes that exit.
 
     Args:
-        queues: of the models, by name.
+        queues: the queues, by model.
         pool: the workers.
-        open_requests: gives the answers.
-        refusals: is told of crashes, and tells which requests need not run again.
+        open_requests: answers requests.
+        refusals: counts crashes, and knows which requests are not to run again.
     """
 
     def __init__(
@@ -39,140 +39,157 @@ class Recovery:
         self._open_requests = open_requests
         self._refusals = refusals
 
-    def lost(self, worker: Worker, now: float, *, crashed: bool, begun: Sequence[int]) -> bool:
-        """The worker's process is gone, with all its towers, and all its answers have been read.
+    def remove_process(self, worker: Worker, now: float, *, crashed: bool, begun: Sequence[int]) -> bool:
+        """Removes the workers of a process that has exited; all its answers must have been handled before.
 
         Args:
             worker: any of the process's.
             now: monotonic seconds.
-            crashed: by what it executed, as far as can be told: not by a signal that anybody may have sent.
-            begun: the id of the batch that each tower began last, as it has left it; none where that is not known.
+            crashed: whether what it executed made it exit, rather than a signal that anyone may have sent.
+            begun: for each tower the id of the batch that it started last; empty if unknown.
 
         Returns:
-            Whether a single suspect is to blame, which was being executed alone.
+            Whether a single suspect that ran alone is to blame.
         """
-        requests: list[Request] = []
+        requests: list[Request] = []  # executed when it exited
         others: list[Batch] = []
         for number, tower in enumerate(worker.towers):
             self._pool.remove(tower)
             executed, rest = _executed(tower, begun[number] if number < len(begun) else None)
-            tower.batch = tower.next = None
+            tower.batch = tower.next_batch = None
             requests += executed.requests if executed is not None else []
             others += rest
+        # Each is pushed to the head of its queue, so the last one goes first.
         for request in reversed([request for other in others for request in other.requests]):
-            self._return(request)
+            self._requeue(request)
         alone = len(requests) == 1
         lone_suspect = alone and requests[0].deaths > 0
-        # Pushed to the head one by one, so from the last to the first.
         for request in reversed(requests):
-            self._survive(request, worker, now, to_blame=alone and crashed)
-        self.begin_again()
+            self._count_death(request, worker, now, to_blame=alone and crashed)
+        self.restart_split_requests()
         self.refuse_outdated()
         return lone_suspect
 
-    def begin_again(self) -> None:
-        """Requests of which parts are to come, while no worker of their edition is left, begin again as a whole."""
+    def restart_split_requests(self) -> None:
+        """Starts split requests again as a whole if no worker is left that can run their remaining rows."""
         if not self._open_requests.split:
             return
-        left = [worker for worker in self._pool.workers if not worker.retiring]
+        remaining = [worker for worker in self._pool.workers if not worker.retiring]
         for whole in list(self._open_requests.split):
-            join = whole.join
-            assert join is not None  # those that are done have left
-            unfinished = join.rows_left or any(part.phase is Phase.WAITING for part in join.parts)
-            if not unfinished or any(worker.can_run(whole) for worker in left):
+            split = whole.split
+            assert split is not None  # a request that is answered has been removed
+            unfinished = split.rows_left or any(part.phase is Phase.WAITING for part in split.parts)
+            if not unfinished or any(worker.can_run(whole) for worker in remaining):
                 continue
             queue = self._queues[whole.plan.model]
             self._open_requests.drop_parts(whole)
             if whole.phase is Phase.WAITING:
                 queue.remove(whole)
-            # What its parts have survived counts: else it would kill one worker after another.
-            for part in join.parts:
+            # The deaths of its parts count, or it would crash one worker after another.
+            for part in split.parts:
                 if part.deaths > whole.deaths:
                     whole.deaths, whole.avoid = part.deaths, part.avoid
-            whole.join = None
+            whole.split = None
             whole.phase = Phase.WAITING
             queue.push(whole, first=True)
 
     def refuse_outdated(self) -> None:
-        """Answers what was checked against a model that no worker serves any more, though some serve its successor."""
+        """Answers requests that no worker can run, although some serve their model: it has changed meanwhile."""
         for queue in self._queues.values():
             serving = [worker for worker in self._pool.workers if queue.model in worker.serves]
             for request in list(queue) if serving else ():
                 if not any(worker.can_run(request) for worker in serving):
-                    message = f"{queue.model!r} was changed while the request waited"
-                    # Only what has not run at all may be sent again without a thought.
-                    untouched = request.parent is None and request.join is None and not request.deaths
-                    error = make(Reason.NO_WORKER, message, retry_after_ms=100 if untouched else None)
-                    self._open_requests.settle(request.parent or request, error)
+                    # Only a request that has not run at all may be sent again safely.
+                    untouched = request.parent is None and request.split is None and not request.deaths
+                    error = make(
+                        Reason.NO_WORKER,
+                        f"{queue.model!r} was changed while the request waited",
+                        retry_after_ms=100 if untouched else None,
+                    )
+                    self._open_requests.settle(request.whole, error)
 
-    # How it is done.
-
-    def _return(self, request: Request) -> None:
-        """Puts back a request that its worker has not begun, or has answered though the answer is lost with it."""
-        whole = request.parent or request
+    def _requeue(self, request: Request) -> None:
+        """Returns a request to its queue that was not being executed: not started yet, or its answer is lost."""
+        whole = request.whole
         if Phase.DONE in (whole.phase, request.phase):
-            let_go(request)  # nobody waits for it, or its request began again
+            request.release_frames()  # it was answered otherwise, or its request started again
             return
         queue = self._queues[request.plan.model]
-        unavailable = self._refusals.for_accepted_request(queue.model)
-        if unavailable is not None:
-            self._open_requests.settle(whole, unavailable)
-            let_go(request)
+        refusal = self._refusals.for_accepted_request(queue.model)
+        if refusal is not None:
+            self._open_requests.settle(whole, refusal)
+            request.release_frames()
         elif request.deaths:
             queue.push_suspect(request)
         else:
             request.phase = Phase.WAITING
             queue.push(request, first=True)
 
-    def _survive(self, request: Request, worker: Worker, now: float, *, to_blame: bool) -> None:
-        """Decides about a request whose worker died with it; nobody may wait for it any more."""
+    def _count_death(self, request: Request, worker: Worker, now: float, *, to_blame: bool) -> None:
+        """Decides about a request that its worker died with.
+
+        Args:
+            request: the request, or a part; it may have been answered meanwhile.
+            worker: that died.
+            now: monotonic seconds.
+            to_blame: it made the worker exit, and ran alone.
+        """
         queue = self._queues[request.plan.model]
-        whole = request.parent or request
-        gone = whole.phase is Phase.DONE
-        outdated = request.phase is Phase.DONE and not gone  # a part: its request began again when the worker retired
+        whole = request.whole
+        answered = whole.phase is Phase.DONE
+        outdated = request.phase is Phase.DONE and not answered  # a part whose request has started again
         request.deaths = max(request.deaths, whole.deaths) + 1
         request.avoid = worker.device
         if outdated:
             whole.deaths, whole.avoid = request.deaths, request.avoid
-        spent = request.deaths > queue.limits.retry
-        # Who waits no longer may have written something else to its shared memory.
-        blamed = to_blame and (gone or spent) and bool(whole.frames) and not (gone and whole.shared)
+        exhausted = request.deaths > queue.limits.retry
+        # A client that has its answer may have written something else to its shared memory.
+        blamed = to_blame and (answered or exhausted) and bool(whole.frames) and not (answered and whole.shared)
         if blamed:
-            self._refusals.quarantine.add(whole, now, queue.limits.quarantine_s)
-        if gone or (outdated and not spent):
-            pass  # nobody waits for it
-        elif not spent:
+            self._refusals.requests.add(whole, now, queue.limits.quarantine_s)
+        if not answered and exhausted:
+            self._settle_exhausted(whole, request.deaths, queue.limits.retry)
+        elif not answered and not outdated:
             refusal = self._refusals.for_suspect(queue.model)
             if refusal is not None:
                 self._open_requests.settle(whole, refusal)
             else:
                 queue.push_suspect(request)
-        elif queue.limits.retry == 0:
-            self._open_requests.settle(whole, make(Reason.WORKER_DIED, "the worker died with this request"))
-        else:
-            message = f"{request.deaths} workers died while they executed this request; do not send it again"
-            self._open_requests.settle(whole, make(Reason.POISONED, message))
-        if blamed and self._refusals.crashing.crashed(queue.model, now, queue.limits.quarantine_s):
-            self._keep_away(queue)
-        let_go(request)
+        if blamed and self._refusals.models.add_crash(queue.model, now, queue.limits.quarantine_s):
+            self._refuse_waiting(queue)
+        request.release_frames()
 
-    def _keep_away(self, queue: ModelQueue) -> None:
-        """Answers what waits for a model that crashes its workers. Some suspects still run: one may be good."""
-        spared = queue.suspects if not self._refusals.crashing.certain(queue.model) else {}
+    def _settle_exhausted(self, whole: Request, deaths: int, retry: int) -> None:
+        """Answers a request that has run as often as `retry` allows."""
+        if retry == 0:
+            error = make(Reason.WORKER_DIED, "the worker died with this request")
+        else:
+            message = f"{deaths} workers died while they executed this request; do not send it again"
+            error = make(Reason.POISONED, message)
+        self._open_requests.settle(whole, error)
+
+    def _refuse_waiting(self, queue: ModelQueue) -> None:
+        """Answers the waiting requests of a model in quarantine. Suspects may still run: one may succeed."""
+        spared = queue.suspects if not self._refusals.models.refuses_suspects(queue.model) else {}
         for request in [request for request in queue if request not in spared]:
             refusal = self._refusals.for_accepted_request(queue.model)
-            assert refusal is not None  # it is kept away
-            self._open_requests.settle(request.parent or request, refusal)
+            assert refusal is not None  # the model is in quarantine
+            self._open_requests.settle(request.whole, refusal)
 
 
 def _executed(worker: Worker, begun: int | None) -> tuple[Batch | None, list[Batch]]:
-    """Of the batches of a dead worker: the one that it was executing, and the others."""
-    batches = [batch for batch in (worker.batch, worker.next) if batch is not None]
+    """The batch that a dead worker was executing, if any, and its other batches.
+
+    Args:
+        worker: the worker.
+        begun: id of the batch that it started last; None if unknown.
+    """
+    batches = worker.batches
     if not batches:
         return None, []
     first, *rest = batches
     if rest and rest[0].id == begun:
         return rest[0], [first]  # the answer to the first is lost
-    if first.behind and begun not in (None, first.id):
-        return None, batches  # the one before it was answered, and there the worker ended
+    if first.queued and begun not in (None, first.id):
+        return None, batches  # it answered the batch before, and died between the two
     return first, rest

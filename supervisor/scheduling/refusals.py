@@ -1,7 +1,4 @@
-"""Why requests are refused although their headers are good: their model is served by nobody, or crashes its workers.
-
-Pure. The balancer asks before it takes a request in; `recovery.py` tells of crashes.
-"""
+"""Why valid requests are refused: their model is unloaded, nothing serves it, or it crashes its workers."""
 
 from __future__ import annotations
 
@@ -9,63 +6,64 @@ from collections.abc import Collection
 
 from multitower.errors import MultitowerError, Reason, make
 
-from .crashing_models import CrashingModels
-from .quarantine import Quarantine
+from .quarantine import ModelQuarantine, RequestQuarantine
 
 
 class Refusals:
-    """The models and requests that are kept away.
+    """The models and requests that are refused.
 
     Attributes:
-        quarantine: requests that crashed a worker alone.
-        crashing: models whose requests do so one after the other.
-        unloaded: models that an operator has taken out; what was accepted before is answered.
+        requests: requests in quarantine.
+        models: models in quarantine.
+        unloaded: models that an operator has unloaded. Requests accepted before are still answered.
     """
 
     def __init__(self) -> None:
-        self.quarantine = Quarantine()
-        self.crashing = CrashingModels()
+        self.requests = RequestQuarantine()
+        self.models = ModelQuarantine()
         self.unloaded: set[str] = set()
-        self._unavailable: dict[str, str] = {}
+        self._unavailable: dict[str, str] = {}  # by model, the message
 
     def for_new_request(self, model: str) -> MultitowerError | None:
-        """Why new requests to the model are refused, or None."""
+        """Why new requests to the model are refused; None if they are accepted."""
         if self.unloaded and model in self.unloaded:
             return make(Reason.NO_WORKER, f"{model!r} is unloaded; `multitower load {model}` loads it")
         return self.for_accepted_request(model)
 
     def for_accepted_request(self, model: str) -> MultitowerError | None:
-        """Why the model's requests are not run, or None while there is hope."""
-        if not self._unavailable and not self.crashing.until:
+        """Why accepted requests to the model are not run; None if a worker serves it, or may serve it later."""
+        if not self._unavailable and not self.models:
             return None
-        # Made anew each time: an exception that is raised over and over keeps the traceback of every time.
+        # A new error each time: one that is raised repeatedly would collect the tracebacks of all times.
         message = self._unavailable.get(model)
-        if message is None and (why := self.crashing.why(model)) is not None:
-            message = f"{model!r} is in quarantine: {why}"
+        if message is None and model in self.models:
+            message = f"{model!r} is in quarantine: {self.models.cause(model)}"
         return None if message is None else make(Reason.NO_WORKER, message)
 
     def for_suspect(self, model: str) -> MultitowerError | None:
-        """Why one that has not died often enough is not run again either, or None: it may be a good one."""
-        return self.for_accepted_request(model) if model in self._unavailable or self.crashing.certain(model) else None
+        """Why a suspect of the model is not run again; None if it is, since it may not be the one that crashes."""
+        if model in self._unavailable or self.models.refuses_suspects(model):
+            return self.for_accepted_request(model)
+        return None
 
     def mark_unavailable(self, model: str, cause: str) -> None:
-        """Nothing serves or will serve this model."""
+        """Nothing serves the model, and nothing will."""
         self._unavailable[model] = f"no worker serves {model!r}: {cause}"
 
     def mark_available(self, model: str) -> None:
-        """It may be served again."""
+        """Ends `mark_unavailable`."""
         self._unavailable.pop(model, None)
 
     def reset_crash_count(self, models: Collection[str] | None = None) -> None:
-        """What made these models crash, or all, has been seen to: they are tried again, and so are their requests."""
-        for model in self.crashing.suspected:
+        """Ends the quarantine of these models, or of all, and of their requests; their crashes count from 0 again."""
+        for model in self.models.models_with_crashes:
             if models is None or model in models:
-                if model in self.crashing.until:
-                    self.quarantine.forget_model(model)
-                self.crashing.forget(model)
+                if model in self.models:
+                    self.requests.remove_model(model)
+                self.models.reset(model)
 
-    def remove(self, model: str) -> None:
-        """The model is no more."""
+    def remove_model(self, model: str) -> None:
+        """There is no such model any more."""
         self._unavailable.pop(model, None)
         self.unloaded.discard(model)
-        self.crashing.forget(model)
+        self.models.reset(model)

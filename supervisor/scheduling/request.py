@@ -1,4 +1,4 @@
-"""What the router knows of a request: its plan (shared by all requests with equal headers) and its own state."""
+"""A request as the scheduler sees it: its plan, shared by all requests with the same header, and its own state."""
 
 from __future__ import annotations
 
@@ -6,34 +6,46 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeAlias
 
 from multitower import wire
 from multitower.worker_wire import KeySpec
 
-if TYPE_CHECKING:
-    from .areas import OpenArea
-    from .split_requests import Join
+from .areas import OpenArea
 
-Frame = Any
-"""One frame of a message (`bytes`, `memoryview`, `zmq.Frame`); the pure core only counts and forwards them."""
+
+class Buffer(Protocol):
+    """The bytes of a frame: `bytes`, `memoryview` or `zmq.Frame`."""
+
+    def __len__(self) -> int:
+        """The number of bytes."""
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        """Python's buffer protocol."""
+
+
+Frame: TypeAlias = Buffer | OpenArea
+"""One tensor of a request, or the header or one output of an answer."""
+
+Sender: TypeAlias = tuple[Any, ...]
+"""Whoever sent a request: the front socket and the address frames. The scheduler only compares and stores it."""
 
 _key_ids = itertools.count(1)
 
 NORMAL_PRIORITY = 2
-"""What a request without a priority, or of priority 0, counts as. As in Triton, less is more urgent."""
+"""The priority of a request that has none, or 0. As in Triton, a lower number is more urgent."""
 
 
 @dataclass(slots=True, eq=False)
 class BatchKey:
-    """What requests must have in common to be run as one batch; one object for each such combination.
+    """What requests must have in common to run in one batch. Each combination has one object, compared by identity.
 
     Attributes:
-        spec: what the worker is told.
-        id: the number that stands for `spec` in the batches' heads.
-        max_batch_size: rows a batch; 0 where requests run singly.
-        interface: what it was checked against; see `serving.Served`.
-        version: the only version that may run it, or "" for any of the contract.
+        spec: model, inputs and outputs, as sent to workers.
+        max_batch_size: rows per batch; 0 if the model's requests run unbatched.
+        interface: of the model that the requests were checked against; see `worker.Served`.
+        version: the only version that may run the requests, or "" for any with this interface.
+        id: the number that stands for `spec` in messages to workers.
     """
 
     spec: KeySpec
@@ -45,11 +57,11 @@ class BatchKey:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What of a request lies in shared memory.
+    """The tensors of a request that are in shared memory.
 
     Attributes:
-        inputs: for each input in the request's order, where it lies; None where it has a frame.
-        outputs: by name, where outputs may be written.
+        inputs: for each input in the request's order its area; None for an input that comes in a frame.
+        outputs: by name, the areas that outputs may be written to.
     """
 
     inputs: tuple[wire.Area | None, ...]
@@ -58,19 +70,20 @@ class Shared:
 
 @dataclass(slots=True, eq=False)
 class Plan:
-    """All that follows from a request's header: made once for each distinct header, and cached.
+    """What follows from a request's header; made once per distinct header and cached.
 
     Attributes:
-        key: its batch key; `model`: the name of the model, from there.
-        rows: dimension 0 of its inputs; 1 where requests run singly.
+        key: its batch key.
+        rows: dimension 0 of its inputs; 1 if it runs unbatched.
         order: for each input of the key, the index of its frame in the request.
-        sizes: for each frame in the request's order, the bytes it must have; for BYTES the least.
-        variable: for each frame whether `sizes` is only the least.
-        names: for each frame the input's name, for messages.
-        timeout_s: the request's effective time.
-        priority: 1 or more; less is more urgent.
-        shared: what lies in shared memory; None for nothing.
-        sizes_frame: of a key whose requests are padded: the last frame of each entry; None for all other keys.
+        sizes: for each frame in the request's order its size in bytes; for BYTES the minimum.
+        variable: for each frame whether `sizes` is only the minimum.
+        names: for each frame the name of its input, for error messages.
+        timeout_s: seconds from its receipt to its deadline.
+        priority: 1 or more; a lower number is more urgent.
+        shared: its tensors in shared memory; None if it has none.
+        sizes_frame: the last frame of each of its entries in a batch if its key pads inputs; else None.
+        model: the name of its model.
     """
 
     key: BatchKey
@@ -90,32 +103,39 @@ class Plan:
 
 
 class Phase(Enum):
-    """Where a request stands."""
+    """Where a request is."""
 
-    WAITING = 1
-    RUNNING = 2
-    DONE = 3  # it has its one answer
+    WAITING = 1  # in its model's queue
+    RUNNING = 2  # a worker has it, or all its parts
+    DONE = 3  # it has its answer
 
 
 class Request:
-    """One request between its receipt and its one answer; also one part of a request that was split.
+    """One request from its receipt to its answer, or one part of a request that was split.
+
+    Args:
+        sender: whom the answer goes to.
+        id: the id frame, as the sender chose it.
+        plan: see `Plan`.
+        frames: its inputs in the order of `plan.key`.
+        size: bytes of all its frames.
+        now: monotonic seconds.
 
     Attributes:
-        sender: where the answer goes: whatever identifies the front socket, and the envelope's frames.
-        id: the id frame, as the sender wrote it.
-        plan: see `Plan`.
+        sender, id, plan, size: as given.
         rows: of this request or part.
-        frames: its inputs in the key's order; emptied when it is done.
-        size: bytes over all frames.
-        received: when the router got it; `deadline`: when it must be answered; `sent`: when a worker got it last
-            (monotonic seconds).
+        frames: its inputs, with `plan.sizes_frame` behind them if there is one; emptied once they are not needed.
+        received: when it arrived, in monotonic seconds.
+        deadline: when it must be answered, in monotonic seconds.
+        sent: when it was last sent to a worker, in monotonic seconds.
         phase: see `Phase`.
-        deaths: how many workers died while they executed it.
-        avoid: the device whose worker died with it last.
-        join: of a request larger than a batch, the state of its parts; None otherwise.
-        parent: of a part, the request it belongs to; None otherwise. `start`: its first row there.
-        tick: the deadline wheel's.
-        version: of the model that it was given to last, "" before that.
+        deaths: how many workers died while they executed it. Above 0 it is a suspect.
+        avoid: the device of the last worker that died with it.
+        split: the state of its parts, once some have been made.
+        parent: for a part, the request that it belongs to.
+        start: for a part, its first row in the parent.
+        tick: used by `Deadlines`.
+        version: of the model, as served by the worker that it was last sent to; "" before that.
     """
 
     __slots__ = (
@@ -124,7 +144,6 @@ class Request:
         "deaths",
         "frames",
         "id",
-        "join",
         "parent",
         "phase",
         "plan",
@@ -133,17 +152,16 @@ class Request:
         "sender",
         "sent",
         "size",
+        "split",
         "start",
         "tick",
         "version",
     )
 
     shared = False
-    """Some of its frames are areas of shared memory, or some of its outputs may be written there."""
+    """Whether any of its inputs, or room for its outputs, is in shared memory."""
 
-    def __init__(
-        self, sender: tuple[Any, ...], id: bytes, plan: Plan, frames: Sequence[Frame], size: int, now: float
-    ) -> None:
+    def __init__(self, sender: Sender, id: bytes, plan: Plan, frames: Sequence[Frame], size: int, now: float) -> None:
         self.sender = sender
         self.id = id
         self.plan = plan
@@ -156,20 +174,32 @@ class Request:
         self.phase = Phase.WAITING
         self.deaths = 0
         self.avoid: str | None = None
-        self.join: Join | None = None
+        self.split: Split | None = None
         self.parent: Request | None = None
         self.start = 0
         self.tick = 0
         self.version = ""
 
     @property
-    def over(self) -> bool:
-        """Nobody waits for it any more."""
+    def whole(self) -> Request:
+        """The request that the client sent: itself, or the parent of a part."""
+        return self.parent or self
+
+    @property
+    def answered(self) -> bool:
+        """Whether the client has its answer, or this part is done."""
         return self.phase is Phase.DONE or (self.parent is not None and self.parent.phase is Phase.DONE)
+
+    def release_frames(self) -> None:
+        """Frees the tensors of a request, and of its parent, if they are done and so will not run again."""
+        if self.phase is Phase.DONE:
+            self.frames = ()
+        if self.parent is not None and self.parent.phase is Phase.DONE:
+            self.parent.frames = ()
 
 
 class SharedRequest(Request):
-    """A request of which something lies in shared memory: frames are `regions.Piece`s there.
+    """A request with tensors in shared memory: their frames are areas.
 
     Attributes:
         output_areas: by name, where outputs may be written.
@@ -180,7 +210,7 @@ class SharedRequest(Request):
 
     def __init__(
         self,
-        sender: tuple[Any, ...],
+        sender: Sender,
         id: bytes,
         plan: Plan,
         frames: Sequence[Frame],
@@ -190,3 +220,28 @@ class SharedRequest(Request):
     ) -> None:
         super().__init__(sender, id, plan, frames, size, now)
         self.output_areas = output_areas
+
+
+class Split:
+    """The state of a request with more rows than a batch has room for; `split_requests` has the rules.
+
+    Args:
+        request: the whole request.
+        generation: of the model that all parts must run on; see `worker.Served`.
+
+    Attributes:
+        generation: as given.
+        rows_left: rows that no part has yet.
+        parts: those made so far, in the order of their rows.
+        offsets: for each frame where the next part begins, in bytes; elements of BYTES differ in length.
+        answers: by their first row, the rows and frames of the parts answered so far.
+    """
+
+    __slots__ = ("answers", "generation", "offsets", "parts", "rows_left")
+
+    def __init__(self, request: Request, generation: int = 0) -> None:
+        self.generation = generation
+        self.rows_left = request.rows
+        self.parts: list[Request] = []
+        self.offsets = [0] * len(request.frames)
+        self.answers: dict[int, tuple[int, Sequence[Frame]]] = {}

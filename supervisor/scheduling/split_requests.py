@@ -1,7 +1,6 @@
-"""Requests larger than a batch: rows are peeled off as workers come free, and the answers are joined again.
+"""Requests larger than a batch: parts are cut off as workers become free, and their answers are joined.
 
-Pure. The parts of a request are made one at a time when a batch has room for them, so that a large request costs
-one place in the queue, whatever its size.
+A part is made only when a batch has room for it, so a large request takes one place in its queue, whatever its size.
 """
 
 from __future__ import annotations
@@ -14,118 +13,95 @@ from multitower import tensors, wire
 from multitower.errors import Reason, make
 
 from .areas import OpenArea
-from .request import Frame, Request, SharedRequest
+from .request import Frame, Request, SharedRequest, Split
 
 
-class Join:
-    """The parts of one request: which rows are still to be given out, and the answers so far.
+def cut_part(whole: Request, split: Split, rows: int) -> Request:
+    """Makes the next part of a request.
 
     Args:
-        request: the whole.
-        generation: of the model, that all parts must run on; see `serving.Served`.
+        whole: the request.
+        split: its state.
+        rows: of the part; at most `split.rows_left`.
 
-    Attributes:
-        next_row: the first row that no part has yet.
-        generation: as given.
-        parts: those made so far.
+    Returns:
+        The part. Its frames are views of the request's.
+
+    Raises:
+        InvalidRequest: `size_mismatch` if a BYTES frame has too few or too many bytes.
     """
-
-    def __init__(self, request: Request, generation: int = 0) -> None:
-        self.next_row = 0
-        self.generation = generation
-        self.parts: list[Request] = []
-        self._request = request
-        # Where the next row begins in each frame; only BYTES needs it, whose elements differ in length.
-        self._offsets = [0] * len(request.frames)
-        self._answers: dict[int, tuple[int, Sequence[Frame]]] = {}
-
-    @property
-    def rows_left(self) -> int:
-        """The rows that no part has yet."""
-        return self._request.rows - self.next_row
-
-    def peel(self, rows: int) -> Request:
-        """The next part, of `rows` rows, views of the request's frames.
-
-        Raises:
-            InvalidRequest: `size_mismatch` when a BYTES frame ends early.
-        """
-        whole = self._request
-        frames: list[Frame] = []
-        for index, (_, datatype, dims) in enumerate(whole.plan.key.spec.inputs):
-            data, start = _sliceable(whole.frames[index]), self._offsets[index]
-            count = rows * tensors.element_count(dims)
-            if datatype == tensors.BYTES:
-                end = tensors.skip_bytes(data, start, count)
-            else:
-                end = start + count * tensors.ITEM_SIZE[datatype]
-            frames.append(data[start:end])
-            self._offsets[index] = end
-        if rows == self.rows_left and any(
-            end != len(_sliceable(frame)) for end, frame in zip(self._offsets, whole.frames, strict=True)
-        ):
-            # Only BYTES can come here: all other sizes were checked on receipt.
-            raise make(Reason.SIZE_MISMATCH, "a BYTES input has more bytes than its shape has elements")
-        size = sum(map(len, frames))
-        if whole.shared:
-            # Outputs of parts come in frames: they are joined here.
-            part: Request = SharedRequest(whole.sender, whole.id, whole.plan, frames, size, whole.received, {})
+    frames: list[Frame] = []
+    last = rows == split.rows_left
+    for index, (_, datatype, dims) in enumerate(whole.plan.key.spec.inputs):
+        frame, start = whole.frames[index], split.offsets[index]
+        count = rows * tensors.element_count(dims)
+        if datatype == tensors.BYTES:
+            end = tensors.skip_bytes(_view(frame), start, count)
         else:
-            part = Request(whole.sender, whole.id, whole.plan, frames, size, whole.received)
-        part.rows = rows
-        part.deadline = whole.deadline
-        part.parent = whole
-        part.start = self.next_row
-        part.deaths, part.avoid = whole.deaths, whole.avoid
-        self.next_row += rows
-        self.parts.append(part)
-        return part
+            end = start + count * tensors.ITEM_SIZE[datatype]
+        if last and end != len(frame):
+            # Frames of all other datatypes were checked when the request arrived.
+            raise make(Reason.SIZE_MISMATCH, "a BYTES input has more bytes than its shape has elements")
+        frames.append(frame[start:end] if type(frame) is OpenArea else _view(frame)[start:end])
+        split.offsets[index] = end
+    size = sum(map(len, frames))
+    if whole.shared:
+        # The outputs of parts come in frames, since they are joined here.
+        part: Request = SharedRequest(whole.sender, whole.id, whole.plan, frames, size, whole.received, {})
+    else:
+        part = Request(whole.sender, whole.id, whole.plan, frames, size, whole.received)
+    part.rows = rows
+    part.deadline = whole.deadline
+    part.parent = whole
+    part.start = whole.rows - split.rows_left
+    part.deaths, part.avoid = whole.deaths, whole.avoid
+    split.rows_left -= rows
+    split.parts.append(part)
+    return part
 
-    def add(self, part: Request, frames: Sequence[Frame]) -> bool:
-        """Takes the answer of a part, a header and its outputs; True when it was the last one."""
-        self._answers[part.start] = (part.rows, frames)
-        return not self.rows_left and sum(rows for rows, _ in self._answers.values()) == self._request.rows
 
-    def joined(self) -> list[Frame]:
-        """The header and outputs of the whole request.
+def add_answer(whole: Request, split: Split, part: Request, frames: Sequence[Frame]) -> bool:
+    """Stores the answer of a part, its header and outputs; returns whether all parts are answered."""
+    split.answers[part.start] = part.rows, frames
+    return not split.rows_left and sum(rows for rows, _ in split.answers.values()) == whole.rows
 
-        Raises:
-            ModelError: `output_invalid` when the parts' outputs do not fit together.
-        """
-        answers = [self._answers[start] for start in sorted(self._answers)]
-        headers = [json.loads(bytes(_view(frames[0]))) for _, frames in answers]
-        outputs: list[wire.Tensor] = []
-        frames: list[Frame] = []
-        described = [[(output["name"], output["datatype"]) for output in header["outputs"]] for header in headers]
-        for names in described:
-            if names != described[0]:
+
+def join_answers(whole: Request, split: Split) -> list[Frame]:
+    """The answer of a request whose parts are all answered: its header and outputs.
+
+    Raises:
+        ModelError: `output_invalid` if the parts' outputs do not fit together.
+    """
+    answers = [split.answers[start] for start in sorted(split.answers)]
+    headers = [json.loads(bytes(_view(frames[0]))) for _, frames in answers]
+    outputs: list[wire.Tensor] = []
+    joined: list[Frame] = []
+    described = [[(output["name"], output["datatype"]) for output in header["outputs"]] for header in headers]
+    for names in described:
+        if names != described[0]:
+            raise make(
+                Reason.OUTPUT_INVALID,
+                f"the request was split, and its parts returned the outputs {described[0]} and {names}; send fewer "
+                "rows per request",
+            )
+    for index, first in enumerate(headers[0]["outputs"]):
+        dims = first["shape"][1:]
+        for (rows, _), header in zip(answers, headers, strict=True):
+            output: dict[str, Any] = header["outputs"][index]
+            if output["shape"] != [rows, *dims]:
                 raise make(
                     Reason.OUTPUT_INVALID,
-                    f"the request was split, and its parts gave the outputs {described[0]} and {names}; send fewer "
-                    "rows a request",
+                    f"the request was split, and for {rows} of its rows the output {first['name']!r} has the shape "
+                    f"{output['shape']}; send fewer rows per request",
+                    field=first["name"],
                 )
-        for index, first in enumerate(headers[0]["outputs"]):
-            dims = first["shape"][1:]
-            for (rows, _), header in zip(answers, headers, strict=True):
-                here: dict[str, Any] = header["outputs"][index]
-                if here["shape"] != [rows, *dims]:
-                    raise make(
-                        Reason.OUTPUT_INVALID,
-                        f"the request was split, and {rows} of its rows gave the output {first['name']!r} the "
-                        f"shape {here['shape']}; send fewer rows a request",
-                        field=first["name"],
-                    )
-            outputs.append(wire.Tensor(first["name"], first["datatype"], (self._request.rows, *dims)))
-            frames.append(b"".join(_view(part[1 + index]) for _, part in answers))
-        header = wire.reply_header(headers[0]["model_name"], headers[0]["model_version"], outputs)
-        return [header, *frames]
-
-
-def _sliceable(frame: Frame) -> Any:
-    """A frame whose parts are no copies."""
-    return frame if type(frame) is OpenArea else _view(frame)
+        outputs.append(wire.Tensor(first["name"], first["datatype"], (whole.rows, *dims)))
+        joined.append(b"".join(_view(frames[1 + index]) for _, frames in answers))
+    header = wire.reply_header(headers[0]["model_name"], headers[0]["model_version"], outputs)
+    return [header, *joined]
 
 
 def _view(frame: Frame) -> memoryview:
-    """A frame's bytes without a copy; `zmq.Frame` offers the buffer protocol as `bytes` does."""
+    """A frame's bytes, not copied."""
+    assert type(frame) is not OpenArea  # BYTES inputs and answers come in frames
     return memoryview(frame)

@@ -1,23 +1,23 @@
-"""Workers as the balancer sees them. Pure."""
+"""Workers as the scheduler sees them, and the batches that they get."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-from .estimate import Pace
-from .queue import Batch
+from .estimate import Estimates
 from .request import BatchKey, Request
 
 
 class Served(NamedTuple):
-    """What a worker serves of a model, or of one of its versions.
+    """A version of a model that a worker serves.
 
     Attributes:
-        version: the model's.
-        interface: a number for its inputs, outputs and batching, equal where these are equal.
-        generation: a number for what was loaded: its version, and how it was configured.
+        version: of the model.
+        interface: a number for its inputs, outputs and batching; equal if these are equal.
+        generation: a number for the version together with the configuration that it was loaded with.
     """
 
     version: str = "1"
@@ -25,31 +25,62 @@ class Served(NamedTuple):
     generation: int = 0
 
 
-class Worker:
-    """A worker that serves, as the balancer sees it.
+@dataclass(slots=True, eq=False)
+class Batch:
+    """The requests that a worker gets in one message.
 
     Attributes:
-        slot: its slot's number.
-        device: its device's name.
-        serves: the models it serves, by name, each in its newest version: for requests that name none.
-        versions: all versions that it serves, by the model's name and theirs.
-        batch: what it is executing, or None when it is free.
-        next: what it has got to execute after that, or None.
-        idle_since: monotonic seconds since when it has been free.
+        id: unique.
+        key: what its requests have in common.
+        requests: its entries; some may be parts of split requests.
+        rows: of all entries.
+        size: rows that are executed, padding included.
+        worker: it is sent to this one.
+        sent: when, in monotonic seconds.
+        started: when the worker could start it: when it was sent, or when the batch before it was answered. Monotonic
+            seconds.
+        queued: it was sent while the worker was executing another one.
+    """
+
+    id: int
+    key: BatchKey
+    requests: list[Request]
+    rows: int
+    size: int
+    worker: Worker
+    sent: float
+    started: float = 0.0
+    queued: bool = False
+
+
+class Worker:
+    """A worker that serves. A process with several towers has one `Worker` for each of them.
+
+    Args:
+        slot: number of its slot.
+        device: name of its device.
+        serves: by model, the version that runs requests which name none: the newest.
+        versions: by model and version, all versions that it serves.
+        now: monotonic seconds.
+
+    Attributes:
+        slot, device, serves, versions: as given.
+        batch: the batch that it is executing; None while it is free.
+        next_batch: the batch that it executes after that one, if it has one already.
+        idle_since: since when it has been free, in monotonic seconds.
         completed: rows answered.
         requests: requests answered.
-        safe_rows: rows that a batch may have, by model, where device memory did not suffice for more.
-        retiring: it gets nothing new.
-        pace: how long it takes for batches.
-        hop_s: seconds that a batch takes to it and back, besides its execution, as measured; 0.0 before that.
-        ends: when all that it has is expected to be answered, in monotonic seconds; infinite while that is not known.
-        opens: from when on it may get a second batch; infinite while it may not.
-        turn: the pool's count of batches when it got its last one.
-        measured: the same when a batch of its was measured last.
-        tried: what it is executing was given to it to see whether it is still slow.
-        towers: the workers of its process, it among them: several where that has a tower on each of several devices.
-            They get batches each for itself, and die together.
-        barred: it gets nothing for now, since what a mate of it executes, or is to execute, has to be alone.
+        safe_rows: by model, how many rows a batch may have; set once more have not fit into device memory.
+        retiring: it gets no more batches.
+        paused: it gets no batches for now, because a suspect runs, or is to run, in its process without any other.
+        estimates: how long it takes for batches.
+        overhead_s: seconds that pass besides the execution until a batch is answered, as measured; 0.0 at first.
+        finish_at: when it is expected to have answered all its batches, in monotonic seconds; infinite if unknown.
+        prefetch_at: from when on it may get a second batch, in monotonic seconds; infinite for never.
+        last_given: value of `Pool.batches_given` when it got its last batch.
+        last_measured: value of `Pool.batches_given` when one of its batches was last measured.
+        probed: it is executing a batch that it got to find out whether it is still slow.
+        towers: all workers of its process, in the order of the towers. They get batches independently and die together.
     """
 
     def __init__(
@@ -65,49 +96,54 @@ class Worker:
         self.serves = dict(serves)
         self.versions = dict(versions)
         self.batch: Batch | None = None
-        self.next: Batch | None = None
+        self.next_batch: Batch | None = None
         self.idle_since = now
         self.completed = 0
         self.requests = 0
         self.safe_rows: dict[str, int] = {}
         self.retiring = False
-        self.pace = Pace()
-        self.hop_s = 0.0
-        self.ends = self.opens = inf
-        self.turn = self.measured = 0
-        self.tried = False
+        self.paused = False
+        self.estimates = Estimates()
+        self.overhead_s = 0.0
+        self.finish_at = self.prefetch_at = inf
+        self.last_given = self.last_measured = 0
+        self.probed = False
         self.towers: tuple[Worker, ...] = (self,)
-        self.barred = False
+
+    @property
+    def batches(self) -> list[Batch]:
+        """The batches that it has not answered yet, in order: two at most."""
+        return [batch for batch in (self.batch, self.next_batch) if batch is not None]
 
     @property
     def depth(self) -> int:
-        """Rows sent and not yet answered."""
-        return sum(batch.rows for batch in (self.batch, self.next) if batch is not None)
+        """Rows sent to it and not yet answered."""
+        return sum(batch.rows for batch in self.batches)
 
     @property
     def process_idle(self) -> bool:
-        """Nothing is executed in its process."""
+        """Whether no tower of its process is executing anything."""
         return all(tower.batch is None for tower in self.towers)
 
     @property
-    def has_suspect(self) -> bool:
-        """What is executed in its process is to be alone there."""
+    def process_runs_suspect(self) -> bool:
+        """Whether a tower of its process is executing a suspect."""
         return any(tower.batch is not None and tower.batch.requests[0].deaths for tower in self.towers)
 
-    def served(self, key: BatchKey) -> Served | None:
-        """What it would run batches of this key on."""
+    def served_for(self, key: BatchKey) -> Served | None:
+        """The version that it would run batches of this key on; None if it serves none."""
         if key.version:
             return self.versions.get((key.spec.model, key.version))
         return self.serves.get(key.spec.model)
 
     def can_run(self, request: Request) -> bool:
-        """It serves what the request was checked against."""
+        """Whether it serves the interface that the request was checked against, and the request's version."""
         key = request.plan.key
-        # Not through `served`: this is asked for each open worker and batch.
+        # Does not call `served_for`: this is asked for each candidate and batch.
         version = key.version
         served = self.versions.get((key.spec.model, version)) if version else self.serves.get(key.spec.model)
         if served is None or served.interface != key.interface:
             return False
-        # All parts of a request run on one edition.
-        join = request.join if request.parent is None else request.parent.join
-        return join is None or join.generation == served.generation
+        # All parts of a request run on one generation.
+        split = request.split if request.parent is None else request.parent.split
+        return split is None or split.generation == served.generation

@@ -1,12 +1,12 @@
-"""Which worker gets the next batch: the rules of `dispatch`. Pure.
+"""Which worker gets the next batch: the rules of `dispatch`.
 
-`earliest_finish` gives a batch to the worker that is expected to finish it first: by what it has to do yet, and by the
-time that such batches take on it (`estimate.py`). When the busy ones would have all that waits done before a slow one,
-the slow one stays idle; when the queue is too long for that, it works. Workers of about the same speed take turns,
-except where batches are brief.
+`earliest_finish` gives a batch to the worker that is expected to finish it first, by the batches that it has and by
+the time that such batches take on it (`estimate`). If the busy workers would finish all that waits before a slow one
+could, the slow one stays idle; if the queue is longer, it works. Workers of about the same speed take turns, unless
+batches are short.
 
-`least_depth` looks at nothing but rows: whoever is free gets a batch, the longest idle one first. So does the other
-rule while nothing is known.
+`least_depth` looks at rows only: a free worker gets the batch, the one that has been free longest. So does the other
+rule while no times are known.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from collections.abc import Sequence
 from math import inf
 from typing import Final, NamedTuple
 
-from .pool import BRIEF_S, LEAD_SHARE, Pool, Rule, expected
+from .pool import MAX_LEAD_SHARE, SHORT_BATCH_S, Pool, Rule, expected_finish
 from .queue import ModelQueue
 from .request import BatchKey, Request
 from .worker import Worker
 
-ALIKE: Final = 0.125
-"""Share of a batch's time within which workers are as good as each other: then the longest idle one has it."""
+SIMILAR_SHARE: Final = 0.125
+"""Workers whose finishing times differ by less than this share of the batch's time are similar: they take turns."""
 
-TRY_AFTER: Final = 500
-"""Batches that others get until an idle worker gets one to see whether it is still slow."""
+PROBE_AFTER_BATCHES: Final = 500
+"""An idle worker that got none of this many batches gets one, to find out whether it is still slow."""
 
-TRY_IDLE_S: Final = 1.0
-"""How long it must have been idle for that."""
+PROBE_IDLE_S: Final = 1.0
+"""Seconds that it must have been idle before that."""
 
-_LEAST_WAIT_S: Final = 0.001
+_MIN_WAIT_S: Final = 0.001
 
 
 class Choice(NamedTuple):
-    """Who gets the next batch.
+    """The next batch goes to a worker.
 
     Attributes:
-        worker: the one.
-        sharing: workers among whom the rows that wait are to be shared out.
+        worker: this one.
+        sharing: number of workers among which the waiting rows are divided.
     """
 
     worker: Worker
@@ -45,11 +45,11 @@ class Choice(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """Nobody gets what waits yet: busy workers are expected to be done with it before any that is open.
+    """The next batch waits: busy workers are expected to finish it before any candidate would.
 
     Attributes:
-        batches: that these would finish before; when more wait, choose again.
-        until: monotonic seconds, when to choose again at the latest.
+        batches: how many batches these would finish before; choose again when more are waiting.
+        until: choose again at this time at the latest, in monotonic seconds.
     """
 
     batches: int
@@ -57,16 +57,23 @@ class Wait(NamedTuple):
 
 
 class _Offer(NamedTuple):
-    """When an open worker would be done with its share, and whether that follows from its own times."""
+    """When a candidate would finish its share of what waits.
+
+    Attributes:
+        finish: monotonic seconds.
+        seconds: that its batch takes.
+        worker: the candidate.
+        measured: whether `seconds` comes from its own batches.
+    """
 
     finish: float
     seconds: float
     worker: Worker
-    known: bool
+    measured: bool
 
 
 class Chooser:
-    """Picks workers.
+    """Chooses workers.
 
     Args:
         pool: the workers.
@@ -77,7 +84,7 @@ class Chooser:
 
     def choose(
         self,
-        able: Sequence[Worker],
+        candidates: Sequence[Worker],
         queue: ModelQueue,
         key: BatchKey,
         first: Request,
@@ -85,61 +92,67 @@ class Chooser:
         now: float,
         waiting: int,
     ) -> Choice | Wait:
-        """Who gets the next batch of a key.
+        """Chooses the worker for the next batch of a key.
 
         Args:
-            able: open workers that can run it, at least one.
-            queue: where it waits.
+            candidates: workers that may get a batch and can run this one; at least one.
+            queue: the model's queue.
             key: the batch key.
-            first: its first request.
-            rows: of all requests of this key that wait.
+            first: the first request of this key.
+            rows: of all waiting requests of this key.
             now: monotonic seconds.
-            waiting: batches that all waits would make, of other models too: they take the busy workers' time as well.
+            waiting: number of batches that all waiting requests make, of other models too: busy workers execute these
+                as well.
         """
         if len(self._pool.workers) == 1:
-            return Choice(able[0], 1)
+            return Choice(candidates[0], 1)
         by_estimate = self._pool.rule is Rule.EARLIEST_FINISH
-        short_batches = self._pool.short_batches(key) if by_estimate else 0
-        offers = self._offers(able, queue, key, rows, now) if by_estimate and not short_batches else None
+        short_rows = self._pool.short_batch_rows(key) if by_estimate else 0
+        offers = self._offers(candidates, queue, key, rows, now) if by_estimate and not short_rows else None
         if offers is None:
-            free = [worker for worker in able if worker.batch is None]
-            if not free:
-                return Wait(0, inf)
-            if not short_batches:
-                return Choice(min(free, key=_idle_since), len(free))
-            until = self._back_soon(key, now) if rows < short_batches else now
-            return Wait(1, until) if until > now else Choice(max(free, key=_idle_since), 1)
+            return self._choose_free(candidates, key, rows, now, short_rows)
         for offer in offers:
             worker = offer.worker
-            forgotten = self._pool.count - worker.turn >= TRY_AFTER and now - worker.idle_since >= TRY_IDLE_S
-            if forgotten and worker.batch is None:
-                worker.tried = True
-                return Choice(worker, max(rows, 1))  # one row of the whole suffices
+            passed_over = self._pool.batches_given - worker.last_given >= PROBE_AFTER_BATCHES
+            if passed_over and now - worker.idle_since >= PROBE_IDLE_S and worker.batch is None:
+                worker.probed = True
+                return Choice(worker, max(rows, 1))  # a single row is enough
         best = offers[0] if len(offers) == 1 else min(offers, key=_finish)
-        most = queue.limits.padded(max(1, min(rows, key.max_batch_size)))
-        margin = ALIKE * best.seconds
-        before, offered = 0, {offer.worker for offer in offers}
-        for worker in self._pool.workers if best.known else ():
-            left = best.finish - margin - expected(worker.ends, now)  # until the best of the open ones would be done
-            closed = worker.retiring or worker.barred
-            if left > 0 and not closed and worker not in offered and worker.can_run(first):
-                seconds = self._pool.seconds(worker, key, most)
+        batch_rows = queue.limits.padded(max(1, min(rows, key.max_batch_size)))
+        margin = SIMILAR_SHARE * best.seconds
+        before, offering = 0, {offer.worker for offer in offers}
+        for worker in self._pool.workers if best.measured else ():
+            # The time between this worker's finish and the best candidate's.
+            left = best.finish - margin - expected_finish(worker.finish_at, now)
+            unavailable = worker.retiring or worker.paused
+            if left > 0 and not unavailable and worker not in offering and worker.can_run(first):
+                seconds = self._pool.seconds(worker, key, batch_rows)
                 if seconds is not None and left > seconds:
-                    before += int(left / max(seconds, _LEAST_WAIT_S))
+                    before += int(left / max(seconds, _MIN_WAIT_S))
                     if before >= waiting:
-                        return Wait(before, now + max(best.seconds * LEAD_SHARE, _LEAST_WAIT_S))
+                        return Wait(before, now + max(best.seconds * MAX_LEAD_SHARE, _MIN_WAIT_S))
         if len(offers) == 1:
             return Choice(best.worker, 1)
-        alike = [offer.worker for offer in offers if offer.finish <= best.finish + margin]
-        return Choice(min(alike, key=_idle_since), self._sharing(offers, best, key, most, waiting))
+        similar = [offer.worker for offer in offers if offer.finish <= best.finish + margin]
+        return Choice(min(similar, key=_idle_since), self._sharing(offers, best, key, batch_rows, waiting))
 
-    # How it is done.
+    def _choose_free(
+        self, candidates: Sequence[Worker], key: BatchKey, rows: int, now: float, short_rows: int
+    ) -> Choice | Wait:
+        """Chooses among the free candidates without estimates; `short_rows` is 0 if the key's batches are not short."""
+        free = [worker for worker in candidates if worker.batch is None]
+        if not free:
+            return Wait(0, inf)
+        if not short_rows:
+            return Choice(min(free, key=_idle_since), len(free))
+        until = self._short_batch_until(key) if rows < short_rows else now
+        return Wait(1, until) if until > now else Choice(max(free, key=_idle_since), 1)
 
-    def _back_soon(self, key: BatchKey, now: float) -> float:
-        """Until when it is worth to wait for a worker that is at a brief batch of this key; 0 when none is."""
+    def _short_batch_until(self, key: BatchKey) -> float:
+        """Until when to wait for workers that are executing a short batch of this key; 0 if none is."""
         return max(
             (
-                worker.batch.begun + 2 * worker.hop_s + BRIEF_S
+                worker.batch.started + 2 * worker.overhead_s + SHORT_BATCH_S
                 for worker in self._pool.workers
                 if worker.batch is not None and worker.batch.key is key and not worker.retiring
             ),
@@ -147,36 +160,36 @@ class Chooser:
         )
 
     def _offers(
-        self, able: Sequence[Worker], queue: ModelQueue, key: BatchKey, rows: int, now: float
+        self, candidates: Sequence[Worker], queue: ModelQueue, key: BatchKey, rows: int, now: float
     ) -> list[_Offer] | None:
-        """When each of them would be done with an even share; None while that is not known of each."""
-        share = queue.limits.padded(max(1, min(-(-rows // len(able)), key.max_batch_size)))
-        offers = []
+        """When each candidate would finish an even share; None if no times are known."""
+        share = queue.limits.padded(max(1, min(-(-rows // len(candidates)), key.max_batch_size)))
         times = [
-            (worker, estimate.seconds(share) if (estimate := worker.pace.find(key.id)) is not None else None)
-            for worker in able
+            (worker, estimate.seconds(share) if (estimate := worker.estimates.find(key.id)) is not None else None)
+            for worker in candidates
         ]
-        # One that is not known is as fast as the fastest, until it is: else it might never be known.
-        unknown = min((seconds for _, seconds in times if seconds is not None), default=None)
-        if unknown is None:
-            common = self._pool.common.find(key.id)
+        # A worker that has not been measured counts as the fastest one; otherwise it might never be measured.
+        default = min((seconds for _, seconds in times if seconds is not None), default=None)
+        if default is None:
+            common = self._pool.common_estimates.find(key.id)
             if common is None:
                 return None
-            unknown = common.seconds(share)
+            default = common.seconds(share)
+        offers = []
         for worker, own in times:
-            seconds = unknown if own is None else own
-            start = now if worker.batch is None else expected(worker.ends, now)
+            seconds = default if own is None else own
+            start = now if worker.batch is None else expected_finish(worker.finish_at, now)
             offers.append(_Offer(start + seconds, seconds, worker, own is not None))
         return offers
 
-    def _sharing(self, offers: list[_Offer], best: _Offer, key: BatchKey, most: int, waiting: int) -> int:
-        """How many of them are fast enough to have a share, rather than leave it to the best one."""
-        seconds = self._pool.seconds(best.worker, key, most) or best.seconds
-        begins = best.finish - best.seconds
+    def _sharing(self, offers: list[_Offer], best: _Offer, key: BatchKey, rows: int, waiting: int) -> int:
+        """How many candidates are fast enough to get a share of what waits; the best one does the rest sooner."""
+        seconds = self._pool.seconds(best.worker, key, rows) or best.seconds
+        start = best.finish - best.seconds
         count = 0
         for finish, own, _, _ in sorted(offers, key=_finish):
-            left = finish - ALIKE * own - begins
-            if count and count * int(left / max(seconds, _LEAST_WAIT_S)) >= waiting:
+            left = finish - SIMILAR_SHARE * own - start
+            if count and count * int(left / max(seconds, _MIN_WAIT_S)) >= waiting:
                 break
             count += 1
         return count

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from ..loop.log import event
-from ..scheduling.queue import Batch
+from ..scheduling.worker import Batch
 from .capacity import Capacity
 from .exit_cause import Fault, Verdict
 from .hang_detector import Call
@@ -66,7 +66,7 @@ class Health:
 
     def _find_hang(self, process: WorkerProcess, now: float) -> Verdict | None:
         batches = [worker.batch for worker in process.route.workers] if process.route is not None else []
-        calls = [Call(batch, batch.begun, self._limit_s(batch)) if batch is not None else None for batch in batches]
+        calls = [Call(batch, batch.started, self._limit_s(batch)) if batch is not None else None for batch in batches]
         loading = process.state not in ("ready", "idle")
         return process.hang_detector.check(now, calls, process.child.read_stat, loading=loading)
 

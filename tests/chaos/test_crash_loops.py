@@ -1,7 +1,7 @@
 """A model that is broken, among others on the same slots: these serve on, the daemon says so, and it can be mended.
 
 A whole slot that cannot come up: tests/integration/test_supervision.py (its models), test_lost_device.py (its device),
-test_full_disk.py (its sockets). When a model is quarantined: tests/unit/test_crashing_models.py.
+test_full_disk.py (its sockets). When a model is quarantined: tests/unit/test_model_quarantine.py.
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ from multitower.supervisor.machine.placement import Placement
 from multitower.supervisor.machine.resources import Sampler
 from multitower.supervisor.routing.router import Router
 from multitower.supervisor.routing.worker_connection import WorkerProtocolError
-from multitower.supervisor.scheduling.queue import Batch, QueueLimits
+from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
+from multitower.supervisor.scheduling.worker import Batch
 from multitower.supervisor.workers.capacity import Capacity
 from multitower.supervisor.workers.child_process import ChildProcess
 from multitower.supervisor.workers.exit_cause import ExitCause
@@ -373,7 +374,7 @@ class Scene:
     def replies(self) -> list[Any]:
         """The replies since the last call: frames, or errors."""
         answers, self._front.answers = self._front.answers, []
-        return answers + [reply.answer for reply in self.router.scheduler.replies()]
+        return answers + [reply.answer for reply in self.router.scheduler.pop_replies()]
 
     def settle(self, until: Callable[[], bool] = lambda: False) -> None:
         """Lets processes load, serve, answer and end as they are told, until nothing is left to do or `until`."""

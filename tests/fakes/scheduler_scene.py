@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from multitower.supervisor.scheduling.pool import Rule
-from multitower.supervisor.scheduling.queue import Batch, QueueLimits
+from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
-from multitower.supervisor.scheduling.worker import Served, Worker
+from multitower.supervisor.scheduling.worker import Batch, Served, Worker
 from multitower.worker_wire import KeySpec
 
 FIXED_S, ROW_S, LARGEST = 0.004, 0.00003, 32
@@ -51,8 +51,8 @@ class Scene:
         worker = add_worker(self.scheduler, self._slots, "cpu:0", {"m": Served()}, self.now)
         self._slots += 1
         for rows in range(1, LARGEST + 1) if factor is not None else ():
-            worker.pace.add(KEY.id, rows, (factor or 0) * (FIXED_S + ROW_S * rows))
-            worker.pace.add(UNBATCHED.id, 1, (factor or 0) * FIXED_S)
+            worker.estimates.add(KEY.id, rows, (factor or 0) * (FIXED_S + ROW_S * rows))
+            worker.estimates.add(UNBATCHED.id, 1, (factor or 0) * FIXED_S)
         return worker
 
     def submit(self, count: int, rows: int = 1, key: BatchKey = KEY) -> list[Request]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from multitower.supervisor.scheduling.estimate import LEAST, MOST_KEYS, STREAK, Estimate, Pace
+from multitower.supervisor.scheduling.estimate import MAX_KEYS, MIN_MEASURED, OUTLIER_STREAK, Estimate, Estimates
 
 FIXED_S, ROW_S = 0.004, 0.00003
 
@@ -30,8 +30,8 @@ def sizes(count: int, largest: int = 32, seed: int = 1) -> list[int]:
 
 
 def test_it_is_not_known_before_some_were_measured() -> None:
-    assert not learned([(1, 0.004)] * (LEAST - 1)).known
-    assert learned([(1, 0.004)] * LEAST).known
+    assert not learned([(1, 0.004)] * (MIN_MEASURED - 1)).known
+    assert learned([(1, 0.004)] * MIN_MEASURED).known
 
 
 def test_the_fixed_part_and_the_part_per_row_are_found() -> None:
@@ -83,7 +83,7 @@ def test_hiccups_are_limited(name: str) -> None:
 @pytest.mark.parametrize("factor", [0.1, 0.25, 0.6, 1.6, 4.0, 20.0])
 def test_a_device_that_changes_its_speed_is_known_again_soon(factor: float) -> None:
     estimate = learned((rows, device(rows)) for rows in sizes(200))
-    for rows in sizes(STREAK, seed=3):
+    for rows in sizes(OUTLIER_STREAK, seed=3):
         estimate.add(rows, device(rows, factor))
     for rows in (1, 8, 32):
         assert estimate.seconds(rows) == pytest.approx(device(rows, factor), rel=0.15)
@@ -102,17 +102,17 @@ def test_a_drift_is_followed() -> None:
 
 
 def test_a_pace_is_one_estimate_a_key_and_of_bounded_size() -> None:
-    pace = Pace()
-    for _ in range(LEAST):
+    pace = Estimates()
+    for _ in range(MIN_MEASURED):
         pace.add(1, 8, 0.5)
-    for key in range(2, MOST_KEYS + 1):
+    for key in range(2, MAX_KEYS + 1):
         pace.add(key, 8, 0.1)
         pace.add(1, 8, 0.5)
     found = pace.find(1)
     assert found is not None
     assert found.seconds(8) == pytest.approx(0.5)
     assert pace.find(2) is None, "measured once"
-    for key in range(1000, 1000 + 2 * MOST_KEYS):
+    for key in range(1000, 1000 + 2 * MAX_KEYS):
         pace.add(key, 8, 0.1)
-    assert len(pace) == MOST_KEYS
+    assert len(pace) == MAX_KEYS
     assert pace.find(1) is None, "it was not used for long"

@@ -6,10 +6,9 @@ import pytest
 from scheduler_scene import FIXED_S, LARGEST, ROW_S, Scene
 
 from multitower.errors import MultitowerError, Reason, make
-from multitower.supervisor.scheduling.pool import GRAIN_S
-from multitower.supervisor.scheduling.queue import Batch
+from multitower.supervisor.scheduling.pool import LOOP_DELAY_S
 from multitower.supervisor.scheduling.request import Request
-from multitower.supervisor.scheduling.worker import Worker
+from multitower.supervisor.scheduling.worker import Batch, Worker
 
 
 def fail(scene: Scene, batch: Batch | None) -> list[Request]:
@@ -17,7 +16,7 @@ def fail(scene: Scene, batch: Batch | None) -> list[Request]:
     assert batch is not None
     scene.scheduler.fail_batch(batch, make(Reason.INTERNAL_ERROR, "a defect"), scene.now)
     failed = []
-    for request, answer in scene.scheduler.replies():
+    for request, answer in scene.scheduler.pop_replies():
         assert isinstance(answer, MultitowerError)
         assert answer.reason == Reason.INTERNAL_ERROR
         failed.append(request)
@@ -30,7 +29,7 @@ def serves_as_before(scene: Scene, worker: Worker) -> None:
     scene.dispatch(1.0)
     while worker.batch is not None:
         scene.answer(0)
-    assert all(request.over for request in requests)
+    assert all(request.answered for request in requests)
 
 
 def test_a_worker_is_free_again_when_its_only_batch_cannot_be_sent() -> None:
@@ -51,10 +50,10 @@ def test_of_two_batches_of_a_worker_either_can_fail(first_fails: bool) -> None:
     first = scene.submit(1)
     assert scene.dispatch() == [(0, 1)]
     second = scene.submit(LARGEST)
-    assert scene.dispatch(FIXED_S + ROW_S - GRAIN_S / 2) == [(0, LARGEST)]
-    one, other = worker.batch, worker.next
+    assert scene.dispatch(FIXED_S + ROW_S - LOOP_DELAY_S / 2) == [(0, LARGEST)]
+    one, other = worker.batch, worker.next_batch
     assert fail(scene, one if first_fails else other) == (first if first_fails else second)
-    assert (worker.batch, worker.next) == (other if first_fails else one, None)
+    assert (worker.batch, worker.next_batch) == (other if first_fails else one, None)
     assert scene.answer(0).requests == (second if first_fails else first)
     serves_as_before(scene, worker)
 
@@ -65,7 +64,7 @@ def test_a_worker_may_get_another_second_batch_when_one_cannot_be_sent() -> None
     scene.submit(1)
     scene.dispatch()
     scene.submit(LARGEST)
-    scene.dispatch(FIXED_S + ROW_S - GRAIN_S / 2)
-    fail(scene, worker.next)
+    scene.dispatch(FIXED_S + ROW_S - LOOP_DELAY_S / 2)
+    fail(scene, worker.next_batch)
     scene.submit(LARGEST)
     assert scene.dispatch() == [(0, LARGEST)]

@@ -8,11 +8,11 @@ import pytest
 from scheduler_scene import FIXED_S, KEY, LARGEST, ROW_S, UNBATCHED, Scene, add_worker
 
 from multitower.errors import Reason, make
-from multitower.supervisor.scheduling.estimate import LEAST, STREAK
-from multitower.supervisor.scheduling.pool import BRIEF_FOR, GRAIN_S, LEAD_SHARE, Rule
+from multitower.supervisor.scheduling.estimate import MIN_MEASURED, OUTLIER_STREAK
+from multitower.supervisor.scheduling.pool import LOOP_DELAY_S, MAX_LEAD_SHARE, SHORT_BATCH_VALID_FOR, Rule
 from multitower.supervisor.scheduling.request import Request
 from multitower.supervisor.scheduling.worker import Served, Worker
-from multitower.supervisor.scheduling.worker_choice import TRY_AFTER, TRY_IDLE_S
+from multitower.supervisor.scheduling.worker_choice import PROBE_AFTER_BATCHES, PROBE_IDLE_S
 
 IDLE = [
     # Times of the devices, one-row requests that wait, batches.
@@ -73,20 +73,20 @@ def test_that_is_looked_at_again_though_nothing_happens() -> None:
 def test_a_slow_one_is_tried_now_and_then_and_believed_when_it_is_fast_again() -> None:
     scene = Scene(4, 1)
     tries = 0
-    for _ in range(2 * TRY_AFTER + 10):
+    for _ in range(2 * PROBE_AFTER_BATCHES + 10):
         scene.submit(1)
-        ((slot, rows),) = scene.dispatch(TRY_IDLE_S / TRY_AFTER)
+        ((slot, rows),) = scene.dispatch(PROBE_IDLE_S / PROBE_AFTER_BATCHES)
         tries += slot == 0
         assert rows == 1
         scene.answer(slot, 4 * FIXED_S if slot == 0 else FIXED_S + ROW_S)
     assert tries == 2
     shares = [0, 0]
-    for _ in range(2 * TRY_AFTER):
+    for _ in range(2 * PROBE_AFTER_BATCHES):
         scene.submit(1)
-        ((slot, _),) = scene.dispatch(TRY_IDLE_S / TRY_AFTER)
+        ((slot, _),) = scene.dispatch(PROBE_IDLE_S / PROBE_AFTER_BATCHES)
         shares[slot] += 1
         scene.answer(slot, FIXED_S + ROW_S)
-    assert shares[0] > 0.4 * TRY_AFTER, "one try was enough, and since then they take turns"
+    assert shares[0] > 0.4 * PROBE_AFTER_BATCHES, "one try was enough, and since then they take turns"
 
 
 def test_one_that_becomes_slow_is_left_alone_after_a_few_batches() -> None:
@@ -97,7 +97,7 @@ def test_one_that_becomes_slow_is_left_alone_after_a_few_batches() -> None:
         ((slot, _),) = scene.dispatch(0.001)
         given.append(slot)
         scene.answer(slot, (8 if slot == 0 else 1) * (FIXED_S + ROW_S))
-    assert given.count(0) <= STREAK + 2
+    assert given.count(0) <= OUTLIER_STREAK + 2
     assert given[-20:] == [1] * 20
 
 
@@ -183,13 +183,13 @@ def test_of_those_that_travelled_together_each_runs_alone_after_a_death() -> Non
 def test_one_whose_batches_are_brief_no_more_is_found_out() -> None:
     scene = Scene(0.05, 0.05)
     given = []
-    for _ in range(3 * BRIEF_FOR):
+    for _ in range(3 * SHORT_BATCH_VALID_FOR):
         scene.submit(1)
         ((slot, _),) = scene.dispatch(0.0001)
         given.append(slot)
         scene.answer(slot, took := (1 if slot == 0 else 0.05) * (FIXED_S + ROW_S), took)
     assert given[:4] == [0, 0, 0, 0]
-    assert given[-BRIEF_FOR // 2 :].count(0) <= 1, "but for a try"
+    assert given[-SHORT_BATCH_VALID_FOR // 2 :].count(0) <= 1, "but for a try"
 
 
 @pytest.mark.parametrize("rule", Rule)
@@ -207,7 +207,7 @@ def test_those_that_are_alike_take_turns(rule: Rule) -> None:
 def test_a_new_worker_is_as_fast_as_the_others_until_it_is_known() -> None:
     scene = Scene()
     one = scene.worker(None)
-    for _ in range(LEAST):
+    for _ in range(MIN_MEASURED):
         scene.submit(1)
         scene.dispatch()
         scene.answer(one.slot, 0.004)
@@ -257,7 +257,7 @@ def test_least_depth_asks_for_no_times() -> None:
     assert scene.dispatch() == [(0, 1), (1, 1)]
     scene.submit(100)
     assert scene.dispatch(0.003) == []
-    assert scene.scheduler.pool.next_opening == inf
+    assert scene.scheduler.pool.next_prefetch == inf
     scene.answer(1)
     assert scene.dispatch() == [(1, 32)]
 
@@ -267,7 +267,7 @@ def test_a_reload_may_change_the_rule_while_workers_have_two_batches() -> None:
     scene.submit(1 + LARGEST)
     scene.dispatch()
     scene.submit(LARGEST)
-    behind = scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2)
+    behind = scene.dispatch(FIXED_S + ROW_S * LARGEST - LOOP_DELAY_S / 2)
     assert behind == [(0, LARGEST)]
     scene.scheduler.set_dispatch(Rule.LEAST_DEPTH)
     scene.submit(10)
@@ -278,7 +278,9 @@ def test_a_reload_may_change_the_rule_while_workers_have_two_batches() -> None:
     assert batch[0] == 0
     scene.scheduler.set_dispatch(Rule.EARLIEST_FINISH)
     scene.submit(LARGEST)
-    assert scene.dispatch(FIXED_S + ROW_S * batch[1] - GRAIN_S / 2) == [(0, LARGEST)], "what was measured before counts"
+    assert scene.dispatch(FIXED_S + ROW_S * batch[1] - LOOP_DELAY_S / 2) == [(0, LARGEST)], (
+        "what was measured before counts"
+    )
 
 
 # A second batch just in time.
@@ -297,7 +299,7 @@ def test_a_whole_batch_is_sent_shortly_before_the_end_of_the_one_before() -> Non
     scene.submit(LARGEST)
     assert scene.dispatch() == []
     wake = scene.scheduler.next_wake()
-    assert wake == pytest.approx(end - GRAIN_S, abs=0.0002)
+    assert wake == pytest.approx(end - LOOP_DELAY_S, abs=0.0002)
     assert scene.dispatch(wake - scene.now - 0.0001) == []
     assert scene.dispatch(0.0002) == [(0, LARGEST)]
     (worker,) = scene.workers
@@ -306,9 +308,9 @@ def test_a_whole_batch_is_sent_shortly_before_the_end_of_the_one_before() -> Non
     assert scene.dispatch() == []
     assert scene.dispatch(end - scene.now) == [], "two are the most"
     first = scene.answer(0)
-    assert (worker.depth, first.behind) == (LARGEST, False)
+    assert (worker.depth, first.queued) == (LARGEST, False)
     assert worker.batch is not None
-    assert (worker.batch.behind, worker.batch.begun) == (True, scene.now)
+    assert (worker.batch.queued, worker.batch.started) == (True, scene.now)
 
 
 def test_what_is_no_whole_batch_yet_waits_and_may_grow() -> None:
@@ -324,7 +326,7 @@ def test_requests_that_run_singly_are_whole_batches() -> None:
     scene = Scene(1)
     scene.submit(2, key=UNBATCHED)
     assert scene.dispatch() == [(0, 1)]
-    assert scene.dispatch(FIXED_S - GRAIN_S / 2) == [(0, 1)]
+    assert scene.dispatch(FIXED_S - LOOP_DELAY_S / 2) == [(0, 1)]
 
 
 @pytest.mark.parametrize("late", [0.002, 0.05, 10.0])
@@ -351,7 +353,7 @@ def test_the_way_there_and_back_counts(hop_s: float) -> None:
     scene.dispatch()
     wake = scene.scheduler.next_wake()
     assert wake is not None
-    lead = min(hop_s + GRAIN_S, LEAD_SHARE * (FIXED_S + ROW_S))
+    lead = min(hop_s + LOOP_DELAY_S, MAX_LEAD_SHARE * (FIXED_S + ROW_S))
     assert wake - scene.now == pytest.approx(FIXED_S + ROW_S + hop_s - lead, abs=0.0002)
 
 
@@ -360,7 +362,7 @@ def test_one_that_is_about_to_be_done_may_be_better_than_a_slow_one_that_is_idle
     scene.submit(1)
     assert scene.dispatch() == [(1, 1)]
     scene.submit(LARGEST)
-    assert scene.dispatch(FIXED_S - GRAIN_S / 2) == [(1, LARGEST)]
+    assert scene.dispatch(FIXED_S - LOOP_DELAY_S / 2) == [(1, LARGEST)]
 
 
 # What is executed.
@@ -373,25 +375,25 @@ def test_padded_batches_are_expected_to_take_as_long_as_they_do() -> None:
         scene.submit(count)
         scene.dispatch()
         scene.answer(0, FIXED_S + 0.001 * (8 if count <= 8 else 32))
-    estimate = worker.pace.find(KEY.id)
+    estimate = worker.estimates.find(KEY.id)
     assert estimate is not None
     assert estimate.seconds(8) == pytest.approx(FIXED_S + 0.008, rel=0.05)
     assert estimate.seconds(32) == pytest.approx(FIXED_S + 0.032, rel=0.05)
     scene.submit(1)
     scene.dispatch()
-    assert worker.ends - scene.now == pytest.approx(FIXED_S + 0.008, rel=0.05)
+    assert worker.finish_at - scene.now == pytest.approx(FIXED_S + 0.008, rel=0.05)
 
 
 def test_batches_with_errors_measure_nothing() -> None:
     scene = Scene()
     worker = scene.worker(None)
-    for _ in range(2 * LEAST):
+    for _ in range(2 * MIN_MEASURED):
         scene.submit(1)
         scene.dispatch()
         assert worker.batch is not None
         scene.now += 1e-5
         scene.scheduler.finish(worker, worker.batch.id, [make(Reason.MODEL_ERROR, "at once")], scene.now)
-    assert worker.pace.find(KEY.id) is None
+    assert worker.estimates.find(KEY.id) is None
 
 
 def test_a_worker_that_is_held_gets_nothing_though_it_is_about_to_be_done() -> None:

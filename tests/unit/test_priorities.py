@@ -88,7 +88,7 @@ def test_what_was_checked_against_a_model_that_is_gone_is_refused() -> None:
     scheduler = make()
     submit(scheduler, 1, key("x", 4))
     add_worker(scheduler, 0, "cpu:0", {"m": Served("2", interface=1)}, 0.0)
-    (reply,) = scheduler.replies()
+    (reply,) = scheduler.pop_replies()
     assert getattr(reply.answer, "reason", None) == "no_worker"
     assert scheduler.outstanding == 0
 
@@ -105,5 +105,5 @@ def test_parts_begin_again_when_the_last_worker_of_their_version_goes() -> None:
     assert again.worker is new
     assert (again.requests[0].parent, again.requests[0].start) == (whole, 0)
     scheduler.finish(old, first.id, [[b"{}", b"old"]], 0.0)
-    assert scheduler.replies() == []
+    assert scheduler.pop_replies() == []
     assert scheduler.outstanding == 1

@@ -10,7 +10,7 @@ from scheduler_scene import add_worker
 from multitower.errors import MultitowerError, Poisoned
 from multitower.supervisor.scheduling import quarantine as quarantine_module
 from multitower.supervisor.scheduling.areas import OpenArea, Region
-from multitower.supervisor.scheduling.quarantine import MAX_KEPT, MOST_BYTES, Quarantine
+from multitower.supervisor.scheduling.quarantine import MAX_DIGESTED_BYTES, MAX_REQUESTS, RequestQuarantine
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request, SharedRequest
 from multitower.supervisor.scheduling.scheduler import Scheduler
@@ -26,7 +26,7 @@ def request(content: bytes = b"bad", *, key: str = "x", id: bytes = b"1", time: 
 
 
 def test_an_equal_request_is_found_until_its_time_is_over() -> None:
-    quarantine = Quarantine()
+    quarantine = RequestQuarantine()
     quarantine.add(request(), 10.0, 60.0)
     entry = quarantine.find(request(id=b"another", time=1.0), 69.0)
     assert entry is not None
@@ -39,13 +39,13 @@ def test_an_equal_request_is_found_until_its_time_is_over() -> None:
 
 
 def test_it_is_off_without_time_and_keeps_the_last_ones() -> None:
-    quarantine = Quarantine()
+    quarantine = RequestQuarantine()
     quarantine.add(request(), 0.0, 0.0)
     assert quarantine.entries(0.0) == []
-    for number in range(MAX_KEPT + 10):
+    for number in range(MAX_REQUESTS + 10):
         quarantine.add(request(bytes([number])), 0.0, 60.0)
         quarantine.add(request(bytes([number])), 0.0, 60.0)
-    assert len(quarantine.entries(1.0)) == MAX_KEPT
+    assert len(quarantine.entries(1.0)) == MAX_REQUESTS
     assert quarantine.find(request(bytes([9])), 1.0) is None
     assert quarantine.find(request(bytes([10])), 1.0) is not None
 
@@ -58,14 +58,14 @@ def shared(content: bytes, region: Region) -> SharedRequest:
 
 @pytest.mark.parametrize("share", [False, True])
 def test_of_large_requests_parts_are_compared(share: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quarantine_module, "MOST_BYTES", 80)
+    monkeypatch.setattr(quarantine_module, "MAX_DIGESTED_BYTES", 80)
     region = Region("r", os.memfd_create("r"))
 
     def found(content: bytes) -> bool:
         return quarantine.find(shared(content, region) if share else request(content), 1.0) is not None
 
     for size, unseen in ((80, set()), (150, set(range(10, 20)) | set(range(130, 140)))):
-        quarantine = Quarantine()
+        quarantine = RequestQuarantine()
         content = bytes(range(size))
         quarantine.add(request(content), 0.0, 60.0)  # frames and shared memory are the same
         changed = [content[:at] + b"\xff" + content[at + 1 :] for at in range(size)]
@@ -93,10 +93,10 @@ def test_the_bytes_that_are_digested_are_bounded(count: int, monkeypatch: pytest
         return real(descriptor, bytes, offset)
 
     monkeypatch.setattr(os, "pread", pread)
-    quarantine = Quarantine()
+    quarantine = RequestQuarantine()
     quarantine.add(large, 0.0, 60.0)
     assert quarantine.find(large, 1.0) is not None
-    assert 0 < sum(read) <= 2 * MOST_BYTES
+    assert 0 < sum(read) <= 2 * MAX_DIGESTED_BYTES
 
 
 class Deaths:
@@ -117,7 +117,7 @@ class Deaths:
         assert self.scheduler.dispatch(0.0)
         self.scheduler.remove_process(worker, 0.0, crashed=crashed)
         self.answers += [
-            reply.answer for reply in self.scheduler.replies() if isinstance(reply.answer, MultitowerError)
+            reply.answer for reply in self.scheduler.pop_replies() if isinstance(reply.answer, MultitowerError)
         ]
 
     @property
@@ -172,3 +172,24 @@ def test_a_request_that_hangs_beyond_its_deadline_is_known_again(share: bool) ->
     scene.scheduler.remove_process(worker, 40.0, crashed=True)
     assert len(scene.scheduler.quarantined_requests(40.0)) == (0 if share else 1)
     scene.scheduler.submit(request(b"god", id=b"2"))
+
+
+def test_a_request_whose_shared_memory_cannot_be_read_is_not_quarantined() -> None:
+    region = Region("r", os.memfd_create("r"))
+    quarantine = RequestQuarantine()
+    quarantine.add(shared(b"bad", region), 0.0, 60.0)
+    cut = shared(b"bad", region)
+    os.ftruncate(region.descriptor, 1)
+    assert quarantine.find(cut, 1.0) is None, "unreadable, so it cannot be known to be equal"
+    quarantine.add(cut, 1.0, 60.0)
+    assert len(quarantine.entries(1.0)) == 1
+
+
+def test_a_worker_that_dies_with_unreadable_shared_memory_costs_nothing_else() -> None:
+    region = Region("r", os.memfd_create("r"))
+    scene = Deaths(retry=0)
+    scene.scheduler.submit(shared(b"bad", region))
+    os.ftruncate(region.descriptor, 1)
+    scene.kill_again(crashed=True)
+    assert [answer.reason for answer in scene.answers] == ["worker_died"]
+    assert scene.quarantined == 0

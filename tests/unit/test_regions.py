@@ -24,10 +24,11 @@ from multitower.supervisor.routing import regions
 from multitower.supervisor.routing.regions import IDLE_S, Regions, open_region
 from multitower.supervisor.routing.router import Router
 from multitower.supervisor.scheduling.areas import OpenArea, Region
-from multitower.supervisor.scheduling.quarantine import Quarantine
-from multitower.supervisor.scheduling.queue import Batch, QueueLimits
-from multitower.supervisor.scheduling.request import BatchKey, Plan, Request, Shared, SharedRequest
-from multitower.supervisor.scheduling.split_requests import Join
+from multitower.supervisor.scheduling.quarantine import RequestQuarantine
+from multitower.supervisor.scheduling.queue import QueueLimits
+from multitower.supervisor.scheduling.request import BatchKey, Plan, Request, Shared, SharedRequest, Split
+from multitower.supervisor.scheduling.split_requests import cut_part
+from multitower.supervisor.scheduling.worker import Batch, Worker
 from multitower.worker_wire import KeySpec
 
 
@@ -263,6 +264,7 @@ def test_regions_in_use_are_found_by_name_whatever_else_is_asked_for(monkeypatch
 
 SPEC = KeySpec("m", (("x", "UINT8", (2,)), ("n", "UINT8", ())), None, True)
 KEY = BatchKey(SPEC, 2)
+WORKER = Worker(0, "cpu:0", {}, {}, 0.0)
 
 
 def plan(name: str, offset: int = 4096, rows: int = 3, **outputs: wire.Area) -> Plan:
@@ -341,13 +343,13 @@ def test_too_many_regions_are_a_transient_refusal(monkeypatch: pytest.MonkeyPatc
 def test_parts_of_a_split_request_are_areas_of_its_region() -> None:
     with region(b"abcdef") as (name, _):
         whole = request(Regions(), plan(name, y=wire.Area(name, 5000, 10)), [b"123"])
-        join = Join(whole)
-        parts = [join.peel(2), join.peel(1)]
+        split = Split(whole)
+        parts = [cut_part(whole, split, 2), cut_part(whole, split, 1)]
         assert [part.frames[0].read() for part in parts] == [b"abcd", b"ef"]
         assert [bytes(part.frames[1]) for part in parts] == [b"12", b"3"]
         assert [part.size for part in parts] == [6, 3]
         # The router joins the outputs of parts, so parts have no output areas.
-        (_, table, *frames) = regions.batch_message(Batch(7, KEY, parts, 3), [])
+        (_, table, *frames) = regions.batch_message(Batch(7, KEY, parts, 3, 3, WORKER, 0.0), [])
         assert worker_wire.Table.unpack(table).outputs == []
         assert [bytes(frame) for frame in frames] == [b"12", b"3"]
 
@@ -356,7 +358,9 @@ def test_a_batch_message_lists_its_areas_in_the_table() -> None:
     with region(b"abcdef") as (name, _):
         shared = request(Regions(), plan(name, y=wire.Area(name, 5000, 10)), [b"123"])
         plain = Request(("front",), b"id", plan(name), [b"ghijkl", b"456"], 9, 0.0)
-        head, description, table, *frames = regions.batch_message(Batch(7, KEY, [plain, shared], 6), [b"{}"])
+        head, description, table, *frames = regions.batch_message(
+            Batch(7, KEY, [plain, shared], 6, 6, WORKER, 0.0), [b"{}"]
+        )
         assert head[:1] == worker_wire.SHARED
         assert worker_wire.read_batch_head(head) == (7, KEY.id, True, False, (3, 3))
         assert (description, frames) == (b"{}", [b"ghijkl", b"456", b"123"])
@@ -370,7 +374,7 @@ def test_a_batch_message_lists_its_areas_in_the_table() -> None:
 def test_quarantine_compares_bytes_in_shared_memory_and_in_frames_alike() -> None:
     with ExitStack() as stack:
         (bad, _), (good, _) = (stack.enter_context(region(content)) for content in (b"poison", b"potion"))
-        quarantine = Quarantine()
+        quarantine = RequestQuarantine()
         quarantine.add(request(Regions(), plan(bad), [b"123"]), 0.0, 60.0)
         assert quarantine.find(request(Regions(), plan(good), [b"123"]), 1.0) is None
         assert quarantine.find(request(Regions(), plan(bad), [b"123"]), 1.0) is not None

@@ -12,13 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
-from multitower.supervisor.scheduling.crashing_models import CRASHES
-from multitower.supervisor.scheduling.estimate import LEAST
+from multitower.supervisor.scheduling.estimate import MIN_MEASURED
 from multitower.supervisor.scheduling.pool import Rule
-from multitower.supervisor.scheduling.queue import Batch, QueueLimits
+from multitower.supervisor.scheduling.quarantine import MIN_CRASHES
+from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Phase, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
-from multitower.supervisor.scheduling.worker import Served, Worker
+from multitower.supervisor.scheduling.worker import Batch, Served, Worker
 from multitower.worker_wire import KeySpec
 
 MODELS = ("a", "b")
@@ -80,7 +80,7 @@ class History(RuleBasedStateMachine):
         plan = Plan(key, rows, (0,), (len(frame),), (False,), ("x",), time, priority)
         request = Request(("sender", sender), number.to_bytes(4, "big"), plan, [frame], len(frame), self.now)
         queue = self.scheduler.queues[key.spec.model]
-        full = queue.full(request)
+        full = not queue.has_room_for(request)
         refused: MultitowerError | None = None
         try:
             self.scheduler.submit(request)
@@ -123,8 +123,8 @@ class History(RuleBasedStateMachine):
         of_each = [(newest, served), *[(fewer, old)] * (towers - 1)]
         for worker in self.scheduler.add_process(self.slots, f"cpu:{self.slots % 2}", of_each, self.now):
             # Histories are short: some workers are known from the start, as if they had answered before.
-            for key in KEYS * LEAST if seconds else ():
-                worker.pace.add(key.id, 1, seconds)
+            for key in KEYS * MIN_MEASURED if seconds else ():
+                worker.estimates.add(key.id, 1, seconds)
         self.slots += 1
         self.collect()
 
@@ -138,20 +138,20 @@ class History(RuleBasedStateMachine):
             assert len(has) <= (self.scheduler.pool.rule is Rule.EARLIEST_FINISH), "no more than one behind another"
             assert not any(request.deaths for other in has for request in other.requests), "behind a suspect"
             assert not has or batch.requests[0].deaths == 0, "a suspect behind another batch"
-            served = worker.served(batch.key)
+            served = worker.served_for(batch.key)
             assert served is not None
             assert batch.key.version in ("", served.version)
             for request in batch.requests:
                 assert request.version == served.version
                 if request.parent is not None:
-                    assert request.parent.join is not None
-                    assert request.parent.join.generation == served.generation, "all parts on one edition"
+                    assert request.parent.split is not None
+                    assert request.parent.split.generation == served.generation, "all parts on one edition"
             assert all(request.plan.key is batch.key for request in batch.requests)
             assert batch.rows == sum(request.rows for request in batch.requests)
             assert worker.depth == batch.rows + sum(other.rows for other in has)
             assert len(batch.requests) == 1 or batch.rows <= LARGEST
             assert batch.rows <= max(batch.key.max_batch_size, 1)
-            assert not any(request.over for request in batch.requests), "nobody waits for it any more"
+            assert not any(request.answered for request in batch.requests), "nobody waits for it any more"
             suspects = [request for request in batch.requests if request.deaths]
             assert not suspects or len(batch.requests) == 1, "a suspect runs alone"
             beside = [other for tower in worker.towers if tower is not worker for other in self.busy.get(tower, [])]
@@ -201,7 +201,7 @@ class History(RuleBasedStateMachine):
         begun = [batch.id if batch is not None else 0 for batch in executed] if told else []
         self.scheduler.remove_process(worker, self.now, crashed=crashed, begun=begun)
         for request, mark in marks.items():
-            if request not in victims and request.parent is None and request.join is None:
+            if request not in victims and request.parent is None and request.split is None:
                 assert request.phase is not Phase.WAITING or request.deaths == mark, "not begun, and so no suspect"
         self.collect()
 
@@ -240,10 +240,10 @@ class History(RuleBasedStateMachine):
     def refused(self, model: str) -> bool:
         return model in self.given_up or model in self.scheduler.quarantined_models
 
-    @precondition(lambda self: any(worker.opens < inf for worker in self.scheduler.workers))
+    @precondition(lambda self: any(worker.prefetch_at < inf for worker in self.scheduler.workers))
     @rule(key=st.sampled_from(KEYS[:3]), count=st.integers(1, 3))
     def more_comes_shortly_before_a_batch_ends(self, key: BatchKey, count: int) -> None:
-        self.now = max(self.now, min(worker.opens for worker in self.scheduler.workers))
+        self.now = max(self.now, min(worker.prefetch_at for worker in self.scheduler.workers))
         self.scheduler.expire(self.now)
         for _ in range(count):
             self.arrive(key, LARGEST, 0, 5.0, 2)
@@ -252,7 +252,7 @@ class History(RuleBasedStateMachine):
     # What must hold.
 
     def collect(self) -> None:
-        for request, answer in self.scheduler.replies():
+        for request, answer in self.scheduler.pop_replies():
             number = int.from_bytes(request.id, "big")
             assert self.asked[number] is request, "only whole requests are answered"
             assert number not in self.answers, "answered twice"
@@ -275,17 +275,17 @@ class History(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         for worker in self.scheduler.workers:
-            has = [batch for batch in (worker.batch, worker.next) if batch is not None]
+            has = [batch for batch in (worker.batch, worker.next_batch) if batch is not None]
             assert has == self.busy.get(worker, [])
         assert self.scheduler.outstanding == len(self.asked) - len(self.answers)
         for model in self.scheduler.quarantined_models:
-            assert self.lone_crashes[model] >= CRASHES, "only who crashes again and again is kept away"
+            assert self.lone_crashes[model] >= MIN_CRASHES, "only who crashes again and again is kept away"
         for queue in self.scheduler.queues.values():
             waiting = list(queue)
             assert queue.size == len(waiting)
             assert queue.bytes == sum(request.size for request in waiting)
             assert queue.rows == sum(
-                request.rows if request.join is None else request.join.rows_left
+                request.rows if request.split is None else request.split.rows_left
                 for request in waiting
                 if request not in queue.suspects
             )
@@ -307,7 +307,7 @@ class History(RuleBasedStateMachine):
                 answers: list[Any] = [make(Reason.MODEL_ERROR, "the end") for _ in batch.requests]
                 self.scheduler.finish(batch.worker, batch.id, answers, self.now)
             self.scheduler.expire(self.now)
-            for request, answer in self.scheduler.replies():
+            for request, answer in self.scheduler.pop_replies():
                 number = int.from_bytes(request.id, "big")
                 assert number not in self.answers
                 self.answers[number] = answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -9,10 +10,10 @@ from scheduler_scene import add_worker
 
 from multitower import wire
 from multitower.errors import MultitowerError, Reason
-from multitower.supervisor.scheduling.queue import Batch, QueueLimits
+from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import NORMAL_PRIORITY, BatchKey, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
-from multitower.supervisor.scheduling.worker import Served, Worker
+from multitower.supervisor.scheduling.worker import Batch, Served, Worker
 from multitower.worker_wire import KeySpec
 
 LARGEST = 2
@@ -62,7 +63,9 @@ class Scene:
         self.scheduler.remove_process(worker, 0.0, crashed=True)
 
     def errors(self) -> list[str]:
-        return [reply.answer.reason for reply in self.scheduler.replies() if isinstance(reply.answer, MultitowerError)]
+        return [
+            reply.answer.reason for reply in self.scheduler.pop_replies() if isinstance(reply.answer, MultitowerError)
+        ]
 
 
 @pytest.mark.parametrize("large", [1, 2, 5])
@@ -95,7 +98,7 @@ def test_what_has_expired_at_the_head_does_not_spin_either() -> None:
     (batch,) = scene.scheduler.dispatch(0.0)
     scene.answer(batch)
     assert (batch.worker, batch.requests) == (new, [late])
-    scene.scheduler.replies()
+    scene.scheduler.pop_replies()
     scene.submit(rows=1)
     assert scene.scheduler.dispatch(1000.0) == []
     assert scene.errors().count(Reason.DEADLINE) == 1, "the one that waited; `expire` tells the other"
@@ -167,7 +170,7 @@ def test_it_begins_again_alone_and_the_good_ones_are_answered(retired: bool) -> 
             worker = scene.worker(generation=2, device="cpu:1")
         else:
             scene.answer(batch)
-        answered += [(reply.request, type(reply.answer)) for reply in scene.scheduler.replies()]
+        answered += [(reply.request, type(reply.answer)) for reply in scene.scheduler.pop_replies()]
     assert scene.deaths == 2
     assert {request for request, kind in answered if kind is list} >= set(good)
     assert len(answered) == 1 + len(good)
@@ -183,6 +186,39 @@ def test_a_part_that_was_answered_before_the_death_spends_nothing() -> None:
     worker = scene.worker(generation=2)
     for _ in range(3):
         scene.answer(scene.dispatch()[worker])
-    ((request, answer),) = scene.scheduler.replies()
+    ((request, answer),) = scene.scheduler.pop_replies()
     assert request is whole
+    assert isinstance(answer, list)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [b"no JSON", b"y"],
+        [b"{}", b"y"],
+        [b'{"outputs": [{"name": "y"}]}', b"y"],
+        [b"[]"],
+        [],
+        [b'{"model_name": "m", "model_version": "1", "outputs": [{"name": "y", "datatype": "UINT8", "shape": [2]}]}'],
+    ],
+    ids=["no JSON", "no outputs", "no datatype", "a list", "nothing", "fewer frames than outputs"],
+)
+def test_answers_of_parts_that_are_none_cost_their_request_only(
+    frames: list[bytes], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("multitower"), "propagate", True)
+    scene = Scene()
+    whole, other = scene.submit(rows=2 * LARGEST), scene.submit(rows=1)
+    worker = scene.worker(generation=1)
+    for _ in range(2):
+        batch = scene.dispatch()[worker]
+        scene.scheduler.finish(worker, batch.id, [frames], 0.0)
+    ((request, answer),) = scene.scheduler.pop_replies()
+    assert request is whole
+    assert isinstance(answer, MultitowerError)
+    assert answer.reason == Reason.INTERNAL_ERROR
+    assert "Traceback" in caplog.text
+    scene.answer(scene.dispatch()[worker])
+    ((request, answer),) = scene.scheduler.pop_replies()
+    assert request is other
     assert isinstance(answer, list)

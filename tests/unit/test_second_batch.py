@@ -6,7 +6,7 @@ import pytest
 from scheduler_scene import FIXED_S, KEY, LARGEST, ROW_S, UNBATCHED, Scene, add_worker
 
 from multitower.errors import MultitowerError, Reason
-from multitower.supervisor.scheduling.pool import GRAIN_S
+from multitower.supervisor.scheduling.pool import LOOP_DELAY_S
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Phase, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
@@ -22,15 +22,15 @@ def two(scene: Scene, *, first: int = 1) -> tuple[Worker, list[Request], list[Re
     executed = scene.submit(first)
     assert scene.dispatch() == [(0, first)]
     behind = scene.submit(LARGEST)
-    assert scene.dispatch(FIXED_S + ROW_S * first - GRAIN_S / 2) == [(0, LARGEST)]
+    assert scene.dispatch(FIXED_S + ROW_S * first - LOOP_DELAY_S / 2) == [(0, LARGEST)]
     return scene.workers[0], executed, behind
 
 
 def begun(worker: Worker, told: str) -> tuple[int, ...]:
     assert worker.batch is not None
     ids: dict[str, tuple[int, ...]] = {UNTOLD: (), NONE: (0,), FIRST: (worker.batch.id,)}
-    if worker.next is not None:
-        ids[SECOND] = (worker.next.id,)
+    if worker.next_batch is not None:
+        ids[SECOND] = (worker.next_batch.id,)
     return ids[told]
 
 
@@ -70,7 +70,7 @@ def test_with_three_on_their_way_only_what_was_begun_is_suspect() -> None:
     worker, first, _ = two(scene)
     scene.answer(0)
     third = scene.submit(LARGEST)
-    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [(0, LARGEST)]
+    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - LOOP_DELAY_S / 2) == [(0, LARGEST)]
     assert worker.batch is not None
     scene.scheduler.remove_process(worker, scene.now, begun=(worker.batch.id - 1,))
     assert not any(request.deaths for request in third)
@@ -86,10 +86,10 @@ def test_the_one_to_blame_is_kept_in_quarantine_and_its_neighbour_is_not(told: s
     requests = scene.submit(1, key=UNBATCHED)
     scene.dispatch()
     requests += scene.submit(1, key=UNBATCHED)
-    assert scene.dispatch(FIXED_S - GRAIN_S / 2) == [(0, 1)]
+    assert scene.dispatch(FIXED_S - LOOP_DELAY_S / 2) == [(0, 1)]
     (worker,) = scene.workers
     scene.scheduler.remove_process(worker, scene.now, crashed=True, begun=begun(worker, told))
-    ((request, answer),) = scene.scheduler.replies()
+    ((request, answer),) = scene.scheduler.pop_replies()
     assert request is requests[told == SECOND]
     assert isinstance(answer, MultitowerError)
     assert answer.reason is Reason.WORKER_DIED
@@ -110,12 +110,12 @@ def test_a_part_of_a_large_request_goes_back_to_its_own_edition_only() -> None:
     scene = Scene(1)
     (large,) = scene.submit(1, rows=2 * LARGEST)
     assert scene.dispatch() == [(0, LARGEST)]
-    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [(0, LARGEST)], "its second part"
+    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - LOOP_DELAY_S / 2) == [(0, LARGEST)], "its second part"
     newer = add_worker(scene.scheduler, 7, "cpu:7", {"m": Served(generation=1)}, scene.now)
     same = scene.worker(1)
     (worker,) = scene.workers
     scene.scheduler.remove_process(worker, scene.now, begun=begun(worker, FIRST))
-    assert large.join is not None
+    assert large.split is not None
     given = {batch.worker: batch for batch in scene.scheduler.dispatch(scene.now)}
     assert newer not in given
     assert set(given) == {same}
@@ -126,7 +126,7 @@ def test_when_the_model_is_given_up_both_are_answered() -> None:
     worker, _, _ = two(scene)
     scene.scheduler.mark_unavailable("m", "it cannot load")
     scene.scheduler.remove_process(worker, scene.now)
-    answers = [reply.answer for reply in scene.scheduler.replies()]
+    answers = [reply.answer for reply in scene.scheduler.pop_replies()]
     assert len(answers) == 1 + LARGEST
     assert {answer.reason for answer in answers if isinstance(answer, MultitowerError)} == {Reason.NO_WORKER}
     assert not scene.scheduler.busy
@@ -141,7 +141,7 @@ def test_a_suspect_is_neither_sent_behind_another_batch_nor_has_one_behind_it() 
     scene.scheduler.remove_process(scene.workers[0], scene.now)
     assert poison[0].deaths == 1
     scene.submit(LARGEST)
-    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2) == [], "not the suspect, nor anything before it"
+    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - LOOP_DELAY_S / 2) == [], "not the suspect, nor anything before it"
     scene.answer(1, 0.001)
     assert scene.dispatch() == [(1, 1)], "alone"
     scene.submit(3 * LARGEST)
@@ -164,7 +164,7 @@ def test_two_batches_are_no_more_than_a_retiring_worker_finishes() -> None:
 def test_without_measured_times_no_worker_has_two() -> None:
     scheduler = Scheduler({"m": QueueLimits(1000, 1 << 20)})
     worker = add_worker(scheduler, 0, "cpu:0", {"m": Served()}, 0.0)
-    assert scheduler.pool.next_opening == worker.opens == float("inf")
+    assert scheduler.pool.next_prefetch == worker.prefetch_at == float("inf")
 
 
 # What waits beside it.
@@ -177,10 +177,10 @@ def beside(scene: Scene) -> None:
     scene.scheduler.set_limits("other", QueueLimits(10_000, 1 << 30))
     for worker in scene.workers:
         worker.serves["other"] = Served()
-        known = worker.pace.find(KEY.id)
+        known = worker.estimates.find(KEY.id)
         assert known is not None
         for rows in range(1, LARGEST + 1):
-            worker.pace.add(OTHER.id, rows, known.seconds(rows))
+            worker.estimates.add(OTHER.id, rows, known.seconds(rows))
 
 
 @pytest.mark.parametrize("what", ["another model", "a suspect"])
@@ -197,9 +197,9 @@ def test_a_flood_puts_nothing_before_what_waits_for_a_worker_to_be_free(what: st
         waits.deaths = 1
         scene.scheduler.queues["m"].push_suspect(waits)
     for _ in range(2):
-        scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2)
+        scene.dispatch(FIXED_S + ROW_S * LARGEST - LOOP_DELAY_S / 2)
         for slot in range(workers):
-            scene.answer(slot, GRAIN_S / 2)
+            scene.answer(slot, LOOP_DELAY_S / 2)
         scene.dispatch()
         if waits.phase is Phase.RUNNING:
             return
@@ -225,7 +225,7 @@ def test_a_part_that_comes_back_when_its_time_is_over_is_answered_as_a_whole() -
     plan = Plan(KEY, 2 * LARGEST, (0,), (2 * LARGEST,), (False,), ("x",), 0.05)
     large = Request(("client",), b"large", plan, [bytes(2 * LARGEST)], 2 * LARGEST, scene.now)
     scene.scheduler.submit(large)
-    assert len(scene.dispatch(FIXED_S + ROW_S * LARGEST - GRAIN_S / 2)) == 2
+    assert len(scene.dispatch(FIXED_S + ROW_S * LARGEST - LOOP_DELAY_S / 2)) == 2
     first, second = scene.workers
     assert first.batch is not None
     scene.scheduler.remove_process(first, scene.now, begun=(first.batch.id,))
@@ -237,7 +237,7 @@ def test_a_part_that_comes_back_when_its_time_is_over_is_answered_as_a_whole() -
         scene.dispatch()  # those that the first was executing, each alone
         scene.answer(second.slot)
     scene.dispatch()
-    (answer,) = [reply.answer for reply in scene.scheduler.replies() if reply.request is large]
+    (answer,) = [reply.answer for reply in scene.scheduler.pop_replies() if reply.request is large]
     assert isinstance(answer, MultitowerError)
     assert answer.reason == Reason.DEADLINE
     assert not scene.scheduler.queues["m"].size
@@ -267,5 +267,5 @@ def test_an_opening_that_nobody_can_use_does_not_hide_the_next() -> None:
     scene.submit(1)
     assert scene.dispatch(0.0005) == [(1, 1)]
     scene.submit(LARGEST)
-    assert scene.dispatch(first.opens - scene.now) == []
-    assert scene.scheduler.next_wake() == second.opens
+    assert scene.dispatch(first.prefetch_at - scene.now) == []
+    assert scene.scheduler.next_wake() == second.prefetch_at

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from multitower import ModelError, wire
-from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
-from multitower.supervisor.scheduling.split_requests import Join
+from multitower.supervisor.scheduling.request import BatchKey, Plan, Request, Split
+from multitower.supervisor.scheduling.split_requests import add_answer, cut_part, join_answers
 from multitower.worker_wire import KeySpec
 
 
@@ -23,13 +23,13 @@ def answer(*outputs: tuple[str, str, int]) -> list[bytes]:
 
 def test_parts_are_joined_in_the_order_of_their_rows() -> None:
     request = whole(5)
-    join = Join(request)
-    parts = [join.peel(2), join.peel(2), join.peel(1)]
+    split = Split(request)
+    parts = [cut_part(request, split, rows) for rows in (2, 2, 1)]
     assert [bytes(part.frames[0]) for part in parts] == [b"\0\1", b"\2\3", b"\4"]
-    assert not join.add(parts[2], answer(("c", "UINT8", 1)))
-    assert not join.add(parts[0], answer(("c", "UINT8", 2)))
-    assert join.add(parts[1], answer(("c", "UINT8", 2)))
-    header, frame = join.joined()
+    assert not add_answer(request, split, parts[2], answer(("c", "UINT8", 1)))
+    assert not add_answer(request, split, parts[0], answer(("c", "UINT8", 2)))
+    assert add_answer(request, split, parts[1], answer(("c", "UINT8", 2)))
+    header, frame = join_answers(request, split)
     assert header == answer(("c", "UINT8", 5))[0]
     assert frame == b"ccccc"
 
@@ -46,10 +46,11 @@ def test_parts_are_joined_in_the_order_of_their_rows() -> None:
     ids=["fewer", "other order", "more", "other datatype", "other rows"],
 )
 def test_parts_with_unlike_outputs_are_an_error(second: list[tuple[str, str, int]]) -> None:
-    join = Join(whole())
-    first_part, second_part = join.peel(2), join.peel(2)
-    join.add(first_part, answer(("a", "UINT8", 2), ("b", "UINT8", 2)))
-    assert join.add(second_part, answer(*second))
+    request = whole()
+    split = Split(request)
+    first_part, second_part = cut_part(request, split, 2), cut_part(request, split, 2)
+    add_answer(request, split, first_part, answer(("a", "UINT8", 2), ("b", "UINT8", 2)))
+    assert add_answer(request, split, second_part, answer(*second))
     with pytest.raises(ModelError, match="was split") as raised:
-        join.joined()
+        join_answers(request, split)
     assert raised.value.reason == "output_invalid"

@@ -55,7 +55,7 @@ def answer(scene: Scene, worker: Worker) -> None:
 def reasons(scene: Scene) -> dict[Request, str | None]:
     return {
         reply.request: reply.answer.reason if isinstance(reply.answer, MultitowerError) else None
-        for reply in scene.scheduler.replies()
+        for reply in scene.scheduler.pop_replies()
     }
 
 
@@ -86,7 +86,7 @@ def test_what_a_tower_had_not_begun_is_no_suspect() -> None:
     assert set(given(scene)) == {first, second}
     for worker in (first, second):  # as a batch behind another that was answered, and there the process ended
         assert worker.batch is not None
-        worker.batch.behind = True
+        worker.batch.queued = True
     assert second.batch is not None
     begun = (12345, second.batch.id)
     scene.scheduler.remove_process(first, scene.now, crashed=True, begun=begun)

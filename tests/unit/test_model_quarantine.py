@@ -1,4 +1,4 @@
-"""Models that crash a worker with each request: kept away before they have cost every slot."""
+"""Models that crash a worker with each request are put into quarantine before they cost every slot."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from scheduler_scene import add_worker
 
 from multitower.errors import MultitowerError, Unavailable
-from multitower.supervisor.scheduling.crashing_models import CRASHES, CrashingModels
+from multitower.supervisor.scheduling.quarantine import MIN_CRASHES, ModelQuarantine
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
@@ -19,48 +19,49 @@ KEYS = {model: BatchKey(KeySpec(model, (("x", "UINT32", ()),), None, True), LARG
 
 
 @pytest.mark.parametrize(
-    ("events", "kept"),
+    ("events", "quarantined"),
     [
-        # a letter is a crash of that model, `+` an answer of it, a number the seconds that pass
-        (["a"] * (CRASHES - 1), ""),
-        (["a"] * CRASHES, "a"),
+        # A letter is a crash by that model, `+` an answer of it, a number the seconds that pass.
+        (["a"] * (MIN_CRASHES - 1), ""),
+        (["a"] * MIN_CRASHES, "a"),
         (["a", "a", "+a", "a"], ""),
         (["a", "a", "+b", "a"], "a"),
         (["a", "b", "a", "b", "a"], "a"),
         (["a", "a", "a", 59], "a"),
         (["a", "a", "a", 60], ""),
-        (["a", "a", "a", 60, "a"], "a"),  # on probation: one more brings it back
+        (["a", "a", "a", 60, "a"], "a"),  # one more starts it again
         (["a", "a", "a", 60, "+a", "a", "a"], ""),
-        (["a", "a", "a", "+a"], ""),  # a suspect that ran after all
-        (["a", "a", "a", 50, "a", 50], "a"),  # suspects that were on their way
-        (["a", "a", "a", "forget", "a", "a"], ""),
-        (["a", "a", "a", "b", "b", "b", "forget", "a", "a"], "b"),
+        (["a", "a", "a", "+a"], ""),  # a suspect was answered
+        (["a", "a", "a", 50, "a", 50], "a"),  # a suspect that ran meanwhile prolongs it
+        (["a", "a", "a", "reset", "a", "a"], ""),
+        (["a", "a", "a", "b", "b", "b", "reset", "a", "a"], "b"),
     ],
 )
-def test_who_is_kept_away(events: list[str | int], kept: str) -> None:
-    crashing, now = CrashingModels(), 0.0
+def test_which_models_are_in_quarantine_after_these_events(events: list[str | int], quarantined: str) -> None:
+    models, now = ModelQuarantine(), 0.0
     for event in events:
         if isinstance(event, int):
             now += event
-            crashing.expire(now)
-        elif event == "forget":
-            crashing.forget(A)
+            models.remove_expired(now)
+        elif event == "reset":
+            models.reset(A)
         elif event.startswith("+"):
-            crashing.answered(event[1:])
+            models.add_answer(event[1:])
         else:
-            assert crashing.crashed(event, now, 60.0) == (event in crashing.until)
-    assert "".join(sorted(crashing.until)) == kept
-    assert [model for model in (A, B) if crashing.why(model) is not None] == list(kept)
+            assert models.add_crash(event, now, 60.0) == (event in models)
+    assert sorted(models.models) == list(quarantined)
+    assert [model for model in (A, B) if model in models] == list(quarantined)
+    assert bool(models) == bool(quarantined)
 
 
-def test_no_time_keeps_nothing_away() -> None:
-    crashing = CrashingModels()
-    assert not any(crashing.crashed(A, 0.0, 0.0) for _ in range(10))
-    assert crashing.why(A) is None
+def test_a_quarantine_of_no_seconds_is_none() -> None:
+    models = ModelQuarantine()
+    assert not any(models.add_crash(A, 0.0, 0.0) for _ in range(10))
+    assert not models
 
 
 class Scene:
-    """Two models on workers that come as needed."""
+    """Two models on workers that are added as needed."""
 
     def __init__(self) -> None:
         limits = QueueLimits(1000, 1 << 20, retry=1, quarantine_s=60.0)
@@ -81,24 +82,24 @@ class Scene:
         return worker
 
     def crash(self) -> bool:
-        """A worker executes what comes next, and dies; returns whether that cost its slot no budget."""
+        """A worker executes the next batch and dies; returns whether a suspect alone is to blame."""
         worker = self.worker()
         assert worker.batch is not None
         return self.scheduler.remove_process(worker, self.now, crashed=True)
 
     def reasons(self) -> list[str]:
-        told = [reply.answer for reply in self.scheduler.replies()]
+        told = [reply.answer for reply in self.scheduler.pop_replies()]
         return [answer.reason if isinstance(answer, MultitowerError) else "ok" for answer in told]
 
 
-def test_one_after_the_other_costs_three_restarts_and_then_none() -> None:
+def test_three_crashing_requests_put_their_model_into_quarantine() -> None:
     scene = Scene()
-    free: list[bool] = []
-    for _ in range(CRASHES):
+    lone: list[bool] = []
+    for _ in range(MIN_CRASHES):
         scene.submit()
-        free += [scene.crash(), scene.crash()]
-    assert free == [False, True] * CRASHES
-    assert scene.reasons() == ["poisoned"] * CRASHES
+        lone += [scene.crash(), scene.crash()]
+    assert lone == [False, True] * MIN_CRASHES
+    assert scene.reasons() == ["poisoned"] * MIN_CRASHES
     with pytest.raises(Unavailable, match=r"'a' is in quarantine: 3 requests in a row .* restart SLOT`") as told:
         scene.submit()
     assert told.value.reason == "no_worker"
@@ -107,7 +108,7 @@ def test_one_after_the_other_costs_three_restarts_and_then_none() -> None:
     scene.submit()
 
 
-def test_a_batch_of_suspects_does_not_kill_one_worker_each() -> None:
+def test_a_batch_of_suspects_does_not_kill_a_worker_with_each() -> None:
     scene = Scene()
     for _ in range(LARGEST):
         scene.submit()
@@ -116,26 +117,26 @@ def test_a_batch_of_suspects_does_not_kill_one_worker_each() -> None:
     while scene.scheduler.queues[A]:
         deaths += 1
         assert scene.crash()
-    assert deaths == 2 * CRASHES
+    assert deaths == 2 * MIN_CRASHES
     assert sorted(scene.reasons()) == ["no_worker"] * (LARGEST - deaths) + ["poisoned"] * deaths
     scene.now = 60.0
     scene.scheduler.expire(scene.now)
     for _ in range(4):
         scene.submit()
-    assert not scene.crash(), "on probation"
+    assert not scene.crash(), "first the whole batch"
     assert scene.crash()
     assert sorted(scene.reasons()) == ["no_worker"] * 3 + ["poisoned"]
     assert not scene.scheduler.queues[A]
 
 
-def test_what_waits_is_answered_and_a_suspect_that_runs_after_all_ends_it() -> None:
+def test_waiting_requests_are_answered_and_a_suspect_that_succeeds_ends_the_quarantine() -> None:
     scene = Scene()
     for _ in range(4):
         scene.submit()
-    scene.crash()  # four suspects of one batch, of which three are to blame
+    scene.crash()  # four suspects of one batch, of which three crash again
     waiting = [scene.submit() for _ in range(2)]
-    for _ in range(CRASHES):
-        assert scene.crash(), "suspects run alone, and cost no slot's budget"
+    for _ in range(MIN_CRASHES):
+        assert scene.crash(), "suspects run alone"
     assert scene.reasons() == ["poisoned"] * 3 + ["no_worker"] * len(waiting)
     assert A in scene.scheduler.quarantined_models
     scene.submit(B)
@@ -143,25 +144,25 @@ def test_what_waits_is_answered_and_a_suspect_that_runs_after_all_ends_it() -> N
     while (batch := worker.batch) is not None:
         scene.scheduler.finish(worker, batch.id, [[b"fine"] for _ in batch.requests], scene.now)
         scene.scheduler.dispatch(scene.now)
-    assert scene.reasons() == ["ok", "ok"], "the fourth, and that of the other model"
+    assert scene.reasons() == ["ok", "ok"], "the fourth suspect, and the other model's request"
     assert A not in scene.scheduler.quarantined_models
     scene.submit()
 
 
-@pytest.mark.parametrize(("models", "tried"), [(None, True), ([A], True), ([B], False), ([], False)])
-def test_who_has_seen_to_the_cause_gets_an_answer_to_the_same_requests(models: list[str] | None, tried: bool) -> None:
+@pytest.mark.parametrize(("models", "ended"), [(None, True), ([A], True), ([B], False), ([], False)])
+def test_a_reset_ends_the_quarantine_of_the_model_and_of_its_requests(models: list[str] | None, ended: bool) -> None:
     scene = Scene()
-    for _ in range(CRASHES):
+    for _ in range(MIN_CRASHES):
         scene.submit()
         scene.crash()
         scene.crash()
-    assert len(scene.scheduler.quarantined_requests(0.0)) == CRASHES
+    assert len(scene.scheduler.quarantined_requests(0.0)) == MIN_CRASHES
     scene.scheduler.reset_crash_count(models)
-    assert len(scene.scheduler.quarantined_requests(0.0)) == (0 if tried else CRASHES)
-    assert (scene.scheduler.refusal_for_accepted_request(A) is None) == tried
+    assert len(scene.scheduler.quarantined_requests(0.0)) == (0 if ended else MIN_CRASHES)
+    assert (scene.scheduler.refusal_for_accepted_request(A) is None) == ended
 
 
-def test_a_request_that_was_to_blame_itself_is_not_forgiven() -> None:
+def test_a_reset_keeps_a_request_in_quarantine_whose_model_is_not() -> None:
     scene = Scene()
     scene.submit()
     scene.crash()
