@@ -1,22 +1,22 @@
-"""Where a request's time goes: the budget of one request, in wall time, in CPU time and in wake-ups.
+"""Where the time of one request goes: wall time by stage, CPU time and wake-ups by thread, CPU time by function.
 
-    pip install py-spy                       # for the last table; the others need nothing
+    pip install py-spy                       # for the last table only
     python benchmarks/budget.py [--seconds 3] [--cases echo:1/1,echo:64/1,digits:64/1] [--transport ipc] [--top 25]
 
-A case is MODEL:OUTSTANDING/CONNECTIONS, on two workers. `echo` is a handler with `batching`, 64 bytes a request,
-`single` the same without; `digits` the demo's SavedModel, 256 bytes, with one thread of TensorFlow each. For each case:
+A case is MODEL:OUTSTANDING/CONNECTIONS, on two workers. `echo` is a handler with `batching`, 64 bytes a request;
+`single` is the same without batching; `digits` is the demo's SavedModel, 256 bytes, with one TensorFlow thread in each
+worker. For each case:
 
-- **wall**: the mean latency that the client sees, and what it is made of, from the daemon's own statistics: the way to
-  the router and back (client, both sockets, waiting for the router's attention), the queue, the way to the worker and
-  back (with the worker's reading and writing, and waiting for the router to take the result), assembly of the batch,
-  the model, and slicing its outputs. A request lasts as long as its batch; with one outstanding nothing overlaps.
-- **CPU**: microseconds of each process and thread for a request, and how often it waited: each wait ends in a wake-up.
-  Pre-empted are those where the thread did not wait but lost its core.
-- **functions**: of the router's main thread, sampled from outside by py-spy: the share of samples in a function itself
-  (and the C code it calls), and in it with all that it calls.
+- **wall**: the mean latency of the client and its parts, from the daemon's statistics: to the router and back (client,
+  both sockets, waiting for the router's thread), the queue, to the worker and back (including the worker's reading and
+  writing, and waiting for the router's thread again), assembly of the batch, the model, and slicing of its outputs. A
+  request takes as long as its batch. With one request outstanding nothing overlaps.
+- **CPU**: microseconds of each process and thread for a request, and how often the thread waited; each wait ends in a
+  wake-up. `pre-empted` counts how often the thread lost its core without waiting.
+- **functions**: the functions of the router's main thread, sampled by py-spy: the share of samples in the function
+  itself (and in C code that it calls), and including the functions that it calls.
 
-No figure needs anything in the daemon that is not there in service; py-spy, which stops it for each sample, runs after
-the others have been measured.
+The daemon runs as in production. py-spy stops it for each sample, and so runs after everything else was measured.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ import serving
 from multitower import Client
 
 LONG_S = 60.0
-"""A load that is longer than any sampling; it is ended."""
+"""Seconds of a load that lasts longer than any sampling; it is killed after that."""
 
 SAMPLES_A_SECOND = 500
 
@@ -50,17 +50,17 @@ MODELS = {
     "digits": "path: models/digits",
 }
 SIZES = {"echo": ("-s", "1,16"), "single": ("-s", "1,16"), "digits": ("-s", "1,64", "-o", "40")}
-"""The options of load.c that go with them."""
+"""The options of load.c for each model."""
 
 
 @dataclass(frozen=True)
 class Thread:
-    """What a thread has used so far.
+    """Counters of a thread.
 
     Attributes:
-        cpu_ns: on a core.
-        waits: times that it waited.
-        preempted: times that it lost its core.
+        cpu_ns: CPU time.
+        waits: how often it waited.
+        preempted: how often it lost its core without waiting.
     """
 
     cpu_ns: int
@@ -68,12 +68,12 @@ class Thread:
     preempted: int
 
     def since(self, before: Thread) -> Thread:
-        """What it has used meanwhile."""
+        """The difference from earlier counters."""
         return Thread(self.cpu_ns - before.cpu_ns, self.waits - before.waits, self.preempted - before.preempted)
 
 
 def threads(pids: dict[int, str]) -> dict[tuple[str, str, int], Thread]:
-    """The threads of processes, by the process's name, the thread's and its id."""
+    """The counters of all threads of some processes, by name of the process, name of the thread, and thread id."""
     found = {}
     for pid, process in pids.items():
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -86,17 +86,17 @@ def threads(pids: dict[int, str]) -> dict[tuple[str, str, int], Thread]:
 
 
 def statistics(endpoint: str) -> dict[str, Any]:
-    """The daemon's account of the model."""
+    """The daemon's statistics of the model."""
     with Client(endpoint) as client:
         answer: dict[str, Any] = client.statistics("model")["model_stats"][0]
     return answer
 
 
 def show_wall(figures: load.Figures, before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Prints the first table."""
+    """Prints the table of wall times."""
 
     def total(name: str) -> float:
-        """Seconds that all requests spent so, or all batches."""
+        """Microseconds that all requests or batches spent in a stage."""
         return float(after["inference_stats"][name]["ns"] - before["inference_stats"][name]["ns"]) / 1e3
 
     answered = after["inference_stats"]["success"]["count"] - before["inference_stats"]["success"]["count"]
@@ -119,7 +119,7 @@ def show_wall(figures: load.Figures, before: dict[str, Any], after: dict[str, An
 
 
 def show_cpu(figures: load.Figures, used: dict[tuple[str, str, int], Thread]) -> None:
-    """Prints the second table."""
+    """Prints the table of CPU times."""
     answered = figures.answered
     sums: dict[tuple[str, str], list[float]] = {}
     for (process, thread, _), has in used.items():
@@ -140,11 +140,11 @@ def show_cpu(figures: load.Figures, used: dict[tuple[str, str, int], Thread]) ->
 
 
 def show_functions(pid: int, seconds: float, top: int) -> None:
-    """Prints the third table, of a process that is under load."""
-    # From the environment of this interpreter, activated or not.
+    """Prints the table of functions of a process that is under load."""
+    # From this interpreter's environment, even if that is not activated.
     spy = shutil.which("py-spy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if spy is None:
-        print("\npip install py-spy, and a table of the router's functions follows here")
+        print("\nno table of the router's functions: pip install py-spy")
         return
     with tempfile.NamedTemporaryFile(suffix=".txt") as output:
         command = [spy, "record", "--pid", str(pid), "--duration", str(max(1, round(seconds))), "--format", "raw"]
@@ -173,7 +173,7 @@ def show_functions(pid: int, seconds: float, top: int) -> None:
 
 @contextmanager
 def constant_load(program: Path, endpoint: str, wanted: load.Load, *options: str) -> Iterator[None]:
-    """A load while something else is done."""
+    """Runs a load until the context is left."""
     command = [str(program), endpoint, *load.arguments(wanted, LONG_S), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
@@ -194,11 +194,13 @@ def case(program: Path, folder: Path, model: str, wanted: load.Load, options: ar
         parent, *workers = running.pids()
         pids = {parent: "router", **dict.fromkeys(workers, "workers")}
         load.run(program, running.endpoint, wanted, 0.5, *SIZES[model])
-        told, had = statistics(running.endpoint), threads(pids)
+        before, threads_before = statistics(running.endpoint), threads(pids)
         figures = load.run(program, running.endpoint, wanted, options.seconds, *SIZES[model], warm_up=0)
-        has, tells = threads(pids), statistics(running.endpoint)
-        show_wall(figures, told, tells)
-        show_cpu(figures, {key: now.since(had.get(key, Thread(0, 0, 0))) for key, now in has.items()})
+        threads_after, after = threads(pids), statistics(running.endpoint)
+        show_wall(figures, before, after)
+        new = Thread(0, 0, 0)
+        used = {key: thread.since(threads_before.get(key, new)) for key, thread in threads_after.items()}
+        show_cpu(figures, used)
         if options.top:
             with constant_load(program, running.endpoint, wanted, *SIZES[model]):
                 show_functions(parent, options.seconds, options.top)
@@ -210,7 +212,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--cases", default="echo:1/1,echo:64/1,digits:64/1")
     parser.add_argument("--transport", choices=["ipc", "tcp"], default="ipc")
-    parser.add_argument("--top", type=int, default=25, help="how many functions; 0 for no such table")
+    parser.add_argument("--top", type=int, default=25, help="functions in the last table; 0 for no such table")
     options = parser.parse_args()
     cases = [(model, load.Load.parse(wanted)) for model, wanted in (one.split(":") for one in options.cases.split(","))]
     with tempfile.TemporaryDirectory(prefix="mt-") as name:

@@ -1,15 +1,15 @@
-"""What a call of the Python clients costs: CPU time of the client's process, beside a bare socket with the same frames.
+"""CPU time of a call of the Python clients, beside a bare socket that sends and receives the same frames.
 
     python benchmarks/client.py [--rounds 5] [--seconds 1] [--outstanding 64] [--only raw,infer]
 
-A daemon with an echo handler on one CPU worker is asked over ipc, 64 bytes a request, by each of the ways in turn:
+A daemon with an echo handler on one CPU worker gets requests of 64 bytes over ipc, by each way in turn:
 
-- one at a time: a DEALER of pyzmq in one thread; `Client.infer`; `AsyncClient.infer`;
-- with `--outstanding` on their way: the same DEALER; `Client.submit` and the oldest future's result; as many threads
+- one request at a time: a pyzmq DEALER socket in one thread; `Client.infer`; `AsyncClient.infer`;
+- `--outstanding` requests: the same DEALER socket; `Client.submit` and waiting for the oldest future; as many threads
   that call `Client.infer`; as many tasks that call `AsyncClient.infer`.
 
-The CPU time is that of all threads of the client's process, user and system; the daemon's is not in it. Ratios are to
-the DEALER's with as many outstanding in the same round; the figures are medians over the rounds.
+The CPU time is that of all threads of the client's process, user and system, without the daemon's. Ratios are to the
+DEALER socket with as many requests in the same round. Figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ X = np.random.default_rng(1).normal(size=(1, 16)).astype(np.float32)
 
 
 def raw(endpoint: str, outstanding: int, seconds: float) -> int:
-    """A DEALER: what has to be done at the least."""
+    """A DEALER socket: the least that any client has to do."""
     header = wire.infer_header(MODEL, [wire.Tensor("x", "FP32", X.shape)])
     body = X.tobytes()
     numbers = itertools.count(1)
@@ -54,7 +54,7 @@ def raw(endpoint: str, outstanding: int, seconds: float) -> int:
         while time.monotonic() < until:
             reply = socket.recv_multipart()
             if reply[1] != wire.OK or np.frombuffer(reply[4], np.float32).shape != (16,):
-                raise SystemExit(f"a wrong answer: {reply}")
+                raise SystemExit(f"wrong answer: {reply}")
             done += 1
             send()
     return done
@@ -84,7 +84,7 @@ def infer(endpoint: str, outstanding: int, seconds: float) -> int:
 
 
 def submit(endpoint: str, outstanding: int, seconds: float) -> int:
-    """`Client.submit`, and the oldest future's result."""
+    """`Client.submit`, and waiting for the oldest future."""
     done = 0
     with Client(endpoint) as client:
         client.live()
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--outstanding", type=int, default=64)
-    parser.add_argument("--only", help="these ways, with commas between them")
+    parser.add_argument("--only", help="only these ways, separated by commas")
     options = parser.parse_args()
     models = {MODEL: "handler: 'handlers:Echo', batching: {}"}
     with (

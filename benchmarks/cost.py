@@ -1,14 +1,14 @@
-"""What a request costs the router, as workers are added and as the queue fills: CPU time of the parent, per request.
+"""The router's CPU time for a request, with more workers and with a fuller queue.
 
     python benchmarks/cost.py [--rounds 3] [--seconds 1] [--workers 1,2,4,8,16] [--queues 0,10,100,1000,10000]
 
 1. 1 to 16 workers with an echo handler, 64 requests outstanding on one connection. `single` is without batching: each
-   request is a message to a worker and one back, so nothing but the number of workers changes. `batched` shows beside
-   it what batches save, and that they get smaller where more workers are free.
-2. Two workers without batching, and as many requests waiting in the queue as given: that many more outstanding than
-   the workers have.
+   request is one message to a worker and one back, so only the number of workers changes. `batched` shows what batches
+   save, and that they get smaller when more workers are free.
+2. Two workers without batching, and the given number of requests waiting in the queue: that many more are outstanding
+   than the workers hold.
 
-Medians of the rounds; each round measures all numbers of a part one after the other, in an order that rotates.
+Figures are medians of the rounds. Each round measures all numbers of a part in turn, in a rotating order.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Case = TypeVar("Case", bound=Hashable)
 
 
 def cost(program: Path, daemon: serving.Daemon, model: str, outstanding: int, seconds: float) -> tuple[float, float]:
-    """Microseconds of the parent's CPU time for a request, and requests a second."""
+    """Microseconds of the daemon process's CPU time for a request, and requests a second."""
     before = serving.cpu_seconds([daemon.pid])
     figures = load.run(program, daemon.endpoint, load.Load(outstanding, 1), seconds, "-m", model)
     return (serving.cpu_seconds([daemon.pid]) - before) / figures.answered * 1e6, figures.rps
 
 
-def medians(cases: Sequence[Case], rounds: int, measure: Callable[[Case], tuple[float, float]]) -> None:
-    """Prints a line for each case."""
+def print_medians(cases: Sequence[Case], rounds: int, measure: Callable[[Case], tuple[float, float]]) -> None:
+    """Measures every case in each round, and prints a line for each."""
     figures: dict[Case, list[tuple[float, float]]] = {case: [] for case in cases}
     for number in range(rounds):
         shift = number % len(cases)
@@ -74,14 +74,14 @@ def main() -> None:
             def with_workers(number: int, model: str = model) -> tuple[float, float]:
                 return cost(program, daemons[number], model, 64, options.seconds)
 
-            medians(numbers, options.rounds, with_workers)
+            print_medians(numbers, options.rounds, with_workers)
         print(f"\n{'queue':>10}{'requests/s':>12}{'router µs':>12}{'of the first':>14}    single, two workers")
 
         def with_queue(length: int) -> tuple[float, float]:
             two = daemons[WORKERS_OF_QUEUES]
             return cost(program, two, "single", length + WORKERS_OF_QUEUES, options.seconds)
 
-        medians(lengths, options.rounds, with_queue)
+        print_medians(lengths, options.rounds, with_queue)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,21 @@
-"""The Java client beside the Python client on the same daemon, in one run: 64 Java threads that share one client.
+"""The Java client compared with the Python clients on the same daemon, in one run.
 
     python benchmarks/java.py [--rounds 5] [--seconds 3] [--outstanding 64] [--models echo,digits,frozen]
 
-The daemon has two CPU workers and listens on tcp and ipc. Each contender is a process with one client in it:
+The daemon has two CPU workers and listens on tcp and ipc. Each contender is a process with one client:
 
 - `java`: threads that share one `MultitowerClient` and wait for each answer, over tcp;
 - `threads`: the same with Python's `Client`, over tcp;
 - `pipelined`: one Python thread that keeps as many requests outstanding with `submit`, over tcp;
 - `asyncio`: as many coroutines with `AsyncClient`, over tcp;
-- `pipelined ipc`: as `pipelined`, over ipc, which Java does not have;
-- `in process`, for `frozen` alone: no daemon, but TensorFlow for Java with a graph and a session for each of one or two
-  logical CPUs in the application's process (`java/InProcess.java`; it fetches 170 MB).
+- `pipelined ipc`: like `pipelined`, over ipc, which the Java client does not support;
+- `in process`, for `frozen` only: no daemon, but TensorFlow for Java with a graph and a session for each of one or two
+  logical CPUs in the application's process (`java/InProcess.java`; it downloads 170 MB).
 
-`echo` is a handler that needs no TensorFlow, with float32 [1, 16] and batching; `digits` is the demo's SavedModel, and
-`frozen` the same with its weights as constants, which a session of TensorFlow for Java can load. Each
-round measures all contenders one after the other, in an order that rotates; each warms up first, Java's compiler most
-of all. The figures are medians of the rounds; the ratio is to the best of Python's in the same round, again the median.
-It needs a JDK and Maven.
+`echo` is a handler without TensorFlow, with float32 [1, 16] and batching. `digits` is the demo's SavedModel. `frozen`
+is the same with its weights as constants, which a session of TensorFlow for Java can load. Each round measures all
+contenders in turn, in a rotating order; each warms up first, mainly for Java's compiler. Figures are medians of the
+rounds. The ratio is to the best Python contender in the same round. It needs a JDK and Maven.
 """
 
 from __future__ import annotations
@@ -47,23 +46,23 @@ CLASS_PATHS = {
     "Throughput": f"{CLIENT}/target/*:{CLIENT}/target/lib/*",
     "InProcess": f"{PROGRAMS}/target/lib/*",
 }
-"""What each program needs beside the loop that they share."""
+"""The class path of each program."""
 PYTHON = ("threads", "pipelined", "asyncio", "pipelined ipc")
 CONTENDERS = ("java", *PYTHON)
 IN_PROCESS = {"in process, 1": 1, "in process, 2": 2}
-"""By name, and how many logical CPUs each has."""
+"""The number of logical CPUs by contender."""
 LIMIT_S = 60.0
-"""Seconds that a contender may take beyond its time."""
+"""Seconds that a contender may take beyond the time that it measures."""
 
 
 class Model:
-    """What is asked for: a model's name, its input and output, and how wide its input is."""
+    """A model: its name, its input and output, and the columns of its input."""
 
     def __init__(self, name: str, input: str, columns: int, output: str) -> None:
         self.name, self.input, self.columns, self.output = name, input, columns, output
 
     def inputs(self) -> dict[str, np.ndarray]:
-        """One row of it."""
+        """The inputs of a request of one row."""
         return {self.input: np.zeros((1, self.columns), np.float32)}
 
 
@@ -75,11 +74,11 @@ MODELS = {
 
 
 class Tally:
-    """Counts the answers that come while it measures.
+    """Counts the answers in the time measured.
 
     Args:
-        warm_up: seconds before it does.
-        seconds: that it does.
+        warm_up: seconds before measuring begins.
+        seconds: seconds to measure.
     """
 
     def __init__(self, warm_up: float, seconds: float) -> None:
@@ -89,14 +88,14 @@ class Tally:
         self._seconds = seconds
 
     def add(self, sent: float) -> float:
-        """Takes an answer; the time now."""
+        """Counts an answer to a request sent at a time, and returns the time now."""
         now = time.monotonic()
         if self.begin <= now < self.end:
             self.milliseconds.append((now - sent) * 1000)
         return now
 
     def figures(self) -> dict[str, float]:
-        """What `Throughput.java` prints."""
+        """The figures that `Throughput.java` prints as well."""
         p50, p99 = np.percentile(self.milliseconds, [50, 99])
         return {"rps": len(self.milliseconds) / self._seconds, "p50": float(p50), "p99": float(p99)}
 
@@ -125,7 +124,7 @@ def threads(endpoint: str, model: Model, outstanding: int, tally: Tally) -> None
 
 
 def pipelined(endpoint: str, model: Model, outstanding: int, tally: Tally) -> None:
-    """One thread that takes the oldest answer and sends another request."""
+    """One thread that waits for the oldest answer and sends another request."""
     waiting: deque[tuple[float, Future[dict[str, np.ndarray]]]] = deque()
     with Client(endpoint) as client:
         while (now := time.monotonic()) < tally.end:
@@ -159,39 +158,39 @@ WAYS = {"threads": threads, "pipelined": pipelined, "asyncio": coroutines, "pipe
 
 
 def run_python(options: argparse.Namespace) -> None:
-    """One contender of Python's, in a process of its own; prints its figures."""
+    """Runs one Python contender in this process, and prints its figures."""
     tally = Tally(options.warm_up, options.seconds)
     WAYS[options.contender](options.endpoint, MODELS[options.models], options.outstanding, tally)
     print(json.dumps(tally.figures()))
 
 
 def contenders(model: str) -> tuple[str, ...]:
-    """Who is measured with a model."""
+    """The contenders for a model."""
     return (*CONTENDERS, *(IN_PROCESS if model == "frozen" else ()))
 
 
 def build(folder: Path) -> None:
-    """Makes what a folder's pom.xml says."""
+    """Builds a folder with Maven."""
     command = ["mvn", "--quiet", "--batch-mode", "--no-transfer-progress", "-DskipTests", "package"]
     subprocess.run(command, cwd=folder, check=True)
 
 
 def compile_programs(names: list[str], folder: Path) -> None:
-    """Compiles programs of `java/` to `folder/classes`."""
+    """Compiles programs in `java/` to `folder/classes`."""
     for name in names:
         sources = [str(PROGRAMS / f"{each}.java") for each in ("Loop", name)]
         subprocess.run(["javac", "-d", str(folder / "classes"), "-cp", CLASS_PATHS[name], *sources], check=True)
 
 
 def java(name: str, folder: Path) -> list[str]:
-    """The command that runs a program."""
+    """The command that runs a Java program."""
     return ["java", "-cp", f"{folder}/classes:{CLASS_PATHS[name]}", name]
 
 
 def measure(
     contender: str, endpoints: dict[str, str], model: Model, folder: Path, options: argparse.Namespace
 ) -> dict[str, float]:
-    """The figures of one contender; `folder` holds the models and the programs."""
+    """Runs one contender and returns its figures; `folder` contains the models and the programs."""
     settings = [str(options.outstanding), str(options.seconds), str(options.warm_up)]
     if contender == "java":
         command = [*java("Throughput", folder), endpoints["tcp"], model.name, model.input, str(model.columns)]
@@ -222,7 +221,7 @@ def show(model: str, rounds: list[dict[str, dict[str, float]]]) -> None:
 
 
 def make_models(folder: Path, wanted: list[str]) -> dict[str, str]:
-    """Trains and freezes what is wanted; the YAML of each model."""
+    """Trains and freezes the models that are needed; returns the YAML of each."""
     settings = {"echo": "handler: 'handlers:Echo', batching: {}"}
     if wanted != ["echo"]:
         python(["-m", "multitower.tools.demo.model", str(folder)])
@@ -235,7 +234,7 @@ def make_models(folder: Path, wanted: list[str]) -> dict[str, str]:
 
 
 def python(arguments: list[str]) -> None:
-    """Runs a program of Python's."""
+    """Runs a Python program."""
     ended = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
     if ended.returncode:
         raise SystemExit(f"{' '.join(arguments)}: {ended.stderr}")

@@ -4,15 +4,17 @@
  *     load ENDPOINT... [options]
  *
  * A closed loop keeps a number of requests outstanding, spread over a number of DEALER sockets, and sends the next one
- * when an answer arrives: one socket is a client that pipelines, as many sockets as requests are clients that wait.
- * An open loop (-a) sends at random times, whatever was answered, on the sockets in turn; a request's latency runs from
- * when it was due, so that a sender who falls behind hides nothing. Sockets are spread over the endpoints.
+ * when an answer arrives. One socket is a client that pipelines; as many sockets as requests are clients that wait for
+ * each answer. An open loop (-a) sends at random times, whether or not earlier requests were answered, on the sockets in
+ * turn. The latency of a request counts from when it was due, so a late sender hides nothing. Sockets are spread over
+ * the endpoints.
  *
- * Each answer must be MT1:ok, carry the id of a request outstanding on its socket, and have outputs of the right size.
+ * Each answer must be MT1:ok, have the id of a request outstanding on its socket, and outputs of the right size.
  *
  * Prints one JSON object: rps (good answers a second), p50, p90, p99, p999 and max of their latency in milliseconds,
- * n (good answers while it measured), seconds, errors, answered (all, with the warm-up), lost (never answered) and
- * cpu_s (its own CPU time). Exits with 1 if there were errors or losses: what the first was is told on stderr.
+ * n (good answers in the time measured), seconds, errors, answered (all answers, including the warm-up), lost (requests
+ * without an answer) and cpu_s (its own CPU time). Exits with 1 if there were errors or losses, and prints the first
+ * error to stderr.
  */
 #include <errno.h>
 #include <math.h>
@@ -45,8 +47,8 @@ static const char USAGE[] =
     "  -v  the outputs must be the input's bytes\n";
 
 struct request {
-    double due;      /* When its latency begins. */
-    uint64_t id;     /* Its index in the upper half, how often that has been used in the lower: an answer fits once. */
+    double due;      /* When its latency begins to count. */
+    uint64_t id;     /* Its index in the upper half, how often that index was used in the lower: each id is used once. */
     uint32_t socket; /* Where it is outstanding. */
 };
 
@@ -56,7 +58,7 @@ static int verify;
 static void **sockets;
 static struct request *requests;
 static double *latencies;
-static uint32_t *unused, unused_count; /* An open loop's indices of `requests` that may be used. */
+static uint32_t *unused, unused_count; /* The free indices of `requests` in an open loop. */
 static size_t room, waiting, good, errors, answered, limit;
 static double rate, begin, end, stop, heard;
 
@@ -81,7 +83,7 @@ static void complain(const char *what, const void *text, size_t size) {
     if (!errors++) fprintf(stderr, "load: %s %.*s\n", what, (int)(size < KEPT ? size : KEPT), (const char *)text);
 }
 
-static void ask(uint32_t index, uint32_t on, double due) {
+static void send_request(uint32_t index, uint32_t on, double due) {
     struct request *request = &requests[index];
     void *socket = sockets[on];
     request->id = (uint64_t)index << 32 | (uint32_t)(request->id + 1);
@@ -94,7 +96,7 @@ static void ask(uint32_t index, uint32_t on, double due) {
         die("send");
 }
 
-/* Reads one answer of a socket. Its request's index; -1: nothing to read; -2: it answers no request. */
+/* Reads one answer of a socket. Returns its request's index; -1 if there is none; -2 if it answers no request. */
 static int64_t receive(uint32_t on, int *is_good) {
     char kind[16], error[KEPT];
     size_t kind_size = 0, error_size = 0, bytes = 0;
@@ -105,7 +107,7 @@ static int64_t receive(uint32_t on, int *is_good) {
         zmq_msg_init(&frame);
         if (zmq_msg_recv(&frame, sockets[on], ZMQ_DONTWAIT) < 0) {
             if (zmq_errno() != EAGAIN) die("receive");
-            return -1; /* Messages arrive whole: this can only be the first part. */
+            return -1; /* Messages arrive whole, so this is the first part. */
         }
         const char *data = zmq_msg_data(&frame);
         size_t size = zmq_msg_size(&frame);
@@ -126,7 +128,7 @@ static int64_t receive(uint32_t on, int *is_good) {
         complain("an answer to no request:", kind, kind_size);
         return -2;
     }
-    requests[index].socket = UINT32_MAX; /* A second answer is one to no request. */
+    requests[index].socket = UINT32_MAX; /* A second answer counts as an answer to no request. */
     waiting--;
     if (kind_size != 6 || memcmp(kind, "MT1:ok", 6))
         complain("an error:", error, error_size);
@@ -165,7 +167,7 @@ static void make_request(const char *model, const char *input, const char *shape
     tensor_size = elements * sizeof(float);
     tensor = allocate(NULL, elements + 1, sizeof(float));
     for (size_t i = 0; i < elements; i++) ((float *)tensor)[i] = (float)(i % 97) / 97;
-    /* As multitower.wire.infer_header writes it; the answer is the same for any spelling. */
+    /* The same bytes as multitower.wire.infer_header; any equal JSON would do. */
     int size = snprintf(header, sizeof header,
                         "{\"model_name\":\"%s\",\"inputs\":[{\"name\":\"%s\",\"datatype\":\"FP32\",\"shape\":[%s]}]}",
                         model, input, shape);
@@ -176,24 +178,24 @@ static void make_request(const char *model, const char *input, const char *shape
     header_size = (size_t)size;
 }
 
-/* Reads what a socket holds; a closed loop asks again for each answer. */
-static void take(uint32_t on) {
+/* Reads all answers of a socket; a closed loop sends a request for each. */
+static void read_answers(uint32_t on) {
     int is_good;
     for (int64_t index; (index = receive(on, &is_good)) != -1;) {
         double time = heard = now();
         if (index < 0) continue;
         double due = requests[index].due;
-        /* An open loop counts what was due, however late the answer: else the slowest would be left out. */
+        /* An open loop counts all requests that were due, however late the answer: else the slowest would be missing. */
         if (is_good && (rate > 0 ? due >= begin : time >= begin && time < end)) keep(time - due);
         if (limit && answered >= limit && time < end) stop = (end = time) + DRAIN_S;
         if (rate > 0)
             unused[unused_count++] = (uint32_t)index;
         else if (time < end)
-            ask((uint32_t)index, on, now());
+            send_request((uint32_t)index, on, now());
     }
 }
 
-/* Connects the sockets and watches their descriptors: one epoll, since zmq_poll asks every socket at every turn. */
+/* Connects the sockets and watches their descriptors with epoll; zmq_poll would check every socket in every turn. */
 static int connect_all(uint32_t count, char **endpoints, int endpoint_count) {
     void *context = zmq_ctx_new();
     int poll = epoll_create1(EPOLL_CLOEXEC), none = 0;
@@ -215,7 +217,7 @@ static int connect_all(uint32_t count, char **endpoints, int endpoint_count) {
     return poll;
 }
 
-/* The time between two arrivals at a rate: exponentially distributed, the same sequence in each run. */
+/* The time between two arrivals: exponentially distributed, the same sequence in each run. */
 static double pause_between(void) { return -log(1 - drand48()) / rate; }
 
 static void set_timer(int timer, double at) {
@@ -283,10 +285,10 @@ int main(int argc, char **argv) {
         while (unused_count < room) unused[unused_count] = unused_count, unused_count++;
         set_timer(timer, due += pause_between());
     } else {
-        for (long i = 0; i < outstanding; i++) ask((uint32_t)i, (uint32_t)(i % count), now());
+        for (long i = 0; i < outstanding; i++) send_request((uint32_t)i, (uint32_t)(i % count), now());
     }
     struct epoll_event events[256];
-    /* A socket's first events may lie before its descriptor was watched: look at each once. */
+    /* A socket may have had events before its descriptor was watched: read each socket once. */
     for (uint32_t fresh = 0; now() < stop && (waiting || (rate > 0 && now() < end));) {
         int ready = 0;
         if (fresh < count)
@@ -295,16 +297,16 @@ int main(int argc, char **argv) {
             die("epoll");
         for (int e = 0; e < ready; e++) {
             if (events[e].data.u32 != TIMER) {
-                take(events[e].data.u32);
+                read_answers(events[e].data.u32);
                 continue;
             }
             for (; due <= now() && due < end; due += pause_between(), turn++) {
                 uint32_t on = turn % (uint32_t)count;
                 if (unused_count)
-                    ask(unused[--unused_count], on, due);
+                    send_request(unused[--unused_count], on, due);
                 else
                     complain("too many requests are outstanding", "", 0);
-                take(on); /* A descriptor tells only of what is new: sending may have brought something already. */
+                read_answers(on); /* The descriptor reports only new events, and sending may have received something already. */
             }
             if (due < end) set_timer(timer, due);
         }

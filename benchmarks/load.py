@@ -1,8 +1,9 @@
-"""The load that the benchmarks put on a server: load.c, built on demand. A client in Python would be the bottleneck.
+"""The benchmarks' load generator: builds load.c and runs it. A client in Python would itself be the bottleneck.
 
     python benchmarks/load.py ENDPOINT [options of load.c]
 
-builds it and runs it on anything that speaks the wire protocol.
+builds it and sends requests to any server that speaks the wire protocol. `multitower bench` measures with Python client
+processes, as applications send requests; load.c measures the daemon itself.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("load.c")
 
 LIMIT_S = 60.0
-"""Seconds that a run may take beyond what it is to measure; load.c itself gives up on a server that is silent."""
+"""Seconds that a run may take beyond the time that it measures; load.c itself stops if the server does not answer."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Load:
     """A closed loop.
 
     Attributes:
-        outstanding: requests.
-        connections: that they are spread over.
+        outstanding: requests outstanding.
+        connections: the connections that they are spread over.
     """
 
     outstanding: int
@@ -37,10 +38,10 @@ class Load:
 
     @classmethod
     def parse(cls, text: str) -> Load:
-        """From `OUTSTANDING/CONNECTIONS`.
+        """Parses `OUTSTANDING/CONNECTIONS`.
 
         Raises:
-            ValueError: it is not that.
+            ValueError: the text has another form.
         """
         outstanding, connections = (int(part) for part in text.split("/"))
         if not 1 <= connections <= outstanding:
@@ -48,7 +49,7 @@ class Load:
         return cls(outstanding, connections)
 
     def options(self) -> list[str]:
-        """As load.c has it."""
+        """The options of load.c."""
         return ["-c", str(self.outstanding), "-n", str(self.connections)]
 
     def __str__(self) -> str:
@@ -57,7 +58,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Arrivals:
-    """An open loop: requests at random times, whatever was answered.
+    """An open loop: requests are sent at random times, whether or not earlier ones were answered.
 
     Attributes:
         rate: requests a second.
@@ -66,7 +67,7 @@ class Arrivals:
     rate: float
 
     def options(self) -> list[str]:
-        """As load.c has it."""
+        """The options of load.c."""
         return ["-a", str(self.rate)]
 
     def __str__(self) -> str:
@@ -74,24 +75,24 @@ class Arrivals:
 
 
 def parse_many(text: str) -> list[Load]:
-    """Loads with commas between them.
+    """Parses loads separated by commas.
 
     Raises:
-        ValueError: it is not that.
+        ValueError: the text has another form.
     """
     return [Load.parse(part) for part in text.split(",")]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What came of a load; latencies in milliseconds, of good answers while it measured.
+    """The figures of a load. Latencies are in milliseconds, of good answers in the time measured.
 
     Attributes:
         rps: good answers a second.
-        mean, p50, p99: of their latency.
-        answered: all answers, those of the warm-up among them.
-        cpu_s: CPU time of the load itself.
-        waits: how often a thread of the load waited.
+        mean, p50, p99: mean and percentiles of the latency.
+        answered: all answers, including those of the warm-up.
+        cpu_s: CPU time of the load generator.
+        waits: how often a thread of the load generator waited.
     """
 
     rps: float
@@ -104,16 +105,16 @@ class Figures:
 
 
 def build(folder: Path) -> Path:
-    """Compiles load.c into a folder and returns the program."""
+    """Compiles load.c into a folder and returns the program's path."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise SystemExit("the load generator needs a C compiler: apt-get install gcc libc6-dev, or set CC")
     program = folder / "load"
     command = [*compiler.split(), "-O2", "-Wall", "-Wextra", "-o", str(program), str(SOURCE), "-lzmq", "-lm"]
-    made = subprocess.run(command, capture_output=True, text=True)
-    if made.returncode:
-        hint = "it needs libzmq with its header: apt-get install libzmq3-dev\n" if "zmq" in made.stderr else ""
-        raise SystemExit(f"the load generator does not compile; {hint}{made.stderr}")
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        hint = "it needs libzmq with its header: apt-get install libzmq3-dev\n" if "zmq" in done.stderr else ""
+        raise SystemExit(f"the load generator does not compile; {hint}{done.stderr}")
     return program
 
 
@@ -128,23 +129,23 @@ def run(
     """Puts a load on an endpoint, or spreads it over several in turn.
 
     Args:
-        program: as built.
-        endpoints: of anything that speaks the wire protocol.
-        load: what to ask for.
-        seconds: to measure.
-        options: more of load.c's.
-        warm_up: seconds before that.
+        program: the program that `build` made.
+        endpoints: addresses of servers that speak the wire protocol.
+        load: the load.
+        seconds: how long to measure.
+        options: further options of load.c.
+        warm_up: seconds of load before that.
 
     Raises:
-        SystemExit: an answer was wrong, or did not come.
+        SystemExit: an answer was wrong or missing.
     """
     endpoints = [endpoints] if isinstance(endpoints, str) else endpoints
     command = [str(program), *endpoints, *arguments(load, seconds, warm_up), *options]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds + warm_up + LIMIT_S)
-    if ended.returncode:
-        raise SystemExit(f"{' '.join(endpoints)} under {load}: {ended.stderr}{ended.stdout}")
-    made = json.loads(ended.stdout)
-    return Figures(**{name: made[name] for name in Figures.__dataclass_fields__})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + warm_up + LIMIT_S)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(endpoints)} under {load}: {done.stderr}{done.stdout}")
+    figures = json.loads(done.stdout)
+    return Figures(**{name: figures[name] for name in Figures.__dataclass_fields__})
 
 
 def arguments(load: Load | Arrivals, seconds: float, warm_up: float = 0.0) -> list[str]:
@@ -153,7 +154,7 @@ def arguments(load: Load | Arrivals, seconds: float, warm_up: float = 0.0) -> li
 
 
 def main() -> None:
-    """Builds and runs it, with the arguments of this program."""
+    """Builds load.c and runs it with the arguments of this program."""
     with tempfile.TemporaryDirectory(prefix="mt-") as folder:
         raise SystemExit(subprocess.run([build(Path(folder)), *sys.argv[1:]]).returncode)
 

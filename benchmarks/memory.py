@@ -1,10 +1,10 @@
-"""The daemon's memory over a million requests: resident, of the parent and of the workers.
+"""Resident memory of the daemon process and its workers over a million requests.
 
     python benchmarks/memory.py [--requests 1000000] [--steps 10]
 
-An echo handler on two workers with `batching`; the requests go out in as many loads as there are steps, each on new
-connections, by turns one that pipelines, 64 that wait for each answer, and one of larger tensors. The growth is told
-from the third step on: queues, caches and libzmq's pools have got their sizes by then.
+An echo handler runs on two workers with `batching`. The requests are divided into steps, each on new connections: in
+turn, one client that pipelines, 64 clients that wait for each answer, and 8 clients with larger tensors. Growth is
+measured from the third step on, when queues, caches and libzmq's pools have reached their sizes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ LOADS = (
     (load.Load(64, 8), "4,256"),
 )
 LONGEST_S = 600.0
-"""For one step: it ends with its number of requests."""
+"""Limit for one step, which ends after its number of requests."""
 
 
 def rss_mib(pid: int) -> float:
-    """Resident memory of a process."""
+    """Resident memory of a process, MiB."""
     return float(psutil.Process(pid).memory_info().rss) / MIB
 
 
@@ -45,19 +45,19 @@ def main() -> None:
         program = load.build(folder)
         models = {"model": "handler: 'handlers:Echo', batching: {}"}
         running = stack.enter_context(serving.daemon(folder, "memory", workers=2, models=models))
-        parent, *workers = running.pids()
-        print(f"{'requests':>10}{'load':>8}{'tensor':>8}{'parent MiB':>12}{'workers MiB':>13}")
+        daemon, *workers = running.pids()
+        print(f"{'requests':>10}{'load':>8}{'tensor':>8}{'daemon MiB':>12}{'workers MiB':>13}")
         done = 0
         sizes: list[float] = []
         for step in range(options.steps):
             wanted, shape = LOADS[step % len(LOADS)]
             done += load.run(program, running.endpoint, wanted, LONGEST_S, "-r", str(each), "-s", shape).answered
-            sizes.append(rss_mib(parent))
-            theirs = sum(map(rss_mib, workers))
-            print(f"{done:10,}{wanted!s:>8}{shape:>8}{sizes[-1]:12.1f}{theirs:13.1f}", flush=True)
+            sizes.append(rss_mib(daemon))
+            of_workers = sum(map(rss_mib, workers))
+            print(f"{done:10,}{wanted!s:>8}{shape:>8}{sizes[-1]:12.1f}{of_workers:13.1f}", flush=True)
     settled = min(len(LOADS), len(sizes)) - 1
-    grown = sizes[-1] - sizes[settled]
-    print(f"the parent grew by {grown:+.1f} MiB after step {settled + 1}; {max(sizes):.1f} MiB at the most")
+    growth = sizes[-1] - sizes[settled]
+    print(f"the daemon grew by {growth:+.1f} MiB after step {settled + 1}; {max(sizes):.1f} MiB at most")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""What it gains that a worker puts the next batch together while one computes.
+"""The gain of a worker that assembles the next batch while one is computed.
 
     python benchmarks/overlap.py [--rounds 3] [--seconds 3] [--compute 5,20] [--rows 8,32] [--strides 32]
 
-One worker is asked over ipc by the Python client for requests of one row of 602,112 bytes (float32 [1, 224, 224, 3]),
-four batches of which are outstanding; a few numbers a row come back. A worker as it is and one that does everything in
-turn take turns. The models are
+The Python client sends one worker requests of one row of 602,112 bytes (float32 [1, 224, 224, 3]) over ipc, with four
+batches outstanding; a few numbers come back for each row. An ordinary worker and one that overlaps nothing are measured
+in turn. The models are
 
-- a handler that sleeps as a batch on a device would take (`--compute`, ms);
-- a SavedModel on the CPU: a convolution with 64 filters of 7 by 7 every so many points (`--strides`; fewer take
-  longer), with one thread, such that a second core is left for the worker's other one, the daemon and the client.
+- a handler that sleeps as long as a device would take for a batch (`--compute`, ms);
+- a SavedModel on the CPU: a convolution with 64 filters of 7 by 7 at every n-th point (`--strides`; a smaller one takes
+  longer), with one thread, so that a second core is free for the worker's other thread, the daemon and the client.
 
-The figures are medians over the rounds.
+Figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Picture:
 
 
 class Turns(Echo):
-    """Beside a SavedModel: sets how its worker works."""
+    """Served beside a SavedModel to set whether its worker overlaps."""
 
     def load(self, devices, parameters):
         set_turns(parameters["in_turn"])
@@ -75,7 +75,7 @@ tf.saved_model.save(Convolution(int(sys.argv[2])), sys.argv[1])
 
 
 def rate(endpoint: str, outstanding: int, seconds: float) -> float:
-    """Requests a second of one thread that keeps so many outstanding."""
+    """Requests a second of one thread that keeps `outstanding` requests outstanding."""
     x = np.random.default_rng(1).normal(size=(1, 224, 224, 3)).astype(np.float32)
     done = 0
     with Client(endpoint) as client:
@@ -96,14 +96,14 @@ def rate(endpoint: str, outstanding: int, seconds: float) -> float:
 
 
 def model_ms(endpoint: str) -> float:
-    """What the model took for a batch, by the daemon's statistics."""
+    """Milliseconds that the model took for a batch, by the daemon's statistics."""
     with Client(endpoint) as client:
         (answer,) = client.statistics("picture")["model_stats"]
     return float(answer["inference_stats"]["compute_infer"]["ns"]) / answer["execution_count"] / 1e6
 
 
 def compare(name: str, rows: int, options: argparse.Namespace, model: str, also: str = "") -> None:
-    """Prints a line of the table; `{in_turn}` in the models' YAML is replaced."""
+    """Measures a model both ways and prints a line; `{in_turn}` in the models' YAML is replaced."""
     pairs, took = [], []
     with tempfile.TemporaryDirectory(prefix="mt-") as folder:
         for number in range(options.rounds):
@@ -134,9 +134,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--compute", default="5,20", help="ms a batch of the handler that sleeps")
-    parser.add_argument("--strides", default="32", help="of the SavedModel")
-    parser.add_argument("--rows", default="8,32", help="of a batch at the most")
+    parser.add_argument("--compute", default="5,20", help="ms for a batch of the handler that sleeps")
+    parser.add_argument("--strides", default="32", help="strides of the SavedModel's convolution")
+    parser.add_argument("--rows", default="8,32", help="the most rows of a batch")
     options = parser.parse_args()
     serving.HANDLERS += HANDLERS
     sizes = [int(each) for each in options.rows.split(",")]

@@ -1,20 +1,20 @@
-"""Peer inference servers and this one on the same three workloads, in one sitting.
+"""Other inference servers and this one on the same three workloads, in one run.
 
     python benchmarks/peers.py --tools FOLDER [--rounds 1] [--seconds 5] [--concurrency 1,8,64] [--workloads w1,w2,w3]
 
-FOLDER (or the environment's PEERS_TOOLS) holds the scripts that install and run the peers: `run.sh PEER WORKLOAD`
-starts one with two workers, puts wrk (h2load for gRPC) on it, and prints a line of JSON. Ours go the same way: the load
-is load.c over tcp, once with as many connections as requests outstanding and once with one that pipelines. One server
-runs at a time.
+FOLDER (or the environment variable PEERS_TOOLS) contains the scripts that install and run the peers: `run.sh PEER
+WORKLOAD` starts one with two workers, loads it with wrk (h2load for gRPC), and prints a line of JSON. Our daemon is run
+in the same way: its load is load.c over tcp, once with as many connections as requests outstanding and once with one
+connection that pipelines. One server runs at a time.
 
-- w1: identity, float32 [1, 16], no batching. Ours without `batching`, and with it, which a user would set.
-- w2: identity, float32 [1, 224, 224, 3] (602,112 bytes), no batching. Ours over tcp; and over ipc with the Python
-  client, which passes large tensors through shared memory where load.c cannot.
+- w1: identity, float32 [1, 16], no batching. Our daemon without `batching`, and with it, as users would set it.
+- w2: identity, float32 [1, 224, 224, 3] (602,112 bytes), no batching. Our daemon over tcp, and over ipc with the Python
+  client, which sends large tensors through shared memory; load.c cannot.
 - w3: a SavedModel, Dense 64 -> 64 -> 10 on float32 [1, 64], TensorFlow with one thread, batches of up to 32. Peers may
-  wait 1 ms for a batch; ours does not wait.
+  wait 1 ms for a batch; our daemon does not wait.
 
-A figure's ratio is to the best peer's at the same workload and concurrency, of requests/s and requests per server CPU
-second the highest, of p50 and p99 the lowest. With several rounds: medians, also of each round's ratios.
+Ratios are to the best peer at the same workload and concurrency: the highest requests/s and requests per server CPU
+second, the lowest p50 and p99. With several rounds, figures are medians, and so are ratios.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ FIGURES = {"requests/s": "rps", "per CPU s": "req_per_cpu_s", "p50 ms": "p50", "
 HIGHER_IS_BETTER = ("rps", "req_per_cpu_s")
 HERE = Path(__file__).parent
 LIMIT_S = 900.0
-"""Seconds for one server and one workload beyond what is measured; run.sh may wait for its lock meanwhile."""
+"""Seconds for one server and workload beyond the time measured; run.sh may have to wait for a lock."""
 
 
 def entries(program: Path, tools: Path) -> dict[str, Any]:
-    """Our servers as the runner's peers.json has them."""
+    """The entries of our servers in the form of the runner's peers.json."""
     folder = HERE / "peers"
     made: dict[str, Any] = {}
     for name in sorted({name for names in OURS.values() for name in names}):
         client = [sys.executable, str(folder / "client.py")]
         over_ipc = ["--endpoint", "ipc://{run}/front.sock"] if "ipc" in name else []
-        # load.c knows neither ports nor workloads: this program, called by the runner, says it in its words.
-        in_c = [sys.executable, __file__, "--load", str(program), "one" if "pipelined" in name else "many"]
+        # The runner passes a port and a workload; this program translates them to options of load.c.
+        load_c = [sys.executable, __file__, "--load", str(program), "one" if "pipelined" in name else "many"]
         made[name] = {
             "venv": "none",
             "cmd": [sys.executable, str(folder / "serve.py"), "{port}", "{run}", str(tools)]
             + (["batching"] if "batched" in name else []),
             "load": "command",
-            "load_cmd": [*client, "load", *over_ipc] if "client" in name else in_c,
+            "load_cmd": [*client, "load", *over_ipc] if "client" in name else load_c,
             "probe_cmd": [*client, "probe", *over_ipc],
             "log_cmd": [*client, "log", *over_ipc],
         }
@@ -74,14 +74,14 @@ def entries(program: Path, tools: Path) -> dict[str, Any]:
 
 
 def run_load(program: str, connections: str, port: str, workload: str, outstanding: str, seconds: str) -> None:
-    """What the runner calls for a load: becomes load.c."""
+    """Called by the runner for a load: replaces this process by load.c."""
     wanted = load.Load(int(outstanding), 1 if connections == "one" else int(outstanding))
     options = ["-m", "bench", "-s", SHAPES[workload], "-o", str(OUTPUT_BYTES[workload])]
     os.execv(program, [program, f"tcp://127.0.0.1:{port}", *load.arguments(wanted, float(seconds)), *options])
 
 
 def run(tools: Path, name: str, workload: str, options: argparse.Namespace, environment: Mapping[str, str]) -> Any:
-    """One server and workload: the runner's line."""
+    """Runs one server and workload; returns the runner's line of JSON."""
     command = [str(tools / "run.sh"), name, workload, "--conc", options.concurrency, "--secs", str(options.seconds)]
     command += ["--warm", "1", "--again", str(options.again)]
     levels = options.concurrency.count(",") + 1
@@ -90,7 +90,7 @@ def run(tools: Path, name: str, workload: str, options: argparse.Namespace, envi
     try:
         output, errors = runner.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        runner.send_signal(signal.SIGINT)  # it stops its server then
+        runner.send_signal(signal.SIGINT)  # the runner then stops its server
         output, errors = runner.communicate()
     try:
         return json.loads(output.splitlines()[-1])
@@ -99,7 +99,7 @@ def run(tools: Path, name: str, workload: str, options: argparse.Namespace, envi
 
 
 def levels_of(line: Any) -> dict[int, dict[str, float]]:
-    """A line's good levels by concurrency."""
+    """The complete levels of a line, by concurrency."""
     return {level["c"]: level for level in line.get("levels", []) if all(name in level for name in FIGURES.values())}
 
 
@@ -114,8 +114,8 @@ def show(workload: str, rounds: Sequence[Sequence[Any]]) -> None:
             + "  errors"
         )
         for name in names:
-            had = [each[name][concurrency] for each in lines if concurrency in each.get(name, {})]
-            if not had:
+            levels = [each[name][concurrency] for each in lines if concurrency in each.get(name, {})]
+            if not levels:
                 print(f"{name:24}       failed")
                 continue
             cells = []
@@ -128,24 +128,26 @@ def show(workload: str, rounds: Sequence[Sequence[Any]]) -> None:
                     ]
                     if peers and concurrency in each.get(name, {}) and best(peers):
                         ratios.append(each[name][concurrency][figure] / best(peers))
-                median = statistics.median(level[figure] for level in had)
+                median = statistics.median(level[figure] for level in levels)
                 cells.append(f"{median:12,.0f}" if median >= 100 else f"{median:12.2f}")
                 cells.append(f"{statistics.median(ratios):9.2f}" if ratios else f"{'':9}")
-            print(f"{name:24}{''.join(cells)}{sum(level.get('errors', 0) for level in had):8.0f}")
+            print(f"{name:24}{''.join(cells)}{sum(level.get('errors', 0) for level in levels):8.0f}")
 
 
 def main() -> None:
-    """Runs the peers and ours, and prints the tables."""
+    """Runs all servers, and prints the tables."""
     if sys.argv[1:2] == ["--load"]:
         run_load(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--tools", type=Path, default=os.environ.get("PEERS_TOOLS"), help="the peers' scripts")
+    parser.add_argument(
+        "--tools", type=Path, default=os.environ.get("PEERS_TOOLS"), help="folder of the peers' scripts"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=int, default=5, help="for each server, workload and concurrency")
-    parser.add_argument("--again", type=int, default=0, help="repeats of a level that others disturbed")
+    parser.add_argument("--again", type=int, default=0, help="repetitions of a level that other programs disturbed")
     parser.add_argument("--concurrency", default="1,8,64")
     parser.add_argument("--workloads", default="w1,w2,w3")
-    parser.add_argument("--servers", help="only these, with commas between them")
+    parser.add_argument("--servers", help="only these servers, separated by commas")
     parser.add_argument("--json", type=Path, help="append the runner's lines to this file")
     options = parser.parse_args()
     if options.tools is None or not (options.tools / "run.sh").exists():

@@ -1,9 +1,9 @@
-"""How long a killed worker is away, with a spare and without, on a real TensorFlow model.
+"""How long a slot is down after its worker was killed, with a spare and without, on a real TensorFlow model.
 
     python benchmarks/restart.py [--rounds 5]
 
-Two daemons run side by side, one with a spare and one without. In each round one worker of each is killed with
-SIGKILL in turn; `seen` is the time until the daemon has logged the death, `away` until the slot is ready again.
+Two daemons run side by side, one with a spare and one without. In each round, one worker of each is killed with SIGKILL
+in turn. `seen` is the time until the daemon has logged the death, `away` the time until the slot is ready again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WAIT_S = 60.0
 
 
 def wait_line(log: Path, message: str, pid: int) -> datetime.datetime:
-    """When the daemon logged this about that process."""
+    """The time at which the daemon logged a message about a process."""
     until = time.monotonic() + WAIT_S
     while time.monotonic() < until:
         for line in log.read_text().splitlines():
@@ -42,7 +42,7 @@ def wait_line(log: Path, message: str, pid: int) -> datetime.datetime:
 
 
 def kill(client: Client, log: Path, spares: int) -> tuple[float, float]:
-    """Kills the worker of slot 0; (seen, away) in milliseconds."""
+    """Kills the worker of slot 0; returns (seen, away) in milliseconds."""
     until = time.monotonic() + WAIT_S
     while True:
         status = client.status()

@@ -1,17 +1,17 @@
-"""The router beside libzmq's own C proxy, in one run: what balancing, batching and every guarantee cost.
+"""The router beside libzmq's own C proxy, in one run: the cost of scheduling, batching and every guarantee.
 
     python benchmarks/router.py [--rounds 5] [--seconds 1] [--loads 64/1,64/64,8/8,1/1] [--transport ipc] [--json FILE]
 
-The same client (load.c, a float32 [1, 16] tensor a request, each answer checked) talks in turn to
+The same client (load.c, one float32 [1, 16] tensor in each request, every answer checked) sends in turn to
 
-- `proxy`: `zmq.proxy` (C), a process of its own, between two minimal Python echo loops, which check, count and
+- `proxy`: `zmq.proxy` (C) in a separate process, in front of two minimal Python echo loops that check, count and
   guarantee nothing;
-- `batched`: the daemon with an echo handler on two CPU workers, `batching` on;
-- `single`: the same without batching, each request in a message of its own to a worker.
+- `batched`: the daemon with an echo handler on two CPU workers, with `batching`;
+- `single`: the same without batching, so each request is a separate message to a worker.
 
 A load is OUTSTANDING/CONNECTIONS: 64/1 is one client that pipelines, 64/64 are 64 clients that wait for each answer.
-Each round measures all contenders one after the other under each load, in an order that rotates; the figures are the
-medians of the rounds, and the ratios are medians of each round's ratio, since these machines are noisy.
+Each round measures all contenders in turn under each load, in a rotating order. Figures are medians of the rounds, and
+ratios are medians of each round's ratio, since these machines are noisy.
 """
 
 from __future__ import annotations

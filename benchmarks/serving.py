@@ -1,4 +1,7 @@
-"""What the benchmarks share: daemons of their own, started for one run and ended with it."""
+"""Daemons for the benchmarks: started for one run, ended with it.
+
+It uses only the command line and the client, so that a benchmark can also measure an older release.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,9 @@ class Echo:
 
 
 class Device(Echo):
-    """Stands for a device: sleeps as long as it would compute, `batch_s` a batch and `row_s` a row.
+    """Simulates a device: sleeps `batch_s` for each batch and `row_s` for each row.
 
-    The worker of the slot `slow`, where that is set, takes four times as long.
+    The worker of the slot `slow`, if that is set, takes four times as long.
     """
 
     def load(self, devices, parameters):
@@ -52,9 +55,9 @@ class Daemon:
     """A running daemon.
 
     Attributes:
-        endpoint: where it listens.
-        pid: its process.
-        log: its log, as JSON lines.
+        endpoint: the address that it listens on.
+        pid: the pid of its process.
+        log: the file of its log, as JSON lines.
     """
 
     endpoint: str
@@ -62,12 +65,12 @@ class Daemon:
     log: Path
 
     def pids(self) -> list[int]:
-        """Its process and its workers'."""
+        """The pids of the daemon and its workers."""
         return [self.pid, *(child.pid for child in psutil.Process(self.pid).children())]
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """CPU time that these processes have used so far."""
+    """CPU time of these processes so far, in seconds."""
     times = [psutil.Process(pid).cpu_times() for pid in pids]
     return sum(time.user + time.system for time in times)
 
@@ -76,8 +79,8 @@ def free_endpoint(folder: Path, name: str, transport: str) -> str:
     """An endpoint to listen on.
 
     Args:
-        folder: for an ipc endpoint's path.
-        name: of the path.
+        folder: the folder of an ipc endpoint's path.
+        name: the name in the path.
         transport: `ipc` or `tcp`.
     """
     if transport == "ipc":
@@ -101,13 +104,13 @@ def daemon(
     """Starts a daemon on CPU devices, waits until every slot is ready, and ends it afterwards.
 
     Args:
-        folder: for its files.
-        name: of its files; one for each daemon of a run.
-        workers: how many.
-        models: for each model's name the rest of its YAML; the handlers above are `handlers:Class`.
-        more: more YAML.
+        folder: the folder for its files.
+        name: the name of its files, different for each daemon of a run.
+        workers: the number of workers.
+        models: the YAML of each model without its name; the handlers above are `handlers:Class`.
+        more: further YAML.
         transport: `ipc` or `tcp`.
-        also: further endpoints that it listens on.
+        also: further endpoints to listen on.
     """
     endpoint = free_endpoint(folder, name, transport)
     listen = [endpoint, *also]
@@ -116,7 +119,7 @@ def daemon(
     served = "".join(f"  - {{name: {model}, {yaml}}}\n" for model, yaml in models.items())
     config.write_text(f"listen: {listen}\ndevices: {{cpu: {workers}}}\n{more}\nmodels:\n{served}")
     log = folder / f"{name}.log"
-    # Not from the folder that this runs in, which is a checkout nearly always, but as it is installed.
+    # -P: the installed package, not the checkout that is usually the current folder.
     command = [sys.executable, "-P", "-m", "multitower", "serve", str(config), "--log-format", "json"]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stderr=output)
@@ -129,7 +132,7 @@ def daemon(
 
 
 def wait_until_ready(endpoint: str, log: Path) -> None:
-    """Waits until every slot serves."""
+    """Waits until every slot is ready."""
     until = time.monotonic() + READY_S
     with Client(endpoint, connect_timeout=READY_S) as client:
         while (state := client.server_ready())["slots_ready"] < state["slots_total"]:

@@ -1,11 +1,11 @@
-"""Tensors in shared memory beside tensors in frames, over ipc with the Python clients: from which size on it pays.
+"""Tensors in shared memory compared with tensors in frames, by size, over ipc with the Python clients.
 
     python benchmarks/shared_memory.py [--rounds 3] [--seconds 1.5] [--sizes 16,64,588] [--outstanding 1,8,64]
 
-An echo handler without batching on two CPU workers; what goes in comes out. For each size and number of requests
-outstanding, frames and shared memory take turns, each with a client of its own: threads that call `infer`. Then
-602,112 bytes (float32 [1, 224, 224, 3], w2 of peers.py) with each of the ways of calling. The figures are medians over
-the rounds: requests/s, and CPU microseconds a request of client, daemon and workers together.
+An echo handler without batching runs on two CPU workers. For each size and number of requests outstanding, frames and
+shared memory are measured in turn, each with a separate client whose threads call `infer`. Then 602,112 bytes (float32
+[1, 224, 224, 3], w2 of peers.py) are measured with each way of calling. Figures are medians over the rounds:
+requests/s, and CPU microseconds a request of client, daemon and workers together.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def threads(endpoint: str, x: np.ndarray, outstanding: int, seconds: float, shar
 
 
 def futures(endpoint: str, x: np.ndarray, outstanding: int, seconds: float, shared: bool) -> int:
-    """One thread that submits, and looks at the oldest future first."""
+    """One thread that submits requests and waits for the oldest future."""
     done = 0
     with Client(endpoint, shared_memory=shared) as client:
         client.live()
@@ -76,7 +76,7 @@ def futures(endpoint: str, x: np.ndarray, outstanding: int, seconds: float, shar
 
 
 def tasks(endpoint: str, x: np.ndarray, outstanding: int, seconds: float, shared: bool) -> int:
-    """Tasks of `AsyncClient`."""
+    """Tasks that call `AsyncClient.infer`."""
 
     async def run() -> int:
         done = 0
@@ -97,7 +97,7 @@ def tasks(endpoint: str, x: np.ndarray, outstanding: int, seconds: float, shared
 
 
 def in_place(endpoint: str, x: np.ndarray, outstanding: int, seconds: float, shared: bool) -> int:
-    """As `futures`, of arrays of `Client.empty`."""
+    """Like `futures`, with arrays of `Client.empty`."""
     done = 0
     with Client(endpoint, shared_memory=shared) as client:
         client.live()
@@ -120,7 +120,7 @@ WAYS: dict[str, Way] = {"threads": threads, "futures": futures, "asyncio": tasks
 
 
 def measure(daemon: serving.Daemon, way: Way, x: np.ndarray, outstanding: int, seconds: float, shared: bool) -> Figure:
-    """One run of one contender."""
+    """One run of one way of calling."""
     pids = [*daemon.pids(), psutil.Process().pid]
     cpu, begun = serving.cpu_seconds(pids), time.monotonic()
     count = way(daemon.endpoint, x, outstanding, seconds, shared)
@@ -131,7 +131,7 @@ def measure(daemon: serving.Daemon, way: Way, x: np.ndarray, outstanding: int, s
 def compare(
     daemon: serving.Daemon, way: Way, x: np.ndarray, outstanding: int, seconds: float, rounds: int
 ) -> tuple[Figure, Figure, Figure]:
-    """Medians of frames, of shared memory, and of the ratios of each round."""
+    """Medians of frames, of shared memory, and of each round's ratios."""
     pairs = [
         (measure(daemon, way, x, outstanding, seconds, False), measure(daemon, way, x, outstanding, seconds, True))
         for _ in range(rounds)
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--ways", default=",".join(WAYS))
     options = parser.parse_args()
     outstandings = [int(number) for number in options.outstanding.split(",")]
-    settled = codec.SHARED_BYTES
+    default = codec.SHARED_BYTES
     head = (
         f"{'':>14} {'outstanding':>11} {'frames/s':>9} {'shared/s':>9} {'ratio':>6} {'CPU us':>9} {'CPU us':>9} ratio"
     )
@@ -173,13 +173,13 @@ def main() -> None:
         serving.daemon(Path(folder), "shared", workers=2, models=models) as daemon,
     ):
         print(head)
-        codec.SHARED_BYTES = 1  # every size both ways
+        codec.SHARED_BYTES = 1  # all sizes travel in shared memory where the client allows it
         for kib in [int(size) for size in options.sizes.split(",") if size]:
             x = np.random.default_rng(1).normal(size=(1, kib << 8)).astype(np.float32)
             for outstanding in outstandings:
                 found = compare(daemon, threads, x, outstanding, options.seconds, options.rounds)
                 print(row(f"{kib} KiB", outstanding, *found), flush=True)
-        codec.SHARED_BYTES = settled
+        codec.SHARED_BYTES = default
         x = np.random.default_rng(1).normal(size=(1, 224, 224, 3)).astype(np.float32)
         for name in options.ways.split(","):
             for outstanding in outstandings:

@@ -1,16 +1,16 @@
-"""Ways into TensorFlow: microseconds from numpy arrays to numpy arrays, through one SavedModel.
+"""Ways to call TensorFlow: microseconds from numpy arrays to numpy arrays, with one SavedModel.
 
     python benchmarks/tensorflow_calls.py [--rounds 40] [--seconds 0.02] [--rows 1,8,32] [--model NAME=FOLDER ...]
 
-- signature: `loaded.signatures[...]`, as anybody would call it.
+- signature: `loaded.signatures[...]`, the usual way.
 - session: TensorFlow 1's `Session.make_callable`.
-- dlpack: the signature, its numeric inputs handed over by DLPack in place of `tf.constant`. TensorFlow takes their
-  memory as it is, and ends the process where that does not begin at a multiple of 64 bytes; so they are copied to where
-  it does.
+- dlpack: the signature, with numeric inputs passed by DLPack instead of `tf.constant`. TensorFlow uses their memory
+  without a copy, and crashes if that is not aligned to 64 bytes; so the inputs are first copied to aligned memory.
 - operation: what a worker does (`worker/formats/function_call.py`), after its warm-up.
 
-One thread, as small models have it. Each round runs all ways one after the other, in an order that rotates; figures are
-medians of the rounds, and in brackets that of each round's ratio to the signature. `same`: all gave the same bits.
+TensorFlow has one thread, which is enough for small models. Each round runs all ways in turn, in a rotating order.
+Figures are medians of the rounds, and in brackets the median of each round's ratio to the signature. `same` means that
+all ways gave the same bits.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from multitower.worker.formats.saved_model import SavedModel
 from multitower.worker.warmup import warmup
 
 ALIGNMENT = 64
-"""Bytes; what TensorFlow's kernels are compiled for."""
+"""Bytes; the alignment that TensorFlow's kernels are compiled for."""
 
 NAMES = ("signature", "session", "dlpack", "operation")
 
@@ -47,7 +47,7 @@ Way = Callable[[Arrays], Arrays]
 
 
 class Digits(tf.Module):  # type: ignore[misc]
-    """64 numbers to 10 classes, as in the demo."""
+    """64 numbers to 10 classes, like the demo's model."""
 
     spec = tf.TensorSpec([None, 64], tf.float32, name="x")
 
@@ -61,7 +61,7 @@ class Digits(tf.Module):  # type: ignore[misc]
 
 
 class Words(tf.Module):  # type: ignore[misc]
-    """A text to 8 classes: hashed words, an embedding, a layer."""
+    """A text to 8 classes: hashed words, an embedding, one layer."""
 
     spec = tf.TensorSpec([None], tf.string, name="text")
 
@@ -70,7 +70,7 @@ class Words(tf.Module):  # type: ignore[misc]
         self.meanings, self.last = matrix(1000, 16), matrix(16, 8)
 
     def __call__(self, text: Any) -> Any:
-        """The mean of the words' embeddings, and a layer."""
+        """The mean of the words' embeddings, and one layer."""
         words = tf.strings.split(text).to_tensor(b"", shape=[None, 8])
         meanings = tf.gather(self.meanings, tf.strings.to_hash_bucket_fast(words, 1000))
         return tf.nn.softmax(tf.reduce_mean(meanings, axis=1) @ self.last)
@@ -86,7 +86,7 @@ class Images(tf.Module):  # type: ignore[misc]
         self.network = keras.applications.MobileNetV2((96, 96, 3), weights=None, classes=10)
 
     def __call__(self, x: Any) -> Any:
-        """As Keras has it."""
+        """The network, in inference mode."""
         return self.network(x, training=False)
 
 
@@ -96,14 +96,14 @@ def matrix(rows: int, columns: int) -> Any:
 
 
 def save(module: Any, folder: Path) -> Path:
-    """Writes such a model."""
+    """Writes a model as a SavedModel."""
     signature = tf.function(lambda x: {"y": module(x)}, input_signature=[module.spec])
     tf.saved_model.save(module, str(folder), signatures=signature)
     return folder
 
 
 def aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A copy that begins at a multiple of what kernels need."""
+    """An aligned copy."""
     memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     copy: np.ndarray[Any, Any] = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -112,13 +112,13 @@ def aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def ways(folder: Path, rows: list[int]) -> dict[str, Way]:
-    """All of them, with the model loaded for each."""
+    """All ways by name, each with the model loaded."""
     loaded = tf.saved_model.load(str(folder))
     function = loaded.signatures["serving_default"]
     specs = function.structured_input_signature[1]
 
     def signature(arrays: Arrays) -> Arrays:
-        assert loaded  # a function holds its variables only weakly
+        assert loaded  # keeps the variables, which a function refers to weakly
         tensors = {name: tf.constant(array, specs[name].dtype) for name, array in arrays.items()}
         return {name: value.numpy() for name, value in function(**tensors).items()}
 
@@ -151,22 +151,22 @@ def ways(folder: Path, rows: list[int]) -> dict[str, Way]:
     return {"signature": signature, "session": in_session, "dlpack": dlpack, "operation": model.infer}
 
 
-def made_up(folder: Path, rows: int) -> Arrays:
-    """Inputs of that many rows."""
+def random_inputs(folder: Path, rows: int) -> Arrays:
+    """Random inputs of this many rows."""
     rng = np.random.default_rng(rows)
     arrays: Arrays = {}
     signature = tf.saved_model.load(str(folder)).signatures["serving_default"]
     for name, spec in signature.structured_input_signature[1].items():
         shape = [rows if not place else size or 1 for place, size in enumerate(spec.shape)]
         if spec.dtype == tf.string:
-            arrays[name] = np.full(shape, b"a few words of a text that somebody wrote", object)
+            arrays[name] = np.full(shape, b"a few words of an ordinary English text", object)
         else:
             arrays[name] = rng.random(shape).astype(spec.dtype.as_numpy_dtype)
     return arrays
 
 
 def microseconds(way: Way, arrays: Arrays, seconds: float) -> float:
-    """For a call, over about that long."""
+    """Microseconds of a call, averaged over about this many seconds."""
     begun = time.perf_counter()
     calls = 0
     while calls < 3 or time.perf_counter() - begun < seconds:
@@ -175,17 +175,17 @@ def microseconds(way: Way, arrays: Arrays, seconds: float) -> float:
     return (time.perf_counter() - begun) / calls * 1e6
 
 
-def shown(had: list[float], signature: list[float]) -> str:
-    """The median, and that of the ratios."""
-    ratio = statistics.median(one / other for one, other in zip(had, signature, strict=True))
-    return f"{statistics.median(had):10.1f} ({ratio:.2f})"
+def format_cell(own: list[float], signature: list[float]) -> str:
+    """The median, and the median of the ratios, as text."""
+    ratio = statistics.median(one / other for one, other in zip(own, signature, strict=True))
+    return f"{statistics.median(own):10.1f} ({ratio:.2f})"
 
 
 def compare(folder: Path, rows: list[int], rounds: int, seconds: float) -> None:
     """Prints a line for each number of rows."""
     candidates = ways(folder, rows)
     for count in rows:
-        arrays = made_up(folder, count)
+        arrays = random_inputs(folder, count)
         bits: dict[str, dict[str, Any]] = {}
         for name, way in [*candidates.items()]:
             try:
@@ -194,7 +194,7 @@ def compare(folder: Path, rows: list[int], rounds: int, seconds: float) -> None:
                     for output, array in way(arrays).items()
                 }
             except tf.errors.OpError as error:
-                # TensorFlow 1's loader leaves some variables of Keras's unset.
+                # TensorFlow 1's loader does not restore some variables of Keras.
                 print(f"{folder.name}: {name} cannot call it: {error.message.splitlines()[-1].strip()[:100]}")
                 del candidates[name]
         figures: dict[str, list[float]] = {name: [] for name in candidates}
@@ -202,23 +202,25 @@ def compare(folder: Path, rows: list[int], rounds: int, seconds: float) -> None:
             shift = number % len(candidates)
             for name in [*candidates][shift:] + [*candidates][:shift]:
                 figures[name].append(microseconds(candidates[name], arrays, seconds))
-        told = (shown(figures[name], figures["signature"]) if name in figures else f"{'-':>17}" for name in NAMES)
+        cells = (
+            format_cell(figures[name], figures["signature"]) if name in figures else f"{'-':>17}" for name in NAMES
+        )
         others = [name for name in bits if bits[name] != bits["signature"]]
-        print(f"{folder.name:>12}{count:6}{''.join(told)}   {', '.join(others) + ' differ' if others else 'same'}")
+        print(f"{folder.name:>12}{count:6}{''.join(cells)}   {', '.join(others) + ' differ' if others else 'same'}")
 
 
 def main() -> None:
-    """Compares them."""
+    """Measures all models, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--seconds", type=float, default=0.02, help="of each way in a round")
+    parser.add_argument("--seconds", type=float, default=0.02, help="for each way in a round")
     parser.add_argument("--rows", default="1,8,32")
-    parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER", help="SavedModels beside ours")
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER", help="a further SavedModel")
     options = parser.parse_args()
     rows = [int(text) for text in options.rows.split(",")]
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    warnings.simplefilter("ignore")  # Keras and TensorFlow 1 deprecate what they still do themselves
+    warnings.simplefilter("ignore")  # Keras and TensorFlow 1 use functions that they deprecate
     with tempfile.TemporaryDirectory() as temporary:
         folders = [save(kind(), Path(temporary, kind.__name__.lower())) for kind in (Digits, Words, Images)]
         for text in options.model:

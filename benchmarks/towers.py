@@ -1,8 +1,8 @@
-"""The host's memory for a model with large variables: a process for each device, beside towers in one process.
+"""Host memory of a model with large variables: a process for each device, compared with towers in one process.
 
-A SavedModel of one large variable, and a frozen graph of one large constant, served by a daemon of its own on logical
-CPU devices, whose memory is the host's. What several processes share is counted once (PSS). On GPUs variables lie in
-device memory, once a tower as once a process; what stays in the host's is what is left here without them.
+A SavedModel with one large variable and a frozen graph with one large constant are served on logical CPU devices, whose
+memory is the host's. Pages that several processes share count once (PSS). On GPUs, variables are in device memory, once
+for each tower or process; host memory is then what is measured here without them.
 
     python benchmarks/towers.py --mib 256 --devices 1 2 4
 """
@@ -44,7 +44,7 @@ with tf.Graph().as_default() as graph:
 
 
 def memory(model: dict[str, Any], devices: list[Any], folder: Path) -> tuple[int, int]:
-    """Bytes of all worker processes, and how many there are, once they have answered."""
+    """Bytes of all worker processes after some requests, and the number of processes."""
     config = folder / "config.yaml"
     config.write_text(json.dumps({"devices": devices, "spares": 0, "models": [{"name": "m", **model}]}))
     with OwnDaemon(config) as daemon, Client(daemon.endpoint) as client:
@@ -55,9 +55,9 @@ def memory(model: dict[str, Any], devices: list[Any], folder: Path) -> tuple[int
 
 
 def main() -> None:
-    """Measures and prints a line for each arrangement."""
+    """Measures, and prints a line for each model and number of devices."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mib", type=int, default=256, help="of the variable")
+    parser.add_argument("--mib", type=int, default=256, help="size of the variable")
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mt-towers-") as name:

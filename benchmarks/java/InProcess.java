@@ -16,9 +16,9 @@ import org.tensorflow.proto.SignatureDef;
 import org.tensorflow.types.TFloat32;
 
 /**
- * What an application can do without a daemon: one graph and one session for each device in its own process, every node
- * of a graph put on its device, and each request given to the session with the least to do. The devices are logical CPUs
- * here, as many as asked for; the model has its weights as constants, see freeze.py. java.py runs it:
+ * What an application can do without a daemon: one graph and one session for each device in its own process, with every
+ * node of a graph on its device. Each request goes to the session with the fewest requests. The devices are logical CPUs
+ * here, and the model has its weights as constants, see freeze.py. java.py runs it:
  *
  * <pre>java -cp 'CLASSES:target/lib/*' InProcess SAVED_MODEL DEVICES THREADS SECONDS WARM_UP</pre>
  */
@@ -56,7 +56,7 @@ final class InProcess {
         }
     }
 
-    private static InProcess least(List<InProcess> devices) {
+    private static InProcess leastLoaded(List<InProcess> devices) {
         InProcess least = devices.get(0);
         for (InProcess device : devices) {
             if (device.depth.get() < least.depth.get()) {
@@ -79,12 +79,12 @@ final class InProcess {
         }
         float[] image = new float[COLUMNS];
         new Loop(arguments, 2).run(() -> {
-            InProcess device = least(devices);
+            InProcess device = leastLoaded(devices);
             device.depth.incrementAndGet();
             float probability = device.predict(image);
             device.depth.decrementAndGet();
             if (!(probability >= 0 && probability <= 1)) {
-                throw new IllegalStateException("a wrong answer: " + probability);
+                throw new IllegalStateException("wrong answer: " + probability);
             }
         });
     }

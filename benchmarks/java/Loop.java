@@ -4,20 +4,20 @@ import java.util.List;
 import java.util.Locale;
 import java.util.concurrent.atomic.AtomicLong;
 
-/** A closed loop: threads that ask and wait for the answer until the time is over. Prints a line of JSON. */
+/** A closed loop: threads that send a request and wait for the answer, until the time is over. Prints a line of JSON. */
 final class Loop {
     private final int threads;
     private final double seconds;
     private final double warmUp;
 
-    /** From the command line: THREADS SECONDS WARM_UP, of which the first is at `from`. */
+    /** Parses THREADS SECONDS WARM_UP of the command line, which begin at index `from`. */
     Loop(String[] arguments, int from) {
         threads = Integer.parseInt(arguments[from]);
         seconds = Double.parseDouble(arguments[from + 1]);
         warmUp = Double.parseDouble(arguments[from + 2]);
     }
 
-    /** Asks in each thread, again and again; what fails ends the process. */
+    /** Runs a request again and again in each thread. A thread that fails ends the process. */
     void run(Runnable ask) throws InterruptedException {
         long begin = System.nanoTime() + (long) (warmUp * 1e9);
         long end = begin + (long) (seconds * 1e9);
@@ -48,7 +48,7 @@ final class Loop {
             thread.join();
         }
         if (latencies.size() != threads) {
-            System.exit(1); // a thread failed, and said why
+            System.exit(1); // a thread failed and printed why
         }
         double[] sorted = latencies.stream().flatMapToLong(Arrays::stream).sorted().mapToDouble(t -> t / 1e6).toArray();
         System.out.printf(

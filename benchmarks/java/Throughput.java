@@ -17,11 +17,11 @@ final class Throughput {
         String output = arguments[4];
         try (MultitowerClient client = MultitowerClient.connect(arguments[0])) {
             new Loop(arguments, 5).run(() -> {
-                // Made anew each time, as an application would.
+                // A new tensor for each request, as in an application.
                 Tensor x = Tensor.of(values, 1, values.length);
                 Tensor y = client.infer(model, Map.of(input, x)).get(output);
                 if (y.shape()[0] != 1) {
-                    throw new IllegalStateException("a wrong answer: " + y);
+                    throw new IllegalStateException("wrong answer: " + y);
                 }
             });
         }

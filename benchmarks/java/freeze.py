@@ -1,6 +1,6 @@
-"""The demo's model with its weights as constants, as a frozen graph has them: `freeze.py SAVED_MODEL FROZEN`.
+"""Converts the weights of the demo's model to constants, as in a frozen graph: `freeze.py SAVED_MODEL FROZEN`.
 
-A session of TensorFlow for Java restores nothing of what Keras 3 saves; constants need no restoring.
+A session of TensorFlow for Java cannot restore the variables that Keras 3 saves. Constants need no restoring.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import sys
 
 
 def main() -> None:
-    """Loads, freezes, saves."""
+    """Loads the model, freezes it, and saves it."""
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     source, target = sys.argv[1:]
-    loaded = tf.saved_model.load(source)  # its variables live as long as it does
+    loaded = tf.saved_model.load(source)  # keeps its variables alive
     frozen = convert_variables_to_constants_v2(loaded.signatures["serving_default"])
     module = tf.Module()
 

@@ -1,7 +1,7 @@
-"""What our daemon serves in the comparison with peers: the tools' own work, loaded as the peers load it.
+"""The models of our daemon in the comparison with peers: the workloads of the runner's tools.
 
-The tools' folder is on the import path: `work` is theirs. Loading it writes the worker's pid and the time to a file,
-from which their runner knows the workers.
+The tools' folder, with their module `work`, is on the import path. Loading the work writes the worker's pid and the
+time to a file, by which the runner finds the workers.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ class Identity:
     """Workloads w1 and w2."""
 
     def load(self, devices: Sequence[str], parameters: Mapping[str, Any]) -> None:
-        """Loads the work that the environment names."""
+        """Loads the workload that the environment names."""
         import work
 
         self._work = work.load(work.workload())
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """Does it."""
+        """Runs the workload."""
         return {"y": self._work(inputs["x"])}
 
 
 class Loaded:
-    """Beside the SavedModel of w3, which the worker has loaded before it: tells the runner so."""
+    """Loaded after the SavedModel of w3: tells the runner that this worker has loaded it."""
 
     def load(self, devices: Sequence[str], parameters: Mapping[str, Any]) -> None:
         """Writes the line that `work.load` writes."""
@@ -39,5 +39,5 @@ class Loaded:
             events.write(f"{os.getpid()} {time.monotonic():.6f}\n")
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """Never asked."""
+        """Never called."""
         return inputs

@@ -1,9 +1,9 @@
-"""Our server in the comparison with peers: writes a configuration and becomes the daemon.
+"""Our server in the comparison with peers: writes a configuration and replaces itself by the daemon.
 
     serve.py PORT FOLDER TOOLS [batching]
 
-It listens on tcp and on ipc (FOLDER/front.sock), with two CPU workers. What it serves is named by the environment, as
-for every peer: BENCH_WORKLOAD, and BENCH_MODEL for w3.
+The daemon listens on tcp and on ipc (FOLDER/front.sock) and has two CPU workers. As for every peer, the environment
+variables BENCH_WORKLOAD and, for w3, BENCH_MODEL name what to serve.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 
 def configuration(port: str, folder: Path, batching: bool) -> str:
-    """The YAML: what a user would write for this work, and the one thread for TensorFlow that all peers have."""
+    """The configuration that a user would write for this workload, with one TensorFlow thread as for all peers."""
     models = [{"name": "bench", "handler": "handlers:Identity", **({"batching": {}} if batching else {})}]
     if os.environ["BENCH_WORKLOAD"] == "w3":
         models = [
@@ -37,7 +37,7 @@ def configuration(port: str, folder: Path, batching: bool) -> str:
 
 
 def main() -> None:
-    """Becomes the daemon, so that the runner's process is the daemon's."""
+    """Replaces this process by the daemon, so that the runner's child is the daemon."""
     port, folder, tools, *rest = sys.argv[1:]
     # The daemon looks for handlers beside the configuration.
     config = Path(folder, "multitower.yaml")

@@ -132,7 +132,10 @@ def _tensors(value: object, info: ValidationInfo) -> Mapping[str, str]:
     if value is None:
         if path is not None and path.suffix in GRAPH_SUFFIXES:
             example = _TENSORS_EXAMPLE[str(info.field_name)]
-            raise ValueError(f"a frozen graph needs it: {example}; docs/frozen-graphs.md tells how to find the names")
+            raise ValueError(
+                f"a frozen graph needs it: {example}; the page 'Frozen graphs' of multitower's documentation shows "
+                "how to find the names"
+            )
         return {}
     if path is None or path.suffix not in GRAPH_SUFFIXES:
         if "path" not in info.data:

@@ -1,4 +1,4 @@
-"""Load on a daemon from client processes of their own (`load_client`), which count every answer."""
+"""Load on a daemon from several client processes (`load_client`), which check and count every answer."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from load_client import START_S, Tally, Task
 CLIENT = Path(__file__).with_name("load_client.py")
 
 FLOWING = 5
-"""Answers that each process must have before load flows."""
+"""Right answers that each process must have before the load counts as flowing."""
 
-APART = 10**9
-"""Between the numbers of two processes."""
+NUMBERS_PER_PROCESS = 10**9
+"""The first request of each process has a multiple of this number."""
 
 
 class _Process:
-    """One client process, as its parent holds it."""
+    """One client process."""
 
     def __init__(self, task: Task, arrived: queue.Queue[None]) -> None:
         self.ok = 0
         self.tally: Tally | None = None
         self._arrived = arrived
-        self._stderr = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  open as long as the process lives
+        self._stderr = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  open until `close`
         self.process = subprocess.Popen(
             [sys.executable, str(CLIENT)],
             stdin=subprocess.PIPE,
@@ -60,29 +60,29 @@ class _Process:
         self._arrived.put(None)
 
     def finish(self, seconds: float) -> Tally:
-        """Its tally; it has been told to stop."""
+        """Waits until the process has ended after `stop`, and returns its tally."""
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"a client process does not end:\n{self.errors()}") from None
+            raise AssertionError(f"a client process did not end:\n{self.errors()}") from None
         self._reader.join(seconds)
         if self.tally is None:
             raise AssertionError(f"a client process failed ({self.process.returncode}):\n{self.errors()}")
         return self.tally
 
     def errors(self) -> str:
-        """What it wrote to stderr."""
+        """The process's stderr."""
         self._stderr.seek(0)
         return self._stderr.read()
 
     def stop(self) -> None:
-        """Tells it to send no more."""
+        """Makes the process send nothing more."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
 
     def close(self) -> None:
-        """Ends it in any case."""
+        """Ends the process in any case."""
         self.stop()
         if self.process.poll() is None:
             self.process.kill()
@@ -94,13 +94,13 @@ class _Process:
 
 
 class Load:
-    """Client processes that ask a daemon; a context manager, in which load flows from the first line on.
+    """Client processes that send requests. A context manager: when entered, every process has had answers.
 
     Args:
-        endpoint: the daemon's.
-        model: a `Reckoner` that is batched.
-        processes: of `multitower.Client`.
-        raw: processes of a raw DEALER, which see doubled answers.
+        endpoint: the daemon's address.
+        model: the name of a batched `handlers.Reckoner`.
+        processes: processes that use `multitower.Client`.
+        raw: processes that use a DEALER socket and see duplicate answers.
         clients, outstanding, rate, timeout: of each process; see `Task`.
     """
 
@@ -117,7 +117,16 @@ class Load:
         timeout: float = 30.0,
     ) -> None:
         self._tasks = [
-            Task(endpoint, model, (index + 1) * APART, index >= processes, clients, outstanding, rate, timeout)
+            Task(
+                endpoint,
+                model,
+                (index + 1) * NUMBERS_PER_PROCESS,
+                index >= processes,
+                clients,
+                outstanding,
+                rate,
+                timeout,
+            )
             for index in range(processes + raw)
         ]
         self._timeout = timeout
@@ -140,16 +149,16 @@ class Load:
 
     @property
     def ok(self) -> int:
-        """Right answers so far, as far as told."""
+        """Right answers reported so far."""
         return sum(process.ok for process in self._processes)
 
     def wait_ok(self, more: int, timeout: float = START_S) -> None:
-        """Waits until so many more right answers have come."""
+        """Waits until `more` right answers have been reported."""
         wanted = self.ok + more
         self._wait(lambda: self.ok >= wanted, timeout)
 
     def stop(self) -> Tally:
-        """Sends no more, waits for what is outstanding, and returns the sum of all processes."""
+        """Sends nothing more, waits for outstanding requests, and returns the sum of all processes' tallies."""
         if self._tally is None:
             for process in self._processes:
                 process.stop()
@@ -169,8 +178,8 @@ class Load:
             left = until - time.monotonic()
             ended = [process for process in self._processes if process.process.poll() is not None]
             if left <= 0 or ended:
-                told = "\n".join(process.errors() for process in ended or self._processes)
+                output = "\n".join(process.errors() for process in ended or self._processes)
                 what = "a client process ended" if ended else f"load did not flow within {timeout} s"
-                raise AssertionError(f"{what}; {[process.ok for process in self._processes]} answers:\n{told}")
+                raise AssertionError(f"{what}; {[process.ok for process in self._processes]} answers:\n{output}")
             with contextlib.suppress(queue.Empty):
                 self._arrived.get(timeout=min(left, 1.0))

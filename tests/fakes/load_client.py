@@ -1,14 +1,13 @@
-"""A client process of `load`: it asks a daemon, and counts every answer.
+"""A client process of `load`: sends requests to a daemon and checks every answer.
 
-It reads its `Task` from the first line of stdin, tells on stdout how far it is, and its `Tally` once stdin ends. So it
-ends with whoever started it, however that ends. Each request carries a number that no other request has, and expects
-`3 x + 1` (`handlers.Reckoner`).
+It reads its `Task` from the first line of stdin, writes to stdout how many right answers it has, and its `Tally` after
+stdin is closed. So it ends when its parent ends, even by SIGKILL. Each request carries a number of its own, and its
+right answer is `3 x + 1` (`handlers.Reckoner`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import json
 import os
@@ -16,7 +15,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,11 +23,12 @@ import numpy as np
 import zmq
 
 from multitower import Client, MultitowerError, wire
+from multitower.tools.load_generator import LoadGenerator, Outcome
 
 START_S = 60.0
-TELL_S = 0.05
+PROGRESS_S = 0.05
 QUIET_S = 0.5
-"""How long the raw client listens, after its last answer is there, for answers that nobody asked for."""
+"""Seconds after the last answer in which the raw client waits for answers to no request."""
 
 
 @dataclass
@@ -37,14 +36,14 @@ class Task:
     """What a client process does.
 
     Attributes:
-        endpoint: the daemon's.
-        model: it is sent `x`, INT64 of shape [1, 1].
-        first: the first request's number; the others follow.
-        raw: a DEALER socket instead of `multitower.Client`: it sees doubled answers.
-        clients: how many `Client` objects take turns.
-        outstanding: requests that wait for their answers at one time.
-        rate: requests a second, whatever the daemon answers (raw only); None for as many as `outstanding` lets.
-        timeout: seconds that a request has.
+        endpoint: the daemon's address.
+        model: the model's name; its input is `x`, INT64 of shape [1, 1].
+        first: the number of the first request.
+        raw: use a DEALER socket instead of `multitower.Client`, which would hide duplicate answers.
+        clients: `Client` objects that take turns.
+        outstanding: requests outstanding.
+        rate: requests a second in an open loop (raw only); None for a closed loop.
+        timeout: seconds for a request.
     """
 
     endpoint: str
@@ -59,18 +58,18 @@ class Task:
 
 @dataclass
 class Tally:
-    """What became of the requests.
+    """The outcomes of the requests.
 
     Attributes:
-        sent: how many there were.
-        ok: how many got the right answer.
-        wrong: how many got another answer, or an answer to no request.
-        doubled: answers beyond the first (seen by raw clients only).
-        lost: requests that got no answer at all.
-        held_back: requests that an open loop could not send, since the daemon took no more.
-        errors: by reason.
-        latencies: seconds of each answer, by reason; "ok" for those.
-        finished: monotonic seconds at which each came, in the same order.
+        sent: requests sent.
+        ok: requests with the right answer.
+        wrong: wrong answers, and answers to no request.
+        doubled: answers to a request that had one already (seen by raw clients only).
+        lost: requests without an answer.
+        held_back: requests that an open loop could not send, because the socket took no more.
+        errors: requests answered with an error, by reason.
+        latencies: seconds from sending to the answer, by reason; "ok" for right answers.
+        finished: monotonic seconds of each answer, in the same order.
     """
 
     sent: int = 0
@@ -84,7 +83,7 @@ class Tally:
     finished: dict[str, list[float]] = field(default_factory=dict)
 
     def answered(self, reason: str, started: float) -> None:
-        """One request has its answer."""
+        """Counts the answer of a request that was sent at `started`."""
         now = time.monotonic()
         self.latencies.setdefault(reason, []).append(now - started)
         self.finished.setdefault(reason, []).append(now)
@@ -96,7 +95,7 @@ class Tally:
             self.errors[reason] += 1
 
     def add(self, other: Tally) -> None:
-        """Adds another process's."""
+        """Adds the tally of another process."""
         for name in ("sent", "ok", "wrong", "doubled", "lost", "held_back"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.errors.update(other.errors)
@@ -105,17 +104,17 @@ class Tally:
                 mine.setdefault(reason, []).extend(values)
 
     def faults(self) -> dict[str, int]:
-        """All that went wrong; empty when every request got its one right answer."""
+        """Counts of everything that went wrong; empty if every request got exactly one answer, the right one."""
         found = {"wrong": self.wrong, "doubled": self.doubled, "lost": self.lost, **self.errors}
         found["unaccounted"] = self.sent - self.ok - self.wrong - self.lost - self.errors.total()
         return {name: count for name, count in found.items() if count}
 
     def percentile(self, percent: float, reason: str = "ok") -> float:
-        """Seconds within which that many percent of these answers came."""
+        """A percentile of the latency of these answers, seconds."""
         return float(np.percentile(self.latencies[reason], percent))
 
     def rate(self, since: float, until: float, reason: str = "ok") -> float:
-        """These answers a second, between two moments of the monotonic clock."""
+        """These answers a second, between two times of the monotonic clock."""
         return sum(since <= moment < until for moment in self.finished.get(reason, ())) / (until - since)
 
     def __str__(self) -> str:
@@ -123,57 +122,37 @@ class Tally:
         return f"{counts}, {self.doubled} doubled, {self.wrong} wrong"
 
 
-def _numbers(task: Task) -> Iterator[int]:
-    return itertools.count(task.first)
-
-
 def _run_clients(task: Task, tally: Tally, stop: threading.Event) -> None:
-    """`multitower.Client`s with pipelined requests."""
-    lock = threading.Lock()
-    room = threading.Semaphore(task.outstanding)
-    waiting: set[Future[Any]] = set()
+    """Runs a closed loop over `multitower.Client`s that take turns."""
 
-    def done(number: int, started: float, future: Future[Any]) -> None:
-        error = future.exception()
+    def submit(number: int) -> Future[Any]:
+        x = np.array([[task.first + number]], np.int64)
+        return clients[number % len(clients)].submit(task.model, {"x": x})
+
+    def record(outcome: Outcome) -> None:
+        error = outcome.error
         if error is None:
-            reason = "ok" if future.result()["y"].tolist() == [[3 * number + 1]] else "wrong"
+            right = outcome.outputs["y"].tolist() == [[3 * (task.first + outcome.number) + 1]]
+            reason = "ok" if right else "wrong"
         else:
             reason = error.reason if isinstance(error, MultitowerError) else type(error).__name__
-        with lock:
-            waiting.discard(future)
-            tally.answered(reason, started)
-        room.release()
+        tally.answered(reason, outcome.due_ns / 1e9)
 
     with contextlib.ExitStack() as stack:
+        # Without retries, so that errors of the daemon are counted.
         clients = [
-            # Without retries: an error that the daemon gave is to be counted.
             stack.enter_context(Client(task.endpoint, timeout=task.timeout, connect_timeout=START_S, retries=0))
             for _ in range(task.clients)
         ]
-        for client, number in zip(itertools.cycle(clients), _numbers(task), strict=False):
-            while not room.acquire(timeout=TELL_S):
-                if stop.is_set():
-                    break
-            if stop.is_set():
-                break
-            started = time.monotonic()
-            future = client.submit(task.model, {"x": np.array([[number]], np.int64)})
-            with lock:
-                tally.sent += 1
-                waiting.add(future)
-            future.add_done_callback(functools.partial(done, number, started))
-        until = time.monotonic() + task.timeout + QUIET_S
-        while time.monotonic() < until:
-            with lock:
-                if not waiting:
-                    break
-            time.sleep(TELL_S)
-        with lock:
-            tally.lost = len(waiting)
+        load = stack.enter_context(LoadGenerator(submit, record))
+        load.keep_outstanding(task.outstanding)
+        stop.wait()
+        tally.lost = load.stop(task.timeout + QUIET_S)
+        tally.sent = load.sent
 
 
-class _Raw:
-    """A DEALER that counts the answers to each id."""
+class _RawClient:
+    """A DEALER socket that counts the answers to each id."""
 
     def __init__(self, task: Task, tally: Tally, socket: zmq.Socket[bytes]) -> None:
         self._task = task
@@ -181,11 +160,11 @@ class _Raw:
         self._socket = socket
         timeout_us = int(task.timeout * 1e6)
         self._header = wire.infer_header(task.model, [wire.Tensor("x", "INT64", (1, 1))], timeout_us=timeout_us)
-        self._numbers = _numbers(task)
+        self._numbers = itertools.count(task.first)
         self._waiting: dict[int, float] = {}
 
     def run(self, stop: threading.Event) -> None:
-        """Sends until it is stopped, and receives until all is answered, or has had its time."""
+        """Sends until `stop` is set, then receives until every request has its answer or its timeout is over."""
         task = self._task
         interval = None if task.rate is None else 1 / task.rate
         if not self._socket.poll(int(START_S * 1000), zmq.POLLOUT):
@@ -202,7 +181,7 @@ class _Raw:
                     while len(self._waiting) < task.outstanding and self._send(now):
                         pass
                 while interval is not None and due <= now:
-                    # It never waits for the daemon: what is late is sent at once, and its time begins then.
+                    # It does not wait for the daemon: a late request is sent at once, and its latency counts from then.
                     if not self._send(time.monotonic()):
                         self._tally.held_back += 1
                     due += interval
@@ -257,10 +236,10 @@ def _run_raw(task: Task, tally: Tally, stop: threading.Event) -> None:
         for option, value in {zmq.LINGER: 0, zmq.IMMEDIATE: 1, zmq.RCVHWM: 0}.items():
             socket.set(option, value)
         socket.connect(task.endpoint)
-        _Raw(task, tally, socket).run(stop)
+        _RawClient(task, tally, socket).run(stop)
 
 
-def _tell(what: object) -> None:
+def _write_line(what: object) -> None:
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
 
@@ -268,27 +247,27 @@ def _tell(what: object) -> None:
 def _main() -> None:
     task = Task(**json.loads(sys.stdin.readline()))
     tally = Tally()
-    stop, over = threading.Event(), threading.Event()
+    stop, ended = threading.Event(), threading.Event()
 
-    def tell() -> None:
-        while not over.wait(TELL_S):
-            _tell(tally.ok)
+    def report_progress() -> None:
+        while not ended.wait(PROGRESS_S):
+            _write_line(tally.ok)
 
-    def listen() -> None:
-        # Not `sys.stdin`: a thread that waits in it keeps the interpreter from its end.
+    def wait_for_stop() -> None:
+        # Not `sys.stdin`: a thread that blocks in it would keep the interpreter from exiting.
         while os.read(0, 4096):
             pass
         stop.set()
 
-    teller = threading.Thread(target=tell)
-    teller.start()
-    threading.Thread(target=listen, daemon=True).start()
+    reporter = threading.Thread(target=report_progress)
+    reporter.start()
+    threading.Thread(target=wait_for_stop, daemon=True).start()
     try:
         (_run_raw if task.raw else _run_clients)(task, tally, stop)
     finally:
-        over.set()
-        teller.join()
-    _tell(vars(tally))
+        ended.set()
+        reporter.join()
+    _write_line(vars(tally))
 
 
 if __name__ == "__main__":

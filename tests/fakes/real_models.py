@@ -1,7 +1,7 @@
-"""Real TensorFlow models that lie inside wheels of PyPI: fetched once, unpacked, never installed.
+"""Real TensorFlow models from wheels on PyPI, which are downloaded once and unpacked, but not installed.
 
-guesslang 2.2.1 (MIT): text [N] -> 54 classes. basic-pitch 0.4.0 (Apache-2.0): audio [N, 43844, 1] -> 3 outputs, with
-a checkpoint that loads only partially.
+guesslang 2.2.1 (MIT): text [N] -> 54 classes. basic-pitch 0.4.0 (Apache-2.0): audio [N, 43844, 1] -> 3 outputs, with a
+checkpoint that can only be loaded in part.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ WHEELS = {
     "basic-pitch": ("basic-pitch==0.4.0", "basic_pitch/saved_models/icassp_2022/nmp/"),
 }
 CACHE = Path(__file__).parents[2] / ".cache" / "wheels"
-FETCH_S = 180
+DOWNLOAD_S = 180
 
 
 def unpack(folder: Path) -> dict[str, Path]:
-    """The SavedModels in `folder`, by name.
+    """Unpacks the SavedModels into `folder` and returns their paths by name.
 
     Raises:
-        RuntimeError: a wheel cannot be fetched.
+        RuntimeError: a wheel cannot be downloaded.
     """
     return {name: _unpack(folder / name, *wheel) for name, wheel in WHEELS.items()}
 
@@ -45,8 +45,8 @@ def _wheel(requirement: str) -> Path:
     if not found:
         CACHE.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), requirement]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_S, check=False)
         found = list(CACHE.glob(pattern))
         if not found:
-            raise RuntimeError(f"{requirement} cannot be fetched, and tests need its model: {done.stderr}")
+            raise RuntimeError(f"{requirement} cannot be downloaded, and tests need its model: {done.stderr}")
     return found[0]

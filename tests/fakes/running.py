@@ -1,4 +1,4 @@
-"""A real daemon in a process of its own, as tests use it: configured, followed through its log, ended."""
+"""A real daemon in a process, for tests: configured, observed through its log and status, and ended."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ STEP_S = 30.0
 
 
 class Running:
-    """Starts `multitower serve`; a context manager that ends it, and whatever it started, in any case.
+    """Runs `multitower serve`. A context manager that ends it and every process that it started.
 
     Args:
-        folder: for the configuration; test handlers are put beside it.
-        config: the YAML text; `{endpoint}` in it becomes `endpoint`.
-        environment: set on top of this process's.
-        arguments: more of the command line.
-        program: how Python runs it, where a test puts something in between.
-        inside: a command that runs it, as another process of the same pid.
-        runtime_dir: where the workers' sockets are made, if not in a folder of its own.
+        folder: the folder for the configuration and the test handlers.
+        config: the YAML text; `{endpoint}` in it is replaced by `endpoint`.
+        environment: variables added to this process's environment.
+        arguments: further command line arguments.
+        program: Python's arguments that run multitower.
+        inside: a command that replaces itself by the daemon, under the same pid.
+        runtime_dir: the folder of the workers' sockets; None for a temporary one.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Running:
         inside: tuple[str, ...] = (),
         runtime_dir: Path | None = None,
     ) -> None:
-        # Short, since ipc paths are limited to 107 bytes, and pytest's are long.
+        # A short path: those of ipc endpoints are limited to 107 bytes, and pytest's are long.
         self._sockets = tempfile.TemporaryDirectory(prefix="mt-")
         self.endpoint = f"ipc://{self._sockets.name}/front.sock"
         self.runtime_dir = runtime_dir or Path(self._sockets.name, "run")
@@ -101,14 +101,14 @@ class Running:
         self._sockets.cleanup()
         assert not alive, f"outlived the daemon: {alive}"
 
-    # What it says.
+    # The log.
 
     def text(self) -> str:
-        """Its log so far, for a failing test's report."""
+        """The log so far, for the message of a failing test."""
         return "\n".join(json.dumps(line) for line in self.lines) + self.stderr
 
     def wait_line(self, message: str, timeout: float = STEP_S, /, after: int = 0, **fields: Any) -> dict[str, Any]:
-        """The first line of the log, from number `after` on, with this message and these fields."""
+        """Waits for a line of the log, from number `after` on, whose message begins so and that has these fields."""
         until = time.monotonic() + timeout
         seen = after
         while True:
@@ -126,37 +126,37 @@ class Running:
                 continue
 
     def wait_ready(self, timeout: float = START_S) -> Self:
-        """Waits until every slot serves."""
+        """Waits until every slot is ready."""
         with self.client() as client:
             self.wait(lambda: _all_ready(client), timeout)
         return self
 
     def wait(self, condition: Callable[[], bool], timeout: float = STEP_S) -> None:
-        """Waits until a condition holds; asks every 10 ms."""
+        """Waits until a condition holds; checks it every 10 ms."""
         until = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > until or self.process.poll() is not None:
                 raise AssertionError(f"not within {timeout} s:\n{self.text()}")
             time.sleep(0.01)
 
-    # What it is asked and told.
+    # Requests and signals.
 
     def client(self, **arguments: Any) -> Client:
-        """A client of it."""
+        """A client connected to the daemon."""
         return Client(self.endpoint, **{"connect_timeout": START_S, **arguments})
 
     def status(self) -> dict[str, Any]:
-        """Its status, through a client of its own."""
+        """The daemon's status."""
         with self.client() as client:
             return client.status()
 
     def slot(self, number: int = 0) -> dict[str, Any]:
-        """One slot of its status."""
+        """One slot of the status."""
         slot: dict[str, Any] = self.status()["slots"][number]
         return slot
 
     def remember(self) -> list[psutil.Process]:
-        """Every process that it has started and that lives; they must be gone when it is."""
+        """The daemon's running child processes. They must have ended when the daemon has."""
         try:
             children = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -165,17 +165,17 @@ class Running:
         return children
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends it a signal."""
+        """Sends the daemon a signal."""
         self.process.send_signal(number)
 
     def end(self, timeout: float = STEP_S) -> int:
-        """SIGTERM; its exit code."""
+        """Sends SIGTERM and returns the exit code."""
         self.remember()
         self.signal(signal.SIGTERM)
         return self.wait_end(timeout)
 
     def wait_end(self, timeout: float = STEP_S) -> int:
-        """Its exit code, once it has ended by itself."""
+        """Waits until the daemon has ended, and returns its exit code."""
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -185,16 +185,15 @@ class Running:
 
 
 def multitower(*arguments: str, daemon: Running) -> subprocess.CompletedProcess[str]:
-    """The command line's work on the daemon, ended."""
+    """Runs a command of the command line on the daemon."""
     command = [sys.executable, "-m", "multitower", *arguments, "--endpoint", daemon.endpoint]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def outliving(processes: Iterable[psutil.Process], timeout: float) -> list[psutil.Process]:
-    """Those that still run after so many seconds.
+    """The processes that still run after `timeout` seconds.
 
-    One that has ended and that nobody has reaped yet runs no more: orphans are reaped by whoever inherits them, in his
-    own time, which in some containers is a second later.
+    A process that has ended but is not reaped does not run: in some containers, orphans are reaped a second later.
     """
     until = time.monotonic() + timeout
     return [process for process in processes if not _ends(process, until - time.monotonic())]

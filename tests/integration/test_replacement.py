@@ -117,7 +117,7 @@ def test_a_reload_of_new_versions_under_load_is_never_a_mix_and_loses_nothing(tm
             for version in range(2, 8):
                 daemon.config.write_text(daemon.config.read_text().replace(f"n: {version - 1}}}", f"n: {version}}}"))
                 done = multitower("reload", daemon=daemon)
-                assert (done.returncode, done.stdout) == (0, "reloaded; slots renewed 0, 1\n"), done.stderr
+                assert (done.returncode, done.stdout) == (0, "reloaded; slots replaced 0, 1\n"), done.stderr
         seen = set()
         for _, future in sent:
             (version,) = set(future.result()["version"].tolist())
@@ -132,12 +132,12 @@ def test_models_and_devices_come_and_go_under_load(tmp_path: Path) -> None:
         text = daemon.config.read_text()
         more = text.replace("{cpu: 2}", "{cpu: 3}") + "  - {name: n, handler: 'handlers:Echo'}\n"
         daemon.config.write_text(more)
-        assert multitower("reload", daemon=daemon).stdout == "reloaded; slots renewed 0, 1; added 2\n"
+        assert multitower("reload", daemon=daemon).stdout == "reloaded; slots replaced 0, 1; added 2\n"
         assert client.infer("n", {"x": np.ones(1)})["x"].tolist() == [1]
         daemon.wait_ready()
         assert [slot["device"] for slot in client.status()["slots"]] == ["cpu:0", "cpu:1", "cpu:2"]
         daemon.config.write_text(text.replace("{cpu: 2}", "{cpu: 1}"))
-        assert multitower("reload", daemon=daemon).stdout == "reloaded; slots renewed 0; removed 1, 2\n"
+        assert multitower("reload", daemon=daemon).stdout == "reloaded; slots replaced 0; removed 1, 2\n"
         assert [slot["slot"] for slot in client.status()["slots"]] == [0]
         with pytest.raises(NotFound):
             client.infer("n", {"x": np.ones(1)})

@@ -59,8 +59,8 @@ def test_unloading_and_loading_a_model_does_not_disturb_the_others(tmp_path: Pat
         before = [slot["pid"] for slot in state["slots"]]
         with flow(client, "m", outstanding=16) as of_m, flow(client, "n", outstanding=16) as of_n:
             daemon.wait(lambda: min(len(of_m), len(of_n)) > 50)
-            assert run("unload", "n", daemon=daemon) == (0, "n is unloaded; slots renewed 1\n")
-            assert run("unload", "n", daemon=daemon) == (0, "n was unloaded already\n")
+            assert run("unload", "n", daemon=daemon) == (0, "n is unloaded; workers replaced in slots 1\n")
+            assert run("unload", "n", daemon=daemon) == (0, "n was already unloaded\n")
             assert run("status", daemon=daemon)[0] == 0, "an unloaded model is not a failure"
             unloaded = client.status()
             assert [model["state"] for model in unloaded["models"]] == ["ready", "unloaded", "ready"]
@@ -69,7 +69,7 @@ def test_unloading_and_loading_a_model_does_not_disturb_the_others(tmp_path: Pat
             assert not client.model_ready("n")
             seen = len(of_m)
             daemon.wait(lambda: len(of_m) > seen + 50)
-            assert run("load", "n", daemon=daemon) == (0, "n is loaded; slots renewed 1\n")
+            assert run("load", "n", daemon=daemon) == (0, "n is loaded; workers replaced in slots 1\n")
             seen = len(of_n)
             daemon.wait(lambda: len(of_n) > seen + 50)
         assert all(answered(number, future, version=1) for number, future in of_m)
@@ -90,16 +90,16 @@ def test_a_device_without_models_is_idle_until_one_is_loaded(tmp_path: Path) -> 
         assert client.server_ready() == {"ready": True, "slots_ready": 2, "slots_total": 2}
         with pytest.raises(Unavailable, match="'o' is unloaded; `multitower load o` loads it"):
             client.infer("o", {"x": np.ones(1)})
-        assert run("load", "o", daemon=daemon) == (0, "o is loaded; slots renewed 2\n")
+        assert run("load", "o", daemon=daemon) == (0, "o is loaded; workers replaced in slots 2\n")
         assert run("reload", daemon=daemon) == (0, "reloaded; no slot had to change\n")
         assert client.infer("o", {"x": np.ones(1)})["x"].tolist() == [1]
-        assert run("unload", "o", daemon=daemon) == (0, "o is unloaded; slots renewed 2\n")
+        assert run("unload", "o", daemon=daemon) == (0, "o is unloaded; workers replaced in slots 2\n")
         assert client.status()["slots"][2]["state"] == "stopped"
         daemon.config.write_text(
             daemon.config.read_text().replace("version: 1", "version: 3")
             + '  - {name: p, handler: "handlers:Echo", devices: [cpu:2]}\n'
         )
-        assert run("load", "p", daemon=daemon) == (0, "p is loaded; slots renewed 2\n")
+        assert run("load", "p", daemon=daemon) == (0, "p is loaded; workers replaced in slots 2\n")
         assert client.infer("p", {"x": np.ones(1)})["x"].tolist() == [1]
         assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [1], (
             "other changes of the file are not applied"
@@ -109,7 +109,7 @@ def test_a_device_without_models_is_idle_until_one_is_loaded(tmp_path: Path) -> 
         assert code == 1
         assert "NOT_FOUND/model_unknown" in output
         assert "names no model 'q', only m, n, o, p" in output
-        assert run("reload", daemon=daemon) == (0, "reloaded; slots renewed 0, 1\n")
+        assert run("reload", daemon=daemon) == (0, "reloaded; slots replaced 0, 1\n")
         assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [3]
         assert [model["state"] for model in client.status()["models"]] == ["ready", "ready", "unloaded", "ready"]
         assert daemon.end() == 0

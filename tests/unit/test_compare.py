@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from multitower.cli.commands import multitower
+from multitower.supervisor.config.config import load
+from multitower.tools.bench.session import Options
 from multitower.tools.compare.crash import longest_gap, original_pids
+from multitower.tools.compare.measure import Plan, make_config
 from multitower.tools.compare.results import Crash, Figures, Way, notes, table
 from multitower.tools.compare.sessions import NO_GPU, describe_session, try_sessions
 from multitower.tools.errors import ToolError
@@ -75,6 +79,20 @@ def test_what_died_by_itself_is_not_measured(change: dict[str, object]) -> None:
     assert original_pids(slots) == [40, 41]
     with pytest.raises(ToolError, match="the process of slot 1 died before it was killed: killed by SIGSEGV"):
         original_pids([slots[0], {**slots[1], "last_error": "killed by SIGSEGV", **change}])
+
+
+@pytest.mark.parametrize("most_s", [60.0, 90.5, 3600.0])
+def test_requests_may_wait_as_long_as_a_killed_process_may_take(most_s: float, tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").touch()
+    options = Options(seconds=1.0, warmup=0.0, timeout=30.0)
+    plan = Plan(path=tmp_path, devices=("cpu:0", "cpu:1"), outstanding=8, most_s=most_s, options=options)
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(make_config(plan, [["cpu:0", "cpu:1"]])))
+    config = load(file, environment={})
+    assert config.spares == 0
+    (model,) = config.models
+    assert model.queue.timeout >= most_s + 30
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ def configure(assignment: Assignment) -> None:
         visible = f"{', '.join(assignment.devices)} {'is' if len(assignment.devices) == 1 else 'are'} visible to it"
         raise LoadError(
             f"TensorFlow sees {seen} although {visible}{hint}; is it still "
-            "there (`multitower devices`), are CUDA's libraries installed (pip install 'multitower[gpu]'), and is the "
-            "driver new enough?"
+            "there (`multitower devices`), are CUDA's libraries installed (pip install 'tensorflow[and-cuda]'), and is "
+            "the driver new enough?"
         )
     for gpu in gpus:
         if assignment.memory_limit_bytes is None:

@@ -19,8 +19,11 @@ STEADY_S: Final = 0.5
 """Seconds of load before the process is killed, and after all devices work again."""
 
 _POLL_S: Final = 0.1
-_BEYOND_S: Final = 30.0
-"""Seconds that a request has beyond the time that the process has to come back."""
+
+
+def request_timeout_s(most_s: float) -> float:
+    """Seconds for a request that may have to wait until a killed process is back, which takes up to `most_s`."""
+    return most_s + 30.0
 
 
 def kill_one(
@@ -40,7 +43,10 @@ def kill_one(
         ToolError: a process had died before.
     """
     ends: list[tuple[float, bool]] = []  # of each request: monotonic seconds, and whether it was answered
-    with Client(endpoint, timeout=most_s + _BEYOND_S, retries=0) as client, Client(endpoint, retries=0) as observer:
+    with (
+        Client(endpoint, timeout=request_timeout_s(most_s), retries=0) as client,
+        Client(endpoint, retries=0) as observer,
+    ):
 
         def submit(number: int) -> Future[Any]:
             return client.submit(model, requests[number % len(requests)])

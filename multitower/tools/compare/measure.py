@@ -17,7 +17,7 @@ from multitower.client.threads import Client
 from multitower.errors import MultitowerError
 from multitower.tools.bench.arrivals import Load
 from multitower.tools.bench.session import Options, Session
-from multitower.tools.compare.crash import kill_one, original_pids
+from multitower.tools.compare.crash import kill_one, original_pids, request_timeout_s
 from multitower.tools.compare.results import Figures, Way
 from multitower.tools.daemon import OwnDaemon
 from multitower.tools.errors import ToolError
@@ -66,11 +66,18 @@ def measure_towers(plan: Plan) -> Way:
     return Way(number=4, figures=_measure(plan, [list(plan.devices)]))
 
 
+def make_config(plan: Plan, devices: Sequence[Any]) -> dict[str, Any]:
+    """The configuration of a daemon; `devices` is the value of that key."""
+    # By default, requests would fail after 30 s; a killed process may take longer to come back.
+    queue = {"timeout": f"{request_timeout_s(plan.most_s):g}s"}
+    model = {"name": MODEL, "path": str(plan.path), "queue": queue, **plan.model}
+    return {"devices": devices, "spares": 0, "models": [model]}
+
+
 def _measure(plan: Plan, devices: Sequence[Any]) -> Figures:
     with tempfile.TemporaryDirectory(prefix="mt-compare-") as folder:
         config = Path(folder, "config.yaml")
-        model = {"name": MODEL, "path": str(plan.path), **plan.model}
-        config.write_text(json.dumps({"devices": devices, "spares": 0, "models": [model]}))  # JSON is YAML
+        config.write_text(json.dumps(make_config(plan, devices)))  # JSON is YAML
         started = time.monotonic()
         with OwnDaemon(config) as daemon:
             ready_s = time.monotonic() - started
