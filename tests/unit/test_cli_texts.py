@@ -39,7 +39,7 @@ def helps() -> Iterator[tuple[str, str]]:
 def test_the_pages_that_are_named_to_users_exist() -> None:
     pattern = re.compile(r"""documentation\.page\(\s*['"](.+?)['"]|the page '(.+?)' of multitower's documentation""")
     named = {call or text for path in SOURCES for call, text in pattern.findall(path.read_text()) if "{" not in text}
-    assert {"Coming from TensorFlow Serving", "Frozen graphs", "Handlers"} <= named
+    assert {"Migrating from TensorFlow Serving", "Frozen graphs", "Handlers"} <= named
     assert named <= titles()
     assert documentation.page("Models") == "the page 'Models' of multitower's documentation"
 

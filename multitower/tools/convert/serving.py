@@ -112,7 +112,7 @@ def convert(
     lines = [
         yaml_text.comment(f"Made by `multitower convert-config` from {sources}."),
         "# Check it with `multitower check FILE`.",
-        yaml_text.comment(f"Differences: see {documentation.page('Coming from TensorFlow Serving')}."),
+        yaml_text.comment(f"Differences: see {documentation.page('Migrating from TensorFlow Serving')}."),
         *(yaml_text.comment(str(note)) for note in (*general, *batching_notes)),
         "",
         "# Every GPU of the machine; devices: {cpu: 1} if there is none.",
