@@ -42,7 +42,7 @@ class ModelCaller:
     ) -> None:
         self._name = name
         self._model = model
-        self._volatile = model.volatile
+        self._is_volatile = model.volatile
         self._datatypes = replies.declared_datatypes(model.outputs)
         self._allowed = tuple(allowed)
         self._counter = counter
@@ -87,7 +87,7 @@ class ModelCaller:
             self.compute_ns += time.monotonic_ns() - started
         self.exhausted = 0
         selected = replies.select_outputs(outputs, key.outputs, self._datatypes)
-        if self._volatile and not last_call:
+        if self._is_volatile and not last_call:
             return [(name, array.copy(), datatype) for name, array, datatype in selected]
         return selected
 
