@@ -140,6 +140,18 @@ def test_the_code_names_pages_and_headings_that_exist() -> None:
     assert found > 20
 
 
+def test_the_programs_name_pages_by_their_titles() -> None:
+    titles = {headings(page)[0] for page in PAGES}
+    named = [
+        title
+        for path in (ROOT / "multitower").rglob("*.py")
+        for call in re.findall(r"documentation\.page\(([^()]*)\)", path.read_text())
+        for title in re.findall(r"[\"']([A-Z][^\"']*)[\"']", call)
+    ]
+    assert named
+    assert set(named) <= titles
+
+
 def test_log_messages_that_operators_look_for_are_in_the_code() -> None:
     section = (ROOT / "docs" / "operating.md").read_text().partition("## Read the log")[2]
     messages = [
