@@ -13,20 +13,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
+from multitower.model_formats import ModelFormat, recognize
+
 NO_SOCKET: Final = 73
 """The exit code of a worker that cannot make its socket (EX_CANTCREAT of sysexits.h): it cannot report why."""
 
 UNREADABLE_MESSAGE: Final = 76
 """The exit code of a worker that cannot read a message of the supervisor (EX_PROTOCOL of sysexits.h)."""
-
-GRAPH_SUFFIXES: Final = (".pb", ".pbtxt")
-"""Of files that hold a frozen GraphDef."""
-
-H5_SUFFIXES: Final = (".h5", ".hdf5")
-"""Of files in the format of Keras 2."""
-
-MODEL_SUFFIXES: Final = (".keras", *H5_SUFFIXES, *GRAPH_SUFFIXES)
-"""Of all files that are models."""
 
 ONLY_VERSION: Final = "1"
 """Of a model that has no version folders."""
@@ -51,7 +44,7 @@ class ModelSpec(_Json):
     Attributes:
         name: what clients ask for.
         path: an absolute path of a SavedModel (or a folder of numbered versions) or a file with one of the
-            `MODEL_SUFFIXES`, or None.
+            `FILE_SUFFIXES`, or None.
         version: the numbered folder under `path` to load, or None where there are none. The supervisor chooses it,
             so that a worker that is started again never serves another version than its neighbours. A model of which
             several versions are served has a spec for each.
@@ -96,6 +89,11 @@ class ModelSpec(_Json):
     def key(self) -> tuple[str, str]:
         """Its name and version, as its report has them."""
         return self.name, self.version or ONLY_VERSION
+
+    @property
+    def format(self) -> ModelFormat:
+        """Its format."""
+        return recognize(self.path)
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from multitower.spec import Assignment, ModelReport, ModelSpec, SignatureReport
 
 from .executor import Executor, Executors
-from .formats.model import Model, Placed, Signed, load_towers
+from .formats.model import Model
+from .formats.registry import load_replicas
 from .heartbeat import CallCounter
 from .memory_use import MemoryMeter
 from .model_errors import LoadError, load_cause, log_traceback
@@ -68,8 +69,8 @@ def load_models(assignment: Assignment, counters: Sequence[CallCounter]) -> Load
     loaded: dict[tuple[str, str], list[Replica]] = {}
     reports: list[ModelReport] = []
     setup_error: BaseException | None = None
-    if any(spec.path is not None for spec in assignment.models):
-        from .formats.tensorflow_setup import configure
+    if any(spec.format.uses_tensorflow for spec in assignment.models):
+        from .formats.tensorflow_process import configure
 
         try:
             configure(assignment)
@@ -77,9 +78,9 @@ def load_models(assignment: Assignment, counters: Sequence[CallCounter]) -> Load
             setup_error = error
     for spec in assignment.models:
         try:
-            if setup_error is not None and spec.path is not None:
+            if setup_error is not None and spec.format.uses_tensorflow:
                 raise setup_error
-            meter = MemoryMeter(assignment.devices, tensorflow=spec.path is not None)
+            meter = MemoryMeter(assignment.devices, tensorflow=spec.format.uses_tensorflow)
             replicas, report = _load_model(spec, assignment.devices, counters)
         except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
             if not issubclass(type(error), LoadError):
@@ -96,7 +97,7 @@ def _load_model(
     spec: ModelSpec, devices: Sequence[str], counters: Sequence[CallCounter]
 ) -> tuple[list[Replica], ModelReport]:
     started = time.monotonic()
-    models = load_towers(spec, devices)
+    models = load_replicas(spec, devices)
     loaded = time.monotonic()
     samples = samples_of(models[0], spec)
     replicas: list[Replica] = []
@@ -108,15 +109,15 @@ def _load_model(
     report = ModelReport(
         name=spec.name,
         version=model.version,
-        platform=model.platform,
+        platform=spec.format.platform,
         inputs=model.inputs,
         outputs=model.outputs,
         max_batch_size=_rows_per_batch(spec, findings),
         unbatched_because=findings.unbatched_because,
         pad_variable_length_inputs=spec.pad_variable_length_inputs,
-        signature=model.signature if isinstance(model, Signed) else "",
+        signature=model.signature,
         signatures=signatures,
-        towers=tuple(model.tower for model in models if isinstance(model, Placed) and model.tower is not None),
+        towers=tuple(model.tower for model in models if model.tower is not None),
         load_s=loaded - started,
         warmup_s=time.monotonic() - loaded,
     )
@@ -136,7 +137,7 @@ def load_other_signatures(
     """
     executors: dict[str, Executor] = {}
     reports: list[SignatureReport] = []
-    for name, other in model.others.items() if isinstance(model, Signed) else ():
+    for name, other in model.other_signatures.items():
         if isinstance(other, LoadError):
             reports.append(SignatureReport(name=name, cause=str(other)))
             continue

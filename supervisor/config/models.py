@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 
-from multitower.spec import GRAPH_SUFFIXES, MODEL_SUFFIXES, ModelSpec
+from multitower.model_formats import FORMATS, recognize
+from multitower.spec import ModelSpec
 
 from .devices import ModelDevices
 from .errors import ValueProblems, raise_missing_key
@@ -119,7 +120,7 @@ def _signature(value: object, info: ValidationInfo) -> str | None:
     if info.data.get("path", value) is None:
         raise ValueError("is allowed with a path only")
     path = info.data.get("path")
-    if path is not None and path.suffix in MODEL_SUFFIXES:
+    if path is not None and not recognize(path).has_signatures:
         raise ValueError(f"is allowed with a SavedModel only; a {path.suffix} file has no signatures")
     if not isinstance(value, str) or not value:
         raise ValueError(f"must be the name of a signature, not {short_repr(value)}")
@@ -130,17 +131,18 @@ def _tensors(value: object, info: ValidationInfo) -> Mapping[str, str]:
     """The inputs or outputs of a frozen graph, which does not name them itself."""
     path = info.data.get("path")
     if value is None:
-        if path is not None and path.suffix in GRAPH_SUFFIXES:
+        if recognize(path).names_tensors:
             example = _TENSORS_EXAMPLE[str(info.field_name)]
             raise ValueError(
-                f"a frozen graph needs it: {example}; the page 'Frozen graphs' of multitower's documentation shows "
-                "how to find the names"
+                f"{recognize(path).title} needs it: {example}; the page 'Frozen graphs' of multitower's documentation "
+                "shows how to find the names"
             )
         return {}
-    if path is None or path.suffix not in GRAPH_SUFFIXES:
+    if not recognize(path).names_tensors:
         if "path" not in info.data:
             return {}  # `path` is wrong itself, and reported
-        raise ValueError(f"is allowed with a frozen graph ({', '.join(GRAPH_SUFFIXES)}) only")
+        allowed = [f"{each.title} ({', '.join(each.suffixes)})" for each in FORMATS if each.names_tensors]
+        raise ValueError(f"is allowed with {' or '.join(allowed)} only")
     if not isinstance(value, dict) or not value:
         example = _TENSORS_EXAMPLE[str(info.field_name)]
         raise ValueError(f"must be a mapping of names to tensors, as in {example}, not {short_repr(value)}")
@@ -256,7 +258,7 @@ class ModelConfig(Section):
         path, batching = info.data.get("path"), info.data.get("batching")
         if not value:
             return value
-        if "path" in info.data and (path is None or path.suffix in GRAPH_SUFFIXES):
+        if "path" in info.data and not recognize(path).can_compile:
             raise ValueError("needs a SavedModel or a Keras file")
         if batching is not None and batching.max_batch_size and not batching.allowed_batch_sizes:
             raise ValueError("needs batching.allowed_batch_sizes, since XLA compiles each size separately")

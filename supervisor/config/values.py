@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
-from multitower.spec import MODEL_SUFFIXES
+from multitower.model_formats import FILE_SUFFIXES
 
 from ..loop.runtime_dir import MAX_IPC_PATH
 from .units import format_size, parse_size, printable, short_repr
@@ -206,9 +206,9 @@ def parse_model_path(value: object, folder: Path) -> Path:
             raise ValueError(
                 f"{printable(path)} is a file of a SavedModel; name the folder that holds it, {printable(path.parent)}"
             )
-        elif path.suffix not in MODEL_SUFFIXES:
+        elif path.suffix not in FILE_SUFFIXES:
             raise ValueError(
-                f"{printable(path)} is a file; a model is a SavedModel folder or a file {', '.join(MODEL_SUFFIXES)}"
+                f"{printable(path)} is a file; a model is a SavedModel folder or a file {', '.join(FILE_SUFFIXES)}"
             )
         elif not os.access(path, os.R_OK):
             raise ValueError(f"{printable(path)} cannot be read: permission denied")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
 
-from multitower.spec import MODEL_SUFFIXES
+from multitower.model_formats import recognize
 from multitower.wire import MAX_NAME_BYTES
 
 from .errors import ValueProblems
@@ -25,7 +25,7 @@ def _refuse_other_paths(info: ValidationInfo) -> None:
     if path is None:
         if "path" in info.data:
             raise ValueError("is allowed with a path only")
-    elif path.suffix in MODEL_SUFFIXES or is_saved_model(path):
+    elif recognize(path).suffixes or is_saved_model(path):
         raise ValueError(f"is allowed with a folder of numbered versions only; {printable(path)} is one model")
 
 

@@ -58,7 +58,7 @@ class Launcher:
     def apply_settings(self, settings: WorkerSettings) -> None:
         """Applies settings to processes that are started from now on."""
         self._heartbeat_s = settings.heartbeat_s
-        self._imports_tensorflow = any(model.path is not None for model in settings.models)
+        self._imports_tensorflow = any(model.format.uses_tensorflow for model in settings.models)
 
     def launch(self, name: str, assignment: Assignment | None, fields: dict[str, object]) -> WorkerProcess | None:
         """Starts a process.
@@ -74,7 +74,7 @@ class Launcher:
         self._serial += 1
         imports_tensorflow = self._imports_tensorflow
         if assignment is not None:
-            imports_tensorflow = any(model.path is not None for model in assignment.models)
+            imports_tensorflow = any(model.format.uses_tensorflow for model in assignment.models)
         spec = ProcessSpec(
             endpoint=f"ipc://{self._runtime.worker_socket(self._serial)}",
             parent_pid=os.getpid(),

@@ -17,8 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from multitower.spec import Assignment, ModelSpec
-from multitower.worker.formats.model import Arrays, Model, load, load_towers
-from multitower.worker.formats.tensorflow_setup import configure, plain
+from multitower.worker.formats.model import Arrays
+from multitower.worker.formats.registry import load, load_replicas
+from multitower.worker.formats.tensorflow_process import configure
+from multitower.worker.formats.tensorflow_types import as_array
 from multitower.worker.formats.towers import TowerPlacement
 from multitower.worker.model_errors import LoadError
 
@@ -131,7 +133,7 @@ def called(path: Path, inputs: Arrays) -> Arrays:
     call = signatures["serving_default"] if "serving_default" in signatures else next(iter(signatures.values()))
     specs = call.structured_input_signature[1]
     outputs = call(**{name: tf.constant(array, specs[name].dtype) for name, array in inputs.items()})
-    return {name: plain(value.numpy()) for name, value in outputs.items()}
+    return {name: as_array(value.numpy()) for name, value in outputs.items()}
 
 
 def by_itself(spec: ModelSpec) -> Callable[[Arrays], Arrays]:
@@ -148,14 +150,9 @@ def same(left: Arrays, right: Arrays) -> bool:
     return left.keys() == right.keys() and all(content(left[name]) == content(right[name]) for name in left)
 
 
-def graph_of(model: Any) -> Any:
-    model = getattr(model, "_saved", model)
-    return model.graph if hasattr(model, "graph") else model._served._call.graph
-
-
-def devices_of(model: Model) -> dict[str, list[str]]:
-    """Of the graph's nodes, and of those of its functions."""
-    graph = graph_of(model)
+def devices_of(model: Any) -> dict[str, list[str]]:
+    """The devices of the graph's nodes, and of the nodes of its functions."""
+    graph = model.graph
     inner = [node for function in graph.library.function for node in function.node_def]
     return {
         side: sorted({node.device for node in nodes}) for side, nodes in (("graph", graph.node), ("library", inner))
@@ -165,9 +162,9 @@ def devices_of(model: Model) -> dict[str, list[str]]:
 def tried(spec: ModelSpec, inputs: Arrays, expected: Arrays) -> list[dict[str, Any]]:
     """Each replica of a model."""
     found = []
-    for model in load_towers(spec, DEVICES):
+    for model in load_replicas(spec, DEVICES):
         results = [model.try_out(inputs), model.infer(inputs)]
-        tower: Any = model.tower  # type: ignore[attr-defined]
+        tower: Any = model.tower
         found.append(
             {
                 "equal": all(same(result, expected) for result in results),
@@ -230,7 +227,7 @@ def main(folder: Path) -> None:
     found["elsewhere"] = elsewhere(ModelSpec(name="m", path=str(folder / "branching")), {"x": X, "word": WORDS})
     endless(folder)
     try:
-        load_towers(ModelSpec(name="m", path=str(path), jit_compile=True), DEVICES)
+        load_replicas(ModelSpec(name="m", path=str(path), jit_compile=True), DEVICES)
     except LoadError as error:
         found["compiled"] = str(error)
     sys.stdout.write(json.dumps(found) + "\n")

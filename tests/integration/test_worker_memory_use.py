@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ class Allocators:
         self.peak[name] = self.current[name]
 
 
+@pytest.fixture
+def fresh_import(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`tensorflow_process` is imported with the test's own TensorFlow, and forgotten afterwards."""
+    name = "multitower.worker.formats.tensorflow_process"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    yield
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("fresh_import")
 def test_of_devices_tensorflow_tells_what_its_tensors_take_and_took(monkeypatch: pytest.MonkeyPatch) -> None:
     allocators = Allocators()
     monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(config=allocators))  # type: ignore[arg-type]
@@ -55,6 +66,7 @@ def test_of_devices_tensorflow_tells_what_its_tensors_take_and_took(monkeypatch:
     assert (growth.device_memory_bytes, growth.device_memory_peak_bytes) == (30 * MIB, 64 * MIB)
 
 
+@pytest.mark.usefixtures("fresh_import")
 def test_a_figure_that_cannot_be_had_costs_nothing_but_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace())  # type: ignore[arg-type]
     growth = MemoryMeter(["GPU-a"], tensorflow=True).growth()

@@ -19,7 +19,7 @@ with warnings.catch_warnings():
 
     from multitower.worker.formats import function_call
     from multitower.worker.formats.function_call import FunctionCall
-    from multitower.worker.formats.keras3_model import KerasModel
+    from multitower.worker.formats.keras3_model import Keras3Model
     from multitower.worker.formats.saved_model import SavedModel
 
 from multitower.spec import ModelSpec
@@ -46,7 +46,7 @@ def saved(folder: Path, function: Callable[..., Any], *specs: Any, **tracked: An
 
 
 def call_of(model: Any) -> FunctionCall:
-    call = model._served._call if isinstance(model, SavedModel) else model.call
+    call = model.call
     assert isinstance(call, FunctionCall)
     return call
 
@@ -60,9 +60,9 @@ def warmed(path: Path) -> SavedModel:
 def same_both_ways(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """What the quick way gives, once the plain one has given the same."""
     call = call_of(model)
-    assert call.quick
+    assert call.fast
     found = call(inputs)
-    plain = call._plain(call._tensors(inputs))
+    plain = call._call_from_python(call._to_tensors(inputs))
     assert found.keys() == plain.keys()
     for name, array in plain.items():
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
@@ -98,7 +98,7 @@ def test_each_size_of_the_warm_up_is_run_once_each_way_and_requests_the_quick_wa
 
     path = saved(tmp_path / "m", serve, runs=runs)
     model = warmed(path)
-    counter = call_of(model).loaded.runs  # type: ignore[attr-defined]
+    counter = call_of(model)._keep_alive.runs  # type: ignore[attr-defined]
     assert operations == [1, 2, 4]
     assert counter.numpy() == 6
     same_both_ways(model, {"x": np.ones((0, 2), np.float32)})
@@ -157,7 +157,7 @@ def test_a_variable_that_changes_is_read_anew(tmp_path: Path) -> None:
     model = warmed(saved(tmp_path / "m", lambda x: {"y": x @ weights}, weights=weights))
     x = np.ones((3, 2), np.float32)
     assert same_both_ways(model, {"x": x})["y"].tolist() == [[3]] * 3
-    call_of(model).loaded.weights.assign([[5.0], [6.0]])  # type: ignore[attr-defined]
+    call_of(model)._keep_alive.weights.assign([[5.0], [6.0]])  # type: ignore[attr-defined]
     assert same_both_ways(model, {"x": x})["y"].tolist() == [[11]] * 3
 
 
@@ -182,7 +182,7 @@ def test_a_keras_model_of_several_inputs_and_outputs(tmp_path: Path) -> None:
     dense = keras.layers.Dense(3, activation="tanh", name="dense")(gap)
     outputs = {"late": keras.layers.BatchNormalization()(dense), "gap": gap}
     keras.Model({"right": right, "left": left}, outputs).save(tmp_path / "m.keras")
-    model = KerasModel(spec(tmp_path / "m.keras"))
+    model = Keras3Model(spec(tmp_path / "m.keras"))
     assert warm_up(model, spec(tmp_path / "m.keras")) == (None, True)
     inputs = {name: RNG.normal(size=(5, 3)).astype(np.float32) for name in ("left", "right")}
     found = same_both_ways(model, inputs)
@@ -243,14 +243,14 @@ def test_errors_are_those_of_the_plain_way(tmp_path: Path) -> None:
     model = SavedModel(spec(path))
     call = call_of(model)
     call.try_out({"x": np.ones((1, 2), np.float32), "huge": np.int64([1])})
-    assert call.quick
+    assert call.fast
     fine, few = np.ones((1, 2), np.float32), np.int64([1])
     for inputs, kind, exhausted in [
         ({"x": -fine, "huge": few}, tf.errors.InvalidArgumentError, False),
         ({"x": fine, "huge": np.int64([1 << 50])}, tf.errors.ResourceExhaustedError, True),
     ]:
         # TensorFlow looks for memory for ten seconds before it says that there is none.
-        quick, plain = raised(lambda: call(inputs)), raised(lambda: call._plain(call._tensors(inputs)))  # noqa: B023
+        quick, plain = raised(lambda: call(inputs)), raised(lambda: call._call_from_python(call._to_tensors(inputs)))  # noqa: B023
         assert type(quick) is type(plain) is kind
         assert is_out_of_memory(quick) == is_out_of_memory(plain) == exhausted
     assert "negative row" in str(raised(lambda: call({"x": -fine, "huge": few})))
@@ -305,7 +305,7 @@ def test_a_model_that_gives_other_values_each_time_is_called_plainly(
     path = saved(tmp_path / "m", numbers if kind == "random" else in_turn(counter), counter=counter)
     with caplog.at_level(logging.DEBUG, "multitower.worker"):
         model = warmed(path)
-    assert not call_of(model).quick
+    assert not call_of(model).fast
     assert "it gives other values of 'y'" in caplog.text
     assert model.infer({"x": np.ones((3, 2), np.float32)})["y"].shape == (3, 2)
 
@@ -320,12 +320,12 @@ def test_it_is_tried_once_where_it_does_not_do(tmp_path: Path, operations: list[
 def test_a_model_that_refuses_made_up_inputs_is_called_plainly(tmp_path: Path, operations: list[int]) -> None:
     model = warmed(saved(tmp_path / "m", refuses))
     assert model.infer({"x": np.zeros((1, 2), np.float32)})["y"].tolist() == [[0, 0]]
-    assert not call_of(model).quick
+    assert not call_of(model).fast
     assert not operations
 
 
 def tried(function: Any, **more: Any) -> FunctionCall:
-    call = FunctionCall("m", function, {"x": PAIR}, lambda tensors: ((), tensors), more.get("named", lambda y: y))
+    call = FunctionCall("m", function, {"x": PAIR}, lambda tensors: ((), tensors), more.get("by_name", lambda y: y))
     assert call.try_out({"x": np.ones((2, 2), np.float32)})["y"].shape == (2, 2)
     return call
 
@@ -333,7 +333,7 @@ def tried(function: Any, **more: Any) -> FunctionCall:
 def test_a_function_that_xla_compiles_is_called_plainly(caplog: pytest.LogCaptureFixture) -> None:
     function = tf.function(compiled, input_signature=[PAIR], jit_compile=True).get_concrete_function()
     with caplog.at_level(logging.DEBUG, "multitower.worker"):
-        assert not tried(function).quick
+        assert not tried(function).fast
     assert "XLA compiles it" in caplog.text
 
 
@@ -359,14 +359,14 @@ def test_constants_are_not_held_twice_where_they_are_large(
     table = np.arange(1 << 20, dtype=np.float32).reshape(-1, 2)
     function = tf.function(lambda x: {"y": x + tf.constant(table)[:2]}, input_signature=[PAIR])
     with caplog.at_level(logging.DEBUG, "multitower.worker"):
-        assert not tried(function.get_concrete_function()).quick
+        assert not tried(function.get_concrete_function()).fast
     assert "its graph is 4 MiB, with constants that would be held twice" in caplog.text
 
 
 def test_outputs_that_are_made_anew_are_not_the_functions_own(caplog: pytest.LogCaptureFixture) -> None:
     function = tf.function(compiled, input_signature=[PAIR]).get_concrete_function()
     with caplog.at_level(logging.DEBUG, "multitower.worker"):
-        assert not tried(function, named=lambda outputs: {"y": outputs["y"] + 1.0}).quick
+        assert not tried(function, by_name=lambda outputs: {"y": outputs["y"] + 1.0}).fast
     assert "not plain tensors, one for each name" in caplog.text
 
 
@@ -376,8 +376,8 @@ def test_another_version_of_tensorflow_may_lack_what_it_needs(
     function = tf.function(compiled, input_signature=[PAIR]).get_concrete_function()
     monkeypatch.delattr(type(function), "inference_fn")
     with caplog.at_level(logging.DEBUG, "multitower.worker"):
-        assert not tried(function).quick
-    assert "called in the plain way: AttributeError" in caplog.text
+        assert not tried(function).fast
+    assert "not called in the fast way: AttributeError" in caplog.text
 
 
 def test_a_difference_of_one_bit_is_one(caplog: pytest.LogCaptureFixture) -> None:
@@ -393,7 +393,7 @@ def test_a_difference_of_one_bit_is_one(caplog: pytest.LogCaptureFixture) -> Non
 
     with caplog.at_level(logging.DEBUG, "multitower.worker"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(function_call._Operation, "run", flipped)
-        assert not tried(concrete).quick
+        assert not tried(concrete).fast
     assert "other values of 'y'" in caplog.text, "and numbers that are none are equal to themselves"
 
 

@@ -23,15 +23,16 @@ with warnings.catch_warnings():
     import tensorflow as tf
     import tf_keras
 
-    from multitower.worker.formats import tensorflow_setup as setup
-    from multitower.worker.formats.keras2_model import LegacyKerasModel
-    from multitower.worker.formats.keras3_model import KerasModel
+    from multitower.worker.formats import tensorflow_process
+    from multitower.worker.formats.keras2_model import Keras2Model
+    from multitower.worker.formats.keras3_model import Keras3Model
     from multitower.worker.formats.saved_model import SavedModel
     from multitower.worker.heartbeat import CallCounter
     from multitower.worker.loading import load_other_signatures
 
 from multitower.spec import Assignment, ModelReport, ModelSpec, TensorReport, WorkerReport
-from multitower.worker.formats.model import Model, load
+from multitower.worker.formats.model import Model
+from multitower.worker.formats.registry import load
 from multitower.worker.model_errors import LoadError
 from multitower.worker.warmup.warmup import warm_up
 from multitower.worker_wire import KeySpec
@@ -163,7 +164,7 @@ def test_the_version_is_the_folder_that_the_supervisor_chose(tmp_path: Path) -> 
     for version in (1, 2, 3):
         saved(tmp_path / str(version), VECTOR, serve=plus(version))
     model = load(spec(tmp_path, version="2"), ["cpu:0"])
-    assert (model.version, model.platform) == ("2", "tensorflow_savedmodel")
+    assert model.version == "2"
     assert model.infer({"x": np.zeros(1, np.float32)})["y"].tolist() == [2]
     assert load(spec(tmp_path / "3"), ["cpu:0"]).version == "1", "a folder without versions"
 
@@ -271,10 +272,10 @@ def test_other_failures_are_not_papered_over(tmp_path: Path) -> None:
 # Keras.
 
 
-def kept(model: Any, folder: Path) -> KerasModel:
+def kept(model: Any, folder: Path) -> Keras3Model:
     path = folder / "m.keras"
     model.save(path)
-    return KerasModel(spec(path))
+    return Keras3Model(spec(path))
 
 
 def test_a_sequential_model_that_was_never_called(tmp_path: Path) -> None:
@@ -323,7 +324,7 @@ def test_a_keras_model_without_fixed_inputs_is_refused(tmp_path: Path) -> None:
 def test_keras_with_another_backend_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(LoadError, match="set to jax: set KERAS_BACKEND=tensorflow"):
-        KerasModel(spec(tmp_path / "m.keras"))
+        Keras3Model(spec(tmp_path / "m.keras"))
 
 
 def test_code_inside_a_keras_file_is_not_run(tmp_path: Path) -> None:
@@ -356,7 +357,7 @@ def test_keras_3_reads_what_it_saved(suffix: str, tmp_path: Path) -> None:
     layers = keras.layers
     network = keras.Sequential([layers.Input((3,), name="features"), layers.Dense(2, "hard_sigmoid", name="scores")])
     served = kept_h5(network, tmp_path, suffix)
-    assert isinstance(served, KerasModel)
+    assert isinstance(served, Keras3Model)
     assert served.inputs == (TensorReport(name="features", datatype="FP32", shape=(-1, 3)),)
     x = np.float32([[1, 2, 3], [4, 5, 6]])
     np.testing.assert_allclose(served.infer({"features": x})["scores"], network(x).numpy(), rtol=1e-5)
@@ -403,7 +404,7 @@ def test_hdf5_of_keras_2_may_be_called_keras(tmp_path: Path) -> None:
     network = tf_keras.Sequential([tf_keras.Input((3,), name="x"), tf_keras.layers.Dense(2, name="y")])
     network.save(tmp_path / "m.h5")
     (tmp_path / "m.h5").rename(tmp_path / "m.keras")
-    assert isinstance(load(spec(tmp_path / "m.keras"), ["cpu:0"]), LegacyKerasModel)
+    assert isinstance(load(spec(tmp_path / "m.keras"), ["cpu:0"]), Keras2Model)
 
 
 def recurrent() -> Any:
@@ -417,7 +418,7 @@ def recurrent() -> Any:
 def test_names_and_shapes_of_a_legacy_model(tmp_path: Path) -> None:
     network = recurrent()
     served = kept_h5(network, tmp_path)
-    assert isinstance(served, LegacyKerasModel)
+    assert isinstance(served, Keras2Model)
     assert served.inputs == (
         TensorReport(name="steps", datatype="FP32", shape=(-1, 5, 3)),
         TensorReport(name="extra", datatype="FP16", shape=(-1, 2)),
@@ -530,34 +531,34 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         LogicalDeviceConfiguration=tf.config.LogicalDeviceConfiguration,
         set_logical_device_configuration=lambda gpu, c: said.append(("limit", gpu, [one.memory_limit for one in c])),
     )
-    monkeypatch.setattr(setup.tf, "config", config)
+    monkeypatch.setattr(tensorflow_process.tf, "config", config)
     return said
 
 
 def test_memory_grows_on_every_gpu_of_the_slot(told: list[Any]) -> None:
-    setup.configure(work())
+    tensorflow_process.configure(work())
     assert told == [("intra", 3), ("inter", 2), "GPU", ("growth", "g0", True), ("growth", "g1", True)]
 
 
 def test_a_limit_is_set_in_mib_and_excludes_growth(told: list[Any]) -> None:
-    setup.configure(work(memory_limit_bytes=6 << 30))
+    tensorflow_process.configure(work(memory_limit_bytes=6 << 30))
     assert told[3:] == [("limit", "g0", [6144]), ("limit", "g1", [6144])]
 
 
 def test_no_gpu_is_asked_for_on_the_cpu(told: list[Any]) -> None:
-    setup.configure(work(devices=("cpu:0",)))
+    tensorflow_process.configure(work(devices=("cpu:0",)))
     assert told == [("intra", 3), ("inter", 2)]
 
 
 def test_fewer_gpus_than_the_slot_has_are_an_error(told: list[Any]) -> None:
-    setup.configure(work(devices=("GPU-1", "GPU-2")))
+    tensorflow_process.configure(work(devices=("GPU-1", "GPU-2")))
     with pytest.raises(LoadError, match="sees only 2 of 3 GPUs although GPU-1, GPU-2, GPU-3 are visible to it"):
-        setup.configure(work(devices=("GPU-1", "GPU-2", "GPU-3")))
+        tensorflow_process.configure(work(devices=("GPU-1", "GPU-2", "GPU-3")))
 
 
 def test_a_gpu_that_tensorflow_does_not_see_is_an_error_and_no_slow_cpu(
     told: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup.tf.config, "list_physical_devices", lambda kind: [])
+    monkeypatch.setattr(tensorflow_process.tf.config, "list_physical_devices", lambda kind: [])
     with pytest.raises(LoadError, match=r"sees no GPU although GPU-1 .*multitower\[gpu\]"):
-        setup.configure(work())
+        tensorflow_process.configure(work())

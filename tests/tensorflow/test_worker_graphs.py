@@ -16,10 +16,10 @@ with warnings.catch_warnings():
     import tensorflow as tf
     from google.protobuf import text_format
 
-    from multitower.worker.formats.frozen_graph import GraphModel
+    from multitower.worker.formats.frozen_graph import FrozenGraph
 
 from multitower.spec import ModelSpec, TensorReport
-from multitower.worker.formats.model import load
+from multitower.worker.formats.registry import load
 from multitower.worker.model_errors import LoadError
 from multitower.worker.warmup.warmup import warm_up
 
@@ -30,14 +30,14 @@ Names = dict[str, str]
 
 
 @pytest.fixture
-def frozen(tmp_path: Path) -> Callable[..., GraphModel]:
-    def freeze(build: Callable[[], object], inputs: Names, outputs: Names, **more: Any) -> GraphModel:
+def frozen(tmp_path: Path) -> Callable[..., FrozenGraph]:
+    def freeze(build: Callable[[], object], inputs: Names, outputs: Names, **more: Any) -> FrozenGraph:
         with tf.Graph().as_default() as graph:
             build()
         path = tmp_path / "frozen.pb"
         path.write_bytes(graph.as_graph_def().SerializeToString())
         model = load(ModelSpec(name="m", path=str(path), inputs=inputs, outputs=outputs, **more), ["cpu:0"])
-        assert isinstance(model, GraphModel)
+        assert isinstance(model, FrozenGraph)
         return model
 
     return freeze
@@ -50,9 +50,9 @@ def plain() -> None:
     tf.nn.top_k(x, 1, name="top")
 
 
-def test_names_are_the_configurations_and_shapes_the_graphs(frozen: Callable[..., GraphModel]) -> None:
+def test_names_are_the_configurations_and_shapes_the_graphs(frozen: Callable[..., FrozenGraph]) -> None:
     model = frozen(plain, {"features": "x:0"}, {"scores": "head/softmax:0", "place": "top:1", "best": "top"})
-    assert (model.platform, model.version) == ("tensorflow_graphdef", "1")
+    assert model.version == "1"
     assert model.inputs == (TensorReport(name="features", datatype="FP32", shape=(-1, 2)),)
     assert model.outputs == (
         TensorReport(name="best", datatype="FP32", shape=(-1, 1)),
@@ -70,7 +70,7 @@ def test_a_graph_may_be_text(tmp_path: Path) -> None:
     with tf.Graph().as_default() as graph:
         plain()
     (tmp_path / "m.pbtxt").write_text(text_format.MessageToString(graph.as_graph_def()))
-    model = GraphModel(spec_of(tmp_path / "m.pbtxt", {"x": "x"}, {"best": "top"}))
+    model = FrozenGraph(spec_of(tmp_path / "m.pbtxt", {"x": "x"}, {"best": "top"}))
     assert model.infer({"x": np.float32([[1, 2]])})["best"].tolist() == [[2]]
 
 
@@ -94,7 +94,7 @@ def looped() -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_control_flow_of_either_kind_and_the_function_library(version: int, frozen: Callable[..., GraphModel]) -> None:
+def test_control_flow_of_either_kind_and_the_function_library(version: int, frozen: Callable[..., FrozenGraph]) -> None:
     def build() -> None:
         (v1.enable_control_flow_v2 if version == 2 else v1.disable_control_flow_v2)()
         try:
@@ -127,7 +127,7 @@ def told_by(version: int) -> str:
 
 
 def test_a_function_of_tensorflow_2_frozen_as_its_guides_tell(
-    frozen: Callable[..., GraphModel], tmp_path: Path
+    frozen: Callable[..., FrozenGraph], tmp_path: Path
 ) -> None:
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -136,11 +136,11 @@ def test_a_function_of_tensorflow_2_frozen_as_its_guides_tell(
     constant = convert_variables_to_constants_v2(function)
     path = tmp_path / "m.pb"
     path.write_bytes(constant.graph.as_graph_def().SerializeToString())
-    model = GraphModel(spec_of(path, {"x": "x:0"}, {"y": constant.outputs[0].name}))
+    model = FrozenGraph(spec_of(path, {"x": "x:0"}, {"y": constant.outputs[0].name}))
     assert model.infer({"x": np.float32([[1, 1], [0, 2]])})["y"].tolist() == [[5], [6]]
 
 
-def test_tables_are_initialised(frozen: Callable[..., GraphModel]) -> None:
+def test_tables_are_initialised(frozen: Callable[..., FrozenGraph]) -> None:
     def build() -> None:
         words = v1.placeholder(tf.string, [None], name="words")
         pairs = tf.lookup.KeyValueTensorInitializer(["cat", "dog"], tf.constant([7, 8], tf.int64))
@@ -150,7 +150,7 @@ def test_tables_are_initialised(frozen: Callable[..., GraphModel]) -> None:
     assert model.infer({"words": np.array([b"dog", b"cow"], object)})["ids"].tolist() == [8, -1]
 
 
-def test_a_device_that_the_worker_does_not_have_is_no_obstacle(frozen: Callable[..., GraphModel]) -> None:
+def test_a_device_that_the_worker_does_not_have_is_no_obstacle(frozen: Callable[..., FrozenGraph]) -> None:
     def build() -> None:
         with tf.device("/device:GPU:1"):
             tf.negative(v1.placeholder(tf.float32, [None], name="x"), name="y")
@@ -158,7 +158,7 @@ def test_a_device_that_the_worker_does_not_have_is_no_obstacle(frozen: Callable[
     assert frozen(build, {"x": "x"}, {"y": "y"}).infer({"x": np.float32([3])})["y"].tolist() == [-3]
 
 
-def test_freezing_keeps_an_initialiser_that_is_named_among_the_outputs(frozen: Callable[..., GraphModel]) -> None:
+def test_freezing_keeps_an_initialiser_that_is_named_among_the_outputs(frozen: Callable[..., FrozenGraph]) -> None:
     def cut(keep: bool) -> Callable[[], None]:
         with tf.Graph().as_default() as graph, v1.Session() as session:
             words = v1.placeholder(tf.string, [None], name="words")
@@ -174,7 +174,7 @@ def test_freezing_keeps_an_initialiser_that_is_named_among_the_outputs(frozen: C
         frozen(cut(False), {"words": "words"}, {"ids": "ids"}).infer(words)
 
 
-def test_a_placeholder_with_a_default_need_not_be_given(frozen: Callable[..., GraphModel]) -> None:
+def test_a_placeholder_with_a_default_need_not_be_given(frozen: Callable[..., FrozenGraph]) -> None:
     def build() -> None:
         x = v1.placeholder(tf.float32, None, name="x")
         tf.multiply(x, v1.placeholder_with_default(2.0, [], name="factor"), name="y")
@@ -203,12 +203,12 @@ X, Y = {"x": "x:0"}, {"y": "head/softmax:0"}
         ({"k": "top/k:0"}, {"y": "top"}, "the outputs need a value for the placeholder 'x'; name it under inputs"),
     ],
 )
-def test_names_that_are_wrong(inputs: Names, outputs: Names, message: str, frozen: Callable[..., GraphModel]) -> None:
+def test_names_that_are_wrong(inputs: Names, outputs: Names, message: str, frozen: Callable[..., FrozenGraph]) -> None:
     with pytest.raises(LoadError, match=re.escape(message)):
         frozen(plain, inputs, outputs)
 
 
-def test_a_placeholder_that_only_has_to_run_before_is_needed_too(frozen: Callable[..., GraphModel]) -> None:
+def test_a_placeholder_that_only_has_to_run_before_is_needed_too(frozen: Callable[..., FrozenGraph]) -> None:
     def build() -> None:
         x = v1.placeholder(tf.float32, [None], name="x")
         with tf.control_dependencies([v1.Print(v1.placeholder(tf.float32, [], name="hidden"), [])]):
@@ -219,7 +219,7 @@ def test_a_placeholder_that_only_has_to_run_before_is_needed_too(frozen: Callabl
 
 
 @pytest.mark.parametrize("resource", [True, False])
-def test_a_graph_with_variables_is_not_frozen(resource: bool, frozen: Callable[..., GraphModel]) -> None:
+def test_a_graph_with_variables_is_not_frozen(resource: bool, frozen: Callable[..., FrozenGraph]) -> None:
     def build() -> None:
         weights = v1.get_variable("w", initializer=[1.0], use_resource=resource)
         tf.add(v1.placeholder(tf.float32, [None], name="x"), weights, name="y")
@@ -228,12 +228,12 @@ def test_a_graph_with_variables_is_not_frozen(resource: bool, frozen: Callable[.
         frozen(build, {"x": "x"}, {"y": "y"})
 
 
-def test_an_operation_that_has_no_output(frozen: Callable[..., GraphModel]) -> None:
+def test_an_operation_that_has_no_output(frozen: Callable[..., FrozenGraph]) -> None:
     with pytest.raises(LoadError, match=re.escape("'idle': the node 'idle' (NoOp) has no output")):
         frozen(lambda: (plain(), tf.no_op(name="idle")), X, {"y": "idle"})
 
 
-def test_what_the_protocol_cannot_carry_is_refused(frozen: Callable[..., GraphModel]) -> None:
+def test_what_the_protocol_cannot_carry_is_refused(frozen: Callable[..., FrozenGraph]) -> None:
     def build() -> None:
         tf.raw_ops.HashTableV2(key_dtype=tf.string, value_dtype=tf.int64, name="table")
 
@@ -254,4 +254,4 @@ def test_what_the_protocol_cannot_carry_is_refused(frozen: Callable[..., GraphMo
 def test_files_that_are_no_graph(data: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "m.pb").write_bytes(data)
     with pytest.raises(LoadError, match=message):
-        GraphModel(spec_of(tmp_path / "m.pb", X, Y))
+        FrozenGraph(spec_of(tmp_path / "m.pb", X, Y))

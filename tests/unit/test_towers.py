@@ -17,8 +17,15 @@ from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import Request
 from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.supervisor.workers.reports import Reports
-from multitower.worker.formats.model import load_towers
-from multitower.worker.formats.towers import AS_SAVED, TowerPlacement, assign, nodes_of, tower_placements, where
+from multitower.worker.formats.registry import load_replicas
+from multitower.worker.formats.towers import (
+    AS_SAVED,
+    TowerPlacement,
+    assign,
+    count_nodes,
+    tower_placements,
+    traced_nodes,
+)
 from multitower.worker.model_errors import LoadError
 from multitower.worker.service import UnreadableMessageError
 from multitower.worker.tower_service import _addressed_tower
@@ -357,7 +364,7 @@ def test_what_xla_compiles_cannot_be_a_tower_and_the_cause_names_what_makes_it_o
 ) -> None:
     spec = ModelSpec(name="m", path="m", jit_compile=True, log_device_placement=len(devices) == 1)
     with pytest.raises(LoadError, match=f"XLA compiles functions, but {told}"):
-        load_towers(spec, devices)
+        load_replicas(spec, devices)
 
 
 def traced(*partitions: Any, steps: dict[str, list[str]] | None = None) -> Any:
@@ -378,13 +385,13 @@ def test_what_ran_elsewhere_is_counted_by_operation() -> None:
         # Functions that stayed functions are in the steps alone; kernels of a stream are no nodes.
         steps={THERE: ["s = StringUpper(arg)", "f/n = Where(x)"], HERE + "/stream:all": ["gemm_kernel"]},
     )
-    report = where(nodes_of(metadata), TowerPlacement(("GPU-a", "GPU-b"), 1))
+    report = count_nodes(traced_nodes(metadata), TowerPlacement(("GPU-a", "GPU-b"), 1))
     assert report == TowerReport(device="GPU-b", nodes={"GPU-b": 2, "cpu": 3}, fallbacks={"StringUpper": 2, "Where": 1})
 
 
 def test_a_graph_with_devices_of_its_own_falls_back_from_none() -> None:
     metadata = traced(graph(node("a", "MatMul", HERE), node("s", "StringUpper", THERE)))
-    report = where(nodes_of(metadata), TowerPlacement(("GPU-a", "GPU-b")))
+    report = count_nodes(traced_nodes(metadata), TowerPlacement(("GPU-a", "GPU-b")))
     assert report == TowerReport(device="GPU-a,GPU-b", nodes={"GPU-b": 1, "cpu": 1})
 
 

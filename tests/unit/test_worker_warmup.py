@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +155,7 @@ def test_a_model_that_fails_with_many_rows_has_been_proven_by_the_others() -> No
 
 def test_handlers_are_not_run() -> None:
     model = Model()
-    model.platform = "python"
-    assert warm_up(model, BATCHED) == (None, False)
+    assert warm_up(model, replace(BATCHED, handler="m:M")) == (None, False)
     model.inputs = None
     assert warm_up(model, BATCHED) == (None, False)
     assert not model.calls
@@ -193,8 +193,8 @@ def test_a_model_that_runs_singly_gets_the_samples_as_they_are() -> None:
 
 def test_a_handler_is_run_on_samples() -> None:
     model = Model()
-    model.platform, model.inputs = "python", None
-    assert warm_up(model, BATCHED, [sample(7)]) == (None, True)
+    model.inputs = None
+    assert warm_up(model, replace(BATCHED, handler="m:M"), [sample(7)]) == (None, True)
     assert first_columns(model) == [[7], [7, 7], [7, 7, 7, 7]]
 
 

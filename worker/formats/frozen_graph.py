@@ -1,13 +1,13 @@
-"""Frozen GraphDefs: one file of nodes whose variables have become constants, as TensorFlow 1 was served from.
+"""Frozen GraphDefs: one file with a graph whose variables have become constants, as TensorFlow 1 was served from.
 
-They run in a session of TensorFlow 1, whose callable takes a quarter of the time that a function of TensorFlow 2 does
-for a small graph; control flow of either kind, function libraries and tables are its own business.
+They run in a session of TensorFlow 1: calling a small graph takes a quarter of the time that a function of TensorFlow 2
+takes, and the session handles control flow of either kind, function libraries and tables.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,16 @@ import tensorflow as tf
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
-from multitower.spec import ModelSpec, TowerReport
+from multitower.spec import ModelSpec
 
-from ..model_errors import LoadError
-from . import tensorflow_setup as setup
-from .graph_session import GraphRun, session_of
-from .model import Arrays
+from ..model_errors import MAX_CAUSE, LoadError, one_line
+from .graph_call import GraphCall, open_session
+from .model import CallableModel, Model
+from .tensorflow_types import declare
 from .towers import TowerPlacement, assign
 
-MOST_NAMES = 8
-"""So many nodes are named where a name is wrong."""
+MAX_NAMES = 8
+"""How many nodes an error lists where a name is wrong."""
 
 _TABLE_INITIALIZERS = (
     "InitializeTable",
@@ -37,58 +37,42 @@ _TABLE_INITIALIZERS = (
 _VARIABLES = ("Variable", "VariableV2", "VarHandleOp", "TemporaryVariable", "AutoReloadVariable")
 
 
-class GraphModel:
+def load(spec: ModelSpec, _devices: Sequence[str]) -> Model:
+    """See `registry`."""
+    return FrozenGraph(spec)
+
+
+def load_towers(spec: ModelSpec, placements: Sequence[TowerPlacement]) -> list[Model]:
+    """See `registry`."""
+    return [FrozenGraph(spec, placement) for placement in placements]
+
+
+class FrozenGraph(CallableModel):
     """A frozen graph.
 
     Args:
         spec: its `path`, `inputs` and `outputs`.
-        placement: where it is to be, in a worker of several devices.
+        placement: its device, in a worker of several.
 
     Raises:
-        LoadError: the file holds no graph, there is no such tensor, it cannot be served, or the outputs need something
-            that nobody gives.
+        LoadError: the file contains no graph; a tensor does not exist or cannot be served; or the outputs need a value
+            that no input gives.
     """
 
-    platform = "tensorflow_graphdef"
-    volatile = False
-    version = "1"
-
     def __init__(self, spec: ModelSpec, placement: TowerPlacement | None = None) -> None:
-        assert spec.path is not None  # `load` picked this format for that
-        graph = _imported(Path(spec.path), placement)
-        inputs = {name: _tensor(graph, tensor, "inputs", name) for name, tensor in sorted(spec.inputs.items())}
-        outputs = {name: _tensor(graph, tensor, "outputs", name) for name, tensor in sorted(spec.outputs.items())}
-        _refuse_what_is_missing(inputs, outputs)
-        self.inputs = setup.reports(inputs.items())
-        self.outputs = setup.reports(outputs.items())
-        session = session_of(graph, placement)
-        # A GraphDef does not tell what is to be run first, but only these can be meant.
+        assert spec.path is not None  # the registry chose this format because of it
+        graph = _import_graph(Path(spec.path), placement)
+        inputs = {name: _find_tensor(graph, tensor, "inputs", name) for name, tensor in sorted(spec.inputs.items())}
+        outputs = {name: _find_tensor(graph, tensor, "outputs", name) for name, tensor in sorted(spec.outputs.items())}
+        _check_dependencies(inputs, outputs)
+        declared = declare(inputs.items()), declare(outputs.items())
+        session = open_session(graph, placement)
+        # A GraphDef does not say what must run first; table initialisers are the only such operations.
         session.run([node for node in graph.get_operations() if node.type in _TABLE_INITIALIZERS])
-        self._run = GraphRun(session, inputs, outputs, placement)
-
-    def infer(self, inputs: Arrays) -> Arrays:
-        """Runs the graph as far as the outputs need it."""
-        return self._run(inputs)
-
-    def try_out(self, inputs: Arrays) -> Arrays:
-        """As `infer`, and notes where the nodes are."""
-        return self._run.try_out(inputs)
-
-    @property
-    def tower(self) -> TowerReport | None:
-        """Where it is; None where that is not looked at."""
-        return self._run.tower
-
-    @property
-    def graph(self) -> Any:
-        """What a call runs: a GraphDef, with the functions that it calls."""
-        return self._run.graph
-
-    def close(self) -> None:
-        """Only the process's end gives device memory back."""
+        super().__init__(GraphCall(session, inputs, outputs, placement), *declared)
 
 
-def _imported(path: Path, placement: TowerPlacement | None) -> Any:
+def _import_graph(path: Path, placement: TowerPlacement | None) -> Any:
     definition = tf.compat.v1.GraphDef()
     data = path.read_bytes()
     try:
@@ -107,53 +91,54 @@ def _imported(path: Path, placement: TowerPlacement | None) -> Any:
         try:
             tf.graph_util.import_graph_def(definition, name="")
         except (ValueError, tf.errors.OpError) as error:
-            # An operation of somebody's own library, a node whose input is missing, ...
-            raise LoadError(f"{path} cannot be imported: {' '.join(str(error).split())[:1000]}") from error
+            # An operation of a library that is not loaded, a node whose input is missing, ...
+            raise LoadError(f"{path} cannot be imported: {one_line(error, MAX_CAUSE)}") from error
     return graph
 
 
-def _tensor(graph: Any, wanted: str, side: str, name: str) -> Any:
+def _find_tensor(graph: Any, wanted: str, side: str, name: str) -> Any:
+    """The tensor `node:number`, or the first output of `node`, that the configuration names."""
     node, _, number = wanted.partition(":")
     field = f"{side}.{name}: {wanted!r}"
     try:
         found = graph.get_operation_by_name(node)
     except (KeyError, ValueError):
-        raise LoadError(f"{field}: there is no node {node!r}; {_nodes_like(graph, node, side)}") from None
+        raise LoadError(f"{field}: there is no node {node!r}; {_suggest_nodes(graph, node, side)}") from None
     if not found.outputs:
         raise LoadError(f"{field}: the node {node!r} ({found.type}) has no output")
     if not (number or "0").isdecimal() or int(number or "0") >= len(found.outputs):
-        named = ", ".join(repr(tensor.name) for tensor in found.outputs[:MOST_NAMES])
-        raise LoadError(f"{field}: the node {node!r} ({found.type}) has {named}")
+        existing = ", ".join(repr(tensor.name) for tensor in found.outputs[:MAX_NAMES])
+        raise LoadError(f"{field}: the node {node!r} ({found.type}) has {existing}")
     return found.outputs[int(number or "0")]
 
 
-def _nodes_like(graph: Any, wanted: str, side: str) -> str:
-    """What may have been meant: names that look like it, and those that the side is usually made of."""
+def _suggest_nodes(graph: Any, wanted: str, side: str) -> str:
+    """Nodes that may have been meant: those with similar names, and those that this side usually consists of."""
     nodes = graph.get_operations()
     names = [node.name for node in nodes]
-    alike = difflib.get_close_matches(wanted, names, MOST_NAMES)
-    # Scopes in front are what people leave out.
-    alike += [name for name in names if name not in alike and name.rpartition("/")[2] == wanted]
+    similar = difflib.get_close_matches(wanted, names, MAX_NAMES)
+    # People often leave out the scopes in front.
+    similar += [name for name in names if name not in similar and name.rpartition("/")[2] == wanted]
     if side == "inputs":
         kind, usual = "placeholders", [node.name for node in nodes if node.type.startswith("Placeholder")]
     else:
         kind = "nodes that no other uses"
         usual = [node.name for node in nodes if node.outputs and not any(each.consumers() for each in node.outputs)]
-    told = f"the graph's {kind}: {_some(usual)}"
-    return f"did you mean {_some(alike)}? {told}" if alike else told
+    listed = f"the graph's {kind}: {_list_names(usual)}"
+    return f"did you mean {_list_names(similar)}? {listed}" if similar else listed
 
 
-def _some(names: Iterable[str]) -> str:
+def _list_names(names: Iterable[str]) -> str:
     listed = list(names)
-    more = f" and {len(listed) - MOST_NAMES} more" if len(listed) > MOST_NAMES else ""
-    return (", ".join(map(repr, listed[:MOST_NAMES])) or "none") + more
+    more = f" and {len(listed) - MAX_NAMES} more" if len(listed) > MAX_NAMES else ""
+    return (", ".join(map(repr, listed[:MAX_NAMES])) or "none") + more
 
 
-def _refuse_what_is_missing(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-    """Looks at every node that the outputs need, back to the inputs: none may wait for a value from elsewhere.
+def _check_dependencies(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+    """Checks every node that the outputs depend on, back to the inputs.
 
     Raises:
-        LoadError: one does; or an input is given twice, or has no influence on any output.
+        LoadError: one needs a value that no input gives; or an input is named twice, or influences no output.
     """
     given: dict[Any, str] = {}
     for name, tensor in inputs.items():
@@ -169,13 +154,14 @@ def _refuse_what_is_missing(inputs: Mapping[str, Any], outputs: Mapping[str, Any
             continue
         seen.add(tensor.ref())
         if tensor.ref() not in given:
-            _look_at(tensor.op, nodes, waiting)
+            _visit(tensor.op, nodes, waiting)
     for name, tensor in inputs.items():
         if tensor.ref() not in seen:
             raise LoadError(f"inputs.{name}: {tensor.name!r} has no influence on any of the outputs; leave it out")
 
 
-def _look_at(node: Any, nodes: set[Any], waiting: list[Any]) -> None:
+def _visit(node: Any, nodes: set[Any], waiting: list[Any]) -> None:
+    """Checks a node that is not visited yet, and those that must run before it; their inputs are visited next."""
     pending = [node]
     while pending:
         node = pending.pop()
@@ -187,5 +173,4 @@ def _look_at(node: Any, nodes: set[Any], waiting: list[Any]) -> None:
         if node.type in _VARIABLES:
             raise LoadError(f"the graph is not frozen: the variable {node.name!r} has no value in it")
         waiting.extend(node.inputs)
-        # What has to run before it, though none of its outputs is used.
-        pending.extend(node.control_inputs)
+        pending.extend(node.control_inputs)  # they must run although none of their outputs is used

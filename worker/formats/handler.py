@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from multitower import tensors
 from multitower.errors import Reason, make
-from multitower.spec import ModelSpec, TensorReport
+from multitower.spec import ONLY_VERSION, ModelSpec, TensorReport, TowerReport
 from multitower.wire import MAX_RANK
 
 from ..model_errors import LoadError, one_line
-from .model import Array, Arrays
+from .model import Array, Arrays, Model
+
+
+def load(spec: ModelSpec, devices: Sequence[str]) -> Model:
+    """See `registry`."""
+    return HandlerModel(spec, devices)
 
 
 class HandlerModel:
@@ -30,9 +35,11 @@ class HandlerModel:
         BaseException: whatever the class raises.
     """
 
-    platform = "python"
     volatile = True
-    version = "1"
+    version = ONLY_VERSION
+    signature = ""
+    other_signatures: Mapping[str, Model | LoadError] = {}
+    tower: TowerReport | None = None
 
     def __init__(self, spec: ModelSpec, devices: Sequence[str]) -> None:
         assert spec.handler is not None  # the registry chose this format because of it

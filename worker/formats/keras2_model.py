@@ -1,4 +1,4 @@
-"""Models saved by Keras 2, as `.h5` or `.keras`, which tf-keras reads."""
+"""Models saved by Keras 2, as `.h5` or `.keras`. tf-keras reads them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import tensorflow as tf
 from multitower.spec import ModelSpec
 
 from ..model_errors import LoadError
-from . import tensorflow_setup as setup
 from .function_call import FunctionCall
-from .keras_base import KerasBase
+from .keras_model import KerasModel
+from .tensorflow_types import declare
 
 
-class LegacyKerasModel(KerasBase):
-    """A model that tf-keras, which is Keras 2, has read. Inputs and outputs have the names of their layers.
+class Keras2Model(KerasModel):
+    """A model of Keras 2. Inputs and outputs have the names of their layers.
 
     Args:
-        spec: its `path`.
+        spec: its `path` and `jit_compile`.
         keras: the module `tf_keras`.
 
     Raises:
-        LoadError: it has no fixed inputs, or some that are not dense tensors.
+        LoadError: it has no fixed inputs, or inputs that are not dense tensors.
         Exception: tf-keras cannot load it.
     """
 
@@ -32,24 +32,24 @@ class LegacyKerasModel(KerasBase):
         if not model.inputs:
             raise LoadError("the model was never built; export it as a SavedModel")
         declared = {name: tensor.type_spec for name, tensor in zip(model.input_names, model.inputs, strict=True)}
-        self.inputs = setup.reports(declared.items())
+        inputs = declare(declared.items())
         specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in declared.items()}
         single = isinstance(model, keras.Sequential)
 
         @tf.function(input_signature=[specs], jit_compile=spec.jit_compile or None)  # type: ignore[untyped-decorator]
         def call(values: dict[str, Any]) -> dict[str, Any]:
-            # A functional model finds its inputs by their layers' names, however it was nested.
+            # A functional model finds its inputs by the names of their layers, however it was nested.
             outputs = model(next(iter(values.values())) if single else values, training=False)
             if isinstance(outputs, dict):
                 return outputs
             return dict(zip(model.output_names, tf.nest.flatten(outputs), strict=True))
 
-        function = call.get_concrete_function()
-        self.outputs = setup.reports(function.structured_outputs.items())
-        self.call = FunctionCall(spec.name, function, specs, lambda tensors: ((tensors,), {}), lambda outputs: outputs)
-        self.model = model
+        concrete = call.get_concrete_function()
+        outputs = declare(concrete.structured_outputs.items())
+        function = FunctionCall(spec.name, concrete, specs, lambda tensors: ((tensors,), {}), lambda outputs: outputs)
+        super().__init__(model, function, inputs, outputs)
 
     def save(self, folder: str, serve: Callable[..., dict[str, Any]], inputs: list[Any]) -> None:
-        """See `KerasBase`."""
+        """See `KerasModel`."""
         signature = tf.function(serve, input_signature=inputs).get_concrete_function()
         tf.saved_model.save(self.model, folder, signatures={"serving_default": signature})

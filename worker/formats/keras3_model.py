@@ -11,20 +11,20 @@ import tensorflow as tf
 from multitower.spec import ModelSpec
 
 from ..model_errors import LoadError
-from . import tensorflow_setup as setup
 from .function_call import FunctionCall
-from .keras_base import KerasBase
+from .keras_model import KerasModel
+from .tensorflow_types import declare
 
 
-class KerasModel(KerasBase):
-    """A file of Keras 3. Inputs have the names of the model's input layers; `_output_names` tells the outputs'.
+class Keras3Model(KerasModel):
+    """A model of Keras 3. Inputs have the names of its input layers; for the outputs' see `_output_names`.
 
     Args:
-        spec: its `path`.
+        spec: its `path` and `jit_compile`.
 
     Raises:
-        LoadError: it has no fixed inputs and outputs, or some that are not dense tensors; or Keras computes with
-            something other than TensorFlow.
+        LoadError: it has no fixed inputs and outputs, or some that are not dense tensors; or Keras computes with a
+            library other than TensorFlow.
         Exception: Keras cannot load it.
     """
 
@@ -32,32 +32,33 @@ class KerasModel(KerasBase):
         if keras.backend.backend() != "tensorflow":
             message = f"Keras is set to {keras.backend.backend()}: set KERAS_BACKEND=tensorflow for the daemon"
             raise LoadError(message)
-        self.model = keras.saving.load_model(spec.path, compile=False, safe_mode=True)
-        structure, symbolic = _structures(self.model)
-        specs = [_dense(tensor.name, tensor) for tensor in keras.tree.flatten(structure)]
-        inputs = {tensor.name: tensor for tensor in specs}
-        self.inputs = setup.reports((tensor.name, tensor) for tensor in specs)
-        names = _output_names(self.model, symbolic)
-        self.outputs = setup.reports(
-            (name, _dense(name, tensor)) for name, tensor in zip(names, keras.tree.flatten(symbolic), strict=True)
+        model = keras.saving.load_model(spec.path, compile=False, safe_mode=True)
+        structure, symbolic = _structures(model)
+        specs = [_dense_spec(tensor.name, tensor) for tensor in keras.tree.flatten(structure)]
+        by_name = {tensor.name: tensor for tensor in specs}
+        inputs = declare((tensor.name, tensor) for tensor in specs)
+        names = _output_names(model, symbolic)
+        outputs = declare(
+            (name, _dense_spec(name, tensor)) for name, tensor in zip(names, keras.tree.flatten(symbolic), strict=True)
         )
 
         @tf.function(input_signature=[specs], jit_compile=spec.jit_compile or None)  # type: ignore[untyped-decorator]
         def call(values: list[Any]) -> list[Any]:
             arguments = keras.tree.pack_sequence_as(structure, values)
-            flat_outputs: list[Any] = keras.tree.flatten(self.model(arguments, training=False))
+            flat_outputs: list[Any] = keras.tree.flatten(model(arguments, training=False))
             return flat_outputs
 
-        self.call = FunctionCall(
+        function = FunctionCall(
             spec.name,
             call.get_concrete_function(),
-            inputs,
-            lambda tensors: (([tensors[name] for name in inputs],), {}),
+            by_name,
+            lambda tensors: (([tensors[name] for name in by_name],), {}),
             lambda outputs: dict(zip(names, outputs, strict=True)),
         )
+        super().__init__(model, function, inputs, outputs)
 
     def save(self, folder: str, serve: Callable[..., dict[str, Any]], inputs: list[Any]) -> None:
-        """See `KerasBase`."""
+        """See `KerasModel`."""
         archive = keras.export.ExportArchive()
         archive.track(self.model)
         archive.add_endpoint("serving_default", serve, input_signature=inputs)
@@ -65,9 +66,9 @@ class KerasModel(KerasBase):
 
 
 def _structures(model: Any) -> tuple[Any, Any]:
-    """What the model is called with, and what it returns: symbolic tensors, or lists or dicts of them."""
+    """The model's inputs and outputs: symbolic tensors, or lists or dicts of them."""
     try:
-        # A Sequential that was built by its input layer alone has no `input` yet.
+        # A Sequential that only its input layer has built has no `input` yet.
         if isinstance(model, keras.Sequential):
             return model.inputs[0], model.outputs[0]
         return model.input, model.output
@@ -80,14 +81,14 @@ def _structures(model: Any) -> tuple[Any, Any]:
 def _output_names(model: Any, symbolic: Any) -> list[str]:
     """The keys, where the model returns a dict; else its output layers' names; `output_0` … where these repeat."""
     if isinstance(symbolic, dict) and all(isinstance(value, keras.KerasTensor) for value in symbolic.values()):
-        return sorted(symbolic)  # as `keras.tree.flatten` orders them
+        return sorted(symbolic)  # the order of `keras.tree.flatten`
     if isinstance(model, keras.Sequential):
         return [model.layers[-1].name]
     names = list(model.output_names)
     return names if len(set(names)) == len(names) else [f"output_{index}" for index in range(len(names))]
 
 
-def _dense(name: str, tensor: Any) -> Any:
+def _dense_spec(name: str, tensor: Any) -> Any:
     if tensor.sparse or tensor.ragged:
         kind = "sparse" if tensor.sparse else "ragged"
         raise LoadError(f"{name!r} is {kind}; only dense tensors can be served: convert it inside the model")

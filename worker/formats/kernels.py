@@ -20,8 +20,9 @@ from tensorflow.python.framework import kernels
 
 from multitower.spec import ModelSpec
 
-from .model import load
-from .saved_model import INTERNAL, SIGNATURES
+from ..model_errors import one_line
+from .registry import load
+from .saved_model import DEFAULT_SIGNATURES, INTERNAL_SIGNATURE
 
 _ON_GPU = frozenset(("GPU", "DEFAULT"))
 """Kernels for devices that TensorFlow's GPUs take; DEFAULT are those that any device takes."""
@@ -52,7 +53,7 @@ def _look_at(spec: ModelSpec) -> dict[str, Any]:
     try:
         nodes = _nodes(spec)
     except Exception as error:  # noqa: BLE001  a model may be broken in any way; the others are looked at
-        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+        return {"error": one_line(error)}
     counts: Counter[str] = Counter()
     cpu_only: Counter[str] = Counter()
     for node in nodes:
@@ -107,8 +108,8 @@ def _saved_model(folder: Path, wanted: str | None) -> Iterator[Any]:
 
     graphs = loader_impl.parse_saved_model(str(folder)).meta_graphs
     graph = next((graph for graph in graphs if tf.saved_model.SERVING in graph.meta_info_def.tags), graphs[0])
-    known = sorted(name for name in graph.signature_def if name != INTERNAL)
-    choices = (wanted,) if wanted is not None else (*SIGNATURES, *known[: len(known) == 1])
+    known = sorted(name for name in graph.signature_def if name != INTERNAL_SIGNATURE)
+    choices = (wanted,) if wanted is not None else (*DEFAULT_SIGNATURES, *known[: len(known) == 1])
     name = next((name for name in choices if name in known), None)
     if name is None:
         raise ValueError(f"no signature to look at; the model has: {', '.join(known) or 'none'}")

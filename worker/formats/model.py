@@ -1,35 +1,34 @@
-"""What the worker needs of a model, whatever its format; `load` picks the format."""
+"""What a worker needs of a model, whatever its format."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from multitower.spec import GRAPH_SUFFIXES, ModelSpec, TensorReport, TowerReport
+from multitower.spec import ONLY_VERSION, TensorReport, TowerReport
 
 from ..model_errors import LoadError
-from .towers import AS_SAVED, tower_placements
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 
 
 class Model(Protocol):
-    """A loaded model.
+    """A loaded model, or one of its signatures.
 
     Attributes:
-        platform: `tensorflow_savedmodel`, `tensorflow_graphdef`, `keras` or `python`.
-        volatile: what `infer` has returned may change when it is called again.
+        volatile: whether the next call of `infer` may change the arrays that this one has returned.
         version: the number of the version folder, "1" where there are none.
-        inputs: what it takes, or None where it declares nothing and takes anything.
-        outputs: what it gives, or None where it declares nothing.
+        inputs: the declared inputs; None where nothing is declared, and any are accepted.
+        outputs: the declared outputs; None where nothing is declared.
+        signature: the name of the default signature, "" where the format has no signatures.
+        other_signatures: the other signatures by name; of one that cannot be served, the reason.
+        tower: where the replica is, and its nodes; None where that is not looked at.
     """
 
-    @property
-    def platform(self) -> str: ...  # noqa: D102
     @property
     def volatile(self) -> bool: ...  # noqa: D102
     @property
@@ -38,125 +37,117 @@ class Model(Protocol):
     def inputs(self) -> tuple[TensorReport, ...] | None: ...  # noqa: D102
     @property
     def outputs(self) -> tuple[TensorReport, ...] | None: ...  # noqa: D102
+    @property
+    def signature(self) -> str: ...  # noqa: D102
+    @property
+    def other_signatures(self) -> Mapping[str, Model | LoadError]: ...  # noqa: D102
+    @property
+    def tower(self) -> TowerReport | None: ...  # noqa: D102
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Runs the model on arrays of the declared datatypes; BYTES are object arrays of `bytes`."""
 
     def try_out(self, inputs: Arrays) -> Arrays:
-        """Runs the model as `infer` does, before it serves, and settles what can be settled only by running it."""
+        """Runs the model as `infer` does, before it serves, and finds out what only running it shows."""
 
     def close(self) -> None:
-        """Gives back what it holds beside memory; called once, before the process ends."""
+        """Releases what the model holds beside memory. Called once, before the process ends."""
 
 
-def preload() -> None:
-    """Imports TensorFlow, which takes seconds: a spare does it before it has work.
-
-    Raises:
-        Exception: TensorFlow is not installed, or its installation is broken.
-    """
-    import tensorflow  # noqa: F401  importing it is the purpose
-
-
-def load(spec: ModelSpec, devices: Sequence[str]) -> Model:
-    """Loads a model of any format.
-
-    Args:
-        spec: which.
-        devices: names of the worker's devices, which a handler is told.
-
-    Raises:
-        LoadError: it cannot be served.
-        Exception: whatever the format's own code raises.
-    """
-    if spec.handler is not None:
-        from .handler import HandlerModel
-
-        return HandlerModel(spec, devices)
-    assert spec.path is not None  # the configuration sees to it that there is one of the two
-    if spec.path.endswith(GRAPH_SUFFIXES):
-        from .frozen_graph import GraphModel
-
-        return GraphModel(spec)
-    if os.path.isfile(spec.path):
-        from .keras_files import load_keras_file
-
-        return load_keras_file(spec)
-    from .saved_model import SavedModel
-
-    return SavedModel(spec)
-
-
-def load_towers(spec: ModelSpec, devices: Sequence[str]) -> list[Model]:
-    """Loads the replicas of a model that a worker of these devices has.
-
-    A handler places itself, so that there is one of it. Files of Keras name no devices: with `as_saved` TensorFlow puts
-    them where it wants to.
-
-    Raises:
-        LoadError: it cannot be served.
-        Exception: whatever the format's own code raises.
-    """
-    if spec.path is None or (len(devices) == 1 and not spec.log_device_placement):
-        return [load(spec, devices)]
-    if spec.jit_compile:
-        why = "log_device_placement looks at graphs" if len(devices) == 1 else "a worker of several devices runs graphs"
-        raise LoadError(f"jit_compile: XLA compiles functions, but {why} in sessions")
-    placements = tower_placements(devices, spec.placement, spec.name if spec.log_device_placement else "")
-    if spec.path.endswith(GRAPH_SUFFIXES):
-        from .frozen_graph import GraphModel
-
-        return [GraphModel(spec, placement) for placement in placements]
-    if os.path.isfile(spec.path):
-        if spec.placement == AS_SAVED:
-            return [load(spec, devices)]
-        from .keras_towers import load_keras_towers
-
-        return load_keras_towers(spec, placements)
-    from .saved_model import SavedModel
-
-    return [SavedModel(spec, placement) for placement in placements]
-
-
-@runtime_checkable
-class Placed(Protocol):
-    """What a replica of a model has beside `Model`, where it may be one of several.
+class ModelCall(Protocol):
+    """A way to run a model.
 
     Attributes:
-        tower: where it is, and its nodes; None where that is not looked at.
+        graph: what a call runs: a GraphDef, with the functions that it calls.
+        tower: as in `Model`.
     """
 
     @property
+    def graph(self) -> Any: ...  # noqa: D102
+    @property
     def tower(self) -> TowerReport | None: ...  # noqa: D102
 
+    def __call__(self, arrays: Arrays) -> Arrays:
+        """Runs the model; see `Model.infer`."""
 
-@runtime_checkable
-class Signed(Protocol):
-    """What a model has beside `Model` where it has signatures.
+    def try_out(self, arrays: Arrays) -> Arrays:
+        """See `Model.try_out`."""
 
-    Attributes:
-        signature: the name of the one that the model itself is.
-        others: the others by name; of one that cannot be served, why.
+
+class BaseModel(ABC):
+    """What most formats need: a model with one signature on one device, whose arrays do not change.
+
+    Args:
+        inputs: the declared inputs.
+        outputs: the declared outputs.
+        version: as in `Model`.
     """
 
-    signature: str
-    others: Mapping[str, Model | LoadError]
+    volatile: ClassVar[bool] = False
 
+    def __init__(
+        self, inputs: tuple[TensorReport, ...], outputs: tuple[TensorReport, ...], version: str = ONLY_VERSION
+    ) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self.version = version
+        self.signature = ""
+        self.other_signatures: Mapping[str, Model | LoadError] = {}
 
-def why_unbatchable(model: Model) -> str | None:
-    """Why requests to the model cannot be joined along dimension 0, as far as its declaration tells."""
-    if model.inputs is None:
+    @property
+    def tower(self) -> TowerReport | None:
+        """See `Model`."""
         return None
-    if not model.inputs:
-        return "it has no inputs"
-    for tensor in model.inputs:
-        if tensor.shape is None:
-            return f"the rank of input {tensor.name!r} is unknown"
-        if not tensor.shape:
-            return f"the input {tensor.name!r} is a scalar"
-        if tensor.shape[0] != -1:
-            return f"dimension 0 of input {tensor.name!r} is fixed at {tensor.shape[0]}"
-    for tensor in model.outputs or ():
-        if tensor.shape is not None and (not tensor.shape or tensor.shape[0] != -1):
-            return f"dimension 0 of output {tensor.name!r} is not the batch"
-    return None
+
+    @abstractmethod
+    def infer(self, inputs: Arrays) -> Arrays:
+        """See `Model`."""
+
+    def try_out(self, inputs: Arrays) -> Arrays:
+        """See `Model`."""
+        return self.infer(inputs)
+
+    def close(self) -> None:  # noqa: B027  most formats have nothing to release
+        """See `Model`."""
+
+
+class CallableModel(BaseModel):
+    """A model that is one call: what the formats of TensorFlow make of what they read.
+
+    Args:
+        call: runs it.
+        inputs: the declared inputs.
+        outputs: the declared outputs.
+        version: as in `Model`.
+
+    Attributes:
+        call: as given.
+    """
+
+    def __init__(
+        self,
+        call: ModelCall,
+        inputs: tuple[TensorReport, ...],
+        outputs: tuple[TensorReport, ...],
+        version: str = ONLY_VERSION,
+    ) -> None:
+        super().__init__(inputs, outputs, version)
+        self.call = call
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Runs the call."""
+        return self.call(inputs)
+
+    def try_out(self, inputs: Arrays) -> Arrays:
+        """Runs the call, and finds out how it is best run."""
+        return self.call.try_out(inputs)
+
+    @property
+    def tower(self) -> TowerReport | None:
+        """Where the replica is, and its nodes; None where that is not looked at."""
+        return self.call.tower
+
+    @property
+    def graph(self) -> Any:
+        """What a call runs: a GraphDef, with the functions that it calls."""
+        return self.call.graph

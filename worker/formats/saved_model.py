@@ -1,176 +1,141 @@
-"""SavedModels of TensorFlow 1 and 2, through one of their signatures."""
+"""SavedModels of TensorFlow 1 and 2: the default signature, and the others beside it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import tensorflow as tf
 
-from multitower.spec import ModelSpec, TowerReport
+from multitower.spec import ONLY_VERSION, ModelSpec
 
 from ..model_errors import LoadError
-from . import tensorflow_setup as setup
 from .function_call import FunctionCall
-from .graph_session import GraphRun, session_of
-from .model import Arrays, Model
+from .graph_call import GraphCall, open_session
+from .model import CallableModel, Model, ModelCall
+from .tensorflow_types import declare
 from .towers import TowerPlacement, assign
 
 log = logging.getLogger("multitower.worker")
 
-SIGNATURES = ("serving_default", "serve")
-"""Where none is configured: TensorFlow Serving's, then what Keras's `export` writes."""
+DEFAULT_SIGNATURES: Final = ("serving_default", "serve")
+"""The default signature where none is configured: TensorFlow Serving's, then the one that Keras's `export` writes."""
 
-INTERNAL = "__saved_model_init_op"
-"""A signature of TensorFlow's own, listed by the graph's loader."""
-
-
-class _Callable(Protocol):
-    """A way to call a signature, and to find out how to."""
-
-    def __call__(self, arrays: Arrays) -> Arrays: ...
-    def try_out(self, arrays: Arrays) -> Arrays: ...
+INTERNAL_SIGNATURE: Final = "__saved_model_init_op"
+"""A signature of TensorFlow's own, which the graph's loader lists with the others."""
 
 
 class _Signature(NamedTuple):
-    """A loaded signature: what it takes and gives, by name, and how to call it."""
+    """A loaded signature: its inputs and outputs, by name, and its call."""
 
     inputs: dict[str, Any]
     outputs: dict[str, Any]
-    call: _Callable
+    call: ModelCall
 
 
 _Signatures = dict[str, Callable[[], _Signature]]
-"""What makes each signature of a model; it raises LoadError where that cannot be served."""
+"""Functions that load the signatures, by name; they raise LoadError where one cannot be served."""
 
 
-class SavedModel:
-    """A SavedModel: its default signature, and `others`.
+def load(spec: ModelSpec, _devices: Sequence[str]) -> Model:
+    """See `registry`."""
+    return SavedModel(spec)
+
+
+def load_towers(spec: ModelSpec, placements: Sequence[TowerPlacement]) -> list[Model]:
+    """See `registry`."""
+    return [SavedModel(spec, placement) for placement in placements]
+
+
+class SavedModel(CallableModel):
+    """A SavedModel, called by its default signature.
 
     Args:
         spec: its `path`, `version` and `signature`.
-        placement: where it is to be, in a worker of several devices.
+        placement: its device, in a worker of several.
 
     Raises:
-        LoadError: it has no such signature, or one that cannot be served.
-        Exception: TensorFlow cannot load it.
+        LoadError: the signature does not exist or cannot be served.
+        Exception: TensorFlow cannot load the model.
     """
 
-    platform = "tensorflow_savedmodel"
-    volatile = False
-
     def __init__(self, spec: ModelSpec, placement: TowerPlacement | None = None) -> None:
-        assert spec.path is not None  # `load` picked this format for that
-        self.version = spec.version or "1"
+        assert spec.path is not None  # the registry chose this format because of it
         folder = str(Path(spec.path, spec.version) if spec.version is not None else Path(spec.path))
-        signatures = _loaded(spec, folder) if placement is None else _from_graph(folder, placement)
-        self.signature = _pick(signatures, spec.signature)
-        self._served = Signature(self.version, signatures[self.signature]())
-        self.inputs, self.outputs = self._served.inputs, self._served.outputs
-        self.others: dict[str, Model | LoadError] = {}
-        for name, loaded in sorted(signatures.items()):
-            if name != self.signature:
+        signatures = _load_functions(spec, folder) if placement is None else _load_graph(folder, placement)
+        default = _choose_default(signatures, spec.signature)
+        version = spec.version or ONLY_VERSION
+        served = _as_model(signatures[default](), version)
+        super().__init__(served.call, served.inputs, served.outputs, version)
+        self.signature = default
+        others: dict[str, Model | LoadError] = {}
+        for name, load_signature in sorted(signatures.items()):
+            if name != default:
                 try:
-                    self.others[name] = Signature(self.version, loaded())
+                    others[name] = _as_model(load_signature(), version)
                 except LoadError as error:
-                    self.others[name] = error
-
-    def infer(self, inputs: Arrays) -> Arrays:
-        """Calls the default signature."""
-        return self._served.infer(inputs)
-
-    def try_out(self, inputs: Arrays) -> Arrays:
-        """Calls the default signature, and finds out whether it can be called in a quicker way."""
-        return self._served.try_out(inputs)
-
-    @property
-    def tower(self) -> TowerReport | None:
-        """Where its default signature is; None where that is not looked at."""
-        return self._served.tower
-
-    def close(self) -> None:
-        """Only the process's end gives device memory back."""
+                    others[name] = error
+        self.other_signatures = others
 
 
-class Signature:
-    """One signature of a SavedModel, as a model.
-
-    Args:
-        version: the SavedModel's.
-        signature: what was loaded.
+def _as_model(signature: _Signature, version: str) -> CallableModel:
+    """A signature as a model.
 
     Raises:
         LoadError: an input or output cannot be served.
     """
-
-    platform = SavedModel.platform
-    volatile = False
-
-    def __init__(self, version: str, signature: _Signature) -> None:
-        self.version = version
-        self._call = signature.call
-        self.inputs = setup.reports(sorted(signature.inputs.items()))
-        self.outputs = setup.reports(sorted(signature.outputs.items()))
-
-    def infer(self, inputs: Arrays) -> Arrays:
-        """Calls the signature."""
-        return self._call(inputs)
-
-    def try_out(self, inputs: Arrays) -> Arrays:
-        """Calls the signature, and finds out whether it can be called in a quicker way."""
-        return self._call.try_out(inputs)
-
-    @property
-    def tower(self) -> TowerReport | None:
-        """Where it is; None where that is not looked at."""
-        return self._call.tower if isinstance(self._call, GraphRun) else None
-
-    def close(self) -> None:
-        """Only the process's end gives device memory back."""
+    inputs, outputs = declare(sorted(signature.inputs.items())), declare(sorted(signature.outputs.items()))
+    return CallableModel(signature.call, inputs, outputs, version)
 
 
-def _loaded(spec: ModelSpec, folder: str) -> _Signatures:
+def _load_functions(spec: ModelSpec, folder: str) -> _Signatures:
+    """The signatures as functions of TensorFlow 2; in a session, where the model's Python objects cannot be loaded."""
     try:
-        return _from_objects(spec.name, folder, jit_compile=spec.jit_compile)
+        return _load_objects(spec.name, folder, jit_compile=spec.jit_compile)
     except (AttributeError, ValueError) as error:
-        # Optimizer state that this Keras cannot make again (tensorflow issue 52091). Inference needs none of it,
-        # nor of the other Python objects: the graph is enough. `allow_partial_checkpoint` comes too late for it.
+        # Optimizer state that this Keras cannot create again (tensorflow issue 52091). Inference needs neither that
+        # nor the other Python objects: the graph is enough. `allow_partial_checkpoint` comes too late for it.
         if "add_slot" not in str(error):
             raise
         if spec.jit_compile:
             raise LoadError("jit_compile: a model whose optimizer cannot be made again has no functions") from error
         log.warning("%s: loaded as a graph, since its optimizer cannot be made again (%s)", spec.name, error)
-        return _from_graph(folder, None)
+        return _load_graph(folder, None)
 
 
-def _from_objects(model: str, folder: str, *, jit_compile: bool) -> _Signatures:
+def _load_objects(model: str, folder: str, *, jit_compile: bool) -> _Signatures:
     loaded = tf.saved_model.load(folder)
-    made = partial(_compiled if jit_compile else _of_function, model, loaded)
-    return {name: partial(made, loaded.signatures[name]) for name in loaded.signatures if name != INTERNAL}
+    load_signature = partial(_compile_function if jit_compile else _call_function, model, loaded)
+    return {
+        name: partial(load_signature, loaded.signatures[name])
+        for name in loaded.signatures
+        if name != INTERNAL_SIGNATURE
+    }
 
 
-def _compiled(model: str, loaded: Any, function: Any) -> _Signature:
-    """The function as XLA compiles it, once for each shape that comes."""
-    inputs = _specs(function.structured_input_signature[1])
-    setup.reports(inputs.items())  # what XLA cannot compile may be what cannot be served either, and that is told
+def _compile_function(model: str, loaded: Any, function: Any) -> _Signature:
+    """The function compiled by XLA, once for each shape of its inputs."""
+    inputs = _as_specs(function.structured_input_signature[1])
+    declare(inputs.items())  # what XLA cannot compile may be what cannot be served, and then this error is clearer
     compiled = tf.function(lambda **tensors: function(**tensors), jit_compile=True)
-    return _of_function(model, loaded, compiled.get_concrete_function(**inputs))
+    return _call_function(model, loaded, compiled.get_concrete_function(**inputs))
 
 
-def _of_function(model: str, loaded: Any, function: Any) -> _Signature:
+def _call_function(model: str, loaded: Any, function: Any) -> _Signature:
     inputs = function.structured_input_signature[1]
-    call = FunctionCall(model, function, inputs, lambda tensors: ((), tensors), lambda outputs: outputs)
-    # The functions hold their model's variables only weakly.
-    call.loaded = loaded  # type: ignore[attr-defined]
-    return _Signature(_specs(inputs), _specs(function.structured_outputs), call)
+    # The functions reference their model's variables only weakly, hence `keep_alive`.
+    call = FunctionCall(
+        model, function, inputs, lambda tensors: ((), tensors), lambda outputs: outputs, keep_alive=loaded
+    )
+    return _Signature(_as_specs(inputs), _as_specs(function.structured_outputs), call)
 
 
-def _from_graph(folder: str, placement: TowerPlacement | None) -> _Signatures:
-    """The graph that a SavedModel of either TensorFlow has, with its variables, tables and assets, in a session."""
-    # The public `load` leaves no way to the graph before it is imported.
+def _load_graph(folder: str, placement: TowerPlacement | None) -> _Signatures:
+    """The graph of a SavedModel of either TensorFlow, with its variables, tables and assets, in a session."""
+    # The public `load` gives no access to the graph before it is imported.
     from tensorflow.core.function.polymorphism.function_type import sanitize_arg_name
     from tensorflow.python.saved_model.loader_impl import SavedModelLoader
 
@@ -180,49 +145,49 @@ def _from_graph(folder: str, placement: TowerPlacement | None) -> _Signatures:
     if placement is not None and placement.device is not None:
         assign(meta_graph.graph_def, placement.device)
     graph = tf.Graph()
-    session = session_of(graph, placement)
+    session = open_session(graph, placement)
     saver, _ = loader.load_graph(graph, tags)
     loader.restore_variables(session, saver)
     loader.run_init_ops(session, tags)
-    # Names of TensorFlow 2 are to be those of the functions, which one device has.
+    # Models of TensorFlow 2 keep the names that their functions have on one device.
     renamed = sanitize_arg_name if meta_graph.HasField("object_graph_def") else str
     return {
-        name: partial(_of_graph, graph, session, signature, placement, renamed)
+        name: partial(_call_graph, graph, session, signature, placement, renamed)
         for name, signature in meta_graph.signature_def.items()
-        if name != INTERNAL
+        if name != INTERNAL_SIGNATURE
     }
 
 
-def _of_graph(
+def _call_graph(
     graph: Any, session: Any, signature: Any, placement: TowerPlacement | None, renamed: Callable[[str], str]
 ) -> _Signature:
-    inputs = {renamed(name): _tensor(graph, name, info) for name, info in sorted(signature.inputs.items())}
-    outputs = {name: _tensor(graph, name, info) for name, info in sorted(signature.outputs.items())}
-    return _Signature(_specs(inputs), _specs(outputs), GraphRun(session, inputs, outputs, placement))
+    inputs = {renamed(name): _find_tensor(graph, name, info) for name, info in sorted(signature.inputs.items())}
+    outputs = {name: _find_tensor(graph, name, info) for name, info in sorted(signature.outputs.items())}
+    return _Signature(_as_specs(inputs), _as_specs(outputs), GraphCall(session, inputs, outputs, placement))
 
 
-def _specs(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Specs of what may be symbolic tensors: those of graphs, and of TensorFlow 1's models, are."""
+def _as_specs(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Specs of values that may be symbolic tensors, as in graphs and in models of TensorFlow 1."""
     return {
         name: value if isinstance(value, tf.TypeSpec) else tf.type_spec_from_value(value)
         for name, value in values.items()
     }
 
 
-def _tensor(graph: Any, name: str, info: Any) -> Any:
+def _find_tensor(graph: Any, name: str, info: Any) -> Any:
     if info.WhichOneof("encoding") != "name":
         raise LoadError(f"{name!r} is ragged or sparse; only dense tensors can be served: convert it inside the model")
     return graph.get_tensor_by_name(info.name)
 
 
-def _pick(signatures: Iterable[str], wanted: str | None) -> str:
+def _choose_default(signatures: Iterable[str], configured: str | None) -> str:
     known = sorted(signatures)
     listed = ", ".join(known) or "none"
-    if wanted is not None:
-        if wanted not in known:
-            raise LoadError(f"there is no signature {wanted!r}; the model has: {listed}")
-        return wanted
-    for name in SIGNATURES:
+    if configured is not None:
+        if configured not in known:
+            raise LoadError(f"there is no signature {configured!r}; the model has: {listed}")
+        return configured
+    for name in DEFAULT_SIGNATURES:
         if name in known:
             return name
     if len(known) == 1:

@@ -11,7 +11,7 @@ import numpy as np
 from multitower import tensors
 from multitower.spec import ModelSpec, TensorReport
 
-from ..formats.model import Array, Arrays, Model, Signed
+from ..formats.model import Array, Arrays, Model
 from ..model_errors import LoadError
 from .warmup import Sample
 
@@ -41,8 +41,8 @@ def samples_of(model: Model, spec: ModelSpec) -> list[Sample]:
     from .serving_warmup import read
 
     signed: dict[str, Model | LoadError] = {"": model}
-    if isinstance(model, Signed):
-        signed |= {model.signature: model, **model.others}
+    if model.signature:
+        signed |= {model.signature: model, **model.other_signatures}
     samples: list[Sample] = []
     for number, request in enumerate(read(file), 1):
         origin = f"{file}, record {number}"

@@ -12,7 +12,7 @@ from multitower import tensors
 from multitower.spec import ModelSpec
 
 from ..batch import padded_size
-from ..formats.model import Array, Arrays, Model, why_unbatchable
+from ..formats.model import Array, Arrays, Model
 from ..model_errors import LoadError, is_out_of_memory, one_line
 
 log = logging.getLogger("multitower.worker")
@@ -75,7 +75,7 @@ def warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample] = (), *, si
     """
     samples = [sample for sample in samples if sample.signature == signature]
     reason = why_unbatchable(model) if spec.max_batch_size else None
-    if not samples and (signature or model.platform == "python" or model.inputs is None):
+    if not samples and (signature or spec.handler is not None or model.inputs is None):
         return Findings(reason)
     joined = spec.max_batch_size > 0 and reason is None
     told = f"{spec.name} ({signature})" if signature else spec.name
@@ -137,3 +137,22 @@ def _ones(model: Model, rows: int) -> Arrays:
 def _filled(datatype: str, shape: list[int]) -> Array:
     dtype = tensors.dtype_of(datatype)
     return np.full(shape, b"" if datatype == tensors.BYTES else 1, dtype)
+
+
+def why_unbatchable(model: Model) -> str | None:
+    """Why requests to the model cannot be joined along dimension 0, as far as its declaration tells."""
+    if model.inputs is None:
+        return None
+    if not model.inputs:
+        return "it has no inputs"
+    for tensor in model.inputs:
+        if tensor.shape is None:
+            return f"the rank of input {tensor.name!r} is unknown"
+        if not tensor.shape:
+            return f"the input {tensor.name!r} is a scalar"
+        if tensor.shape[0] != -1:
+            return f"dimension 0 of input {tensor.name!r} is fixed at {tensor.shape[0]}"
+    for tensor in model.outputs or ():
+        if tensor.shape is not None and (not tensor.shape or tensor.shape[0] != -1):
+            return f"dimension 0 of output {tensor.name!r} is not the batch"
+    return None

@@ -38,10 +38,10 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
         timeout_s: seconds for each model.
     """
     specs = [spec for model in config.models for spec in _served_versions(model)]
-    with_path = [spec for spec in specs if spec.path is not None]
+    with_tensorflow = [spec for spec in specs if spec.format.uses_tensorflow]
     required = packages.required_versions()
     installed = packages.installed_versions([name for name in required if name != "Python"] or _BASE_PACKAGES)
-    yield from packages.findings(installed, required, tensorflow_needed=bool(with_path))
+    yield from packages.findings(installed, required, tensorflow_needed=bool(with_tensorflow))
     yield packages.compiled_finding(compiled())
 
     driver = gpu_driver.inspect_driver()
@@ -58,13 +58,15 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     yield from endpoints.findings(config.listen, config.runtime_dir)
 
     has_tensorflow = importlib.util.find_spec("tensorflow") is not None
-    report, failure = _inspect_operations(with_path, timeout_s) if with_path and has_tensorflow else (None, None)
+    report, failure = (
+        _inspect_operations(with_tensorflow, timeout_s) if with_tensorflow and has_tensorflow else (None, None)
+    )
     build = report["build"] if report is not None else None
     libraries = gpu_driver.cuda_libraries(build) if build is not None and gpus_wanted else []
     missing = gpu_driver.missing_libraries(libraries)
     yield from gpu_driver.findings(driver, build, missing, gpus_wanted=gpus_wanted)
 
-    loadable = [spec for spec in specs if spec.path is None or has_tensorflow] if load_models else []
+    loadable = [spec for spec in specs if has_tensorflow or not spec.format.uses_tensorflow] if load_models else []
     measured: dict[str, tuple[int, int]] = {}
     failed: set[str] = set()
     for loaded in models.load_models(

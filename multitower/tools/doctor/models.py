@@ -82,7 +82,7 @@ def load_models(
                 endpoint=f"ipc://{folder}/w{number}.sock",
                 parent_pid=os.getpid(),
                 name="mt-doctor",
-                import_tensorflow=spec.path is not None,
+                import_tensorflow=spec.format.uses_tensorflow,
                 import_path=(import_path,),
             )
             yield _load_one(context, process_spec, assignment, timeout_s)

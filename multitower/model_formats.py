@@ -1,0 +1,90 @@
+"""The table of model formats: what the supervisor checks of each, and which file of `worker/formats` loads it.
+
+A new format is an entry here and a file there: docs/adding-a-model-format.md shows both.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFormat:
+    """One model format.
+
+    Attributes:
+        name: the module in `worker/formats` that loads it.
+        title: what messages call a model of it.
+        platform: its name in metadata, as in the Open Inference Protocol.
+        suffixes: of its files; empty where it is not a file.
+        uses_tensorflow: whether TensorFlow runs its models. Workers then import it early, set it up for their devices,
+            and ask it for the memory that a model takes.
+        has_towers: whether a worker of several devices holds a replica on each: its module has `load_towers`.
+        has_signatures: whether `signature` may be configured.
+        names_tensors: whether `inputs` and `outputs` must be configured, since the model does not say what they are.
+        can_compile: whether `jit_compile` may be configured.
+    """
+
+    name: str
+    title: str
+    platform: str
+    suffixes: tuple[str, ...] = ()
+    uses_tensorflow: bool = True
+    has_towers: bool = True
+    has_signatures: bool = False
+    names_tensors: bool = False
+    can_compile: bool = False
+
+
+SAVED_MODEL: Final = ModelFormat(
+    name="saved_model",
+    title="a SavedModel",
+    platform="tensorflow_savedmodel",
+    has_signatures=True,
+    can_compile=True,
+)
+
+HANDLER: Final = ModelFormat(
+    name="handler",
+    title="a handler",
+    platform="python",
+    uses_tensorflow=False,
+    has_towers=False,
+)
+
+FILE_FORMATS: Final = (
+    ModelFormat(
+        name="keras_file",
+        title="a file of Keras",
+        platform="keras",
+        suffixes=(".keras", ".h5", ".hdf5"),
+        can_compile=True,
+    ),
+    ModelFormat(
+        name="frozen_graph",
+        title="a frozen graph",
+        platform="tensorflow_graphdef",
+        suffixes=(".pb", ".pbtxt"),
+        names_tensors=True,
+    ),
+)
+"""The formats that are files, recognised by their suffixes."""
+
+FORMATS: Final = (SAVED_MODEL, *FILE_FORMATS, HANDLER)
+
+FILE_SUFFIXES: Final = tuple(suffix for each in FILE_FORMATS for suffix in each.suffixes)
+
+
+def recognize(path: str | os.PathLike[str] | None) -> ModelFormat:
+    """The format of a model.
+
+    Args:
+        path: where it lies, or None for a handler. A file is recognised by its suffix; a folder is a SavedModel, or
+            contains its versions.
+    """
+    if path is None:
+        return HANDLER
+    suffix = os.path.splitext(path)[1]
+    return next((each for each in FILE_FORMATS if suffix in each.suffixes), SAVED_MODEL)
