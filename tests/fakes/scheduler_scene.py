@@ -1,4 +1,4 @@
-"""A balancer whose workers' times are known, driven by hand and in made-up time."""
+"""A scheduler whose workers' times are known, driven by hand in virtual time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,14 @@ def add_worker(
 
 
 class Scene:
-    """A balancer whose workers' times are known from the start, as if each had answered a hundred batches."""
+    """A scheduler whose workers' times are known from the start, as if each had answered a hundred batches.
+
+    Args:
+        factors: for each worker, by which its times are multiplied.
+        rule: of dispatch.
+        sizes: that batches are padded to.
+        retry: see `QueueLimits`.
+    """
 
     def __init__(
         self, *factors: float, rule: Rule = Rule.EARLIEST_FINISH, sizes: tuple[int, ...] = (), retry: int = 1
@@ -47,7 +54,7 @@ class Scene:
         self._requests = 0
 
     def worker(self, factor: float | None) -> Worker:
-        """Comes; nothing is known of it where no factor is told."""
+        """Adds a worker; its times are unknown if `factor` is None."""
         worker = add_worker(self.scheduler, self._slots, "cpu:0", {"m": Served()}, self.now)
         self._slots += 1
         for rows in range(1, LARGEST + 1) if factor is not None else ():
@@ -56,7 +63,7 @@ class Scene:
         return worker
 
     def submit(self, count: int, rows: int = 1, key: BatchKey = KEY) -> list[Request]:
-        """So many requests of so many rows."""
+        """Submits `count` requests of `rows` rows each."""
         requests = []
         for _ in range(count):
             self._requests += 1
@@ -67,12 +74,12 @@ class Scene:
         return requests
 
     def dispatch(self, after: float = 0.0) -> list[tuple[int, int]]:
-        """Worker and rows of each batch that is given, so many seconds later."""
+        """Dispatches `after` seconds later; returns slot and rows of each batch."""
         self.now += after
         return [(batch.worker.slot, batch.rows) for batch in self.scheduler.dispatch(self.now)]
 
     def answer(self, slot: int, after: float = 0.0, busy_s: float | None = None) -> Batch:
-        """A worker answers, so many seconds later."""
+        """Answers the batch of a worker `after` seconds later; returns it."""
         self.now += after
         worker = next(worker for worker in self.scheduler.workers if worker.slot == slot)
         batch = worker.batch

@@ -1,4 +1,4 @@
-"""Who gets the work, with real workers: counts, not times, except where a time is the behaviour."""
+"""How requests are distributed over real workers: measured by counts, and by times only if these are the behaviour."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ models:
 
 
 def closed_loop(client: Client, requests: int, outstanding: int) -> float:
-    """Sends that many requests, so many at a time; the seconds it took."""
+    """Sends requests, `outstanding` at a time; returns how many seconds it took."""
     room = threading.Semaphore(outstanding)
     futures = []
     begun = time.monotonic()
@@ -54,10 +54,10 @@ def test_equal_workers_share_evenly(tmp_path: Path) -> None:
         assert abs(first - second) <= 0.1 * max(first, second)
 
 
-def test_all_workers_work_at_once(tmp_path: Path) -> None:
+def test_all_workers_work_in_parallel(tmp_path: Path) -> None:
     with Running(tmp_path, config(8, "{seconds: 0.02}")) as daemon, daemon.wait_ready().client() as client:
         took = closed_loop(client, 400, 64)
-        # One worker alone takes 8 s at the least, whatever the machine; benchmarks/devices.py has figures.
+        # A single worker takes at least 8 s on any machine; benchmarks/devices.py has figures.
         assert took < 4
         assert min(completed(client)) > 25
 
@@ -70,23 +70,23 @@ def test_a_slow_worker_gets_its_small_share_of_a_long_queue(tmp_path: Path, disp
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         closed_loop(client, 1000, outstanding)
         slow, *fast = completed(client)
-        # 1 part in 13 is its due; an even share would be 3.25 parts.
+        # Its speed is 1 part in 13 of all; an even share would be 3.25 parts.
         assert 0.3 * 1000 / 13 < slow < 1.7 * 1000 / 13
         assert max(fast) - min(fast) < 0.2 * max(fast)
 
 
-def test_a_slow_worker_stays_idle_where_the_others_are_done_before_it(tmp_path: Path) -> None:
+def test_a_slow_worker_stays_idle_if_the_others_finish_before_it(tmp_path: Path) -> None:
     text = config(4, "{seconds: 0.01, slow: 0, factor: 4}")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
-        # Three are executed and five wait; the slow one would need as long as the others for four or five each.
+        # Three run and five wait. While the slow one ran one, the others would run four or five each.
         closed_loop(client, 1000, 8)
         slow, *fast = completed(client)
-        # It has had some before it was known, and then one in 500.
+        # It got some before it was measured, and then one in 500.
         assert 1 <= slow < 20
         assert max(fast) - min(fast) < 0.2 * max(fast)
 
 
-def test_no_request_waits_longer_for_another_shape_than_in_the_order_of_arrival(tmp_path: Path) -> None:
+def test_a_request_with_another_shape_is_not_overtaken(tmp_path: Path) -> None:
     text = config(1, "{seconds: 0.005}", "batching: {max_batch_size: 8}")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         wide, narrow = {"x": np.zeros((1, 3), np.int32)}, {"x": np.zeros((1, 2), np.int32)}
@@ -108,14 +108,14 @@ def test_no_request_waits_longer_for_another_shape_than_in_the_order_of_arrival(
             for _ in range(20):
                 before = answered[0]
                 client.infer("m", narrow)
-                # Those that were there, one batch that was full already, and what is answered while this is read.
+                # Those that arrived before, one batch that was full already, and answers that arrive meanwhile.
                 assert answered[0] - before <= 64 + 3 * 8
         finally:
             end.set()
             flooding.join(STEP_S)
 
 
-def test_a_model_that_turns_out_to_have_no_batch_dimension_is_told(tmp_path: Path) -> None:
+def test_status_tells_that_a_model_has_no_batch_dimension(tmp_path: Path) -> None:
     text = config(1, "{}", "batching: {max_batch_size: 8}").replace("Sleeper", "Total")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         assert client.status()["models"][0]["unbatched_because"] is None
@@ -128,10 +128,10 @@ def test_a_model_that_turns_out_to_have_no_batch_dimension_is_told(tmp_path: Pat
             client.infer("m", {"x": np.ones(20, np.int64)})
 
 
-def test_brief_requests_that_run_one_by_one_travel_together_and_answer_for_themselves(tmp_path: Path) -> None:
+def test_short_unbatched_requests_share_messages_but_not_their_errors(tmp_path: Path) -> None:
     text = config(2, "{}").replace("Sleeper", "Commanded")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
-        for _ in range(600):  # until it is known that they are brief
+        for _ in range(600):  # until they are known to be short
             client.infer("m", {"do": np.array([b"nothing"], object)})
         commands = [f"raise {number}" if number % 7 == 0 else "nothing" for number in range(2000)]
         futures = [client.submit("m", {"do": np.array([command], object)}) for command in commands]
@@ -147,7 +147,7 @@ def test_brief_requests_that_run_one_by_one_travel_together_and_answer_for_thems
         assert statistics["inference_stats"]["fail"]["count"] == 2000 - commands.count("nothing")
 
 
-def test_while_all_are_busy_batches_grow(tmp_path: Path) -> None:
+def test_batches_grow_while_all_workers_are_busy(tmp_path: Path) -> None:
     text = config(1, "{seconds: 0.05}", "batching: {max_batch_size: 16}")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         futures = [client.submit("m", {"x": np.array([[n]], np.int32)}) for n in range(64)]
@@ -183,7 +183,7 @@ def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
             assert error.details["retry_after_ms"] >= 1
 
 
-def test_a_deadline_holds_in_the_queue_and_while_running(tmp_path: Path) -> None:
+def test_a_deadline_holds_in_the_queue_and_during_execution(tmp_path: Path) -> None:
     with Running(tmp_path, config(1, "{seconds: 1.5}")) as daemon, daemon.wait_ready().client() as client:
         running = client.submit("m", {"x": np.zeros(1)}, timeout=0.5)
         waiting = client.submit("m", {"x": np.zeros(1)}, timeout=0.5)
@@ -199,7 +199,7 @@ def test_a_deadline_holds_in_the_queue_and_while_running(tmp_path: Path) -> None
         assert client.status()["daemon"]["late"] == 1
 
 
-def test_what_is_cancelled_is_not_run(tmp_path: Path) -> None:
+def test_a_cancelled_request_is_not_run(tmp_path: Path) -> None:
     with Running(tmp_path, config(1, "{seconds: 0.5}")) as daemon, daemon.wait_ready().client() as client:
         running = client.submit("m", {"x": np.zeros(1)})
         daemon.wait(lambda: client.status()["slots"][0]["depth"] == 1)

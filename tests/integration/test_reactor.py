@@ -1,4 +1,4 @@
-"""The reactor with real sockets: nothing that has come is ever slept over."""
+"""The reactor with real sockets: it never waits while a message or an event is there."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pair() -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
 
 
 def until(reactor: Reactor, done: Callable[[], bool]) -> None:
-    """Waits as the daemon's loop does."""
+    """Waits again and again, as the daemon's loop does."""
     end = time.monotonic() + SOON_S
     while not done():
         assert time.monotonic() < end
@@ -48,7 +48,7 @@ def reading(socket: zmq.Socket[bytes], into: list[bytes]) -> Callable[[], None]:
     return read
 
 
-def test_a_descriptor_and_the_clock(reactor: Reactor) -> None:
+def test_it_waits_for_a_descriptor_or_the_timeout(reactor: Reactor) -> None:
     out, into = os.pipe()
     called: list[int] = []
     reactor.add(out, lambda: called.append(os.read(out, 10)[0]))
@@ -67,18 +67,18 @@ def test_a_descriptor_and_the_clock(reactor: Reactor) -> None:
     os.close(into)
 
 
-def test_messages_that_came_before_the_socket_was_added(
+def test_messages_that_arrived_before_the_socket_was_added_are_read(
     reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
 ) -> None:
     ours, theirs = pair
     theirs.send(b"1")
-    assert ours.poll(1000)  # its descriptor tells nothing any more
+    assert ours.poll(1000)  # clears what its descriptor reports
     got: list[bytes] = []
     reactor.add_socket(ours, reading(ours, got))
     until(reactor, lambda: got == [b"1"])
 
 
-def test_a_message_whose_arrival_a_send_has_swallowed(
+def test_a_message_whose_event_a_send_has_cleared_is_read(
     reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
 ) -> None:
     ours, theirs = pair
@@ -86,14 +86,14 @@ def test_a_message_whose_arrival_a_send_has_swallowed(
     recheck = reactor.add_socket(ours, reading(ours, got))
     for number in range(200):
         theirs.send(b"%d" % number)
-        # More than libzmq's pause between two looks at its mailbox, so that the send does look.
+        # Longer than libzmq waits between two checks of its mailbox, so that the send checks it.
         time.sleep(0.002)
         ours.send(b"x")
         recheck()
         until(reactor, lambda number=number: len(got) == number + 1)  # type: ignore[misc]
 
 
-def test_a_reader_that_stops_early_has_its_next_turn(
+def test_a_callback_that_leaves_messages_is_called_again(
     reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
 ) -> None:
     ours, theirs = pair
@@ -110,7 +110,7 @@ def test_a_reader_that_stops_early_has_its_next_turn(
     until(reactor, lambda: len(got) == 100)
 
 
-def test_a_flood_on_a_socket_does_not_keep_a_descriptor_from_its_turn(
+def test_a_flood_on_a_socket_does_not_starve_a_descriptor(
     reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
 ) -> None:
     ours, theirs = pair
@@ -126,7 +126,7 @@ def test_a_flood_on_a_socket_does_not_keep_a_descriptor_from_its_turn(
     os.close(into)
 
 
-def test_what_is_removed_is_not_called(reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]) -> None:
+def test_a_removed_socket_is_not_called(reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]) -> None:
     ours, theirs = pair
     got: list[bytes] = []
     recheck = reactor.add_socket(ours, reading(ours, got))
@@ -137,8 +137,8 @@ def test_what_is_removed_is_not_called(reactor: Reactor, pair: tuple[zmq.Socket[
     assert not got
 
 
-def test_short_waits_are_kept_finer_than_an_epoll_can(reactor: Reactor) -> None:
-    """An epoll's are a millisecond at least, each of them; the scheduler's delays are now and then."""
+def test_short_waits_are_shorter_than_an_epolls(reactor: Reactor) -> None:
+    """Those of an epoll take a millisecond at least; the scheduler may need less."""
 
     def waited() -> float:
         begun = time.monotonic()
@@ -150,7 +150,7 @@ def test_short_waits_are_kept_finer_than_an_epoll_can(reactor: Reactor) -> None:
     assert min(times) < 0.0009
 
 
-def test_what_comes_ends_a_short_wait(reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]) -> None:
+def test_a_message_ends_a_short_wait(reactor: Reactor, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]) -> None:
     ours, theirs = pair
     got: list[bytes] = []
     reactor.add_socket(ours, reading(ours, got))

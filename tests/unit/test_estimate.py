@@ -1,4 +1,4 @@
-"""How long a batch takes, from those that were measured: noise, hiccups, changes of speed, sizes that are alike."""
+"""Estimates of a batch's time from measured batches: noise, outliers, changes of speed, batches of equal size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def device(rows: int, factor: float = 1.0) -> float:
     return factor * (FIXED_S + ROW_S * rows)
 
 
-def learned(batches: Iterable[tuple[int, float]]) -> Estimate:
+def estimate_of(batches: Iterable[tuple[int, float]]) -> Estimate:
     estimate = Estimate()
     for rows, seconds in batches:
         estimate.add(rows, seconds)
@@ -29,13 +29,13 @@ def sizes(count: int, largest: int = 32, seed: int = 1) -> list[int]:
     return [rng.randint(1, largest) for _ in range(count)]
 
 
-def test_it_is_not_known_before_some_were_measured() -> None:
-    assert not learned([(1, 0.004)] * (MIN_MEASURED - 1)).known
-    assert learned([(1, 0.004)] * MIN_MEASURED).known
+def test_an_estimate_is_known_after_some_batches_were_measured() -> None:
+    assert not estimate_of([(1, 0.004)] * (MIN_MEASURED - 1)).known
+    assert estimate_of([(1, 0.004)] * MIN_MEASURED).known
 
 
 def test_the_fixed_part_and_the_part_per_row_are_found() -> None:
-    estimate = learned((rows, device(rows)) for rows in sizes(200))
+    estimate = estimate_of((rows, device(rows)) for rows in sizes(200))
     assert estimate.fixed_s == pytest.approx(FIXED_S, rel=0.02)
     assert estimate.row_s == pytest.approx(ROW_S, rel=0.1)
     for rows in (1, 8, 32):
@@ -44,75 +44,75 @@ def test_the_fixed_part_and_the_part_per_row_are_found() -> None:
 
 def test_noise_averages_out() -> None:
     rng = random.Random(2)
-    estimate = learned((rows, device(rows) * rng.lognormvariate(0, 0.2)) for rows in sizes(400))
+    estimate = estimate_of((rows, device(rows) * rng.lognormvariate(0, 0.2)) for rows in sizes(400))
     for rows in (1, 8, 32):
         assert estimate.seconds(rows) == pytest.approx(device(rows), rel=0.15)
 
 
 @pytest.mark.parametrize("rows", [1, 8, 32])
-def test_where_all_batches_are_alike_their_time_is_known_and_nothing_is_made_up(rows: int) -> None:
-    estimate = learned([(rows, device(rows))] * 100)
+def test_equal_batches_give_their_time_and_no_time_per_row(rows: int) -> None:
+    estimate = estimate_of([(rows, device(rows))] * 100)
     assert estimate.seconds(rows) == pytest.approx(device(rows), rel=0.001)
     assert estimate.row_s == pytest.approx(0.0, abs=1e-9)
 
 
-def test_neither_part_is_ever_less_than_nothing() -> None:
-    # Larger ones that take less time, and ones for which a line through them would begin below zero.
-    falling = learned((rows, 0.01 - 0.0002 * rows) for rows in sizes(100))
-    steep = learned((rows, 0.00001 * rows * rows) for rows in sizes(100))
+def test_neither_part_is_ever_negative() -> None:
+    # Larger batches that take less time; and batches for which a fitted line would begin below zero.
+    falling = estimate_of((rows, 0.01 - 0.0002 * rows) for rows in sizes(100))
+    steep = estimate_of((rows, 0.00001 * rows * rows) for rows in sizes(100))
     for estimate in (falling, steep):
         assert estimate.fixed_s >= 0
         assert estimate.row_s >= 0
 
 
-HICCUPS: dict[str, Callable[[int], float]] = {
+OUTLIERS: dict[str, Callable[[int], float]] = {
     "one in ten takes a second": lambda n: 1.0 if n % 10 == 5 else device(8),
-    "three in a row, over and over": lambda n: device(8) * (50 if n % 12 in (6, 7, 8) else 1),
-    "the first, as while a device warms up": lambda n: 5.0 if n == 0 else device(8),
-    "one that takes no time": lambda n: 0.0 if n == 50 else device(8),
+    "three in a row, again and again": lambda n: device(8) * (50 if n % 12 in (6, 7, 8) else 1),
+    "the first one, while a device warms up": lambda n: 5.0 if n == 0 else device(8),
+    "one takes no time": lambda n: 0.0 if n == 50 else device(8),
 }
 
 
-@pytest.mark.parametrize("name", HICCUPS)
-def test_hiccups_are_limited(name: str) -> None:
-    # The mean of these is up to 25 times of what a batch takes.
-    estimate = learned((8, HICCUPS[name](number)) for number in range(120))
+@pytest.mark.parametrize("name", OUTLIERS)
+def test_outliers_count_for_little(name: str) -> None:
+    # Their mean is up to 25 times the time of a usual batch.
+    estimate = estimate_of((8, OUTLIERS[name](number)) for number in range(120))
     assert device(8) * 0.8 < estimate.seconds(8) < device(8) * 3.5
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.25, 0.6, 1.6, 4.0, 20.0])
-def test_a_device_that_changes_its_speed_is_known_again_soon(factor: float) -> None:
-    estimate = learned((rows, device(rows)) for rows in sizes(200))
+def test_a_changed_speed_is_learned_within_a_few_batches(factor: float) -> None:
+    estimate = estimate_of((rows, device(rows)) for rows in sizes(200))
     for rows in sizes(OUTLIER_STREAK, seed=3):
         estimate.add(rows, device(rows, factor))
     for rows in (1, 8, 32):
         assert estimate.seconds(rows) == pytest.approx(device(rows, factor), rel=0.15)
 
 
-def test_one_batch_is_enough_where_it_was_given_to_find_out() -> None:
-    estimate = learned((rows, device(rows, 4.0)) for rows in sizes(200))
+def test_rescale_learns_a_changed_speed_from_one_batch() -> None:
+    estimate = estimate_of((rows, device(rows, 4.0)) for rows in sizes(200))
     estimate.rescale(1, device(1))
     for rows in (1, 8, 32):
         assert estimate.seconds(rows) == pytest.approx(device(rows), rel=0.1)
 
 
-def test_a_drift_is_followed() -> None:
-    estimate = learned((8, device(8, 1 + number / 500)) for number in range(500))
+def test_a_slow_change_is_followed() -> None:
+    estimate = estimate_of((8, device(8, 1 + number / 500)) for number in range(500))
     assert estimate.seconds(8) == pytest.approx(device(8, 1.9), rel=0.1)
 
 
-def test_a_pace_is_one_estimate_a_key_and_of_bounded_size() -> None:
-    pace = Estimates()
+def test_there_is_one_estimate_per_key_for_the_latest_keys() -> None:
+    estimates = Estimates()
     for _ in range(MIN_MEASURED):
-        pace.add(1, 8, 0.5)
+        estimates.add(1, 8, 0.5)
     for key in range(2, MAX_KEYS + 1):
-        pace.add(key, 8, 0.1)
-        pace.add(1, 8, 0.5)
-    found = pace.find(1)
+        estimates.add(key, 8, 0.1)
+        estimates.add(1, 8, 0.5)
+    found = estimates.find(1)
     assert found is not None
     assert found.seconds(8) == pytest.approx(0.5)
-    assert pace.find(2) is None, "measured once"
+    assert estimates.find(2) is None, "measured once"
     for key in range(1000, 1000 + 2 * MAX_KEYS):
-        pace.add(key, 8, 0.1)
-    assert len(pace) == MAX_KEYS
-    assert pace.find(1) is None, "it was not used for long"
+        estimates.add(key, 8, 0.1)
+    assert len(estimates) == MAX_KEYS
+    assert estimates.find(1) is None, "least recently used"

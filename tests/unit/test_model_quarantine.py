@@ -88,8 +88,8 @@ class Scene:
         return self.scheduler.remove_process(worker, self.now, crashed=True)
 
     def reasons(self) -> list[str]:
-        told = [reply.answer for reply in self.scheduler.pop_replies()]
-        return [answer.reason if isinstance(answer, MultitowerError) else "ok" for answer in told]
+        answers = [reply.answer for reply in self.scheduler.pop_replies()]
+        return [answer.reason if isinstance(answer, MultitowerError) else "ok" for answer in answers]
 
 
 def test_three_crashing_requests_put_their_model_into_quarantine() -> None:
@@ -100,9 +100,9 @@ def test_three_crashing_requests_put_their_model_into_quarantine() -> None:
         lone += [scene.crash(), scene.crash()]
     assert lone == [False, True] * MIN_CRASHES
     assert scene.reasons() == ["poisoned"] * MIN_CRASHES
-    with pytest.raises(Unavailable, match=r"'a' is in quarantine: 3 requests in a row .* restart SLOT`") as told:
+    with pytest.raises(Unavailable, match=r"'a' is in quarantine: 3 requests in a row .* restart SLOT`") as raised:
         scene.submit()
-    assert told.value.reason == "no_worker"
+    assert raised.value.reason == "no_worker"
     scene.submit(B)
     scene.scheduler.expire(60.0)
     scene.submit()

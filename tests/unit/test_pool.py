@@ -1,4 +1,4 @@
-"""Who gets the next batch, and when: tables of devices, of what they have to do yet, and of what waits."""
+"""Which worker gets the next batch, and when: tables of the devices' speeds, their batches and the queue."""
 
 from __future__ import annotations
 
@@ -15,45 +15,43 @@ from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.supervisor.scheduling.worker_choice import PROBE_AFTER_BATCHES, PROBE_IDLE_S
 
 IDLE = [
-    # Times of the devices, one-row requests that wait, batches.
-    ("one alone gets it", (1,), 1, [(0, 1)]),
-    ("alike: shared out", (1, 1), 10, [(0, 5), (1, 5)]),
-    ("about alike: shared out", (1.05, 1), 10, [(0, 5), (1, 5)]),
-    ("the fast one gets it", (4, 1), 1, [(1, 1)]),
+    # Times of the devices as a factor, waiting requests of one row, batches as (slot, rows).
+    ("a single worker", (1,), 1, [(0, 1)]),
+    ("equally fast: divided", (1, 1), 10, [(0, 5), (1, 5)]),
+    ("about equally fast: divided", (1.05, 1), 10, [(0, 5), (1, 5)]),
+    ("the fast one gets the request", (4, 1), 1, [(1, 1)]),
     ("the slow one stays idle", (4, 1), 32, [(1, 32)]),
-    ("the slow one stays idle while the others are done sooner", (4, 1, 1, 1), 96, [(1, 32), (2, 32), (3, 32)]),
-    ("and while they are done sooner with the next ones", (4, 1, 1), 100, [(1, 32), (2, 32)]),
-    ("it works when the queue is long", (4, 1), 200, [(1, 32), (0, 32)]),
-    ("a bit slower, and the queue is short", (1.5, 1), 2, [(1, 2)]),
-    ("a bit slower, and more waits than one batch", (1.5, 1), 40, [(1, 20), (0, 20)]),
-    ("much slower, and the queue is very long", (100, 1), 4000, [(1, 32), (0, 32)]),
-    ("much slower, and the queue is long", (100, 1), 1000, [(1, 32)]),
+    ("the slow one stays idle while the others finish sooner", (4, 1, 1, 1), 96, [(1, 32), (2, 32), (3, 32)]),
+    ("also if they finish the next batches sooner", (4, 1, 1), 100, [(1, 32), (2, 32)]),
+    ("the slow one works if the queue is long", (4, 1), 200, [(1, 32), (0, 32)]),
+    ("slightly slower, short queue", (1.5, 1), 2, [(1, 2)]),
+    ("slightly slower, more than one batch waits", (1.5, 1), 40, [(1, 20), (0, 20)]),
+    ("much slower, very long queue", (100, 1), 4000, [(1, 32), (0, 32)]),
+    ("much slower, long queue", (100, 1), 1000, [(1, 32)]),
 ]
 
 
 @pytest.mark.parametrize(("factors", "waiting", "batches"), [row[1:] for row in IDLE], ids=[row[0] for row in IDLE])
-def test_who_gets_what_while_all_are_idle(
-    factors: tuple[float, ...], waiting: int, batches: list[tuple[int, int]]
-) -> None:
+def test_batches_of_idle_workers(factors: tuple[float, ...], waiting: int, batches: list[tuple[int, int]]) -> None:
     scene = Scene(*factors)
     scene.submit(waiting)
     assert scene.dispatch() == batches
 
 
-def test_a_slow_idle_one_waits_for_what_the_busy_ones_do_not_manage_and_gets_it_when_the_queue_grows() -> None:
+def test_a_slow_idle_worker_gets_a_batch_when_the_queue_grows() -> None:
     scene = Scene(4, 1)
     scene.submit(1)
     assert scene.dispatch() == [(1, 1)]
     scene.submit(5)
     assert scene.dispatch(0.001) == []
-    # The slow one would take 16 ms; the fast one is done with this one in 3, and then with one every 5.
+    # The slow one would take 16 ms. The fast one finishes this batch in 3 ms, and then one every 5 ms.
     scene.submit(40)
     assert scene.dispatch() == []
     scene.submit(60)
     assert scene.dispatch() == [(0, 32)]
 
 
-def test_that_is_looked_at_again_though_nothing_happens() -> None:
+def test_a_decision_to_wait_is_made_again_after_a_time() -> None:
     scene = Scene(4, 1)
     scene.submit(1)
     assert scene.dispatch() == [(1, 1)]
@@ -65,70 +63,70 @@ def test_that_is_looked_at_again_though_nothing_happens() -> None:
         assert wake is not None
         assert scene.now < wake < scene.now + 0.02
         given = scene.dispatch(wake - scene.now)
-    # The busy one is late, and may be for long: it hangs, perhaps.
+    # The busy one is late. It may hang.
     assert given == [(0, 1)]
     assert 0.01 < scene.now - 100.0 < 0.1
 
 
-def test_a_slow_one_is_tried_now_and_then_and_believed_when_it_is_fast_again() -> None:
+def test_a_slow_worker_is_probed_and_used_again_once_it_is_fast() -> None:
     scene = Scene(4, 1)
-    tries = 0
+    probes = 0
     for _ in range(2 * PROBE_AFTER_BATCHES + 10):
         scene.submit(1)
         ((slot, rows),) = scene.dispatch(PROBE_IDLE_S / PROBE_AFTER_BATCHES)
-        tries += slot == 0
+        probes += slot == 0
         assert rows == 1
         scene.answer(slot, 4 * FIXED_S if slot == 0 else FIXED_S + ROW_S)
-    assert tries == 2
+    assert probes == 2
     shares = [0, 0]
     for _ in range(2 * PROBE_AFTER_BATCHES):
         scene.submit(1)
         ((slot, _),) = scene.dispatch(PROBE_IDLE_S / PROBE_AFTER_BATCHES)
         shares[slot] += 1
         scene.answer(slot, FIXED_S + ROW_S)
-    assert shares[0] > 0.4 * PROBE_AFTER_BATCHES, "one try was enough, and since then they take turns"
+    assert shares[0] > 0.4 * PROBE_AFTER_BATCHES, "one probe was enough, and then they take turns"
 
 
-def test_one_that_becomes_slow_is_left_alone_after_a_few_batches() -> None:
+def test_a_worker_that_becomes_slow_gets_nothing_after_a_few_batches() -> None:
     scene = Scene(1, 1)
-    given = []
+    slots = []
     for _ in range(40):
         scene.submit(1)
         ((slot, _),) = scene.dispatch(0.001)
-        given.append(slot)
+        slots.append(slot)
         scene.answer(slot, (8 if slot == 0 else 1) * (FIXED_S + ROW_S))
-    assert given.count(0) <= OUTLIER_STREAK + 2
-    assert given[-20:] == [1] * 20
+    assert slots.count(0) <= OUTLIER_STREAK + 2
+    assert slots[-20:] == [1] * 20
 
 
 @pytest.mark.parametrize(
     ("factors", "turns"),
     [
-        pytest.param((0.05, 0.01), [0, 0, 0, 0], id="choosing gains less than it costs"),
-        pytest.param((0.1, 0.01), [1, 1, 1, 1], id="it gains more"),
+        pytest.param((0.05, 0.01), [0, 0, 0, 0], id="short"),
+        pytest.param((0.1, 0.01), [1, 1, 1, 1], id="not short"),
     ],
 )
-def test_brief_batches_go_to_whom_of_the_free_was_at_it_last(factors: tuple[float, ...], turns: list[int]) -> None:
+def test_short_batches_go_to_the_free_worker_that_was_busy_last(factors: tuple[float, ...], turns: list[int]) -> None:
     scene = Scene(*factors)
-    given = []
+    slots = []
     for _ in turns:
         scene.submit(1)
         ((slot, _),) = scene.dispatch(0.001)
-        given.append(slot)
+        slots.append(slot)
         scene.answer(slot, factors[slot] * FIXED_S, factors[slot] * FIXED_S)
-    assert given == turns
+    assert slots == turns
 
 
-def test_workers_of_other_models_do_not_keep_batches_from_being_brief() -> None:
+def test_workers_of_other_models_do_not_count_for_short_batches() -> None:
     scene = Scene(0.05, 0.01)
     add_worker(scene.scheduler, 2, "cpu:1", {"n": Served()}, scene.now)
     for _ in range(4):
         scene.submit(1)
-        assert scene.dispatch(0.001) == [(0, 1)], "the slower one was at it last, and choosing costs more than it gains"
+        assert scene.dispatch(0.001) == [(0, 1)], "the slower one was busy last"
         scene.answer(0, 0.05 * FIXED_S, 0.05 * FIXED_S)
 
 
-def test_others_are_woken_for_brief_batches_when_they_are_whole_or_the_first_is_not_back() -> None:
+def test_short_batches_wait_for_a_busy_worker_unless_full_or_late() -> None:
     scene = Scene(0.05, 0.05, 0.05)
     scene.submit(30)
     assert scene.dispatch() == [(0, 30)]
@@ -141,15 +139,15 @@ def test_others_are_woken_for_brief_batches_when_they_are_whole_or_the_first_is_
     assert scene.dispatch() == [(1, LARGEST)]
     scene.answer(0, 0.0001, 0.0001)
     scene.answer(1, 0.0001, 0.0001)
-    assert scene.dispatch() == [(1, 1)], "who was at it last"
+    assert scene.dispatch() == [(1, 1)], "it was busy last"
     scene.submit(5)
     assert scene.dispatch() == []
     wake = scene.scheduler.next_wake()
     assert wake is not None
-    assert scene.dispatch(wake - scene.now) == [(0, 5)], "it is not back"
+    assert scene.dispatch(wake - scene.now) == [(0, 5)], "the busy one is late"
 
 
-def test_brief_requests_that_run_one_by_one_travel_together() -> None:
+def test_short_unbatched_requests_travel_together() -> None:
     scene = Scene(0.005, 0.005)  # 20 us a request
     scene.submit(20, key=UNBATCHED)
     assert scene.dispatch() == [(0, 14)]
@@ -161,15 +159,15 @@ def test_brief_requests_that_run_one_by_one_travel_together() -> None:
 
 @pytest.mark.parametrize(
     ("factor", "retry"),
-    [pytest.param(0.1, 1, id="not brief"), pytest.param(0.005, 0, id="a neighbour's crash would be theirs")],
+    [pytest.param(0.1, 1, id="not short"), pytest.param(0.005, 0, id="no retry")],
 )
-def test_other_requests_that_run_one_by_one_travel_alone(factor: float, retry: int) -> None:
+def test_other_unbatched_requests_travel_in_messages_of_their_own(factor: float, retry: int) -> None:
     scene = Scene(factor, retry=retry)
     scene.submit(20, key=UNBATCHED)
     assert scene.dispatch() == [(0, 1)]
 
 
-def test_of_those_that_travelled_together_each_runs_alone_after_a_death() -> None:
+def test_unbatched_requests_of_one_message_run_separately_after_a_death() -> None:
     scene = Scene(0.005, 0.005)
     scene.submit(3, key=UNBATCHED)
     assert scene.dispatch() == [(0, 3)]
@@ -180,31 +178,31 @@ def test_of_those_that_travelled_together_each_runs_alone_after_a_death() -> Non
     assert not scene.scheduler.busy
 
 
-def test_one_whose_batches_are_brief_no_more_is_found_out() -> None:
+def test_a_worker_whose_batches_are_no_longer_short_is_noticed() -> None:
     scene = Scene(0.05, 0.05)
-    given = []
+    slots = []
     for _ in range(3 * SHORT_BATCH_VALID_FOR):
         scene.submit(1)
         ((slot, _),) = scene.dispatch(0.0001)
-        given.append(slot)
+        slots.append(slot)
         scene.answer(slot, took := (1 if slot == 0 else 0.05) * (FIXED_S + ROW_S), took)
-    assert given[:4] == [0, 0, 0, 0]
-    assert given[-SHORT_BATCH_VALID_FOR // 2 :].count(0) <= 1, "but for a try"
+    assert slots[:4] == [0, 0, 0, 0]
+    assert slots[-SHORT_BATCH_VALID_FOR // 2 :].count(0) <= 1, "except for a probe"
 
 
 @pytest.mark.parametrize("rule", Rule)
-def test_those_that_are_alike_take_turns(rule: Rule) -> None:
+def test_similar_workers_take_turns(rule: Rule) -> None:
     scene = Scene(1, 1.02, 0.98, 1.05, rule=rule)
-    given = []
+    slots = []
     for number in range(40):
         scene.submit(1)
         ((slot, _),) = scene.dispatch(0.001)
-        given.append(slot)
+        slots.append(slot)
         scene.answer(slot, FIXED_S * (1 + 0.05 * (number % 3)))
-    assert given == [0, 1, 2, 3] * 10
+    assert slots == [0, 1, 2, 3] * 10
 
 
-def test_a_new_worker_is_as_fast_as_the_others_until_it_is_known() -> None:
+def test_a_new_worker_counts_as_the_fastest_until_it_is_measured() -> None:
     scene = Scene()
     one = scene.worker(None)
     for _ in range(MIN_MEASURED):
@@ -218,24 +216,24 @@ def test_a_new_worker_is_as_fast_as_the_others_until_it_is_known() -> None:
     assert scene.dispatch() == [(other.slot, 1)]
 
 
-def test_a_new_worker_is_tried_at_once_though_most_of_the_others_are_slow() -> None:
+def test_a_new_worker_gets_a_batch_at_once_although_most_others_are_slow() -> None:
     scene = Scene()
     for _ in range(3):
         scene.worker(None)
     times = [4 * FIXED_S, 4 * FIXED_S, FIXED_S, FIXED_S]
-    given = []
+    slots = []
     for number in range(120):
         if number == 100:
             scene.worker(None)
         scene.submit(1)
         ((slot, _),) = scene.dispatch(0.001)
-        given.append(slot)
+        slots.append(slot)
         scene.answer(slot, times[slot])
-    assert given[20:100] == [2] * 80, "as soon as the slow ones are known"
-    assert given[100:].count(3) in (9, 10, 11), "it takes turns with the fast one"
+    assert slots[20:100] == [2] * 80, "once the slow ones are measured"
+    assert slots[100:].count(3) in (9, 10, 11), "it takes turns with the fast one"
 
 
-def test_while_nothing_is_known_whoever_is_free_gets_it_and_nothing_is_sent_behind_another() -> None:
+def test_without_measured_times_free_workers_get_batches_and_none_gets_two() -> None:
     scene = Scene()
     for _ in range(2):
         scene.worker(None)
@@ -246,12 +244,12 @@ def test_while_nothing_is_known_whoever_is_free_gets_it_and_nothing_is_sent_behi
     wake = scene.scheduler.next_wake()
     assert wake is not None
     assert wake > scene.now + 1000, "only its deadline"
-    # What was given before anything was known is measured, and the next one is given by that.
+    # The first batches are measured, and the next one is given by these times.
     scene.answer(0, 0.004)
     assert scene.dispatch() == [(0, 32)]
 
 
-def test_least_depth_asks_for_no_times() -> None:
+def test_least_depth_uses_no_times() -> None:
     scene = Scene(100, 1, rule=Rule.LEAST_DEPTH)
     scene.submit(2)
     assert scene.dispatch() == [(0, 1), (1, 1)]
@@ -272,28 +270,26 @@ def test_a_reload_may_change_the_rule_while_workers_have_two_batches() -> None:
     scene.scheduler.set_dispatch(Rule.LEAST_DEPTH)
     scene.submit(10)
     scene.answer(0)
-    assert scene.dispatch(FIXED_S + ROW_S * LARGEST) == [], "it is busy with the second one"
+    assert scene.dispatch(FIXED_S + ROW_S * LARGEST) == [], "it is executing the second batch"
     scene.answer(0)
     (batch,) = scene.dispatch()
     assert batch[0] == 0
     scene.scheduler.set_dispatch(Rule.EARLIEST_FINISH)
     scene.submit(LARGEST)
-    assert scene.dispatch(FIXED_S + ROW_S * batch[1] - LOOP_DELAY_S / 2) == [(0, LARGEST)], (
-        "what was measured before counts"
-    )
+    assert scene.dispatch(FIXED_S + ROW_S * batch[1] - LOOP_DELAY_S / 2) == [(0, LARGEST)], "measured times are kept"
 
 
-# A second batch just in time.
+# Prefetch: a second batch just in time.
 
 
 def busy(scene: Scene) -> float:
-    """Gives the only worker a batch of one row; when it is expected to end it."""
+    """Gives the only worker a batch of one row; returns when it is expected to finish."""
     scene.submit(1)
     assert scene.dispatch() == [(0, 1)]
     return scene.now + FIXED_S + ROW_S
 
 
-def test_a_whole_batch_is_sent_shortly_before_the_end_of_the_one_before() -> None:
+def test_a_full_batch_is_sent_shortly_before_the_end_of_the_first() -> None:
     scene = Scene(1)
     end = busy(scene)
     scene.submit(LARGEST)
@@ -306,14 +302,14 @@ def test_a_whole_batch_is_sent_shortly_before_the_end_of_the_one_before() -> Non
     assert worker.depth == 1 + LARGEST
     scene.submit(3 * LARGEST)
     assert scene.dispatch() == []
-    assert scene.dispatch(end - scene.now) == [], "two are the most"
+    assert scene.dispatch(end - scene.now) == [], "no third one"
     first = scene.answer(0)
     assert (worker.depth, first.queued) == (LARGEST, False)
     assert worker.batch is not None
     assert (worker.batch.queued, worker.batch.started) == (True, scene.now)
 
 
-def test_what_is_no_whole_batch_yet_waits_and_may_grow() -> None:
+def test_a_batch_that_is_not_full_waits_and_may_grow() -> None:
     scene = Scene(1)
     end = busy(scene)
     scene.submit(LARGEST - 1)
@@ -322,7 +318,7 @@ def test_what_is_no_whole_batch_yet_waits_and_may_grow() -> None:
     assert scene.dispatch() == [(0, LARGEST - 1)]
 
 
-def test_requests_that_run_singly_are_whole_batches() -> None:
+def test_an_unbatched_request_is_a_full_batch() -> None:
     scene = Scene(1)
     scene.submit(2, key=UNBATCHED)
     assert scene.dispatch() == [(0, 1)]
@@ -330,34 +326,34 @@ def test_requests_that_run_singly_are_whole_batches() -> None:
 
 
 @pytest.mark.parametrize("late", [0.002, 0.05, 10.0])
-def test_nothing_is_sent_behind_what_is_late(late: float) -> None:
+def test_nothing_is_sent_behind_a_late_batch(late: float) -> None:
     scene = Scene(1)
     end = busy(scene)
     scene.submit(LARGEST)
     assert scene.dispatch(end + late - scene.now) == []
     wake = scene.scheduler.next_wake()
     assert wake is not None
-    assert wake > scene.now + 1000, "and the loop does not spin"
+    assert wake > scene.now + 1000, "the loop must not spin"
 
 
-@pytest.mark.parametrize("hop_s", [0.0, 0.0003, 0.002])
-def test_the_way_there_and_back_counts(hop_s: float) -> None:
-    """It is sent earlier by that, but never earlier than a share of the time of the one before."""
+@pytest.mark.parametrize("overhead_s", [0.0, 0.0003, 0.002])
+def test_prefetch_allows_for_the_measured_overhead(overhead_s: float) -> None:
+    """The batch is sent earlier by that, but at most by a share of the time of the first one."""
     scene = Scene(1)
     for _ in range(50):
         scene.submit(1)
         scene.dispatch()
-        scene.answer(0, FIXED_S + ROW_S + hop_s, FIXED_S + ROW_S)
+        scene.answer(0, FIXED_S + ROW_S + overhead_s, FIXED_S + ROW_S)
     busy(scene)
     scene.submit(LARGEST)
     scene.dispatch()
     wake = scene.scheduler.next_wake()
     assert wake is not None
-    lead = min(hop_s + LOOP_DELAY_S, MAX_LEAD_SHARE * (FIXED_S + ROW_S))
-    assert wake - scene.now == pytest.approx(FIXED_S + ROW_S + hop_s - lead, abs=0.0002)
+    lead = min(overhead_s + LOOP_DELAY_S, MAX_LEAD_SHARE * (FIXED_S + ROW_S))
+    assert wake - scene.now == pytest.approx(FIXED_S + ROW_S + overhead_s - lead, abs=0.0002)
 
 
-def test_one_that_is_about_to_be_done_may_be_better_than_a_slow_one_that_is_idle() -> None:
+def test_a_worker_about_to_finish_may_be_better_than_a_slow_idle_one() -> None:
     scene = Scene(4, 1)
     scene.submit(1)
     assert scene.dispatch() == [(1, 1)]
@@ -365,10 +361,10 @@ def test_one_that_is_about_to_be_done_may_be_better_than_a_slow_one_that_is_idle
     assert scene.dispatch(FIXED_S - LOOP_DELAY_S / 2) == [(1, LARGEST)]
 
 
-# What is executed.
+# Measured times.
 
 
-def test_padded_batches_are_expected_to_take_as_long_as_they_do() -> None:
+def test_estimates_use_the_padded_size() -> None:
     scene = Scene(sizes=(8, 32))
     worker = scene.worker(None)
     for count in (3, 8, 20, 32) * 20:
@@ -396,7 +392,7 @@ def test_batches_with_errors_measure_nothing() -> None:
     assert worker.estimates.find(KEY.id) is None
 
 
-def test_a_worker_that_is_held_gets_nothing_though_it_is_about_to_be_done() -> None:
+def test_stop_dispatch_also_stops_prefetch() -> None:
     scene = Scene(1)
     end = busy(scene)
     scene.submit(2 * LARGEST)
@@ -407,7 +403,7 @@ def test_a_worker_that_is_held_gets_nothing_though_it_is_about_to_be_done() -> N
 
 
 def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
-    """The requests that workers are asked for from now on, whether they can run them."""
+    """The requests for which workers are asked from now on whether they can run them."""
     asked: list[Request] = []
     original = Worker.can_run
 
@@ -420,7 +416,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
 
 
 def test_a_request_costs_the_same_however_many_workers_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that find no worker free look at none."""
+    """A request that finds no worker free asks none."""
     scene = Scene(*[1.0] * 16)
     scene.submit(16)
     assert len(scene.dispatch()) == 16
@@ -431,7 +427,7 @@ def test_a_request_costs_the_same_however_many_workers_are_busy(monkeypatch: pyt
     assert asked == []
 
 
-def test_a_request_costs_the_same_while_a_slow_worker_is_left_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_costs_the_same_while_a_slow_worker_stays_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(4, *[1.0] * 15)
     scene.submit(16)
     assert len(scene.dispatch()) == 15
@@ -439,4 +435,4 @@ def test_a_request_costs_the_same_while_a_slow_worker_is_left_idle(monkeypatch: 
     for _ in range(100):
         scene.submit(1)
         assert scene.dispatch(1e-6) == []
-    assert len(asked) <= 3 * 16, "looked at when it was first found to be better to wait, not for each request"
+    assert len(asked) <= 3 * 16, "asked when the decision to wait was made, not for each request"

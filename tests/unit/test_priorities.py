@@ -1,4 +1,4 @@
-"""The order in which waiting requests get workers: less is more urgent, then first come, first served."""
+"""The order in which waiting requests run: by priority, lower first; equal ones in the order of their arrival."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def order(scheduler: Scheduler, worker: Worker) -> list[list[int]]:
     return batches
 
 
-def test_the_urgent_come_first_and_the_rest_in_order() -> None:
+def test_urgent_requests_run_first_and_equal_ones_in_order() -> None:
     scheduler, unbatched = make(), key("x", 0)
     for number, priority in enumerate([2, 3, 1, 2, 1, 3]):
         submit(scheduler, number, unbatched, priority)
@@ -44,7 +44,7 @@ def test_the_urgent_come_first_and_the_rest_in_order() -> None:
     assert order(scheduler, worker) == [[2], [4], [0], [3], [1], [5]]
 
 
-def test_a_batch_is_filled_with_the_less_urgent_of_the_same_key() -> None:
+def test_a_batch_is_filled_with_less_urgent_requests_of_its_key() -> None:
     scheduler, x, y = make(), key("x", 3), key("y", 3)
     for number, (each, priority) in enumerate([(x, 2), (y, 2), (x, 2), (y, 1), (x, 3), (y, 2)]):
         submit(scheduler, number, each, priority)
@@ -52,7 +52,7 @@ def test_a_batch_is_filled_with_the_less_urgent_of_the_same_key() -> None:
     assert order(scheduler, worker) == [[3, 1, 5], [0, 2, 4]]
 
 
-def test_one_models_flood_does_not_keep_the_other_from_the_workers() -> None:
+def test_a_flood_of_one_model_does_not_starve_another() -> None:
     scheduler = make("flood", "calm")
     for number in range(100):
         submit(scheduler, number, key("x", 0, "flood"))
@@ -64,7 +64,7 @@ def test_one_models_flood_does_not_keep_the_other_from_the_workers() -> None:
     assert served.index([201]) <= 3
 
 
-def test_a_version_asked_for_waits_for_its_worker_and_holds_up_nobody() -> None:
+def test_a_request_for_a_version_waits_for_its_worker_and_blocks_no_other() -> None:
     scheduler = make()
     old = add_worker(scheduler, 0, "cpu:0", {"m": Served("1")}, 0.0)
     new = add_worker(scheduler, 1, "cpu:1", {"m": Served("2")}, 0.0)
@@ -84,7 +84,7 @@ def test_a_version_asked_for_waits_for_its_worker_and_holds_up_nobody() -> None:
     assert not scheduler.is_needed(old)
 
 
-def test_what_was_checked_against_a_model_that_is_gone_is_refused() -> None:
+def test_a_request_that_was_checked_against_a_replaced_model_is_refused() -> None:
     scheduler = make()
     submit(scheduler, 1, key("x", 4))
     add_worker(scheduler, 0, "cpu:0", {"m": Served("2", interface=1)}, 0.0)
@@ -93,13 +93,13 @@ def test_what_was_checked_against_a_model_that_is_gone_is_refused() -> None:
     assert scheduler.outstanding == 0
 
 
-def test_parts_begin_again_when_the_last_worker_of_their_version_goes() -> None:
+def test_a_split_request_starts_again_when_its_last_worker_retires() -> None:
     scheduler = make()
     old = add_worker(scheduler, 0, "cpu:0", {"m": Served("1", generation=1)}, 0.0)
     whole = submit(scheduler, 1, key("x", 2), rows=4)
     (first,) = scheduler.dispatch(0.0)
     new = add_worker(scheduler, 1, "cpu:1", {"m": Served("1", generation=2)}, 0.0)
-    assert scheduler.dispatch(0.0) == [], "all parts on one edition"
+    assert scheduler.dispatch(0.0) == [], "all parts run on one generation"
     scheduler.retire(old)
     (again,) = scheduler.dispatch(0.0)
     assert again.worker is new

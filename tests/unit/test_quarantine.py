@@ -1,4 +1,4 @@
-"""Which requests are refused unrun, and for how long."""
+"""Which requests are refused because an equal one crashed a worker, and for how long."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def request(content: bytes = b"bad", *, key: str = "x", id: bytes = b"1", time: 
     return Request(("sender",), id, plan, [content], len(content), 0.0)
 
 
-def test_an_equal_request_is_found_until_its_time_is_over() -> None:
+def test_an_equal_request_is_found_until_the_quarantine_ends() -> None:
     quarantine = RequestQuarantine()
     quarantine.add(request(), 10.0, 60.0)
     entry = quarantine.find(request(id=b"another", time=1.0), 69.0)
@@ -38,7 +38,7 @@ def test_an_equal_request_is_found_until_its_time_is_over() -> None:
     assert quarantine.entries(70.0) == []
 
 
-def test_it_is_off_without_time_and_keeps_the_last_ones() -> None:
+def test_the_last_requests_are_kept_and_none_for_zero_seconds() -> None:
     quarantine = RequestQuarantine()
     quarantine.add(request(), 0.0, 0.0)
     assert quarantine.entries(0.0) == []
@@ -57,34 +57,34 @@ def shared(content: bytes, region: Region) -> SharedRequest:
 
 
 @pytest.mark.parametrize("share", [False, True])
-def test_of_large_requests_parts_are_compared(share: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_of_large_requests_are_compared(share: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quarantine_module, "MAX_DIGESTED_BYTES", 80)
     region = Region("r", os.memfd_create("r"))
 
     def found(content: bytes) -> bool:
         return quarantine.find(shared(content, region) if share else request(content), 1.0) is not None
 
-    for size, unseen in ((80, set()), (150, set(range(10, 20)) | set(range(130, 140)))):
+    for size, skipped in ((80, set()), (150, set(range(10, 20)) | set(range(130, 140)))):
         quarantine = RequestQuarantine()
         content = bytes(range(size))
-        quarantine.add(request(content), 0.0, 60.0)  # frames and shared memory are the same
+        quarantine.add(request(content), 0.0, 60.0)  # in frames; equal to shared memory
         changed = [content[:at] + b"\xff" + content[at + 1 :] for at in range(size)]
         equal = {at for at in range(size) if found(changed[at])}
         assert found(content)
-        assert unseen <= equal
+        assert skipped <= equal
         assert len(equal) == max(0, size - 80)
         assert not equal & {0, size - 1}
 
 
 @pytest.mark.parametrize("count", [1, 3, 40])
-def test_the_bytes_that_are_digested_are_bounded(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_digested_bytes_is_bounded(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     size = (60 << 20) // count
     region = Region("r", os.memfd_create("r"))
     os.ftruncate(region.descriptor, size)
     inputs = tuple((str(number), "UINT8", (size,)) for number in range(count))
     plan = Plan(BatchKey(KeySpec("m", inputs, None, True), 4), 1, (), (), (), (), 30.0)
-    pieces = [OpenArea(region, 0, size)] * count
-    large = SharedRequest(("sender",), b"1", plan, pieces, size * count, 0.0, {})
+    areas = [OpenArea(region, 0, size)] * count
+    large = SharedRequest(("sender",), b"1", plan, areas, size * count, 0.0, {})
     read = []
     real = os.pread
 
@@ -100,14 +100,14 @@ def test_the_bytes_that_are_digested_are_bounded(count: int, monkeypatch: pytest
 
 
 class Deaths:
-    """A balancer, and a worker for each life that a request takes."""
+    """A scheduler, and a new worker for each one that a request kills."""
 
     def __init__(self, retry: int = 1, quarantine_s: float = 60.0) -> None:
         self.scheduler = Scheduler({"m": QueueLimits(1000, 1 << 20, retry=retry, quarantine_s=quarantine_s)})
         self.answers: list[MultitowerError] = []
 
     def kill_with(self, *requests: Request, crashed: bool) -> None:
-        """All of these run in one batch, as far as they may, and kill its worker."""
+        """The requests run, in one batch if they may, and kill its worker."""
         for each in requests:
             self.scheduler.submit(each)
         self.kill_again(crashed=crashed)
@@ -126,10 +126,10 @@ class Deaths:
 
 
 @pytest.mark.parametrize(
-    ("crashes", "retry", "seconds", "reason", "kept"),
+    ("crashes", "retry", "seconds", "reason", "quarantined"),
     [
         ([True, True], 1, 60.0, "poisoned", 1),
-        ([True, False], 1, 60.0, "poisoned", 0),  # SIGKILL may have come from anywhere
+        ([True, False], 1, 60.0, "poisoned", 0),  # anyone may have sent SIGKILL
         ([False, True], 1, 60.0, "poisoned", 1),
         ([True, True], 1, 0.0, "poisoned", 0),
         ([True], 0, 60.0, "worker_died", 1),
@@ -138,22 +138,24 @@ class Deaths:
         ([True, True, True, False], 3, 60.0, "poisoned", 0),
     ],
 )
-def test_what_a_lone_death_says(crashes: list[bool], retry: int, seconds: float, reason: str, kept: int) -> None:
+def test_a_request_that_crashes_alone_is_quarantined(
+    crashes: list[bool], retry: int, seconds: float, reason: str, quarantined: int
+) -> None:
     scene = Deaths(retry, seconds)
     scene.kill_with(request(), crashed=crashes[0])
     for crashed in crashes[1:]:
         assert scene.answers == []
         scene.kill_again(crashed=crashed)
     assert [answer.reason for answer in scene.answers] == [reason]
-    assert scene.quarantined == kept
-    if kept:
+    assert scene.quarantined == quarantined
+    if quarantined:
         with pytest.raises(Poisoned, match="an equal request crashed a worker; it is refused for 60 s more"):
             scene.scheduler.submit(request(id=b"2"))
         assert scene.scheduler.outstanding == 0
         scene.scheduler.submit(request(b"god", id=b"3"))
 
 
-def test_neighbours_of_a_batch_are_not_blamed() -> None:
+def test_requests_that_crash_together_are_not_quarantined() -> None:
     scene = Deaths(retry=0)
     scene.kill_with(request(b"a", id=b"1"), request(b"b", id=b"2"), crashed=True)
     assert len(scene.answers) == 2
@@ -161,14 +163,14 @@ def test_neighbours_of_a_batch_are_not_blamed() -> None:
 
 
 @pytest.mark.parametrize("share", [False, True])
-def test_a_request_that_hangs_beyond_its_deadline_is_known_again(share: bool) -> None:
+def test_a_request_that_crashes_after_its_deadline_is_quarantined_too(share: bool) -> None:
     region = Region("r", os.memfd_create("r"))
     scene = Deaths()
     scene.scheduler.submit(shared(b"bad", region) if share else request())
     worker = add_worker(scene.scheduler, 0, "cpu:0", {"m": Served()}, 0.0)
     assert scene.scheduler.dispatch(0.0)
     scene.scheduler.expire(40.0)
-    os.pwrite(region.descriptor, b"god", 0)  # its client has its outcome, and uses the memory again
+    os.pwrite(region.descriptor, b"god", 0)  # the client has its answer, and reuses the memory
     scene.scheduler.remove_process(worker, 40.0, crashed=True)
     assert len(scene.scheduler.quarantined_requests(40.0)) == (0 if share else 1)
     scene.scheduler.submit(request(b"god", id=b"2"))

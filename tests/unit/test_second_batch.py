@@ -1,4 +1,4 @@
-"""What becomes of two batches when their worker dies: only what it was executing is suspect, and nothing is lost."""
+"""Workers with two batches that die: only the requests that were being executed are suspects; none is lost."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from multitower.supervisor.scheduling.scheduler import Scheduler
 from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.worker_wire import KeySpec
 
-# What the dead worker has left of which batch it began last.
-UNTOLD, NONE, FIRST, SECOND = "nothing was told", "neither", "the first", "the second"
+# Which batch the dead worker has recorded as the one that it started last.
+UNKNOWN, NONE, FIRST, SECOND = "unknown", "neither", "the first", "the second"
 
 
 def two(scene: Scene, *, first: int = 1) -> tuple[Worker, list[Request], list[Request]]:
     """A worker with two batches: of `first` requests, and of `LARGEST` ones."""
     executed = scene.submit(first)
     assert scene.dispatch() == [(0, first)]
-    behind = scene.submit(LARGEST)
+    queued = scene.submit(LARGEST)
     assert scene.dispatch(FIXED_S + ROW_S * first - LOOP_DELAY_S / 2) == [(0, LARGEST)]
-    return scene.workers[0], executed, behind
+    return scene.workers[0], executed, queued
 
 
-def begun(worker: Worker, told: str) -> tuple[int, ...]:
+def begun(worker: Worker, recorded: str) -> tuple[int, ...]:
     assert worker.batch is not None
-    ids: dict[str, tuple[int, ...]] = {UNTOLD: (), NONE: (0,), FIRST: (worker.batch.id,)}
+    ids: dict[str, tuple[int, ...]] = {UNKNOWN: (), NONE: (0,), FIRST: (worker.batch.id,)}
     if worker.next_batch is not None:
         ids[SECOND] = (worker.next_batch.id,)
-    return ids[told]
+    return ids[recorded]
 
 
 @pytest.mark.parametrize(
-    ("told", "suspects"), [(UNTOLD, "first"), (NONE, "first"), (FIRST, "first"), (SECOND, "second")]
+    ("recorded", "suspects"), [(UNKNOWN, "first"), (NONE, "first"), (FIRST, "first"), (SECOND, "second")]
 )
-def test_of_two_batches_the_one_that_was_executed_is_suspect(told: str, suspects: str) -> None:
+def test_of_two_batches_the_executed_one_is_suspect(recorded: str, suspects: str) -> None:
     scene = Scene(1)
     worker, first, second = two(scene, first=2)
-    assert not scene.scheduler.remove_process(worker, scene.now, crashed=True, begun=begun(worker, told))
+    assert not scene.scheduler.remove_process(worker, scene.now, crashed=True, begun=begun(worker, recorded))
     deaths = {"first": [1, 0], "second": [0, 1]}[suspects]
     assert [sum(each.deaths for each in part) / len(part) for part in (first, second)] == deaths
     assert all(each.phase is Phase.WAITING for each in first + second)
     scene.worker(1)
-    # Suspects come first and alone; the others go on in the order in which they came.
+    # Suspects run first, each alone; the others follow in the order of their arrival.
     order: list[Request] = []
     while len(order) < len(first) + len(second):
         scene.dispatch(0.1)
@@ -53,19 +53,17 @@ def test_of_two_batches_the_one_that_was_executed_is_suspect(told: str, suspects
     assert order == (first + second if suspects == "first" else second + first)
 
 
-@pytest.mark.parametrize(("told", "suspect"), [(UNTOLD, True), (FIRST, True), (NONE, False)])
-def test_the_second_one_is_suspect_once_it_was_begun_though_its_worker_dies_with_nothing_else(
-    told: str, suspect: bool
-) -> None:
+@pytest.mark.parametrize(("recorded", "suspect"), [(UNKNOWN, True), (FIRST, True), (NONE, False)])
+def test_the_second_batch_is_suspect_once_it_was_started(recorded: str, suspect: bool) -> None:
     scene = Scene(1)
     worker, _, second = two(scene)
     scene.answer(0)
-    scene.scheduler.remove_process(worker, scene.now, begun=begun(worker, told))
+    scene.scheduler.remove_process(worker, scene.now, begun=begun(worker, recorded))
     assert {request.deaths for request in second} == {int(suspect)}
 
 
-def test_with_three_on_their_way_only_what_was_begun_is_suspect() -> None:
-    """The answer of the first was read, but the second had not been begun, and a third lay behind that."""
+def test_a_worker_that_dies_between_two_batches_makes_no_suspects() -> None:
+    """The first was answered, the second had not been started, and a third had been sent."""
     scene = Scene(1)
     worker, first, _ = two(scene)
     scene.answer(0)
@@ -80,23 +78,23 @@ def test_with_three_on_their_way_only_what_was_begun_is_suspect() -> None:
     assert first[0].phase is Phase.DONE
 
 
-@pytest.mark.parametrize("told", [FIRST, SECOND])
-def test_the_one_to_blame_is_kept_in_quarantine_and_its_neighbour_is_not(told: str) -> None:
+@pytest.mark.parametrize("recorded", [FIRST, SECOND])
+def test_only_the_executed_request_is_quarantined(recorded: str) -> None:
     scene = Scene(1, retry=0)
     requests = scene.submit(1, key=UNBATCHED)
     scene.dispatch()
     requests += scene.submit(1, key=UNBATCHED)
     assert scene.dispatch(FIXED_S - LOOP_DELAY_S / 2) == [(0, 1)]
     (worker,) = scene.workers
-    scene.scheduler.remove_process(worker, scene.now, crashed=True, begun=begun(worker, told))
+    scene.scheduler.remove_process(worker, scene.now, crashed=True, begun=begun(worker, recorded))
     ((request, answer),) = scene.scheduler.pop_replies()
-    assert request is requests[told == SECOND]
+    assert request is requests[recorded == SECOND]
     assert isinstance(answer, MultitowerError)
     assert answer.reason is Reason.WORKER_DIED
     assert len(scene.scheduler.quarantined_requests(scene.now)) == 1
 
 
-def test_nothing_goes_back_that_nobody_waits_for() -> None:
+def test_a_cancelled_request_does_not_return_to_the_queue() -> None:
     scene = Scene(1)
     worker, _, second = two(scene)
     assert scene.scheduler.cancel(second[0].sender, second[0].id) == 1
@@ -106,7 +104,7 @@ def test_nothing_goes_back_that_nobody_waits_for() -> None:
     assert scene.scheduler.queues["m"].size == LARGEST
 
 
-def test_a_part_of_a_large_request_goes_back_to_its_own_edition_only() -> None:
+def test_a_part_of_a_split_request_runs_on_its_own_generation_only() -> None:
     scene = Scene(1)
     (large,) = scene.submit(1, rows=2 * LARGEST)
     assert scene.dispatch() == [(0, LARGEST)]
@@ -121,10 +119,10 @@ def test_a_part_of_a_large_request_goes_back_to_its_own_edition_only() -> None:
     assert set(given) == {same}
 
 
-def test_when_the_model_is_given_up_both_are_answered() -> None:
+def test_requests_of_both_batches_are_answered_when_the_model_is_unavailable() -> None:
     scene = Scene(1)
     worker, _, _ = two(scene)
-    scene.scheduler.mark_unavailable("m", "it cannot load")
+    scene.scheduler.mark_unavailable("m", "it does not load")
     scene.scheduler.remove_process(worker, scene.now)
     answers = [reply.answer for reply in scene.scheduler.pop_replies()]
     assert len(answers) == 1 + LARGEST
@@ -132,7 +130,7 @@ def test_when_the_model_is_given_up_both_are_answered() -> None:
     assert not scene.scheduler.busy
 
 
-def test_a_suspect_is_neither_sent_behind_another_batch_nor_has_one_behind_it() -> None:
+def test_a_suspect_is_never_one_of_two_batches() -> None:
     scene = Scene(1, 1)
     poison = scene.submit(1)
     assert scene.dispatch() == [(0, 1)]
@@ -141,7 +139,9 @@ def test_a_suspect_is_neither_sent_behind_another_batch_nor_has_one_behind_it() 
     scene.scheduler.remove_process(scene.workers[0], scene.now)
     assert poison[0].deaths == 1
     scene.submit(LARGEST)
-    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - LOOP_DELAY_S / 2) == [], "not the suspect, nor anything before it"
+    assert scene.dispatch(FIXED_S + ROW_S * LARGEST - LOOP_DELAY_S / 2) == [], (
+        "neither the suspect nor anything before it"
+    )
     scene.answer(1, 0.001)
     assert scene.dispatch() == [(1, 1)], "alone"
     scene.submit(3 * LARGEST)
@@ -149,7 +149,7 @@ def test_a_suspect_is_neither_sent_behind_another_batch_nor_has_one_behind_it() 
         assert scene.dispatch(0.0005) == []
 
 
-def test_two_batches_are_no_more_than_a_retiring_worker_finishes() -> None:
+def test_a_retiring_worker_finishes_both_batches() -> None:
     scene = Scene(1)
     worker, first, second = two(scene)
     scene.scheduler.retire(worker)
@@ -161,19 +161,19 @@ def test_two_batches_are_no_more_than_a_retiring_worker_finishes() -> None:
     assert not scene.scheduler.busy
 
 
-def test_without_measured_times_no_worker_has_two() -> None:
+def test_without_measured_times_no_worker_gets_two_batches() -> None:
     scheduler = Scheduler({"m": QueueLimits(1000, 1 << 20)})
     worker = add_worker(scheduler, 0, "cpu:0", {"m": Served()}, 0.0)
     assert scheduler.pool.next_prefetch == worker.prefetch_at == float("inf")
 
 
-# What waits beside it.
+# Other requests that wait.
 
 OTHER = BatchKey(KeySpec("other", (("x", "UINT8", ()),), None, True), LARGEST)
 
 
 def beside(scene: Scene) -> None:
-    """Each worker serves another model as well, whose batches take as long."""
+    """Lets each worker serve another model, whose batches take as long."""
     scene.scheduler.set_limits("other", QueueLimits(10_000, 1 << 30))
     for worker in scene.workers:
         worker.serves["other"] = Served()
@@ -185,8 +185,8 @@ def beside(scene: Scene) -> None:
 
 @pytest.mark.parametrize("what", ["another model", "a suspect"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_flood_puts_nothing_before_what_waits_for_a_worker_to_be_free(what: str, workers: int) -> None:
-    """Only whole batches are sent ahead: who has fewer rows would never find a worker free."""
+def test_a_flood_does_not_overtake_what_waits_for_a_free_worker(what: str, workers: int) -> None:
+    """Only full batches are sent ahead: a request with fewer rows would never find a worker free."""
     scene = Scene(*(1,) * workers)
     beside(scene)
     scene.submit(100 * LARGEST)
@@ -203,11 +203,11 @@ def test_a_flood_puts_nothing_before_what_waits_for_a_worker_to_be_free(what: st
         scene.dispatch()
         if waits.phase is Phase.RUNNING:
             return
-    raise AssertionError("two batches later it still waits")
+    raise AssertionError("it still waits after two batches")
 
 
-def test_what_other_models_wait_for_counts_where_a_slow_device_may_stay_idle() -> None:
-    """Each of them alone would wait for the fast one, which cannot do it all."""
+def test_a_slow_device_works_if_several_models_wait() -> None:
+    """Each model by itself would wait for the fast device, which cannot do it all in time."""
     scene = Scene(3, 1)
     beside(scene)
     scene.submit(LARGEST)
@@ -218,7 +218,7 @@ def test_what_other_models_wait_for_counts_where_a_slow_device_may_stay_idle() -
     assert [slot for slot, _ in scene.dispatch()] == [0]
 
 
-def test_a_part_that_comes_back_when_its_time_is_over_is_answered_as_a_whole() -> None:
+def test_a_part_that_returns_after_its_deadline_answers_the_whole_request() -> None:
     scene = Scene(1, 1)
     scene.submit(2 * LARGEST)
     assert len(scene.dispatch()) == 2
@@ -229,12 +229,12 @@ def test_a_part_that_comes_back_when_its_time_is_over_is_answered_as_a_whole() -
     first, second = scene.workers
     assert first.batch is not None
     scene.scheduler.remove_process(first, scene.now, begun=(first.batch.id,))
-    # Before the wheel of deadlines has turned that far.
+    # `expire` has not been called yet.
     scene.now = large.deadline
     scene.answer(second.slot)
     scene.answer(second.slot)
     for _ in range(LARGEST):
-        scene.dispatch()  # those that the first was executing, each alone
+        scene.dispatch()  # the suspects, each alone
         scene.answer(second.slot)
     scene.dispatch()
     (answer,) = [reply.answer for reply in scene.scheduler.pop_replies() if reply.request is large]
@@ -243,21 +243,21 @@ def test_a_part_that_comes_back_when_its_time_is_over_is_answered_as_a_whole() -
     assert not scene.scheduler.queues["m"].size
 
 
-def test_the_loop_does_not_spin_while_a_slow_one_waits_and_a_delay_is_over() -> None:
+def test_the_loop_does_not_spin_while_a_request_waits_after_its_delay() -> None:
     scene = Scene(1, 20)
     scene.scheduler.set_limits("m", QueueLimits(10_000, 1 << 30, max_delay_s=0.002))
     scene.submit(LARGEST)
     scene.dispatch()
     scene.submit(1)
     scene.dispatch(0.0001)
-    assert scene.scheduler.next_wake() == pytest.approx(scene.now + 0.0019, abs=1e-4), "when its delay is over"
+    assert scene.scheduler.next_wake() == pytest.approx(scene.now + 0.0019, abs=1e-4), "the end of its delay"
     assert scene.dispatch(0.0021) == []
     wake = scene.scheduler.next_wake()
     assert wake is not None
     assert wake > scene.now + 0.0005
 
 
-def test_an_opening_that_nobody_can_use_does_not_hide_the_next() -> None:
+def test_a_prefetch_that_no_request_can_use_does_not_hide_the_next() -> None:
     scene = Scene(1, 1)
     beside(scene)
     first, second = scene.workers

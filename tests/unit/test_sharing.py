@@ -1,4 +1,4 @@
-"""What waits is shared out evenly among the workers that are free: neither waits while the other has it all."""
+"""Waiting rows are divided evenly among the free workers."""
 
 from __future__ import annotations
 

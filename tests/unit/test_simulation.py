@@ -1,4 +1,4 @@
-"""The balancer in virtual time keeps what the figures promise; `benchmarks/simulation.py` measures more of it."""
+"""The scheduler in virtual time performs as docs/performance.md says; see benchmarks/simulation.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "benchmarks" / "simulation.py"
-ALIKE, ONE_SLOW = (1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 4.0)
+EQUAL, ONE_SLOW = (1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 4.0)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def simulation() -> Iterator[ModuleType]:
 
 @pytest.mark.parametrize("rate", [400, 1500])
 @pytest.mark.parametrize(("hop_s", "noise"), [(0.0, 0.0), (0.0002, 0.1)], ids=["ideal", "hops and noise"])
-def test_one_slow_device_of_four_costs_hardly_anything(
+def test_one_slow_device_of_four_hardly_adds_latency(
     simulation: ModuleType, rate: int, hop_s: float, noise: float
 ) -> None:
     world = simulation.World(ONE_SLOW, rate, 4000 / rate, hop_s, noise)
@@ -39,25 +39,23 @@ def test_one_slow_device_of_four_costs_hardly_anything(
 
 
 @pytest.mark.parametrize(("hop_s", "noise"), [(0.0, 0.0), (0.0002, 0.1)], ids=["ideal", "hops and noise"])
-def test_with_devices_alike_late_binding_keeps_what_it_gains(
-    simulation: ModuleType, hop_s: float, noise: float
-) -> None:
-    world = simulation.World(ALIKE, 1500, 4.0, hop_s, noise)
+def test_equal_devices_gain_from_late_binding(simulation: ModuleType, hop_s: float, noise: float) -> None:
+    world = simulation.World(EQUAL, 1500, 4.0, hop_s, noise)
     ours, shortest = simulation.Product(world).measure(), simulation.ShortestQueue(world).measure()
     assert ours.p50 <= 0.72 * shortest.p50
     assert ours.p99 <= shortest.p99
     assert 0.2 < ours.last_share < 0.3
 
 
-def test_near_its_limit_the_second_batch_just_in_time_saves_the_way_there_and_back(simulation: ModuleType) -> None:
-    world = simulation.World(ALIKE, 24_000, 0.5, 0.0004, 0.05)
+def test_near_the_limit_prefetch_hides_the_way_to_the_device(simulation: ModuleType) -> None:
+    world = simulation.World(EQUAL, 24_000, 0.5, 0.0004, 0.05)
     ours, plain = simulation.Product(world).measure(), simulation.LeastDepth(world).measure()
     assert ours.p50 < 0.95 * plain.p50
     assert ours.p99 < plain.p99
 
 
-def test_when_more_comes_than_all_can_do_the_slow_one_does_its_part(simulation: ModuleType) -> None:
+def test_under_overload_the_slow_device_does_its_part(simulation: ModuleType) -> None:
     world = simulation.World(ONE_SLOW, 30_000, 0.5, 0.0002, 0.05)
     outcome = simulation.Product(world).measure()
-    # 1 part in 13 is what it can.
+    # Its speed is 1 part in 13 of all.
     assert 0.7 / 13 < outcome.last_share < 1.3 / 13

@@ -45,7 +45,7 @@ def test_parts_are_joined_in_the_order_of_their_rows() -> None:
     ],
     ids=["fewer", "other order", "more", "other datatype", "other rows"],
 )
-def test_parts_with_unlike_outputs_are_an_error(second: list[tuple[str, str, int]]) -> None:
+def test_parts_with_different_outputs_are_an_error(second: list[tuple[str, str, int]]) -> None:
     request = whole()
     split = Split(request)
     first_part, second_part = cut_part(request, split, 2), cut_part(request, split, 2)

@@ -1,4 +1,4 @@
-"""Processes of several towers: which tower gets what, and how suspects are kept apart."""
+"""Processes with several towers: which tower gets which batch, and how suspects are kept apart."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def add_process(scene: Scene, slot: int, devices: str, towers: int) -> tuple[Wor
 
 
 def towers(count: int, *, retry: int = 1, others: int = 0) -> tuple[Scene, list[Worker]]:
-    """One process of so many towers, beside others of one."""
+    """One process of `count` towers, and `others` of one tower."""
     scene = Scene(retry=retry)
     workers = list(add_process(scene, 0, "cpu:0,cpu:1", count))
     for number in range(others):
@@ -48,7 +48,7 @@ def towers(count: int, *, retry: int = 1, others: int = 0) -> tuple[Scene, list[
 
 
 def given(scene: Scene, after: float = 0.0) -> list[Worker]:
-    """Who gets a batch now."""
+    """The workers that get a batch after so many seconds."""
     scene.now += after
     return [cast(Worker, batch.worker) for batch in scene.scheduler.dispatch(scene.now)]
 
@@ -66,7 +66,7 @@ def reasons(scene: Scene) -> dict[Request, str | None]:
     }
 
 
-def test_each_tower_has_a_batch_of_its_own_and_the_free_one_gets_the_next() -> None:
+def test_each_tower_gets_its_own_batches() -> None:
     scene, (first, second, third) = towers(3)
     scene.submit(3 * LARGEST)
     assert set(given(scene)) == {first, second, third}
@@ -77,7 +77,7 @@ def test_each_tower_has_a_batch_of_its_own_and_the_free_one_gets_the_next() -> N
     assert given(scene) == [second]
 
 
-def test_all_that_its_towers_executed_is_suspect_when_a_process_dies_and_nobody_is_to_blame() -> None:
+def test_what_all_towers_executed_is_suspect_when_their_process_dies() -> None:
     scene, workers = towers(2)
     requests = scene.submit(2)
     assert set(given(scene)) == set(workers)
@@ -87,11 +87,11 @@ def test_all_that_its_towers_executed_is_suspect_when_a_process_dies_and_nobody_
     assert not scene.scheduler.workers
 
 
-def test_what_a_tower_had_not_begun_is_no_suspect() -> None:
+def test_a_batch_that_a_tower_had_not_started_makes_no_suspects() -> None:
     scene, (first, second) = towers(2)
     requests = scene.submit(2)
     assert set(given(scene)) == {first, second}
-    for worker in (first, second):  # as a batch behind another that was answered, and there the process ended
+    for worker in (first, second):  # sent behind another, which was answered before the process ended
         assert worker.batch is not None
         worker.batch.queued = True
     assert second.batch is not None
@@ -100,7 +100,7 @@ def test_what_a_tower_had_not_begun_is_no_suspect() -> None:
     assert sorted(request.deaths for request in requests) == [0, 1]
 
 
-def test_a_suspect_is_alone_in_its_process_which_lets_nothing_else_in_until_it_is_answered() -> None:
+def test_a_suspect_runs_alone_in_its_process() -> None:
     scene, workers = towers(2)
     (suspect,) = scene.submit(1)
     given(scene)
@@ -115,7 +115,7 @@ def test_a_suspect_is_alone_in_its_process_which_lets_nothing_else_in_until_it_i
     assert set(given(scene)) == {first, second}
 
 
-def test_a_busy_process_is_emptied_for_a_suspect_though_more_waits() -> None:
+def test_a_busy_process_is_reserved_for_a_suspect_although_others_wait() -> None:
     scene, dying = towers(2)
     (suspect,) = scene.submit(1)
     given(scene)
@@ -125,18 +125,18 @@ def test_a_busy_process_is_emptied_for_a_suspect_though_more_waits() -> None:
     scene.scheduler.remove_process(dying[0], scene.now, crashed=True)
     assert given(scene) == []
     answer(scene, first)
-    assert given(scene) == [], "the other tower is not done yet"
+    assert given(scene) == [], "the other tower is still busy"
     answer(scene, second)
     (chosen,) = given(scene)
     assert chosen.batch is not None
     assert chosen.batch.requests[0].deaths == 1
-    while suspect.phase.name != "DONE":  # as the other suspects do
+    while suspect.phase.name != "DONE":  # the other suspects run, too
         answer(scene, chosen)
         (chosen, *_) = given(scene)
     assert reasons(scene)[suspect] is None
 
 
-def test_a_process_that_is_kept_free_for_a_suspect_is_let_go_when_nobody_waits_for_that_any_more() -> None:
+def test_a_reservation_ends_when_its_suspect_is_cancelled() -> None:
     scene, dying = towers(2)
     (suspect,) = scene.submit(1)
     given(scene)
@@ -155,7 +155,7 @@ def test_a_process_that_is_kept_free_for_a_suspect_is_let_go_when_nobody_waits_f
     assert suspect.phase.name == "DONE"
 
 
-def test_nothing_gets_in_beside_a_suspect_though_the_next_one_for_whom_its_process_was_kept_goes_elsewhere() -> None:
+def test_a_running_suspect_stays_alone_when_the_reservation_for_another_ends() -> None:
     scene, dying = towers(2)
     scene.submit(2)
     given(scene)
@@ -175,7 +175,7 @@ def test_nothing_gets_in_beside_a_suspect_though_the_next_one_for_whom_its_proce
     assert scene.scheduler.pool.reserved == one, "for the second one"
     for worker in other:
         answer(scene, worker)
-    assert given(scene) == [other[0]], "which is executed there, as that process happens to be empty"
+    assert given(scene) == [other[0]], "it runs there, since that process became idle"
     assert given(scene) == []
     answer(scene, one[0])
     assert set(given(scene)) == set(one)
@@ -183,7 +183,7 @@ def test_nothing_gets_in_beside_a_suspect_though_the_next_one_for_whom_its_proce
     assert set(given(scene)) == set(other)
 
 
-def test_a_process_that_was_kept_free_for_a_suspect_works_as_soon_as_that_is_given_to_another() -> None:
+def test_a_reservation_ends_when_its_suspect_runs_in_another_process() -> None:
     scene, dying = towers(1)
     scene.submit(1)
     given(scene)
@@ -201,7 +201,7 @@ def test_a_process_that_was_kept_free_for_a_suspect_works_as_soon_as_that_is_giv
     assert set(given(scene)) == {other[0], *one}
 
 
-def test_a_lone_suspect_that_kills_again_is_known_and_its_twin_is_refused() -> None:
+def test_a_suspect_that_crashes_alone_is_quarantined() -> None:
     scene, workers = towers(2)
     (bad,) = scene.submit(1)
     given(scene)
@@ -216,7 +216,7 @@ def test_a_lone_suspect_that_kills_again_is_known_and_its_twin_is_refused() -> N
     assert again[0].batch is None
 
 
-def test_a_suspect_goes_to_a_process_of_one_device_at_once_where_one_is_free() -> None:
+def test_a_suspect_needs_no_reservation_if_a_single_tower_is_free() -> None:
     scene, workers = towers(2, others=1)
     requests = scene.submit(3 * LARGEST)
     assert len(given(scene)) == 3
@@ -229,7 +229,7 @@ def test_a_suspect_goes_to_a_process_of_one_device_at_once_where_one_is_free() -
     assert scene.scheduler.pool.reserved == ()
 
 
-def test_who_holds_a_process_holds_all_its_towers() -> None:
+def test_retiring_a_worker_retires_all_towers_of_its_process() -> None:
     scene, workers = towers(3)
     scene.submit(3 * LARGEST)
     scene.scheduler.retire(workers[1])

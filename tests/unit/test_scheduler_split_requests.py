@@ -1,4 +1,4 @@
-"""Requests larger than a batch while workers of several editions come, go and die: they end, and never spin."""
+"""Split requests while workers of several generations start, retire and die: each ends, and nothing spins."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from multitower.worker_wire import KeySpec
 LARGEST = 2
 KEY = BatchKey(KeySpec("m", (("x", "UINT8", ()),), None, True), LARGEST)
 
-# A loop that spins would run into this, and not into that of the whole suite.
+# For a loop that spins.
 pytestmark = pytest.mark.timeout(20)
 
 
 class Scene:
-    """One model; every worker that comes has the edition it is told."""
+    """One model, whose workers have the generations that they are given."""
 
     def __init__(self, retry: int = 1) -> None:
         self.scheduler = Scheduler({"m": QueueLimits(1000, 1 << 20, retry=retry, quarantine_s=60.0)})
@@ -70,11 +70,9 @@ class Scene:
 
 @pytest.mark.parametrize("large", [1, 2, 5])
 @pytest.mark.parametrize("behind", [[], [1], [1, 1, 1], [2], [5]])
-def test_what_is_bound_to_another_edition_neither_spins_nor_holds_up_what_stands_behind_it(
-    large: int, behind: list[int]
-) -> None:
+def test_requests_of_another_generation_do_not_block_those_behind_them(large: int, behind: list[int]) -> None:
     scene = Scene()
-    # Each of these has a part on the one worker of an edition, and rows that wait for that worker.
+    # Each has a part on the only worker of its generation, and rows that wait for that worker.
     for generation in range(large):
         worker = scene.worker(generation)
         bound = scene.submit(rows=3 * LARGEST)
@@ -88,7 +86,7 @@ def test_what_is_bound_to_another_edition_neither_spins_nor_holds_up_what_stands
         assert (first.parent or first) is small[0]
 
 
-def test_what_has_expired_at_the_head_does_not_spin_either() -> None:
+def test_expired_requests_at_the_head_do_not_block_either() -> None:
     scene = Scene()
     scene.worker(generation=1)
     scene.submit(rows=3 * LARGEST)
@@ -101,18 +99,16 @@ def test_what_has_expired_at_the_head_does_not_spin_either() -> None:
     scene.scheduler.pop_replies()
     scene.submit(rows=1)
     assert scene.scheduler.dispatch(1000.0) == []
-    assert scene.errors().count(Reason.DEADLINE) == 1, "the one that waited; `expire` tells the other"
+    assert scene.errors().count(Reason.DEADLINE) == 1, "the waiting one; `expire` answers the other"
 
 
-# As when it hangs, and is killed; or dies while it is replaced. Its requests may have begun again meanwhile.
+# A worker is retired first if it hangs or is being replaced. Its requests may have started again meanwhile.
 RETIRED_FIRST = pytest.mark.parametrize("retired", [False, True], ids=["it dies", "it is retired, then dies"])
 
 
 @pytest.mark.parametrize("retry", [0, 1, 3])
 @RETIRED_FIRST
-def test_a_split_poison_kills_as_many_workers_as_any_other_though_the_edition_goes_with_each(
-    retired: bool, retry: int
-) -> None:
+def test_a_split_request_kills_no_more_workers_than_retry_allows(retired: bool, retry: int) -> None:
     scene = Scene(retry)
     bad = scene.submit(rows=2 * LARGEST)
     for generation in range(1, 10):
@@ -131,7 +127,7 @@ def test_a_split_poison_kills_as_many_workers_as_any_other_though_the_edition_go
 
 
 @pytest.mark.parametrize("retry", [0, 1, 3])
-def test_it_kills_no_more_though_the_next_one_has_it_before_the_last_one_is_dead(retry: int) -> None:
+def test_a_split_request_kills_no_more_workers_if_it_starts_again_early(retry: int) -> None:
     scene = Scene(retry)
     scene.submit(rows=2 * LARGEST)
     dying = scene.worker(generation=1)
@@ -144,13 +140,13 @@ def test_it_kills_no_more_though_the_next_one_has_it_before_the_last_one_is_dead
         dying = following
         if not scene.scheduler.busy:
             break
-    # The one that has it when its time is over finishes, for nobody; the same request is not run again.
+    # The worker that has it at the end finishes it, unneeded; the request is not run again.
     assert scene.deaths == retry + 1
     assert scene.errors() == [Reason.POISONED if retry else Reason.WORKER_DIED]
 
 
 @RETIRED_FIRST
-def test_it_begins_again_alone_and_the_good_ones_are_answered(retired: bool) -> None:
+def test_a_split_suspect_starts_again_alone_and_others_are_answered(retired: bool) -> None:
     scene = Scene()
     bad = scene.submit(rows=2 * LARGEST)
     first = scene.worker(generation=1, device="cpu:0")
@@ -165,7 +161,7 @@ def test_it_begins_again_alone_and_the_good_ones_are_answered(retired: bool) -> 
     while scene.scheduler.busy:
         (batch,) = scene.dispatch().values()
         if any(request.deaths for request in batch.requests):
-            assert [request.parent for request in batch.requests] == [bad], "no good one dies with it"
+            assert [request.parent for request in batch.requests] == [bad], "no other request dies with it"
             scene.die(worker)
             worker = scene.worker(generation=2, device="cpu:1")
         else:
@@ -176,7 +172,7 @@ def test_it_begins_again_alone_and_the_good_ones_are_answered(retired: bool) -> 
     assert len(answered) == 1 + len(good)
 
 
-def test_a_part_that_was_answered_before_the_death_spends_nothing() -> None:
+def test_a_part_answered_before_a_death_counts_no_death() -> None:
     scene = Scene()
     whole = scene.submit(rows=3 * LARGEST)
     worker = scene.worker(generation=1)
@@ -203,7 +199,7 @@ def test_a_part_that_was_answered_before_the_death_spends_nothing() -> None:
     ],
     ids=["no JSON", "no outputs", "no datatype", "a list", "nothing", "fewer frames than outputs"],
 )
-def test_answers_of_parts_that_are_none_cost_their_request_only(
+def test_answers_that_cannot_be_joined_cost_their_request_only(
     frames: list[bytes], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("multitower"), "propagate", True)
