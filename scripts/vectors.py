@@ -1,9 +1,9 @@
-"""Writes docs/protocol-vectors.json: the wire protocol byte by byte, for whoever writes a client in another language.
+"""Writes docs/protocol-vectors.json: the wire protocol byte by byte, for authors of clients in other languages.
 
     python scripts/vectors.py
 
-The bytes are written out by hand, with `struct` and as literal JSON; nothing here uses multitower's own reader or
-writer, which tests/unit/test_vectors.py holds against the file.
+The bytes are built with `struct` and from literal JSON, without multitower's own code, which tests/unit/test_vectors.py
+tests with this file.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ ABOUT = [
     "tensors: one frame for each. `values` is the flat list of elements, row-major; complex numbers are",
     "[real, imaginary], elements of BYTES are hexadecimal. A client must write these bytes for these values, and read",
     "them back.",
-    "requests: all frames that a client sends, from the empty delimiter on, and what they mean.",
-    "replies: all frames that come back, from the empty delimiter on, and what they mean. An `error` is what a client",
-    "must make of it.",
+    "requests: all frames that a client sends, from the empty delimiter on, and their meaning.",
+    "replies: all frames that a client receives, from the empty delimiter on, and their meaning. `error` is the error",
+    "that a client must raise.",
     "refused: requests to a daemon that serves `model`, and the code, reason and field of the error that they get.",
-    "A reply has the request's id; `reply_id` is given where it has another one.",
+    "A reply has the request's id, or `reply_id` where that is given.",
 ]
 
 MODEL = {
@@ -69,7 +69,7 @@ def _tensors() -> list[dict[str, Any]]:
         }
         for datatype, shape, values, letter in TENSORS
     ]
-    # The upper half of a float32.
+    # BF16 is the upper half of a float32.
     found.append({"datatype": "BF16", "shape": [2], "values": [1.0, -2.5], "hex": "803f20c0"})
     for datatype, letter in (("COMPLEX64", "f"), ("COMPLEX128", "d")):
         parts = [1.0, -2.0, 0.5, 0.0]
@@ -101,7 +101,7 @@ def _with(text: bytes, replacement: bytes) -> bytes:
 
 
 def _shared(rest: bytes) -> bytes:
-    """The first input in shared memory: its parameters from the region on."""
+    """The first input in shared memory; `rest` are its parameters after the region."""
     region = b'"shared_memory_region":"mt-4194304-3-00112233445566778899aabbccddeeff",'
     return _with(b'"shape":[2,2]', b'"shape":[2,2],"parameters":{' + region + rest + b"}")
 
@@ -198,7 +198,7 @@ def _replies() -> list[dict[str, Any]]:
 
 
 def _refused() -> list[dict[str, Any]]:
-    # name, frames, reason, field, and the id of the reply where it is not the request's
+    # name, frames, reason, field, and the reply's id if that is not the request's
     infer, id = b"MT1:infer", b"7"
     rows: list[tuple[Any, ...]] = [
         ("no delimiter", [infer, id, INFER, X, LABEL], "malformed", "envelope", b""),
@@ -348,8 +348,8 @@ def _refused() -> list[dict[str, Any]]:
     return found
 
 
-def made() -> str:
-    """The contents of the file: one vector a line."""
+def generate() -> str:
+    """The contents of the file, with one vector on each line."""
     parts = [
         f'  "about": {json.dumps(ABOUT, indent=4)[:-1]}  ]',
         '  "protocol": "MT1"',
@@ -367,4 +367,4 @@ def made() -> str:
 
 
 if __name__ == "__main__":
-    TARGET.write_text(made())
+    TARGET.write_text(generate())

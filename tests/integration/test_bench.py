@@ -1,4 +1,4 @@
-"""`multitower bench` with a real daemon, its own client processes, and daemons of its own."""
+"""`multitower bench` with a real daemon, and with daemons that it starts itself."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def bench(*arguments: str | Path, folder: Path | None = None) -> subprocess.Comp
 
 
 def measured(daemon: Running, folder: Path, *arguments: str | Path) -> tuple[dict[str, Any], str]:
-    """The JSON and the text of a bench that must go well."""
+    """Runs a bench that must succeed; returns its JSON and its text."""
     done = bench("--endpoint", daemon.endpoint, "--json", folder / "figures.json", *arguments)
     assert done.returncode == Exit.OK, done.stderr
     return json.loads((folder / "figures.json").read_text()), done.stdout
 
 
-def test_a_closed_loop_over_several_processes(daemon: Running, tmp_path: Path) -> None:
+def test_a_closed_loop_is_shared_by_client_processes(daemon: Running, tmp_path: Path) -> None:
     figures, text = measured(
         daemon, tmp_path, "declared", *QUICK, "--concurrency", "1,6", "--processes", "2", "--rows", "3"
     )
@@ -75,12 +75,12 @@ def test_a_closed_loop_over_several_processes(daemon: Running, tmp_path: Path) -
     assert "6 outstanding" in text
 
 
-def test_a_device_that_sleeps_is_the_bottleneck(daemon: Running, tmp_path: Path) -> None:
+def test_a_slow_device_is_the_bottleneck(daemon: Running, tmp_path: Path) -> None:
     figures, text = measured(
         daemon, tmp_path, "sleeper", "--shape", "x:1,4", "--seconds", "2", "--warmup", "0.3", "--concurrency", "16"
     )
     (step,) = figures["steps"]
-    # Two workers of 20 ms cannot answer more; those that wait show in the queue.
+    # Two workers that take 20 ms cannot answer more; the other requests wait in the queue.
     assert step["requests_per_s"] <= 105
     assert step["evidence"]["compute"] > 0.8
     assert step["evidence"]["queued"] > 5
@@ -88,9 +88,9 @@ def test_a_device_that_sleeps_is_the_bottleneck(daemon: Running, tmp_path: Path)
     assert "Rows a batch" in text
 
 
-def test_an_open_loop_counts_the_time_that_a_request_was_due(daemon: Running, tmp_path: Path) -> None:
-    # 300 a second are due of 100 that can be answered: at the end they are a second late, though each is sent at once
-    # and computed in 20 ms.
+def test_open_loop_latency_counts_from_when_a_request_was_due(daemon: Running, tmp_path: Path) -> None:
+    # 300 requests a second are due, and 100 can be answered: after 1.5 s, latencies exceed a second, although each
+    # request is computed in 20 ms.
     figures, _ = measured(
         daemon, tmp_path, "sleeper", "--shape", "x:1,4", "--rate", "300", "--seconds", "1.5", "--warmup", "0"
     )
@@ -103,7 +103,7 @@ def test_an_open_loop_counts_the_time_that_a_request_was_due(daemon: Running, tm
     assert step["latency_s"]["p50"] > 0.25
 
 
-def test_refusals_and_errors_are_counted_apart(daemon: Running, tmp_path: Path) -> None:
+def test_refusals_and_errors_are_counted_separately(daemon: Running, tmp_path: Path) -> None:
     figures, text = measured(
         daemon, tmp_path, "narrow", "--shape", "x:1,4", *QUICK, "--concurrency", "32", "--timeout", "5"
     )
@@ -125,7 +125,7 @@ def test_refusals_and_errors_are_counted_apart(daemon: Running, tmp_path: Path) 
     assert "a negative number" in text
 
 
-def test_the_highest_rate_within_an_objective(daemon: Running, tmp_path: Path) -> None:
+def test_slo_finds_the_highest_rate_within_an_objective(daemon: Running, tmp_path: Path) -> None:
     done = bench(
         *("--endpoint", daemon.endpoint, "sleeper", "--shape", "x:1,4", "--json", tmp_path / "figures.json"),
         *("--slo", "150ms", "--seconds", "1.5", "--warmup", "0.2", "--steps", "5", "--timeout", "2"),
@@ -136,7 +136,7 @@ def test_the_highest_rate_within_an_objective(daemon: Running, tmp_path: Path) -
     assert 1 <= len(objective["tried"]) <= 5
     assert [step["loop"] for step in figures["steps"]] == ["closed", *["open"] * len(objective["tried"])]
     held = [each["rate"] for each in objective["tried"] if each["held"]]
-    # Two workers of 20 ms: in 1.5 s, arrivals of twice their 100 a second are never so few that they can keep up.
+    # Two workers answer 100 a second. In 1.5 s, random arrivals at twice that rate never happen to be so few.
     assert all(rate < 200 for rate in held)
     assert objective["highest_rate"] == max(held, default=None)
     if held:
@@ -147,8 +147,8 @@ def test_the_highest_rate_within_an_objective(daemon: Running, tmp_path: Path) -
         assert "No rate held" in done.stdout
 
 
-def test_where_no_rate_holds_the_exit_code_says_so(daemon: Running) -> None:
-    # It takes 20 ms, whatever the rate.
+def test_the_exit_code_is_1_if_no_rate_meets_the_objective(daemon: Running) -> None:
+    # A request takes 20 ms at any rate.
     done = bench(
         *("--endpoint", daemon.endpoint, "sleeper", "--shape", "x:1,4", *QUICK, "--slo", "5ms", "--steps", "2"),
         *("--concurrency", "2"),
@@ -157,7 +157,7 @@ def test_where_no_rate_holds_the_exit_code_says_so(daemon: Running) -> None:
     assert "No rate held p99 within 5.00 ms" in done.stdout
 
 
-def test_the_daemon_goes_away(tmp_path: Path) -> None:
+def test_a_daemon_that_is_killed_shows_as_errors(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG) as running:
         running.wait_ready()
         process = begin(
@@ -187,7 +187,7 @@ def test_the_daemon_goes_away(tmp_path: Path) -> None:
         (["declared", "--json", "no/such/folder", *QUICK, "--concurrency", "1"], 1, "no/such/folder: No such file"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(
+def test_an_error_before_measuring_is_one_line(
     arguments: list[str], code: int, words: str, daemon: Running, tmp_path: Path
 ) -> None:
     done = bench("--endpoint", daemon.endpoint, *arguments, folder=tmp_path)
@@ -221,7 +221,7 @@ def test_no_daemon_is_one_line_and_its_own_exit_code(tmp_socket: str) -> None:
         (["--scaling", "x.yaml", "--endpoint", "tcp://127.0.0.1:1"], "takes no --endpoint"),
     ],
 )
-def test_a_wrong_command_line(arguments: list[str], words: str) -> None:
+def test_a_wrong_command_line_is_a_usage_error(arguments: list[str], words: str) -> None:
     done = bench(*arguments)
     assert (done.returncode, done.stdout) == (Exit.USAGE, "")
     assert words in " ".join(done.stderr.split())
@@ -236,7 +236,7 @@ main()
 """
 
 
-def test_what_is_missing_for_a_picture_is_told_before_the_load() -> None:
+def test_a_missing_matplotlib_is_reported_before_the_load() -> None:
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_MATPLOTLIB], capture_output=True, text=True, timeout=STEP_S, check=False
     )
@@ -245,7 +245,7 @@ def test_what_is_missing_for_a_picture_is_told_before_the_load() -> None:
 
 
 @pytest.mark.parametrize(("suffix", "begins"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
-def test_a_picture(suffix: str, begins: bytes, daemon: Running, tmp_path: Path) -> None:
+def test_plots_are_written_as_svg_and_png(suffix: str, begins: bytes, daemon: Running, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     picture = tmp_path / f"figures.{suffix}"
     measured(daemon, tmp_path, "declared", *QUICK, "--concurrency", "1,4", "--rate", "50", "--plot", picture)
@@ -257,12 +257,12 @@ def test_a_picture(suffix: str, begins: bytes, daemon: Running, tmp_path: Path) 
             assert words in text
 
 
-# What it starts.
+# Processes that a bench starts.
 
 
 @pytest.fixture
 def private(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where everything that a bench makes for itself lies: files, and in the command lines of its processes."""
+    """A folder for all temporary files of a bench, which also occurs in the command lines of its processes."""
     with tempfile.TemporaryDirectory(prefix="mt-") as folder:
         monkeypatch.setenv("TMPDIR", folder)
         yield Path(folder)
@@ -278,7 +278,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def begin(*arguments: str | Path) -> subprocess.Popen[str]:
-    """A bench in a group of its own, as a terminal's."""
+    """Starts a bench in a process group of its own, as a terminal does."""
     return subprocess.Popen(
         [sys.executable, "-m", "multitower", "bench", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -289,16 +289,16 @@ def begin(*arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def wait_for(process: subprocess.Popen[str], words: str) -> None:
-    """Reads what it says until a line has these words."""
+    """Reads stderr until a line contains these words."""
     assert process.stderr is not None
     for line in process.stderr:
         if words in line:
             return
-    raise AssertionError(f"it ended without {words!r}")
+    raise AssertionError(f"the bench ended without {words!r}")
 
 
 def left(private: Path) -> list[str]:
-    """Processes of a bench that still run: its daemon has the private folder in its arguments, and workers below it."""
+    """Running processes of a bench: those with the private folder in their arguments or environment."""
     found = []
     for process in psutil.process_iter(["cmdline", "environ"]):
         where = [*(process.info["cmdline"] or ()), (process.info["environ"] or {}).get("TMPDIR", "")]
@@ -314,7 +314,7 @@ def wait_until_gone(private: Path) -> None:
         time.sleep(0.05)
 
 
-def test_scaling(config: Path, private: Path, tmp_path: Path) -> None:
+def test_scaling_measures_each_number_of_workers(config: Path, private: Path, tmp_path: Path) -> None:
     done = bench(
         *("--scaling", config, "--shape", "x:1,4", "--workers", "2,1", "--concurrency", "2,8"),
         *("--seconds", "1", "--warmup", "0.2", "--json", tmp_path / "figures.json"),
@@ -324,7 +324,7 @@ def test_scaling(config: Path, private: Path, tmp_path: Path) -> None:
     one, two = figures["scaling"]
     assert (one["workers"], two["workers"]) == (1, 2)
     assert one["efficiency"] == 1.0
-    # One request at a time of 20 ms for each worker; the clock of each step is a little late at either end.
+    # Each worker answers one request in 20 ms; a step may last a little longer than its second.
     assert 0 < one["requests_per_s"] <= 53
     assert 0 < two["requests_per_s"] <= 105
     assert two["efficiency"] == pytest.approx(two["requests_per_s"] / (2 * one["requests_per_s"]))
@@ -352,7 +352,7 @@ def test_scaling_finds_saturation_by_itself(config: Path, private: Path, tmp_pat
         ("spares: 0\n", ["--workers", "1", "nobody"], 1, "there is no model 'nobody'"),
     ],
 )
-def test_scaling_that_cannot_be(
+def test_scaling_reports_what_it_cannot_measure(
     change: str, arguments: list[str], code: int, words: str, config: Path, private: Path
 ) -> None:
     config.write_text(config.read_text() + change)
@@ -363,7 +363,7 @@ def test_scaling_that_cannot_be(
     assert left(private) == []
 
 
-def test_a_daemon_that_cannot_serve_is_told_and_ended(config: Path, private: Path) -> None:
+def test_a_daemon_that_cannot_serve_is_reported_and_ended(config: Path, private: Path) -> None:
     config.write_text(config.read_text().replace("Sleeper", "Broken") + "restart: {max_restarts: 0}\n")
     done = bench("--scaling", config, "--shape", "x:1,4", "--workers", "1")
     assert done.returncode == 1
@@ -372,7 +372,7 @@ def test_a_daemon_that_cannot_serve_is_told_and_ended(config: Path, private: Pat
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_its_daemon_and_tells_what_was_measured(
+def test_a_signal_ends_the_daemon_and_ctrl_c_prints_the_results(
     number: signal.Signals, config: Path, private: Path, tmp_path: Path
 ) -> None:
     with begin(
@@ -393,7 +393,7 @@ def test_a_signal_ends_its_daemon_and_tells_what_was_measured(
         assert len(figures["steps"]) == 1
 
 
-def test_nothing_outlives_a_bench_that_is_killed(config: Path, private: Path) -> None:
+def test_no_process_outlives_a_killed_bench(config: Path, private: Path) -> None:
     with begin(
         *("--scaling", config, "--shape", "x:1,4", "--workers", "1", "--concurrency", "4", "--seconds", "60"),
         *(

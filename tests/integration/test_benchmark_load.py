@@ -1,4 +1,4 @@
-"""The benchmarks' load generator, beside scripted servers: what it counts, and that it finds wrong answers."""
+"""The benchmarks' load generator load.c, with scripted servers: its counts, and wrong answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Answers = Callable[[list[bytes]], list[list[bytes]]]
 
 
 def right(request: list[bytes]) -> list[list[bytes]]:
-    """The one answer of an echo."""
+    """The right answer of an echo."""
     client, empty, kind, id, header, tensor = request
     assert (empty, kind) == (b"", wire.INFER)
     assert parse_infer_header(header).model_name == "model"
@@ -32,7 +32,7 @@ def right(request: list[bytes]) -> list[list[bytes]]:
 
 
 def changed(place: int, value: bytes) -> Answers:
-    """An answer with another frame at a place."""
+    """The right answer with one frame replaced."""
 
     def answer(request: list[bytes]) -> list[list[bytes]]:
         (reply,) = right(request)
@@ -43,7 +43,7 @@ def changed(place: int, value: bytes) -> Answers:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compiled generator."""
+    """The compiled load generator."""
     if not any(Path(folder, "zmq.h").exists() for folder in ("/usr/include", "/usr/local/include")):
         pytest.skip("needs libzmq's header: apt-get install libzmq3-dev")
     spec = importlib.util.spec_from_file_location("benchmark_load", SOURCE)
@@ -57,7 +57,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def server(endpoint: str, answers: Answers) -> Iterator[list[bytes]]:
-    """A server with these answers; the clients that asked it, in turn."""
+    """Runs a server with these answers; yields the clients of its requests, in order."""
     context = zmq.Context()
     socket = context.socket(zmq.ROUTER)
     socket.bind(endpoint)
@@ -84,17 +84,17 @@ def server(endpoint: str, answers: Answers) -> Iterator[list[bytes]]:
 
 
 def run(program: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
-    """Exit code, figures and complaints."""
+    """Runs load.c; returns exit code, figures and stderr."""
     ended = subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=60)
     return ended.returncode, json.loads(ended.stdout or "{}"), ended.stderr
 
 
-def test_counts_what_was_answered(program: Path, tmp_socket: str) -> None:
+def test_answers_are_counted(program: Path, tmp_socket: str) -> None:
     with server(tmp_socket, right) as asked:
         code, figures, complaints = run(program, tmp_socket, "-c", "8", "-n", "4", "-r", "1000", "-t", "60", "-v")
     assert (code, complaints) == (0, "")
     assert len(set(asked)) == 4
-    # The seven that were outstanding when the thousandth came are waited for.
+    # After the thousandth answer, the other seven outstanding requests are answered as well.
     assert figures["answered"] == len(asked) == 1007
     assert (figures["errors"], figures["lost"]) == (0, 0)
     assert 0 < figures["p50"] <= figures["p99"] <= figures["max"]
@@ -111,7 +111,7 @@ def test_counts_what_was_answered(program: Path, tmp_socket: str) -> None:
     ],
     ids=["error", "id", "size", "content", "twice"],
 )
-def test_finds_a_wrong_answer(program: Path, tmp_socket: str, answers: Answers, complaint: str) -> None:
+def test_a_wrong_answer_is_found(program: Path, tmp_socket: str, answers: Answers, complaint: str) -> None:
     with server(tmp_socket, answers):
         code, figures, complaints = run(program, tmp_socket, "-c", "1", "-r", "10", "-t", "0.2", "-v")
     assert code == 1
@@ -119,19 +119,19 @@ def test_finds_a_wrong_answer(program: Path, tmp_socket: str, answers: Answers, 
     assert complaint in complaints
 
 
-def test_tells_what_was_lost(program: Path, tmp_socket: str) -> None:
+def test_lost_requests_are_counted(program: Path, tmp_socket: str) -> None:
     with server(tmp_socket, lambda request: []):
         code, figures, complaints = run(program, tmp_socket, "-c", "3", "-t", "0.1")
     assert (code, figures["lost"]) == (1, 3)
     assert "3 requests were not answered" in complaints
 
 
-def test_sends_arrivals_to_the_endpoints_in_turn(program: Path, tmp_socket: str) -> None:
+def test_an_open_loop_sends_to_the_endpoints_in_turn(program: Path, tmp_socket: str) -> None:
     endpoints = [tmp_socket, tmp_socket + "2"]
     with server(endpoints[0], right) as one, server(endpoints[1], right) as two:
         code, figures, complaints = run(program, *endpoints, "-a", "1000", "-t", "0.5")
     assert (code, complaints) == (0, "")
     assert figures["answered"] == len(one) + len(two) == figures["n"]
     assert abs(len(one) - len(two)) <= 1
-    # Random times, but always the same: 500 give or take chance.
+    # Random times, the same in each run: about 500.
     assert 400 < figures["n"] < 600

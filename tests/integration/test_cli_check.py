@@ -1,4 +1,4 @@
-"""`multitower check`, on a machine without GPUs and on one with stand-ins."""
+"""`multitower check`, on a machine without GPUs and with fake GPUs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check(folder: Path, *arguments: str, **environment: str) -> subprocess.Compl
     )
 
 
-def test_a_right_one_is_summed_up(folder: Path) -> None:
+def test_a_correct_configuration_is_summarized(folder: Path) -> None:
     done = check(folder, "x.yaml")
     assert (done.returncode, done.stderr) == (Exit.OK, "")
     assert done.stdout.splitlines() == [
@@ -54,12 +54,12 @@ def test_a_right_one_is_summed_up(folder: Path) -> None:
     ]
 
 
-def test_overrides_count(folder: Path) -> None:
+def test_overrides_are_applied(folder: Path) -> None:
     done = check(folder, "x.yaml", "--set", "devices=[0, [1, GPU-8f]]", MULTITOWER_WORKERS_PER_DEVICE="2")
     assert "devices  0, [1, GPU-8f]; 2 workers on each" in done.stdout
 
 
-def test_a_wrong_one_is_told_everything(folder: Path) -> None:
+def test_all_mistakes_are_printed_at_once(folder: Path) -> None:
     (folder / "x.yaml").write_text(TEXT + "spare: 1\n")
     done = check(folder, "x.yaml", "--set", "cores=x", "--devices", MULTITOWER_SPARES="many")
     assert (done.returncode, done.stdout) == (Exit.CONFIG, "")
@@ -71,13 +71,13 @@ def test_a_wrong_one_is_told_everything(folder: Path) -> None:
     assert "did you mean 'spares'?" in done.stderr
 
 
-def test_a_file_that_is_not_there(folder: Path) -> None:
+def test_a_missing_file_gets_a_suggestion(folder: Path) -> None:
     done = check(folder, "y.yaml")
     assert (done.returncode, done.stdout) == (Exit.CONFIG, "")
     assert done.stderr == f"y.yaml: there is no such file in {folder} (did you mean 'x.yaml'?)\n"
 
 
-def test_devices_tells_what_each_worker_would_get(folder: Path, fake_gpus: FakeGpus) -> None:
+def test_devices_shows_what_each_worker_would_get(folder: Path, fake_gpus: FakeGpus) -> None:
     arguments = ("--devices", "--set", "devices=[1, 0]", "--set", "memory=50%", "--set", "threads.intra_op=3")
     done = check(folder, "x.yaml", *arguments, **fake_gpus.environment())
     assert done.returncode == Exit.OK, done.stderr
@@ -104,9 +104,11 @@ def test_each_worker_gets_cores_near_its_device(folder: Path, fake_gpus: FakeGpu
         ("memory=100GiB", "is more than the 40.0 GiB of"),
     ],
 )
-def test_devices_that_the_machine_cannot_give(folder: Path, fake_gpus: FakeGpus, override: str, words: str) -> None:
+def test_devices_that_the_machine_does_not_have_are_mistakes(
+    folder: Path, fake_gpus: FakeGpus, override: str, words: str
+) -> None:
     arguments = ("x.yaml", "--set", override)
-    assert check(folder, *arguments).returncode == Exit.OK, "the file itself is right"
+    assert check(folder, *arguments).returncode == Exit.OK, "the file itself is correct"
     done = check(folder, *arguments, "--devices", **fake_gpus.environment())
     assert (done.returncode, done.stdout) == (Exit.CONFIG, "")
     assert done.stderr.startswith("x.yaml: ")

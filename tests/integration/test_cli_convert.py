@@ -1,4 +1,4 @@
-"""`multitower convert-config`, and `multitower check` on what it writes."""
+"""`multitower convert-config`, and `multitower check` on its output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder, check=False)
 
 
-def test_what_it_prints_is_a_configuration_and_the_rest_is_told_twice(tmp_path: Path) -> None:
+def test_the_output_is_a_valid_configuration_and_notes_go_to_stderr(tmp_path: Path) -> None:
     for version in ("42", "43"):
         (tmp_path / "digits" / version).mkdir(parents=True)
         (tmp_path / "digits" / version / "saved_model.pb").touch()
@@ -57,7 +57,7 @@ def test_what_it_prints_is_a_configuration_and_the_rest_is_told_twice(tmp_path: 
     assert f"digits  {tmp_path}/digits, versions 42, 43" in checked.stdout
 
 
-def test_a_file_that_cannot_be_read_is_told_with_line_and_column(tmp_path: Path) -> None:
+def test_a_mistake_in_a_file_is_printed_with_line_and_column(tmp_path: Path) -> None:
     (tmp_path / "wrong.config").write_text("model_config_list {\n  config {\n    name 'digits'\n")
     (tmp_path / "latin.config").write_bytes(b"model_config_list { } # \xe9")
     for name, words in (
@@ -70,7 +70,7 @@ def test_a_file_that_cannot_be_read_is_told_with_line_and_column(tmp_path: Path)
         assert done.stderr == f"{words}\n"
 
 
-def test_no_model_is_a_failure(tmp_path: Path) -> None:
+def test_the_exit_code_is_1_without_any_model(tmp_path: Path) -> None:
     (tmp_path / "models.config").write_text("model_config_list { config { name: 'm' base_path: 's3://m' } }")
     done = run(tmp_path, "convert-config", "models.config")
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""`multitower doctor` as a process: with handlers, with stand-ins for GPUs, and without TensorFlow."""
+"""`multitower doctor` as a process: with handlers, with fake GPUs, and without TensorFlow."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """For temporary files. Not under `tmp_path`: a worker's socket has to fit in."""
+    """A folder for temporary files with a path short enough for sockets, unlike `tmp_path`."""
     with tempfile.TemporaryDirectory(prefix="mt-") as folder:
         yield Path(folder)
 
@@ -101,7 +101,7 @@ def findings(done: subprocess.CompletedProcess[str], section: str) -> list[tuple
     return [(found["level"], found["text"]) for found in answer["findings"] if found["section"] == section]
 
 
-def test_a_configuration_that_serves(folder: Path) -> None:
+def test_a_good_configuration_has_no_problems(folder: Path) -> None:
     done = doctor(folder)
     assert done.returncode == Exit.OK, done.stdout + done.stderr
     lines = done.stdout.splitlines()
@@ -113,28 +113,28 @@ def test_a_configuration_that_serves(folder: Path) -> None:
     assert "  ok        good: x FP32 [-1, 2] → anything" in lines
 
 
-def test_each_model_that_does_not_load_is_a_problem_and_the_others_are_looked_at(folder: Path) -> None:
+def test_each_model_that_does_not_load_is_a_problem(folder: Path) -> None:
     names = ("Broken", "Dying", "Hanging", "Good")
     models = ", ".join(f"{{name: {name}, handler: 'doctored:{name}'}}" for name in names)
     done = doctor(folder, "--json", "--timeout", "10", "--set", f"models=[{models}]")
     assert done.returncode == Exit.UNAVAILABLE, done.stderr
-    told = findings(done, "models")
-    (broken,) = [text for level, text in told if level == "problem" and text.startswith("Broken cannot")]
+    found = findings(done, "models")
+    (broken,) = [text for level, text in found if level == "problem" and text.startswith("Broken cannot")]
     assert broken.startswith("Broken cannot be loaded: ValueError: no weights (doctored.py:")
-    (dead,) = [text for level, text in told if text.startswith("Dying cannot")]
+    (dead,) = [text for level, text in found if text.startswith("Dying cannot")]
     assert "its process killed by SIGABRT (6)" in dead
-    assert ("note", "Dying: its worker logged: these are its last words") in told
-    assert ("problem", "Hanging cannot be loaded: it was not ready within 10 s") in told
-    assert ("note", "Good is unbatched, as configured") in told
+    assert ("note", "Dying: its worker logged: these are its last words") in found
+    assert ("problem", "Hanging cannot be loaded: it was not ready within 10 s") in found
+    assert ("note", "Good is unbatched, as configured") in found
     assert json.loads(done.stdout)["counts"]["problem"] == 3
 
 
-def test_no_models_runs_none_of_their_code(folder: Path, temporary: Path) -> None:
+def test_no_models_runs_no_code_of_models(folder: Path, temporary: Path) -> None:
     arguments = ("--no-models", "--json", "--set", "models=[{name: d, handler: 'doctored:Dying'}]")
     done = doctor(folder, *arguments, TMPDIR=str(temporary))
     assert done.returncode == Exit.OK, done.stderr
     assert findings(done, "models") == [("note", "not loaded, because of --no-models: d")]
-    assert list(temporary.iterdir()) == [], "nothing is left"
+    assert list(temporary.iterdir()) == [], "no file is left"
 
 
 def test_a_temporary_folder_with_too_long_a_path_is_a_problem(folder: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_temporary_folder_with_too_long_a_path_is_a_problem(folder: Path) -> N
     assert any("the limit is 107" in text for _, text in findings(done, "endpoints"))
 
 
-def test_an_interrupt_ends_the_model_that_loads(folder: Path, temporary: Path) -> None:
+def test_ctrl_c_ends_the_process_that_loads_a_model(folder: Path, temporary: Path) -> None:
     arguments = ["--set", "listen=[tcp://127.0.0.1:*]", "--set", "models=[{name: h, handler: 'doctored:Hanging'}]"]
     with subprocess.Popen(
         [sys.executable, "-m", "multitower", "doctor", "x.yaml", *arguments],
@@ -162,7 +162,7 @@ def test_an_interrupt_ends_the_model_that_loads(folder: Path, temporary: Path) -
     assert process.returncode == 130
     assert stderr.strip() == b""
     assert not psutil.pid_exists(int((folder / "pid").read_text()))
-    assert list(temporary.iterdir()) == [], "nothing is left"
+    assert list(temporary.iterdir()) == [], "no file is left"
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -172,13 +172,13 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_wrong_configuration_is_told_as_by_check(folder: Path) -> None:
+def test_a_wrong_configuration_is_reported_as_by_check(folder: Path) -> None:
     done = doctor(folder, "--set", "spare=1")
     assert (done.returncode, done.stdout) == (Exit.CONFIG, "")
     assert "did you mean 'spares'?" in done.stderr
 
 
-def test_gpus_and_slices_are_seen_and_not_touched(folder: Path, fake_gpus: FakeGpus) -> None:
+def test_gpus_and_slices_are_found_without_using_them(folder: Path, fake_gpus: FakeGpus) -> None:
     log = folder / "cuda.log"
     environment = fake_gpus.environment(log, split=3) | {"CUDA_VISIBLE_DEVICES": "3"}
     done = doctor(folder, "--json", "--set", "devices=[[1, 2], MIG-91b7]", "--set", "memory=50%", **environment)
@@ -188,38 +188,36 @@ def test_gpus_and_slices_are_seen_and_not_touched(folder: Path, fake_gpus: FakeG
     assert [text.partition("memory ")[2].split(",")[0] for text in slots] == ["20.0 GiB", "5.0 GiB"]
     assert ("note", "CUDA_VISIBLE_DEVICES=3 is set here, but does not limit the workers") in findings(done, "devices")
     assert next(text for _, text in findings(done, "driver")).startswith("NVIDIA driver ")
-    told = [text for level, text in findings(done, "memory") if level == "ok"]
-    for device, free, text in zip((UUIDS[1], UUIDS[2], SLICES[1]), (39, 38, 8), told, strict=False):
+    found = [text for level, text in findings(done, "memory") if level == "ok"]
+    for device, free, text in zip((UUIDS[1], UUIDS[2], SLICES[1]), (39, 38, 8), found, strict=False):
         assert text.startswith(f"{device}: an estimate of about 600 MiB")
         assert f"{free}.0 GiB are free" in text
     assert read_log(log) == []
 
 
-def test_a_gpu_that_is_not_there_is_a_problem_and_the_rest_is_told_all_the_same(
-    folder: Path, fake_gpus: FakeGpus
-) -> None:
+def test_a_missing_gpu_is_a_problem_and_the_rest_is_examined(folder: Path, fake_gpus: FakeGpus) -> None:
     done = doctor(folder, "--json", "--set", "devices=[0, 7]", **fake_gpus.environment(lost=2))
     assert done.returncode == Exit.UNAVAILABLE, done.stderr
-    told = findings(done, "devices")
-    assert ("problem", "devices: 7 is not the index of a GPU here.") in told
-    assert [level for level, text in told if "GPU 2 cannot be used" in text] == ["warning"]
+    found = findings(done, "devices")
+    assert ("problem", "devices: 7 is not the index of a GPU here.") in found
+    assert [level for level, text in found if "GPU 2 cannot be used" in text] == ["warning"]
     assert ("ok", "good is batched: up to 4 rows") in findings(done, "models")
 
 
 @pytest.fixture(scope="module")
 def without_tensorflow(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], dict[str, str]]:
-    """How Python is run with all that is installed here but TensorFlow and Keras."""
+    """How to run Python with all installed packages except TensorFlow and Keras."""
     packages = tmp_path_factory.mktemp("packages")
     folders = [Path(folder) for folder in sys.path if folder.endswith("site-packages")]
     for entry in (entry for folder in reversed(folders) for entry in folder.iterdir()):
         if not entry.name.startswith(("tensorflow", "keras", "tf_")) and entry.suffix != ".pth":
             (packages / entry.name).unlink(missing_ok=True)
             (packages / entry.name).symlink_to(entry)
-    # Without `site` the environment's own packages are not found.
+    # -S: without the packages of the environment.
     return (sys.executable, "-S"), {"PYTHONPATH": os.pathsep.join([str(ROOT), str(packages)])}
 
 
-def test_without_tensorflow_it_says_so(
+def test_a_missing_tensorflow_is_a_problem_for_models_with_a_path(
     folder: Path, without_tensorflow: tuple[tuple[str, ...], dict[str, str]]
 ) -> None:
     python, environment = without_tensorflow

@@ -1,4 +1,4 @@
-"""The command line as a whole: the help, what is missing, and how it ends."""
+"""The command line as a whole: help, missing packages, and how it ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(*command: str, folder: Path | None = None) -> subprocess.CompletedProces
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_there_are_three_ways_to_it(way: list[str]) -> None:
+def test_the_command_line_can_be_started_in_three_ways(way: list[str]) -> None:
     done = run(*way, "--version")
     assert (done.returncode, done.stderr) == (Exit.OK, "")
     assert done.stdout == f"multitower {importlib.metadata.version('multitower')} ({describe(compiled())})\n"
@@ -49,7 +49,7 @@ def test_the_help_lists_every_command_in_its_order(arguments: list[str]) -> None
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_help_says_of_a_command_what_it_says_itself(name: str) -> None:
+def test_the_help_lists_the_first_sentence_of_each_command(name: str) -> None:
     command = multitower.get_command(multitower.make_context("multitower", []), name)
     assert command is not None
     assert command.name == name
@@ -68,7 +68,7 @@ def test_the_help_says_of_a_command_what_it_says_itself(name: str) -> None:
         (["check", "x.yaml", "--xyzzy"], "No such option"),
     ],
 )
-def test_a_wrong_command_line(arguments: list[str], words: str) -> None:
+def test_a_wrong_command_line_is_a_usage_error(arguments: list[str], words: str) -> None:
     done = run(sys.executable, "-m", "multitower", *arguments)
     assert (done.returncode, done.stdout) == (Exit.USAGE, "")
     assert words in done.stderr
@@ -88,12 +88,12 @@ finally:
 @pytest.mark.parametrize(
     ("statement", "unwanted"),
     [
-        # A spawned worker imports it.
+        # A spawned worker imports this module.
         ("import multitower.cli", {"click", "rich", "multitower.cli.commands"}),
         ("from multitower.cli import main; main()", {"rich", "multitower.cli.demo", "multitower.cli.serve"}),
     ],
 )
-def test_nothing_heavy_is_imported_before_a_command_runs(statement: str, unwanted: set[str]) -> None:
+def test_heavy_packages_are_imported_only_by_commands(statement: str, unwanted: set[str]) -> None:
     done = run(sys.executable, "-c", IMPORTED.format(statement=statement))
     assert done.returncode == Exit.OK, done.stderr
     imported = set(done.stdout.splitlines()[-1].split())
@@ -121,7 +121,7 @@ main()
         ("pydantic", ["serve", "x.yaml"]),
     ],
 )
-def test_what_is_not_installed_is_told(package: str, arguments: list[str], tmp_path: Path) -> None:
+def test_a_missing_package_is_named_with_a_pip_command(package: str, arguments: list[str], tmp_path: Path) -> None:
     done = run(sys.executable, "-c", MISSING, package, *arguments, folder=tmp_path)
     assert (done.returncode, done.stdout) == (Exit.UNAVAILABLE, "")
     assert package.split(".")[0] in done.stderr
@@ -129,7 +129,7 @@ def test_what_is_not_installed_is_told(package: str, arguments: list[str], tmp_p
     assert "Traceback" not in done.stderr
 
 
-def test_a_mistake_of_ours_is_not_taken_for_a_missing_package() -> None:
+def test_a_missing_module_of_multitower_is_a_traceback() -> None:
     done = run(sys.executable, "-c", MISSING, "multitower.cli.configuration", "schema")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
@@ -137,7 +137,7 @@ def test_a_mistake_of_ours_is_not_taken_for_a_missing_package() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["schema"], ["devices"]])
-def test_a_reader_that_leaves_early_ends_it_quietly(arguments: list[str]) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -153,13 +153,13 @@ def test_a_reader_that_leaves_early_ends_it_quietly(arguments: list[str]) -> Non
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_command_quietly(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.yaml")
     process = subprocess.Popen(
         [sys.executable, "-m", "multitower", "check", "x.yaml"], cwd=tmp_path, stderr=subprocess.PIPE
     )
     try:
-        # Opens when the command has opened its end: from then on it reads.
+        # Returns when the command has opened the other end and reads.
         writing = os.open(tmp_path / "x.yaml", os.O_WRONLY)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=STEP_S)

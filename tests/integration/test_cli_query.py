@@ -1,4 +1,4 @@
-"""`multitower status`, `models` and `infer`, against a scripted daemon."""
+"""`multitower status`, `models` and `infer`, with a scripted daemon."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ DIGITS = {
 
 
 class Script:
-    """Answers as a daemon would that serves `digits`; what it was asked is kept."""
+    """Answers like a daemon that serves `digits`, and keeps the requests."""
 
     def __init__(self) -> None:
         self.status = json.loads(json.dumps(STATUS))
@@ -162,7 +162,7 @@ def folder(tmp_path: Path, daemon: tuple[FakeDaemon, Script], monkeypatch: pytes
 
 
 def multitower(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
-    # In this process: that the command line runs in one of its own is test_cli_main.py's business.
+    # In this process; test_cli_main.py runs the command line as a process.
     done = CliRunner().invoke(commands.multitower, arguments, input=stdin)
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
     return done.exit_code, done.stdout, done.stderr
@@ -263,7 +263,7 @@ def test_no_daemon_is_one_line_and_its_own_exit_code(command: list[str], tmp_soc
     assert tmp_socket in err
 
 
-def test_models_are_listed_with_what_they_take(script: Script) -> None:
+def test_models_are_listed_with_their_inputs_and_outputs(script: Script) -> None:
     script.status["models"][0]["host_memory_bytes"] = 300 << 20
     code, out, err = multitower("models")
     assert (code, err) == (Exit.OK, "")
@@ -299,7 +299,7 @@ def test_models_are_json_for_programs(script: Script) -> None:
 # infer.
 
 TAKEN: dict[str, tuple[bytes, str, str, list[int], Any]] = {
-    # JSON, input, its datatype, shape and values as sent
+    # JSON, name of the input, and its datatype, shape and values as sent
     "integers for floats": (b'{"x": [[1, 2], [3, 4]]}', "x", "FP32", [2, 2], [[1.0, 2.0], [3.0, 4.0]]),
     "floats": (b'{"x": [[0.5, 1e-3]]}', "x", "FP32", [1, 2], [[0.5, np.float32(1e-3)]]),
     "whole floats for integers": (b'{"n": [1.0, 255]}', "n", "UINT8", [2], [1, 255]),
@@ -320,7 +320,7 @@ TAKEN: dict[str, tuple[bytes, str, str, list[int], Any]] = {
 
 @pytest.mark.parametrize("case", TAKEN)
 @pytest.mark.parametrize("where", ["stdin", "-", "file"])
-def test_json_becomes_what_the_model_declares(case: str, where: str, folder: Path, script: Script) -> None:
+def test_json_is_converted_to_the_declared_datatypes(case: str, where: str, folder: Path, script: Script) -> None:
     text, name, datatype, shape, wanted = TAKEN[case]
     (folder / "request").write_bytes(text)
     options = {"stdin": [], "-": ["--from", "-"], "file": ["--from", "request"]}[where]
@@ -357,7 +357,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_the_model_cannot_take_is_one_line(case: str, script: Script) -> None:
+def test_inputs_that_do_not_fit_the_model_are_one_line(case: str, script: Script) -> None:
     text, words = REFUSED[case]
     code, out, err = multitower("infer", "digits", stdin=text)
     assert (code, out, err.count("\n")) == (1, "", 1)
@@ -366,8 +366,8 @@ def test_what_the_model_cannot_take_is_one_line(case: str, script: Script) -> No
     assert script.asked == []
 
 
-def test_files_of_numpy(folder: Path, script: Script) -> None:
-    np.save(folder / "x.npy", np.array([[1.0, 2.0]]))  # float64, as numpy makes them
+def test_inputs_are_read_from_numpy_files(folder: Path, script: Script) -> None:
+    np.save(folder / "x.npy", np.array([[1.0, 2.0]]))  # float64
     np.savez(folder / "all.npz", x=np.zeros((3, 2)), n=np.array([1, 2]))
     for options, wanted in (
         (["--input", "x=x.npy"], {"x": [[1.0, 2.0]]}),
@@ -445,7 +445,7 @@ def test_outputs_are_written_to_files(folder: Path, script: Script) -> None:
     assert json.loads((folder / "answer.json").read_text())["scores"] == [[0.1, 1e-7]]
 
 
-def test_what_a_file_cannot_hold_is_said(script: Script) -> None:
+def test_an_output_that_npz_cannot_hold_is_an_error(script: Script) -> None:
     script.answer = {"label": np.array([b"a\0"], object)}
     code, _, err = multitower("infer", "digits", "--output", "answer.npz", stdin=b'{"n": [1]}')
     assert code == 1
@@ -462,7 +462,7 @@ def test_outputs_and_version_can_be_chosen(script: Script) -> None:
     assert header["parameters"]["timeout"] == 2_500_000
 
 
-def test_a_model_that_declares_nothing_gets_what_numpy_makes_of_it(script: Script) -> None:
+def test_a_model_without_declared_inputs_gets_numpys_datatypes(script: Script) -> None:
     assert multitower("infer", "free", stdin=b'{"a": [1], "b": [1.5], "c": "word"}')[0] == Exit.OK
     datatypes = [(entry["name"], entry["datatype"]) for entry in script.asked[0].json["inputs"]]
     assert datatypes == [("a", "INT64"), ("b", "FP64"), ("c", "BYTES")]
@@ -480,7 +480,7 @@ def test_a_model_that_declares_nothing_gets_what_numpy_makes_of_it(script: Scrip
         (["status", "--endpoint", "nowhere"], Exit.UNAVAILABLE, "ipc://PATH"),
     ],
 )
-def test_other_errors(arguments: list[str], code: int, words: str, script: Script) -> None:
+def test_errors_have_one_line_and_an_exit_code(arguments: list[str], code: int, words: str, script: Script) -> None:
     got, out, err = multitower(*arguments, stdin=b"{}")
     assert (got, out) == (code, "")
     assert words in err

@@ -7,7 +7,7 @@ import sys
 from multitower.supervisor.config.config import schema
 
 
-def test_it_prints_the_schema_and_nothing_else() -> None:
+def test_schema_prints_only_the_schema() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "multitower", "schema"], capture_output=True, text=True, timeout=60, check=True
     )

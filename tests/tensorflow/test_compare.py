@@ -21,7 +21,7 @@ tf.saved_model.save(tf.Module(), sys.argv[1], signatures=serve)
 """
 
 
-def compared(*arguments: Any) -> subprocess.CompletedProcess[str]:
+def run_compare(*arguments: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "multitower", "compare", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMPARE_S)
 
@@ -34,8 +34,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(COMPARE_S + 100)  # with the fixture, which imports TensorFlow as well
-def test_both_ways_are_measured_and_a_crash_takes_one_device_or_all(model: Path) -> None:
-    done = compared(model, "--cpu", "--seconds", "0.5", "--outstanding", "4", "--json")
+def test_a_crash_takes_down_one_process_or_all_towers(model: Path) -> None:
+    done = run_compare(model, "--cpu", "--seconds", "0.5", "--outstanding", "4", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["devices"] == ["cpu:0", "cpu:1"]
@@ -55,12 +55,12 @@ def test_both_ways_are_measured_and_a_crash_takes_one_device_or_all(model: Path)
         assert (crash["devices"], crash["lost"], crash["failed"]) == (2, lost, 0)
         assert crash["back_s"] > 0.1
     assert (processes["figures"]["fallbacks"], towers["figures"]["fallbacks"]) == (None, {})
-    # With one process, nobody answers until it is back; with another beside it, nearly at once.
+    # With one process, nothing is answered until it is back; with two, the other one answers meanwhile.
     assert towers["figures"]["crash"]["silent_s"] > 0.5 * towers["figures"]["crash"]["back_s"]
     assert processes["figures"]["crash"]["silent_s"] < 0.5 * processes["figures"]["crash"]["back_s"]
 
 
-def test_sessions_on_gpus_that_are_not_there_say_what_became_of_them() -> None:
+def test_sessions_on_missing_gpus_report_an_error() -> None:
     command = [sys.executable, "-m", "multitower.worker.formats.visible_sessions", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [(each["asked"], each["device"]) for each in json.loads(done.stdout)] == [("0", None), ("1", None)]

@@ -16,23 +16,23 @@ import psutil
 from multitower import Client
 
 
-def test_the_demo_loses_nothing_equals_tensorflow_and_leaves_nothing_running(tmp_path: Path) -> None:
+def test_the_demo_loses_nothing_and_leaves_no_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "multitower", "demo", "--folder", tmp_path / "demo", "--seconds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    said = re.search(
+    shown = re.search(
         r"accuracy ([\d.]+)%; TensorFlow called directly: ([\d.]+)%; every answer is the same", done.stdout
     )
-    assert said is not None, done.stdout
-    assert said[1] == said[2]
-    assert float(said[1]) > 90
+    assert shown is not None, done.stdout
+    assert shown[1] == shown[2]
+    assert float(shown[1]) > 90
     assert re.search(r"\b0 of [\d,]+ requests lost", done.stdout)
     assert re.search(r"slot served again after [\d.]+ s", done.stdout)
     assert "processes left: 0" in done.stdout
     left = [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(process.info["cmdline"])]
     assert left == []
 
-    # What `make serve` runs, on the model that is there now.
+    # As `make serve` does, with the model from above.
     endpoint = f"ipc://{tmp_path}/front.sock"
     command = [sys.executable, "-m", "multitower", "demo", "--folder", tmp_path / "demo", "--serve"]
     environment = {**os.environ, "MULTITOWER_LISTEN": f"[{endpoint}]"}
@@ -42,7 +42,7 @@ def test_the_demo_loses_nothing_equals_tensorflow_and_leaves_nothing_running(tmp
             client.wait_until_ready(60)
             assert client.infer("digits", {"x": np.zeros((2, 64), np.float32)})["probabilities"].shape == (2, 10)
             daemon = client.status()["daemon"]["pid"]
-        os.kill(serving.pid, signal.SIGTERM)  # the demo alone: it ends its daemon first
+        os.kill(serving.pid, signal.SIGTERM)  # only the demo, which ends its daemon first
         assert serving.wait(60) == 128 + signal.SIGTERM
         assert not psutil.pid_exists(daemon)
     finally:
@@ -54,7 +54,7 @@ def test_the_demo_loses_nothing_equals_tensorflow_and_leaves_nothing_running(tmp
     try:
         with Client(endpoint, connect_timeout=60) as client:
             client.server_ready()
-        os.killpg(serving.pid, signal.SIGINT)  # as Ctrl-C does
+        os.killpg(serving.pid, signal.SIGINT)  # like Ctrl-C
         assert serving.wait(60) == 0
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""The doctor on real models: what they take and give, and which of their operations only a CPU can run."""
+"""The doctor on real models: their signatures, and operations that only a CPU can run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # TensorFlow's own, at its import
+    warnings.simplefilter("ignore")  # of TensorFlow's import
     import keras
     import tensorflow as tf
 
@@ -30,7 +30,7 @@ TEXT = tf.TensorSpec([None], tf.string, name="text")
 
 
 class Module(tf.Module):
-    """Two signatures: one of strings, in a function of a function, and one of numbers."""
+    """Two signatures: one of strings, with a nested function, and one of numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,11 +89,11 @@ def node(op: str, **types: Any) -> Any:
     ],
     ids=lambda value: value.op if hasattr(value, "op") else None,
 )
-def test_a_kernel_counts_for_the_types_that_it_takes(definition: Any, expected: bool) -> None:
+def test_an_operation_is_cpu_only_for_types_without_gpu_kernel(definition: Any, expected: bool) -> None:
     assert kernels.is_cpu_only(definition) is expected
 
 
-def test_the_nodes_that_a_request_runs_are_looked_at_in_every_format(folder: Path) -> None:
+def test_operations_of_every_format_are_inspected(folder: Path) -> None:
     mixed = {"path": str(folder / "mixed"), "version": "3"}
     specs = [
         ModelSpec(name="default", **mixed),
@@ -107,7 +107,7 @@ def test_the_nodes_that_a_request_runs_are_looked_at_in_every_format(folder: Pat
     answer = operations.inspect_operations(specs, 100.0)
     assert answer["build"]["version"] == tf.__version__
     models = answer["models"]
-    assert models["default"]["cpu_only"] == {"StringUpper": 2}, "neither of saving nor of the other signature"
+    assert models["default"]["cpu_only"] == {"StringUpper": 2}, "not those of saving, nor of the other signature"
     assert models["numbers"]["cpu_only"] == {}
     assert models["numbers"]["operations"] > 3
     assert "the model has: numbers, serving_default" in models["nosuch"]["error"]
@@ -119,7 +119,7 @@ def test_the_nodes_that_a_request_runs_are_looked_at_in_every_format(folder: Pat
     assert "is no HDF5 file" in models["none"]["error"]
 
 
-def test_a_broken_installation_is_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_tensorflow_is_reported(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorflow.py").write_text("raise ImportError('libfoo is missing')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(operations.InspectionError, match="libfoo is missing"):
@@ -132,12 +132,12 @@ from multitower.cli.doctor import doctor
 try:
     doctor(["x.yaml", "--json"], prog_name="doctor")
 finally:
-    assert not {"tensorflow", "keras"} & set(sys.modules), "this process itself loads no TensorFlow"
+    assert not {"tensorflow", "keras"} & set(sys.modules), "this process loads no TensorFlow"
     assert not any(name.startswith("multitower.worker.") for name in sys.modules)
 """
 
 
-def test_a_whole_examination(folder: Path) -> None:
+def test_doctor_examines_real_models(folder: Path) -> None:
     (folder / "x.yaml").write_text(
         """
 listen: ["tcp://127.0.0.1:*"]
@@ -152,14 +152,14 @@ models:
         [sys.executable, "-c", PROGRAM], cwd=folder, capture_output=True, text=True, timeout=110, check=False
     )
     assert done.returncode == 69, done.stdout + done.stderr
-    told = [(found["level"], found["text"]) for found in json.loads(done.stdout)["findings"]]
-    texts = [text for _, text in told]
+    found = [(finding["level"], finding["text"]) for finding in json.loads(done.stdout)["findings"]]
+    texts = [text for _, text in found]
     assert any(text.startswith("mixed: version 3, tensorflow_savedmodel, loaded in ") for text in texts)
-    assert ("ok", "mixed, signature serving_default: text BYTES [-1] → upper BYTES [-1]") in told
-    assert ("ok", "requests to mixed may name numbers: x FP32 [-1, 1] → y FP32 [-1, 2]") in told
-    assert ("ok", "mixed is batched: up to 4 rows, padded to 2, 4") in told
-    assert ("ok", "dense is batched: up to 32 rows") in told
-    assert any(level == "problem" and "no signature 'nosuch'" in text for level, text in told)
-    assert any(level == "note" and "no GPU kernel: StringUpper (2)" in text for level, text in told)
+    assert ("ok", "mixed, signature serving_default: text BYTES [-1] → upper BYTES [-1]") in found
+    assert ("ok", "requests to mixed may name numbers: x FP32 [-1, 1] → y FP32 [-1, 2]") in found
+    assert ("ok", "mixed is batched: up to 4 rows, padded to 2, 4") in found
+    assert ("ok", "dense is batched: up to 32 rows") in found
+    assert any(level == "problem" and "no signature 'nosuch'" in text for level, text in found)
+    assert any(level == "note" and "no GPU kernel: StringUpper (2)" in text for level, text in found)
     (memory,) = [text for text in texts if text.startswith("host: 2 workers of ")]
     assert "estimated, since not every model was loaded" in memory

@@ -1,4 +1,4 @@
-"""What `multitower bench` counts and asks for: latencies, arrivals, tallies, inputs."""
+"""Latencies, arrivals, tallies and inputs of `multitower bench`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def filled(*durations: int) -> Histogram:
 # Latencies.
 
 
-def test_percentiles_are_those_of_the_sorted_list_within_a_128th() -> None:
+def test_percentiles_are_at_most_a_128th_too_high() -> None:
     rng = random.Random(1)
     durations = [int(10 ** rng.uniform(0, 11)) for _ in range(5000)]
     histogram = filled(*durations)
@@ -51,23 +51,23 @@ def test_percentiles_are_those_of_the_sorted_list_within_a_128th() -> None:
         ([1, 2, 3, 4], 0, 50, 2),
         ([1, 2, 3, 4], 0, 51, 3),
         (range(100), 0, 7, 6),  # 0.07 * 100 is a little over 7
-        (range(99), 1, 99, 98),  # one of a hundred may fail
+        (range(99), 1, 99, 98),  # one of a hundred requests may fail
         (range(98), 2, 99, math.inf),
         ([-5], 0, 50, 0),
     ],
 )
-def test_percentiles(durations: Any, missing: int, percent: float, wanted: float) -> None:
+def test_percentiles_of_few_durations(durations: Any, missing: int, percent: float, wanted: float) -> None:
     found = filled(*durations).percentile_ns(percent, missing)
     assert found == wanted or (math.isnan(found) and math.isnan(wanted))
 
 
-def test_what_takes_longer_than_it_can_tell_counts_as_the_longest() -> None:
+def test_a_duration_beyond_the_last_bucket_counts_as_the_longest() -> None:
     histogram = filled(1 << 60)
     assert histogram.count == 1
     assert histogram.percentile_ns(50) == histogram.max_ns == (1 << 43) - 1
 
 
-def test_a_merged_and_sent_histogram_is_that_of_all() -> None:
+def test_merging_serialized_histograms_adds_their_counts() -> None:
     one, other = filled(1, 300, 10**9), filled(299, 5 * 10**12)
     whole = filled(1, 300, 10**9, 299, 5 * 10**12)
     one.merge(Histogram.from_json(json.loads(json.dumps(other.to_json()))))
@@ -88,20 +88,20 @@ def test_a_merged_and_sent_histogram_is_that_of_all() -> None:
         (Load("open", 0.5), 2, [0.25, 0.25]),
     ],
 )
-def test_load_is_shared_among_processes(load: Load, processes: int, parts: list[float]) -> None:
+def test_a_load_is_split_evenly_among_processes(load: Load, processes: int, parts: list[float]) -> None:
     assert load.split(processes) == [Load(load.loop, part) for part in parts]
 
 
-def test_arrivals_are_poisson() -> None:
+def test_arrivals_have_exponential_gaps() -> None:
     times = np.array(list(itertools.islice(poisson(200.0, seed=3), 20_000)))
     gaps = np.diff(times, prepend=0.0)
     assert (gaps > 0).all()
-    # Exponential gaps: mean and deviation are 1 / rate. 20,000 of them are within 3 % of it but once in 20,000 times.
+    # Exponential gaps: mean and deviation are 1 / rate. Of 20,000 gaps, the mean is off by 3 % once in 20,000 runs.
     assert gaps.mean() == pytest.approx(1 / 200, rel=0.03)
     assert gaps.std() == pytest.approx(1 / 200, rel=0.05)
 
 
-def test_arrivals_are_those_of_their_seed() -> None:
+def test_the_same_seed_gives_the_same_arrivals() -> None:
     first, again, other = (list(itertools.islice(poisson(10.0, seed), 5000)) for seed in (1, 1, 2))
     assert first == again
     assert first != other
@@ -110,7 +110,7 @@ def test_arrivals_are_those_of_their_seed() -> None:
 # Tallies.
 
 
-def test_the_sum_of_tallies_as_they_are_sent() -> None:
+def test_the_sum_of_serialized_tallies() -> None:
     one, other = Tally(answered=3, cpu=[0.5]), Tally(answered=4, cpu=[0.25])
     for duration in (1, 2, 3):
         one.latency.add(duration)
@@ -143,12 +143,12 @@ def test_the_sum_of_tallies_as_they_are_sent() -> None:
         ("INT64:2", "INT64", InputShape((2,), None)),
     ],
 )
-def test_shapes_are_read(text: str, name: str, shape: InputShape) -> None:
+def test_shape_options_are_parsed(text: str, name: str, shape: InputShape) -> None:
     assert inputs.parse_shape(text) == (name, shape)
 
 
 @pytest.mark.parametrize("text", ["", "x", ":1", "x:a", "x:0", "x:1,,2", "x:-1,2", "x:1.5", "x:²"])
-def test_what_is_no_shape_is_refused(text: str) -> None:
+def test_an_invalid_shape_option_is_refused(text: str) -> None:
     with pytest.raises(InputsError, match="as in x:1,224,224,3"):
         inputs.parse_shape(text)
 
@@ -176,7 +176,9 @@ FIXED = {"name": "k", "datatype": "FP32", "shape": []}
         ([], {"a": InputShape((1, 4), None)}, 7, {"a": ("FP32", (7, 4))}),
     ],
 )
-def test_inputs_are_as_declared(declared: Any, shapes: Any, rows: int | None, wanted: Any) -> None:
+def test_inputs_have_the_declared_datatypes_and_shapes(
+    declared: Any, shapes: Any, rows: int | None, wanted: Any
+) -> None:
     assert inputs.resolve_inputs(declared, shapes, rows) == wanted
     for request in inputs.random_requests(wanted, seed=0):
         assert {name: array.shape for name, array in request.items()} == {
@@ -194,13 +196,13 @@ def test_inputs_are_as_declared(declared: Any, shapes: Any, rows: int | None, wa
         ([X], {"x": InputShape((1, 3), "FP64")}, "'x' is FP32, not FP64"),
     ],
 )
-def test_inputs_that_the_model_does_not_take(declared: Any, shapes: Any, words: str) -> None:
+def test_shapes_that_contradict_the_model_are_refused(declared: Any, shapes: Any, words: str) -> None:
     with pytest.raises(InputsError, match=words):
         inputs.resolve_inputs(declared, shapes, None)
 
 
 @pytest.mark.parametrize("datatype", ["BOOL", "UINT8", "INT8", "UINT64", "INT32", "FP16", "FP64", "COMPLEX64", "BYTES"])
-def test_values_are_random_and_those_of_their_seed(datatype: str) -> None:
+def test_the_same_seed_gives_the_same_random_values(datatype: str) -> None:
     wanted = {"x": (datatype, (2, 50))}
     one, again, other = (inputs.random_requests(wanted, seed)[0]["x"] for seed in (1, 1, 2))
     assert one.tolist() == again.tolist()
@@ -213,14 +215,14 @@ def test_values_are_random_and_those_of_their_seed(datatype: str) -> None:
         assert ((one >= 0) & (one <= 1)).all()
 
 
-def test_variants_differ_and_are_bounded_in_bytes() -> None:
+def test_request_variants_differ_and_are_bounded_in_bytes() -> None:
     small = inputs.random_requests({"x": ("FP32", (1, 4))}, seed=0)
     assert len({request["x"].tobytes() for request in small}) == inputs.VARIANTS
     assert len(inputs.random_requests({"x": ("UINT8", (inputs.MAX_BYTES // 3,))}, seed=0)) == 3
     assert len(inputs.random_requests({"x": ("UINT8", (inputs.MAX_BYTES + 1,))}, seed=0)) == 1
 
 
-def test_given_inputs_are_cut_into_requests() -> None:
+def test_given_arrays_are_split_into_requests() -> None:
     arrays = {"x": np.arange(10).reshape(5, 2), "y": np.arange(5)}
     (whole,) = inputs.split_into_requests(arrays, None)
     assert whole["x"] is arrays["x"]
@@ -239,6 +241,6 @@ def test_given_inputs_are_cut_into_requests() -> None:
         ({"x": np.zeros(())}, 1, "'x' 0"),
     ],
 )
-def test_given_inputs_that_cannot_be_cut(arrays: Any, rows: int | None, words: str) -> None:
+def test_arrays_that_cannot_be_split_are_refused(arrays: Any, rows: int | None, words: str) -> None:
     with pytest.raises(InputsError, match=words):
         inputs.split_into_requests(arrays, rows)

@@ -1,4 +1,4 @@
-"""The rules of `multitower bench`: the search within an objective, scaling, the bottleneck, and what is told."""
+"""The rules of `multitower bench`: the rate search, scaling, the bottleneck, and the reports."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def searched(throughput: float, steps: int, holds: Callable[[float], bool]) -> t
 
 
 @pytest.mark.parametrize("limit", [1.0, 13.0, 69.0, 70.0, 71.0, 99.0, 250.0, 3000.0])
-def test_the_search_ends_beside_the_limit(limit: float) -> None:
+def test_the_search_ends_close_to_the_limit(limit: float) -> None:
     search, tried = searched(100.0, 30, lambda rate: rate <= limit)
     assert search.held is not None
     assert search.failed is not None
@@ -53,11 +53,11 @@ def test_the_search_ends_beside_the_limit(limit: float) -> None:
         (lambda rate: False, 3, [70.0, 35.0, 17.5]),
     ],
 )
-def test_the_rates_that_are_tried(holds: Callable[[float], bool], steps: int, tried: list[float]) -> None:
+def test_the_search_proposes_these_rates(holds: Callable[[float], bool], steps: int, tried: list[float]) -> None:
     assert searched(100.0, steps, holds)[1] == pytest.approx(tried, rel=1e-3)
 
 
-def test_where_nothing_holds_the_search_ends_all_the_same() -> None:
+def test_the_search_ends_if_no_rate_meets_the_objective() -> None:
     search, tried = searched(100.0, 1000, lambda rate: False)
     assert search.held is None
     assert min(tried) >= LOWEST
@@ -67,7 +67,7 @@ def test_where_nothing_holds_the_search_ends_all_the_same() -> None:
 @pytest.mark.parametrize(
     ("percentile", "held"), [(0.02, True), (0.0201, False), (math.inf, False), (math.nan, False), (0.0, True)]
 )
-def test_an_objective(percentile: float, held: bool) -> None:
+def test_an_objective_holds_up_to_its_latency(percentile: float, held: bool) -> None:
     assert Objective(0.02).holds(percentile) is held
 
 
@@ -77,7 +77,7 @@ def test_an_objective(percentile: float, held: bool) -> None:
 @pytest.mark.parametrize(
     ("most", "counts"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (4, [1, 2, 4]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])]
 )
-def test_worker_counts(most: int, counts: list[int]) -> None:
+def test_scaling_doubles_the_number_of_workers(most: int, counts: list[int]) -> None:
     assert worker_counts(most) == counts
 
 
@@ -88,15 +88,17 @@ def test_worker_counts(most: int, counts: list[int]) -> None:
         (4, [], 16),
         (2, [100], 16),
         (2, [100, 150], 32),
-        (2, [100, 104], None),  # it answers no more: saturated
+        (2, [100, 104], None),  # saturated
         (2, [100, 90], None),
-        (2, [100, 50, 104], None),  # compared with the best, not with an unlucky one
+        (2, [100, 50, 104], None),  # compared with the best step, not with the last
         (1, [2.0**step for step in range(MAX_STEPS)], None),
         (1, [2.0**step for step in range(MAX_STEPS - 1)], max_concurrency(1)),
         (1, [0.0], 8),
     ],
 )
-def test_the_way_to_saturation(workers: int, throughputs: list[float], places: int | None) -> None:
+def test_concurrency_doubles_until_throughput_stops_growing(
+    workers: int, throughputs: list[float], places: int | None
+) -> None:
     assert next_concurrency(workers, throughputs) == places
 
 
@@ -109,7 +111,7 @@ def test_the_way_to_saturation(workers: int, throughputs: list[float], places: i
         ({1: 0.0, 2: 10.0}, {1: 0.0, 2: 0.0}),
     ],
 )
-def test_efficiency(throughputs: dict[int, float], shares: dict[int, float]) -> None:
+def test_efficiency_is_relative_to_the_fewest_workers(throughputs: dict[int, float], shares: dict[int, float]) -> None:
     assert efficiency(throughputs) == shares
 
 
@@ -130,20 +132,20 @@ SEEN: dict[str, tuple[Evidence, Part, tuple[Part, ...]]] = {
     "devices that are cores": (Evidence((0.3,), 0.5, 0.4, (worker(4.0),), 0.9, 0.02, machine=1.0), Part.DEVICE, ()),
     "handling": (Evidence((0.3,), 0.5, 0.4, (worker(0.9),), 0.3, 0.55), Part.WORKER, ()),
     "workers that only handle": (Evidence((0.3,), 0.5, 0.4, (worker(0.95),), 0.01, 0.05), Part.WORKER, ()),
-    "an idle one counts not": (
+    "an idle worker does not count": (
         Evidence((0.3,), 0.5, 0.4, (worker(0.9), worker(0.0, rows=0)), 0.01, 0.05),
         Part.WORKER,
         (),
     ),
     "several threads compute": (Evidence((0.3,), 0.5, 0.4, (worker(3.0),), 0.5, 0.05), Part.NONE, ()),
     "the cores": (Evidence((0.6,), 0.7, 0.6, (worker(0.3),), 0.1, 0.05, machine=0.99), Part.MACHINE, ()),
-    "two": (Evidence((0.85,), 0.97, 0.95, (worker(),), 0.1, 0.05, machine=0.99), Part.ROUTER, (Part.CLIENT,)),
+    "two parts": (Evidence((0.85,), 0.97, 0.95, (worker(),), 0.1, 0.05, machine=0.99), Part.ROUTER, (Part.CLIENT,)),
     "a remote daemon": (Evidence((0.3,), None, None, (worker(None),), 0.9, 0.05), Part.DEVICE, ()),
 }
 
 
 @pytest.mark.parametrize("case", SEEN)
-def test_the_bottleneck(case: str) -> None:
+def test_the_bottleneck_is_the_part_closest_to_its_limit(case: str) -> None:
     evidence, part, near = SEEN[case]
     verdict = find_bottleneck(evidence)
     assert (verdict.part, verdict.near) == (part, near)
@@ -179,7 +181,7 @@ def status(queue: int, completed: int, **slot: Any) -> dict[str, Any]:
     return {"daemon": {"pid": 9}, "slots": slots, "models": [{"name": "m", "slots_ready": 2, "queue": queue}]}
 
 
-def test_evidence_is_the_difference_of_counters() -> None:
+def test_evidence_is_computed_from_differences_of_counters() -> None:
     before = statistics(100, 50, 200, 1.0, 0.0, 0.0)
     after = statistics(300, 100, 600, 7.0, 0.8, 4.0)
     snapshots = [
@@ -202,12 +204,12 @@ def test_evidence_is_the_difference_of_counters() -> None:
     assert evidence.others == 0.0
 
 
-def test_of_a_remote_daemon_is_known_what_it_says() -> None:
-    told = {"cpu_percent": 50.0, "utilization_percent": 80}
+def test_evidence_of_a_remote_daemon_comes_from_its_status() -> None:
+    reported = {"cpu_percent": 50.0, "utilization_percent": 80}
     counted = statistics(0, 0, 0, 0.0, 0.0, 0.0)
     snapshots = [
-        Snapshot(10.0, counted, status(0, 0, **told), {}, {}, (0.0, 0.0)),
-        Snapshot(11.0, counted, status(0, 0, **told, incarnation=2), {}, {}, (0.0, 0.0)),
+        Snapshot(10.0, counted, status(0, 0, **reported), {}, {}, (0.0, 0.0)),
+        Snapshot(11.0, counted, status(0, 0, **reported, incarnation=2), {}, {}, (0.0, 0.0)),
     ]
     evidence = gather_evidence("m", snapshots, [0.5], 2)
     assert (evidence.router, evidence.router_thread, evidence.machine, evidence.own) == (None, None, None, None)
@@ -215,14 +217,14 @@ def test_of_a_remote_daemon_is_known_what_it_says() -> None:
     assert (evidence.batch_rows, evidence.queue_s) == (None, None)
 
 
-def test_without_a_daemon_only_the_clients_are_known() -> None:
+def test_without_snapshots_only_the_client_cpu_is_known() -> None:
     evidence = gather_evidence("m", [], [0.5], 2)
     assert evidence.clients == (0.5,)
     assert evidence.problems
     assert find_bottleneck(evidence).part is Part.NONE
 
 
-# What is said.
+# Reports.
 
 
 CLOSED = Load("closed", 8)
@@ -258,11 +260,11 @@ def result(
         (12.3456, "12,346"),
     ],
 )
-def test_milliseconds(seconds: float, text: str) -> None:
+def test_milliseconds_have_three_significant_digits(seconds: float, text: str) -> None:
     assert text_report.milliseconds(seconds) == text
 
 
-def test_a_row_of_the_table() -> None:
+def test_a_result_as_a_row_of_the_table() -> None:
     row = dict(
         zip(text_report.COLUMNS, text_report.result_row(result(queue_full=7, deadline=2, model_error=1)), strict=True)
     )
@@ -283,12 +285,12 @@ def test_a_row_of_the_table() -> None:
     }
 
 
-def test_a_row_where_nothing_was_answered() -> None:
+def test_a_row_without_any_answer() -> None:
     row = text_report.result_row(result(latencies=[], evidence=Evidence(), deadline=5))
     assert row == ("2", "8 outstanding", "0.0", "0.0", *"-----", "5", "0", "-", "none")
 
 
-def test_the_evidence_is_told_with_the_verdict() -> None:
+def test_the_explanation_contains_verdict_and_evidence() -> None:
     text = "\n".join(text_report.explain_bottleneck(result()))
     for words in (
         "Bottleneck at 8 outstanding, 2 workers: client.",
@@ -303,12 +305,12 @@ def test_the_evidence_is_told_with_the_verdict() -> None:
         assert words in text
 
 
-def test_the_evidence_of_nothing_is_told_as_well() -> None:
+def test_the_explanation_of_unknown_evidence() -> None:
     text = "\n".join(text_report.explain_bottleneck(result(latencies=[], evidence=Evidence())))
     assert "unknown" in text
 
 
-def test_notes_name_their_steps() -> None:
+def test_notes_name_the_steps_that_they_concern() -> None:
     fine = Evidence((0.1,), 0.1, 0.1, (worker(),), machine=0.15)
     steps = [
         result(evidence=fine, deadline=2),
@@ -329,7 +331,7 @@ def test_notes_name_their_steps() -> None:
     assert next(text_report.notes([steps[2], steps[2]])).startswith("Note on all steps: ")
 
 
-def test_what_came_of_an_objective() -> None:
+def test_the_lines_about_an_objective() -> None:
     objective = Objective(0.05)
     good, bad = result(Load("open", 100.0)), result(Load("open", 200.0), queue_full=50)
     lines = list(text_report.objective_lines(objective, [good, bad]))
@@ -341,7 +343,7 @@ def test_what_came_of_an_objective() -> None:
     assert none.startswith("No rate held p99 within 50.0 ms. At the lowest, 200 requests/s:")
 
 
-def test_the_table_of_scaling() -> None:
+def test_the_rows_of_the_scaling_table() -> None:
     one, two = result(Load("closed", 4)), result(Load("closed", 16), latencies=[30_000_000] * 150)
     rows = list(text_report.scaling_rows({1: one, 2: two}))
     assert rows == [
@@ -360,7 +362,7 @@ def test_the_table_of_scaling() -> None:
         ("[cpu:4, [cpu:0, cpu:1], cpu:5]", (1, 2, 3), "[cpu:4, [cpu:0, cpu:1]]"),
     ],
 )
-def test_fewer_workers_have_the_first_devices_or_groups(
+def test_fewer_workers_use_the_first_devices_or_groups(
     tmp_path: Path, devices: str, workers: tuple[int, ...], override: str
 ) -> None:
     file = tmp_path / "x.yaml"
@@ -372,7 +374,7 @@ def test_fewer_workers_have_the_first_devices_or_groups(
     assert len(placement.place_workers(again)) == 2
 
 
-def test_the_json_is_strict_and_has_it_all() -> None:
+def test_the_json_report_is_strict_and_complete() -> None:
     steps = [result(queue_full=1), result(latencies=[], evidence=Evidence(), deadline=1)]
     document = json_report.build_report(
         {"seconds": 2.0},
@@ -396,12 +398,12 @@ def test_the_json_is_strict_and_has_it_all() -> None:
     assert read["machine"]["cores"] >= 1
 
 
-def test_of_several_versions_the_one_that_the_statistics_are_of_is_looked_at() -> None:
+def test_a_snapshot_uses_the_version_of_its_statistics() -> None:
     entries = [{"name": "n", "version": "1"}, {"name": "m", "version": "1"}, {"name": "m", "version": "2"}]
-    looked = Snapshot(0.0, {"version": "2"}, {"models": entries}, {}, {}, (0.0, 0.0))
-    assert looked.model("m") is entries[2]
-    assert looked.model("n") is entries[0], "of a model without versions there is one entry"
-    assert looked.model("o") == {}
+    snapshot = Snapshot(0.0, {"version": "2"}, {"models": entries}, {}, {}, (0.0, 0.0))
+    assert snapshot.model("m") is entries[2]
+    assert snapshot.model("n") is entries[0], "a model without versions has one entry"
+    assert snapshot.model("o") == {}
     assert only_model({"models": entries[1:]}) == "m"
 
 

@@ -44,7 +44,7 @@ def test_the_pages_that_are_named_to_users_exist() -> None:
     assert documentation.page("Models") == "the page 'Models' of multitower's documentation"
 
 
-def test_no_text_for_users_names_a_file_that_an_installation_does_not_have() -> None:
+def test_no_text_for_users_names_a_file_of_the_documentation() -> None:
     for path in SOURCES:
         code = re.sub(r'("""|\'\'\').*?\1|#[^\n]*', "", path.read_text(), flags=re.DOTALL)
         assert DOCUMENTATION_FILE.findall(code) == [], path

@@ -1,4 +1,4 @@
-"""What `multitower compare` prints of what it has found."""
+"""The results of `multitower compare`: its table, JSON and notes, and the configurations that it serves."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FIGURES = Figures(
 )
 
 
-def test_the_ways_that_were_measured_stand_side_by_side() -> None:
+def test_the_table_has_a_column_for_each_measured_way() -> None:
     towers = replace(
         FIGURES,
         device_memory_bytes=3 << 30,
@@ -58,13 +58,13 @@ def test_the_ways_that_were_measured_stand_side_by_side() -> None:
     assert notes(ways) == [f"2. visible_device_list: not run: {NO_GPU}"]
 
 
-def test_what_is_printed_for_programs_is_all_of_it() -> None:
-    told = json.loads(json.dumps(Way(number=4, figures=FIGURES, found=("a", "b")).to_json()))
-    assert (told["title"], told["number"], told["found"]) == ("towers", 4, ["a", "b"])
-    assert told["figures"]["crash"]["back_s"] == 6.25
+def test_the_json_of_a_way_is_complete() -> None:
+    found = json.loads(json.dumps(Way(number=4, figures=FIGURES, found=("a", "b")).to_json()))
+    assert (found["title"], found["number"], found["found"]) == ("towers", 4, ["a", "b"])
+    assert found["figures"]["crash"]["back_s"] == 6.25
 
 
-def test_a_session_tells_what_it_really_used() -> None:
+def test_a_session_is_described_by_the_gpu_that_it_used() -> None:
     used = {"asked": "1", "device": "/device:GPU:0", "physical": "pci bus id: 0000:17:00.0", "error": None}
     assert describe_session(used) == (
         "the session with visible_device_list '1' computed on /device:GPU:0, which is pci bus id: 0000:17:00.0"
@@ -74,7 +74,7 @@ def test_a_session_tells_what_it_really_used() -> None:
 
 
 @pytest.mark.parametrize("change", [{"state": "backoff", "pid": None}, {"restarts": 1}])
-def test_what_died_by_itself_is_not_measured(change: dict[str, object]) -> None:
+def test_a_process_that_died_before_is_not_measured(change: dict[str, object]) -> None:
     slots = [{"slot": number, "state": "ready", "pid": 40 + number, "restarts": 0} for number in range(2)]
     assert original_pids(slots) == [40, 41]
     with pytest.raises(ToolError, match="the process of slot 1 died before it was killed: killed by SIGSEGV"):
@@ -98,12 +98,12 @@ def test_requests_may_wait_as_long_as_a_killed_process_may_take(most_s: float, t
 @pytest.mark.parametrize(
     ("moments", "longest"), [([], 0.0), ([5.0], 0.0), ([1.0, 1.5, 4.0, 4.25], 2.5), ([0.0, 3.0], 3.0)]
 )
-def test_the_longest_gap(moments: list[float], longest: float) -> None:
+def test_the_longest_gap_between_moments(moments: list[float], longest: float) -> None:
     assert longest_gap(moments) == longest
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "words"),
     [
         (("nosuch",), "does not exist"),
         ((".", "--cpu", "--devices", "1"), "1 is not in the range"),
@@ -111,7 +111,7 @@ def test_the_longest_gap(moments: list[float], longest: float) -> None:
         ((".", "--cpu", "--shape", "x:a"), "is not NAME:DIM"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_anything_starts(arguments: tuple[str, ...], told: str) -> None:
+def test_wrong_arguments_are_refused_before_anything_starts(arguments: tuple[str, ...], words: str) -> None:
     result = CliRunner().invoke(multitower, ["compare", *arguments])
     assert result.exit_code == 2
-    assert told in result.output
+    assert words in result.output

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's files become a configuration that `load` takes, and nothing of them goes without a word."""
+"""TensorFlow Serving's files become a valid configuration, and every field without counterpart gets a note."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def one(folder: Path, more: str = "") -> str:
     return f"model_config_list {{ config {{ name: 'digits' base_path: '{folder}/digits' {more} }} }}"
 
 
-def test_the_example_of_the_guide(models: Path) -> None:
+def test_models_and_batching_parameters_are_converted(models: Path) -> None:
     text = f"""
     model_config_list: {{
       config: {{ name: "digits", base_path: "{models}/digits", model_platform: "tensorflow" }},
@@ -72,7 +72,7 @@ def test_the_example_of_the_guide(models: Path) -> None:
         assert model.batching.max_queue_delay == 0.0015
 
 
-def test_without_a_batching_file_the_defaults_hold(models: Path) -> None:
+def test_without_a_batching_file_the_defaults_apply(models: Path) -> None:
     (model,) = loaded(converted(one(models)), models).models
     assert model.batching == Batching()
 
@@ -102,7 +102,9 @@ def test_without_a_batching_file_the_defaults_hold(models: Path) -> None:
         ("model_plaform: 'tensorflow'", "digits", ["model_plaform was not carried over: an unknown field"]),
     ],
 )
-def test_what_has_no_counterpart_is_told_with_its_line(models: Path, more: str, path: str, words: list[str]) -> None:
+def test_a_field_without_counterpart_gets_a_note_with_its_line(
+    models: Path, more: str, path: str, words: list[str]
+) -> None:
     conversion = converted("\n\n" + one(models, more))
     (model,) = loaded(conversion, models).models
     assert model.path == models / path
@@ -126,13 +128,13 @@ def test_what_has_no_counterpart_is_told_with_its_line(models: Path, more: str, 
         ("specific { versions: [42, 7] }", Policy("specific", listed=(42, 7))),
     ],
 )
-def test_the_version_policies_are_the_same(models: Path, policy: str, expected: Policy) -> None:
+def test_version_policies_are_converted(models: Path, policy: str, expected: Policy) -> None:
     conversion = converted(one(models, f"model_version_policy {{ {policy} }}" if policy else ""))
     assert conversion.notes == ()
     assert loaded(conversion, models).models[0].versions == expected
 
 
-def test_labels_are_carried_over_whatever_they_are(models: Path) -> None:
+def test_labels_are_converted_whatever_their_text(models: Path) -> None:
     labels = {"stable": 42, "true": 1, "7": 7, 'a "b"': 42}
     text = "".join(f"version_labels {{ key: '{label}' value: {version} }}" for label, version in labels.items())
     conversion = converted(one(models, f"version_labels {{ key: 'stable' value: 1 }} {text}"))
@@ -149,7 +151,7 @@ def test_labels_are_carried_over_whatever_they_are(models: Path) -> None:
         ("name: 'm' base_path: '/m' model_type: OTHER", "the model_type OTHER"),
     ],
 )
-def test_a_model_that_cannot_be_served_stays_as_a_comment(models: Path, config: str, words: str) -> None:
+def test_a_model_that_cannot_be_served_becomes_a_comment(models: Path, config: str, words: str) -> None:
     served = f"config {{ name: 'digits' base_path: '{models}/digits' }}"
     conversion = converted(f"model_config_list {{ config {{ {config} }} {served} }}", "max_batch_size { value: 8 }")
     assert conversion.models == 1
@@ -163,7 +165,7 @@ def test_a_model_that_cannot_be_served_stays_as_a_comment(models: Path, config: 
     assert YAML(typ="safe").load(alone.yaml)["models"] == []
 
 
-def test_models_from_elsewhere_are_told() -> None:
+def test_unknown_fields_outside_of_models_get_notes() -> None:
     conversion = converted(
         "custom_model_config { [type.googleapis.com/a.B] { x: 1 } }\nwhat: 1 model_config_list { x: 1 }"
     )
@@ -174,7 +176,7 @@ def test_models_from_elsewhere_are_told() -> None:
     ]
 
 
-def test_names_that_are_none_here_are_changed_and_told(models: Path) -> None:
+def test_invalid_and_repeated_names_are_changed_with_a_note(models: Path) -> None:
     names = ["a b", "a_b", "", "a b", "-x", "."]
     configs = " ".join(f"config {{ name: {name!r} base_path: '{models}/digits' }}" for name in names)
     conversion = converted(f"model_config_list {{ {configs} }}")
@@ -226,7 +228,7 @@ def test_names_that_are_none_here_are_changed_and_told(models: Path) -> None:
         ("pad_variable_length_inputs: 7", (1000, (), 0.0, 1000), ["pad_variable_length_inputs was not carried over"]),
     ],
 )
-def test_batching_parameters(
+def test_batching_parameters_are_converted(
     models: Path, batching: str, expected: tuple[int, tuple[int, ...], float, int], words: list[str]
 ) -> None:
     conversion = converted(one(models), batching)
@@ -240,7 +242,7 @@ def test_batching_parameters(
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_read_back_as_it_was_and_any_comment_is_one_line(value: str) -> None:
+def test_any_text_survives_as_a_yaml_scalar_and_as_a_comment(value: str) -> None:
     value = value.encode("utf-8", "replace").decode()
     document = f"{yaml_text.comment(value)}\nkey: {yaml_text.text(value)}\n"
     assert YAML(typ="safe", pure=True).load(io.StringIO(document)) == {"key": value}
@@ -260,12 +262,12 @@ version_labels { key: 'a' LABEL value: 1 } model_version_policy { POLICY latest 
 
 
 @given(st.sets(st.sampled_from(sorted(STRANGE))))
-def test_no_unknown_field_goes_without_a_word_wherever_it_stands(places: set[str]) -> None:
+def test_every_unknown_field_gets_a_note_at_any_depth(places: set[str]) -> None:
     models, batching = TREE, "BATCHING max_batch_size { value: 8 }"
     for place, text in STRANGE.items():
         models, batching = (part.replace(place, text if place in places else "") for part in (models, batching))
-    told = [note.text.split(" ")[0] for note in converted(models, batching).notes]
-    assert sorted(name for name in told if name.startswith("strange")) == sorted(
+    noted = [note.text.split(" ")[0] for note in converted(models, batching).notes]
+    assert sorted(name for name in noted if name.startswith("strange")) == sorted(
         STRANGE[place].split(":")[0].split(" ")[0] for place in places
     )
 
@@ -280,13 +282,13 @@ def test_no_unknown_field_goes_without_a_word_wherever_it_stands(places: set[str
         ("name: 'm' base_path: '/m' version_labels: 'stable'", "version_labels was not carried over"),
     ],
 )
-def test_a_field_of_another_type_is_told(field: str, words: str) -> None:
+def test_a_field_of_the_wrong_type_gets_a_note(field: str, words: str) -> None:
     notes = converted(f"model_config_list {{ config {{ {field} }} }}").notes
     assert any(note.text.startswith(words) for note in notes)
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
-def test_whatever_the_fields_hold_the_result_is_yaml_with_one_model(name: str, path: str) -> None:
+def test_any_field_values_give_valid_yaml_with_one_model(name: str, path: str) -> None:
     fields = tuple(
         Field(key, value.encode("utf-8", "replace").decode(), 1) for key, value in (("name", name), ("base_path", path))
     )

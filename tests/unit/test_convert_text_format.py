@@ -1,4 +1,4 @@
-"""Protobuf's text format: what is written in any of its styles is read back, and mistakes are told with their place."""
+"""The parser of protobuf's text format: any style is parsed, and mistakes are reported with their position."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def plain(message: Message) -> Tree:
 
 @st.composite
 def written(draw: st.DrawFn, tree: Tree) -> str:
-    """The tree in some of the ways that it may be written."""
+    """Writes the tree in one of the styles that the format allows."""
     text = ""
     for name, value in tree:
         text += draw(GAPS) + name + draw(st.sampled_from(["", " "]))
@@ -69,14 +69,14 @@ def quoted(text: str, quote: str) -> str:
 
 
 @given(st.data())
-def test_what_is_written_in_any_style_is_read_back(data: st.DataObject) -> None:
+def test_messages_in_any_style_are_parsed(data: st.DataObject) -> None:
     tree = data.draw(TREES)
     text = data.draw(written(tree))
     assert plain(parse(text)) == tree
 
 
 @given(st.binary(max_size=30))
-def test_strings_are_escaped_as_protobuf_has_it(data: bytes) -> None:
+def test_strings_are_unescaped_as_by_protobuf(data: bytes) -> None:
     text = text_format.MessageToString(wrappers_pb2.BytesValue(value=data))
     try:
         wanted = data.decode()
@@ -87,7 +87,7 @@ def test_strings_are_escaped_as_protobuf_has_it(data: bytes) -> None:
         assert plain(parse(text)) == ([("value", wanted)] if data else [])
 
 
-def test_a_message_that_protobuf_wrote_and_its_line_numbers() -> None:
+def test_fields_have_their_line_numbers() -> None:
     message = struct_pb2.ListValue(values=[struct_pb2.Value(number_value=1.5), struct_pb2.Value(string_value="é")])
     text = text_format.MessageToString(message)
     assert plain(parse(text)) == [("values", [("number_value", 1.5)]), ("values", [("string_value", "é")])]
@@ -95,13 +95,13 @@ def test_a_message_that_protobuf_wrote_and_its_line_numbers() -> None:
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_a_message_or_a_mistake_with_a_place(text: str) -> None:
-    told: TextFormatError | None = None
+def test_any_text_is_parsed_or_refused_with_a_position(text: str) -> None:
+    refused: TextFormatError | None = None
     try:
         parse(text)
     except TextFormatError as error:
-        told = error
-    assert told is None or (1 <= told.line <= text.count("\n") + 1 and told.column >= 1)
+        refused = error
+    assert refused is None or (1 <= refused.line <= text.count("\n") + 1 and refused.column >= 1)
 
 
 @pytest.mark.parametrize(
@@ -122,12 +122,12 @@ def test_any_text_is_a_message_or_a_mistake_with_a_place(text: str) -> None:
         ('x: "it\'s" \' "both"\'', 'it\'s "both"'),
     ],
 )
-def test_scalars(text: str, value: Value) -> None:
+def test_scalar_values(text: str, value: Value) -> None:
     assert parse(text) == Message((Field("x", value, 1),))
     assert type(parse(text).fields[0].value) is type(value)
 
 
-def test_lists_give_their_field_once_a_value() -> None:
+def test_a_list_yields_its_field_once_for_each_value() -> None:
     assert plain(parse("a: [1, 2] b [{c: 3}, <c: 4>] d: []")) == [
         ("a", 1),
         ("a", 2),
@@ -136,7 +136,7 @@ def test_lists_give_their_field_once_a_value() -> None:
     ]
 
 
-def test_names_of_extensions_and_of_any() -> None:
+def test_names_in_brackets_are_parsed() -> None:
     assert plain(parse("[a.b/c.D-e2] { x: 1 }")) == [("[a.b/c.D-e2]", [("x", 1)])]
 
 
@@ -164,13 +164,13 @@ def test_names_of_extensions_and_of_any() -> None:
         ("a {" * (MAX_DEPTH + 1), 1, 3 * MAX_DEPTH + 3, "blocks within each other"),
     ],
 )
-def test_mistakes_are_told_with_their_place(text: str, line: int, column: int, words: str) -> None:
+def test_mistakes_are_reported_with_line_and_column(text: str, line: int, column: int, words: str) -> None:
     with pytest.raises(TextFormatError) as caught:
         parse(text)
     assert words in str(caught.value)
     assert (caught.value.line, caught.value.column) == (line, column)
 
 
-def test_huge_numbers_are_infinite_as_protobuf_has_them() -> None:
+def test_huge_numbers_are_infinite_as_in_protobuf() -> None:
     (field,) = parse("a: 1e999").fields
     assert field.value == math.inf

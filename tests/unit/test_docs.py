@@ -168,7 +168,7 @@ def test_generated_pages_are_up_to_date() -> None:
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    for path, text in script.made().items():
+    for path, text in script.generate().items():
         assert path.read_text() == text, f"run `make docs`: {path.name} differs from the code"
 
 

@@ -1,4 +1,4 @@
-"""What the doctor says of what it was told: tables of facts and findings."""
+"""The rules of the doctor: tables of facts and the findings that they give."""
 
 from __future__ import annotations
 
@@ -55,27 +55,29 @@ GOOD: dict[str, str | None] = {"Python": "3.11.2", "multitower": "0.1.0", "numpy
         ({"Python": "3.9.0"}, True, Level.PROBLEM, "Python 3.9.0 is too old"),
     ],
 )
-def test_versions(changes: dict[str, str | None], needs_tensorflow: bool, level: Level, words: str) -> None:
+def test_package_versions_are_compared_with_the_required_ones(
+    changes: dict[str, str | None], needs_tensorflow: bool, level: Level, words: str
+) -> None:
     found = worst(packages.findings(GOOD | changes, NEEDED, tensorflow_needed=needs_tensorflow))
     assert found.level is level
     assert words in found.text
     assert (found.advice is not None) == (level is Level.PROBLEM)
 
 
-def test_without_an_installation_the_least_versions_are_not_known() -> None:
+def test_without_an_installation_required_versions_are_unknown() -> None:
     found = worst(packages.findings(GOOD | {"multitower": None}, {}, tensorflow_needed=True))
     assert found.level is Level.NOTE
     assert "not installed" in found.text
 
 
 @pytest.mark.parametrize(("is_compiled", "level"), [(True, Level.OK), (False, Level.NOTE)])
-def test_an_interpreted_installation_is_told_how_it_gets_compiled(is_compiled: bool, level: Level) -> None:
+def test_an_interpreted_installation_gets_advice_on_compiling(is_compiled: bool, level: Level) -> None:
     found = packages.compiled_finding(is_compiled)
     assert found.level is level
     assert ("C compiler" in (found.advice or "")) == (level is Level.NOTE)
 
 
-def test_requirements_are_those_of_the_project() -> None:
+def test_required_versions_are_those_of_the_project() -> None:
     needed = packages.required_versions()
     assert needed["Python"] == "3.11"
     assert {"numpy", "pyzmq", "psutil", "pydantic", "tensorflow", "nvidia-ml-py"} <= set(needed)
@@ -104,7 +106,7 @@ NO_DRIVER = Driver(discovery=Discovery((), "no driver"), not_loadable={gpu_drive
         (DRIVER, None, {}, True, Level.OK, "550.54"),
     ],
 )
-def test_the_driver(
+def test_findings_about_the_gpu_driver(
     driver: Driver, build: dict[str, Any] | None, missing: dict[str, str], gpus: bool, level: Level, words: str
 ) -> None:
     found = worst(gpu_driver.findings(driver, build, missing, gpus_wanted=gpus))
@@ -112,12 +114,12 @@ def test_the_driver(
     assert words in found.text
 
 
-def test_the_libraries_that_a_build_looks_for() -> None:
+def test_the_cuda_libraries_of_a_tensorflow_build() -> None:
     assert gpu_driver.cuda_libraries(BUILD) == ["libcudart.so.12", "libcublas.so.12", "libcudnn.so.9"]
     assert gpu_driver.cuda_libraries(CPU_BUILD) == []
 
 
-def test_libraries_in_wheels_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_libraries_in_wheels_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "nvidia" / "cudnn" / "lib"
     folder.mkdir(parents=True)
     (folder / "libnosuch.so.9").touch()
@@ -167,7 +169,7 @@ def slot(number: int = 0, device: str = "GPU-a", limit: int | None = None, **mor
         (gpu(), 1, None, {"m": GIB, "h": None}, Level.NOTE, "the device memory that handlers need is unknown: h"),
     ],
 )
-def test_device_memory(
+def test_device_memory_is_compared_with_an_estimate(
     device: Device, workers: int, limit: int | None, sizes: dict[str, int | None], level: Level, words: str
 ) -> None:
     slots = [slot(number, limit=limit) for number in range(workers)]
@@ -176,7 +178,7 @@ def test_device_memory(
     assert words in found.text
 
 
-def test_devices_on_the_cpu_have_no_memory_of_their_own() -> None:
+def test_cpu_devices_have_no_finding_about_device_memory() -> None:
     device = replace(gpu(name="cpu:0"), kind="cpu")
     assert list(memory.device_findings([device], [slot(device="cpu:0")], {"m": 1, "h": None})) == []
 
@@ -195,18 +197,20 @@ def test_devices_on_the_cpu_have_no_memory_of_their_own() -> None:
         ({}, 1 * GIB, Level.WARNING, "estimated"),
     ],
 )
-def test_host_memory(measured: dict[str, tuple[int, int]], available: int, level: Level, words: str) -> None:
+def test_host_memory_is_compared_with_what_loading_took(
+    measured: dict[str, tuple[int, int]], available: int, level: Level, words: str
+) -> None:
     found = memory.host_finding([["m"]] * 2, 1, {"m": 100 * MIB}, measured, available)
     assert found.level is level
     assert words in found.text
 
 
-def test_slots_need_memory_for_their_own_models() -> None:
+def test_a_slot_needs_memory_for_its_own_models_only() -> None:
     sizes: dict[str, int | None] = {"m": 10 * GIB, "n": 20 * GIB}
     devices = [gpu(name="GPU-a"), gpu(name="GPU-b")]
     slots = [slot(0, "GPU-a", models=("m",)), slot(1, "GPU-b", models=("m", "n"))]
-    told = [finding.text for finding in memory.device_findings(devices, slots, sizes)]
-    assert ["12.6 GiB" in told[0], "36.6 GiB" in told[1]] == [True, True]
+    texts = [finding.text for finding in memory.device_findings(devices, slots, sizes)]
+    assert ["12.6 GiB" in texts[0], "36.6 GiB" in texts[1]] == [True, True]
     found = memory.host_finding([each.models for each in slots], 0, sizes, {}, 100 * GIB)
     assert "2 workers of up to 36.6 GiB and 0 spares of 600 MiB take 49.2 GiB" in found.text
 
@@ -216,10 +220,10 @@ def test_slots_need_memory_for_their_own_models() -> None:
     [
         (("cpu:0",), ["t", "s", "h"]),
         (("cpu:0", "cpu:1", "cpu:2"), ["t", "t", "t", "s", "h"]),
-        (("GPU-a", "GPU-b"), ["t", "s", "h"]),  # the weights are on the devices
+        (("GPU-a", "GPU-b"), ["t", "s", "h"]),  # the weights are in device memory
     ],
 )
-def test_towers_on_cpu_devices_have_their_weights_in_host_memory_each(
+def test_each_tower_on_a_cpu_device_has_its_weights_in_host_memory(
     devices: tuple[str, ...], expected: list[str]
 ) -> None:
     specs = [
@@ -230,7 +234,7 @@ def test_towers_on_cpu_devices_have_their_weights_in_host_memory_each(
     assert memory.models_in_host_memory(replace(slot(models=("t", "s", "h")), devices=devices), specs) == expected
 
 
-def test_the_bytes_of_models(tmp_path: Path) -> None:
+def test_the_bytes_of_a_models_files(tmp_path: Path) -> None:
     (tmp_path / "3" / "variables").mkdir(parents=True)
     (tmp_path / "3" / "saved_model.pb").write_bytes(b"x" * 10)
     (tmp_path / "3" / "variables" / "variables.data-00000-of-00001").write_bytes(b"x" * 100)
@@ -278,7 +282,7 @@ TWO_NODES = replace(MACHINE, nodes={0: frozenset(range(4)), 1: frozenset(range(4
         ),
     ],
 )
-def test_threads(
+def test_findings_about_threads_and_numa_nodes(
     slots: list[Placement],
     machine_: Machine,
     near: dict[str, tuple[int | None, tuple[int, ...] | None]],
@@ -308,18 +312,18 @@ def test_threads(
         ({"shm_bytes": None}, Level.NOTE, "there is no /dev/shm"),
     ],
 )
-def test_limits(changes: dict[str, Any], level: Level, words: str) -> None:
+def test_findings_about_system_limits(changes: dict[str, Any], level: Level, words: str) -> None:
     found = worst(limits.limit_findings(replace(MACHINE, **changes), 5))
     assert found.level is level
     assert words in found.text
 
 
-def test_shared_memory_takes_descriptors_too() -> None:
+def test_shared_memory_regions_need_file_descriptors() -> None:
     found = next(limits.limit_findings(MACHINE, 5, 256))
     assert "needs about 400" in found.text
 
 
-def test_what_the_kernel_writes_is_read(tmp_path: Path) -> None:
+def test_limits_are_read_from_the_kernels_files(tmp_path: Path) -> None:
     assert machine.read_quota(tmp_path) is None
     (tmp_path / "cpu.max").write_text("max 100000\n")
     assert machine.read_quota(tmp_path) is None
@@ -345,7 +349,7 @@ REPORT = ModelReport(
 )
 
 
-def test_a_model_that_serves() -> None:
+def test_findings_about_a_model_that_loads() -> None:
     others = SignatureReport(name="a", inputs=(Y,), outputs=(X,)), SignatureReport(name="b", cause="it is ragged")
     report = replace(REPORT, signature="s", signatures=others, pad_variable_length_inputs=True)
     loaded = LoadedModel(spec=SPEC, report=report, before_bytes=MIB, after_bytes=3 * MIB, log_lines=["m: no warm-up"])
@@ -382,7 +386,7 @@ def test_a_model_that_serves() -> None:
         ),
     ],
 )
-def test_a_model_that_does_not_serve_as_it_could(loaded: LoadedModel, level: Level, words: str) -> None:
+def test_findings_about_a_model_that_fails_or_is_unbatched(loaded: LoadedModel, level: Level, words: str) -> None:
     found = worst(models.findings(loaded))
     assert found.level is level
     assert words in found.text
@@ -404,13 +408,15 @@ def test_a_model_that_does_not_serve_as_it_could(loaded: LoadedModel, level: Lev
         (CPU_BUILD, {"operations": 9, "cpu_only": {}}, True, Level.NOTE, "built for CPUs only"),
     ],
 )
-def test_operations(build: dict[str, Any], model: dict[str, Any], gpus: bool, level: Level, words: str) -> None:
+def test_findings_about_operations_without_gpu_kernel(
+    build: dict[str, Any], model: dict[str, Any], gpus: bool, level: Level, words: str
+) -> None:
     found = worst(operations.findings({"build": build, "models": {"m": model}}, gpus_wanted=gpus))
     assert found.level is level
     assert words in found.text
 
 
-def test_what_cannot_be_loaded_is_not_told_again() -> None:
+def test_a_model_that_did_not_load_gets_no_second_finding() -> None:
     answer = {"build": BUILD, "models": {"m": {"error": "no weights"}, "n": {"error": "no weights"}}}
     found = list(operations.findings(answer, gpus_wanted=True, not_loaded={"m"}))
     assert [finding.text for finding in found] == ["n: its operations cannot be read: no weights"]

@@ -62,7 +62,7 @@ def test_the_file_is_up_to_date_with_its_script() -> None:
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    assert FILE.read_text() == script.made(), "run python scripts/vectors.py"
+    assert FILE.read_text() == script.generate(), "run python scripts/vectors.py"
 
 
 def test_every_datatype_kind_and_reason_of_a_request_has_a_vector() -> None:

@@ -1,4 +1,4 @@
-"""What the doctor says of endpoints and folders that are free, held, or cannot be had."""
+"""The doctor's findings about endpoints and folders that are free, in use, or not usable."""
 
 from __future__ import annotations
 
@@ -24,46 +24,46 @@ def short(tmp_socket: str) -> Path:
     return Path(tmp_socket.removeprefix("ipc://")).parent
 
 
-def of(endpoint: str) -> Finding:
+def finding_of(endpoint: str) -> Finding:
     finding, _ = endpoints.findings([endpoint], None)
     return finding
 
 
-def of_folder(runtime_dir: Path | None) -> Finding:
+def finding_of_folder(runtime_dir: Path | None) -> Finding:
     (finding,) = endpoints.findings([], runtime_dir)
     return finding
 
 
-def test_free_ones_stay_free(tmp_socket: str) -> None:
+def test_free_endpoints_are_ok_and_stay_free(tmp_socket: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     for endpoint in (tmp_socket, f"tcp://127.0.0.1:{port}", f"tcp://localhost:{port}", "tcp://127.0.0.1:*"):
-        assert of(endpoint).level is Level.OK, endpoint
+        assert finding_of(endpoint).level is Level.OK, endpoint
     assert list(Path(tmp_socket.removeprefix("ipc://")).parent.iterdir()) == []
     with socket.create_server(("127.0.0.1", port)):
         pass
 
 
-def test_a_port_that_another_process_holds() -> None:
+def test_a_port_in_use_is_a_problem() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        found = of(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+        found = finding_of(f"tcp://127.0.0.1:{server.getsockname()[1]}")
     assert found.level is Level.PROBLEM
     assert "is used by another process" in found.text
 
 
-def test_an_address_that_this_machine_has_not() -> None:
-    found = of("tcp://192.0.2.1:5555")
+def test_an_address_of_another_machine_is_a_problem() -> None:
+    found = finding_of("tcp://192.0.2.1:5555")
     assert found.level is Level.PROBLEM
     assert "cannot be used: Cannot assign requested address" in found.text
 
 
-def test_a_name_that_is_not_resolved_is_no_problem_by_itself() -> None:
-    found = of("tcp://no-such-host.invalid:5555")
+def test_a_name_that_cannot_be_resolved_is_a_note() -> None:
+    found = finding_of("tcp://no-such-host.invalid:5555")
     assert found.level is Level.NOTE
     assert "was not checked" in found.text
 
 
-def test_a_running_daemon_is_told_from_others(tmp_path: Path) -> None:
+def test_a_running_daemon_is_a_warning(tmp_path: Path) -> None:
     config = 'listen: ["{endpoint}"]\ndevices: {cpu: 1}\nspares: 0\nmodels: [{name: e, handler: "handlers:Echo"}]\n'
     with Running(tmp_path, config) as daemon:
         daemon.wait_ready()
@@ -74,51 +74,51 @@ def test_a_running_daemon_is_told_from_others(tmp_path: Path) -> None:
         assert "in use by a running daemon" in folder.text
 
 
-def test_a_path_that_is_locked_without_an_answer(tmp_socket: str) -> None:
+def test_a_locked_endpoint_that_does_not_answer_is_a_problem(tmp_socket: str) -> None:
     path = Path(tmp_socket.removeprefix("ipc://"))
     lock = FileLock(path.with_name(path.name + ".lock"))
-    found = of(tmp_socket)
+    found = finding_of(tmp_socket)
     lock.release()
     assert found.level is Level.PROBLEM
     assert "is used by another process" in found.text
-    assert of(tmp_socket).level is Level.OK
+    assert finding_of(tmp_socket).level is Level.OK
 
 
-def test_paths_that_cannot_be_had(short: Path) -> None:
-    found = of(f"ipc://{short}/no/front.sock")
+def test_paths_that_cannot_be_used_are_problems(short: Path) -> None:
+    found = finding_of(f"ipc://{short}/no/front.sock")
     assert found.level is Level.PROBLEM
     assert found.advice == f"mkdir -p {short}/no"
-    found = of("ipc:///run/multitower-nowhere/front.sock")
+    found = finding_of("ipc:///run/multitower-nowhere/front.sock")
     assert found.advice is not None
     assert found.advice.startswith("RuntimeDirectory=multitower-nowhere in the systemd unit creates it")
     (short / "file").touch()
-    found = of(f"ipc://{short}/file")
+    found = finding_of(f"ipc://{short}/file")
     assert found.level is Level.PROBLEM
     assert "is a file, not a socket" in found.text
 
 
-def test_the_folder_of_the_workers_sockets(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert of_folder(short).level is Level.OK
+def test_findings_about_the_runtime_folder(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert finding_of_folder(short).level is Level.OK
     short.chmod(0o755)
-    assert f"get a folder in {short}" in of_folder(short).text
+    assert f"get a folder in {short}" in finding_of_folder(short).text
     assert not list(short.iterdir())
-    assert of_folder(short / "new").level is Level.OK
+    assert finding_of_folder(short / "new").level is Level.OK
     assert not (short / "new").exists()
     (short / "file").touch()
-    assert "no folder can be created" in of_folder(short / "file" / "new").text
+    assert "no folder can be created" in finding_of_folder(short / "file" / "new").text
     long = short / ("x" * 90)
     for folder in (long, None):
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
-        found = of_folder(folder)
+        found = finding_of_folder(folder)
         assert found.level is Level.PROBLEM
         assert "the limit is 107" in found.text
     long.mkdir()
-    assert "the limit is 107" in of_folder(long).text
+    assert "the limit is 107" in finding_of_folder(long).text
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
-    assert f"get a folder in {short}" in of_folder(None).text
+    assert f"get a folder in {short}" in finding_of_folder(None).text
     monkeypatch.setenv("RUNTIME_DIRECTORY", f"{short}:/elsewhere")
-    assert f"get a folder in {short}" in of_folder(None).text
+    assert f"get a folder in {short}" in finding_of_folder(None).text
     (short / SUBFOLDER).mkdir(mode=0o755)
-    found = of_folder(None)
+    found = finding_of_folder(None)
     assert found.level is Level.PROBLEM
     assert "has mode 755, not 700" in found.text
