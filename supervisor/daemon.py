@@ -45,6 +45,7 @@ from .operations.status import StatusReporter
 from .operations.version_watch import VersionWatch
 from .routing.endpoints import Endpoints
 from .routing.router import Router
+from .routing.unread import UnreadReplies
 from .settings import ActiveSettings, build_settings
 from .workers.capacity import Capacity
 from .workers.launcher import Launcher
@@ -98,7 +99,8 @@ class Daemon:
             self._service_manager = stack.enter_context(contextlib.closing(ServiceManager()))
             with _start_errors(config):
                 settings = build_settings(config)
-                self._endpoints = Endpoints(config.listen, config.runtime_dir, config.max_message_size)
+                unread = UnreadReplies(config.max_unread_bytes, config.unread_timeout)
+                self._endpoints = Endpoints(config.listen, config.runtime_dir, config.max_message_size, unread)
             stack.callback(self._close_endpoints)
             sampler = stack.enter_context(contextlib.closing(Sampler()))
             self._reactor = stack.enter_context(contextlib.closing(Reactor()))
@@ -110,6 +112,7 @@ class Daemon:
                 timeouts=dict(settings.timeouts),
                 max_message_size=config.max_message_size,
                 dispatch=settings.dispatch,
+                unread=unread,
             )
             watcher = ProcessWatcher(self._reactor, self._router)
             launcher = Launcher(

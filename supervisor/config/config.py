@@ -193,6 +193,14 @@ class Config(Section):
     ] = key(None, "The folder of internal sockets; by default a private one is chosen or created.")
     drain_timeout: Seconds = key("30s", "How long a stop waits for the answers of accepted requests.")
     max_message_size: PositiveBytes = key("64MiB", "The largest message, all its frames together; at least 1KiB.")
+    max_unread_bytes: PositiveBytes = key(
+        "2GiB",
+        "Replies that all clients together may leave unread; those that hold the most are refused from half of it on.",
+    )
+    unread_timeout: PositiveSeconds = key(
+        "30s",
+        "How long a client may read nothing, near `max_unread_bytes`, before replies to it are dropped.",
+    )
 
     _path: Path = PrivateAttr()
 

@@ -122,6 +122,7 @@ class Reload:
         for name in router.scheduler.unloaded_models & _names(new.worker_settings.models):
             router.open_model(name)
         router.scheduler.set_dispatch(new.dispatch)
+        router.unread.set_limits(new.config.max_unread_bytes, new.config.unread_timeout)
         router.models_to_remove = set(self._old.limits) - set(new.limits)
         # Until slots have the new models, workers that are restarted load the old ones.
         self._manager.apply_settings(

@@ -97,6 +97,7 @@ class StatusReporter:
             "rejected": router.rejected,
             "late": scheduler.late_answers,
             "replies_dropped": sum(front.dropped for front in router.fronts),
+            "unread_bytes": router.unread.total,
             "control": self._control,
             "quarantine": [
                 {"model": entry.model, "seconds_left": round(entry.until - now, 1), "refused": entry.refused}

@@ -22,6 +22,7 @@ from .admission import Admission
 from .front_socket import FrontSocket, Incoming, internal_error
 from .request_checks import check_frames
 from .statistics import ModelStatistics
+from .unread import REFRESH_S, UnreadReplies
 
 log = logging.getLogger("multitower.router")
 
@@ -48,6 +49,7 @@ class Clients:
         admission: makes the plans of requests.
         statistics: by model name and version.
         max_message_size: bytes that all frames of a request may have.
+        unread: counts what clients leave unread.
 
     Attributes:
         answer_query: answers the kinds other than `infer` and `cancel`; set before the first request is read.
@@ -62,6 +64,7 @@ class Clients:
         admission: Admission,
         statistics: Mapping[str, dict[str, ModelStatistics]],
         max_message_size: int,
+        unread: UnreadReplies,
     ) -> None:
         self.answer_query: QueryAnswerer = _no_answer
         self.draining = False
@@ -71,6 +74,9 @@ class Clients:
         self._admission = admission
         self._statistics = statistics
         self._max_message_size = max_message_size
+        self._unread = unread
+        self._large_models: set[str] = set()  # those that have returned large frames
+        self._refused_waiting = 0.0  # when `refuse_waiting` last looked
 
     # Requests.
 
@@ -125,6 +131,8 @@ class Clients:
         size = sum(sizes)
         self._check_size(size + len(header))
         plan = self._admission.plan(header if type(header) is bytes else bytes(header))
+        if self._unread.total >= self._unread.half:
+            self._check_unread(front, address, plan.model in self._large_models)
         if plan.shared is not None:
             self._admit_shared(front, address, id, plan, body)
             return
@@ -155,6 +163,8 @@ class Clients:
         if len(body) > 3:
             raise make(Reason.MALFORMED, f"{len(body) - 3} frames too many behind the header", field="frames")
         header = wire.load_header(bytes(body[2])) if len(body) == 3 else {}
+        if kind != wire.CANCEL:
+            self._check_unread(front, address, large=False)
         if kind == wire.CANCEL:
             cancelled = self._scheduler.cancel((front, address), id)
             # The replies to the cancelled requests go first, then the reply to the order to cancel them.
@@ -163,6 +173,12 @@ class Clients:
         else:
             front.answer(address, id, self.answer_query(kind, header, time.monotonic()))
 
+    def _check_unread(self, front: FrontSocket, address: tuple[bytes, ...], large: bool) -> None:
+        if self._unread.total >= self._unread.half:
+            refusal = front.refusal(address, large)
+            if refusal is not None:
+                raise refusal
+
     def _check_size(self, size: int) -> None:
         if size > self._max_message_size:
             raise make(
@@ -170,6 +186,19 @@ class Clients:
                 f"the message has {size} bytes; max_message_size is {self._max_message_size}",
                 field="frames",
             )
+
+    def refuse_waiting(self, now: float) -> None:
+        """Refuses what waits in queues for clients with unread replies, while there are too many of these."""
+        if self._unread.total < self._unread.high or now < self._refused_waiting + REFRESH_S:
+            return
+        self._refused_waiting = now
+        if self._unread.is_high(now):
+            self._scheduler.refuse_waiting(self._refusal_of)
+
+    def _refusal_of(self, request: Request) -> MultitowerError | None:
+        front, address = request.sender
+        refusal: MultitowerError | None = front.refusal(address, request.plan.model in self._large_models)
+        return refusal
 
     # Replies.
 
@@ -196,7 +225,8 @@ class Clients:
             front.reply(address, wire.ERROR, request.id, (wire.dump_json(answer.to_wire()),))
         else:
             statistics.count_success(request.rows, request.sent - request.received, now - request.received)
-            front.reply(address, wire.OK, request.id, answer)
+            if front.reply(address, wire.OK, request.id, answer):
+                self._large_models.add(request.plan.model)
 
     def _unrun_version(self, request: Request) -> str:
         """The version whose statistics count a request that no worker has got."""

@@ -10,6 +10,7 @@ import zmq
 
 from ..loop.runtime_dir import RuntimeDir
 from .front_socket import FrontSocket
+from .unread import UnreadReplies
 
 CONTROL_LINGER_MS = 200
 """Milliseconds that the last answers to orders get to leave."""
@@ -22,6 +23,7 @@ class Endpoints:
         listen: the endpoints of the front sockets.
         runtime_dir: the configured runtime folder, or None.
         max_message_size: bytes that a request may have.
+        unread: counts what clients leave unread.
 
     Attributes:
         runtime: the runtime folder.
@@ -35,7 +37,9 @@ class Endpoints:
             After either of them nothing stays open.
     """
 
-    def __init__(self, listen: Sequence[str], runtime_dir: Path | None, max_message_size: int) -> None:
+    def __init__(
+        self, listen: Sequence[str], runtime_dir: Path | None, max_message_size: int, unread: UnreadReplies
+    ) -> None:
         with contextlib.ExitStack() as stack:
             self.runtime = RuntimeDir(runtime_dir)
             stack.callback(self.runtime.close)
@@ -43,10 +47,11 @@ class Endpoints:
             stack.callback(self.context.term)
             self.fronts: list[FrontSocket] = []
             for endpoint in listen:
-                front = FrontSocket(self.context, endpoint, max_message_size)
+                front = FrontSocket(self.context, endpoint, max_message_size, unread)
                 stack.callback(front.close)
                 self.fronts.append(front)
-            self.control = FrontSocket(self.context, f"ipc://{self.runtime.control_socket}", max_message_size)
+            control = f"ipc://{self.runtime.control_socket}"
+            self.control = FrontSocket(self.context, control, max_message_size, unread)
             stack.pop_all()
 
     def close(self, linger_ms: int = 0) -> None:

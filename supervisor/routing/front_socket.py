@@ -1,11 +1,14 @@
-"""A front socket: what clients connect to. It reads requests, writes replies, and never waits for anybody."""
+"""A front socket: the endpoint that clients connect to. It reads requests and sends replies, and never blocks.
+
+The router has one for each address of `listen`, and the control endpoint is one too.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-from collections import deque
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +20,7 @@ from multitower.errors import MultitowerError, Reason, make
 
 from ..loop.reactor import unwatched
 from ..loop.runtime_dir import FileLock, HeldError
+from .unread import MARK_BYTES, REPLY_OVERHEAD, Backlog, Mark, UnreadReplies
 
 log = logging.getLogger("multitower.router")
 
@@ -26,59 +30,27 @@ MAX_HOPS = 16
 """Address frames before the delimiter: the client's own, and one for each intermediary."""
 
 RECEIVE_HWM = 64
-SEND_HWM = 1000
-"""Replies that one client may leave unread; libzmq counts messages, not their bytes."""
+"""Requests of one client that libzmq reads ahead."""
 
-MAX_UNREAD_BYTES = 512 << 20
-"""Bytes of large frames that one client may leave unread, beside `SEND_HWM` replies of small ones."""
+MAX_RECENT = 1024
+"""Connections after which those are forgotten that have got no reply meanwhile and have none unread."""
 
 
 def internal_error() -> MultitowerError:
-    """What a request gets that met a defect of multitower; the caller logs the traceback."""
+    """The error for a request that met a defect of multitower; the caller logs the traceback."""
     return make(Reason.INTERNAL_ERROR, "a defect of the daemon, whose log has the traceback")
 
 
 class Incoming(NamedTuple):
-    """A message of a client: its address frames, and the frames behind the delimiter.
+    """A message of a client.
 
-    `body` is None when there is no delimiter within `MAX_HOPS` frames: not a request-reply envelope.
+    Attributes:
+        address: the frames before the delimiter, which lead back to the client; the first one names its connection.
+        body: the frames behind the delimiter; None without a delimiter behind at most `MAX_HOPS` frames.
     """
 
     address: tuple[bytes, ...]
     body: list[Any] | None
-
-
-class UnreadBytes:
-    """The large frames of replies that libzmq still holds for each client: those that it has not written yet."""
-
-    def __init__(self) -> None:
-        self._held: dict[bytes, deque[tuple[zmq.MessageTracker, int]]] = {}
-
-    def of(self, client: bytes) -> int:
-        """Bytes held for a client."""
-        held = self._held.get(client)
-        if held is None:
-            return 0
-        while held and held[0][0].done:
-            held.popleft()
-        if not held:
-            del self._held[client]
-        return sum(size for _, size in held)
-
-    def track(self, client: bytes, frame: Any) -> Any:
-        """The frame as it is to be sent, counted as held until libzmq lets it go; small ones are as they were."""
-        if len(frame) < tensors.BULKY_BYTES:
-            return frame
-        tracked = zmq.Frame(frame if type(frame) is bytes else memoryview(frame), track=True, copy=False)
-        if len(self._held) >= MAX_CLIENTS:
-            for other in list(self._held):
-                self.of(other)  # forgets those that have read all
-        self._held.setdefault(client, deque()).append((tracked.tracker, len(frame)))
-        return tracked
-
-
-MAX_CLIENTS = 1024
-"""Clients with unread frames that are kept apart before those who have read theirs are looked for."""
 
 
 class FrontSocket:
@@ -87,38 +59,44 @@ class FrontSocket:
     Args:
         context: the router's ZeroMQ context.
         endpoint: `ipc://PATH` or `tcp://HOST:PORT`; the port may be `*`.
-        max_message_size: bytes; libzmq closes the connection of who sends a single frame over twice that.
+        max_message_size: bytes of a request. libzmq closes a connection that sends a frame of over twice that.
+        unread: counts what clients leave unread; shared by all front sockets.
 
     Attributes:
         endpoint: as bound, with the real port.
-        dropped: replies that their client did not read, or that left before them.
-        recheck: called after each reply; see `reactor.Reactor.add_socket`.
+        dropped: replies whose client had left or did not read.
+        recheck: called after each reply; see `Reactor.add_socket`.
 
     Raises:
-        HeldError: something else listens there.
-        OSError: it cannot be bound.
+        HeldError: another process listens there.
+        OSError: the endpoint cannot be bound.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, max_message_size: int) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, max_message_size: int, unread: UnreadReplies
+    ) -> None:
         self.dropped = 0
         self.recheck: Callable[[], None] = unwatched
-        self._unread = UnreadBytes()
+        self._unread = unread
+        # By the first address frame. Every connection that gets a reply is in `_recent`; see `_find_backlog`.
+        self._recent: dict[bytes, Backlog] = {}
+        self._older: dict[bytes, Backlog] = {}
         self._path = Path(endpoint.removeprefix(IPC)) if endpoint.startswith(IPC) else None
         if self._path is not None and self._path.exists() and not self._path.is_socket():
-            raise FileExistsError(f"cannot listen on {endpoint}: {self._path} is a file that is no socket")
+            raise FileExistsError(f"cannot listen on {endpoint}: {self._path} is a file, not a socket")
         self._lock = self._lock_path(endpoint)
         self.socket = context.socket(zmq.ROUTER)
         options = {
             zmq.LINGER: 0,
             zmq.ROUTER_MANDATORY: 1,
             zmq.RCVHWM: RECEIVE_HWM,
-            zmq.SNDHWM: SEND_HWM,
+            zmq.SNDHWM: 0,  # without a limit: `unread` bounds replies by their bytes
             zmq.MAXMSGSIZE: 2 * max_message_size,
             zmq.IPV6: int("[" in endpoint),
         }
         for option, value in options.items():
             self.socket.set(option, value)
-        # The path must not be open to others even for a moment, hence the umask rather than a chmod.
+        # With a chmod after the bind, the path would be open to others for a moment.
         umask = os.umask(0o777 & ~SOCKET_MODE)
         try:
             self.socket.bind(endpoint)
@@ -143,37 +121,46 @@ class FrontSocket:
 
     @property
     def local(self) -> bool:
-        """Its clients run on this machine: they may pass tensors through shared memory."""
+        """Whether its clients run on this machine, and so may use shared memory."""
         return self._path is not None
 
     @property
     def readable(self) -> bool:
-        """A message has come."""
+        """Whether a message has arrived."""
         return frames.readable(self.socket)
 
     def receive(self) -> Incoming | None:
-        """The next message, or None when none has come."""
-        # A frame more than any valid message has, so that one with too many is seen as such.
+        """The next message, or None if there is none."""
+        # One frame more than any valid message has, so that a message with too many is noticed.
         message = frames.receive(self.socket, MAX_HOPS + 4 + wire.MAX_INPUTS + 1, routed=True)
         if message is None:
             return None
-        if not message[1]:  # no intermediary: nearly always
+        if not message[1]:  # no intermediary, as nearly always
             return Incoming((message[0],), message[2:])
         for index in range(2, min(len(message), MAX_HOPS + 1)):
             if len(message[index]) == 0:
                 return Incoming(tuple(message[:index]), message[index + 1 :])
         return Incoming((message[0],), None)
 
-    def answer(self, address: Sequence[bytes], id: bytes, answer: Mapping[str, Any] | MultitowerError) -> None:
-        """Sends a reply without tensors.
+    def refusal(self, address: Sequence[bytes], large: bool) -> MultitowerError | None:
+        """The error for a request of this client while too much is unread, or None; see `UnreadReplies.refusal`."""
+        return self._unread.refusal(self._find_backlog(address[0]), time.monotonic(), large)
 
-        It never raises: a reply that cannot be built is logged with its traceback, and replaced by an error.
+    def answer(self, address: Sequence[bytes], id: bytes, answer: Mapping[str, Any] | MultitowerError) -> None:
+        """Answers a request that was not executed. The answer is dropped, and counted, if the client does not read.
+
+        It never raises: an answer that cannot be built is logged with its traceback, and replaced by an error.
 
         Args:
             address: of the request.
             id: of the request.
-            answer: the reply's header, or the error that the request gets.
+            answer: the header of the reply, or the error that the request gets.
         """
+        if self._unread.total >= self._unread.high:
+            backlog = self._find_backlog(address[0])
+            if self._unread.drops_refusal(backlog, time.monotonic()):
+                self.dropped += 1
+                return
         try:
             self._answer(address, id, answer)
         except Exception:
@@ -190,31 +177,105 @@ class FrontSocket:
         else:
             self.reply(address, wire.OK, id, (wire.dump_json(answer),))
 
-    def reply(self, address: Sequence[bytes], kind: bytes, id: bytes, body: Sequence[Any]) -> None:
-        """Sends a reply. It is dropped, and counted, if the client has left or does not read.
+    def reply(self, address: Sequence[bytes], kind: bytes, id: bytes, body: Sequence[Any]) -> bool:
+        """Sends the reply to an executed request.
+
+        It is dropped, and counted, if the client has left. If the client does not read, an error may replace it; see
+        `unread`.
+
+        Returns:
+            Whether the body has large frames.
 
         Raises:
             TypeError: a frame of the body has no bytes; nothing was sent.
         """
-        bulk = sum([size for size in map(len, body) if size >= tensors.BULKY_BYTES])
-        if bulk:
-            if self._unread.of(address[0]) + bulk > MAX_UNREAD_BYTES:
-                self.dropped += 1
-                return
-            body = [self._unread.track(address[0], frame) for frame in body]
+        backlog = self._recent.get(address[0])
+        if backlog is None:
+            backlog = self._find_backlog(address[0])
+        small, large = REPLY_OVERHEAD, 0
+        for frame in body:
+            size = len(frame)
+            if size < tensors.BULKY_BYTES:
+                small += size
+            else:
+                large += size
+        backlog.unmarked += small
+        if large or backlog.unmarked >= MARK_BYTES:
+            self._reply_tracked(backlog, address, kind, id, body, droppable=large > 0)
+        else:
+            self._send((*address, wire.DELIMITER, kind, id, *body))
+        return large > 0
+
+    def _reply_tracked(
+        self,
+        backlog: Backlog,
+        address: Sequence[bytes],
+        kind: bytes,
+        id: bytes,
+        body: Sequence[Any],
+        *,
+        droppable: bool,
+    ) -> None:
+        """Sends a reply with large frames, or one that is a mark; see `unread`."""
+        now = time.monotonic()
+        self._unread.collect(backlog, now)
+        if droppable and self._unread.drops_reply(backlog, now):
+            self.dropped += 1
+            message = (
+                f"the client has {backlog.unread} bytes of replies unread, and reads nothing; its reply was dropped"
+            )
+            error = make(Reason.REPLY_DROPPED, message, unread_bytes=backlog.unread)
+            kind, body = wire.ERROR, (wire.dump_json(error.to_wire()),)
+        tracked = list(body)
+        marks: list[Mark] = []
+        last = len(tracked) - 1
+        unmarked = backlog.unmarked
+        for index, frame in enumerate(tracked):
+            size = len(frame)
+            large = size >= tensors.BULKY_BYTES
+            ends = index == last and (large or unmarked >= MARK_BYTES)
+            if large or ends:
+                made = zmq.Frame(frame if type(frame) is bytes else memoryview(frame), track=True, copy=False)
+                tracked[index] = made
+                marks.append(Mark(made.tracker, size if large else 0, unmarked if ends else 0))
+        if self._send((*address, wire.DELIMITER, kind, id, *tracked)):
+            for mark in marks:
+                self._unread.add(backlog, mark, now)
+                backlog.unmarked -= mark.small
+
+    def _send(self, message: Sequence[Any]) -> bool:
+        """Sends a message, and returns True; counts it as dropped if its client has left."""
         try:
-            frames.send(self.socket, (*address, wire.DELIMITER, kind, id, *body))
+            frames.send(self.socket, message)
         except zmq.ZMQError as error:
-            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+            if error.errno != zmq.EHOSTUNREACH:
                 raise
             self.dropped += 1
+            return False
         self.recheck()
+        return True
+
+    def _find_backlog(self, client: bytes) -> Backlog:
+        """The backlog of a connection; a new one, if it has got no reply lately and has none unread."""
+        backlog = self._recent.get(client)
+        if backlog is not None:
+            return backlog
+        if len(self._recent) >= MAX_RECENT:
+            unread = {other: found for other, found in self._older.items() if found.marks}
+            self._older, self._recent = unread | self._recent, {}
+        backlog = self._older.pop(client) if client in self._older else Backlog()
+        self._recent[client] = backlog
+        return backlog
 
     def close(self, linger_ms: int = 0) -> None:
-        """Stops listening and removes the socket's path; replies not yet sent get `linger_ms` milliseconds."""
+        """Stops listening, and removes the socket's path.
+
+        Args:
+            linger_ms: milliseconds that libzmq may take to send what clients have not read.
+        """
         self.socket.close(linger_ms)
         if self._path is not None:
-            # libzmq may have removed it, and a folder that cannot be written keeps it.
+            # libzmq may have removed the path already; in a folder that cannot be written it stays.
             with contextlib.suppress(OSError):
                 self._path.unlink()
         if self._lock is not None:

@@ -28,6 +28,7 @@ from .clients import Clients, QueryAnswerer
 from .front_socket import FrontSocket, internal_error
 from .routes import Route, models_of_towers
 from .statistics import BatchTimes, ModelStatistics
+from .unread import UnreadReplies
 from .worker_connection import WorkerConnection, WorkerProtocolError
 
 log = logging.getLogger("multitower.router")
@@ -41,6 +42,7 @@ class Router:
         timeouts: the longest time of a request in seconds, by model name.
         max_message_size: bytes that all frames of a request may have.
         dispatch: the rule that chooses the worker of a batch.
+        unread: counts what clients leave unread, of all front sockets; by default with default limits.
 
     Attributes:
         fronts: the sockets that clients connect to.
@@ -48,6 +50,7 @@ class Router:
         admission: the models as clients may ask for them.
         statistics: by model name and version.
         routes: to each worker that serves.
+        unread: as given.
         models_to_remove: models that are refused as unknown once their last worker is withdrawn.
     """
 
@@ -57,6 +60,7 @@ class Router:
         timeouts: dict[str, float],
         max_message_size: int,
         dispatch: Rule = Rule.EARLIEST_FINISH,
+        unread: UnreadReplies | None = None,
     ) -> None:
         self.scheduler = Scheduler(limits, dispatch)
         self.admission = Admission(timeouts, self.scheduler.refusal_for_new_request)
@@ -65,7 +69,8 @@ class Router:
         self.routes: dict[Worker, Route] = {}
         self.models_to_remove: set[str] = set()
         self._routes_by_connection: dict[WorkerConnection, Route] = {}
-        self._clients = Clients(self.scheduler, self.admission, self.statistics, max_message_size)
+        self.unread = unread or UnreadReplies()
+        self._clients = Clients(self.scheduler, self.admission, self.statistics, max_message_size, self.unread)
 
     # Clients.
 
@@ -318,6 +323,7 @@ class Router:
     def flush(self, now: float) -> None:
         """Sends batches to free workers and replies to clients; call it after each burst of events."""
         self.scheduler.expire(now)
+        self._clients.refuse_waiting(now)
         for batch in self.scheduler.dispatch(now):
             try:
                 self._send(batch)
@@ -331,6 +337,7 @@ class Router:
     def tick(self, now: float) -> None:
         """Does periodic work; call it about once a second."""
         self._clients.regions.close_idle(now)
+        self.unread.tick(now)
 
     def _send(self, batch: Batch) -> None:
         route = self.routes[batch.worker]

@@ -178,6 +178,15 @@ class Scheduler:
             self._open_requests.settle(request, make(Reason.CANCELLED, "the request was cancelled by its sender"))
         return len(requests)
 
+    def refuse_waiting(self, refusal: Callable[[Request], MultitowerError | None]) -> None:
+        """Answers each request that waits and has never run with the error that `refusal` returns for it, if any."""
+        for queue in self.queues.values():
+            for request in list(queue):
+                if request.parent is None and request.split is None and not request.deaths:
+                    error = refusal(request)
+                    if error is not None:
+                        self._open_requests.settle(request, error)
+
     def expire(self, now: float) -> None:
         """Answers all requests whose deadline has passed, and ends each quarantine of a model whose time is over."""
         self._refusals.models.remove_expired(now)

@@ -38,9 +38,10 @@ class FakeFront:
         incoming, self._incoming = self._incoming, None
         return incoming
 
-    def reply(self, address: Sequence[bytes], kind: bytes, id: bytes, body: Sequence[Any]) -> None:
+    def reply(self, address: Sequence[bytes], kind: bytes, id: bytes, body: Sequence[Any]) -> bool:
         assert address == ADDRESS
         self.replies.append((kind, id, list(body)))
+        return False
 
     def answer(self, address: Sequence[bytes], id: bytes, answer: Mapping[str, Any] | MultitowerError) -> None:
         failed = isinstance(answer, MultitowerError)

@@ -24,7 +24,7 @@ from multitower import Reason, tensors, wire
 
 UNKNOWN_KINDS = (b"MT1:dance", b"MT2:infer", b"mt1:infer", b"MT1:", b"\xff\x00infer", b"k" * 500)
 WINDOW = 64
-"""Messages on their way at one time; the daemon drops replies only from about a thousand on."""
+"""Messages that are outstanding at one time."""
 
 ANSWER_S = 20.0
 MAX_HOPS = 16

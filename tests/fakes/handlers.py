@@ -40,6 +40,19 @@ class Heavy(Echo):
         self._weights = np.ones(parameters["mib"] << 20, np.uint8)
 
 
+class Sized:
+    """Returns as many bytes as `size` says, after as many milliseconds as follow it."""
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Nothing to load."""
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Zeros."""
+        size, milliseconds = inputs["size"]
+        time.sleep(milliseconds / 1000)
+        return {"y": np.zeros(size, np.uint8)}
+
+
 class Reversed:
     """Each row the other way round."""
 

@@ -163,7 +163,7 @@ def test_a_file_at_the_path_of_the_endpoint_is_a_configuration_error(tmp_path: P
     (tmp_path / "file").write_text("not a socket")
     with Running(tmp_path, CONFIG.replace("{endpoint}", f"ipc://{tmp_path}/file")) as daemon:
         assert daemon.wait_end(60) == Exit.CONFIG
-        assert "no socket" in daemon.stderr
+        assert "is a file, not a socket" in daemon.stderr
         assert (tmp_path / "file").read_text() == "not a socket"
 
 

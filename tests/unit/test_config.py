@@ -46,6 +46,7 @@ def test_one_model_is_a_complete_configuration(folder: Path) -> None:
     assert config.runtime_dir is None
     assert config.drain_timeout == 30.0
     assert config.max_message_size == 64 << 20
+    assert (config.max_unread_bytes, config.unread_timeout) == (2 << 30, 30.0)
     (model,) = config.models
     assert (model.name, model.path, model.handler, model.signature) == ("digits", folder / "digits", None, None)
     assert model.parameters == {}

@@ -1,0 +1,169 @@
+"""A front socket and its clients: what is counted as unread, and what becomes of replies that cannot be delivered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from multitower import wire
+from multitower.supervisor.routing import front_socket
+from multitower.supervisor.routing.front_socket import FrontSocket
+from multitower.supervisor.routing.unread import MARK_BYTES, UnreadReplies
+from multitower.tensors import BULKY_BYTES
+
+MAX_MESSAGE = 1 << 20
+LARGE = bytes(4 << 20)
+HEADER = b"{}"
+
+
+class Sockets:
+    """A front socket, and clients that read only when the test does."""
+
+    def __init__(self, folder: Path) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.unread = UnreadReplies(1 << 30, 30.0)
+        self.front = FrontSocket(self._context, f"ipc://{folder}/front.sock", MAX_MESSAGE, self.unread)
+        self._clients: list[zmq.Socket[bytes]] = []
+
+    def client(self) -> tuple[zmq.Socket[bytes], tuple[bytes, ...]]:
+        """A client, and its address on the front socket."""
+        client = self._context.socket(zmq.DEALER)
+        self._clients.append(client)
+        client.set(zmq.LINGER, 0)
+        client.set(zmq.RCVHWM, 1)
+        client.set(zmq.RCVTIMEO, 10_000)
+        client.connect(self.front.endpoint)
+        client.send_multipart([b"", wire.SERVER_LIVE, b"1"])
+        assert self.front.socket.poll(10_000)
+        incoming = self.front.receive()
+        assert incoming is not None
+        return client, incoming.address
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        until = time.monotonic() + 10.0
+        while not condition():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+            assert self.front.receive() is None  # libzmq learns of clients that have left
+            self.unread.tick(time.monotonic())
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        self.front.close()
+        self._context.term()
+
+
+@pytest.fixture
+def sockets(tmp_path: Path) -> Iterator[Sockets]:
+    made = Sockets(tmp_path)
+    yield made
+    made.close()
+
+
+def fill(sockets: Sockets, address: tuple[bytes, ...]) -> int:
+    """Sends large replies until libzmq holds some of them; how many."""
+    for number in range(1, 20):
+        assert sockets.front.reply(address, wire.OK, b"1", (HEADER, LARGE))
+        time.sleep(0.1)
+        sockets.unread.tick(time.monotonic())
+        if sockets.unread.total:
+            return number
+    raise AssertionError("a client took 80 MB without reading")
+
+
+def test_large_replies_count_until_they_are_read(sockets: Sockets) -> None:
+    client, address = sockets.client()
+    sent = fill(sockets, address)
+    assert sockets.unread.total >= len(LARGE)
+    for _ in range(sent):
+        assert client.recv_multipart()[-1] == LARGE
+    sockets.wait(lambda: sockets.unread.total == 0)
+    assert sockets.front.dropped == 0
+
+
+def test_small_replies_count_by_marks_until_they_are_read(sockets: Sockets) -> None:
+    client, address = sockets.client()
+    sent = fill(sockets, address)
+    before = sockets.unread.total
+    small = bytes(BULKY_BYTES // 8)
+    count = 3 * MARK_BYTES // len(small)
+    for _ in range(count):
+        assert not sockets.front.reply(address, wire.OK, b"1", (HEADER, small))
+    assert count * len(small) - MARK_BYTES < sockets.unread.total - before < count * (len(small) + 1000)
+    for _ in range(sent + count):
+        client.recv_multipart()
+    sockets.wait(lambda: sockets.unread.total == 0)
+
+
+def test_small_frames_beside_large_ones_count_too(sockets: Sockets) -> None:
+    client, address = sockets.client()
+    sent = fill(sockets, address)
+    before = sockets.unread.total
+    sockets.front.reply(address, wire.OK, b"1", (bytes(1000), LARGE, bytes(2000), LARGE))
+    assert sockets.unread.total - before > 2 * len(LARGE) + 3000
+    for _ in range(sent):
+        client.recv_multipart()
+    assert [len(frame) for frame in client.recv_multipart()[3:]] == [1000, len(LARGE), 2000, len(LARGE)]
+    sockets.wait(lambda: sockets.unread.total == 0)
+
+
+def test_what_a_client_left_unread_counts_no_more_once_it_has_left(sockets: Sockets) -> None:
+    client, address = sockets.client()
+    fill(sockets, address)
+    client.close()
+    sockets.wait(lambda: sockets.unread.total == 0)
+    sockets.wait(lambda: sockets.front.reply(address, wire.OK, b"1", (HEADER,)) or sockets.front.dropped > 0)
+
+
+def test_unread_replies_count_however_many_other_clients_come(
+    sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_socket, "MAX_RECENT", 2)
+    client, address = sockets.client()
+    sent = fill(sockets, address)
+    unread = sockets.unread.total
+    for _ in range(7):
+        other, other_address = sockets.client()
+        sockets.front.reply(other_address, wire.OK, b"1", (HEADER,))
+        assert other.recv_multipart() == [b"", wire.OK, b"1", HEADER]
+    sockets.unread.set_limits(unread, 30.0)
+    assert sockets.front.refusal(address, large=False) is not None
+    assert sockets.front.refusal(other_address, large=False) is None
+    for _ in range(sent):
+        client.recv_multipart()
+    sockets.wait(lambda: sockets.front.refusal(address, large=False) is None)
+
+
+@pytest.mark.parametrize("body", [(HEADER, "text"), (HEADER, 7), (HEADER, memoryview(LARGE)[::2])])
+def test_a_reply_that_cannot_be_sent_leaves_the_next_one_whole(body: tuple[object, ...], sockets: Sockets) -> None:
+    client, address = sockets.client()
+    with pytest.raises((TypeError, ValueError, BufferError)):
+        sockets.front.reply(address, wire.OK, b"1", body)
+    sockets.front.answer(address, b"2", {})
+    assert client.recv_multipart() == [b"", wire.OK, b"2", b"{}"]
+
+
+def test_an_answer_that_cannot_be_built_is_an_internal_error(sockets: Sockets) -> None:
+    client, address = sockets.client()
+    sockets.front.answer(address, b"1", {"not JSON": float("nan")})
+    _, kind, id, header = client.recv_multipart()
+    assert (kind, id) == (wire.ERROR, b"1")
+    assert wire.load_header(header)["error"]["reason"] == "internal_error"
+
+
+def test_a_lock_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("another's file")
+    (tmp_path / "front.sock.lock").symlink_to(victim)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        with pytest.raises(OSError, match="symbolic link"):
+            FrontSocket(context, f"ipc://{tmp_path}/front.sock", MAX_MESSAGE, UnreadReplies())
+    finally:
+        context.term()
+    assert victim.read_text() == "another's file"
