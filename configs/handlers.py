@@ -1,4 +1,4 @@
-"""The handler of handler.yaml: makes images smaller. docs/handlers.md tells all that a handler may do."""
+"""The handler of handler.yaml: makes images smaller. docs/handlers.md explains handlers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Declarations = Sequence[Mapping[str, Any]]
 
 
 class Thumbnailer:
-    """Images to thumbnails: each pixel is the mean of the pixels that it stands for."""
+    """Makes thumbnails of images: each pixel is the mean of the pixels that it replaces."""
 
-    # Optional. With it, a request of other names, datatypes or ranks is refused before it gets here. -1 is any size.
+    # Optional. With it, requests with other names, datatypes or ranks are refused by the router. -1 is any size.
     inputs: ClassVar[Declarations] = [{"name": "images", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
     outputs: ClassVar[Declarations] = [{"name": "thumbnails", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
 
@@ -22,8 +22,8 @@ class Thumbnailer:
         """Called once, in the worker, before the first request.
 
         Args:
-            devices: names of this worker's devices; numpy has no use for them.
-            parameters: `size`, the most rows and columns of a thumbnail; 64 without it.
+            devices: names of this worker's devices; numpy does not need them.
+            parameters: `size`, the maximum height and width of a thumbnail; 64 by default.
         """
         size = parameters.get("size", 64)
         if size < 1:
@@ -31,10 +31,10 @@ class Thumbnailer:
         self._size = size
 
     def infer(self, inputs: Mapping[str, NDArray[np.uint8]]) -> dict[str, NDArray[np.uint8]]:
-        """Called for each batch; an exception is the answer to the request that caused it, and ends nothing.
+        """Called for each batch. An exception is the answer to the request that caused it.
 
         Args:
-            inputs: `images`, uint8 [n, height, width, 3]. All of a batch have one height and width.
+            inputs: `images`, uint8 [n, height, width, 3]. All images of a batch have the same size.
 
         Returns:
             `thumbnails`, uint8 [n, min(height, size), min(width, size), 3].

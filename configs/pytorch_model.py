@@ -1,6 +1,6 @@
-"""The handler of pytorch.yaml: serves a program of PyTorch. docs/handlers.md tells all that a handler may do.
+"""The handler of pytorch.yaml: serves a PyTorch program. docs/handlers.md explains handlers.
 
-Such a file is made once, wherever the model is at home, with a dynamic dimension 0 so that requests can be batched:
+The file is created once, where the model was trained, with a dynamic dimension 0 so that requests can be batched:
 
     rows = torch.export.Dim("rows")
     program = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: rows},))
@@ -30,8 +30,8 @@ class Exported:
         """Called once, in the worker, before the first request.
 
         Args:
-            devices: names of this worker's devices. It sees no other GPU, so that its own is always cuda:0.
-            parameters: `program`, the file; `inputs` and `outputs`, names for what goes in and comes out, in order.
+            devices: names of this worker's devices. The worker sees no other GPU, so its own is always cuda:0.
+            parameters: `program`, the file; `inputs` and `outputs`, names for arguments and results, in order.
         """
         self._device = "cpu" if devices[0].startswith("cpu") else "cuda:0"
         program = torch.export.load(str(Path(__file__).parent / parameters["program"]))
@@ -40,7 +40,7 @@ class Exported:
         self._outputs: list[str] = parameters["outputs"]
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """Called for each batch; an exception is the answer to the request that caused it, and ends nothing.
+        """Called for each batch. An exception is the answer to the request that caused it.
 
         Args:
             inputs: arrays by name. They are read-only, which PyTorch cannot express: `torch.tensor` copies them.

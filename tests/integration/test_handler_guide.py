@@ -1,4 +1,4 @@
-"""docs/handlers.md: its handler, served; its tests, run; its command."""
+"""Runs the examples of docs/handlers.md: its handler in a daemon, its tests, and its command."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def daemon(folder: Path) -> Iterator[Running]:
         running.wait_line("closed in the main thread: True")
 
 
-def test_its_tests_pass(folder: Path) -> None:
+def test_the_tests_of_the_guide_pass(folder: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_sentiment.py"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
 
 
-def test_a_bad_request_among_good_ones_has_its_error_alone(daemon: Running) -> None:
+def test_only_the_bad_request_of_a_batch_gets_the_error(daemon: Running) -> None:
     with daemon.client() as client:
         model, _ = client.status()["models"]
         assert (model["max_batch_size"], model["unbatched_because"]) == (64, None)
@@ -78,18 +78,18 @@ def test_a_bad_request_among_good_ones_has_its_error_alone(daemon: Running) -> N
                 assert raised.value.details == {"field": "text"}
 
 
-def test_what_does_not_fit_the_declaration_never_gets_there(daemon: Running) -> None:
+def test_a_request_that_does_not_fit_the_declaration_is_refused(daemon: Running) -> None:
     with daemon.client() as client, pytest.raises(InvalidRequest, match="text") as raised:
         client.infer("sentiment", {"text": np.zeros(1)})
     assert raised.value.reason == "datatype_mismatch"
 
 
-def test_it_is_called_in_the_main_thread(daemon: Running) -> None:
+def test_a_handler_is_called_in_the_main_thread(daemon: Running) -> None:
     with daemon.client() as client:
         assert client.infer("where", {"x": np.zeros(1)})["main"].tolist() == [True, True]
 
 
-def test_its_command_asks_the_daemon(daemon: Running) -> None:
+def test_the_command_of_the_guide_works(daemon: Running) -> None:
     command = [sys.executable, "-m", *COMMAND.split(), "--endpoint", daemon.endpoint]
     done = subprocess.run(command, input=ASKED, capture_output=True, text=True, timeout=STEP_S, check=False)
     assert done.returncode == 0, done.stderr

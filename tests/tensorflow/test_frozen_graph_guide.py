@@ -1,4 +1,4 @@
-"""docs/frozen-graphs.md, from its first program to its last, with a real daemon."""
+"""Runs the example of docs/frozen-graphs.md from its first program to its last, with a real daemon."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return run
 
 
-def test_the_example_of_the_guide_serves(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_guide_works(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("freeze.py")
     assert run("names.py", "frozen.pb") == LISTED
     run("settle.py")

@@ -1,4 +1,4 @@
-"""docs/getting-started.md: its model, its configuration, its command and its program, with a real daemon."""
+"""Runs the steps of docs/getting-started.md: its programs, its configuration and its command, with a real daemon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""deploy/ fits the code: exit codes, times, folders; and systemd understands the unit."""
+"""deploy/ matches the code: exit codes, times, folders; and systemd can parse the unit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROGRAM = "/opt/multitower/bin/multitower"
 
 
 def parsed() -> dict[str, dict[str, list[str]]]:
-    """Sections, their keys, and the values of each key in order: unlike in other such files, keys may be repeated."""
+    """The sections of the unit with their keys, and the values of each key in order: keys may be repeated."""
     sections: dict[str, dict[str, list[str]]] = {}
     keys: dict[str, list[str]] = {}
     for line in UNIT.read_text().splitlines():
@@ -63,45 +63,45 @@ def environment() -> dict[str, str]:
         ("CapabilityBoundingSet", ""),
     ],
 )
-def test_what_the_daemon_relies_on(key: str, wanted: str) -> None:
+def test_settings_that_the_daemon_needs_are_set(key: str, wanted: str) -> None:
     assert value(key) == wanted
 
 
-def test_the_sections_are_those_of_a_service() -> None:
+def test_the_unit_has_the_sections_of_a_service() -> None:
     assert set(parsed()) == {"Unit", "Service", "Install"}
     assert parsed()["Install"] == {"WantedBy": ["multi-user.target"]}
 
 
-def test_only_ends_that_another_try_cannot_help_are_final() -> None:
+def test_only_exit_codes_that_a_restart_cannot_help_are_final() -> None:
     assert {int(code) for code in value("RestartPreventExitStatus").split()} == {Exit.USAGE, Exit.CONFIG}
     assert {int(code) for code in value("SuccessExitStatus").split()} == {Exit.SECOND_SIGNAL}
 
 
-def test_a_drain_has_its_time() -> None:
+def test_the_stop_timeout_is_longer_than_a_drain() -> None:
     drain = parse_duration(Config.model_fields["drain_timeout"].default)
     assert int(value("TimeoutStopSec")) >= drain + endings.STOP_S + 5
     assert 0 < int(value("WatchdogSec")) < int(value("TimeoutStartSec"))
 
 
-def test_the_workers_sockets_have_a_folder_of_their_own() -> None:
+def test_worker_sockets_have_a_private_folder() -> None:
     name = "runtime_dir"
     assert name in Config.model_fields
     public = f"%t/{value('RuntimeDirectory')}"
     assert environment()[PREFIX + name.upper()] == f"{public}/private"
-    # The applications' group passes, to the endpoint that the example has there.
+    # The group of the applications may enter, for the endpoint that the example has there.
     assert value("RuntimeDirectoryMode") == "0750"
     example = (ROOT / "configs" / "gpus.yaml").read_text()
     assert f"ipc://{public.replace('%t', '/run')}/front.sock" in example
 
 
-def test_gpus_stay_visible() -> None:
+def test_no_setting_hides_the_gpus() -> None:
     hiding = {"PrivateDevices", "MemoryDenyWriteExecute", "ProtectClock", "ProcSubset", "RootDirectory", "RootImage"}
     assert not hiding & set(SERVICE)
     assert value("DevicePolicy") == "closed"
     assert value("DeviceAllow").split()[0] == "char-nvidia*"
 
 
-def test_the_programs_of_gpu_drivers_may_be_missing() -> None:
+def test_programs_of_gpu_drivers_are_optional() -> None:
     assert all(command.startswith("-+/usr/bin/nvidia-") for command in SERVICE["ExecStartPre"])
 
 
@@ -115,16 +115,8 @@ def test_the_unit_runs_the_program_that_the_readme_installs() -> None:
     assert value("Group") == value("User")
 
 
-def test_what_the_readme_names_exists() -> None:
-    text = README.read_text()
-    for target in re.findall(r"\]\(([^)#\s]+)\)", text):
-        assert (README.parent / target).exists(), target
-    for path in re.findall(r"(?<![\w/])(?:configs|deploy)/[\w.]+", text):
-        assert (ROOT / path).exists(), path
-
-
 @pytest.mark.skipif(SYSTEMD_ANALYZE is None, reason="there is no systemd here")
-def test_systemd_understands_every_line(tmp_path: Path) -> None:
+def test_systemd_can_parse_every_line(tmp_path: Path) -> None:
     program = tmp_path / "multitower"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -133,6 +125,6 @@ def test_systemd_understands_every_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [str(SYSTEMD_ANALYZE), "verify", str(unit)], capture_output=True, text=True, timeout=60, check=False
     )
-    # Of other units on this machine it may complain.
+    # It may complain about other units of this machine.
     assert [line for line in (done.stdout + done.stderr).splitlines() if UNIT.name in line] == []
     assert done.returncode == 0, done.stderr
