@@ -128,6 +128,7 @@ class Daemon:
                 watcher=watcher,
                 capacity=self._capacity,
             )
+            self._scheduler = self._router.scheduler
             self._set_up_operations(sampler, read_config, started)
             self._resources = stack.pop_all()
         self._router.set_labels(settings.labels)
@@ -227,7 +228,7 @@ class Daemon:
                 self._reactor.interrupt()  # both go on when requests have been answered
             wake = min(chore.next_wake(now) for chore in (workers, *others))
             # The hot path: requests, answers and what follows from them are handled in there.
-            now = self._reactor.run(wake, self._router.flush, self._router.scheduler.next_wake)
+            now = self._reactor.run(wake, self._router.flush, self._scheduler.next_wake)
 
     def _make_chores(self) -> list[Chore]:
         errors = self._errors
@@ -258,7 +259,7 @@ class Daemon:
     def _request_stop(self, number: signal.Signals, now: float) -> None:
         request = self._lifecycle.request_stop(now, self._settings.current.config.drain_timeout)
         if request is StopRequest.DRAIN:
-            outstanding = self._router.scheduler.outstanding
+            outstanding = self._scheduler.outstanding
             event(log, logging.INFO, "draining", signal=number.name, outstanding=outstanding)
             self._router.start_draining()
             self._announcer.drain_began()
@@ -283,12 +284,12 @@ class Daemon:
             return
         drain_by = self._lifecycle.drain_by
         late = drain_by is not None and now >= drain_by
-        if self._router.scheduler.busy and not late:
+        if self._scheduler.busy and not late:
             return
         if late:
-            outstanding = self._router.scheduler.outstanding
+            outstanding = self._scheduler.outstanding
             event(log, logging.WARNING, "drain_timeout is over", outstanding=outstanding)
-            self._router.scheduler.abandon("drain_timeout was over before the request was answered")
+            self._scheduler.abandon("drain_timeout was over before the request was answered")
             self._router.flush(now)
         self._manager.stop(now)
         self._lifecycle.end_drain()
@@ -297,7 +298,7 @@ class Daemon:
         """Returns the exit code when the daemon must end now."""
         if self._lifecycle.forced:
             self._manager.kill_all()
-            self._router.scheduler.abandon("the daemon was ended before the request was answered")
+            self._scheduler.abandon("the daemon was ended before the request was answered")
             self._router.flush(now)
             return Exit.SECOND_SIGNAL
         try:

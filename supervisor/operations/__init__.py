@@ -1,1 +1,1 @@
-"""What an operator asks of a running daemon: status, reload, restart, loading and unloading of models."""
+"""What operators and service managers get from a running daemon: status, readiness, orders, new model versions."""

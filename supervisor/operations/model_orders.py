@@ -123,22 +123,22 @@ class ModelOrders:
             versions: the fingerprint of each version to serve, by version.
             ended: called once, with None, or with why the versions are not served.
         """
-        told = False
+        reported = False
 
-        def tell(error: str | None) -> None:
-            nonlocal told
-            told = True
+        def report(error: str | None) -> None:
+            nonlocal reported
+            reported = True
             ended(error)
 
         def done(answer: dict[str, Any] | MultitowerError) -> None:
             self._context.announcer.reload_ended()
-            if isinstance(answer, MultitowerError) and not told:
+            if isinstance(answer, MultitowerError) and not reported:
                 ended(answer.message)
 
-        self._context.queue.submit(lambda order: self._begin_versions(order, name, versions, tell), done)
+        self._context.queue.submit(lambda order: self._begin_versions(order, name, versions, report), done)
 
     def _begin_versions(
-        self, order: Order, name: str, versions: Mapping[str, str], tell: Callable[[str | None], None]
+        self, order: Order, name: str, versions: Mapping[str, str], report: Callable[[str | None], None]
     ) -> None:
         context = self._context
         old = context.settings.current
@@ -146,7 +146,7 @@ class ModelOrders:
         context.announcer.reload_began()
 
         def changed(_: dict[str, Any], error: str | None) -> None:
-            tell(error)
+            report(error)
             if error is None:
                 context.settings.current = new
                 order.end({})

@@ -161,7 +161,7 @@ class OrderContext:
         manager: the worker processes.
         router: the router.
         background: runs what would block the event loop.
-        announcer: tells the service manager of reloads.
+        announcer: announces reloads to the service manager.
         read_config: reads the configuration file again; it may block.
     """
 

@@ -1,4 +1,4 @@
-"""What systemd, or another service manager, is told of the daemon: ready, reloading, stopping, alive, a line of status.
+"""Messages to systemd or another service manager: ready, reloading, stopping, alive, a line of status.
 
 The protocol is that of sd_notify(3): datagrams of `NAME=value` lines to the Unix socket that `NOTIFY_SOCKET` names.
 Where the variable is not set, as in a shell or a container, everything here does nothing.
@@ -157,7 +157,7 @@ class ServiceManager:
             self._unsent.append(message)
 
     def _send(self, message: str) -> bool:
-        """Sends a message; returns False when trying again can help, which it cannot when nobody listens."""
+        """Sends a message; returns False if trying again can help, which it cannot where nothing listens."""
         if self._socket is None:
             return True
         try:

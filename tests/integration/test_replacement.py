@@ -1,4 +1,4 @@
-"""New workers on purpose: restarts by the operator, recycling of leaking workers, and reloads; nothing is lost."""
+"""Replacements: restarts by an operator, workers over their limits, and reloads; no request is lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ models:
 
 @contextmanager
 def load(client: Client, rows: int = 1, outstanding: int = 32) -> Iterator[Sent]:
-    """A flow of requests that must all be answered in the end."""
+    """Sends requests all the time; each of them must get its answer."""
     with flow(client, "m", rows=rows, outstanding=outstanding) as sent:
         yield sent
     for number, future in sent:
@@ -63,7 +63,7 @@ def test_a_slot_is_restarted_under_load_without_a_gap(tmp_path: Path) -> None:
         assert daemon.end() == 0
 
 
-def test_a_slot_that_was_given_up_comes_back_when_its_cause_has_gone(tmp_path: Path) -> None:
+def test_a_failed_slot_is_restarted_once_the_cause_is_removed(tmp_path: Path) -> None:
     (tmp_path / "crash").touch()
     text = CONFIG.replace("Versioned", "CrashingLoader").replace("{version: 1}", "{}") + (
         "restart: {max_restarts: 1, backoff: {first: 10ms, max: 20ms}}\n"
@@ -81,7 +81,7 @@ def test_a_slot_that_was_given_up_comes_back_when_its_cause_has_gone(tmp_path: P
         assert multitower("restart", "7", daemon=daemon).stderr.count("there is no slot 7, only 0, 1") == 1
 
 
-def test_workers_are_replaced_after_so_many_requests(tmp_path: Path) -> None:
+def test_workers_are_replaced_after_max_requests(tmp_path: Path) -> None:
     text = CONFIG + "heartbeat: 100ms\nmax_requests: 200\n"
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         with load(client):
@@ -91,7 +91,7 @@ def test_workers_are_replaced_after_so_many_requests(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", ["max_requests: 50", "max_rss: 20MiB"])
-def test_limits_that_a_reload_sets_count_for_workers_that_serve_already(tmp_path: Path, limit: str) -> None:
+def test_limits_set_by_a_reload_apply_to_workers_that_serve_already(tmp_path: Path, limit: str) -> None:
     text = CONFIG.replace("cpu: 2", "cpu: 3") + "heartbeat: 100ms\n"
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         with load(client) as sent:
@@ -101,18 +101,18 @@ def test_limits_that_a_reload_sets_count_for_workers_that_serve_already(tmp_path
             for slot in (0, 1, 2):
                 assert limit.split(":")[0] in daemon.wait_line("replacing worker", slot=slot)["why"]
                 daemon.wait_line("worker replaced", slot=slot)
-            told = [
+            messages = [
                 line["message"] for line in daemon.lines if line["message"] in ("replacing worker", "worker replaced")
             ]
-            assert set(told[::2]) == {"replacing worker"}, "one after the other"
-            assert set(told[1::2]) == {"worker replaced"}
+            assert set(messages[::2]) == {"replacing worker"}, "one after the other"
+            assert set(messages[1::2]) == {"worker replaced"}
             daemon.wait(grown(sent))
         assert sum(slot["restarts"] for slot in client.status()["slots"]) == 0
 
 
-def test_a_reload_of_new_versions_under_load_is_never_a_mix_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_reload_under_load_loses_nothing_and_mixes_no_versions(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
-        # Of 20 rows: split over workers, all parts on one version.
+        # Requests of 20 rows are split over workers; all parts of one must run on one version.
         with load(client, rows=20, outstanding=8) as sent:
             for version in range(2, 8):
                 daemon.config.write_text(daemon.config.read_text().replace(f"n: {version - 1}}}", f"n: {version}}}"))
@@ -126,7 +126,7 @@ def test_a_reload_of_new_versions_under_load_is_never_a_mix_and_loses_nothing(tm
         assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [7]
 
 
-def test_models_and_devices_come_and_go_under_load(tmp_path: Path) -> None:
+def test_models_and_devices_are_added_and_removed_under_load(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client, load(client) as sent:
         daemon.wait(grown(sent))
         text = daemon.config.read_text()
@@ -149,7 +149,7 @@ def test_models_and_devices_come_and_go_under_load(tmp_path: Path) -> None:
         daemon.wait(grown(sent))
 
 
-def test_gpus_are_grouped_anew_under_load(fake_gpus: FakeGpus, tmp_path: Path) -> None:
+def test_gpus_are_regrouped_under_load(fake_gpus: FakeGpus, tmp_path: Path) -> None:
     text = CONFIG.replace("{cpu: 2}", "[0, 1, 2]")
     with (
         Running(tmp_path, text, environment=fake_gpus.environment()) as daemon,
@@ -174,7 +174,7 @@ def test_gpus_are_grouped_anew_under_load(fake_gpus: FakeGpus, tmp_path: Path) -
         assert events[2:] == [("worker started", 3)]
 
 
-def test_a_reload_of_settings_alone_restarts_nobody(tmp_path: Path) -> None:
+def test_a_reload_of_limits_restarts_no_worker(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
         before = [slot["pid"] for slot in client.status()["slots"]]
         daemon.config.write_text(daemon.config.read_text() + "    retry: 3\n    queue: {timeout: 9s, max_size: 7}\n")
@@ -182,48 +182,61 @@ def test_a_reload_of_settings_alone_restarts_nobody(tmp_path: Path) -> None:
         assert [slot["pid"] for slot in client.status()["slots"]] == before
 
 
-def test_a_reload_of_dispatch_applies_and_restarts_nobody(tmp_path: Path) -> None:
+def test_a_reload_of_dispatch_applies_and_restarts_no_worker(tmp_path: Path) -> None:
     sleeper = CONFIG.split("models:")[0].replace("cpu: 2", "cpu: 4") + (
         "models: [{name: m, handler: 'handlers:Sleeper', parameters: {seconds: 0.01, slow: 0, factor: 8}}]\n"
     )
     with Running(tmp_path, sleeper) as daemon, daemon.wait_ready().client() as client:
 
         def slow_share_of(requests: int) -> int:
-            """What the slow one has done of so many requests, one after the other."""
+            """Returns how many of so many requests, sent one after the other, the slow worker gets."""
             before = client.status()["slots"][0]["completed"]
             for number in range(requests):
                 client.infer("m", {"x": np.array([number])})
             return int(client.status()["slots"][0]["completed"] - before)
 
         pids = [slot["pid"] for slot in client.status()["slots"]]
-        slow_share_of(40)  # until all are known
+        slow_share_of(40)  # until the times of all workers are known
         assert slow_share_of(40) == 0
         daemon.config.write_text(daemon.config.read_text() + "dispatch: least_depth\n")
         assert multitower("reload", daemon=daemon).stdout == "reloaded; no slot had to change\n"
         assert slow_share_of(40) == 10, "they take turns"
         daemon.config.write_text(daemon.config.read_text().replace("least_depth", "earliest_finish"))
         assert multitower("reload", daemon=daemon).stdout == "reloaded; no slot had to change\n"
-        assert slow_share_of(40) == 0, "what was measured is not forgotten"
+        assert slow_share_of(40) == 0, "the measured times are kept"
         assert [slot["pid"] for slot in client.status()["slots"]] == pids
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "reason", "words"),
     [
-        (("spares:", "sparse:"), "config.yaml:4:1: sparse: unknown key (did you mean 'spares'?)"),
-        (("listen: [", "listen: ['tcp://127.0.0.1:*', "), "listen cannot change while the daemon runs: restart it"),
-        (("Versioned", "Broken"), "slot 0: m: FileNotFoundError: the weights are missing"),
-        (("devices: {cpu: 2}", "devices: [GPU-none]"), "GPU"),
+        (
+            ("spares:", "sparse:"),
+            "INVALID_ARGUMENT/config_refused",
+            "config.yaml:4:1: sparse: unknown key (did you mean 'spares'?)",
+        ),
+        (
+            ("listen: [", "listen: ['tcp://127.0.0.1:*', "),
+            "INVALID_ARGUMENT/config_refused",
+            "listen cannot change while the daemon runs: restart it",
+        ),
+        (
+            ("Versioned", "Broken"),
+            "INTERNAL/order_failed",
+            "slot 0: m: FileNotFoundError: the weights are missing",
+        ),
+        (("devices: {cpu: 2}", "devices: [GPU-none]"), "INVALID_ARGUMENT/config_refused", "GPU"),
     ],
-    ids=["a misspelt key", "an endpoint", "a model that cannot load", "a device that is not there"],
+    ids=["a misspelt key", "an endpoint", "a model that cannot load", "a missing device"],
 )
-def test_a_wrong_reload_changes_nothing(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+def test_a_wrong_reload_changes_nothing(tmp_path: Path, change: tuple[str, str], reason: str, words: str) -> None:
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
         before = [(slot["pid"], slot["incarnation"]) for slot in client.status()["slots"]]
         good = daemon.config.read_text()
         daemon.config.write_text(good.replace(*change))
         done = multitower("reload", daemon=daemon)
         assert done.returncode == 1
+        assert reason in done.stderr
         assert words in done.stderr
         assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [1]
         assert [(slot["pid"], slot["incarnation"]) for slot in client.status()["slots"]] == before
@@ -231,7 +244,7 @@ def test_a_wrong_reload_changes_nothing(tmp_path: Path, change: tuple[str, str],
         assert multitower("reload", daemon=daemon).stdout == "reloaded; no slot had to change\n"
 
 
-def test_sighup_reloads(tmp_path: Path) -> None:
+def test_sighup_reloads_the_configuration(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
         daemon.config.write_text(daemon.config.read_text().replace("{version: 1}", "{version: 2}"))
         daemon.signal(signal.SIGHUP)
@@ -239,7 +252,7 @@ def test_sighup_reloads(tmp_path: Path) -> None:
         assert client.infer("m", {"x": np.ones((1, 1))})["version"].tolist() == [2]
 
 
-def test_memory_that_does_not_suffice_makes_smaller_batches(tmp_path: Path) -> None:
+def test_batches_become_smaller_where_device_memory_is_short(tmp_path: Path) -> None:
     text = CONFIG.replace("Versioned", "Hungry").replace("{version: 1}", "{rows: 5}").replace("cpu: 2", "cpu: 1")
     text = text.replace("max_batch_size: 8", "max_batch_size: 32")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
@@ -264,7 +277,7 @@ def test_a_worker_that_stays_out_of_memory_is_replaced(tmp_path: Path) -> None:
         assert client.infer("m", {"x": np.array([[1]])})["x"].tolist() == [[1]]
 
 
-def test_a_daemon_that_is_ended_during_a_reload_ends_cleanly(tmp_path: Path) -> None:
+def test_a_daemon_that_is_stopped_during_a_reload_ends_cleanly(tmp_path: Path) -> None:
     text = CONFIG.replace("{version: 1}", "{version: 1, load_s: 1.0}")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         daemon.config.write_text(text.replace("{endpoint}", daemon.endpoint).replace("version: 1", "version: 2"))
@@ -274,7 +287,7 @@ def test_a_daemon_that_is_ended_during_a_reload_ends_cleanly(tmp_path: Path) -> 
         assert daemon.end() == 0
 
 
-def test_a_worker_that_dies_or_hangs_while_it_is_replaced_costs_nothing(tmp_path: Path) -> None:
+def test_a_worker_that_dies_or_hangs_during_its_replacement_loses_nothing(tmp_path: Path) -> None:
     text = CONFIG.replace("{version: 1}", "{version: 1, load_s: 1.0}") + "heartbeat: 100ms\n"
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         for number, way in enumerate((signal.SIGKILL, signal.SIGSTOP), 2):
@@ -292,7 +305,7 @@ def test_a_worker_that_dies_or_hangs_while_it_is_replaced_costs_nothing(tmp_path
             daemon.wait_ready()
 
 
-def test_a_restart_while_the_only_slot_loads_is_no_failure(tmp_path: Path) -> None:
+def test_restarting_the_only_slot_while_it_loads_does_not_end_the_daemon(tmp_path: Path) -> None:
     text = CONFIG.replace("cpu: 2", "cpu: 1").replace("{version: 1}", "{version: 1, load_s: 2.0}")
     with Running(tmp_path, text + "exit_when_failed: true\n") as daemon:
         daemon.wait_line("worker started", slot=0)

@@ -1,4 +1,4 @@
-"""What a service manager is told, a log on a full disk, and the figures of the status."""
+"""Messages to a service manager, a log on a full disk, and the figures of the status."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def wait_for(manager: socket.socket, word: str) -> list[str]:
     return messages
 
 
-def test_the_service_manager_is_told_of_each_state(tmp_path: Path, manager: socket.socket) -> None:
+def test_the_service_manager_gets_each_state(tmp_path: Path, manager: socket.socket) -> None:
     environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
     with Running(tmp_path, CONFIG, environment=environment) as daemon:
         starting = wait_for(manager, "READY=1")

@@ -1,4 +1,4 @@
-"""What the service manager is told, on a real datagram socket, and when."""
+"""Messages to the service manager, on a real datagram socket, and when they are sent."""
 
 from __future__ import annotations
 
