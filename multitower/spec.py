@@ -1,8 +1,8 @@
-"""What a spawned worker is told, and what it reports of its models: plain data that travels as JSON.
+"""What the supervisor sends to a worker about its work, and what the worker reports: plain data that travels as JSON.
 
-The supervisor writes `ProcessSpec` into the spawned process and `Assignment` either with it (a cold start) or
-later (a spare that takes over a slot). The worker answers with `ModelReport`s. Supervisor and worker meet only
-here and in `worker_wire`; neither imports the other.
+A process gets a `ProcessSpec` when it is spawned, and an `Assignment` either in it (a cold start) or later (a spare
+that takes over a slot). It answers with `WorkerReport`s. Supervisor and worker share only this module, `worker_wire`
+and `model_formats`; neither imports the other.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Any, Final, Self
 from multitower.model_formats import ModelFormat, recognize
 
 NO_SOCKET: Final = 73
-"""The exit code of a worker that cannot make its socket (EX_CANTCREAT of sysexits.h): it cannot report why."""
+"""The exit code of a worker that cannot make its socket, and so cannot report why (EX_CANTCREAT of sysexits.h)."""
 
 UNREADABLE_MESSAGE: Final = 76
 """The exit code of a worker that cannot read a message of the supervisor (EX_PROTOCOL of sysexits.h)."""
 
 ONLY_VERSION: Final = "1"
-"""Of a model that has no version folders."""
+"""The version of a model without version folders."""
 
 
 def newest(versions: Iterable[str]) -> str:
-    """Of these versions, at least one, the one that requests get which name none: the highest number."""
+    """The version for requests that name none: the highest number. There must be at least one version."""
     return max(versions, key=int)
 
 
 class _Json:
-    """To JSON and back for the frozen dataclasses below; nested ones name their own readers."""
+    """Writes the frozen dataclasses below as JSON; each has its own reader."""
 
     def to_json(self) -> bytes:
         return json.dumps(dataclasses.asdict(self), separators=(",", ":")).encode()  # type: ignore[call-overload]
@@ -39,32 +39,30 @@ class _Json:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec(_Json):
-    """One model as the configuration names it.
+    """One version of a model, as configured.
 
     Attributes:
-        name: what clients ask for.
-        path: an absolute path of a SavedModel (or a folder of numbered versions) or a file with one of the
-            `FILE_SUFFIXES`, or None.
-        version: the numbered folder under `path` to load, or None where there are none. The supervisor chooses it,
-            so that a worker that is started again never serves another version than its neighbours. A model of which
-            several versions are served has a spec for each.
+        name: the name that clients use.
+        path: the absolute path of a SavedModel, of a folder of numbered versions, or of a file with one of
+            `model_formats.FILE_SUFFIXES`; None for a handler.
+        version: the numbered folder under `path` to load; None where there are none. The supervisor chooses it, so that
+            a restarted worker serves the same versions as the others. Each served version has a spec of its own.
         handler: `module:Class`, or None; exactly one of `path` and `handler` is given.
         parameters: passed to the handler's `load`.
-        inputs: of a frozen graph: the tensors that requests give, by the names that clients use for them.
-        outputs: of a frozen graph: those that they get.
-        signature: the SavedModel's signature; None picks `serving_default`, else `serve`, else the only one.
-        max_batch_size: rows a batch at the most; 0 means that requests are never batched together.
-        allowed_batch_sizes: sizes a batch is padded to, ascending, the last being `max_batch_size`; empty for
-            no padding.
-        pad_variable_length_inputs: requests that differ in other dimensions than their rows share batches, padded.
-        warmup: an absolute path of an .npz file with inputs for the warm-up, or None.
-        jit_compile: XLA compiles the model for each of the allowed batch sizes.
-        placement: in a worker of several devices: `towers`, a replica on each; or `as_saved`, one that spans them on
-            the devices that its graph names.
-        log_device_placement: the worker logs the device of each node; then a single device has a tower, too.
-        fingerprint: of what lies at `path`, so that a reload sees that it is another model; empty for handlers.
-        safe_rows: rows that an earlier worker of the slot found to fit into the device's memory; 0 while that is
-            unknown.
+        inputs: of a frozen graph: the tensors that requests feed, by the names that clients use.
+        outputs: of a frozen graph: the tensors that requests get, by name.
+        signature: the SavedModel's default signature; None for `serving_default`, else `serve`, else the only one.
+        max_batch_size: the largest number of rows in a batch; 0 runs the model unbatched.
+        allowed_batch_sizes: sizes that batches are padded to, ascending, up to `max_batch_size`; empty for no padding.
+        pad_variable_length_inputs: whether requests that differ in dimensions other than the first share batches,
+            padded.
+        warmup: the absolute path of an .npz file with inputs for the warm-up, or None.
+        jit_compile: whether XLA compiles the model for each allowed batch size.
+        placement: in a worker of several devices: `towers` for a replica on each, or `as_saved` for one that spans
+            them, on the devices that its graph names.
+        log_device_placement: whether the worker logs the device of each node. A single device then has a tower too.
+        fingerprint: a digest of the files at `path`, by which a reload recognises a changed model; empty for handlers.
+        safe_rows: rows that an earlier worker of the slot found to fit into the device's memory; 0 while unknown.
     """
 
     name: str
@@ -87,7 +85,7 @@ class ModelSpec(_Json):
 
     @property
     def key(self) -> tuple[str, str]:
-        """Its name and version, as its report has them."""
+        """Its name and version, as in its report."""
         return self.name, self.version or ONLY_VERSION
 
     @property
@@ -96,27 +94,26 @@ class ModelSpec(_Json):
         return recognize(self.path)
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        """The spec that `dataclasses.asdict` and JSON made `data` of."""
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what `dataclasses.asdict` and JSON made of a spec."""
         return cls(**{**data, "allowed_batch_sizes": tuple(data["allowed_batch_sizes"])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assignment(_Json):
-    """A slot's work: which device, how much of the host, which models.
+    """The work of a slot: its devices, its share of the host, its models.
 
     Attributes:
         slot: the slot's number.
-        incarnation: the n-th process in that slot, from 1.
-        devices: names of the devices, `("GPU-…",)` or `("cpu:0",)`; of several, all of one kind, the i-th is
+        incarnation: the number of the process in that slot, from 1.
+        devices: names of the devices, such as `("GPU-…",)` or `("cpu:0",)`. Several are all of one kind; the i-th is
             TensorFlow's `GPU:i` or `CPU:i`.
-        environment: variables to set before any device is touched (`CUDA_VISIBLE_DEVICES`,
-            `CUDA_DEVICE_ORDER`).
+        environment: variables to set before any device is touched (`CUDA_VISIBLE_DEVICES`, `CUDA_DEVICE_ORDER`).
         intra_op_threads: TensorFlow's threads within one operation.
-        inter_op_threads: TensorFlow's operations at one time.
-        cores: CPU numbers the worker is bound to, or empty for no binding.
-        memory_limit_bytes: a hard limit of each device's memory for TensorFlow, or None for growth on demand.
-        models: what to load, in this order.
+        inter_op_threads: how many operations TensorFlow runs at the same time.
+        cores: CPU numbers that the worker is bound to; empty for no binding.
+        memory_limit_bytes: a limit on each device's memory for TensorFlow; None for growth on demand.
+        models: the models to load, in this order.
     """
 
     slot: int
@@ -130,36 +127,36 @@ class Assignment(_Json):
     models: tuple[ModelSpec, ...] = ()
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        """The assignment that `dataclasses.asdict` and JSON made `data` of."""
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what `dataclasses.asdict` and JSON made of an assignment."""
         return cls(
             **{
                 **data,
                 "devices": tuple(data["devices"]),
                 "cores": tuple(data["cores"]),
-                "models": tuple(ModelSpec.of(model) for model in data["models"]),
+                "models": tuple(ModelSpec.from_dict(model) for model in data["models"]),
             }
         )
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Self:
         """Reads what `to_json` wrote."""
-        return cls.of(json.loads(text))
+        return cls.from_dict(json.loads(text))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessSpec(_Json):
-    """What a process is told at birth.
+    """What a process gets when it is spawned.
 
     Attributes:
         endpoint: the ipc address that the worker binds; a fresh one for every process.
-        parent_pid: the supervisor's pid; a worker that finds another parent ends at once.
-        name: what `ps` shows, at most 15 bytes.
-        import_tensorflow: import TensorFlow before waiting for an assignment, since a model will need it.
-        import_path: folders put in front of the import path, for handlers.
+        parent_pid: the supervisor's pid; a worker that has another parent exits at once.
+        name: the name that `ps` shows, of at most 15 bytes.
+        import_tensorflow: whether to import TensorFlow before waiting for an assignment, since a model will need it.
+        import_path: folders to put in front of the import path, for handlers.
         heartbeat_s: seconds from one heartbeat to the next.
         log_level: the daemon's, as `logging` names it; with `DEBUG` TensorFlow logs everything.
-        assignment: the slot's work, or None for a spare, which gets it later.
+        assignment: the work of the slot; None for a spare, which gets it later.
     """
 
     endpoint: str
@@ -180,35 +177,35 @@ class ProcessSpec(_Json):
             **{
                 **data,
                 "import_path": tuple(data["import_path"]),
-                "assignment": Assignment.of(assignment) if assignment is not None else None,
+                "assignment": Assignment.from_dict(assignment) if assignment is not None else None,
             }
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorReport:
-    """Name, datatype and shape of an input or output; -1 is a dimension that may vary, None an unknown rank."""
+    """An input or output. In its shape -1 is a dimension of any size; a shape of None is of unknown rank."""
 
     name: str
     datatype: str
     shape: tuple[int, ...] | None
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        """The report that `dataclasses.asdict` and JSON made `data` of."""
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what `dataclasses.asdict` and JSON made of a report."""
         shape = data["shape"]
         return cls(name=data["name"], datatype=data["datatype"], shape=None if shape is None else tuple(shape))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TowerReport:
-    """Where a replica of a model is, and where its nodes were in a traced run of its warm-up.
+    """The device of a replica of a model, and the devices on which its nodes ran in a traced run of the warm-up.
 
     Attributes:
-        device: as the configuration names it; several joined by commas where it spans them.
-        nodes: of its graph, by the device that they were on; None where no run has shown it.
-        fallbacks: those that were not on the tower's device, by operation: it has no kernel for them; or they are where
-            a request's own tensor enters a loop or a branch.
+        device: its name in the configuration; several names joined by commas where the replica spans devices.
+        nodes: the number of its graph's nodes on each device; None where no run has shown it.
+        fallbacks: the number of nodes that ran elsewhere than on the tower's device, by operation: the device has no
+            kernel for them, or they pass a tensor of the request into a loop or a branch.
     """
 
     device: str
@@ -218,15 +215,15 @@ class TowerReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignatureReport:
-    """What a worker found of a signature that requests may name.
+    """A signature that requests may name, beside the default one.
 
     Attributes:
-        name: the signature's.
+        name: the signature's name.
         inputs: its inputs.
         outputs: its outputs.
-        max_batch_size: rows a batch; 0 if requests run unbatched.
-        unbatched_because: why they do although the model is configured to be batched, or None.
-        cause: why it cannot be served, or None where it can.
+        max_batch_size: the largest number of rows in a batch; 0 where it runs unbatched.
+        unbatched_because: why it runs unbatched although batching is configured, or None.
+        cause: why it cannot be served, or None.
     """
 
     name: str
@@ -237,35 +234,35 @@ class SignatureReport:
     cause: str | None = None
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        """The report that `dataclasses.asdict` and JSON made `data` of."""
-        tensors = {side: tuple(TensorReport.of(entry) for entry in data[side]) for side in ("inputs", "outputs")}
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what `dataclasses.asdict` and JSON made of a report."""
+        tensors = {side: tuple(TensorReport.from_dict(entry) for entry in data[side]) for side in ("inputs", "outputs")}
         return cls(**{**data, **tensors})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelReport:
-    """What a worker found a model to be.
+    """A model on a worker.
 
     Attributes:
         name: as configured.
         version: the number of the version folder, "1" where there are none.
-        platform: `tensorflow_savedmodel`, `tensorflow_graphdef`, `keras` or `python`.
+        platform: see `model_formats`.
         state: `ready` or `failed`.
         cause: why it failed, for people.
-        inputs: the model's inputs, or None where a handler declares none and takes any.
-        outputs: its outputs, or None where a handler declares none.
-        max_batch_size: rows a batch; 0 if requests run unbatched.
-        unbatched_because: why a model that is configured to be batched runs unbatched, or None.
+        inputs: its inputs; None where a handler declares none, and accepts any.
+        outputs: its outputs; None where a handler declares none.
+        max_batch_size: the largest number of rows in a batch; 0 where it runs unbatched.
+        unbatched_because: why it runs unbatched although batching is configured, or None.
         pad_variable_length_inputs: as configured.
-        signature: the name of the signature that all of this tells of, "" where the model has none.
-        signatures: the others that it has.
+        signature: the name of the default signature, which this report describes; "" where the model has none.
+        signatures: its other signatures.
         towers: its replicas, where the worker made towers of it.
-        load_s: seconds to load it.
-        warmup_s: seconds to warm it up.
-        host_memory_bytes: by how much the worker's resident memory grew meanwhile.
-        device_memory_bytes: the same of its devices' memory; None without a GPU, and where nobody says.
-        device_memory_peak_bytes: the most that it was meanwhile; None as well where only TensorFlow could say.
+        load_s: seconds that loading it took.
+        warmup_s: seconds that warming it up took.
+        host_memory_bytes: the growth of the worker's resident memory meanwhile.
+        device_memory_bytes: the growth of device memory meanwhile; None without a GPU, and where it is unknown.
+        device_memory_peak_bytes: the largest growth in between; None also where TensorFlow does not run the model.
     """
 
     name: str
@@ -293,20 +290,20 @@ class ModelReport:
         return self.name, self.version
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        """The report that `dataclasses.asdict` and JSON made `data` of."""
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what `dataclasses.asdict` and JSON made of a report."""
         tensors = {
-            side: None if data[side] is None else tuple(TensorReport.of(entry) for entry in data[side])
+            side: None if data[side] is None else tuple(TensorReport.from_dict(entry) for entry in data[side])
             for side in ("inputs", "outputs")
         }
-        signatures = tuple(SignatureReport.of(entry) for entry in data["signatures"])
+        signatures = tuple(SignatureReport.from_dict(entry) for entry in data["signatures"])
         towers = tuple(TowerReport(**entry) for entry in data["towers"])
         return cls(**{**data, **tensors, "signatures": signatures, "towers": towers})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnbatchedReport(_Json):
-    """Requests for a model that was batched run unbatched from now on.
+    """A model that was batched runs unbatched from now on.
 
     Attributes:
         model: its name.
@@ -326,12 +323,12 @@ class UnbatchedReport(_Json):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryReport(_Json):
-    """Memory did not suffice for a batch.
+    """Memory did not suffice for a batch; or it does again.
 
     Attributes:
-        model: whose.
-        safe_rows: rows that calls of the model have from now on; 0 where that is not the way out.
-        exhausted: calls in a row for which it did not suffice, though they could not be split further.
+        model: the model's name.
+        safe_rows: the largest number of rows in a call from now on; 0 for no limit.
+        exhausted: calls in a row for which memory did not suffice though they could not be split any further.
     """
 
     model: str
@@ -346,14 +343,14 @@ class MemoryReport(_Json):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerReport(_Json):
-    """A worker's own account of its state.
+    """The state of a worker.
 
     Attributes:
-        state: `importing` (the socket is bound), `idle` (a spare that waits), `loading`, `ready` (at least one
-            model serves) or `failed` (none does, or TensorFlow cannot be imported).
-        pid: the process.
+        state: `importing` (its socket is bound), `idle` (a spare that waits), `loading`, `ready` (at least one model
+            can be served) or `failed` (none can, or TensorFlow cannot be imported).
+        pid: the pid of the process.
         cause: why it failed.
-        visible_devices: `CUDA_VISIBLE_DEVICES` as the process itself reads it, or None when it is not set.
+        visible_devices: `CUDA_VISIBLE_DEVICES` as the process reads it; None if it is not set.
         models: one report for each model of the assignment, once they have been loaded.
     """
 
@@ -367,4 +364,4 @@ class WorkerReport(_Json):
     def from_json(cls, text: bytes | str) -> Self:
         """Reads what `to_json` wrote."""
         data = json.loads(text)
-        return cls(**{**data, "models": tuple(ModelReport.of(model) for model in data["models"])})
+        return cls(**{**data, "models": tuple(ModelReport.from_dict(model) for model in data["models"])})

@@ -1,25 +1,25 @@
-"""The private messages between router and worker. They change with any release; both sides come from one wheel.
+"""The private messages between router and worker. They may change with any release: both sides come from one package.
 
-One message a batch in both directions. A batch names its key (model, inputs' names, datatypes and dimensions)
-by number; the key's description travels with the first batch that uses it, and both sides forget all keys by the
-same rule when there are too many.
+A batch is one message in each direction. It names its key (the model, and its inputs' names, datatypes and dimensions)
+by a number. The description of a key travels with the first batch that uses it. Where there are too many keys, both
+sides forget all of them by the same rule.
 
     router to worker:   ASSIGN | Assignment (JSON)
-                        BATCH head | key (JSON), unless it is known | frames
-                        SHARED head | key, likewise | table | frames of the inputs that are not in shared memory
+                        BATCH head | description of the key (JSON), unless it is known | frames
+                        SHARED head | description, likewise | table | frames of the inputs not in shared memory
                         TOWER | BATCH or SHARED as above, for a worker of several towers
                         STOP
     worker to router:   REPORT | WorkerReport (JSON)
                         RESULT head | frames
-                        MEMORY | MemoryReport (JSON): the device's memory did not suffice
+                        MEMORY | MemoryReport (JSON): memory did not suffice for a batch
                         UNBATCHED | UnbatchedReport (JSON): the model's outputs do not have the batch's dimension
 
-The frames of small tensors travel *joined*: one frame an input (or output) of the whole batch, row after row, which is
-the array that the model is called with. A frame costs a microsecond on each side of each socket, and a batch has many.
-Rows of `tensors.BULKY_BYTES` or more have frames of their own, entry by entry in the key's order, which nobody has to
-copy; and so has BYTES, whose elements differ in length, and what is padded. In a RESULT, entry by entry, each answer is
-a reply header and its outputs, or the header of an error; joined, the reply headers stand in the head, one for each
-number of rows.
+The frames of small tensors travel *joined*: one frame an input, or output, with the rows of the whole batch. That frame
+is the array that the model is called with. A frame costs a microsecond on each side of each socket, and a batch has
+many. Tensors with rows of `tensors.BULKY_BYTES` or more travel in frames of their own, entry by entry in the key's
+order, so that nobody has to copy them. So do BYTES, whose elements differ in length, and padded tensors. In a RESULT,
+entry by entry, each answer is a reply header and its outputs, or the header of an error; joined, the head contains the
+reply headers, one for each number of rows.
 """
 
 from __future__ import annotations
@@ -44,27 +44,28 @@ MEMORY: Final = b"M"
 UNBATCHED: Final = b"U"
 
 BEGUN: Final = "@Q"
-"""What each tower of a worker writes, in one store, into the memory that it shares with the supervisor: the id of the
-batch that it began last. It may have a second one, and what its socket held at its death is lost."""
+"""The format of the id of the batch that a tower began last. Each tower stores it into memory that it shares with the
+supervisor: a worker may have two batches, and what its socket holds when it dies is lost."""
 
 BEGUN_BYTES: Final = 4096
-"""Of that memory: room for more towers than a machine has devices."""
+"""The size of that memory, for more towers than any machine has devices."""
 
 SIZES: Final = ""
-"""In place of an input's name: the sizes of an entry's variable dimensions, INT64. No input is named so."""
+"""The name of the input that contains the sizes of an entry's variable dimensions, as INT64. No real input has it."""
 
-# A client that sends ever new shapes makes ever new keys; this many are remembered on each side.
+# A client that sends a new shape with each request makes a new key each time; each side remembers this many.
 MAX_KEYS: Final = 4096
 MAX_KEY_BYTES: Final = 16 << 20
 
 _TOWER_HEAD: Final = struct.Struct("<cH")
-# A heartbeat: towers, then u64 calls a tower.
+# A heartbeat: the number of towers; then u64 calls, one a tower.
 _HEARTBEAT_HEAD: Final = struct.Struct("<H")
-# BATCH, batch id, key id, whether the key follows, joined, entries; then u32 rows an entry.
+# BATCH, batch id, key id, whether the description follows, joined, entries; then u32 rows, one an entry.
 _BATCH_HEAD: Final = struct.Struct("<cQQ??I")
-# RESULT, batch id, entries, ns: assemble, compute, slice; then the number of reply headers, 0 for entry by entry.
+# RESULT, batch id, entries, ns to assemble, compute, slice; the number of reply headers, 0 for entry by entry.
 _RESULT_HEAD: Final = struct.Struct("<cQIQQQI")
-# Entry by entry then u16 frames an entry. Joined u32 rows an entry, u32 rows a header, u32 bytes a header, the headers.
+# Entry by entry: u16 frames, one an entry.
+# Joined: u32 rows, one an entry; u32 rows, one a header; u32 bytes, one a header; the headers.
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +74,13 @@ class KeySpec:
 
     Attributes:
         model: the model's name.
-        inputs: (name, datatype, dims) in the order of the frames; dims exclude the batch dimension when
-            `batched`, and are the whole shape otherwise. Where entries differ in some dims (-1), the last input is
-            `SIZES`: what these are, in this order, in each entry.
-        outputs: names wanted, in their order, or None for all.
-        batched: entries are joined along dimension 0. Otherwise each is run alone.
-        signature: the model's, "" for the one that it has by default.
-        version: the model's, "" for the newest that the worker has.
+        inputs: (name, datatype, dims) in the order of the frames; dims are the dimensions but the first if `batched`,
+            and the whole shape otherwise. Where entries differ in some of them (-1), the last input is `SIZES`: the
+            sizes of these dimensions, in this order, of each entry.
+        outputs: the names of the wanted outputs, in their order; None for all.
+        batched: whether entries are joined along dimension 0. Otherwise the model is called for each separately.
+        signature: the model's signature; "" for the default one.
+        version: the model's version; "" for the newest that the worker has.
     """
 
     model: str
@@ -91,13 +92,12 @@ class KeySpec:
 
     @property
     def padded(self) -> bool:
-        """Entries are padded to one size."""
+        """Whether entries differ in size, and are padded to one."""
         return bool(self.inputs) and self.inputs[-1][0] == SIZES
 
     def to_json(self) -> bytes:
         """The description that travels with the first batch of this key."""
-        told = [self.model, self.inputs, self.outputs, self.batched, self.signature, self.version]
-        return json.dumps(told).encode()
+        return json.dumps([self.model, self.inputs, self.outputs, self.batched, self.signature, self.version]).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> KeySpec:
@@ -114,7 +114,7 @@ class KeySpec:
 
 
 def tower_head(tower: int) -> bytes:
-    """The frame in front of a batch that is for this tower."""
+    """The frame in front of a batch for this tower."""
     return _TOWER_HEAD.pack(TOWER, tower)
 
 
@@ -125,24 +125,24 @@ def read_tower_head(head: bytes) -> int:
 
 
 def heartbeat(calls: Sequence[int]) -> bytes:
-    """A heartbeat, on a pipe of its own: the number of calls of models that each tower has begun."""
+    """A heartbeat, which goes through a pipe of its own: the number of calls of models that each tower has begun."""
     return _HEARTBEAT_HEAD.pack(len(calls)) + struct.pack(f"<{len(calls)}Q", *calls)
 
 
 def last_heartbeat(data: bytes) -> tuple[int, ...] | None:
-    """The last one of these that were written one after the other; None when there is no whole one."""
-    area, last = 0, None
-    while area + _HEARTBEAT_HEAD.size <= len(data):
-        (count,) = _HEARTBEAT_HEAD.unpack_from(data, area)
-        area += _HEARTBEAT_HEAD.size
-        if area + 8 * count > len(data):
+    """Reads heartbeats that were written one after the other; returns the last complete one, or None."""
+    position, last = 0, None
+    while position + _HEARTBEAT_HEAD.size <= len(data):
+        (count,) = _HEARTBEAT_HEAD.unpack_from(data, position)
+        position += _HEARTBEAT_HEAD.size
+        if position + 8 * count > len(data):
             break
-        last = struct.unpack_from(f"<{count}Q", data, area)
-        area += 8 * count
+        last = struct.unpack_from(f"<{count}Q", data, position)
+        position += 8 * count
     return last
 
 
-def joinable(key: KeySpec) -> bool:
+def travels_joined(key: KeySpec) -> bool:
     """Whether the inputs of a batch travel joined."""
     return (
         key.batched
@@ -154,20 +154,28 @@ def joinable(key: KeySpec) -> bool:
     )
 
 
-def join(entries: Sequence[Sequence[Any]]) -> list[Any]:
-    """One frame an input, of the entries' frames in order."""
+def join_frames(entries: Sequence[Sequence[Any]]) -> list[Any]:
+    """Joins the frames of entries: one frame an input, in order."""
     if len(entries) == 1:
         return list(entries[0])
     return [b"".join(parts) for parts in zip(*entries, strict=True)]
 
 
 def batch_head(batch_id: int, key_id: int, rows: Sequence[int], *, joined: bool, described: bool) -> bytes:
-    """The head of a BATCH message; `rows` has an item an entry, `described` says that the key's description follows."""
+    """The head of a BATCH message.
+
+    Args:
+        batch_id: a number that the answers carry.
+        key_id: the number of the key.
+        rows: the number of rows of each entry.
+        joined: whether the frames are joined.
+        described: whether the description of the key follows.
+    """
     return struct.pack(f"<cQQ??I{len(rows)}I", BATCH, batch_id, key_id, described, joined, len(rows), *rows)
 
 
 class BatchHead(NamedTuple):
-    """What `batch_head` was given."""
+    """The arguments of `batch_head`."""
 
     batch_id: int
     key_id: int
@@ -183,19 +191,22 @@ def read_batch_head(head: bytes) -> BatchHead:
 
 
 def shared_head(head: bytes) -> bytes:
-    """The head of a batch of which some tensors lie in shared memory."""
+    """The head of a batch with tensors in shared memory, made of its `batch_head`."""
     return SHARED + head[len(BATCH) :]
 
 
 class WorkerArea(NamedTuple):
-    """A part of a region of shared memory, as a worker finds it.
+    """An area of shared memory for one tensor, as a worker accesses it.
 
     Attributes:
-        entry: of the batch.
-        tensor: an input's number in the key's order, or an output's name.
-        region: the region's name, which replies tell.
-        descriptor: the region's in the parent; `device` and `inode` tell that it still is.
-        offset: in bytes, and `size` likewise.
+        entry: the index of the entry in the batch.
+        tensor: the index of an input in the key, or the name of an output.
+        region: the name of the region, for the reply.
+        descriptor: the region's descriptor in the supervisor.
+        device: the region's device number, and `inode` its inode: they show that the descriptor is still the region's.
+        inode: see `device`.
+        offset: where the area begins, in bytes.
+        size: its size in bytes.
     """
 
     entry: int
@@ -209,30 +220,30 @@ class WorkerArea(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Which tensors of a batch lie in shared memory: inputs to be read, and places where outputs may be written."""
+    """The tensors of a batch in shared memory: inputs to read, and areas to which outputs may be written."""
 
     inputs: list[WorkerArea]
     outputs: list[WorkerArea]
 
     def pack(self) -> bytes:
-        """The table's frame."""
+        """The frame of the table."""
         return json.dumps(self, separators=(",", ":")).encode()
 
     @classmethod
     def unpack(cls, frame: bytes) -> Table:
-        """Reads what `pack` wrote; the table is not to be changed."""
+        """Reads what `pack` wrote. The table is shared, and must not be changed."""
         return _unpacked(frame)
 
 
 @functools.lru_cache(maxsize=256)
 def _unpacked(frame: bytes) -> Table:
-    # Clients use the same places again and again.
+    # Clients use the same areas again and again.
     inputs, outputs = json.loads(frame)
     return Table([WorkerArea(*area) for area in inputs], [WorkerArea(*area) for area in outputs])
 
 
 class Timing(NamedTuple):
-    """Nanoseconds that a batch took in its worker: assembling inputs, computing, slicing outputs."""
+    """Nanoseconds of a batch in its worker: for assembling inputs, for computing, and for slicing outputs."""
 
     assemble_ns: int
     compute_ns: int
@@ -243,10 +254,10 @@ def result(batch_id: int, answers: Sequence[list[Any] | bytes], timing: Timing) 
     """A RESULT message, entry by entry.
 
     Args:
-        batch_id: of the batch that is answered.
-        answers: for each entry in order a reply header and its outputs; or, for an error, the header of the
+        batch_id: the number of the batch.
+        answers: one an entry, in order: a reply header and the outputs; or, for an error, the header of the
             `MT1:error` reply.
-        timing: where the time went.
+        timing: how long it took.
     """
     counts = [0 if isinstance(answer, bytes) else len(answer) for answer in answers]
     head = _RESULT_HEAD.pack(RESULT, batch_id, len(answers), *timing, 0)
@@ -262,14 +273,14 @@ def result(batch_id: int, answers: Sequence[list[Any] | bytes], timing: Timing) 
 def joined_result(
     batch_id: int, headers: dict[int, bytes], rows: Sequence[int], outputs: Sequence[Any], timing: Timing
 ) -> list[Any]:
-    """A RESULT message, joined: no entry has an error.
+    """A RESULT message, joined. No entry has an error.
 
     Args:
-        batch_id: of the batch that is answered.
-        headers: the reply header of an entry with so many rows, for each number that there is.
-        rows: of each entry.
-        outputs: one frame an output, of all rows.
-        timing: where the time went.
+        batch_id: the number of the batch.
+        headers: the reply header for each number of rows that an entry has.
+        rows: the number of rows of each entry.
+        outputs: one frame an output, with the rows of all entries.
+        timing: how long it took.
     """
     sizes = [len(header) for header in headers.values()]
     head = _RESULT_HEAD.pack(RESULT, batch_id, len(rows), *timing, len(headers))
@@ -278,7 +289,7 @@ def joined_result(
 
 
 class Result(NamedTuple):
-    """A RESULT as the router reads it: for each entry the header and outputs of its reply, or an error's header."""
+    """A RESULT as the router reads it: for each entry a reply header and the outputs, or the header of an error."""
 
     batch_id: int
     answers: list[list[Any] | bytes]
@@ -296,12 +307,12 @@ def read_result(message: Sequence[Any]) -> Result:
         rows = numbers[:count]
         end = len(head)
         by_rows: dict[int, bytes] = {}
-        # From the last on: the headers end with the frame.
+        # Backwards: the last header ends with the frame.
         for index in range(headers - 1, -1, -1):
             start = end - numbers[count + headers + index]
             by_rows[numbers[count + index]] = head[start:end]
             end = start
-        answers = _cut(by_rows, rows, message[1:])
+        answers = _split_outputs(by_rows, rows, message[1:])
     else:
         answers = []
         start = 1
@@ -311,14 +322,14 @@ def read_result(message: Sequence[Any]) -> Result:
     return Result(batch_id, answers, timing)
 
 
-def _cut(headers: dict[int, bytes], rows: Sequence[int], outputs: Sequence[Any]) -> list[list[Any] | bytes]:
-    """An answer an entry, of outputs that are joined."""
+def _split_outputs(headers: dict[int, bytes], rows: Sequence[int], outputs: Sequence[Any]) -> list[list[Any] | bytes]:
+    """One answer an entry, from joined outputs."""
     if len(rows) == 1:
         return [[headers[rows[0]], *outputs]]
     total = sum(rows)
     answers: list[list[Any] | bytes] = [[headers[count]] for count in rows]
     for frame in outputs:
-        # What is large is libzmq's buffer; its slices are copied when they are sent.
+        # A large frame is a buffer of libzmq; its slices are copied when they are sent.
         data = frame if type(frame) is bytes else frame.buffer
         width = len(data) // total
         start = 0
@@ -330,18 +341,24 @@ def _cut(headers: dict[int, bytes], rows: Sequence[int], outputs: Sequence[Any])
 
 
 class KeyMemory:
-    """The keys that one side of one connection remembers. Router and worker apply the same rule in step."""
+    """The keys that one side of a connection remembers; both sides `put` the same keys in the same order."""
 
     def __init__(self) -> None:
         self._known: dict[int, Any] = {}
         self._bytes = 0
 
     def get(self, key_id: int) -> Any | None:
-        """What was put under `key_id`, or None when the other side does not know it either."""
+        """The value of a key; None if it is unknown, and then it is unknown to the other side as well."""
         return self._known.get(key_id)
 
     def put(self, key_id: int, value: Any, size: int) -> None:
-        """Remembers a key whose description has `size` bytes; forgets all others first where there are too many."""
+        """Remembers a key. If there are too many, all others are forgotten first.
+
+        Args:
+            key_id: the number of the key.
+            value: what this side needs of it.
+            size: the bytes of its description.
+        """
         if len(self._known) >= MAX_KEYS or self._bytes + size > MAX_KEY_BYTES:
             self._known.clear()
             self._bytes = 0

@@ -207,7 +207,7 @@ class Executor:
         if not replies.have_rows(outputs, size):
             self._stop_joining(key, batch.split_entries(joined, rows), answers, outputs, size)
             return None
-        if not replies.can_travel_joined(outputs):
+        if not replies.travel_joined(outputs):
             self._answer_entries(batch.split_entries(joined, rows), outputs, answers)
             return None
         started = time.monotonic_ns()

@@ -87,7 +87,7 @@ def concatenate_outputs(parts: Sequence[Sequence[Output]]) -> list[Output]:
         raise make(Reason.OUTPUT_INVALID, f"the batch was run in parts, and their outputs differ: {error}") from None
 
 
-def can_travel_joined(outputs: Sequence[Output]) -> bool:
+def travel_joined(outputs: Sequence[Output]) -> bool:
     """Whether the outputs of all entries go to the router in joined frames; see `worker_wire`."""
     return all(
         datatype != tensors.BYTES and array.nbytes // len(array) < tensors.BULKY_BYTES for _, array, datatype in outputs

@@ -346,7 +346,7 @@ class Router:
         if joined is not None:
             route.connection.send([*route.head, *_batch_message(batch, joined, ())])
             return
-        joined = worker_wire.joinable(key.spec)
+        joined = worker_wire.travels_joined(key.spec)
         description = key.spec.to_json()
         route.connection.send([*route.head, *_batch_message(batch, joined, (description,))])
         # The worker remembers the key, now that it has got it.
@@ -366,7 +366,7 @@ def _batch_message(batch: Batch, joined: bool, description: Sequence[bytes]) -> 
         if request.shared:
             return regions.batch_message(batch, description)
     if joined:
-        frames = worker_wire.join([request.frames for request in requests])
+        frames = worker_wire.join_frames([request.frames for request in requests])
     else:
         frames = [frame for request in requests for frame in request.frames]
     rows = [request.rows for request in requests]

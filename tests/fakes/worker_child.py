@@ -167,9 +167,9 @@ class WorkerChild:
             ]
             for entry in entries
         ]
-        joined = worker_wire.joinable(key)
+        joined = worker_wire.travels_joined(key)
         head = worker_wire.batch_head(batch_id, key_id, rows, joined=joined, described=bool(description))
-        sent = worker_wire.join(frames) if joined else [frame for entry in frames for frame in entry]
+        sent = worker_wire.join_frames(frames) if joined else [frame for entry in frames for frame in entry]
         to = [worker_wire.tower_head(tower)] if tower is not None else []
         self._socket.send_multipart([*to, head, *description, *sent])
         return batch_id

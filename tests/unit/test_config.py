@@ -151,7 +151,7 @@ SPEC = ModelSpec(name="h", handler="my.module:Class")
 def test_a_handler_is_described_to_workers(folder: Path, more: str, spec: dict[str, Any]) -> None:
     model_spec = loaded(folder, HANDLER.replace("}", more + "}")).models[0].to_spec()
     assert model_spec == replace(SPEC, **spec)
-    assert ModelSpec.of(json.loads(model_spec.to_json())) == model_spec, "it is the same after serialisation"
+    assert ModelSpec.from_dict(json.loads(model_spec.to_json())) == model_spec, "it is the same after serialisation"
 
 
 def test_a_handler_may_be_a_nested_class(folder: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_frozen_graph_is_described_to_workers(folder: Path) -> None:
         outputs={"scores": "softmax:0", "best": "top"},
         max_batch_size=32,
     )
-    assert ModelSpec.of(json.loads(model_spec.to_json())) == model_spec, "it is the same after serialisation"
+    assert ModelSpec.from_dict(json.loads(model_spec.to_json())) == model_spec, "it is the same after serialisation"
 
 
 def test_a_configuration_cannot_be_changed(folder: Path) -> None:

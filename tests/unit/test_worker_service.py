@@ -55,7 +55,7 @@ class Scene:
         """The frames of the answer to a batch with a row of each value."""
         key = KeySpec("m", (("x", "UINT8", (width,)),), None, True)
         rows = [bytes([value]) * width for value in values]
-        joined = worker_wire.joinable(key)
+        joined = worker_wire.travels_joined(key)
         number = next(self._ids)
         head = worker_wire.batch_head(number, number, [1] * len(values), joined=joined, described=True)
         return self._answer([head, key.to_json(), *([b"".join(rows)] if joined else rows)])
@@ -136,7 +136,7 @@ def test_a_batch_runs_on_the_version_that_it_names_or_on_the_newest() -> None:
     def answered_by(version: str) -> str:
         key = KeySpec("m", (("x", "UINT8", (1,)),), None, True, version=version)
         number = int(version or 0)
-        head = worker_wire.batch_head(number, number, [1], joined=worker_wire.joinable(key), described=True)
+        head = worker_wire.batch_head(number, number, [1], joined=worker_wire.travels_joined(key), described=True)
         job = service.open_message([head, key.to_json(), b"x"])
         assert job is not None
         _, answers, _ = worker_wire.read_result(service.run(job))

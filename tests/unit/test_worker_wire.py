@@ -41,7 +41,7 @@ def test_a_key_travels_with_all_that_it_has() -> None:
     ],
 )
 def test_which_keys_travel_joined(spec: KeySpec, joined: bool) -> None:
-    assert worker_wire.joinable(spec) is joined
+    assert worker_wire.travels_joined(spec) is joined
 
 
 NUMBERS = st.integers(0, 2**64 - 1)
@@ -56,12 +56,12 @@ def test_heads_of_batches(batch_id: int, key_id: int, rows: list[int], joined: b
 
 def test_inputs_are_joined_in_the_order_of_the_entries() -> None:
     entries: list[list[Any]] = [[b"ab", b"1"], [memoryview(b"cdef"), bytearray(b"23")]]
-    assert worker_wire.join(entries) == [b"abcdef", b"123"]
+    assert worker_wire.join_frames(entries) == [b"abcdef", b"123"]
 
 
 def test_the_frames_of_a_single_entry_are_not_copied() -> None:
     frame = bytes(100)
-    assert worker_wire.join([[frame]])[0] is frame
+    assert worker_wire.join_frames([[frame]])[0] is frame
 
 
 answers = st.one_of(st.binary(min_size=1), st.lists(st.binary(), min_size=1, max_size=5))

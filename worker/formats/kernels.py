@@ -30,7 +30,7 @@ _ON_GPU = frozenset(("GPU", "DEFAULT"))
 
 def main() -> None:
     """Reads stdin, writes stdout."""
-    specs = [ModelSpec.of(data) for data in json.load(sys.stdin)]
+    specs = [ModelSpec.from_dict(data) for data in json.load(sys.stdin)]
     with os.fdopen(os.dup(1), "w") as answer:
         # Whatever models and libraries print must not come between.
         os.dup2(2, 1)
