@@ -16,7 +16,7 @@ from .formats.registry import load_replicas
 from .heartbeat import CallCounter
 from .memory_use import MemoryMeter
 from .model_errors import LoadError, load_cause, log_traceback
-from .warmup.samples import samples_of
+from .warmup.samples import load_samples
 from .warmup.warmup import Findings, Sample, warm_up
 
 log = logging.getLogger("multitower.worker")
@@ -99,7 +99,7 @@ def _load_model(
     started = time.monotonic()
     models = load_replicas(spec, devices)
     loaded = time.monotonic()
-    samples = samples_of(models[0], spec)
+    samples = load_samples(models[0], spec)
     replicas: list[Replica] = []
     for model, counter in zip(models, counters, strict=False):
         findings = warm_up(model, spec, samples)

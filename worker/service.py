@@ -29,7 +29,7 @@ from .model_errors import log_traceback, one_line
 from .replies import Answer, JoinedReplies
 from .shared_memory.buffers import Buffers
 from .shared_memory.mappings import Mappings
-from .shared_memory.regions import Inputs, Outputs, Regions
+from .shared_memory.regions import OutputWriter, Regions, SharedInputs
 
 log = logging.getLogger("multitower.worker")
 
@@ -174,10 +174,10 @@ class _Service:
         self._models = {**models, **{(name, ""): models[name, newest(found)] for name, found in versions.items()}}
         self._mark_begun = mark_begun
         self._keys = KeyMemory()
-        self._outputs = Outputs()
+        self._outputs = OutputWriter()
         self._buffers = Buffers()
         self._mappings = Mappings()
-        self._parent = os.getppid()
+        self._supervisor = os.getppid()
 
     def open_message(self, message: list[Any]) -> _Job | None:
         """Prepares the batch that a message brings. While it does, `run` may be running in another thread.
@@ -189,7 +189,7 @@ class _Service:
             UnreadableMessageError: the message is of no known kind, or its head cannot be read.
         """
         if self._mappings.known:
-            self._mappings.tick()
+            self._mappings.drop_unused()
         first = bytes(message[0])  # not `bytes` yet where a batch has very many requests
         kind = first[:1]
         if kind == worker_wire.STOP:
@@ -207,7 +207,7 @@ class _Service:
 
     def release_unused(self) -> None:
         """Unmaps regions that have not been used lately. To be called while no message comes."""
-        self._mappings.tick()
+        self._mappings.drop_unused()
 
     def run(self, job: _Job) -> list[Any]:
         """Runs a batch; returns the message of its answers."""
@@ -235,7 +235,7 @@ class _Service:
         whole = _Part(key, head.rows, _views(frames), Table.unpack(bytes(packed)))
         # A request that is run alone is also read and written alone, while it is in the processor's caches.
         parts = [whole] if key.batched else _split_by_entry(whole)
-        regions = Regions(self._parent, self._mappings)
+        regions = Regions(self._supervisor, self._mappings)
         try:
             self._prepare_part(parts[0], executor, regions)
         except Exception:
@@ -266,7 +266,9 @@ class _Service:
     def _prepare_part(self, part: _Part, executor: Executor, regions: Regions) -> None:
         """Reads the inputs of a part from shared memory, and prepares the entries that could be read."""
         assert part.frames is not None  # it is done once
-        inputs = Inputs(part.key, part.rows, part.table, part.frames, regions, self._buffers, executor.padded_size)
+        inputs = SharedInputs(
+            part.key, part.rows, part.table, part.frames, regions, self._buffers, executor.padded_size
+        )
         part.frames, part.errors = None, inputs.errors
         for area in part.table.outputs:
             part.areas.setdefault(area.entry, {})[str(area.tensor)] = area

@@ -25,7 +25,7 @@ with warnings.catch_warnings():
 from multitower.spec import ModelSpec
 from multitower.worker.formats.model import Arrays
 from multitower.worker.model_errors import LoadError
-from multitower.worker.warmup.samples import SERVING_FILE, samples_of
+from multitower.worker.warmup.samples import SERVING_FILE, load_samples
 from multitower.worker.warmup.warmup import warm_up
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -94,7 +94,7 @@ def test_requests_as_tensorflow_serving_keeps_them(serving: Path) -> None:
     file = record(serving, PREDICT, SESSION_RUN, TWICE, CLASSIFY, REGRESS)
     spec = spec_of(serving.parent, version="1")
     model = SavedModel(spec)
-    samples = samples_of(model, spec)
+    samples = load_samples(model, spec)
     assert [sample.signature for sample in samples] == ["", "twice", "classify", "classify"]
     assert plain(samples[0].inputs) == plain(samples[1].inputs) == {"x": [[1.5, -2.0]]}
     assert [parse(sample.inputs["inputs"]).numpy().tolist() for sample in samples[2:]] == [[3, 4], [9]]
@@ -112,7 +112,7 @@ def test_the_first_request_is_what_every_size_is_run_on(tmp_path: Path) -> None:
     spec = spec_of(path)
     assert warm_up(SavedModel(spec), spec) == (None, False), "ones are refused"
     record(path, PREDICT)
-    assert warm_up(SavedModel(spec), spec, samples_of(SavedModel(spec), spec)) == (None, True)
+    assert warm_up(SavedModel(spec), spec, load_samples(SavedModel(spec), spec)) == (None, True)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ WRONG = {
 def test_a_record_that_is_wrong_is_named(message: str, told: str, model: SavedModel, tmp_path: Path) -> None:
     file = record(tmp_path, PREDICT, message)
     with pytest.raises(LoadError, match=re.escape(f"{file}, record 2: ") + ".*" + told):
-        samples_of(model, spec_of(tmp_path))
+        load_samples(model, spec_of(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_file_that_is_damaged_is_named(damage: Callable[[bytes], bytes], model
     file = record(tmp_path, PREDICT, PREDICT)
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(LoadError, match=re.escape(str(file)) + r", record [23]: it cannot be read"):
-        samples_of(model, spec_of(tmp_path))
+        load_samples(model, spec_of(tmp_path))
 
 
 def test_no_byte_that_differs_does_more_than_fail_the_model(model: SavedModel, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_no_byte_that_differs_does_more_than_fail_the_model(model: SavedModel, t
         folder.mkdir()
         record(folder, bad.hex())
         with contextlib.suppress(LoadError):
-            assert all(sample.inputs["x"].shape[1:] == (2,) for sample in samples_of(model, spec_of(folder)))
+            assert all(sample.inputs["x"].shape[1:] == (2,) for sample in load_samples(model, spec_of(folder)))
 
 
 def test_a_request_that_the_model_refuses_fails_it(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_request_that_the_model_refuses_fails_it(tmp_path: Path) -> None:
     file = record(path, PREDICT)
     spec = spec_of(path)
     with pytest.raises(LoadError, match=re.escape(f"{file}, record 1: the model raised on it: InvalidArgumentError")):
-        warm_up(SavedModel(spec), spec, samples_of(SavedModel(spec), spec))
+        warm_up(SavedModel(spec), spec, load_samples(SavedModel(spec), spec))
 
 
 # XLA.

@@ -21,16 +21,16 @@ def address(view: memoryview) -> int:
 
 def test_a_buffer_comes_round_and_nearly_equal_sizes_share_it() -> None:
     made = Buffers()
-    first = address(made.take(602_112))
-    assert address(made.take(602_112)) == first
-    assert address(made.take(590_000)) == first
-    assert address(made.take(6_000_000)) != first
-    assert [len(made.take(size)) for size in (0, 1, 5000, 602_112)] == [0, 1, 5000, 602_112]
+    first = address(made.allocate(602_112))
+    assert address(made.allocate(602_112)) == first
+    assert address(made.allocate(590_000)) == first
+    assert address(made.allocate(6_000_000)) != first
+    assert [len(made.allocate(size)) for size in (0, 1, 5000, 602_112)] == [0, 1, 5000, 602_112]
 
 
 def test_not_while_a_view_of_it_is_left() -> None:
     made = Buffers()
-    view = made.take(100_000)
+    view = made.allocate(100_000)
     array = np.frombuffer(view, np.float32).reshape(100, 250)[10:20]
     array[:] = 7
     frame = array.reshape(-1).view(np.uint8).data
@@ -39,7 +39,7 @@ def test_not_while_a_view_of_it_is_left() -> None:
         assert len(kept)
     del view, kept
     for _ in range(2):
-        other = made.take(100_000)
+        other = made.allocate(100_000)
         assert address(other) != first
         other[:] = bytes(100_000)
     del array
@@ -47,22 +47,22 @@ def test_not_while_a_view_of_it_is_left() -> None:
     del frame
     gc.collect()
     del other
-    assert first in [address(view) for view in [made.take(100_000) for _ in range(3)]]
+    assert first in [address(view) for view in [made.allocate(100_000) for _ in range(3)]]
 
 
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffers, "KEPT_BYTES", 1 << 20)
+    monkeypatch.setattr(buffers, "MAX_FREE_BYTES", 1 << 20)
     made = Buffers()
-    views = [made.take(100_000) for _ in range(50)]
+    views = [made.allocate(100_000) for _ in range(50)]
     assert len({address(view) for view in views}) == 50
     del views
-    made.take(1)
-    assert 0 < made.bytes <= 1 << 20
-    views = [made.take(200_000) for _ in range(50)]
-    made.take(2 << 20)
+    made.allocate(1)
+    assert 0 < made.free_bytes <= 1 << 20
+    views = [made.allocate(200_000) for _ in range(50)]
+    made.allocate(2 << 20)
     del views
-    made.take(1)
-    assert 0 < made.bytes <= 1 << 20
+    made.allocate(1)
+    assert 0 < made.free_bytes <= 1 << 20
 
 
 def test_two_threads_never_get_the_same_one() -> None:
@@ -70,7 +70,7 @@ def test_two_threads_never_get_the_same_one() -> None:
 
     def work(number: int) -> int:
         for _ in range(5000):
-            view = made.take(4096)
+            view = made.allocate(4096)
             view[:8] = struct.pack("<Q", number)
             assert struct.unpack_from("<Q", view) == (number,)
         return number
@@ -82,5 +82,5 @@ def test_two_threads_never_get_the_same_one() -> None:
             assert list(pool.map(work, range(3))) == [0, 1, 2]
     finally:
         sys.setswitchinterval(interval)
-    made.take(4096)
-    assert 0 <= made.bytes <= 6 * 4096  # each had one while it took the next
+    made.allocate(4096)
+    assert 0 <= made.free_bytes <= 6 * 4096  # each had one while it took the next

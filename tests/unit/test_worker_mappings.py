@@ -14,7 +14,7 @@ from memfds import NONCE, region
 
 from multitower import wire
 from multitower.worker.shared_memory import mappings as under_test
-from multitower.worker.shared_memory.mappings import MOST_MAPPINGS, Mappings
+from multitower.worker.shared_memory.mappings import MAX_MAPPINGS, Mappings
 from multitower.worker.shared_memory.regions import Regions
 from multitower.worker_wire import WorkerArea
 
@@ -165,11 +165,11 @@ def test_what_nothing_uses_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
             read(mappings, where)
         for _ in range(5):
             now += under_test.UNUSED_S / 2
-            mappings.tick()
+            mappings.drop_unused()
             assert read(mappings, where) == CONTENT
             assert mappings.find(where) is not None
         now += under_test.UNUSED_S
-        mappings.tick()
+        mappings.drop_unused()
         assert mapped() == 0
         assert read(mappings, where) == CONTENT
 
@@ -178,7 +178,7 @@ def test_their_number_is_bounded() -> None:
     mappings = Mappings()
     opened = []
     try:
-        for number in range(3 * MOST_MAPPINGS):
+        for number in range(3 * MAX_MAPPINGS):
             descriptor = os.memfd_create("test", os.MFD_ALLOW_SEALING)
             opened.append(descriptor)
             os.ftruncate(descriptor, 8192)
@@ -189,7 +189,7 @@ def test_their_number_is_bounded() -> None:
             for _ in range(3):
                 read(mappings, where)
             assert mappings.find(where) is not None
-            assert mapped() <= MOST_MAPPINGS
+            assert mapped() <= MAX_MAPPINGS
     finally:
         for descriptor in opened:
             os.close(descriptor)

@@ -14,7 +14,7 @@ from memfds import region
 from multitower import wire
 from multitower.worker.shared_memory.buffers import Buffers
 from multitower.worker.shared_memory.mappings import Mappings
-from multitower.worker.shared_memory.regions import Inputs, Outputs, Regions
+from multitower.worker.shared_memory.regions import OutputWriter, Regions, SharedInputs
 from multitower.worker_wire import KeySpec, Table, WorkerArea
 
 KEY = KeySpec("m", (("x", "INT16", (2,)), ("n", "UINT8", ())), None, True)
@@ -39,10 +39,10 @@ def read(
     frames: list[bytes],
     key: KeySpec = KEY,
     padded: Callable[[int], int] = lambda rows: rows,
-) -> Inputs:
+) -> SharedInputs:
     before = len(os.listdir("/proc/self/fd"))
     with Regions(os.getpid(), Mappings()) as regions:
-        made = Inputs(key, rows, Table(inputs, []), frames, regions, Buffers(), padded)
+        made = SharedInputs(key, rows, Table(inputs, []), frames, regions, Buffers(), padded)
     assert len(os.listdir("/proc/self/fd")) == before
     return made
 
@@ -102,7 +102,7 @@ def test_no_memory_is_an_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> memoryview:
         raise MemoryError
 
-    monkeypatch.setattr(Buffers, "take", refuse)
+    monkeypatch.setattr(Buffers, "allocate", refuse)
     single = KeySpec("m", KEY.inputs, None, False)
     with area(0, 0, numbers(5, 6)) as (x, _):
         for key, rows, frames in ((KEY, [1, 1], [b"\0", numbers(1, 2), b"\1"]), (single, [1], [b"\0"])):
@@ -117,13 +117,13 @@ REPLY = wire.reply_header("m", "1", [wire.Tensor("y", "INT16", (2,)), wire.Tenso
 ANSWER = [REPLY, numbers(1, 2), b"\1\0\0\0a"]
 
 
-def write(outputs: Outputs, areas: dict[str, WorkerArea]) -> list[bytes]:
+def write(outputs: OutputWriter, areas: dict[str, WorkerArea]) -> list[bytes]:
     with Regions(os.getpid(), Mappings()) as regions:
         return outputs.write(list(ANSWER), areas, regions)
 
 
 def test_an_output_is_written_to_its_place_and_the_header_tells() -> None:
-    outputs = Outputs()
+    outputs = OutputWriter()
     with area(0, "y", bytes(10)) as (y, descriptor):
         for _ in range(2):
             header, *frames = write(outputs, {"y": y})
@@ -139,7 +139,7 @@ def test_an_output_is_written_to_its_place_and_the_header_tells() -> None:
 @pytest.mark.parametrize("change", [{"size": 3}, {"inode": 0}, {"descriptor": 999_999}])
 def test_what_cannot_be_written_stays_a_frame(change: dict[str, int]) -> None:
     with area(0, "y", bytes(10)) as (y, descriptor):
-        answer = write(Outputs(), {"y": y._replace(**change)})
+        answer = write(OutputWriter(), {"y": y._replace(**change)})
         assert answer[1:] == ANSWER[1:]
         assert json.loads(answer[0]) == json.loads(REPLY)
         assert os.pread(descriptor, 10, 4096) == bytes(10)
@@ -147,4 +147,4 @@ def test_what_cannot_be_written_stays_a_frame(change: dict[str, int]) -> None:
 
 def test_bytes_and_unknown_outputs_have_no_place() -> None:
     with area(0, "s", bytes(100)) as (s, _):
-        assert write(Outputs(), {"s": s, "z": s}) == ANSWER
+        assert write(OutputWriter(), {"s": s, "z": s}) == ANSWER

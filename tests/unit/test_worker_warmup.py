@@ -14,8 +14,8 @@ import pytest
 from multitower.spec import ModelSpec, TensorReport
 from multitower.worker.formats.model import Arrays
 from multitower.worker.model_errors import LoadError
-from multitower.worker.warmup.samples import samples_of
-from multitower.worker.warmup.warmup import Sample, sizes, warm_up
+from multitower.worker.warmup.samples import load_samples
+from multitower.worker.warmup.warmup import Sample, warm_up, warmup_sizes
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from multitower.worker.warmup.warmup import Sample, sizes, warm_up
     ],
 )
 def test_sizes(largest: int, allowed: tuple[int, ...], wanted: list[int]) -> None:
-    assert sizes(ModelSpec(name="m", max_batch_size=largest, allowed_batch_sizes=allowed)) == wanted
+    assert warmup_sizes(ModelSpec(name="m", max_batch_size=largest, allowed_batch_sizes=allowed)) == wanted
 
 
 X = TensorReport(name="x", datatype="FP32", shape=(-1, 3))
@@ -199,11 +199,12 @@ def test_a_handler_is_run_on_samples() -> None:
 
 
 @pytest.mark.parametrize("spec", [BATCHED, ModelSpec(name="m")])
-def test_a_sample_that_the_model_refuses_fails_it(spec: ModelSpec) -> None:
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_a_sample_that_the_model_refuses_fails_it(spec: ModelSpec, kind: type[BaseException]) -> None:
     def refuse(inputs: Arrays) -> Arrays:
-        raise ValueError("no such word")
+        raise kind("no such word")
 
-    with pytest.raises(LoadError, match=r"^file\.npz: the model raised on it: ValueError: no such word$"):
+    with pytest.raises(LoadError, match=rf"^file\.npz: the model raised on it: {kind.__name__}: no such word$"):
         warm_up(Model(refuse), spec, [sample(1)])
 
 
@@ -264,7 +265,7 @@ GOOD: Arrays = {"x": np.ones((2, 3)), "s": np.array(["grün", ""]), "h": np.ones
 def of_file(path: Path, inputs: tuple[TensorReport, ...] | None = DECLARED) -> list[Sample]:
     model = Model(same)
     model.inputs = inputs
-    return samples_of(model, ModelSpec(name="m", handler="m:M", warmup=str(path)))
+    return load_samples(model, ModelSpec(name="m", handler="m:M", warmup=str(path)))
 
 
 def test_arrays_of_a_file_become_what_the_model_takes(tmp_path: Path) -> None:
@@ -315,5 +316,5 @@ def test_an_array_without_a_name_is_told_as_that(tmp_path: Path) -> None:
 
 
 def test_nobody_gave_any(tmp_path: Path) -> None:
-    assert samples_of(Model(), ModelSpec(name="m", handler="m:M")) == []
-    assert samples_of(Model(), ModelSpec(name="m", path=str(tmp_path))) == []
+    assert load_samples(Model(), ModelSpec(name="m", handler="m:M")) == []
+    assert load_samples(Model(), ModelSpec(name="m", path=str(tmp_path))) == []

@@ -1,8 +1,8 @@
-"""Which operations of models TensorFlow can run on the CPU alone: `python -m multitower.worker.formats.kernels`.
+"""Finds operations of models that TensorFlow can run on the CPU only: `python -m multitower.worker.formats.kernels`.
 
-`multitower doctor` runs it in a process of its own. A JSON list of `ModelSpec`s comes on stdin, a JSON object with
-`build` and, for each model, an entry in `models` goes to stdout. SavedModels are read but not loaded; files are loaded
-as a worker loads them. No device is touched: whoever starts it hides them.
+`multitower doctor` runs this program in a process of its own. It reads a JSON list of `ModelSpec`s from stdin, and
+writes a JSON object to stdout, with `build` and an entry in `models` for each model. SavedModels are read but not
+loaded; files are loaded as a worker loads them. It uses no device: its caller hides them.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from .registry import load
 from .saved_model import DEFAULT_SIGNATURES, INTERNAL_SIGNATURE
 
 _ON_GPU = frozenset(("GPU", "DEFAULT"))
-"""Kernels for devices that TensorFlow's GPUs take; DEFAULT are those that any device takes."""
+"""The device types of kernels that GPUs can run; kernels of DEFAULT run on any device."""
 
 
 def main() -> None:
     """Reads stdin, writes stdout."""
     specs = [ModelSpec.from_dict(data) for data in json.load(sys.stdin)]
     with os.fdopen(os.dup(1), "w") as answer:
-        # Whatever models and libraries print must not come between.
+        # Output of models and libraries must not get into the answer.
         os.dup2(2, 1)
-        json.dump({"build": _build(), "models": {spec.name: _look_at(spec) for spec in specs}}, answer)
+        json.dump({"build": _build(), "models": {spec.name: _inspect(spec) for spec in specs}}, answer)
 
 
 def _build() -> dict[str, Any]:
@@ -49,10 +49,10 @@ def _build() -> dict[str, Any]:
     }
 
 
-def _look_at(spec: ModelSpec) -> dict[str, Any]:
+def _inspect(spec: ModelSpec) -> dict[str, Any]:
     try:
-        nodes = _nodes(spec)
-    except Exception as error:  # noqa: BLE001  a model may be broken in any way; the others are looked at
+        nodes = _needed_nodes(spec)
+    except Exception as error:  # noqa: BLE001  a model may be broken in any way; the others are inspected
         return {"error": one_line(error)}
     counts: Counter[str] = Counter()
     cpu_only: Counter[str] = Counter()
@@ -66,21 +66,21 @@ def _look_at(spec: ModelSpec) -> dict[str, Any]:
 
 
 def is_cpu_only(node: Any) -> bool:
-    """TensorFlow has a kernel for the node on the CPU, and none on a GPU, for its types.
+    """Whether TensorFlow has a kernel for a node, with its types, on the CPU and none on a GPU.
 
     Args:
-        node: a NodeDef. One of a name without kernels, such as a call of a function, runs nowhere by itself.
+        node: a NodeDef. One without kernels, such as a call of a function, does not run by itself.
     """
     devices = {
         kernel.device_type
         for kernel in kernels.get_registered_kernels_for_op(node.op).kernel
-        if not kernel.label and _takes(kernel, node)
+        if not kernel.label and _accepts(kernel, node)
     }
     return "CPU" in devices and not devices & _ON_GPU
 
 
-def _takes(kernel: Any, node: Any) -> bool:
-    """The node's types are among the kernel's; a type that the node does not tell counts as one of them."""
+def _accepts(kernel: Any, node: Any) -> bool:
+    """Whether the node's types are among the kernel's. A type that the node does not state counts as accepted."""
     for constraint in kernel.constraint:
         attribute = node.attr.get(constraint.name)
         if attribute is None:
@@ -92,18 +92,18 @@ def _takes(kernel: Any, node: Any) -> bool:
     return True
 
 
-def _nodes(spec: ModelSpec) -> Iterator[Any]:
+def _needed_nodes(spec: ModelSpec) -> Iterator[Any]:
     """The nodes that a request runs."""
-    assert spec.path is not None  # handlers are not asked for
+    assert spec.path is not None  # the caller leaves handlers out
     path = Path(spec.path, spec.version) if spec.version is not None else Path(spec.path)
     if path.is_dir():
-        return _saved_model(path, spec.signature)
+        return _saved_model_nodes(path, spec.signature)
     model: Any = load(spec, ["cpu:0"])
     graph = model.graph
     return _reached(graph, spec.outputs.values() or [node.name for node in graph.node])
 
 
-def _saved_model(folder: Path, wanted: str | None) -> Iterator[Any]:
+def _saved_model_nodes(folder: Path, wanted: str | None) -> Iterator[Any]:
     from tensorflow.python.saved_model import loader_impl
 
     graphs = loader_impl.parse_saved_model(str(folder)).meta_graphs
@@ -113,14 +113,14 @@ def _saved_model(folder: Path, wanted: str | None) -> Iterator[Any]:
     name = next((name for name in choices if name in known), None)
     if name is None:
         raise ValueError(f"no signature to look at; the model has: {', '.join(known) or 'none'}")
-    outputs = [tensor for info in graph.signature_def[name].outputs.values() for tensor in _tensors(info)]
+    outputs = [tensor for info in graph.signature_def[name].outputs.values() for tensor in _tensor_names(info)]
     return _reached(graph.graph_def, outputs)
 
 
-def _tensors(info: Any) -> list[str]:
+def _tensor_names(info: Any) -> list[str]:
     kind = info.WhichOneof("encoding")
     if kind == "composite_tensor":
-        return [name for part in info.composite_tensor.components for name in _tensors(part)]
+        return [name for part in info.composite_tensor.components for name in _tensor_names(part)]
     if kind == "coo_sparse":
         sparse = info.coo_sparse
         return [sparse.values_tensor_name, sparse.indices_tensor_name, sparse.dense_shape_tensor_name]
@@ -128,26 +128,22 @@ def _tensors(info: Any) -> list[str]:
 
 
 def _reached(graph: Any, outputs: Iterable[str]) -> Iterator[Any]:
-    """The nodes that the outputs need, and those of the functions that these call."""
+    """The nodes that the outputs need, and the nodes of the functions that these call."""
     nodes = {node.name: node for node in graph.node}
     waiting = [_node_of(name) for name in outputs]
-    found: dict[str, Any] = {}
+    needed: dict[str, Any] = {}
     while waiting:
         name = waiting.pop()
-        if name in nodes and name not in found:
-            found[name] = nodes[name]
+        if name in nodes and name not in needed:
+            needed[name] = nodes[name]
             waiting += map(_node_of, nodes[name].input)
     library = {function.signature.name: function for function in graph.library.function}
-    yield from _with_functions(found.values(), library)
+    yield from _with_functions(needed.values(), library)
 
 
 def _node_of(tensor: str) -> str:
-    """The node that an input such as `^name` or `name:1` is of."""
+    """The name of the node of an input such as `^name` or `name:1`."""
     return tensor.removeprefix("^").partition(":")[0]
-
-
-def _library(graph: Any) -> dict[str, Any]:
-    return {function.signature.name: function for function in graph.library.function}
 
 
 def _with_functions(nodes: Iterable[Any], library: Mapping[str, Any]) -> Iterator[Any]:

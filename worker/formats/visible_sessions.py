@@ -1,8 +1,8 @@
 """Sessions with a `visible_device_list` each, in one process: `python -m multitower.worker.formats.visible_sessions N`.
 
-`multitower compare` runs it to show what becomes of that way. A JSON list goes to stdout, with an entry for each
-session: what was asked for, the device that computed a product of matrices, and which piece of hardware TensorFlow says
-that is.
+`multitower compare` runs this program to show what happens with this way of using several GPUs. It writes a JSON list
+to stdout, with an entry for each session: the GPU that was asked for, the device that computed a product of matrices,
+and the hardware that TensorFlow reports for that device.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ SIZE = 256
 
 
 def main() -> None:
-    """Reads the number of GPUs from the command line, writes stdout."""
+    """Reads the number of GPUs from the command line; writes stdout."""
     with os.fdopen(os.dup(1), "w") as answer:
-        # Whatever libraries print must not come between.
+        # Output of libraries must not get into the answer.
         os.dup2(2, 1)
         kept: list[Any] = []
-        json.dump([_one(number, kept) for number in range(int(sys.argv[1]))], answer)
+        json.dump([_run_session(number, kept) for number in range(int(sys.argv[1]))], answer)
 
 
-def _one(number: int, kept: list[Any]) -> dict[str, Any]:
-    """Opens a session for a GPU, and leaves it open, as a server would."""
+def _run_session(number: int, kept: list[Any]) -> dict[str, Any]:
+    """Runs a product in a session for a GPU, and keeps the session open, as a server would."""
     from tensorflow.python.client import device_lib
 
     v1 = tf.compat.v1
@@ -47,9 +47,9 @@ def _one(number: int, kept: list[Any]) -> dict[str, Any]:
         found["device"] = nodes.get("product")
         gpus = [device for device in device_lib.list_local_devices(config) if device.device_type == "GPU"]
         found["physical"] = gpus[0].physical_device_desc if gpus else None
-    except Exception as error:  # noqa: BLE001  whatever it is, it is what becomes of this way
+    except Exception as error:  # noqa: BLE001  whatever it is, it is the result
         text = str(error)
-        # What a graph's error begins with is where in this file its node was made.
+        # An error of a graph begins with the line of this file that made its node.
         reason = text.partition("\nNode: ")[2].partition("\n")[2] or text
         found["error"] = f"{type(error).__name__}: {' '.join(reason.split())[:300]}"
     return found

@@ -1,7 +1,7 @@
-"""Memory for the inputs of batches, used again: new pages cost more than what is copied into them.
+"""Memory for the inputs of batches that is used again: new pages cost more than what is copied into them.
 
-The system's allocator gives large blocks back at once, and the kernel clears each page that it hands out again: 130 us
-for 600 kB. A buffer comes back by itself when nothing refers to it any more, so that a model may keep its inputs.
+The system's allocator returns large blocks to the kernel at once, and the kernel clears each page that it hands out
+again: 130 us for 600 kB. A buffer comes back when nothing refers to it any more, so that a model may keep its inputs.
 """
 
 from __future__ import annotations
@@ -12,62 +12,62 @@ from typing import Any
 
 import numpy as np
 
-KEPT_BYTES = 64 << 20
-"""Of all buffers that wait to be used again; a worker needs one an input, and a second while its answer leaves."""
+MAX_FREE_BYTES = 64 << 20
+"""The limit for all free buffers. A worker needs one an input, and a second while its answer is being sent."""
 
 
 class Buffers:
-    """Buffers that wait, by their size. Any number of threads may take some.
+    """Buffers by their size. Any number of threads may allocate some.
 
     Attributes:
-        bytes: of all that wait, at most `KEPT_BYTES`.
+        free_bytes: the size of all free buffers, at most `MAX_FREE_BYTES`.
     """
 
     def __init__(self) -> None:
-        # A collection of garbage may bring one back in the middle of anything, hence the queue.
-        self._back: deque[np.ndarray[Any, Any]] = deque()
+        # The garbage collector may return a buffer while any of the methods runs, hence the queue.
+        self._returned: deque[np.ndarray[Any, Any]] = deque()
         self._free: dict[int, list[np.ndarray[Any, Any]]] = {}
-        self.bytes = 0
-        self._taking = threading.Lock()
+        self.free_bytes = 0
+        self._lock = threading.Lock()
 
-    def take(self, size: int) -> memoryview:
-        """A buffer of `size` bytes of any content."""
-        # Half a power of two: batches of nearly the same number of rows share buffers.
+    def allocate(self, size: int) -> memoryview:
+        """A buffer of `size` bytes, with any content."""
+        # Sizes are rounded, so that batches of nearly the same number of rows share buffers.
         step = 1 << max(11, size.bit_length() - 2)
         rounded = -(-size // step) * step
-        with self._taking:
-            self._take_back()
+        with self._lock:
+            self._collect_returned()
             free = self._free.get(rounded)
             memory = free.pop() if free else None
             if memory is not None:
-                self.bytes -= rounded
+                self.free_bytes -= rounded
         if memory is None:
             memory = np.empty(rounded, np.uint8)
-        return np.asarray(_Loan(memory, self._back)).data[:size]
+        return np.asarray(_Loan(memory, self._returned)).data[:size]
 
-    def _take_back(self) -> None:
-        while self._back:
-            memory = self._back.popleft()
+    def _collect_returned(self) -> None:
+        while self._returned:
+            memory = self._returned.popleft()
             size = memory.nbytes
-            if size > KEPT_BYTES:
+            if size > MAX_FREE_BYTES:
                 continue
-            if self.bytes + size > KEPT_BYTES:
-                # What batches are like has changed: those of other sizes may not be wanted any more.
+            if self.free_bytes + size > MAX_FREE_BYTES:
+                # The sizes of batches have changed: buffers of other sizes may never be needed again.
                 self._free.clear()
-                self.bytes = 0
+                self.free_bytes = 0
             self._free.setdefault(size, []).append(memory)
-            self.bytes += size
+            self.free_bytes += size
 
 
 class _Loan:
-    """What all views of a buffer refer to."""
+    """What all views of an allocated buffer refer to. When it is deleted, the buffer returns."""
 
-    __slots__ = ("__array_interface__", "_back", "_memory")
+    __slots__ = ("__array_interface__", "_memory", "_returned")
 
-    def __init__(self, memory: np.ndarray[Any, Any], back: deque[np.ndarray[Any, Any]]) -> None:
+    def __init__(self, memory: np.ndarray[Any, Any], returned: deque[np.ndarray[Any, Any]]) -> None:
         self._memory = memory
-        self._back = back
+        self._returned = returned
         self.__array_interface__ = memory.__array_interface__
 
     def __del__(self) -> None:
-        self._back.append(self._memory)
+        self._returned.append(self._memory)

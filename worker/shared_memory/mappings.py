@@ -1,12 +1,12 @@
-"""Mappings of clients' memory that is used again and again: a copy costs a third of what a system call costs.
+"""Mappings of clients' regions that are used again and again: copying from one costs a third of a system call.
 
-A client could do harm by three things. By shortening its file, which would end whoever reads behind the end: the seal
-that the daemon insists on forbids that, and it is looked for here again. By changing what the model computes on: nobody
-but the copying works on a mapping. And by memory that is not there yet, which a mapping would make: so only places that
-have been filled are used like that, all others through system calls, which fail in place of ending the process. A
-client that takes filled memory away again gets zeros.
+A client could do harm in three ways. It could shorten its file, and whoever reads behind the end would be killed: the
+seal that the daemon insists on forbids that, and it is checked here again. It could change what the model computes on:
+only copies work on a mapping. And it could name memory that does not exist yet, which reading through a mapping would
+allocate: so only areas that have been filled are accessed in this way. All others are accessed by system calls, which
+fail instead of killing the process. A client that frees filled memory again gets zeros.
 
-Of a client that has died nothing is kept for longer than `UNUSED_S` and what it takes until that is looked at.
+Nothing of a client that has died is kept for longer than `UNUSED_S` and the time until the next check.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ import time
 from ...worker_wire import WorkerArea
 
 UNUSED_S = 10.0
-"""How long a mapping is kept that nothing uses."""
+"""How long a mapping is kept that is not used."""
 
-MOST_MAPPINGS = 64
-MOST_BYTES = 4 << 30
-"""Of a file that is mapped."""
+MAX_MAPPINGS = 64
+MAX_BYTES = 4 << 30
+"""The largest file that is mapped."""
 
-# Linux's numbers (linux/fcntl.h, asm-generic/mman-common.h); Python's modules have them only from later versions on.
+# Linux's numbers (linux/fcntl.h, asm-generic/mman-common.h); only later versions of Python have names for them.
 _F_GET_SEALS = 1034
 _F_SEAL_SHRINK = 2
 _MADV_POPULATE_READ = 22
 
 Identity = tuple[str, int, int]
-"""A region's name, which holds a number that nobody can guess, and its file."""
+"""A region's name, which contains a random number, and the device and inode of its file."""
 
 
 class _Mapping:
-    """One region's.
+    """The mapping of one region.
 
     Attributes:
         view: its bytes; None where it cannot be mapped.
-        filled: for each of its pages, 1 when it is known to be memory already.
+        filled: for each page, 1 if it is known to be allocated.
         used: when it was used last, in monotonic seconds.
     """
 
@@ -51,11 +51,11 @@ class _Mapping:
         self.filled = bytearray()
         self.view: memoryview | None = None
         size = os.fstat(descriptor).st_size
-        if size > MOST_BYTES or not fcntl.fcntl(descriptor, _F_GET_SEALS) & _F_SEAL_SHRINK:
+        if size > MAX_BYTES or not fcntl.fcntl(descriptor, _F_GET_SEALS) & _F_SEAL_SHRINK:
             return
-        with contextlib.suppress(OSError, ValueError):  # sealed against writing, or there is no room
+        with contextlib.suppress(OSError, ValueError):  # sealed against writing, or out of address space
             mapped = mmap.mmap(descriptor, size)
-            # It is not the worker's to write into a core dump, nor a grandchild's to hold.
+            # A client's memory belongs neither into a core dump of the worker nor into its child processes.
             mapped.madvise(mmap.MADV_DONTDUMP)
             mapped.madvise(mmap.MADV_DONTFORK)
             self.view = memoryview(mapped)
@@ -66,15 +66,15 @@ class Mappings:
     """The mappings of one worker. Any number of threads may use them.
 
     Attributes:
-        known: of each region that has been named lately; None where that was once.
+        known: the mapping of each region that was used lately; None for a region that was used once.
     """
 
     def __init__(self) -> None:
         self.known: dict[Identity, _Mapping | None] = {}
-        self._look_at = 0.0
+        self._next_check = 0.0
 
     def find(self, area: WorkerArea) -> memoryview | None:
-        """The place's bytes; None where it is to be reached through its descriptor."""
+        """The bytes of an area; None where it must be accessed through its descriptor."""
         mapping = self.known.get((area.region, area.device, area.inode))
         if mapping is None or mapping.view is None or area.offset + area.size > len(mapping.view):
             return None
@@ -83,14 +83,14 @@ class Mappings:
         mapping.used = time.monotonic()
         return mapping.view[area.offset : area.offset + area.size]
 
-    def learn(self, area: WorkerArea, descriptor: int) -> None:
-        """The place has been used through its descriptor: the next time it may be found here."""
+    def record_use(self, area: WorkerArea, descriptor: int) -> None:
+        """Notes that an area was accessed through its descriptor, so that `find` may find it the next time."""
         identity = area.region, area.device, area.inode
         try:
             mapping = self.known[identity]
         except KeyError:
-            # Most clients send one request, and a mapping is dear.
-            if len(self.known) >= MOST_MAPPINGS:
+            # Not mapped yet: most clients send one request, and a mapping is expensive.
+            if len(self.known) >= MAX_MAPPINGS:
                 self.known.clear()
             self.known[identity] = None
             return
@@ -100,28 +100,28 @@ class Mappings:
         if mapping.view is None or not area.size or not _is_filled(area, descriptor):
             return
         if area.offset + area.size > len(mapping.view):
-            return  # it has grown meanwhile
+            return  # the file has grown since
         first, end = _pages(area)
-        with contextlib.suppress(OSError):  # kernels before 5.14 do it page by page, when it is used
+        with contextlib.suppress(OSError):  # kernels before 5.14 map page by page, when a page is used
             mapped = mapping.view.obj
             assert isinstance(mapped, mmap.mmap)
             mapped.madvise(_MADV_POPULATE_READ, first * mmap.PAGESIZE, (end - first) * mmap.PAGESIZE)
         mapping.filled[first:end] = bytes([1]) * (end - first)
 
-    def tick(self) -> None:
-        """Gives up what has not been used lately; to be called now and then."""
+    def drop_unused(self) -> None:
+        """Drops mappings that were not used lately. To be called regularly; it checks four times in `UNUSED_S`."""
         now = time.monotonic()
-        if now < self._look_at:
+        if now < self._next_check:
             return
-        self._look_at = now + UNUSED_S / 4
+        self._next_check = now + UNUSED_S / 4
         for identity, mapping in list(self.known.items()):
-            # One that somebody is copying from ends with that.
+            # A mapping that is being copied from is unmapped once that is done.
             if mapping is None or mapping.used + UNUSED_S <= now:
                 self.known.pop(identity, None)
 
 
 def _pages(area: WorkerArea) -> tuple[int, int]:
-    """The first page of a place, and the one behind its last."""
+    """The first page of an area, and the page behind its last one."""
     return area.offset // mmap.PAGESIZE, -(-(area.offset + area.size) // mmap.PAGESIZE)
 
 

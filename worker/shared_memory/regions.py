@@ -1,8 +1,8 @@
-"""The tensors of a batch that lie in shared memory: inputs read into the batch's arrays, outputs written back.
+"""The tensors of a batch in shared memory: inputs are read into the batch's arrays, outputs are written back.
 
-The worker reaches a client's memory through the descriptor that its parent holds: what is not there is an error of a
-read, never a signal. A descriptor is open for one batch only, which costs 5 us. Places that are used again are copied
-from and to a mapping (`mappings.py`), which costs a third.
+The worker accesses a client's memory through the descriptor that the supervisor holds: missing memory makes a read
+fail, and never causes a signal. A descriptor is open for one batch only, which costs 5 us. Areas that are used again
+are copied from and to a mapping (`mappings.py`), which costs a third.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from .mappings import Mappings
 MAX_HEADERS = 1024
 
 LONG_COPY = 1 << 20
-"""Bytes from which on other threads may run during a copy. To wait for their leave to go on may cost more than it."""
+"""Bytes from which on a copy lets other threads run. Waiting to go on afterwards may cost more than a shorter copy."""
 
 
 class Regions:
-    """The regions that one batch names; a context manager that closes the descriptors again that were needed for it.
+    """The regions of one batch; a context manager that closes the descriptors it has opened.
 
     Args:
-        parent: its pid.
-        mappings: of regions that were named before.
+        supervisor: the supervisor's pid.
+        mappings: of regions that were used before.
     """
 
-    def __init__(self, parent: int, mappings: Mappings) -> None:
-        self._parent = parent
+    def __init__(self, supervisor: int, mappings: Mappings) -> None:
+        self._supervisor = supervisor
         self._mappings = mappings
         self._open: dict[tuple[int, int, int], int] = {}
 
@@ -52,10 +52,10 @@ class Regions:
             os.close(self._open.popitem()[1])
 
     def read(self, area: WorkerArea, buffer: memoryview) -> None:
-        """Fills a buffer of the place's size.
+        """Reads an area into a buffer of its size.
 
         Raises:
-            OSError: the region is not there any more, or ends early.
+            OSError: the region is gone, or ends before the area does.
         """
         mapped = self._mappings.find(area)
         if mapped is not None:
@@ -68,13 +68,13 @@ class Regions:
             if not count:
                 raise OSError(f"the region ends at byte {area.offset + done}")
             done += count
-        self._mappings.learn(area, descriptor)
+        self._mappings.record_use(area, descriptor)
 
     def write(self, area: WorkerArea, data: memoryview) -> None:
-        """Writes data to the beginning of a place, which must be large enough.
+        """Writes data to the beginning of an area, which must be large enough.
 
         Raises:
-            OSError: the region is not there any more, or there is no memory for it.
+            OSError: the region is gone, or there is no memory for it.
         """
         mapped = self._mappings.find(area)
         if mapped is not None:
@@ -84,17 +84,17 @@ class Regions:
         done = 0
         while done < len(data):
             done += os.pwritev(descriptor, [data[done:]], area.offset + done)
-        self._mappings.learn(area, descriptor)
+        self._mappings.record_use(area, descriptor)
 
     def _descriptor(self, area: WorkerArea) -> int:
         identity = area.descriptor, area.device, area.inode
         descriptor = self._open.get(identity)
         if descriptor is None:
-            path = f"/proc/{self._parent}/fd/{area.descriptor}"
+            path = f"/proc/{self._supervisor}/fd/{area.descriptor}"
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
             status = os.fstat(descriptor)
             if (status.st_dev, status.st_ino) != (area.device, area.inode):
-                # The request is over: the parent has closed it, and the number is another file's.
+                # The request is over: the supervisor has closed the region, and the descriptor is another file's.
                 os.close(descriptor)
                 raise OSError("the region is not open any more")
             self._open[identity] = descriptor
@@ -108,14 +108,23 @@ def _copy(target: memoryview, source: memoryview) -> None:
         np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
 
 
-class Inputs:
-    """The inputs of a batch, as `executor.Executor.run` takes them.
+class SharedInputs:
+    """Reads the inputs of a batch, as `Executor.prepare` takes them.
+
+    Args:
+        key: of the batch.
+        rows: the number of rows of each entry.
+        table: the inputs that lie in shared memory.
+        frames: the other inputs, entry by entry.
+        regions: to read from.
+        buffers: memory to read into.
+        padded_size: the number of rows to pad joined inputs to, given the number of rows of the batch.
 
     Attributes:
-        rows: of each entry that can be run.
-        frames: of these entries, joined where `joined`.
-        joined: one frame an input, of all rows, padded like a batch.
-        errors: the answers of the other entries, by their number.
+        rows: the number of rows of each entry that can be run.
+        frames: the inputs of these entries.
+        joined: whether `frames` are joined: one an input, with all rows, and padded.
+        errors: the answers of the other entries, by their index.
     """
 
     def __init__(
@@ -126,7 +135,7 @@ class Inputs:
         frames: Sequence[Any],
         regions: Regions,
         buffers: Buffers,
-        padded: Callable[[int], int],
+        padded_size: Callable[[int], int],
     ) -> None:
         self.errors: dict[int, MultitowerError] = {}
         width = len(key.inputs)
@@ -135,54 +144,65 @@ class Inputs:
         sources: list[list[Any]] = [
             [areas.get((entry, index)) or next(rest) for index in range(width)] for entry in range(len(rows))
         ]
-        plain = key.batched and not key.padded
-        self.joined = plain and all(datatype != tensors.BYTES for _, datatype, _ in key.inputs)
+        same_size = key.batched and not key.padded
+        self.joined = same_size and all(datatype != tensors.BYTES for _, datatype, _ in key.inputs)
         self.frames: list[Any]
         if self.joined:
             widths = [tensors.byte_size(datatype, dims) for _, datatype, dims in key.inputs]
             try:
-                self.frames = self._join(widths, rows, sources, regions, buffers, padded)
+                self.frames = self._read_joined(widths, rows, sources, regions, buffers, padded_size)
             except MemoryError as error:
-                self.errors = dict.fromkeys(range(len(rows)), _unreadable(error))
+                self.errors = dict.fromkeys(range(len(rows)), _read_error(error))
                 self.frames = [b""] * width
         else:
-            self.frames = self._each(sources, regions, buffers)
+            self.frames = self._read_entries(sources, regions, buffers)
         self.rows = [count for entry, count in enumerate(rows) if entry not in self.errors]
 
-    def _join(
+    def _read_joined(
         self,
         widths: Sequence[int],
         rows: Sequence[int],
         sources: Sequence[Sequence[Any]],
         regions: Regions,
         buffers: Buffers,
-        padded: Callable[[int], int],
+        padded_size: Callable[[int], int],
     ) -> list[Any]:
-        size = padded(sum(rows))
-        wholes = [buffers.take(size * width) for width in widths]
+        """Reads all entries into one buffer an input, and repeats the last row up to the padded size.
+
+        Args:
+            widths: bytes of a row of each input.
+            rows: the number of rows of each entry.
+            sources: for each entry the area or the frame of each input.
+            regions: to read from.
+            buffers: memory to read into.
+            padded_size: as above.
+        """
+        size = padded_size(sum(rows))
+        wholes = [buffers.allocate(size * width) for width in widths]
         start = 0
         for entry, count in enumerate(rows):
             try:
                 for whole, width, source in zip(wholes, widths, sources[entry], strict=True):
                     _fill(whole[start * width : (start + count) * width], source, regions)
             except OSError as error:
-                self.errors[entry] = _unreadable(error)
-                continue  # the next one takes its rows
+                self.errors[entry] = _read_error(error)
+                continue  # the next entry takes its rows
             start += count
-        size = padded(start) if start else 0
+        size = padded_size(start) if start else 0
         for whole, width in zip(wholes, widths, strict=True):
             for row in range(start, size):
                 # Not zeros: a row that the model can compute cannot raise where real ones would not.
                 whole[row * width : (row + 1) * width] = whole[(start - 1) * width : start * width]
         return [whole[: size * width] for whole, width in zip(wholes, widths, strict=True)]
 
-    def _each(self, sources: Sequence[Sequence[Any]], regions: Regions, buffers: Buffers) -> list[Any]:
+    def _read_entries(self, sources: Sequence[Sequence[Any]], regions: Regions, buffers: Buffers) -> list[Any]:
+        """Reads each entry into buffers of its own."""
         read: list[Any] = []
-        for entry, sources_of_it in enumerate(sources):
+        for entry, sources_of_entry in enumerate(sources):
             try:
-                read.extend([_read(source, regions, buffers) for source in sources_of_it])
+                read.extend([_read(source, regions, buffers) for source in sources_of_entry])
             except (OSError, MemoryError) as error:
-                self.errors[entry] = _unreadable(error)
+                self.errors[entry] = _read_error(error)
         return read
 
 
@@ -196,13 +216,13 @@ def _fill(buffer: memoryview, source: Any, regions: Regions) -> None:
 def _read(source: Any, regions: Regions, buffers: Buffers) -> Any:
     if type(source) is not WorkerArea:
         return source
-    buffer = buffers.take(source.size)
+    buffer = buffers.allocate(source.size)
     regions.read(source, buffer)
     return buffer
 
 
-def _unreadable(error: OSError | MemoryError) -> MultitowerError:
-    """The answer to a request that has not run; one that makes the client send it again in frames where that helps."""
+def _read_error(error: OSError | MemoryError) -> MultitowerError:
+    """The answer to a request whose inputs cannot be read. Where frames would help, the client sends it again so."""
     if isinstance(error, MemoryError):
         return make(Reason.MODEL_ERROR, "the worker has no memory for the inputs of the batch")
     where = f"inputs.parameters.{wire.SHARED_MEMORY_REGION}"
@@ -210,41 +230,41 @@ def _unreadable(error: OSError | MemoryError) -> MultitowerError:
     return make(Reason.MALFORMED, message, field=where)
 
 
-class Outputs:
-    """Writes outputs where requests want them; headers of equal replies are made once."""
+class OutputWriter:
+    """Writes outputs to shared memory. Headers of equal replies are made once."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[Any, ...], tuple[bytes, dict[int, str]]] = {}
+        self._headers: dict[tuple[Any, ...], tuple[bytes, dict[int, str]]] = {}
 
     def write(self, answer: list[Any], areas: Mapping[str, WorkerArea], regions: Regions) -> list[Any]:
-        """The answer that tells which of its outputs lie in shared memory, without their frames.
+        """Writes outputs to the areas that the request has for them; returns the answer without their frames.
 
-        What does not fit, or cannot be written, stays a frame.
+        Outputs that do not fit, or cannot be written, stay frames.
 
         Args:
-            answer: a reply's header and its outputs.
+            answer: the header of a reply, and its outputs.
             areas: by the outputs' names.
             regions: to write to.
         """
         named = {name: wire.Area(area.region, area.offset, area.size) for name, area in areas.items()}
         identity = answer[0], tuple(named.items())
-        made = self._made.get(identity)
+        made = self._headers.get(identity)
         if made is None:
-            if len(self._made) >= MAX_HEADERS:
-                self._made.clear()
-            made = self._made[identity] = _located(answer[0], named)
+            if len(self._headers) >= MAX_HEADERS:
+                self._headers.clear()
+            made = self._headers[identity] = _add_areas(answer[0], named)
         header, written = made
         try:
             for index, name in written.items():
                 regions.write(areas[name], memoryview(answer[1 + index]).cast("B"))
         except OSError:
-            return answer  # the request is over, or no memory is left
+            return answer  # the request is over, or there is no memory left
         frames = [frame for index, frame in enumerate(answer[1:]) if index not in written]
         return [header, *frames] if written else answer
 
 
-def _located(header: bytes, areas: Mapping[str, wire.Area]) -> tuple[bytes, dict[int, str]]:
-    """A reply's header with the places of those outputs that fit into them, and their numbers and names."""
+def _add_areas(header: bytes, areas: Mapping[str, wire.Area]) -> tuple[bytes, dict[int, str]]:
+    """Adds areas to a reply's header, for the outputs that fit into theirs; also returns these by index and name."""
     reply = json.loads(header)
     written: dict[int, str] = {}
     for index, output in enumerate(reply["outputs"]):

@@ -1,4 +1,4 @@
-"""Recorded requests that a model is warmed up with: a file of numpy's, or TensorFlow Serving's."""
+"""Recorded requests that a model is warmed up with, from a file of numpy's or of TensorFlow Serving's."""
 
 from __future__ import annotations
 
@@ -16,47 +16,50 @@ from ..model_errors import LoadError
 from .warmup import Sample
 
 SERVING_FILE = Path("assets.extra", "tf_serving_warmup_requests")
-"""In the folder of a SavedModel, where TensorFlow Serving looks for it."""
+"""Where TensorFlow Serving looks for it, in the folder of a SavedModel."""
 
 
-def samples_of(model: Model, spec: ModelSpec) -> list[Sample]:
-    """The requests to warm a model up with; none where nobody gave any.
+def load_samples(model: Model, spec: ModelSpec) -> list[Sample]:
+    """The requests to warm a model up with; empty where none were recorded.
 
-    The configuration's own file comes first, and alone.
+    A file that the configuration names is used instead of TensorFlow Serving's.
 
     Args:
-        model: it, loaded.
-        spec: its `warmup`, and where it lies.
+        model: the loaded model.
+        spec: its `warmup`, and its folder.
 
     Raises:
-        LoadError: a file cannot be read, or holds what the model does not take; names the file.
+        LoadError: a file cannot be read, or contains what the model does not accept; the message names the file.
     """
     if spec.warmup is not None:
-        return [Sample("", _checked(_read_npz(spec.warmup), model.inputs, spec.warmup), spec.warmup)]
+        return [Sample("", _convert(_read_npz(spec.warmup), model.inputs, spec.warmup), spec.warmup)]
     if spec.path is None or not Path(spec.path).is_dir():
         return []
     file = Path(spec.path, spec.version or "", SERVING_FILE)
-    if not file.is_file():
-        return []
-    from .serving_warmup import read
+    return _load_recorded(model, file) if file.is_file() else []
 
-    signed: dict[str, Model | LoadError] = {"": model}
+
+def _load_recorded(model: Model, file: Path) -> list[Sample]:
+    """The requests of a file of TensorFlow Serving's."""
+    from .serving_warmup import read_requests
+
+    signatures: dict[str, Model | LoadError] = {"": model}
     if model.signature:
-        signed |= {model.signature: model, **model.other_signatures}
+        signatures |= {model.signature: model, **model.other_signatures}
     samples: list[Sample] = []
-    for number, request in enumerate(read(file), 1):
+    for number, request in enumerate(read_requests(file), 1):
         origin = f"{file}, record {number}"
-        signature = signed.get(request.signature)
+        signature = signatures.get(request.signature)
         if signature is None:
-            known = ", ".join(sorted(filter(None, signed))) or "none"
+            known = ", ".join(sorted(filter(None, signatures))) or "none"
             raise LoadError(f"{origin}: there is no signature {request.signature!r}; the model has: {known}")
         if isinstance(signature, LoadError):
-            continue  # what cannot be served need not be warm
+            continue  # it cannot be served, so it need not be warmed up
         inputs = request.inputs
         if request.examples is not None:
             inputs = {_only_input(signature, origin): np.array(request.examples, object)}
         name = "" if signature is model else request.signature
-        samples.append(Sample(name, _checked(inputs, signature.inputs, origin), origin))
+        samples.append(Sample(name, _convert(inputs, signature.inputs, origin), origin))
     return samples
 
 
@@ -69,8 +72,8 @@ def _only_input(signature: Model, origin: str) -> str:
 
 def _read_npz(path: str) -> Arrays:
     try:
-        with open(path, "rb") as stream:  # which numpy leaves open where the file is damaged
-            # numpy would take anything else for a pickle, and say how to load one.
+        with open(path, "rb") as stream:  # numpy leaves it open if the file is damaged
+            # numpy would take any other file for a pickle, and suggest to load that.
             if not stream.read(6).startswith((b"PK", b"\x93NUMPY")):
                 raise LoadError(
                     f"{path} cannot be read: it is no file of numpy's; numpy.savez(file, NAME=array) writes one"
@@ -84,8 +87,12 @@ def _read_npz(path: str) -> Arrays:
         raise LoadError(f"{path} cannot be read: {error}") from error
 
 
-def _checked(inputs: Mapping[str, Array], declared: tuple[TensorReport, ...] | None, origin: str) -> Arrays:
-    """The inputs as the model takes them."""
+def _convert(inputs: Mapping[str, Array], declared: tuple[TensorReport, ...] | None, origin: str) -> Arrays:
+    """The inputs with the declared datatypes; as they are, where nothing is declared.
+
+    Raises:
+        LoadError: they do not fit the declaration.
+    """
     if declared is None:
         return {name: _text_as_bytes(array) for name, array in inputs.items()}
     wanted = {tensor.name: tensor for tensor in declared}
@@ -94,14 +101,14 @@ def _checked(inputs: Mapping[str, Array], declared: tuple[TensorReport, ...] | N
             f"{origin}: it has the inputs {', '.join(sorted(inputs)) or 'none'}, but the model takes "
             f"{', '.join(sorted(wanted)) or 'none'}"
         )
-    return {name: _fitted(inputs[name], tensor, origin) for name, tensor in wanted.items()}
+    return {name: _convert_one(inputs[name], tensor, origin) for name, tensor in wanted.items()}
 
 
-def _fitted(array: Array, tensor: TensorReport, origin: str) -> Array:
+def _convert_one(array: Array, tensor: TensorReport, origin: str) -> Array:
     dtype = tensors.dtype_of(tensor.datatype)
     array = _text_as_bytes(array)
     if array.dtype.kind == "V" and tensor.datatype == tensors.BF16 and array.itemsize == dtype.itemsize:
-        array = array.view(dtype)  # an .npz file knows no bfloat16
+        array = array.view(dtype)  # .npz files have no bfloat16
     # Numbers may be wider, as numpy makes them, but not of another kind.
     if (array.dtype.kind == "O") != (tensor.datatype == tensors.BYTES) or not np.can_cast(
         array.dtype, dtype, "same_kind"

@@ -1,7 +1,7 @@
 """TensorFlow Serving's `tf_serving_warmup_requests`: a TFRecord file of `PredictionLog` messages.
 
-Their definitions are in the package tensorflow-serving-api; of them only the few fields below are needed, so that the
-messages are taken apart here (https://protobuf.dev/programming-guides/encoding), and the tensors by TensorFlow.
+The messages are defined in the package tensorflow-serving-api. Only the few fields below are needed, so they are
+decoded here (https://protobuf.dev/programming-guides/encoding), and the tensors by TensorFlow.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from ..model_errors import LoadError
 
 log = logging.getLogger("multitower.worker")
 
-MOST_RECORDS = 1000
-"""TensorFlow Serving's own limit."""
+MAX_RECORDS = 1000
+"""TensorFlow Serving's limit."""
 
-# Field numbers. PredictionLog: classify_log, regress_log, predict_log; each has its request at 1.
+# Field numbers. Of PredictionLog: classify_log, regress_log, predict_log; each has its request at 1.
 _CLASSIFY, _REGRESS, _PREDICT = 2, 3, 6
-# Of the request: model_spec at 1; inputs (a map of TensorProto), or input, at 2. ModelSpec: signature_name at 3.
+# Of a request: model_spec at 1; inputs (a map of TensorProto), or input, at 2. Of ModelSpec: signature_name at 3.
 _MODEL_SPEC, _INPUTS, _SIGNATURE_NAME = 1, 2, 3
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-_TensorProto = type(tf.make_tensor_proto(0))  # which has no public name
+_TensorProto = type(tf.make_tensor_proto(0))  # the class has no public name
 
 
 class Request(NamedTuple):
     """A recorded request.
 
     Attributes:
-        signature: that it names, "" for the default one.
-        inputs: of a Predict request.
-        examples: of a Classify or Regress request, serialised; None otherwise.
+        signature: the signature that it names; "" for the default one.
+        inputs: the inputs of a Predict request.
+        examples: the serialised examples of a Classify or Regress request; None otherwise.
     """
 
     signature: str
@@ -48,45 +48,46 @@ class Request(NamedTuple):
     examples: list[bytes] | None = None
 
 
-def read(file: Path) -> list[Request]:
-    """The requests of a file, but of kinds that are asked for in this way.
+def read_requests(file: Path) -> list[Request]:
+    """Reads the Predict, Classify and Regress requests of a file. Others are skipped, and the log says so.
 
     Raises:
-        LoadError: it is damaged; names the file and the record.
+        LoadError: the file is damaged; the message names the file and the record.
     """
     records = tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
     requests: list[Request] = []
-    others = 0
+    skipped = 0
     for number in itertools.count(1):
         try:
             record = next(records, None)
             if record is None:
                 break
-            if number > MOST_RECORDS:
-                log.warning("%s: only its first %d records are run", file, MOST_RECORDS)
+            if number > MAX_RECORDS:
+                log.warning("%s: only its first %d records are run", file, MAX_RECORDS)
                 break
-            request = _request(record)
+            request = _decode_record(record)
         except (tf.errors.OpError, DecodeError, MemoryError, TypeError, ValueError) as error:
-            told = " ".join(str(error).split())[:300]
-            raise LoadError(f"{file}, record {number}: it cannot be read: {told}") from error
+            raise LoadError(
+                f"{file}, record {number}: it cannot be read: {' '.join(str(error).split())[:300]}"
+            ) from error
         if request is None:
-            others += 1
+            skipped += 1
         else:
             requests.append(request)
-    if others:
-        log.warning("%s: %d records are of other kinds than Predict, Classify and Regress: not run", file, others)
+    if skipped:
+        log.warning("%s: %d records are of other kinds than Predict, Classify and Regress: not run", file, skipped)
     return requests
 
 
-def _request(record: bytes) -> Request | None:
+def _decode_record(record: bytes) -> Request | None:
     for kind, message in _fields(record):
         if kind in (_CLASSIFY, _REGRESS, _PREDICT) and isinstance(message, bytes):
             fields = _fields(_submessage(message, 1))
-            return _predict(fields) if kind == _PREDICT else _classify(fields)
+            return _decode_predict(fields) if kind == _PREDICT else _decode_classify(fields)
     return None
 
 
-def _predict(fields: list[tuple[int, bytes | int]]) -> Request:
+def _decode_predict(fields: list[tuple[int, bytes | int]]) -> Request:
     signature, inputs = "", {}
     for number, value in fields:
         if number == _MODEL_SPEC:
@@ -97,16 +98,16 @@ def _predict(fields: list[tuple[int, bytes | int]]) -> Request:
     return Request(signature, inputs)
 
 
-def _classify(fields: list[tuple[int, bytes | int]]) -> Request:
+def _decode_classify(fields: list[tuple[int, bytes | int]]) -> Request:
     signature, examples = "", []
     for number, value in fields:
         if number == _MODEL_SPEC:
             signature = _signature_of(value)
         elif number == _INPUTS:
-            # Input: example_list at 1, example_list_with_context at 2; both have their examples at 1.
+            # Of Input: example_list at 1, example_list_with_context at 2; both have their examples at 1.
             for kind, listed in _fields(value):
                 context = _submessage(listed, 2) if kind == 2 else b""
-                # One message after another is both of them merged.
+                # Concatenated messages are merged.
                 examples += [context + _as_bytes(example) for position, example in _fields(listed) if position == 1]
     return Request(signature, {}, examples)
 
@@ -116,7 +117,7 @@ def _signature_of(model_spec: bytes | int) -> str:
 
 
 def _submessage(message: bytes | int, wanted: int) -> bytes:
-    """The last field of that number; empty where there is none."""
+    """The last field with a number; empty where there is none."""
     found = [value for number, value in _fields(message) if number == wanted]
     return _as_bytes(found[-1]) if found else b""
 
@@ -128,25 +129,25 @@ def _as_bytes(value: bytes | int) -> bytes:
 
 
 def _fields(message: bytes | int) -> list[tuple[int, bytes | int]]:
-    """Number and value of each field, in order.
+    """The number and the value of each field, in order.
 
     Raises:
-        ValueError: that is no message.
+        ValueError: it is no message.
     """
-    return list(_walk(_as_bytes(message)))
+    return list(_iterate_fields(_as_bytes(message)))
 
 
-def _walk(data: bytes) -> Iterator[tuple[int, bytes | int]]:
+def _iterate_fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
     position = 0
     while position < len(data):
-        tag, position = _varint(data, position)
+        tag, position = _read_varint(data, position)
         number, kind = tag >> 3, tag & 7
         if kind == _VARINT:
-            value, position = _varint(data, position)
+            value, position = _read_varint(data, position)
             yield number, value
             continue
         if kind == _BYTES:
-            size, position = _varint(data, position)
+            size, position = _read_varint(data, position)
         elif kind in (_FIXED64, _FIXED32):
             size = 8 if kind == _FIXED64 else 4
         else:
@@ -157,7 +158,7 @@ def _walk(data: bytes) -> Iterator[tuple[int, bytes | int]]:
         position += size
 
 
-def _varint(data: bytes, position: int) -> tuple[int, int]:
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(data):

@@ -1,4 +1,4 @@
-"""The first runs of a model, before it is ready: they pay for tracing, and show whether requests can be joined."""
+"""The first runs of a model, before it is ready: they trace its functions, and show whether requests can be joined."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ log = logging.getLogger("multitower.worker")
 
 
 class Sample(NamedTuple):
-    """A recorded request to warm up with.
+    """A recorded request to warm a model up with.
 
     Attributes:
-        signature: of the model, "" for its default one.
-        inputs: its inputs, as the model takes them.
-        origin: where it was found, for people.
+        signature: the signature that it is for; "" for the default one.
+        inputs: its inputs, with the model's datatypes.
+        origin: the file and the record, for people.
     """
 
     signature: str
@@ -36,111 +36,82 @@ class Findings(NamedTuple):
     """What a warm-up has shown.
 
     Attributes:
-        unbatched_because: why requests to a model that was to be batched cannot be joined along dimension 0, or None.
-        proven: batches of at least two sizes gave outputs of as many rows.
+        unbatched_because: why requests cannot be joined along dimension 0 although batching is configured, or None.
+        proven: whether batches of at least two sizes gave outputs of as many rows.
     """
 
     unbatched_because: str | None = None
     proven: bool = False
 
 
-def sizes(spec: ModelSpec) -> list[int]:
-    """The batch sizes to run: the allowed ones, else the powers of two up to the largest, and that itself.
+def warmup_sizes(spec: ModelSpec) -> list[int]:
+    """The batch sizes to run: the allowed ones, else the powers of two up to the largest size, and that size.
 
-    There are always two: an output of a constant 8 rows looks right in a batch of 8.
+    There are at least two: an output of a constant 8 rows looks right in a batch of 8.
     """
     if spec.allowed_batch_sizes:
-        wanted = list(spec.allowed_batch_sizes)
+        sizes = list(spec.allowed_batch_sizes)
     else:
         powers = [1 << exponent for exponent in range(spec.max_batch_size.bit_length())]
-        wanted = sorted({*powers, spec.max_batch_size})
-    # Last, since it is not one that requests will have.
-    return wanted if len(wanted) > 1 else [*wanted, 2 if wanted == [1] else 1]
+        sizes = sorted({*powers, spec.max_batch_size})
+    # The second size comes last, since no request will have it.
+    return sizes if len(sizes) > 1 else [*sizes, 2 if sizes == [1] else 1]
 
 
 def warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample] = (), *, signature: str = "") -> Findings:
-    """Runs a model in every size that batches will have: on the first sample, else on ones where it declares inputs.
+    """Runs a model in every size that batches will have, and then on every further sample.
 
-    Then it runs every further sample. A handler is not run on ones: its `load` can do that, and only its author knows
-    what inputs are harmless. Nor is a signature that is not the default one: it may train the model, or write files.
+    The sizes are made of the rows of the first sample, else of ones. Handlers are not run on ones: their `load` can run
+    them, and only their authors know which inputs are harmless. Nor are signatures that are not the default one: they
+    may train the model, or write files.
 
     Args:
-        model: it.
+        model: the model, or one of its signatures.
         spec: its batch sizes.
-        samples: recorded requests; those of other signatures are left out.
-        signature: the name of one that is not the model's default.
+        samples: recorded requests; those for other signatures are ignored.
+        signature: the name of the signature; "" for the default one.
 
     Raises:
-        LoadError: the model raises on a sample in its own size; or in any, where XLA has to compile it.
+        LoadError: the model raises on a sample in its own size; or in any size, where XLA must compile it.
     """
     samples = [sample for sample in samples if sample.signature == signature]
-    reason = why_unbatchable(model) if spec.max_batch_size else None
+    reason = declared_obstacle(model) if spec.max_batch_size else None
     if not samples and (signature or spec.handler is not None or model.inputs is None):
         return Findings(reason)
-    joined = spec.max_batch_size > 0 and reason is None
-    told = f"{spec.name} ({signature})" if signature else spec.name
-    shown = 0
-    for size in sizes(spec) if joined else () if samples else [1]:
+    is_joined = spec.max_batch_size > 0 and reason is None
+    title = f"{spec.name} ({signature})" if signature else spec.name
+    succeeded = 0
+    for size in warmup_sizes(spec) if is_joined else () if samples else [1]:
         try:
-            outputs = model.try_out(_repeated(samples[0], size) if samples else _ones(model, size))
-        except Exception as error:
+            outputs = model.try_out(_repeat(samples[0], size) if samples else _ones(model, size))
+        except BaseException as error:
             if spec.jit_compile and not is_out_of_memory(error):
                 raise LoadError(
                     "jit_compile: XLA cannot compile it, or it refuses made-up inputs (`warmup` can give it better "
                     f"ones): {one_line(error)}"
                 ) from error
-            made_up = "rows of a sample" if samples else "made-up rows"
-            log.warning("%s: no warm-up with %d %s: %s", told, size, made_up, one_line(error))
+            rows = "rows of a sample" if samples else "made-up rows"
+            log.warning("%s: no warm-up with %d %s: %s", title, size, rows, one_line(error))
             break
-        for name, array in outputs.items() if joined else ():
+        for name, array in outputs.items() if is_joined else ():
             if array.ndim == 0 or len(array) != size:
                 return Findings(f"{size} rows gave the output {name!r} the shape {list(array.shape)}")
-        shown += 1
-    for sample in samples[1:] if shown else samples:
-        rows = min(_rows(sample), spec.max_batch_size) if joined else 0
+        succeeded += 1
+    for sample in samples[1:] if succeeded else samples:
+        rows_of_sample = min(_row_count(sample), spec.max_batch_size) if is_joined else 0
         try:
-            model.try_out(_repeated(sample, padded_size(rows, spec.allowed_batch_sizes)) if joined else sample.inputs)
-        except Exception as error:
+            if is_joined:
+                model.try_out(_repeat(sample, padded_size(rows_of_sample, spec.allowed_batch_sizes)))
+            else:
+                model.try_out(sample.inputs)
+        except BaseException as error:
             if not is_out_of_memory(error):
                 raise LoadError(f"{sample.origin}: the model raised on it: {one_line(error)}") from error
-    return Findings(reason, proven=joined and shown > 1)
+    return Findings(reason, proven=is_joined and succeeded > 1)
 
 
-def _rows(sample: Sample) -> int:
-    """Dimension 0 of its inputs.
-
-    Raises:
-        LoadError: they do not share it, or it is 0.
-    """
-    counts = {array.shape[:1] for array in sample.inputs.values()}
-    if len(counts) != 1 or counts <= {(), (0,)}:
-        raise LoadError(f"{sample.origin}: inputs of a batched model share dimension 0, and it is not 0")
-    return int(counts.pop()[0])
-
-
-def _repeated(sample: Sample, size: int) -> Arrays:
-    """So many rows of a sample, from the first on, and again from the first."""
-    indices = np.arange(size) % _rows(sample)
-    return {name: array[indices] for name, array in sample.inputs.items()}
-
-
-def _ones(model: Model, rows: int) -> Arrays:
-    arrays: Arrays = {}
-    for tensor in model.inputs or ():
-        dims = list(tensor.shape if tensor.shape is not None else (rows,))
-        if dims and dims[0] == -1:
-            dims[0] = rows
-        arrays[tensor.name] = _filled(tensor.datatype, [1 if size == -1 else size for size in dims])
-    return arrays
-
-
-def _filled(datatype: str, shape: list[int]) -> Array:
-    dtype = tensors.dtype_of(datatype)
-    return np.full(shape, b"" if datatype == tensors.BYTES else 1, dtype)
-
-
-def why_unbatchable(model: Model) -> str | None:
-    """Why requests to the model cannot be joined along dimension 0, as far as its declaration tells."""
+def declared_obstacle(model: Model) -> str | None:
+    """Why requests cannot be joined along dimension 0, according to the model's declaration; None if they can."""
     if model.inputs is None:
         return None
     if not model.inputs:
@@ -156,3 +127,37 @@ def why_unbatchable(model: Model) -> str | None:
         if tensor.shape is not None and (not tensor.shape or tensor.shape[0] != -1):
             return f"dimension 0 of output {tensor.name!r} is not the batch"
     return None
+
+
+def _row_count(sample: Sample) -> int:
+    """Dimension 0 of a sample's inputs.
+
+    Raises:
+        LoadError: they do not share it, or it is 0.
+    """
+    counts = {array.shape[:1] for array in sample.inputs.values()}
+    if len(counts) != 1 or counts <= {(), (0,)}:
+        raise LoadError(f"{sample.origin}: inputs of a batched model share dimension 0, and it is not 0")
+    return int(counts.pop()[0])
+
+
+def _repeat(sample: Sample, size: int) -> Arrays:
+    """`size` rows of a sample, starting again with the first where it has fewer."""
+    indices = np.arange(size) % _row_count(sample)
+    return {name: array[indices] for name, array in sample.inputs.items()}
+
+
+def _ones(model: Model, rows: int) -> Arrays:
+    """Inputs of ones, or of empty strings, with the declared shapes; 1 for unknown dimensions."""
+    arrays: Arrays = {}
+    for tensor in model.inputs or ():
+        dims = list(tensor.shape if tensor.shape is not None else (rows,))
+        if dims and dims[0] == -1:
+            dims[0] = rows
+        arrays[tensor.name] = _filled(tensor.datatype, [1 if size == -1 else size for size in dims])
+    return arrays
+
+
+def _filled(datatype: str, shape: list[int]) -> Array:
+    dtype = tensors.dtype_of(datatype)
+    return np.full(shape, b"" if datatype == tensors.BYTES else 1, dtype)
