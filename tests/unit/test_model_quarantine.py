@@ -129,7 +129,7 @@ def test_a_batch_of_suspects_does_not_kill_a_worker_with_each() -> None:
     assert not scene.scheduler.queues[A]
 
 
-def test_waiting_requests_are_answered_and_a_suspect_that_succeeds_ends_the_quarantine() -> None:
+def test_a_suspect_that_succeeds_ends_the_quarantine_of_its_model() -> None:
     scene = Scene()
     for _ in range(4):
         scene.submit()
