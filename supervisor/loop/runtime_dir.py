@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import re
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -89,6 +90,19 @@ class FileLock:
             if self._is_at_path():
                 self.path.unlink()
         os.close(self._descriptor)
+
+
+def is_listened_to(path: Path) -> bool:
+    """Whether a process listens on the Unix socket at a path."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except BlockingIOError:
+            return True  # and has as many connections waiting as it allows
+        except OSError:
+            return False
+    return True
 
 
 def private_folder(chosen: Path) -> Path:

@@ -19,7 +19,7 @@ from multitower import frames, tensors, wire
 from multitower.errors import MultitowerError, Reason, make
 
 from ..loop.reactor import unwatched
-from ..loop.runtime_dir import FileLock, HeldError
+from ..loop.runtime_dir import FileLock, HeldError, is_listened_to
 from .unread import MARK_BYTES, REPLY_OVERHEAD, Backlog, Mark, UnreadReplies
 
 log = logging.getLogger("multitower.router")
@@ -85,6 +85,10 @@ class FrontSocket:
         if self._path is not None and self._path.exists() and not self._path.is_socket():
             raise FileExistsError(f"cannot listen on {endpoint}: {self._path} is a file, not a socket")
         self._lock = self._lock_path(endpoint)
+        if self._lock is not None and self._path is not None and is_listened_to(self._path):
+            # Not by a daemon, which would hold the lock. Binding would replace the socket.
+            self._lock.release()
+            raise HeldError(f"{endpoint} is in use by another process")
         self.socket = context.socket(zmq.ROUTER)
         options = {
             zmq.LINGER: 0,

@@ -84,6 +84,16 @@ def test_a_locked_endpoint_that_does_not_answer_is_a_problem(tmp_socket: str) ->
     assert finding_of(tmp_socket).level is Level.OK
 
 
+def test_a_path_where_another_program_listens(tmp_socket: str) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(tmp_socket.removeprefix("ipc://"))
+        assert finding_of(tmp_socket).level is Level.OK, "a socket that is left over"
+        server.listen()
+        found = finding_of(tmp_socket)
+    assert found.level is Level.PROBLEM
+    assert "is used by another process" in found.text
+
+
 def test_paths_that_cannot_be_used_are_problems(short: Path) -> None:
     found = finding_of(f"ipc://{short}/no/front.sock")
     assert found.level is Level.PROBLEM

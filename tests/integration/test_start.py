@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -59,6 +60,21 @@ def test_an_ipc_endpoint_in_use_is_refused_and_its_owner_serves_on(tmp_path: Pat
         assert "Traceback" not in refused.stderr
         assert client.infer("echo", {"x": np.arange(3)})["x"].tolist() == [0, 1, 2]
         assert daemon.end() == Exit.OK
+
+
+def test_the_socket_of_another_program_is_not_replaced(tmp_path: Path, tmp_socket: str) -> None:
+    path = Path(tmp_socket.removeprefix("ipc://"))
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        with Running(tmp_path, CONFIG.replace("{endpoint}", tmp_socket)) as daemon:
+            assert daemon.wait_end(60) == Exit.TEMPORARY
+            assert f"{tmp_socket} is in use by another process" in daemon.stderr
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+    # Once nothing listens there, the path is free.
+    with Running(tmp_path, CONFIG.replace("{endpoint}", tmp_socket)) as daemon:
+        daemon.wait_line("daemon started")
 
 
 def test_a_tcp_endpoint_in_use_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from multitower.client.threads import Client
 from multitower.errors import MultitowerError
-from multitower.supervisor.loop.runtime_dir import LOCK_NAME, LONGEST_NAME, MAX_IPC_PATH, private_folder
+from multitower.supervisor.loop.runtime_dir import LOCK_NAME, LONGEST_NAME, MAX_IPC_PATH, is_listened_to, private_folder
 from multitower.supervisor.routing.front_socket import IPC
 from multitower.tools.doctor.findings import Finding, Level
 
@@ -41,7 +41,7 @@ def _ipc_finding(endpoint: str) -> Finding:
         return Finding(SECTION, Level.PROBLEM, f"{endpoint}: the folder {folder} cannot be written", advice)
     if path.exists() and not path.is_socket():
         return Finding(SECTION, Level.PROBLEM, f"{endpoint}: {path} is a file, not a socket", "remove or rename it")
-    if _is_locked(path.with_name(path.name + ".lock")):
+    if _is_locked(path.with_name(path.name + ".lock")) or is_listened_to(path):
         return _taken_finding(endpoint)
     length = len(os.fsencode(path))
     return Finding(SECTION, Level.OK, f"{endpoint} is free ({length} of {MAX_IPC_PATH} bytes of path)")
