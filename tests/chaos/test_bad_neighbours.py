@@ -1,4 +1,4 @@
-"""Clients that send what no model can take, among others that do nothing wrong: these notice nothing."""
+"""Clients with bad requests beside clients with good ones, which must not notice."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ models:
 pytestmark = pytest.mark.chaos
 
 KINDS: list[tuple[str, list[list[int]], type[Exception]]] = [
-    # model, rows, what comes of it
-    ("declared", [[1, 2]], InvalidRequest),  # the wrong width: refused before it is in any batch
-    ("free", [[1, 2]], ModelError),  # the same where nothing is declared: the model raises
-    ("free", [[-1]], ModelError),  # in one batch with good ones, and only the model knows
+    # model, rows, the error
+    ("declared", [[1, 2]], InvalidRequest),  # the wrong width: refused before it is queued
+    ("free", [[1, 2]], ModelError),  # the same without declared inputs: the model raises
+    ("free", [[-1]], ModelError),  # in a batch with good ones, and only the model notices
     ("declared", [[3], [-1]], ModelError),
 ]
 
 
-def test_two_hundred_bad_requests_fail_no_good_one(tmp_path: Path) -> None:
-    """The peers' test: one bad request fails all that are in its batch, elsewhere."""
+def test_two_hundred_bad_requests_fail_no_good_request(tmp_path: Path) -> None:
+    """In other servers, one bad request fails its whole batch."""
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
         endpoint = daemon.endpoint
-        # Eight good clients, half of them on each model.
+        # Good clients on both models.
         with (
             Load(endpoint, model="free", processes=1, clients=4, raw=0) as one,
             Load(endpoint, model="declared", processes=1, clients=2, raw=2) as other,
@@ -69,7 +69,7 @@ def test_two_hundred_bad_requests_fail_no_good_one(tmp_path: Path) -> None:
         assert [slot["restarts"] for slot in client.status()["slots"]] == [0, 0]
 
 
-def test_a_poison_request_costs_two_workers_and_then_nobody(tmp_path: Path) -> None:
+def test_a_poisoned_request_costs_two_workers_once(tmp_path: Path) -> None:
     poison = {"x": np.array([[POISON]])}
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
 
@@ -84,7 +84,7 @@ def test_a_poison_request_costs_two_workers_and_then_nobody(tmp_path: Path) -> N
                 with pytest.raises(Poisoned):
                     client.infer("declared", poison)
                 load.wait_ok(20)
-            assert deaths() == 2, "sent again, it kills nobody more"
+            assert deaths() == 2, "sent again, it is refused unrun"
             tally = load.stop()
         assert not tally.faults(), f"{tally}\n{daemon.text()}"
         assert daemon.end() == 0

@@ -1,4 +1,4 @@
-"""Whatever a client sends: one typed error that names the field, and nothing else changes."""
+"""Invalid requests: each gets one typed error that names the field, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ DEEP = b'{"model_name": "declared", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b
 LONG = b'{"model_name": "declared", "inputs": [{"name": "x", "datatype": "FP32", "shape": [' + b"9" * 5000 + b"]}]}"
 
 CASES: dict[str, tuple[list[bytes], str, str]] = {
-    # frames behind the socket's own, reason, the field or words that the message names
+    # frames behind kind and id, reason, words in the message
     "unknown model": ([header(model_name="nobody"), X, N], "model_unknown", "nobody"),
     "unknown version": ([header(model_version="7"), X, N], "version_unknown", "7"),
     "missing input": ([header(inputs=INPUTS[:1]), X], "input_missing", "'n'"),
@@ -134,7 +134,7 @@ CASES: dict[str, tuple[list[bytes], str, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gets_one_typed_error_and_the_next_request_works(case: str, daemon: Running, socket: zmq.Socket[bytes]) -> None:
+def test_an_invalid_request_gets_one_typed_error(case: str, daemon: Running, socket: zmq.Socket[bytes]) -> None:
     frames, reason, words = CASES[case]
     socket.send_multipart([b"", wire.INFER, b"bad", *frames])
     empty, kind, id, body = socket.recv_multipart()
@@ -146,7 +146,7 @@ def test_gets_one_typed_error_and_the_next_request_works(case: str, daemon: Runn
 
 
 ENVELOPES: dict[str, tuple[list[bytes], bytes, str, str]] = {
-    # all frames, the id that comes back, reason, words
+    # all frames, the id of the reply, reason, words in the message
     "no delimiter": ([wire.INFER, b"1", header(), X, N], b"", "malformed", "delimiter"),
     "only a delimiter": ([b""], b"", "malformed", "kind"),
     "only a kind": ([b"", wire.INFER], b"", "malformed", "kind"),
@@ -154,17 +154,17 @@ ENVELOPES: dict[str, tuple[list[bytes], bytes, str, str]] = {
     "long id": ([b"", wire.INFER, b"i" * 65, header(), X, N], b"", "malformed", "65"),
     "unknown kind": ([b"", b"MT1:dance", b"1", b"{}"], b"1", "kind_unknown", "MT1:dance"),
     "another protocol version": ([b"", b"MT9:infer", b"1", header(), X, N], b"1", "kind_unknown", "MT1"),
-    "a kind of garbage": ([b"", b"\xff\x00" * 500, b"1", b"{}"], b"1", "kind_unknown", "MT1"),
+    "random bytes as kind": ([b"", b"\xff\x00" * 500, b"1", b"{}"], b"1", "kind_unknown", "MT1"),
     "status with frames": ([b"", wire.STATUS, b"1", b"{}", b"x"], b"1", "malformed", "frames"),
     "metadata without a name": ([b"", wire.MODEL_METADATA, b"1", b"{}"], b"1", "malformed", "model_name"),
-    "metadata of nobody": (
+    "metadata of an unknown model": (
         [b"", wire.MODEL_METADATA, b"1", b'{"model_name": "nobody"}'], b"1", "model_unknown", "nobody",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", ENVELOPES)
-def test_broken_envelopes_get_a_typed_error(case: str, socket: zmq.Socket[bytes]) -> None:
+def test_an_invalid_envelope_gets_one_typed_error(case: str, socket: zmq.Socket[bytes]) -> None:
     frames, id, reason, words = ENVELOPES[case]
     socket.send_multipart(frames)
     empty, kind, came, body = socket.recv_multipart()
@@ -175,26 +175,26 @@ def test_broken_envelopes_get_a_typed_error(case: str, socket: zmq.Socket[bytes]
     good(socket)
 
 
-def test_a_frame_over_twice_the_limit_costs_its_sender_the_connection_and_nobody_else(
+def test_a_frame_over_twice_the_limit_closes_only_its_own_connection(
     daemon: Running, socket: zmq.Socket[bytes]
 ) -> None:
-    with zmq.Context() as context, context.socket(zmq.DEALER) as rude:
-        rude.setsockopt(zmq.LINGER, 0)
-        monitor = rude.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        rude.connect(daemon.endpoint)
-        rude.send_multipart([b"", wire.INFER, b"1", header(), b"\0" * (3 << 20), N])
+    with zmq.Context() as context, context.socket(zmq.DEALER) as sender:
+        sender.setsockopt(zmq.LINGER, 0)
+        monitor = sender.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        sender.connect(daemon.endpoint)
+        sender.send_multipart([b"", wire.INFER, b"1", header(), b"\0" * (3 << 20), N])
         assert monitor.poll(20_000), "the connection is still open"
-        rude.disable_monitor()
+        sender.disable_monitor()
         monitor.close()
         good(socket)
 
 
-def test_bad_input_restarted_no_worker(daemon: Running) -> None:
+def test_invalid_requests_restart_no_worker(daemon: Running) -> None:
     slot = daemon.slot()
     assert (slot["state"], slot["restarts"], slot["incarnation"]) == ("ready", 0, 1)
 
 
-def test_answers_of_a_handler_that_declares_nothing_are_as_its_inputs(socket: zmq.Socket[bytes]) -> None:
+def test_undeclared_outputs_have_the_datatype_and_shape_of_their_arrays(socket: zmq.Socket[bytes]) -> None:
     head = json.dumps({"model_name": "echo", "inputs": [{"name": "a", "datatype": "INT8", "shape": []}]}).encode()
     socket.send_multipart([b"", wire.INFER, b"e", head, b"\x07"])
     empty, kind, _, reply, a = socket.recv_multipart()

@@ -45,7 +45,7 @@ def completed(client: Client) -> list[int]:
     return [slot["completed"] for slot in client.status()["slots"]]
 
 
-def test_equal_workers_share_evenly(tmp_path: Path) -> None:
+def test_equal_workers_get_equal_shares(tmp_path: Path) -> None:
     text = config(2, "{seconds: 0.004}", "batching: {max_batch_size: 8}")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         closed_loop(client, 4000, 64)
@@ -65,7 +65,7 @@ def test_all_workers_work_in_parallel(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dispatch", "outstanding"), [("earliest_finish", 64), ("least_depth", 64), ("least_depth", 8)]
 )
-def test_a_slow_worker_gets_its_small_share_of_a_long_queue(tmp_path: Path, dispatch: str, outstanding: int) -> None:
+def test_a_slow_worker_gets_its_fair_share_of_a_long_queue(tmp_path: Path, dispatch: str, outstanding: int) -> None:
     text = config(4, "{seconds: 0.01, slow: 0, factor: 4}") + f"dispatch: {dispatch}\n"
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         closed_loop(client, 1000, outstanding)
@@ -123,7 +123,7 @@ def test_status_tells_that_a_model_has_no_batch_dimension(tmp_path: Path) -> Non
         assert [future.result(STEP_S)["sum"].tolist() for future in futures] == [[2 * n] for n in range(40)]
         state = client.status()["models"][0]
         assert "rows gave outputs of the shapes 'sum' [1]" in state["unbatched_because"]
-        # The router did not know it, and parts of a sum are no sum.
+        # The router learns this only from the parts, whose outputs cannot be joined.
         with pytest.raises(ModelError, match=r"the request was split.*send fewer rows"):
             client.infer("m", {"x": np.ones(20, np.int64)})
 
@@ -158,7 +158,7 @@ def test_batches_grow_while_all_workers_are_busy(tmp_path: Path) -> None:
         assert model["batches"] < 20
 
 
-def test_a_request_larger_than_a_batch_is_split_over_workers_and_joined(tmp_path: Path) -> None:
+def test_a_request_larger_than_a_batch_is_split_over_workers(tmp_path: Path) -> None:
     text = config(3, "{seconds: 0.02}", "batching: {max_batch_size: 4}")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         rows = np.arange(50 * 3, dtype=np.float32).reshape(50, 3)
@@ -192,9 +192,9 @@ def test_a_deadline_holds_in_the_queue_and_during_execution(tmp_path: Path) -> N
         for future in (running, waiting):
             with pytest.raises(DeadlineExceeded):
                 future.result(STEP_S)
-        assert time.monotonic() - begun < 1.4, "they did not wait for the worker"
+        assert time.monotonic() - begun < 1.4, "the answers do not wait for the worker"
         assert patient.result(STEP_S)["x"].tolist() == [1.0]
-        # What expired in the queue was never run; the late result of the other was dropped and counted.
+        # The request that expired in the queue never ran; the late result of the other was dropped and counted.
         assert completed(client) == [2]
         assert client.status()["daemon"]["late"] == 1
 

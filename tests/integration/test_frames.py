@@ -94,7 +94,7 @@ def test_messages_arrive_as_they_were_sent(pair: Pair, message: Any) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4])
-def test_what_is_over_the_limit_is_dropped_and_the_next_message_is_whole(pair: Pair, limit: int) -> None:
+def test_frames_over_the_limit_are_dropped_and_the_next_message_is_whole(pair: Pair, limit: int) -> None:
     sender, receiver = pair
     frames.send(sender, [b"1", LARGE, b"3"])
     frames.send(sender, [b"next"])
@@ -104,7 +104,7 @@ def test_what_is_over_the_limit_is_dropped_and_the_next_message_is_whole(pair: P
     assert frames.receive(receiver, limit) == [b"next"]
 
 
-def test_a_router_gets_the_address_and_tells_of_who_is_not_there(sockets: Sockets) -> None:
+def test_a_router_gets_the_address_and_reports_an_unknown_peer(sockets: Sockets) -> None:
     router, dealer = sockets.pair(zmq.ROUTER, zmq.DEALER)
     frames.send(dealer, [b"", b"kind", LARGE])
     received = frames.receive(router, 10, routed=True)
@@ -119,7 +119,7 @@ def test_a_router_gets_the_address_and_tells_of_who_is_not_there(sockets: Socket
     assert raised.value.errno == zmq.EHOSTUNREACH
 
 
-def test_a_full_queue_is_told_at_once_and_leaves_no_half_message(sockets: Sockets) -> None:
+def test_a_full_queue_is_an_error_at_once_and_leaves_no_partial_message(sockets: Sockets) -> None:
     sender, receiver = sockets.pair(most=2)
     sent = 0
     while not (full := _is_full(sender)):
@@ -139,7 +139,7 @@ def _is_full(sender: zmq.Socket[bytes]) -> zmq.Again | None:
     return None
 
 
-def test_a_large_frame_goes_on_without_a_copy_and_is_let_go_with_its_last_user(sockets: Sockets) -> None:
+def test_a_large_frame_is_forwarded_without_a_copy_and_released(sockets: Sockets) -> None:
     (first, middle), (onward, last) = sockets.pair(), sockets.pair()
     data = np.full(BULKY_BYTES, 7, np.uint8)
     tracker = first.send(data, copy=False, track=True)
@@ -265,7 +265,7 @@ def test_any_mix_of_good_and_bad_messages_arrives_as_it_was_sent(steps: list[tup
         sockets.close()
 
 
-def test_who_waits_lets_other_threads_run_and_takes_signals(pair: Pair) -> None:
+def test_waiting_lets_other_threads_run_and_handles_signals(pair: Pair) -> None:
     sender, receiver = pair
     seen: list[float] = []
     former = signal.signal(signal.SIGUSR1, lambda *_: seen.append(time.monotonic()))
@@ -291,7 +291,7 @@ def test_who_waits_lets_other_threads_run_and_takes_signals(pair: Pair) -> None:
     assert len(seen) == 1
 
 
-def test_a_signal_that_raises_ends_the_waiting(pair: Pair) -> None:
+def test_an_exception_in_a_signal_handler_ends_the_waiting(pair: Pair) -> None:
     def interrupt(*_: object) -> None:
         raise InterruptedError
 

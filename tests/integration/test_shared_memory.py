@@ -1,4 +1,4 @@
-"""Shared memory of local clients against a real daemon: the same answers as in frames, whatever ends in between."""
+"""Shared memory of local clients with a real daemon: the same answers as in frames, also when processes die."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 @pytest.fixture
 def client(daemon: Running) -> Iterator[Client]:
     with daemon.client() as made:
-        made.live()  # the daemon has told what it takes
+        made.live()  # from then on the client knows that the daemon accepts shared memory
         yield made
 
 
@@ -61,7 +61,7 @@ def image(number: int, rows: int = 1) -> np.ndarray:
 
 
 def learn(client: Client, model: str, x: np.ndarray, **more: float) -> None:
-    """Lets the client see what the daemon takes, and how large the outputs are."""
+    """Sends requests until the client knows how large the outputs are, and they are in shared memory."""
     client.live()
     for _ in range(2):
         y = client.infer(model, {"x": x, **more})["x"]
@@ -69,21 +69,21 @@ def learn(client: Client, model: str, x: np.ndarray, **more: float) -> None:
 
 
 def descriptors(pid: int) -> int:
-    """Clients' segments that a process has open; a daemon has a memfd of its own for each worker."""
+    """The number of client regions that a process has open, without the memfds of workers that a daemon has."""
     links = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # it has just closed it
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             links.append(os.readlink(entry))
     return sum("/memfd:" in link and "-begun" not in link for link in links)
 
 
-# What is answered.
+# Answers.
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 19])
 @pytest.mark.parametrize("model", ["echo", "single"])
 @pytest.mark.parametrize("datatype", [name for name in tensors.DATATYPES if name not in ("BYTES", "BF16")])
-def test_every_datatype_comes_back_as_in_frames(datatype: str, model: str, rows: int, daemon: Running) -> None:
+def test_every_datatype_is_answered_as_in_frames(datatype: str, model: str, rows: int, daemon: Running) -> None:
     dtype = tensors.dtype_of(datatype)
     bits = np.random.default_rng(rows).integers(0, 256, (rows, 140 << 10), np.uint8)
     x = (bits % 2).astype(bool) if datatype == "BOOL" else bits.view(dtype)
@@ -103,7 +103,7 @@ def test_every_datatype_comes_back_as_in_frames(datatype: str, model: str, rows:
             assert in_shared_memory(found["x"]) == (turn > 0 and not split), turn
 
 
-def test_bf16_comes_back(client: Client) -> None:
+def test_bf16_is_answered(client: Client) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     x = np.arange(100_000).astype(ml_dtypes.bfloat16)
     for _ in range(3):
@@ -113,14 +113,14 @@ def test_bf16_comes_back(client: Client) -> None:
     assert in_shared_memory(y)
 
 
-def test_small_rows_in_large_requests_come_back(client: Client) -> None:
-    # Their frames would travel joined.
+def test_small_rows_in_large_requests_are_answered(client: Client) -> None:
+    # In frames, these inputs would be joined.
     for turn in range(6):
         x = np.arange(turn, turn + 8 * 4000, dtype=np.float64).reshape(8, -1)
         assert (client.infer("echo", {"x": x})["x"] == x).all()
 
 
-def test_inputs_of_varying_length_are_padded_wherever_they_lie(daemon: Running) -> None:
+def test_inputs_in_frames_and_in_shared_memory_are_padded_together(daemon: Running) -> None:
     with daemon.client() as shared, daemon.client(shared_memory=False) as framed:
         learn(shared, "padded", np.ones((1, 50_000), np.float32))
         before = executions(shared, "padded")
@@ -153,7 +153,7 @@ def executions(client: Client, model: str) -> int:
     return int(entry["execution_count"])
 
 
-def test_results_stay_as_they_are(client: Client) -> None:
+def test_later_requests_do_not_change_earlier_results(client: Client) -> None:
     learn(client, "single", image(0))
     kept = [client.infer("single", {"x": image(number)})["x"] for number in range(40)]
     for number in range(200):
@@ -162,7 +162,7 @@ def test_results_stay_as_they_are(client: Client) -> None:
     assert [int(y.min()) for y in kept] == list(range(40))
 
 
-def test_an_array_of_the_arena_is_sent_where_it_lies(client: Client) -> None:
+def test_an_array_in_shared_memory_is_sent_without_a_copy(client: Client) -> None:
     x = client.empty((4, 224, 224, 3))
     assert in_shared_memory(x)
     for number in range(8):
@@ -174,7 +174,7 @@ def test_an_array_of_the_arena_is_sent_where_it_lies(client: Client) -> None:
         assert (client.submit("echo", {"x": y[3:]}).result()["x"] == number + 3).all(), "an output as an input"
 
 
-def test_the_client_for_asyncio(daemon: Running) -> None:
+def test_the_asyncio_client_uses_shared_memory(daemon: Running) -> None:
     async def run() -> None:
         async with AsyncClient(daemon.endpoint) as client:
             await client.live()
@@ -189,7 +189,7 @@ def test_the_client_for_asyncio(daemon: Running) -> None:
     asyncio.run(run())
 
 
-def test_shared_bytes_count(client: Client) -> None:
+def test_bytes_in_shared_memory_count_towards_limits(client: Client) -> None:
     learn(client, "narrow", image(0))
     with daemon_without_retries(client) as impatient:
         futures = [impatient.submit("narrow", {"x": image(number)}) for number in range(6)]
@@ -205,10 +205,10 @@ def daemon_without_retries(client: Client) -> Client:
     return made
 
 
-# Where it is not used.
+# Cases without shared memory.
 
 
-def test_not_over_tcp(daemon: Running) -> None:
+def test_tcp_clients_use_no_shared_memory(daemon: Running) -> None:
     endpoint = next(one for one in daemon.status()["daemon"]["listen"] if one.startswith("tcp"))
     with Client(endpoint) as client:
         client.live()
@@ -219,7 +219,7 @@ def test_not_over_tcp(daemon: Running) -> None:
         assert not in_shared_memory(client.empty((224, 224, 3)))
 
 
-def test_not_where_it_is_not_wanted(daemon: Running) -> None:
+def test_shared_memory_can_be_turned_off(daemon: Running) -> None:
     with daemon.client(shared_memory=False) as client:
         for number in range(3):
             y = client.infer("single", {"x": image(number)})["x"]
@@ -245,7 +245,7 @@ FOREIGN = textwrap.dedent("""
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
 def test_a_client_in_another_pid_namespace_falls_back(daemon: Running) -> None:
-    """As in a container: its pid is another process's here."""
+    """As in a container: its pid is that of another process here."""
     rejected = _rejected(daemon)
     command = ["unshare", "--user", "--map-root-user", "--pid", "--fork", sys.executable, "-c", FOREIGN]
     done = subprocess.run([*command, daemon.endpoint], capture_output=True, text=True, timeout=60)
@@ -260,10 +260,10 @@ def _rejected(daemon: Running) -> int:
     return int(daemon.status()["daemon"]["rejected"])
 
 
-def test_the_fallback_is_kept_for_the_connection(daemon: Running, client: Client) -> None:
+def test_a_refusal_turns_shared_memory_off_for_the_connection(daemon: Running, client: Client) -> None:
     renamed = client.empty((1, 100_000))
     region = client._requests._arena.locate(renamed)[0]  # type: ignore[union-attr, index]
-    region.name = region.name.replace(f"-{os.getpid()}-", "-4194304-")  # a pid that no process has
+    region.name = region.name.replace(f"-{os.getpid()}-", "-4194304-")  # larger than any pid
     renamed[:] = 3
     before = _rejected(daemon)
     for _ in range(5):
@@ -272,7 +272,7 @@ def test_the_fallback_is_kept_for_the_connection(daemon: Running, client: Client
     assert _rejected(daemon) == before + 1
 
 
-# Whatever dies.
+# Processes that die.
 
 
 CHILD = textwrap.dedent("""
@@ -291,7 +291,7 @@ CHILD = textwrap.dedent("""
 """)
 
 
-def test_a_client_that_is_killed_leaves_nothing(daemon: Running) -> None:
+def test_regions_of_a_killed_client_are_closed(daemon: Running) -> None:
     files = set(os.listdir("/dev/shm"))
     daemon.wait(lambda: descriptors(daemon.process.pid) == 0, 30.0)
     child = subprocess.Popen([sys.executable, "-c", CHILD, daemon.endpoint], stdout=subprocess.PIPE, text=True)
@@ -310,23 +310,23 @@ def test_a_client_that_is_killed_leaves_nothing(daemon: Running) -> None:
 
 
 class Load:
-    """Threads that ask, each for its own number, and remember what was wrong."""
+    """Threads that send requests, each with its own numbers, and record wrong answers."""
 
     def __init__(self, client: Client, model: str, threads: int = 8) -> None:
         self.answered = 0
         self.wrong: list[str] = []
         self._client, self._model = client, model
-        self._over = threading.Event()
+        self._end = threading.Event()
         self._threads = [threading.Thread(target=self._work, args=(number,)) for number in range(threads)]
 
     def _work(self, number: int) -> None:
         turn = 0
-        while not self._over.is_set():
+        while not self._end.is_set():
             turn += 1
             value = 1000 * number + turn % 1000
             try:
                 y = self._client.infer(self._model, {"x": image(value)})["x"]
-            except Exception as error:  # noqa: BLE001  whatever it is, it is a lost request
+            except Exception as error:  # noqa: BLE001  any error is a lost request
                 self.wrong.append(f"{value}: {error!r}")
                 continue
             if not (y == value).all():
@@ -339,12 +339,12 @@ class Load:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._end.set()
         for thread in self._threads:
             thread.join()
 
 
-def test_workers_that_are_killed_cost_no_answer(daemon: Running, client: Client) -> None:
+def test_killed_workers_cost_no_answer(daemon: Running, client: Client) -> None:
     learn(client, "sleeper", image(0))
     with Load(client, "sleeper") as load:
         for turn in range(6):
@@ -361,16 +361,16 @@ def _back(slot: dict[str, Any], before: dict[str, Any]) -> bool:
     return bool(slot["state"] == "ready" and slot["incarnation"] > before["incarnation"])
 
 
-def test_a_late_write_spoils_no_later_result(daemon: Running, client: Client) -> None:
-    """A request times out while a worker has it; what that writes afterwards must hit nobody's memory."""
+def test_a_late_write_does_not_change_later_results(daemon: Running, client: Client) -> None:
+    """A request times out while a worker executes it; what the worker writes later must not reach other results."""
     learn(client, "patient", image(0), seconds=0.0)
     before = _late(daemon)
     late = client.submit("patient", {"x": image(-1), "seconds": 3.0}, timeout=0.5)
     assert isinstance(late.exception(), DeadlineExceeded)
     kept = [client.infer("patient", {"x": image(number), "seconds": 0.0})["x"] for number in range(1, 11)]
     assert all(map(in_shared_memory, kept))
-    assert _late(daemon) == before, "the other worker is still at it"
-    daemon.wait(lambda: _late(daemon) > before)  # its answer comes after what it wrote
+    assert _late(daemon) == before, "the other worker is still executing"
+    daemon.wait(lambda: _late(daemon) > before)  # it answers after it has written
     assert [(int(y.min()), int(y.max())) for y in kept] == [(number, number) for number in range(1, 11)]
 
 
@@ -378,7 +378,7 @@ def _late(daemon: Running) -> int:
     return int(daemon.status()["daemon"]["late"])
 
 
-def test_a_daemon_that_is_started_again_is_served_as_before(tmp_path: Path) -> None:
+def test_results_outlive_the_daemon_and_the_client(tmp_path: Path) -> None:
     first = Running(tmp_path, CONFIG)
     with first:
         first.wait_ready()
@@ -394,7 +394,7 @@ def test_a_daemon_that_is_started_again_is_served_as_before(tmp_path: Path) -> N
         client.empty((10,))
 
 
-def test_a_daemon_that_is_killed_leaves_nothing_and_the_next_one_shares_again(tmp_path: Path) -> None:
+def test_after_a_killed_daemon_the_next_one_uses_shared_memory(tmp_path: Path) -> None:
     folder = tmp_path / "sockets"
     folder.mkdir()
     config = CONFIG.replace("{endpoint}", f"ipc://{folder}/f")
@@ -437,12 +437,12 @@ FORK = textwrap.dedent("""
 """)
 
 
-def test_a_forked_child_keeps_what_it_has_and_its_end_takes_nothing(daemon: Running) -> None:
+def test_a_forked_child_keeps_results_and_its_end_changes_nothing(daemon: Running) -> None:
     done = subprocess.run([sys.executable, "-c", FORK, daemon.endpoint], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["0", "True", "True"], done
 
 
-def test_the_daemons_memory_does_not_grow_with_what_is_shared(daemon: Running, client: Client) -> None:
+def test_shared_memory_does_not_count_as_the_daemon_s_memory(daemon: Running, client: Client) -> None:
     learn(client, "single", image(0))
     before = psutil.Process(daemon.process.pid).memory_info().rss
     for _ in range(200):

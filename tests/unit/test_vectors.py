@@ -1,4 +1,4 @@
-"""docs/protocol-vectors.json against the client's codec, the wire module, and the router itself."""
+"""docs/protocol-vectors.json against the client's codec, the wire module and the router."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_client_reads_the_replies_of_the_vectors(vector: dict[str, Any]) -> 
     assert wire.reply_header("vectors", "3", described) == header
 
 
-# What the daemon makes of requests.
+# Requests as the router handles them.
 
 
 def front_with(frames: list[bytes]) -> FakeFront:
@@ -138,7 +138,7 @@ def front_with(frames: list[bytes]) -> FakeFront:
 
 
 def daemon() -> Router:
-    """The router and what answers its questions, with the vectors' model loaded and no worker."""
+    """A router with the vectors' model and no worker."""
     model = VECTORS["model"]
     name = model["name"]
     router = Router(
