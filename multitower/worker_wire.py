@@ -297,7 +297,11 @@ class Result(NamedTuple):
 
 
 def read_result(message: Sequence[Any]) -> Result:
-    """Reads what `result` or `joined_result` wrote."""
+    """Reads what `result` or `joined_result` wrote.
+
+    Raises:
+        ValueError, struct.error, LookupError, ArithmeticError: it is malformed.
+    """
     head = bytes(message[0])
     _, batch_id, count, assemble_ns, compute_ns, slice_ns, headers = _RESULT_HEAD.unpack_from(head)
     timing = Timing(assemble_ns, compute_ns, slice_ns)
@@ -319,6 +323,8 @@ def read_result(message: Sequence[Any]) -> Result:
         for frames in struct.unpack_from(f"<{count}H", head, _RESULT_HEAD.size):
             answers.append(list(message[start : start + frames]) if frames else bytes(message[start]))
             start += frames or 1
+        if start != len(message):
+            raise ValueError(f"a result of {len(message)} frames whose entries have {start}")
     return Result(batch_id, answers, timing)
 
 
@@ -331,7 +337,9 @@ def _split_outputs(headers: dict[int, bytes], rows: Sequence[int], outputs: Sequ
     for frame in outputs:
         # A large frame is a buffer of libzmq; its slices are copied when they are sent.
         data = frame if type(frame) is bytes else frame.buffer
-        width = len(data) // total
+        width, rest = divmod(len(data), total)
+        if rest:
+            raise ValueError(f"an output of {len(data)} bytes for {total} rows")
         start = 0
         for answer, count in zip(answers, rows, strict=True):
             end = start + count * width

@@ -115,8 +115,10 @@ class Exits:
         """Releases a process that has ended and whose messages have been read."""
         self.processes.remove(process)
         try:
-            self._watcher.remove_process(process)
-            process.child.close()
+            try:
+                self._watcher.remove_process(process)
+            finally:
+                process.child.close()
         except Exception:
             # What is lost are a few descriptors; what follows from its end must not be.
             log.exception("a worker process could not be released: %s", process.child.fields)

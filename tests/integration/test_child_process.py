@@ -1,0 +1,221 @@
+"""One spawned process as the supervisor holds it: starts that fail leave nothing, and hostile ends are read."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import select
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from multitower.spec import ProcessSpec
+from multitower.supervisor.workers.child_process import ChildProcess
+from multitower.supervisor.workers.output import OutputReader
+
+STEP_S = 30.0
+
+
+@pytest.fixture
+def output() -> Iterator[OutputReader]:
+    with closing(OutputReader()) as reader:
+        yield reader
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    with zmq.Context() as context:
+        yield context
+
+
+@pytest.fixture
+def folder() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="mt-") as folder:
+        yield folder
+
+
+def start(context: zmq.Context[zmq.Socket[bytes]], output: OutputReader, folder: str) -> ChildProcess:
+    """Starts a spare without TensorFlow."""
+    spec = ProcessSpec(
+        endpoint=f"ipc://{folder}/w.sock", parent_pid=os.getpid(), name="mt-test", import_tensorflow=False
+    )
+    return ChildProcess(context, multiprocessing.get_context("spawn"), spec, output, {})
+
+
+def end(child: ChildProcess) -> None:
+    child.kill()
+    assert select.select([child.pidfd], [], [], STEP_S)[0]
+
+
+def open_descriptors() -> set[str]:
+    """All descriptors, as `number -> what`."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(f"{number} -> {os.readlink(f'/proc/self/fd/{number}')}")
+    return {entry for entry in found if "/proc/" not in entry}
+
+
+@contextlib.contextmanager
+def nothing_left_open() -> Iterator[tuple[zmq.Context[zmq.Socket[bytes]], OutputReader]]:
+    """A context and a reader; at the end of the block, when these are closed, no descriptor and no process is left."""
+    resource_tracker.ensure_running()
+    before, processes = open_descriptors(), children()
+    with zmq.Context() as context, closing(OutputReader()) as output:  # the end of a context waits for its sockets
+        yield context, output
+    assert open_descriptors() == before
+    assert children() == processes
+
+
+def children() -> list[str]:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+STEPS = [
+    (multiprocessing, "Pipe", 0),
+    (multiprocessing, "Pipe", 1),
+    (multiprocessing, "Pipe", 2),
+    (os, "set_blocking", 0),
+    (os, "memfd_create", 0),
+    (os, "truncate", 0),
+    (os, "pidfd_open", 0),
+    (os, "dup", 0),
+    (os, "set_blocking", 1),
+    (zmq.Socket, "connect", 1),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "successes"), STEPS, ids=[f"{name}-{n}" for _, name, n in STEPS])
+def test_a_start_that_fails_at_any_step_leaves_no_descriptor_and_no_process(
+    folder: str, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, successes: int
+) -> None:
+    with nothing_left_open() as (context, output):
+        original, calls = getattr(module, name), []
+
+        def fail_later(*arguments: Any, **more: Any) -> Any:
+            calls.append(name)
+            if len(calls) > successes:
+                raise OSError(24, "Too many open files")
+            return original(*arguments, **more)
+
+        monkeypatch.setattr(module, name, fail_later)
+        # The traceback keeps all that the start referred to: what is freed with the last reference does not count.
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            start(context, output, folder)
+        monkeypatch.undo()
+    assert caught.value.__traceback__ is not None
+
+
+def test_a_start_without_descriptors_leaves_none_open(folder: str) -> None:
+    with nothing_left_open() as (context, output), contextlib.ExitStack() as fillers:
+        context.socket(zmq.PAIR).close()  # the context's first socket starts its threads, which must not fail
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        while (descriptor := os.open("/dev/null", os.O_RDONLY)) < highest:
+            fillers.callback(os.close, descriptor)
+        os.close(descriptor)
+        failures = 0
+        while True:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + failures, hard))
+            try:
+                child = start(context, output, folder)
+            except (OSError, zmq.ZMQError):
+                failures += 1
+                continue
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            break
+        end(child)
+        child.reap()
+        child.close()
+        assert failures > 10
+
+
+def test_a_title_that_is_not_utf8_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    title = Path("/proc/self/comm")
+    former = title.read_bytes()
+    child = ChildProcess.__new__(ChildProcess)
+    child.pid = os.getpid()
+    try:
+        title.write_bytes(b"m) R \xe2\x82")
+        stat = child.read_stat()
+    finally:
+        title.write_bytes(former)
+    assert stat is not None
+    assert stat.state in "RS"
+    assert stat.cpu_s > 0
+
+
+def test_a_process_that_has_ended_has_no_state() -> None:
+    child = ChildProcess.__new__(ChildProcess)
+    child.pid = 2**22 + 1  # beyond what any kernel gives
+    assert child.read_stat() is None
+
+
+@pytest.mark.parametrize("size", [0, 4, 13])
+def test_a_memory_file_that_the_process_truncated_is_read_as_far_as_it_goes(
+    context: zmq.Context[zmq.Socket[bytes]], output: OutputReader, folder: str, size: int
+) -> None:
+    child = start(context, output, folder)
+    end(child)
+    os.truncate(child._begun.fileno(), size)
+    assert child.reap().code == -signal.SIGKILL
+    assert child.begun == (0,) * (size // 8)
+    child.close()
+
+
+def test_an_exit_code_that_the_system_did_not_report_is_unknown(
+    context: zmq.Context[zmq.Socket[bytes]], output: OutputReader, folder: str
+) -> None:
+    child = start(context, output, folder)
+    end(child)
+    os.waitpid(child.pid, 0)  # as a library may, or the system where SIGCHLD is ignored
+    cause = child.reap()
+    assert cause.code is None
+    assert not cause.crash
+    assert "unknown" in str(cause)
+    assert "did not report" in cause.advice
+    child.close()
+
+
+def test_heartbeats_that_are_none_are_ignored_and_a_closed_pipe_is_noticed(
+    context: zmq.Context[zmq.Socket[bytes]],
+    output: OutputReader,
+    folder: str,
+) -> None:
+    child = start(context, output, folder)
+    read_out, into = os.pipe()
+    os.dup2(read_out, child.heartbeat_descriptor)
+    os.set_blocking(child.heartbeat_descriptor, False)
+    os.close(read_out)
+    assert child.read_heartbeat() is None
+    os.write(into, b"\xff")
+    assert child.read_heartbeat() is None
+    os.write(into, b"\xff\xff" + b"garbage")
+    assert child.read_heartbeat() is None
+    assert not child.heartbeats_closed
+    os.close(into)
+    assert child.read_heartbeat() is None
+    assert child.heartbeats_closed
+    end(child)
+    child.reap()
+    child.close()
+
+
+def test_the_thread_of_the_output_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = open_descriptors()
+    OutputReader().close()
+    assert open_descriptors() == before
+    monkeypatch.setattr("threading.Thread.start", lambda _: (_ for _ in ()).throw(RuntimeError("can't start")))
+    with pytest.raises(RuntimeError, match="can't start"):
+        OutputReader()
+    assert open_descriptors() == before

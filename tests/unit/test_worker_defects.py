@@ -1,0 +1,322 @@
+"""Defects injected into what the manager does for one worker: that worker pays, and no other; no request is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fake_workers import Scene, child, placement, spec
+
+from multitower import worker_wire
+from multitower.spec import WorkerReport
+from multitower.supervisor.scheduling.scheduler import StateError
+from multitower.supervisor.workers.exit_cause import Fault, Verdict
+from multitower.supervisor.workers.replacement_queue import Replacement
+from multitower.supervisor.workers.slot import WorkerProcess
+from multitower.supervisor.workers.slot_state_machine import LIVE, Event, State
+from multitower.supervisor.workers.spares import RETRY_S
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    raise ZeroDivisionError("an injected defect")
+
+
+def serving(slots: int = 2, **arguments: Any) -> Scene:
+    """Every slot serves."""
+    scene = Scene(slots, **arguments)
+    for slot in range(slots):
+        scene.serve(scene.process(slot))
+    return scene
+
+
+def report(state: str, **fields: Any) -> list[bytes]:
+    return [worker_wire.REPORT, WorkerReport(state=state, pid=1, **fields).to_json()]
+
+
+MESSAGES = {
+    "a report that is no JSON": [worker_wire.REPORT, b"\xff{"],
+    "a report that is no object": [worker_wire.REPORT, b"[]"],
+    "a report without its frame": [worker_wire.REPORT],
+    "a report with too many frames": [*report("loading"), b""],
+    "a report of an unknown state": report("happy"),
+    "a report of models that are none": [worker_wire.REPORT, b'{"state": "ready", "pid": 1, "models": [7]}'],
+    "an event that the slot's table does not have": report("loading"),
+    "a second report of being ready": report("ready"),
+    "a memory report without fields": [worker_wire.MEMORY, b"{}"],
+    "a memory report of another type": [worker_wire.MEMORY, b'{"model": "m", "safe_rows": "x", "exhausted": 0}'],
+    "a report of a model without a batch dimension that is null": [worker_wire.UNBATCHED, b"null"],
+    "a message of an unknown kind": [b"?", b""],
+    "an empty message": [b""],
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_message_that_cannot_be_handled_costs_its_worker(name: str) -> None:
+    scene = serving()
+    scene.submit()
+    (busy,) = [process for process in scene.launched if process.route and process.route.worker in scene.running]
+    assert busy.slot is not None
+    scene.send(busy, MESSAGES[name])
+    assert busy.verdict is not None
+    assert busy.verdict.fault is Fault.DEFECT
+    scene.tick()
+    assert child(busy).told_to_end
+    scene.submit()
+    scene.settle()
+    assert [type(reply) for reply in scene.replies()] == [list, list]
+    assert [scene.state(slot) for slot in (0, 1)] == [State.READY] * 2
+    assert [scene.slot(slot).incarnation for slot in (0, 1)] == [1 + (slot == busy.slot.number) for slot in (0, 1)]
+    assert "killed because" in str(busy.slot.last_error)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda message: [message[0][:9], *message[1:]],
+        lambda message: message[:1],
+        lambda message: [message[0][:-1], *message[1:]],
+        lambda message: [worker_wire.RESULT + bytes(8) + message[0][9:], *message[1:]],
+    ],
+    ids=["a cut head", "no frames", "a cut table", "another batch"],
+)
+def test_a_result_that_cannot_be_handled_costs_its_worker(spoil: Callable[[list[Any]], list[Any]]) -> None:
+    scene = serving()
+    scene.submit()
+    ((worker, (batch,)),) = scene.running.items()
+    (busy,) = [process for process in scene.launched if process.route and process.route.worker is worker]
+    good = worker_wire.result(batch.id, [[b"{}", b"x"]], worker_wire.Timing(1, 1, 1))
+    child(busy).messages.append(spoil(good))
+    assert scene.router.receive_from_worker(busy.child.connection)
+    scene.tick()
+    assert child(busy).told_to_end
+    scene.settle()
+    assert [type(reply) for reply in scene.replies()] == [list]
+    assert {scene.state(slot) for slot in (0, 1)} == {State.READY}
+
+
+def test_messages_behind_one_that_cannot_be_handled_are_read_to_the_end() -> None:
+    scene = serving()
+    scene.submit()
+    ((worker, (batch,)),) = scene.running.items()
+    (busy,) = [process for process in scene.launched if process.route and process.route.worker is worker]
+    child(busy).messages += [
+        [worker_wire.REPORT, b"{"],
+        worker_wire.result(batch.id, [[b"{}", b"x"]], worker_wire.Timing(1, 1, 1)),
+    ]
+    scene.running.clear()
+    scene.die(busy)
+    assert [type(reply) for reply in scene.replies()] == [list], "it was answered, and does not run again"
+    scene.dispatch()
+    assert scene.running == {}
+
+
+STEPS = {
+    "reaping it": lambda scene, process: replace_attribute(process.child, "reap", fail),
+    "reading its connection": lambda scene, process: replace_attribute(process.child.connection, "receive", fail),
+    "releasing it": lambda scene, process: replace_attribute(process.child, "close", fail),
+    "no longer watching it": lambda scene, process: replace_attribute(scene.watcher, "remove_process", fail),
+}
+
+
+def replace_attribute(target: Any, name: str, value: Any) -> None:
+    setattr(target, name, value)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_dead_worker_is_replaced_though_a_step_of_its_end_fails(name: str) -> None:
+    scene = serving()
+    dead, other = scene.process(0), scene.process(1)
+    scene.submit()
+    scene.submit()
+    STEPS[name](scene, dead)
+    for process in (dead, other):
+        assert process.route is not None
+        scene.running.pop(process.route.worker)
+        scene.exit(process, 3)
+    scene.tick()
+    assert dead not in scene.manager.processes()
+    assert child(other).closed, "what fails for one does not keep the others"
+    scene.settle()
+    assert [scene.state(slot) for slot in (0, 1)] == [State.READY] * 2
+    assert len(scene.replies()) == 2
+
+
+def test_a_worker_whose_end_cannot_be_read_has_an_unknown_exit_code() -> None:
+    scene = serving(1)
+    replace_attribute(scene.process().child, "reap", fail)
+    scene.exit(scene.process(), 3)
+    scene.tick()
+    assert scene.slot().last_error == "exited with an unknown code"
+
+
+@pytest.mark.parametrize("how", ["hangs", "defect"])
+def test_a_condemned_spare_is_not_assigned_to_a_slot(how: str) -> None:
+    scene = serving(1, spares=1)
+    (spare,) = scene.manager.spares
+    scene.report(spare, "idle")
+    if how == "hangs":
+        scene.manager._exits.condemn_process(spare, Verdict(Fault.HANGS, "no heartbeat"), scene.now)
+    else:
+        scene.send(spare, [worker_wire.REPORT, b"{"])
+    scene.die(scene.process())
+    assert scene.process() is not spare
+    assert spare.slot is None
+
+
+def test_a_start_that_fails_is_tried_again_and_does_not_keep_other_slots() -> None:
+    scene = serving()
+    launcher: Any = scene.manager._launcher
+    launch = launcher.launch
+
+    def fail_for_the_first_slot(name: str, *arguments: Any) -> WorkerProcess | None:
+        return fail() if name == "mt-worker-0" else launch(name, *arguments)
+
+    launcher.launch = fail_for_the_first_slot
+    for slot in (0, 1):
+        scene.die(scene.process(slot))
+    scene.tick(1.0)
+    assert (scene.state(0), scene.state(1)) == (State.BACKOFF, State.STARTING)
+    assert scene.slot(0).last_error == "no process could be started"
+    launcher.launch = launch
+    scene.settle()
+    assert {scene.state(slot) for slot in (0, 1)} == {State.READY}
+
+
+def test_a_spare_that_cannot_be_started_is_tried_again_later() -> None:
+    scene = serving(1, spares=1)
+    (spare,) = scene.manager.spares
+    launcher: Any = scene.manager._launcher
+    launch, launcher.launch = launcher.launch, fail
+    scene.die(spare)
+    scene.tick(2.0)
+    wake = scene.manager.next_wake(scene.now)
+    assert scene.now < wake <= scene.now + RETRY_S
+    launcher.launch = launch
+    scene.tick(RETRY_S)
+    assert len(scene.manager.spares) == 1
+
+
+def test_a_worker_whose_state_cannot_be_read_is_killed_and_no_other() -> None:
+    scene = serving()
+    bad, good = scene.process(0), scene.process(1)
+    replace_attribute(bad.child, "read_stat", fail)
+    replace_attribute(bad.child, "read_heartbeat", lambda: None)
+    replace_attribute(good.child, "read_heartbeat", lambda: (0,))
+    for _ in range(5):
+        scene.tick(1.0)
+    assert (child(bad).told_to_end, child(good).told_to_end) == (True, False)
+    scene.settle(lambda: scene.slot(0).incarnation == 2 and scene.state(0) is State.READY)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("step", ["withdraw_versions", "is_needed", "retire", "handle_event"])
+def test_a_replacement_that_fails_is_reported_and_its_slot_serves_again(
+    fits: bool, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = serving(1, fits=fits)
+    scene.submit()
+    owner: Any = {
+        "withdraw_versions": scene.router,
+        "is_needed": scene.router.scheduler,
+        "retire": scene.router.scheduler,
+        "handle_event": scene.manager._slots,
+    }[step]
+    original = getattr(owner, step)
+
+    def fail_once(*arguments: Any) -> Any:
+        if step == "handle_event" and arguments[1] not in (Event.DRAIN, Event.DRAINED):
+            return original(*arguments)
+        monkeypatch.undo()
+        return fail()
+
+    monkeypatch.setattr(owner, step, fail_once)
+    outcomes = scene.order(specs=(spec(2),))
+    scene.settle()
+    failed = not (step == "handle_event" and fits)  # where both fit, no such event is needed
+    assert len(outcomes) == 1
+    assert (outcomes != [None]) is failed
+    assert scene.state() is State.READY
+    assert len(scene.alive()) == 1, "no process is left that nobody ends"
+    assert [type(reply) for reply in scene.replies()] == [list]
+
+
+def test_an_error_of_who_asked_for_a_replacement_does_not_disturb_others() -> None:
+    scene = serving()
+    scene.manager.request_replacement(Replacement(scene.slot(0), "a test", done=fail))
+    outcomes = scene.order(1)
+    scene.settle()
+    assert outcomes == [None]
+    assert {scene.state(slot) for slot in (0, 1)} == {State.READY}
+
+
+def test_the_check_for_available_models_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = serving()
+    monkeypatch.setattr(scene.manager._availability, "update", fail)
+    scene.die(scene.process(0))
+    monkeypatch.undo()
+    scene.settle()
+    assert {scene.state(slot) for slot in (0, 1)} == {State.READY}
+
+
+def test_all_workers_end_though_one_cannot_be_told_to() -> None:
+    scene = serving(3, spares=1)
+    replace_attribute(scene.process(1).child.connection, "send", fail)
+    replace_attribute(scene.manager.spares[0].child, "kill", fail)
+    scene.manager.stop(scene.now)
+    scene.tick(10.0)
+    told = [child(process).told_to_end for process in scene.launched]
+    assert told == [True, True, True, False]
+
+
+def test_all_workers_are_killed_though_one_cannot_be() -> None:
+    scene = serving(3)
+    replace_attribute(scene.process(2).child, "kill", fail)
+    scene.manager.kill_all()
+    assert [child(scene.process(slot)).told_to_end for slot in range(3)] == [True, True, False]
+    for process in scene.launched:
+        child(process).code = -9
+    replace_attribute(scene.process(2).child, "reap", fail)
+    scene.manager.reap_all()
+    assert [child(scene.process(slot)).closed for slot in range(3)] == [True, True, False]
+
+
+def test_a_slot_that_lost_its_process_in_an_error_gets_another_one() -> None:
+    scene = serving(1)
+    lost = scene.process()
+    scene.slot().process = None
+    scene.tick()
+    assert scene.state() in LIVE
+    scene.settle()
+    assert scene.state() is State.READY
+    assert scene.process() is not lost
+
+
+def let_a_process_die(scene: Scene) -> None:
+    scene.die(scene.process())
+
+
+def condemn_a_process(scene: Scene) -> None:
+    scene.manager._exits.condemn_process(scene.process(), Verdict(Fault.HANGS, "no heartbeat"), scene.now)
+
+
+def let_a_process_become_ready(scene: Scene) -> None:
+    scene.manager.add_slot(placement(1))
+    scene.tick()
+    scene.serve(scene.process(1))
+
+
+@pytest.mark.parametrize(
+    ("method", "happens"),
+    [
+        ("lost", let_a_process_die),
+        ("begin_again", condemn_a_process),
+        ("refuse_outdated", let_a_process_become_ready),
+    ],
+)
+def test_an_error_in_the_scheduler_itself_is_not_contained(method: str, happens: Callable[[Scene], None]) -> None:
+    """Requests would never be answered: the daemon ends instead."""
+    scene = serving(1)
+    replace_attribute(scene.router.scheduler._recovery, method, fail)
+    with pytest.raises(StateError):
+        happens(scene)
