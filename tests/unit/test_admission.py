@@ -355,7 +355,7 @@ def test_an_older_version_does_not_become_the_newest(versioned: Admission) -> No
 
 
 def seconds_to_plan(count: int, *, outputs: bool) -> float:
-    """The shortest of several times for a request with so many inputs, or outputs, whose header is not cached."""
+    """The least CPU time of several tries for a request with so many inputs, or outputs, whose header is not cached."""
     tensors = tuple(TensorReport(name=f"tensor_{number}", datatype="FP32", shape=(-1, 4)) for number in range(count))
     inputs = tensors[:1] if outputs else tensors
     made = Admission({"m": 30.0})
@@ -368,9 +368,9 @@ def seconds_to_plan(count: int, *, outputs: bool) -> float:
     found = []
     for number in range(7):
         distinct = text[:-1] + b" " * number + b"}"
-        begun = time.perf_counter()
+        begun = time.thread_time()  # other processes do not count
         made.plan(distinct)
-        found.append(time.perf_counter() - begun)
+        found.append(time.thread_time() - begun)
     return min(found)
 
 
