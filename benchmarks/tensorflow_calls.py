@@ -157,7 +157,7 @@ def random_inputs(folder: Path, rows: int) -> Arrays:
     arrays: Arrays = {}
     signature = tf.saved_model.load(str(folder)).signatures["serving_default"]
     for name, spec in signature.structured_input_signature[1].items():
-        shape = [rows if not place else size or 1 for place, size in enumerate(spec.shape)]
+        shape = [size or 1 if axis else rows for axis, size in enumerate(spec.shape)]
         if spec.dtype == tf.string:
             arrays[name] = np.full(shape, b"a few words of an ordinary English text", object)
         else:

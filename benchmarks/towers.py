@@ -77,10 +77,10 @@ def main() -> None:
         for title, model in models.items():
             for count in arguments.devices:
                 cpus = [f"cpu:{number}" for number in range(count)]
-                alone, processes = memory(model, list(cpus), folder)
+                apart, processes = memory(model, list(cpus), folder)
                 together, one = memory(model, [cpus], folder)
                 assert (processes, one) == (count, 1)
-                print(f"{title:24}{count:>8}  {alone >> 20:>15,}  {together >> 20:>14,}", flush=True)
+                print(f"{title:24}{count:>8}  {apart >> 20:>15,}  {together >> 20:>14,}", flush=True)
 
 
 if __name__ == "__main__":

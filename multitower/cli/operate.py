@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from multitower.cli.connection import asks_daemon
+from multitower.cli.connection import CONNECT_S, asks_daemon
 from multitower.exits import Exit
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def reload(client: Client) -> int:
     """
     from multitower import wire
 
-    changed = _order(client, wire.RELOAD, {})
-    changes = [f"{word} {_join(changed[key])}" for key, word in _CHANGES.items() if changed[key]]
+    reply = _order(client, wire.RELOAD, {})
+    changes = [f"{word} {_join(reply[key])}" for key, word in _CHANGES.items() if reply[key]]
     click.echo(f"reloaded; slots {'; '.join(changes)}" if changes else "reloaded; no slot had to change")
     return Exit.OK
 
@@ -46,8 +47,8 @@ def restart(client: Client, slot: int) -> int:
     """
     from multitower import wire
 
-    done = _order(client, wire.RESTART, {"slot": slot})
-    click.echo(f"slot {slot} is ready; its worker is process {done['pid']}")
+    reply = _order(client, wire.RESTART, {"slot": slot})
+    click.echo(f"slot {slot} is ready; its worker is process {reply['pid']}")
     return Exit.OK
 
 
@@ -101,10 +102,6 @@ def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any
     from multitower.client.requests import Requests
 
     control = client.status()["daemon"]["control"]
-    requests = Requests(control, ORDER_TIMEOUT_S, connect_timeout=3.0)
-    try:
-        done: dict[str, Any] = requests.start_query(kind, header).result()
-        return done
-    finally:
-        requests.connection.stop()
-        requests.connection.join()
+    with contextlib.closing(Requests(control, ORDER_TIMEOUT_S, connect_timeout=CONNECT_S)) as requests:
+        reply: dict[str, Any] = requests.start_query(kind, header).result()
+        return reply

@@ -123,6 +123,11 @@ class Requests:
 
         return self._start(wire.INFER, sent.header, sent.frames, deadline, read, sent)
 
+    def close(self) -> None:
+        """Closes the connection and waits for its thread. Outstanding requests fail as `closed`."""
+        self.connection.stop()
+        self.connection.join()
+
     def start_query(self, kind: bytes, header: Mapping[str, Any], timeout: float | None = None) -> RequestFuture:
         """Starts a request of another kind; its result is the reply's header, a dict.
 

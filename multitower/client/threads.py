@@ -294,9 +294,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the connection. Outstanding requests fail as `closed`. No-op if called again."""
-        connection = self._requests.connection
-        connection.stop()
-        connection.join()
+        self._requests.close()
 
     def __enter__(self) -> Self:
         return self

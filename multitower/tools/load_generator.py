@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
@@ -126,7 +126,11 @@ class LoadGenerator:
             future.add_done_callback(functools.partial(self._answered, number, due_ns))
 
     def _answered(self, number: int, due_ns: int, future: Future[Any]) -> None:
-        self._finish(number, due_ns, future.exception(), future)
+        try:
+            error = future.exception()
+        except CancelledError as cancelled:
+            error = cancelled
+        self._finish(number, due_ns, error, future)
 
     def _finish(self, number: int, due_ns: int, error: BaseException | None, future: Future[Any] | None) -> None:
         now_ns = time.monotonic_ns()

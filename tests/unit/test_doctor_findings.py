@@ -70,10 +70,20 @@ def test_without_an_installation_required_versions_are_unknown() -> None:
     assert "not installed" in found.text
 
 
-@pytest.mark.parametrize(("is_compiled", "level"), [(True, Level.OK), (False, Level.NOTE)])
-def test_an_interpreted_installation_gets_advice_on_compiling(is_compiled: bool, level: Level) -> None:
-    found = packages.compiled_finding(is_compiled)
+@pytest.mark.parametrize(
+    ("interpreted", "level", "words"),
+    [
+        ((), Level.OK, "data path is compiled"),
+        (("multitower._frames",), Level.NOTE, "is not compiled: multitower._frames"),
+        (("a", "b", "c", "d", "e"), Level.NOTE, "is not compiled: a, b, c and 2 more"),
+    ],
+)
+def test_an_installation_that_is_not_all_compiled_gets_advice(
+    interpreted: tuple[str, ...], level: Level, words: str
+) -> None:
+    found = packages.compiled_finding(interpreted)
     assert found.level is level
+    assert words in found.text
     assert ("C compiler" in (found.advice or "")) == (level is Level.NOTE)
 
 

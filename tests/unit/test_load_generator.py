@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import pytest
@@ -84,6 +84,15 @@ def test_a_request_that_cannot_be_submitted_counts_as_failed(client: Scripted, o
         load.keep_outstanding(1)
         client.wait_for(2)
         assert [(outcome.error, outcome.future) for outcome in outcomes] == [(FULL, None)]
+
+
+def test_a_cancelled_request_counts_as_failed(client: Scripted, outcomes: list[Outcome]) -> None:
+    with LoadGenerator(client.submit, outcomes.append) as load:
+        load.send(0)
+        client.futures[0].cancel()
+        assert load.stop(WAIT_S) == 0
+    (outcome,) = outcomes
+    assert isinstance(outcome.error, CancelledError)
 
 
 def test_stop_sends_nothing_more_and_waits_for_the_outstanding_ones(client: Scripted, outcomes: list[Outcome]) -> None:

@@ -32,7 +32,7 @@ def kill_one(
     """Kills the process of the first slot under load.
 
     Args:
-        endpoint: the address of a daemon that serves nobody else.
+        endpoint: the address of a daemon without other clients.
         model: the model's name.
         requests: inputs, sent in turn.
         outstanding: requests outstanding.

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from multitower.compiled import compiled
+from multitower.compiled import not_compiled
 from multitower.spec import ModelSpec
 from multitower.supervisor.config.config import Config, ModelConfig
 from multitower.supervisor.config.devices import on_cpus
@@ -42,7 +42,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     required = packages.required_versions()
     installed = packages.installed_versions([name for name in required if name != "Python"] or _BASE_PACKAGES)
     yield from packages.findings(installed, required, tensorflow_needed=bool(with_tensorflow))
-    yield packages.compiled_finding(compiled())
+    yield packages.compiled_finding(not_compiled())
 
     driver = gpu_driver.inspect_driver()
     gpus_wanted = not on_cpus(config.devices)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Final
 
-from multitower.tools.doctor.findings import INSTALL_CUDA, INSTALL_TENSORFLOW, Finding, Level
+from multitower.tools.doctor.findings import INSTALL_CUDA, INSTALL_TENSORFLOW, Finding, Level, join_names
 
 SECTION: Final = "versions"
 TENSORFLOW: Final = ("tensorflow", "tensorflow-cpu", "tf-nightly", "tf-nightly-cpu")
@@ -81,12 +81,13 @@ def findings(
             yield Finding(SECTION, Level.PROBLEM, f"{name} {version} is too old", advice)
 
 
-def compiled_finding(is_compiled: bool) -> Finding:
-    """Whether the modules that every request passes are compiled."""
-    if is_compiled:
+def compiled_finding(interpreted: Sequence[str]) -> Finding:
+    """A finding about the modules that every request passes; `interpreted` are those that are not compiled."""
+    if not interpreted:
         return Finding(SECTION, Level.OK, "multitower's data path is compiled")
+    text = f"multitower's data path uses more CPU time, because it is not compiled: {join_names(interpreted, 3)}"
     advice = "`pip install .` compiles it if there are a C compiler and Python's headers, unless it is --editable"
-    return Finding(SECTION, Level.NOTE, "multitower's data path is not compiled, and uses more CPU time", advice)
+    return Finding(SECTION, Level.NOTE, text, advice)
 
 
 def _no_tensorflow(needed: bool) -> Finding:
