@@ -100,7 +100,9 @@ class Daemon:
             with _start_errors(config):
                 settings = build_settings(config)
                 unread = UnreadReplies(config.max_unread_bytes, config.unread_timeout)
-                self._endpoints = Endpoints(config.listen, config.runtime_dir, config.max_message_size, unread)
+                self._endpoints = Endpoints(
+                    config.listen, config.runtime_dir, config.max_message_size, unread, config.peer_timeout
+                )
             stack.callback(self._close_endpoints)
             sampler = stack.enter_context(contextlib.closing(Sampler()))
             self._reactor = stack.enter_context(contextlib.closing(Reactor()))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from multitower import wire
+from multitower import liveness, wire
 from multitower.client.codec import InferRequest
 from multitower.client.requests import (
     CONNECT_TIMEOUT_S,
@@ -93,6 +93,7 @@ class AsyncClient:
         max_outstanding: see `Client`.
         retries: see `Client`.
         shared_memory: see `Client`.
+        peer_timeout: see `Client`.
 
     Raises:
         Unavailable: `not_listening`: the endpoint is malformed.
@@ -108,10 +109,13 @@ class AsyncClient:
         max_outstanding: int = MAX_OUTSTANDING,
         retries: int = RETRIES,
         shared_memory: bool = True,
+        peer_timeout: float = liveness.PEER_TIMEOUT_S,
     ) -> None:
         if max_outstanding < 1:
             raise ValueError(f"max_outstanding must be 1 or more, not {max_outstanding}")
-        self._requests = Requests(endpoint, timeout, connect_timeout, retries, shared_memory=shared_memory)
+        self._requests = Requests(
+            endpoint, timeout, connect_timeout, retries, shared_memory=shared_memory, peer_timeout=peer_timeout
+        )
         self._outstanding = asyncio.Semaphore(max_outstanding)
         self._max_outstanding = max_outstanding
         self._delivery: _OutcomeDelivery | None = None

@@ -21,7 +21,7 @@ from collections import deque
 
 import zmq
 
-from multitower import wire
+from multitower import liveness, wire
 from multitower.client.codec import error_of, read_header
 from multitower.client.direct import DirectPath
 from multitower.client.retries import Retries, retry_after
@@ -45,6 +45,7 @@ class Connection:
     Args:
         endpoint: the daemon's.
         retries: how often a call that the daemon refused without running it is sent again.
+        peer_timeout: seconds without a sign of the daemon after which the connection counts as lost; 0 for never.
 
     Attributes:
         endpoint: the same.
@@ -53,10 +54,10 @@ class Connection:
         Unavailable: `not_listening`: the endpoint is malformed.
     """
 
-    def __init__(self, endpoint: str, retries: int = 0) -> None:
+    def __init__(self, endpoint: str, retries: int = 0, peer_timeout: float = liveness.PEER_TIMEOUT_S) -> None:
         self.endpoint = endpoint
         self._pid = os.getpid()
-        self._transport = Transport(endpoint)
+        self._transport = Transport(endpoint, peer_timeout)
         self._direct = DirectPath(self._transport)
         self._retries = Retries(retries)
         self._cancelled: deque[Call] = deque()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from multitower import wire
+from multitower import liveness, wire
 from multitower.client.codec import Codec, EncodedRequest, InferRequest, read_header
 from multitower.client.connection import Connection
 from multitower.client.shared_memory import Arena
@@ -67,6 +67,7 @@ class Requests:
         connect_timeout: seconds that a request waits for a daemon to listen.
         retries: how often a request that the daemon refused without running it is sent again.
         shared_memory: whether large tensors travel through shared memory, where the daemon supports it.
+        peer_timeout: seconds without a sign of the daemon after which a TCP connection counts as lost; 0 for never.
 
     Attributes:
         endpoint: the endpoint in use.
@@ -86,10 +87,12 @@ class Requests:
         retries: int = 0,
         *,
         shared_memory: bool = False,
+        peer_timeout: float = liveness.PEER_TIMEOUT_S,
     ) -> None:
         for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):
             if not seconds > 0:
                 raise ValueError(f"{name} must be more than 0 seconds, not {seconds}")
+        liveness.check_peer_timeout(peer_timeout)
         if retries < 0:
             raise ValueError(f"retries must be 0 or more, not {retries}")
         self.endpoint = endpoint or os.environ.get(wire.ENDPOINT_VARIABLE) or wire.DEFAULT_ENDPOINT
@@ -99,7 +102,7 @@ class Requests:
         # Only Linux has memfds.
         possible = shared_memory and self.endpoint.startswith("ipc:") and hasattr(os, "memfd_create")
         self._arena = Arena() if possible else None
-        self.connection = Connection(self.endpoint, retries)
+        self.connection = Connection(self.endpoint, retries, peer_timeout)
 
     def start_infer(self, request: InferRequest, seconds: float, deadline: float, *, copy: bool) -> RequestFuture:
         """Starts an `MT1:infer` request.

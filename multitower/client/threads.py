@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from multitower import wire
+from multitower import liveness, wire
 from multitower.client.codec import InferRequest
 from multitower.client.requests import (
     CONNECT_TIMEOUT_S,
@@ -65,6 +65,8 @@ class Client:
         retries: how often a request that the daemon refused without running it, because the queue was full or the
             model was loading, is sent again within its time; 0 for never.
         shared_memory: whether large tensors travel through shared memory: over ipc, where the daemon can reach it.
+        peer_timeout: seconds without a sign of the daemon, not even the answer to a heartbeat, after which a TCP
+            connection counts as lost: outstanding requests fail as `connection_lost`, and it opens again. 0 for never.
 
     Raises:
         Unavailable: `not_listening`: the endpoint is malformed.
@@ -80,10 +82,13 @@ class Client:
         max_outstanding: int = MAX_OUTSTANDING,
         retries: int = RETRIES,
         shared_memory: bool = True,
+        peer_timeout: float = liveness.PEER_TIMEOUT_S,
     ) -> None:
         if max_outstanding < 1:
             raise ValueError(f"max_outstanding must be 1 or more, not {max_outstanding}")
-        self._requests = Requests(endpoint, timeout, connect_timeout, retries, shared_memory=shared_memory)
+        self._requests = Requests(
+            endpoint, timeout, connect_timeout, retries, shared_memory=shared_memory, peer_timeout=peer_timeout
+        )
         self._outstanding = _OutstandingLimit(max_outstanding)
         # Without `close`, the connection ends once nothing refers to the client.
         self._finalizer = weakref.finalize(self, self._requests.connection.stop)

@@ -16,11 +16,14 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from multitower import frames, wire
+from multitower import frames, liveness, wire
 from multitower.errors import MultitowerError, Reason, make
 
 RECONNECT_MS = 100
 RECONNECT_MAX_MS = 2000
+CONNECT_MS = 5000
+"""How long an attempt to connect over TCP, and then the ZeroMQ handshake, may take."""
+
 _MONITORED_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 Outcome = list[Any] | MultitowerError
@@ -150,6 +153,7 @@ class Transport:
 
     Args:
         endpoint: the daemon's.
+        peer_timeout_s: see `liveness.socket_options`.
 
     Attributes:
         lock: held by the connection's thread at all times except while it sleeps.
@@ -170,7 +174,7 @@ class Transport:
         Unavailable: `not_listening`: the endpoint is malformed.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, peer_timeout_s: float = liveness.PEER_TIMEOUT_S) -> None:
         self.lock = threading.Lock()
         self.new: deque[Call] = deque()
         self.unsent: deque[Call] = deque()
@@ -193,6 +197,10 @@ class Transport:
             zmq.RECONNECT_IVL: RECONNECT_MS,
             zmq.RECONNECT_IVL_MAX: RECONNECT_MAX_MS,
             zmq.IPV6: int("[" in endpoint),
+            # Without these an attempt whose packets are swallowed would last for minutes.
+            zmq.CONNECT_TIMEOUT: CONNECT_MS,
+            zmq.HANDSHAKE_IVL: CONNECT_MS,
+            **liveness.socket_options(endpoint, peer_timeout_s),
         }
         try:
             for option, value in options.items():

@@ -23,6 +23,7 @@ from pydantic import (
     field_validator,
 )
 
+from multitower.liveness import MAX_PEER_TIMEOUT_S, MIN_PEER_TIMEOUT_S
 from multitower.wire import DEFAULT_ENDPOINT
 
 from .devices import CpuDevices, Devices, cpu_names, flatten, on_cpus
@@ -201,6 +202,10 @@ class Config(Section):
         "30s",
         "How long a client may read nothing, near `max_unread_bytes`, before replies to it are dropped.",
     )
+    peer_timeout: SecondsOrOff = key(
+        "30s",
+        "A client over tcp that sends nothing for so long, no answer to heartbeats either, is gone; 0 for never.",
+    )
 
     _path: Path = PrivateAttr()
 
@@ -211,6 +216,14 @@ class Config(Section):
             raise ValueError(f"{format_size(value)} is less than {format_size(_MIN_MESSAGE_SIZE)}, the least")
         if value > _MAX_MESSAGE_SIZE:
             raise ValueError(f"{format_size(value)} is more than {format_size(_MAX_MESSAGE_SIZE)}, the most")
+        return value
+
+    @field_validator("peer_timeout")
+    @classmethod
+    def _within_heartbeats(cls, value: float) -> float:
+        if value != 0 and not MIN_PEER_TIMEOUT_S <= value <= MAX_PEER_TIMEOUT_S:
+            least, most = format_duration(MIN_PEER_TIMEOUT_S), format_duration(MAX_PEER_TIMEOUT_S)
+            raise ValueError(f"must be from {least} to {most}, not {format_duration(value)}; 0: never")
         return value
 
     @field_validator("models")

@@ -26,7 +26,7 @@ from .order_queue import Order, OrderContext
 
 log = logging.getLogger("multitower.daemon")
 
-UNCHANGEABLE: Final = ("listen", "runtime_dir", "max_message_size", "insecure")
+UNCHANGEABLE: Final = ("listen", "runtime_dir", "max_message_size", "peer_timeout", "insecure")
 """Configuration keys that a running daemon cannot change."""
 
 

@@ -24,6 +24,7 @@ class Endpoints:
         runtime_dir: the configured runtime folder, or None.
         max_message_size: bytes that a request may have.
         unread: counts what clients leave unread.
+        peer_timeout_s: seconds after which a client over tcp that is silent counts as gone; 0 for never.
 
     Attributes:
         runtime: the runtime folder.
@@ -38,7 +39,12 @@ class Endpoints:
     """
 
     def __init__(
-        self, listen: Sequence[str], runtime_dir: Path | None, max_message_size: int, unread: UnreadReplies
+        self,
+        listen: Sequence[str],
+        runtime_dir: Path | None,
+        max_message_size: int,
+        unread: UnreadReplies,
+        peer_timeout_s: float,
     ) -> None:
         with contextlib.ExitStack() as stack:
             self.runtime = RuntimeDir(runtime_dir)
@@ -47,11 +53,11 @@ class Endpoints:
             stack.callback(self.context.term)
             self.fronts: list[FrontSocket] = []
             for endpoint in listen:
-                front = FrontSocket(self.context, endpoint, max_message_size, unread)
+                front = FrontSocket(self.context, endpoint, max_message_size, unread, peer_timeout_s)
                 stack.callback(front.close)
                 self.fronts.append(front)
             control = f"ipc://{self.runtime.control_socket}"
-            self.control = FrontSocket(self.context, control, max_message_size, unread)
+            self.control = FrontSocket(self.context, control, max_message_size, unread, peer_timeout_s)
             stack.pop_all()
 
     def close(self, linger_ms: int = 0) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import zmq
 
-from multitower import frames, tensors, wire
+from multitower import frames, liveness, tensors, wire
 from multitower.errors import MultitowerError, Reason, make
 
 from ..loop.reactor import unwatched
@@ -61,6 +61,7 @@ class FrontSocket:
         endpoint: `ipc://PATH` or `tcp://HOST:PORT`; the port may be `*`.
         max_message_size: bytes of a request. libzmq closes a connection that sends a frame of over twice that.
         unread: counts what clients leave unread; shared by all front sockets.
+        peer_timeout_s: seconds after which a client over tcp that is silent counts as gone; 0 for never.
 
     Attributes:
         endpoint: as bound, with the real port.
@@ -73,7 +74,12 @@ class FrontSocket:
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, max_message_size: int, unread: UnreadReplies
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        max_message_size: int,
+        unread: UnreadReplies,
+        peer_timeout_s: float,
     ) -> None:
         self.dropped = 0
         self.recheck: Callable[[], None] = unwatched
@@ -97,6 +103,7 @@ class FrontSocket:
             zmq.SNDHWM: 0,  # without a limit: `unread` bounds replies by their bytes
             zmq.MAXMSGSIZE: 2 * max_message_size,
             zmq.IPV6: int("[" in endpoint),
+            **liveness.socket_options(endpoint, peer_timeout_s),
         }
         for option, value in options.items():
             self.socket.set(option, value)

@@ -26,7 +26,7 @@ class Sockets:
     def __init__(self, folder: Path) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.unread = UnreadReplies(1 << 30, 30.0)
-        self.front = FrontSocket(self._context, f"ipc://{folder}/front.sock", MAX_MESSAGE, self.unread)
+        self.front = FrontSocket(self._context, f"ipc://{folder}/front.sock", MAX_MESSAGE, self.unread, 0)
         self._clients: list[zmq.Socket[bytes]] = []
 
     def client(self) -> tuple[zmq.Socket[bytes], tuple[bytes, ...]]:
@@ -163,7 +163,7 @@ def test_a_lock_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         with pytest.raises(OSError, match="symbolic link"):
-            FrontSocket(context, f"ipc://{tmp_path}/front.sock", MAX_MESSAGE, UnreadReplies())
+            FrontSocket(context, f"ipc://{tmp_path}/front.sock", MAX_MESSAGE, UnreadReplies(), 0)
     finally:
         context.term()
     assert victim.read_text() == "another's file"

@@ -90,6 +90,8 @@ def test_paths_are_the_same_however_the_file_is_named(folder: Path, monkeypatch:
         ("exit_when_failed: true", "exit_when_failed", True),
         ("drain_timeout: 0s", "drain_timeout", 0.0),
         ("max_message_size: 1KiB", "max_message_size", 1024),
+        ("peer_timeout: 0", "peer_timeout", 0.0),
+        ("peer_timeout: 2m", "peer_timeout", 120.0),
         ("listen: ['tcp://[::1]:*', tcp://localhost:1]", "listen", ("tcp://[::1]:*", "tcp://localhost:1")),
         ("listen: [ipc:///run/front.sock]", "listen", ("ipc:///run/front.sock",)),
         ("insecure: true\nlisten: [tcp://*:5555]", "listen", ("tcp://*:5555",)),

@@ -72,6 +72,7 @@ DAEMON = [
     ("restart: {backoff: {first: 60s}}", "restart.backoff.max: 30s is less than first (60s)"),
     ("max_message_size: 1B", "1B is less than 1KiB, the least"),
     ("max_message_size: 4000000GiB", "more than 1024GiB, the most"),
+    ("peer_timeout: 100ms", "must be from 200ms to 86400s, not 100ms; 0: never"),
     ("max_message_size: 64", "a size needs its unit: write 64MiB"),
     ("memory: 6", "must be growth, a size (6GiB) or a percentage (80%), not 6"),
     ("memory: 0GiB", "a worker needs memory"),

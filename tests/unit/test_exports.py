@@ -30,7 +30,9 @@ NAMES = [
     "__version__",
 ]
 
-CONSTRUCTOR = "endpoint=None timeout=30.0 connect_timeout=5.0 max_outstanding=1000 retries=2 shared_memory=True"
+CONSTRUCTOR = (
+    "endpoint=None timeout=30.0 connect_timeout=5.0 max_outstanding=1000 retries=2 shared_memory=True peer_timeout=30.0"
+)
 INFER = "model inputs outputs=None version='' timeout=None priority=0 signature='' version_label=''"
 METHODS = {
     "close": "",

@@ -53,12 +53,14 @@ final class Connection {
      *
      * @param endpoint {@code tcp://HOST:PORT}
      * @param mostRetries how often a call that the daemon refused without running it is sent again
+     * @param peerTimeoutMs milliseconds without a sign of the daemon after which the connection counts as lost; 0 for
+     *     never
      * @throws MultitowerException.Unavailable {@code not_listening}: the host's name cannot be resolved
      */
-    Connection(String endpoint, int mostRetries) {
+    Connection(String endpoint, int mostRetries, int peerTimeoutMs) {
         this.endpoint = endpoint;
         this.retries = new Retries(mostRetries, () -> ThreadLocalRandom.current().nextDouble());
-        this.link = new Link(endpoint);
+        this.link = new Link(endpoint, peerTimeoutMs);
         this.thread = new Thread(this::run, "multitower-client " + endpoint);
         thread.setDaemon(true);
         thread.start();

@@ -60,7 +60,7 @@ public final class MultitowerClient implements AutoCloseable {
         this.connectTimeout = builder.connectTimeout;
         this.maxOutstanding = builder.maxOutstanding;
         this.room = new Semaphore(maxOutstanding);
-        this.connection = new Connection(endpoint, builder.retries);
+        this.connection = new Connection(endpoint, builder.retries, (int) builder.peerTimeout.toMillis());
     }
 
     private static String checked(String endpoint) {
@@ -117,6 +117,7 @@ public final class MultitowerClient implements AutoCloseable {
         private Duration connectTimeout = Duration.ofSeconds(5);
         private int maxOutstanding = 1000;
         private int retries = Retries.DEFAULT;
+        private Duration peerTimeout = Duration.ofSeconds(30);
 
         private Builder() {
             String named = System.getenv(Wire.ENDPOINT_VARIABLE);
@@ -186,6 +187,24 @@ public final class MultitowerClient implements AutoCloseable {
                 throw new IllegalArgumentException("retries must be 0 or more, not " + retries);
             }
             this.retries = retries;
+            return this;
+        }
+
+        /**
+         * The time without a sign of the daemon, not even the answer to a heartbeat, after which the connection counts as
+         * lost: outstanding requests fail with {@code connection_lost}, and it opens again.
+         *
+         * @param peerTimeout 30 s by default; from 200 ms to a day, or zero for never
+         * @return this
+         * @throws IllegalArgumentException it is none of these
+         */
+        public Builder peerTimeout(Duration peerTimeout) {
+            if (!peerTimeout.isZero()
+                    && (peerTimeout.compareTo(Duration.ofMillis(200)) < 0
+                            || peerTimeout.compareTo(Duration.ofDays(1)) > 0)) {
+                throw new IllegalArgumentException("peerTimeout must be 200 ms to a day, or zero, not " + peerTimeout);
+            }
+            this.peerTimeout = peerTimeout;
             return this;
         }
 

@@ -464,12 +464,36 @@ class ConnectionTest {
     }
 
     @Test
+    void aSwallowedConnectionFailsItsRequestsAndTheClientRecovers() throws Exception {
+        try (FakeDaemon daemon = new FakeDaemon();
+                SwallowingProxy proxy = new SwallowingProxy(daemon.endpoint);
+                MultitowerClient client = MultitowerClient.builder()
+                        .endpoint(proxy.endpoint)
+                        .connectTimeout(LONG)
+                        .peerTimeout(Duration.ofMillis(400))
+                        .build()) {
+            CompletableFuture<Map<String, Tensor>> lost = client.inferAsync("m", INPUTS, Duration.ofMinutes(1));
+            daemon.next("MT1:infer");
+            proxy.swallow();
+            assertReason(Reason.CONNECTION_LOST, failure(lost));
+            proxy.restore();
+            CompletableFuture<Map<String, Tensor>> next = client.inferAsync("m", INPUTS, LONG);
+            FakeDaemon.Received request = daemon.next("MT1:infer");
+            daemon.reply(request, FakeDaemon.two(request));
+            assertArrayEquals(new byte[] {1, 2}, next.get(20, TimeUnit.SECONDS).get("y").toBytes());
+        }
+    }
+
+    @Test
     void timesAndNumbersMustMakeSense() throws Exception {
         MultitowerClient.Builder builder = MultitowerClient.builder();
         assertThrows(IllegalArgumentException.class, () -> builder.timeout(Duration.ZERO));
         assertThrows(IllegalArgumentException.class, () -> builder.connectTimeout(Duration.ofSeconds(-1)));
         assertThrows(IllegalArgumentException.class, () -> builder.maxOutstanding(0));
         assertThrows(IllegalArgumentException.class, () -> builder.retries(-1));
+        assertThrows(IllegalArgumentException.class, () -> builder.peerTimeout(Duration.ofMillis(-1)));
+        assertThrows(IllegalArgumentException.class, () -> builder.peerTimeout(Duration.ofMillis(199)));
+        assertThrows(IllegalArgumentException.class, () -> builder.peerTimeout(Duration.ofDays(2)));
         assertThrows(IllegalArgumentException.class, () -> InferRequest.of("m", INPUTS).withPriority(-1));
         try (FakeDaemon daemon = new FakeDaemon(FakeDaemon::two);
                 MultitowerClient client =

@@ -1,0 +1,161 @@
+"""Connections that end without a word: the client recovers, and the daemon releases what belongs to the other end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fake_daemon
+import numpy as np
+import pytest
+import zmq
+from fake_daemon import FakeDaemon
+from running import Running
+from swallowing_proxy import SwallowingProxy
+
+from multitower import AsyncClient, Client, Unavailable
+from multitower.supervisor.routing.front_socket import FrontSocket
+from multitower.supervisor.routing.unread import UnreadReplies
+
+WAIT_S = 20.0
+PEER_TIMEOUT_S = 0.4
+VANISHED = 20
+
+
+@pytest.fixture
+def daemon() -> Iterator[FakeDaemon]:
+    with FakeDaemon() as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def proxy(daemon: FakeDaemon) -> Iterator[SwallowingProxy]:
+    with SwallowingProxy(daemon.endpoint) as proxy:
+        yield proxy
+
+
+def test_a_swallowed_connection_fails_its_requests_and_the_client_recovers(
+    daemon: FakeDaemon, proxy: SwallowingProxy
+) -> None:
+    with Client(proxy.endpoint, timeout=60, connect_timeout=WAIT_S, peer_timeout=PEER_TIMEOUT_S) as client:
+        futures = [client.submit("m", {"x": 1.0}) for _ in range(5)]
+        for _ in futures:
+            daemon.next()
+        proxy.swallow()
+        for future in futures:
+            error = future.exception(WAIT_S)
+            assert isinstance(error, Unavailable)
+            assert error.reason == "connection_lost"
+        proxy.restore()
+        again = client.submit("m", {"x": 1.0}, timeout=WAIT_S)
+        request = daemon.next()
+        daemon.reply(request, fake_daemon.echo(request))
+        assert again.result(WAIT_S)["x"].tolist() == 1.0
+
+
+def test_a_caller_that_reads_its_own_reply_learns_of_a_swallowed_connection(
+    daemon: FakeDaemon, proxy: SwallowingProxy
+) -> None:
+    with Client(proxy.endpoint, timeout=WAIT_S, connect_timeout=WAIT_S, peer_timeout=PEER_TIMEOUT_S) as client:
+        first = client.submit("m", {"x": 1.0})
+        request = daemon.next()
+        daemon.reply(request, fake_daemon.echo(request))
+        first.result(WAIT_S)
+        proxy.swallow()
+        with pytest.raises(Unavailable) as error:
+            client.infer("m", {"x": 1.0})
+        assert error.value.reason == "connection_lost"
+
+
+def test_coroutines_learn_of_a_swallowed_connection(daemon: FakeDaemon, proxy: SwallowingProxy) -> None:
+    async def run() -> None:
+        arguments = {"timeout": 60.0, "connect_timeout": WAIT_S, "peer_timeout": PEER_TIMEOUT_S}
+        async with AsyncClient(proxy.endpoint, **arguments) as client:
+            task = client.submit("m", {"x": 1.0})
+            await asyncio.to_thread(daemon.next)
+            proxy.swallow()
+            with pytest.raises(Unavailable) as error:
+                await asyncio.wait_for(task, WAIT_S)
+            assert error.value.reason == "connection_lost"
+
+    asyncio.run(run())
+
+
+def test_a_daemon_that_answers_late_is_not_lost(daemon: FakeDaemon) -> None:
+    with Client(daemon.endpoint, timeout=WAIT_S, connect_timeout=WAIT_S, peer_timeout=0.2) as client:
+        future = client.submit("m", {"x": 1.0})
+        request = daemon.next()
+        with pytest.raises(TimeoutError):
+            future.result(1.0)  # five times the peer's time: heartbeats are answered meanwhile
+        daemon.reply(request, fake_daemon.echo(request))
+        assert future.result(WAIT_S)["x"].tolist() == 1.0
+
+
+@pytest.mark.parametrize("seconds", [-1, 0.1, 1e6, float("nan")], ids=str)
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_peer_timeout_that_heartbeats_cannot_keep_is_refused(kind: type, seconds: float) -> None:
+    with pytest.raises(ValueError, match="peer_timeout"):
+        kind("tcp://127.0.0.1:5555", peer_timeout=seconds)
+
+
+CONFIG = """
+listen: ["{{endpoint}}", "tcp://127.0.0.1:*"]
+devices: {{cpu: 1}}
+spares: 0
+peer_timeout: {peer_timeout}
+models: [{{name: echo, handler: "handlers:Echo"}}]
+"""
+
+
+def _descriptors(daemon: Running) -> int:
+    return len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
+
+
+def test_the_daemon_releases_the_descriptors_of_vanished_clients(tmp_path: Path) -> None:
+    with Running(tmp_path, CONFIG.format(peer_timeout="400ms")) as daemon:
+        daemon.wait_ready()
+        listening = str(daemon.wait_line("daemon started")["listen"])
+        endpoint = listening.partition(",")[2]
+        before = _descriptors(daemon)
+        with SwallowingProxy(endpoint) as proxy:
+            # They keep the connection, whatever happens to it: only the daemon can notice.
+            clients = [Client(proxy.endpoint, connect_timeout=WAIT_S, peer_timeout=0) for _ in range(VANISHED)]
+            try:
+                for client in clients:
+                    client.infer("echo", {"x": np.ones((1, 2), np.float32)}, timeout=WAIT_S)
+                assert _descriptors(daemon) >= before + VANISHED
+                proxy.swallow()
+                daemon.wait(lambda: _descriptors(daemon) < before + VANISHED // 2)
+            finally:
+                for client in clients:
+                    client.close()
+
+
+def test_a_client_that_vanishes_within_a_large_reply_is_released(tmp_path: Path) -> None:
+    """libzmq sends no heartbeat while a frame waits to be written: the kernel has to end the connection."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    front = FrontSocket(context, "tcp://127.0.0.1:*", 1 << 20, UnreadReplies(), PEER_TIMEOUT_S)
+    monitor = front.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    peer: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    try:
+        with SwallowingProxy(front.endpoint) as proxy:
+            peer.set(zmq.LINGER, 0)
+            peer.connect(proxy.endpoint)
+            peer.send_multipart([b"", b"MT1:infer", b"1", b"{}"])
+            assert front.socket.poll(int(WAIT_S * 1000))
+            request = front.receive()
+            assert request is not None
+            proxy.swallow()
+            front.reply(request.address, b"MT1:ok", b"1", (b"{}", bytes(64 << 20)))
+            begun = time.monotonic()
+            assert monitor.poll(int(WAIT_S * 1000)), "the connection is still open"
+            assert time.monotonic() - begun < WAIT_S
+    finally:
+        front.socket.disable_monitor()
+        monitor.close()
+        peer.close()
+        front.close()
+        context.term()
