@@ -259,13 +259,17 @@ class Connection:
             self._transport.unsent.append(call)
 
     def _handle_connection_events(self) -> None:
-        for event in self._transport.connection_events():
+        events = self._transport.connection_events()
+        for event in events:
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected = True
+                self._transport.record_success()
                 # Lost if the connection has ended again; the next one sends it anew.
                 self._transport.send_request(wire.SERVER_METADATA, _GREETING_ID)
             elif event == zmq.EVENT_DISCONNECTED:
                 self._fail_outstanding()
+        if zmq.EVENT_CONNECT_RETRIED in events and not self._connected:
+            self._transport.try_other_family()
 
     def _fail_outstanding(self) -> None:
         """The connection was lost."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from multitower import frames, liveness, wire
+from multitower.client.address_family import AddressFamily
 from multitower.errors import MultitowerError, Reason, make
 
 RECONNECT_MS = 100
@@ -186,6 +188,8 @@ class Transport:
         self.closing = False
         self.ended = False
         self._serial = 0
+        self._endpoint = endpoint
+        self._family = AddressFamily(endpoint)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         options = {
@@ -196,7 +200,7 @@ class Transport:
             zmq.RCVHWM: 0,
             zmq.RECONNECT_IVL: RECONNECT_MS,
             zmq.RECONNECT_IVL_MAX: RECONNECT_MAX_MS,
-            zmq.IPV6: int("[" in endpoint),
+            zmq.IPV6: int(self._family.ipv6),
             # Without these an attempt whose packets are swallowed would last for minutes.
             zmq.CONNECT_TIMEOUT: CONNECT_MS,
             zmq.HANDSHAKE_IVL: CONNECT_MS,
@@ -205,7 +209,9 @@ class Transport:
         try:
             for option, value in options.items():
                 self.socket.set(option, value)
-            self.monitor = self.socket.get_monitor_socket(_MONITORED_EVENTS)
+            # A failed attempt matters only where another address may be tried.
+            events = _MONITORED_EVENTS | (zmq.EVENT_CONNECT_RETRIED if self._family.by_name else 0)
+            self.monitor = self.socket.get_monitor_socket(events)
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)  # with the monitor's sockets
@@ -254,12 +260,29 @@ class Transport:
         return isinstance(events, int) and bool(events & wanted)
 
     def connection_events(self) -> list[int]:
-        """The monitor's events since the last call: `EVENT_HANDSHAKE_SUCCEEDED` and `EVENT_DISCONNECTED`."""
+        """The monitor's events since the last call.
+
+        They are `EVENT_HANDSHAKE_SUCCEEDED`, `EVENT_DISCONNECTED`, and `EVENT_CONNECT_RETRIED` where the endpoint has a
+        host's name.
+        """
         events: list[int] = []
         with contextlib.suppress(zmq.Again):
             while True:
                 events.append(int(recv_monitor_message(self.monitor, zmq.NOBLOCK)["event"]))
         return events
+
+    def record_success(self) -> None:
+        """Records that the connection has opened."""
+        self._family.record_success()
+
+    def try_other_family(self) -> None:
+        """Connects with the other address family if its turn has come, after an attempt has failed."""
+        if not self._family.record_failure(time.monotonic()):
+            return
+        with contextlib.suppress(zmq.ZMQError):  # the endpoint was valid before
+            self.socket.disconnect(self._endpoint)
+        self.socket.set(zmq.IPV6, int(self._family.ipv6))  # for connections from here on
+        self.socket.connect(self._endpoint)
 
     def close(self) -> None:
         """Closes the sockets and the waker. `lock` must be held."""

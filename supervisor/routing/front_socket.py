@@ -6,6 +6,7 @@ The router has one for each address of `listen`, and the control endpoint is one
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import time
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import zmq
 
 from multitower import frames, liveness, tensors, wire
+from multitower.addresses import literal_version
 from multitower.errors import MultitowerError, Reason, make
 
 from ..loop.reactor import unwatched
@@ -51,6 +53,28 @@ class Incoming(NamedTuple):
 
     address: tuple[bytes, ...]
     body: list[Any] | None
+
+
+def _bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Binds a socket; `*` is all addresses of both families, and a name its IPv4 address if it has one, else IPv6.
+
+    Raises:
+        zmq.ZMQError: it cannot be bound.
+    """
+    version = literal_version(endpoint)
+    first = version == 6 or endpoint.startswith("tcp://*:")
+    socket.set(zmq.IPV6, int(first))
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        # The machine has no IPv6, or the name no IPv4 address.
+        if version is not None or error.errno not in (zmq.EADDRNOTAVAIL, zmq.EAFNOSUPPORT, errno.ENODEV):
+            raise
+        socket.set(zmq.IPV6, int(not first))
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError:
+            raise error from None
 
 
 class FrontSocket:
@@ -102,7 +126,6 @@ class FrontSocket:
             zmq.RCVHWM: RECEIVE_HWM,
             zmq.SNDHWM: 0,  # without a limit: `unread` bounds replies by their bytes
             zmq.MAXMSGSIZE: 2 * max_message_size,
-            zmq.IPV6: int("[" in endpoint),
             **liveness.socket_options(endpoint, peer_timeout_s),
         }
         for option, value in options.items():
@@ -110,7 +133,7 @@ class FrontSocket:
         # With a chmod after the bind, the path would be open to others for a moment.
         umask = os.umask(0o777 & ~SOCKET_MODE)
         try:
-            self.socket.bind(endpoint)
+            _bind(self.socket, endpoint)
         except zmq.ZMQError as error:
             self.close()
             if error.errno == zmq.EADDRINUSE:

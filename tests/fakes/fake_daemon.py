@@ -102,6 +102,7 @@ class FakeDaemon:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.set(zmq.LINGER, 0)
+        self._socket.set(zmq.IPV6, int("[" in endpoint))
         self._socket.bind(endpoint)
         self.endpoint = self._socket.get_string(zmq.LAST_ENDPOINT)
         self._inner = self._context.socket(zmq.PULL)

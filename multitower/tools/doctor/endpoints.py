@@ -73,11 +73,18 @@ def _tcp_finding(endpoint: str) -> Finding:
 
 def _try_to_listen(host: str, port: int) -> None:
     """Listens on the port for a moment."""
-    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    if host == "*":
+        addresses = [(socket.AF_INET6, ("::", port))] if socket.has_dualstack_ipv6() else [(socket.AF_INET, ("", port))]
+    else:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        addresses = sorted((family, address) for family, _, _, _, address in found)  # IPv4 first, like the daemon
+    family, address = addresses[0]
     with socket.socket(family, socket.SOCK_STREAM) as probe:
+        if host == "*" and family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         # Like libzmq: a port whose last connections are closing is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("" if host == "*" else host.strip("[]"), port))
+        probe.bind(address)
         # Only this fails where another process listens with the same option.
         probe.listen(1)
 

@@ -94,7 +94,8 @@ final class Link {
         socket.setRcvHWM(0);
         socket.setReconnectIVL(RECONNECT_MS);
         socket.setReconnectIVLMax(RECONNECT_MAX_MS);
-        socket.setIPv6(endpoint.contains("["));
+        // It allows IPv6; a name's IPv4 address is still preferred, unless java.net.preferIPv6Addresses says otherwise.
+        socket.setIPv6(true);
         if (peerTimeoutMs > 0) {
             // A heartbeat every quarter of the time; its answer must arrive within the other three quarters.
             int quarter = Math.max(1, peerTimeoutMs / 4);

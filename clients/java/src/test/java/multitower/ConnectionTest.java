@@ -485,6 +485,18 @@ class ConnectionTest {
     }
 
     @Test
+    void aHostWithOnlyAnIpv6AddressIsFound() throws Exception {
+        // The name stands in src/test/resources/hosts.
+        try (ServerSocket listener = new ServerSocket(0, 1, InetAddress.getByName("::1"))) {
+            listener.setSoTimeout(20_000);
+            try (MultitowerClient client = MultitowerClient.connect("tcp://six.test:" + listener.getLocalPort());
+                    Socket accepted = listener.accept()) {
+                assertTrue(accepted.isConnected(), client.endpoint());
+            }
+        }
+    }
+
+    @Test
     void timesAndNumbersMustMakeSense() throws Exception {
         MultitowerClient.Builder builder = MultitowerClient.builder();
         assertThrows(IllegalArgumentException.class, () -> builder.timeout(Duration.ZERO));
