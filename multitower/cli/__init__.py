@@ -27,8 +27,10 @@ SERVER_PACKAGES: Final = {
 
 def main() -> None:
     """Runs the command line and ends the process with an exit code of `multitower.exits`."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # like stderr: file names may not be UTF-8
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Whatever the locale is: JSON is UTF-8. File names may be neither.
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         code = _run()
         sys.stdout.flush()

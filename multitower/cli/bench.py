@@ -305,6 +305,7 @@ def _print_results(run: BenchRun, objective: Objective | None) -> None:
 def _write_files(run: BenchRun, objective: Objective | None, given: Mapping[str, Any]) -> int:
     """Writes the JSON and the plot; returns the exit code."""
     from multitower.tools.bench import json_report
+    from multitower.tools.replaced_file import replaced_file
 
     json_file: Path | None = given["json_file"]
     plot_file: Path | None = given["plot_file"]
@@ -320,7 +321,8 @@ def _write_files(run: BenchRun, objective: Objective | None, given: Mapping[str,
                 scaling=run.scaling,
                 complete=run.complete,
             )
-            json_file.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+            with replaced_file(json_file) as output:
+                output.write(f"{json.dumps(report, indent=1, allow_nan=False)}\n".encode())
         if plot_file is not None:
             from multitower.tools.bench import plot
 

@@ -17,6 +17,7 @@ import numpy as np
 from multitower import tensors
 from multitower.errors import MultitowerError
 from multitower.tools.errors import ToolError
+from multitower.tools.replaced_file import replaced_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -184,11 +185,12 @@ def save_outputs(path: Path, outputs: Mapping[str, Array]) -> None:
     """
     try:
         if path.suffix == ".json":
-            path.write_text(to_json(outputs) + "\n")
+            with replaced_file(path) as output:
+                output.write(f"{to_json(outputs)}\n".encode())
             return
         arrays = {name: _without_objects(name, array) for name, array in outputs.items()}
         # Like numpy.savez, but for any name: an output may be called `file`.
-        with zipfile.ZipFile(path, "w") as archive:
+        with replaced_file(path) as output, zipfile.ZipFile(output, "w") as archive:
             for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, array, allow_pickle=False)

@@ -111,7 +111,7 @@ def has_model(folder: Path) -> bool:
 def write_config(folder: Path) -> Path:
     """Writes the configuration beside the model, and returns its path."""
     config = folder / "digits.yaml"
-    config.write_text(CONFIG)
+    config.write_text(CONFIG, encoding="utf-8")
     return config
 
 
