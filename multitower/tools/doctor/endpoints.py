@@ -9,7 +9,7 @@ import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from multitower.client.threads import Client
 from multitower.errors import MultitowerError
@@ -73,11 +73,13 @@ def _tcp_finding(endpoint: str) -> Finding:
 
 def _try_to_listen(host: str, port: int) -> None:
     """Listens on the port for a moment."""
+    addresses: list[tuple[int, Any]]
     if host == "*":
         addresses = [(socket.AF_INET6, ("::", port))] if socket.has_dualstack_ipv6() else [(socket.AF_INET, ("", port))]
     else:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-        addresses = sorted((family, address) for family, _, _, _, address in found)  # IPv4 first, like the daemon
+        addresses = [(family, address) for family, _, _, _, address in found]
+        addresses.sort(key=lambda entry: entry[0] == socket.AF_INET6)  # IPv4 first, like the daemon
     family, address = addresses[0]
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         if host == "*" and family == socket.AF_INET6:
