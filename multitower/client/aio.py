@@ -98,6 +98,7 @@ class AsyncClient:
     Raises:
         Unavailable: `not_listening`: the endpoint is malformed.
         ValueError: a time or a number that is too small.
+        RuntimeError: gevent or eventlet have patched threads or `select`.
     """
 
     def __init__(

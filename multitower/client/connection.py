@@ -24,6 +24,7 @@ import zmq
 from multitower import liveness, wire
 from multitower.client.codec import error_of, read_header
 from multitower.client.direct import DirectPath
+from multitower.client.patched import check_primitives
 from multitower.client.retries import Retries, retry_after
 from multitower.client.transport import Call, Outcome, Transport
 from multitower.errors import MultitowerError, Reason, make
@@ -52,9 +53,11 @@ class Connection:
 
     Raises:
         Unavailable: `not_listening`: the endpoint is malformed.
+        RuntimeError: gevent or eventlet have patched threads or `select`.
     """
 
     def __init__(self, endpoint: str, retries: int = 0, peer_timeout: float = liveness.PEER_TIMEOUT_S) -> None:
+        check_primitives()
         self.endpoint = endpoint
         self._pid = os.getpid()
         self._transport = Transport(endpoint, peer_timeout)
