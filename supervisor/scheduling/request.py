@@ -114,7 +114,7 @@ class Request:
     """One request from its receipt to its answer, or one part of a request that was split.
 
     Args:
-        sender: whom the answer goes to.
+        sender: where the answer goes.
         id: the id frame, as the sender chose it.
         plan: see `Plan`.
         frames: its inputs in the order of `plan.key`.
