@@ -1,4 +1,4 @@
-"""A worker ends when it is told to, whatever its models' threads do."""
+"""A worker ends when it is told to, whatever the threads of its models do."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ models:
 """
 
 
-def test_threads_of_a_model_do_not_keep_its_worker(tmp_path: Path) -> None:
+def test_threads_of_a_model_do_not_keep_its_worker_from_ending(tmp_path: Path) -> None:
     (tmp_path / "lingering.py").write_text(HANDLER)
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
         assert client.infer("m", {"x": np.ones(1)})["x"].tolist() == [1]

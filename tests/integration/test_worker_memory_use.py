@@ -1,4 +1,4 @@
-"""What a model took of memory: on the host, and as a made-up TensorFlow and a stand-in for NVML tell of devices."""
+"""The memory that a model takes: on the host, by a fake TensorFlow, and by a stand-in for NVML."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from multitower.worker.memory_use import MemoryMeter
 MIB = 1 << 20
 
 
-def test_the_hosts_is_what_the_process_grew_by() -> None:
+def test_host_memory_is_the_growth_of_the_process() -> None:
     meter = MemoryMeter(["cpu:0"], tensorflow=False)
     held = np.ones(64 * MIB, np.uint8)
     growth = meter.growth()
@@ -56,7 +56,7 @@ def fresh_import(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("fresh_import")
-def test_of_devices_tensorflow_tells_what_its_tensors_take_and_took(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_memory_is_what_tensorflows_allocators_report(monkeypatch: pytest.MonkeyPatch) -> None:
     allocators = Allocators()
     monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(config=allocators))  # type: ignore[arg-type]
     meter = MemoryMeter(["GPU-a", "GPU-b"], tensorflow=True)
@@ -67,7 +67,7 @@ def test_of_devices_tensorflow_tells_what_its_tensors_take_and_took(monkeypatch:
 
 
 @pytest.mark.usefixtures("fresh_import")
-def test_a_figure_that_cannot_be_had_costs_nothing_but_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_memory_that_cannot_be_measured_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace())  # type: ignore[arg-type]
     growth = MemoryMeter(["GPU-a"], tensorflow=True).growth()
     assert growth.device_memory_bytes is None
@@ -89,7 +89,7 @@ for before, after in (("0:1:50", "0:1:50,0:{pid}:300,1:{pid}:20"), ("0:{pid}:300
 """
 
 
-def test_of_a_handlers_devices_nvml_tells_what_its_process_takes(fake_gpus: FakeGpus, tmp_path: Path) -> None:
+def test_device_memory_of_a_handler_is_what_nvml_reports(fake_gpus: FakeGpus, tmp_path: Path) -> None:
     set_gpus(tmp_path / "gpus")
     environment = {**os.environ, **fake_gpus.environment(file=str(tmp_path / "gpus"))}
     command = [sys.executable, "-c", PROBE, str(Path(__file__).parents[1] / "fakes"), str(tmp_path / "gpus")]

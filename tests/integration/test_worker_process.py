@@ -1,4 +1,4 @@
-"""The worker as a process, through its channel; its models are handlers, and so it needs no TensorFlow."""
+"""The worker as a process, through its socket. Its models are handlers, so it needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -167,14 +167,14 @@ def child(started: tuple[WorkerChild, list[WorkerReport]]) -> WorkerChild:
     return started[0]
 
 
-def test_it_tells_of_every_step(started: tuple[WorkerChild, list[WorkerReport]]) -> None:
+def test_a_worker_reports_every_step(started: tuple[WorkerChild, list[WorkerReport]]) -> None:
     child, reports = started
     assert [report.state for report in reports] == ["importing", "loading", "ready"]
     assert {report.pid for report in reports} == {child.pid}
     assert [report.visible_devices for report in reports[1:]] == ["GPU-1", "GPU-1"]
 
 
-def test_it_reports_each_model_in_order_and_serves_those_that_load(
+def test_each_model_is_reported_in_order_and_those_that_load_are_served(
     started: tuple[WorkerChild, list[WorkerReport]],
 ) -> None:
     child, reports = started
@@ -189,7 +189,7 @@ def test_it_reports_each_model_in_order_and_serves_those_that_load(
     assert "in load" in child.log(), "the traceback is for its author"
 
 
-def test_the_device_is_chosen_before_the_handlers_module_is_imported_and_tensorflow_is_not(child: WorkerChild) -> None:
+def test_the_device_is_set_before_the_handlers_module_is_imported(child: WorkerChild) -> None:
     (told,) = child.ask(KeySpec("told", (("x", "BOOL", ()),), None, False), {"x": True})
     assert isinstance(told, dict)
     assert told["seen"].tolist() == [b"GPU-1"]
@@ -197,7 +197,7 @@ def test_the_device_is_chosen_before_the_handlers_module_is_imported_and_tensorf
     assert told["cores"].tolist() == list(WORK.cores)
 
 
-def test_the_garbage_collector_looks_at_nothing_that_lives_as_long_as_the_process(child: WorkerChild) -> None:
+def test_the_garbage_collector_skips_imported_modules_and_models(child: WorkerChild) -> None:
     (told,) = child.ask(KeySpec("told", (("x", "BOOL", ()),), None, False), {"x": True})
     assert isinstance(told, dict)
     assert told["collectable"][0] < 5_000, "of the 50,000 that `load` has made, and of all that the imports have"
@@ -223,7 +223,7 @@ def test_each_entry_of_a_batch_gets_its_rows(child: WorkerChild) -> None:
         ]
 
 
-def test_errors_stand_beside_answers(child: WorkerChild) -> None:
+def test_a_batch_may_have_errors_beside_answers(child: WorkerChild) -> None:
     good, bad, also = child.ask(KeySpec("double", (X,), None, True), floats(1), floats(-9), floats(2))
     assert isinstance(good, dict)
     assert isinstance(also, dict)
@@ -231,7 +231,7 @@ def test_errors_stand_beside_answers(child: WorkerChild) -> None:
     assert (bad.reason, bad.message) == ("model_error", "'double' raised ValueError: negative")
 
 
-def test_strings_and_large_frames_go_both_ways(child: WorkerChild) -> None:
+def test_strings_and_large_frames_travel_in_both_directions(child: WorkerChild) -> None:
     key = KeySpec("echo", (("large", "FP64", (30_000,)), ("text", "BYTES", (2,))), None, True)
     entries = [
         {
@@ -246,7 +246,7 @@ def test_strings_and_large_frames_go_both_ways(child: WorkerChild) -> None:
         assert answer["text"].tolist() == entry["text"].tolist()
 
 
-def test_a_malformed_entry_is_refused_alone(child: WorkerChild) -> None:
+def test_only_the_malformed_entry_is_refused(child: WorkerChild) -> None:
     key = KeySpec("echo", (("text", "BYTES", ()),), None, True)
     good = np.array([b"a"], object)
     first, bad, last = child.ask(key, {"text": good}, {"text": b"\7\0\0\0a"}, {"text": good})
@@ -264,14 +264,14 @@ def test_outputs_can_be_chosen_by_key(child: WorkerChild) -> None:
     assert {name: array.tolist() for name, array in answer.items()} == {"b": [2]}
 
 
-def test_a_key_with_a_very_long_description(child: WorkerChild) -> None:
+def test_a_key_with_a_long_description_is_served(child: WorkerChild) -> None:
     inputs = tuple((f"{'long' * 30}{number:04}", "INT8", ()) for number in range(1000))
     (answer,) = child.ask(KeySpec("echo", inputs, None, True), {name: np.int8([5]) for name, _, _ in inputs})
     assert isinstance(answer, dict)
     assert set(answer) == {name for name, _, _ in inputs}
 
 
-def test_a_batch_of_very_many_requests(child: WorkerChild) -> None:
+def test_a_batch_of_20000_requests_is_served(child: WorkerChild) -> None:
     key = KeySpec("echo", (("x", "INT32", ()),), None, True)
     answers = child.ask(key, *({"x": np.int32([number])} for number in range(20_000)))
     assert [answer["x"].item() for answer in answers if isinstance(answer, dict)] == list(range(20_000))
@@ -303,7 +303,7 @@ def test_a_spare_that_is_not_needed_ends(folder: Path) -> None:
         assert child.stop() == 0
 
 
-def test_it_stays_and_says_so_when_nothing_loads(folder: Path) -> None:
+def test_a_worker_reports_that_no_model_loads_and_waits_for_stop(folder: Path) -> None:
     with WorkerChild(assignment(handler("a", "Broken"), handler("b", "Missing")), import_path=[folder]) as child:
         failed = child.reports("failed")[-1]
         line = 1 + HANDLERS[: HANDLERS.index("raise FileNotFoundError")].count("\n")
@@ -315,7 +315,7 @@ def test_it_stays_and_says_so_when_nothing_loads(folder: Path) -> None:
         assert child.stop() == 0
 
 
-def test_a_tensorflow_that_cannot_be_imported_is_told(tmp_path: Path) -> None:
+def test_a_tensorflow_that_cannot_be_imported_is_reported(tmp_path: Path) -> None:
     (tmp_path / "tensorflow.py").write_text("raise ImportError('libsomething.so.9: cannot open')\n")
     with WorkerChild(None, import_path=[tmp_path], import_tensorflow=True) as child:
         assert [report.state for report in child.reports("failed")] == ["importing", "failed"]
@@ -326,7 +326,7 @@ def test_a_tensorflow_that_cannot_be_imported_is_told(tmp_path: Path) -> None:
         assert child.stop() == 0
 
 
-def test_it_finishes_what_it_has_received_before_it_stops_and_no_thread_of_a_model_holds_it(folder: Path) -> None:
+def test_received_batches_are_answered_before_the_worker_stops(folder: Path) -> None:
     with WorkerChild(assignment(handler("slow", "Slow")), import_path=[folder]) as child:
         child.reports("ready")
         key = KeySpec("slow", (("x", "INT8", (1,)),), None, False)
@@ -340,7 +340,7 @@ def test_it_finishes_what_it_has_received_before_it_stops_and_no_thread_of_a_mod
         assert "slow: close raised" in child.log()
 
 
-def test_sys_exit_in_a_model_fails_the_request_the_load_or_the_close_and_nothing_else(folder: Path) -> None:
+def test_sys_exit_in_a_model_fails_only_its_load_its_request_or_its_close(folder: Path) -> None:
     """`SystemExit` is no `Exception`; argument parsers in a handler raise it."""
     work = assignment(
         handler("at_load", "Quitter", parameters={"where": "load"}),
@@ -406,7 +406,7 @@ def test_a_batch_that_cannot_be_read_is_answered_and_the_worker_goes_on(folder: 
         ([READABLE[:-3]], "the head of a batch"),
     ],
 )
-def test_a_message_that_cannot_be_read_at_all_ends_the_worker_with_a_code_of_its_own(
+def test_a_message_without_a_readable_head_ends_the_worker_with_code_76(
     folder: Path, message: list[bytes], what: str
 ) -> None:
     with WorkerChild(assignment(handler("echo", "Echo")), import_path=[folder]) as child:
@@ -419,7 +419,7 @@ def test_a_message_that_cannot_be_read_at_all_ends_the_worker_with_a_code_of_its
 
 
 @pytest.mark.parametrize("message", [b"no JSON", b"{}", b'{"devices": 1}'])
-def test_an_assignment_that_cannot_be_read_ends_the_spare_with_a_code_of_its_own(message: bytes) -> None:
+def test_an_unreadable_assignment_ends_the_spare_with_code_76(message: bytes) -> None:
     with WorkerChild(None) as child:
         child.reports("idle")
         child.send_raw(worker_wire.ASSIGN, message)

@@ -1,4 +1,4 @@
-"""A folder that TensorFlow Serving serves, and its two files converted: the daemon serves them unchanged."""
+"""A folder that TensorFlow Serving serves, and its two converted files: the daemon serves them unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers of the daemon see their own devices alone, and run near them, from a cold start and through the spare."""
+"""Workers of the daemon see only their own devices, and run near them, after a cold start and as a spare."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ models:
 """
 
 
-def test_each_worker_sees_its_devices_and_no_other_and_runs_near_them(fake_gpus: FakeGpus, tmp_path: Path) -> None:
+def test_each_worker_sees_only_its_devices_and_runs_near_them(fake_gpus: FakeGpus, tmp_path: Path) -> None:
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "saved_model.pb").touch()
     log = tmp_path / "cuda.log"

@@ -1,4 +1,4 @@
-"""The quick way of calling a model gives what TensorFlow's plain one gives, and is not taken where it might not."""
+"""The fast way to call a model gives what Python's way gives, and is not used where it might not."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def operations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 # Where it is taken.
 
 
-def test_each_size_of_the_warm_up_is_run_once_each_way_and_requests_the_quick_way(
+def test_warm_up_runs_each_size_in_both_ways_and_requests_in_the_fast_one(
     tmp_path: Path, operations: list[int]
 ) -> None:
     runs = tf.Variable(0)
@@ -106,14 +106,14 @@ def test_each_size_of_the_warm_up_is_run_once_each_way_and_requests_the_quick_wa
     assert counter.numpy() == 8, "what a model writes is written in both ways"
 
 
-def test_without_a_warm_up_it_is_not_taken(tmp_path: Path, operations: list[int]) -> None:
+def test_the_fast_way_is_not_used_without_a_warm_up(tmp_path: Path, operations: list[int]) -> None:
     model = SavedModel(spec(saved(tmp_path / "m", lambda x: {"y": x + 1.0})))
     assert model.infer({"x": np.zeros((1, 2), np.float32)})["y"].tolist() == [[1, 1]]
     assert not operations
 
 
 @pytest.mark.parametrize("names", ["abcd", "dcba", "bdac"])
-def test_equal_inputs_and_outputs_are_not_confused(names: str, tmp_path: Path) -> None:
+def test_equal_inputs_and_equal_outputs_are_not_confused(names: str, tmp_path: Path) -> None:
     def serve(*values: Any) -> Any:
         x = dict(zip(names, values, strict=True))
         # In no order, one of them twice, one that is an input.
@@ -131,7 +131,7 @@ def test_equal_inputs_and_outputs_are_not_confused(names: str, tmp_path: Path) -
     }
 
 
-def test_names_that_are_no_words_of_python(tmp_path: Path) -> None:
+def test_names_that_are_no_python_identifiers(tmp_path: Path) -> None:
     specs = [tf.TensorSpec([None], tf.float32, name=name) for name in ("b/1", "a-b")]
     model = warmed(saved(tmp_path / "m", lambda one, two: {"x/y": one - two}, *specs))
     inputs = {tensor.name: np.float32([2.0 ** len(tensor.name)]) for tensor in model.inputs}
@@ -189,7 +189,7 @@ def test_a_keras_model_of_several_inputs_and_outputs(tmp_path: Path) -> None:
     assert found["gap"].tolist() == (inputs["left"] - inputs["right"]).tolist()
 
 
-def test_many_threads(tmp_path: Path) -> None:
+def test_many_threads_may_call_it(tmp_path: Path) -> None:
     weights = tf.Variable([[1.0], [2.0]])
     model = warmed(saved(tmp_path / "m", lambda x: {"y": x @ weights, "x": x}, weights=weights))
     wrong: list[Any] = []
@@ -210,7 +210,7 @@ def test_many_threads(tmp_path: Path) -> None:
     assert not wrong
 
 
-def test_it_runs_with_the_options_and_on_the_devices_of_the_plain_way(
+def test_the_fast_way_has_the_options_and_devices_of_pythons_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tensorflow.python.eager import context
@@ -234,7 +234,7 @@ def raised(function: Callable[[], Any]) -> Exception:
     return caught.value
 
 
-def test_errors_are_those_of_the_plain_way(tmp_path: Path) -> None:
+def test_errors_are_those_of_pythons_way(tmp_path: Path) -> None:
     def serve(x: Any, huge: Any) -> Any:
         with tf.control_dependencies([tf.debugging.assert_non_negative(x, message="negative row")]):
             return {"y": tf.sqrt(x), "many": tf.fill([huge[0] * 0 + tf.reduce_max(huge)], 1.0)}
@@ -260,7 +260,7 @@ def test_errors_are_those_of_the_plain_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "shape", [(), (2,), (1, 3), (1, 0), (2, 2, 2), (0, 5)], ids=lambda shape: "x".join(map(str, shape)) or "scalar"
 )
-def test_what_does_not_have_the_declared_shape_never_reaches_the_operation(
+def test_inputs_of_other_shapes_never_reach_the_operation(
     shape: tuple[int, ...], tmp_path: Path, operations: list[int]
 ) -> None:
     weights = tf.Variable([[1.0], [2.0]])
@@ -298,7 +298,7 @@ def in_turn(counter: Any) -> Callable[[Any], Any]:
 
 
 @pytest.mark.parametrize("kind", ["random", "counting"])
-def test_a_model_that_gives_other_values_each_time_is_called_plainly(
+def test_a_model_with_varying_values_is_not_called_in_the_fast_way(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     counter = tf.Variable(0)
@@ -310,14 +310,14 @@ def test_a_model_that_gives_other_values_each_time_is_called_plainly(
     assert model.infer({"x": np.ones((3, 2), np.float32)})["y"].shape == (3, 2)
 
 
-def test_it_is_tried_once_where_it_does_not_do(tmp_path: Path, operations: list[int]) -> None:
+def test_the_fast_way_is_not_tried_again_after_it_differed(tmp_path: Path, operations: list[int]) -> None:
     model = warmed(saved(tmp_path / "m", numbers))
     assert operations == [1]
     assert model.infer({"x": np.ones((3, 2), np.float32)})["y"].shape == (3, 2)
     assert operations == [1]
 
 
-def test_a_model_that_refuses_made_up_inputs_is_called_plainly(tmp_path: Path, operations: list[int]) -> None:
+def test_a_model_that_refuses_made_up_inputs_is_not_called_fast(tmp_path: Path, operations: list[int]) -> None:
     model = warmed(saved(tmp_path / "m", refuses))
     assert model.infer({"x": np.zeros((1, 2), np.float32)})["y"].tolist() == [[0, 0]]
     assert not call_of(model).fast
@@ -330,14 +330,14 @@ def tried(function: Any, **more: Any) -> FunctionCall:
     return call
 
 
-def test_a_function_that_xla_compiles_is_called_plainly(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_function_that_xla_compiles_is_not_called_in_the_fast_way(caplog: pytest.LogCaptureFixture) -> None:
     function = tf.function(compiled, input_signature=[PAIR], jit_compile=True).get_concrete_function()
     with caplog.at_level(logging.DEBUG, "multitower.worker"):
         assert not tried(function).fast
     assert "XLA compiles it" in caplog.text
 
 
-def test_a_capture_that_is_made_for_each_call_is_none_to_keep(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_capture_that_is_made_for_each_call_is_not_kept(caplog: pytest.LogCaptureFixture) -> None:
     number = [1.0]
 
     @tf.function(input_signature=[PAIR])  # type: ignore[untyped-decorator]
@@ -352,9 +352,7 @@ def test_a_capture_that_is_made_for_each_call_is_none_to_keep(caplog: pytest.Log
     assert call({"x": np.ones((1, 2), np.float32)})["y"].tolist() == [[6, 6]]
 
 
-def test_constants_are_not_held_twice_where_they_are_large(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_constants_are_not_held_twice(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(function_call, "MAX_GRAPH_BYTES", 3 << 20)
     table = np.arange(1 << 20, dtype=np.float32).reshape(-1, 2)
     function = tf.function(lambda x: {"y": x + tf.constant(table)[:2]}, input_signature=[PAIR])
@@ -363,14 +361,14 @@ def test_constants_are_not_held_twice_where_they_are_large(
     assert "its graph is 4 MiB, with constants that would be held twice" in caplog.text
 
 
-def test_outputs_that_are_made_anew_are_not_the_functions_own(caplog: pytest.LogCaptureFixture) -> None:
+def test_outputs_that_are_computed_outside_the_function_are_refused(caplog: pytest.LogCaptureFixture) -> None:
     function = tf.function(compiled, input_signature=[PAIR]).get_concrete_function()
     with caplog.at_level(logging.DEBUG, "multitower.worker"):
         assert not tried(function, by_name=lambda outputs: {"y": outputs["y"] + 1.0}).fast
     assert "not plain tensors, one for each name" in caplog.text
 
 
-def test_another_version_of_tensorflow_may_lack_what_it_needs(
+def test_a_tensorflow_without_the_needed_parts_is_called_from_python(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     function = tf.function(compiled, input_signature=[PAIR]).get_concrete_function()
@@ -380,7 +378,7 @@ def test_another_version_of_tensorflow_may_lack_what_it_needs(
     assert "not called in the fast way: AttributeError" in caplog.text
 
 
-def test_a_difference_of_one_bit_is_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_difference_of_one_bit_is_a_difference(caplog: pytest.LogCaptureFixture) -> None:
     signs = iter([1.0, -1.0])
     function = tf.function(lambda x: {"y": x * 0.0 * SIGN, "nan": x * np.nan}, input_signature=[PAIR])
     SIGN.assign(next(signs))

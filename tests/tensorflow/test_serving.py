@@ -1,4 +1,4 @@
-"""Real models through the real daemon give what TensorFlow gives when it is called directly."""
+"""Real models served by the real daemon give what TensorFlow gives when it is called directly."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ ALONE = [
 
 
 @pytest.mark.parametrize("model", ALONE)
-def test_alone_it_is_bit_for_bit_what_tensorflow_gives(model: str, folder: Path, client: Client) -> None:
+def test_a_single_request_gets_tensorflows_answer_to_the_bit(model: str, folder: Path, client: Client) -> None:
     direct = direct_of(model, folder)
     same(client.infer(model, named(client, model, direct)), direct.outputs)
 
@@ -192,7 +192,7 @@ MIXED = [
 
 
 @pytest.mark.parametrize("model", MIXED)
-def test_row_by_row_in_mixed_batches_each_gets_its_own(model: str, folder: Path, client: Client) -> None:
+def test_each_request_of_a_mixed_batch_gets_its_own_rows(model: str, folder: Path, client: Client) -> None:
     direct = direct_of(model, folder)
     inputs = named(client, model, direct)
     rows = len(next(iter(inputs.values())))
@@ -221,7 +221,7 @@ def stats(client: Client, model: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("model", ["mean", "sneaky"])
-def test_outputs_over_the_whole_batch_are_never_shared(model: str, folder: Path, client: Client) -> None:
+def test_outputs_over_the_whole_batch_are_not_shared(model: str, folder: Path, client: Client) -> None:
     direct = Direct(folder / f"{model}.npz")
     x = direct.inputs["x"]
     futures = [client.submit(model, {"x": x * factor}) for factor in range(20)]
@@ -234,7 +234,7 @@ def test_outputs_over_the_whole_batch_are_never_shared(model: str, folder: Path,
     assert next(iter(direct.outputs)) in state["unbatched_because"]
 
 
-def test_one_bad_row_is_its_own_senders_error(folder: Path, client: Client) -> None:
+def test_a_bad_row_is_an_error_for_its_sender_only(folder: Path, client: Client) -> None:
     futures: list[tuple[int, Future[Any]]] = [
         (number, client.submit("picky", {"x": np.array([[number]], np.float32)})) for number in range(-1, 60)
     ]
@@ -255,7 +255,7 @@ def test_a_large_request_is_split_over_batches(client: Client) -> None:
 
 
 @pytest.mark.parametrize("model", ["masked", "exact"])
-def test_rows_of_every_length_under_load_are_answered_as_if_alone(model: str, folder: Path, client: Client) -> None:
+def test_padded_requests_under_load_are_answered_as_if_separate(model: str, folder: Path, client: Client) -> None:
     x = Direct(folder / "masked.npz").inputs["x"]
     sent, before = [], stats(client, model)
     for number in range(200):
@@ -280,7 +280,7 @@ def test_a_large_request_to_a_model_without_a_batch_dimension_is_not_split(model
     np.testing.assert_allclose(answer, wanted, rtol=1e-5)
 
 
-def test_a_model_that_is_not_to_be_batched_takes_requests_of_every_size(folder: Path, client: Client) -> None:
+def test_an_unbatched_model_accepts_requests_of_every_size(folder: Path, client: Client) -> None:
     direct = Direct(folder / "dense.npz")
     same(client.infer("unbatched", direct.inputs), direct.outputs)
     before = stats(client, "unbatched")
@@ -291,18 +291,18 @@ def test_a_model_that_is_not_to_be_batched_takes_requests_of_every_size(folder: 
     assert (after["max_batch_size"], after["unbatched_because"]) == (0, None)
 
 
-def test_outputs_can_be_chosen(folder: Path, client: Client) -> None:
+def test_a_request_may_choose_outputs(folder: Path, client: Client) -> None:
     direct = Direct(folder / "dense.npz")
     same(client.infer("dense", direct.inputs, outputs=["best"]), {"best": direct.outputs["best"]})
     with pytest.raises(InvalidRequest, match="worst"):
         client.infer("dense", direct.inputs, outputs=["worst"])
 
 
-def test_the_signature_is_the_configured_one(client: Client) -> None:
+def test_the_configured_signature_is_served(client: Client) -> None:
     assert client.infer("twice", {"x": np.ones((1, 6), np.float32)})["double"].tolist() == [[2.0] * 6]
 
 
-def test_a_request_may_name_another_signature_and_shares_no_batch_with_others(folder: Path, client: Client) -> None:
+def test_requests_for_another_signature_have_batches_of_their_own(folder: Path, client: Client) -> None:
     direct = Direct(folder / "dense.npz")
     futures = [
         (row, signature, client.submit("dense", {"x": direct.inputs["x"][row : row + 1]}, signature=signature))
@@ -331,7 +331,7 @@ def test_the_metadata_lists_the_signatures_and_a_wrong_one_is_refused(client: Cl
         client.infer("dense", {"x": np.ones((1, 6), np.float32)}, signature="thrice")
 
 
-def test_the_command_line_asks_a_signature(folder: Path, client: Client) -> None:
+def test_the_command_line_can_name_a_signature(folder: Path, client: Client) -> None:
     command = [
         sys.executable,
         "-m",
@@ -349,7 +349,7 @@ def test_the_command_line_asks_a_signature(folder: Path, client: Client) -> None
     assert json.loads(done.stdout) == {"double": [[2, 4, 6, 8, 10, 12]]}
 
 
-def test_the_latest_version_is_by_number_and_others_are_refused(client: Client) -> None:
+def test_the_highest_version_is_served_and_others_are_refused(client: Client) -> None:
     assert client.metadata("dense")["versions"] == ["10"]
     x = np.ones((1, 6), np.float32)
     same(client.infer("dense", {"x": x}, version="10"), client.infer("dense", {"x": x}))
@@ -358,13 +358,13 @@ def test_the_latest_version_is_by_number_and_others_are_refused(client: Client) 
     assert raised.value.reason == "version_unknown"
 
 
-def test_what_cannot_be_served_says_why(client: Client) -> None:
+def test_the_status_says_why_a_model_cannot_be_served(client: Client) -> None:
     assert stats(client, "nosuch")["state"] == "failed"
     with pytest.raises(Unavailable, match="serving_default, twice"):
         client.infer("nosuch", {"x": np.ones((1, 6), np.float32)})
 
 
-def test_a_file_to_warm_up_with_that_does_not_fit_fails_the_model_and_is_named(folder: Path, client: Client) -> None:
+def test_a_warm_up_file_that_does_not_fit_fails_the_model(folder: Path, client: Client) -> None:
     state = stats(client, "cold")
     assert state["state"] == "failed"
     assert f"{folder / 'words.npz'}: it has the inputs in/text" in state["cause"]
@@ -373,31 +373,31 @@ def test_a_file_to_warm_up_with_that_does_not_fit_fails_the_model_and_is_named(f
 @pytest.mark.parametrize(
     ("model", "tensor"), [("ragged", "'words' is a RaggedTensor"), ("sparse", "'positive' is a Sp")]
 )
-def test_what_has_no_dense_shape_is_refused_and_named(model: str, tensor: str, client: Client) -> None:
+def test_a_ragged_output_fails_the_model_with_its_name(model: str, tensor: str, client: Client) -> None:
     assert stats(client, model)["state"] == "failed"
     with pytest.raises(Unavailable, match=f"{tensor}.*convert it inside the model"):
         client.infer(model, {"text": np.array([b"a b"], object)})
 
 
-def test_another_signature_of_a_model_of_tensorflow_1(folder: Path, client: Client) -> None:
+def test_another_signature_of_a_tensorflow_1_model(folder: Path, client: Client) -> None:
     direct = direct_of("vocabulary-1", folder)
     answer = client.infer("vocabulary-1", {"words": direct.inputs["text"]}, signature="ids")
     same(answer, {"id": direct.outputs["id"]})
 
 
-def test_why_requests_run_singly_is_told(client: Client) -> None:
+def test_the_status_says_why_a_model_runs_unbatched(client: Client) -> None:
     assert "scalar" in stats(client, "scalar")["unbatched_because"]
     assert "fixed at 2" in stats(client, "fixed")["unbatched_because"]
     assert stats(client, "dense")["unbatched_because"] is None
 
 
-def test_what_the_models_took_of_memory_is_told(client: Client) -> None:
+def test_the_status_shows_the_memory_of_each_model(client: Client) -> None:
     models = [model for model in client.status()["models"] if model["state"] == "ready"]
     assert sum(model["host_memory_bytes"] for model in models) > 16 << 20, "TensorFlow's runtime is in the first"
     assert {model["device_memory_bytes"] for model in models} == {None}, "on the CPU"
 
 
-def test_elements_that_do_not_fill_a_string_input_are_refused_alone(client: Client) -> None:
+def test_only_the_request_with_missing_strings_is_refused(client: Client) -> None:
     header = wire.infer_header("words", [wire.Tensor("text", "BYTES", (1, 2))])
     good = b"\x01\0\0\0a\x01\0\0\0b"
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
@@ -414,7 +414,7 @@ def test_elements_that_do_not_fill_a_string_input_are_refused_alone(client: Clie
     assert answers == {b"1": wire.OK, b"2": "size_mismatch", b"3": wire.OK, b"4": "size_mismatch", b"5": wire.OK}
 
 
-def test_the_parent_maps_no_tensorflow_and_stays_small(daemon: Running) -> None:
+def test_the_supervisor_maps_no_tensorflow_and_stays_small(daemon: Running) -> None:
     maps = Path(f"/proc/{daemon.process.pid}/maps").read_text()
     assert "tensorflow" not in maps
     assert "libzmq" in maps
@@ -423,7 +423,7 @@ def test_the_parent_maps_no_tensorflow_and_stays_small(daemon: Running) -> None:
     assert "tensorflow" in Path(f"/proc/{worker}/maps").read_text()
 
 
-def test_a_killed_worker_comes_back_through_the_spare_with_the_same_answers(folder: Path, daemon: Running) -> None:
+def test_a_spare_replaces_a_killed_worker_with_the_same_answers(folder: Path, daemon: Running) -> None:
     direct = Direct(folder / "dense.npz")
     with daemon.client() as client:
         daemon.wait(lambda: [s["state"] for s in client.status()["daemon"]["spares"]] == ["idle"], 60)

@@ -1,4 +1,4 @@
-"""One process, four devices: every node where it belongs, equal results, and no tower that suffers for another."""
+"""One process, four devices: every node on its own, equal results, and errors that stay with their tower."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def found(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_each_tower_is_on_its_device_with_all_its_nodes_and_gives_what_tensorflow_gives(
-    found: dict[str, Any], name: str
-) -> None:
+def test_each_tower_runs_on_its_device_and_gives_tensorflows_results(found: dict[str, Any], name: str) -> None:
     towers = found[name]
     assert [tower["device"] for tower in towers] == list(DEVICES)
     for number, tower in enumerate(towers):
@@ -57,14 +55,14 @@ def test_each_tower_is_on_its_device_with_all_its_nodes_and_gives_what_tensorflo
         assert all(tower["library"] for tower in towers), "nothing of it would be in a function"
 
 
-def test_what_has_no_kernel_on_the_tower_is_counted(found: dict[str, Any]) -> None:
+def test_nodes_without_a_kernel_on_the_towers_device_are_counted(found: dict[str, Any]) -> None:
     tower = found["elsewhere"]
     assert (tower["device"], list(tower["nodes"])) == ("GPU-b", ["cpu"])
     assert sum(tower["fallbacks"].values()) == tower["nodes"]["cpu"]
     assert {"LookupTableFindV2", "ReadVariableOp"} <= set(tower["fallbacks"])
 
 
-def test_a_graph_with_devices_of_its_own_is_left_alone(found: dict[str, Any]) -> None:
+def test_a_graph_may_keep_its_own_devices(found: dict[str, Any]) -> None:
     (replica,) = found["parallel"]
     assert replica["equal"]
     assert replica["device"] == ",".join(DEVICES)
@@ -73,7 +71,7 @@ def test_a_graph_with_devices_of_its_own_is_left_alone(found: dict[str, Any]) ->
     assert replica["fallbacks"] == {}
 
 
-def test_what_cannot_be_had_in_towers_says_so(found: dict[str, Any]) -> None:
+def test_towers_refuse_jit_compile_with_a_cause(found: dict[str, Any]) -> None:
     assert found["compiled"].startswith("jit_compile: XLA compiles functions")
 
 
@@ -83,7 +81,7 @@ def endless(folder: Path, found: dict[str, Any]) -> Path:
     return folder / "endless"
 
 
-def test_towers_of_one_process_run_at_the_same_time_and_do_not_share_their_errors(endless: Path) -> None:
+def test_towers_run_at_the_same_time_and_share_no_errors(endless: Path) -> None:
     work = assignment(ModelSpec(name="m", path=str(endless), max_batch_size=4), devices=("cpu:0", "cpu:1"))
     # A key for each tower, as each remembers its own.
     first, second = (KeySpec("m", (("x", "FP32", (1,)),), outputs, True) for outputs in (("y",), None))
@@ -121,7 +119,7 @@ def daemon(folder: Path, endless: Path) -> Iterator[Running]:
         yield running.wait_ready()
 
 
-def test_a_daemon_gives_each_tower_its_own_batch_and_tells_of_them(daemon: Running) -> None:
+def test_a_daemon_gives_each_tower_its_own_batches_and_reports_towers(daemon: Running) -> None:
     with daemon.client(timeout=60.0) as client:
         slow = client.submit("m", {"x": np.float32([[100_000]])})
         quick = [client.infer("m", {"x": np.float32([[n]])})["y"].item() for n in range(20)]
@@ -143,7 +141,7 @@ def test_a_daemon_gives_each_tower_its_own_batch_and_tells_of_them(daemon: Runni
     assert "m on cpu:1: " in daemon.text()
 
 
-def test_a_crash_takes_both_towers_along_and_nobody_loses_more_than_time(daemon: Running) -> None:
+def test_a_crash_ends_both_towers_and_no_request_is_lost(daemon: Running) -> None:
     died = threading.Event()
     with daemon.client(timeout=60.0) as client:
         waiting = [client.submit("m", {"x": np.float32([[50_000 + n]])}) for n in range(4)]

@@ -1,4 +1,4 @@
-"""Versions of a SavedModel that come and go in its folder under load: good ones, corrupt ones, removed ones."""
+"""Versions of a SavedModel that come and go in its folder under load: good, corrupt and removed ones."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return folder
 
 
-def test_versions_come_and_go_under_load_without_an_error_and_no_answer_is_a_mix(tmp_path: Path, made: Path) -> None:
+def test_versions_change_under_load_without_errors_or_mixed_answers(tmp_path: Path, made: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(made / "1", folder / "1")
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready(110).client() as client:

@@ -1,4 +1,4 @@
-"""What TensorFlow and Keras write, beyond what the daemon's tests serve: odd signatures, odd tensors, odd models."""
+"""Models as TensorFlow and Keras write them: unusual signatures, tensors and files."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def plus(number: float) -> Callable[[Any], Any]:
         (["serving_default", "a"], "a", 1),
     ],
 )
-def test_the_signature_that_is_picked(names: list[str], wanted: str | None, picked: int, tmp_path: Path) -> None:
+def test_the_default_signature_is_chosen(names: list[str], wanted: str | None, picked: int, tmp_path: Path) -> None:
     path = saved(tmp_path / "m", VECTOR, **{name: plus(index) for index, name in enumerate(names)})
     model = SavedModel(spec(path, signature=wanted))
     assert model.infer({"x": np.zeros(1, np.float32)})["y"].tolist() == [picked]
@@ -86,14 +86,16 @@ def test_the_signature_that_is_picked(names: list[str], wanted: str | None, pick
         ([], None, "the model has: none"),
     ],
 )
-def test_a_signature_that_cannot_be_picked(names: list[str], wanted: str | None, message: str, tmp_path: Path) -> None:
+def test_a_default_signature_that_cannot_be_chosen_is_an_error(
+    names: list[str], wanted: str | None, message: str, tmp_path: Path
+) -> None:
     path = saved(tmp_path / "m", VECTOR, **{name: plus(0) for name in names})
     with pytest.raises(LoadError, match=message):
         SavedModel(spec(path, signature=wanted))
 
 
 @pytest.mark.parametrize("graph", [False, True])
-def test_all_signatures_can_be_asked_for_and_what_cannot_be_served_says_why(
+def test_all_signatures_are_served_or_reported_with_a_cause(
     graph: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ragged = {"ragged": lambda x: {"y": tf.RaggedTensor.from_tensor(x[:, None])}} if not graph else {}
@@ -130,7 +132,7 @@ def no_optimizer(folder: str) -> Any:
     raise AttributeError("'_UserObject' object has no attribute 'add_slot'")
 
 
-def test_files_and_tables_of_a_model_are_found_wherever_it_lies(tmp_path: Path) -> None:
+def test_assets_and_tables_are_found_after_the_model_was_moved(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("cat\ndog\n")
     module = tf.Module()
     words = tf.lookup.TextFileInitializer(
@@ -148,7 +150,7 @@ def test_files_and_tables_of_a_model_are_found_wherever_it_lies(tmp_path: Path) 
     assert model.infer({"text": np.array([b"dog", b"cow"], object)})["id"].tolist() == [1, -1]
 
 
-def test_a_table_of_tensorflow_1_is_initialised(tmp_path: Path) -> None:
+def test_a_table_of_a_tensorflow_1_model_is_initialised(tmp_path: Path) -> None:
     path, v1 = str(tmp_path / "m"), tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         text = v1.placeholder(tf.string, [None])
@@ -172,7 +174,7 @@ def test_the_version_is_the_folder_that_the_supervisor_chose(tmp_path: Path) -> 
 # Tensors.
 
 
-def test_inputs_and_outputs_stand_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_inputs_and_outputs_are_sorted_by_name(tmp_path: Path) -> None:
     path = saved(
         tmp_path / "m",
         tf.TensorSpec([None, 2], tf.int64, name="b"),
@@ -193,7 +195,7 @@ def test_inputs_and_outputs_stand_in_the_order_of_their_names(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("shape", "elements"), [((), b"\0"), ((0,), []), ((2,), [b"a\0", b""]), ((1, 2), [[b"\xff", b"b"]])]
 )
-def test_strings_of_every_shape(shape: tuple[int, ...], elements: Any, tmp_path: Path) -> None:
+def test_strings_of_every_shape_are_served(shape: tuple[int, ...], elements: Any, tmp_path: Path) -> None:
     path = saved(
         tmp_path / "m", tf.TensorSpec(shape, tf.string, name="s"), serve=lambda s: {"t": tf.strings.join([s, s])}
     )
@@ -224,7 +226,7 @@ def test_tensors_that_the_protocol_cannot_carry_are_refused(
         SavedModel(spec(path))
 
 
-def test_a_model_of_tensorflow_1(tmp_path: Path) -> None:
+def test_a_tensorflow_1_model_is_served(tmp_path: Path) -> None:
     path = str(tmp_path / "m")
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
@@ -238,7 +240,7 @@ def test_a_model_of_tensorflow_1(tmp_path: Path) -> None:
     assert model.infer({"inputs": np.float32([[1, 1], [2, 0]])})["scores"].tolist() == [[3], [2]]
 
 
-def test_a_model_whose_optimizer_cannot_be_made_again_is_served_from_its_graph(
+def test_a_model_with_an_unknown_optimizer_is_served_from_its_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = saved(
@@ -262,7 +264,7 @@ def test_a_model_whose_optimizer_cannot_be_made_again_is_served_from_its_graph(
         SavedModel(spec(path, signature="other"))
 
 
-def test_other_failures_are_not_papered_over(tmp_path: Path) -> None:
+def test_other_errors_while_loading_are_raised(tmp_path: Path) -> None:
     path = Path(saved(tmp_path / "m", VECTOR, serve=plus(1)))
     (path / "saved_model.pb").write_bytes(b"\xff not a model")
     with pytest.raises(Exception, match=r"saved_model\.pb"):
@@ -278,7 +280,7 @@ def kept(model: Any, folder: Path) -> Keras3Model:
     return Keras3Model(spec(path))
 
 
-def test_a_sequential_model_that_was_never_called(tmp_path: Path) -> None:
+def test_a_sequential_model_that_was_never_called_is_served(tmp_path: Path) -> None:
     model = keras.Sequential([keras.layers.Input((3,), name="features"), keras.layers.Dense(2, name="scores")])
     served = kept(model, tmp_path)
     assert served.inputs == (TensorReport(name="features", datatype="FP32", shape=(-1, 3)),)
@@ -288,7 +290,7 @@ def test_a_sequential_model_that_was_never_called(tmp_path: Path) -> None:
     assert warm_up(served, spec("", max_batch_size=2)) == (None, True)
 
 
-def test_outputs_of_one_layer_get_numbers(tmp_path: Path) -> None:
+def test_several_outputs_of_one_layer_are_numbered(tmp_path: Path) -> None:
     steps = keras.Input((4, 2), name="steps")
     model = keras.Model(steps, keras.layers.LSTM(3, return_state=True)(steps))
     served = kept(model, tmp_path)
@@ -299,7 +301,7 @@ def test_outputs_of_one_layer_get_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("nested", [dict, list, tuple])
-def test_outputs_have_the_keys_that_the_model_gives_them(nested: Any, tmp_path: Path) -> None:
+def test_outputs_have_the_keys_of_the_models_dict(nested: Any, tmp_path: Path) -> None:
     left, right = keras.Input((1,), name="left"), keras.Input((1,), name="right")
     sums = keras.layers.Add(name="sums")([left, right])
     gaps = keras.layers.Subtract(name="gaps")([right, left])
@@ -310,7 +312,7 @@ def test_outputs_have_the_keys_that_the_model_gives_them(nested: Any, tmp_path: 
     assert {tensor.name for tensor in served.inputs} == {"left", "right"}
 
 
-def test_a_sparse_input_of_keras_is_refused(tmp_path: Path) -> None:
+def test_a_sparse_keras_input_is_refused(tmp_path: Path) -> None:
     tags = keras.Input((4,), sparse=True, name="tags")
     with pytest.raises(LoadError, match="'tags' is sparse"):
         kept(keras.Model(tags, keras.layers.Dense(2)(tags)), tmp_path)
@@ -321,19 +323,19 @@ def test_a_keras_model_without_fixed_inputs_is_refused(tmp_path: Path) -> None:
         kept(keras.Sequential([keras.layers.Dense(2)]), tmp_path)
 
 
-def test_keras_with_another_backend_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keras_with_another_backend_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(LoadError, match="set to jax: set KERAS_BACKEND=tensorflow"):
         Keras3Model(spec(tmp_path / "m.keras"))
 
 
-def test_code_inside_a_keras_file_is_not_run(tmp_path: Path) -> None:
+def test_code_in_a_keras_3_file_is_not_run(tmp_path: Path) -> None:
     x = keras.Input((1,))
     with pytest.raises(ValueError, match="unsafe"):
         kept(keras.Model(x, keras.layers.Lambda(lambda value: value + 1)(x)), tmp_path)
 
 
-def test_what_keras_exports_is_a_saved_model(tmp_path: Path) -> None:
+def test_a_model_exported_by_keras_is_served_as_a_saved_model(tmp_path: Path) -> None:
     model = keras.Sequential([keras.layers.Input((3,), name="features"), keras.layers.Dense(2)])
     model.export(tmp_path / "m", verbose=False)
     served = SavedModel(spec(tmp_path / "m"))
@@ -353,7 +355,7 @@ def kept_h5(model: Any, folder: Path, suffix: str = ".h5") -> Model:
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_keras_3_reads_what_it_saved(suffix: str, tmp_path: Path) -> None:
+def test_files_of_keras_3_are_served(suffix: str, tmp_path: Path) -> None:
     layers = keras.layers
     network = keras.Sequential([layers.Input((3,), name="features"), layers.Dense(2, "hard_sigmoid", name="scores")])
     served = kept_h5(network, tmp_path, suffix)
@@ -373,7 +375,7 @@ KERAS_2: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 @pytest.mark.parametrize("layer", KERAS_2)
-def test_files_of_keras_2_compute_what_they_did_there(layer: str, suffix: str, tmp_path: Path) -> None:
+def test_files_of_keras_2_compute_what_keras_2_computes(layer: str, suffix: str, tmp_path: Path) -> None:
     network = tf_keras.Sequential([tf_keras.Input((5, 3), name="steps"), KERAS_2[layer](tf_keras.layers)])
     served = kept_h5(network, tmp_path, suffix)
     x = np.linspace(-3, 3, 30, dtype=np.float32).reshape(2, 5, 3)
@@ -382,7 +384,7 @@ def test_files_of_keras_2_compute_what_they_did_there(layer: str, suffix: str, t
 
 
 @pytest.mark.parametrize("version", ["2.2.4", b"2.2.4", None])
-def test_files_that_are_older_than_some_settings(version: str | bytes | None, tmp_path: Path) -> None:
+def test_files_of_early_keras_versions_are_served(version: str | bytes | None, tmp_path: Path) -> None:
     """Keras 2.2 wrote no `time_major`, which is what Keras 3 refuses an LSTM for; and, at first, no version."""
     path = tmp_path / "m.h5"
     cell = tf_keras.layers.LSTM(4, recurrent_activation="hard_sigmoid")
@@ -400,7 +402,7 @@ def test_files_that_are_older_than_some_settings(version: str | bytes | None, tm
     np.testing.assert_allclose(output, network(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_hdf5_of_keras_2_may_be_called_keras(tmp_path: Path) -> None:
+def test_an_hdf5_file_named_keras_is_read_by_keras_2(tmp_path: Path) -> None:
     network = tf_keras.Sequential([tf_keras.Input((3,), name="x"), tf_keras.layers.Dense(2, name="y")])
     network.save(tmp_path / "m.h5")
     (tmp_path / "m.h5").rename(tmp_path / "m.keras")
@@ -415,7 +417,7 @@ def recurrent() -> Any:
     return tf_keras.Model([steps, extra], [last, tf_keras.layers.Concatenate(name="all")([last, cast])])
 
 
-def test_names_and_shapes_of_a_legacy_model(tmp_path: Path) -> None:
+def test_names_and_shapes_of_a_keras_2_model(tmp_path: Path) -> None:
     network = recurrent()
     served = kept_h5(network, tmp_path)
     assert isinstance(served, Keras2Model)
@@ -432,7 +434,7 @@ def test_names_and_shapes_of_a_legacy_model(tmp_path: Path) -> None:
     assert warm_up(served, spec("", max_batch_size=2)) == (None, True)
 
 
-def test_outputs_of_a_legacy_model_with_keys_and_of_one_layer(tmp_path: Path) -> None:
+def test_output_names_of_a_keras_2_model(tmp_path: Path) -> None:
     steps = tf_keras.Input((5, 3), name="steps")
     states = tf_keras.layers.GRU(4, return_state=True, name="states")(steps)
     served = kept_h5(tf_keras.Model(steps, states), tmp_path)
@@ -444,7 +446,7 @@ def test_outputs_of_a_legacy_model_with_keys_and_of_one_layer(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_what_to_install_is_told_where_it_is_missing(
+def test_a_missing_tf_keras_is_an_error_that_names_it(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tf_keras", None)
@@ -453,14 +455,14 @@ def test_what_to_install_is_told_where_it_is_missing(
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_code_inside_a_file_of_keras_2_is_not_run(suffix: str, tmp_path: Path) -> None:
+def test_code_in_a_keras_2_file_is_not_run(suffix: str, tmp_path: Path) -> None:
     x = tf_keras.Input((1,))
     inner = tf_keras.Sequential([tf_keras.layers.Lambda(lambda value: value + 1)])
     with pytest.raises(LoadError, match="Lambda layer"):
         kept_h5(tf_keras.Model(x, inner(x)), tmp_path, suffix)
 
 
-def test_nor_is_that_of_an_h5_file_of_keras_3(tmp_path: Path) -> None:
+def test_code_in_an_h5_file_of_keras_3_is_not_run(tmp_path: Path) -> None:
     x = keras.Input((1,))
     with pytest.raises(ValueError, match=r"[Ll]ambda"):
         kept_h5(keras.Model(x, keras.layers.Lambda(lambda value: value + 1)(x)), tmp_path)
@@ -475,7 +477,9 @@ def test_nor_is_that_of_an_h5_file_of_keras_3(tmp_path: Path) -> None:
         ("keras.src.utils.data_utils", "os.popen", "os.popen"),
     ],
 )
-def test_nor_is_what_it_names_imported(module: str, class_name: str, name: str, tmp_path: Path) -> None:
+def test_foreign_modules_named_by_a_keras_2_file_are_not_imported(
+    module: str, class_name: str, name: str, tmp_path: Path
+) -> None:
     network = tf_keras.Sequential([tf_keras.Input((3,), name="x"), tf_keras.layers.Dense(2, "tanh", name="y")])
     network.save(tmp_path / "m.h5")
     foreign = {"module": module, "class_name": class_name, "config": name, "registered_name": name}
@@ -486,7 +490,7 @@ def test_nor_is_what_it_names_imported(module: str, class_name: str, name: str, 
         load(spec(tmp_path / "m.h5"), ["cpu:0"])
 
 
-def test_h5_files_that_hold_no_model(tmp_path: Path) -> None:
+def test_h5_files_without_a_model_are_an_error(tmp_path: Path) -> None:
     recurrent().save_weights(tmp_path / "w.h5")
     with pytest.raises(LoadError, match="holds weights alone"):
         load(spec(tmp_path / "w.h5"), ["cpu:0"])
@@ -500,7 +504,7 @@ def test_h5_files_that_hold_no_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batched", [True, False])
-def test_a_warm_up_finds_what_a_declaration_hides(batched: bool, tmp_path: Path) -> None:
+def test_a_warm_up_finds_an_output_without_the_batch_dimension(batched: bool, tmp_path: Path) -> None:
     path = saved(tmp_path / "m", VECTOR, serve=lambda x: {"kept": tf.boolean_mask(x, x > (0 if batched else 1))})
     model: Model = SavedModel(spec(path))
     because, proven = warm_up(model, spec(path, max_batch_size=4))
@@ -535,17 +539,17 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return said
 
 
-def test_memory_grows_on_every_gpu_of_the_slot(told: list[Any]) -> None:
+def test_memory_growth_is_set_on_every_gpu_of_the_slot(told: list[Any]) -> None:
     tensorflow_process.configure(work())
     assert told == [("intra", 3), ("inter", 2), "GPU", ("growth", "g0", True), ("growth", "g1", True)]
 
 
-def test_a_limit_is_set_in_mib_and_excludes_growth(told: list[Any]) -> None:
+def test_a_memory_limit_is_set_in_mib_instead_of_growth(told: list[Any]) -> None:
     tensorflow_process.configure(work(memory_limit_bytes=6 << 30))
     assert told[3:] == [("limit", "g0", [6144]), ("limit", "g1", [6144])]
 
 
-def test_no_gpu_is_asked_for_on_the_cpu(told: list[Any]) -> None:
+def test_a_cpu_slot_does_not_ask_for_gpus(told: list[Any]) -> None:
     tensorflow_process.configure(work(devices=("cpu:0",)))
     assert told == [("intra", 3), ("inter", 2)]
 
@@ -556,9 +560,7 @@ def test_fewer_gpus_than_the_slot_has_are_an_error(told: list[Any]) -> None:
         tensorflow_process.configure(work(devices=("GPU-1", "GPU-2", "GPU-3")))
 
 
-def test_a_gpu_that_tensorflow_does_not_see_is_an_error_and_no_slow_cpu(
-    told: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_that_tensorflow_does_not_see_is_an_error(told: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorflow_process.tf.config, "list_physical_devices", lambda kind: [])
     with pytest.raises(LoadError, match=r"sees no GPU although GPU-1 .*multitower\[gpu\]"):
         tensorflow_process.configure(work())

@@ -1,4 +1,4 @@
-"""Frozen graphs as people have them: of either TensorFlow, with control flow, tables, and names that are wrong."""
+"""Frozen graphs of either TensorFlow, with control flow, tables, and wrong names."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def plain() -> None:
     tf.nn.top_k(x, 1, name="top")
 
 
-def test_names_are_the_configurations_and_shapes_the_graphs(frozen: Callable[..., FrozenGraph]) -> None:
+def test_names_come_from_the_configuration_and_shapes_from_the_graph(frozen: Callable[..., FrozenGraph]) -> None:
     model = frozen(plain, {"features": "x:0"}, {"scores": "head/softmax:0", "place": "top:1", "best": "top"})
     assert model.version == "1"
     assert model.inputs == (TensorReport(name="features", datatype="FP32", shape=(-1, 2)),)
@@ -66,7 +66,7 @@ def test_names_are_the_configurations_and_shapes_the_graphs(frozen: Callable[...
     assert warm_up(model, ModelSpec(name="m", max_batch_size=4)) == (None, True)
 
 
-def test_a_graph_may_be_text(tmp_path: Path) -> None:
+def test_a_graph_in_text_format_is_served(tmp_path: Path) -> None:
     with tf.Graph().as_default() as graph:
         plain()
     (tmp_path / "m.pbtxt").write_text(text_format.MessageToString(graph.as_graph_def()))
@@ -94,7 +94,7 @@ def looped() -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_control_flow_of_either_kind_and_the_function_library(version: int, frozen: Callable[..., FrozenGraph]) -> None:
+def test_control_flow_and_functions_are_run(version: int, frozen: Callable[..., FrozenGraph]) -> None:
     def build() -> None:
         (v1.enable_control_flow_v2 if version == 2 else v1.disable_control_flow_v2)()
         try:
@@ -126,9 +126,7 @@ def told_by(version: int) -> str:
     return "Merge" if version == 1 else "Identity"
 
 
-def test_a_function_of_tensorflow_2_frozen_as_its_guides_tell(
-    frozen: Callable[..., FrozenGraph], tmp_path: Path
-) -> None:
+def test_a_frozen_function_of_tensorflow_2_is_served(frozen: Callable[..., FrozenGraph], tmp_path: Path) -> None:
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     weights = tf.Variable([[2.0], [3.0]])
@@ -150,7 +148,7 @@ def test_tables_are_initialised(frozen: Callable[..., FrozenGraph]) -> None:
     assert model.infer({"words": np.array([b"dog", b"cow"], object)})["ids"].tolist() == [8, -1]
 
 
-def test_a_device_that_the_worker_does_not_have_is_no_obstacle(frozen: Callable[..., FrozenGraph]) -> None:
+def test_a_graph_that_names_a_missing_device_is_served(frozen: Callable[..., FrozenGraph]) -> None:
     def build() -> None:
         with tf.device("/device:GPU:1"):
             tf.negative(v1.placeholder(tf.float32, [None], name="x"), name="y")
@@ -158,7 +156,7 @@ def test_a_device_that_the_worker_does_not_have_is_no_obstacle(frozen: Callable[
     assert frozen(build, {"x": "x"}, {"y": "y"}).infer({"x": np.float32([3])})["y"].tolist() == [-3]
 
 
-def test_freezing_keeps_an_initialiser_that_is_named_among_the_outputs(frozen: Callable[..., FrozenGraph]) -> None:
+def test_a_table_initialiser_among_the_outputs_survives_freezing(frozen: Callable[..., FrozenGraph]) -> None:
     def cut(keep: bool) -> Callable[[], None]:
         with tf.Graph().as_default() as graph, v1.Session() as session:
             words = v1.placeholder(tf.string, [None], name="words")
@@ -174,7 +172,7 @@ def test_freezing_keeps_an_initialiser_that_is_named_among_the_outputs(frozen: C
         frozen(cut(False), {"words": "words"}, {"ids": "ids"}).infer(words)
 
 
-def test_a_placeholder_with_a_default_need_not_be_given(frozen: Callable[..., FrozenGraph]) -> None:
+def test_a_placeholder_with_a_default_need_not_be_an_input(frozen: Callable[..., FrozenGraph]) -> None:
     def build() -> None:
         x = v1.placeholder(tf.float32, None, name="x")
         tf.multiply(x, v1.placeholder_with_default(2.0, [], name="factor"), name="y")
@@ -203,12 +201,14 @@ X, Y = {"x": "x:0"}, {"y": "head/softmax:0"}
         ({"k": "top/k:0"}, {"y": "top"}, "the outputs need a value for the placeholder 'x'; name it under inputs"),
     ],
 )
-def test_names_that_are_wrong(inputs: Names, outputs: Names, message: str, frozen: Callable[..., FrozenGraph]) -> None:
+def test_a_wrong_tensor_name_is_an_error_with_suggestions(
+    inputs: Names, outputs: Names, message: str, frozen: Callable[..., FrozenGraph]
+) -> None:
     with pytest.raises(LoadError, match=re.escape(message)):
         frozen(plain, inputs, outputs)
 
 
-def test_a_placeholder_that_only_has_to_run_before_is_needed_too(frozen: Callable[..., FrozenGraph]) -> None:
+def test_a_placeholder_behind_a_control_input_is_needed(frozen: Callable[..., FrozenGraph]) -> None:
     def build() -> None:
         x = v1.placeholder(tf.float32, [None], name="x")
         with tf.control_dependencies([v1.Print(v1.placeholder(tf.float32, [], name="hidden"), [])]):
@@ -219,7 +219,7 @@ def test_a_placeholder_that_only_has_to_run_before_is_needed_too(frozen: Callabl
 
 
 @pytest.mark.parametrize("resource", [True, False])
-def test_a_graph_with_variables_is_not_frozen(resource: bool, frozen: Callable[..., FrozenGraph]) -> None:
+def test_a_graph_with_variables_is_an_error(resource: bool, frozen: Callable[..., FrozenGraph]) -> None:
     def build() -> None:
         weights = v1.get_variable("w", initializer=[1.0], use_resource=resource)
         tf.add(v1.placeholder(tf.float32, [None], name="x"), weights, name="y")
@@ -228,12 +228,12 @@ def test_a_graph_with_variables_is_not_frozen(resource: bool, frozen: Callable[.
         frozen(build, {"x": "x"}, {"y": "y"})
 
 
-def test_an_operation_that_has_no_output(frozen: Callable[..., FrozenGraph]) -> None:
+def test_an_operation_without_outputs_is_an_error(frozen: Callable[..., FrozenGraph]) -> None:
     with pytest.raises(LoadError, match=re.escape("'idle': the node 'idle' (NoOp) has no output")):
         frozen(lambda: (plain(), tf.no_op(name="idle")), X, {"y": "idle"})
 
 
-def test_what_the_protocol_cannot_carry_is_refused(frozen: Callable[..., FrozenGraph]) -> None:
+def test_a_datatype_that_the_protocol_does_not_carry_is_an_error(frozen: Callable[..., FrozenGraph]) -> None:
     def build() -> None:
         tf.raw_ops.HashTableV2(key_dtype=tf.string, value_dtype=tf.int64, name="table")
 
@@ -251,7 +251,7 @@ def test_what_the_protocol_cannot_carry_is_refused(frozen: Callable[..., FrozenG
     ],
     ids=["empty", "text", "another message", "an unknown operation"],
 )
-def test_files_that_are_no_graph(data: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_graph_is_an_error(data: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "m.pb").write_bytes(data)
     with pytest.raises(LoadError, match=message):
         FrozenGraph(spec_of(tmp_path / "m.pb", X, Y))

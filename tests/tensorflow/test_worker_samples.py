@@ -1,4 +1,4 @@
-"""Recorded requests, as TensorFlow Serving keeps them and as numpy does, and what XLA makes of them."""
+"""Recorded requests of TensorFlow Serving and of numpy, and what XLA compiles with them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("m") / "1")
 
 
-def test_requests_as_tensorflow_serving_keeps_them(serving: Path) -> None:
+def test_recorded_requests_of_tensorflow_serving_are_read(serving: Path) -> None:
     file = record(serving, PREDICT, SESSION_RUN, TWICE, CLASSIFY, REGRESS)
     spec = spec_of(serving.parent, version="1")
     model = SavedModel(spec)
@@ -107,7 +107,7 @@ def test_requests_as_tensorflow_serving_keeps_them(serving: Path) -> None:
     assert [report.unbatched_because for report in reports] == [None, None]
 
 
-def test_the_first_request_is_what_every_size_is_run_on(tmp_path: Path) -> None:
+def test_every_size_is_run_on_the_first_request(tmp_path: Path) -> None:
     path = saved(tmp_path / "m", guarded(tf.debugging.assert_less))
     spec = spec_of(path)
     assert warm_up(SavedModel(spec), spec) == (None, False), "ones are refused"
@@ -142,7 +142,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("message", "told"), WRONG.values(), ids=WRONG)
-def test_a_record_that_is_wrong_is_named(message: str, told: str, model: SavedModel, tmp_path: Path) -> None:
+def test_the_error_names_a_wrong_record(message: str, told: str, model: SavedModel, tmp_path: Path) -> None:
     file = record(tmp_path, PREDICT, message)
     with pytest.raises(LoadError, match=re.escape(f"{file}, record 2: ") + ".*" + told):
         load_samples(model, spec_of(tmp_path))
@@ -153,14 +153,14 @@ def test_a_record_that_is_wrong_is_named(message: str, told: str, model: SavedMo
     [lambda data: data[:-5], lambda data: data[:-9] + b"\xff" + data[-8:], lambda data: data + b"not a record at all"],
     ids=["cut off", "another byte", "something more"],
 )
-def test_a_file_that_is_damaged_is_named(damage: Callable[[bytes], bytes], model: SavedModel, tmp_path: Path) -> None:
+def test_the_error_names_a_damaged_file(damage: Callable[[bytes], bytes], model: SavedModel, tmp_path: Path) -> None:
     file = record(tmp_path, PREDICT, PREDICT)
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(LoadError, match=re.escape(str(file)) + r", record [23]: it cannot be read"):
         load_samples(model, spec_of(tmp_path))
 
 
-def test_no_byte_that_differs_does_more_than_fail_the_model(model: SavedModel, tmp_path: Path) -> None:
+def test_any_changed_byte_at_most_fails_the_model(model: SavedModel, tmp_path: Path) -> None:
     good, rng = bytes.fromhex(PREDICT), np.random.default_rng(5)
     for number in range(80):
         bad = bytearray(good)
@@ -172,7 +172,7 @@ def test_no_byte_that_differs_does_more_than_fail_the_model(model: SavedModel, t
             assert all(sample.inputs["x"].shape[1:] == (2,) for sample in load_samples(model, spec_of(folder)))
 
 
-def test_a_request_that_the_model_refuses_fails_it(tmp_path: Path) -> None:
+def test_a_model_that_raises_on_a_recorded_request_fails(tmp_path: Path) -> None:
     path = saved(tmp_path / "m", guarded(tf.debugging.assert_greater))
     file = record(path, PREDICT)
     spec = spec_of(path)
@@ -194,14 +194,14 @@ def test_xla_compiles_each_signature(serving: Path) -> None:
     assert twice.infer({"x": x})["y"].tolist() == (x * 2).tolist()
 
 
-def test_what_xla_cannot_compile_is_told_before_it_serves(tmp_path: Path) -> None:
+def test_a_model_that_xla_cannot_compile_fails_before_it_serves(tmp_path: Path) -> None:
     path = saved(tmp_path / "m", lambda x: {"y": tf.strings.as_string(x)})
     spec = spec_of(path, jit_compile=True)
     with pytest.raises(LoadError, match=r"jit_compile: XLA cannot compile it.*(AsString|unsupported)"):
         warm_up(SavedModel(spec), spec)
 
 
-def test_xla_compiles_keras_too(tmp_path: Path) -> None:
+def test_xla_compiles_a_keras_model(tmp_path: Path) -> None:
     layers = keras.layers
     network = keras.Sequential([layers.Input((3,), name="x"), layers.Dense(2, name="y", activation="tanh")])
     network.save(tmp_path / "m.keras")

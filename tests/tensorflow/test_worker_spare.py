@@ -1,4 +1,4 @@
-"""A worker with TensorFlow as a process: imported early, settled late."""
+"""A worker with TensorFlow as a process: TensorFlow is imported early, and set up when there is work."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Told:
 """
 
 
-def test_a_spare_has_tensorflow_and_takes_its_slots_devices_threads_cores_and_models(tmp_path: Path) -> None:
+def test_a_spare_has_imported_tensorflow_and_gets_its_work_later(tmp_path: Path) -> None:
     made = subprocess.run(
         [sys.executable, "-c", MAKE, str(tmp_path / "double" / "1")],
         capture_output=True,
@@ -102,7 +102,7 @@ class FirstUse:
 
 
 @pytest.mark.parametrize(("level", "shown"), [("INFO", False), ("DEBUG", True)])
-def test_tensorflow_logs_its_information_at_the_level_debug_only(
+def test_tensorflow_logs_info_lines_only_at_the_level_debug(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, shown: bool
 ) -> None:
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)

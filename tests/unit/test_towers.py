@@ -279,7 +279,7 @@ def test_a_model_of_fewer_replicas_is_on_the_first_tower_alone() -> None:
     assert (single.towers, single.head) == ([single], [])
 
 
-def test_a_worker_has_the_towers_of_all_that_it_has_loaded_also_of_what_is_not_asked_for_any_more() -> None:
+def test_a_worker_has_the_towers_of_models_that_are_configured_no_more() -> None:
     gone, handled = ModelReport(name="gone", towers=REPLICAS), ModelReport(name="handled")
     limits = {"handled": QueueLimits(100, 1 << 20)}
     router = Router(limits, {"handled": 60.0}, 1 << 20)
@@ -289,7 +289,7 @@ def test_a_worker_has_the_towers_of_all_that_it_has_loaded_also_of_what_is_not_a
     assert [sorted(each.worker.serves) for each in route.towers] == [["handled"], []]
 
 
-def test_what_fits_on_the_smallest_device_is_remembered_whichever_tower_tells_last() -> None:
+def test_the_smallest_number_of_safe_rows_of_all_towers_is_kept() -> None:
     router, route, _ = routed(ModelReport(name="m", towers=REPLICAS))
     slot = cast(Any, SimpleNamespace(safe_rows={}, fields={}, process=None))
     reports = Reports(cast(Any, None), cast(Any, None), cast(Any, None), router)
@@ -302,7 +302,7 @@ def test_what_fits_on_the_smallest_device_is_remembered_whichever_tower_tells_la
     assert [each.worker.safe_rows for each in route.towers] == [{"m": 8}, {"m": 8}]
 
 
-def test_answers_find_their_tower_whatever_their_order() -> None:
+def test_answers_reach_their_tower_in_any_order() -> None:
     router, route, child = routed(ModelReport(name="m", max_batch_size=LARGEST, towers=REPLICAS))
     front = FrontSocket()
     for number in range(2):
@@ -334,7 +334,7 @@ def graph(*nodes: Any, functions: tuple[list[Any], ...] = ()) -> Any:
     return SimpleNamespace(node=list(nodes), library=library)
 
 
-def test_every_node_is_assigned_those_of_functions_too() -> None:
+def test_every_node_is_assigned_also_in_functions() -> None:
     inner = [node(device="/device:GPU:0"), node()]
     whole = graph(node(device="/job:ps/task:7"), node(), functions=(inner, [node()]))
     assign(whole, "/device:GPU:3")
@@ -351,7 +351,9 @@ def test_every_node_is_assigned_those_of_functions_too() -> None:
         (("cpu:0", "cpu:1"), AS_SAVED, [("cpu:0,cpu:1", None)]),
     ],
 )
-def test_sites(devices: tuple[str, ...], placement: str, expected: list[tuple[str, str | None]]) -> None:
+def test_the_placement_of_each_tower(
+    devices: tuple[str, ...], placement: str, expected: list[tuple[str, str | None]]
+) -> None:
     assert [(placement.name, placement.device) for placement in tower_placements(devices, placement)] == expected
 
 
@@ -359,9 +361,7 @@ def test_sites(devices: tuple[str, ...], placement: str, expected: list[tuple[st
     ("devices", "told"),
     [(("cpu:0",), "log_device_placement looks at graphs"), (("cpu:0", "cpu:1"), "a worker of several devices runs")],
 )
-def test_what_xla_compiles_cannot_be_a_tower_and_the_cause_names_what_makes_it_one(
-    devices: tuple[str, ...], told: str
-) -> None:
+def test_a_model_that_xla_compiles_cannot_be_a_tower(devices: tuple[str, ...], told: str) -> None:
     spec = ModelSpec(name="m", path="m", jit_compile=True, log_device_placement=len(devices) == 1)
     with pytest.raises(LoadError, match=f"XLA compiles functions, but {told}"):
         load_replicas(spec, devices)
@@ -378,7 +378,7 @@ def traced(*partitions: Any, steps: dict[str, list[str]] | None = None) -> Any:
 HERE, THERE = "/job:localhost/replica:0/task:0/device:GPU:1", "/job:localhost/replica:0/task:0/device:CPU:0"
 
 
-def test_what_ran_elsewhere_is_counted_by_operation() -> None:
+def test_nodes_that_ran_elsewhere_are_counted_by_operation() -> None:
     metadata = traced(
         graph(node("a", "MatMul", HERE), node("b", "Relu", HERE), node("r", "_Recv", HERE)),
         graph(node("arg", "_Arg", THERE), node("s", "StringUpper", THERE), node("t", "StringUpper", THERE)),
@@ -389,7 +389,7 @@ def test_what_ran_elsewhere_is_counted_by_operation() -> None:
     assert report == TowerReport(device="GPU-b", nodes={"GPU-b": 2, "cpu": 3}, fallbacks={"StringUpper": 2, "Where": 1})
 
 
-def test_a_graph_with_devices_of_its_own_falls_back_from_none() -> None:
+def test_a_graph_that_keeps_its_own_devices_has_no_fallbacks() -> None:
     metadata = traced(graph(node("a", "MatMul", HERE), node("s", "StringUpper", THERE)))
     report = count_nodes(traced_nodes(metadata), TowerPlacement(("GPU-a", "GPU-b")))
     assert report == TowerReport(device="GPU-a,GPU-b", nodes={"GPU-b": 1, "cpu": 1})

@@ -1,3 +1,5 @@
+"""The inputs of a batch: frames decoded, joined and padded."""
+
 from __future__ import annotations
 
 import struct
@@ -29,12 +31,12 @@ def test_numbers_are_views_of_their_frame() -> None:
     assert array[0, 0] == 9.0
 
 
-def test_the_shape_of_an_unbatched_key_is_whole() -> None:
+def test_an_unbatched_key_has_the_whole_shape() -> None:
     assert batch.decode_inputs(key(("x", "INT8", (2, 3)), batched=False), 1, [bytes(6)])["x"].shape == (2, 3)
     assert batch.decode_inputs(key(("x", "INT8", ()), batched=False), 1, [b"\7"])["x"].item() == 7
 
 
-def test_a_frame_that_lies_askew_in_memory_is_copied_to_where_it_may_be_read_fast() -> None:
+def test_an_unaligned_frame_is_copied() -> None:
     askew = memoryview(bytes(1) + floats(1).tobytes())[1:]
     array = batch.decode_inputs(key(X), 1, [askew])["x"]
     assert array.flags.aligned
@@ -43,7 +45,7 @@ def test_a_frame_that_lies_askew_in_memory_is_copied_to_where_it_may_be_read_fas
 
 @pytest.mark.parametrize("entries", [1, 2])
 @pytest.mark.parametrize("size", [4, 5])
-def test_inputs_are_read_only_whatever_else_is_in_the_batch(entries: int, size: int) -> None:
+def test_inputs_are_read_only_in_every_batch(entries: int, size: int) -> None:
     decoded = [
         batch.decode_inputs(key(X), 4 // entries, [bytearray(floats(4 // entries).tobytes())]) for _ in range(entries)
     ]
@@ -60,21 +62,21 @@ def test_inputs_are_read_only_whatever_else_is_in_the_batch(entries: int, size: 
         pytest.param(b"\0\0\0\0\0\0\0", 2, id="half a length"),
     ],
 )
-def test_elements_that_do_not_fill_a_frame_are_refused(frame: bytes, rows: int) -> None:
+def test_a_frame_with_missing_or_extra_elements_is_refused(frame: bytes, rows: int) -> None:
     with pytest.raises(InvalidRequest, match="'words'") as raised:
         batch.decode_inputs(key(("words", "BYTES", ())), rows, [frame])
     assert raised.value.reason == "size_mismatch"
     assert raised.value.details == {"field": "words"}
 
 
-def test_bf16_without_its_package_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_without_ml_dtypes_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     with pytest.raises(InvalidRequest, match=r"'h': .*pip install ml_dtypes") as raised:
         batch.decode_inputs(key(("h", "BF16", ())), 1, [bytes(2)])
     assert raised.value.reason == "datatype_mismatch"
 
 
-def test_joined_entries_stand_in_order_and_the_last_row_is_repeated() -> None:
+def test_entries_are_joined_in_order_and_the_last_row_is_repeated() -> None:
     words = np.empty(1, object)
     words[0] = b"w"
     entries = [{"x": floats(1), "w": words}, {"x": floats(2, 10), "w": np.array([b"", b"\0"], object)}]
@@ -93,5 +95,5 @@ def test_a_single_entry_is_not_copied() -> None:
     ("rows", "allowed", "size"),
     [(1, (), 1), (7, (), 7), (1, (1, 4, 8), 1), (2, (1, 4, 8), 4), (4, (1, 4, 8), 4), (5, (1, 4, 8), 8), (9, (8,), 9)],
 )
-def test_padded(rows: int, allowed: tuple[int, ...], size: int) -> None:
+def test_the_padded_size_is_the_smallest_allowed_one(rows: int, allowed: tuple[int, ...], size: int) -> None:
     assert batch.padded_size(rows, allowed) == size

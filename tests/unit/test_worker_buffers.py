@@ -1,4 +1,4 @@
-"""Memory for inputs that is used again, and never while anything still looks at it."""
+"""Memory for inputs is used again, and never while a view of it exists."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def address(view: memoryview) -> int:
     return found
 
 
-def test_a_buffer_comes_round_and_nearly_equal_sizes_share_it() -> None:
+def test_a_buffer_is_used_again_also_for_nearly_equal_sizes() -> None:
     made = Buffers()
     first = address(made.allocate(602_112))
     assert address(made.allocate(602_112)) == first
@@ -28,7 +28,7 @@ def test_a_buffer_comes_round_and_nearly_equal_sizes_share_it() -> None:
     assert [len(made.allocate(size)) for size in (0, 1, 5000, 602_112)] == [0, 1, 5000, 602_112]
 
 
-def test_not_while_a_view_of_it_is_left() -> None:
+def test_a_buffer_is_not_used_again_while_a_view_of_it_exists() -> None:
     made = Buffers()
     view = made.allocate(100_000)
     array = np.frombuffer(view, np.float32).reshape(100, 250)[10:20]
@@ -50,7 +50,7 @@ def test_not_while_a_view_of_it_is_left() -> None:
     assert first in [address(view) for view in [made.allocate(100_000) for _ in range(3)]]
 
 
-def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_buffers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buffers, "MAX_FREE_BYTES", 1 << 20)
     made = Buffers()
     views = [made.allocate(100_000) for _ in range(50)]
@@ -65,7 +65,7 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < made.free_bytes <= 1 << 20
 
 
-def test_two_threads_never_get_the_same_one() -> None:
+def test_two_threads_never_get_the_same_buffer() -> None:
     made = Buffers()
 
     def work(number: int) -> int:

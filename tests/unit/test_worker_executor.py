@@ -1,4 +1,4 @@
-"""No entry gets another's rows, nor pays for another's error, whatever the model does."""
+"""No request gets another's rows, or pays for another's error, whatever the model does."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def run(executor: Executor, *entries: Sequence[int], key: KeySpec = KEY) -> list
     return read
 
 
-def test_a_batch_is_one_call_and_each_gets_its_rows() -> None:
+def test_a_batch_is_one_call_and_each_entry_gets_its_rows() -> None:
     model = Scripted(square)
     assert run(Executor("m", model, (), proven=True), [1, 2], [3], [4]) == [[1, 4], [9], [16]]
     assert model.calls == [[1, 2, 3, 4]]
 
 
-def test_padding_repeats_the_last_row_and_is_cut_off() -> None:
+def test_padding_repeats_the_last_row_and_is_removed_from_outputs() -> None:
     model = Scripted(square)
     assert run(Executor("m", model, (4, 8), proven=True), [1, 2], [3]) == [[1, 4], [9]]
     assert model.calls == [[1, 2, 3, 3]]
@@ -85,7 +85,7 @@ def test_padding_repeats_the_last_row_and_is_cut_off() -> None:
 
 @pytest.mark.parametrize("options", [{"proven": True}, {}, {"unbatched": True}], ids=str)
 @pytest.mark.parametrize("last", [3, BAD])
-def test_what_came_padded_is_used_as_it_is(last: int, options: dict[str, Any]) -> None:
+def test_inputs_that_are_padded_already_are_used_as_they_are(last: int, options: dict[str, Any]) -> None:
     model = Scripted(picky)
     executor = Executor("m", model, (4, 8), **options)
     frame = np.array([1, 2, last, last], np.int64)
@@ -102,7 +102,7 @@ def test_what_came_padded_is_used_as_it_is(last: int, options: dict[str, Any]) -
         assert model.calls == [[1, 2, 3, 3]]
 
 
-def test_time_is_accounted_for() -> None:
+def test_the_timing_of_a_batch_is_reported() -> None:
     executor = Executor("m", Scripted(square), (), proven=True)
     _, timing = executor.run(executor.prepare(KEY, [1, 1], [bytes(8), bytes(8)]))
     assert min(timing.assemble_ns, timing.compute_ns, timing.slice_ns) > 0
@@ -110,7 +110,7 @@ def test_time_is_accounted_for() -> None:
 
 @pytest.mark.parametrize("proven", [True, False])
 @pytest.mark.parametrize("entries", range(1, 10))
-def test_the_culprit_alone_gets_the_error(entries: int, proven: bool) -> None:
+def test_only_the_entry_that_raises_gets_the_error(entries: int, proven: bool) -> None:
     for culprit in range(entries):
         model = Scripted(picky)
         batch = [[BAD if number == culprit else number + 10] for number in range(entries)]
@@ -120,7 +120,7 @@ def test_the_culprit_alone_gets_the_error(entries: int, proven: bool) -> None:
         ] == wanted
 
 
-def test_narrowing_takes_a_logarithm_of_calls() -> None:
+def test_finding_the_entry_that_raises_takes_logarithmically_many_calls() -> None:
     model = Scripted(picky)
     run(Executor("m", model, (), proven=True), *([number] for number in [*range(31), BAD]))
     assert len(model.calls) == 1 + 2 * 5
@@ -131,7 +131,7 @@ def test_narrowing_takes_a_logarithm_of_calls() -> None:
     st.sampled_from([(), (1, 4, 48), (48,)]),
     st.booleans(),
 )
-def test_whatever_is_joined_answers_are_those_of_each_alone(
+def test_joined_answers_equal_those_of_separate_calls(
     entries: list[list[int]], allowed: tuple[int, ...], proven: bool
 ) -> None:
     wanted = ["model_error" if BAD in entry else [x * x for x in entry] for entry in entries]
@@ -155,13 +155,13 @@ A, B, C, D = 0x1, 0x10, 0x100, 0x1000
 
 @pytest.mark.parametrize("entries", [[[A, B], [C], [D]], [[C], [A], [B], [D]], [[A, B], [D, C]], [[A], [C]]])
 @pytest.mark.parametrize("shape", UNBATCHABLE)
-def test_outputs_without_the_batchs_dimension_are_never_shared(shape: str, entries: list[list[int]]) -> None:
+def test_outputs_without_the_batch_dimension_are_never_shared(shape: str, entries: list[list[int]]) -> None:
     executor = Executor("m", Scripted(UNBATCHABLE[shape]), ())
     for batch in (entries, entries[::-1]):
         assert run(executor, *batch) == [UNBATCHABLE[shape](np.array(entry))["y"].tolist() for entry in batch]
 
 
-def test_why_requests_run_singly_is_told_once_it_is_known() -> None:
+def test_the_reason_for_running_unbatched_is_known_after_the_batch() -> None:
     executor = Executor("m", Scripted(UNBATCHABLE["a scalar"]), ())
     assert executor.unbatched_because is None
     run(executor, [A, B], [C])
@@ -171,7 +171,9 @@ def test_why_requests_run_singly_is_told_once_it_is_known() -> None:
 @pytest.mark.parametrize("allowed", [(4,), (1, 4), (2, 4, 8)])
 @pytest.mark.parametrize("entries", [[[A, B], [C], [D]], [[C], [A], [B], [D]], [[A, B], [D, C]], [[A], [C]]])
 @pytest.mark.parametrize("shape", UNBATCHABLE)
-def test_nor_are_they_where_batches_are_padded(shape: str, entries: list[list[int]], allowed: tuple[int, ...]) -> None:
+def test_outputs_without_the_batch_dimension_are_not_shared_when_padded(
+    shape: str, entries: list[list[int]], allowed: tuple[int, ...]
+) -> None:
     executor = Executor("m", Scripted(UNBATCHABLE[shape]), allowed)
     for batch in (entries, entries[::-1]):
         for entry, answer in zip(batch, run(executor, *batch), strict=True):
@@ -199,7 +201,9 @@ def raising(shape: str) -> Callable[[np.ndarray], Arrays]:
         pytest.param("as many rows as the first entry", [[A], [B], [C], [D], [A], [BAD]], True, id="found out amid it"),
     ],
 )
-def test_nor_are_they_where_others_raise(shape: str, entries: list[list[int]], proven: bool) -> None:
+def test_outputs_without_the_batch_dimension_are_not_shared_if_others_raise(
+    shape: str, entries: list[list[int]], proven: bool
+) -> None:
     wanted = ["model_error" if BAD in entry else UNBATCHABLE[shape](np.array(entry))["y"].tolist() for entry in entries]
     assert run(Executor("m", Scripted(raising(shape)), (), proven=proven), *entries) == wanted
 
@@ -213,7 +217,7 @@ def test_a_key_is_proven_with_allowed_sizes_only(allowed: tuple[int, ...]) -> No
     assert {len(call) for call in model.calls} == set(allowed)
 
 
-def test_once_found_out_requests_run_singly_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_requests_run_unbatched_once_outputs_lack_the_batch_dimension(caplog: pytest.LogCaptureFixture) -> None:
     model = Scripted(UNBATCHABLE["one row"])
     executor = Executor("m", model, ())
     with caplog.at_level(logging.WARNING):
@@ -224,14 +228,14 @@ def test_once_found_out_requests_run_singly_from_then_on(caplog: pytest.LogCaptu
     assert model.calls == [[1, 2], [3, 4]]
 
 
-def test_an_output_that_changes_its_mind_is_caught_in_proven_models_too() -> None:
+def test_outputs_of_proven_models_are_checked_in_every_batch() -> None:
     model = Scripted(UNBATCHABLE["rows left out"])
     executor = Executor("m", model, (), proven=True)
     assert run(executor, [1], [2]) == [[1], [2]]
     assert run(executor, [1], [C], [2]) == [[1], [], [2]]
 
 
-def test_a_padded_first_entry_is_run_again_when_the_others_show_what_it_was_made_of() -> None:
+def test_a_padded_first_entry_runs_again_if_the_others_disprove_it() -> None:
     executor = Executor("m", Scripted(UNBATCHABLE["as many rows as the batch has at first"]), (1, 4, 8))
     assert run(executor, [A, B], [C, D, D]) == [[A + B] * 4, [C + D + D] * 4]
 
@@ -254,7 +258,7 @@ def test_two_equal_entries_prove_a_key_by_padding() -> None:
     assert model.calls[2:] == [[1, 2]]
 
 
-def test_proof_for_one_key_is_none_for_another() -> None:
+def test_a_proof_counts_for_its_own_key_only() -> None:
     def both(x: np.ndarray) -> Arrays:
         return {"y": x * x, "total": np.full(3, x.sum())}
 
@@ -315,7 +319,7 @@ def refusal() -> MultitowerError:
         ),
     ],
 )
-def test_what_a_model_raises_is_told(error: Exception, reason: str, message: str) -> None:
+def test_an_exception_of_the_model_becomes_an_error(error: Exception, reason: str, message: str) -> None:
     def fail(x: np.ndarray) -> Arrays:
         raise error
 
@@ -334,7 +338,7 @@ def test_a_handlers_own_refusal_keeps_its_details() -> None:
     assert answers[0].details == {"field": "x"}  # type: ignore[union-attr]
 
 
-def test_tracebacks_are_logged_but_not_all_of_a_flood(caplog: pytest.LogCaptureFixture) -> None:
+def test_tracebacks_are_logged_at_a_limited_rate(caplog: pytest.LogCaptureFixture) -> None:
     executor = Executor("m", Scripted(picky), ())
     for _ in range(50):
         run(executor, [BAD])
@@ -390,7 +394,7 @@ def run_padded(executor: Executor, *entries: np.ndarray, lengths: Sequence[int] 
     return told
 
 
-def test_each_is_padded_with_its_own_first_element_and_nothing_is_cut_off() -> None:
+def test_entries_are_padded_with_their_own_first_element() -> None:
     first, second = np.array([[[1, 2]], [[3, 4]]]), np.array([[[5, 6, 7], [8, 9, 10]]])
     (sums, x), (other_sums, other) = run_padded(Executor("m", Masked(), (), proven=True), first, second)
     assert (sums, other_sums) == ([3, 7], [18])
@@ -403,7 +407,7 @@ def test_each_is_padded_with_its_own_first_element_and_nothing_is_cut_off() -> N
     st.sampled_from([(), (1, 4, 24), (24,)]),
     st.booleans(),
 )
-def test_padded_answers_are_those_of_each_alone(
+def test_padded_answers_equal_those_of_separate_calls(
     shapes: list[tuple[int, ...]], allowed: tuple[int, ...], proven: bool
 ) -> None:
     entries = [np.arange(np.prod(shape), dtype=np.int64).reshape(shape) + 7 for shape in shapes]
@@ -412,14 +416,14 @@ def test_padded_answers_are_those_of_each_alone(
         assert sums == entry[:, 0].sum(axis=1).tolist()
 
 
-def test_the_error_of_a_padded_entry_is_its_own() -> None:
+def test_only_the_padded_entry_that_raises_gets_the_error() -> None:
     entries = [np.ones((1, 1, width), np.int64) for width in range(1, 7)]
     told = run_padded(Executor("m", Masked(), (), proven=True), *entries, lengths=[1, 2, 3, -1, 5, 6])
     assert told.pop(3) == "model_error"
     assert [sums for sums, _ in told] == [[1], [2], [3], [5], [6]]
 
 
-def test_a_batch_that_would_be_padding_alone_is_run_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_would_be_mostly_padding_runs_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multitower.worker.batch.LARGE_INPUT", 1000)
     model = Masked()
     entries = [np.ones((1, 1, 50), np.int64), np.ones((1, 50, 1), np.int64), np.ones((1, 1, 49), np.int64)]
@@ -428,7 +432,7 @@ def test_a_batch_that_would_be_padding_alone_is_run_in_parts(monkeypatch: pytest
     assert max(np.prod(shape) for shape in model.shapes) <= 2 * 50 * 50 / 8
 
 
-def test_text_is_padded_too() -> None:
+def test_text_is_padded() -> None:
     key = KeySpec("m", (("x", "BYTES", (-1,)), ("", "INT64", (1,))), None, True)
     model = Scripted(lambda x: {"y": x})
     frames = [b"\x01\0\0\0a", struct.pack("<q", 1), b"\x01\0\0\0b\0\0\0\0", struct.pack("<q", 2)]

@@ -1,3 +1,5 @@
+"""Handlers: how a class is imported, what it may declare, and how its outputs are checked."""
+
 from __future__ import annotations
 
 import sys
@@ -136,7 +138,7 @@ def test_declarations_may_depend_on_the_parameters() -> None:
         load("Sized", sise=4)
 
 
-def test_what_declares_nothing_takes_anything() -> None:
+def test_a_handler_that_declares_nothing_accepts_anything() -> None:
     model = load("outer.Inner", a=1)
     assert (model.inputs, model.outputs) == (None, None)
     assert model.infer({"x": np.ones(2)})["x"].tolist() == [1, 1]
@@ -159,12 +161,12 @@ def test_what_declares_nothing_takes_anything() -> None:
         ("worker_test_handlers:Twice", "'x' is declared twice"),
     ],
 )
-def test_what_cannot_be_a_handler_says_why(handler: str, message: str) -> None:
+def test_the_error_says_why_a_class_cannot_be_a_handler(handler: str, message: str) -> None:
     with pytest.raises(LoadError, match=message):
         HandlerModel(ModelSpec(name="m", handler=handler), ["cpu:0"])
 
 
-def test_an_error_of_the_handlers_own_module_comes_through() -> None:
+def test_an_error_in_the_handlers_module_is_passed_on() -> None:
     with pytest.raises(ZeroDivisionError):
         HandlerModel(ModelSpec(name="m", handler="worker_test_faulty:X"), ["cpu:0"])
 
@@ -199,7 +201,7 @@ def test_array_likes_become_arrays(value: Any, dtype: Any, elements: Any) -> Non
         ({"y": [[1], [2, 3]]}, "'y' is no array: ValueError"),
     ],
 )
-def test_what_is_no_dict_of_arrays_is_the_handlers_error(value: Any, message: str) -> None:
+def test_anything_but_a_dict_of_arrays_is_an_error(value: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message) as raised:
         load("Returns", value=value).infer({})
     assert raised.value.reason == "output_invalid"
@@ -215,7 +217,7 @@ def test_what_is_no_dict_of_arrays_is_the_handlers_error(value: Any, message: st
         ({"y": np.zeros((2, 3))}, None),
     ],
 )
-def test_what_is_declared_is_checked(value: Any, message: str | None) -> None:
+def test_declared_outputs_are_checked(value: Any, message: str | None) -> None:
     model = load("Returns", value=value)
     model.outputs = (TensorReport(name="y", datatype="FP64", shape=(-1, 3)),)
     if message is None:
@@ -225,18 +227,18 @@ def test_what_is_declared_is_checked(value: Any, message: str | None) -> None:
             model.infer({})
 
 
-def test_a_handler_that_empties_its_dict_does_not_empty_the_callers() -> None:
+def test_a_handler_gets_a_dict_of_its_own() -> None:
     inputs = {"x": np.ones(1)}
     load("Thief").infer(inputs)
     assert "x" in inputs
 
 
-def test_its_own_refusals_come_through() -> None:
+def test_a_refusal_of_the_handler_is_passed_on() -> None:
     with pytest.raises(InvalidRequest, match="too small"):
         load("Refusing").infer({})
 
 
-def test_close_is_called_where_there_is_one() -> None:
+def test_close_is_called_if_the_handler_has_it() -> None:
     model = load("Closing")
     model.close()
     assert sys.modules["worker_test_handlers"].Closing.closed == 1

@@ -1,4 +1,4 @@
-"""The next batch is received and put together while one computes, and nothing else changes by it."""
+"""The next batch is received and prepared while one computes, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("always")
-def test_a_batch_is_put_together_while_the_one_before_it_computes() -> None:
+def test_a_batch_is_prepared_while_the_one_before_it_computes() -> None:
     seen: list[list[int]] = []
 
     def before(number: int) -> None:
@@ -130,7 +130,7 @@ def test_a_batch_is_put_together_while_the_one_before_it_computes() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
-def test_answers_keep_their_order_while_threads_take_turns_at_receiving(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_keep_their_order_while_threads_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(4)
     monkeypatch.setattr(service._Job, "is_worth_overlapping", lambda *_: rng.random() < 0.5)
     with scene(lambda _: None) as made:
@@ -149,7 +149,7 @@ def test_answers_keep_their_order_while_threads_take_turns_at_receiving(monkeypa
     assert len(made.model.threads) == 1
 
 
-def test_brief_batches_are_left_to_one_thread() -> None:
+def test_short_batches_are_handled_by_one_thread() -> None:
     with scene(lambda _: None) as made:
         for number in range(1, 51):
             made.send(number, [number])
@@ -160,7 +160,7 @@ def test_brief_batches_are_left_to_one_thread() -> None:
 
 
 @pytest.mark.usefixtures("always")
-def test_what_ends_the_worker_ends_both_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exit_ends_both_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Executor.run
 
     def exit_at_the_third(executor: Executor, prepared: PreparedBatch) -> Any:
@@ -178,7 +178,7 @@ def test_what_ends_the_worker_ends_both_threads(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("always")
-def test_what_cannot_be_read_ahead_ends_the_loop() -> None:
+def test_an_unreadable_message_ends_the_loop_from_either_thread() -> None:
     with scene(lambda _: None) as made:
         made.send(1, [1])
         made.receive()
@@ -187,7 +187,7 @@ def test_what_cannot_be_read_ahead_ends_the_loop() -> None:
 
 
 @pytest.mark.parametrize("worth_ns", [0, 1 << 62], ids=["ahead", "in turn"])
-def test_while_nothing_comes_what_is_not_used_is_given_up(worth_ns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_mappings_are_dropped_while_no_message_comes(worth_ns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "MIN_OVERLAP_NS", worth_ns)
     monkeypatch.setattr(inbox, "IDLE_MS", 10)
     looked = threading.Semaphore(0)

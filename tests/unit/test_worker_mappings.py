@@ -1,4 +1,4 @@
-"""Mappings of clients' memory: what is used again is copied without a system call, and no client can do harm by it."""
+"""Mappings of clients' memory: areas that are used again cost no system call, and no client can do harm."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def mapped() -> int:
     return Path("/proc/self/maps").read_text().count("/memfd:test")
 
 
-def test_from_the_third_time_on_a_place_is_found() -> None:
+def test_an_area_is_found_from_the_third_use_on() -> None:
     mappings = Mappings()
     with area() as (where, descriptor):
         for turn in range(4):
@@ -65,7 +65,7 @@ def test_from_the_third_time_on_a_place_is_found() -> None:
     assert mapped() == 0
 
 
-def test_what_lies_within_is_found_too() -> None:
+def test_an_area_within_a_known_one_is_found() -> None:
     """Requests of ever other sizes use the same memory."""
     mappings = Mappings()
     with area() as (where, _):
@@ -79,7 +79,7 @@ def test_what_lies_within_is_found_too() -> None:
             assert mappings.find(where._replace(offset=offset, size=size)) is None
 
 
-def test_another_region_is_never_taken_for_it() -> None:
+def test_an_area_of_another_region_is_not_found() -> None:
     mappings = Mappings()
     with area() as (where, _):
         for _ in range(3):
@@ -95,7 +95,7 @@ def test_another_region_is_never_taken_for_it() -> None:
             assert mappings.find(other) is None
 
 
-def test_what_was_never_filled_is_not_mapped() -> None:
+def test_an_area_that_was_never_filled_is_not_found() -> None:
     """To read it there would make memory of it, as much as a client likes."""
     mappings = Mappings()
     with area(size=20_000) as (where, descriptor):
@@ -116,7 +116,7 @@ def test_outputs_are_found_once_they_have_been_written() -> None:
         assert mappings.find(where) is not None
 
 
-def test_memory_that_a_client_takes_away_again_is_zeros() -> None:
+def test_memory_that_a_client_frees_reads_as_zeros() -> None:
     mappings = Mappings()
     with area() as (where, descriptor):
         for _ in range(3):
@@ -130,7 +130,7 @@ def test_memory_that_a_client_takes_away_again_is_zeros() -> None:
 
 
 @pytest.mark.parametrize("why", ["may shrink", "must not be written"])
-def test_a_file_that_is_not_safe_to_map_is_read_as_before(why: str) -> None:
+def test_a_file_that_is_unsafe_to_map_is_read_through_its_descriptor(why: str) -> None:
     mappings = Mappings()
     with area(sealed=why != "may shrink") as (where, descriptor):
         if why == "must not be written":
@@ -144,7 +144,7 @@ def test_a_file_that_is_not_safe_to_map_is_read_as_before(why: str) -> None:
                 read(mappings, where)
 
 
-def test_what_has_grown_since_is_read_as_before() -> None:
+def test_a_file_that_has_grown_is_read_through_its_descriptor() -> None:
     mappings = Mappings()
     with area() as (where, descriptor):
         for _ in range(3):
@@ -156,7 +156,7 @@ def test_what_has_grown_since_is_read_as_before() -> None:
         assert mappings.find(behind) is None
 
 
-def test_what_nothing_uses_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_mappings_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(under_test.time, "monotonic", lambda: now)
     mappings = Mappings()
@@ -174,7 +174,7 @@ def test_what_nothing_uses_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         assert read(mappings, where) == CONTENT
 
 
-def test_their_number_is_bounded() -> None:
+def test_the_number_of_mappings_is_bounded() -> None:
     mappings = Mappings()
     opened = []
     try:

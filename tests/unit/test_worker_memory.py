@@ -1,4 +1,4 @@
-"""Batches for which the device's memory does not suffice are run in parts, and nobody's answer shows it."""
+"""Batches that do not fit into memory are run in parts, and the answers do not differ."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_parts_have_allowed_sizes(
     assert (model.calls, executor.safe_rows) == (calls, safe_then)
 
 
-def test_where_the_smallest_allowed_size_is_too_large_that_is_the_answer() -> None:
+def test_a_smallest_allowed_size_that_is_too_large_is_an_error() -> None:
     model = Limited(5, (6, 10))
     assert run(Executor("m", model, (6, 10), proven=True), range(10)) == ["model_error"]
     assert model.calls == [10, 6]
@@ -85,7 +85,7 @@ def test_where_the_smallest_allowed_size_is_too_large_that_is_the_answer() -> No
     assert model.calls == [6, 6, 6], "together, then each"
 
 
-def test_a_part_without_its_rows_is_an_error_though_the_sum_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_with_missing_rows_is_an_error_although_the_sum_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """The parts give 4, 4 and, instead of 4, only 2 rows: 10 as the batch has, but nobody knows of what."""
     model = Limited(4)
     infer: Callable[[Arrays], Arrays] = model.infer
@@ -93,7 +93,7 @@ def test_a_part_without_its_rows_is_an_error_though_the_sum_is_right(monkeypatch
     assert run(Executor("m", model, (4, 10), proven=True), range(10)) == ["output_invalid"]
 
 
-def test_outputs_are_copied_where_the_joining_of_the_inputs_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_are_copied_after_joining_the_inputs_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     join, failed = batch.join_inputs, []
 
     def without_room_at_first(parts: Sequence[Arrays], size: int) -> Arrays:

@@ -1,4 +1,4 @@
-"""Exceptions of user code: whatever a model raises, its request gets an answer, and nothing here raises."""
+"""Exceptions of user code: whatever a model raises, its request is answered, and the worker goes on."""
 
 from __future__ import annotations
 
@@ -218,7 +218,9 @@ def answers(executor: Executor, *rows: int, joined: bool) -> list[Any]:
 @pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize("proven", [True, False])
 @pytest.mark.parametrize("raised", ERRORS)
-def test_its_request_alone_gets_an_error_that_clients_can_read(raised: str, proven: bool, joined: bool) -> None:
+def test_only_the_request_that_raises_gets_an_error_that_clients_can_read(
+    raised: str, proven: bool, joined: bool
+) -> None:
     error, reason, message = ERRORS[raised]
     executor = Executor("m", Raising(error()), (), proven=proven)
     first, told, last = answers(executor, 2, BAD, 3, joined=joined)
@@ -241,7 +243,7 @@ def test_its_request_alone_gets_an_error_that_clients_can_read(raised: str, prov
         (nested(32), {}),
     ],
 )
-def test_the_details_of_a_refusal_are_kept_as_far_as_clients_can_read_them(details: Any, told: Any) -> None:
+def test_details_that_clients_can_read_are_kept(details: Any, told: Any) -> None:
     found = ErrorTranslator("m").translate(with_details(details))
     assert json.loads(wire.dump_json(found.to_wire()))["error"].get("details", {}) == told
     assert from_wire(wire.load_header(wire.dump_json(found.to_wire()))).details == told
@@ -301,7 +303,9 @@ class OutOfMemoryError(Exception):
         (lambda: MultitowerError(Reason.QUEUE_FULL, "of another daemon"), False),
     ],
 )
-def test_exhausted_memory_is_told_from_other_errors(error: Callable[[], BaseException], out_of_memory: bool) -> None:
+def test_errors_that_say_that_memory_is_exhausted_are_recognised(
+    error: Callable[[], BaseException], out_of_memory: bool
+) -> None:
     assert is_out_of_memory(error()) is out_of_memory
 
 
@@ -324,7 +328,7 @@ def user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 @pytest.mark.parametrize(("name", "location"), [("fail", "pack/mine.py:7"), ("parse", "pack/mine.py:4")])
-def test_the_cause_of_a_failed_load_names_the_users_own_line(user_code: Path, name: str, location: str) -> None:
+def test_the_cause_of_a_failed_load_names_the_line_of_the_users_code(user_code: Path, name: str, location: str) -> None:
     import pack.mine  # type: ignore[import-not-found]
 
     with pytest.raises((KeyError, ValueError)) as raised:
@@ -353,7 +357,7 @@ def test_the_cause_of_a_failed_load_is_the_message_of_a_load_error() -> None:
     assert load_cause(Hostile()) == "Hostile: (its message cannot be shown)"
 
 
-def test_the_shortest_path_of_a_file_is_that_of_its_import(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_named_by_its_path_on_the_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", ["/srv", "/srv/models", "", "relative"])
     assert model_errors._shortened("/srv/models/pack/mine.py") == "pack/mine.py"
     assert model_errors._shortened("/elsewhere/mine.py") == "/elsewhere/mine.py"

@@ -1,4 +1,4 @@
-"""A worker's side of shared memory: inputs read into the batch's arrays, outputs written to their places."""
+"""A worker's side of shared memory: inputs are read into the batch's arrays, outputs written to their areas."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read(
     return made
 
 
-def test_shared_and_framed_entries_become_one_array_an_input() -> None:
+def test_entries_in_frames_and_in_shared_memory_are_joined() -> None:
     with area(1, 0, numbers(5, 6, 7, 8)) as (x, _), area(2, 1, b"\3") as (n, _):
         made = read([1, 2, 1], [x, n], [numbers(1, 2), b"\0", b"\1\2", numbers(9, 10)])
     assert made.joined
@@ -55,7 +55,7 @@ def test_shared_and_framed_entries_become_one_array_an_input() -> None:
     assert (made.rows, made.errors) == ([1, 2, 1], {})
 
 
-def test_a_batch_is_padded_where_it_is_put_together() -> None:
+def test_joined_inputs_are_padded() -> None:
     with area(1, 0, numbers(5, 6, 7, 8)) as (x, _):
         sizes = (lambda rows: 6, lambda rows: 3)
         frames = [numbers(1, 2), b"\0", b"\1\2"]
@@ -68,7 +68,7 @@ def test_a_batch_is_padded_where_it_is_put_together() -> None:
         assert [bytes(frame) for frame in made.frames] == [numbers(1, 2, 1, 2, 1, 2), b"\0\0\0"]
 
 
-def test_a_region_that_is_gone_costs_its_own_entry_only() -> None:
+def test_a_missing_region_fails_its_own_entry_only() -> None:
     with area(1, 0, numbers(5, 6)) as (x, _):
         gone = [x._replace(inode=x.inode + 1), x._replace(descriptor=999_999), x._replace(offset=1 << 16)]
         for bad in gone:
@@ -81,7 +81,7 @@ def test_a_region_that_is_gone_costs_its_own_entry_only() -> None:
             assert made.errors[1].details["field"].endswith("shared_memory_region")
 
 
-def test_an_entry_that_is_run_alone() -> None:
+def test_an_unbatched_entry_is_read_into_its_own_frames() -> None:
     key = KeySpec("m", (("x", "INT16", (1, 2)), ("n", "BYTES", (1,))), None, False)
     with area(0, 0, numbers(5, 6)) as (x, _):
         made = read([1], [x], [b"\1\0\0\0a"], key)
@@ -90,7 +90,7 @@ def test_an_entry_that_is_run_alone() -> None:
         assert list(read([1], [x._replace(inode=0)], [b"\0\0\0\0"], key).errors) == [0]
 
 
-def test_bytes_keep_the_entries_apart() -> None:
+def test_entries_with_bytes_are_not_joined() -> None:
     key = KeySpec("m", (("x", "INT16", (2,)), ("n", "BYTES", ())), None, True)
     with area(1, 0, numbers(5, 6)) as (x, _):
         made = read([1, 1], [x], [numbers(1, 2), b"\1\0\0\0a", b"\1\0\0\0b"], key)
@@ -98,7 +98,7 @@ def test_bytes_keep_the_entries_apart() -> None:
     assert [bytes(f) for f in made.frames] == [numbers(1, 2), b"\1\0\0\0a", numbers(5, 6), b"\1\0\0\0b"]
 
 
-def test_no_memory_is_an_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_memory_is_answered_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> memoryview:
         raise MemoryError
 
@@ -122,7 +122,7 @@ def write(outputs: OutputWriter, areas: dict[str, WorkerArea]) -> list[bytes]:
         return outputs.write(list(ANSWER), areas, regions)
 
 
-def test_an_output_is_written_to_its_place_and_the_header_tells() -> None:
+def test_an_output_is_written_to_its_area_and_the_header_says_so() -> None:
     outputs = OutputWriter()
     with area(0, "y", bytes(10)) as (y, descriptor):
         for _ in range(2):
@@ -137,7 +137,7 @@ def test_an_output_is_written_to_its_place_and_the_header_tells() -> None:
 
 
 @pytest.mark.parametrize("change", [{"size": 3}, {"inode": 0}, {"descriptor": 999_999}])
-def test_what_cannot_be_written_stays_a_frame(change: dict[str, int]) -> None:
+def test_an_output_that_cannot_be_written_stays_a_frame(change: dict[str, int]) -> None:
     with area(0, "y", bytes(10)) as (y, descriptor):
         answer = write(OutputWriter(), {"y": y._replace(**change)})
         assert answer[1:] == ANSWER[1:]
@@ -145,6 +145,6 @@ def test_what_cannot_be_written_stays_a_frame(change: dict[str, int]) -> None:
         assert os.pread(descriptor, 10, 4096) == bytes(10)
 
 
-def test_bytes_and_unknown_outputs_have_no_place() -> None:
+def test_bytes_and_unknown_outputs_stay_frames() -> None:
     with area(0, "s", bytes(100)) as (s, _):
         assert write(OutputWriter(), {"s": s, "z": s}) == ANSWER

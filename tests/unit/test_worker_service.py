@@ -1,4 +1,4 @@
-"""What leaves a worker stays as it is, whatever its model does with its arrays afterwards."""
+"""Answers do not change after they are made, and each batch runs on the version that it names."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def told(message: list[Any]) -> list[int]:
 @pytest.mark.parametrize(
     "options", [{"proven": True}, {}, {"unbatched": True}, {"proven": True, "safe_rows": 1}], ids=str
 )
-def test_outputs_are_the_batchs_own(options: dict[str, Any], width: int) -> None:
+def test_outputs_do_not_change_when_the_model_is_called_again(options: dict[str, Any], width: int) -> None:
     scene = Scene(**options)
     one, two = scene.ask(width, 1), scene.ask(width, 2, 3, 4, 5)
     # What is small is copied when it is sent, before the next batch is looked at.
@@ -102,7 +102,7 @@ def test_outputs_are_the_batchs_own(options: dict[str, Any], width: int) -> None
     assert told(second) == [2, 3, 4, 5]
 
 
-def test_what_a_model_gives_away_for_good_is_not_copied() -> None:
+def test_outputs_of_a_model_that_is_not_volatile_are_not_copied() -> None:
     scene = Scene(volatile=False, proven=True)
     message = scene.ask(tensors.BULKY_BYTES, 1)
     scene.ask(tensors.BULKY_BYTES, 9)
@@ -114,7 +114,7 @@ def test_what_a_model_gives_away_for_good_is_not_copied() -> None:
 )
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("entries", [1, 3])
-def test_a_batch_of_which_nothing_can_be_read_is_answered_unrun(
+def test_a_batch_without_readable_entries_is_answered_without_a_call(
     entries: int, text: bool, options: dict[str, Any]
 ) -> None:
     scene = Scene(**options)

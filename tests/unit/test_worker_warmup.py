@@ -1,3 +1,5 @@
+"""The warm-up: which sizes and samples are run, and what their outputs show."""
+
 from __future__ import annotations
 
 import logging
@@ -30,7 +32,7 @@ from multitower.worker.warmup.warmup import Sample, warm_up, warmup_sizes
         (1, (1,), [1, 2]),
     ],
 )
-def test_sizes(largest: int, allowed: tuple[int, ...], wanted: list[int]) -> None:
+def test_the_sizes_of_a_warm_up(largest: int, allowed: tuple[int, ...], wanted: list[int]) -> None:
     assert warmup_sizes(ModelSpec(name="m", max_batch_size=largest, allowed_batch_sizes=allowed)) == wanted
 
 
@@ -68,7 +70,7 @@ class Model:
 BATCHED = ModelSpec(name="m", max_batch_size=4)
 
 
-def test_it_runs_every_size_on_made_up_inputs() -> None:
+def test_every_size_is_run_on_made_up_inputs() -> None:
     inputs = [
         X,
         TensorReport(name="n", datatype="INT64", shape=(-1, -1)),
@@ -97,19 +99,19 @@ def test_it_runs_every_size_on_made_up_inputs() -> None:
         ((2, 3), "dimension 0 of input 'x' is fixed at 2"),
     ],
 )
-def test_inputs_that_cannot_be_joined_are_run_once_as_they_are(shape: Any, because: str) -> None:
+def test_inputs_that_cannot_be_joined_are_run_once(shape: Any, because: str) -> None:
     model = Model(same, TensorReport(name="x", datatype="FP32", shape=shape))
     assert warm_up(model, BATCHED) == (because, False)
     assert [call["x"].shape for call in model.calls] == [shape if shape is not None else (1,)]
 
 
-def test_outputs_declared_without_the_batch_cannot_be_sliced() -> None:
+def test_outputs_declared_without_the_batch_dimension_prevent_batching() -> None:
     assert warm_up(Model(y=(3,)), BATCHED) == ("dimension 0 of output 'y' is not the batch", False)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 4])
 @pytest.mark.parametrize("allowed", [(), (4,), (1, 4)])
-def test_outputs_of_a_constant_size_are_found_out(rows: int, allowed: tuple[int, ...]) -> None:
+def test_outputs_of_a_constant_size_prevent_batching(rows: int, allowed: tuple[int, ...]) -> None:
     spec = ModelSpec(name="m", max_batch_size=4, allowed_batch_sizes=allowed)
     because, proven = warm_up(Model(lambda inputs: {"y": np.zeros((rows, 3), np.float32)}), spec)
     assert because is not None
@@ -117,7 +119,7 @@ def test_outputs_of_a_constant_size_are_found_out(rows: int, allowed: tuple[int,
     assert not proven
 
 
-def test_a_signature_that_is_not_the_default_is_run_on_recorded_requests_alone() -> None:
+def test_another_signature_is_run_on_recorded_requests_only() -> None:
     model = Model()
     spec = ModelSpec(name="m", max_batch_size=2)
     assert warm_up(model, spec, [sample(7)], signature="train") == (None, False)
@@ -127,13 +129,13 @@ def test_a_signature_that_is_not_the_default_is_run_on_recorded_requests_alone()
     assert first_columns(model) == [[8], [8, 8]]
 
 
-def test_a_model_that_is_not_to_be_batched_runs_once() -> None:
+def test_an_unbatched_model_runs_once() -> None:
     model = Model()
     assert warm_up(model, ModelSpec(name="m")) == (None, False)
     assert len(model.calls) == 1
 
 
-def test_a_model_that_refuses_made_up_inputs_is_served_and_not_trusted(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_refuses_made_up_inputs_is_served_unproven(caplog: pytest.LogCaptureFixture) -> None:
     def refuse(inputs: Arrays) -> Arrays:
         raise ValueError("no such word")
 
@@ -142,7 +144,7 @@ def test_a_model_that_refuses_made_up_inputs_is_served_and_not_trusted(caplog: p
     assert "no such word" in caplog.text
 
 
-def test_a_model_that_fails_with_many_rows_has_been_proven_by_the_others() -> None:
+def test_a_model_that_fails_with_many_rows_is_proven_by_fewer() -> None:
     def small(inputs: Arrays) -> Arrays:
         if len(inputs["x"]) > 2:
             raise MemoryError
@@ -153,7 +155,7 @@ def test_a_model_that_fails_with_many_rows_has_been_proven_by_the_others() -> No
     assert [len(call["x"]) for call in model.calls] == [1, 2, 4], "and is not tried with still more"
 
 
-def test_handlers_are_not_run() -> None:
+def test_handlers_are_not_run_on_made_up_inputs() -> None:
     model = Model()
     assert warm_up(model, replace(BATCHED, handler="m:M")) == (None, False)
     model.inputs = None
@@ -172,7 +174,7 @@ def first_columns(model: Model) -> list[list[float]]:
     return [call["x"][:, 0].tolist() for call in model.calls]
 
 
-def test_the_first_sample_is_run_in_every_size_and_the_others_as_they_are() -> None:
+def test_the_first_sample_is_run_in_every_size_and_the_others_once() -> None:
     model = Model()
     assert warm_up(model, BATCHED, [sample(7, 8), sample(5, 5, 5), sample(9, signature="other")]) == (None, True)
     assert first_columns(model) == [[7], [7, 8], [7, 8, 7, 8], [5, 5, 5]]
@@ -185,7 +187,7 @@ def test_samples_are_padded_and_cut_as_batches_are() -> None:
     assert first_columns(model) == [[1, 1], [1, 1, 1, 1], [2, 2], [0, 1, 2, 3]]
 
 
-def test_a_model_that_runs_singly_gets_the_samples_as_they_are() -> None:
+def test_an_unbatched_model_gets_the_samples_unchanged() -> None:
     model = Model()
     assert warm_up(model, ModelSpec(name="m"), [sample(1, 2, 3), sample(4)]) == (None, False)
     assert first_columns(model) == [[1, 2, 3], [4]]
@@ -200,7 +202,7 @@ def test_a_handler_is_run_on_samples() -> None:
 
 @pytest.mark.parametrize("spec", [BATCHED, ModelSpec(name="m")])
 @pytest.mark.parametrize("kind", [ValueError, SystemExit])
-def test_a_sample_that_the_model_refuses_fails_it(spec: ModelSpec, kind: type[BaseException]) -> None:
+def test_a_model_that_raises_on_a_sample_fails(spec: ModelSpec, kind: type[BaseException]) -> None:
     def refuse(inputs: Arrays) -> Arrays:
         raise kind("no such word")
 
@@ -208,7 +210,7 @@ def test_a_sample_that_the_model_refuses_fails_it(spec: ModelSpec, kind: type[Ba
         warm_up(Model(refuse), spec, [sample(1)])
 
 
-def test_a_model_that_refuses_a_sample_in_other_sizes_than_its_own_is_served_and_not_trusted() -> None:
+def test_a_model_that_raises_in_other_sizes_of_a_sample_is_unproven() -> None:
     def only_three(inputs: Arrays) -> Arrays:
         if len(inputs["x"]) != 3:
             raise ValueError("three rows")
@@ -219,7 +221,7 @@ def test_a_model_that_refuses_a_sample_in_other_sizes_than_its_own_is_served_and
     assert first_columns(model) == [[1], [1, 2, 3]]
 
 
-def test_too_little_memory_for_a_large_batch_of_a_sample_fails_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_memory_for_a_large_batch_of_a_sample_fails_nothing(caplog: pytest.LogCaptureFixture) -> None:
     def small(inputs: Arrays) -> Arrays:
         if len(inputs["x"]) > 2:
             raise MemoryError
@@ -244,7 +246,7 @@ def test_a_sample_without_rows_fails_a_batched_model(inputs: Arrays) -> None:
         warm_up(Model(), BATCHED, [Sample("", inputs, "file.npz")])
 
 
-def test_what_xla_has_to_compile_must_be_run() -> None:
+def test_a_model_for_xla_fails_if_a_size_cannot_be_run() -> None:
     def refuse(inputs: Arrays) -> Arrays:
         raise ValueError("unsupported operations")
 
@@ -268,7 +270,7 @@ def of_file(path: Path, inputs: tuple[TensorReport, ...] | None = DECLARED) -> l
     return load_samples(model, ModelSpec(name="m", handler="m:M", warmup=str(path)))
 
 
-def test_arrays_of_a_file_become_what_the_model_takes(tmp_path: Path) -> None:
+def test_arrays_of_a_file_are_converted_to_the_models_datatypes(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", **GOOD)
     (found,) = of_file(tmp_path / "w.npz")
     assert {name: array.dtype.name for name, array in found.inputs.items()} == {
@@ -293,7 +295,7 @@ def test_arrays_of_a_file_become_what_the_model_takes(tmp_path: Path) -> None:
         ({"x": np.array([[{}]])}, "cannot be read: Object arrays cannot be loaded"),
     ],
 )
-def test_a_file_of_other_arrays_is_named(changes: Arrays, told: str, tmp_path: Path) -> None:
+def test_the_error_names_a_file_with_the_wrong_arrays(changes: Arrays, told: str, tmp_path: Path) -> None:
     path = tmp_path / "w.npz"
     np.savez(path, **{**GOOD, **changes})
     with pytest.raises(LoadError, match=f"{re.escape(str(path))}:? {told}"):
@@ -301,7 +303,7 @@ def test_a_file_of_other_arrays_is_named(changes: Arrays, told: str, tmp_path: P
 
 
 @pytest.mark.parametrize("data", [b"", b"no", b"PK\x03\x04 cut off", b"\x93NUMPY"])
-def test_a_file_that_is_none_of_numpys_is_named(data: bytes, tmp_path: Path) -> None:
+def test_the_error_names_a_file_that_is_not_of_numpy(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "w.npz"
     path.write_bytes(data)
     with pytest.raises(LoadError, match=f"{re.escape(str(path))} cannot be read") as raised:
@@ -309,12 +311,12 @@ def test_a_file_that_is_none_of_numpys_is_named(data: bytes, tmp_path: Path) -> 
     assert "pickle" not in str(raised.value)
 
 
-def test_an_array_without_a_name_is_told_as_that(tmp_path: Path) -> None:
+def test_a_file_with_an_unnamed_array_is_an_error(tmp_path: Path) -> None:
     np.save(tmp_path / "w.npy", np.ones(3))
     with pytest.raises(LoadError, match="one array without a name"):
         of_file(tmp_path / "w.npy")
 
 
-def test_nobody_gave_any(tmp_path: Path) -> None:
+def test_a_model_without_recorded_requests_has_no_samples(tmp_path: Path) -> None:
     assert load_samples(Model(), ModelSpec(name="m", handler="m:M")) == []
     assert load_samples(Model(), ModelSpec(name="m", path=str(tmp_path))) == []

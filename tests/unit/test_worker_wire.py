@@ -1,4 +1,4 @@
-"""What one end of a worker's channel writes, the other reads, joined or entry by entry."""
+"""The messages between router and worker are read as they were written, joined or entry by entry."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def key(*inputs: tuple[str, str, tuple[int, ...]], batched: bool = True) -> KeyS
 BULKY = tensors.BULKY_BYTES
 
 
-def test_a_key_travels_with_all_that_it_has() -> None:
+def test_a_key_is_read_as_it_was_written() -> None:
     spec = KeySpec("m", (("x", "FP32", (16, 2)), ("y", "INT8", ())), ("z",), True, "classify")
     assert KeySpec.from_json(spec.to_json()) == spec
 
@@ -40,7 +40,7 @@ def test_a_key_travels_with_all_that_it_has() -> None:
         pytest.param(key(("x", "INT8", (-1,)), ("", "INT64", (1,))), False, id="to be padded"),
     ],
 )
-def test_which_keys_travel_joined(spec: KeySpec, joined: bool) -> None:
+def test_small_inputs_of_one_size_travel_joined(spec: KeySpec, joined: bool) -> None:
     assert worker_wire.travels_joined(spec) is joined
 
 
@@ -48,7 +48,9 @@ NUMBERS = st.integers(0, 2**64 - 1)
 
 
 @given(NUMBERS, NUMBERS, st.lists(st.integers(1, 2**32 - 1)), st.booleans(), st.booleans())
-def test_heads_of_batches(batch_id: int, key_id: int, rows: list[int], joined: bool, described: bool) -> None:
+def test_the_head_of_a_batch_is_read_as_it_was_written(
+    batch_id: int, key_id: int, rows: list[int], joined: bool, described: bool
+) -> None:
     head = worker_wire.batch_head(batch_id, key_id, rows, joined=joined, described=described)
     assert head[:1] == worker_wire.BATCH
     assert worker_wire.read_batch_head(head) == (batch_id, key_id, described, joined, tuple(rows))
@@ -68,14 +70,14 @@ answers = st.one_of(st.binary(min_size=1), st.lists(st.binary(), min_size=1, max
 
 
 @given(st.integers(0, 2**64 - 1), st.lists(answers, min_size=1, max_size=20))
-def test_results_entry_by_entry(batch_id: int, answers: list[list[bytes] | bytes]) -> None:
+def test_a_result_entry_by_entry_is_read_as_it_was_written(batch_id: int, answers: list[list[bytes] | bytes]) -> None:
     message = worker_wire.result(batch_id, answers, TIMING)
     assert message[0][:1] == worker_wire.RESULT
     assert worker_wire.read_result(message) == (batch_id, answers, TIMING)
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=20), st.lists(st.integers(0, 3), max_size=3))
-def test_results_that_are_joined(rows: list[int], widths: list[int]) -> None:
+def test_a_joined_result_is_split_into_its_entries(rows: list[int], widths: list[int]) -> None:
     headers = {count: b"header of %d" % count for count in dict.fromkeys(rows)}
     # Each row's bytes tell whose it is.
     outputs = [b"".join(bytes([number]) * (count * width) for number, count in enumerate(rows, 1)) for width in widths]
@@ -88,7 +90,7 @@ def test_results_that_are_joined(rows: list[int], widths: list[int]) -> None:
     ]
 
 
-def test_what_is_cut_from_a_large_frame_is_not_copied() -> None:
+def test_slices_of_a_large_frame_are_not_copied() -> None:
     class Frame:
         """What `frames.receive` gives for a large one."""
 
