@@ -1,4 +1,4 @@
-"""How much a chaos test does: little in CI, more where a variable of the environment says so."""
+"""How much a chaos test does: little in CI, more if an environment variable says so."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 
 def amount(variable: str, default: int) -> int:
-    """The number in a variable.
+    """The number in an environment variable.
 
-    It is taken out of the environment: daemons inherit that, and refuse `MULTITOWER_*` variables that are none of
-    their settings. So call it while the module is imported.
+    The variable is removed: daemons inherit the environment, and refuse `MULTITOWER_*` variables that are no settings.
+    So call it while the module is imported.
     """
     return int(os.environ.pop(variable, default))

@@ -1,4 +1,4 @@
-"""Handlers that tests serve: each stands for something that real models do. Copied beside the configuration."""
+"""Handlers that tests serve: each does something that real models do. Tests copy the file beside the configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Parameters = Mapping[str, Any]
 
 
 class Echo:
-    """Gives back what it gets."""
+    """Returns its inputs."""
 
     def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Nothing to load."""
@@ -33,10 +33,10 @@ class Echo:
 
 
 class Heavy(Echo):
-    """Takes as many MiB of memory as `mib` says."""
+    """Allocates `mib` MiB of memory."""
 
     def load(self, devices: Sequence[str], parameters: Parameters) -> None:
-        """Writes to all of it."""
+        """Allocates the memory, and writes to all of it."""
         self._weights = np.ones(parameters["mib"] << 20, np.uint8)
 
 
@@ -54,24 +54,24 @@ class Sized:
 
 
 class Reversed:
-    """Each row the other way round."""
+    """Returns each row reversed."""
 
     def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Nothing to load."""
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """Views that are not contiguous."""
+        """Returns views that are not contiguous."""
         return {f"{name}_out": array[:, ::-1] for name, array in inputs.items()}
 
 
 class Total:
-    """One sum over all rows of the batch, which it does not declare: requests cannot be joined."""
+    """Returns one sum over all rows of the batch, without declaring it: requests cannot be joined."""
 
     def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Nothing to load."""
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """The sum."""
+        """Returns the sum."""
         return {"sum": inputs["x"].sum(keepdims=True)}
 
 
@@ -82,7 +82,7 @@ class Sleeper:
     """
 
     def load(self, devices: Sequence[str], parameters: Parameters) -> None:
-        """Learns its pace from the name of its process."""
+        """Finds out from the name of its process how long to sleep."""
         name = Path("/proc/self/comm").read_text().strip()
         slow = name == f"mt-worker-{parameters.get('slow')}"
         self._seconds = parameters.get("seconds", 0.02) * (parameters.get("factor", 4.0) if slow else 1)
@@ -121,32 +121,32 @@ class Declared:
         """Nothing to load."""
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """Twice x, and n."""
+        """Returns twice x, and n."""
         return {"y": inputs["x"] * 2, "m": inputs["n"]}
 
 
 class OwnRefusal(InvalidRequest):
-    """As a handler's author may write one: its constructor takes what the author needs."""
+    """A handler's own subclass, whose constructor has other arguments."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(Reason.SHAPE_INVALID, f"{field}: {message}", {"field": field})
 
 
 class Unprintable(Exception):
-    """Has no text."""
+    """Its text raises."""
 
     def __str__(self) -> str:
         raise RuntimeError("no words")
 
 
 class Commanded:
-    """Does what the request's `do` says; see `infer`."""
+    """Executes the command in the request's `do`; see `infer`."""
 
     def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Nothing to load."""
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """One command a request."""
+        """Executes one command a request."""
         command, _, argument = inputs["do"].reshape(-1)[0].decode().partition(" ")
         if command == "raise":
             raise RuntimeError(argument)
@@ -197,27 +197,27 @@ class Commanded:
 
 
 class Versioned:
-    """Echoes, and tells the `version` of its parameters and its process; slow where `seconds` says so."""
+    """Echoes, and returns the parameter `version` and its pid; each call takes `seconds`."""
 
     def load(self, devices: Sequence[str], parameters: Parameters) -> None:
-        """Takes as long as `load_s` says."""
+        """Takes `load_s` seconds."""
         time.sleep(parameters.get("load_s", 0.0))
         self._version = parameters.get("version", 1)
         self._seconds = parameters.get("seconds", 0.0)
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """A row of version and pid for each row."""
+        """Returns a row of version and pid for each row."""
         time.sleep(self._seconds)
         rows = len(next(iter(inputs.values())))
         return {**inputs, "version": np.full(rows, self._version), "pid": np.full(rows, os.getpid())}
 
 
 class ResourceExhaustedError(Exception):
-    """Named as TensorFlow's."""
+    """Has the name of TensorFlow's."""
 
 
 class Hungry:
-    """A device with memory for `rows` rows; `leak` bytes stay with each call, and it is full after `calls`."""
+    """A device with memory for `rows` rows. Each call leaks `leak` bytes; after `calls` calls the memory is full."""
 
     inputs = [{"name": "x", "datatype": "INT64", "shape": [-1, 1]}]
     outputs = [
@@ -232,7 +232,7 @@ class Hungry:
         self._kept: list[bytearray] = []
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """Echoes, and tells how many rows the call had."""
+        """Echoes, and returns the number of rows of the call."""
         x = inputs["x"]
         self._calls -= 1
         if len(x) > self._rows or self._calls < 0:
@@ -256,7 +256,7 @@ class Broken:
 
 
 class SlowLoader:
-    """Takes its time to load."""
+    """Loads slowly."""
 
     def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Sleeps."""
@@ -268,7 +268,7 @@ class SlowLoader:
 
 
 class CrashingLoader:
-    """Ends its process while loading, as long as the file `crash` stands beside it."""
+    """Ends its process while loading, as long as the file `crash` exists beside it."""
 
     def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Exits, or not."""
@@ -281,22 +281,22 @@ class CrashingLoader:
 
 
 class Pinned:
-    """Asks TensorFlow for its GPUs, as a model on one would, and tells what it was allowed to see."""
+    """Asks TensorFlow for its GPUs, as a model on a GPU does; returns which devices are visible."""
 
     def load(self, devices: Sequence[str], parameters: Parameters) -> None:
-        """Touches the device."""
+        """Uses the device."""
         import tensorflow as tf
 
         tf.config.list_physical_devices("GPU")
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """Where it runs."""
+        """Returns the pid and the visible devices."""
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
         return {"pid": np.array([os.getpid()]), "visible": np.array([visible])}
 
 
 class Cuda:
-    """Asks the driver for its device when it loads and at each call, as a model on a GPU does."""
+    """Calls the driver when it loads and at each call, as a model on a GPU does."""
 
     def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Opens the device."""
@@ -304,7 +304,7 @@ class Cuda:
         self._ask()
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """Echoes, as long as the device is there."""
+        """Echoes, as long as the device exists."""
         self._ask()
         return inputs
 
@@ -318,14 +318,14 @@ POISON = -666
 
 
 class Reckoner:
-    """Computes `y = 3 x + 1`, a row a number, so that each answer tells which request it belongs to.
+    """Computes `y = 3 x + 1`, one number a row, so that each answer shows which request it belongs to.
 
     A negative number raises, `POISON` crashes the process. A batch takes `seconds`; loading takes `load_seconds`, and
     with `busy` it computes in C meanwhile, which lets no other thread of the process run.
     """
 
     def load(self, devices: Sequence[str], parameters: Parameters) -> None:
-        """Takes its time."""
+        """Takes `load_seconds`."""
         self._seconds = parameters.get("seconds", 0.0)
         until = time.monotonic() + parameters.get("load_seconds", 0.0)
         while parameters.get("busy") and time.monotonic() < until:
@@ -347,17 +347,17 @@ class Reckoner:
 
 
 class DeclaredReckoner(Reckoner):
-    """The same, with inputs and outputs that the router can check requests against."""
+    """Declares its inputs and outputs, so that the router checks requests."""
 
     inputs = [{"name": "x", "datatype": "INT64", "shape": [-1, 1]}]
     outputs = [{"name": "y", "datatype": "INT64", "shape": [-1, 1]}]
 
 
 class Nuisance(Commanded):
-    """Does what `Commanded` does, and worse."""
+    """Executes further commands, which harm the worker."""
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """One command a request."""
+        """Executes one command a request."""
         command, _, argument = inputs["do"].reshape(-1)[0].decode().partition(" ")
         if command in ("hog", "hog-abort"):
             self._hog(abort=command == "hog-abort")
@@ -367,7 +367,7 @@ class Nuisance(Commanded):
 
     @staticmethod
     def _hog(*, abort: bool) -> None:
-        """Takes more memory than it may have; C++ ends a process where Python raises."""
+        """Allocates more memory than is allowed; with `abort` it aborts as C++ does, instead of raising."""
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         _, hard = limits = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (256 << 20), hard))
@@ -382,14 +382,14 @@ class Nuisance(Commanded):
 
     @staticmethod
     def _flood(size: int) -> None:
-        """Writes so many bytes to stderr as fast as they are taken: many lines, and one that does not end."""
+        """Writes `size` bytes to stderr as fast as possible: many lines, and one that does not end."""
         lines, endless = b"this line says nothing at all\n" * 2000, b"x" * 60_000
         for number in range(size // 60_000):
             os.write(2, endless if number % 2 else lines)
 
 
 class Fragile(DeclaredReckoner):
-    """Does what the file `fragile` beside it says: `load` cannot be loaded, `infer` crashes at each request."""
+    """Fails as the file `fragile` beside it says: in `load`, or by crashing at each request (`infer`)."""
 
     def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Raises, or not."""

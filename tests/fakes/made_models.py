@@ -1,7 +1,7 @@
-"""Small models of every kind that users bring, and what TensorFlow, called directly, gives for some inputs.
+"""Small models of every kind that users have, and the outputs of TensorFlow for some inputs, called directly.
 
-`python made_models.py FOLDER NAME=PATH...` writes `FOLDER/<model>` and, for each of these and of the SavedModels at
-the paths, `FOLDER/<model>.npz` with `in/<input>` and `out/<output>`. A process of its own, so that tests need no
+`python made_models.py FOLDER NAME=PATH...` writes `FOLDER/<model>` and, for each of these models and of the SavedModels
+at the paths, `FOLDER/<model>.npz` with `in/<input>` and `out/<output>`. It is a program, so that tests need no
 TensorFlow themselves.
 """
 
@@ -24,7 +24,7 @@ DTYPES = (
 
 
 class Dense(tf.Module):
-    """A matrix product: the plainest model there is."""
+    """A matrix product, the simplest model."""
 
     def __init__(self, factor: float = 1.0) -> None:
         super().__init__()
@@ -48,13 +48,13 @@ def dense(folder: Path) -> Arrays:
         module = Dense(factor)
         signatures = {"serving_default": module.serve, "twice": module.twice}
         tf.saved_model.save(module, str(folder / version), signatures=signatures)
-    # Not a version, and not the latest by the alphabet.
+    # One is no version, and the latest is not the last in alphabetical order.
     (folder / "9-broken").mkdir()
     return {"x": RNG.normal(size=(ROWS, 6)).astype(np.float32)}
 
 
 def saved(folder: Path, *specs: Any, **functions: Any) -> None:
-    """A SavedModel of one function a signature."""
+    """A SavedModel with one function for each signature."""
     module = tf.Module()
     signatures = {
         name: tf.function(function, input_signature=list(specs)).get_concrete_function()
@@ -76,7 +76,7 @@ def words(folder: Path) -> Arrays:
 
 
 def datatypes(folder: Path) -> Arrays:
-    """Every datatype there and, each row reversed, back: in every format that there is."""
+    """Every datatype as input and, with each row reversed, as output: in every format."""
     specs = [tf.TensorSpec([None, 3], tf.as_dtype(name), name=name) for name in DTYPES]
     saved(
         folder,
@@ -117,7 +117,7 @@ def datatypes_keras(path: Path) -> None:
 
 
 def vocabulary(folder: Path) -> Arrays:
-    """Words to rows of a variable, by a table of a file among the assets."""
+    """Looks words up in a table from an asset; returns rows of a variable."""
     module = tf.Module()
     module.table = words_table(folder)
     module.vectors = tf.Variable(RNG.normal(size=(4, 3)).astype(np.float32))
@@ -128,13 +128,13 @@ def vocabulary(folder: Path) -> Arrays:
 
     text = tf.TensorSpec([None], tf.string, name="text")
     tf.saved_model.save(module, str(folder), signatures=tf.function(serve, input_signature=[text]))
-    # Only the copy among the assets is left.
+    # Only the copy among the assets remains.
     folder.with_suffix(".txt").unlink()
     return {"text": WORDS}
 
 
 def vocabulary_1(folder: Path) -> None:
-    """The same as TensorFlow 1 saved it, with another signature; what it gives is a session's."""
+    """The same model as TensorFlow 1 saved it, with another signature. Its expected outputs come from a session."""
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         text = v1.placeholder(tf.string, [None])
@@ -170,7 +170,7 @@ def words_table(folder: Path) -> Any:
 
 
 def ragged(folder: Path) -> None:
-    """What cannot be served: an output without a shape."""
+    """A model that cannot be served: an output has no shape."""
     spec = tf.TensorSpec([None], tf.string, name="text")
     saved(folder / "ragged", spec, serve=lambda text: {"words": tf.strings.split(text)})
     saved(
@@ -181,9 +181,9 @@ def ragged(folder: Path) -> None:
 
 
 def frozen(folder: Path) -> None:
-    """A frozen graph with names inside scopes, and a loop that turns as often as its largest input says."""
+    """A frozen graph with names inside scopes, and a loop whose number of turns is its largest input."""
     v1 = tf.compat.v1
-    # TensorFlow 1 made loops of operations, TensorFlow 2 makes them of functions.
+    # Loops consist of operations in TensorFlow 1, and of functions in TensorFlow 2.
     (v1.disable_control_flow_v2 if folder.name == "frozen-1" else v1.enable_control_flow_v2)()
     inputs = {"x": RNG.normal(size=(ROWS, 6)).astype(np.float32), "turns": np.arange(ROWS, dtype=np.int64)}
     with tf.Graph().as_default() as graph, v1.Session() as session:
@@ -216,13 +216,13 @@ def legacy(folder: Path) -> None:
 
 
 def mean(folder: Path) -> Arrays:
-    """An output over the whole batch, declared without its dimension."""
+    """An output over the whole batch, declared without the batch dimension."""
     saved(folder, tf.TensorSpec([None, 3], tf.float32, name="x"), serve=lambda x: {"mean": tf.reduce_mean(x, axis=0)})
     return {"x": RNG.normal(size=(ROWS, 3)).astype(np.float32)}
 
 
 def sneaky(folder: Path) -> Arrays:
-    """An output over the whole batch that the declaration does not show: found by running it."""
+    """An output over the whole batch that only running the model reveals."""
 
     def serve(x: Any) -> Any:
         total = tf.reduce_sum(x)
@@ -233,7 +233,7 @@ def sneaky(folder: Path) -> Arrays:
 
 
 def masked(folder: Path) -> Arrays:
-    """Sums the first `length` numbers of each row: a padding changes nothing. Whole numbers, so that sums are exact."""
+    """Sums the first `length` numbers of each row, so padding changes nothing. Integers, so that sums are exact."""
 
     def serve(x: Any, length: Any) -> Any:
         return {"sum": tf.reduce_sum(tf.where(tf.sequence_mask(length, tf.shape(x)[1]), x, 0.0), axis=1)}
@@ -244,13 +244,13 @@ def masked(folder: Path) -> Arrays:
 
 
 def scalar(folder: Path) -> Arrays:
-    """No batch dimension at all."""
+    """A model without a batch dimension."""
     saved(folder, tf.TensorSpec([], tf.float64, name="x"), serve=lambda x: {"y": x * x})
     return {"x": np.float64(1.5)}
 
 
 def fixed(folder: Path) -> Arrays:
-    """A batch of exactly two."""
+    """A model for batches of exactly two rows."""
     saved(folder, tf.TensorSpec([2, 3], tf.float32, name="x"), serve=lambda x: {"y": x + 1.0})
     return {"x": RNG.normal(size=(2, 3)).astype(np.float32)}
 
@@ -281,7 +281,7 @@ def keras_file(folder: Path) -> None:
     model.save(folder.with_suffix(".keras"))
     model.save(folder.with_suffix(".h5"))
     inputs = {"left": RNG.normal(size=(ROWS, 3)).astype("f4"), "right": RNG.normal(size=(ROWS, 2)).astype("f4")}
-    # As a graph: one operation at a time may differ in the last bit.
+    # As a graph: eager operations may differ in the last bit.
     call = tf.function(lambda arguments: model(arguments, training=False))
     direct = call({name: tf.constant(array) for name, array in inputs.items()})
     np.savez(folder.with_suffix(".npz"), **columns(inputs, {name: value.numpy() for name, value in direct.items()}))
@@ -300,7 +300,7 @@ REAL: dict[str, Arrays] = {
 
 
 def columns(inputs: Arrays, outputs: Arrays) -> Arrays:
-    """The arrays of an .npz file; datatypes that it cannot hold become text or wider numbers."""
+    """The arrays for an .npz file; datatypes that it cannot contain become text or wider numbers."""
     return {
         f"{side}/{name}": np.asarray(array, "S") if np.asarray(array).dtype == object else np.asarray(array)
         for side, arrays in (("in", inputs), ("out", outputs))
@@ -309,10 +309,10 @@ def columns(inputs: Arrays, outputs: Arrays) -> Arrays:
 
 
 def direct(path: Path, inputs: Arrays) -> Arrays:
-    """What the SavedModel's signature gives when TensorFlow calls it."""
+    """The outputs of a SavedModel's signature when TensorFlow calls it."""
     try:
         loaded = tf.saved_model.load(str(path))
-    except AttributeError:  # an optimizer that this Keras cannot make again
+    except AttributeError:  # an optimizer that this Keras cannot create again
         return direct_graph(path, inputs)
     signatures = loaded.signatures
     call = signatures["serving_default"] if "serving_default" in signatures else next(iter(signatures.values()))
@@ -326,7 +326,7 @@ def direct(path: Path, inputs: Arrays) -> Arrays:
 
 
 def direct_graph(path: Path, inputs: Arrays) -> Arrays:
-    """The same through TensorFlow 1's own way, which makes no Python objects of a model."""
+    """The same through TensorFlow 1's loader, which creates no Python objects."""
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         signature = tf.compat.v1.saved_model.load(session, ["serve"], str(path)).signature_def["serving_default"]
         inputs = dict(zip(signature.inputs, inputs.values(), strict=True))
@@ -336,7 +336,7 @@ def direct_graph(path: Path, inputs: Arrays) -> Arrays:
 
 
 def main(folder: Path, real: dict[str, Path]) -> None:
-    """Writes all of it."""
+    """Writes all models."""
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     keras_file(folder / "keras")

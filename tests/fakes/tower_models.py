@@ -1,4 +1,4 @@
-"""Models of every format on four towers, beside what TensorFlow gives for them when it is called directly.
+"""Models of every format on four towers, compared with the results of calling TensorFlow directly.
 
 `python tower_models.py FOLDER` writes models there, loads each on four logical CPU devices, and prints as JSON what it
 found. A process of its own, since the number of TensorFlow's devices is settled once.
@@ -31,7 +31,7 @@ WORDS = np.array([b"one", b"two", b"three"], object)
 
 
 class Branching(tf.Module):
-    """Everything that keeps nodes in functions, beside variables, tables, and a file that belongs to the model."""
+    """A model with nodes in functions of every kind, variables, tables, and an asset."""
 
     def __init__(self, vocabulary: Path) -> None:
         super().__init__()
@@ -49,17 +49,17 @@ class Branching(tf.Module):
 
     @tf.function
     def layer(self, x: Any) -> Any:
-        """A function that is called by others."""
+        """A function that other functions call."""
         return tf.nn.relu(tf.matmul(x, self.weights) + self.bias)
 
     @tf.function(
         input_signature=[tf.TensorSpec([None, 6], tf.float32, name="x"), tf.TensorSpec([None], tf.string, name="word")]
     )
     def serve(self, x: Any, word: Any) -> Any:
-        """Calls it, in a branch and in a loop."""
+        """Calls `layer`, in a branch and in a loop."""
         y = tf.cond(tf.reduce_sum(x) > 0, lambda: self.layer(x), lambda: tf.tanh(x))
         y = tf.while_loop(lambda turn, _: turn < 3, lambda turn, y: (turn + 1, self.layer(y)), (0, y))[1]
-        # Stays a function when it runs: each of its calls is a step of its own.
+        # Is not inlined: each of its calls is a separate step.
         y += tf.map_fn(lambda row: tf.reduce_sum(row) * row, y)
         return {"y": y + self.values.lookup(word)[:, None], "number": self.numbers.lookup(word), "word": word}
 
@@ -67,12 +67,12 @@ class Branching(tf.Module):
 def branching(folder: Path) -> tuple[Path, Arrays]:
     module = Branching(folder / "vocabulary.txt")
     tf.saved_model.save(module, str(folder / "branching"), signatures=module.serve)
-    (folder / "vocabulary.txt").unlink()  # the model has its own
+    (folder / "vocabulary.txt").unlink()  # the model has a copy
     return folder / "branching", {"x": X, "word": WORDS}
 
 
 def first(folder: Path) -> tuple[Path, Arrays]:
-    """A SavedModel of TensorFlow 1, with a variable, a table, and a device of its own."""
+    """A SavedModel of TensorFlow 1 with a variable, a table, and a node that is assigned to a device."""
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         x, word = v1.placeholder(tf.float32, [None, 6], "x"), v1.placeholder(tf.string, [None], "word")
@@ -88,7 +88,7 @@ def first(folder: Path) -> tuple[Path, Arrays]:
 
 
 def keras_3(folder: Path) -> Path:
-    """A file of Keras with a table, state that is no weight, and names that no argument may have."""
+    """A Keras file with a table, state that is no weight, and names that are no Python identifiers."""
     import keras
 
     keras.utils.set_random_seed(1)
@@ -102,7 +102,7 @@ def keras_3(folder: Path) -> Path:
 
 
 def parallel(folder: Path) -> tuple[Path, Arrays]:
-    """A graph that is spread over two devices."""
+    """A graph that names two devices."""
 
     def serve(x: Any) -> Any:
         with tf.device("/device:CPU:1"):
@@ -115,7 +115,7 @@ def parallel(folder: Path) -> tuple[Path, Arrays]:
 
 
 def endless(folder: Path) -> None:
-    """Counts up to what its input says, and so takes as long; raises on a negative one."""
+    """Counts up to its input, and so takes as long as that says; raises on a negative one."""
 
     def serve(x: Any) -> Any:
         with tf.control_dependencies([tf.debugging.assert_non_negative(x, message="negative row")]):
@@ -127,7 +127,7 @@ def endless(folder: Path) -> None:
 
 
 def called(path: Path, inputs: Arrays) -> Arrays:
-    """What TensorFlow gives."""
+    """The outputs when TensorFlow is called directly."""
     loaded = tf.saved_model.load(str(path))
     signatures = loaded.signatures
     call = signatures["serving_default"] if "serving_default" in signatures else next(iter(signatures.values()))
@@ -137,12 +137,12 @@ def called(path: Path, inputs: Arrays) -> Arrays:
 
 
 def by_itself(spec: ModelSpec) -> Callable[[Arrays], Arrays]:
-    """What a worker of one device gives; of it other tests tell that it is what TensorFlow gives."""
+    """The outputs of a worker of one device; other tests compare those with TensorFlow's."""
     return load(spec, DEVICES[:1]).infer
 
 
 def same(left: Arrays, right: Arrays) -> bool:
-    """Bit for bit."""
+    """Whether all outputs are equal, bit for bit."""
 
     def content(array: Any) -> Any:
         return array.dtype, array.shape, array.tolist() if array.dtype == object else array.tobytes()
@@ -160,7 +160,7 @@ def devices_of(model: Any) -> dict[str, list[str]]:
 
 
 def tried(spec: ModelSpec, inputs: Arrays, expected: Arrays) -> list[dict[str, Any]]:
-    """Each replica of a model."""
+    """Runs each replica of a model; returns its tower, and whether its outputs are equal to `expected`."""
     found = []
     for model in load_replicas(spec, DEVICES):
         results = [model.try_out(inputs), model.infer(inputs)]
@@ -178,7 +178,7 @@ def tried(spec: ModelSpec, inputs: Arrays, expected: Arrays) -> list[dict[str, A
 
 
 def elsewhere(spec: ModelSpec, inputs: Arrays) -> dict[str, Any]:
-    """A tower on a GPU that is not there."""
+    """A tower on a GPU that does not exist."""
     from multitower.worker.formats.saved_model import SavedModel
 
     model = SavedModel(spec, TowerPlacement(("GPU-a", "GPU-b"), 1))

@@ -1,4 +1,4 @@
-"""A worker without its supervisor: spawned as the supervisor spawns it, talked to over its own channel."""
+"""A worker without a supervisor: spawned as the supervisor spawns it, and used through its socket."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Answer = Arrays | MultitowerError
 
 
 def _live(spec: str, log: str) -> None:
-    """The target in the child: what `supervisor/workers/bootstrap.py` does that a worker rests on."""
+    """The target of the process: does what a worker needs of `supervisor/workers/bootstrap.py`."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -38,7 +38,7 @@ def _live(spec: str, log: str) -> None:
 
 
 def assignment(*models: ModelSpec, environment: Mapping[str, str] | None = None, **more: Any) -> Assignment:
-    """The work of a CPU slot."""
+    """The assignment of a CPU slot."""
     settings: dict[str, Any] = {
         "slot": 0,
         "incarnation": 1,
@@ -55,7 +55,7 @@ class WorkerChild:
     """Spawns a worker; a context manager that ends it in any case.
 
     Args:
-        assignment: its work, or None for a spare.
+        assignment: its assignment; None for a spare.
         import_path: folders for handlers.
         import_tensorflow: as in `ProcessSpec`.
         log_level: as in `ProcessSpec`.
@@ -106,16 +106,16 @@ class WorkerChild:
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """The pid of the process."""
         assert self.process.pid is not None
         return self.process.pid
 
     def log(self) -> str:
-        """What it has written."""
+        """Its output so far."""
         return self._log.read_text() if self._log.exists() else ""
 
     def receive(self) -> list[bytes]:
-        """Its next message; fails when it ends instead."""
+        """Returns the next message of the worker; fails if it ends instead."""
         until = time.monotonic() + STEP_S
         while time.monotonic() < until:
             if self._socket.poll(100):
@@ -125,13 +125,13 @@ class WorkerChild:
         raise AssertionError(f"nothing within {STEP_S} s:\n{self.log()}")
 
     def report(self) -> WorkerReport:
-        """Its next message, a report."""
+        """Returns the next message, which must be a report."""
         kind, body = self.receive()
         assert kind == worker_wire.REPORT
         return WorkerReport.from_json(body)
 
     def reports(self, last: str) -> list[WorkerReport]:
-        """Its reports up to the one of this state."""
+        """Returns the reports up to the one of this state."""
         reports = [self.report()]
         while reports[-1].state != last:
             reports.append(self.report())
@@ -139,17 +139,17 @@ class WorkerChild:
         return reports
 
     def assign(self, assignment: Assignment) -> None:
-        """A spare's work."""
+        """Sends an assignment to a spare."""
         self._socket.send_multipart([worker_wire.ASSIGN, assignment.to_json()])
 
     def send_raw(self, *frames: bytes) -> None:
-        """Sends a message as it is."""
+        """Sends a message unchanged."""
         self._socket.send_multipart(frames)
 
     def send(self, key: KeySpec, *entries: Arrays, tower: int | None = None) -> int:
-        """Sends a batch as the router does, the key's description with its first one; returns its number.
+        """Sends a batch as the router does, the key's description with the first one; returns its id.
 
-        Of several towers each has to be sent keys of its own.
+        Each of several towers must be sent different keys.
         """
         batch_id = len(self._batches) + 1
         self._batches[batch_id] = key
@@ -175,7 +175,7 @@ class WorkerChild:
         return batch_id
 
     def result(self, batch_id: int) -> list[Answer]:
-        """The answers to a batch, which must be the next."""
+        """Returns the answers to a batch, which must be the next message."""
         result = worker_wire.read_result(self.receive())
         assert result.batch_id == batch_id
         assert result.timing.compute_ns > 0
@@ -191,16 +191,16 @@ class WorkerChild:
         return answers
 
     def ask(self, key: KeySpec, *entries: Arrays) -> list[Answer]:
-        """The answers to these entries in one batch."""
+        """Sends these entries as one batch; returns their answers."""
         return self.result(self.send(key, *entries))
 
     def stop(self) -> int | None:
-        """STOP; its exit code."""
+        """Sends STOP; returns the exit code."""
         self._socket.send_multipart([worker_wire.STOP])
         return self.end()
 
     def end(self) -> int | None:
-        """Its exit code, once it has ended."""
+        """Waits for the end of the process; returns the exit code."""
         self.process.join(STEP_S)
         assert not self.process.is_alive(), self.log()
         return self.process.exitcode

@@ -29,7 +29,7 @@ def test_host_memory_is_the_growth_of_the_process() -> None:
 
 
 class Allocators:
-    """TensorFlow's memory of two GPUs, as `tf.config` tells of it."""
+    """The memory of two GPUs as `tf.config` reports it."""
 
     def __init__(self) -> None:
         self.current = {"GPU:0": 5 * MIB, "GPU:1": MIB}
@@ -48,7 +48,7 @@ class Allocators:
 
 @pytest.fixture
 def fresh_import(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`tensorflow_process` is imported with the test's own TensorFlow, and forgotten afterwards."""
+    """`tensorflow_process` is imported with the test's fake TensorFlow, and not kept afterwards."""
     name = "multitower.worker.formats.tensorflow_process"
     monkeypatch.delitem(sys.modules, name, raising=False)
     yield

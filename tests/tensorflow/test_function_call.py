@@ -58,7 +58,7 @@ def warmed(path: Path) -> SavedModel:
 
 
 def same_both_ways(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What the quick way gives, once the plain one has given the same."""
+    """Returns the outputs of the fast way, after checking that Python's way gives the same."""
     call = call_of(model)
     assert call.fast
     found = call(inputs)
@@ -72,7 +72,7 @@ def same_both_ways(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def operations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of each operation that is run in the quick way."""
+    """The rows of each call in the fast way."""
     rows: list[int] = []
     run = function_call._Operation.run
 
@@ -84,7 +84,7 @@ def operations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return rows
 
 
-# Where it is taken.
+# Models that are called in the fast way.
 
 
 def test_warm_up_runs_each_size_in_both_ways_and_requests_in_the_fast_one(
@@ -116,7 +116,7 @@ def test_the_fast_way_is_not_used_without_a_warm_up(tmp_path: Path, operations: 
 def test_equal_inputs_and_equal_outputs_are_not_confused(names: str, tmp_path: Path) -> None:
     def serve(*values: Any) -> Any:
         x = dict(zip(names, values, strict=True))
-        # In no order, one of them twice, one that is an input.
+        # In no order, one of them twice, and one that is an input.
         return {"z": x["a"] - x["b"], "m": x["c"], "again": x["c"], "k": x["d"] - x["a"], "0": x["a"] - x["b"]}
 
     model = warmed(saved(tmp_path / "m", serve, *(tf.TensorSpec([None, 2], tf.float32, name=n) for n in names)))
@@ -249,7 +249,7 @@ def test_errors_are_those_of_pythons_way(tmp_path: Path) -> None:
         ({"x": -fine, "huge": few}, tf.errors.InvalidArgumentError, False),
         ({"x": fine, "huge": np.int64([1 << 50])}, tf.errors.ResourceExhaustedError, True),
     ]:
-        # TensorFlow looks for memory for ten seconds before it says that there is none.
+        # TensorFlow tries to allocate memory for ten seconds before it raises.
         quick, plain = raised(lambda: call(inputs)), raised(lambda: call._call_from_python(call._to_tensors(inputs)))  # noqa: B023
         assert type(quick) is type(plain) is kind
         assert is_out_of_memory(quick) == is_out_of_memory(plain) == exhausted
@@ -277,7 +277,7 @@ def test_inputs_of_other_shapes_never_reach_the_operation(
     assert operations == [*before, 1]
 
 
-# Where it is not taken.
+# Models that are not called in the fast way.
 
 
 def numbers(x: Any) -> Any:

@@ -73,12 +73,12 @@ models:
 CONFIG = CONFIG.replace("{INPUTS}", json.dumps({name: f"{name}:0" for name in DATATYPES}))
 CONFIG = CONFIG.replace("{OUTPUTS}", json.dumps({f"{name}_out": f"{name}_out:0" for name in DATATYPES}))
 
-# oneDNN computes in another order with another number of threads, on some CPUs by more than 1e-5.
+# The order of oneDNN's sums depends on the number of threads: results differ by more than 1e-5 on some CPUs.
 SAME_ARITHMETIC = {"TF_ENABLE_ONEDNN_OPTS": "0"}
 
 
 class Direct:
-    """Inputs and outputs of a model, as TensorFlow gave them."""
+    """Inputs of a model, and the outputs that TensorFlow gives."""
 
     def __init__(self, path: Path) -> None:
         with np.load(path) as file:
@@ -89,7 +89,7 @@ class Direct:
 def restored(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "S":
         return array.astype(object)
-    # An .npz file knows no bfloat16.
+    # An .npz file has no bfloat16.
     return array.view(ml_dtypes.bfloat16) if name.startswith("bfloat16") else array
 
 
@@ -163,7 +163,7 @@ def test_a_single_request_gets_tensorflows_answer_to_the_bit(model: str, folder:
 
 
 def direct_of(model: str, folder: Path) -> Direct:
-    """Models that are the same in another format or another way of batching share what TensorFlow gives."""
+    """The expected outputs; one model in several formats or with other batching has the same."""
     file = "datatypes" if model in FORMATS else SAME.get(model, model)
     return Direct(folder / f"{file}.npz")
 
@@ -210,7 +210,7 @@ def test_each_request_of_a_mixed_batch_gets_its_own_rows(model: str, folder: Pat
 
 
 def named(client: Client, model: str, direct: Direct) -> dict[str, np.ndarray]:
-    """The inputs by their real names: the real models' are known to the daemon only."""
+    """The inputs by their real names, which only the daemon knows for some models."""
     names = [tensor["name"] for tensor in client.metadata(model)["inputs"]]
     return direct.inputs if len(names) != 1 else dict(zip(names, direct.inputs.values(), strict=True))
 
@@ -266,7 +266,7 @@ def test_padded_requests_under_load_are_answered_as_if_separate(model: str, fold
         assert future.result(STEP_S)["sum"].tolist() == [wanted]
     after = stats(client, model)
     assert after["batches"] - before["batches"] < (100 if model == "masked" else 200)
-    # Larger than a batch, and of a length that nobody else has.
+    # Larger than a batch, and of a length that no other request has.
     many = np.tile(x[:1, :3], (100, 1))
     answer = client.infer(model, {"x": many, "length": np.full(100, 3, np.int32)})
     assert answer["sum"].tolist() == [many[0].sum()] * 100

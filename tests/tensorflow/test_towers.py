@@ -47,7 +47,7 @@ def test_each_tower_runs_on_its_device_and_gives_tensorflows_results(found: dict
         assert tower["graph"] == [device]
         assert tower["library"] in ([device], [])
         assert tower["equal"], "bit for bit"
-        # What it really ran on: all of it there, but for the place where a request's own tensor enters a branch.
+        # Where the nodes ran: all on the tower, except where a tensor of the request enters a branch.
         assert tower["nodes"][DEVICES[number]] >= 10
         assert tower["fallbacks"] in ({}, {"Switch": 1} if name == "branching" else {})
         assert sum(tower["nodes"].values()) - tower["nodes"][DEVICES[number]] == sum(tower["fallbacks"].values())
@@ -77,13 +77,13 @@ def test_towers_refuse_jit_compile_with_a_cause(found: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def endless(folder: Path, found: dict[str, Any]) -> Path:
-    """A model that takes as long as its input says, and raises on a negative one."""
+    """A model whose input says how long it takes; it raises on a negative one."""
     return folder / "endless"
 
 
 def test_towers_run_at_the_same_time_and_share_no_errors(endless: Path) -> None:
     work = assignment(ModelSpec(name="m", path=str(endless), max_batch_size=4), devices=("cpu:0", "cpu:1"))
-    # A key for each tower, as each remembers its own.
+    # A key for each tower, since each remembers its own keys.
     first, second = (KeySpec("m", (("x", "FP32", (1,)),), outputs, True) for outputs in (("y",), None))
     with WorkerChild(work) as worker:
         (report,) = worker.reports("ready")[-1].models
@@ -95,7 +95,7 @@ def test_towers_run_at_the_same_time_and_share_no_errors(endless: Path) -> None:
         assert "negative row" in error.message
         assert isinstance(good, dict)
         assert good["y"].tolist() == [[4.0]]
-        # The first tower has gone on meanwhile, and answers last.
+        # The first tower ran meanwhile, and answers last.
         ((answer),) = worker.result(long)
         assert isinstance(answer, dict)
         assert answer["y"].tolist() == [[400_000.0]]

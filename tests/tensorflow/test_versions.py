@@ -41,7 +41,7 @@ models:
 
 
 class Load:
-    """Requests of 20 rows, split over both workers, until it is stopped."""
+    """Sends requests of 20 rows, split over both workers, until it is stopped."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -65,7 +65,7 @@ class Load:
         self._thread.join(STEP_S)
 
     def last(self) -> float:
-        """The newest answer that there is, of one version only."""
+        """The newest answer; all of its rows must be of one version."""
         done = next(future for future in reversed(self.sent[:-8]) if future.done())
         (value,) = set(done.result()["y"].ravel().tolist())
         return float(value)
@@ -91,7 +91,7 @@ def test_versions_change_under_load_without_errors_or_mixed_answers(tmp_path: Pa
             with pytest.raises(NotFound, match="no version '1', only 2"):
                 client.infer("m", {"x": np.ones((1, 1), np.float32)}, version="1")
 
-            # A corrupt one is tried once, and leaves the former one serving.
+            # A corrupt version is tried once; the former one is still served.
             shutil.copytree(made / "1", folder / "3")
             (folder / "3" / "saved_model.pb").write_bytes(b"\x0anothing")
             line = daemon.wait_line("versions not changed", 100, versions="3")
@@ -102,7 +102,7 @@ def test_versions_change_under_load_without_errors_or_mixed_answers(tmp_path: Pa
             assert [row["labels_not_served"] for row in rows.values()] == [{}, {"next": "4"}]
             assert client.server_ready()["ready"]
 
-            # The next good one is taken all the same, and its label is served from then on.
+            # The next good version is loaded, and its label is served from then on.
             with pytest.raises(NotFound, match="the label 'next' of 'm' is version 4, but served is only 2"):
                 client.infer("m", {"x": np.ones((1, 1), np.float32)}, version_label="next")
             shutil.copytree(made / "4", folder / "4")
@@ -110,7 +110,7 @@ def test_versions_change_under_load_without_errors_or_mixed_answers(tmp_path: Pa
             daemon.wait(lambda: load.last() == 4.0)
             assert client.infer("m", {"x": np.ones((1, 1), np.float32)}, version_label="next")["y"] == [[4.0]]
 
-            # It is removed: back to the one before, past the corrupt one; a worker that dies comes back with that.
+            # It is removed: the last good version is served again, also by a restarted worker.
             shutil.rmtree(folder / "4")
             daemon.wait_line("versions changed", 100, versions="2", before="4")
             daemon.wait(lambda: load.last() == 2.0)

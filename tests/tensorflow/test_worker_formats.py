@@ -385,7 +385,7 @@ def test_files_of_keras_2_compute_what_keras_2_computes(layer: str, suffix: str,
 
 @pytest.mark.parametrize("version", ["2.2.4", b"2.2.4", None])
 def test_files_of_early_keras_versions_are_served(version: str | bytes | None, tmp_path: Path) -> None:
-    """Keras 2.2 wrote no `time_major`, which is what Keras 3 refuses an LSTM for; and, at first, no version."""
+    """Keras 2.2 wrote no `time_major`, which Keras 3 requires of an LSTM; and its first releases wrote no version."""
     path = tmp_path / "m.h5"
     cell = tf_keras.layers.LSTM(4, recurrent_activation="hard_sigmoid")
     network = tf_keras.Sequential([tf_keras.Input((5, 3), name="steps"), cell])
@@ -522,7 +522,7 @@ def work(**more: Any) -> Assignment:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What TensorFlow is told, of two GPUs that it sees."""
+    """The calls of a fake `tf.config` that lists two GPUs."""
     said: list[Any] = []
     threads = SimpleNamespace(
         set_intra_op_parallelism_threads=lambda count: said.append(("intra", count)),

@@ -79,7 +79,7 @@ def spec_of(path: Path, inputs: Names, outputs: Names) -> ModelSpec:
 
 
 def looped() -> None:
-    """Powers of two by a loop, signs by a condition."""
+    """Computes powers of two by a loop, and signs by a condition."""
     n = v1.placeholder(tf.int64, [None], name="n")
     one = tf.constant(1, tf.int64)
     _, power = tf.while_loop(

@@ -30,8 +30,8 @@ from multitower.worker.warmup.warmup import warm_up
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
-# PredictionLogs as tensorflow-serving-api 2.21 writes them. x is [[1.5, -2.0]]; the examples have the feature `a`, of
-# 3 and 4, and of 9 in the context of an empty one.
+# PredictionLogs as tensorflow-serving-api 2.21 writes them. x is [[1.5, -2.0]]. The examples have the feature `a`, with
+# the values 3 and 4, and 9 as the context of an empty example.
 PREDICT = "322b0a290a070a016d12020803121b0a0178121608011208120208011202080222080000c03f000000c01a0179"
 TWICE = "32320a300a0e0a016d120208031a057477696365121b0a0178121608011208120208011202080222080000c03f000000c01a0179"
 CLASSIFY = "12320a300a0a1a08636c61737369667912220a200a0e0a0c0a0a0a016112051a030a01030a0e0a0c0a0a0a016112051a030a0104"
@@ -52,7 +52,7 @@ def guarded(check: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
 
 
 def saved(folder: Path, default: Callable[[Any], Any] | None = None) -> Path:
-    """Three signatures: two of `x`, one of serialised examples."""
+    """A model with three signatures: two with the input `x`, one with serialised examples."""
     x = tf.TensorSpec([None, 2], tf.float32, name="x")
     functions = {
         "serving_default": (default or (lambda x: {"y": x + 1}), x),
@@ -102,7 +102,7 @@ def test_recorded_requests_of_tensorflow_serving_are_read(serving: Path) -> None
     assert warm_up(model, spec, samples) == (None, True)
     executors, reports = load_other_signatures(model, spec, samples, CallCounter())
     assert set(executors) == {"classify", "twice"}
-    # Made-up text is no example: without the recorded ones nothing would have been shown.
+    # Made-up text is no valid example, so only recorded examples can prove this signature.
     assert executors["classify"]._proven
     assert [report.unbatched_because for report in reports] == [None, None]
 

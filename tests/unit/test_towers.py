@@ -48,7 +48,7 @@ def towers(count: int, *, retry: int = 1, others: int = 0) -> tuple[Scene, list[
 
 
 def given(scene: Scene, after: float = 0.0) -> list[Worker]:
-    """The workers that get a batch after so many seconds."""
+    """The workers that get a batch after that many seconds."""
     scene.now += after
     return [cast(Worker, batch.worker) for batch in scene.scheduler.dispatch(scene.now)]
 
@@ -238,14 +238,14 @@ def test_retiring_a_worker_retires_all_towers_of_its_process() -> None:
 
 
 class FrontSocket:
-    """A front whose clients do not care."""
+    """A front socket that drops all replies."""
 
     def reply(self, *_: Any) -> None:
-        """Nobody reads it."""
+        """Drops the reply."""
 
 
 class Connection:
-    """A connection to a worker that notes what is sent through it."""
+    """A connection to a worker that records what is sent."""
 
     def __init__(self) -> None:
         self.sent: list[list[Any]] = []
@@ -258,7 +258,7 @@ def routed(*reports: ModelReport) -> tuple[Router, Any, Connection]:
     limits = {report.name: QueueLimits(100, 1 << 20) for report in reports}
     router = Router(limits, dict.fromkeys(limits, 60.0), 1 << 20)
     connection = Connection()
-    # As they come: through JSON.
+    # Reports arrive as JSON.
     state = WorkerReport.from_json(WorkerReport(state="ready", pid=1, models=reports).to_json())
     route = router.add_worker(0, "cpu:0,cpu:1", cast(WorkerConnection, connection), state.models, {}, 1.0)
     return router, route, connection
@@ -284,7 +284,7 @@ def test_a_worker_has_the_towers_of_models_that_are_configured_no_more() -> None
     limits = {"handled": QueueLimits(100, 1 << 20)}
     router = Router(limits, {"handled": 60.0}, 1 << 20)
     route = router.add_worker(0, "cpu:0,cpu:1", cast(WorkerConnection, Connection()), [gone, handled], {}, 1.0)
-    # It takes a batch without the number of a tower for a defect, and ends.
+    # Such a worker exits if a batch arrives without the number of a tower.
     assert [worker_wire.read_tower_head(each.head[0]) for each in route.towers] == [0, 1]
     assert [sorted(each.worker.serves) for each in route.towers] == [["handled"], []]
 
@@ -322,7 +322,7 @@ def test_answers_reach_their_tower_in_any_order() -> None:
     assert router.routes == {}
 
 
-# What the worker does with graphs, without TensorFlow.
+# Graphs in the worker, without TensorFlow.
 
 
 def node(name: str = "n", op: str = "MatMul", device: str = "") -> Any:
@@ -382,7 +382,7 @@ def test_nodes_that_ran_elsewhere_are_counted_by_operation() -> None:
     metadata = traced(
         graph(node("a", "MatMul", HERE), node("b", "Relu", HERE), node("r", "_Recv", HERE)),
         graph(node("arg", "_Arg", THERE), node("s", "StringUpper", THERE), node("t", "StringUpper", THERE)),
-        # Functions that stayed functions are in the steps alone; kernels of a stream are no nodes.
+        # Functions that were not inlined are in the steps only; kernels of a stream are no nodes.
         steps={THERE: ["s = StringUpper(arg)", "f/n = Where(x)"], HERE + "/stream:all": ["gemm_kernel"]},
     )
     report = count_nodes(traced_nodes(metadata), TowerPlacement(("GPU-a", "GPU-b"), 1))

@@ -83,4 +83,4 @@ def test_two_threads_never_get_the_same_buffer() -> None:
     finally:
         sys.setswitchinterval(interval)
     made.allocate(4096)
-    assert 0 <= made.free_bytes <= 6 * 4096  # each had one while it took the next
+    assert 0 <= made.free_bytes <= 6 * 4096  # each thread had one buffer while it allocated the next

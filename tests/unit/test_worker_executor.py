@@ -25,7 +25,7 @@ BAD = -1
 
 
 class Scripted:
-    """A model that is one function; remembers the rows of each call."""
+    """A model that is one function; it records the rows of each call."""
 
     platform = "python"
     volatile = True
@@ -56,7 +56,7 @@ def picky(x: np.ndarray) -> Arrays:
 
 
 def run(executor: Executor, *entries: Sequence[int], key: KeySpec = KEY) -> list[Any]:
-    """An answer an entry: its `y`, or its error's reason."""
+    """The answer to each entry: its `y`, or the reason of its error."""
     frames = [np.array(entry, np.int64).tobytes() for entry in entries]
     answers, timing = executor.run(executor.prepare(key, [len(entry) for entry in entries], frames))
     assert min(timing.assemble_ns, timing.compute_ns, timing.slice_ns) >= 0
@@ -149,7 +149,7 @@ UNBATCHABLE: dict[str, Callable[[np.ndarray], Arrays]] = {
 }
 
 
-# Each row is a hexadecimal digit of its own, so that a sum tells whose rows it is made of.
+# Each row is a different hexadecimal digit, so that a sum shows which rows it consists of.
 A, B, C, D = 0x1, 0x10, 0x100, 0x1000
 
 
@@ -353,7 +353,7 @@ PADDED = KeySpec("m", (("n", "INT64", ()), ("x", "INT64", (-1, -1)), ("", "INT64
 
 
 class Masked:
-    """Sums the first `n` columns of each row, which a padding must not change, and shows the padded rows."""
+    """Sums the first `n` columns of each row, which padding must not change; also returns the padded rows."""
 
     platform = "python"
     volatile = True
@@ -377,7 +377,7 @@ class Masked:
 
 
 def run_padded(executor: Executor, *entries: np.ndarray, lengths: Sequence[int] | None = None) -> list[Any]:
-    """For each entry its sums, and its rows as the model saw them; or its error's reason."""
+    """For each entry its sums and its padded rows, or the reason of its error."""
     frames: list[bytes] = []
     for index, entry in enumerate(entries):
         n = entry.shape[2] if lengths is None else lengths[index]

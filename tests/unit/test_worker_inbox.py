@@ -25,7 +25,7 @@ BOUND_S = 20.0
 
 
 class Squares:
-    """A model that does something else before it squares, by the first number that it gets."""
+    """Squares its input, after calling `before` with the first number."""
 
     platform = "python"
     volatile = True
@@ -50,7 +50,7 @@ class Squares:
 
 
 class Watched(Executor):
-    """Tells which batches have been put together, by their first number."""
+    """An executor that records the first number of each prepared batch."""
 
     def __init__(self, model: Squares) -> None:
         super().__init__("m", model, (), proven=True)
@@ -71,7 +71,7 @@ class Watched(Executor):
 
 
 class Scene:
-    """A worker's loop in a thread of its own, and the supervisor's end of its channel."""
+    """The loop of a worker in a thread, and the supervisor's end of its connection."""
 
     def __init__(self, end: zmq.Socket[bytes], worker: zmq.Socket[bytes], before: Callable[[int], object]) -> None:
         self.end = end
@@ -115,7 +115,7 @@ def test_a_batch_is_prepared_while_the_one_before_it_computes() -> None:
 
     def before(number: int) -> None:
         if number < 5:
-            made.executor.wait_for(number + 1)  # for ever, were it not put together meanwhile
+            made.executor.wait_for(number + 1)  # fails if it is not prepared meanwhile
             seen.append(list(made.begun))
 
     with scene(before) as made:
@@ -124,7 +124,7 @@ def test_a_batch_is_prepared_while_the_one_before_it_computes() -> None:
         assert [made.receive() for _ in range(5)] == [(number, [number**2, 49]) for number in range(1, 6)]
         made.stop()
         made.loop.result(BOUND_S)
-    # A batch that waits has not begun: should the worker die, it is not to blame.
+    # A waiting batch has not begun, so it would not be blamed for a crash.
     assert seen == [list(range(1, number + 1)) for number in range(1, 5)]
     assert len(made.model.threads) == 1
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
@@ -138,7 +138,7 @@ def test_answers_keep_their_order_while_threads_alternate(monkeypatch: pytest.Mo
         for number in range(2, 2001):
             made.send(number, [number] * rng.randrange(1, 4))
             if rng.random() < 0.1:
-                threading.Event().wait(0.0002)  # now and then the worker is idle
+                threading.Event().wait(0.0002)  # the worker is idle from time to time
             batch_id, answers = made.receive()
             assert batch_id == number - 1
             assert set(answers) == {(number - 1) ** 2}
@@ -195,7 +195,7 @@ def test_unused_mappings_are_dropped_while_no_message_comes(worth_ns: int, monke
     with scene(lambda _: None) as made:
         made.send(1, [1])
         made.receive()
-        # Once for the batch.
+        # One call may be due to the batch.
         assert all(looked.acquire(timeout=BOUND_S) for _ in range(4))
         made.stop()
         made.loop.result(BOUND_S)

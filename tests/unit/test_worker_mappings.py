@@ -55,7 +55,7 @@ def test_an_area_is_found_from_the_third_use_on() -> None:
             assert read(mappings, where) == CONTENT
         os.pwrite(descriptor, b"new", 4096)
         assert read(mappings, where)[:5] == b"newba"
-        # The parent may have closed it meanwhile, since nothing has named it for long: the memory is still the same.
+        # The supervisor may have closed the unused region meanwhile; the memory is still the same.
         gone = where._replace(descriptor=999_999)
         assert read(mappings, gone)[:5] == b"newba"
         write(mappings, gone, b"written")
@@ -66,7 +66,7 @@ def test_an_area_is_found_from_the_third_use_on() -> None:
 
 
 def test_an_area_within_a_known_one_is_found() -> None:
-    """Requests of ever other sizes use the same memory."""
+    """Requests of varying sizes use the same memory."""
     mappings = Mappings()
     with area() as (where, _):
         for _ in range(2):
@@ -96,7 +96,7 @@ def test_an_area_of_another_region_is_not_found() -> None:
 
 
 def test_an_area_that_was_never_filled_is_not_found() -> None:
-    """To read it there would make memory of it, as much as a client likes."""
+    """Reading it through a mapping would allocate as much memory as the client likes."""
     mappings = Mappings()
     with area(size=20_000) as (where, descriptor):
         blocks = os.fstat(descriptor).st_blocks

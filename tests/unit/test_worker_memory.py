@@ -18,7 +18,7 @@ KEY = KeySpec("m", (("x", "INT64", ()),), None, True)
 
 
 class Limited:
-    """A model that has memory for so many rows, and may take some sizes only; its outputs lie in one place always."""
+    """A model with memory for `room` rows that may accept only some sizes; it reuses its output array."""
 
     platform = "python"
     volatile = True
@@ -47,7 +47,7 @@ class Limited:
 
 
 def run(executor: Executor, *entries: Sequence[int]) -> list[Any]:
-    """An answer an entry: its `y`, or its error's reason."""
+    """The answer to each entry: its `y`, or the reason of its error."""
     joined = np.concatenate([np.array(entry, np.int64) for entry in entries]).tobytes()
     answers, _ = executor.run(executor.prepare(KEY, [len(entry) for entry in entries], [joined], joined=True))
     return [
@@ -86,7 +86,7 @@ def test_a_smallest_allowed_size_that_is_too_large_is_an_error() -> None:
 
 
 def test_a_part_with_missing_rows_is_an_error_although_the_sum_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The parts give 4, 4 and, instead of 4, only 2 rows: 10 as the batch has, but nobody knows of what."""
+    """The parts give 4, 4 and 2 rows, the last one instead of 4. The sum is the batch's 10, but rows are missing."""
     model = Limited(4)
     infer: Callable[[Arrays], Arrays] = model.infer
     monkeypatch.setattr(model, "infer", lambda inputs: {"y": np.unique(infer(inputs)["y"])})

@@ -35,7 +35,7 @@ BAD = -1
 
 
 class EmptyError(InvalidRequest):
-    """As a handler's author may write one: its constructor takes what the author needs."""
+    """A handler's own subclass, whose constructor has other arguments."""
 
     def __init__(self, field: str, message: str = "is empty") -> None:
         super().__init__(Reason.SHAPE_INVALID, f"{field} {message}", {"field": field})
@@ -61,7 +61,7 @@ class Quitting(Exception):
 
 
 class Hostile(BaseException):
-    """Everything that can be asked of it raises."""
+    """Access to any attribute of it raises."""
 
     def __getattribute__(self, name: str) -> Any:
         raise RuntimeError(name)
@@ -81,7 +81,7 @@ class OfNamelessClass(Exception, metaclass=Nameless):
 
 
 class Greedy(Exception):
-    """Its text is text of its own kind."""
+    """Its text is a hostile subclass of `str`."""
 
     def __str__(self) -> str:
         class Text(str):
@@ -133,7 +133,7 @@ REFUSED_DETAILS: dict[str, Callable[[], Any]] = {
     "none": lambda: None,
 }
 
-# What is raised, and the reason and the message that the client gets; None for any message.
+# The exception; the reason and the message that the client gets, None for any message.
 ERRORS: dict[str, tuple[Callable[[], BaseException], str, str | None]] = {
     "of Python": (lambda: ValueError("wrong"), "model_error", "'m' raised ValueError: wrong"),
     "arguments that are no text": (lambda: ValueError(1, b"\xff", object), "model_error", None),
@@ -203,7 +203,7 @@ class Raising:
 
 
 def answers(executor: Executor, *rows: int, joined: bool) -> list[Any]:
-    """What each of these requests gets: its square, or its error as a client reads it."""
+    """The answer to each request: its square, or its error as a client reads it."""
     frames = [np.array([row]).tobytes() for row in rows]
     prepared = executor.prepare(KEY, [1] * len(rows), [b"".join(frames)] if joined else frames, joined=joined)
     found = executor.run(prepared)[0]
@@ -286,7 +286,7 @@ def test_a_huge_traceback_is_logged_in_part(caplog: pytest.LogCaptureFixture, de
 
 
 class OutOfMemoryError(Exception):
-    """Named as PyTorch's."""
+    """Has the name of PyTorch's."""
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_the_cause_of_a_failed_load_names_the_line_of_the_users_code(user_code: 
 
 
 def test_the_cause_of_a_failed_load_names_no_line_of_a_library() -> None:
-    # In a program of its own, which has no file.
+    # In a separate program, which has no file.
     program = """
 import json
 from multitower.worker.model_errors import load_cause

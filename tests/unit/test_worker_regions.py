@@ -26,7 +26,7 @@ def numbers(*values: int) -> bytes:
 
 @contextmanager
 def area(entry: int, tensor: int | str, content: bytes, size: int | None = None) -> Iterator[tuple[WorkerArea, int]]:
-    """A place in a region of this process, and the region's descriptor."""
+    """An area in a region of this process, and the region's descriptor."""
     with region(content) as (name, descriptor):
         status = os.fstat(descriptor)
         size = len(content) if size is None else size
@@ -76,7 +76,7 @@ def test_a_missing_region_fails_its_own_entry_only() -> None:
             assert made.rows == [1, 1]
             assert [bytes(frame) for frame in made.frames] == [numbers(1, 2, 3, 4), b"\0\2"]
             assert list(made.errors) == [1]
-            # By this the client knows that the request has not run, and sends it again in frames.
+            # This tells the client that the request has not run, and to send it again in frames.
             assert made.errors[1].reason == "malformed"
             assert made.errors[1].details["field"].endswith("shared_memory_region")
 

@@ -17,7 +17,7 @@ from multitower.worker_wire import KeySpec, WorkerArea
 
 
 class Reusing:
-    """Writes into the same buffer at each call."""
+    """A model that returns the same buffer from each call."""
 
     platform = "python"
     version = "1"
@@ -43,7 +43,7 @@ class Reusing:
 
 
 class Scene:
-    """A worker without a socket, whose only model is that one."""
+    """The service of a worker without a socket, with that model."""
 
     def __init__(self, *, volatile: bool = True, **options: Any) -> None:
         self.model = Reusing(volatile)
@@ -52,7 +52,7 @@ class Scene:
         self._ids = itertools.count(1)
 
     def ask(self, width: int, *values: int) -> list[Any]:
-        """The frames of the answer to a batch with a row of each value."""
+        """The frames of the answer to a batch with one row for each value."""
         key = KeySpec("m", (("x", "UINT8", (width,)),), None, True)
         rows = [bytes([value]) * width for value in values]
         joined = worker_wire.travels_joined(key)
@@ -61,7 +61,7 @@ class Scene:
         return self._answer([head, key.to_json(), *([b"".join(rows)] if joined else rows)])
 
     def ask_unreadable(self, entries: int, *, text: bool) -> list[Any]:
-        """The frames of the answer to a batch whose entries name shared memory that is not there."""
+        """The frames of the answer to a batch whose entries name missing shared memory."""
         inputs = (("x", "UINT8", (4,)), *((("t", "BYTES", ()),) if text else ()))
         key = KeySpec("m", inputs, None, True)
         number = next(self._ids)
@@ -94,7 +94,7 @@ def told(message: list[Any]) -> list[int]:
 def test_outputs_do_not_change_when_the_model_is_called_again(options: dict[str, Any], width: int) -> None:
     scene = Scene(**options)
     one, two = scene.ask(width, 1), scene.ask(width, 2, 3, 4, 5)
-    # What is small is copied when it is sent, before the next batch is looked at.
+    # Small frames are copied when they are sent, before the next batch is read.
     first, second = ([bytes(f) if len(f) < tensors.BULKY_BYTES else f for f in message] for message in (one, two))
     if width == tensors.BULKY_BYTES:
         scene.ask(width, 9, 9, 9, 9)

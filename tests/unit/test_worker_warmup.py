@@ -254,7 +254,7 @@ def test_a_model_for_xla_fails_if_a_size_cannot_be_run() -> None:
         warm_up(Model(refuse), ModelSpec(name="m", max_batch_size=4, jit_compile=True))
 
 
-# From a file of numpy's.
+# Requests from a file of numpy's.
 
 DECLARED = (
     X,

@@ -79,7 +79,7 @@ def test_a_result_entry_by_entry_is_read_as_it_was_written(batch_id: int, answer
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=20), st.lists(st.integers(0, 3), max_size=3))
 def test_a_joined_result_is_split_into_its_entries(rows: list[int], widths: list[int]) -> None:
     headers = {count: b"header of %d" % count for count in dict.fromkeys(rows)}
-    # Each row's bytes tell whose it is.
+    # The bytes of each row show its entry.
     outputs = [b"".join(bytes([number]) * (count * width) for number, count in enumerate(rows, 1)) for width in widths]
     result = worker_wire.read_result(worker_wire.joined_result(9, headers, rows, outputs, TIMING))
     assert result.batch_id == 9
@@ -92,7 +92,7 @@ def test_a_joined_result_is_split_into_its_entries(rows: list[int], widths: list
 
 def test_slices_of_a_large_frame_are_not_copied() -> None:
     class Frame:
-        """What `frames.receive` gives for a large one."""
+        """What `frames.receive` returns for a large frame."""
 
         buffer = memoryview(np.arange(BULKY, dtype=np.uint8))
 
