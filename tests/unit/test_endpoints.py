@@ -23,7 +23,7 @@ def folder() -> Iterator[Path]:
 
 
 def bind(listen: list[str], runtime_dir: Path) -> Endpoints:
-    return Endpoints(listen, runtime_dir, 1 << 20, UnreadReplies(1 << 30, 30.0))
+    return Endpoints(listen, runtime_dir, 1 << 20, UnreadReplies(1 << 30, 30.0), 0)
 
 
 def files(folder: Path) -> list[str]:
