@@ -20,7 +20,7 @@ from multitower.spec import ModelReport
 
 from ..scheduling.pool import Rule
 from ..scheduling.queue import QueueLimits
-from ..scheduling.scheduler import Scheduler
+from ..scheduling.scheduler import Scheduler, StateError
 from ..scheduling.worker import Batch, Served, Worker
 from . import regions
 from .admission import Admission
@@ -299,6 +299,7 @@ class Router:
         Raises:
             WorkerProtocolError: the message is malformed, the process was not executing that batch, or it has not
                 answered all of it.
+            StateError: the scheduler failed.
         """
         try:
             batch_id, entries, timing = worker_wire.read_result(message)
@@ -310,7 +311,10 @@ class Router:
         now = time.monotonic()
         # Assembling its inputs counts as part of the way to the worker, since it can overlap with another batch.
         busy_s = (timing.compute_ns + timing.slice_ns) / 1e9
-        batch = self.scheduler.finish(route.worker, batch_id, answers, now, busy_s)
+        try:
+            batch = self.scheduler.finish(route.worker, batch_id, answers, now, busy_s)
+        except Exception as error:
+            raise StateError("the scheduler failed in finish") from error
         if batch is None:
             raise WorkerProtocolError(f"answers to batch {batch_id}, which it was not executing")
         route.batches += 1

@@ -1,7 +1,7 @@
-"""The first thing that runs in a spawned worker process; the supervisor imports it only to name its target.
+"""The first code that runs in a spawned worker process; the supervisor imports it only to name its target.
 
-It ties the process to its parent, sends its output to the parent's log, sets the device variables, and only then
-loads the worker's code, by name: the parent never imports it.
+It ties the process to its parent, sends its output to the parent's log, sets the device variables, and then imports
+the worker's code by name, which the parent never imports.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from multitower.spec import ProcessSpec
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""They reach whole process groups; the parent alone acts on them, and tells its workers."""
+"""They reach whole process groups. Only the parent acts on them, and tells its workers to end."""
 
 STACKS_SIGNAL = signal.SIGQUIT
-"""Makes a worker write its Python stacks to its output, also while native code holds the interpreter."""
+"""Makes a worker write its Python stacks to its output, even while native code holds the interpreter."""
 
 ORPHANED = 70
-"""The exit code of a worker that found its parent gone."""
+"""The exit code of a worker whose parent has ended."""
 
 
 def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat: Connection, begun: Connection) -> None:
@@ -36,23 +36,23 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
 
     Args:
         spec_json: a `ProcessSpec`.
-        death: the reading end of a pipe that the parent holds open as long as it lives.
+        death: the reading end of a pipe whose other end the parent holds open until it ends.
         output: the writing end of the pipe that carries this process's stdout and stderr to the log.
         heartbeat: the writing end of the pipe of its heartbeats.
-        begun: a file in memory of a `worker_wire.BEGUN` for each tower.
+        begun: a memory file with a `worker_wire.BEGUN` for each tower.
     """
     spec = ProcessSpec.from_json(spec_json)
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    # The parent blocks them while it spawns, so that none hits a process that does not ignore it yet.
+    # The parent blocks them while it spawns, so that none arrives before they are ignored.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)
     _die_with_parent(spec, death)
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
     output.close()
-    # A pipe is block-buffered, and a crash would take the last words with it.
+    # A pipe is block-buffered by default, and a crash would lose the last lines.
     sys.stdout, sys.stderr = _line_buffered(1), _line_buffered(2)
-    # A crash in native code shows where Python was; and so does a process that hangs, when it is asked to.
+    # A crash in native code shows the Python stacks, and so does a process that hangs, on request.
     faulthandler.enable(2)
     faulthandler.register(STACKS_SIGNAL, 2, chain=False)
     if spec.assignment is not None:
@@ -68,7 +68,7 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        # Not sys.exit: threads that a model has started, or TensorFlow's own, must not keep the process.
+        # Not sys.exit: threads of a model or of TensorFlow must not keep the process running.
         os._exit(code)
 
 
@@ -77,16 +77,16 @@ def _line_buffered(descriptor: int) -> TextIO:
 
 
 def _die_with_parent(spec: ProcessSpec, death: Connection) -> None:
-    """Three layers: a signal from the kernel, a check for a parent that died before it was armed, a pipe."""
+    """Ends with the parent, by three means: a signal of the kernel, a check for a parent that has ended, a pipe."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_NAME, spec.name.encode()[:15], 0, 0, 0)
     if os.getppid() != spec.parent_pid:
         os._exit(ORPHANED)
-    threading.Thread(target=_wait_for_the_end, args=(death,), name="parent-death", daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(death,), name="parent-death", daemon=True).start()
 
 
-def _wait_for_the_end(death: Connection) -> None:
+def _exit_with_parent(death: Connection) -> None:
     try:
         death.recv_bytes()
     except (EOFError, OSError):

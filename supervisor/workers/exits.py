@@ -121,4 +121,4 @@ class Exits:
                 process.child.close()
         except Exception:
             # What is lost are a few descriptors; what follows from its end must not be.
-            log.exception("a worker process could not be released: %s", process.child.fields)
+            log.exception("worker could not be released", extra={"fields": dict(process.child.fields)})

@@ -61,7 +61,7 @@ class Health:
             read_heartbeat(process, now)
             return self._find_lost_device(process) or self._find_hang(process, now)
         except Exception as error:
-            log.exception("internal error while checking worker %s", process.child.fields)
+            log.exception("internal error while checking a worker", extra={"fields": dict(process.child.fields)})
             return Verdict(Fault.DEFECT, f"it could not be checked: {error}")
 
     def _find_hang(self, process: WorkerProcess, now: float) -> Verdict | None:

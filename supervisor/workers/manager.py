@@ -5,8 +5,8 @@ The daemon's loop calls `tick` whenever something has happened or is due. What h
 those that hang, `replacer.py` replaces them on purpose, and `availability.py` decides which models can be served.
 
 A defect costs at most the worker that it concerns: each event and each step is contained. Its error is logged with a
-traceback, the worker is killed and replaced, and its requests run again. A `StateError`
-of the scheduler is not contained: the requests' own state is in doubt then, and the daemon ends.
+traceback, the worker is killed and replaced, and its requests run again. A `StateError` of the scheduler is not
+contained: the requests' own state is in doubt then, and the daemon ends.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ class WorkerManager:
                 try:
                     process.child.kill()
                 except Exception:
-                    log.exception("worker could not be killed: %s", process.child.fields)
+                    log.exception("worker could not be killed", extra={"fields": dict(process.child.fields)})
 
     def reap_all(self) -> None:
         """Waits for the end of all processes, which must have been killed, and releases them."""
@@ -279,7 +279,7 @@ class WorkerManager:
                     process.child.reap()
                 process.child.close()
             except Exception:
-                log.exception("worker could not be released: %s", process.child.fields)
+                log.exception("worker could not be released", extra={"fields": dict(process.child.fields)})
 
     def close(self) -> None:
         """Releases what remains when there are no processes any more."""

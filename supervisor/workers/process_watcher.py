@@ -12,8 +12,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-import zmq
-
 from ..loop.reactor import Reactor
 from ..routing.router import Router
 from .slot import WorkerProcess
@@ -78,7 +76,7 @@ class ProcessWatcher:
         connection.recheck = self._reactor.add_socket(
             connection.socket,
             functools.partial(self._router.receive_from_worker, connection),
-            functools.partial(self._on_receive_error, process),
+            functools.partial(self._on_error, process),
         )
 
     def remove_process(self, process: WorkerProcess) -> None:
@@ -115,11 +113,6 @@ class ProcessWatcher:
 
     def _on_message(self, process: WorkerProcess, message: list[Any]) -> None:
         self._add_event(MessageReceived(process, message))
-
-    def _on_receive_error(self, process: WorkerProcess, error: Exception) -> None:
-        if not isinstance(error, zmq.ZMQError):
-            raise error  # of the scheduler: the daemon ends
-        self._on_error(process, error)
 
     def _on_error(self, process: WorkerProcess, error: Exception) -> None:
         self._add_event(InputFailed(process, error))

@@ -193,7 +193,7 @@ class Slots:
             return self._launcher.launch(f"mt-worker-{slot.number}", assignment, fields)
         except Exception:
             # The slot tries again after a back-off.
-            log.exception("internal error while starting a process: %s", fields)
+            log.exception("internal error while starting a worker", extra={"fields": fields})
             return None
 
     def _generation(self, spec: ModelSpec) -> int:

@@ -1,4 +1,4 @@
-"""A model that is broken, among others on the same slots: these serve on, the daemon says so, and it can be mended.
+"""A broken model among others on the same slots: these serve on, the daemon reports it, and it can be repaired.
 
 A whole slot that cannot come up: tests/integration/test_supervision.py (its models), test_lost_device.py (its device),
 test_full_disk.py (its sockets). When a model is quarantined: tests/unit/test_model_quarantine.py.
@@ -56,10 +56,10 @@ def says_that_it_is_broken(client: Client, daemon: Running, cause: str) -> None:
     """In every place where somebody may look, while both slots serve the other model."""
     ready = client.server_ready()
     assert (ready["ready"], ready["slots_ready"], ready["slots_total"]) == (False, 2, 2)
-    told = models(client)
-    assert (told["good"]["state"], told["good"]["slots_ready"]) == ("ready", 2)
-    assert (told["fragile"]["state"], told["fragile"]["slots_ready"]) == ("failed", 0)
-    assert cause in told["fragile"]["cause"]
+    rows = models(client)
+    assert (rows["good"]["state"], rows["good"]["slots_ready"]) == ("ready", 2)
+    assert (rows["fragile"]["state"], rows["fragile"]["slots_ready"]) == ("failed", 0)
+    assert cause in rows["fragile"]["cause"]
     assert multitower("status", daemon=daemon).returncode == 69, "a model has no worker"
     with pytest.raises(Unavailable, match=cause) as raised:
         ask(client, 0).result(STEP_S)
@@ -75,7 +75,7 @@ def load_on_the_good_one(daemon: Running) -> Iterator[Load]:
     assert not tally.faults(), f"{tally}\n{daemon.text()}"
 
 
-def test_a_model_broken_from_the_start_costs_the_others_nothing_and_is_mended_slot_by_slot(tmp_path: Path) -> None:
+def test_a_model_broken_from_the_start_does_not_harm_others_and_can_be_repaired(tmp_path: Path) -> None:
     (tmp_path / "fragile").write_text("load")
     with (
         Running(tmp_path, CONFIG) as daemon,
@@ -93,8 +93,8 @@ def test_a_model_broken_from_the_start_costs_the_others_nothing_and_is_mended_sl
         assert multitower("restart", "0", daemon=daemon).returncode == 0
         # One slot has it: that is enough for its requests, and for `server_ready`.
         answers(client)
-        told = models(client)["fragile"]
-        assert (told["state"], told["slots_ready"]) == ("ready", 1)
+        rows = models(client)["fragile"]
+        assert (rows["state"], rows["slots_ready"]) == ("ready", 1)
         assert client.ready()
         first, second = client.status()["slots"]
         assert [model["state"] for model in first["models"]] == ["ready", "ready"]
@@ -105,7 +105,7 @@ def test_a_model_broken_from_the_start_costs_the_others_nothing_and_is_mended_sl
         assert sum(slot["restarts"] for slot in client.status()["slots"]) == 0
 
 
-def test_a_model_that_dies_at_its_first_real_request_costs_no_slot(
+def test_a_model_that_crashes_at_its_first_request_costs_no_slot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "fragile").write_text("infer")
@@ -127,7 +127,7 @@ def test_a_model_that_dies_at_its_first_real_request_costs_no_slot(
         for number in range(100):
             with pytest.raises(Unavailable):
                 ask(client, number).result(STEP_S)
-        assert sum(slot["restarts"] for slot in client.status()["slots"]) == died, "they cost nobody more"
+        assert sum(slot["restarts"] for slot in client.status()["slots"]) == died, "they cost no other worker"
 
         (tmp_path / "fragile").unlink()
         assert multitower("restart", "1", daemon=daemon).returncode == 0
@@ -139,7 +139,7 @@ def test_a_model_that_dies_at_its_first_real_request_costs_no_slot(
         print(f"\n{died} workers died, and {load.stop()}")  # noqa: T201  docs/reliability.md quotes it
 
 
-def test_a_flood_for_a_model_that_crashes_is_answered_and_the_others_slots_survive(tmp_path: Path) -> None:
+def test_a_flood_for_a_crashing_model_is_answered_and_no_slot_fails(tmp_path: Path) -> None:
     (tmp_path / "fragile").write_text("infer")
     with (
         Running(tmp_path, CONFIG) as daemon,
@@ -157,7 +157,7 @@ def test_a_flood_for_a_model_that_crashes_is_answered_and_the_others_slots_survi
 
 
 @pytest.mark.parametrize("way", ["time", "reload"])
-def test_a_model_that_was_kept_away_is_tried_again(tmp_path: Path, way: str) -> None:
+def test_a_model_in_quarantine_is_tried_again_later(tmp_path: Path, way: str) -> None:
     (tmp_path / "fragile").write_text("infer")
     text = CONFIG.replace("quarantine: 60s", "quarantine: 2s") if way == "time" else CONFIG
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client(retries=0) as client:
@@ -171,7 +171,7 @@ def test_a_model_that_was_kept_away_is_tried_again(tmp_path: Path, way: str) -> 
             daemon.config.write_text(changed)
             assert multitower("reload", daemon=daemon).returncode == 0
             assert not client.ready(), "the model is the same"
-            daemon.config.write_text(changed.replace("retry: 2", "parameters: {edition: 2}"))
+            daemon.config.write_text(changed.replace("retry: 2", "parameters: {generation: 2}"))
             assert multitower("reload", daemon=daemon).returncode == 0
         daemon.wait(client.ready)
         answers(client)

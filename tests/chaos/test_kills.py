@@ -58,11 +58,11 @@ def test_random_kills_under_load_cost_no_answer(tmp_path: Path, capsys: pytest.C
         assert sum(slot["restarts"] for slot in status["slots"]) == KILLS
         assert daemon.end() == 0
     every = [seconds for times in away.values() for seconds in times]
-    lines = [f"{KILLS} kills: {tally}", f"from the kill to serving again: {_told(every)}"]
-    lines += [f"  {way.name}: {len(times)} kills, {_told(times)}" for way, times in away.items()]
+    lines = [f"{KILLS} kills: {tally}", f"from the kill to serving again: {_format_times(every)}"]
+    lines += [f"  {way.name}: {len(times)} kills, {_format_times(times)}" for way, times in away.items()]
     with capsys.disabled():
         print("", *lines, sep="\n")  # noqa: T201  the figure that docs/reliability.md quotes
 
 
-def _told(times: list[float]) -> str:
+def _format_times(times: list[float]) -> str:
     return f"median {statistics.median(times):.2f} s, worst {max(times):.2f} s"

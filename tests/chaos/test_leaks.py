@@ -1,4 +1,4 @@
-"""Restart after restart: the supervisor keeps nothing of the dead."""
+"""Many restarts: the supervisor keeps nothing of workers that died."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_restarts_leave_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFix
         while incarnation * WORKERS < RESTARTS:
             incarnation += 1
             restart_all(incarnation)
-        # The last of the dead may not have been buried yet.
+        # The last dead workers may not have been released yet.
         daemon.wait(lambda: all(kept()[name] <= before[name] for name in before))
         grown = parent.memory_info().rss - rss
         with capsys.disabled():

@@ -53,7 +53,7 @@ def idle_spares(client: Client) -> list[int]:
     return [spare["pid"] for spare in client.status()["daemon"]["spares"] if spare["state"] == "idle"]
 
 
-def lives(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
     """It has not ended; whether somebody has asked how it ended is another matter, and not the daemon's."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
@@ -61,7 +61,7 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-def test_a_model_that_takes_too_much_memory_costs_itself_only(tmp_path: Path) -> None:
+def test_a_model_that_uses_too_much_memory_costs_only_its_own_worker(tmp_path: Path) -> None:
     with Running(tmp_path, config("Nuisance", spares=1)) as daemon, daemon.wait_ready().client() as client:
         good = [client.submit("m", do("pid")) for _ in range(20)]
         with pytest.raises(ModelError, match="allocate"):
@@ -79,7 +79,7 @@ def test_a_model_that_takes_too_much_memory_costs_itself_only(tmp_path: Path) ->
         assert sum(slot["restarts"] for slot in slots(client)) == 2
 
 
-def test_a_flood_of_stderr_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_flood_of_stderr_delays_no_other_worker(tmp_path: Path) -> None:
     with Running(tmp_path, config("Nuisance")) as daemon, daemon.wait_ready().client() as client:
         for _ in range(50):
             client.infer("m", do("pid"))
@@ -114,7 +114,7 @@ def test_a_slow_loader_is_no_hang(tmp_path: Path) -> None:
         assert [(slot["incarnation"], slot["restarts"]) for slot in slots(client)] == [(1, 0)]
 
 
-def test_kills_of_several_at_once_and_while_they_load(tmp_path: Path) -> None:
+def test_several_workers_killed_at_once_and_while_they_load_come_back(tmp_path: Path) -> None:
     model = "parameters: {seconds: 0.01, load_seconds: 0.3}\n    batching: {max_batch_size: 4}\n    retry: 3"
     text = config("DeclaredReckoner", spares=1, model=model)
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
@@ -187,7 +187,7 @@ def test_no_process_outlives_a_parent_killed_while(stage: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("at", ["loading", "taking over"])
-def test_a_parent_killed_while_it_renews_leaves_nobody_and_clients_know_at_once(tmp_path: Path, at: str) -> None:
+def test_a_daemon_killed_during_a_replacement_leaves_no_process(tmp_path: Path, at: str) -> None:
     """In the middle of a reload under load: of a slot, two processes live, or one of them is leaving."""
     model = "parameters: {load_seconds: 0.5, seconds: 0.01}\n    batching: {max_batch_size: 4}"
     text = config("DeclaredReckoner", workers=3, spares=1, model=model)
@@ -221,7 +221,7 @@ def killed_alone(daemon: Running, at_least: int) -> list[psutil.Process]:
     assert len(children) >= at_least
     daemon.signal(signal.SIGKILL)
     until = time.monotonic() + 2
-    while alive := [child for child in children if lives(child)]:
+    while alive := [child for child in children if is_running(child)]:
         assert time.monotonic() < until, f"still there: {[child.cmdline() for child in alive]}"
         time.sleep(0.01)
     return children

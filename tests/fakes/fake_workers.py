@@ -328,7 +328,7 @@ class Scene:
         child(process).code = code
         self.manager.handle_event(ProcessExited(process), self.now)
 
-    def end_told(self) -> bool:
+    def let_processes_end(self) -> bool:
         """All processes that were told to end do so; returns whether there were any."""
         told = [process for process in self.alive() if child(process).told_to_end]
         for process in told:
@@ -393,7 +393,7 @@ class Scene:
             for process in loading:
                 if process.slot is not None and process in (process.slot.process, process.slot.next_process):
                     self.serve(process)
-            if until() or not (self.end_told() or busy or loading or self._has_work_left()):
+            if until() or not (self.let_processes_end() or busy or loading or self._has_work_left()):
                 return
         raise AssertionError("it does not settle")
 

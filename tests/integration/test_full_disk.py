@@ -69,7 +69,7 @@ def idle_spares(client: Client) -> list[Any]:
     return [spare for spare in client.status()["daemon"]["spares"] if spare["state"] == "idle"]
 
 
-def test_a_disk_without_a_byte_left_costs_nothing(tmp_path: Path, disk: SmallDisk) -> None:
+def test_a_full_disk_does_no_harm(tmp_path: Path, disk: SmallDisk) -> None:
     with running(tmp_path, disk) as daemon, daemon.wait_ready().client() as client:
         disk.fill(daemon.process.pid)
         killed = kill(client, 0)
@@ -79,9 +79,7 @@ def test_a_disk_without_a_byte_left_costs_nothing(tmp_path: Path, disk: SmallDis
         assert daemon.end() == 0
 
 
-def test_without_inodes_no_worker_starts_and_the_rest_serves_until_there_are_some_again(
-    tmp_path: Path, disk: SmallDisk
-) -> None:
+def test_without_inodes_no_worker_starts_until_there_are_some_again(tmp_path: Path, disk: SmallDisk) -> None:
     with (
         running(tmp_path, disk, CONFIG.replace("spares: 0", "spares: 1")) as daemon,
         daemon.wait_ready().client() as client,
@@ -120,7 +118,7 @@ def test_without_inodes_no_worker_starts_and_the_rest_serves_until_there_are_som
         assert daemon.end() == 0
 
 
-def test_the_back_off_brings_a_slot_back_by_itself(tmp_path: Path, disk: SmallDisk) -> None:
+def test_a_slot_comes_back_by_itself_after_its_back_off(tmp_path: Path, disk: SmallDisk) -> None:
     text = CONFIG.replace("max_restarts: 3", "max_restarts: 1000")
     with running(tmp_path, disk, text) as daemon, daemon.wait_ready().client() as client:
         disk.use_up_inodes(daemon.process.pid)
@@ -133,7 +131,7 @@ def test_the_back_off_brings_a_slot_back_by_itself(tmp_path: Path, disk: SmallDi
         assert daemon.end() == 0
 
 
-def test_a_runtime_folder_that_somebody_removed_ends_nothing_that_serves(tmp_path: Path, disk: SmallDisk) -> None:
+def test_a_removed_runtime_folder_does_not_end_workers_that_serve(tmp_path: Path, disk: SmallDisk) -> None:
     text = CONFIG.replace("max_restarts: 3", "max_restarts: 1000")
     with running(tmp_path, disk, text) as daemon, daemon.wait_ready().client() as client:
         folder = disk.path(daemon.process.pid) / "run"

@@ -50,7 +50,7 @@ def test_a_stopped_worker_is_replaced_and_its_requests_are_answered_in_time(tmp_
         assert "hung" in daemon.slot(0)["last_error"]
 
 
-def test_native_code_that_sleeps_is_found_though_no_thread_runs_and_shows_where(tmp_path: Path) -> None:
+def test_native_code_that_sleeps_is_found_and_its_stacks_are_logged(tmp_path: Path) -> None:
     with Running(tmp_path, config()) as daemon, daemon.wait_ready().client() as client:
         with pytest.raises(Poisoned):
             client.infer("m", do("stuck 60"))
@@ -59,7 +59,7 @@ def test_native_code_that_sleeps_is_found_though_no_thread_runs_and_shows_where(
         daemon.wait_ready()
 
 
-def test_a_call_over_its_time_is_a_hang_and_shows_its_stacks(tmp_path: Path) -> None:
+def test_a_call_over_its_time_is_a_hang_and_its_stacks_are_logged(tmp_path: Path) -> None:
     with Running(tmp_path, config(limit="1s")) as daemon, daemon.wait_ready().client() as client:
         with pytest.raises(Poisoned):
             client.infer("m", do("sleep 60"))
@@ -71,7 +71,7 @@ def test_a_call_over_its_time_is_a_hang_and_shows_its_stacks(tmp_path: Path) -> 
         assert time.monotonic() - begun < 1, "it is not run again"
 
 
-def test_one_that_hangs_beyond_its_deadline_kills_no_second_worker(tmp_path: Path) -> None:
+def test_a_request_that_hangs_beyond_its_deadline_kills_one_worker(tmp_path: Path) -> None:
     with Running(tmp_path, config(limit="2s")) as daemon, daemon.wait_ready().client() as client:
         with pytest.raises(DeadlineExceeded):
             client.infer("m", do("sleep 60"), timeout=1)
@@ -82,7 +82,7 @@ def test_one_that_hangs_beyond_its_deadline_kills_no_second_worker(tmp_path: Pat
         assert sum(slot["restarts"] for slot in client.status()["slots"]) == 1
 
 
-def test_what_loads_for_long_and_what_computes_for_long_is_no_hang(tmp_path: Path) -> None:
+def test_long_loading_and_long_computing_is_no_hang(tmp_path: Path) -> None:
     text = (
         config(limit="60s")
         + """  - name: slow
@@ -106,7 +106,7 @@ def test_many_slow_calls_in_one_batch_are_no_hang(tmp_path: Path) -> None:
         assert client.status()["slots"][0]["incarnation"] == 1
 
 
-def test_a_paused_machine_is_no_hang(tmp_path: Path) -> None:
+def test_a_suspended_machine_is_no_hang(tmp_path: Path) -> None:
     with Running(tmp_path, config()) as daemon, daemon.wait_ready().client() as client:
         everybody = [daemon.process.pid, *(child.pid for child in daemon.remember())]
         for pid in everybody:

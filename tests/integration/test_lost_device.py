@@ -56,7 +56,9 @@ def present(client: Client) -> list[bool | None]:
 
 
 @pytest.mark.parametrize("how", ["noticed", "killed"])
-def test_its_slot_fails_with_the_cause_the_other_serves_and_it_comes_back(tmp_path: Path, gpus: Gpus, how: str) -> None:
+def test_a_lost_device_fails_its_slot_until_it_is_back_and_the_others_serve(
+    tmp_path: Path, gpus: Gpus, how: str
+) -> None:
     with (
         Running(tmp_path, CONFIG, environment=gpus.environment) as daemon,
         daemon.wait_ready().client() as client,
@@ -83,9 +85,9 @@ def test_its_slot_fails_with_the_cause_the_other_serves_and_it_comes_back(tmp_pa
         assert (serving["state"], serving["incarnation"]) == ("ready", 1)
         ready = client.server_ready()
         assert (ready["ready"], ready["slots_ready"], ready["slots_total"]) == (True, 1, 2)
-        told = multitower("status", daemon=daemon)
-        assert told.returncode == 1
-        assert "gone" in told.stdout
+        done = multitower("status", daemon=daemon)
+        assert done.returncode == 1
+        assert "gone" in done.stdout
         still = multitower("restart", "0", daemon=daemon)
         assert still.returncode != 0
         assert cause in still.stderr
@@ -102,7 +104,7 @@ def test_its_slot_fails_with_the_cause_the_other_serves_and_it_comes_back(tmp_pa
         assert daemon.end() == 0
 
 
-def test_the_only_one_takes_the_model_with_it_but_not_the_daemon(tmp_path: Path, gpus: Gpus) -> None:
+def test_the_loss_of_the_only_device_ends_the_model_but_not_the_daemon(tmp_path: Path, gpus: Gpus) -> None:
     text = CONFIG.replace("[1, 2]", "[1]")
     with (
         Running(tmp_path, text, environment=gpus.environment) as daemon,

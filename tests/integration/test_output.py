@@ -36,7 +36,7 @@ def gathered() -> Iterator[Gathered]:
     log.propagate = former
 
 
-def test_lines_come_with_the_fields_of_the_moment_and_the_last_words_too(gathered: Gathered) -> None:
+def test_lines_have_the_current_fields_and_an_unfinished_last_line_is_kept(gathered: Gathered) -> None:
     reader = OutputReader()
     out, into = os.pipe()
     fields: dict[str, object] = {"slot": 3}
@@ -49,7 +49,7 @@ def test_lines_come_with_the_fields_of_the_moment_and_the_last_words_too(gathere
         os.fstat(out)
 
 
-def test_a_flood_is_capped_and_counted(gathered: Gathered) -> None:
+def test_a_flood_is_limited_and_counted(gathered: Gathered) -> None:
     reader = OutputReader()
     out, into = os.pipe()
     reader.add(out, {"slot": 0})
@@ -57,9 +57,9 @@ def test_a_flood_is_capped_and_counted(gathered: Gathered) -> None:
         os.write(into, b"x\n" * 100)
     os.close(into)
     reader.close()
-    told = [fields for text, fields in gathered.lines if "lines left out" in text]
+    notices = [fields for text, fields in gathered.lines if "lines left out" in text]
     kept = [text for text, _ in gathered.lines if text == "x"]
-    assert len(kept) + sum(int(str(fields["lines"])) for fields in told) == 2000
+    assert len(kept) + sum(int(str(fields["lines"])) for fields in notices) == 2000
     # Two windows of a second at the most, should the clock turn in between.
     assert LINES_A_SECOND <= len(kept) <= 2 * LINES_A_SECOND
 
@@ -101,7 +101,9 @@ TENSORFLOW = [
 
 
 @pytest.mark.parametrize(("line", "on_gpu", "on_cpu"), TENSORFLOW)
-def test_a_line_of_tensorflow_has_the_level_that_it_deserves(line: bytes, on_gpu: str, on_cpu: str) -> None:
+def test_a_line_of_tensorflow_has_the_level_of_its_letter_unless_it_is_noise(
+    line: bytes, on_gpu: str, on_cpu: str
+) -> None:
     assert logging.getLevelName(level_of(line, on_cpu=False)) == on_gpu
     assert logging.getLevelName(level_of(line, on_cpu=True)) == on_cpu
 
@@ -154,7 +156,7 @@ def formatted(formatter: logging.Formatter, message: str = "worker died\nbadly",
     return stream.getvalue()
 
 
-def test_an_event_is_one_line_for_people() -> None:
+def test_an_event_is_one_line_in_the_human_format() -> None:
     line = formatted(HumanFormatter(colour=False))
     assert line.endswith('WARNING worker died\\nbadly slot=1 cause="killed by SIGKILL (9)"\n')
     assert line.count("\n") == 1

@@ -38,7 +38,7 @@ def do(command: str) -> dict[str, Any]:
     return {"do": np.array([command])}
 
 
-def test_what_kills_right_behind_another_request_is_blamed_and_not_that_one(tmp_path: Path) -> None:
+def test_of_two_batches_only_the_one_that_killed_the_worker_is_suspect(tmp_path: Path) -> None:
     # The second request is sent shortly before the first one ends, and kills before that one's answer may have left.
     text = config("Commanded", workers=1, model="retry: 0\n    quarantine: 0", more="restart: {max_restarts: 100}")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
@@ -131,7 +131,7 @@ def test_a_request_that_kills_workers_is_poisoned_after_its_retry(tmp_path: Path
         assert cause in daemon.wait_line("worker died")["cause"]
 
 
-def test_without_retry_a_death_is_told_as_such(tmp_path: Path) -> None:
+def test_without_retry_a_death_is_reported_as_worker_died(tmp_path: Path) -> None:
     text = config("Commanded", workers=1, model="retry: 0")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         with pytest.raises(Unavailable) as raised:
@@ -148,7 +148,7 @@ def test_an_exception_of_the_model_costs_no_worker(tmp_path: Path) -> None:
         assert client.status()["slots"][0]["restarts"] == 0
 
 
-def test_errors_that_no_reply_can_carry_as_they_are_cost_no_worker(tmp_path: Path) -> None:
+def test_errors_that_no_reply_can_carry_cost_no_worker(tmp_path: Path) -> None:
     expected = {
         "refuse it": ("shape_invalid", "it"),  # its details are left out
         "refuse_deep it": ("shape_invalid", "it"),
@@ -169,7 +169,7 @@ def test_errors_that_no_reply_can_carry_as_they_are_cost_no_worker(tmp_path: Pat
         assert client.status()["slots"][0]["restarts"] == 0
 
 
-def test_what_a_worker_prints_goes_to_the_log_with_its_slot(tmp_path: Path) -> None:
+def test_output_of_a_worker_goes_to_the_log_with_its_slot(tmp_path: Path) -> None:
     with Running(tmp_path, config("Commanded", workers=1)) as daemon, daemon.wait_ready().client() as client:
         client.infer("m", do("shout hear me"))
         line = daemon.wait_line("hear me", slot=0)
@@ -288,7 +288,7 @@ def test_a_drain_answers_what_was_accepted_and_refuses_the_rest(tmp_path: Path) 
         assert daemon.wait_end() == 0
 
 
-def test_a_second_signal_ends_it_now(tmp_path: Path) -> None:
+def test_a_second_signal_ends_the_daemon_at_once(tmp_path: Path) -> None:
     text = config("Sleeper", workers=2, spares=1, model="parameters: {seconds: 20}")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
         stuck: Future[Any] = client.submit("m", {"x": np.zeros(1)})

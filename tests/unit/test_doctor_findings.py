@@ -430,3 +430,19 @@ def test_a_model_that_did_not_load_gets_no_second_finding() -> None:
     answer = {"build": BUILD, "models": {"m": {"error": "no weights"}, "n": {"error": "no weights"}}}
     found = list(operations.findings(answer, gpus_wanted=True, not_loaded={"m"}))
     assert [finding.text for finding in found] == ["n: its operations cannot be read: no weights"]
+
+
+def test_bytes_of_the_system_that_are_not_utf8_are_read(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_bytes(b"\xff\n")
+    assert machine._read(tmp_path / "cpu.max") == "\N{REPLACEMENT CHARACTER}\n"
+
+
+def test_output_of_tensorflow_that_is_not_utf8_does_not_end_the_doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nprintf 'native \\377 code' >&2\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    with pytest.raises(operations.InspectionError, match="ended with code 3: native \N{REPLACEMENT CHARACTER} code"):
+        operations.inspect_operations([], 60.0)

@@ -1,4 +1,4 @@
-"""How a worker ended, in words."""
+"""Descriptions of how a worker ended, and advice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from multitower.supervisor.workers.slot import WorkerProcess
         (-63, "killed by a signal (63)", "who sends"),
     ],
 )
-def test_words_and_what_to_check(code: int, text: str, advice: str) -> None:
+def test_an_exit_code_has_a_description_and_advice(code: int, text: str, advice: str) -> None:
     cause = ExitCause(code)
     assert str(cause) == text
     assert advice in cause.advice
@@ -44,7 +44,7 @@ def test_words_and_what_to_check(code: int, text: str, advice: str) -> None:
         ("ready", -9, Verdict(Fault.DEVICE_LOST, "its device is gone"), "killed because its device is gone", None),
     ],
 )
-def test_what_else_is_known_of_a_process(
+def test_the_supervisors_verdict_and_the_first_report_change_the_description(
     state: str, code: int, verdict: Verdict | None, text: str, advice: str | None
 ) -> None:
     process = WorkerProcess(

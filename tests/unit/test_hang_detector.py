@@ -1,4 +1,4 @@
-"""What is a hang and what is not, as histories of heartbeats and of what the system says."""
+"""What is a hang and what is not, as histories of heartbeats and of states of the process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BEAT = 1.0
 
 
 class Scene:
-    """A process and its supervisor, second by second."""
+    """A process that is checked once a second."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -66,13 +66,15 @@ LOADING: dict[str, object] = {}
         ("starved by its neighbours", [({"beats": False, "state": "R"}, LOADING)] * 60, None),
     ],
 )
-def test_history(name: str, steps: list[tuple[dict[str, object], dict[str, object]]], cause: str | None) -> None:
+def test_heartbeats_and_system_states_lead_to_the_expected_verdict(
+    name: str, steps: list[tuple[dict[str, object], dict[str, object]]], cause: str | None
+) -> None:
     scene = Scene()
     verdicts = [scene.second(**happens, **doing) for happens, doing in steps]  # type: ignore[arg-type]
     assert all(verdict is None for verdict in verdicts[:-1]), name
-    told = verdicts[-1].cause if verdicts[-1] is not None else None
-    assert (told is None) == (cause is None), told
-    assert cause is None or (told is not None and cause in told)
+    found = verdicts[-1].cause if verdicts[-1] is not None else None
+    assert (found is None) == (cause is None), found
+    assert cause is None or (found is not None and cause in found)
 
 
 def test_a_call_is_measured_from_its_own_beginning() -> None:
@@ -81,7 +83,7 @@ def test_a_call_is_measured_from_its_own_beginning() -> None:
         assert scene.second(work=f"batch {number}", since=scene.now, limit=2.0) is None
 
 
-def test_a_paused_machine_is_no_hang() -> None:
+def test_a_suspended_machine_is_no_hang() -> None:
     scene = Scene()
     assert scene.second(work="a batch", since=scene.now, limit=5.0) is None
     scene.now += 3600
@@ -95,7 +97,7 @@ def test_a_process_that_has_ended_does_not_hang() -> None:
     assert hang_detector.check(60.0, [], lambda: None, loading=True) is None
 
 
-def test_verdicts_tell_what_can_still_be_asked_of_the_process() -> None:
+def test_verdicts_say_whether_the_process_can_still_dump_its_stacks() -> None:
     stopped = HangDetector(0.0, BEAT).check(3.0, [None], lambda: ProcessStat("T", 0.0), loading=False)
     overrun = HangDetector(0.0, BEAT).check(
         3.0, [Call("a batch", 0.0, 2.0)], lambda: ProcessStat("R", 0.0), loading=False

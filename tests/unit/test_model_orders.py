@@ -84,7 +84,7 @@ def test_a_failed_slot_recovers_when_its_bad_model_is_unloaded(tmp_path: Path) -
         scene.tick(1.0)
         if scene.slot().process is not None:
             scene.report(scene.process(), "failed", "n: no weights")
-            scene.end_told()
+            scene.let_processes_end()
     assert slots_of(daemon.carry_out("unload", "n")) == [0]
     assert (scene.state(), daemon.loads()) == (State.READY, ["m"])
 
@@ -181,7 +181,7 @@ def test_a_failed_load_is_undone_where_two_processes_do_not_fit(tmp_path: Path) 
     daemon = DaemonScene(tmp_path, [("m", "n")], fits=False)
     daemon.carry_out("unload", "n")
     daemon.give("load", "n")
-    daemon.scene.end_told()
+    daemon.scene.let_processes_end()
     daemon.scene.report(daemon.scene.process(), "loading")
     daemon.scene.report(daemon.scene.process(), "ready", failed=["n"])
     daemon.scene.submit(model="m")
@@ -210,7 +210,7 @@ def test_a_model_that_fails_on_one_slot_is_unloaded_on_all(tmp_path: Path) -> No
     daemon.carry_out("unload", "n")
     daemon.give("load", "n")
     daemon.scene.serve(daemon.scene.next_process(0))
-    daemon.scene.end_told()
+    daemon.scene.let_processes_end()
     daemon.scene.tick()
     daemon.scene.submit(model="n")
     daemon.scene.report(daemon.scene.next_process(1), "failed", "n: no memory")
@@ -225,7 +225,7 @@ def test_a_new_generation_that_fails_on_one_slot_is_undone_on_all(tmp_path: Path
     daemon.configure(n=2)
     daemon.give("load", "n")
     daemon.scene.serve(daemon.scene.next_process(0))
-    daemon.scene.end_told()
+    daemon.scene.let_processes_end()
     daemon.scene.tick()
     daemon.scene.report(daemon.scene.next_process(1), "failed", "n: no weights")
     daemon.scene.settle()
@@ -267,7 +267,7 @@ def test_each_request_has_one_answer_in_any_history_of_orders_and_deaths(tmp_pat
             if loading:
                 scene.serve(rng.choice(loading))
         elif step == "obey":
-            scene.end_told()
+            scene.let_processes_end()
         elif step == "die" and scene.alive() and deaths < 3:
             deaths += 1
             scene.die(rng.choice(scene.alive()))

@@ -1,4 +1,4 @@
-"""Renewals that go well, and that meet deaths, removals and other renewals: histories of a fleet without processes."""
+"""Replacements that succeed, and that meet deaths, removals and other replacements, with fake processes."""
 
 from __future__ import annotations
 
@@ -31,41 +31,41 @@ def condemn(scene: Scene, process: WorkerProcess) -> None:
     scene.manager._exits.condemn_process(process, Verdict(Fault.STOPPED, "it sleeps"), scene.now)
 
 
-# Where two fit, the old one serves until the new one does.
+# Two processes fit: the old one serves until the new one is ready.
 
 
-def test_the_new_one_takes_over_when_it_is_ready_and_the_old_one_ends_when_it_has_answered() -> None:
+def test_the_new_process_takes_over_and_the_old_one_ends_when_it_has_answered() -> None:
     scene = serving()
     old = scene.process()
     scene.submit()
-    told = scene.order(specs=(spec(2),))
+    outcomes = scene.order(specs=(spec(2),))
     new = scene.next_process()
-    assert (scene.process(), scene.state(), told) == (old, State.READY, [])
+    assert (scene.process(), scene.state(), outcomes) == (old, State.READY, [])
     scene.serve(new)
-    assert (scene.process(), scene.slot().specs, told) == (new, (spec(2),), [])
+    assert (scene.process(), scene.slot().specs, outcomes) == (new, (spec(2),), [])
     assert not child(old).told_to_end, "it has something to answer"
     scene.answer(old)
     assert child(old).told_to_end
-    assert told == [None]
+    assert outcomes == [None]
     assert len(scene.replies()) == 1
-    scene.end_told()
+    scene.let_processes_end()
     assert (scene.alive(), scene.state(), scene.slot().incarnation) == ([new], State.READY, 2)
 
 
 @pytest.mark.parametrize("how", ["dies", "cannot load", "has no room"])
-def test_one_that_does_not_come_up_leaves_the_old_one_as_it_was(how: str) -> None:
+def test_a_new_process_that_does_not_start_leaves_the_old_one_as_it_was(how: str) -> None:
     scene = serving()
     old = scene.process()
     scene.no_room = how == "has no room"
-    told = scene.order(specs=(spec(2),))
+    outcomes = scene.order(specs=(spec(2),))
     if how == "dies":
         scene.die(scene.next_process())
     elif how == "cannot load":
         scene.report(scene.next_process(), "failed", "no weights")
         scene.tick()
-    assert len(told) == 1
-    assert told[0] is not None
-    scene.end_told()
+    assert len(outcomes) == 1
+    assert outcomes[0] is not None
+    scene.let_processes_end()
     assert (scene.alive(), scene.process(), scene.state()) == ([old], old, State.READY)
     assert (scene.slot().specs, scene.slot().incarnation) == ((spec(1),), 1)
     scene.submit()
@@ -73,57 +73,57 @@ def test_one_that_does_not_come_up_leaves_the_old_one_as_it_was(how: str) -> Non
     assert len(scene.replies()) == 1
 
 
-def test_the_old_one_dies_first_and_the_new_one_is_the_slots_own_from_then_on() -> None:
+def test_the_new_process_is_promoted_when_the_old_one_dies_first() -> None:
     scene = serving()
-    told = scene.order(specs=(spec(2),))
+    outcomes = scene.order(specs=(spec(2),))
     new = scene.next_process()
     scene.report(new, "loading")
     scene.submit()
     scene.die(scene.process())
-    assert (scene.process(), scene.state(), told) == (new, State.LOADING, [])
-    assert scene.alive() == [new], "no third one"
+    assert (scene.process(), scene.state(), outcomes) == (new, State.LOADING, [])
+    assert scene.alive() == [new], "no third process is started"
     scene.report(new, "ready")
     scene.tick()
-    assert (scene.state(), scene.slot().specs, told) == (State.READY, (spec(2),), [None])
+    assert (scene.state(), scene.slot().specs, outcomes) == (State.READY, (spec(2),), [None])
     scene.dispatch()
     scene.answer(new)
-    assert len(scene.replies()) == 1, "what the dead one had is answered"
+    assert len(scene.replies()) == 1, "the request of the dead process is answered"
 
 
 @pytest.mark.parametrize("first", ["old", "new"])
-def test_both_die_at_once_and_the_renewal_begins_again(first: str) -> None:
+def test_the_replacement_starts_again_when_both_processes_die_at_once(first: str) -> None:
     scene = serving()
-    told = scene.order(specs=(spec(2),))
+    outcomes = scene.order(specs=(spec(2),))
     both = {"old": scene.process(), "new": scene.next_process()}
     for process in (both.pop(first), *both.values()):
         scene.exit(process)
     scene.tick()
     scene.settle()
-    assert len(told) == 1
+    assert len(outcomes) == 1
     assert scene.state() is State.READY
     assert len(scene.alive()) == 1
-    # The new one died before the old: then it is no worse than one that cannot load, and the slot keeps what it had.
-    assert scene.slot().specs == ((spec(2),) if told == [None] else (spec(1),))
+    # If the new one died before the old one, that counts as a failure to load, and the slot keeps its models.
+    assert scene.slot().specs == ((spec(2),) if outcomes == [None] else (spec(1),))
 
 
 @pytest.mark.parametrize("how", ["dies", "hangs"])
-def test_what_the_one_that_leaves_was_executing_is_run_again_before_the_renewal_is_over(how: str) -> None:
+def test_batches_of_an_old_process_that_dies_run_again_before_the_replacement_ends(how: str) -> None:
     scene = serving()
     old = scene.process()
     scene.submit()
-    told = scene.order()
+    outcomes = scene.order()
     new = scene.serve(scene.next_process())
     if how == "hangs":
         condemn(scene, old)
     else:
         scene.exit(old)
     scene.manager._replacer.advance(scene.now)
-    assert told == [], "others are still to be given what it had"
+    assert outcomes == [], "its batch has not been given to others yet"
     if how == "hangs":
         scene.exit(old)
     scene.tick()
-    assert told == [None]
-    assert scene.state() is State.READY, "its death is not the slot's"
+    assert outcomes == [None]
+    assert scene.state() is State.READY, "it was not the slot's current process"
     scene.running.clear()
     scene.dispatch()
     scene.answer(new)
@@ -131,49 +131,49 @@ def test_what_the_one_that_leaves_was_executing_is_run_again_before_the_renewal_
     assert scene.slot().restarts == 0
 
 
-def test_the_one_that_leaves_is_still_looked_after() -> None:
+def test_a_process_that_drains_is_still_checked_for_hangs() -> None:
     scene = serving()
     old = scene.process()
     scene.submit()
     scene.order()
     scene.serve(scene.next_process())
-    assert old in scene.manager.processes(), "or its hang would never be seen"
+    assert old in scene.manager.processes(), "otherwise its hang would never be found"
     scene.manager.stop(scene.now)
-    scene.end_told()
+    scene.let_processes_end()
     assert scene.alive() == []
     assert list(scene.manager.processes()) == []
 
 
-# Where two do not fit, the old one ends first, and requests wait.
+# Two processes do not fit: the old one ends first, and requests wait.
 
 
-def test_the_only_slot_is_renewed_without_room_for_two_and_nobody_is_refused() -> None:
+def test_requests_wait_while_the_only_slot_is_replaced_without_room_for_two() -> None:
     scene = serving(fits=False)
     old = scene.process()
-    told = scene.order(specs=(spec(2),))
+    outcomes = scene.order(specs=(spec(2),))
     assert scene.state() is State.STOPPING
-    scene.submit()  # raises where there is no hope
+    scene.submit()  # it would raise if the model counted as unavailable
     assert not scene.manager.unavailable, "exit_when_failed must not end the daemon now"
-    scene.end_told()
+    scene.let_processes_end()
     new = scene.process()
-    assert (child(old).closed, scene.state(), told) == (True, State.STARTING, [])
+    assert (child(old).closed, scene.state(), outcomes) == (True, State.STARTING, [])
     assert not scene.manager.unavailable
     scene.serve(new)
-    assert (told, scene.slot().specs) == ([None], (spec(2),))
+    assert (outcomes, scene.slot().specs) == ([None], (spec(2),))
     scene.dispatch()
     scene.answer(new)
     assert len(scene.replies()) == 1
 
 
-def test_when_the_new_one_cannot_load_then_what_waits_is_refused_with_the_cause() -> None:
+def test_waiting_requests_get_the_cause_when_the_new_process_cannot_load() -> None:
     scene = serving(fits=False)
-    told = scene.order()
+    outcomes = scene.order()
     scene.submit()
-    scene.end_told()
+    scene.let_processes_end()
     scene.report(scene.process(), "loading")
     scene.report(scene.process(), "failed", "no weights")
     scene.tick()
-    assert told == ["no weights"]
+    assert outcomes == ["no weights"]
     (error,) = scene.replies()
     assert (error.reason, "no weights" in error.message) == (Reason.NO_WORKER, True)
     assert scene.manager.unavailable
@@ -181,76 +181,78 @@ def test_when_the_new_one_cannot_load_then_what_waits_is_refused_with_the_cause(
 
 
 @pytest.mark.parametrize("how", ["cannot load", "dies"])
-def test_when_it_cannot_load_other_models_the_slot_gets_its_former_ones_back_and_nobody_is_refused(how: str) -> None:
+def test_a_slot_rolls_back_to_its_former_models_when_new_ones_cannot_load(how: str) -> None:
     scene = serving(fits=False)
-    told = scene.order(specs=(spec(2),))
+    outcomes = scene.order(specs=(spec(2),))
     scene.submit()
-    scene.end_told()
+    scene.let_processes_end()
     if how == "cannot load":
         scene.report(scene.process(), "loading")
         scene.report(scene.process(), "failed", "no weights")
     else:
         scene.die(scene.process())
     scene.tick()
-    assert told == []
-    scene.end_told()
+    assert outcomes == []
+    scene.let_processes_end()
     scene.serve(scene.process())
-    assert told == ["no weights" if how == "cannot load" else "killed by SIGKILL (9)"]
+    assert outcomes == ["no weights" if how == "cannot load" else "killed by SIGKILL (9)"]
     assert (scene.state(), scene.slot().specs) == (State.READY, (spec(1),))
     scene.dispatch()
     scene.answer(scene.process())
     assert [type(reply) for reply in scene.replies()] == [list]
 
 
-def test_it_dies_while_it_drains_and_the_new_one_comes_all_the_same() -> None:
+def test_a_process_that_dies_while_it_drains_is_replaced_all_the_same() -> None:
     scene = serving(fits=False)
     scene.submit()
-    told = scene.order()
+    outcomes = scene.order()
     assert scene.state() is State.DRAINING, "it has something to answer"
     scene.die(scene.process())
     assert scene.state() is State.STARTING
     scene.serve(scene.process())
-    assert told == [None]
+    assert outcomes == [None]
     scene.dispatch()
     scene.answer(scene.process())
     assert len(scene.replies()) == 1
 
 
-def test_it_dies_before_it_is_told_to_end_and_the_renewal_begins_again() -> None:
+def test_the_replacement_starts_again_when_the_old_process_dies_before_it_drains() -> None:
     scene = serving(fits=False)
     scene.submit()
-    # The version is asked for by name, and the new one might have another: the old one has to answer this, too.
+    # It names the version, and the new process might have another one: the old one must answer it.
     scene.submit(version="1")
-    told = scene.order(specs=(spec(2),))
+    outcomes = scene.order(specs=(spec(2),))
     assert scene.state() is State.READY
     scene.die(scene.process())
     scene.settle()
-    assert told == [None]
+    assert outcomes == [None]
     assert (scene.state(), scene.slot().specs, len(scene.alive())) == (State.READY, (spec(2),), 1)
     assert len(scene.replies()) == 2
 
 
-def test_what_comes_while_the_old_one_leaves_does_not_keep_it() -> None:
+def test_requests_received_during_a_drain_do_not_prolong_it() -> None:
     scene = serving(fits=False)
     old = scene.process()
     for _ in range(4):
         scene.submit(version="1")
-    told = scene.order()
+    outcomes = scene.order()
     answered = 0
     while not child(old).told_to_end:
         scene.tick(0.1)
-        scene.submit(version="1")  # never less than it can take
+        scene.submit(version="1")  # always as many as it can execute
         scene.submit(version="1")
         scene.answer(old)
         answered += 1
-        assert answered < 10, "it would go on for ever"
+        assert answered < 10, "the drain does not end"
     scene.settle()
-    assert told == [None]
+    assert outcomes == [None]
     replies = scene.replies()
-    assert [type(reply) for reply in replies] == [list] * (4 + 2 * answered), "the new one serves the version, too"
+    assert [type(reply) for reply in replies] == [list] * (4 + 2 * answered), (
+        "the new process serves the version as well"
+    )
 
 
-# In every state.
+# In each state.
 
 
 def history(state: State) -> Scene:
@@ -270,79 +272,79 @@ STATES = [State.STARTING, State.LOADING, State.READY, State.BACKOFF, State.FAILE
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_a_restart_in_every_state_makes_one_new_process(state: State) -> None:
+def test_a_restart_in_any_state_starts_one_new_process(state: State) -> None:
     scene = history(state)
     before = len(scene.launched)
-    told = scene.order()
+    outcomes = scene.order()
     scene.settle()
-    assert told == [None]
+    assert outcomes == [None]
     assert scene.state() is State.READY
     assert len(scene.launched) == before + 1
     assert scene.alive() == [scene.launched[-1]]
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_a_removal_in_every_state_leaves_nothing(state: State) -> None:
+def test_a_removal_in_any_state_leaves_no_process(state: State) -> None:
     scene = history(state)
     before = len(scene.launched)
-    told = scene.order(remove=True)
+    outcomes = scene.order(remove=True)
     scene.settle()
-    assert told == [None]
+    assert outcomes == [None]
     assert (scene.alive(), scene.manager.slots, len(scene.launched)) == ([], [], before)
 
 
 # Several.
 
 
-def test_slots_are_renewed_one_after_the_other() -> None:
+def test_slots_are_replaced_one_after_the_other() -> None:
     scene = serving(2)
-    told = scene.order(0), scene.order(1)
+    outcomes = scene.order(0), scene.order(1)
     assert scene.slot(1).next_process is None
     scene.serve(scene.next_process(0))
-    assert told[0] == [None]
+    assert outcomes[0] == [None]
     scene.serve(scene.next_process(1))
-    assert told == ([None], [None])
+    assert outcomes == ([None], [None])
 
 
-def test_two_renewals_of_one_slot_are_both_carried_out() -> None:
+def test_two_replacements_of_one_slot_are_both_carried_out() -> None:
     scene = serving()
-    told = scene.order(specs=(spec(2),)), scene.order(specs=(spec(3),))
+    outcomes = scene.order(specs=(spec(2),)), scene.order(specs=(spec(3),))
     scene.settle()
-    assert told == ([None], [None])
+    assert outcomes == ([None], [None])
     assert (scene.slot().incarnation, scene.slot().specs) == (3, (spec(3),))
     assert len(scene.alive()) == 1
 
 
-def test_what_waits_for_a_slot_that_is_removed_is_told_so() -> None:
+def test_replacements_that_wait_for_a_removed_slot_fail_with_the_cause() -> None:
     scene = serving(2)
-    told = scene.order(0, remove=True), scene.order(0), scene.order(1)
+    outcomes = scene.order(0, remove=True), scene.order(0), scene.order(1)
     scene.settle()
-    assert told == ([None], ["the slot is no longer configured"], [None])
+    assert outcomes == ([None], ["the slot is no longer configured"], [None])
     assert [slot.number for slot in scene.manager.slots] == [1]
 
 
-def test_only_what_has_not_begun_can_be_withdrawn() -> None:
+def test_only_replacements_that_have_not_begun_can_be_withdrawn() -> None:
     scene = serving(3)
-    told: list[str] = []
-    ours = [
-        Replacement(scene.slot(number), "a reload", done=lambda _, name=str(number): told.append(name))
+    outcomes: list[str] = []
+    replacements = [
+        Replacement(scene.slot(number), "a reload", done=lambda _, name=str(number): outcomes.append(name))
         for number in range(2)
     ]
-    for replacement in ours:
+    for replacement in replacements:
         scene.manager.request_replacement(replacement)
     other = scene.order(2)
-    scene.manager.withdraw_replacements(ours)
+    scene.manager.withdraw_replacements(replacements)
     scene.settle()
-    assert told == ["0"]
+    assert outcomes == ["0"]
     assert other == [None]
     assert [slot.incarnation for slot in scene.manager.slots] == [2, 1, 2]
 
 
-# Devices that a reload groups anew.
+# Devices that a reload groups differently.
 
 
 def on(scene: Scene, **devices: str) -> None:
-    """Gives slots other devices than the scene did: `slot_0="GPU-a,GPU-b"`."""
+    """Gives slots other devices than the scene has: `slot_0="GPU-a,GPU-b"`."""
     for name, names in devices.items():
         slot = scene.slot(int(name.removeprefix("slot_")))
         slot.placement = replace(slot.placement, devices=tuple(names.split(",")))
@@ -353,59 +355,59 @@ def group(scene: Scene, slot: int, devices: str) -> None:
     scene.tick()
 
 
-def test_a_group_begins_when_the_last_of_its_gpus_is_free_and_what_comes_meanwhile_waits() -> None:
+def test_a_group_starts_when_its_last_gpu_is_free_and_requests_wait_for_it() -> None:
     scene = serving(2)
     on(scene, slot_0="GPU-a", slot_1="GPU-b")
     first, second = scene.process(0), scene.process(1)
     group(scene, 2, "GPU-a,GPU-b")
     assert (scene.state(2), scene.slot(2).process) == (State.STARTING, None)
     for _ in range(4):
-        scene.submit(LARGEST)  # more than both can be given at once
-    told = [scene.order(slot, remove=True) for slot in range(2)]
+        scene.submit(LARGEST)  # more than both can have at once
+    outcomes = [scene.order(slot, remove=True) for slot in range(2)]
     scene.answer(first)
-    assert child(first).told_to_end, "others can wait for the group"
-    scene.end_told()
-    assert (told, scene.slot(2).process) == ([[None], []], None)
+    assert child(first).told_to_end, "requests can wait for the group"
+    scene.let_processes_end()
+    assert (outcomes, scene.slot(2).process) == ([[None], []], None)
     scene.answer(second)
-    scene.end_told()
-    assert told == [[None], [None]]
+    scene.let_processes_end()
+    assert outcomes == [[None], [None]]
     new = scene.process(2)
     assert len(scene.replies()) == 2
     scene.submit()
-    assert scene.replies() == [], "nobody is refused"
+    assert scene.replies() == [], "no request is refused"
     scene.serve(new)
     scene.settle()
     assert len(scene.replies()) == 3
     assert scene.alive() == [new]
 
 
-def test_the_last_of_the_old_ones_serves_until_a_group_that_has_begun_does() -> None:
+def test_the_last_old_worker_serves_until_a_group_that_loads_is_ready() -> None:
     scene = serving(3)
     on(scene, slot_0="GPU-a,GPU-b", slot_1="GPU-c", slot_2="GPU-d")
     group(scene, 3, "GPU-a")
     group(scene, 4, "GPU-d,GPU-c")
     for slot in range(2):
         scene.order(slot, remove=True)
-        scene.end_told()
+        scene.let_processes_end()
     begun = scene.process(3)
     for _ in range(3):
         scene.submit(LARGEST)
-    told = scene.order(2, remove=True)
+    outcomes = scene.order(2, remove=True)
     scene.answer(scene.process(2))
-    assert not child(scene.process(2)).told_to_end, "requests wait, which only it can answer now"
+    assert not child(scene.process(2)).told_to_end, "requests wait that only it can answer now"
     scene.serve(begun)
     scene.answer(scene.process(2))
     scene.settle()
-    assert (told, len(scene.replies()), len(scene.alive())) == ([None], 3, 2)
+    assert (outcomes, len(scene.replies()), len(scene.alive())) == ([None], 3, 2)
 
 
 @pytest.mark.parametrize("remove", [True, False])
-def test_a_slot_that_is_held_back_can_be_removed_or_restarted(remove: bool) -> None:
+def test_a_slot_that_waits_for_devices_can_be_removed_or_restarted(remove: bool) -> None:
     scene = serving(1)
     on(scene, slot_0="GPU-a")
     group(scene, 1, "GPU-a,GPU-b")
-    told = scene.order(1, remove=remove)
-    assert told == [None]
+    outcomes = scene.order(1, remove=remove)
+    assert outcomes == [None]
     assert [slot.number for slot in scene.manager.slots] == ([0] if remove else [0, 1])
     if not remove:
         assert scene.slot(1).process is None
@@ -414,7 +416,7 @@ def test_a_slot_that_is_held_back_can_be_removed_or_restarted(remove: bool) -> N
         assert (len(scene.launched), scene.state(1)) == (2, State.READY)
 
 
-def test_a_slot_that_is_held_back_can_lose_its_models() -> None:
+def test_a_slot_that_waits_for_devices_can_lose_its_models() -> None:
     scene = serving(1)
     on(scene, slot_0="GPU-a")
     group(scene, 1, "GPU-a,GPU-b")
@@ -425,17 +427,17 @@ def test_a_slot_that_is_held_back_can_lose_its_models() -> None:
 
 
 @pytest.mark.parametrize("loads", [True, False])
-def test_what_goes_serves_until_what_comes_does_or_cannot(loads: bool) -> None:
+def test_a_slot_to_be_removed_serves_until_its_relief_is_ready_or_has_failed(loads: bool) -> None:
     scene = serving(1)
     old = scene.process()
     scene.manager.add_slot(placement(1))
     scene.tick()
     new = scene.process(1)
-    told = scene.order(0, remove=True)
+    outcomes = scene.order(0, remove=True)
     assert not child(old).told_to_end
     scene.submit()
     scene.answer(old)
-    assert (told, len(scene.replies())) == ([], 1)
+    assert (outcomes, len(scene.replies())) == ([], 1)
     if loads:
         scene.serve(new)
     else:
@@ -444,10 +446,10 @@ def test_what_goes_serves_until_what_comes_does_or_cannot(loads: bool) -> None:
         scene.tick()
     assert child(old).told_to_end
     scene.settle()
-    assert told == [None]
+    assert outcomes == [None]
 
 
-def test_workers_of_the_same_group_and_cpu_devices_hold_nobody_back() -> None:
+def test_equal_groups_and_cpu_devices_do_not_block_each_other() -> None:
     scene = serving(2)
     on(scene, slot_0="GPU-a,GPU-b", slot_1="cpu:0")
     group(scene, 2, "GPU-a,GPU-b")
@@ -455,13 +457,13 @@ def test_workers_of_the_same_group_and_cpu_devices_hold_nobody_back() -> None:
     assert None not in (scene.slot(2).process, scene.slot(3).process)
 
 
-# Whatever comes.
+# Everything in any order.
 
 
-class Renewing(RuleBasedStateMachine):
-    """Slots, orders and deaths in any order: no event is impossible, every order is answered once, all slots come back.
+class Replacing(RuleBasedStateMachine):
+    """Replacements, deaths and reports in any order: each replacement ends once, and all slots serve in the end.
 
-    A slot that is told of an event that its table does not know raises, which would end the daemon.
+    No event may occur that the table of a slot does not have.
     """
 
     @initialize(slots=st.integers(1, 3), fits=st.booleans(), spares=st.integers(0, 1), retry=st.integers(0, 1))
@@ -491,7 +493,7 @@ class Renewing(RuleBasedStateMachine):
     @precondition(lambda self: self.scene.alive())
     @rule(data=st.data(), code=st.sampled_from([-9, -11, 0, 73]))
     def die(self, data: st.DataObject, code: int) -> None:
-        """The loop may find several deaths at once: it is buried with the next tick."""
+        """A process ends; it is released with the next tick, perhaps together with others."""
         process = self.some(data, self.scene.alive())
         if process.route is not None:
             self.scene.running.pop(process.route.worker, None)
@@ -504,7 +506,7 @@ class Renewing(RuleBasedStateMachine):
 
     @rule()
     def obey(self) -> None:
-        self.scene.end_told()
+        self.scene.let_processes_end()
 
     @rule(data=st.data(), version=st.integers(1, 3), remove=st.integers(0, 9))
     def order(self, data: st.DataObject, version: int, remove: int) -> None:
@@ -530,7 +532,11 @@ class Renewing(RuleBasedStateMachine):
         self.asked += 1
 
     def busy(self) -> list[WorkerProcess]:
-        return [m for m in self.scene.alive() if m.route is not None and m.route.worker in self.scene.running]
+        return [
+            process
+            for process in self.scene.alive()
+            if process.route is not None and process.route.worker in self.scene.running
+        ]
 
     @precondition(lambda self: self.busy())
     @rule(data=st.data())
@@ -540,7 +546,7 @@ class Renewing(RuleBasedStateMachine):
     @precondition(lambda self: self.scene.alive())
     @rule(data=st.data())
     def hang(self, data: st.DataObject) -> None:
-        """As `Health` finds it."""
+        """A process is found to hang."""
         process = self.some(data, self.scene.alive())
         condemn(self.scene, process)
 
@@ -551,10 +557,10 @@ class Renewing(RuleBasedStateMachine):
         if not hasattr(self, "scene"):
             return
         scene = self.scene
-        assert all(len(told) <= 1 for told in self.orders), "answered twice"
+        assert all(len(outcomes) <= 1 for outcomes in self.orders), "a replacement ended twice"
         self.answered += len(scene.replies())
         for slot in scene.manager.slots:
-            wanted = [m for m in scene.alive() if m.slot is slot and not child(m).told_to_end]
+            wanted = [each for each in scene.alive() if each.slot is slot and not child(each).told_to_end]
             assert len(wanted) <= 2
             if slot.state is State.READY:
                 assert slot.route is not None
@@ -562,14 +568,14 @@ class Renewing(RuleBasedStateMachine):
                 assert scene.router.scheduler.refusal_for_accepted_request("m") is None
         for worker in scene.running:
             (process,) = [process for process in scene.launched if process.route and process.route.worker is worker]
-            assert process.exit_cause is None, "a dead worker was given work"
+            assert process.exit_cause is None, "a dead worker has a batch"
         serving = {process.route.worker for process in scene.manager.processes() if process.route is not None}
-        assert set(scene.router.routes) == serving, "no worker is served that nobody looks after"
-        buried = [process for process in scene.launched if child(process).closed]
-        assert not set(map(id, buried)) & set(map(id, scene.manager.processes()))
+        assert set(scene.router.routes) == serving, "each worker that gets batches is managed"
+        released = [process for process in scene.launched if child(process).closed]
+        assert not set(map(id, released)) & set(map(id, scene.manager.processes()))
 
     def teardown(self) -> None:
-        """From now on all goes well."""
+        """Nothing fails from now on."""
         if not hasattr(self, "scene"):
             return
         scene = self.scene
@@ -578,7 +584,7 @@ class Renewing(RuleBasedStateMachine):
             if slot.state is State.FAILED:
                 self.orders.append(scene.order(slot.number))
         scene.settle()
-        assert all(len(told) == 1 for told in self.orders), "an order was never answered"
+        assert all(len(outcomes) == 1 for outcomes in self.orders), "a replacement never ended"
         assert {slot.state for slot in scene.manager.slots} <= {State.READY}
         alive = [process for process in scene.alive() if process.slot is not None]
         assert len(alive) == len(scene.manager.slots)
@@ -586,12 +592,12 @@ class Renewing(RuleBasedStateMachine):
         if scene.manager.slots:
             assert self.answered == self.asked
         scene.manager.stop(scene.now)
-        while scene.end_told():
+        while scene.let_processes_end():
             pass
         assert list(scene.manager.processes()) == []
 
 
-Renewing.TestCase.settings = settings(
+Replacing.TestCase.settings = settings(
     max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
-TestRenewing = Renewing.TestCase
+TestReplacing = Replacing.TestCase

@@ -1,4 +1,4 @@
-"""Slots that load other models than their neighbours: deaths and reloads, as histories of a fleet without processes."""
+"""Slots with different models: deaths and reloads, with fake processes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_large_request_is_split_over_the_workers_that_have_its_model() -> None
     assert [type(answer) for answer in scene.replies()] == [list]
 
 
-def test_what_killed_a_worker_runs_again_on_another_device_that_has_the_model() -> None:
+def test_a_suspect_runs_again_on_another_device_that_has_its_model() -> None:
     scene = serving([("m",), ("n",), ("n",)])
     scene.submit(model="n")
     (first,) = [worker.slot for worker in scene.running]
@@ -49,7 +49,7 @@ def test_what_killed_a_worker_runs_again_on_another_device_that_has_the_model() 
     assert [worker.slot for worker in scene.running] == [3 - first]
 
 
-def test_a_cause_that_slots_share_is_told_once() -> None:
+def test_a_cause_common_to_several_slots_is_reported_once() -> None:
     scene = serving([("m", "n"), ("m", "n"), ("m", "n")], max_restarts=0)
     for slot, code in enumerate((3, 4, 3)):
         scene.die(scene.process(slot), code)
@@ -57,7 +57,7 @@ def test_a_cause_that_slots_share_is_told_once() -> None:
         scene.submit(model="n")
 
 
-def test_a_model_whose_only_slot_is_given_up_is_refused_and_the_others_served() -> None:
+def test_a_model_whose_only_slot_failed_is_refused_and_others_are_served() -> None:
     scene = serving([("m",), ("n",)], max_restarts=0)
     scene.die(scene.process(1))
     with pytest.raises(Unavailable, match="no worker serves 'n': slot 1: killed"):
@@ -82,40 +82,40 @@ RELOADS = [
 @pytest.mark.parametrize(
     ("before", "after", "versions", "changed"), [row[1:] for row in RELOADS], ids=[row[0] for row in RELOADS]
 )
-def test_a_reload_renews_the_slots_whose_models_change(
+def test_a_reload_replaces_the_slots_whose_models_change(
     fits: bool, before: Slots, after: Slots, versions: dict[str, int], changed: list[int]
 ) -> None:
     scene = serving(before, fits=fits)
     processes = [scene.process(slot) for slot in range(len(before))]
-    told = reload(scene, made(before), made(after, versions))
+    outcomes = reload(scene, made(before), made(after, versions))
     requests = [scene.submit(model=model) for model in ("m", "n") if any(model in slot for slot in before)]
-    scene.settle(lambda: told != [])
+    scene.settle(lambda: outcomes != [])
     scene.settle()
-    assert told == [None]
+    assert outcomes == [None]
     assert loads(scene) == ["".join(slot) for slot in after]
     assert [slot for slot, process in enumerate(processes) if scene.process(slot) is not process] == changed
     answers = scene.replies()
     assert [type(answer) for answer in answers] == [list] * len(requests)
 
 
-def test_a_model_that_moves_is_loaded_where_it_is_new_before_it_goes_where_it_was() -> None:
+def test_a_model_that_moves_is_loaded_on_the_new_slot_first() -> None:
     scene = serving([("m", "n"), ("m",)])
-    told = reload(scene, made([("m", "n"), ("m",)]), made([("m",), ("m", "n")]))
+    outcomes = reload(scene, made([("m", "n"), ("m",)]), made([("m",), ("m", "n")]))
     assert scene.slot(0).next_process is None
     scene.serve(scene.next_process(1))
-    scene.end_told()
+    scene.let_processes_end()
     scene.tick()
     scene.serve(scene.next_process(0))
     scene.submit(model="n")
     assert [worker.slot for worker in scene.running] == [1]
-    scene.settle(lambda: told != [])
-    assert told == [None]
+    scene.settle(lambda: outcomes != [])
+    assert outcomes == [None]
 
 
-def test_a_leaving_worker_answers_what_waits_for_a_model_that_nobody_else_is_to_have() -> None:
+def test_a_draining_worker_answers_requests_for_a_model_no_other_will_have() -> None:
     """Also when something happens meanwhile that makes the models' chances be judged again."""
     scene = serving([("m", "n"), ("m",)])
-    told = reload(scene, made([("m", "n"), ("m",)]), made([("m",), ("m",)]))
+    outcomes = reload(scene, made([("m", "n"), ("m",)]), made([("m",), ("m",)]))
     old = scene.process(0)
     requests = [scene.submit(model="n") for _ in range(5)]
     scene.serve(scene.next_process(0))
@@ -124,41 +124,41 @@ def test_a_leaving_worker_answers_what_waits_for_a_model_that_nobody_else_is_to_
         scene.answer(old)
     assert child(old).told_to_end
     assert [type(answer) for answer in scene.replies()] == [list] * 5
-    scene.settle(lambda: told != [])
-    assert told == [None]
+    scene.settle(lambda: outcomes != [])
+    assert outcomes == [None]
 
 
-def test_a_reload_that_ends_early_leaves_no_request_waiting_for_a_model_without_a_slot() -> None:
+def test_a_failed_reload_leaves_no_request_waiting_for_a_model_without_a_slot() -> None:
     scene = serving([("m",), ("n",)])
-    told = reload(scene, made([("m",), ("n",)]), made([("n",), ("m",)]))
+    outcomes = reload(scene, made([("m",), ("n",)]), made([("n",), ("m",)]))
     scene.serve(scene.next_process(0))
-    scene.end_told()
+    scene.let_processes_end()
     scene.tick()
     scene.submit(model="m")
     scene.report(scene.next_process(1), "failed", "no weights")
     scene.tick()
-    assert told == ["slot 1: no weights"]
+    assert outcomes == ["slot 1: no weights"]
     (error,) = scene.replies()
     assert (error.reason, error.message) == (Reason.NO_WORKER, "no worker serves 'm': no slot has it")
 
 
-def test_an_operators_restart_tells_of_a_model_that_is_still_broken_and_a_recycled_worker_does_not_mind() -> None:
+def test_only_an_operators_restart_fails_if_a_model_is_still_broken() -> None:
     scene = Scene(models=[("m", "n")], retry=1, max_restarts=100)
     serving = scene.process(0)
     scene.report(serving, "loading")
     scene.report(serving, "ready", failed=["n"])
-    told: list[str | None] = []
-    scene.manager.restart_slot(scene.slot(), told.append)
+    outcomes: list[str | None] = []
+    scene.manager.restart_slot(scene.slot(), outcomes.append)
     scene.tick()
     scene.report(scene.next_process(), "ready", failed=["n"])
     scene.tick()
-    (cause,) = told
+    (cause,) = outcomes
     assert "no weights" in str(cause)
     assert scene.process(0) is serving, "what serves is kept"
     # Nobody has seen to it: what serves is all that a new one has to serve.
     scene.manager.request_replacement(Replacement(scene.slot(), "it has served its time"))
     scene.tick()
-    recycled = scene.next_process()
-    scene.report(recycled, "ready", failed=["n"])
+    replacement = scene.next_process()
+    scene.report(replacement, "ready", failed=["n"])
     scene.tick()
-    assert scene.process(0) is recycled
+    assert scene.process(0) is replacement

@@ -1,4 +1,4 @@
-"""The slot's table and the restart budget, as histories of events."""
+"""The transitions of a slot and the restart budget, as histories of events."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def slot(policy: RestartPolicy = POLICY) -> SlotStateMachine:
     return SlotStateMachine(0, RestartBudget(policy, random.Random(1)))
 
 
-# A history is a list of steps; a number lets that many seconds pass, "died" is a death.
+# A history is a list of steps: an event, a number of seconds that pass, or "died" for the end of the process.
 HISTORIES = {
-    "a plain life": (
+    "a start, a drain and an end": (
         [Event.LOADING, Event.LOADED, Event.DRAIN, Event.DRAINED, "died"],
         [State.LOADING, State.READY, State.DRAINING, State.STOPPING, State.STOPPED],
     ),
-    "a model that cannot load is no restart loop": (
+    "a model that cannot load is not restarted": (
         [Event.LOADING, Event.UNLOADABLE, "died"],
         [State.LOADING, State.FAILED, State.FAILED],
     ),
@@ -40,11 +40,11 @@ HISTORIES = {
         [State.BACKOFF, State.STARTING, State.BACKOFF, State.STARTING, State.BACKOFF],
     ),
     "stopped while it waits": (["died", Event.STOP, Event.STOP], [State.BACKOFF, State.STOPPED, State.STOPPED]),
-    "stopped while it loads, though it still says ready": (
+    "stopped while it loads, although it reports being ready": (
         [Event.LOADING, Event.STOP, Event.LOADED, "died"],
         [State.LOADING, State.STOPPING, State.STOPPING, State.STOPPED],
     ),
-    "ended by the daemon's own end while its process still dies": (
+    "stopped by the end of the daemon before its failed process has ended": (
         [Event.LOADING, Event.UNLOADABLE, Event.STOP, "died"],
         [State.LOADING, State.FAILED, State.STOPPED, State.STOPPED],
     ),
@@ -52,18 +52,18 @@ HISTORIES = {
         [Event.LOADING, Event.LOADED, Event.REPLACED, Event.REPLACED],
         [State.LOADING, State.READY, State.READY, State.READY],
     ),
-    "dies while another loads to take over": (
+    "dies while its replacement loads": (
         [Event.LOADING, Event.LOADED, Event.PROMOTED, Event.LOADING, Event.LOADED],
         [State.LOADING, State.READY, State.LOADING, State.LOADING, State.READY],
     ),
-    "restarted after it was given up": (
+    "restarted after it failed": (
         ["died", Event.DUE, "died", Event.DUE, "died", Event.RESTART, "died", Event.RESTART],
         [
             *(State.BACKOFF, State.STARTING, State.BACKOFF, State.STARTING, State.FAILED),
             *(State.STARTING, State.BACKOFF, State.STARTING),
         ],
     ),
-    "renewed where two do not fit": (
+    "replaced where two processes do not fit": (
         [Event.LOADING, Event.LOADED, Event.DRAIN, Event.DRAINED, "died", Event.RESTART],
         [State.LOADING, State.READY, State.DRAINING, State.STOPPING, State.STOPPED, State.STARTING],
     ),
@@ -75,7 +75,7 @@ HISTORIES = {
 
 
 @pytest.mark.parametrize("name", HISTORIES)
-def test_history(name: str) -> None:
+def test_events_lead_to_the_expected_states(name: str) -> None:
     steps, expected = HISTORIES[name]
     subject, now, states = slot(), 100.0, []
     for step in steps:
@@ -103,7 +103,7 @@ def test_every_state_can_be_stopped() -> None:
         assert after in (State.STOPPING, State.STOPPED)
 
 
-def test_an_event_that_cannot_happen_is_a_mistake_and_not_ignored() -> None:
+def test_an_event_that_cannot_happen_raises() -> None:
     with pytest.raises(LookupError, match="slot 0: loaded cannot happen while starting"):
         slot().handle(Event.LOADED, 0.0)
 
@@ -119,7 +119,7 @@ def test_a_start_counts_the_incarnation_and_a_failure_keeps_its_cause() -> None:
     assert subject.last_error == "digits: no such file"
 
 
-def test_the_cause_says_when_the_budget_is_spent() -> None:
+def test_the_last_error_says_when_the_budget_is_spent() -> None:
     subject = slot(RestartPolicy(max_restarts=0))
     assert subject.handle_death(0.0, "exited with code 3") is Action.NOTHING
     assert subject.state is State.FAILED
@@ -149,7 +149,7 @@ class TestBudget:
             budget.spend(float(n), ready_for_s=1.0)
         assert budget.spend(100.0, ready_for_s=60.0) == 0.0
 
-    def test_a_suspect_to_blame_spends_nothing(self) -> None:
+    def test_a_death_caused_by_a_suspect_spends_nothing(self) -> None:
         budget = RestartBudget(POLICY, random.Random(1))
         assert [budget.spend(0.0, ready_for_s=1.0, counts=False) for _ in range(9)] == [0.0] * 9
         assert budget.spend(0.0, ready_for_s=1.0) == 0.0

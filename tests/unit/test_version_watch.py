@@ -78,7 +78,7 @@ class Daemon:
             ]
             for process in loading:
                 self._load(process)
-            if not (self.scene.end_told() or loading or self.manager.replacing):
+            if not (self.scene.let_processes_end() or loading or self.manager.replacing):
                 return
         raise AssertionError("it does not settle")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fake_workers import Scene, child, placement, spec
@@ -306,6 +306,15 @@ def let_a_process_become_ready(scene: Scene) -> None:
     scene.serve(scene.process(1))
 
 
+def answer_a_batch(scene: Scene) -> None:
+    scene.submit()
+    ((_, (batch,)),) = scene.running.items()
+    message = worker_wire.result(batch.id, [[b"{}", b"x"]], worker_wire.Timing(1, 1, 1))
+    child(scene.process()).messages.append(message)
+    scene.router.scheduler._open_requests = cast(Any, Broken())
+    scene.router.receive_from_worker(scene.process().child.connection)
+
+
 class Broken:
     """Every method fails."""
 
@@ -313,7 +322,7 @@ class Broken:
         return fail
 
 
-@pytest.mark.parametrize("happens", [let_a_process_die, condemn_a_process, let_a_process_become_ready])
+@pytest.mark.parametrize("happens", [let_a_process_die, condemn_a_process, let_a_process_become_ready, answer_a_batch])
 def test_an_error_in_the_scheduler_itself_is_not_contained(happens: Callable[[Scene], None]) -> None:
     """Requests would never be answered: the daemon ends instead."""
     scene = serving(1)

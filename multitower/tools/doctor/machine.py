@@ -104,7 +104,7 @@ def _memfd_error() -> str | None:
 def _read(path: Path) -> str:
     """The file's text; empty if the file does not exist or cannot be read."""
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")
     except OSError:
         return ""
 

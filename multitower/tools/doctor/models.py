@@ -99,7 +99,7 @@ def _load_one(
             spawn = multiprocessing.get_context("spawn")
             has_report = False
             try:
-                process = ChildProcess(context, spawn, process_spec, output, {"model": spec.name})
+                process = ChildProcess(context, spawn, process_spec, output, {"device": "cpu:0", "model": spec.name})
             except (OSError, zmq.ZMQError) as error:
                 loaded.cause = f"no process could be started: {error}"
                 return loaded

@@ -32,7 +32,14 @@ def inspect_operations(specs: Sequence[ModelSpec], timeout_s: float) -> dict[str
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": NO_GPU, "TF_CPP_MIN_LOG_LEVEL": "2"}
     try:
         done = subprocess.run(
-            command, input=models, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+            command,
+            input=models,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",  # native code writes what it likes
+            timeout=timeout_s,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise InspectionError(f"TensorFlow did not answer within {timeout_s:g} s") from None
