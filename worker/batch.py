@@ -10,8 +10,8 @@ import numpy as np
 
 from multitower import tensors
 from multitower.errors import MultitowerError, Reason, make
+from multitower.worker_wire import KeySpec
 
-from ..worker_wire import KeySpec
 from .formats.model import Array, Arrays
 from .replies import Answer
 

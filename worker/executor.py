@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..worker_wire import MAX_KEYS, KeySpec, Timing
+from multitower.worker_wire import MAX_KEYS, KeySpec, Timing
+
 from . import batch, replies
 from .batch import Entry, PreparedBatch
 from .formats.model import Arrays, Model

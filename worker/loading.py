@@ -11,8 +11,8 @@ from typing import NamedTuple
 from multitower.spec import Assignment, ModelReport, ModelSpec, SignatureReport
 
 from .executor import Executor, Executors
+from .formats.loader import load_replicas
 from .formats.model import Model
-from .formats.registry import load_replicas
 from .heartbeat import CallCounter
 from .memory_use import MemoryMeter
 from .model_errors import LoadError, load_cause, log_traceback

@@ -17,7 +17,7 @@ import zmq
 from multitower import frames, worker_wire
 from multitower.spec import NO_SOCKET, UNREADABLE_MESSAGE, Assignment, ModelReport, ProcessSpec, WorkerReport
 
-from .formats.registry import preload
+from .formats.loader import preload
 from .heartbeat import BegunBatches, CallCounter, Heartbeat
 from .loading import LoadedModels, load_models
 from .model_errors import log_traceback, one_line

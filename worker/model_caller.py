@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 
 from multitower.errors import Reason, make
+from multitower.worker_wire import KeySpec
 
-from ..worker_wire import KeySpec
 from . import batch, replies
 from .formats.model import Arrays, Model
 from .heartbeat import CallCounter

@@ -20,8 +20,8 @@ import zmq
 from multitower import tensors, wire, worker_wire
 from multitower.errors import MultitowerError, Reason, make
 from multitower.spec import MemoryReport, UnbatchedReport, newest
+from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Table, Timing, WorkerArea
 
-from ..worker_wire import BatchHead, KeyMemory, KeySpec, Table, Timing, WorkerArea
 from .batch import PreparedBatch
 from .executor import Executor, Executors
 from .inbox import Inbox

@@ -55,7 +55,7 @@ def delay_before_retry(
 
 
 def retry_after(error: MultitowerError) -> float | None:
-    """The `retry_after_ms` of an error in seconds, at most `MAX_DELAY_S`; None without a valid one."""
+    """The `retry_after_ms` of an error in seconds, at most `MAX_DELAY_S`; None if there is none, or an invalid one."""
     milliseconds = error.details.get("retry_after_ms")
     # It came over the wire: any JSON value, and infinity or NaN.
     if isinstance(milliseconds, bool) or not isinstance(milliseconds, int | float) or not milliseconds >= 0:
@@ -101,7 +101,7 @@ class Retries:
         return True
 
     def pop_due(self, now: float) -> list[Call]:
-        """Removes and returns the calls that are due, earliest first. Some may be over."""
+        """Removes and returns the calls that are due, earliest first. Some may have an outcome already: cancelled, or past their deadline."""
         calls = []
         while self._waiting and self._waiting[0][0] <= now:
             calls.append(heappop(self._waiting)[2])

@@ -46,7 +46,7 @@ class Rule(StrEnum):
     """The values of `dispatch` in a configuration: which worker gets the next batch."""
 
     EARLIEST_FINISH = "earliest_finish"  # the one that is expected to finish it first
-    LEAST_DEPTH = "least_depth"  # the one with the fewest rows; of several the one that has been free longest
+    LEAST_DEPTH = "least_depth"  # ignores times: of the free ones, the one that has been free longest
 
 
 class Pool:

@@ -21,7 +21,7 @@ class QueueLimits:
         max_size: requests that may wait.
         max_bytes: bytes that these may have.
         max_delay_s: seconds that a request may wait for its batch to fill.
-        retry: how many workers may die with a request before it is not run again.
+        retry: how many deaths of workers a request may survive; at the next one it is not run again.
         quarantine_s: seconds that requests and models which crash workers are refused; 0 for never.
         sizes: rows that the workers pad batches to, ascending; empty for no padding.
     """

@@ -1,7 +1,7 @@
 """What happens to the requests of a process that has exited: which run again, where, and which have run too often.
 
 Requests that a worker was executing when it died are suspects. Each runs again alone and before all others, on another
-device if there is one, until as many workers have died with it as `retry` allows. In a process of several towers
+device if there is one, until more workers have died with it than `retry` allows. In a process of several towers
 nothing else is executed meanwhile. A request that crashed a worker alone is put into quarantine, and so is a model
 whose requests do so one after another. A batch that the worker had not started returns to the queue unchanged. If no
 worker is left that could complete a split request, the request starts again as a whole.
@@ -160,7 +160,7 @@ class Recovery:
         request.release_frames()
 
     def _settle_exhausted(self, whole: Request, deaths: int, retry: int) -> None:
-        """Answers a request that has run as often as `retry` allows."""
+        """Answers a request with which more workers have died than `retry` allows."""
         if retry == 0:
             error = make(Reason.WORKER_DIED, "the worker died with this request")
         else:

@@ -5,7 +5,7 @@ the time that such batches take on it (`estimate`). If the busy workers would fi
 could, the slow one stays idle; if the queue is longer, it works. Workers of about the same speed take turns, unless
 batches are short.
 
-`least_depth` looks at rows only: a free worker gets the batch, the one that has been free longest. So does the other
+`least_depth` ignores times: of the free workers, the one that has been free longest gets the batch. So does the other
 rule while no times are known.
 """
 

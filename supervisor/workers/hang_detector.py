@@ -4,8 +4,9 @@ A thread of the worker sends heartbeats. Each carries the number of model calls 
 
 - One model call longer than `max_execution_time` is a hang, whatever the process and its other towers do meanwhile.
   A batch that runs in several calls, request by request, may take longer in total.
-- Missing heartbeats alone prove nothing: a library may compute without letting other threads run. It is a hang if the
-  process is suspended, or if it sleeps and uses no CPU. Between batches, missing heartbeats count sooner.
+- While a batch or a load is under way, missing heartbeats alone prove nothing: a library may compute without letting
+  other threads run. It is a hang if the process is suspended, or if it sleeps and uses no CPU. Between batches,
+  `MISSED_BETWEEN_BATCHES` missing heartbeats are a hang, even if the process uses the CPU.
 - Time in which the supervisor itself did not run (a suspended machine) counts for nothing.
 """
 

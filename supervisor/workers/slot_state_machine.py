@@ -1,4 +1,4 @@
-"""The states of a slot: the supervisor's place for a worker, which outlives the worker's crashes.
+"""The states of a slot: the supervisor's position for one worker, which outlives the worker's crashes.
 
 A slot has at most one current process, its incarnation. `TRANSITIONS` holds every transition. `slots.py` reports events
 and carries out the action that comes back. An event that the table does not have for a state is a defect of the

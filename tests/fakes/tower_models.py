@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from multitower.spec import Assignment, ModelSpec
+from multitower.worker.formats.loader import load, load_replicas
 from multitower.worker.formats.model import Arrays
-from multitower.worker.formats.registry import load, load_replicas
 from multitower.worker.formats.tensorflow_process import configure
 from multitower.worker.formats.tensorflow_types import as_array
 from multitower.worker.formats.towers import TowerPlacement

@@ -31,8 +31,8 @@ with warnings.catch_warnings():
     from multitower.worker.loading import load_other_signatures
 
 from multitower.spec import Assignment, ModelReport, ModelSpec, TensorReport, WorkerReport
+from multitower.worker.formats.loader import load
 from multitower.worker.formats.model import Model
-from multitower.worker.formats.registry import load
 from multitower.worker.model_errors import LoadError
 from multitower.worker.warmup.warmup import warm_up
 from multitower.worker_wire import KeySpec

@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from multitower.worker.formats.frozen_graph import FrozenGraph
 
 from multitower.spec import ModelSpec, TensorReport
-from multitower.worker.formats.registry import load
+from multitower.worker.formats.loader import load
 from multitower.worker.model_errors import LoadError
 from multitower.worker.warmup.warmup import warm_up
 

@@ -17,7 +17,7 @@ from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import Request
 from multitower.supervisor.scheduling.worker import Served, Worker
 from multitower.supervisor.workers.reports import Reports
-from multitower.worker.formats.registry import load_replicas
+from multitower.worker.formats.loader import load_replicas
 from multitower.worker.formats.towers import (
     AS_SAVED,
     TowerPlacement,

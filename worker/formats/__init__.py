@@ -1,1 +1,1 @@
-"""Model formats: one file each, and one registry. TensorFlow is imported here and in warmup only."""
+"""Model formats: one file each; `loader` picks the one for a model. TensorFlow is imported here and in warmup only."""

@@ -38,12 +38,12 @@ _VARIABLES = ("Variable", "VariableV2", "VarHandleOp", "TemporaryVariable", "Aut
 
 
 def load(spec: ModelSpec, _devices: Sequence[str]) -> Model:
-    """See `registry`."""
+    """See `loader`."""
     return FrozenGraph(spec)
 
 
 def load_towers(spec: ModelSpec, placements: Sequence[TowerPlacement]) -> list[Model]:
-    """See `registry`."""
+    """See `loader`."""
     return [FrozenGraph(spec, placement) for placement in placements]
 
 
@@ -60,7 +60,7 @@ class FrozenGraph(CallableModel):
     """
 
     def __init__(self, spec: ModelSpec, placement: TowerPlacement | None = None) -> None:
-        assert spec.path is not None  # the registry chose this format because of it
+        assert spec.path is not None  # the loader chose this format because of it
         graph = _import_graph(Path(spec.path), placement)
         inputs = {name: _find_tensor(graph, tensor, "inputs", name) for name, tensor in sorted(spec.inputs.items())}
         outputs = {name: _find_tensor(graph, tensor, "outputs", name) for name, tensor in sorted(spec.outputs.items())}

@@ -19,7 +19,7 @@ from .model import Array, Arrays, Model
 
 
 def load(spec: ModelSpec, devices: Sequence[str]) -> Model:
-    """See `registry`."""
+    """See `loader`."""
     return HandlerModel(spec, devices)
 
 
@@ -42,7 +42,7 @@ class HandlerModel:
     tower: TowerReport | None = None
 
     def __init__(self, spec: ModelSpec, devices: Sequence[str]) -> None:
-        assert spec.handler is not None  # the registry chose this format because of it
+        assert spec.handler is not None  # the loader chose this format because of it
         self._handler = _import_class(spec.handler)()
         self._handler.load(list(devices), dict(spec.parameters))
         # Not before `load`: they may depend on the parameters.

@@ -21,7 +21,7 @@ from tensorflow.python.framework import kernels
 from multitower.spec import ModelSpec
 
 from ..model_errors import one_line
-from .registry import load
+from .loader import load
 from .saved_model import DEFAULT_SIGNATURES, INTERNAL_SIGNATURE
 
 _ON_GPU = frozenset(("GPU", "DEFAULT"))

@@ -41,12 +41,12 @@ _Signatures = dict[str, Callable[[], _Signature]]
 
 
 def load(spec: ModelSpec, _devices: Sequence[str]) -> Model:
-    """See `registry`."""
+    """See `loader`."""
     return SavedModel(spec)
 
 
 def load_towers(spec: ModelSpec, placements: Sequence[TowerPlacement]) -> list[Model]:
-    """See `registry`."""
+    """See `loader`."""
     return [SavedModel(spec, placement) for placement in placements]
 
 
@@ -63,7 +63,7 @@ class SavedModel(CallableModel):
     """
 
     def __init__(self, spec: ModelSpec, placement: TowerPlacement | None = None) -> None:
-        assert spec.path is not None  # the registry chose this format because of it
+        assert spec.path is not None  # the loader chose this format because of it
         folder = str(Path(spec.path, spec.version) if spec.version is not None else Path(spec.path))
         signatures = _load_functions(spec, folder) if placement is None else _load_graph(folder, placement)
         default = _choose_default(signatures, spec.signature)

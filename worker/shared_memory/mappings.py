@@ -17,7 +17,7 @@ import mmap
 import os
 import time
 
-from ...worker_wire import WorkerArea
+from multitower.worker_wire import WorkerArea
 
 UNUSED_S = 10.0
 """How long a mapping is kept that is not used."""

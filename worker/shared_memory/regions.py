@@ -16,8 +16,8 @@ import numpy as np
 
 from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
+from multitower.worker_wire import KeySpec, Table, WorkerArea
 
-from ...worker_wire import KeySpec, Table, WorkerArea
 from .buffers import Buffers
 from .mappings import Mappings
 

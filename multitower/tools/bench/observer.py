@@ -42,7 +42,7 @@ class Observer:
         """Takes snapshots from the beginning to the end of a step, and returns at its end.
 
         Returns:
-            The snapshots in order. Those are missing for which the daemon did not answer.
+            The snapshots in order. Snapshots that the daemon did not answer are left out.
         """
         seconds = (window.end_ns - window.begin_ns) / _NS
         interval_ns = int(min(INTERVAL_S, seconds / _MIN_SNAPSHOTS) * _NS)
