@@ -101,7 +101,7 @@ class Retries:
         return True
 
     def pop_due(self, now: float) -> list[Call]:
-        """Removes and returns the calls that are due, earliest first. Some may have an outcome already: cancelled, or past their deadline."""
+        """Removes and returns the calls that are due, earliest first; some may have an outcome already."""
         calls = []
         while self._waiting and self._waiting[0][0] <= now:
             calls.append(heappop(self._waiting)[2])
