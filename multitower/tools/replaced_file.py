@@ -16,7 +16,7 @@ def replaced_file(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file for writing that replaces another one once everything is written.
 
     If writing fails, the file at `path` stays as it was. Symbolic links are followed, and the mode of an existing file
-    is kept. What is no regular file, such as a pipe or /dev/stdout, is written to directly.
+    is kept. A file of another kind, such as a pipe or /dev/stdout, is written to directly.
 
     Args:
         path: the file.
@@ -35,7 +35,12 @@ def replaced_file(path: Path) -> Iterator[IO[bytes]]:
         with path.open("wb") as file:
             yield file
         return
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:64]}.", delete=False) as file:
+    try:
+        temporary = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:64]}.", delete=False)  # noqa: SIM115
+    except OSError as error:
+        error.filename = str(path)  # the user knows this name, not that of the temporary file
+        raise
+    with temporary as file:
         try:
             yield file
             file.flush()
