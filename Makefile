@@ -27,17 +27,16 @@ serve: $(VENV)/.demo ## Serve the demo's digits model until Ctrl-C, for a client
 
 test: $(VENV)/.dev wheel ## Run all tests: rules on the checkout, everything else on the wheel that users install
 	$(BIN)/python -m pytest tests/unit --numprocesses 3
-	$(BIN)/python -m pytest -m interpreted --numprocesses 3 --dist loadfile
 	@# Several files at a time, since most wait. Those that kill under load run by themselves: their speeds mean something.
 	$(ON_WHEEL) $(BIN)/python -m pytest -m 'not chaos' tests/integration tests/tensorflow tests/packaging \
 	    --numprocesses 3 --dist loadfile --no-loadscope-reorder
-	$(ON_WHEEL) $(BIN)/python -m pytest -m chaos
+	$(ON_WHEEL) $(BIN)/python -m pytest -m chaos tests/chaos tests/integration
 
 test-unit: $(VENV)/.dev ## Run the tests that start no process: seconds
 	$(BIN)/python -m pytest tests/unit --numprocesses 3
 
 test-chaos: $(VENV)/.dev wheel ## Run the tests that kill real processes under load
-	$(ON_WHEEL) $(BIN)/python -m pytest -m chaos
+	$(ON_WHEEL) $(BIN)/python -m pytest -m chaos tests/chaos tests/integration
 
 sanitize: $(VENV)/.dev ## Test and fuzz the C module under AddressSanitizer and UndefinedBehaviorSanitizer; needs gcc
 	scripts/sanitize $(abspath $(BIN)/python)

@@ -4,19 +4,9 @@ import pytest
 from fake_gpus import FakeGpus, build_fakes
 from hypothesis import HealthCheck, settings
 
-from multitower.compiled import compiled
-
 # How long an example takes says nothing where other tests, and others' programs, have the cores meanwhile.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not compiled():
-        return
-    for item in items:
-        if item.get_closest_marker("interpreted") is not None:
-            item.add_marker(pytest.mark.skip(reason="the installation is compiled"))
 
 
 @pytest.fixture(scope="session")
