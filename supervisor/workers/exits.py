@@ -49,12 +49,18 @@ class Exits:
         self._watcher = watcher
 
     def end_process(self, process: WorkerProcess, now: float) -> None:
-        """Tells a process to end, and kills it after `STOP_S`; at once if it is not able to answer."""
+        """Tells a process to end, and kills it after `STOP_S`; at once if it is not able to answer.
+
+        It executes the batches that it has, and gets no more.
+        """
         if not process.usable:
             return
         self._add(process)
         if process.state in ("ready", "failed", "idle"):
             process.kill_at = now + STOP_S
+            if process.route is not None:
+                # It does not read batches behind STOP: their requests would count as having died with it.
+                self._scheduler.retire(process.route.worker)
             process.child.connection.send([worker_wire.STOP])
         else:
             process.child.kill()

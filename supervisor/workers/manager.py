@@ -281,10 +281,6 @@ class WorkerManager:
             except Exception:
                 log.exception("worker could not be released", extra={"fields": dict(process.child.fields)})
 
-    def close(self) -> None:
-        """Releases what remains when there are no processes any more."""
-        self._launcher.close()
-
     # What there is.
 
     @property

@@ -104,7 +104,7 @@ class Replacer:
                 return
             replacement.overlap = True
             replacement.new = self._slots.start_next_process(
-                slot, replacement.target_specs, replacement.placement or slot.placement
+                slot, replacement.target_specs, replacement.placement or slot.placement, now
             )
             if replacement.new is None:
                 self._finish("no process could be started")

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from multitower import worker_wire
-from multitower.spec import Assignment, ModelSpec
+from multitower.spec import ModelSpec
 
 from ..loop.log import event
 from ..machine.placement import Placement
 from ..scheduling.scheduler import Scheduler
-from .exit_cause import Verdict
+from .exit_cause import Fault, Verdict
 from .exits import Exits
 from .launcher import Launcher
 from .restart_budget import RestartBudget, RestartPolicy
@@ -110,15 +110,39 @@ class Slots:
         self._carry_out(slot, slot.handle(event, now, cause), now)
 
     def advance(self, slot: Slot, now: float) -> None:
-        """Starts the process of a slot whose back-off is over, or that had to wait for devices."""
-        if slot.process is None and slot.state in _WITH_PROCESS:
+        """Starts the process of a slot whose back-off is over, or that had to wait for devices.
+
+        While the daemon ends, a slot whose back-off is over stops instead.
+        """
+        lost = self._remove_lost_processes(slot, now)
+        if slot.process is None and (slot.state in _WITH_PROCESS or (lost and slot.state is State.STARTING)):
             # Only after an internal error that was contained.
             self._carry_out(slot, slot.handle_death(now, "its process was lost"), now)
-        if slot.state is State.STARTING and slot.process is None and not self.stopping:
+        if slot.state is State.STARTING and slot.process is None:
             self._start_process(slot, now)
         if slot.due is not None and now >= slot.due:
             slot.due = None
-            self.handle_event(slot, Event.DUE, now)
+            self.handle_event(slot, Event.STOP if self.stopping else Event.DUE, now)
+
+    def _remove_lost_processes(self, slot: Slot, now: float) -> bool:
+        """Removes processes that were released although an internal error kept `handle_death` from removing them.
+
+        Returns:
+            Whether the slot's current process was one of them.
+        """
+        self._replaced = [each for each in self._replaced if each.slot is not slot or not self._is_lost(each)]
+        if slot.next_process is not None and self._is_lost(slot.next_process):
+            slot.next_process = None
+        if slot.process is None or not self._is_lost(slot.process):
+            return False
+        slot.process = None
+        next_process, slot.next_process = slot.next_process, None
+        if next_process is not None:
+            self.end_process(next_process, now)
+        return True
+
+    def _is_lost(self, process: WorkerProcess) -> bool:
+        return process.exit_cause is not None and process not in self._exits.processes
 
     def next_wakes(self) -> list[float]:
         """When `advance` must be called, in monotonic seconds."""
@@ -139,17 +163,19 @@ class Slots:
 
     def _start_process(self, slot: Slot, now: float) -> None:
         """Gives the slot its next process, unless it has to wait for devices; then `advance` tries again."""
+        if self.stopping:
+            return
         if any(self.blocks(other, slot) for other in self.slots):
             return
         slot.models, slot.visible_devices = (), None
-        slot.process = self._assign_process(slot, slot.specs, slot.placement, slot.incarnation)
+        slot.process = self._assign_process(slot, slot.specs, slot.placement, slot.incarnation, now)
         if slot.process is None:
             action = slot.handle_death(now, "no process could be started")
             log_if_failed(slot)
             self._carry_out(slot, action, now)
 
     def start_next_process(
-        self, slot: Slot, specs: tuple[ModelSpec, ...], placement: Placement
+        self, slot: Slot, specs: tuple[ModelSpec, ...], placement: Placement, now: float
     ) -> WorkerProcess | None:
         """Starts a process that is to take over a slot while its present process serves.
 
@@ -157,44 +183,49 @@ class Slots:
             slot: it is ready.
             specs: the models that the new process loads.
             placement: its devices and its share of the host.
+            now: monotonic seconds.
 
         Returns:
-            The process, or None when the system has no resources for it.
+            The process, or None when none could be started; that is logged.
         """
         slot.refused = ()
-        slot.next_process = self._assign_process(slot, specs, placement, slot.incarnation + 1)
+        slot.next_process = self._assign_process(slot, specs, placement, slot.incarnation + 1, now)
         return slot.next_process
 
     def _assign_process(
-        self, slot: Slot, specs: tuple[ModelSpec, ...], placement: Placement, incarnation: int
+        self, slot: Slot, specs: tuple[ModelSpec, ...], placement: Placement, incarnation: int, now: float
     ) -> WorkerProcess | None:
-        """Assigns a slot's work to a spare, or to a new process; None when no process could be started."""
-        fields = {**slot.fields, "incarnation": incarnation, "device": placement.device}
-        specs_with_rows = tuple(replace(spec, safe_rows=slot.safe_rows.get(spec.name, 0)) for spec in specs)
-        assignment = placement.make_assignment(slot.number, incarnation, specs_with_rows)
-        process = self._spares.pop()
-        if process is not None:
-            process.child.fields.clear()
-            process.child.fields.update(fields, pid=process.child.pid)
-            process.child.connection.send([worker_wire.ASSIGN, assignment.to_json()])
-            event(log, logging.INFO, "spare assigned", **process.child.fields)
-        else:
-            process = self._launch(slot, assignment, fields)
-            if process is None:
-                return None
-            event(log, logging.INFO, "worker started", **process.child.fields)
-        process.slot = slot
-        process.generations = {spec.key: self._generation(spec) for spec in specs}
-        process.replacement_jitter = self._rng.random()
-        return process
+        """Assigns a slot's work to a spare, or to a new process; None when no process could be started.
 
-    def _launch(self, slot: Slot, assignment: Assignment, fields: dict[str, object]) -> WorkerProcess | None:
+        An internal error is logged, and a process that it concerns is killed: the slot tries again after a back-off.
+        """
+        fields = {**slot.fields, "incarnation": incarnation, "device": placement.device}
+        process: WorkerProcess | None = None
         try:
-            return self._launcher.launch(f"mt-worker-{slot.number}", assignment, fields)
-        except Exception:
-            # The slot tries again after a back-off.
+            specs_with_rows = tuple(replace(spec, safe_rows=slot.safe_rows.get(spec.name, 0)) for spec in specs)
+            assignment = placement.make_assignment(slot.number, incarnation, specs_with_rows)
+            generations = {spec.key: self._generation(spec) for spec in specs}
+            process = self._spares.pop()
+            from_spares = process is not None
+            if process is None:
+                process = self._launcher.launch(f"mt-worker-{slot.number}", assignment, fields)
+                if process is None:
+                    return None
+            process.slot = slot
+            process.generations = generations
+            process.replacement_jitter = self._rng.random()
+            if from_spares:
+                process.child.fields.clear()
+                process.child.fields.update(fields, pid=process.child.pid)
+                process.child.connection.send([worker_wire.ASSIGN, assignment.to_json()])
+            message = "spare assigned" if from_spares else "worker started"
+            event(log, logging.INFO, message, **process.child.fields)
+        except Exception as error:
             log.exception("internal error while starting a worker", extra={"fields": fields})
+            if process is not None:
+                self._exits.condemn_process(process, Verdict(Fault.DEFECT, f"of an internal error: {error}"), now)
             return None
+        return process
 
     def _generation(self, spec: ModelSpec) -> int:
         """A number for a model version as it is configured, equal for equal configurations."""

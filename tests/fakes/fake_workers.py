@@ -147,9 +147,6 @@ class FakeLauncher(Launcher):
         self._watcher.add_process(process)
         return process
 
-    def close(self) -> None:
-        """It holds nothing."""
-
 
 class FakeCapacity(Capacity):
     """Answers what the test sets.

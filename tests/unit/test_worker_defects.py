@@ -241,6 +241,114 @@ def test_a_replacement_that_fails_is_reported_and_its_slot_serves_again(
     assert [type(reply) for reply in scene.replies()] == [list]
 
 
+def test_a_worker_told_to_end_by_a_failed_replacement_gets_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = serving(1, retry=0)
+    old = scene.process()
+    scene.order(specs=(spec(2),))
+    monkeypatch.setattr(scene.router, "withdraw_versions", fail)
+    new = scene.serve(scene.next_process())
+    assert child(old).told_to_end
+    for _ in range(2):
+        scene.submit()
+    assert new.route is not None
+    assert list(scene.running) == [new.route.worker], "a request behind STOP would count as having died with it"
+    scene.settle()
+    assert [type(reply) for reply in scene.replies()] == [list] * 2
+
+
+def test_no_worker_is_started_while_the_daemon_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = serving(1)
+    monkeypatch.setattr(scene.manager._slots, "handle_event", fail)
+    scene.manager.stop(scene.now)
+    monkeypatch.undo()
+    (process,) = scene.alive()
+    scene.die(process)
+    for _ in range(5):
+        scene.tick(1.0)
+    assert scene.alive() == []
+    assert scene.state() is State.STOPPED
+    assert scene.manager.next_wake(scene.now) > scene.now, "the loop must not spin"
+
+
+@pytest.mark.parametrize("step", ["make_assignment", "_generation", "send"])
+def test_a_start_with_a_spare_that_fails_loses_no_process(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = serving(1, spares=1)
+    (spare,) = scene.manager.spares
+    scene.report(spare, "idle")
+    owner: Any = {
+        "make_assignment": type(scene.slot().placement),
+        "_generation": scene.manager._slots,
+        "send": spare.child.connection,
+    }[step]
+    monkeypatch.setattr(owner, step, fail)
+    scene.die(scene.process())
+    scene.tick()
+    monkeypatch.undo()
+    assert scene.slot().process is None
+    assert scene.slot().last_error == "no process could be started"
+    assert scene.state() is State.BACKOFF, "it tries again later, not at once"
+    assert set(scene.alive()) <= set(scene.manager.processes())
+    assert child(spare).told_to_end is (step == "send"), "a spare that was not assigned stays one"
+    scene.settle()
+    assert scene.state() is State.READY
+    assert set(scene.alive()) == {scene.process(), *scene.manager.spares}
+
+
+def test_a_process_that_was_launched_when_its_start_fails_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = serving(1)
+    old = scene.process()
+    monkeypatch.setattr(scene.manager._slots._rng, "random", fail)
+    outcomes = scene.order(specs=(spec(2),))
+    monkeypatch.undo()
+    assert outcomes == ["no process could be started"]
+    new = scene.launched[-1]
+    assert new is not old
+    scene.tick()
+    assert child(new).told_to_end
+    scene.die(new)
+    assert scene.alive() == [old]
+    assert scene.state() is State.READY
+
+
+@pytest.mark.parametrize("state", ["starting", "ready", "ready, its replacement loads"])
+def test_a_slot_whose_released_process_was_kept_in_an_error_gets_another_one(
+    state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene()
+    dead = scene.process()
+    if state != "starting":
+        scene.serve(dead)
+    if state.endswith("loads"):
+        scene.order(specs=(spec(2),))
+        assert scene.slot().next_process is not None
+    monkeypatch.setattr(scene.manager._slots, "handle_death", fail)
+    scene.die(dead)
+    monkeypatch.undo()
+    scene.tick()
+    assert scene.slot().process is not dead
+    scene.settle()
+    assert scene.state() is State.READY
+    assert scene.alive() == [scene.process()]
+    assert dead not in scene.manager.processes()
+
+
+def test_processes_kept_in_an_error_during_a_replacement_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = serving(1)
+    scene.order(specs=(spec(2),))
+    monkeypatch.setattr(scene.manager._slots, "handle_death", fail)
+    scene.die(scene.next_process())
+    monkeypatch.undo()
+    scene.settle()
+    outcomes, old = scene.order(specs=(spec(3),)), scene.process()
+    scene.serve(scene.next_process())
+    monkeypatch.setattr(scene.manager._slots, "handle_death", fail)
+    scene.die(old, 0)
+    monkeypatch.undo()
+    scene.settle()
+    assert outcomes == [None]
+    assert list(scene.manager.processes()) == [scene.process()]
+
+
 def test_an_error_of_who_asked_for_a_replacement_does_not_disturb_others() -> None:
     scene = serving()
     scene.manager.request_replacement(Replacement(scene.slot(0), "a test", done=fail))
