@@ -46,9 +46,9 @@ class _Watch:
 class Reactor:
     """Calls back when descriptors and sockets are readable.
 
-    Each callback may come with an `on_error`: an exception that the callback raises is passed to it, and the reactor
-    goes on with the next event. Without one the exception leaves `run` or `wait`. No event is lost then: calling
-    `run` again delivers the rest.
+    Each callback may come with an `on_error`: an exception that the callback raises, or the check whether its socket is
+    readable, is passed to it, and the reactor goes on with the next event. Without one the exception leaves `run` or
+    `wait`. No event is lost then: calling `run` again delivers the rest.
     """
 
     def __init__(self) -> None:
@@ -155,11 +155,13 @@ class Reactor:
         try:
             for descriptor in descriptors:
                 socket = self._sockets.get(descriptor)
-                if socket is None or not frames.readable(socket):
+                if socket is None:
                     continue
-                found = True
                 watch = self._watches[descriptor]
                 try:
+                    if not frames.readable(socket):
+                        continue
+                    found = True
                     watch.callback()
                 except Exception as error:
                     if watch.on_error is None:

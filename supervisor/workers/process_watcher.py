@@ -6,6 +6,7 @@ and its end, becomes an event, which the manager takes from here at its next `ti
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections import deque
@@ -59,33 +60,42 @@ class ProcessWatcher:
         self._reactor = reactor
         self._router = router
         self._descriptors: dict[WorkerProcess, set[int]] = {}
+        self._monitored: set[WorkerProcess] = set()
 
     def add_process(self, process: WorkerProcess) -> None:
-        """Watches a process that has just been started."""
+        """Watches a process that has just been started; nothing of it is watched if this raises.
+
+        Raises:
+            OSError: the system has no resources to watch it.
+            zmq.ZMQError: likewise.
+        """
         child = process.child
+        on_error = functools.partial(self._on_error, process)
+        with contextlib.ExitStack() as undo:
+            self._reactor.add(
+                child.heartbeat_descriptor,
+                functools.partial(self._on_heartbeat, process),
+                functools.partial(self._on_heartbeat_error, process),
+            )
+            undo.callback(self._reactor.remove, child.heartbeat_descriptor)
+            self._reactor.add(child.pidfd, functools.partial(self._on_exit, process), on_error)
+            undo.callback(self._reactor.remove, child.pidfd)
+            connection = child.connection
+            connection.on_message = functools.partial(self._on_message, process)
+            connection.on_error = on_error
+            connection.recheck = self._reactor.add_socket(
+                connection.socket, functools.partial(self._router.receive_from_worker, connection), on_error
+            )
+            undo.pop_all()
         self._descriptors[process] = {child.heartbeat_descriptor, child.pidfd}
-        self._reactor.add(
-            child.heartbeat_descriptor,
-            functools.partial(self._on_heartbeat, process),
-            functools.partial(self._on_heartbeat_error, process),
-        )
-        self._reactor.add(child.pidfd, functools.partial(self._on_exit, process))
-        connection = child.connection
-        connection.on_message = functools.partial(self._on_message, process)
-        connection.on_error = functools.partial(self._on_error, process)
-        connection.recheck = self._reactor.add_socket(
-            connection.socket,
-            functools.partial(self._router.receive_from_worker, connection),
-            functools.partial(self._on_error, process),
-        )
 
     def remove_process(self, process: WorkerProcess) -> None:
         """Stops watching a process that has ended, before its descriptors are closed."""
-        exited = process.child.pidfd not in self._descriptors[process]
         for descriptor in tuple(self._descriptors.pop(process)):
             self._reactor.remove(descriptor)
         self._reactor.remove_socket(process.child.connection.socket)
-        if exited:
+        if process in self._monitored:
+            self._monitored.remove(process)
             self._reactor.remove_socket(process.child.connection.monitor)
 
     def _remove_descriptor(self, process: WorkerProcess, descriptor: int) -> None:
@@ -107,9 +117,12 @@ class ProcessWatcher:
         # A pidfd stays readable: one event is enough.
         self._remove_descriptor(process, process.child.pidfd)
         self._remove_descriptor(process, process.child.heartbeat_descriptor)
-        # The process is released once its end of the connection is closed: then everything it sent has arrived.
-        self._reactor.add_socket(process.child.connection.monitor, self._reactor.interrupt)
         self._add_event(ProcessExited(process))
+        # The process is released once its end of the connection is closed: then everything it sent has arrived. Where
+        # that cannot be watched, it is released after a while.
+        on_error = functools.partial(self._on_error, process)
+        self._reactor.add_socket(process.child.connection.monitor, self._reactor.interrupt, on_error)
+        self._monitored.add(process)
 
     def _on_message(self, process: WorkerProcess, message: list[Any]) -> None:
         self._add_event(MessageReceived(process, message))
