@@ -11,12 +11,14 @@ about missing GPUs.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import selectors
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..machine.devices import CPU_PREFIX
@@ -29,6 +31,9 @@ MAX_LINE = 8192
 CHUNK = 64 << 10
 BYTES_A_SECOND = 1 << 20
 LINES_A_SECOND = 200
+
+ERROR_PAUSE_S = 0.1
+"""Seconds until the thread goes on after an internal error."""
 
 # `I0000 00:00:1796114190.159745    7672 port.cc:153] ...`, of Abseil; before the first dot is the time.
 # `2026-12-01 08:12:40.330123: I tensorflow/core/util/port.cc:153] ...`, of TensorFlow before 2.17.
@@ -79,6 +84,7 @@ class _Source:
     bytes_read: int = 0
     lines: int = 0
     left_out: int = 0
+    closed: bool = False
 
 
 class OutputReader:
@@ -89,6 +95,7 @@ class OutputReader:
         self._paused: list[_Source] = []
         self._lock = threading.Lock()
         self._closing = False
+        self._failed = False
         self._selector = selectors.DefaultSelector()
         try:
             self._wake_out, self._wake_in = os.pipe()
@@ -135,25 +142,53 @@ class OutputReader:
 
     def _run(self) -> None:
         while True:
-            timeout = 0.05 if self._paused or self._closing else None
-            ready = self._selector.select(timeout)
-            now = time.monotonic()
-            for key, _ in ready:
-                if key.data is None:
-                    os.read(self._wake_out, 4096)
-                else:
-                    self._read(key.data, now)
-            self._resume(now)
-            with self._lock:
-                new, self._new = self._new, []
-            for source in new:
-                self._selector.register(source.descriptor, selectors.EVENT_READ, source)
-            if self._closing and not ready and not self._paused:
-                break
+            try:
+                if not self._run_round():
+                    break
+            except Exception:  # noqa: BLE001  the daemon must not lose the output of all workers
+                if not self._failed:
+                    self._log_error("internal error while reading the output of workers", {})
+                self._failed = True
+                if self._closing:
+                    break
+                time.sleep(ERROR_PAUSE_S)
         for key in list(self._selector.get_map().values()):
             if key.data is not None:
-                self._end(key.data)
+                self._contain(key.data, self._end)
         self._close_descriptors()
+
+    def _run_round(self) -> bool:
+        """Waits for output, and reads it; returns whether there may be more."""
+        timeout = 0.05 if self._paused or self._closing else None
+        ready = self._selector.select(timeout)
+        now = time.monotonic()
+        for key, _ in ready:
+            if key.data is None:
+                os.read(self._wake_out, 4096)
+            else:
+                self._contain(key.data, self._read, now)
+        for source in list(self._paused):
+            if now - source.second >= 1.0 or self._closing:
+                self._paused.remove(source)
+                self._contain(source, self._register)
+        with self._lock:
+            new, self._new = self._new, []
+        for source in new:
+            self._contain(source, self._register)
+        return not self._closing or bool(ready) or bool(self._paused)
+
+    def _contain(self, source: _Source, step: Callable[..., None], *arguments: object) -> None:
+        """Takes a step for a source. An internal error costs the rest of the output of this source only."""
+        try:
+            step(source, *arguments)
+        except Exception:  # noqa: BLE001  whatever it is, it concerns one worker
+            self._log_error("internal error while reading a worker's output: it is not read any more", source.fields)
+            with contextlib.suppress(Exception):  # it may be that which failed
+                self._release(source)
+
+    def _log_error(self, message: str, fields: dict[str, object]) -> None:
+        with contextlib.suppress(Exception):  # logging may be what failed
+            log.exception(message, extra={"fields": dict(fields)})
 
     def _close_descriptors(self) -> None:
         self._selector.close()
@@ -180,11 +215,8 @@ class OutputReader:
             self._selector.unregister(source.descriptor)
             self._paused.append(source)
 
-    def _resume(self, now: float) -> None:
-        for source in list(self._paused):
-            if now - source.second >= 1.0 or self._closing:
-                self._paused.remove(source)
-                self._selector.register(source.descriptor, selectors.EVENT_READ, source)
+    def _register(self, source: _Source) -> None:
+        self._selector.register(source.descriptor, selectors.EVENT_READ, source)
 
     def _begin_second(self, source: _Source, now: float) -> None:
         if now - source.second >= 1.0:
@@ -217,5 +249,15 @@ class OutputReader:
         if source.rest:
             self._log_line(source, source.rest)
         self._log_left_out(source)
-        self._selector.unregister(source.descriptor)
-        os.close(source.descriptor)
+        self._release(source)
+
+    def _release(self, source: _Source) -> None:
+        """Closes a source; no-op if it is closed."""
+        if source.closed:
+            return
+        source.closed = True
+        try:
+            if source.descriptor in self._selector.get_map():
+                self._selector.unregister(source.descriptor)
+        finally:
+            os.close(source.descriptor)

@@ -6,7 +6,9 @@ import io
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -199,3 +201,50 @@ def test_json_lines_have_control_characters_escaped_and_unchanged_when_read() ->
     line.encode()
     entry = json.loads(line)
     assert (entry["message"], entry["cause"]) == (HOSTILE, HOSTILE)
+
+
+def test_an_error_with_the_output_of_one_worker_does_not_end_that_of_others(
+    gathered: Gathered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = OutputReader()
+    log_line = reader._log_line
+
+    def fail_for_one(source: Any, line: bytes) -> None:
+        if source.fields["slot"] == 0:
+            raise ZeroDivisionError("an injected defect")
+        log_line(source, line)
+
+    monkeypatch.setattr(reader, "_log_line", fail_for_one)
+    (bad, bad_in), (good, good_in) = os.pipe(), os.pipe()
+    reader.add(bad, {"slot": 0})
+    os.write(bad_in, b"one\ntwo\n")
+    reader.add(good, {"slot": 1})
+    os.write(good_in, b"three\n")
+    os.close(good_in)
+    reader.close()
+    errors = [fields for text, fields in gathered.lines if text.startswith("internal error")]
+    assert errors == [{"slot": 0}]
+    assert ("three", {"slot": 1}) in gathered.lines
+    with pytest.raises(BrokenPipeError):  # it is closed: the worker does not wait for it
+        os.write(bad_in, b"x")
+    os.close(bad_in)
+
+
+def test_an_error_of_the_thread_does_not_end_the_reading(gathered: Gathered, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = OutputReader()
+    select, failures, failed = reader._selector.select, [OSError("an injected defect")] * 2, threading.Event()
+
+    def fail_twice(timeout: float | None = None) -> Any:
+        if failures:
+            raise failures.pop()
+        failed.set()
+        return select(timeout)
+
+    monkeypatch.setattr(reader._selector, "select", fail_twice)
+    out, into = os.pipe()
+    reader.add(out, {"slot": 0})
+    assert failed.wait(20)
+    os.write(into, b"one\n")
+    os.close(into)
+    reader.close()
+    assert [text for text, _ in gathered.lines] == ["internal error while reading the output of workers", "one"]
