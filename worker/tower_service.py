@@ -6,6 +6,7 @@ supervisor; TensorFlow lets other threads run while it computes. Handlers are on
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import sys
@@ -127,6 +128,7 @@ def _addressed_tower(message: list[bytes], towers: Sequence[zmq.Socket[bytes]]) 
 
 def _exit(code: int) -> NoReturn:
     # The other threads may be anywhere, and cannot be waited for.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # a model may have closed or replaced it
+            stream.flush()
     os._exit(code)
