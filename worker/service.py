@@ -306,13 +306,19 @@ class _Service:
         return worker_wire.result(job.batch_id, answers, Timing(assemble_ns, compute_ns, slice_ns))
 
     def _write_outputs(self, part: _Part, ran: Sequence[Answer], regions: Regions) -> list[Answer]:
-        """The answers of all entries of a part. Outputs for which there is an area are written there."""
+        """The answers of all entries of a part. Outputs for which there is an area are written there.
+
+        Outputs that cannot be written stay frames, also because of a defect, which is logged.
+        """
         waiting = iter(ran)
         answers = [part.errors.get(entry) or next(waiting) for entry in range(len(part.rows))]
         for entry, areas in part.areas.items():
             answer = answers[entry]
             if not isinstance(answer, MultitowerError):
-                answers[entry] = self._outputs.write(answer, areas, regions)
+                try:
+                    answers[entry] = self._outputs.write(answer, areas, regions)
+                except Exception as error:  # noqa: BLE001  a defect, for which no other entry must fail
+                    log_traceback("outputs could not be written to shared memory, which is a defect", error)
         return answers
 
 

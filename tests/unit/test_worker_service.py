@@ -71,6 +71,16 @@ class Scene:
         table = worker_wire.Table(areas, [])
         return self._answer([worker_wire.shared_head(head), key.to_json(), table.pack(), *frames])
 
+    def ask_for_areas(self, *values: int) -> list[Any]:
+        """The frames of the answer to a batch of which each entry has an area for its output; they do not exist."""
+        key = KeySpec("m", (("x", "UINT8", (4,)),), None, True)
+        number = next(self._ids)
+        head = worker_wire.batch_head(number, number, [1] * len(values), joined=False, described=True)
+        areas = [WorkerArea(entry, "y", "mt-gone", 2**31 - 1, 0, 0, 4096, 4) for entry in range(len(values))]
+        table = worker_wire.Table([], areas)
+        frames = [bytes([value]) * 4 for value in values]
+        return self._answer([worker_wire.shared_head(head), key.to_json(), table.pack(), *frames])
+
     def _answer(self, message: list[Any]) -> list[Any]:
         job = self._service.open_message(message)
         assert job is not None
@@ -145,3 +155,20 @@ def test_a_batch_runs_on_the_version_that_it_names_or_on_the_newest() -> None:
         return told
 
     assert [answered_by(version) for version in ("", "9", "10")] == ["10", "9", "10"]
+
+
+def test_a_defect_in_writing_the_outputs_of_an_entry_costs_no_entry_of_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene()
+    written: list[Any] = []
+
+    def write(answer: list[Any], *_: object) -> list[Any]:
+        written.append(answer)
+        if len(written) == 2:
+            raise ZeroDivisionError("an injected defect")
+        return answer
+
+    monkeypatch.setattr(scene._service._outputs, "write", write)
+    assert told(scene.ask_for_areas(1, 2, 3)) == [1, 2, 3]
+    assert len(written) == 3
