@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import Any, Final
 
 from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
@@ -19,6 +19,9 @@ from .orders import Orders
 from .queries import Queries
 
 log = logging.getLogger("multitower.control")
+
+BURST: Final = 16
+"""Messages read before other sockets and timers get their turn: the status of many slots takes milliseconds."""
 
 _QUERIES = (wire.SERVER_LIVE, wire.SERVER_READY, wire.SERVER_METADATA, wire.STATUS)
 
@@ -40,12 +43,16 @@ class ControlSocket:
         self._model_orders = model_orders
 
     def receive(self) -> None:
-        """Reads and begins all orders that have arrived."""
-        while (incoming := self.front.receive()) is not None:
+        """Reads and begins a burst of the orders that have arrived."""
+        for _ in range(BURST):
+            incoming = self.front.receive()
+            if incoming is None:
+                return
             address, body = incoming
             if body is None or len(body) < 2:
                 continue  # there is no id to reply to
             self._handle(address, bytes(body[0]), bytes(body[1])[: wire.MAX_ID_BYTES], body[2:])
+        self.front.recheck()  # there may be more
 
     def _handle(self, address: tuple[bytes, ...], kind: bytes, id: bytes, frames: list[Any]) -> None:
         answered = False
