@@ -5,9 +5,10 @@
 **Defects.** Whatever an event or a chore of the loop raises is contained: it is logged with its traceback, and only the
 request, the order or the worker that it concerns pays (`loop/containment.py`, and the boundaries in routing/, workers/
 and operations/). Two things end the daemon, since the requests' own state is in doubt then: a `StateError`, that is, an
-error in the scheduler while it adds or removes a worker or answers all requests of a model; and an error that leaves
-`Router.flush`, which expires deadlines, forms batches and collects replies. (The router contains the sending of a
-single batch or reply.) After either of them a request may be in two places, or in none.
+error in the scheduler while it adds or removes a worker, removes a model, or answers all requests of a model or of the
+daemon; and an error that leaves `Router.flush`, which expires deadlines, forms batches and collects replies. (The
+router contains the sending of a single batch or reply.) After either of them a request may be in two places, or in
+none.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from .operations.version_watch import VersionWatch
 from .routing.endpoints import Endpoints
 from .routing.router import Router
 from .routing.unread import UnreadReplies
+from .scheduling.scheduler import StateError
 from .settings import ActiveSettings, build_settings
 from .workers.capacity import Capacity
 from .workers.launcher import Launcher
@@ -292,7 +294,10 @@ class Daemon:
             outstanding = self._scheduler.outstanding
             event(log, logging.WARNING, "drain_timeout is over", outstanding=outstanding)
             self._scheduler.abandon("drain_timeout was over before the request was answered")
-            self._router.flush(now)
+            try:
+                self._router.flush(now)
+            except Exception as error:
+                raise StateError("the router failed in flush") from error  # the chore must not contain it
         self._manager.stop(now)
         self._lifecycle.end_drain()
 

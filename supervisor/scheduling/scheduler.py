@@ -192,6 +192,7 @@ class Scheduler:
         self._refusals.models.remove_expired(now)
         self._open_requests.expire(now)
 
+    @_changes_state
     def abandon(self, message: str) -> None:
         """Answers all open requests, those that workers are executing too, by `draining` with this message."""
         error = make(Reason.DRAINING, message)
@@ -315,6 +316,7 @@ class Scheduler:
             queue.limits = limits
         self._dispatcher.update_models()
 
+    @_changes_state
     def remove_model(self, model: str) -> None:
         """Removes a model that no worker serves; its waiting requests are answered."""
         for request in list(self.queues[model]):

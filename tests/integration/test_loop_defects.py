@@ -193,6 +193,23 @@ def test_doubt_about_the_state_of_requests_ends_the_daemon_and_its_workers(tmp_p
         assert not psutil.pid_exists(worker)
 
 
+def test_replies_that_cannot_be_collected_at_the_end_of_a_drain_end_the_daemon(tmp_path: Path) -> None:
+    text = CONFIG.replace('Echo"', 'Sleeper", parameters: {seconds: 60}') + "drain_timeout: 200ms\n"
+    defect = (
+        "from multitower.supervisor.routing.router import Router\n"
+        'inject(Router, "flush", times=1, when=lambda router: router._clients.draining and not router.scheduler.busy)'
+    )
+    with Running(tmp_path, text, program=("-c", PROGRAM.replace("DEFECTS", defect))) as daemon:
+        with daemon.wait_ready().client(retries=0) as client:
+            waiting = client.submit("echo", {"x": np.full(1, 0)})
+            daemon.wait(lambda: any(slot["depth"] for slot in client.status()["slots"]))
+            daemon.signal(signal.SIGTERM)
+            with pytest.raises(Unavailable):
+                waiting.result(STEP_S)
+        assert daemon.wait_end() == 1
+        assert "an injected defect" in daemon.wait_line("daemon ends because of an internal error")["traceback"]
+
+
 def test_clients_of_a_daemon_that_ends_are_told_at_once(tmp_path: Path) -> None:
     text = CONFIG.replace('Echo"', 'Sleeper", parameters: {seconds: 60}')
     defect = 'inject(Orders, "reload", error=StateError)'
