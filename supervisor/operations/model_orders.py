@@ -131,9 +131,11 @@ class ModelOrders:
             ended(error)
 
         def done(answer: dict[str, Any] | MultitowerError) -> None:
-            self._context.announcer.reload_ended()
-            if isinstance(answer, MultitowerError) and not reported:
-                ended(answer.message)
+            try:
+                if isinstance(answer, MultitowerError) and not reported:
+                    ended(answer.message)
+            finally:
+                self._context.announce_reload_end()
 
         self._context.queue.submit(lambda order: self._begin_versions(order, name, versions, report), done)
 

@@ -48,13 +48,17 @@ class Order:
 
     Attributes:
         begun: the order's turn has come.
+        on_defect: undoes what the order has half done, after a step raised; None for nothing to undo. It gets a
+            callable that ends the order, and calls it at once, or once nothing of the order is in progress any more.
     """
 
     def __init__(self, begin: Callable[[Order], None], done: Done, ended: Callable[[], None]) -> None:
         self.begun = False
+        self.on_defect: Callable[[Callable[[], None]], None] | None = None
         self._begin = begin
         self._done = done
         self._ended = ended
+        self._failed = False
         self._answered = False
 
     def start(self) -> None:
@@ -66,22 +70,34 @@ class Order:
         """Returns a callable that runs a step of this order and ends the order where the step raises.
 
         A `MultitowerError` becomes the order's answer. Any other exception is a defect: it is logged, and the answer is
-        `internal_error`. No-op once the order has ended.
+        `internal_error`. Either way, `on_defect` is called first. No-op once a step has raised or the order has ended.
         """
 
         @functools.wraps(step)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-            if self._answered:
+            if self._failed or self._answered:
                 return
             try:
                 step(*args, **kwargs)
             except MultitowerError as error:
-                self.end(error)
+                self._fail(error)
             except Exception:
                 log.exception("order cannot be carried out")
-                self.end(internal_error())
+                self._fail(internal_error())
 
         return guarded
+
+    def _fail(self, answer: MultitowerError) -> None:
+        """Ends the order after a step has raised, once what the order has half done is undone."""
+        self._failed = True
+        if self._answered or self.on_defect is None:
+            self.end(answer)
+            return
+        try:
+            self.on_defect(functools.partial(self.end, answer))
+        except Exception:
+            log.exception("order cannot be undone")
+            self.end(answer)
 
     def end(self, answer: dict[str, Any] | MultitowerError) -> None:
         """Answers the order; the next one begins. No-op once the order has ended."""
@@ -173,6 +189,13 @@ class OrderContext:
     background: BackgroundJobs
     announcer: Announcer
     read_config: Callable[[], Config]
+
+    def announce_reload_end(self) -> None:
+        """Announces that a reload has ended; call it after the answer. An error is logged: it concerns no order."""
+        try:
+            self.announcer.reload_ended()
+        except Exception:
+            log.exception("the end of a reload cannot be announced")
 
 
 def stopping() -> MultitowerError:

@@ -56,8 +56,10 @@ class Orders:
             again, self._reload_again = self._reload_again, False
             if again and self._context.lifecycle.running:
                 self._submit_reload(lambda _: None)
-            self._context.announcer.reload_ended()
-            done(answer)
+            try:
+                done(answer)
+            finally:
+                self._context.announce_reload_end()
 
         self._reload_submitted = True
         self._context.queue.submit(self._begin_reload, ended, bounded=False)
@@ -121,8 +123,8 @@ class Orders:
                 else:
                     done(make(Reason.NO_WORKER, f"slot {number}: {error}"))
 
-            self._restarts += 1
             self._context.manager.restart_slot(slot, ended)
+            self._restarts += 1  # only now: where it raises, `ended` is never called
 
 
 def accepted(outcome: Settings | Exception) -> Settings:

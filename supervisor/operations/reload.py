@@ -43,7 +43,7 @@ class Reload:
 
     Args:
         context: the parts of the daemon.
-        order: the order that asked for it; a step that raises ends the order.
+        order: the order that asked for it; a step that raises ends the order, and withdraws what has not begun.
         old: the settings in force.
         new: the settings to apply.
         done: called at the end with the slots that were `renewed`, `added` and `removed`, and with None, or with why
@@ -79,6 +79,7 @@ class Reload:
         self._again = again
         self._replaced: list[int] = []
         self._removed: list[int] = []
+        self._replacements: list[Replacement] = []
         kept, self._new_placements, self._unwanted = _match(context.manager.slots, new.placements)
         wanted = [(slot, placement, self._wanted_specs(slot, placement)) for slot, placement in kept]
         changed = [each for each in wanted if self._needs_replacement(*each)]
@@ -110,6 +111,7 @@ class Reload:
 
     def start(self) -> None:
         """Begins; `done` may be called before this returns."""
+        self._order.on_defect = self._abandon
         router, new = self._router, self._new
         for name, limits in new.limits.items():
             router.set_model(name, limits, new.timeouts[name])
@@ -157,6 +159,7 @@ class Reload:
             if len(ended) == len(replacements):
                 then()
 
+        self._replacements = replacements
         for replacement in replacements:
             replacement.done = self._order.guard(functools.partial(replacement_ended, replacement.slot))
             self._manager.request_replacement(replacement)
@@ -172,8 +175,51 @@ class Reload:
         self._replace(replacements, self._removed, lambda: self._finish(None))
 
     def _finish(self, error: str | None) -> None:
+        old, new = self._old, self._new
+        self._settle_models(new if error is None else old)
+        if error is None:
+            known = old.worker_settings.models
+            changed_models = [spec.name for spec in new.worker_settings.models if spec not in known]
+            self._router.scheduler.reset_crash_count([*changed_models, *([self._model] if self._model else [])])
+            new.warn_about_missing_versions()
+        changed = {
+            "renewed": self._replaced,
+            "added": [placement.slot for placement in self._new_placements] if error is None else [],
+            "removed": self._removed,
+        }
+        level = logging.INFO if error is None else logging.ERROR
+        event(log, level, "reloaded" if error is None else "reload ended early", **changed, cause=error)
+        self._done(changed, error)
+
+    def _abandon(self, end: Callable[[], None]) -> None:
+        """After a defect: withdraws what has not begun, goes back to the settings in force, and calls `end`.
+
+        Slots that have been replaced keep their new models. `end` is not called before a replacement in progress has
+        ended, so that the next order does not meet it.
+        """
+        in_progress = self._manager.withdraw_replacements(self._replacements)
+        if in_progress is None:
+            self._restore()
+            end()
+            return
+
+        def replacement_ended(_: str | None) -> None:
+            try:
+                self._restore()
+            finally:
+                end()
+
+        in_progress.done = replacement_ended
+
+    def _restore(self) -> None:
+        settings = self._settings.current
+        self._router.models_to_remove = set()
+        self._manager.apply_settings(settings.worker_settings)
+        self._settle_models(settings)
+
+    def _settle_models(self, settings: Settings) -> None:
+        """Makes the router's models those of the settings and of the slots, and removes all others."""
         manager, router, old, new = self._manager, self._router, self._old, self._new
-        settings = new if error is None else old
         specs = [
             *(spec for slot in manager.slots for spec in slot.specs),
             *manager.settings.models,
@@ -186,24 +232,11 @@ class Reload:
         # replacements that were withdrawn.
         manager.update_availability()
         router.set_labels(settings.labels)
-        if error is None:
-            known = old.worker_settings.models
-            changed_models = [spec.name for spec in new.worker_settings.models if spec not in known]
-            router.scheduler.reset_crash_count([*changed_models, *([self._model] if self._model else [])])
-            new.warn_about_missing_versions()
         self._settings.models = [
             spec
             for name in sorted(_names(specs), key=_position_of(new))
             for spec in _specs_of(name, manager.settings.models, new.worker_settings.models, new.unloaded, old.unloaded)
         ]
-        changed = {
-            "renewed": self._replaced,
-            "added": [placement.slot for placement in self._new_placements] if error is None else [],
-            "removed": self._removed,
-        }
-        level = logging.INFO if error is None else logging.ERROR
-        event(log, level, "reloaded" if error is None else "reload ended early", **changed, cause=error)
-        self._done(changed, error)
 
     def _close_unloaded(self, settings: Settings) -> None:
         """Closes each unloaded model that no slot serves any more; opens the others."""

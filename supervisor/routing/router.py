@@ -68,6 +68,7 @@ class Router:
         self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
         self.routes: dict[Worker, Route] = {}
         self.models_to_remove: set[str] = set()
+        self._removals_due: set[str] = set()  # models to remove once no worker has them any more
         self._routes_by_connection: dict[WorkerConnection, Route] = {}
         self.unread = unread or UnreadReplies()
         self._clients = Clients(self.scheduler, self.admission, self.statistics, max_message_size, self.unread)
@@ -101,6 +102,7 @@ class Router:
 
     def set_model(self, name: str, limits: QueueLimits, timeout_s: float) -> None:
         """Adds a model, or changes the limits of its queue and the longest time of its requests."""
+        self._removals_due.discard(name)
         self.scheduler.set_limits(name, limits)
         self.admission.set_timeout(name, timeout_s)
         self.statistics.setdefault(name, defaultdict(ModelStatistics))
@@ -134,8 +136,17 @@ class Router:
         return self.admission.find_report(model, version, label)
 
     def retain_models(self, names: Collection[str]) -> None:
-        """Removes all other models, which no worker serves any more; what waits for them is answered."""
-        for name in [name for name in self.scheduler.models if name not in names]:
+        """Removes all other models; what waits for them is answered.
+
+        A model that a worker still serves, and may be executing, is removed when its last worker is.
+        """
+        self._removals_due = {name for name in self.scheduler.models if name not in names}
+        self._remove_due_models()
+
+    def _remove_due_models(self) -> None:
+        served = {name for worker in self.routes for name in worker.serves}
+        for name in self._removals_due - served:
+            self._removals_due.discard(name)
             self.admission.remove_model(name)
             self.scheduler.remove_model(name)
             self._clients.send_replies()  # before the statistics, which count them, are removed
@@ -261,7 +272,9 @@ class Router:
             if left and all(other.worker.serves[model][:2] != newest for other in left):
                 # Requests must be checked against what is served, which is not what was added last.
                 self._admit_versions(left[-1].reports[model])
-        return self.scheduler.remove_process(route.worker, now, crashed=crashed, begun=begun)
+        suspect_to_blame = self.scheduler.remove_process(route.worker, now, crashed=crashed, begun=begun)
+        self._remove_due_models()
+        return suspect_to_blame
 
     # Results.
 

@@ -224,21 +224,27 @@ class WorkerManager:
         slot.safe_rows.clear()
         self._scheduler.reset_crash_count()
         self._spares.resume(self.settings.spares)
-        slot.operator_restart = True
 
         def end(error: str | None) -> None:
             slot.operator_restart = False
             done(error)
 
         self._replacements.add(Replacement(slot, "multitower restart", done=end))
+        slot.operator_restart = True  # only now: where something raises, `end` is never called
 
     def request_replacement(self, replacement: Replacement) -> None:
         """Replaces the process of a slot when its turn comes: replacements are carried out one after the other."""
         self._replacements.add(replacement)
 
-    def withdraw_replacements(self, replacements: Collection[Replacement]) -> None:
-        """Withdraws those of the replacements that are not in progress; their `done` is not called."""
+    def withdraw_replacements(self, replacements: Collection[Replacement]) -> Replacement | None:
+        """Withdraws those of the replacements that are not in progress; their `done` is not called.
+
+        Returns:
+            The one of them that is in progress, or None.
+        """
         self._replacements.withdraw(replacements)
+        current = self._replacements.current
+        return current if current in replacements else None
 
     def apply_settings(self, settings: WorkerSettings) -> None:
         """Applies new settings from now on; to workers that run already, as far as they concern limits and times."""

@@ -57,6 +57,11 @@ class DaemonScene:
             lines.append(MODEL.format(name=name, version=versions.get(name, 1), on=on, at_startup=at_startup))
         self._path.write_text("\n".join([*lines, more]))
 
+    def remove_model(self, name: str, **versions: int) -> None:
+        """Writes the file without a model; see `configure`."""
+        self._slots = [tuple(model for model in slot if model != name) for slot in self._slots]
+        self.configure(**versions)
+
     def _read(self) -> config.Config:
         return config.load(self._path, environment={})
 

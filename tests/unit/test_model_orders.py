@@ -12,6 +12,7 @@ from daemon_scene import DaemonScene, error_of, slots_of
 from fake_workers import child, spec
 
 from multitower.errors import MultitowerError, Reason, Unavailable
+from multitower.supervisor.scheduling.scheduler import StateError
 from multitower.supervisor.workers.slot_state_machine import State
 
 
@@ -242,6 +243,26 @@ def test_orders_are_carried_out_one_after_the_other(daemon: DaemonScene) -> None
     daemon.scene.settle()
     assert [isinstance(answer, dict) for answer in daemon.answers] == [True] * 4
     assert (daemon.loads(), daemon.scene.slot(0).specs) == (["n", ""], (spec(1, "n"),))
+
+
+def test_a_model_that_a_worker_still_serves_is_removed_when_that_worker_is(daemon: DaemonScene) -> None:
+    scene = daemon.scene
+    scene.submit(model="n")
+    scene.router.retain_models({"m"})
+    assert "n" in scene.router.scheduler.models
+    scene.answer(scene.process(0))
+    assert [type(answer) for answer in scene.replies()] == [list]
+    scene.die(scene.process(0))
+    assert "n" not in scene.router.scheduler.models
+
+
+@pytest.mark.parametrize("change", ["abandon", "remove_model"])
+def test_an_error_while_requests_are_answered_for_good_is_a_state_error(daemon: DaemonScene, change: str) -> None:
+    scheduler = daemon.scene.router.scheduler
+    daemon.scene.submit(model="n")
+    del scheduler.queues["n"]
+    with pytest.raises(StateError):
+        getattr(scheduler, change)("n")
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -13,6 +13,7 @@ from multitower.errors import MultitowerError, Reason, make
 from multitower.supervisor.lifecycle import Lifecycle, LifecycleState
 from multitower.supervisor.operations.order_queue import MAX_WAITING, Order, OrderQueue
 from multitower.supervisor.operations.orders import MAX_RESTARTS
+from multitower.supervisor.workers.replacement_queue import Replacement, ReplacementQueue
 
 
 @pytest.fixture
@@ -183,3 +184,105 @@ def test_a_defect_while_a_reload_is_applied_ends_it_and_the_next_one_is_carried_
     daemon.configure(m=3)
     assert reasons([daemon.carry_out("reload")]) == ["ok"]
     assert daemon.loads() == ["mn", "m"]
+
+
+def fail_second_replacement(daemon: DaemonScene, patched: pytest.MonkeyPatch, *, in_progress: bool) -> None:
+    """Has the request for a second replacement raise, while the first one waits or is in progress."""
+    request = daemon.scene.manager.request_replacement
+    requested: list[Replacement] = []
+
+    def request_or_raise(replacement: Replacement) -> None:
+        requested.append(replacement)
+        if len(requested) == 2:
+            defect()
+        request(replacement)
+        if in_progress:
+            daemon.scene.tick()
+
+    patched.setattr(daemon.scene.manager, "request_replacement", request_or_raise)
+
+
+def test_a_defect_in_a_reload_withdraws_what_has_not_begun(
+    daemon: DaemonScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = daemon.scene
+    before = [slot.specs for slot in scene.manager.slots]
+    daemon.configure(m=2, more="restart: {max_restarts: 7}")
+    with monkeypatch.context() as patched:
+        fail_second_replacement(daemon, patched, in_progress=False)
+        daemon.give("reload")
+    assert reasons(daemon.answers) == ["internal_error"]
+    assert not scene.manager.replacing
+    assert scene.manager.settings == daemon.operations.settings.current.worker_settings
+    scene.settle()
+    assert [slot.specs for slot in scene.manager.slots] == before
+    assert reasons([daemon.carry_out("reload")]) == ["ok"]
+
+
+def test_a_defect_in_a_reload_keeps_the_models_that_it_was_to_remove(
+    daemon: DaemonScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.remove_model("n", m=2)
+    with monkeypatch.context() as patched:
+        fail_second_replacement(daemon, patched, in_progress=False)
+        assert reasons([daemon.carry_out("reload")]) == ["internal_error"]
+    assert daemon.scene.router.models_to_remove == set()
+    daemon.scene.submit(model="n")
+    daemon.scene.settle()
+    assert [type(answer) for answer in daemon.scene.replies()] == [list]
+
+
+def test_a_reload_with_a_defect_ends_after_its_replacement_in_progress(
+    daemon: DaemonScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.configure(m=2)
+    with monkeypatch.context() as patched:
+        fail_second_replacement(daemon, patched, in_progress=True)
+        daemon.give("reload")
+    daemon.give("unload", "n")
+    assert (daemon.answers, daemon.scene.manager.replacing) == ([], True)
+    daemon.scene.settle()
+    assert reasons(daemon.answers) == ["internal_error", "ok"]
+    assert reasons([daemon.carry_out("reload")]) == ["ok"]
+
+
+def test_an_order_whose_undoing_raises_is_answered_all_the_same(queue: OrderQueue) -> None:
+    answers: list[Answer] = []
+
+    def begin(order: Order) -> None:
+        order.on_defect = defect
+        defect()
+
+    queue.submit(begin, answers.append)
+    assert reasons(answers) == ["internal_error"]
+    assert not queue.busy
+
+
+def test_a_reload_is_answered_although_its_end_cannot_be_announced(
+    daemon: DaemonScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon.operations.context.announcer, "reload_ended", defect)
+    assert reasons([daemon.carry_out("reload")]) == ["ok"]
+
+
+def test_a_change_of_versions_ends_although_its_end_cannot_be_announced(
+    daemon: DaemonScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon.operations.context.announcer, "reload_began", defect)
+    monkeypatch.setattr(daemon.operations.context.announcer, "reload_ended", defect)
+    ended: list[str | None] = []
+    daemon.operations.model_orders.serve_versions("m", {"1": "fingerprint"}, ended.append)
+    assert len(ended) == 1
+    assert ended[0] is not None
+
+
+def test_a_restart_that_raises_is_not_counted_as_waiting(daemon: DaemonScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(ReplacementQueue, "add", defect)
+        for _ in range(MAX_RESTARTS):
+            with pytest.raises(ZeroDivisionError):
+                daemon.restart(0)
+    assert not daemon.scene.slot(0).operator_restart
+    daemon.restart(0)
+    daemon.scene.settle()
+    assert reasons(daemon.answers) == ["ok"]
