@@ -3,8 +3,8 @@
     python scripts/status_picture.py
 
 It starts a daemon with two CPU workers in a temporary folder, puts load on it, kills one worker, and runs the command
-in a terminal of its own. It needs `multitower[server]`, and shows what is installed: the picture in the repository is of
-a compiled installation.
+in a terminal of its own. It needs `multitower[server]`, and shows what is installed; the picture in the repository is
+of a compiled installation.
 """
 
 from __future__ import annotations
