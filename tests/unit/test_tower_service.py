@@ -15,20 +15,21 @@ class Exited(Exception):
     """Stands in for the end of the process."""
 
 
-@pytest.mark.parametrize("closed", [True, False])
-def test_a_worker_exits_although_user_code_closed_its_output(closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_worker_exits_although_user_code_closed_its_output(
+    name: str, replaced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     codes: list[int] = []
 
     def end(code: int) -> None:
         codes.append(code)
         raise Exited
 
-    stream = io.StringIO()
-    if closed:
-        stream.close()
+    stream = io.TextIOWrapper(io.BytesIO())
+    stream.close()
     with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", stream)
-        patch.setattr(sys, "stderr", None)
+        patch.setattr(sys, name, None if replaced else stream)
         patch.setattr(os, "_exit", end)
         with pytest.raises(Exited):
             _exit(3)
