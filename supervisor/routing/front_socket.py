@@ -22,7 +22,7 @@ from multitower.errors import MultitowerError, Reason, make
 
 from ..loop.reactor import unwatched
 from ..loop.runtime_dir import FileLock, HeldError, is_listened_to
-from .unread import MARK_BYTES, REPLY_OVERHEAD, Backlog, Mark, UnreadReplies
+from .unread import MANY_MARK_BYTES, MARK_BYTES, REPLY_OVERHEAD, Backlog, Mark, UnreadReplies
 
 log = logging.getLogger("multitower.router")
 
@@ -34,7 +34,10 @@ MAX_HOPS = 16
 RECEIVE_HWM = 64
 """Requests of one client that libzmq reads ahead."""
 
-MAX_RECENT = 1024
+MANY_CONNECTIONS = 1024
+"""Connections from which on marks are closer; see `unread`."""
+
+MAX_RECENT = 8192
 """Connections after which those are forgotten that have got no reply meanwhile and have none unread."""
 
 
@@ -111,6 +114,8 @@ class FrontSocket:
         # By the first address frame. Every connection that gets a reply is in `_recent`; see `_find_backlog`.
         self._recent: dict[bytes, Backlog] = {}
         self._older: dict[bytes, Backlog] = {}
+        self._mark_bytes = MARK_BYTES
+        self._forgotten_bytes = 0  # small replies, at most, that a connection without a backlog may have got before
         self._path = Path(endpoint.removeprefix(IPC)) if endpoint.startswith(IPC) else None
         if self._path is not None and self._path.exists() and not self._path.is_socket():
             raise FileExistsError(f"cannot listen on {endpoint}: {self._path} is a file, not a socket")
@@ -234,7 +239,7 @@ class FrontSocket:
             else:
                 large += size
         backlog.unmarked += small
-        if large or backlog.unmarked >= MARK_BYTES:
+        if large or backlog.unmarked >= self._mark_bytes:
             self._reply_tracked(backlog, address, kind, id, body, droppable=large > 0)
         else:
             self._send((*address, wire.DELIMITER, kind, id, *body))
@@ -267,7 +272,7 @@ class FrontSocket:
         for index, frame in enumerate(tracked):
             size = len(frame)
             large = size >= tensors.BULKY_BYTES
-            ends = index == last and (large or unmarked >= MARK_BYTES)
+            ends = index == last and (large or unmarked >= self._mark_bytes)
             if large or ends:
                 made = zmq.Frame(frame if type(frame) is bytes else memoryview(frame), track=True, copy=False)
                 tracked[index] = made
@@ -290,16 +295,27 @@ class FrontSocket:
         return True
 
     def _find_backlog(self, client: bytes) -> Backlog:
-        """The backlog of a connection; a new one, if it has got no reply lately and has none unread."""
+        """The backlog of a connection; a new one, if it has got no reply lately and has none unread.
+
+        A backlog that is forgotten has less than a mark's bytes that are not counted. If its connection gets a reply
+        again, that one is a mark and counts them: so connections that get a few replies each, in turn, are counted.
+        """
         backlog = self._recent.get(client)
         if backlog is not None:
             return backlog
+        if len(self._recent) >= MANY_CONNECTIONS:
+            self._mark_bytes = MANY_MARK_BYTES
         if len(self._recent) >= MAX_RECENT:
-            unread = {other: found for other, found in self._older.items() if found.marks}
+            self._mark_bytes = self._forgotten_bytes = MANY_MARK_BYTES
+            unread = {other: found for other, found in self._older.items() if self._may_be_unread(found)}
             self._older, self._recent = unread | self._recent, {}
-        backlog = self._older.pop(client) if client in self._older else Backlog()
+        backlog = self._older.pop(client) if client in self._older else Backlog(self._forgotten_bytes)
         self._recent[client] = backlog
         return backlog
+
+    def _may_be_unread(self, backlog: Backlog) -> bool:
+        """Whether a connection has replies unread, or may have as many bytes of them as there are from mark to mark."""
+        return bool(backlog.marks) or backlog.unmarked >= self._mark_bytes
 
     def close(self, linger_ms: int = 0) -> None:
         """Stops listening, and removes the socket's path.

@@ -4,8 +4,8 @@ Front sockets send every reply at once, and libzmq queues what a connection cann
 It does not say how much it holds for a connection, but it says when it has written a frame that is *tracked*. So each
 large frame is tracked. Small replies are added up, and one of them is tracked, a *mark*, whenever they come to
 `MARK_BYTES`: libzmq writes in order, so when it has written the mark, it has written all before. This costs a small
-reply one addition. Not counted are up to `MARK_BYTES` of small replies for each connection, and what the buffers of the
-operating system hold.
+reply one addition. Not counted are up to `MARK_BYTES` of small replies for each connection, or `MANY_MARK_BYTES` while
+there are many connections, and what the buffers of the operating system hold.
 
 What follows depends on the bytes that all clients together leave unread:
 
@@ -45,6 +45,9 @@ REPLY_OVERHEAD: Final = 400
 MARK_BYTES: Final = 256 << 10
 """Small replies to one connection, in bytes, after which one is tracked. Tracking a frame takes 30 microseconds."""
 
+MANY_MARK_BYTES: Final = 16 << 10
+"""The same while a front socket has many connections, since all of them together count."""
+
 MAX_REFUSALS_BYTES: Final = 1 << 20
 """Small replies, in bytes, that a connection may leave unread from `high` on before refusals are dropped."""
 
@@ -77,6 +80,9 @@ class Mark(NamedTuple):
 class Backlog:
     """The replies that libzmq holds for one connection.
 
+    Args:
+        unmarked: bytes of small frames that may have been sent to it before.
+
     Attributes:
         unread: bytes of the replies up to the last mark.
         small: those of them in small frames.
@@ -87,10 +93,10 @@ class Backlog:
 
     __slots__ = ("marks", "read_at", "small", "unmarked", "unread")
 
-    def __init__(self) -> None:
+    def __init__(self, unmarked: int = 0) -> None:
         self.unread = 0
         self.small = 0
-        self.unmarked = 0
+        self.unmarked = unmarked
         self.read_at = 0.0
         self.marks: deque[Mark] = deque()
 

@@ -12,7 +12,7 @@ import zmq
 from multitower import wire
 from multitower.supervisor.routing import front_socket
 from multitower.supervisor.routing.front_socket import FrontSocket
-from multitower.supervisor.routing.unread import MARK_BYTES, UnreadReplies
+from multitower.supervisor.routing.unread import MANY_MARK_BYTES, MARK_BYTES, UnreadReplies
 from multitower.tensors import BULKY_BYTES
 
 MAX_MESSAGE = 1 << 20
@@ -137,6 +137,44 @@ def test_unread_replies_count_however_many_other_clients_come(
     for _ in range(sent):
         client.recv_multipart()
     sockets.wait(lambda: sockets.front.refusal(address, large=False) is None)
+
+
+@pytest.mark.parametrize("size", [MANY_MARK_BYTES - 1000, 1000])
+def test_small_replies_count_however_many_connections_get_them_in_turn(
+    size: int, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_socket, "MAX_RECENT", 2)
+    clients = [sockets.client() for _ in range(7)]
+    small = bytes(size)
+    turns = (4 << 20) // size  # far more than what the operating system and the client's own queue hold
+    for _ in range(turns):
+        for _, address in clients:
+            sockets.front.reply(address, wire.OK, b"1", (HEADER, small))
+    sockets.unread.tick(time.monotonic())
+    assert sockets.unread.total > len(clients) * (1 << 20)
+    for client, _ in clients:
+        for _ in range(turns):
+            client.recv_multipart()
+    sockets.wait(lambda: sockets.unread.total == 0)
+
+
+def test_marks_are_closer_while_there_are_many_connections(sockets: Sockets, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, address = sockets.client()
+    sent = fill(sockets, address)
+    before = sockets.unread.total
+    small = bytes(MANY_MARK_BYTES // 2)
+    for _ in range(4):
+        sockets.front.reply(address, wire.OK, b"1", (HEADER, small))
+    assert sockets.unread.total == before
+    monkeypatch.setattr(front_socket, "MANY_CONNECTIONS", 1)
+    other, other_address = sockets.client()
+    sockets.front.reply(other_address, wire.OK, b"1", (HEADER,))
+    sockets.front.reply(address, wire.OK, b"1", (HEADER, small))
+    assert sockets.unread.total > before + 5 * len(small)
+    other.recv_multipart()
+    for _ in range(sent + 5):
+        client.recv_multipart()
+    sockets.wait(lambda: sockets.unread.total == 0)
 
 
 @pytest.mark.parametrize("body", [(HEADER, "text"), (HEADER, 7), (HEADER, memoryview(LARGE)[::2])])
