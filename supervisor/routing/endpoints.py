@@ -50,7 +50,7 @@ class Endpoints:
             self.runtime = RuntimeDir(runtime_dir)
             stack.callback(self.runtime.close)
             self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-            stack.callback(self.context.term)
+            stack.callback(self.context.destroy, linger=0)
             self.fronts: list[FrontSocket] = []
             for endpoint in listen:
                 front = FrontSocket(self.context, endpoint, max_message_size, unread, peer_timeout_s)

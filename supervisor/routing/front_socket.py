@@ -120,11 +120,28 @@ class FrontSocket:
         if self._path is not None and self._path.exists() and not self._path.is_socket():
             raise FileExistsError(f"cannot listen on {endpoint}: {self._path} is a file, not a socket")
         self._lock = self._lock_path(endpoint)
-        if self._lock is not None and self._path is not None and is_listened_to(self._path):
-            # Not by a daemon, which would hold the lock. Binding would replace the socket.
-            self._lock.release()
-            raise HeldError(f"{endpoint} is in use by another process")
-        self.socket = context.socket(zmq.ROUTER)
+        try:
+            if self._path is not None and is_listened_to(self._path):
+                # Not by a daemon, which would hold the lock. Binding would replace the socket.
+                raise HeldError(f"{endpoint} is in use by another process")
+            self.socket = context.socket(zmq.ROUTER)
+        except BaseException:
+            self._release_lock()
+            raise
+        try:
+            self.endpoint = self._open(endpoint, max_message_size, peer_timeout_s)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, UnicodeError):
+                raise OSError(f"cannot listen on {ascii(endpoint)}: the address is not UTF-8") from None
+            if isinstance(error, zmq.ZMQError):
+                if error.errno == zmq.EADDRINUSE:
+                    raise HeldError(f"{endpoint} is in use by another process") from None
+                raise OSError(f"cannot listen on {endpoint}: {error.strerror}") from None
+            raise
+
+    def _open(self, endpoint: str, max_message_size: int, peer_timeout_s: float) -> str:
+        """Sets the socket's options and binds it; returns its endpoint as bound."""
         options = {
             zmq.LINGER: 0,
             zmq.ROUTER_MANDATORY: 1,
@@ -139,14 +156,9 @@ class FrontSocket:
         umask = os.umask(0o777 & ~SOCKET_MODE)
         try:
             _bind(self.socket, endpoint)
-        except zmq.ZMQError as error:
-            self.close()
-            if error.errno == zmq.EADDRINUSE:
-                raise HeldError(f"{endpoint} is in use by another process") from None
-            raise OSError(f"cannot listen on {endpoint}: {error.strerror}") from None
         finally:
             os.umask(umask)
-        self.endpoint = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def _lock_path(self, endpoint: str) -> FileLock | None:
         if self._path is None:
@@ -328,6 +340,9 @@ class FrontSocket:
             # libzmq may have removed the path already; in a folder that cannot be written it stays.
             with contextlib.suppress(OSError):
                 self._path.unlink()
+        self._release_lock()
+
+    def _release_lock(self) -> None:
         if self._lock is not None:
             self._lock.release()
             self._lock = None

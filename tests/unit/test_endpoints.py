@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -58,3 +60,41 @@ def test_where_an_endpoint_cannot_be_bound_nothing_stays_open(
                 bind([f"ipc://{folder}/front.sock", listen.format(folder)], folder / "run")
         assert files(folder) == before
         assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+NOT_UTF8 = r"""
+import os, sys
+from pathlib import Path
+from multitower.supervisor.routing.endpoints import Endpoints
+from multitower.supervisor.routing.unread import UnreadReplies
+
+folder = sys.argv[1]
+name = os.fsdecode(b"not-utf8-\xff")
+listen, runtime_dir = {
+    "listen": ([f"ipc://{folder}/front.sock", f"ipc://{folder}/{name}"], Path(folder, "run")),
+    "runtime_dir": ([f"ipc://{folder}/front.sock"], Path(folder, name)),
+}[sys.argv[2]]
+try:
+    Endpoints(listen, runtime_dir, 1 << 20, UnreadReplies(), 0)
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("key", ["listen", "runtime_dir"])
+def test_a_path_that_is_not_utf8_is_an_error_and_the_start_does_not_hang(key: str, folder: Path) -> None:
+    # In a process of its own: a start that hangs in libzmq cannot be interrupted.
+    command = [sys.executable, "-c", NOT_UTF8, str(folder), key]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=20.0, check=True)
+    assert run.stdout.startswith("cannot listen on ")
+    assert "\\udcff" in run.stdout
+    assert run.stdout.endswith("the address is not UTF-8\n")
+    assert not [name for name in files(folder) if name.endswith(".sock")]
+
+
+def test_an_endpoint_whose_options_cannot_be_set_is_an_error_and_the_start_does_not_hang(folder: Path) -> None:
+    program = NOT_UTF8.replace("1 << 20, Unread", "1 << 62, Unread")  # twice that is no value of MAXMSGSIZE
+    command = [sys.executable, "-c", program, str(folder), "listen"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=20.0, check=False)
+    assert "OverflowError" in run.stderr
+    assert not [name for name in files(folder) if name.endswith(".sock")]
