@@ -33,6 +33,9 @@ BURST_S = 0.005
 """The same in seconds: reading a large header that is not cached takes milliseconds."""
 
 
+MAX_LOOK_INTERVAL_S = 0.1
+"""Seconds between looks at the waiting requests while too much is unread, if none of them is to be refused."""
+
 QueryAnswerer = Callable[[bytes, dict[str, Any], float], dict[str, Any]]
 """Takes the kind of a query, its header and monotonic seconds; returns the reply's header, or raises a refusal."""
 
@@ -76,7 +79,8 @@ class Clients:
         self._max_message_size = max_message_size
         self._unread = unread
         self._large_models: set[str] = set()  # those that have returned large frames
-        self._refused_waiting = 0.0  # when `refuse_waiting` last looked
+        self._look_at = 0.0  # when `refuse_waiting` looks at the queues next
+        self._look_interval_s = REFRESH_S
 
     # Requests.
 
@@ -188,12 +192,18 @@ class Clients:
             )
 
     def refuse_waiting(self, now: float) -> None:
-        """Refuses what waits in queues for clients with unread replies, while there are too many of these."""
-        if self._unread.total < self._unread.high or now < self._refused_waiting + REFRESH_S:
+        """Refuses what waits in queues for clients with unread replies, while there are too many of these.
+
+        It looks at every waiting request, so it looks less often while it finds none to refuse.
+        """
+        if self._unread.total < self._unread.high:
+            self._look_interval_s = REFRESH_S
             return
-        self._refused_waiting = now
-        if self._unread.is_high(now):
-            self._scheduler.refuse_waiting(self._refusal_of)
+        if now < self._look_at or not self._unread.is_high(now):
+            return
+        refused = self._scheduler.refuse_waiting(self._refusal_of)
+        self._look_interval_s = REFRESH_S if refused else min(2 * self._look_interval_s, MAX_LOOK_INTERVAL_S)
+        self._look_at = now + self._look_interval_s
 
     def _refusal_of(self, request: Request) -> MultitowerError | None:
         front, address = request.sender

@@ -133,7 +133,7 @@ class FrontSocket:
         except BaseException as error:
             self.close()
             if isinstance(error, UnicodeError):
-                raise OSError(f"cannot listen on {ascii(endpoint)}: the address is not UTF-8") from None
+                raise OSError(f"cannot listen on {endpoint!a}: the address is not UTF-8") from None
             if isinstance(error, zmq.ZMQError):
                 if error.errno == zmq.EADDRINUSE:
                     raise HeldError(f"{endpoint} is in use by another process") from None

@@ -178,14 +178,21 @@ class Scheduler:
             self._open_requests.settle(request, make(Reason.CANCELLED, "the request was cancelled by its sender"))
         return len(requests)
 
-    def refuse_waiting(self, refusal: Callable[[Request], MultitowerError | None]) -> None:
-        """Answers each request that waits and has never run with the error that `refusal` returns for it, if any."""
+    def refuse_waiting(self, refusal: Callable[[Request], MultitowerError | None]) -> int:
+        """Answers each request that waits and has never run with the error that `refusal` returns for it, if any.
+
+        Returns:
+            How many were answered.
+        """
+        refused = 0
         for queue in self.queues.values():
             for request in list(queue):
                 if request.parent is None and request.split is None and not request.deaths:
                     error = refusal(request)
                     if error is not None:
                         self._open_requests.settle(request, error)
+                        refused += 1
+        return refused
 
     def expire(self, now: float) -> None:
         """Answers all requests whose deadline has passed, and ends each quarantine of a model whose time is over."""
