@@ -12,6 +12,7 @@ from typing import Any, Final
 from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
 
+from ..loop.containment import ErrorLog
 from ..routing.front_socket import FrontSocket, internal_error
 from .model_orders import ModelOrders
 from .order_queue import Done
@@ -38,6 +39,7 @@ class ControlSocket:
 
     def __init__(self, front: FrontSocket, queries: Queries, orders: Orders, model_orders: ModelOrders) -> None:
         self.front = front
+        self._errors = ErrorLog(log)
         self._queries = queries
         self._orders = orders
         self._model_orders = model_orders
@@ -66,8 +68,8 @@ class ControlSocket:
             self._begin(kind, wire.load_header(bytes(frames[0])) if frames else {}, done)
         except MultitowerError as error:
             done(error)
-        except Exception:
-            log.exception("order cannot be handled")
+        except Exception as error:  # noqa: BLE001  it is logged
+            self._errors.add("handling an order", error)
             if not answered:
                 done(internal_error())
 

@@ -6,7 +6,6 @@ other kinds are answered at once. Nothing here blocks.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
 
+from ..loop.containment import ErrorLog
 from ..scheduling.open_requests import Answer
 from ..scheduling.request import Plan, Request, SharedRequest
 from ..scheduling.scheduler import Scheduler
@@ -23,8 +23,6 @@ from .front_socket import FrontSocket, Incoming, internal_error
 from .request_checks import check_frames
 from .statistics import ModelStatistics
 from .unread import REFRESH_S, UnreadReplies
-
-log = logging.getLogger("multitower.router")
 
 BURST = 256
 """Messages read from one front socket before other sockets and timers get their turn."""
@@ -53,6 +51,7 @@ class Clients:
         statistics: by model name and version.
         max_message_size: bytes that all frames of a request may have.
         unread: counts what clients leave unread.
+        errors: gets what defects of multitower raise.
 
     Attributes:
         answer_query: answers the kinds other than `infer` and `cancel`; set before the first request is read.
@@ -68,6 +67,7 @@ class Clients:
         statistics: Mapping[str, dict[str, ModelStatistics]],
         max_message_size: int,
         unread: UnreadReplies,
+        errors: ErrorLog,
     ) -> None:
         self.answer_query: QueryAnswerer = _no_answer
         self.draining = False
@@ -78,6 +78,7 @@ class Clients:
         self._statistics = statistics
         self._max_message_size = max_message_size
         self._unread = unread
+        self._errors = errors
         self._large_models: set[str] = set()  # those that have returned large frames
         self._look_at = 0.0  # when `refuse_waiting` looks at the queues next
         self._look_interval_s = REFRESH_S
@@ -115,9 +116,9 @@ class Clients:
                 self._answer_other(front, address, id, body)
         except MultitowerError as error:
             self._reject(front, address, id, error)
-        except Exception:
+        except Exception as error:  # noqa: BLE001  it is logged
             # A defect of multitower. Only this request fails.
-            log.exception("request cannot be handled", extra={"fields": {"endpoint": front.endpoint}})
+            self._errors.add("handling a request", error, {"endpoint": front.endpoint})
             self._reject(front, address, id, internal_error())
 
     def _reject(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, error: MultitowerError) -> None:
@@ -221,9 +222,9 @@ class Clients:
         for request, answer in replies:
             try:
                 self._send_reply(request, answer, now)
-            except Exception:
+            except Exception as error:  # noqa: BLE001  it is logged
                 # A defect of multitower. Only this request fails.
-                log.exception("reply cannot be sent", extra={"fields": {"model": request.plan.model}})
+                self._errors.add("sending a reply", error, {"model": request.plan.model})
                 front, address = request.sender
                 front.answer(address, request.id, internal_error())
 

@@ -20,6 +20,7 @@ from multitower import frames, liveness, tensors, wire
 from multitower.addresses import literal_version
 from multitower.errors import MultitowerError, Reason, make
 
+from ..loop.containment import ErrorLog
 from ..loop.reactor import unwatched
 from ..loop.runtime_dir import FileLock, HeldError, is_listened_to
 from .unread import MANY_MARK_BYTES, MARK_BYTES, REPLY_OVERHEAD, Backlog, Mark, UnreadReplies
@@ -109,6 +110,7 @@ class FrontSocket:
         peer_timeout_s: float,
     ) -> None:
         self.dropped = 0
+        self._errors = ErrorLog(log)
         self.recheck: Callable[[], None] = unwatched
         self._unread = unread
         # By the first address frame. Every connection that gets a reply is in `_recent`; see `_find_backlog`.
@@ -214,13 +216,13 @@ class FrontSocket:
                 return
         try:
             self._answer(address, id, answer)
-        except Exception:
-            log.exception("reply cannot be sent", extra={"fields": {"endpoint": self.endpoint}})
+        except Exception as error:  # noqa: BLE001  it is logged
+            self._errors.add("sending a reply", error, {"endpoint": self.endpoint})
             try:
                 self._answer(address, id, internal_error())
-            except Exception:
+            except Exception as second:  # noqa: BLE001  it is logged
                 self.dropped += 1
-                log.exception("error reply cannot be sent", extra={"fields": {"endpoint": self.endpoint}})
+                self._errors.add("sending an error reply", second, {"endpoint": self.endpoint})
 
     def _answer(self, address: Sequence[bytes], id: bytes, answer: Mapping[str, Any] | MultitowerError) -> None:
         if isinstance(answer, MultitowerError):

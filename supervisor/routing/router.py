@@ -18,6 +18,7 @@ from multitower import wire, worker_wire
 from multitower.errors import MultitowerError, Reason, from_wire, make
 from multitower.spec import ModelReport
 
+from ..loop.containment import ErrorLog
 from ..scheduling.pool import Rule
 from ..scheduling.queue import QueueLimits
 from ..scheduling.scheduler import Scheduler, StateError
@@ -62,7 +63,8 @@ class Router:
         dispatch: Rule = Rule.EARLIEST_FINISH,
         unread: UnreadReplies | None = None,
     ) -> None:
-        self.scheduler = Scheduler(limits, dispatch)
+        self._errors = ErrorLog(log)
+        self.scheduler = Scheduler(limits, dispatch, self._errors.add)
         self.admission = Admission(timeouts, self.scheduler.refusal_for_new_request)
         self.fronts: list[FrontSocket] = []
         self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
@@ -71,7 +73,9 @@ class Router:
         self._removals_due: set[str] = set()  # models to remove once no worker has them any more
         self._routes_by_connection: dict[WorkerConnection, Route] = {}
         self.unread = unread or UnreadReplies()
-        self._clients = Clients(self.scheduler, self.admission, self.statistics, max_message_size, self.unread)
+        self._clients = Clients(
+            self.scheduler, self.admission, self.statistics, max_message_size, self.unread, self._errors
+        )
 
     # Clients.
 
@@ -344,10 +348,10 @@ class Router:
         for batch in self.scheduler.dispatch(now):
             try:
                 self._send(batch)
-            except Exception:
+            except Exception as error:  # noqa: BLE001  it is logged
                 # A defect of multitower. Only the requests of this batch fail; the worker has not got them.
-                model = batch.key.spec.model
-                log.exception("batch cannot be sent", extra={"fields": {"model": model, "slot": batch.worker.slot}})
+                fields = {"model": batch.key.spec.model, "slot": batch.worker.slot}
+                self._errors.add("sending a batch", error, fields)
                 self.scheduler.fail_batch(batch, internal_error(), now)
         self._clients.send_replies()
 

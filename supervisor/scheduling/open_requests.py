@@ -7,7 +7,7 @@ worker dies, or when its sender cancels it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from multitower.errors import MultitowerError, Reason, make
@@ -22,6 +22,14 @@ log = logging.getLogger("multitower.scheduling")
 Answer = Sequence[Frame] | MultitowerError
 """The frames of an `MT1:ok` reply, from its header on, or an error."""
 
+ErrorLogger = Callable[[str, Exception], None]
+"""Logs an error, given what was being done, as in "joining the answers of a split request"."""
+
+
+def log_each_error(doing: str, error: Exception) -> None:
+    """Logs an error with its traceback."""
+    log.error("internal error while %s", doing, exc_info=error)
+
 
 class Reply(NamedTuple):
     """An answer to send."""
@@ -35,12 +43,14 @@ class OpenRequests:
 
     Args:
         queues: the queues, by model; a waiting request is removed from its queue when it is answered.
+        log_error: gets what joining answers raises.
 
     Attributes:
         split: requests of which workers have parts.
     """
 
-    def __init__(self, queues: Mapping[str, ModelQueue]) -> None:
+    def __init__(self, queues: Mapping[str, ModelQueue], log_error: ErrorLogger = log_each_error) -> None:
+        self._log_error = log_error
         self.split: dict[Request, None] = {}
         self._queues = queues
         self._deadlines = Deadlines()
@@ -96,9 +106,9 @@ class OpenRequests:
             answer = join_answers(whole, split)
         except MultitowerError as error:
             answer = error
-        except Exception:
+        except Exception as error:  # noqa: BLE001  it is logged
             # The worker has sent something that is no answer. That costs this request, not the daemon.
-            log.exception("the answers of a split request cannot be joined")
+            self._log_error("joining the answers of a split request", error)
             answer = make(Reason.INTERNAL_ERROR, "a defect of the daemon, whose log has the traceback")
         self.settle(whole, answer)
 

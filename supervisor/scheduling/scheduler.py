@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from multitower.errors import MultitowerError, Reason, make
 
 from .dispatcher import Dispatcher
-from .open_requests import Answer, OpenRequests, Reply
+from .open_requests import Answer, ErrorLogger, OpenRequests, Reply, log_each_error
 from .pool import Pool, Rule
 from .quarantine import QuarantinedRequest
 from .queue import ModelQueue, QueueLimits
@@ -82,6 +82,7 @@ class Scheduler:
     Args:
         limits: of each model's queue, by model.
         dispatch: the rule by which a batch gets its worker; see `worker_choice`.
+        log_error: logs an error that costs one request; see `OpenRequests`.
 
     Attributes:
         queues: the queues, by model.
@@ -89,12 +90,17 @@ class Scheduler:
         late_answers: how many answers came after their request had been answered otherwise.
     """
 
-    def __init__(self, limits: Mapping[str, QueueLimits], dispatch: Rule = Rule.EARLIEST_FINISH) -> None:
+    def __init__(
+        self,
+        limits: Mapping[str, QueueLimits],
+        dispatch: Rule = Rule.EARLIEST_FINISH,
+        log_error: ErrorLogger = log_each_error,
+    ) -> None:
         self.queues = {model: ModelQueue(model, limit) for model, limit in limits.items()}
         self.pool = Pool(dispatch)
         self.late_answers = 0
         self._refusals = Refusals()
-        self._open_requests = OpenRequests(self.queues)
+        self._open_requests = OpenRequests(self.queues, log_error)
         self._dispatcher = Dispatcher(self.queues, self.pool, self._open_requests)
         self._recovery = Recovery(self.queues, self.pool, self._open_requests, self._refusals)
 

@@ -33,9 +33,11 @@ from multitower.supervisor.operations.orders import Orders
 
 
 def broken(function, meets):
+    defect = type("ZeroDivisionError", (Exception,), {})  # each of its own type: equal errors are logged once a minute
+
     def replacement(*arguments, **more):
         if meets(*arguments):
-            raise ZeroDivisionError("an injected defect")
+            raise defect("an injected defect")
         return function(*arguments, **more)
 
     return replacement
@@ -106,10 +108,10 @@ def unreadable_region(client: Client) -> None:
 @pytest.mark.parametrize(
     ("send", "line"),
     [
-        (unreadable_request, "request cannot be handled"),
-        (unreadable_region, "request cannot be handled"),
-        (unsendable_reply, "reply cannot be sent"),
-        (unsendable_batch, "batch cannot be sent"),
+        (unreadable_request, "internal error while handling a request"),
+        (unreadable_region, "internal error while handling a request"),
+        (unsendable_reply, "internal error while sending a reply"),
+        (unsendable_batch, "internal error while sending a batch"),
     ],
 )
 def test_a_defect_costs_one_request_its_answer(send: object, line: str, daemon: Running) -> None:
@@ -121,6 +123,7 @@ def test_a_defect_costs_one_request_its_answer(send: object, line: str, daemon: 
             with pytest.raises(InternalError, match="whose log has the traceback"):
                 send(client)  # type: ignore[operator]
     assert "ZeroDivisionError: an injected defect" in daemon.wait_line(line, after=seen)["traceback"]
+    assert len([each for each in daemon.lines[seen:] if each["message"] == line]) == 1, "one line for three errors"
     after = daemon.status()
     assert after["slots"][0]["pid"] == before["slots"][0]["pid"]
     assert after["daemon"]["replies_dropped"] == before["daemon"]["replies_dropped"] == 0
@@ -129,6 +132,7 @@ def test_a_defect_costs_one_request_its_answer(send: object, line: str, daemon: 
 
 def test_a_defect_costs_one_order_its_answer(daemon: Running) -> None:
     control = daemon.status()["daemon"]["control"]
+    line = "internal error while handling an order"
     with zmq.Context() as context, context.socket(zmq.REQ) as socket:
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.RCVTIMEO, int(STEP_S * 1000))
@@ -138,5 +142,6 @@ def test_a_defect_costs_one_order_its_answer(daemon: Running) -> None:
             kind, id, answer = socket.recv_multipart()
             assert (kind, id) == (wire.ERROR, b"id")
             assert wire.load_header(answer)["error"]["reason"] == reason
-    assert "ZeroDivisionError" in daemon.wait_line("order cannot be handled")["traceback"]
+    assert "ZeroDivisionError" in daemon.wait_line(line)["traceback"]
+    assert len([each for each in daemon.lines if each["message"] == line]) == 1, "one line for two errors"
     assert daemon.status()["slots"][0]["state"] == "ready"

@@ -186,12 +186,16 @@ def test_a_reply_that_cannot_be_sent_leaves_the_next_one_whole(body: tuple[objec
     assert client.recv_multipart() == [b"", wire.OK, b"2", b"{}"]
 
 
-def test_an_answer_that_cannot_be_built_is_an_internal_error(sockets: Sockets) -> None:
+def test_answers_that_cannot_be_built_are_internal_errors_and_logged_once(
+    sockets: Sockets, caplog: pytest.LogCaptureFixture
+) -> None:
     client, address = sockets.client()
-    sockets.front.answer(address, b"1", {"not JSON": float("nan")})
-    _, kind, id, header = client.recv_multipart()
-    assert (kind, id) == (wire.ERROR, b"1")
-    assert wire.load_header(header)["error"]["reason"] == "internal_error"
+    for _ in range(3):
+        sockets.front.answer(address, b"1", {"not JSON": float("nan")})
+        _, kind, id, header = client.recv_multipart()
+        assert (kind, id) == (wire.ERROR, b"1")
+        assert wire.load_header(header)["error"]["reason"] == "internal_error"
+    assert [record.getMessage() for record in caplog.records] == ["internal error while sending a reply"]
 
 
 def test_a_lock_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
 from multitower.errors import MultitowerError
+from multitower.supervisor.loop.containment import ErrorLog
 from multitower.supervisor.routing.admission import Admission
 from multitower.supervisor.routing.clients import MAX_LOOK_INTERVAL_S, Clients
 from multitower.supervisor.routing.unread import REFRESH_S, Backlog, Mark, UnreadReplies
 from multitower.supervisor.scheduling.request import Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
+
+log = logging.getLogger("multitower.router")
 
 LIMIT = 4000
 
@@ -51,7 +55,7 @@ def look(scheduler: Looks, clients: Clients, seconds: float) -> int:
 
 def test_waiting_requests_are_looked_at_less_often_while_none_is_refused(unread: UnreadReplies) -> None:
     scheduler = Looks()
-    clients = Clients(scheduler, cast(Admission, None), {}, 1 << 20, unread)
+    clients = Clients(scheduler, cast(Admission, None), {}, 1 << 20, unread, ErrorLog(log))
     assert look(scheduler, clients, 1.0) == 0, "too little is unread"
     backlog = Backlog()
     unread.add(backlog, Mark(cast(Any, UnwrittenFrame()), LIMIT, 0), scheduler.now)

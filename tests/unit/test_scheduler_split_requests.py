@@ -10,6 +10,7 @@ from scheduler_scene import add_worker
 
 from multitower import wire
 from multitower.errors import MultitowerError, Reason
+from multitower.supervisor.routing.router import Router
 from multitower.supervisor.scheduling.queue import QueueLimits
 from multitower.supervisor.scheduling.request import NORMAL_PRIORITY, BatchKey, Plan, Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
@@ -218,3 +219,23 @@ def test_answers_that_cannot_be_joined_cost_their_request_only(
     ((request, answer),) = scene.scheduler.pop_replies()
     assert request is other
     assert isinstance(answer, list)
+
+
+def test_answers_that_cannot_be_joined_fail_their_requests_and_are_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scene = Scene()
+    scene.scheduler = Router({"m": QueueLimits(1000, 1 << 20)}, {"m": 30.0}, 1 << 20).scheduler
+    scene.worker(0)
+    requests = [scene.submit(2 * LARGEST) for _ in range(3)]
+    while batches := scene.dispatch():
+        for batch in batches.values():
+            answers = [[b"not JSON", bytes(request.rows)] for request in batch.requests]
+            scene.scheduler.finish(batch.worker, batch.id, answers, 0.0)
+    replies = {reply.request: reply.answer for reply in scene.scheduler.pop_replies()}
+    for request in requests:
+        answer = replies[request]
+        assert isinstance(answer, MultitowerError)
+        assert answer.reason == Reason.INTERNAL_ERROR
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == ["internal error while joining the answers of a split request"]
