@@ -14,6 +14,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import zmq
+
 from multitower import wire, worker_wire
 from multitower.errors import MultitowerError, Reason, from_wire, make
 from multitower.spec import ModelReport
@@ -349,7 +351,7 @@ class Router:
             try:
                 self._send(batch)
             except Exception as error:  # noqa: BLE001  it is logged
-                # A defect of multitower. Only the requests of this batch fail; the worker has not got them.
+                # Only the requests of this batch fail; the worker has not got them.
                 fields = {"model": batch.key.spec.model, "slot": batch.worker.slot}
                 self._errors.add("sending a batch", error, fields)
                 self.scheduler.fail_batch(batch, internal_error(), now)
@@ -365,13 +367,25 @@ class Router:
         key = batch.key
         joined = route.known_keys.get(key.id)
         if joined is not None:
-            route.connection.send([*route.head, *_batch_message(batch, joined, ())])
+            _send_to_worker(route.connection, [*route.head, *_batch_message(batch, joined, ())])
             return
         joined = worker_wire.travels_joined(key.spec)
         description = key.spec.to_json()
-        route.connection.send([*route.head, *_batch_message(batch, joined, (description,))])
+        _send_to_worker(route.connection, [*route.head, *_batch_message(batch, joined, (description,))])
         # The worker remembers the key, now that it has got it.
         route.known_keys.put(key.id, joined, len(description))
+
+
+def _send_to_worker(connection: WorkerConnection, message: list[Any]) -> None:
+    """Sends a message; reports the connection as broken if its socket fails, so that the process is replaced.
+
+    Otherwise its worker would count as idle, and get the next batches too.
+    """
+    try:
+        connection.send(message)
+    except (zmq.ZMQError, MemoryError) as error:
+        connection.on_error(error)
+        raise
 
 
 def _batch_message(batch: Batch, joined: bool, description: Sequence[bytes]) -> list[Any]:

@@ -38,13 +38,14 @@ class WorkerConnection:
         monitor: becomes readable when the worker's end is closed.
         recheck: called after each message that was sent; see `Reactor.add_socket`.
         on_message: called with each message that is not a result.
-        on_error: called with the error when a result cannot be handled: the process must be killed.
+        on_error: called with the error when a result cannot be handled, or the socket fails: the process must be
+            killed.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self.recheck: Callable[[], None] = unwatched
         self.on_message: Callable[[list[Any]], None] = _ignore
-        self.on_error: Callable[[WorkerProtocolError], None] = _ignore
+        self.on_error: Callable[[Exception], None] = _ignore
         self._received = False
         self.socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
         try:

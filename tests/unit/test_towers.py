@@ -6,9 +6,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import zmq
 from scheduler_scene import LARGEST, Scene, add_worker
 
-from multitower import worker_wire
+from multitower import wire, worker_wire
 from multitower.errors import MultitowerError, Reason
 from multitower.spec import MemoryReport, ModelReport, ModelSpec, TowerReport, WorkerReport
 from multitower.supervisor.routing.router import Router
@@ -238,20 +239,30 @@ def test_retiring_a_worker_retires_all_towers_of_its_process() -> None:
 
 
 class FrontSocket:
-    """A front socket that drops all replies."""
+    """A front socket that records the kinds of replies."""
 
-    def reply(self, *_: Any) -> None:
-        """Drops the reply."""
+    def __init__(self) -> None:
+        self.kinds: list[bytes] = []
+
+    def reply(self, _address: Any, kind: bytes, *_: Any) -> None:
+        self.kinds.append(kind)
 
 
 class Connection:
-    """A connection to a worker that records what is sent."""
+    """A connection to a worker that records what is sent, or raises `failure`; and errors that are reported to it."""
 
     def __init__(self) -> None:
         self.sent: list[list[Any]] = []
+        self.failure: Exception | None = None
+        self.errors: list[Exception] = []
 
     def send(self, message: list[Any]) -> None:
+        if self.failure is not None:
+            raise self.failure
         self.sent.append(message)
+
+    def on_error(self, error: Exception) -> None:
+        self.errors.append(error)
 
 
 def routed(*reports: ModelReport) -> tuple[Router, Any, Connection]:
@@ -320,6 +331,22 @@ def test_answers_reach_their_tower_in_any_order() -> None:
     assert (route.depth, route.completed, route.requests) == (0, 2 * LARGEST, 2)
     router.remove_worker(route, 2.0, crashed=False, begun=())
     assert router.routes == {}
+
+
+@pytest.mark.parametrize(
+    ("failure", "broken"),
+    [(zmq.ZMQError(zmq.ENOTSOCK), True), (MemoryError(), True), (BufferError(), False)],
+    ids=["a broken socket", "no memory", "a frame that cannot be sent"],
+)
+def test_a_worker_whose_socket_fails_is_reported_as_broken(failure: Exception, broken: bool) -> None:
+    router, _, connection = routed(ModelReport(name="m", max_batch_size=LARGEST))
+    connection.failure = failure
+    front = FrontSocket()
+    plan = router.admission.plan(b'{"model_name":"m","inputs":[{"name":"x","datatype":"UINT8","shape":[1,1]}]}')
+    router.scheduler.submit(Request((front, ()), b"1", plan, [b"x"], 1, 1.0))
+    router.flush(1.0)
+    assert front.kinds == [wire.ERROR]
+    assert connection.errors == ([failure] if broken else [])
 
 
 # Graphs in the worker, without TensorFlow.
