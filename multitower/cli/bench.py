@@ -171,6 +171,8 @@ def bench(**given: Any) -> None:
     Below the table, the bottleneck is the part that is at its limit: the client processes, the router (the daemon's own
     process), the workers, the devices, or the machine's cores. Figures limited by the client are those of the client.
     Exit codes: 1 when no request was answered or no rate met the objective, 69 when no daemon answers.
+
+    The page 'Measure a model with multitower bench' of multitower's documentation explains every figure.
     """  # noqa: D301 - the escape keeps click from folding these lines
     from multitower.tools.bench.rate_search import Objective
     from multitower.tools.bench.run import BenchRun
