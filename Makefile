@@ -32,7 +32,7 @@ test: $(VENV)/.dev wheel ## Run all tests: rules on the checkout, everything els
 	    --numprocesses 3 --dist loadfile --no-loadscope-reorder
 	$(ON_WHEEL) $(BIN)/python -m pytest -m chaos tests/chaos tests/integration
 
-test-unit: $(VENV)/.dev ## Run the tests that start no process: seconds
+test-unit: $(VENV)/.dev ## Run the tests that start no process: a minute
 	$(BIN)/python -m pytest tests/unit --numprocesses 3
 
 test-chaos: $(VENV)/.dev wheel ## Run the tests that kill real processes under load
