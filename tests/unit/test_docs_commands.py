@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
-from pages import PAGES, ROOT, Block, blocks, command_lines, name_of, programs, quoted
+from pages import PAGES, ROOT, Block, blocks, command_lines, headings, name_of, programs, quoted
 
 from multitower.cli.commands import COMMANDS, multitower
 from multitower.supervisor.config.config import Config
@@ -143,6 +143,8 @@ def test_commands_and_files_in_the_help_exist(name: str, text: str) -> None:
     for command in re.findall(r"`multitower ([^`]*)`", text):
         if not command.startswith("COMMAND"):
             check_multitower(shlex.split(command), complete=False)
+    titles = {headings(page)[0].replace("`", "") for page in PAGES}
+    assert set(re.findall(r"page '([^']+)' of", " ".join(text.split()))) <= titles
     for path in re.findall(r"\b(?:docs|configs|deploy|examples)/[\w./-]*\w", text):
         assert (ROOT / path).exists(), f"the help of {name or 'multitower'} names {path}"
 
