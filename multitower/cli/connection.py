@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 
 from multitower.exits import Exit
+from multitower.supervisor.loop.log import escape_controls
 
 CONNECT_S: Final = 3.0
 TIMEOUT_S: Final = 10.0
@@ -64,7 +65,7 @@ def asks_daemon(command: Callable[..., int]) -> Callable[..., None]:
 
 def error_line(error: Exception) -> str:
     """The line on stderr for an error."""
-    return f"multitower: {' '.join(str(error).split())}"
+    return f"multitower: {escape_controls(' '.join(str(error).split()))}"
 
 
 def exit_code(error: Exception) -> int:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from multitower.supervisor.loop.log import escape_controls
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -102,7 +104,7 @@ def _show(folder: Path, seconds: float, console: Console) -> int:
         kill = steps.kill_worker(client, held_out, pid)
         console.print(f"  {kill.lost} of {kill.sent:,} requests lost", style="bold")
         if kill.first_error is not None:
-            console.print(f"  the first error: {kill.first_error}")
+            console.print(f"  the first error: {escape_controls(str(kill.first_error))}")
         console.print(f"  the slot served again after {kill.away_s:.2f} s, through the spare", style="bold")
         console.print(f"  (the start of the daemon took {ready_s:.1f} s)\n")
         pids = steps.process_ids(client)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from multitower.exits import Exit
+from multitower.supervisor.loop.log import escape_controls
 
 if TYPE_CHECKING:
     from multitower.tools.doctor.findings import Finding
@@ -80,7 +81,7 @@ def _print(findings: Iterable[Finding]) -> list[Finding]:
 
 def _wrapped(text: str, first: str, width: int) -> str:
     return textwrap.fill(
-        text,
+        escape_controls(text, keep_lines=True),  # it may quote a worker's output
         width=width,
         initial_indent=first,
         subsequent_indent=" " * len(first),

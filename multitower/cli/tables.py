@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from multitower.supervisor.loop.log import escape_controls
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -36,7 +38,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, wr
             heading.removeprefix(">"), justify="right" if right else "left", overflow="fold", no_wrap=not wrap
         )
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text("-" if cell is None else str(cell)) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else _text_cell(cell) for cell in row))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PIPE_WIDTH
@@ -44,6 +46,13 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, wr
         wide = console.options.update(width=10 * PIPE_WIDTH)
         console.width = max(console.width, Measurement.get(console, wide, table).maximum)
     console.print(table)
+
+
+def _text_cell(value: object) -> Text:
+    from rich.text import Text
+
+    # Causes and names may come from models.
+    return Text("-" if value is None else escape_controls(str(value), keep_lines=True))
 
 
 def state_cell(state: str) -> Text:

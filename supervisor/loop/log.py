@@ -57,7 +57,7 @@ class HumanFormatter(logging.Formatter):
         when = _when(record).astimezone().strftime("%H:%M:%S.%f")[:-3]
         pairs = "".join(f" {key}={_quoted(value)}" for key, value in _fields(record).items())
         source = "| " if record.name == "multitower.worker" else ""
-        line = f"{when} {record.levelname:<7} {source}{_escape(record.getMessage())}{pairs}"
+        line = f"{when} {record.levelname:<7} {source}{escape_controls(record.getMessage())}{pairs}"
         if record.exc_info:
             line += f" traceback={_quoted(self.formatException(record.exc_info))}"
         colour = _COLOURS.get(record.levelname) if self._colour else None
@@ -82,7 +82,15 @@ class JsonFormatter(logging.Formatter):
         return _UNPRINTABLE.sub(_json_escape, json.dumps(entry, default=str, ensure_ascii=False))
 
 
-def _escape(text: str) -> str:
+def escape_controls(text: str, *, keep_lines: bool = False) -> str:
+    """Escapes characters that could be commands for a terminal, or that it cannot show.
+
+    Args:
+        text: of unknown origin, such as a model's error or a worker's output.
+        keep_lines: leave ends of lines as they are.
+    """
+    if keep_lines:
+        return "\n".join(map(escape_controls, text.split("\n")))
     return _UNPRINTABLE.sub(_human_escape, text)
 
 
@@ -98,7 +106,7 @@ def _json_escape(match: re.Match[str]) -> str:
 
 def _quoted(value: Any) -> str:
     text = str(value)
-    return _escape(json.dumps(text, ensure_ascii=False) if not text or " " in text or '"' in text else text)
+    return escape_controls(json.dumps(text, ensure_ascii=False) if not text or " " in text or '"' in text else text)
 
 
 class _DroppingHandler(logging.handlers.QueueHandler):
