@@ -8,7 +8,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 # The wheel, unpacked. Tests of it must not find the checkout instead.
 INSTALLED := build/installed
-ON_WHEEL := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(INSTALLED) MULTITOWER_WHEELS=$(CURDIR)/build/wheel
+ON_WHEEL := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(INSTALLED) BUILT_WHEELS=$(CURDIR)/build/wheel
 SOURCES := $(shell find multitower supervisor worker -name '*.py' -o -name '*.c') setup.py pyproject.toml
 
 .DEFAULT_GOAL := menu

@@ -72,7 +72,7 @@ def build(checkout: Path, folder: Path, **environment: str) -> Path:
 @pytest.fixture(scope="module")
 def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel that `make wheel` has built, else one of our own, compiled if there are a compiler and the headers."""
-    if built := os.environ.get("MULTITOWER_WHEELS"):
+    if built := os.environ.get("BUILT_WHEELS"):
         (found,) = Path(built).glob("*.whl")
         return found
     return build(checkout, tmp_path_factory.mktemp("wheel"), **({"MULTITOWER_COMPILE": "1"} if COMPILES else {}))
