@@ -562,5 +562,5 @@ def test_fewer_gpus_than_the_slot_has_are_an_error(told: list[Any]) -> None:
 
 def test_a_gpu_that_tensorflow_does_not_see_is_an_error(told: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorflow_process.tf.config, "list_physical_devices", lambda kind: [])
-    with pytest.raises(LoadError, match=r"sees no GPU although GPU-1 .*multitower\[gpu\]"):
+    with pytest.raises(LoadError, match=r"sees no GPU although GPU-1 .*tensorflow\[and-cuda\]"):
         tensorflow_process.configure(work())
