@@ -13,7 +13,7 @@ from multitower.errors import Reason, make
 
 
 def parse_infer_header(data: bytes) -> wire.InferHeader:
-    """Parses the header of an `MT1:infer` request, and checks it as far as that needs no model.
+    """Parses the header of an `MT1:infer` request, and checks everything that does not depend on the model.
 
     Raises:
         InvalidRequest: `malformed`, `too_large`, `shape_invalid` or `datatype_mismatch`; the message and

@@ -1,6 +1,6 @@
 """The control endpoint, `control.sock` in the runtime folder: reload, restart, load, unload.
 
-Whoever may open the socket may give orders.
+A process that may open the socket may give orders.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ Frame: TypeAlias = Buffer | OpenArea
 """One tensor of a request, or the header or one output of an answer."""
 
 Sender: TypeAlias = tuple[Any, ...]
-"""Whoever sent a request: the front socket and the address frames. The scheduler only compares and stores it."""
+"""The sender of a request: the front socket and the address frames. The scheduler only compares and stores it."""
 
 _key_ids = itertools.count(1)
 
