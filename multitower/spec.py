@@ -2,7 +2,7 @@
 
 A process gets a `ProcessSpec` when it is spawned, and an `Assignment` either in it (a cold start) or later (a spare
 that takes over a slot). It answers with `WorkerReport`s. Supervisor and worker share only this module, `worker_wire`
-and `model_formats`; neither imports the other.
+and `format_registry`; neither imports the other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-from multitower.model_formats import ModelFormat, recognize
+from multitower.format_registry import ModelFormat, recognize
 
 NO_SOCKET: Final = 73
 """The exit code of a worker that cannot make its socket, and so cannot report why (EX_CANTCREAT of sysexits.h)."""
@@ -44,7 +44,7 @@ class ModelSpec(_Json):
     Attributes:
         name: the name that clients use.
         path: the absolute path of a SavedModel, of a folder of numbered versions, or of a file with one of
-            `model_formats.FILE_SUFFIXES`; None for a handler.
+            `format_registry.FILE_SUFFIXES`; None for a handler.
         version: the numbered folder under `path` to load; None where there are none. The supervisor chooses it, so that
             a restarted worker serves the same versions as the others. Each served version has a spec of its own.
         handler: `module:Class`, or None; exactly one of `path` and `handler` is given.
@@ -247,7 +247,7 @@ class ModelReport:
     Attributes:
         name: as configured.
         version: the number of the version folder, "1" where there are none.
-        platform: see `model_formats`.
+        platform: see `format_registry`.
         state: `ready` or `failed`.
         cause: why it failed, for people.
         inputs: its inputs; None where a handler declares none, and accepts any.

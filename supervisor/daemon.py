@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 
 from .config.config import Config
 from .lifecycle import Lifecycle, LifecycleState, StopRequest

@@ -12,7 +12,7 @@ import signal
 import sys
 from typing import Final
 
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 
 SERVER_PACKAGES: Final = {
     "click": "click",
@@ -26,7 +26,7 @@ SERVER_PACKAGES: Final = {
 
 
 def main() -> None:
-    """Runs the command line and ends the process with an exit code of `multitower.exits`."""
+    """Runs the command line and ends the process with an exit code of `multitower.exit_codes`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Whatever the locale is: JSON is UTF-8. File names may be neither.

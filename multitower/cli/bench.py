@@ -14,7 +14,7 @@ import click
 
 from multitower.cli.connection import endpoint_option, error_line, exit_code
 from multitower.cli.tables import print_table
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 
 if TYPE_CHECKING:
     from multitower.tools.bench.rate_search import Objective

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from multitower.cli.tables import print_table
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 
 if TYPE_CHECKING:
     from multitower.tools.compare.measure import Plan

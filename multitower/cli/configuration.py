@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 
 if TYPE_CHECKING:
     from multitower.supervisor.config.config import Config

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 from multitower.supervisor.loop.log import escape_controls
 
 CONNECT_S: Final = 3.0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 
 if TYPE_CHECKING:
     from multitower.tools.convert.text_format import Message

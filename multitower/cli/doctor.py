@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 from multitower.supervisor.loop.log import escape_controls
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import click
 
 from multitower.cli.connection import asks_daemon
 from multitower.cli.tables import memory_growth_cells, print_table, state_cell, version_cell
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 
 if TYPE_CHECKING:
     from multitower import Client

@@ -26,7 +26,7 @@ def serve(config: Path, overrides: tuple[str, ...], log_format: str, log_level: 
     exit_when_failed is set, 75 when another daemon uses an endpoint, 78 when the configuration is wrong, 130 after a
     second signal.
     """
-    from multitower.exits import Exit
+    from multitower.exit_codes import Exit
     from multitower.supervisor.config.config import Config, load
     from multitower.supervisor.config.source import ConfigError
     from multitower.supervisor.daemon import Daemon, StartError

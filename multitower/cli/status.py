@@ -18,7 +18,7 @@ from multitower.cli.tables import (
     version_cell,
 )
 from multitower.compiled import describe
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 
 if TYPE_CHECKING:
     from multitower import Client

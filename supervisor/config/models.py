@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 
-from multitower.model_formats import FORMATS, recognize
+from multitower.format_registry import FORMATS, recognize
 from multitower.spec import ModelSpec
 
 from .devices import ModelDevices

@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
-from multitower.model_formats import FILE_SUFFIXES
+from multitower.format_registry import FILE_SUFFIXES
 
 from ..loop.runtime_dir import MAX_IPC_PATH
 from .units import format_size, parse_size, printable, short_repr

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
 
-from multitower.model_formats import recognize
+from multitower.format_registry import recognize
 from multitower.wire import MAX_NAME_BYTES
 
 from .errors import ValueProblems

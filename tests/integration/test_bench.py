@@ -18,7 +18,7 @@ import psutil
 import pytest
 from running import HANDLERS, Running
 
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 
 STEP_S = 60.0
 QUICK = ("--seconds", "0.5", "--warmup", "0.1")

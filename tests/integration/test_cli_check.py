@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fake_gpus import UUIDS, FakeGpus
 
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 
 TEXT = """\
 models:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 
 MODELS = """\
 # as TensorFlow Serving reads it

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from fake_gpus import SLICES, UUIDS, FakeGpus, read_log
 
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ import pytest
 from multitower.cli import SERVER_PACKAGES
 from multitower.cli.commands import COMMANDS, multitower
 from multitower.compiled import compiled, describe
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 
 SCRIPT = Path(sys.executable).with_name("multitower")
 WAYS = {

@@ -16,7 +16,7 @@ from fake_daemon import FakeDaemon, Received
 from multitower import wire
 from multitower.cli import commands
 from multitower.errors import Reason, make
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 
 STATUS: dict[str, Any] = {
     "daemon": {

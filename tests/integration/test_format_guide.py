@@ -40,7 +40,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     package = folder / "multitower"
     # From the checkout or, where the tests run on a wheel, from there; with the files behind the links.
     shutil.copytree(Path(multitower.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    table = package / "model_formats.py"
+    table = package / "format_registry.py"
     before, after = table.read_text().split("FILE_FORMATS: Final = (\n")
     table.write_text(f"{before}FILE_FORMATS: Final = (\n{ENTRY.strip()},\n{after}")
     (package / "worker" / "formats" / "linear.py").write_text(FORMAT)

@@ -17,7 +17,7 @@ import zmq
 from running import STEP_S, Running, multitower
 
 from multitower import Client, Unavailable, wire
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 
 CONFIG = """
 listen: ["{endpoint}"]

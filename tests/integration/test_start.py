@@ -16,7 +16,7 @@ import pytest
 from running import Running
 
 from multitower import Client, Unavailable
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 from multitower.supervisor.config.config import load
 from multitower.supervisor.daemon import Daemon, StartError
 

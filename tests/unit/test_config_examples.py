@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from multitower.errors import InvalidRequest
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 from multitower.supervisor.config import overrides as config_overrides
 from multitower.supervisor.config.config import Config, load, schema
 from multitower.supervisor.config.errors import LATER

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from multitower.exits import Exit
+from multitower.exit_codes import Exit
 from multitower.supervisor.config.config import Config
 from multitower.supervisor.config.overrides import PREFIX
 from multitower.supervisor.config.units import parse_duration

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import multitower
-from multitower.model_formats import FILE_FORMATS, FORMATS, HANDLER, SAVED_MODEL, ModelFormat, recognize
+from multitower.format_registry import FILE_FORMATS, FORMATS, HANDLER, SAVED_MODEL, ModelFormat, recognize
 from multitower.spec import ModelSpec
 
 MODULES = Path(multitower.__file__).parent / "worker" / "formats"
