@@ -1,7 +1,7 @@
 """Parsing of `MT1:infer` headers, with all checks that need no model.
 
-The router's admission parses each distinct header once. In a parsed header, names, datatypes, shapes and areas have the
-right types and are within the protocol's bounds; `admission` checks them against the model.
+The router's `request_plans` parses each distinct header once. In a parsed header, names, datatypes, shapes and areas
+have the right types and are within the protocol's bounds; `request_plans` checks them against the model.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
+from multitower.cuda_environment import cuda_environment, no_gpu_environment
 from multitower.spec import Assignment, ModelSpec
 
 from ..config.config import Config
@@ -16,9 +17,6 @@ from ..config.values import MemoryLimit
 from .cores import available_cores, divide_cores
 from .devices import CPU_PREFIX, Device, DeviceError, Discovery, Group, ListedDevices, format_bytes, resolve
 from .discovery import discover
-
-# The value for "no GPU". An empty value would have the same effect, but looks like a mistake.
-NO_GPU: Final = "-1"
 
 # With fewer cores a worker is not bound: on a single core it would stop whenever another process, such as the router,
 # runs there.
@@ -236,15 +234,7 @@ def _name_of(device: Device) -> str:
 
 
 def _environment(group: Group) -> dict[str, str]:
-    # PCI_BUS_ID although UUIDs are unambiguous: CUDA numbers GPUs by speed otherwise, and the numbers in a worker's log
-    # would differ from those of nvidia-smi.
-    common = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    if group[0].kind == "cpu":
-        return {**common, "CUDA_VISIBLE_DEVICES": NO_GPU}
-    # The process counts its GPUs in this order (https://docs.nvidia.com/cuda/cuda-c-programming-guide/#env-vars).
-    visible = ",".join(device.name for device in group)
-    # Dedicated threads launch kernels: otherwise these wait behind operations on the host.
-    return {**common, "CUDA_VISIBLE_DEVICES": visible, "TF_GPU_THREAD_MODE": "gpu_private"}
+    return no_gpu_environment() if group[0].kind == "cpu" else cuda_environment([device.name for device in group])
 
 
 def _memory_limits(groups: Sequence[Group], memory: MemoryLimit, workers: int) -> list[int | None]:

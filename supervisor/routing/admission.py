@@ -1,261 +1,145 @@
-"""Admission of requests: reads and checks each distinct header once, against the model that it names.
+"""Admission: accepts requests for inference and submits them to the scheduler, or refuses them with an error.
 
-The result is a `Plan`, cached by the header's bytes: for most requests, admission is one look-up and a comparison of
-sizes. The router updates the models here as workers load and unload them.
+A request is checked against the plan for its header (`request_plans`), the limits on sizes, its shared memory
+(`regions`), and what its client leaves unread (`unread`). The scheduler then checks the queue's limits.
 """
 
 from __future__ import annotations
 
-import struct
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+import time
+from typing import Any
 
-from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
-from multitower.infer_header import parse_infer_header
-from multitower.spec import ModelReport, SignatureReport, TensorReport
-from multitower.worker_wire import SIZES, KeySpec
 
-from ..scheduling.request import NORMAL_PRIORITY, BatchKey, Plan, Shared
-from ..scheduling.worker import Served
-from .request_checks import check_inputs, check_outputs, count_rows, find_signature
-from .version_catalog import VersionCatalog
+from ..scheduling.request import Plan, Request, SharedRequest
+from ..scheduling.scheduler import Scheduler
+from .front_socket import FrontSocket
+from .regions import Regions, refusal
+from .request_checks import check_frames
+from .request_plans import RequestPlanner
+from .unread import REFRESH_S, UnreadReplies
 
-MAX_CACHED_HEADER = 16 << 10
-"""Bytes of the largest header whose plan is cached."""
-
-MAX_CACHED_ENTRIES = 10_000
-MAX_CACHED_BYTES = 8 << 20
-"""Bounds of each cache; bytes are those of the headers."""
+MAX_LOOK_INTERVAL_S = 0.1
+"""Seconds between looks at the waiting requests while too much is unread, if none of them is to be refused."""
 
 
 class Admission:
-    """Makes plans for requests, of the models as workers have loaded them.
+    """Accepts or refuses requests for inference.
 
     Args:
-        timeouts: the longest time of a request in seconds, for each configured model by name.
-        why_absent: returns the error for a model that no worker will load, or None where a worker may load it.
+        scheduler: gets the accepted requests.
+        planner: makes the plans of requests.
+        max_message_size: bytes that all frames of a request may have.
+        unread: counts what clients leave unread.
 
     Attributes:
-        catalog: the served versions and their labels.
+        draining: whether new requests are refused, since the daemon is stopping.
+        regions: the open shared memory of local clients.
     """
 
     def __init__(
-        self,
-        timeouts: dict[str, float],
-        why_absent: Callable[[str], MultitowerError | None] = lambda _: None,
+        self, scheduler: Scheduler, planner: RequestPlanner, max_message_size: int, unread: UnreadReplies
     ) -> None:
-        self._why_absent = why_absent
-        self.catalog = VersionCatalog()
-        self._interfaces: dict[tuple[object, ...], int] = {}
-        self._timeouts = timeouts
-        self._plans: OrderedDict[bytes, Plan] = OrderedDict()
-        self._plans_bytes = 0
-        self._keys: dict[tuple[KeySpec, int, str], BatchKey] = {}
-        self._keys_bytes = 0
+        self.draining = False
+        self.regions = Regions()
+        self._scheduler = scheduler
+        self._planner = planner
+        self._max_message_size = max_message_size
+        self._unread = unread
+        self._large_models: set[str] = set()  # those that have returned large frames
+        self._look_at = 0.0  # when `refuse_waiting` looks at the queues next
+        self._look_interval_s = REFRESH_S
 
-    # Changes of the models. Each discards the plans that it may have made wrong.
-
-    def add_version(self, report: ModelReport, *, newest: bool = True) -> Served:
-        """Adds a version that a worker has loaded: requests are checked against this description from now on.
-
-        Args:
-            report: of the version.
-            newest: whether it is the newest version that the worker has; then requests that name no version get it.
-
-        Returns:
-            The version and interface that a worker with this report serves.
-        """
-        replaced = self.catalog.describe(report, newest=newest)
-        if any(known is None or not _same_interface(known, report) for known in replaced):
-            self._discard_plans()
-        return Served(report.version, self._interface(report))
-
-    def set_labels(self, name: str, labels: Mapping[str, Sequence[str]]) -> None:
-        """Sets the version labels of a model; see `VersionCatalog.set_labels`."""
-        if self.catalog.set_labels(name, labels):
-            self._discard_plans()
-
-    def set_timeout(self, name: str, seconds: float) -> None:
-        """Adds a model with the longest time of its requests, or changes that time."""
-        if self._timeouts.get(name) != seconds:
-            self._timeouts[name] = seconds
-            self._discard_plans()
-
-    def retain_versions(self, name: str, versions: Collection[str]) -> None:
-        """Removes the versions of a model that are neither among these nor the newest."""
-        if self.catalog.retain_versions(name, versions):
-            self._discard_plans()
-
-    def remove_versions(self, name: str) -> None:
-        """Removes all versions of a model, which no worker serves any more; the model stays configured."""
-        self.catalog.remove_versions(name)
-        self._discard_plans()
-
-    def remove_model(self, name: str) -> None:
-        """Removes a model: requests that name it are refused as `model_unknown`."""
-        self._timeouts.pop(name, None)
-        self.catalog.remove_model(name)
-        self._discard_plans()
-
-    def _discard_plans(self) -> None:
-        self._plans.clear()
-        self._keys.clear()
-        self._plans_bytes = self._keys_bytes = 0
-
-    # Questions about the models.
-
-    def newest_interface(self, name: str) -> tuple[str, int] | None:
-        """The version and interface that requests without a version are checked against; None without a worker."""
-        report = self.catalog.newest.get(name)
-        return None if report is None else (report.version, self._interface(report))
-
-    def find_report(self, name: str, version: str, label: str = "") -> ModelReport | None:
-        """The description that a request is checked against; None if no worker has loaded the model.
+    def admit(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
+        """Submits a request for inference to the scheduler.
 
         Args:
-            name: the model's name.
-            version: the version's number as the request has it; "" for the newest.
-            label: the label in place of a number, or "".
+            front: the socket that it came from.
+            address: of its client.
+            id: of the request.
+            body: the frames of the request, its kind and id included.
 
         Raises:
-            NotFound: `model_unknown` or `version_unknown`.
+            MultitowerError: it is refused.
         """
-        if name not in self._timeouts:
-            known = ", ".join(sorted(self._timeouts))
-            raise make(Reason.MODEL_UNKNOWN, f"there is no model {name[:128]!r}, only {known}", field="model_name")
-        return self.catalog.find(name, version, label)
+        if self.draining:
+            raise make(Reason.DRAINING, "the daemon is stopping")
+        if len(body) < 3:
+            raise make(Reason.MALFORMED, "a request has a header frame behind its id", field="header")
+        header = body[2]
+        sizes = [len(frame) for frame in body[3:]]
+        size = sum(sizes)
+        self.check_size(size + len(header))
+        plan = self._planner.plan(header if type(header) is bytes else bytes(header))
+        self.check_unread(front, address, plan.model)
+        if plan.shared is not None:
+            self._admit_shared(front, address, id, plan, body)
+            return
+        check_frames(plan, sizes)
+        frames = [body[3 + index] for index in plan.order]
+        self._scheduler.submit(Request((front, address), id, plan, frames, size, time.monotonic()))
 
-    def _interface(self, report: ModelReport) -> int:
-        return self._interfaces.setdefault((report.name, *_interface_of(report)), len(self._interfaces))
+    def _admit_shared(
+        self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, plan: Plan, body: list[Any]
+    ) -> None:
+        now = time.monotonic()
+        if not front.local:
+            raise refusal(plan, "this endpoint is not ipc")
+        tensors, output_areas = self.regions.resolve(plan, body[3:], now)
+        sizes = [len(tensor) for tensor in tensors]
+        self.check_size(sum(sizes) + len(body[2]))
+        check_frames(plan, sizes)
+        in_order = [tensors[index] for index in plan.order]
+        self._scheduler.submit(SharedRequest((front, address), id, plan, in_order, sum(sizes), now, output_areas))
 
-    # Plans.
-
-    def plan(self, header: bytes) -> Plan:
-        """The plan for a request with this header.
+    def check_size(self, size: int) -> None:
+        """Checks the size of a request of any kind.
 
         Raises:
-            InvalidRequest: the header is malformed, or does not fit the model; the error names the field.
-            NotFound: `model_unknown`, `version_unknown` or `signature_unknown`.
-            Unavailable: `no_worker`: no worker has loaded the model.
+            InvalidRequest: `too_large`.
         """
-        plan = self._plans.get(header)
-        if plan is not None:
-            self._plans.move_to_end(header)
-            return plan
-        plan = self._make_plan(parse_infer_header(header), len(header))
-        if len(header) <= MAX_CACHED_HEADER:
-            self._plans[header] = plan
-            self._plans_bytes += len(header)
-            while len(self._plans) > MAX_CACHED_ENTRIES or self._plans_bytes > MAX_CACHED_BYTES:
-                oldest, _ = self._plans.popitem(last=False)
-                self._plans_bytes -= len(oldest)
-        return plan
+        if size > self._max_message_size:
+            raise make(
+                Reason.TOO_LARGE,
+                f"the message has {size} bytes; max_message_size is {self._max_message_size}",
+                field="frames",
+            )
 
-    def _make_plan(self, header: wire.InferHeader, header_bytes: int) -> Plan:
-        name = header.model_name
-        report = self.find_report(name, header.model_version, header.version_label)
-        if report is None:
-            still_loading = make(Reason.NO_WORKER, f"{name!r} is still loading", retry_after_ms=1000)
-            raise self._why_absent(name) or still_loading
-        version = report.version if header.model_version or header.version_label else ""
-        signature = find_signature(report, header.signature)
-        batched = signature.max_batch_size > 0
-        if signature.inputs is not None:
-            check_inputs(header.inputs, signature.inputs, batched)
-        if header.outputs is not None and signature.outputs is not None:
-            check_outputs(header.outputs, signature.outputs)
-        rows = count_rows(header.inputs) if batched else 1
-        index_of = {tensor.name: index for index, tensor in enumerate(header.inputs)}
-        # Clients list inputs in any order. A key has one order, so that all these requests can share a batch.
-        names = [tensor.name for tensor in signature.inputs] if signature.inputs is not None else sorted(index_of)
-        order = tuple(index_of[input_name] for input_name in names)
-        inputs = tuple(
-            (tensor.name, tensor.datatype, tensor.shape[1:] if batched else tensor.shape)
-            for tensor in (header.inputs[index] for index in order)
-        )
-        sizes_frame = None
-        if report.pad_variable_length_inputs and 0 < rows <= signature.max_batch_size:
-            inputs, sizes_frame = _with_variable_sizes(inputs, signature.inputs)
-        spec = KeySpec(
-            model=name,
-            inputs=inputs,
-            outputs=header.outputs,
-            batched=batched,
-            # "" for the default signature, so that requests which name it share batches with those that do not.
-            signature=signature.name if isinstance(signature, SignatureReport) else "",
-            version=version,
-        )
-        timeout = self._timeouts[name]
-        if header.timeout_us is not None:
-            timeout = min(timeout, header.timeout_us / 1e6)
-        return Plan(
-            key=self._key(spec, report, signature.max_batch_size, header_bytes),
-            rows=rows,
-            order=order,
-            sizes=tuple(tensors.byte_size(tensor.datatype, tensor.shape) for tensor in header.inputs),
-            variable=tuple(tensor.datatype == tensors.BYTES for tensor in header.inputs),
-            names=tuple(tensor.name for tensor in header.inputs),
-            timeout_s=timeout,
-            priority=header.priority or NORMAL_PRIORITY,
-            shared=_shared(header),
-            sizes_frame=sizes_frame,
-        )
+    def check_unread(self, front: FrontSocket, address: tuple[bytes, ...], model: str = "") -> None:
+        """Refuses a request while its client, or all clients together, leave too many replies unread.
 
-    def _key(self, spec: KeySpec, report: ModelReport, max_batch_size: int, header_bytes: int) -> BatchKey:
-        """The batch key for this specification: the same object for equal ones, while it is cached."""
-        interface, version = self._interface(report), spec.version
-        key = self._keys.get((spec, interface, version))
-        if key is None:
-            self._keys_bytes += header_bytes
-            # Clients that send ever new shapes make ever new keys. A key is about as large as its header.
-            if len(self._keys) >= MAX_CACHED_ENTRIES or self._keys_bytes > MAX_CACHED_BYTES:
-                self._discard_plans()
-            key = self._keys[spec, interface, version] = BatchKey(spec, max_batch_size, interface, version)
-        return key
+        Args:
+            front: the socket that it came from.
+            address: of its client.
+            model: that it names; "" for a request of another kind than inference.
 
+        Raises:
+            MultitowerError: `queue_full`.
+        """
+        if self._unread.total >= self._unread.half:
+            refused = front.refusal(address, model in self._large_models)
+            if refused is not None:
+                raise refused
 
-def _shared(header: wire.InferHeader) -> Shared | None:
-    inputs = tuple(tensor.area for tensor in header.inputs)
-    return Shared(inputs, header.areas) if header.areas or any(inputs) else None
+    def note_large_reply(self, model: str) -> None:
+        """Remembers that replies of this model have large frames."""
+        self._large_models.add(model)
 
+    def refuse_waiting(self, now: float) -> None:
+        """Refuses what waits in queues for clients with unread replies, while there are too many of these.
 
-def _same_interface(one: ModelReport, other: ModelReport) -> bool:
-    return (one.version, _interface_of(one)) == (other.version, _interface_of(other))
+        It looks at every waiting request, so it looks less often while it finds none to refuse.
+        """
+        if self._unread.total < self._unread.high:
+            self._look_interval_s = REFRESH_S
+            return
+        if now < self._look_at or not self._unread.is_high(now):
+            return
+        refused = self._scheduler.refuse_waiting(self._refusal_of)
+        self._look_interval_s = REFRESH_S if refused else min(2 * self._look_interval_s, MAX_LOOK_INTERVAL_S)
+        self._look_at = now + self._look_interval_s
 
-
-def _interface_of(report: ModelReport) -> tuple[object, ...]:
-    """What the plans of requests depend on."""
-    batching = report.max_batch_size, report.pad_variable_length_inputs
-    return report.inputs, report.outputs, batching, report.signature, report.signatures
-
-
-_Inputs = tuple[tuple[str, str, tuple[int, ...]], ...]
-
-
-def _with_variable_sizes(inputs: _Inputs, declared: Sequence[TensorReport] | None) -> tuple[_Inputs, bytes | None]:
-    """Leaves the sizes that may vary out of a key, for models whose inputs are padded.
-
-    Not for requests larger than a batch, whose parts would each be padded to another size.
-
-    Args:
-        inputs: name, datatype and dimensions of the key's inputs, without the batch dimension.
-        declared: the model's inputs in the same order; None where the model declares none.
-
-    Returns:
-        The key's inputs with -1 for sizes that may vary, and the frame with the sizes of this request. The inputs as
-        they were, and None, where nothing varies or a tensor has no element to pad it with.
-    """
-    if not all(tensors.element_count(dims) for _, _, dims in inputs):
-        return inputs, None
-    free = [[True] * len(dims) for _, _, dims in inputs]
-    if declared is not None:
-        free = [[size == -1 for size in (tensor.shape or ())[1:]] for tensor in declared]
-    sizes: list[int] = []
-    variable = []
-    for (name, datatype, dims), may_vary in zip(inputs, free, strict=True):
-        sizes += [size for size, varies in zip(dims, may_vary, strict=True) if varies]
-        variable.append((name, datatype, tuple(-1 if v else size for size, v in zip(dims, may_vary, strict=True))))
-    if not sizes:
-        return inputs, None
-    return (*variable, (SIZES, "INT64", (len(sizes),))), struct.pack(f"<{len(sizes)}q", *sizes)
+    def _refusal_of(self, request: Request) -> MultitowerError | None:
+        front, address = request.sender
+        refused: MultitowerError | None = front.refusal(address, request.plan.model in self._large_models)
+        return refused

@@ -1,6 +1,6 @@
 """Checks of an `MT1:infer` request against the description of its model. Pure.
 
-`admission` calls them for each header that it has not seen before; only `check_frames` runs for every request. Each
+`request_plans` calls them for each header that it has not seen before; only `check_frames` runs for every request. Each
 check takes time proportional to the size of the request.
 """
 

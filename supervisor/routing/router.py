@@ -29,6 +29,7 @@ from . import regions
 from .admission import Admission
 from .clients import Clients, QueryAnswerer
 from .front_socket import FrontSocket, internal_error
+from .request_plans import RequestPlanner
 from .routes import Route, models_of_towers
 from .statistics import BatchTimes, ModelStatistics
 from .unread import UnreadReplies
@@ -50,7 +51,7 @@ class Router:
     Attributes:
         fronts: the sockets that clients connect to.
         scheduler: the queues, the workers' load and the open requests.
-        admission: the models as clients may ask for them.
+        planner: the models as clients may ask for them.
         statistics: by model name and version.
         routes: to each worker that serves.
         unread: as given.
@@ -67,7 +68,7 @@ class Router:
     ) -> None:
         self._errors = ErrorLog(log)
         self.scheduler = Scheduler(limits, dispatch, self._errors.add)
-        self.admission = Admission(timeouts, self.scheduler.refusal_for_new_request)
+        self.planner = RequestPlanner(timeouts, self.scheduler.refusal_for_new_request)
         self.fronts: list[FrontSocket] = []
         self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
         self.routes: dict[Worker, Route] = {}
@@ -75,9 +76,8 @@ class Router:
         self._removals_due: set[str] = set()  # models to remove once no worker has them any more
         self._routes_by_connection: dict[WorkerConnection, Route] = {}
         self.unread = unread or UnreadReplies()
-        self._clients = Clients(
-            self.scheduler, self.admission, self.statistics, max_message_size, self.unread, self._errors
-        )
+        self._admission = Admission(self.scheduler, self.planner, max_message_size, self.unread)
+        self._clients = Clients(self.scheduler, self._admission, self.planner, self.statistics, self._errors)
 
     # Clients.
 
@@ -97,7 +97,7 @@ class Router:
 
     def start_draining(self) -> None:
         """Refuses new requests for inference from now on; those that were accepted still get their answers."""
-        self._clients.draining = True
+        self._admission.draining = True
 
     @property
     def rejected(self) -> int:
@@ -110,36 +110,36 @@ class Router:
         """Adds a model, or changes the limits of its queue and the longest time of its requests."""
         self._removals_due.discard(name)
         self.scheduler.set_limits(name, limits)
-        self.admission.set_timeout(name, timeout_s)
+        self.planner.set_timeout(name, timeout_s)
         self.statistics.setdefault(name, defaultdict(ModelStatistics))
 
     def set_labels(self, labels: Mapping[str, Mapping[str, str]]) -> None:
         """Sets the version labels of all models: by model name, the version that each label names."""
         for name in self.scheduler.models:
-            self.admission.set_labels(name, {label: [version] for label, version in labels.get(name, {}).items()})
+            self.planner.set_labels(name, {label: [version] for label, version in labels.get(name, {}).items()})
 
     def set_label_candidates(self, model: str, labels: Mapping[str, Sequence[str]]) -> None:
         """Sets for each label of a model its versions; it names the first of them that is served."""
-        self.admission.set_labels(model, labels)
+        self.planner.set_labels(model, labels)
 
     def labels(self, model: str) -> dict[str, str]:
         """The version that each label of the model names, served or not."""
-        return self.admission.catalog.labels(model)
+        return self.planner.catalog.labels(model)
 
     def versions(self, model: str) -> list[str]:
         """The served versions of the model, ascending."""
-        return self.admission.catalog.versions(model)
+        return self.planner.catalog.versions(model)
 
     def report(self, model: str, version: str) -> ModelReport | None:
         """The description of a served version, or None."""
-        return self.admission.catalog.report(model, version)
+        return self.planner.catalog.report(model, version)
 
     def find_report(self, model: str, version: str, label: str) -> ModelReport | None:
         """The description that requests for this model, version and label are checked against.
 
-        See `Admission.find_report`.
+        See `RequestPlanner.find_report`.
         """
-        return self.admission.find_report(model, version, label)
+        return self.planner.find_report(model, version, label)
 
     def retain_models(self, names: Collection[str]) -> None:
         """Removes all other models; what waits for them is answered.
@@ -153,7 +153,7 @@ class Router:
         served = {name for worker in self.routes for name in worker.serves}
         for name in self._removals_due - served:
             self._removals_due.discard(name)
-            self.admission.remove_model(name)
+            self.planner.remove_model(name)
             self.scheduler.remove_model(name)
             self._clients.send_replies()  # before the statistics, which count them, are removed
             del self.statistics[name]
@@ -169,7 +169,7 @@ class Router:
     def finish_unload(self, name: str) -> None:
         """Removes the versions of a closed model that no worker has any more; what waits for it is answered."""
         self.scheduler.mark_unavailable(name, "it was unloaded")
-        self.admission.remove_versions(name)
+        self.planner.remove_versions(name)
 
     # Workers.
 
@@ -221,7 +221,7 @@ class Router:
 
     def _admit_versions(self, reports: Sequence[ModelReport]) -> dict[tuple[str, str], Served]:
         """Admits requests for the versions of one model, the newest last; returns what they are served as."""
-        return {report.key: self.admission.add_version(report, newest=report is reports[-1]) for report in reports}
+        return {report.key: self.planner.add_version(report, newest=report is reports[-1]) for report in reports}
 
     def withdraw_versions(self, route: Route, coming: Collection[tuple[str, str]] = ()) -> None:
         """Refuses new requests for versions that only this worker process serves; it can still run those that wait.
@@ -237,7 +237,7 @@ class Router:
                 versions = {version for name, version in kept if name == model}
                 self._retain_versions_of(model, versions)
                 if model in self.models_to_remove and not versions:
-                    self.admission.remove_model(model)
+                    self.planner.remove_model(model)
 
     def retain_versions(self, keys: Collection[tuple[str, str]]) -> None:
         """Removes all other versions of the models that occur in `keys`; what waits for them is answered.
@@ -247,14 +247,14 @@ class Router:
         """
         for model in self.scheduler.models:
             versions = {version for name, version in keys if name == model}
-            if versions and not versions.issuperset(self.admission.catalog.versions(model)):
+            if versions and not versions.issuperset(self.planner.catalog.versions(model)):
                 self._retain_versions_of(model, versions)
                 self.scheduler.refuse_versions(model, versions)
 
     def _retain_versions_of(self, model: str, versions: Collection[str]) -> None:
-        self.admission.retain_versions(model, versions)
+        self.planner.retain_versions(model, versions)
         statistics = self.statistics[model]
-        for version in statistics.keys() - set(self.admission.catalog.versions(model)):
+        for version in statistics.keys() - set(self.planner.catalog.versions(model)):
             del statistics[version]
 
     def remove_worker(self, route: Route, now: float, *, crashed: bool, begun: Sequence[int]) -> bool:
@@ -274,7 +274,7 @@ class Router:
         del self._routes_by_connection[route.connection]
         for model in route.worker.serves:
             left = [other for other in self.routes.values() if model in other.worker.serves]
-            newest = self.admission.newest_interface(model)
+            newest = self.planner.newest_interface(model)
             if left and all(other.worker.serves[model][:2] != newest for other in left):
                 # Requests must be checked against what is served, which is not what was added last.
                 self._admit_versions(left[-1].reports[model])
@@ -346,7 +346,7 @@ class Router:
     def flush(self, now: float) -> None:
         """Sends batches to free workers and replies to clients; call it after each burst of events."""
         self.scheduler.expire(now)
-        self._clients.refuse_waiting(now)
+        self._admission.refuse_waiting(now)
         for batch in self.scheduler.dispatch(now):
             try:
                 self._send(batch)
@@ -359,7 +359,7 @@ class Router:
 
     def tick(self, now: float) -> None:
         """Does periodic work; call it about once a second."""
-        self._clients.regions.close_idle(now)
+        self._admission.regions.close_idle(now)
         self.unread.tick(now)
 
     def _send(self, batch: Batch) -> None:

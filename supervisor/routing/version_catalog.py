@@ -1,6 +1,6 @@
 """The versions of each model that workers serve, and the labels that name versions. Pure.
 
-`admission` keeps it up to date, and looks up here which version a request is checked against.
+`request_plans` keeps it up to date, and looks up here which version a request is checked against.
 """
 
 from __future__ import annotations

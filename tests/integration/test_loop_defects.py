@@ -197,7 +197,7 @@ def test_replies_that_cannot_be_collected_at_the_end_of_a_drain_end_the_daemon(t
     text = CONFIG.replace('Echo"', 'Sleeper", parameters: {seconds: 60}') + "drain_timeout: 200ms\n"
     defect = (
         "from multitower.supervisor.routing.router import Router\n"
-        'inject(Router, "flush", times=1, when=lambda router: router._clients.draining and not router.scheduler.busy)'
+        'inject(Router, "flush", times=1, when=lambda router: router._admission.draining and not router.scheduler.busy)'
     )
     with Running(tmp_path, text, program=("-c", PROGRAM.replace("DEFECTS", defect))) as daemon:
         with daemon.wait_ready().client(retries=0) as client:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
 from multitower.errors import MultitowerError
-from multitower.supervisor.loop.containment import ErrorLog
-from multitower.supervisor.routing.admission import Admission
-from multitower.supervisor.routing.clients import MAX_LOOK_INTERVAL_S, Clients
+from multitower.supervisor.routing.admission import MAX_LOOK_INTERVAL_S, Admission
+from multitower.supervisor.routing.request_plans import RequestPlanner
 from multitower.supervisor.routing.unread import REFRESH_S, Backlog, Mark, UnreadReplies
 from multitower.supervisor.scheduling.request import Request
 from multitower.supervisor.scheduling.scheduler import Scheduler
-
-log = logging.getLogger("multitower.router")
 
 LIMIT = 4000
 
@@ -44,24 +40,24 @@ def unread() -> UnreadReplies:
     return UnreadReplies(LIMIT, 30.0)
 
 
-def look(scheduler: Looks, clients: Clients, seconds: float) -> int:
+def look(scheduler: Looks, admission: Admission, seconds: float) -> int:
     """Calls as a busy loop does, each millisecond; returns how many looks there were."""
     before = len(scheduler.times)
     for _ in range(round(seconds * 1000)):
         scheduler.now += 0.001
-        clients.refuse_waiting(scheduler.now)
+        admission.refuse_waiting(scheduler.now)
     return len(scheduler.times) - before
 
 
 def test_waiting_requests_are_looked_at_less_often_while_none_is_refused(unread: UnreadReplies) -> None:
     scheduler = Looks()
-    clients = Clients(scheduler, cast(Admission, None), {}, 1 << 20, unread, ErrorLog(log))
-    assert look(scheduler, clients, 1.0) == 0, "too little is unread"
+    admission = Admission(scheduler, cast(RequestPlanner, None), 1 << 20, unread)
+    assert look(scheduler, admission, 1.0) == 0, "too little is unread"
     backlog = Backlog()
     unread.add(backlog, Mark(cast(Any, UnwrittenFrame()), LIMIT, 0), scheduler.now)
-    assert look(scheduler, clients, 10.0) <= 10.0 / MAX_LOOK_INTERVAL_S + 10
+    assert look(scheduler, admission, 10.0) <= 10.0 / MAX_LOOK_INTERVAL_S + 10
     gaps = [later - earlier for earlier, later in zip(scheduler.times, scheduler.times[1:], strict=False)]
     assert max(gaps) < MAX_LOOK_INTERVAL_S + 0.01
     scheduler.refused = 1
-    look(scheduler, clients, MAX_LOOK_INTERVAL_S + 0.01)
-    assert look(scheduler, clients, 1.0) >= 0.8 / REFRESH_S
+    look(scheduler, admission, MAX_LOOK_INTERVAL_S + 0.01)
+    assert look(scheduler, admission, 1.0) >= 0.8 / REFRESH_S

@@ -317,7 +317,7 @@ def test_answers_reach_their_tower_in_any_order() -> None:
     router, route, child = routed(ModelReport(name="m", max_batch_size=LARGEST, towers=REPLICAS))
     front = FrontSocket()
     for number in range(2):
-        plan = router.admission.plan(
+        plan = router.planner.plan(
             b'{"model_name":"m","inputs":[{"name":"x","datatype":"UINT8","shape":[%d,1]}]}' % LARGEST
         )
         router.scheduler.submit(Request((front, ()), b"%d" % number, plan, [bytes(LARGEST)], LARGEST, 1.0))
@@ -342,7 +342,7 @@ def test_a_worker_whose_socket_fails_is_reported_as_broken(failure: Exception, b
     router, _, connection = routed(ModelReport(name="m", max_batch_size=LARGEST))
     connection.failure = failure
     front = FrontSocket()
-    plan = router.admission.plan(b'{"model_name":"m","inputs":[{"name":"x","datatype":"UINT8","shape":[1,1]}]}')
+    plan = router.planner.plan(b'{"model_name":"m","inputs":[{"name":"x","datatype":"UINT8","shape":[1,1]}]}')
     router.scheduler.submit(Request((front, ()), b"1", plan, [b"x"], 1, 1.0))
     router.flush(1.0)
     assert front.kinds == [wire.ERROR]

@@ -165,7 +165,7 @@ def daemon() -> Router:
         tuple(TensorReport(name=t["name"], datatype=t["datatype"], shape=tuple(t["shape"])) for t in model[side])
         for side in ("inputs", "outputs")
     )
-    router.admission.add_version(
+    router.planner.add_version(
         ModelReport(
             name=name,
             version=model["version"],

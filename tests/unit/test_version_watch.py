@@ -222,7 +222,7 @@ def test_a_bad_version_is_undone_where_two_processes_do_not_fit(tmp_path: Path) 
 
 def known(daemon: Daemon) -> list[str]:
     """Returns the versions that requests may name."""
-    return daemon.scene.router.admission.catalog.versions("m")
+    return daemon.scene.router.planner.catalog.versions("m")
 
 
 def test_the_former_version_ends_where_two_processes_do_not_fit(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_a_reload_that_ends_early_leaves_the_labels_unchanged(tmp_path: Path) ->
     daemon.orders.reload(answers.append)
     daemon.settle()
     assert isinstance(answers[0], MultitowerError)
-    assert daemon.scene.router.admission.catalog.labels("m") == {"stable": "1"}
+    assert daemon.scene.router.planner.catalog.labels("m") == {"stable": "1"}
 
 
 def test_a_scan_from_before_a_reload_is_ignored_for_changed_models(tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_a_new_version_does_not_load_an_unloaded_model(tmp_path: Path) -> None:
 
 def test_a_moved_label_keeps_its_former_version_until_the_reload_ends(tmp_path: Path) -> None:
     daemon = daemon_of(tmp_path, "1", "2", more=", versions: {specific: [1]}, version_labels: {stable: 1}")
-    catalog = daemon.scene.router.admission.catalog
+    catalog = daemon.scene.router.planner.catalog
     daemon.write(", versions: {specific: [1, 2]}, version_labels: {stable: 2, next: 2}", 1)
     daemon.orders.reload(lambda _: None)
     assert catalog.labels("m") == {"stable": "1", "next": "2"}

@@ -1,4 +1,4 @@
-"""Loads models of any format. The table of formats, `multitower/format_registry.py`, names a module of this package each.
+"""Loads models of any format: `multitower/format_registry.py` lists the formats, each with its module in this package.
 
 A format's module has `load(spec, devices)`, which returns a `Model`; and, if the table says that it has towers,
 `load_towers(spec, placements)`, which returns one `Model` for each placement. A module is imported when a model needs

@@ -18,9 +18,9 @@ import psutil
 import zmq
 
 from multitower import worker_wire
+from multitower.cuda_environment import no_gpu_environment
 from multitower.spec import Assignment, ModelReport, ModelSpec, ProcessSpec, TensorReport, WorkerReport
 from multitower.supervisor.machine.devices import format_bytes
-from multitower.supervisor.machine.placement import NO_GPU
 from multitower.supervisor.workers.child_process import ChildProcess
 from multitower.supervisor.workers.output import OutputReader
 from multitower.tools import documentation
@@ -73,7 +73,7 @@ def load_models(
                 slot=0,
                 incarnation=1,
                 devices=("cpu:0",),
-                environment={"CUDA_VISIBLE_DEVICES": NO_GPU},
+                environment=no_gpu_environment(),
                 intra_op_threads=intra_op,
                 inter_op_threads=inter_op,
                 models=(spec,),

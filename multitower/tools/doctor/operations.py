@@ -10,8 +10,8 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from multitower.cuda_environment import no_gpu_environment
 from multitower.spec import ModelSpec
-from multitower.supervisor.machine.placement import NO_GPU
 from multitower.tools.doctor.findings import INSTALL_CUDA, Finding, Level, join_names
 
 SECTION: Final = "operations"
@@ -29,7 +29,7 @@ def inspect_operations(specs: Sequence[ModelSpec], timeout_s: float) -> dict[str
     """
     command = [sys.executable, "-m", "multitower.worker.formats.kernels"]
     models = json.dumps([dataclasses.asdict(spec) for spec in specs])
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": NO_GPU, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment = {**os.environ, **no_gpu_environment(), "TF_CPP_MIN_LOG_LEVEL": "2"}
     try:
         done = subprocess.run(
             command,

@@ -1,4 +1,4 @@
-"""Admission: plans for request headers, when they are cached and discarded, and which requests are refused."""
+"""RequestPlanner: plans for request headers, when they are cached and discarded, and which requests are refused."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from growth import growth
 from multitower import wire
 from multitower.errors import InvalidRequest, MultitowerError, NotFound, Reason, Unavailable, make
 from multitower.spec import ModelReport, SignatureReport, TensorReport
-from multitower.supervisor.routing import admission
-from multitower.supervisor.routing.admission import Admission
+from multitower.supervisor.routing import request_plans
 from multitower.supervisor.routing.request_checks import check_frames
+from multitower.supervisor.routing.request_plans import RequestPlanner
 from multitower.supervisor.scheduling.request import Request
 
 
@@ -38,13 +38,13 @@ def header(rows: int = 2, order: str = "xs", **more: Any) -> bytes:
 
 
 @pytest.fixture
-def admitted() -> Admission:
-    made = Admission({"m": 30.0, "other": 1.0})
+def admitted() -> RequestPlanner:
+    made = RequestPlanner({"m": 30.0, "other": 1.0})
     made.add_version(report())
     return made
 
 
-def test_equal_headers_share_a_plan_and_equal_shapes_a_key(admitted: Admission) -> None:
+def test_equal_headers_share_a_plan_and_equal_shapes_a_key(admitted: RequestPlanner) -> None:
     assert admitted.plan(header(2)) is admitted.plan(header(2))
     two, five = admitted.plan(header(2)), admitted.plan(header(5))
     assert two.key is five.key
@@ -55,9 +55,9 @@ def test_equal_headers_share_a_plan_and_equal_shapes_a_key(admitted: Admission) 
 
 @pytest.mark.parametrize(("bound", "keys"), [("MAX_CACHED_ENTRIES", 4), ("MAX_CACHED_BYTES", 4 * len(header(2)))])
 def test_the_number_of_cached_keys_is_bounded(monkeypatch: pytest.MonkeyPatch, bound: str, keys: int) -> None:
-    monkeypatch.setattr(admission, bound, keys)
-    monkeypatch.setattr(admission, "MAX_CACHED_HEADER", 0)  # headers too large to be cached make keys, too
-    made = Admission({"m": 30.0})
+    monkeypatch.setattr(request_plans, bound, keys)
+    monkeypatch.setattr(request_plans, "MAX_CACHED_HEADER", 0)  # headers too large to be cached make keys, too
+    made = RequestPlanner({"m": 30.0})
     made.add_version(report(inputs=None))
     text = wire.Tensor("s", "BYTES", (2,))
     asked = [wire.infer_header("m", [wire.Tensor("x", "FP32", (2, 100 + dim)), text]) for dim in range(9)]
@@ -68,7 +68,7 @@ def test_the_number_of_cached_keys_is_bounded(monkeypatch: pytest.MonkeyPatch, b
     assert made.plan(asked[0]).key is not first
 
 
-def test_inputs_in_any_order_share_a_key(admitted: Admission) -> None:
+def test_inputs_in_any_order_share_a_key(admitted: RequestPlanner) -> None:
     plan = admitted.plan(header(order="sx"))
     assert plan.key is admitted.plan(header(order="xs")).key
     assert plan.order == (1, 0)
@@ -76,7 +76,7 @@ def test_inputs_in_any_order_share_a_key(admitted: Admission) -> None:
 
 
 @pytest.mark.parametrize(("asked_us", "seconds"), [(None, 30.0), (5_000_000, 5.0), (60_000_000, 30.0)])
-def test_the_shorter_of_both_timeouts_counts(admitted: Admission, asked_us: int | None, seconds: float) -> None:
+def test_the_shorter_of_both_timeouts_counts(admitted: RequestPlanner, asked_us: int | None, seconds: float) -> None:
     assert admitted.plan(header(timeout_us=asked_us)).timeout_s == seconds
 
 
@@ -93,7 +93,7 @@ SIGNED = {
 }
 
 
-def test_a_request_is_checked_against_the_signature_that_it_names(admitted: Admission) -> None:
+def test_a_request_is_checked_against_the_signature_that_it_names(admitted: RequestPlanner) -> None:
     admitted.add_version(report(**SIGNED))
     scalar = wire.infer_header("m", [wire.Tensor("n", "INT64", ())], signature="sum")
     plan = admitted.plan(scalar)
@@ -104,7 +104,7 @@ def test_a_request_is_checked_against_the_signature_that_it_names(admitted: Admi
         admitted.plan(wire.infer_header("m", [wire.Tensor("n", "INT64", ())], outputs=["y"], signature="sum"))
 
 
-def test_the_default_signature_by_name_shares_batches_with_none(admitted: Admission) -> None:
+def test_the_default_signature_by_name_shares_batches_with_none(admitted: RequestPlanner) -> None:
     admitted.add_version(report(**SIGNED))
     assert admitted.plan(header(signature="serving_default")).key is admitted.plan(header()).key
     assert admitted.plan(header()).key.max_batch_size == 8
@@ -119,7 +119,7 @@ def test_the_default_signature_by_name_shares_batches_with_none(admitted: Admiss
     ],
 )
 def test_an_unknown_or_unservable_signature_is_refused(
-    admitted: Admission, more: dict[str, Any], name: str, message: str
+    admitted: RequestPlanner, more: dict[str, Any], name: str, message: str
 ) -> None:
     admitted.add_version(report(**more))
     with pytest.raises(NotFound, match=message) as raised:
@@ -127,7 +127,7 @@ def test_an_unknown_or_unservable_signature_is_refused(
     assert (raised.value.reason, raised.value.details["field"]) == ("signature_unknown", "parameters.signature_name")
 
 
-def test_another_set_of_signatures_is_another_interface(admitted: Admission) -> None:
+def test_another_set_of_signatures_is_another_interface(admitted: RequestPlanner) -> None:
     assert admitted.add_version(report(**SIGNED)) != admitted.add_version(report(signature="serving_default"))
 
 
@@ -144,7 +144,7 @@ def lengths(rows: int, length: int) -> bytes:
     return wire.infer_header("m", [wire.Tensor("s", "BYTES", (rows,)), wire.Tensor("x", "FP32", (rows, length, 2))])
 
 
-def test_requests_of_other_lengths_share_a_key_if_padded(admitted: Admission) -> None:
+def test_requests_of_other_lengths_share_a_key_if_padded(admitted: RequestPlanner) -> None:
     admitted.add_version(report(**VARIABLE))
     three, five = admitted.plan(lengths(1, 3)), admitted.plan(lengths(2, 5))
     assert three.key is five.key
@@ -154,27 +154,27 @@ def test_requests_of_other_lengths_share_a_key_if_padded(admitted: Admission) ->
     assert request.frames == [b"x", b"s", struct.pack("<q", 5)]
 
 
-def test_requests_of_other_lengths_have_other_keys_if_not_padded(admitted: Admission) -> None:
+def test_requests_of_other_lengths_have_other_keys_if_not_padded(admitted: RequestPlanner) -> None:
     admitted.add_version(report(**VARIABLE | {"pad_variable_length_inputs": False}))
     assert admitted.plan(lengths(1, 3)).key is not admitted.plan(lengths(1, 5)).key
 
 
 @pytest.mark.parametrize(("rows", "length"), [(9, 3), (1, 0)])
-def test_requests_that_are_split_or_empty_are_not_padded(admitted: Admission, rows: int, length: int) -> None:
+def test_requests_that_are_split_or_empty_are_not_padded(admitted: RequestPlanner, rows: int, length: int) -> None:
     admitted.add_version(report(**VARIABLE))
     plan = admitted.plan(lengths(rows, length))
     assert plan.key.spec.inputs == (("x", "FP32", (length, 2)), ("s", "BYTES", ()))
     assert plan.sizes_frame is None
 
 
-def test_inputs_without_variable_sizes_are_not_padded(admitted: Admission) -> None:
+def test_inputs_without_variable_sizes_are_not_padded(admitted: RequestPlanner) -> None:
     admitted.add_version(report(pad_variable_length_inputs=True))
     assert not admitted.plan(header()).key.spec.padded
     admitted.add_version(report(**VARIABLE | {"max_batch_size": 0}))
     assert not admitted.plan(lengths(1, 3)).key.spec.padded
 
 
-def test_undeclared_inputs_vary_in_every_size_but_the_rows(admitted: Admission) -> None:
+def test_undeclared_inputs_vary_in_every_size_but_the_rows(admitted: RequestPlanner) -> None:
     admitted.add_version(report(pad_variable_length_inputs=True, inputs=None))
     assert admitted.plan(lengths(1, 3)).key.spec.inputs == (
         *(("s", "BYTES", ()), ("x", "FP32", (-1, -1))),
@@ -182,7 +182,7 @@ def test_undeclared_inputs_vary_in_every_size_but_the_rows(admitted: Admission) 
     )
 
 
-def test_plans_are_discarded_only_when_the_model_changes(admitted: Admission) -> None:
+def test_plans_are_discarded_only_when_the_model_changes(admitted: RequestPlanner) -> None:
     plan = admitted.plan(header())
     admitted.add_version(report(load_s=9.0))
     assert admitted.plan(header()) is plan
@@ -192,9 +192,9 @@ def test_plans_are_discarded_only_when_the_model_changes(admitted: Admission) ->
 
 
 def test_the_cache_is_bounded_and_discards_the_least_recently_used(
-    admitted: Admission, monkeypatch: pytest.MonkeyPatch
+    admitted: RequestPlanner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admission, "MAX_CACHED_ENTRIES", 3)
+    monkeypatch.setattr(request_plans, "MAX_CACHED_ENTRIES", 3)
     first = admitted.plan(header(1))
     second = admitted.plan(header(2))
     admitted.plan(header(3))
@@ -204,14 +204,14 @@ def test_the_cache_is_bounded_and_discards_the_least_recently_used(
     assert admitted.plan(header(2)) is not second
 
 
-def test_large_headers_are_not_cached(admitted: Admission) -> None:
-    large = header()[:-1] + b" " * admission.MAX_CACHED_HEADER + b"}"
+def test_large_headers_are_not_cached(admitted: RequestPlanner) -> None:
+    large = header()[:-1] + b" " * request_plans.MAX_CACHED_HEADER + b"}"
     assert admitted.plan(large) is not admitted.plan(large)
 
 
 def test_a_model_without_workers_is_refused_with_the_cause_if_known() -> None:
     causes: dict[str, MultitowerError] = {}
-    made = Admission({"m": 30.0}, causes.get)
+    made = RequestPlanner({"m": 30.0}, causes.get)
     with pytest.raises(Unavailable, match="still loading"):
         made.plan(header())
     causes["m"] = make(Reason.NO_WORKER, "the weights are missing")
@@ -234,7 +234,7 @@ def test_a_model_without_workers_is_refused_with_the_cause_if_known() -> None:
     ],
 )
 def test_frames_of_wrong_number_or_size_are_refused(
-    admitted: Admission, sizes: tuple[int, ...], reason: Reason | None
+    admitted: RequestPlanner, sizes: tuple[int, ...], reason: Reason | None
 ) -> None:
     plan = admitted.plan(header())
     if reason is None:
@@ -254,7 +254,7 @@ def shared(**more: Any) -> bytes:
     return wire.infer_header("m", tensors, **more)
 
 
-def test_requests_in_shared_memory_and_in_frames_share_a_key(admitted: Admission) -> None:
+def test_requests_in_shared_memory_and_in_frames_share_a_key(admitted: RequestPlanner) -> None:
     plain = admitted.plan(header())
     plan = admitted.plan(shared(areas={"y": AREA, "z": AREA}))
     assert plan is admitted.plan(shared(areas={"y": AREA, "z": AREA}))
@@ -271,15 +271,15 @@ def test_requests_in_shared_memory_and_in_frames_share_a_key(admitted: Admission
 INPUTS = (("x", "FP32", (3,)), ("s", "BYTES", ()))
 
 
-def test_an_unknown_output_is_refused_even_with_an_area(admitted: Admission) -> None:
+def test_an_unknown_output_is_refused_even_with_an_area(admitted: RequestPlanner) -> None:
     with pytest.raises(MultitowerError, match="no output 'z'") as raised:
         admitted.plan(shared(outputs=["y", "z"], areas={"z": AREA}))
     assert raised.value.reason == "output_unknown"
 
 
 @pytest.fixture
-def versioned() -> Admission:
-    made = Admission({"m": 30.0})
+def versioned() -> RequestPlanner:
+    made = RequestPlanner({"m": 30.0})
     for number in ("9", "010"):
         made.add_version(report(version=number), newest=number == "010")
     made.set_labels("m", {"stable": ["9"], "next": ["11"], "moved": ["12", "10"]})
@@ -297,12 +297,14 @@ def versioned() -> Admission:
         ({"version_label": "moved"}, "010"),
     ],
 )
-def test_a_version_is_found_by_number_and_by_label(versioned: Admission, asked: dict[str, str], version: str) -> None:
+def test_a_version_is_found_by_number_and_by_label(
+    versioned: RequestPlanner, asked: dict[str, str], version: str
+) -> None:
     key = versioned.plan(header(**asked)).key
     assert (key.version, key.spec.version) == (version, version)
 
 
-def test_a_label_and_its_number_share_batches(versioned: Admission) -> None:
+def test_a_label_and_its_number_share_batches(versioned: RequestPlanner) -> None:
     by_number = versioned.plan(header(model_version="9"))
     assert versioned.plan(header(version_label="stable")).key is by_number.key
     assert versioned.plan(header()).key is not by_number.key
@@ -323,7 +325,7 @@ def test_a_label_and_its_number_share_batches(versioned: Admission) -> None:
     ],
 )
 def test_an_unknown_version_or_label_is_refused(
-    versioned: Admission, asked: dict[str, str], field: str, words: str
+    versioned: RequestPlanner, asked: dict[str, str], field: str, words: str
 ) -> None:
     with pytest.raises(NotFound, match=words) as caught:
         versioned.plan(header(**asked))
@@ -331,7 +333,7 @@ def test_an_unknown_version_or_label_is_refused(
     assert caught.value.details["field"] == field
 
 
-def test_a_moved_label_counts_for_the_next_request(versioned: Admission) -> None:
+def test_a_moved_label_counts_for_the_next_request(versioned: RequestPlanner) -> None:
     assert versioned.plan(header(version_label="stable")).key.version == "9"
     versioned.set_labels("m", {"stable": ["10"]})
     assert versioned.plan(header(version_label="stable")).key.version == "010"
@@ -341,7 +343,7 @@ def test_a_moved_label_counts_for_the_next_request(versioned: Admission) -> None
         versioned.plan(header(version_label="stable"))
 
 
-def test_an_older_version_does_not_become_the_newest(versioned: Admission) -> None:
+def test_an_older_version_does_not_become_the_newest(versioned: RequestPlanner) -> None:
     plan = versioned.plan(header())
     versioned.add_version(report(version="9"), newest=False)
     assert versioned.plan(header()) is plan, "the description has not changed"
@@ -362,7 +364,7 @@ def test_the_time_to_check_a_request_is_proportional_to_its_size(outputs: bool) 
         names = [f"tensor_{number}" for number in range(count)]
         tensors = tuple(TensorReport(name=name, datatype="FP32", shape=(-1, 4)) for name in names)
         inputs = tensors[:1] if outputs else tensors
-        made = Admission({"m": 30.0})
+        made = RequestPlanner({"m": 30.0})
         made.add_version(report(inputs=inputs, outputs=tensors))
         text = wire.infer_header(
             "m",
