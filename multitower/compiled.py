@@ -23,6 +23,7 @@ EXCEPTIONS: Final = (
 )
 
 MODULES: Final = (
+    "multitower.batch_results",
     "multitower.frames",
     "multitower.supervisor.loop.reactor",
     "multitower.worker.batch",

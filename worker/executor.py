@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from multitower.worker_wire import MAX_KEYS, KeySpec, Timing
+from multitower.batch_results import Timing
+from multitower.worker_wire import MAX_KEYS, KeySpec
 
 from . import batch, replies
 from .batch import Entry, PreparedBatch

@@ -17,10 +17,11 @@ from typing import Any
 
 import zmq
 
-from multitower import tensors, wire, worker_wire
+from multitower import batch_results, tensors, wire, worker_wire
+from multitower.batch_results import Timing
 from multitower.errors import MultitowerError, Reason, make
 from multitower.spec import MemoryReport, UnbatchedReport, newest
-from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Table, Timing, WorkerArea
+from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Table, WorkerArea
 
 from .batch import PreparedBatch
 from .executor import Executor, Executors
@@ -222,7 +223,7 @@ class _Service:
                 job.error = _defect(job.batch_id, error)
         assert job.error is not None  # there is no executor, or it raised
         answer = wire.dump_json(job.error.to_wire())
-        return worker_wire.result(job.batch_id, [answer] * job.entries, Timing(0, 0, 0))
+        return batch_results.result(job.batch_id, [answer] * job.entries, Timing(0, 0, 0))
 
     def _prepare_job(self, kind: bytes, head: BatchHead, message: list[Any]) -> _Job:
         key, rest = self._read_key(head, message)
@@ -281,8 +282,8 @@ class _Service:
         answers, timing = executor.run(prepared)
         if isinstance(answers, JoinedReplies):
             outputs = _copied_if_small(answers.frames) if executor.volatile else answers.frames
-            return worker_wire.joined_result(job.batch_id, answers.headers, answers.rows, outputs, timing)
-        return worker_wire.result(job.batch_id, _as_frames(answers, executor), timing)
+            return batch_results.joined_result(job.batch_id, answers.headers, answers.rows, outputs, timing)
+        return batch_results.result(job.batch_id, _as_frames(answers, executor), timing)
 
     def _run_parts(self, job: _Job, executor: Executor) -> list[Any]:
         """Runs a batch of which some tensors lie in shared memory, part by part."""
@@ -303,7 +304,7 @@ class _Service:
                 answers += _as_frames(self._write_outputs(part, ran, regions), executor)
                 part.prepared = None  # its memory serves the next part
         slice_ns = time.monotonic_ns() - started - compute_ns - (assemble_ns - job.assemble_ns)
-        return worker_wire.result(job.batch_id, answers, Timing(assemble_ns, compute_ns, slice_ns))
+        return batch_results.result(job.batch_id, answers, Timing(assemble_ns, compute_ns, slice_ns))
 
     def _write_outputs(self, part: _Part, ran: Sequence[Answer], regions: Regions) -> list[Answer]:
         """The answers of all entries of a part. Outputs for which there is an area are written there.
@@ -350,7 +351,7 @@ def _views(inputs: list[Any]) -> list[Any]:
 
 
 def _as_frames(answers: Sequence[Answer], executor: Executor) -> list[list[Any] | bytes]:
-    """The answers as `worker_wire.result` takes them."""
+    """The answers as `batch_results.result` takes them."""
     return [
         wire.dump_json(answer.to_wire())
         if isinstance(answer, MultitowerError)

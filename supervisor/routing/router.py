@@ -16,7 +16,7 @@ from typing import Any
 
 import zmq
 
-from multitower import wire, worker_wire
+from multitower import batch_results, wire, worker_wire
 from multitower.errors import MultitowerError, Reason, from_wire, make
 from multitower.spec import ModelReport
 
@@ -321,7 +321,7 @@ class Router:
             StateError: the scheduler failed.
         """
         try:
-            batch_id, entries, timing = worker_wire.read_result(message)
+            batch_id, entries, timing = batch_results.read_result(message)
             answers = [_model_error(entry) if isinstance(entry, bytes) else entry for entry in entries]
         except Exception as error:
             raise WorkerProtocolError("a result that cannot be read") from error

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import zmq
 
-from multitower import tensors, worker_wire
+from multitower import batch_results, tensors, worker_wire
 from multitower.errors import MultitowerError, from_wire
 from multitower.spec import Assignment, ModelSpec, ProcessSpec, WorkerReport
 from multitower.worker_wire import KeySpec
@@ -176,7 +176,7 @@ class WorkerChild:
 
     def result(self, batch_id: int) -> list[Answer]:
         """Returns the answers to a batch, which must be the next message."""
-        result = worker_wire.read_result(self.receive())
+        result = batch_results.read_result(self.receive())
         assert result.batch_id == batch_id
         assert result.timing.compute_ns > 0
         answers: list[Answer] = []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from worker_child import Arrays, WorkerChild, assignment
 
-from multitower import worker_wire
+from multitower import batch_results, worker_wire
 from multitower.errors import MultitowerError, from_wire
 from multitower.spec import UNREADABLE_MESSAGE, ModelSpec, TensorReport, WorkerReport
 from multitower.worker_wire import KeySpec
@@ -387,7 +387,7 @@ def test_a_batch_that_cannot_be_read_is_answered_and_the_worker_goes_on(folder: 
     with WorkerChild(assignment(handler("double", "Double", max_batch_size=8)), import_path=[folder]) as child:
         child.reports("ready")
         child.send_raw(*message)
-        result = worker_wire.read_result(child.receive())
+        result = batch_results.read_result(child.receive())
         assert result.batch_id == 900
         errors = [from_wire(json.loads(bytes(answer))) for answer in result.answers if isinstance(answer, bytes)]
         assert [error.reason for error in errors] == ["model_error", "model_error"]

@@ -9,7 +9,7 @@ import pytest
 import zmq
 from scheduler_scene import LARGEST, Scene, add_worker
 
-from multitower import wire, worker_wire
+from multitower import batch_results, wire, worker_wire
 from multitower.errors import MultitowerError, Reason
 from multitower.spec import MemoryReport, ModelReport, ModelSpec, TowerReport, WorkerReport
 from multitower.supervisor.routing.router import Router
@@ -325,7 +325,7 @@ def test_answers_reach_their_tower_in_any_order() -> None:
     numbers = {worker_wire.read_tower_head(head): worker_wire.read_batch_head(batch) for head, batch, *_ in child.sent}
     assert sorted(numbers) == [0, 1]
     for tower in (1, 0):
-        message = worker_wire.result(numbers[tower].batch_id, [[b"{}"]], worker_wire.Timing(1, 1, 1))
+        message = batch_results.result(numbers[tower].batch_id, [[b"{}"]], batch_results.Timing(1, 1, 1))
         router.handle_result(route, message)
     assert [each.batches for each in route.towers] == [1, 1]
     assert (route.depth, route.completed, route.requests) == (0, 2 * LARGEST, 2)

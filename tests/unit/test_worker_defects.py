@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from fake_workers import Scene, child, placement, spec
 
-from multitower import worker_wire
+from multitower import batch_results, worker_wire
 from multitower.spec import WorkerReport
 from multitower.supervisor.scheduling.scheduler import StateError
 from multitower.supervisor.workers.exit_cause import Fault, Verdict
@@ -85,7 +85,7 @@ def test_a_result_that_cannot_be_handled_costs_its_worker(spoil: Callable[[list[
     scene.submit()
     ((worker, (batch,)),) = scene.running.items()
     (busy,) = [process for process in scene.launched if process.route and process.route.worker is worker]
-    good = worker_wire.result(batch.id, [[b"{}", b"x"]], worker_wire.Timing(1, 1, 1))
+    good = batch_results.result(batch.id, [[b"{}", b"x"]], batch_results.Timing(1, 1, 1))
     child(busy).messages.append(spoil(good))
     assert scene.router.receive_from_worker(busy.child.connection)
     scene.tick()
@@ -102,7 +102,7 @@ def test_messages_behind_one_that_cannot_be_handled_are_read_to_the_end() -> Non
     (busy,) = [process for process in scene.launched if process.route and process.route.worker is worker]
     child(busy).messages += [
         [worker_wire.REPORT, b"{"],
-        worker_wire.result(batch.id, [[b"{}", b"x"]], worker_wire.Timing(1, 1, 1)),
+        batch_results.result(batch.id, [[b"{}", b"x"]], batch_results.Timing(1, 1, 1)),
     ]
     scene.running.clear()
     scene.die(busy)
@@ -417,7 +417,7 @@ def let_a_process_become_ready(scene: Scene) -> None:
 def answer_a_batch(scene: Scene) -> None:
     scene.submit()
     ((_, (batch,)),) = scene.running.items()
-    message = worker_wire.result(batch.id, [[b"{}", b"x"]], worker_wire.Timing(1, 1, 1))
+    message = batch_results.result(batch.id, [[b"{}", b"x"]], batch_results.Timing(1, 1, 1))
     child(scene.process()).messages.append(message)
     scene.router.scheduler._open_requests = cast(Any, Broken())
     scene.router.receive_from_worker(scene.process().child.connection)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zmq
 
-from multitower import frames, worker_wire
+from multitower import batch_results, frames, worker_wire
 from multitower.worker import inbox, service
 from multitower.worker.batch import PreparedBatch
 from multitower.worker.executor import Executor
@@ -88,7 +88,7 @@ class Scene:
 
     def receive(self) -> tuple[int, list[int]]:
         assert self.end.poll(BOUND_S * 1000)
-        result = worker_wire.read_result(frames.receive(self.end) or [])
+        result = batch_results.read_result(frames.receive(self.end) or [])
         return result.batch_id, [int(np.frombuffer(answer[1], np.int64)[0]) for answer in result.answers]
 
     def stop(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multitower import tensors, worker_wire
+from multitower import batch_results, tensors, worker_wire
 from multitower.worker.executor import Executor
 from multitower.worker.formats.model import Arrays
 from multitower.worker.service import _Service
@@ -90,7 +90,7 @@ class Scene:
 def told(message: list[Any]) -> list[int]:
     """The first byte of each entry's output; every byte of it must be the same."""
     first = []
-    for answer in worker_wire.read_result([bytes(frame) for frame in message]).answers:
+    for answer in batch_results.read_result([bytes(frame) for frame in message]).answers:
         assert isinstance(answer, list)
         assert len(set(bytes(answer[1]))) == 1
         first.append(answer[1][0])
@@ -129,7 +129,7 @@ def test_a_batch_without_readable_entries_is_answered_without_a_call(
 ) -> None:
     scene = Scene(**options)
     message = scene.ask_unreadable(entries, text=text)
-    answers = [answer for answer in worker_wire.read_result(message).answers if isinstance(answer, bytes)]
+    answers = [answer for answer in batch_results.read_result(message).answers if isinstance(answer, bytes)]
     assert [json.loads(answer)["error"]["reason"] for answer in answers] == ["malformed"] * entries
     assert scene.model.calls == 0
     assert told(scene.ask(10, 1, 2)) == [1, 2], "the worker lives on"
@@ -149,7 +149,7 @@ def test_a_batch_runs_on_the_version_that_it_names_or_on_the_newest() -> None:
         head = worker_wire.batch_head(number, number, [1], joined=worker_wire.travels_joined(key), described=True)
         job = service.open_message([head, key.to_json(), b"x"])
         assert job is not None
-        _, answers, _ = worker_wire.read_result(service.run(job))
+        _, answers, _ = batch_results.read_result(service.run(job))
         header, _ = answers[0]
         told: str = json.loads(bytes(header))["model_version"]
         return told

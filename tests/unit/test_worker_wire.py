@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multitower import tensors, worker_wire
-from multitower.worker_wire import KeySpec, Timing
+from multitower import batch_results, tensors, worker_wire
+from multitower.batch_results import Timing
+from multitower.worker_wire import KeySpec
 
 TIMING = Timing(1, 2, 3)
 
@@ -71,9 +72,9 @@ answers = st.one_of(st.binary(min_size=1), st.lists(st.binary(), min_size=1, max
 
 @given(st.integers(0, 2**64 - 1), st.lists(answers, min_size=1, max_size=20))
 def test_a_result_entry_by_entry_is_read_as_it_was_written(batch_id: int, answers: list[list[bytes] | bytes]) -> None:
-    message = worker_wire.result(batch_id, answers, TIMING)
+    message = batch_results.result(batch_id, answers, TIMING)
     assert message[0][:1] == worker_wire.RESULT
-    assert worker_wire.read_result(message) == (batch_id, answers, TIMING)
+    assert batch_results.read_result(message) == (batch_id, answers, TIMING)
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=20), st.lists(st.integers(0, 3), max_size=3))
@@ -81,7 +82,7 @@ def test_a_joined_result_is_split_into_its_entries(rows: list[int], widths: list
     headers = {count: b"header of %d" % count for count in dict.fromkeys(rows)}
     # The bytes of each row show its entry.
     outputs = [b"".join(bytes([number]) * (count * width) for number, count in enumerate(rows, 1)) for width in widths]
-    result = worker_wire.read_result(worker_wire.joined_result(9, headers, rows, outputs, TIMING))
+    result = batch_results.read_result(batch_results.joined_result(9, headers, rows, outputs, TIMING))
     assert result.batch_id == 9
     assert result.timing == TIMING
     assert result.answers == [
@@ -96,8 +97,8 @@ def test_slices_of_a_large_frame_are_not_copied() -> None:
 
         buffer = memoryview(np.arange(BULKY, dtype=np.uint8))
 
-    message = worker_wire.joined_result(1, {1: b"h"}, [1, 1], [Frame()], TIMING)
-    for number, answer in enumerate(worker_wire.read_result(message).answers):
+    message = batch_results.joined_result(1, {1: b"h"}, [1, 1], [Frame()], TIMING)
+    for number, answer in enumerate(batch_results.read_result(message).answers):
         assert isinstance(answer[1], memoryview)
         assert answer[1].obj is Frame.buffer.obj
         assert answer[1] == Frame.buffer[number * BULKY // 2 : (number + 1) * BULKY // 2]
