@@ -48,6 +48,7 @@ class ModelSpec(_Json):
         version: the numbered folder under `path` to load; None where there are none. The supervisor chooses it, so that
             a restarted worker serves the same versions as the others. Each served version has a spec of its own.
         handler: `module:Class`, or None; exactly one of `path` and `handler` is given.
+        module_folder: of a handler: the folder of the configuration, which may contain its module; else None.
         parameters: passed to the handler's `load`.
         inputs: of a frozen graph: the tensors that requests feed, by the names that clients use.
         outputs: of a frozen graph: the tensors that requests get, by name.
@@ -61,7 +62,7 @@ class ModelSpec(_Json):
         placement: in a worker of several devices: `towers` for a replica on each, or `as_saved` for one that spans
             them, on the devices that its graph names.
         log_device_placement: whether the worker logs the device of each node. A single device then has a tower too.
-        fingerprint: a digest of the files at `path`, by which a reload recognises a changed model; empty for handlers.
+        fingerprint: of the model's files, by which a reload recognises a changed model; see `model_files`.
         safe_rows: rows that an earlier worker of the slot found to fit into the device's memory; 0 while unknown.
     """
 
@@ -69,6 +70,7 @@ class ModelSpec(_Json):
     path: str | None = None
     version: str | None = None
     handler: str | None = None
+    module_folder: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)

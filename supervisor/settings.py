@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from multitower.model_files import fingerprint
 from multitower.spec import ModelSpec
 
 from .config.config import Config, ModelConfig
-from .config.version_folders import chosen_versions, fingerprint
+from .config.version_folders import chosen_versions
 from .loop.log import event
 from .machine.devices import Device, resolve
 from .machine.discovery import discover
@@ -81,7 +83,9 @@ class Settings:
         name, known = model.name, {other.name: other for other in self.config.models}
         configs = tuple((known | {name: model}).values())
         specs = [spec for spec in self.worker_settings.models if spec.name != name]
-        loaded = sorted([*specs, *_version_specs(model)], key=lambda spec: _index_of(spec.name, configs))
+        loaded = sorted(
+            [*specs, *_version_specs(model, self.config.folder)], key=lambda spec: _index_of(spec.name, configs)
+        )
         selections = {config.name: config.devices for config in configs}
         assigned = assign_models(selections, [placement.devices for placement in self.placements], self.devices)
         return replace(
@@ -106,13 +110,19 @@ class Settings:
 
         Args:
             name: the model's name.
-            versions: the fingerprint of each version to serve, by version; see `version_folders.fingerprint`.
+            versions: the fingerprint of each version to serve, by version; see `multitower.model_files`. A model
+                without numbered versions has `ONLY_VERSION`.
         """
         specs: list[ModelSpec] = []
+        present = [spec for spec in self.worker_settings.models if spec.name == name]
+        numbered = not any(spec.version is None for spec in present)
         for model in self.config.models:
             if model.name == name:
-                spec = model.to_spec()
-                specs += [replace(spec, version=version, fingerprint=found) for version, found in versions.items()]
+                spec = _spec_of(model, self.config.folder)
+                specs += [
+                    replace(spec, version=version if numbered else None, fingerprint=found)
+                    for version, found in versions.items()
+                ]
             else:
                 specs += [spec for spec in self.worker_settings.models if spec.name == model.name]
         return replace(self, worker_settings=replace(self.worker_settings, models=tuple(specs)))
@@ -173,7 +183,7 @@ def build_settings(config: Config) -> Settings:
         OSError: a model's folder cannot be read.
     """
     groups = resolve(config.devices, discover())
-    specs = [(model.load_at_startup, spec) for model in config.models for spec in _version_specs(model)]
+    specs = [(model.load_at_startup, spec) for model in config.models for spec in _version_specs(model, config.folder)]
     return Settings(
         config=config,
         devices=tuple(device for group in groups for device in group),
@@ -215,12 +225,19 @@ def _labels(model: ModelConfig) -> dict[str, str]:
     return {label: str(number) for label, number in model.version_labels.items()}
 
 
-def _version_specs(model: ModelConfig) -> list[ModelSpec]:
-    """Returns one specification for each version of the model that is to be served."""
-    spec = model.to_spec()
-    if spec.path is None:
-        return [spec]
-    return [
-        replace(spec, version=version, fingerprint=fingerprint(spec.path, version))
-        for version in chosen_versions(spec.path, model.versions)
-    ]
+def _spec_of(model: ModelConfig, folder: Path) -> ModelSpec:
+    """Returns the specification of a model, without a version, in a configuration of this folder."""
+    return replace(model.to_spec(), module_folder=str(folder) if model.handler is not None else None)
+
+
+def _version_specs(model: ModelConfig, folder: Path) -> list[ModelSpec]:
+    """Returns one specification for each version of the model that is to be served.
+
+    Args:
+        model: the model.
+        folder: of its configuration.
+    """
+    spec = _spec_of(model, folder)
+    versions = chosen_versions(spec.path, model.versions) if spec.path is not None else (None,)
+    specs = [replace(spec, version=version) for version in versions]
+    return [replace(spec, fingerprint=fingerprint(spec)) for spec in specs]

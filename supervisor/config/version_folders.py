@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,41 +68,3 @@ def chosen_versions(path: str | Path, policy: Policy) -> tuple[str | None, ...]:
     if existing is None:
         return (None,)
     return policy.choose(existing) or tuple(map(str, policy.listed)) or (None,)
-
-
-def fingerprint(path: str | Path, version: str | None) -> str:
-    """A digest of the names, sizes and modification times of a model's files, to detect that they have changed.
-
-    Raises:
-        OSError: a file or folder cannot be read. Files that disappear meanwhile are left out.
-    """
-    root = Path(path) / version if version is not None else Path(path)
-    if root.is_file():
-        return _digest([_line(root, root.name)])
-    return _digest(_lines(root)) if is_saved_model(root) else ""
-
-
-def _lines(root: Path) -> list[str]:
-    found: list[str] = []
-
-    def failed(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise error
-
-    for folder, _, names in os.walk(root, onerror=failed, followlinks=True):
-        for name in names:
-            file = os.path.join(folder, name)
-            try:
-                found.append(_line(file, os.path.relpath(file, root)))
-            except FileNotFoundError:
-                continue
-    return sorted(found)
-
-
-def _line(file: str | Path, name: str) -> str:
-    status = os.stat(file)
-    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
-
-
-def _digest(lines: list[str]) -> str:
-    return hashlib.blake2b("\n".join(lines).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

@@ -10,13 +10,14 @@ import functools
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
+from multitower.model_files import fingerprint
 from multitower.spec import ONLY_VERSION, ModelSpec
 
 from ..config.config import Config
-from ..config.version_folders import Policy, fingerprint, versions_of
+from ..config.version_folders import Policy, versions_of
 from ..loop.log import event
 from .model_orders import ModelOrders
 from .order_queue import OrderContext
@@ -32,14 +33,14 @@ class Target:
 
     Attributes:
         name: the model's name.
-        path: the folder.
+        spec: the model, without a version.
         policy: which of the versions the model serves.
         served: versions that are served.
         refused: versions that could not be loaded.
     """
 
     name: str
-    path: str
+    spec: ModelSpec
     policy: Policy
     served: frozenset[str]
     refused: frozenset[str]
@@ -58,10 +59,11 @@ def scan_folders(targets: Sequence[Target]) -> dict[str, Scan]:
     scans: dict[str, Scan] = {}
     for target in targets:
         try:
-            found = versions_of(target.path)
+            assert target.spec.path is not None  # only a path has versions
+            found = versions_of(target.spec.path)
             if found is not None:
                 wanted = versions_to_scan(found, target.policy, target.served, target.refused)
-                scans[target.name] = {version: fingerprint(target.path, version) for version in wanted}
+                scans[target.name] = {version: fingerprint(replace(target.spec, version=version)) for version in wanted}
         except OSError as error:
             scans[target.name] = error
     return scans
@@ -124,7 +126,7 @@ class VersionWatch:
         return [
             Target(
                 model.name,
-                str(model.path),
+                replace(self._specs(model.name)[0], version=None, fingerprint=""),
                 model.versions,
                 frozenset(self._served(model.name)),
                 frozenset(self._settling(model.name).refused),
@@ -168,7 +170,8 @@ class VersionWatch:
         now = time.monotonic()
         settings = self._settings.current
         # Models that changed meanwhile may have versions that were not scanned.
-        unchanged = {target.name for target in set(targets).intersection(self._targets())}
+        present = self._targets()
+        unchanged = {target.name for target in targets if target in present}
         for model in settings.config.models:
             scan = outcome.get(model.name)
             if scan is None or model.name not in unchanged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,6 +46,7 @@ class DaemonScene:
         settings = build_settings(self._read())
         for slot, placement in zip(self.scene.manager.slots, settings.placements, strict=True):
             slot.placement = placement
+            slot.specs = tuple(replace(spec, module_folder=str(folder)) for spec in slot.specs)
         self.operations = Operations(self.scene, settings, self._read, sampler)
         self.answers: list[Answer] = []
 
@@ -84,6 +86,10 @@ class DaemonScene:
     def restart(self, slot: int) -> None:
         """Gives the order to restart a slot."""
         self.operations.orders.restart(slot, self.answers.append)
+
+    def specs(self, slot: int) -> list[tuple[str, int]]:
+        """Returns the models of a slot, and the version of each in the configuration."""
+        return [(spec.name, spec.parameters["version"]) for spec in self.scene.slot(slot).specs]
 
     def status(self) -> list[dict[str, Any]]:
         """Returns the models of the status."""

@@ -1,15 +1,13 @@
-"""Which versions there are, which of them are served, and whether one was written again."""
+"""Which versions there are, and which of them are served."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
 from version_folders import version
 
-from multitower.supervisor.config.version_folders import Policy, chosen_versions, fingerprint, versions_of
+from multitower.supervisor.config.version_folders import Policy, chosen_versions, versions_of
 
 
 @pytest.mark.parametrize(
@@ -48,30 +46,3 @@ def test_the_versions_that_a_daemon_loads_at_startup(tmp_path: Path) -> None:
     assert chosen_versions(tmp_path, Policy("specific", listed=(3, 4))) == ("03",)
     assert chosen_versions(tmp_path, Policy("specific", listed=(4, 5))) == ("4", "5"), "loading reports what is missing"
     assert chosen_versions(tmp_path / "1", Policy()) == (None,)
-
-
-def test_a_fingerprint_depends_on_all_files_and_on_nothing_else(tmp_path: Path) -> None:
-    path = version(tmp_path, "1")
-    weights = path / "variables" / "variables.data"
-    seen = [fingerprint(tmp_path, "1")]
-    assert fingerprint(path, None) == fingerprint(tmp_path, "1"), "whatever its location"
-
-    def changed() -> bool:
-        seen.append(fingerprint(tmp_path, "1"))
-        return seen[-1] not in seen[:-1]
-
-    weights.write_bytes(b"more")
-    assert changed()
-    os.utime(weights, ns=(5, 5))
-    assert changed()
-    (path / "assets").mkdir()
-    (path / "assets" / "words").touch()
-    assert changed()
-    (path / "assets" / "words").rename(path / "assets" / "names")
-    assert changed()
-    assert not changed()
-    shutil.copytree(path, tmp_path / "elsewhere", copy_function=shutil.copy2)
-    (tmp_path / "2").symlink_to(tmp_path / "elsewhere")
-    assert fingerprint(tmp_path, "2") == fingerprint(tmp_path, "1"), "links are followed"
-    (path / "saved_model.pb").unlink()
-    assert fingerprint(tmp_path, "1") == ""

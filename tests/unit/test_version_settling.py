@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from version_folders import version
 
+from multitower.spec import ModelSpec
 from multitower.supervisor.config.version_folders import Policy
 from multitower.supervisor.operations.version_settling import VersionSettling, versions_to_scan
 from multitower.supervisor.operations.version_watch import Target, scan_folders
@@ -192,7 +193,7 @@ def test_files_of_old_versions_are_not_scanned(
 def test_a_version_that_is_being_copied_settles_once_it_is_complete(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     version(folder, "1")
-    target = Target("m", str(folder), Policy(), frozenset(["1"]), frozenset())
+    target = Target("m", ModelSpec(name="m", path=str(folder)), Policy(), frozenset(["1"]), frozenset())
 
     def scan() -> Scan:
         found = scan_folders([target])["m"]
@@ -206,7 +207,9 @@ def test_a_version_that_is_being_copied_settles_once_it_is_complete(tmp_path: Pa
     # The files of a small SavedModel; its weights are copied last.
     for now, name in ((1.0, "saved_model.pb"), (4.0, "variables.index"), (8.0, "variables.data")):
         assert settling.wanted_change(Policy(), served, SETTLE_S, now) is None, f"before {name}"
-        (copied / name).write_bytes(b"x")
+        path = copied / name if name.endswith(".pb") else copied / "variables" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
         settling.record_scan(scan(), now)
     assert settling.wanted_change(Policy(), served, SETTLE_S, 12.9) is None
     settling.record_scan(scan(), 13.0)
@@ -215,4 +218,5 @@ def test_a_version_that_is_being_copied_settles_once_it_is_complete(tmp_path: Pa
     assert list(change) == ["2"]
     shutil.rmtree(folder)
     assert isinstance(scan_folders([target])["m"], FileNotFoundError)
-    assert scan_folders([Target("m", str(copied.parent.parent), Policy(), frozenset(), frozenset())]) == {"m": {}}
+    empty = ModelSpec(name="m", path=str(copied.parent.parent))
+    assert scan_folders([Target("m", empty, Policy(), frozenset(), frozenset())]) == {"m": {}}
