@@ -53,6 +53,7 @@ class ModelSpec(_Json):
         inputs: of a frozen graph: the tensors that requests feed, by the names that clients use.
         outputs: of a frozen graph: the tensors that requests get, by name.
         signature: the SavedModel's default signature; None for `serving_default`, else `serve`, else the only one.
+        tags: the tags of the SavedModel's MetaGraph; empty for that of `serve`, else the only one.
         max_batch_size: the largest number of rows in a batch; 0 runs the model unbatched.
         allowed_batch_sizes: sizes that batches are padded to, ascending, up to `max_batch_size`; empty for no padding.
         pad_variable_length_inputs: whether requests that differ in dimensions other than the first share batches,
@@ -75,6 +76,7 @@ class ModelSpec(_Json):
     inputs: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
     signature: str | None = None
+    tags: tuple[str, ...] = ()
     max_batch_size: int = 0
     allowed_batch_sizes: tuple[int, ...] = ()
     pad_variable_length_inputs: bool = False
@@ -98,7 +100,7 @@ class ModelSpec(_Json):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Reads what `dataclasses.asdict` and JSON made of a spec."""
-        return cls(**{**data, "allowed_batch_sizes": tuple(data["allowed_batch_sizes"])})
+        return cls(**{**data, **{name: tuple(data[name]) for name in ("tags", "allowed_batch_sizes")}})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -127,6 +127,27 @@ def _signature(value: object, info: ValidationInfo) -> str | None:
     return value
 
 
+def _tags(value: object, info: ValidationInfo) -> tuple[str, ...]:
+    """The tags of a SavedModel's MetaGraph."""
+    if value is None:
+        return ()
+    path = info.data.get("path")
+    if path is None or not recognize(path).has_signatures:
+        if "path" not in info.data:
+            return ()  # `path` is wrong itself, and reported
+        raise ValueError("is allowed with a SavedModel only")
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"must be a list of tags, as in [serve, gpu], not {short_repr(value)}")
+    problems = ValueProblems()
+    for index, tag in enumerate(value):
+        if not isinstance(tag, str) or not tag:
+            problems.add(f"must be a tag of a MetaGraph, as in serve, not {short_repr(tag)}", index)
+        elif tag in value[:index]:
+            problems.add(f"{short_repr(tag)} is listed twice", index)
+    problems.raise_any()
+    return tuple(value)
+
+
 def _tensors(value: object, info: ValidationInfo) -> Mapping[str, str]:
     """The inputs or outputs of a frozen graph, which does not name them itself."""
     path = info.data.get("path")
@@ -183,6 +204,7 @@ class ModelConfig(Section):
             "dependentRequired": {
                 "parameters": ["handler"],
                 "signature": ["path"],
+                "tags": ["path"],
                 "inputs": ["path"],
                 "outputs": ["path"],
                 "versions": ["path"],
@@ -214,6 +236,13 @@ class ModelConfig(Section):
     signature: Annotated[str | None, PlainValidator(_signature), WithJsonSchema({"type": "string", "minLength": 1})] = (
         key(None, "The SavedModel's default signature; without it serving_default, else serve, else the only one.")
     )
+    tags: Annotated[
+        tuple[str, ...],
+        PlainValidator(_tags),
+        WithJsonSchema(
+            {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "string", "minLength": 1}}
+        ),
+    ] = key(None, "The tags of the SavedModel's MetaGraph; without it that of serve, else the only one.")
     devices: ModelDevices = key(
         "all", "Which of the daemon's devices load it: all, or a list of indices, of UUIDs of GPUs, or of cpu:0, cpu:1."
     )
@@ -275,6 +304,7 @@ class ModelConfig(Section):
             inputs=dict(self.inputs),
             outputs=dict(self.outputs),
             signature=self.signature,
+            tags=self.tags,
             max_batch_size=batching.max_batch_size if batching is not None else 0,
             allowed_batch_sizes=batching.allowed_batch_sizes if batching is not None else (),
             warmup=str(self.warmup) if self.warmup is not None else None,

@@ -161,8 +161,11 @@ def test_a_handler_may_be_a_nested_class(folder: Path) -> None:
 
 
 def test_a_path_is_described_to_workers(folder: Path) -> None:
-    model = loaded(folder, "models: [{name: a, path: digits, signature: serve}]").models[0]
-    assert model.to_spec() == ModelSpec(name="a", path=str(folder / "digits"), signature="serve", max_batch_size=32)
+    model = loaded(folder, "models: [{name: a, path: digits, signature: serve, tags: [serve, gpu]}]").models[0]
+    assert model.to_spec() == ModelSpec(
+        name="a", path=str(folder / "digits"), signature="serve", tags=("serve", "gpu"), max_batch_size=32
+    )
+    assert ModelSpec.from_dict(json.loads(model.to_spec().to_json())) == model.to_spec()
 
 
 def test_warm_up_and_xla_are_described_to_workers(folder: Path) -> None:

@@ -368,7 +368,7 @@ def test_findings_about_a_model_that_loads() -> None:
         ("ok", "m, signature s: x FP32 [-1, 6] → y BYTES of any shape"),
         ("ok", "m is batched: up to 8 rows, padded to 4, 8, inputs of varying length padded"),
         ("ok", "requests to m may name a: y BYTES of any shape → x FP32 [-1, 6]"),
-        ("note", "requests to m cannot name its signature b: it is ragged"),
+        ("warning", "requests to m cannot name its signature b: it is ragged"),
         ("note", "m: its worker logged: no warm-up"),
     ]
 

@@ -22,7 +22,8 @@ from multitower.spec import ModelSpec
 
 from ..model_errors import one_line
 from .loader import load
-from .saved_model import DEFAULT_SIGNATURES, INTERNAL_SIGNATURE
+from .meta_graph import INTERNAL_SIGNATURE, choose_meta_graph, node_of, tensors_of, unusable_signatures
+from .saved_model import choose_signature
 
 _ON_GPU = frozenset(("GPU", "DEFAULT"))
 """The device types of kernels that GPUs can run; kernels of DEFAULT run on any device."""
@@ -97,53 +98,34 @@ def _needed_nodes(spec: ModelSpec) -> Iterator[Any]:
     assert spec.path is not None  # the caller leaves handlers out
     path = Path(spec.path, spec.version) if spec.version is not None else Path(spec.path)
     if path.is_dir():
-        return _saved_model_nodes(path, spec.signature)
+        return _saved_model_nodes(path, spec)
     model: Any = load(spec, ["cpu:0"])
     graph = model.graph
     return _reached(graph, spec.outputs.values() or [node.name for node in graph.node])
 
 
-def _saved_model_nodes(folder: Path, wanted: str | None) -> Iterator[Any]:
+def _saved_model_nodes(folder: Path, spec: ModelSpec) -> Iterator[Any]:
     from tensorflow.python.saved_model import loader_impl
 
-    graphs = loader_impl.parse_saved_model(str(folder)).meta_graphs
-    graph = next((graph for graph in graphs if tf.saved_model.SERVING in graph.meta_info_def.tags), graphs[0])
-    known = sorted(name for name in graph.signature_def if name != INTERNAL_SIGNATURE)
-    choices = (wanted,) if wanted is not None else (*DEFAULT_SIGNATURES, *known[: len(known) == 1])
-    name = next((name for name in choices if name in known), None)
-    if name is None:
-        raise ValueError(f"no signature to look at; the model has: {', '.join(known) or 'none'}")
-    outputs = [tensor for info in graph.signature_def[name].outputs.values() for tensor in _tensor_names(info)]
-    return _reached(graph.graph_def, outputs)
-
-
-def _tensor_names(info: Any) -> list[str]:
-    kind = info.WhichOneof("encoding")
-    if kind == "composite_tensor":
-        return [name for part in info.composite_tensor.components for name in _tensor_names(part)]
-    if kind == "coo_sparse":
-        sparse = info.coo_sparse
-        return [sparse.values_tensor_name, sparse.indices_tensor_name, sparse.dense_shape_tensor_name]
-    return [info.name]
+    graph = choose_meta_graph(loader_impl.parse_saved_model(str(folder)), spec.tags)
+    names = sorted(name for name in graph.signature_def if name != INTERNAL_SIGNATURE)
+    name = choose_signature(names, list(unusable_signatures(graph)), spec.signature)
+    outputs = graph.signature_def[name].outputs
+    return _reached(graph.graph_def, [tensor for each, info in outputs.items() for _, tensor in tensors_of(each, info)])
 
 
 def _reached(graph: Any, outputs: Iterable[str]) -> Iterator[Any]:
     """The nodes that the outputs need, and the nodes of the functions that these call."""
     nodes = {node.name: node for node in graph.node}
-    waiting = [_node_of(name) for name in outputs]
+    waiting = [node_of(name) for name in outputs]
     needed: dict[str, Any] = {}
     while waiting:
         name = waiting.pop()
         if name in nodes and name not in needed:
             needed[name] = nodes[name]
-            waiting += map(_node_of, nodes[name].input)
+            waiting += map(node_of, nodes[name].input)
     library = {function.signature.name: function for function in graph.library.function}
     yield from _with_functions(needed.values(), library)
-
-
-def _node_of(tensor: str) -> str:
-    """The name of the node of an input such as `^name` or `name:1`."""
-    return tensor.removeprefix("^").partition(":")[0]
 
 
 def _with_functions(nodes: Iterable[Any], library: Mapping[str, Any]) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -12,9 +12,10 @@ import tensorflow as tf
 
 from multitower.spec import ONLY_VERSION, ModelSpec
 
-from ..model_errors import LoadError
+from ..model_errors import LoadError, is_out_of_memory, load_cause
 from .function_call import FunctionCall
 from .graph_call import GraphCall, open_session
+from .meta_graph import INTERNAL_SIGNATURE, choose_meta_graph, tensors_of, unusable_signatures
 from .model import CallableModel, Model, ModelCall
 from .tensorflow_types import declare
 from .towers import TowerPlacement, assign
@@ -23,9 +24,6 @@ log = logging.getLogger("multitower.worker")
 
 DEFAULT_SIGNATURES: Final = ("serving_default", "serve")
 """The default signature where none is configured: TensorFlow Serving's, then the one that Keras's `export` writes."""
-
-INTERNAL_SIGNATURE: Final = "__saved_model_init_op"
-"""A signature of TensorFlow's own, which the graph's loader lists with the others."""
 
 
 class _Signature(NamedTuple):
@@ -37,7 +35,7 @@ class _Signature(NamedTuple):
 
 
 _Signatures = dict[str, Callable[[], _Signature]]
-"""Functions that load the signatures, by name; they raise LoadError where one cannot be served."""
+"""Functions that load the signatures, by name. Each raises where its signature cannot be served."""
 
 
 def load(spec: ModelSpec, _devices: Sequence[str]) -> Model:
@@ -51,69 +49,104 @@ def load_towers(spec: ModelSpec, placements: Sequence[TowerPlacement]) -> list[M
 
 
 class SavedModel(CallableModel):
-    """A SavedModel, called by its default signature.
+    """A SavedModel, called by its default signature. A signature that cannot be served does not affect the others.
 
     Args:
-        spec: its `path`, `version` and `signature`.
+        spec: its `path`, `version`, `tags` and `signature`.
         placement: its device, in a worker of several.
 
     Raises:
-        LoadError: the signature does not exist or cannot be served.
+        LoadError: the default signature does not exist or cannot be served, or no MetaGraph can be chosen.
         Exception: TensorFlow cannot load the model.
     """
 
     def __init__(self, spec: ModelSpec, placement: TowerPlacement | None = None) -> None:
         assert spec.path is not None  # the loader chose this format because of it
         folder = str(Path(spec.path, spec.version) if spec.version is not None else Path(spec.path))
-        signatures = _load_functions(spec, folder) if placement is None else _load_graph(folder, placement)
-        default = _choose_default(signatures, spec.signature)
         version = spec.version or ONLY_VERSION
-        served = _as_model(signatures[default](), version)
-        super().__init__(served.call, served.inputs, served.outputs, version)
-        self.signature = default
-        others: dict[str, Model | LoadError] = {}
-        for name, load_signature in sorted(signatures.items()):
-            if name != default:
-                try:
-                    others[name] = _as_model(load_signature(), version)
-                except LoadError as error:
-                    others[name] = error
-        self.other_signatures = others
+        signatures = _load_functions(spec, folder) if placement is None else _load_graph(spec, folder, placement)
+        models = {name: _load_signature(signatures[name], version) for name in sorted(signatures)}
+        failed = [name for name, model in models.items() if isinstance(model, LoadError)]
+        name = choose_signature(sorted(models), failed, spec.signature)
+        default = models.pop(name)
+        if isinstance(default, LoadError):
+            usable = ", ".join(other for other in models if other not in failed)
+            remedy = f"; the model can be served by another one, with `signature`: {usable}" if usable else ""
+            raise LoadError(f"the signature {name!r} cannot be served: {default}{remedy}") from default
+        super().__init__(default.call, default.inputs, default.outputs, version)
+        self.signature = name
+        self.other_signatures = models
 
 
-def _as_model(signature: _Signature, version: str) -> CallableModel:
-    """A signature as a model.
-
-    Raises:
-        LoadError: an input or output cannot be served.
-    """
-    inputs, outputs = declare(sorted(signature.inputs.items())), declare(sorted(signature.outputs.items()))
+def _load_signature(load_one: Callable[[], _Signature], version: str) -> CallableModel | LoadError:
+    """A signature as a model; or the reason why it cannot be served."""
+    try:
+        signature = load_one()
+        inputs, outputs = declare(sorted(signature.inputs.items())), declare(sorted(signature.outputs.items()))
+    except LoadError as error:
+        return error
+    except Exception as error:
+        # A tensor that the graph does not have, what XLA cannot compile, ...
+        if is_out_of_memory(error):
+            raise
+        return LoadError(load_cause(error))
     return CallableModel(signature.call, inputs, outputs, version)
 
 
 def _load_functions(spec: ModelSpec, folder: str) -> _Signatures:
     """The signatures as functions of TensorFlow 2; in a session, where the model's Python objects cannot be loaded."""
     try:
-        return _load_objects(spec.name, folder, jit_compile=spec.jit_compile)
-    except (AttributeError, ValueError) as error:
-        # Optimizer state that this Keras cannot create again (tensorflow issue 52091). Inference needs neither that
-        # nor the other Python objects: the graph is enough. `allow_partial_checkpoint` comes too late for it.
-        if "add_slot" not in str(error):
+        return _load_objects(spec, folder)
+    except LoadError:
+        raise
+    except Exception as error:
+        # Optimizer state that this Keras cannot create again (tensorflow issue 52091), a signature that cannot become
+        # a function, ... Inference needs no Python objects: the graph is enough, as for towers.
+        if is_out_of_memory(error):
             raise
+        cause = load_cause(error)
         if spec.jit_compile:
-            raise LoadError("jit_compile: a model whose optimizer cannot be made again has no functions") from error
-        log.warning("%s: loaded as a graph, since its optimizer cannot be made again (%s)", spec.name, error)
-        return _load_graph(folder, None)
+            raise LoadError(
+                f"jit_compile: XLA compiles functions, and the model's cannot be loaded: {cause}"
+            ) from error
+        try:
+            signatures = _load_graph(spec, folder, None)
+        except Exception:  # noqa: BLE001  the model itself is broken; the first error is of the loader that users know
+            raise error from None
+        log.warning("%s: loaded as a graph, since its functions cannot be loaded: %s", spec.name, cause)
+        return signatures
 
 
-def _load_objects(model: str, folder: str, *, jit_compile: bool) -> _Signatures:
-    loaded = tf.saved_model.load(folder)
-    load_signature = partial(_compile_function if jit_compile else _call_function, model, loaded)
-    return {
-        name: partial(load_signature, loaded.signatures[name])
-        for name in loaded.signatures
-        if name != INTERNAL_SIGNATURE
+def _load_objects(spec: ModelSpec, folder: str) -> _Signatures:
+    # The loader behind `tf.saved_model.load` for all models but those with one MetaGraph of TensorFlow 2. It fails if a
+    # single signature cannot become a function, hence those are removed before.
+    from tensorflow.python.saved_model.load_v1_in_v2 import _EagerSavedModelLoader
+
+    loader = _EagerSavedModelLoader(folder)
+    graphs = loader.saved_model.meta_graphs
+    meta_graph = choose_meta_graph(loader.saved_model, spec.tags)
+    unusable = unusable_signatures(meta_graph)
+    if len(graphs) == 1 and meta_graph.HasField("object_graph_def"):
+        del loader, graphs, meta_graph  # TensorFlow reads them again, and they may be large
+        loaded = tf.saved_model.load(folder)
+    else:
+        for name in unusable:
+            del meta_graph.signature_def[name]
+        loaded = loader.load(list(meta_graph.meta_info_def.tags))
+    load_one = partial(_compile_function if spec.jit_compile else _call_function, spec.name, loaded)
+    signatures: _Signatures = {
+        name: partial(load_one, loaded.signatures[name]) for name in loaded.signatures if name != INTERNAL_SIGNATURE
     }
+    return signatures | _refusals(unusable)
+
+
+def _refusals(unusable: Mapping[str, str]) -> _Signatures:
+    """Signatures that are known not to be servable, with their reasons."""
+
+    def refuse(reason: str) -> _Signature:
+        raise LoadError(reason)
+
+    return {name: partial(refuse, reason) for name, reason in unusable.items() if name != INTERNAL_SIGNATURE}
 
 
 def _compile_function(model: str, loaded: Any, function: Any) -> _Signature:
@@ -133,15 +166,16 @@ def _call_function(model: str, loaded: Any, function: Any) -> _Signature:
     return _Signature(_as_specs(inputs), _as_specs(function.structured_outputs), call)
 
 
-def _load_graph(folder: str, placement: TowerPlacement | None) -> _Signatures:
+def _load_graph(spec: ModelSpec, folder: str, placement: TowerPlacement | None) -> _Signatures:
     """The graph of a SavedModel of either TensorFlow, with its variables, tables and assets, in a session."""
     # The public `load` gives no access to the graph before it is imported.
     from tensorflow.core.function.polymorphism.function_type import sanitize_arg_name
     from tensorflow.python.saved_model.loader_impl import SavedModelLoader
 
-    tags = [tf.saved_model.SERVING]
     loader = SavedModelLoader(folder)
-    meta_graph = loader.get_meta_graph_def_from_tags(tags)
+    meta_graph = choose_meta_graph(loader.saved_model, spec.tags)
+    tags = list(meta_graph.meta_info_def.tags)
+    unusable = unusable_signatures(meta_graph)
     if placement is not None and placement.device is not None:
         assign(meta_graph.graph_def, placement.device)
     graph = tf.Graph()
@@ -151,18 +185,23 @@ def _load_graph(folder: str, placement: TowerPlacement | None) -> _Signatures:
     loader.run_init_ops(session, tags)
     # Models of TensorFlow 2 keep the names that their functions have on one device.
     renamed = sanitize_arg_name if meta_graph.HasField("object_graph_def") else str
-    return {
+    signatures: _Signatures = {
         name: partial(_call_graph, graph, session, signature, placement, renamed)
         for name, signature in meta_graph.signature_def.items()
         if name != INTERNAL_SIGNATURE
     }
+    return signatures | _refusals(unusable)
 
 
 def _call_graph(
     graph: Any, session: Any, signature: Any, placement: TowerPlacement | None, renamed: Callable[[str], str]
 ) -> _Signature:
-    inputs = {renamed(name): _find_tensor(graph, name, info) for name, info in sorted(signature.inputs.items())}
-    outputs = {name: _find_tensor(graph, name, info) for name, info in sorted(signature.outputs.items())}
+    inputs = {
+        renamed(part): graph.get_tensor_by_name(tensor)
+        for name, info in sorted(signature.inputs.items())
+        for part, tensor in tensors_of(name, info)
+    }
+    outputs = {name: graph.get_tensor_by_name(info.name) for name, info in sorted(signature.outputs.items())}
     return _Signature(_as_specs(inputs), _as_specs(outputs), GraphCall(session, inputs, outputs, placement))
 
 
@@ -174,22 +213,26 @@ def _as_specs(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _find_tensor(graph: Any, name: str, info: Any) -> Any:
-    if info.WhichOneof("encoding") != "name":
-        raise LoadError(f"{name!r} is ragged or sparse; only dense tensors can be served: convert it inside the model")
-    return graph.get_tensor_by_name(info.name)
+def choose_signature(names: Sequence[str], unusable: Sequence[str], configured: str | None) -> str:
+    """Chooses the default signature.
 
+    Args:
+        names: all signatures of the model.
+        unusable: those that cannot be served. One of them is chosen only if it is configured or has a usual name.
+        configured: the name in the configuration, or None.
 
-def _choose_default(signatures: Iterable[str], configured: str | None) -> str:
-    known = sorted(signatures)
-    listed = ", ".join(known) or "none"
+    Raises:
+        LoadError: the configured one does not exist, or none is configured and several could be meant.
+    """
+    listed = ", ".join(sorted(names)) or "none"
     if configured is not None:
-        if configured not in known:
+        if configured not in names:
             raise LoadError(f"there is no signature {configured!r}; the model has: {listed}")
         return configured
     for name in DEFAULT_SIGNATURES:
-        if name in known:
+        if name in names:
             return name
-    if len(known) == 1:
-        return known[0]
+    for choices in ([name for name in names if name not in unusable], names):
+        if len(choices) == 1:
+            return choices[0]
     raise LoadError(f"set `signature` to one of those that the model has: {listed}")

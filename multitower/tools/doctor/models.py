@@ -224,7 +224,8 @@ def _report_findings(loaded: LoadedModel, report: ModelReport) -> Iterator[Findi
             yield Finding(SECTION, Level.OK, text)
         else:
             text = f"requests to {name} cannot name its signature {other.name}: {other.cause}"
-            yield Finding(SECTION, Level.NOTE, text)
+            advice = "its other signatures are served; correct this one where the model is exported"
+            yield Finding(SECTION, Level.WARNING, text, advice)
 
 
 def _batching_finding(spec: ModelSpec, report: ModelReport) -> Finding:
