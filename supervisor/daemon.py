@@ -44,7 +44,7 @@ from .operations.readiness import Readiness
 from .operations.service_manager import Announcer, ServiceManager
 from .operations.status import StatusReporter
 from .operations.version_watch import VersionWatch
-from .routing.endpoints import Endpoints
+from .routing.endpoints import KEEP_S, Endpoints
 from .routing.router import Router
 from .routing.unread import UnreadReplies
 from .scheduling.scheduler import StateError
@@ -167,7 +167,7 @@ class Daemon:
             refused_versions=self._version_watch.refused_versions,
             started=started,
             sampler=sampler,
-            control=self._endpoints.control.endpoint,
+            endpoints=self._endpoints,
         )
         queries = Queries(readiness, status, self._router, self._settings, max_message_size)
         self._control = ControlSocket(self._endpoints.control, queries, self._orders, model_orders)
@@ -241,6 +241,7 @@ class Daemon:
             Chore("announcing the state", announcer.tick, lambda _: announcer.due, errors),
             Chore.every(MEASURE_S, "measuring workers", lambda _: self._capacity.measure(self._manager.slots), errors),
             Chore.every(MEASURE_S, "closing regions", self._router.tick, errors),
+            Chore.every(KEEP_S, "keeping the endpoints", self._endpoints.keep, errors),
             Chore("watching model versions", watch.tick, lambda _: watch.due, errors),
             Chore("feeding the watchdog", service_manager.watchdog, lambda _: service_manager.next_wake(), errors),
             Chore("draining", self._advance_drain, lambda _: self._lifecycle.drain_by, errors),

@@ -68,6 +68,8 @@ def _print_daemon(daemon: Mapping[str, Any]) -> None:
     ]
     if counts:
         click.echo("; ".join(counts))
+    for entry in daemon.get("waiting") or ():
+        click.echo(f"waiting for {entry['kind']} {entry['name']}: {entry['cause']}")
     click.echo()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import re
 import socket
@@ -17,6 +18,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+from .log import event
+
+log = logging.getLogger("multitower.daemon")
 
 MAX_IPC_PATH: Final = 107
 """Bytes of a Unix socket's path: sun_path of unix(7), less its final zero."""
@@ -63,7 +68,7 @@ class FileLock:
                 if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
                     raise OSError(errno.EINVAL, f"the lock {path.name} is no regular file")
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self._is_at_path():
+                if self.intact:
                     return
             except BlockingIOError:
                 os.close(self._descriptor)
@@ -74,11 +79,12 @@ class FileLock:
             # The previous holder removed this file after we opened it. Lock the new one.
             os.close(self._descriptor)
 
-    def _is_at_path(self) -> bool:
+    @property
+    def intact(self) -> bool:
         """Whether the locked file is still the one at `path`."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), os.lstat(self.path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def release(self) -> None:
@@ -87,7 +93,7 @@ class FileLock:
         In this order, so that two processes never hold it at the same time.
         """
         with contextlib.suppress(OSError):
-            if self._is_at_path():
+            if self.intact:
                 self.path.unlink()
         os.close(self._descriptor)
 
@@ -153,8 +159,11 @@ class RuntimeDir:
     """The private folder (mode 0700) of the workers' sockets and of the control socket.
 
     With a configured folder, or with systemd's RUNTIME_DIRECTORY, it is the folder that `private_folder` returns.
-    Otherwise a new one is made under XDG_RUNTIME_DIR or the temporary directory, and removed by `close`. Only files
-    with names that a daemon gives are ever removed, and no symbolic link is followed.
+    Otherwise a new one is made in the folder that `temporary_base` returns, and removed by `close`. Only files with
+    names that a daemon gives are ever removed, and no symbolic link is followed.
+
+    Programs that remove old files, such as systemd-tmpfiles, skip a folder that is locked with flock(2): the folder is
+    locked, and `touch` keeps it and its files young for those that look at times alone.
 
     Args:
         configured: an absolute path, or None.
@@ -172,18 +181,14 @@ class RuntimeDir:
         chosen = configured or (Path(systemd) if systemd else None)
         self._temporary = chosen is None
         if chosen is None:
-            base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-            _check_length(base / f"{_PREFIX}12345678")
-            _remove_stale(base)
-            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+            base, refused = temporary_base()
+            if refused is not None:
+                event(log, logging.WARNING, "XDG_RUNTIME_DIR is not used", cause=refused, instead=base)
+            self.path = _make_temporary(base)
         else:
             self.path = private_folder(chosen)
-            _check_length(self.path)
-            self.path.mkdir(mode=_MODE, parents=True, exist_ok=True)
-            objection = _objection(self.path)  # somebody else may have made it just now
-            if objection is not None:
-                raise OSError(f"{self.path} {objection}")
-        self._lock = FileLock(self.path / LOCK_NAME)
+            _make(self.path, parents=True)
+        self._lock, self._descriptor = _hold(self.path)
         _remove_own_files(self.path)
 
     @property
@@ -195,13 +200,128 @@ class RuntimeDir:
         """The path of one worker's socket; `serial` is never used twice."""
         return self.path / f"w{serial}.sock"
 
+    @property
+    def intact(self) -> bool:
+        """Whether the folder and its lock are still those that the daemon made."""
+        return self._is_same_folder() and self._lock.intact
+
+    def _is_same_folder(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self.path.lstat())
+        except OSError:
+            return False
+
+    def restore(self) -> bool:
+        """Makes the folder and its lock anew if somebody has removed them; a few system calls if not.
+
+        Where the same folder cannot be made, or another daemon holds it by now, a temporary folder replaces it.
+
+        Returns:
+            Whether the folder was made anew; `path` may be another one then.
+
+        Raises:
+            OSError: neither can be made.
+        """
+        if self.intact:
+            return False
+        before = self.path
+        try:
+            if not self._is_same_folder():
+                _make(before, parents=not self._temporary)
+            self._replace(before, temporary=self._temporary)
+        except (HeldError, OSError) as error:
+            self._replace(_make_temporary(temporary_base()[0]), temporary=True)
+            event(log, logging.WARNING, "runtime folder replaced", path=self.path, removed=before, cause=error)
+        else:
+            event(log, logging.WARNING, "runtime folder was removed: it is made again", path=before)
+        return True
+
+    def _replace(self, path: Path, *, temporary: bool) -> None:
+        lock, descriptor = _hold(path)
+        self._lock.release()
+        os.close(self._descriptor)
+        self.path, self._temporary, self._lock, self._descriptor = path, temporary, lock, descriptor
+
+    def touch(self) -> None:
+        """Sets the times of the folder and of the daemon's files in it to now."""
+        with contextlib.suppress(OSError):
+            touch(self.path, self._lock.path, *_own_files(self.path))
+
     def close(self) -> None:
         """Removes what the daemon made, as far as the folder can be written."""
         _remove_own_files(self.path)
         self._lock.release()
+        os.close(self._descriptor)
         if self._temporary:
             with contextlib.suppress(OSError):
                 self.path.rmdir()
+
+
+def temporary_base() -> tuple[Path, str | None]:
+    """Returns the folder for a runtime folder that is not configured, and why it is not XDG_RUNTIME_DIR.
+
+    XDG_RUNTIME_DIR is used if it is an existing folder of this user, as its specification demands. It is another user's
+    under `su` and `sudo -E`, and absent after a logout. The reason is None where it is used, or not set at all.
+
+    Raises:
+        OSError: there is no folder for temporary files.
+    """
+    value = os.environ.get("XDG_RUNTIME_DIR")
+    if not value:
+        return Path(tempfile.gettempdir()), None
+    path = Path(value)
+    try:
+        status = path.stat()
+    except OSError as error:
+        refused = f"{path} cannot be used: {error.strerror}"
+    else:
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and os.access(path, os.W_OK | os.X_OK):
+            return path, None
+        refused = f"{path} is no folder that belongs to this user and can be written"
+    return Path(tempfile.gettempdir()), refused
+
+
+def touch(*paths: Path) -> None:
+    """Sets the times of files to now. Those that are gone, or are not this user's, are skipped."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            os.utime(path, follow_symlinks=False)
+
+
+def _make_temporary(base: Path) -> Path:
+    _check_length(base / f"{_PREFIX}12345678")
+    _remove_stale(base)
+    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+
+
+def _make(path: Path, *, parents: bool) -> None:
+    """Makes a daemon's own folder unless it exists.
+
+    Raises:
+        OSError: it cannot be made, or is not a daemon's own.
+    """
+    _check_length(path)
+    path.mkdir(mode=_MODE, parents=parents, exist_ok=True)
+    objection = _objection(path)  # somebody else may have made it just now
+    if objection is not None:
+        raise OSError(f"{path} {objection}")
+
+
+def _hold(path: Path) -> tuple[FileLock, int]:
+    """Locks a folder against other daemons and against programs that remove old files.
+
+    Returns:
+        The lock against other daemons, and a descriptor of the folder.
+    """
+    lock = FileLock(path / LOCK_NAME)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        lock.release()
+        raise
+    with contextlib.suppress(OSError):  # somebody removes old files just now, or the file system has no locks
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return lock, descriptor
 
 
 def _check_length(folder: Path) -> None:

@@ -15,6 +15,7 @@ from multitower.spec import ModelReport
 
 from ..lifecycle import Lifecycle
 from ..machine.resources import Sampler
+from ..routing.endpoints import Endpoints
 from ..routing.router import Router
 from ..routing.routes import Route
 from ..routing.statistics import ModelStatistics
@@ -42,7 +43,7 @@ class StatusReporter:
         refused_versions: returns why versions in a model's folder are not served, by model and version.
         started: when the daemon started, in monotonic seconds.
         sampler: measures the processes; None leaves the figures `null`.
-        control: the control endpoint.
+        endpoints: the daemon's; None leaves `control` `null`.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class StatusReporter:
         refused_versions: Callable[[], Mapping[tuple[str, str], str]],
         started: float,
         sampler: Sampler | None = None,
-        control: str | None = None,
+        endpoints: Endpoints | None = None,
     ) -> None:
         self._lifecycle = lifecycle
         self._readiness = readiness
@@ -66,7 +67,7 @@ class StatusReporter:
         self._refused_versions = refused_versions
         self._started = started
         self._sampler = sampler
-        self._control = control
+        self._endpoints = endpoints
         self._version = version("multitower")
         self._compiled = compiled()
 
@@ -98,12 +99,18 @@ class StatusReporter:
             "late": scheduler.late_answers,
             "replies_dropped": sum(front.dropped for front in router.fronts),
             "unread_bytes": router.unread.total,
-            "control": self._control,
+            "control": self._endpoints.control.endpoint if self._endpoints is not None else None,
+            "waiting": self._waiting(),
             "quarantine": [
                 {"model": entry.model, "seconds_left": round(entry.until - now, 1), "refused": entry.refused}
                 for entry in scheduler.quarantined_requests(now)
             ],
         }
+
+    def _waiting(self) -> list[dict[str, str]]:
+        """Returns what the daemon waits for and tries again by itself."""
+        endpoints = self._endpoints.problems if self._endpoints is not None else {}
+        return [{"kind": "endpoint", "name": name, "cause": cause} for name, cause in endpoints.items()]
 
     def _slot(self, slot: Slot, now: float) -> dict[str, Any]:
         route = slot.route

@@ -1,19 +1,35 @@
-"""What the daemon takes of the system before it serves: its runtime folder, and its bound sockets."""
+"""What the daemon takes of the system: its runtime folder and its bound sockets, which it also keeps.
+
+Somebody may remove the folder or a socket's path while the daemon runs: a program that removes old files, or a logout.
+Connections stay open then, but nobody can connect any more. `Endpoints.keep` makes again what was removed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
+from typing import Final
 
 import zmq
 
-from ..loop.runtime_dir import RuntimeDir
-from .front_socket import FrontSocket
+from ..loop.log import event
+from ..loop.runtime_dir import HeldError, RuntimeDir
+from .front_socket import IPC, FrontSocket
 from .unread import UnreadReplies
+
+log = logging.getLogger("multitower.daemon")
 
 CONTROL_LINGER_MS = 200
 """Milliseconds that the last answers to orders get to leave."""
+
+KEEP_S: Final = 0.25
+"""Seconds from one check of the paths to the next: less than a new process takes until it makes its socket."""
+
+TOUCH_S: Final = 3600.0
+"""Seconds from one update of the files' times to the next; programs that remove old files count in days."""
 
 
 class Endpoints:
@@ -31,6 +47,7 @@ class Endpoints:
         context: the ZeroMQ context of all sockets.
         fronts: a bound socket for each endpoint.
         control: the bound socket of the control endpoint.
+        problems: why an endpoint or the runtime folder could not be made again, by endpoint or path.
 
     Raises:
         HeldError: another process uses the runtime folder or an endpoint.
@@ -56,9 +73,44 @@ class Endpoints:
                 front = FrontSocket(self.context, endpoint, max_message_size, unread, peer_timeout_s)
                 stack.callback(front.close)
                 self.fronts.append(front)
-            control = f"ipc://{self.runtime.control_socket}"
-            self.control = FrontSocket(self.context, control, max_message_size, unread, peer_timeout_s)
+            self.control = FrontSocket(self.context, self._control_endpoint, max_message_size, unread, peer_timeout_s)
             stack.pop_all()
+        self.problems: dict[str, str] = {}
+        self._touch_at = -inf
+
+    @property
+    def _control_endpoint(self) -> str:
+        return f"{IPC}{self.runtime.control_socket}"
+
+    def keep(self, now: float) -> None:
+        """Makes the runtime folder and bound paths again that were removed; call it every `KEEP_S`.
+
+        What cannot be made again is logged once and stays in `problems`; the next call tries again.
+
+        Args:
+            now: monotonic seconds.
+        """
+        problems: dict[str, str] = {}
+        try:
+            self.runtime.restore()
+        except OSError as error:
+            problems[str(self.runtime.path)] = f"the runtime folder was removed, and cannot be made again: {error}"
+        for front in (*self.fronts, self.control):
+            endpoint = self._control_endpoint if front is self.control else front.endpoint
+            try:
+                if front.restore(endpoint):
+                    event(log, logging.WARNING, "endpoint was removed: it is bound again", endpoint=endpoint)
+            except (HeldError, OSError) as error:
+                problems[endpoint] = f"its path was removed, and it cannot be bound again: {error}"
+        for name, cause in problems.items():
+            if self.problems.get(name) != cause:
+                event(log, logging.ERROR, "endpoint is lost", endpoint=name, cause=cause)
+        self.problems = problems
+        if now >= self._touch_at:
+            self._touch_at = now + TOUCH_S
+            self.runtime.touch()
+            for front in self.fronts:
+                front.touch()
 
     def close(self, linger_ms: int = 0) -> None:
         """Closes all sockets and removes the runtime folder; close the workers' sockets before.

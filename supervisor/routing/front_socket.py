@@ -5,7 +5,6 @@ The router has one for each address of `listen`, and the control endpoint is one
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -22,7 +21,8 @@ from multitower.errors import MultitowerError, Reason, make
 
 from ..loop.containment import ErrorLog
 from ..loop.reactor import unwatched
-from ..loop.runtime_dir import FileLock, HeldError, is_listened_to
+from ..loop.runtime_dir import HeldError
+from ..loop.socket_path import SocketPath
 from .unread import MANY_MARK_BYTES, MARK_BYTES, REPLY_OVERHEAD, Backlog, Mark, UnreadReplies
 
 log = logging.getLogger("multitower.router")
@@ -118,17 +118,11 @@ class FrontSocket:
         self._older: dict[bytes, Backlog] = {}
         self._mark_bytes = MARK_BYTES
         self._forgotten_bytes = 0  # small replies, at most, that a connection without a backlog may have got before
-        self._path = Path(endpoint.removeprefix(IPC)) if endpoint.startswith(IPC) else None
-        if self._path is not None and self._path.exists() and not self._path.is_socket():
-            raise FileExistsError(f"cannot listen on {endpoint}: {self._path} is a file, not a socket")
-        self._lock = self._lock_path(endpoint)
+        self._path = _take_path(endpoint) if endpoint.startswith(IPC) else None
         try:
-            if self._path is not None and is_listened_to(self._path):
-                # Not by a daemon, which would hold the lock. Binding would replace the socket.
-                raise HeldError(f"{endpoint} is in use by another process")
             self.socket = context.socket(zmq.ROUTER)
         except BaseException:
-            self._release_lock()
+            self._release_path()
             raise
         try:
             self.endpoint = self._open(endpoint, max_message_size, peer_timeout_s)
@@ -154,23 +148,55 @@ class FrontSocket:
         }
         for option, value in options.items():
             self.socket.set(option, value)
+        self._bind(endpoint)
+        return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def _bind(self, endpoint: str) -> None:
         # With a chmod after the bind, the path would be open to others for a moment.
         umask = os.umask(0o777 & ~SOCKET_MODE)
         try:
             _bind(self.socket, endpoint)
         finally:
             os.umask(umask)
-        return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        if self._path is not None:
+            self._path.bound()
 
-    def _lock_path(self, endpoint: str) -> FileLock | None:
-        if self._path is None:
-            return None
+    def restore(self, endpoint: str) -> bool:
+        """Binds an ipc endpoint again if its path was removed, or if it shall have another path from now on.
+
+        Connections that exist are not affected: libzmq gets a further listening socket. The former one stays open, as
+        closing it would close its connections.
+
+        Args:
+            endpoint: what to listen on: the present endpoint, or for ipc another one.
+
+        Returns:
+            Whether it was bound again.
+
+        Raises:
+            HeldError: another process has taken the path.
+            OSError: the endpoint cannot be bound.
+        """
+        if self._path is None or (endpoint == self.endpoint and self._path.intact):
+            return False
+        if endpoint == self.endpoint:
+            if not self._path.retake():
+                return False  # only its lock was removed
+        else:
+            path = _take_path(endpoint)
+            self._path.release()
+            self._path = path
         try:
-            return FileLock(self._path.with_name(self._path.name + ".lock"))
-        except OSError as error:
-            folder = self._path.parent
-            what = f"the folder {folder} does not exist" if not folder.exists() else f"{folder}: {error.strerror}"
-            raise OSError(f"cannot listen on {endpoint}: {what}") from None
+            self._bind(endpoint)
+        except zmq.ZMQError as error:
+            raise OSError(f"cannot listen on {endpoint}: {error.strerror}") from None
+        self.endpoint = endpoint
+        return True
+
+    def touch(self) -> None:
+        """Keeps the files of an ipc endpoint from looking old; see `RuntimeDir`."""
+        if self._path is not None:
+            self._path.touch()
 
     @property
     def local(self) -> bool:
@@ -338,13 +364,24 @@ class FrontSocket:
             linger_ms: milliseconds that libzmq may take to send what clients have not read.
         """
         self.socket.close(linger_ms)
-        if self._path is not None:
-            # libzmq may have removed the path already; in a folder that cannot be written it stays.
-            with contextlib.suppress(OSError):
-                self._path.unlink()
-        self._release_lock()
+        self._release_path()
 
-    def _release_lock(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+    def _release_path(self) -> None:
+        """Removes the socket's path; libzmq may have done so, and in a folder that cannot be written it stays."""
+        if self._path is not None:
+            self._path.release()
+            self._path = None
+
+
+def _take_path(endpoint: str) -> SocketPath:
+    path = Path(endpoint.removeprefix(IPC))
+    try:
+        return SocketPath(path)
+    except HeldError:
+        raise HeldError(f"{endpoint} is in use by another process") from None
+    except FileExistsError as error:
+        raise FileExistsError(f"cannot listen on {endpoint}: {error}") from None
+    except OSError as error:
+        folder = path.parent
+        what = f"the folder {folder} does not exist" if not folder.exists() else f"{folder}: {error.strerror}"
+        raise OSError(f"cannot listen on {endpoint}: {what}") from None

@@ -71,6 +71,7 @@ class Launcher:
         Returns:
             The process, or None when the system has no resources for it; that is logged.
         """
+        self.restore_folder()
         self._serial += 1
         imports_tensorflow = self._imports_tensorflow
         if assignment is not None:
@@ -100,6 +101,16 @@ class Launcher:
             event(log, logging.ERROR, "no process could be started", **fields, cause=error)
             return None
         return process
+
+    def restore_folder(self) -> None:
+        """Makes the folder of the processes' sockets again if it was removed; call it before a process gets its work.
+
+        An error is logged: the process may have its socket already, or else ends and is started again.
+        """
+        try:
+            self._runtime.restore()
+        except OSError as error:
+            event(log, logging.ERROR, "runtime folder cannot be made again", path=self._runtime.path, cause=error)
 
     def close(self) -> None:
         """Stops reading the output of processes. Call it when there are none left."""

@@ -205,6 +205,7 @@ class Slots:
             specs_with_rows = tuple(replace(spec, safe_rows=slot.safe_rows.get(spec.name, 0)) for spec in specs)
             assignment = placement.make_assignment(slot.number, incarnation, specs_with_rows)
             generations = {spec.key: self._generation(spec) for spec in specs}
+            self._launcher.restore_folder()  # a spare may be about to make its socket
             process = self._spares.pop()
             from_spares = process is not None
             if process is None:

@@ -138,6 +138,9 @@ class FakeLauncher(Launcher):
     def apply_settings(self, settings: WorkerSettings) -> None:
         """They concern real processes only."""
 
+    def restore_folder(self) -> None:
+        """There is none."""
+
     def launch(self, _name: str, assignment: Assignment | None, fields: dict[str, object]) -> WorkerProcess | None:
         if self._scene.no_room:
             return None

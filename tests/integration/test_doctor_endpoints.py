@@ -117,13 +117,17 @@ def test_findings_about_the_runtime_folder(short: Path, monkeypatch: pytest.Monk
     (short / "file").touch()
     assert "no folder can be created" in finding_of_folder(short / "file" / "new").text
     long = short / ("x" * 90)
-    for folder in (long, None):
-        monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
-        found = finding_of_folder(folder)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    found = finding_of_folder(None)
+    assert found.level is Level.NOTE
+    assert f"since XDG_RUNTIME_DIR {long} cannot be used: No such file or directory" in found.text
+    for make in (False, True):
+        if make:
+            long.mkdir()
+            assert "the limit is 107" in finding_of_folder(None).text
+        found = finding_of_folder(long)
         assert found.level is Level.PROBLEM
         assert "the limit is 107" in found.text
-    long.mkdir()
-    assert "the limit is 107" in finding_of_folder(long).text
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
     assert f"get a folder in {short}" in finding_of_folder(None).text
     monkeypatch.setenv("RUNTIME_DIRECTORY", f"{short}:/elsewhere")

@@ -131,16 +131,17 @@ def test_a_slot_comes_back_by_itself_after_its_back_off(tmp_path: Path, disk: Sm
         assert daemon.end() == 0
 
 
-def test_a_removed_runtime_folder_does_not_end_workers_that_serve(tmp_path: Path, disk: SmallDisk) -> None:
-    text = CONFIG.replace("max_restarts: 3", "max_restarts: 1000")
-    with running(tmp_path, disk, text) as daemon, daemon.wait_ready().client() as client:
+def test_a_removed_runtime_folder_costs_no_worker(tmp_path: Path, disk: SmallDisk) -> None:
+    with running(tmp_path, disk) as daemon, daemon.wait_ready().client() as client:
         folder = disk.path(daemon.process.pid) / "run"
-        shutil.rmtree(folder)
-        kill(client, 0)
-        daemon.wait_line("worker died", slot=0, cause=CAUSE)
-        infer(client)
-        folder.mkdir(mode=0o700)
-        daemon.wait_ready()
+        for incarnation in (2, 3):
+            shutil.rmtree(folder)
+            kill(client, 0)
+            daemon.wait_line("worker ready", slot=0, incarnation=incarnation)
+            infer(client)
+        daemon.wait_line("runtime folder was removed: it is made again", path=str(daemon.runtime_dir))
+        assert [line for line in daemon.lines if line.get("cause") == CAUSE] == []
+        assert multitower(daemon, disk, "restart", "1").returncode == 0
         assert daemon.end() == 0
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +21,7 @@ from multitower.supervisor.loop.runtime_dir import (
     FileLock,
     HeldError,
     RuntimeDir,
+    temporary_base,
 )
 
 
@@ -214,3 +218,119 @@ def test_a_lock_file_of_somebody_else_is_not_removed(base: Path) -> None:
     with pytest.raises(HeldError):
         FileLock(base / "lock")
     holder.release()
+
+
+def test_a_removed_folder_is_made_again_and_locked(base: Path) -> None:
+    with closing(RuntimeDir(base / "run")) as runtime:
+        assert not runtime.restore()
+        shutil.rmtree(runtime.path)
+        assert not runtime.intact
+        assert runtime.restore()
+        assert (runtime.path, mode(runtime.path)) == (base / "run", 0o700)
+        assert runtime.intact
+        with pytest.raises(HeldError):
+            RuntimeDir(base / "run")
+    assert names(base / "run") == []
+
+
+def test_a_removed_lock_is_made_again_and_the_sockets_stay(base: Path) -> None:
+    with closing(RuntimeDir(base / "run")) as runtime:
+        runtime.worker_socket(1).touch()
+        (runtime.path / LOCK_NAME).unlink()
+        assert runtime.restore()
+        assert names(runtime.path) == [LOCK_NAME, "w1.sock"]
+        assert runtime.path == base / "run"
+        with pytest.raises(HeldError):
+            RuntimeDir(base / "run")
+
+
+@pytest.mark.parametrize("replaced_by", ["a file", "another daemon", "a shared folder"])
+def test_a_folder_that_cannot_be_made_again_is_replaced_by_a_temporary_one(
+    base: Path, monkeypatch: pytest.MonkeyPatch, replaced_by: str
+) -> None:
+    (base / "xdg").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base / "xdg"))
+    runtime = RuntimeDir(base / "run")
+    shutil.rmtree(base / "run")
+    other = None
+    if replaced_by == "a file":
+        (base / "run").touch()
+    elif replaced_by == "another daemon":
+        other = RuntimeDir(base / "run")
+    else:
+        (base / "run").mkdir(mode=0o755)
+    assert runtime.restore()
+    assert runtime.path.parent == base / "xdg"
+    assert runtime.intact
+    runtime.close()
+    assert names(base / "xdg") == []
+    if other is not None:
+        assert other.intact, "the other daemon's folder stays as it is"
+        other.close()
+
+
+def test_the_temporary_folder_moves_when_the_folder_above_it_is_removed(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("xdg", "tmp"):
+        (base / name).mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base / "xdg"))
+    monkeypatch.setattr(tempfile, "tempdir", str(base / "tmp"))
+    with closing(RuntimeDir(None)) as runtime:
+        assert runtime.path.parent == base / "xdg"
+        shutil.rmtree(base / "xdg")  # as at a logout
+        assert runtime.restore()
+        assert runtime.path.parent == base / "tmp"
+    assert names(base / "tmp") == []
+
+
+def test_without_a_usable_xdg_runtime_dir_the_temporary_folder_is_used(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(base))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    assert temporary_base() == (base, None)
+    (base / "xdg").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base / "xdg"))
+    assert temporary_base() == (base / "xdg", None)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base / "absent"))
+    folder, refused = temporary_base()
+    assert folder == base
+    assert refused == f"{base / 'absent'} cannot be used: No such file or directory"
+
+
+def test_the_xdg_runtime_dir_of_another_user_is_not_used_and_a_line_says_so(
+    base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (base / "xdg").mkdir(mode=0o700)
+    (base / "tmp").mkdir(mode=0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(base / "tmp"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base / "xdg"))
+    status = (base / "xdg").stat()
+    if os.geteuid() == 0:
+        os.chown(base / "xdg", 4711, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: status.st_uid + 1)
+    folder, refused = temporary_base()
+    assert folder == base / "tmp"
+    assert refused is not None
+    assert "is no folder that belongs to this user" in refused
+    if os.geteuid() == 0:
+        with closing(RuntimeDir(None)) as runtime:
+            assert runtime.path.parent == base / "tmp"
+        assert "XDG_RUNTIME_DIR is not used" in caplog.text
+
+
+def test_programs_that_remove_old_files_find_the_folder_locked(base: Path) -> None:
+    with closing(RuntimeDir(base / "run")) as runtime:
+        descriptor = os.open(runtime.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with pytest.raises(BlockingIOError):  # as systemd-tmpfiles tries it
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
+        for path in (runtime.path, runtime.path / LOCK_NAME):
+            os.utime(path, (0, 0))
+        runtime.touch()
+        for path in (runtime.path, runtime.path / LOCK_NAME):
+            assert path.stat().st_mtime > time.time() - 60

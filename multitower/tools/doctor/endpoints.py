@@ -6,14 +6,20 @@ import errno
 import fcntl
 import os
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from multitower.client.threads import Client
 from multitower.errors import MultitowerError
-from multitower.supervisor.loop.runtime_dir import LOCK_NAME, LONGEST_NAME, MAX_IPC_PATH, is_listened_to, private_folder
+from multitower.supervisor.loop.runtime_dir import (
+    LOCK_NAME,
+    LONGEST_NAME,
+    MAX_IPC_PATH,
+    is_listened_to,
+    private_folder,
+    temporary_base,
+)
 from multitower.supervisor.routing.front_socket import IPC
 from multitower.tools.doctor.findings import Finding, Level
 
@@ -125,8 +131,10 @@ def _runtime_dir_finding(configured: Path | None) -> Finding:
     """A finding about the folder that `supervisor.loop.runtime_dir` would use."""
     systemd = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
     chosen = configured or (Path(systemd) if systemd else None)
+    refused = None
     if chosen is None:
-        folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / "multitower-12345678"
+        base, refused = temporary_base()
+        folder = base / "multitower-12345678"
     else:
         try:
             folder = private_folder(chosen)
@@ -144,6 +152,9 @@ def _runtime_dir_finding(configured: Path | None) -> Finding:
         text = f"the workers' sockets in {folder} would have paths of {length} bytes; the limit is {MAX_IPC_PATH}"
         return Finding(SECTION, Level.PROBLEM, text, "set runtime_dir to a shorter path")
     text = f"the workers' sockets get a folder in {parent} ({length} of {MAX_IPC_PATH} bytes)"
+    if refused is not None:
+        advice = "set runtime_dir, or unset XDG_RUNTIME_DIR, which `su` and `sudo -E` keep"
+        return Finding(SECTION, Level.NOTE, f"{text}, since XDG_RUNTIME_DIR {refused}", advice)
     return Finding(SECTION, Level.OK, text)
 
 
