@@ -58,6 +58,7 @@ class ModelSpec(_Json):
         allowed_batch_sizes: sizes that batches are padded to, ascending, up to `max_batch_size`; empty for no padding.
         pad_variable_length_inputs: whether requests that differ in dimensions other than the first share batches,
             padded.
+        trust_batching: whether requests share batches although values may show that rows influence each other.
         warmup: the absolute path of an .npz file with inputs for the warm-up, or None.
         jit_compile: whether XLA compiles the model for each allowed batch size.
         placement: in a worker of several devices: `towers` for a replica on each, or `as_saved` for one that spans
@@ -80,6 +81,7 @@ class ModelSpec(_Json):
     max_batch_size: int = 0
     allowed_batch_sizes: tuple[int, ...] = ()
     pad_variable_length_inputs: bool = False
+    trust_batching: bool = False
     warmup: str | None = None
     jit_compile: bool = False
     placement: str = "towers"
@@ -227,6 +229,8 @@ class SignatureReport:
         outputs: its outputs.
         max_batch_size: the largest number of rows in a batch; 0 where it runs unbatched.
         unbatched_because: why it runs unbatched although batching is configured, or None.
+        unverified_because: why it is batched though no values have shown that rows do not influence each other, or
+            None.
         cause: why it cannot be served, or None.
     """
 
@@ -235,6 +239,7 @@ class SignatureReport:
     outputs: tuple[TensorReport, ...] = ()
     max_batch_size: int = 0
     unbatched_because: str | None = None
+    unverified_because: str | None = None
     cause: str | None = None
 
     @classmethod
@@ -258,6 +263,8 @@ class ModelReport:
         outputs: its outputs; None where a handler declares none.
         max_batch_size: the largest number of rows in a batch; 0 where it runs unbatched.
         unbatched_because: why it runs unbatched although batching is configured, or None.
+        unverified_because: why it is batched though no values have shown that rows do not influence each other, or
+            None.
         pad_variable_length_inputs: as configured.
         signature: the name of the default signature, which this report describes; "" where the model has none.
         signatures: its other signatures.
@@ -278,6 +285,7 @@ class ModelReport:
     outputs: tuple[TensorReport, ...] | None = None
     max_batch_size: int = 0
     unbatched_because: str | None = None
+    unverified_because: str | None = None
     pad_variable_length_inputs: bool = False
     signature: str = ""
     signatures: tuple[SignatureReport, ...] = ()

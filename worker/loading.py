@@ -16,8 +16,9 @@ from .formats.model import Model
 from .heartbeat import CallCounter
 from .memory_use import MemoryMeter
 from .model_errors import LoadError, load_cause, log_traceback
+from .warmup.row_check import check_rows
 from .warmup.samples import load_samples
-from .warmup.warmup import Findings, Sample, warm_up
+from .warmup.warmup import Sample, warm_up
 
 log = logging.getLogger("multitower.worker")
 
@@ -102,7 +103,7 @@ def _load_model(
     samples = load_samples(models[0], spec)
     replicas: list[Replica] = []
     for model, counter in zip(models, counters, strict=False):
-        findings = warm_up(model, spec, samples)
+        findings = _warm_up(model, spec, samples)
         others, signatures = load_other_signatures(model, spec, samples, counter)
         replicas.append(Replica(model, {"": _executor(model, spec, findings, counter), **others}))
     # All replicas are alike; what the warm-up of the last one has shown holds for each.
@@ -114,6 +115,7 @@ def _load_model(
         outputs=model.outputs,
         max_batch_size=_rows_per_batch(spec, findings),
         unbatched_because=findings.unbatched_because,
+        unverified_because=findings.unverified_because,
         pad_variable_length_inputs=spec.pad_variable_length_inputs,
         signature=model.signature,
         signatures=signatures,
@@ -141,7 +143,7 @@ def load_other_signatures(
         if isinstance(other, LoadError):
             reports.append(SignatureReport(name=name, cause=str(other)))
             continue
-        findings = warm_up(other, spec, samples, signature=name)
+        findings = _warm_up(other, spec, samples, signature=name)
         executors[name] = _executor(other, spec, findings, counter)
         reports.append(
             SignatureReport(
@@ -150,12 +152,29 @@ def load_other_signatures(
                 outputs=other.outputs or (),
                 max_batch_size=_rows_per_batch(spec, findings),
                 unbatched_because=findings.unbatched_because,
+                unverified_because=findings.unverified_because,
             )
         )
     return executors, tuple(reports)
 
 
-def _executor(model: Model, spec: ModelSpec, findings: Findings, counter: CallCounter) -> Executor:
+class _Findings(NamedTuple):
+    """What running a model has shown; see `Findings` and `RowFindings`."""
+
+    unbatched_because: str | None
+    unverified_because: str | None
+    proven: bool
+
+
+def _warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample], *, signature: str = "") -> _Findings:
+    """Warms a model up, and compares values of rows in different batches."""
+    shapes = warm_up(model, spec, samples, signature=signature)
+    values = check_rows(model, spec, shapes, samples, signature=signature)
+    because = shapes.unbatched_because or values.unbatched_because
+    return _Findings(because, values.unverified_because, shapes.proven and because is None)
+
+
+def _executor(model: Model, spec: ModelSpec, findings: _Findings, counter: CallCounter) -> Executor:
     """What runs batches on a model, according to what its warm-up has shown."""
     return Executor(
         spec.name,
@@ -168,6 +187,6 @@ def _executor(model: Model, spec: ModelSpec, findings: Findings, counter: CallCo
     )
 
 
-def _rows_per_batch(spec: ModelSpec, findings: Findings) -> int:
+def _rows_per_batch(spec: ModelSpec, findings: _Findings) -> int:
     """The largest number of rows in a batch; 0 where the model takes one request a call."""
     return 0 if findings.unbatched_because is not None else spec.max_batch_size

@@ -176,6 +176,8 @@ def _notes(model: Mapping[str, Any]) -> Iterable[str]:
     note = model["cause"] or model["unbatched_because"]
     if note:
         yield note
+    elif model.get("unverified_because"):
+        yield f"batching is unverified: {model['unverified_because']}"
     for label, version in model["labels_not_served"].items():
         yield f"the label {label} is version {version}, which is not served"
 

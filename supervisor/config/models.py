@@ -53,6 +53,9 @@ class Batching(Section):
     pad_variable_length_inputs: bool = key(
         False, "Pad requests that differ in dimensions other than the rows, so that they share batches."
     )
+    trust: bool = key(
+        False, "Batch the model without comparing values, which may show that rows of a batch influence each other."
+    )
     max_queue_delay: Seconds = key(
         "0ms", "How long a request waits for others to fill its batch although a worker is free."
     )
@@ -310,6 +313,7 @@ class ModelConfig(Section):
             warmup=str(self.warmup) if self.warmup is not None else None,
             jit_compile=self.jit_compile,
             pad_variable_length_inputs=batching is not None and batching.pad_variable_length_inputs,
+            trust_batching=batching is not None and batching.trust,
             placement=self.placement,
             log_device_placement=self.log_device_placement,
         )

@@ -72,6 +72,7 @@ def _signatures(report: ModelReport) -> dict[str, Any]:
                 "outputs": [_tensor(tensor) for tensor in signature.outputs or ()],
                 "max_batch_size": signature.max_batch_size,
                 "unbatched_because": signature.unbatched_because,
+                "unverified_because": signature.unverified_because,
                 "cause": signature.cause,
             }
             for name, signature in described

@@ -198,6 +198,7 @@ class StatusReporter:
             "rows": statistics.rows,
             "max_batch_size": report.max_batch_size if report is not None else max_batch_size,
             "unbatched_because": self._unbatched_because(report) if report is not None else None,
+            "unverified_because": report.unverified_because if report is not None else None,
             "labels_not_served": {},
             **self._memory(name, version),
         }

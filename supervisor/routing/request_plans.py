@@ -227,7 +227,11 @@ def _same_interface(one: ModelReport, other: ModelReport) -> bool:
 def _interface_of(report: ModelReport) -> tuple[object, ...]:
     """What the plans of requests depend on."""
     batching = report.max_batch_size, report.pad_variable_length_inputs
-    return report.inputs, report.outputs, batching, report.signature, report.signatures
+    # Workers may word differently why a signature runs as it does.
+    others = tuple(
+        (other.name, other.inputs, other.outputs, other.max_batch_size, other.cause) for other in report.signatures
+    )
+    return report.inputs, report.outputs, batching, report.signature, others
 
 
 _Inputs = tuple[tuple[str, str, tuple[int, ...]], ...]

@@ -155,6 +155,9 @@ class Reports:
         for model in slot.models:
             if model.state != "ready":
                 _log_failed_model(slot, model)
+            elif model.unbatched_because is not None:
+                fields = {**slot.fields, "model": model.name, "version": model.version}
+                event(log, logging.WARNING, "model runs unbatched", **fields, cause=model.unbatched_because)
         unavailable_for = None if slot.unavailable_since is None else round(now - slot.unavailable_since, 3)
         slot.unavailable_since = None
         event(

@@ -144,6 +144,7 @@ SPEC = ModelSpec(name="h", handler="my.module:Class")
             ", batching: {pad_variable_length_inputs: true}",
             {"max_batch_size": 32, "pad_variable_length_inputs": True},
         ),
+        (", batching: {trust: true}", {"max_batch_size": 32, "trust_batching": True}),
         (
             ", batching: {max_batch_size: 4, allowed_batch_sizes: [1, 4]}",
             {"max_batch_size": 4, "allowed_batch_sizes": (1, 4)},

@@ -227,6 +227,7 @@ MODELS = [
         "name: a, path: digits, batching: {pad_variable_length_inputs: 1}",
         "batching.pad_variable_length_inputs: must be true or false, not 1",
     ),
+    ("name: a, path: digits, batching: {trust: 1}", "1:52: models[0].batching.trust: must be true or false, not 1"),
     (
         "name: a, path: digits, batching: {allowed_batch_sizes: [1, 8]}",
         "1:70: models[0].batching.allowed_batch_sizes[1]: the last size must be max_batch_size, 32, not 8",

@@ -390,16 +390,30 @@ def test_findings_about_a_model_that_loads() -> None:
             "is unbatched: it has no inputs",
         ),
         (
+            LoadedModel(spec=SPEC, report=replace(REPORT, unverified_because="its outputs vary from run to run")),
+            Level.NOTE,
+            "values could not show that rows of a batch are independent: its outputs vary from run to run",
+        ),
+        (
             LoadedModel(spec=ModelSpec(name="m", handler="a:B"), report=replace(REPORT, max_batch_size=0, inputs=None)),
             Level.NOTE,
             "unbatched, as configured",
         ),
     ],
 )
-def test_findings_about_a_model_that_fails_or_is_unbatched(loaded: LoadedModel, level: Level, words: str) -> None:
+def test_findings_about_a_model_that_fails_or_is_not_batched_for_sure(
+    loaded: LoadedModel, level: Level, words: str
+) -> None:
     found = worst(models.findings(loaded))
     assert found.level is level
     assert words in found.text
+
+
+def test_a_model_that_the_configuration_insists_on_batching_has_no_advice() -> None:
+    report = replace(REPORT, unverified_because="batching.trust is set")
+    found = levels(models.findings(LoadedModel(spec=replace(SPEC, trust_batching=True), report=report)))
+    assert ("ok", "m is batched: up to 8 rows, padded to 4, 8, whatever values show (batching.trust)") in found
+    assert {level for level, _ in found} == {"ok"}
 
 
 @pytest.mark.parametrize(

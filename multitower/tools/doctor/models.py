@@ -218,6 +218,10 @@ def _report_findings(loaded: LoadedModel, report: ModelReport) -> Iterator[Findi
     signature = f"{name}, signature {report.signature}" if report.signature else name
     yield Finding(SECTION, Level.OK, f"{signature}: {_describe(report.inputs)} → {_describe(report.outputs)}")
     yield _batching_finding(loaded.spec, report)
+    if report.unverified_because is not None and not loaded.spec.trust_batching:
+        text = f"{name} is batched, but values could not show that rows of a batch are independent"
+        advice = "a `warmup` file with several different rows lets them be compared, if the model repeats its answers"
+        yield Finding(SECTION, Level.NOTE, f"{text}: {report.unverified_because}", advice)
     for other in report.signatures:
         if other.cause is None:
             text = f"requests to {name} may name {other.name}: {_describe(other.inputs)} → {_describe(other.outputs)}"
@@ -230,7 +234,7 @@ def _report_findings(loaded: LoadedModel, report: ModelReport) -> Iterator[Findi
 
 def _batching_finding(spec: ModelSpec, report: ModelReport) -> Finding:
     if report.unbatched_because is not None:
-        advice = f"{documentation.page('Models')} lists what a model needs for batching"
+        advice = f"{documentation.page('Models')} lists what a model needs for batching, and what `batching.trust` does"
         text = f"{spec.name} is unbatched: {report.unbatched_because}"
         return Finding(SECTION, Level.WARNING, text, advice)
     if report.max_batch_size == 0:
@@ -239,7 +243,9 @@ def _batching_finding(spec: ModelSpec, report: ModelReport) -> Finding:
         return Finding(SECTION, Level.NOTE, text, advice if spec.handler is not None else None)
     varying = ", inputs of varying length padded" if report.pad_variable_length_inputs else ""
     sizes = f", padded to {', '.join(map(str, spec.allowed_batch_sizes))}" if spec.allowed_batch_sizes else ""
-    return Finding(SECTION, Level.OK, f"{spec.name} is batched: up to {report.max_batch_size} rows{sizes}{varying}")
+    trust = ", whatever values show (batching.trust)" if spec.trust_batching else ""
+    text = f"{spec.name} is batched: up to {report.max_batch_size} rows{sizes}{varying}{trust}"
+    return Finding(SECTION, Level.OK, text)
 
 
 def _describe(tensors: tuple[TensorReport, ...] | None) -> str:

@@ -1,0 +1,80 @@
+"""Compares outputs of a model that must be equal: of one row in different batches, or of one batch run twice. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, Final
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+class Tolerance(Enum):
+    """How far two floating point values may differ and still count as equal. All other values must be equal.
+
+    STRICT: both calls had the same shapes, and the row had the same position, so the same instructions computed it.
+    Only operations that add in a random order differ then, in the last bits.
+
+    WIDE: the calls had other sizes, for which libraries choose other algorithms, and other precisions inside (TF32,
+    half types). The differences add up over the layers of a model.
+    """
+
+    STRICT = 0
+    WIDE = 1
+
+
+_WIDE_SHARE: Final = 0.02
+"""With `Tolerance.WIDE`, the share of the value and of the output's largest value that a difference may have."""
+
+_STRICT_STEPS: Final = 4
+"""With `Tolerance.STRICT`, the number of roundings of the datatype that a difference may have."""
+
+
+def differing_output(expected: Mapping[str, Array], found: Mapping[str, Array], tolerance: Tolerance) -> str | None:
+    """The name of the first output that differs; None where all are equal.
+
+    NaN equals NaN. Outputs of unequal shapes or datatypes differ.
+
+    Args:
+        expected: arrays by name.
+        found: likewise.
+        tolerance: for floating point values.
+    """
+    for name in dict.fromkeys((*expected, *found)):
+        if name not in expected or name not in found or not are_equal(expected[name], found[name], tolerance):
+            return name
+    return None
+
+
+def are_equal(expected: Array, found: Array, tolerance: Tolerance) -> bool:
+    """Whether two arrays are equal within a tolerance."""
+    if (expected.dtype, expected.shape) != (found.dtype, found.shape):
+        return False
+    step = _rounding_step(expected.dtype)
+    if step is None:
+        return bool(np.array_equal(expected, found))
+    wide = np.complex128 if expected.dtype.kind == "c" else np.float64
+    left, right = expected.astype(wide), found.astype(wide)
+    exact = (left == right) | (np.isnan(left) & np.isnan(right))  # infinities, too
+    if exact.all():
+        return True
+    sizes = np.maximum(np.abs(left), np.abs(right))
+    largest = float(np.max(sizes[np.isfinite(sizes)], initial=0.0))
+    if tolerance is Tolerance.STRICT:
+        allowed = step * (_STRICT_STEPS * sizes + largest)
+    else:
+        allowed = _WIDE_SHARE * (sizes + largest)
+    with np.errstate(invalid="ignore"):  # the difference of infinities is NaN, which is within no tolerance
+        near = np.isfinite(sizes) & (np.abs(left - right) <= allowed)
+    return bool((exact | near).all())
+
+
+def _rounding_step(dtype: np.dtype[Any]) -> float | None:
+    """The relative distance of neighbouring values of a floating point datatype, at least that of FP32; else None."""
+    if dtype.kind in "fc":
+        return max(float(np.finfo(dtype).eps), float(np.finfo(np.float32).eps))
+    if dtype.name == "bfloat16":
+        return 2.0**-7
+    return None
