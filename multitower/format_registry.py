@@ -25,6 +25,8 @@ class ModelFormat:
         has_signatures: whether `signature` may be configured.
         names_tensors: whether `inputs` and `outputs` must be configured, since the model does not say what they are.
         can_compile: whether `jit_compile` may be configured.
+        runs_model_code: whether loading a model runs Python code of the model, which then defines the Python functions
+            that its graph calls.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ModelFormat:
     has_signatures: bool = False
     names_tensors: bool = False
     can_compile: bool = False
+    runs_model_code: bool = False
 
 
 SAVED_MODEL: Final = ModelFormat(
@@ -52,6 +55,7 @@ HANDLER: Final = ModelFormat(
     platform="python",
     uses_tensorflow=False,
     has_towers=False,
+    runs_model_code=True,
 )
 
 FILE_FORMATS: Final = (
@@ -61,6 +65,7 @@ FILE_FORMATS: Final = (
         platform="keras",
         suffixes=(".keras", ".h5", ".hdf5"),
         can_compile=True,
+        runs_model_code=True,
     ),
     ModelFormat(
         name="frozen_graph",

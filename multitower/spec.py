@@ -60,6 +60,7 @@ class ModelSpec(_Json):
             padded.
         trust_batching: whether requests share batches although values may show that rows influence each other.
         warmup: the absolute path of an .npz file with inputs for the warm-up, or None.
+        custom_ops: the absolute paths of libraries with operations that the model uses; loaded before it.
         jit_compile: whether XLA compiles the model for each allowed batch size.
         placement: in a worker of several devices: `towers` for a replica on each, or `as_saved` for one that spans
             them, on the devices that its graph names.
@@ -83,6 +84,7 @@ class ModelSpec(_Json):
     pad_variable_length_inputs: bool = False
     trust_batching: bool = False
     warmup: str | None = None
+    custom_ops: tuple[str, ...] = ()
     jit_compile: bool = False
     placement: str = "towers"
     log_device_placement: bool = False
@@ -102,7 +104,8 @@ class ModelSpec(_Json):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Reads what `dataclasses.asdict` and JSON made of a spec."""
-        return cls(**{**data, **{name: tuple(data[name]) for name in ("tags", "allowed_batch_sizes")}})
+        lists = {name: tuple(data[name]) for name in ("tags", "allowed_batch_sizes", "custom_ops")}
+        return cls(**{**data, **lists})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -259,6 +262,7 @@ class ModelReport:
         platform: see `format_registry`.
         state: `ready` or `failed`.
         cause: why it failed, for people.
+        needs_gpu: whether it failed because an operation has a kernel for GPUs only, and the worker has no GPU.
         inputs: its inputs; None where a handler declares none, and accepts any.
         outputs: its outputs; None where a handler declares none.
         max_batch_size: the largest number of rows in a batch; 0 where it runs unbatched.
@@ -281,6 +285,7 @@ class ModelReport:
     platform: str = ""
     state: str = "ready"
     cause: str | None = None
+    needs_gpu: bool = False
     inputs: tuple[TensorReport, ...] | None = None
     outputs: tuple[TensorReport, ...] | None = None
     max_batch_size: int = 0

@@ -16,6 +16,7 @@ from .formats.model import Model
 from .heartbeat import CallCounter
 from .memory_use import MemoryMeter
 from .model_errors import LoadError, load_cause, log_traceback
+from .unrunnable import UnrunnableError, classify
 from .warmup.row_check import check_rows
 from .warmup.samples import load_samples
 from .warmup.warmup import Sample, warm_up
@@ -87,7 +88,8 @@ def load_models(assignment: Assignment, counters: Sequence[CallCounter]) -> Load
             if not issubclass(type(error), LoadError):
                 log_traceback(f"{spec.name} cannot be loaded", error)
             name, version = spec.key
-            reports.append(ModelReport(name=name, version=version, state="failed", cause=load_cause(error)))
+            failed = ModelReport(name=name, version=version, state="failed", cause=load_cause(error))
+            reports.append(replace(failed, needs_gpu=isinstance(error, UnrunnableError) and error.needs_gpu))
             continue
         loaded[report.key] = replicas
         reports.append(replace(report, **asdict(meter.growth())))
@@ -98,12 +100,20 @@ def _load_model(
     spec: ModelSpec, devices: Sequence[str], counters: Sequence[CallCounter]
 ) -> tuple[list[Replica], ModelReport]:
     started = time.monotonic()
-    models = load_replicas(spec, devices)
+    if spec.custom_ops:
+        from .formats.custom_ops import load_libraries
+
+        load_libraries(spec.custom_ops)
+    models = _load_replicas(spec, devices)
     loaded = time.monotonic()
     samples = load_samples(models[0], spec)
     replicas: list[Replica] = []
     for model, counter in zip(models, counters, strict=False):
-        findings = _warm_up(model, spec, samples)
+        try:
+            _check_runnable(model, spec)
+            findings = _warm_up(model, spec, samples)
+        except UnrunnableError as error:
+            raise _with_other_signatures(error, model) from error
         others, signatures = load_other_signatures(model, spec, samples, counter)
         replicas.append(Replica(model, {"": _executor(model, spec, findings, counter), **others}))
     # All replicas are alike; what the warm-up of the last one has shown holds for each.
@@ -126,6 +136,45 @@ def _load_model(
     return replicas, report
 
 
+def _load_replicas(spec: ModelSpec, devices: Sequence[str]) -> list[Model]:
+    """Loads the replicas of a model.
+
+    Raises:
+        UnrunnableError: an operation of it does not exist in this process.
+        LoadError: it cannot be served for another reason.
+        BaseException: whatever the format's own code raises.
+    """
+    try:
+        return load_replicas(spec, devices)
+    except Exception as error:
+        unrunnable = classify(error) if spec.format.uses_tensorflow else None
+        if unrunnable is None:
+            raise
+        raise unrunnable from error
+
+
+def _check_runnable(model: Model, spec: ModelSpec) -> None:
+    """Checks a model, or one of its signatures, that TensorFlow runs.
+
+    Raises:
+        UnrunnableError: no call of it can succeed in this process.
+    """
+    if spec.format.uses_tensorflow:
+        from .formats.runnable import check_runnable
+
+        check_runnable(model, spec)
+
+
+def _with_other_signatures(error: UnrunnableError, model: Model) -> UnrunnableError:
+    """The error of a default signature, with the names of other signatures that may be served in its place."""
+    usable = [name for name, other in model.other_signatures.items() if not isinstance(other, LoadError)]
+    if not usable:
+        return error
+    remedy = f"the model can be served by another one, with `signature`: {', '.join(usable)}"
+    cause = f"the signature {model.signature!r} cannot be served: {error}; {remedy}"
+    return UnrunnableError(cause, needs_gpu=error.needs_gpu)
+
+
 def load_other_signatures(
     model: Model, spec: ModelSpec, samples: Sequence[Sample], counter: CallCounter
 ) -> tuple[dict[str, Executor], tuple[SignatureReport, ...]]:
@@ -143,7 +192,12 @@ def load_other_signatures(
         if isinstance(other, LoadError):
             reports.append(SignatureReport(name=name, cause=str(other)))
             continue
-        findings = _warm_up(other, spec, samples, signature=name)
+        try:
+            _check_runnable(other, spec)
+            findings = _warm_up(other, spec, samples, signature=name)
+        except UnrunnableError as error:
+            reports.append(SignatureReport(name=name, cause=str(error)))
+            continue
         executors[name] = _executor(other, spec, findings, counter)
         reports.append(
             SignatureReport(

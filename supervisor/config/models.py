@@ -192,6 +192,28 @@ def _warmup(value: object, info: ValidationInfo) -> Path | None:
     return None if value is None else parse_file(value, context_of(info).folder, ".npz", "inputs")
 
 
+def _custom_ops(value: object, info: ValidationInfo) -> tuple[Path, ...]:
+    if value == []:
+        return ()
+    if info.data.get("path", value) is None:
+        raise ValueError("needs a path; a handler loads its libraries itself")
+    if not isinstance(value, list):
+        raise ValueError(f"must be a list of libraries, as in [ops/libops.so], not {short_repr(value)}")
+    problems = ValueProblems()
+    libraries: list[Path] = []
+    for index, item in enumerate(value):
+        try:
+            library = parse_file(item, context_of(info).folder, ".so", "operations")
+        except ValueError as error:
+            problems.add(str(error), index)
+            continue
+        if library in libraries:
+            problems.add(f"{short_repr(item)} is listed twice", index)
+        libraries.append(library)
+    problems.raise_any()
+    return tuple(libraries)
+
+
 def _needs_path(value: Any, info: ValidationInfo) -> Any:
     if "path" in info.data and info.data["path"] is None and value not in ("towers", False):
         raise ValueError("needs a path; a handler chooses its devices itself")
@@ -210,6 +232,7 @@ class ModelConfig(Section):
                 "tags": ["path"],
                 "inputs": ["path"],
                 "outputs": ["path"],
+                "custom_ops": ["path"],
                 "versions": ["path"],
                 "version_labels": ["path"],
             },
@@ -257,6 +280,11 @@ class ModelConfig(Section):
     warmup: Annotated[Path | None, PlainValidator(_warmup), WithJsonSchema({"type": "string", "minLength": 1})] = key(
         None, "An .npz file with inputs for the warm-up, by name; without it they are generated."
     )
+    custom_ops: Annotated[
+        tuple[Path, ...],
+        PlainValidator(_custom_ops),
+        WithJsonSchema({"type": "array", "items": {"type": "string", "minLength": 1}}),
+    ] = key([], "Libraries (.so) with operations that the model uses; workers load them before the model.")
     jit_compile: bool = key(False, "Compile the model with XLA, for each allowed batch size, before it is ready.")
     placement: Annotated[Literal["towers", "as_saved"], AfterValidator(_needs_path)] = key(
         "towers",
@@ -311,6 +339,7 @@ class ModelConfig(Section):
             max_batch_size=batching.max_batch_size if batching is not None else 0,
             allowed_batch_sizes=batching.allowed_batch_sizes if batching is not None else (),
             warmup=str(self.warmup) if self.warmup is not None else None,
+            custom_ops=tuple(map(str, self.custom_ops)),
             jit_compile=self.jit_compile,
             pad_variable_length_inputs=batching is not None and batching.pad_variable_length_inputs,
             trust_batching=batching is not None and batching.trust,

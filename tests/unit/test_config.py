@@ -185,6 +185,14 @@ def test_warm_up_and_xla_are_described_to_workers(folder: Path) -> None:
         assert (model_spec.placement, model_spec.log_device_placement) == ("as_saved", True)
 
 
+def test_libraries_of_custom_operations_are_described_to_workers(folder: Path) -> None:
+    for name in ("a.so", "b.so"):
+        (folder / name).touch()
+    spec = loaded(folder, "models: [{name: a, path: digits, custom_ops: [b.so, ./a.so]}]").models[0].to_spec()
+    assert spec.custom_ops == (str(folder / "b.so"), str(folder / "a.so")), "in the order of the file"
+    assert ModelSpec.from_dict(json.loads(spec.to_json())) == spec, "it is the same after serialisation"
+
+
 def test_a_frozen_graph_is_described_to_workers(folder: Path) -> None:
     (folder / "frozen.pb").touch()
     names = 'inputs: {x: "x:0"}, outputs: {scores: "softmax:0", best: top}'

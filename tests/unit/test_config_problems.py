@@ -20,7 +20,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("digits", "empty", "other", "notes/1", "numbered/1"):
         (tmp_path / name).mkdir(parents=True)
     files = ("digits/saved_model.pb", "numbered/1/saved_model.pb", "other/variables")
-    for name in (*files, "old.h5", "frozen.pb", "digits.keras"):
+    for name in (*files, "old.h5", "frozen.pb", "digits.keras", "ops.so"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -198,6 +198,15 @@ MODELS = [
     ("name: a, path: digits, warmup: no.npz", "models[0].warmup: {folder}/no.npz does not exist"),
     ("name: a, path: digits, warmup: digits.keras", "models[0].warmup: {folder}/digits.keras is not a .npz file"),
     ("name: a, path: digits, warmup: 5", "models[0].warmup: must be the path of a .npz file with inputs, not 5"),
+    ("name: a, path: digits, custom_ops: [no.so]", "1:47: models[0].custom_ops[0]: {folder}/no.so does not exist"),
+    ("name: a, path: digits, custom_ops: [digits.keras]", "custom_ops[0]: {folder}/digits.keras is not a .so file"),
+    ("name: a, path: digits, custom_ops: [5]", "custom_ops[0]: must be the path of a .so file with operations, not 5"),
+    (
+        "name: a, path: digits, custom_ops: ops.so",
+        "custom_ops: must be a list of libraries, as in [ops/libops.so]",
+    ),
+    ("name: a, path: digits, custom_ops: [ops.so, ./ops.so]", "models[0].custom_ops[1]: './ops.so' is listed twice"),
+    ("name: a, handler: 'm:C', custom_ops: [ops.so]", "models[0].custom_ops: needs a path; a handler loads its"),
     ("name: a, path: digits, jit_compile: true", "models[0].jit_compile: needs batching.allowed_batch_sizes, since"),
     (
         "name: a, handler: 'm:C', jit_compile: true",

@@ -56,6 +56,8 @@ def loaded(text: str, folder: Path) -> Config:
         for key in ("path", "warmup"):
             if key in model:
                 make_model(folder / model[key], model.get("versions"))
+        for library in model.get("custom_ops", []):
+            make_model(folder / library, None)
     file = folder / "multitower.yaml"
     file.write_text(text)
     return load(file, environment={})

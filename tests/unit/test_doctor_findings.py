@@ -430,6 +430,9 @@ def test_a_model_that_the_configuration_insists_on_batching_has_no_advice() -> N
         (BUILD, {"operations": 9, "cpu_only": {"StringJoin": 2}}, False, Level.NOTE, "2 of 9"),
         (BUILD, {"error": "ValueError: broken"}, True, Level.NOTE, "cannot be read: ValueError: broken"),
         (CPU_BUILD, {"operations": 9, "cpu_only": {}}, True, Level.NOTE, "built for CPUs only"),
+        (BUILD, {"obstacle": "no op X", "needs_gpu": False}, True, Level.PROBLEM, "m can never run: no op X"),
+        (CPU_BUILD, {"obstacle": "no op X", "needs_gpu": True}, False, Level.PROBLEM, "m can never run: no op X"),
+        (BUILD, {"obstacle": "no op X", "needs_gpu": True}, True, Level.NOTE, "m: it runs on GPUs only: no op X"),
     ],
 )
 def test_findings_about_operations_without_gpu_kernel(
@@ -440,9 +443,19 @@ def test_findings_about_operations_without_gpu_kernel(
     assert words in found.text
 
 
+@pytest.mark.parametrize("gpus", [False, True])
+def test_a_model_for_gpus_only_is_no_problem_where_gpus_serve_it(gpus: bool) -> None:
+    report = ModelReport(name="m", state="failed", cause="X has a kernel for GPUs only", needs_gpu=True)
+    (finding,) = models.findings(LoadedModel(spec=SPEC, report=report), gpus_wanted=gpus)
+    assert finding.level is (Level.NOTE if gpus else Level.PROBLEM)
+    assert "X has a kernel for GPUs only" in finding.text
+
+
 def test_a_model_that_did_not_load_gets_no_second_finding() -> None:
-    answer = {"build": BUILD, "models": {"m": {"error": "no weights"}, "n": {"error": "no weights"}}}
-    found = list(operations.findings(answer, gpus_wanted=True, not_loaded={"m"}))
+    broken = {"error": "no weights"}
+    models = {"m": broken, "n": broken, "o": {"obstacle": "no op X", "needs_gpu": False}}
+    answer = {"build": BUILD, "models": models}
+    found = list(operations.findings(answer, gpus_wanted=True, not_loaded={"m", "o"}))
     assert [finding.text for finding in found] == ["n: its operations cannot be read: no weights"]
 
 

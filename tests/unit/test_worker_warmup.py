@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 from multitower.spec import ModelSpec, TensorReport
 from multitower.worker.formats.model import Arrays
 from multitower.worker.model_errors import LoadError
+from multitower.worker.unrunnable import UnrunnableError
 from multitower.worker.warmup.samples import load_samples
 from multitower.worker.warmup.warmup import Sample, warm_up, warmup_sizes
 
@@ -46,6 +47,7 @@ def same(inputs: Arrays) -> Arrays:
 class Model:
     platform = "tensorflow_savedmodel"
     version = "1"
+    other_signatures: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -142,6 +144,33 @@ def test_a_model_that_refuses_made_up_inputs_is_served_unproven(caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         assert warm_up(Model(refuse), BATCHED) == (None, False)
     assert "no such word" in caplog.text
+
+
+class FailedPreconditionError(Exception):
+    """As TensorFlow's of that name."""
+
+    __module__ = "tensorflow.python.framework.errors_impl"
+
+
+@pytest.mark.parametrize("signatures", [{}, {"init": None}])
+def test_a_missing_initialiser_fails_a_model_without_other_signatures(signatures: dict[str, Any]) -> None:
+    def refuse(inputs: Arrays) -> Arrays:
+        raise FailedPreconditionError("Table not initialized.")
+
+    model = Model(refuse)
+    model.other_signatures = signatures
+    if signatures:
+        assert warm_up(model, BATCHED) == (None, False), "a request to the other signature may initialise the table"
+    else:
+        with pytest.raises(UnrunnableError, match="a table or a variable that nothing initialises"):
+            warm_up(model, BATCHED)
+
+
+def test_an_error_with_the_words_of_tensorflow_alone_is_no_obstacle() -> None:
+    def refuse(inputs: Arrays) -> Arrays:
+        raise ValueError("Table not initialized.")
+
+    assert warm_up(Model(refuse), BATCHED) == (None, False)
 
 
 def test_a_model_that_fails_with_many_rows_is_proven_by_fewer() -> None:

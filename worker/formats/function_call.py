@@ -15,6 +15,7 @@ from typing import Any, Final
 import tensorflow as tf
 
 from ..model_errors import one_line
+from .graph_nodes import COMPILED
 from .model import Arrays
 from .tensorflow_types import to_array, to_tensor
 
@@ -22,9 +23,6 @@ log = logging.getLogger("multitower.worker")
 
 MAX_GRAPH_BYTES: Final = 32 << 20
 """TensorFlow prepares a function once for each way, and holds the constants of its graph twice, also on the device."""
-
-COMPILED: Final = "_XlaMustCompile"
-"""An attribute of functions that the operation ignores."""
 
 Tensors = dict[str, Any]
 
@@ -80,6 +78,12 @@ class FunctionCall:
     def graph(self) -> Any:
         """The function as a GraphDef, with the functions that it calls."""
         return self._function.graph.as_graph_def()
+
+    @property
+    def fetched(self) -> tuple[str, ...]:
+        """See `ModelCall`."""
+        graph = self._function.graph
+        return (*(tensor.name for tensor in graph.outputs), *(node.name for node in graph.control_outputs))
 
     def __call__(self, arrays: Arrays) -> Arrays:
         """Returns the outputs for these inputs.
@@ -172,7 +176,7 @@ class _Operation:
         from tensorflow.python.eager import context
 
         definition = function.inference_fn.definition
-        if definition.attr[COMPILED].b:
+        if definition.attr[COMPILED].b:  # the operation would ignore it
             raise NotEquivalentError("XLA compiles it")
         if function.graph.deferred_external_captures:
             raise NotEquivalentError("something that it captures is made anew for each call")

@@ -47,6 +47,7 @@ class GraphCall:
 
     Attributes:
         tower: what the check has found; None without a placement.
+        fetched: see `ModelCall`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class GraphCall:
         placement: TowerPlacement | None = None,
     ) -> None:
         self._inputs, self._outputs = list(inputs), list(outputs)
+        self.fetched = tuple(tensor.name for tensor in outputs.values())
         self._run = session.make_callable(list(outputs.values()), feed_list=list(inputs.values()))
         self._session = session
         self._placement = placement

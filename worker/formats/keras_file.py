@@ -143,6 +143,10 @@ class _RenamedCall:
         return self._call.graph
 
     @property
+    def fetched(self) -> tuple[str, ...]:
+        return self._call.fetched
+
+    @property
     def tower(self) -> TowerReport | None:
         return self._call.tower
 

@@ -59,11 +59,14 @@ class ModelCall(Protocol):
 
     Attributes:
         graph: what a call runs: a GraphDef, with the functions that it calls.
+        fetched: the names of the tensors and nodes of that graph that a call computes.
         tower: as in `Model`.
     """
 
     @property
     def graph(self) -> Any: ...  # noqa: D102
+    @property
+    def fetched(self) -> tuple[str, ...]: ...  # noqa: D102
     @property
     def tower(self) -> TowerReport | None: ...  # noqa: D102
 

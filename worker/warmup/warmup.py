@@ -14,6 +14,7 @@ from multitower.spec import ModelSpec
 from ..batch import padded_size
 from ..formats.model import Array, Arrays, Model
 from ..model_errors import LoadError, is_out_of_memory, one_line
+from ..unrunnable import classify
 
 log = logging.getLogger("multitower.worker")
 
@@ -72,6 +73,7 @@ def warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample] = (), *, si
         signature: the name of the signature; "" for the default one.
 
     Raises:
+        UnrunnableError: no call of it can succeed in this process.
         LoadError: the model raises on a sample in its own size; or in any size, where XLA must compile it.
     """
     samples = [sample for sample in samples if sample.signature == signature]
@@ -80,6 +82,7 @@ def warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample] = (), *, si
         return Findings(reason)
     is_joined = spec.max_batch_size > 0 and reason is None
     title = f"{spec.name} ({signature})" if signature else spec.name
+    has_others = bool(signature or model.other_signatures)
     succeeded = 0
     for size in warmup_sizes(spec) if is_joined else () if samples else [1]:
         try:
@@ -90,6 +93,8 @@ def warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample] = (), *, si
                     "jit_compile: XLA cannot compile it, or it refuses made-up inputs (`warmup` can give it better "
                     f"ones): {one_line(error)}"
                 ) from error
+            if not succeeded and (unrunnable := classify(error, may_initialize=has_others)):
+                raise unrunnable from error
             rows = "rows of a sample" if samples else "made-up rows"
             log.warning("%s: no warm-up with %d %s: %s", title, size, rows, one_line(error))
             break

@@ -76,7 +76,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
         inter_op=placements[0].inter_op_threads if placements else 1,
         timeout_s=timeout_s,
     ):
-        yield from models.findings(loaded)
+        yield from models.findings(loaded, gpus_wanted=gpus_wanted)
         if loaded.report is not None and loaded.report.state == "ready":
             # The versions of a model are loaded one by one, but a worker holds all of them.
             name, growth = loaded.spec.name, loaded.after_bytes - loaded.before_bytes

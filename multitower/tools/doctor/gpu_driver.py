@@ -124,7 +124,7 @@ def findings(
 
     Args:
         driver: the result of `inspect_driver`.
-        build: how TensorFlow was built, as `worker.formats.kernels` reports it; None if unknown.
+        build: how TensorFlow was built, as `worker.formats.inspection` reports it; None if unknown.
         missing: the result of `missing_libraries`.
         gpus_wanted: whether the configuration has workers on GPUs.
     """

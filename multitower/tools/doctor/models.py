@@ -195,11 +195,18 @@ def _captured_log() -> Iterator[list[str]]:
         logger.level, logger.propagate = former
 
 
-def findings(loaded: LoadedModel) -> Iterator[Finding]:
-    """Findings about a model."""
+def findings(loaded: LoadedModel, *, gpus_wanted: bool = False) -> Iterator[Finding]:
+    """Findings about a model.
+
+    Args:
+        loaded: what loading it on the CPU has shown.
+        gpus_wanted: whether the configuration has workers on GPUs.
+    """
     name, report = loaded.spec.name, loaded.report
     if report is not None and report.state == "ready":
         yield from _report_findings(loaded, report)
+    elif report is not None and report.needs_gpu and gpus_wanted:
+        yield Finding(SECTION, Level.NOTE, f"{name} cannot be tried here, on the CPU: {report.cause}")
     else:
         cause = (report.cause if report is not None else None) or loaded.cause
         page = documentation.page("Handlers" if loaded.spec.handler is not None else "Models")

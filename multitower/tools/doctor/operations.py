@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from multitower.cuda_environment import no_gpu_environment
 from multitower.spec import ModelSpec
+from multitower.tools import documentation
 from multitower.tools.doctor.findings import INSTALL_CUDA, Finding, Level, join_names
 
 SECTION: Final = "operations"
@@ -22,12 +23,12 @@ class InspectionError(Exception):
 
 
 def inspect_operations(specs: Sequence[ModelSpec], timeout_s: float) -> dict[str, Any]:
-    """Runs `worker.formats.kernels` on models that have a path, and returns its report.
+    """Runs `worker.formats.inspection` on models that have a path, and returns its report.
 
     Raises:
         InspectionError: it failed, or took too long.
     """
-    command = [sys.executable, "-m", "multitower.worker.formats.kernels"]
+    command = [sys.executable, "-m", "multitower.worker.formats.inspection"]
     models = json.dumps([dataclasses.asdict(spec) for spec in specs])
     environment = {**os.environ, **no_gpu_environment(), "TF_CPP_MIN_LOG_LEVEL": "2"}
     try:
@@ -61,11 +62,16 @@ def findings(
         not_loaded: models for which there is a finding already that they cannot be loaded.
     """
     build = report["build"]
+    for name, model in report["models"].items():
+        if "obstacle" in model and name not in not_loaded:
+            yield _obstacle_finding(name, model, gpus_wanted=gpus_wanted)
     if not build["gpu"]:
         text = f"TensorFlow {build['version']} is built for CPUs only and knows no GPU kernels"
         yield Finding(SECTION, Level.NOTE, text, f"on a machine with GPUs: {INSTALL_CUDA}")
         return
     for name, model in report["models"].items():
+        if "obstacle" in model:
+            continue
         if "error" in model:
             if name not in not_loaded:
                 yield Finding(SECTION, Level.NOTE, f"{name}: its operations cannot be read: {model['error']}")
@@ -79,3 +85,10 @@ def findings(
             yield Finding(SECTION, Level.WARNING if gpus_wanted else Level.NOTE, text, advice)
         else:
             yield Finding(SECTION, Level.OK, f"{name}: all {model['operations']} operations have a GPU kernel")
+
+
+def _obstacle_finding(name: str, model: Mapping[str, Any], *, gpus_wanted: bool) -> Finding:
+    if model["needs_gpu"] and gpus_wanted:
+        return Finding(SECTION, Level.NOTE, f"{name}: it runs on GPUs only: {model['obstacle']}")
+    advice = f"the daemon would show it as failed and serve the others; see {documentation.page('Models')}"
+    return Finding(SECTION, Level.PROBLEM, f"{name} can never run: {model['obstacle']}", advice)
