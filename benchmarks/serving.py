@@ -5,6 +5,7 @@ It uses only the command line and the client, so that a benchmark can also measu
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -100,6 +101,7 @@ def daemon(
     more: str = "spares: 0",
     transport: str = "ipc",
     also: Sequence[str] = (),
+    installation: Path | None = None,
 ) -> Iterator[Daemon]:
     """Starts a daemon on CPU devices, waits until every slot is ready, and ends it afterwards.
 
@@ -111,6 +113,7 @@ def daemon(
         more: further YAML.
         transport: `ipc` or `tcp`.
         also: further endpoints to listen on.
+        installation: a folder with the package; by default the one that this program uses.
     """
     endpoint = free_endpoint(folder, name, transport)
     listen = [endpoint, *also]
@@ -121,8 +124,9 @@ def daemon(
     log = folder / f"{name}.log"
     # -P: the installed package, not the checkout that is usually the current folder.
     command = [sys.executable, "-P", "-m", "multitower", "serve", str(config), "--log-format", "json"]
+    environment = None if installation is None else {**os.environ, "PYTHONPATH": str(installation)}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stderr=output)
+        process = subprocess.Popen(command, stderr=output, env=environment)
     try:
         wait_until_ready(endpoint, log)
         yield Daemon(endpoint, process.pid, log)
