@@ -123,6 +123,7 @@ class Daemon:
                 self._endpoints.context, self._endpoints.runtime, watcher, import_path=[str(config.folder)]
             )
             stack.callback(launcher.close)
+            self._launcher = launcher
             self._capacity = Capacity(sampler)
             self._manager = WorkerManager(
                 placements=settings.placements,
@@ -242,6 +243,7 @@ class Daemon:
             Chore.every(MEASURE_S, "measuring workers", lambda _: self._capacity.measure(self._manager.slots), errors),
             Chore.every(MEASURE_S, "closing regions", self._router.tick, errors),
             Chore.every(KEEP_S, "keeping the endpoints", self._endpoints.keep, errors),
+            Chore.every(MEASURE_S, "ending orphans", lambda _: self._launcher.tick(), errors),
             Chore("watching model versions", watch.tick, lambda _: watch.due, errors),
             Chore("feeding the watchdog", service_manager.watchdog, lambda _: service_manager.next_wake(), errors),
             Chore("draining", self._advance_drain, lambda _: self._lifecycle.drain_by, errors),

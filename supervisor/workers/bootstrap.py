@@ -22,7 +22,10 @@ from multitower.spec import ProcessSpec
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""They reach whole process groups. Only the parent acts on them, and tells its workers to end."""
+"""A service manager may send them to all processes. Only the parent acts on them, and tells its workers to end."""
+
+ORIGIN = "_MULTITOWER_ORIGIN"
+"""The variable that shows which daemon, and behind a colon which worker, a process comes from."""
 
 STACKS_SIGNAL = signal.SIGQUIT
 """Makes a worker write its Python stacks to its output, even while native code holds the interpreter."""
@@ -41,6 +44,10 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
         heartbeat: the writing end of the pipe of its heartbeats.
         begun: a memory file with a `worker_wire.BEGUN` for each tower.
     """
+    # A session is a process group as well. Whatever the worker starts is in it, unless it makes its own.
+    os.setsid()
+    if ORIGIN in os.environ:
+        os.environ[ORIGIN] += f":{os.getpid()}"
     spec = ProcessSpec.from_json(spec_json)
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -9,7 +9,6 @@ import signal
 import struct
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,11 @@ from multitower.worker_wire import BEGUN, BEGUN_BYTES, last_heartbeat
 
 from ..routing.worker_connection import WorkerConnection
 from .bootstrap import IGNORED_SIGNALS, STACKS_SIGNAL, run_worker
+from .descendants import Descendants
 from .exit_cause import ExitCause
 from .hang_detector import ProcessStat
 from .output import OutputReader
+from .spawned_process import SpawnedProcess
 
 
 class ChildProcess:
@@ -30,9 +31,9 @@ class ChildProcess:
 
     Args:
         context: the router's ZeroMQ context.
-        spawn: `multiprocessing.get_context("spawn")`.
         spec: what the process is given; its endpoint must be a new one.
         output: reads what the process writes to stdout and stderr.
+        descendants: kills what the process has started when it has ended.
         fields: the fields of the log lines of its output; gets its pid, and the caller may change it later.
 
     Attributes:
@@ -49,12 +50,14 @@ class ChildProcess:
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
-        spawn: SpawnContext,
         spec: ProcessSpec,
         output: OutputReader,
+        descendants: Descendants,
         fields: dict[str, object],
     ) -> None:
         self._path = Path(spec.endpoint.removeprefix("ipc://"))
+        self._output = output
+        self._descendants = descendants
         self.fields = fields
         self.heartbeats_closed = False
         self.begun: tuple[int, ...] = ()
@@ -77,20 +80,21 @@ class ChildProcess:
             self._begun = Connection(os.memfd_create(f"{spec.name}-begun"))
             undo.callback(self._begun.close)
             os.truncate(self._begun.fileno(), BEGUN_BYTES)
-            self._process = self._start(spawn, spec, (death_out, output_in, heartbeat_in, self._begun))
+            self._process = self._start(spec, (death_out, output_in, heartbeat_in, self._begun))
             undo.callback(self._undo_start)
             assert self._process.pid is not None  # it has been started
             self.pid: int = self._process.pid
             self.pidfd = os.pidfd_open(self.pid)
             undo.callback(os.close, self.pidfd)
             fields["pid"] = self.pid
-            output.add(os.dup(output_out.fileno()), fields)
+            self._source = output.add(os.dup(output_out.fileno()), fields)
             self.connection.connect(spec.endpoint)
+            descendants.add_worker(self.pid)
             undo.pop_all()
 
-    def _start(self, spawn: SpawnContext, spec: ProcessSpec, pipes: tuple[Connection, ...]) -> SpawnProcess:
+    def _start(self, spec: ProcessSpec, pipes: tuple[Connection, ...]) -> SpawnedProcess:
         arguments: tuple[Any, ...] = (spec.to_json().decode(), *pipes)
-        child = spawn.Process(target=run_worker, args=arguments, name=spec.name, daemon=False)
+        child = SpawnedProcess(target=run_worker, args=arguments, name=spec.name, daemon=False)
         # Otherwise spawning starts it, which unblocks signals.
         resource_tracker.ensure_running()
         # Until the worker ignores them itself; the parent gets afterwards what arrives meanwhile.
@@ -142,18 +146,32 @@ class ChildProcess:
             signal.pidfd_send_signal(self.pidfd, STACKS_SIGNAL)
 
     def kill(self) -> None:
-        """Ends the process at once (SIGKILL); no-op if it has ended."""
+        """Ends the process and its process group at once (SIGKILL); no-op if they have ended."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        self._kill_group()
 
     def reap(self) -> ExitCause:
-        """Collects the exit code of the process, which has ended or was killed, and sets `begun`."""
+        """Collects the exit code of the process, which has ended or was killed, and sets `begun`.
+
+        Kills what the process has started, but does not wait for its end.
+        """
+        self._kill_group()
         self._process.join()
+        self._descendants.remove_worker(self.pid)
         page = os.pread(self._begun.fileno(), BEGUN_BYTES, 0)
         # The process may have truncated it.
         whole = len(page) - len(page) % struct.calcsize(BEGUN)
         self.begun = tuple(begun for (begun,) in struct.iter_unpack(BEGUN, page[:whole]))
         return ExitCause(self._process.exitcode)
+
+    def _kill_group(self) -> None:
+        try:
+            # Until it is reaped, no other process can get its number.
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+            os.killpg(self.pid, signal.SIGKILL)
+        except (ChildProcessError, ProcessLookupError, PermissionError):
+            return  # it has been reaped, has not made its group yet, or the whole group belongs to another user
 
     def close(self) -> None:
         """Releases everything. The process must have been reaped."""
@@ -165,6 +183,7 @@ class ChildProcess:
             stack.callback(self._death_in.close)
             stack.callback(os.close, self.pidfd)
             stack.callback(self.connection.close)
+            stack.callback(self._output.end, self._source)
 
     def _close_process(self) -> None:
         with contextlib.suppress(ValueError):  # its exit code was lost, and `multiprocessing` takes it for running

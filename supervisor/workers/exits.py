@@ -21,7 +21,8 @@ STOP_S = 5.0
 """Seconds that a worker has to end after it was told to; then it is killed."""
 
 DISCONNECT_S = 0.25
-"""Seconds to wait for a dead worker's connection to close; it takes longer only if a child of it holds it open."""
+"""Seconds to wait for a dead worker's connection to close; it takes longer only if a process that it started holds it
+open and has not ended yet."""
 
 STACKS_S = 0.5
 """Seconds that a worker that hangs has to write its Python stacks before it is killed."""

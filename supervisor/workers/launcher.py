@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import signal
 import time
@@ -16,6 +15,7 @@ from multitower.spec import Assignment, ProcessSpec
 from ..loop.log import event
 from ..loop.runtime_dir import RuntimeDir
 from .child_process import ChildProcess
+from .descendants import Descendants
 from .hang_detector import HangDetector
 from .output import OutputReader
 from .process_watcher import ProcessWatcher
@@ -49,11 +49,15 @@ class Launcher:
         self._import_path = tuple(import_path)
         self._imports_tensorflow = False
         self._heartbeat_s = 1.0
-        self._spawn = multiprocessing.get_context("spawn")
         self._serial = 0
         # Where it was inherited as ignored, the system discards the exit codes of child processes.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._output = OutputReader()
+        try:
+            self._descendants = Descendants()
+        except BaseException:
+            self._output.close()
+            raise
 
     def apply_settings(self, settings: WorkerSettings) -> None:
         """Applies settings to processes that are started from now on."""
@@ -87,7 +91,7 @@ class Launcher:
             assignment=assignment,
         )
         try:
-            child = ChildProcess(self._context, self._spawn, spec, self._output, fields)
+            child = ChildProcess(self._context, spec, self._output, self._descendants, fields)
             process = WorkerProcess(child, HangDetector(time.monotonic(), self._heartbeat_s))
             try:
                 self._watcher.add_process(process)
@@ -112,6 +116,11 @@ class Launcher:
         except OSError as error:
             event(log, logging.ERROR, "runtime folder cannot be made again", path=self._runtime.path, cause=error)
 
+    def tick(self) -> None:
+        """Ends and reaps what processes have started that have ended; see `Descendants.tick`."""
+        self._descendants.tick()
+
     def close(self) -> None:
-        """Stops reading the output of processes. Call it when there are none left."""
+        """Ends what processes have left, and stops reading their output. Call it when there are none left."""
+        self._descendants.close()
         self._output.close()

@@ -12,6 +12,7 @@ about missing GPUs.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -74,8 +75,8 @@ def level_of(line: bytes, *, on_cpu: bool) -> int:
 
 
 @dataclass(slots=True)
-class _Source:
-    """The pipe of one worker, and what was read from it in the current second."""
+class Source:
+    """The pipe of one worker, and what was read from it in the current second. For `OutputReader` alone."""
 
     descriptor: int
     fields: dict[str, object]
@@ -91,8 +92,9 @@ class OutputReader:
     """The thread that reads the output of workers. It starts on construction; `close` ends it."""
 
     def __init__(self) -> None:
-        self._new: list[_Source] = []
-        self._paused: list[_Source] = []
+        self._new: list[Source] = []
+        self._ended: list[Source] = []
+        self._paused: list[Source] = []
         self._lock = threading.Lock()
         self._closing = False
         self._failed = False
@@ -111,20 +113,36 @@ class OutputReader:
             self._close_descriptors()
             raise
 
-    def add(self, descriptor: int, fields: dict[str, object]) -> None:
+    def add(self, descriptor: int, fields: dict[str, object]) -> Source:
         """Reads a descriptor until its end, and closes it then, or at once if this raises.
 
         Args:
             descriptor: the reading end of a pipe; the reader owns it from now on.
             fields: the fields of each of its lines in the log; read again for each line, so it may change.
+
+        Returns:
+            What `end` takes.
         """
         try:
             os.set_blocking(descriptor, False)
         except BaseException:
             os.close(descriptor)
             raise
+        source = Source(descriptor, fields)
         with self._lock:
-            self._new.append(_Source(descriptor, fields))
+            self._new.append(source)
+        self._wake()
+        return source
+
+    def end(self, source: Source) -> None:
+        """Reads what a worker that has ended has left in its pipe, and closes it.
+
+        Another process that the worker has started may still hold the other end open.
+        """
+        if self._closing:
+            return
+        with self._lock:
+            self._ended.append(source)
         self._wake()
 
     def close(self, timeout_s: float = 2.0) -> None:
@@ -173,11 +191,14 @@ class OutputReader:
                 self._contain(source, self._register)
         with self._lock:
             new, self._new = self._new, []
+            ended, self._ended = self._ended, []
         for source in new:
             self._contain(source, self._register)
+        for source in ended:
+            self._contain(source, self._finish, now)
         return not self._closing or bool(ready) or bool(self._paused)
 
-    def _contain(self, source: _Source, step: Callable[..., None], *arguments: object) -> None:
+    def _contain(self, source: Source, step: Callable[..., None], *arguments: object) -> None:
         """Takes a step for a source. An internal error costs the rest of the output of this source only."""
         try:
             step(source, *arguments)
@@ -195,7 +216,24 @@ class OutputReader:
         os.close(self._wake_out)
         os.close(self._wake_in)
 
-    def _read(self, source: _Source, now: float) -> None:
+    def _read(self, source: Source, now: float) -> None:
+        self._read_chunk(source, now)
+        if not source.closed and source.bytes_read >= BYTES_A_SECOND and not self._closing:
+            self._selector.unregister(source.descriptor)
+            self._paused.append(source)
+
+    def _finish(self, source: Source, now: float) -> None:
+        """Reads what is in the pipe, and closes it: more than it can hold is not the worker's."""
+        if source in self._paused:
+            self._paused.remove(source)
+        left = 0 if source.closed else fcntl.fcntl(source.descriptor, fcntl.F_GETPIPE_SZ)
+        while left > 0 and not source.closed:
+            left -= self._read_chunk(source, now)
+        if not source.closed:
+            self._end(source)
+
+    def _read_chunk(self, source: Source, now: float) -> int:
+        """Logs what can be read at once, and returns the number of bytes; ends the source if there are none."""
         self._begin_second(source, now)
         try:
             data = os.read(source.descriptor, CHUNK)
@@ -203,7 +241,7 @@ class OutputReader:
             data = b""
         if not data:
             self._end(source)
-            return
+            return 0
         source.bytes_read += len(data)
         *lines, source.rest = (source.rest + data).split(b"\n")
         if len(source.rest) > MAX_LINE:
@@ -211,19 +249,17 @@ class OutputReader:
             source.rest = b""
         for line in lines:
             self._log_line(source, line)
-        if source.bytes_read >= BYTES_A_SECOND and not self._closing:
-            self._selector.unregister(source.descriptor)
-            self._paused.append(source)
+        return len(data)
 
-    def _register(self, source: _Source) -> None:
+    def _register(self, source: Source) -> None:
         self._selector.register(source.descriptor, selectors.EVENT_READ, source)
 
-    def _begin_second(self, source: _Source, now: float) -> None:
+    def _begin_second(self, source: Source, now: float) -> None:
         if now - source.second >= 1.0:
             source.second, source.bytes_read, source.lines = now, 0, 0
             self._log_left_out(source)
 
-    def _log_line(self, source: _Source, line: bytes) -> None:
+    def _log_line(self, source: Source, line: bytes) -> None:
         if not line.strip():
             return
         line = line[:MAX_LINE]
@@ -237,7 +273,7 @@ class OutputReader:
             text = line.decode("utf-8", "backslashreplace").rstrip()
             log.log(level, "%s", text, extra={"fields": dict(source.fields)})
 
-    def _log_left_out(self, source: _Source) -> None:
+    def _log_left_out(self, source: Source) -> None:
         if source.left_out:
             log.warning(
                 "the worker writes too much: lines left out",
@@ -245,13 +281,13 @@ class OutputReader:
             )
             source.left_out = 0
 
-    def _end(self, source: _Source) -> None:
+    def _end(self, source: Source) -> None:
         if source.rest:
             self._log_line(source, source.rest)
         self._log_left_out(source)
         self._release(source)
 
-    def _release(self, source: _Source) -> None:
+    def _release(self, source: Source) -> None:
         """Closes a source; no-op if it is closed."""
         if source.closed:
             return

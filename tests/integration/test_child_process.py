@@ -20,6 +20,7 @@ import zmq
 
 from multitower.spec import ProcessSpec
 from multitower.supervisor.workers.child_process import ChildProcess
+from multitower.supervisor.workers.descendants import Descendants
 from multitower.supervisor.workers.output import OutputReader
 
 STEP_S = 30.0
@@ -43,12 +44,20 @@ def folder() -> Iterator[str]:
         yield folder
 
 
-def start(context: zmq.Context[zmq.Socket[bytes]], output: OutputReader, folder: str) -> ChildProcess:
+@pytest.fixture(autouse=True)
+def descendants() -> Iterator[Descendants]:
+    with closing(Descendants()) as descendants:
+        yield descendants
+
+
+def start(
+    context: zmq.Context[zmq.Socket[bytes]], output: OutputReader, descendants: Descendants, folder: str
+) -> ChildProcess:
     """Starts a spare without TensorFlow."""
     spec = ProcessSpec(
         endpoint=f"ipc://{folder}/w.sock", parent_pid=os.getpid(), name="mt-test", import_tensorflow=False
     )
-    return ChildProcess(context, multiprocessing.get_context("spawn"), spec, output, {})
+    return ChildProcess(context, spec, output, descendants, {})
 
 
 def end(child: ChildProcess) -> None:
@@ -96,7 +105,7 @@ STEPS = [
 
 @pytest.mark.parametrize(("module", "name", "successes"), STEPS, ids=[f"{name}-{n}" for _, name, n in STEPS])
 def test_a_start_that_fails_at_any_step_leaves_no_descriptor_and_no_process(
-    folder: str, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, successes: int
+    descendants: Descendants, folder: str, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, successes: int
 ) -> None:
     with nothing_left_open() as (context, output):
         original, calls = getattr(module, name), []
@@ -110,12 +119,12 @@ def test_a_start_that_fails_at_any_step_leaves_no_descriptor_and_no_process(
         monkeypatch.setattr(module, name, fail_later)
         # The traceback keeps all that the start referred to: what is freed with the last reference does not count.
         with pytest.raises(OSError, match="Too many open files") as caught:
-            start(context, output, folder)
+            start(context, output, descendants, folder)
         monkeypatch.undo()
     assert caught.value.__traceback__ is not None
 
 
-def test_a_start_without_descriptors_leaves_none_open(folder: str) -> None:
+def test_a_start_without_descriptors_leaves_none_open(descendants: Descendants, folder: str) -> None:
     with nothing_left_open() as (context, output), contextlib.ExitStack() as fillers:
         context.socket(zmq.PAIR).close()  # the context's first socket starts its threads, which must not fail
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -127,7 +136,7 @@ def test_a_start_without_descriptors_leaves_none_open(folder: str) -> None:
         while True:
             resource.setrlimit(resource.RLIMIT_NOFILE, (highest + failures, hard))
             try:
-                child = start(context, output, folder)
+                child = start(context, output, descendants, folder)
             except (OSError, zmq.ZMQError):
                 failures += 1
                 continue
@@ -163,9 +172,9 @@ def test_a_process_that_has_ended_has_no_state() -> None:
 
 @pytest.mark.parametrize("size", [0, 4, 13])
 def test_a_memory_file_that_the_process_truncated_is_read_as_far_as_it_goes(
-    context: zmq.Context[zmq.Socket[bytes]], output: OutputReader, folder: str, size: int
+    context: zmq.Context[zmq.Socket[bytes]], output: OutputReader, descendants: Descendants, folder: str, size: int
 ) -> None:
-    child = start(context, output, folder)
+    child = start(context, output, descendants, folder)
     end(child)
     os.truncate(child._begun.fileno(), size)
     assert child.reap().code == -signal.SIGKILL
@@ -174,9 +183,9 @@ def test_a_memory_file_that_the_process_truncated_is_read_as_far_as_it_goes(
 
 
 def test_an_exit_code_that_the_system_did_not_report_is_unknown(
-    context: zmq.Context[zmq.Socket[bytes]], output: OutputReader, folder: str
+    context: zmq.Context[zmq.Socket[bytes]], output: OutputReader, descendants: Descendants, folder: str
 ) -> None:
-    child = start(context, output, folder)
+    child = start(context, output, descendants, folder)
     end(child)
     os.waitpid(child.pid, 0)  # as a library may, or the system where SIGCHLD is ignored
     cause = child.reap()
@@ -187,12 +196,28 @@ def test_an_exit_code_that_the_system_did_not_report_is_unknown(
     child.close()
 
 
+def test_a_process_that_has_ended_keeps_its_number_until_it_is_reaped(
+    context: zmq.Context[zmq.Socket[bytes]], output: OutputReader, descendants: Descendants, folder: str
+) -> None:
+    ended = start(context, output, descendants, folder)
+    end(ended)
+    # The start of another process makes `multiprocessing` look for processes that have ended.
+    with tempfile.TemporaryDirectory(prefix="mt-") as another:
+        other = start(context, output, descendants, another)
+    assert os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+    for child in (ended, other):
+        child.kill()
+        assert child.reap().code == -signal.SIGKILL
+        child.close()
+
+
 def test_heartbeats_that_are_none_are_ignored_and_a_closed_pipe_is_noticed(
     context: zmq.Context[zmq.Socket[bytes]],
     output: OutputReader,
+    descendants: Descendants,
     folder: str,
 ) -> None:
-    child = start(context, output, folder)
+    child = start(context, output, descendants, folder)
     read_out, into = os.pipe()
     os.dup2(read_out, child.heartbeat_descriptor)
     os.set_blocking(child.heartbeat_descriptor, False)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,6 +53,42 @@ def test_lines_have_the_current_fields_and_an_unfinished_last_line_is_kept(gathe
     assert gathered.lines == [("one", {"slot": 3}), ("two \\xff", {"slot": 3}), ("last words", {"slot": 3})]
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(out)
+
+
+def test_what_a_worker_has_left_is_read_although_another_process_holds_its_pipe(gathered: Gathered) -> None:
+    with closing(OutputReader()) as reader:
+        out, into = os.pipe()
+        source = reader.add(out, {"slot": 0})
+        os.write(into, b"last words")
+        reader.end(source)
+        wait_until_closed(out)
+        assert [line for line, _ in gathered.lines] == ["last words"]
+        os.close(into)
+
+
+def test_a_process_that_floods_the_pipe_of_a_worker_that_has_ended_is_not_read(gathered: Gathered) -> None:
+    with closing(OutputReader()) as reader:
+        out, into = os.pipe()
+        source = reader.add(out, {"slot": 0})
+
+        def flood() -> None:
+            with contextlib.suppress(BrokenPipeError):
+                while True:
+                    os.write(into, b"x\n" * 2048)
+
+        flooding = threading.Thread(target=flood)
+        flooding.start()
+        reader.end(source)
+        flooding.join(30)
+        assert not flooding.is_alive(), "the pipe is closed"
+        os.close(into)
+
+
+def wait_until_closed(descriptor: int) -> None:
+    until = time.monotonic() + 30
+    while Path(f"/proc/self/fd/{descriptor}").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_a_flood_is_limited_and_counted(gathered: Gathered) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import re
 import select
@@ -22,6 +21,7 @@ from multitower.cuda_environment import no_gpu_environment
 from multitower.spec import Assignment, ModelReport, ModelSpec, ProcessSpec, TensorReport, WorkerReport
 from multitower.supervisor.machine.devices import format_bytes
 from multitower.supervisor.workers.child_process import ChildProcess
+from multitower.supervisor.workers.descendants import Descendants
 from multitower.supervisor.workers.output import OutputReader
 from multitower.tools import documentation
 from multitower.tools.doctor.findings import Finding, Level
@@ -67,7 +67,11 @@ def load_models(
         inter_op: TensorFlow's inter-op threads, likewise.
         timeout_s: seconds for each model, including the start of its process.
     """
-    with tempfile.TemporaryDirectory(prefix="multitower-doctor-") as folder, zmq.Context() as context:
+    with (
+        tempfile.TemporaryDirectory(prefix="multitower-doctor-") as folder,
+        zmq.Context() as context,
+        contextlib.closing(Descendants()) as descendants,
+    ):
         for number, spec in enumerate(specs):
             assignment = Assignment(
                 slot=0,
@@ -85,21 +89,25 @@ def load_models(
                 import_tensorflow=spec.format.uses_tensorflow,
                 import_path=(import_path,),
             )
-            yield _load_one(context, process_spec, assignment, timeout_s)
+            yield _load_one(context, descendants, process_spec, assignment, timeout_s)
 
 
 def _load_one(
-    context: zmq.Context[zmq.Socket[bytes]], process_spec: ProcessSpec, assignment: Assignment, timeout_s: float
+    context: zmq.Context[zmq.Socket[bytes]],
+    descendants: Descendants,
+    process_spec: ProcessSpec,
+    assignment: Assignment,
+    timeout_s: float,
 ) -> LoadedModel:
     (spec,) = assignment.models
     loaded = LoadedModel(spec=spec)
     with _captured_log() as lines:
         output = OutputReader()
         try:
-            spawn = multiprocessing.get_context("spawn")
             has_report = False
             try:
-                process = ChildProcess(context, spawn, process_spec, output, {"device": "cpu:0", "model": spec.name})
+                fields: dict[str, object] = {"device": "cpu:0", "model": spec.name}
+                process = ChildProcess(context, process_spec, output, descendants, fields)
             except (OSError, zmq.ZMQError) as error:
                 loaded.cause = f"no process could be started: {error}"
                 return loaded
@@ -175,12 +183,13 @@ def _has_ended(process: ChildProcess, timeout_s: float | None) -> bool:
 
 @contextlib.contextmanager
 def _captured_log() -> Iterator[list[str]]:
-    """Collects log messages, among them the lines that workers write, instead of logging them."""
+    """Collects the lines that workers write; other messages are dropped."""
     lines: list[str] = []
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
+            if record.name == "multitower.worker":
+                lines.append(record.getMessage())
 
     logger = logging.getLogger("multitower")
     former = logger.level, logger.propagate

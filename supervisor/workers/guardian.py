@@ -1,0 +1,124 @@
+"""Starts the guardian and keeps it running: the process that kills what workers started when the daemon is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from ..loop.log import event
+from . import guardian_process
+from .bootstrap import ORIGIN
+
+log = logging.getLogger("multitower.manager")
+
+END_S: Final = 2.0
+"""Seconds that the guardian gets to end once it has been told to."""
+
+
+class Guardian:
+    """The guardian of this process; it is started at once, and again by `tick` when it has ended.
+
+    Args:
+        origin: the entry of the environment that shows that a process comes from a worker of this process.
+
+    Attributes:
+        pid: the process id of the guardian; None while there is none.
+    """
+
+    def __init__(self, origin: str) -> None:
+        self._origin = origin
+        self._workers: set[int] = set()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._descriptor = -1
+        self._failed = False
+        self._start()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the guardian; None while there is none."""
+        return self._process.pid if self._process is not None else None
+
+    def add_worker(self, pid: int) -> None:
+        """The guardian kills what is left of the session of this process, which has just been started."""
+        self._workers.add(pid)
+        self._send(f"+{pid}\n")
+
+    def remove_worker(self, pid: int) -> None:
+        """The process has ended, and so has its session."""
+        self._workers.discard(pid)
+        self._send(f"-{pid}\n")
+
+    def tick(self) -> None:
+        """Starts the guardian again if it has ended, or could not be started."""
+        if self._process is not None:
+            code = self._process.poll()
+            if code is None:
+                return
+            event(log, logging.WARNING, "the guardian has ended: starting it again", pid=self._process.pid, code=code)
+            self._release()
+        self._start()
+
+    def close(self) -> None:
+        """Lets the guardian look for what is left, and end; kills it if it takes longer than `END_S`."""
+        process = self._process
+        if process is None:
+            return
+        os.close(self._descriptor)
+        self._descriptor = -1
+        try:
+            process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._process = None
+
+    def _start(self) -> None:
+        try:
+            reading, self._descriptor = os.pipe()
+        except OSError as error:
+            self._report(error)
+            return
+        try:
+            os.set_blocking(self._descriptor, False)
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(Path(guardian_process.__file__)), self._origin],
+                stdin=reading,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # signals of a terminal and of process groups do not reach it
+                env={name: value for name, value in os.environ.items() if name != ORIGIN},
+            )
+        except OSError as error:
+            self._release()
+            self._report(error)
+            return
+        finally:
+            os.close(reading)
+        self._failed = False
+        self._send("".join(f"+{pid}\n" for pid in sorted(self._workers)))
+
+    def _report(self, error: OSError) -> None:
+        if not self._failed:
+            event(log, logging.ERROR, "the guardian could not be started: it is tried again", cause=error)
+        self._failed = True
+
+    def _send(self, lines: str) -> None:
+        if self._process is None:
+            return
+        try:
+            os.write(self._descriptor, lines.encode())
+        except BrokenPipeError:
+            return  # it has ended: `tick` starts another one
+        except BlockingIOError:
+            self._process.kill()  # it does not read, as when somebody stopped it; likewise
+
+    def _release(self) -> None:
+        self._process = None
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+        self._descriptor = -1

@@ -1,0 +1,166 @@
+"""The guardian: kills what workers started when the daemon has ended and could not do it, as after a SIGKILL.
+
+    python -I -S guardian_process.py ORIGIN
+
+The daemon holds the other end of stdin and writes a line for each worker that starts (`+PID`) and that has ended
+(`-PID`). At the end of stdin the daemon is gone. Then the guardian kills every process that is in a session of a worker
+that had not ended, or that has ORIGIN, an entry `NAME=VALUE`, at the beginning of an entry of its environment. It looks
+again until there is none left, for at most `SWEEP_S` seconds, and ends.
+
+This file runs alone, and imports as little as possible: the guardian runs as long as the daemon. The daemon imports the
+functions that read /proc and kill.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+SWEEP_S = 10.0
+"""Seconds that the guardian tries to kill what is left; a process that waits for a disk cannot be killed."""
+
+ROUND_S = 0.02
+"""Seconds from one look to the next."""
+
+
+class Process:
+    """A process as /proc shows it.
+
+    Attributes:
+        pid: its process id.
+        name: its name, as `ps` shows it.
+        state: one letter; see proc(5).
+        parent: the process id of its parent.
+        session: the process id of the process that made its session.
+        started: clock ticks from the boot of the machine to its start.
+    """
+
+    __slots__ = ("name", "parent", "pid", "session", "started", "state")
+
+    def __init__(self, pid: int, name: str, fields: list[bytes]) -> None:
+        self.pid = pid
+        self.name = name
+        self.state = fields[0].decode()
+        self.parent = int(fields[1])
+        self.session = int(fields[3])
+        self.started = int(fields[19])
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended, and only its parent may still ask how."""
+        return self.state in "ZX"
+
+
+def read_process(pid: int) -> Process | None:
+    """Reads the state of a process; None if there is none, or the system does not show it."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", 0) as file:
+            text = file.read()
+    except OSError:
+        return None
+    # The name is in parentheses, and may contain some itself.
+    start, end = text.index(b"("), text.rindex(b")")
+    return Process(pid, text[start + 1 : end].decode("utf-8", "backslashreplace"), text[end + 2 :].split())
+
+
+def read_environment_entry(pid: int, beginning: bytes) -> bytes | None:
+    """Reads the first entry of a process's environment that begins so, as it was when its program started.
+
+    Returns:
+        The rest of the entry; None if there is none, or the system does not show it.
+    """
+    try:
+        with open(f"/proc/{pid}/environ", "rb", 0) as file:
+            entries = file.read().split(b"\0")
+    except OSError:
+        return None
+    return next((entry[len(beginning) :] for entry in entries if entry.startswith(beginning)), None)
+
+
+def read_children(pid: int) -> list[int]:
+    """Reads the process ids of the children of a process; none if it has ended."""
+    pids: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb", 0) as file:
+                pids += map(int, file.read().split())
+    except OSError:
+        pass  # it, or one of its threads, has just ended
+    return pids
+
+
+def kill(process: Process) -> bool:
+    """Kills a process, and never another one that has got its process id meanwhile; returns whether it was killed."""
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except OSError:
+        return False  # it has ended, or the daemon is out of descriptors and tries again
+    try:
+        now = read_process(process.pid)
+        if now is None or now.started != process.started:
+            return False
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except OSError:
+        return False  # it has ended, or belongs to another user
+    finally:
+        os.close(pidfd)
+    return True
+
+
+def kill_rest(origin: bytes, sessions: set[int], ended_at: int) -> None:
+    """Kills what workers started, until there is none of it left, for at most `SWEEP_S` seconds.
+
+    Args:
+        origin: the beginning of an entry of the environments of such processes.
+        sessions: the process ids of the workers that had not ended when the daemon did.
+        ended_at: when that was, in clock ticks since the boot of the machine.
+    """
+    for number in tuple(sessions):
+        leader = read_process(number)
+        if leader is not None and leader.started > ended_at:
+            sessions.discard(number)  # the system has given the number of a worker to another process
+    until = time.monotonic() + SWEEP_S
+    while _kill_round(origin, sessions) and time.monotonic() < until:
+        time.sleep(ROUND_S)
+
+
+def _kill_round(origin: bytes, sessions: set[int]) -> bool:
+    """Kills what there is; returns whether some of it may run on."""
+    found = False
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        process = read_process(int(name))
+        if process is None or process.has_ended:
+            continue
+        if process.session in sessions or read_environment_entry(process.pid, origin) is not None:
+            found |= kill(process)
+    return found
+
+
+def read_sessions(descriptor: int) -> set[int]:
+    """Reads lines until the end; returns the workers that have started and not ended."""
+    sessions: set[int] = set()
+    rest = b""
+    while data := os.read(descriptor, 4096):
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            (sessions.add if line[:1] == b"+" else sessions.discard)(int(line[1:]))
+    return sessions
+
+
+def _main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # it ends after the daemon
+    os.chdir("/")  # it must not keep a file system busy
+    with open("/proc/self/comm", "w") as name:
+        name.write("mt-guardian")
+    sessions = read_sessions(0)
+    ended_at = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+    kill_rest(os.fsencode(sys.argv[1]), sessions, ended_at)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,187 @@
+"""What handlers start ends with its worker and with the daemon, however these end and wherever it has gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from running import STEP_S, Running, multitower, outliving
+
+from multitower import Client
+from multitower.supervisor.workers.guardian_process import kill, kill_rest, read_process
+
+WAYS = ("child", "group", "session", "bare", "daemon", "bare daemon", "forked")
+"""See `handlers.Starter`."""
+
+FOUND_BY_THE_GUARDIAN = ("child", "group", "session", "daemon", "forked")
+"""The others leave neither their session nor their environment to be recognized by."""
+
+
+def config(workers: int = 1, more: str = "") -> str:
+    return f"""
+listen: ["{{endpoint}}"]
+devices: {{cpu: {workers}}}
+spares: 0
+restart: {{max_restarts: 1000, window: 1s, backoff: {{first: 10ms, max: 100ms}}}}
+{more}
+models:
+  - {{name: m, handler: "handlers:Starter"}}
+"""
+
+
+def start_helper(client: Client, way: str) -> tuple[psutil.Process, int]:
+    """Lets a worker start a helper; returns that and the process id of the worker."""
+    answer = client.infer("m", {"way": np.array([way])})
+    return psutil.Process(int(answer["pid"][0])), int(answer["worker"][0])
+
+
+def start_helpers(client: Client, ways: tuple[str, ...] = WAYS) -> list[psutil.Process]:
+    return [start_helper(client, way)[0] for way in ways]
+
+
+def guardian(daemon: Running) -> psutil.Process:
+    (found,) = (child for child in daemon.remember() if child.name() == "mt-guardian")
+    return found
+
+
+def slot_is_served_by_another(daemon: Running, pid: int) -> bool:
+    slots = daemon.status()["slots"]
+    return all(slot["state"] == "ready" and slot["pid"] != pid for slot in slots)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_helper_ends_with_its_worker(tmp_path: Path, way: str) -> None:
+    with Running(tmp_path, config()) as daemon, daemon.wait_ready().client() as client:
+        helper, worker = start_helper(client, way)
+        os.kill(worker, signal.SIGKILL)
+        assert not outliving([helper], STEP_S)
+        daemon.wait(lambda: slot_is_served_by_another(daemon, worker))
+        assert daemon.end() == 0
+
+
+def test_helpers_end_with_a_worker_that_is_told_to_end(tmp_path: Path) -> None:
+    with Running(tmp_path, config()) as daemon, daemon.wait_ready().client() as client:
+        helpers = start_helpers(client)
+        assert multitower("restart", "0", daemon=daemon).returncode == 0
+        assert not outliving(helpers, STEP_S)
+        assert daemon.slot()["restarts"] == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_helper_does_not_end_with_another_worker(tmp_path: Path, way: str) -> None:
+    with Running(tmp_path, config(workers=2)) as daemon, daemon.wait_ready().client() as client:
+        helper, worker = start_helper(client, way)
+        if way in ("bare daemon", "forked"):
+            daemon.wait_line("a process has left its worker", pid=helper.pid)
+        other = next(slot["pid"] for slot in client.status()["slots"] if slot["pid"] != worker)
+        os.kill(other, signal.SIGKILL)
+        daemon.wait(lambda: slot_is_served_by_another(daemon, other))
+        assert helper.is_running()
+        os.kill(worker, signal.SIGKILL)
+        assert not outliving([helper], STEP_S)
+
+
+def test_helpers_have_ended_when_the_daemon_has(tmp_path: Path) -> None:
+    with Running(tmp_path, config()) as daemon, daemon.wait_ready().client() as client:
+        helpers = start_helpers(client)
+        assert daemon.end() == 0
+        assert not outliving(helpers, 0)
+
+
+def test_helpers_end_with_a_daemon_that_is_killed(tmp_path: Path) -> None:
+    with Running(tmp_path, config(workers=2)) as daemon, daemon.wait_ready().client() as client:
+        helpers = start_helpers(client, FOUND_BY_THE_GUARDIAN)
+        everything = [*helpers, *daemon.remember()]
+        daemon.signal(signal.SIGKILL)
+        assert not outliving(everything, STEP_S)
+
+
+def test_a_guardian_that_ends_or_stops_is_replaced(tmp_path: Path) -> None:
+    with Running(tmp_path, config()) as daemon, daemon.wait_ready().client() as client:
+        helpers = start_helpers(client, FOUND_BY_THE_GUARDIAN)
+        first = guardian(daemon)
+        first.kill()
+        daemon.wait_line("the guardian has ended", pid=first.pid)
+        daemon.wait(lambda: any(child.name() == "mt-guardian" for child in daemon.remember()))
+        assert guardian(daemon).pid != first.pid
+        everything = [*helpers, *daemon.remember()]
+        daemon.signal(signal.SIGKILL)
+        assert not outliving(everything, STEP_S)
+
+
+def test_orphans_that_end_are_reaped(tmp_path: Path) -> None:
+    with Running(tmp_path, config()) as daemon, daemon.wait_ready().client() as client:
+        helpers = start_helpers(client, ("daemon", "bare daemon", "forked"))
+        for helper in helpers:
+            helper.kill()
+        daemon.wait(lambda: not any(psutil.pid_exists(helper.pid) for helper in helpers))
+        assert daemon.slot()["restarts"] == 0
+
+
+def test_a_process_that_was_there_before_the_daemon_is_left_alone(tmp_path: Path) -> None:
+    """As where a shell starts a program beside the daemon, and then becomes the daemon."""
+    shell = ("sh", "-c", 'setsid sleep 1000 & sleep 1000 & exec "$@"', "sh")
+    with Running(tmp_path, config(), inside=shell) as daemon, daemon.wait_ready().client() as client:
+        beside = [child for child in daemon.remember() if child.name() == "sleep"]
+        assert len(beside) == 2
+        helper, worker = start_helper(client, "session")
+        os.kill(worker, signal.SIGKILL)
+        assert not outliving([helper], STEP_S)
+        assert daemon.end() == 0
+        assert len(outliving(beside, 0)) == 2
+        for process in beside:
+            process.kill()
+
+
+OWN = """
+    import subprocess, sys, time
+    from multitower.supervisor.workers import descendants
+    descendants.UNCLAIMED_S = float(sys.argv[1])
+    found = descendants.Descendants()
+    own = subprocess.Popen(["sh", "-c", "exit 3"])
+    while descendants.read_process(own.pid).state != "Z":
+        time.sleep(0.01)
+    found.tick(); found.tick()
+    print(own.wait(), end=" ")
+    found.close()
+"""
+
+
+def test_a_process_that_other_code_waits_for_is_not_reaped_before_it() -> None:
+    run = [sys.executable, "-c", textwrap.dedent(OWN)]
+    assert subprocess.check_output([*run, "10"], text=True) == "3 "
+    # The opposite, as a check of the test: the exit code is lost.
+    assert subprocess.check_output([*run, "0"], text=True) == "0 "
+
+
+def test_another_process_with_the_same_number_is_not_killed() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as other:
+        try:
+            seen = read_process(other.pid)
+            assert seen is not None
+            seen.started -= 1
+            assert not kill(seen)
+            seen.started += 1
+            assert kill(seen)
+        finally:
+            other.kill()
+
+
+def test_a_session_whose_number_was_given_away_is_left_alone() -> None:
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as process:
+        try:
+            seen = read_process(process.pid)
+            assert seen is not None
+            kill_rest(b"_NO_SUCH_ENTRY=1", {process.pid}, ended_at=seen.started - 1)
+            assert process.poll() is None
+            kill_rest(b"_NO_SUCH_ENTRY=1", {process.pid}, ended_at=seen.started)
+            assert process.wait(STEP_S) == -signal.SIGKILL
+        finally:
+            process.kill()
