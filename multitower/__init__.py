@@ -5,7 +5,8 @@ Applications import from here: `Client` for threads, `AsyncClient` for asyncio, 
 
 from __future__ import annotations
 
-from multitower.client import AsyncClient, Client
+from typing import TYPE_CHECKING
+
 from multitower.errors import (
     Cancelled,
     Code,
@@ -20,6 +21,9 @@ from multitower.errors import (
     Reason,
     Unavailable,
 )
+
+if TYPE_CHECKING:
+    from multitower.client import AsyncClient, Client
 
 __all__ = [
     "AsyncClient",
@@ -40,3 +44,16 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Imports the clients at their first use: a worker process must be able to set variables before it loads numpy."""
+    if name in ("AsyncClient", "Client"):
+        import multitower.client
+
+        return getattr(multitower.client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

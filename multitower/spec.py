@@ -117,7 +117,8 @@ class Assignment(_Json):
         incarnation: the number of the process in that slot, from 1.
         devices: names of the devices, such as `("GPU-…",)` or `("cpu:0",)`. Several are all of one kind; the i-th is
             TensorFlow's `GPU:i` or `CPU:i`.
-        environment: variables to set before any device is touched (`CUDA_VISIBLE_DEVICES`, `CUDA_DEVICE_ORDER`).
+        environment: variables to set before any device is touched and any library is loaded (`CUDA_VISIBLE_DEVICES`,
+            `CUDA_DEVICE_ORDER`, `OMP_NUM_THREADS` and others).
         intra_op_threads: TensorFlow's threads within one operation.
         inter_op_threads: how many operations TensorFlow runs at the same time.
         cores: CPU numbers that the worker is bound to; empty for no binding.
@@ -166,6 +167,7 @@ class ProcessSpec(_Json):
         heartbeat_s: seconds from one heartbeat to the next.
         log_level: the daemon's, as `logging` names it; with `DEBUG` TensorFlow logs everything.
         assignment: the work of the slot; None for a spare, which gets it later.
+        environment: variables to set at the start of a spare; other processes get those of their assignment.
     """
 
     endpoint: str
@@ -176,6 +178,7 @@ class ProcessSpec(_Json):
     heartbeat_s: float = 1.0
     log_level: str = "INFO"
     assignment: Assignment | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Self:

@@ -33,7 +33,9 @@ from .loop.log import event
 from .loop.reactor import Reactor
 from .loop.runtime_dir import HeldError
 from .loop.signals import SignalInbox
+from .machine.core_claims import CoreClaims
 from .machine.devices import DeviceError
+from .machine.process_limits import ProcessLimits
 from .machine.resources import Sampler
 from .operations.control import ControlSocket
 from .operations.model_orders import ModelOrders
@@ -99,14 +101,15 @@ class Daemon:
         with contextlib.ExitStack() as stack:
             self._background = stack.enter_context(contextlib.closing(BackgroundJobs()))
             self._service_manager = stack.enter_context(contextlib.closing(ServiceManager()))
+            self._claims = stack.enter_context(contextlib.closing(CoreClaims()))
             with _start_errors(config):
-                settings = build_settings(config)
+                settings = build_settings(config, self._claims)
                 unread = UnreadReplies(config.max_unread_bytes, config.unread_timeout)
                 self._endpoints = Endpoints(
                     config.listen, config.runtime_dir, config.max_message_size, unread, config.peer_timeout
                 )
             stack.callback(self._close_endpoints)
-            sampler = stack.enter_context(contextlib.closing(Sampler()))
+            sampler = stack.enter_context(contextlib.closing(Sampler(ProcessLimits())))
             self._reactor = stack.enter_context(contextlib.closing(Reactor()))
             self._errors = ErrorLog(log)
             self._sources = EventSources(self._reactor, self._errors)
@@ -155,6 +158,7 @@ class Daemon:
             background=self._background,
             announcer=self._announcer,
             read_config=read_config,
+            claims=self._claims,
         )
         self._orders = Orders(context)
         model_orders = ModelOrders(context)

@@ -16,9 +16,12 @@ from multitower.spec import ModelSpec
 from .config.config import Config, ModelConfig
 from .config.version_folders import chosen_versions
 from .loop.log import event
-from .machine.devices import Device, resolve
+from .machine.core_claims import CoreClaims
+from .machine.cores import format_core_list
+from .machine.devices import Device, Group, resolve
 from .machine.discovery import discover
-from .machine.placement import Placement, assign_models, place_workers_on
+from .machine.placement import Placement, assign_models, cores_to_claim, place_workers_on, spare_environment
+from .machine.process_limits import ProcessLimits
 from .scheduling.pool import Rule
 from .scheduling.queue import QueueLimits
 from .workers.restart_budget import RestartPolicy
@@ -173,21 +176,26 @@ def _index_of(name: str, configs: Sequence[ModelConfig]) -> int:
     return next(index for index, config in enumerate(configs) if config.name == name)
 
 
-def build_settings(config: Config) -> Settings:
+def build_settings(config: Config, claims: CoreClaims | None = None) -> Settings:
     """Resolves a configuration on this machine.
 
     Looks for devices and reads model folders, which may block: call it before the event loop runs, or in a thread.
+
+    Args:
+        config: the configuration.
+        claims: what this daemon claims of the cores; None to bind workers whatever other daemons have claimed.
 
     Raises:
         DeviceError: a device is missing, cannot hold its workers or has no model, or a model names an unknown device.
         OSError: a model's folder cannot be read.
     """
     groups = resolve(config.devices, discover())
+    placements = _claimed_placements(config, groups, claims) if claims is not None else place_workers_on(config, groups)
     specs = [(model.load_at_startup, spec) for model in config.models for spec in _version_specs(model, config.folder)]
     return Settings(
         config=config,
         devices=tuple(device for group in groups for device in group),
-        placements=place_workers_on(config, groups),
+        placements=placements,
         worker_settings=WorkerSettings(
             models=tuple(spec for at_startup, spec in specs if at_startup),
             execution_s={model.name: model.max_execution_time for model in config.models},
@@ -199,6 +207,7 @@ def build_settings(config: Config) -> Settings:
             ),
             spares=config.spares,
             heartbeat_s=config.heartbeat,
+            spare_environment=spare_environment(placements),
             max_requests=config.max_requests or None,
             max_rss=config.max_rss,
         ),
@@ -208,6 +217,20 @@ def build_settings(config: Config) -> Settings:
         dispatch=Rule(config.dispatch),
         unloaded=tuple(spec for at_startup, spec in specs if not at_startup),
     )
+
+
+def _claimed_placements(config: Config, groups: Sequence[Group], claims: CoreClaims) -> tuple[Placement, ...]:
+    """Returns the placements, on cores that no other daemon has claimed; and claims them."""
+    limits = ProcessLimits()
+    with claims.turn():
+        taken = claims.taken() & limits.cores()
+        placements = place_workers_on(config, groups, limits=limits, taken=taken)
+        claims.claim(cores_to_claim(placements, limits))
+    if taken and config.cores != "shared":
+        message = "other daemons have bound their workers to some of the cores"
+        ours = format_core_list(core for placement in placements for core in placement.cores)
+        event(log, logging.WARNING, message, cores=format_core_list(taken), ours=ours or "workers are not bound")
+    return placements
 
 
 def _limits(model: ModelConfig) -> QueueLimits:

@@ -7,10 +7,12 @@ process is a spare, which any slot may take over.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
 import sys
+from collections.abc import Iterator
 
 import zmq
 
@@ -115,7 +117,8 @@ class _Worker:
         _bind_to_cores(assignment.cores)
         counters = [CallCounter() for _ in assignment.devices]
         self._heartbeat.counters = counters
-        models = load_models(assignment, counters)
+        with _killed_first():
+            models = load_models(assignment, counters)
         if not models.replicas:
             causes = "; ".join(f"{report.name}: {report.cause}" for report in models.reports)
             self._report("failed", cause=causes, models=models.reports)
@@ -161,6 +164,33 @@ class _Worker:
             assert message is not None  # with `wait` there is one
             if message[0] == worker_wire.STOP:
                 return
+
+
+@contextlib.contextmanager
+def _killed_first() -> Iterator[None]:
+    """Where memory runs out meanwhile, the kernel ends this process, and not one that serves. Best effort.
+
+    A process may always go back to the value that it has inherited (proc_pid_oom_score_adj(5)).
+    """
+    inherited = _set_oom_score("1000")
+    try:
+        yield
+    finally:
+        if inherited is not None:
+            _set_oom_score(inherited)
+
+
+def _set_oom_score(score: str) -> str | None:
+    """Sets how much the out-of-memory killer prefers this process; returns the former value, None where it cannot."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as file:
+            former = file.read()
+            file.seek(0)
+            file.write(score)
+    except OSError as error:
+        log.debug("oom_score_adj cannot be set to %s: %s", score.strip(), error)
+        return None
+    return former
 
 
 def _bind_to_cores(cores: tuple[int, ...]) -> None:

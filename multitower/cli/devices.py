@@ -25,9 +25,10 @@ def devices(as_json: bool) -> None:
     of that index, and its only name is its UUID. No daemon is asked and no GPU is used.
     """
     from multitower.supervisor.machine.discovery import discover
+    from multitower.supervisor.machine.process_limits import ProcessLimits
 
     discovery = discover()
-    cores = sorted(os.sched_getaffinity(0))
+    cores = sorted(ProcessLimits().cores())
     if as_json:
         print(_json(discovery, cores))
     else:

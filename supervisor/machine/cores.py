@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -13,13 +12,13 @@ from typing import Final
 CPU_FOLDER: Final = Path("/sys/devices/system/cpu")
 
 
-def available_cores(folder: Path = CPU_FOLDER) -> tuple[int, ...]:
-    """The CPU numbers that this process may use, with threads of the same physical core next to each other.
+def sort_by_physical_core(cores: Iterable[int], folder: Path = CPU_FOLDER) -> tuple[int, ...]:
+    """CPU numbers with threads of the same physical core next to each other.
 
     Linux numbers the second threads of all cores after the first ones. In numerical order one worker would get the
     first threads and another one the second threads of the same cores.
     """
-    return tuple(sorted(os.sched_getaffinity(0), key=lambda core: (_first_thread(core, folder), core)))
+    return tuple(sorted(cores, key=lambda core: (_first_thread(core, folder), core)))
 
 
 def divide_cores(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
@@ -14,9 +15,10 @@ from multitower.spec import Assignment, ModelSpec
 
 from ..config.config import Config
 from ..config.values import MemoryLimit
-from .cores import available_cores, divide_cores
+from .cores import divide_cores, sort_by_physical_core
 from .devices import CPU_PREFIX, Device, DeviceError, Discovery, Group, ListedDevices, format_bytes, resolve
 from .discovery import discover
+from .process_limits import ProcessLimits
 
 # With fewer cores a worker is not bound: on a single core it would stop whenever another process, such as the router,
 # runs there.
@@ -26,6 +28,9 @@ _MIN_CORES_TO_BIND: Final = 2
 # graphs for inference seldom have more than two branches that can run at the same time.
 _MAX_INTER_OP: Final = 2
 
+_OPENMP_THREADS: Final = "OMP_NUM_THREADS"
+_BLAS_THREADS: Final = (_OPENMP_THREADS, "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Threads of the libraries that numpy, PyTorch and others compute with. Their default is the number of cores."""
 
 Threads: TypeAlias = Literal["auto"] | int
 Cores: TypeAlias = Literal["auto", "split", "shared"]
@@ -85,29 +90,44 @@ class Placement:
         return ",".join(self.devices)
 
 
-def place_workers(config: Config, discovery: Discovery | None = None) -> tuple[Placement, ...]:
+def place_workers(
+    config: Config,
+    discovery: Discovery | None = None,
+    *,
+    limits: ProcessLimits | None = None,
+    taken: Collection[int] = (),
+) -> tuple[Placement, ...]:
     """The placements of a configuration on this machine, one for each slot.
 
     Args:
         config: the configuration.
         discovery: the machine's GPUs; None to ask NVML for them.
+        limits: what this process may use; None to read it.
+        taken: CPU numbers that another daemon has bound its workers to.
 
     Raises:
         DeviceError: a device is missing, cannot hold its workers, or has no model; or a model names another device.
     """
-    return place_workers_on(config, resolve(config.devices, discovery if discovery is not None else discover()))
+    groups = resolve(config.devices, discovery if discovery is not None else discover())
+    return place_workers_on(config, groups, limits=limits, taken=taken)
 
 
-def place_workers_on(config: Config, groups: Sequence[Group]) -> tuple[Placement, ...]:
+def place_workers_on(
+    config: Config, groups: Sequence[Group], *, limits: ProcessLimits | None = None, taken: Collection[int] = ()
+) -> tuple[Placement, ...]:
     """The placements of a configuration whose `devices` are resolved, one for each slot.
 
     Args:
         config: the configuration.
         groups: the devices of each worker.
+        limits: what this process may use; None to read it.
+        taken: CPU numbers that another daemon has bound its workers to.
 
     Raises:
         DeviceError: a device cannot hold its workers, or has no model; or a model names another device.
     """
+    limits = limits or ProcessLimits()
+    quota = limits.cpu_quota()
     placements = divide_machine(
         groups,
         workers_per_device=config.workers_per_device,
@@ -115,7 +135,10 @@ def place_workers_on(config: Config, groups: Sequence[Group]) -> tuple[Placement
         intra_op=config.threads.intra_op,
         inter_op=config.threads.inter_op,
         cores=config.cores,
-        available=available_cores(),
+        available=sort_by_physical_core(limits.cores()),
+        taken=taken,
+        quota=quota.cores if quota is not None else None,
+        inherited=os.environ,
     )
     selections = {model.name: model.devices for model in config.models}
     devices = [device for group in groups for device in group]
@@ -132,6 +155,9 @@ def divide_machine(
     inter_op: Threads,
     cores: Cores,
     available: Sequence[int],
+    taken: Collection[int] = (),
+    quota: float | None = None,
+    inherited: Collection[str] = (),
 ) -> tuple[Placement, ...]:
     """The placements of workers, without models, in the order of the slots.
 
@@ -141,31 +167,40 @@ def divide_machine(
         groups: the devices of each worker, at least one group, each of one kind.
         workers_per_device: how many processes share each group, at least 1.
         memory: the limit of each worker.
-        intra_op: threads per worker. `auto`: the cores that the worker is bound to, else an equal share of `available`;
-            divided by the number of its devices, and at least 1.
+        intra_op: threads per worker. `auto`: the cores that the worker is bound to, else an equal share of `available`,
+            and not more than its share of `quota`; divided by the number of its devices, and at least 1.
         inter_op: threads per worker. `auto`: as for `intra_op`, but at most 2.
         cores: `split` binds each worker to cores near its devices, see `divide_cores`; `shared` binds none; `auto` is
             `split` if each worker then gets at least two cores, else `shared`.
         available: the CPU numbers to divide, at least one, with threads of the same core next to each other.
+        taken: those of them that another daemon has bound its workers to. Where fewer cores than workers are left,
+            none is bound.
+        quota: the number of cores whose time all workers together may use; None without a limit.
+        inherited: names of environment variables that the workers inherit, and that must be left as they are.
 
     Raises:
         DeviceError: devices have less memory than their workers need; the message names all of them.
     """
     limits = _memory_limits(groups, memory, workers_per_device)
     slots = [group for group in groups for _ in range(workers_per_device)]
-    shares = divide_cores(available, [[device.cores for device in group] for group in slots])
-    bind = cores == "split" or (cores == "auto" and min(map(len, shares)) >= _MIN_CORES_TO_BIND)
-    equal = max(1, len(available) // len(slots))
+    free = [core for core in available if core not in taken]
+    crowded = len(free) < len(available) and len(free) < len(slots)
+    shares = divide_cores(free or available, [[device.cores for device in group] for group in slots])
+    bind = not crowded and (cores == "split" or (cores == "auto" and min(map(len, shares)) >= _MIN_CORES_TO_BIND))
+    equal = len(available) // len(slots)
+    most = len(available) if quota is None else int(quota / len(slots))
     # Towers compute at the same time, and small operations take longer on several threads than on one.
     threads = [
-        max(1, (len(share) if bind else equal) // len(group)) for share, group in zip(shares, slots, strict=True)
+        max(1, min(len(share) if bind else equal, most) // len(group))
+        for share, group in zip(shares, slots, strict=True)
     ]
+    intra_ops = [each if intra_op == "auto" else intra_op for each in threads]
     return tuple(
         Placement(
             slot=slot,
             devices=tuple(device.name for device in group),
-            environment=_environment(group),
-            intra_op_threads=threads[slot] if intra_op == "auto" else intra_op,
+            environment={**_device_environment(group), **_thread_environment(intra_ops[slot], inherited)},
+            intra_op_threads=intra_ops[slot],
             inter_op_threads=min(threads[slot], _MAX_INTER_OP) if inter_op == "auto" else inter_op,
             cores=shares[slot] if bind else (),
             memory_limit_bytes=limits[slot // workers_per_device],
@@ -233,7 +268,29 @@ def _name_of(device: Device) -> str:
     return device.name if device.index is None else f"{device.index} ({device.name})"
 
 
-def _environment(group: Group) -> dict[str, str]:
+def cores_to_claim(placements: Sequence[Placement], limits: ProcessLimits) -> frozenset[int]:
+    """The cores that belong to these workers, and that no other daemon should bind its workers to.
+
+    A single worker that may run everywhere claims nothing.
+    """
+    bound = frozenset(core for placement in placements for core in placement.cores)
+    return bound if len(placements) > 1 or bound != limits.cores() else frozenset()
+
+
+def spare_environment(placements: Sequence[Placement]) -> dict[str, str]:
+    """The variables of a spare, whose libraries read them before it has a slot: of the slot with the fewest threads."""
+    fewest = min(placements, key=lambda placement: placement.intra_op_threads)
+    return {name: value for name, value in fewest.environment.items() if name in _BLAS_THREADS}
+
+
+def _thread_environment(threads: int, inherited: Collection[str]) -> dict[str, str]:
+    # The other libraries follow OMP_NUM_THREADS where their own variable is not set.
+    if _OPENMP_THREADS in inherited:
+        return {}
+    return {name: str(threads) for name in _BLAS_THREADS if name not in inherited}
+
+
+def _device_environment(group: Group) -> dict[str, str]:
     return no_gpu_environment() if group[0].kind == "cpu" else cuda_environment([device.name for device in group])
 
 

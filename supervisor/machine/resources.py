@@ -17,6 +17,7 @@ import psutil
 
 from .devices import CPU_PREFIX
 from .gpu_sampler import UNKNOWN, GpuSampler, GpuUsage
+from .process_limits import MemoryHeadroom, ProcessLimits
 
 log = logging.getLogger("multitower.resources")
 
@@ -101,10 +102,11 @@ class Sampler:
     One thread measures processes and another one GPUs, so that a driver that hangs delays the GPUs' figures only.
 
     Args:
+        limits: what this process and its workers may use.
         interval_s: how often to measure, seconds.
     """
 
-    def __init__(self, interval_s: float = INTERVAL_S) -> None:
+    def __init__(self, limits: ProcessLimits, interval_s: float = INTERVAL_S) -> None:
         self._stale_s = max(STALE_S, 2 * interval_s)
         # These are replaced as a whole and never changed, so that no lock is needed.
         self._watched: Mapping[int, Watched] = {}
@@ -113,7 +115,8 @@ class Sampler:
         self._processes: dict[int, psutil.Process] = {}
         self._own_process = psutil.Process()
         self._own_rss_bytes = self._own_process.memory_info().rss
-        self._available_bytes = psutil.virtual_memory().available
+        self._limits = limits
+        self._memory = limits.memory()
         self._gpus = GpuSampler()
         self._end = threading.Event()
         self._threads = (
@@ -134,9 +137,9 @@ class Sampler:
         return self._own_rss_bytes
 
     @property
-    def available_bytes(self) -> int:
-        """Bytes of host memory that processes could still take, as last measured."""
-        return self._available_bytes
+    def memory(self) -> MemoryHeadroom:
+        """The memory that processes could still take within the narrowest limit, as last measured."""
+        return self._memory
 
     def watch(self, watched: Mapping[int, Watched]) -> None:
         """Sets what is measured from the next round on.
@@ -206,7 +209,7 @@ class Sampler:
 
     def _measure_processes(self) -> None:
         self._own_rss_bytes = self._own_process.memory_info().rss
-        self._available_bytes = psutil.virtual_memory().available
+        self._memory = self._limits.memory()
         pids = {slot: pid for slot, (pid, _) in self._watched.items() if pid is not None}
         wanted = set(pids.values())
         self._processes = {pid: process for pid, process in self._processes.items() if pid in wanted}
@@ -231,6 +234,14 @@ class Sampler:
         except (psutil.Error, OSError):
             self._processes.pop(pid, None)
             return None
+
+
+def read_rss(pid: int) -> int | None:
+    """Bytes of resident memory of a process, without memory of clients; None if it has ended or cannot be read."""
+    try:
+        return psutil.Process(pid).memory_info().rss - _mapped_shared_memory(pid)
+    except (psutil.Error, OSError):
+        return None
 
 
 def _mapped_shared_memory(pid: int) -> int:

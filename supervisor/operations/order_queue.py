@@ -18,6 +18,7 @@ from multitower.errors import MultitowerError, Reason, make
 from ..config.config import Config
 from ..lifecycle import Lifecycle
 from ..loop.background import BackgroundJobs
+from ..machine.core_claims import CoreClaims
 from ..routing.front_socket import internal_error
 from ..routing.router import Router
 from ..settings import ActiveSettings
@@ -179,6 +180,7 @@ class OrderContext:
         background: runs what would block the event loop.
         announcer: announces reloads to the service manager.
         read_config: reads the configuration file again; it may block.
+        claims: what this daemon claims of the cores; None to bind workers whatever other daemons have claimed.
     """
 
     lifecycle: Lifecycle
@@ -189,6 +191,7 @@ class OrderContext:
     background: BackgroundJobs
     announcer: Announcer
     read_config: Callable[[], Config]
+    claims: CoreClaims | None = None
 
     def announce_reload_end(self) -> None:
         """Announces that a reload has ended; call it after the answer. An error is logged: it concerns no order."""

@@ -69,7 +69,8 @@ class Orders:
         context.announcer.reload_began()
         event(log, logging.INFO, "reloading", config=context.settings.current.config.path)
         context.background.run(
-            lambda: build_settings(context.read_config()), order.guard(lambda outcome: self._apply(order, outcome))
+            lambda: build_settings(context.read_config(), context.claims),
+            order.guard(lambda outcome: self._apply(order, outcome)),
         )
 
     def _apply(self, order: Order, outcome: Settings | Exception) -> None:

@@ -62,8 +62,8 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
     # A crash in native code shows the Python stacks, and so does a process that hangs, on request.
     faulthandler.enable(2)
     faulthandler.register(STACKS_SIGNAL, 2, chain=False)
-    if spec.assignment is not None:
-        os.environ.update(spec.assignment.environment)
+    # Before anything imports numpy: its libraries read the number of their threads once.
+    os.environ.update(spec.environment if spec.assignment is None else spec.assignment.environment)
     code = 1
     try:
         code = importlib.import_module("multitower.worker.main").run(spec, heartbeat.fileno(), begun.fileno())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from ..machine.devices import CPU_PREFIX
-from ..machine.resources import DeviceSample, Sampler
+from multitower.spec import ModelSpec
+
+from ..machine.devices import CPU_PREFIX, format_bytes
+from ..machine.resources import DeviceSample, Sampler, read_rss
 from .slot import Slot
 
 MARGIN = 1.2
@@ -42,19 +44,43 @@ class Capacity:
         """Whether all devices of the slot are present; None when that is unknown."""
         return self._sampler.are_devices_present(slot.number)
 
-    def fits_second_process(self, slot: Slot) -> bool:
-        """Whether host memory and each device can hold a second process of the slot beside the one that serves.
+    def obstacle_to_second_process(self, slot: Slot, specs: Sequence[ModelSpec]) -> str | None:
+        """Why a second process of the slot, beside the one that serves, does not fit on the machine; None if it fits.
 
-        A GPU whose free memory is unknown holds none.
+        A GPU whose free memory is unknown holds no second process.
+
+        Args:
+            slot: a slot with a process that serves.
+            specs: the models that the second process would load.
         """
         sample = self._sampler.sample(slot.number)
-        if sample is not None and self._sampler.available_bytes < MARGIN * sample.rss_bytes:
-            return False
+        memory = self._sampler.memory
+        # A process that has just become ready has no sample yet.
+        rss = sample.rss_bytes if sample is not None else self._read_rss(slot)
+        needed = int(MARGIN * _expected_rss(slot, specs, rss)) if rss is not None else 0
+        if memory.available_bytes < needed:
+            return (
+                f"it would take about {format_bytes(needed)} of host memory, and {memory.source} leaves "
+                f"{format_bytes(memory.available_bytes)}"
+            )
         if all(device.startswith(CPU_PREFIX) for device in slot.placement.devices):
-            return True
-        return sample is not None and all(
-            _fits(device, slot.placement.memory_limit_bytes or device.memory_bytes) for device in sample.devices
-        )
+            return None
+        limit = slot.placement.memory_limit_bytes
+        if sample is None or not all(_fits(device, limit or device.memory_bytes) for device in sample.devices):
+            return "its devices do not have the free memory, or do not report it"
+        return None
+
+    def _read_rss(self, slot: Slot) -> int | None:
+        return read_rss(slot.process.child.pid) if slot.process is not None else None
+
+
+def _expected_rss(slot: Slot, specs: Sequence[ModelSpec], rss: int) -> int:
+    """Bytes of resident memory of a process with these models, from what the slot's models take in its process."""
+    sizes: dict[str, int] = {}
+    for model in slot.models:
+        sizes[model.name] = max(model.host_memory_bytes or 0, sizes.get(model.name, 0))
+    more = sum(sizes.get(spec.name, 0) for spec in specs) - sum(model.host_memory_bytes or 0 for model in slot.models)
+    return rss + max(0, more)
 
 
 def _fits(device: DeviceSample, needed: int | None) -> bool:

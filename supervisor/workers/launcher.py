@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import zmq
 
@@ -49,6 +49,7 @@ class Launcher:
         self._import_path = tuple(import_path)
         self._imports_tensorflow = False
         self._heartbeat_s = 1.0
+        self._spare_environment: Mapping[str, str] = {}
         self._serial = 0
         # Where it was inherited as ignored, the system discards the exit codes of child processes.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -62,6 +63,7 @@ class Launcher:
     def apply_settings(self, settings: WorkerSettings) -> None:
         """Applies settings to processes that are started from now on."""
         self._heartbeat_s = settings.heartbeat_s
+        self._spare_environment = settings.spare_environment
         self._imports_tensorflow = any(model.format.uses_tensorflow for model in settings.models)
 
     def launch(self, name: str, assignment: Assignment | None, fields: dict[str, object]) -> WorkerProcess | None:
@@ -89,6 +91,7 @@ class Launcher:
             import_path=self._import_path,
             log_level=logging.getLevelName(log.getEffectiveLevel()),
             assignment=assignment,
+            environment=self._spare_environment if assignment is None else {},
         )
         try:
             child = ChildProcess(self._context, spec, self._output, self._descendants, fields)

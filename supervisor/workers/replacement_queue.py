@@ -45,6 +45,7 @@ class Replacement:
         draining_since: when `old` began to drain, in monotonic seconds: of the requests that only it can answer, it
             answers those that were received before.
         overlap: the new process loads while the old one serves.
+        no_overlap_because: why the old process ends before the new one starts, whatever memory there is; or None.
         new: the process that loads meanwhile.
         changed: model versions that it loads with another configuration than the slot had.
         former: models and placement that the slot served with, and goes back to if the new ones do not load.
@@ -61,6 +62,7 @@ class Replacement:
     old: WorkerProcess | None = None
     draining_since: float | None = None
     overlap: bool = False
+    no_overlap_because: str | None = None
     new: WorkerProcess | None = None
     changed: frozenset[tuple[str, str]] = frozenset()
     former: tuple[tuple[ModelSpec, ...], Placement] | None = None

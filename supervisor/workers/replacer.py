@@ -8,6 +8,7 @@ or gets one with the same models again.
 from __future__ import annotations
 
 import logging
+import signal
 
 from multitower.spec import ModelReport
 
@@ -16,7 +17,7 @@ from ..routing.router import Router
 from .capacity import Capacity
 from .exit_cause import Fault, Verdict
 from .replacement_queue import Replacement, ReplacementQueue, Step
-from .slot import describe_failures
+from .slot import WorkerProcess, describe_failures
 from .slot_state_machine import LIVE, Event, State
 from .slots import Slots
 
@@ -99,7 +100,7 @@ class Replacer:
             replacement.step = Step.STOPPING
         elif state is State.READY and slot.process is not None:
             replacement.old = slot.process
-            if not (replacement.has_new_process and self._capacity.fits_second_process(slot)):
+            if not self._overlaps(replacement):
                 replacement.step = Step.DRAINING
                 return
             replacement.overlap = True
@@ -113,12 +114,28 @@ class Replacer:
         else:
             replacement.step = Step.STOPPING
 
+    def _overlaps(self, replacement: Replacement) -> bool:
+        """Whether the new process loads while the old one serves."""
+        if not replacement.has_new_process:
+            return False
+        obstacle = replacement.no_overlap_because or self._capacity.obstacle_to_second_process(
+            replacement.slot, replacement.target_specs
+        )
+        if obstacle is not None:
+            message = "no second worker beside the one that serves: it ends first"
+            event(log, logging.INFO, message, **replacement.slot.fields, cause=obstacle)
+        return obstacle is None
+
     def _wait_for_takeover(self, replacement: Replacement, _now: float) -> None:
         """While the new process loads: `record_takeover` ends this step when it is ready."""
         slot = replacement.slot
         if slot.next_process is not None:
             return
-        if slot.state is State.READY:
+        if slot.state is State.READY and _may_lack_memory(replacement.new) and replacement.no_overlap_because is None:
+            # The new models may fit alone.
+            replacement.no_overlap_because = "the last one was killed while it loaded, perhaps for want of memory"
+            replacement.reset()
+        elif slot.state is State.READY:
             self._finish(f"the replacement worker could not load, and the old one continues: {slot.last_error}")
         elif slot.process is replacement.new:
             # The old process died, and the new one was promoted.
@@ -237,3 +254,10 @@ class Replacer:
         self._slots.changed = True
         if replacement.done is not None:
             replacement.done(error)
+
+
+def _may_lack_memory(process: WorkerProcess | None) -> bool:
+    """Whether a process was killed by somebody else than the supervisor, as the kernel does when memory is short."""
+    if process is None or process.exit_cause is None or process.verdict is not None:
+        return False
+    return process.exit_cause.code == -signal.SIGKILL

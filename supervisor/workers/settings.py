@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from multitower.spec import ModelSpec
 
@@ -20,6 +20,7 @@ class WorkerSettings:
         policy: limits restarts.
         spares: the number of spares to keep.
         heartbeat_s: seconds from one heartbeat of a worker to the next.
+        spare_environment: variables that a spare has from its start.
         max_requests: requests after which a worker is replaced, give or take 10 %; None for no limit.
         max_rss: bytes of resident memory at which a worker is replaced, or up to 10 % before; None for no limit.
     """
@@ -29,5 +30,6 @@ class WorkerSettings:
     policy: RestartPolicy
     spares: int = 0
     heartbeat_s: float = 1.0
+    spare_environment: Mapping[str, str] = field(default_factory=dict)
     max_requests: int | None = None
     max_rss: int | None = None

@@ -172,8 +172,8 @@ class FakeCapacity(Capacity):
     def device_present(self, _slot: Slot) -> bool | None:
         return self.present
 
-    def fits_second_process(self, _slot: Slot) -> bool:
-        return self.fits
+    def obstacle_to_second_process(self, _slot: Slot, _specs: Sequence[ModelSpec]) -> str | None:
+        return None if self.fits else "it does not fit"
 
 
 def spec(version: int = 1, name: str = "m") -> ModelSpec:

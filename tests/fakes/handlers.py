@@ -40,6 +40,26 @@ class Heavy(Echo):
         self._weights = np.ones(parameters["mib"] << 20, np.uint8)
 
 
+class Surroundings(Echo):
+    """Returns what it finds in its process: threads of BLAS, the environment, and how the kernel would choose it."""
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Reads the score of the out-of-memory killer while it loads."""
+        self._while_loading = int(Path("/proc/self/oom_score_adj").read_text())
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Numbers; -1 for what there is not."""
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        library = next(line.split()[-1] for line in maps if "openblas" in line)
+        threads = ctypes.CDLL(library).scipy_openblas_get_num_threads64_()
+        return {
+            "blas": np.array([threads]),
+            "variable": np.array([int(os.environ.get("OPENBLAS_NUM_THREADS", -1))]),
+            "score_while_loading": np.array([self._while_loading]),
+            "score": np.array([int(Path("/proc/self/oom_score_adj").read_text())]),
+        }
+
+
 class Sized:
     """Returns as many bytes as `size` says, after as many milliseconds as follow it."""
 

@@ -21,6 +21,7 @@ import pytest
 from fake_gpus import SLICES, UUIDS, FakeGpus, read_log, set_gpus
 
 from multitower.supervisor.machine import resources
+from multitower.supervisor.machine.process_limits import ProcessLimits
 from multitower.supervisor.machine.resources import Sampler
 
 MIB = 2**20
@@ -89,7 +90,7 @@ def children() -> Iterator[Callable[[], Child]]:
 
 @pytest.fixture
 def sampler() -> Iterator[Sampler]:
-    sampler = Sampler(0.05)
+    sampler = Sampler(ProcessLimits(), 0.05)
     yield sampler
     sampler.close()
 
@@ -100,7 +101,7 @@ def test_memory_of_clients_that_a_worker_maps_is_not_counted() -> None:
     with mmap.mmap(descriptor, 64 * MIB) as mapped:
         os.close(descriptor)
         mapped[:] = bytes(64 * MIB)
-        sampler = Sampler(0.3)
+        sampler = Sampler(ProcessLimits(), 0.3)
         try:
             sampler.watch({0: (os.getpid(), "cpu:0")})
             sample = wait_for(lambda: sampler.sample(0), bool)
@@ -112,7 +113,7 @@ def test_memory_of_clients_that_a_worker_maps_is_not_counted() -> None:
 
 def test_memory_and_cpu_of_processes_are_measured(children: Callable[[], Child]) -> None:
     busy, idle = children(), children()
-    sampler = Sampler(0.3)
+    sampler = Sampler(ProcessLimits(), 0.3)
     try:
         busy.request("1")
         idle.request("1")
@@ -190,7 +191,7 @@ def test_unexpected_errors_are_counted_and_end_nothing(
 
 def test_old_figures_are_ignored(children: Callable[[], Child], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "STALE_S", 0.5)
-    sampler = Sampler(0.05)
+    sampler = Sampler(ProcessLimits(), 0.05)
     sampler.watch({0: (children().pid, ("cpu:0",))})
     wait_for(lambda: sampler.sample(0), bool)
     sampler.close()
@@ -198,7 +199,7 @@ def test_old_figures_are_ignored(children: Callable[[], Child], monkeypatch: pyt
 
 
 def test_close_ends_the_threads_at_once_whatever_the_interval() -> None:
-    sampler = Sampler(3600.0)
+    sampler = Sampler(ProcessLimits(), 3600.0)
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("sampler")]
     assert len(threads) == 2
     began = time.monotonic()
@@ -213,9 +214,10 @@ def test_close_ends_the_threads_at_once_whatever_the_interval() -> None:
 PROBE = """
 import dataclasses, json, logging, sys, time
 from multitower.supervisor.machine import gpu_sampler, resources
+from multitower.supervisor.machine.process_limits import ProcessLimits
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 gpu_sampler.REOPEN_S, resources.STALE_S = 0.05, 1.0
-sampler = resources.Sampler(0.02)
+sampler = resources.Sampler(ProcessLimits(), 0.02)
 for line in sys.stdin:
     order, began, answer = json.loads(line), time.monotonic(), None
     if "watch" in order:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -64,17 +63,12 @@ def test_a_worker_with_devices_at_two_nodes_gets_cores_of_both(
     assert list(cores.divide_cores(range(8), near)) == expected
 
 
-def test_threads_of_the_same_core_are_next_to_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 4, 5, 6, 9})
+def test_threads_of_the_same_core_are_next_to_each_other(tmp_path: Path) -> None:
     for core in range(8):
         folder = tmp_path / f"cpu{core}" / "topology"
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(f"{core % 4},{core % 4 + 4}\n")
-    assert cores.available_cores(tmp_path) == (0, 4, 1, 5, 2, 6, 9)
-
-
-def test_the_cores_of_this_process_are_available() -> None:
-    assert set(cores.available_cores()) == os.sched_getaffinity(0)
+    assert cores.sort_by_physical_core((0, 1, 2, 4, 5, 6, 9), tmp_path) == (0, 4, 1, 5, 2, 6, 9)
 
 
 @pytest.mark.parametrize(
@@ -86,11 +80,8 @@ def test_core_lists_have_the_format_of_the_kernel(text: str, numbers: list[int])
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"0-x", b"\0", b""])
-def test_unreadable_topology_of_a_core_is_ignored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+def test_unreadable_topology_of_a_core_is_ignored(tmp_path: Path, content: bytes) -> None:
     folder = tmp_path / "cpu1" / "topology"
     folder.mkdir(parents=True)
     (folder / "thread_siblings_list").write_bytes(content)
-    assert cores.available_cores(tmp_path) == (0, 1)
+    assert cores.sort_by_physical_core({0, 1}, tmp_path) == (0, 1)

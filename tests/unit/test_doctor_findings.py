@@ -11,6 +11,7 @@ import pytest
 from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorReport
 from multitower.supervisor.machine.devices import Device, Discovery
 from multitower.supervisor.machine.placement import Placement
+from multitower.supervisor.machine.process_limits import CpuQuota, MemoryHeadroom
 from multitower.tools.doctor import gpu_driver, limits, machine, memory, models, operations, packages
 from multitower.tools.doctor.findings import Finding, Level, count_levels, join_names
 from multitower.tools.doctor.gpu_driver import Driver
@@ -210,9 +211,36 @@ def test_cpu_devices_have_no_finding_about_device_memory() -> None:
 def test_host_memory_is_compared_with_what_loading_took(
     measured: dict[str, tuple[int, int]], available: int, level: Level, words: str
 ) -> None:
-    found = memory.host_finding([["m"]] * 2, 1, {"m": 100 * MIB}, measured, available)
+    found = next(memory.host_findings([["m"]] * 2, 1, {"m": 100 * MIB}, measured, left(available)))
     assert found.level is level
     assert words in found.text
+
+
+def left(*available: int) -> list[MemoryHeadroom]:
+    """What is left of the machine's memory, and of the limits of control groups."""
+    sources = ["this machine", *(f"memory.max of the control group /{number}" for number in range(1, 5))]
+    return [MemoryHeadroom(each, 2 * each, source) for each, source in zip(available, sources, strict=False)]
+
+
+def test_host_memory_is_compared_with_the_narrowest_limit() -> None:
+    measured = {"m": (100 * MIB, 200 * MIB)}
+    found = next(memory.host_findings([["m"]] * 2, 0, {"m": None}, measured, left(GIB, 399 * MIB, 500 * MIB)))
+    assert found.level is Level.PROBLEM
+    assert "memory.max of the control group /1 leaves 399 MiB" in found.text
+
+
+@pytest.mark.parametrize(("available", "level"), [(640, Level.OK), (639, Level.NOTE)])
+def test_doctor_notes_that_a_replacement_has_no_room_beside_the_old_worker(available: int, level: Level) -> None:
+    measured = {"m": (100 * MIB, 200 * MIB)}
+    found = list(memory.host_findings([["m"]] * 2, 0, {"m": None}, measured, left(GIB, available * MIB)))
+    assert found[-1].level is level
+    assert level is Level.OK or "the old one ends first" in found[-1].text
+
+
+def test_doctor_warns_if_the_kernel_ends_all_processes_at_once() -> None:
+    found = memory.killed_together_finding("/kubepods/pod1")
+    assert found.level is Level.WARNING
+    assert "every process of the control group /kubepods/pod1" in found.text
 
 
 def test_a_slot_needs_memory_for_its_own_models_only() -> None:
@@ -221,7 +249,7 @@ def test_a_slot_needs_memory_for_its_own_models_only() -> None:
     slots = [slot(0, "GPU-a", models=("m",)), slot(1, "GPU-b", models=("m", "n"))]
     texts = [finding.text for finding in memory.device_findings(devices, slots, sizes)]
     assert ["12.6 GiB" in texts[0], "36.6 GiB" in texts[1]] == [True, True]
-    found = memory.host_finding([each.models for each in slots], 0, sizes, {}, 100 * GIB)
+    found = next(memory.host_findings([each.models for each in slots], 0, sizes, {}, left(100 * GIB)))
     assert "2 workers of up to 36.6 GiB and 0 spares of 600 MiB take 49.2 GiB" in found.text
 
 
@@ -261,7 +289,8 @@ MACHINE = Machine(
     cores=tuple(range(8)),
     quota=None,
     nodes={0: frozenset(range(8))},
-    available_bytes=GIB,
+    memory=[MemoryHeadroom(GIB, 2 * GIB, "this machine")],
+    killed_together=None,
     descriptors=(65536, 65536),
     shm_bytes=GIB,
     memfd_error=None,
@@ -276,8 +305,6 @@ TWO_NODES = replace(MACHINE, nodes={0: frozenset(range(4)), 1: frozenset(range(4
         ([slot(0), slot(1)], MACHINE, {}, Level.OK, "2 workers with 2 intra-op threads on 8 cores"),
         ([slot(0, intra_op_threads=8), slot(1)], MACHINE, {}, Level.WARNING, "2 or 8 intra-op threads on 8 cores"),
         ([slot(0, intra_op_threads=1)] * 9, MACHINE, {}, Level.WARNING, "9 workers with 1 intra-op thread on 8 cores"),
-        ([slot(0)], replace(MACHINE, quota=1.5), {}, Level.WARNING, "the time of 1.5 cores"),
-        ([slot(0)], replace(MACHINE, quota=2.0), {}, Level.OK, ""),
         ([slot(0)], TWO_NODES, {"GPU-a": (1, NODE_1)}, Level.NOTE, "run on any of them"),
         ([slot(0, cores=(0, 1))], TWO_NODES, {"GPU-a": (1, NODE_1)}, Level.WARNING, "slot 0 (its device is at node 1)"),
         ([slot(0, cores=(4, 5))], TWO_NODES, {"GPU-a": (1, NODE_1)}, Level.OK, "2 NUMA nodes"),
@@ -333,20 +360,32 @@ def test_shared_memory_regions_need_file_descriptors() -> None:
     assert "needs about 400" in found.text
 
 
-def test_limits_are_read_from_the_kernels_files(tmp_path: Path) -> None:
-    assert machine.read_quota(tmp_path) is None
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert machine.read_quota(tmp_path) is None
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert machine.read_quota(tmp_path) == 1.5
-    for name, text in (("memory.max", "1000000"), ("memory.current", "400000")):
-        (tmp_path / name).write_text(text)
-    assert machine.read_available_memory(tmp_path) == 600000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert machine.read_available_memory(tmp_path) > 600000
+def test_numa_nodes_are_read_from_the_kernels_files(tmp_path: Path) -> None:
     (tmp_path / "node1").mkdir()
     (tmp_path / "node1" / "cpulist").write_text("4-7\n")
     assert machine.read_nodes(tmp_path) == {1: frozenset((4, 5, 6, 7))}
+
+
+@pytest.mark.parametrize(
+    ("quota", "level", "words"),
+    [
+        (1.5, Level.WARNING, "cpu.max of the control group /a allows the time of 1.5 cores, and the workers have 2"),
+        (1.0, Level.WARNING, "the time of 1 core, and"),
+        (2.0, Level.OK, "the time of 2 cores, and the workers have 2 threads"),
+    ],
+)
+def test_findings_about_the_quota_of_cpu_time(quota: float, level: Level, words: str) -> None:
+    limited = replace(MACHINE, quota=CpuQuota(quota, "cpu.max of the control group /a"))
+    (found,) = (each for each in limits.thread_findings([slot(0)], limited, {}) if "allows the time" in each.text)
+    assert found.level is level
+    assert words in found.text
+
+
+def test_cores_of_a_running_daemon_are_noted() -> None:
+    claims = {"12:ab": frozenset((1, 2, 3)), "34:cd": frozenset((6,))}
+    (found,) = limits.claim_findings([slot(0, cores=(0, 1)), slot(1, cores=(2, 3))], claims)
+    assert found.level is Level.NOTE
+    assert "a running daemon (pid 12) has bound its workers to the cores 1-3" in found.text
 
 
 # Models and their operations.

@@ -10,7 +10,7 @@ import pytest
 
 from multitower.supervisor.config.values import MemoryLimit
 from multitower.supervisor.machine.devices import Device, DeviceError, Group
-from multitower.supervisor.machine.placement import Placement, divide_machine
+from multitower.supervisor.machine.placement import Placement, divide_machine, spare_environment
 
 GIB = 2**30
 
@@ -44,6 +44,11 @@ def cpu(number: int) -> Device:
         memory_used_bytes=None,
         pci_bus_id=None,
     )
+
+
+def libraries(threads: int) -> dict[str, str]:
+    """The variables of libraries that compute with so many threads."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
 
 
 def placed(
@@ -81,6 +86,7 @@ def test_a_gpu_worker_sees_its_gpu_by_uuid_and_has_threads_that_launch_kernels()
         "CUDA_VISIBLE_DEVICES": "GPU-00000005",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "TF_GPU_THREAD_MODE": "gpu_private",
+        **libraries(8),
     }
 
 
@@ -108,7 +114,11 @@ def test_workers_of_groups_share_the_cores() -> None:
 
 def test_a_cpu_worker_sees_no_gpu() -> None:
     (placement,) = placed([cpu(0)])
-    assert placement.environment == {"CUDA_VISIBLE_DEVICES": "-1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert placement.environment == {
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        **libraries(8),
+    }
     assert placement.device == "cpu:0"
 
 
@@ -252,3 +262,70 @@ def test_a_memory_limit_on_cpu_devices_is_refused(memory: MemoryLimit) -> None:
 def test_a_share_of_unknown_memory_is_refused() -> None:
     with pytest.raises(DeviceError, match="50% of GPU-00000000, whose size is unknown"):
         placed([gpu(0, None)], memory=share(50))
+
+
+# Limits on CPU time, other daemons, and libraries with threads of their own.
+
+
+@pytest.mark.parametrize(
+    ("quota", "workers", "threads"),
+    [
+        (None, 2, (4, 2)),
+        (8.0, 2, (4, 2)),
+        (6.0, 2, (3, 2)),
+        (3.9, 1, (3, 2)),
+        (1.5, 1, (1, 1)),
+        (0.5, 1, (1, 1)),
+        (2.0, 4, (1, 1)),
+    ],
+)
+def test_automatic_threads_stay_within_the_quota_of_cpu_time(
+    quota: float | None, workers: int, threads: tuple[int, int]
+) -> None:
+    placements = placed([cpu(number) for number in range(workers)], quota=quota)
+    assert {(each.intra_op_threads, each.inter_op_threads) for each in placements} == {threads}
+
+
+def test_configured_threads_do_not_depend_on_the_quota() -> None:
+    (placement,) = placed([cpu(0)], intra_op=8, inter_op=3, quota=1.0)
+    assert (placement.intra_op_threads, placement.inter_op_threads) == (8, 3)
+    assert libraries(8).items() <= placement.environment.items()
+
+
+@pytest.mark.parametrize(
+    ("cores", "taken", "expected"),
+    [
+        ("split", range(4), [(4, 5), (6, 7)]),
+        ("auto", range(4), [(4, 5), (6, 7)]),
+        ("auto", range(6), [(), ()]),  # a core each is not enough to bind a worker
+        ("split", range(6), [(6,), (7,)]),
+        ("split", range(7), [(), ()]),  # better on any core than both on the last one
+        ("split", range(8), [(), ()]),
+        ("split", range(100, 200), [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        ("shared", range(4), [(), ()]),
+    ],
+)
+def test_workers_are_not_bound_to_cores_of_other_daemons(
+    cores: str, taken: Sequence[int], expected: list[tuple[int, ...]]
+) -> None:
+    placements = placed([cpu(0), cpu(1)], cores=cores, taken=taken)
+    assert [placement.cores for placement in placements] == expected
+
+
+@pytest.mark.parametrize(
+    ("inherited", "left"),
+    [
+        ([], libraries(8)),
+        (["OMP_NUM_THREADS"], {}),  # the other libraries follow it
+        (["MKL_NUM_THREADS"], {"OMP_NUM_THREADS": "8", "OPENBLAS_NUM_THREADS": "8"}),
+    ],
+)
+def test_libraries_get_as_many_threads_as_tensorflow_unless_set(inherited: list[str], left: dict[str, str]) -> None:
+    (placement,) = placed([cpu(0)], inherited=inherited)
+    assert {name: value for name, value in placement.environment.items() if name.endswith("_THREADS")} == left
+
+
+def test_a_spare_gets_the_threads_of_the_slot_with_the_fewest() -> None:
+    placements = placed([(cpu(0), cpu(1)), (cpu(2),)])
+    assert [placement.intra_op_threads for placement in placements] == [2, 4]
+    assert spare_environment(placements) == libraries(2)

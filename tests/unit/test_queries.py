@@ -11,6 +11,7 @@ import pytest
 from daemon_scene import DaemonScene
 
 from multitower import MultitowerError, wire
+from multitower.supervisor.machine.process_limits import ProcessLimits
 from multitower.supervisor.machine.resources import Sampler
 
 QUERIES = sorted(wire.KINDS - {wire.INFER, wire.CANCEL})
@@ -46,7 +47,7 @@ def file_access() -> FileAccess:
 
 @pytest.fixture
 def sampler() -> Iterator[Sampler]:
-    sampler = Sampler(interval_s=3600.0)
+    sampler = Sampler(ProcessLimits(), 3600.0)
     yield sampler
     sampler.close()
 

@@ -59,7 +59,7 @@ def test_a_new_process_that_does_not_start_leaves_the_old_one_as_it_was(how: str
     scene.no_room = how == "has no room"
     outcomes = scene.order(specs=(spec(2),))
     if how == "dies":
-        scene.die(scene.next_process())
+        scene.die(scene.next_process(), -11)
     elif how == "cannot load":
         scene.report(scene.next_process(), "failed", "no weights")
         scene.tick()
@@ -71,6 +71,29 @@ def test_a_new_process_that_does_not_start_leaves_the_old_one_as_it_was(how: str
     scene.submit()
     scene.answer(old)
     assert len(scene.replies()) == 1
+
+
+def test_a_new_process_that_is_killed_while_it_loads_gets_the_memory_of_the_old_one() -> None:
+    scene = serving()
+    old = scene.process()
+    outcomes = scene.order(specs=(spec(2),))
+    scene.die(scene.next_process(), -9)
+    assert outcomes == []
+    assert child(old).told_to_end, "the new one loads alone"
+    scene.let_processes_end()
+    scene.serve(scene.process())
+    assert (outcomes, scene.slot().specs, scene.state()) == ([None], (spec(2),), State.READY)
+
+
+def test_a_new_process_that_is_killed_alone_as_well_leaves_the_slot_with_its_models() -> None:
+    scene = serving()
+    outcomes = scene.order(specs=(spec(2),))
+    scene.die(scene.next_process(), -9)
+    scene.let_processes_end()
+    scene.die(scene.process(), -9)
+    scene.settle()
+    assert [outcome is None for outcome in outcomes] == [False]
+    assert (scene.slot().specs, scene.state()) == ((spec(1),), State.READY)
 
 
 def test_the_new_process_is_promoted_when_the_old_one_dies_first() -> None:

@@ -14,6 +14,7 @@ from multitower.supervisor.config.config import Config, ModelConfig
 from multitower.supervisor.config.devices import on_cpus
 from multitower.supervisor.config.version_folders import chosen_versions
 from multitower.supervisor.machine import placement
+from multitower.supervisor.machine.core_claims import read_claims
 from multitower.supervisor.machine.cores import format_core_list
 from multitower.supervisor.machine.devices import Device, DeviceError, format_bytes, resolve
 from multitower.supervisor.machine.placement import Placement
@@ -52,6 +53,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     this = machine.inspect_machine()
     if placements:
         yield from limits.thread_findings(placements, this, {device.name: device for device in devices})
+        yield from limits.claim_findings(placements, read_claims())
     shares_memory = any(endpoint.startswith(IPC) for endpoint in config.listen)
     processes = max(1, len(placements)) + config.spares
     yield from limits.limit_findings(this, processes, MAX_REGIONS if shares_memory else 0)
@@ -99,7 +101,9 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
         sizes[spec.name] = None if size is None or others is None else size + others
     yield from memory.device_findings(devices, placements, sizes)
     workers = [memory.models_in_host_memory(placement, specs) for placement in placements] or [list(sizes)]
-    yield memory.host_finding(workers, config.spares, sizes, measured, this.available_bytes)
+    yield from memory.host_findings(workers, config.spares, sizes, measured, this.memory)
+    if this.killed_together is not None:
+        yield memory.killed_together_finding(this.killed_together)
 
 
 def _served_versions(model: ModelConfig) -> list[ModelSpec]:

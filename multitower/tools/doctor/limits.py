@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
+from multitower.supervisor.machine.cores import format_core_list
 from multitower.supervisor.machine.devices import Device, format_bytes
 from multitower.supervisor.machine.placement import Placement
+from multitower.supervisor.machine.process_limits import CpuQuota
 from multitower.tools.doctor.findings import Finding, Level, with_number
 from multitower.tools.doctor.machine import Machine
 
@@ -49,12 +51,37 @@ def thread_findings(
         yield Finding(THREADS, Level.WARNING, text, advice)
     else:
         yield Finding(THREADS, Level.OK, text)
-    if machine.quota is not None and machine.quota < threads:
-        advice = "`auto` counts the visible cores: set threads.intra_op and the number of workers by the limit"
-        text = f"this container may use the time of {machine.quota:g} cores, and the workers have {threads} threads"
-        yield Finding(THREADS, Level.WARNING, text, advice)
+    if machine.quota is not None:
+        yield _quota_finding(machine.quota, threads)
     if len(machine.nodes) > 1:
         yield _numa_finding(placements, machine, devices)
+
+
+def _quota_finding(quota: CpuQuota, threads: int) -> Finding:
+    cores = "1 core" if quota.cores == 1 else f"{quota.cores:g} cores"
+    text = f"{quota.source} allows the time of {cores}, and the workers have {with_number(threads, 'thread')}"
+    if threads > quota.cores:
+        advice = "the system stops the workers for a part of the time: raise the limit, or configure fewer workers"
+        fewer = ", or a smaller threads.intra_op" if threads > 1 else ""
+        return Finding(THREADS, Level.WARNING, text, f"{advice}{fewer}")
+    return Finding(THREADS, Level.OK, text)
+
+
+def claim_findings(placements: Sequence[Placement], claims: Mapping[str, Collection[int]]) -> Iterator[Finding]:
+    """Whether running daemons have bound their workers to the cores of these workers.
+
+    Args:
+        placements: the slots.
+        claims: the cores of each running daemon, see `core_claims.read_claims`.
+    """
+    wanted = {core for placement in placements for core in placement.cores}
+    for claimant, cores in claims.items():
+        shared = wanted.intersection(cores)
+        if shared:
+            pid = claimant.partition(":")[0]
+            text = f"a running daemon (pid {pid}) has bound its workers to the cores {format_core_list(shared)}"
+            advice = "while it runs, another daemon does not use them: give each daemon its own cores, as with taskset"
+            yield Finding(THREADS, Level.NOTE, text, advice)
 
 
 def _numa_finding(placements: Sequence[Placement], machine: Machine, devices: Mapping[str, Device]) -> Finding:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from multitower.supervisor.machine.cores import parse_core_list
+from multitower.supervisor.machine.process_limits import CpuQuota, MemoryHeadroom, ProcessLimits
 
-CGROUP: Final = Path("/sys/fs/cgroup")
 NODES: Final = Path("/sys/devices/system/node")
 SHM: Final = Path("/dev/shm")
 
@@ -24,18 +22,20 @@ class Machine:
 
     Attributes:
         cores: numbers of the cores that it may run on.
-        quota: cores whose time the container may use; None without such a limit.
+        quota: the limit on CPU time; None without one.
         nodes: the cores of each NUMA node.
-        available_bytes: memory that is still available.
+        memory: what is left of each limit on memory, the machine's first.
+        killed_together: the control group whose processes the kernel ends all at once if memory runs out, or None.
         descriptors: the soft and the hard limit of file descriptors.
         shm_bytes: the size of /dev/shm; None if there is none.
         memfd_error: why a memfd cannot be created; None if it can.
     """
 
     cores: tuple[int, ...]
-    quota: float | None
+    quota: CpuQuota | None
     nodes: Mapping[int, frozenset[int]]
-    available_bytes: int
+    memory: Sequence[MemoryHeadroom]
+    killed_together: str | None
     descriptors: tuple[int, int]
     shm_bytes: int | None
     memfd_error: str | None
@@ -43,38 +43,17 @@ class Machine:
 
 def inspect_machine() -> Machine:
     """Reads the facts about this machine."""
+    process = ProcessLimits()
     return Machine(
-        cores=tuple(sorted(os.sched_getaffinity(0))),
-        quota=read_quota(CGROUP),
+        cores=tuple(sorted(process.cores())),
+        quota=process.cpu_quota(),
         nodes=read_nodes(NODES),
-        available_bytes=read_available_memory(CGROUP),
+        memory=process.all_memory(),
+        killed_together=process.killed_together(),
         descriptors=resource.getrlimit(resource.RLIMIT_NOFILE),
         shm_bytes=_file_system_size(SHM),
         memfd_error=_memfd_error(),
     )
-
-
-def read_quota(cgroup: Path) -> float | None:
-    """Cores whose time a control group may use (v2 or v1); None without a limit."""
-    words = _read(cgroup / "cpu.max").split()
-    if len(words) == 2 and words[0].isdigit() and words[1].isdigit():
-        return int(words[0]) / int(words[1])
-    quota = _parse_int(_read(cgroup / "cpu" / "cpu.cfs_quota_us"))
-    period = _parse_int(_read(cgroup / "cpu" / "cpu.cfs_period_us"))
-    return quota / period if quota is not None and quota > 0 and period else None
-
-
-def read_available_memory(cgroup: Path) -> int:
-    """Bytes that the host has left, or the container, whichever is less."""
-    available = int(psutil.virtual_memory().available)
-    for limit_name, used_name in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        limit, used = _parse_int(_read(cgroup / limit_name)), _parse_int(_read(cgroup / used_name))
-        if limit is not None and used is not None:
-            return min(available, max(0, limit - used))
-    return available
 
 
 def read_nodes(folder: Path) -> dict[int, frozenset[int]]:
@@ -107,10 +86,3 @@ def _read(path: Path) -> str:
         return path.read_text(errors="replace")
     except OSError:
         return ""
-
-
-def _parse_int(text: str) -> int | None:
-    try:
-        return int(text)
-    except ValueError:
-        return None

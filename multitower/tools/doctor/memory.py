@@ -14,6 +14,8 @@ from multitower.spec import ModelSpec
 from multitower.supervisor.config.version_folders import SAVED_MODEL_FILES
 from multitower.supervisor.machine.devices import CPU_PREFIX, Device, format_bytes
 from multitower.supervisor.machine.placement import Placement
+from multitower.supervisor.machine.process_limits import MemoryHeadroom
+from multitower.supervisor.workers.capacity import MARGIN as SECOND_WORKER_MARGIN
 from multitower.tools.doctor.findings import Finding, Level, with_number
 
 SECTION: Final = "memory"
@@ -98,21 +100,21 @@ def models_in_host_memory(placement: Placement, specs: Sequence[ModelSpec]) -> l
     return [name for name in placement.models for _ in range(replicas if name in towers else 1)]
 
 
-def host_finding(
+def host_findings(
     workers: Sequence[Sequence[str]],
     spares: int,
     sizes: Mapping[str, int | None],
     measured: Mapping[str, tuple[int, int]],
-    available: int,
-) -> Finding:
-    """Whether the host's memory is enough for all processes.
+    memory: Sequence[MemoryHeadroom],
+) -> Iterator[Finding]:
+    """Whether the host's memory is enough for all processes, and for a worker that is replaced.
 
     Args:
         workers: the models of each worker, as `models_in_host_memory` returns them.
         spares: the number of spares.
         sizes: the `file_bytes` of each model by name, all its versions together.
         measured: for each model that was loaded, resident bytes of a process before and after.
-        available: bytes that the host or this container has left.
+        memory: what the machine and each control group have left.
     """
     idle = max((before for before, _ in measured.values()), default=IDLE_BYTES)
     estimated = [name for name in sizes if name not in measured]
@@ -122,11 +124,28 @@ def host_finding(
     total = sum(needs) + spares * idle
     each = format_bytes(needs[0]) if len(set(needs)) == 1 else f"up to {format_bytes(max(needs))}"
     how = "measured here on the CPU" if not estimated else "estimated, since not every model was loaded"
+    narrowest = min(memory, key=lambda headroom: headroom.available_bytes)
+    available = f"{narrowest.source} leaves {format_bytes(narrowest.available_bytes)}"
     text = (
         f"host: {with_number(len(workers), 'worker')} of {each} and {with_number(spares, 'spare')} of "
-        f"{format_bytes(idle)} take {format_bytes(total)} ({how}); {format_bytes(available)} are available"
+        f"{format_bytes(idle)} take {format_bytes(total)} ({how}); {available}"
     )
-    if total > available:
+    if total > narrowest.available_bytes:
         advice = "configure fewer workers, spares or models; a running daemon uses memory as well"
-        return Finding(SECTION, Level.WARNING if estimated else Level.PROBLEM, text, advice)
-    return Finding(SECTION, Level.OK, text)
+        yield Finding(SECTION, Level.WARNING if estimated else Level.PROBLEM, text, advice)
+        return
+    yield Finding(SECTION, Level.OK, text)
+    second = int(SECOND_WORKER_MARGIN * max(needs))
+    if total + second > narrowest.available_bytes:
+        text = (
+            f"host: while a worker is replaced, a second one would take {format_bytes(second)} more, and {available}: "
+            "the old one ends first, and its requests wait or go to others meanwhile"
+        )
+        yield Finding(SECTION, Level.NOTE, text, "give the daemon more memory, or configure fewer spares or workers")
+
+
+def killed_together_finding(group: str) -> Finding:
+    """If memory runs out, the kernel ends all processes of a control group, and not only one."""
+    text = f"if memory runs out, the kernel ends every process of the control group {group} (memory.oom.group)"
+    advice = "OOMPolicy=continue in the systemd unit; singleProcessOOMKill: true in the configuration of the kubelet"
+    return Finding(SECTION, Level.WARNING, text, advice)

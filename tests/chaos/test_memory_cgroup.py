@@ -1,0 +1,80 @@
+"""A daemon in a control group whose memory does not hold everything that could be started: what serves goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from load import Load
+from memory_cgroup import MemoryGroup, memory_group
+from running import Running, multitower
+
+pytestmark = pytest.mark.chaos
+
+MIB = 2**20
+
+CONFIG = """
+listen: ["{endpoint}"]
+devices: {cpu: 1}
+models:
+  - name: good
+    handler: handlers:DeclaredReckoner
+  - name: heavy
+    handler: handlers:Heavy
+    parameters: {mib: 150}
+spares: 0
+"""
+
+
+@pytest.fixture
+def group() -> Iterator[MemoryGroup]:
+    with memory_group() as made:
+        yield made
+
+
+def limit_above_use(daemon: Running, group: MemoryGroup, more: int) -> None:
+    """Leaves the daemon and its workers some MiB more than they have now."""
+    used = sum(process.memory_info().rss for process in daemon.remember())
+    group.limit(used + daemon.status()["daemon"]["rss_bytes"] + more * MIB)
+
+
+def test_a_replacement_without_room_beside_the_old_worker_kills_nothing(tmp_path: Path, group: MemoryGroup) -> None:
+    with Running(tmp_path, CONFIG, inside=group.enter) as daemon:
+        daemon.wait_ready()
+        limit_above_use(daemon, group, 60)
+        daemon.wait_line("worker ready")
+        with Load(daemon.endpoint, model="good", processes=1) as load:
+            load.wait_ok(20)
+            done = multitower("restart", "0", daemon=daemon)
+            load.wait_ok(20)
+            tally = load.stop()
+        assert done.returncode == 0, f"{done.stderr}\n{daemon.text()}"
+        assert not tally.faults(), f"{tally}\n{daemon.text()}"
+        line = daemon.wait_line("no second worker beside the one that serves")
+        assert "of the control group" in line["cause"]
+        assert (group.kills(), daemon.slot()["restarts"]) == (0, 0)
+        assert daemon.end() == 0
+
+
+def test_a_worker_that_serves_survives_one_that_takes_more_memory_than_expected(
+    tmp_path: Path, group: MemoryGroup
+) -> None:
+    """Nothing is known of a new model before it is loaded."""
+    with Running(tmp_path, CONFIG.replace("mib: 150", "mib: 1"), inside=group.enter) as daemon:
+        daemon.wait_ready()
+        limit_above_use(daemon, group, 150)
+        pid = daemon.slot()["pid"]
+        daemon.config.write_text(daemon.config.read_text().replace("mib: 1", "mib: 900"))
+        with Load(daemon.endpoint, model="good", processes=1) as load:
+            load.wait_ok(20)
+            done = multitower("reload", daemon=daemon)
+            load.wait_ok(20)
+            tally = load.stop()
+        assert done.returncode != 0
+        assert not tally.faults(), f"{tally}\n{daemon.text()}"
+        daemon.wait_line("replacement worker died")
+        assert group.kills() >= 1
+        died = [line for line in daemon.lines if line["message"] == "worker died" and line.get("pid") == pid]
+        assert not died, "the worker that served was not the one to be killed"
+        assert daemon.end() == 0
