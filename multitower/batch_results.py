@@ -13,7 +13,7 @@ from multitower.worker_wire import RESULT
 
 # RESULT, batch id, entries, ns to assemble, compute, slice; the number of reply headers, 0 for entry by entry.
 _RESULT_HEAD: Final = struct.Struct("<cQIQQQI")
-# Entry by entry: u16 frames, one an entry.
+# Entry by entry: u32 frames, one an entry.
 # Joined: u32 rows, one an entry; u32 rows, one a header; u32 bytes, one a header; the headers.
 
 
@@ -36,7 +36,7 @@ def result(batch_id: int, answers: Sequence[list[Any] | bytes], timing: Timing) 
     """
     counts = [0 if isinstance(answer, bytes) else len(answer) for answer in answers]
     head = _RESULT_HEAD.pack(RESULT, batch_id, len(answers), *timing, 0)
-    message: list[Any] = [head + struct.pack(f"<{len(counts)}H", *counts)]
+    message: list[Any] = [head + struct.pack(f"<{len(counts)}I", *counts)]
     for answer in answers:
         if isinstance(answer, bytes):
             message.append(answer)
@@ -95,7 +95,7 @@ def read_result(message: Sequence[Any]) -> Result:
     else:
         answers = []
         start = 1
-        for frames in struct.unpack_from(f"<{count}H", head, _RESULT_HEAD.size):
+        for frames in struct.unpack_from(f"<{count}I", head, _RESULT_HEAD.size):
             answers.append(list(message[start : start + frames]) if frames else bytes(message[start]))
             start += frames or 1
         if start != len(message):

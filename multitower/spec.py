@@ -123,6 +123,7 @@ class Assignment(_Json):
         inter_op_threads: how many operations TensorFlow runs at the same time.
         cores: CPU numbers that the worker is bound to; empty for no binding.
         memory_limit_bytes: a limit on each device's memory for TensorFlow; None for growth on demand.
+        max_message_size: bytes that a request may have; None if that is not to be checked.
         models: the models to load, in this order.
     """
 
@@ -134,6 +135,7 @@ class Assignment(_Json):
     inter_op_threads: int
     cores: tuple[int, ...] = ()
     memory_limit_bytes: int | None = None
+    max_message_size: int | None = None
     models: tuple[ModelSpec, ...] = ()
 
     @classmethod

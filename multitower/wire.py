@@ -59,11 +59,11 @@ ERROR: Final = b"MT1:error"
 
 DELIMITER: Final = b""
 MAX_ID_BYTES: Final = 64
-MAX_HEADER_BYTES: Final = 256 << 10  # a header is names and numbers; parsing a larger one would block the router
+MAX_HEADER_BYTES: Final = 1 << 20  # names and numbers of thousands of inputs; parsing more would block the router
 MAX_NAME_BYTES: Final = 1024
 MAX_KIND_BYTES: Final = 64
 MAX_RANK: Final = 64
-MAX_INPUTS: Final = 1024
+MAX_INPUTS: Final = 8192
 MAX_DIMENSION: Final = 2**63 - 1
 DEFAULT_MAX_MESSAGE_SIZE: Final = 64 << 20
 DEFAULT_TIMEOUT_S: Final = 30.0

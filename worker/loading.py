@@ -16,6 +16,7 @@ from .formats.model import Model
 from .heartbeat import CallCounter
 from .memory_use import MemoryMeter
 from .model_errors import LoadError, load_cause, log_traceback
+from .protocol_limits import check_limits
 from .unrunnable import UnrunnableError, classify
 from .warmup.row_check import check_rows
 from .warmup.samples import load_samples
@@ -83,7 +84,7 @@ def load_models(assignment: Assignment, counters: Sequence[CallCounter]) -> Load
             if setup_error is not None and spec.format.uses_tensorflow:
                 raise setup_error
             meter = MemoryMeter(assignment.devices, tensorflow=spec.format.uses_tensorflow)
-            replicas, report = _load_model(spec, assignment.devices, counters)
+            replicas, report = _load_model(spec, assignment, counters)
         except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
             if not issubclass(type(error), LoadError):
                 log_traceback(f"{spec.name} cannot be loaded", error)
@@ -97,24 +98,24 @@ def load_models(assignment: Assignment, counters: Sequence[CallCounter]) -> Load
 
 
 def _load_model(
-    spec: ModelSpec, devices: Sequence[str], counters: Sequence[CallCounter]
+    spec: ModelSpec, assignment: Assignment, counters: Sequence[CallCounter]
 ) -> tuple[list[Replica], ModelReport]:
     started = time.monotonic()
     if spec.custom_ops:
         from .formats.custom_ops import load_libraries
 
         load_libraries(spec.custom_ops)
-    models = _load_replicas(spec, devices)
+    models = _load_replicas(spec, assignment.devices)
     loaded = time.monotonic()
     samples = load_samples(models[0], spec)
     replicas: list[Replica] = []
     for model, counter in zip(models, counters, strict=False):
         try:
-            _check_runnable(model, spec)
+            _check_runnable(model, spec, assignment.max_message_size)
             findings = _warm_up(model, spec, samples)
         except UnrunnableError as error:
             raise _with_other_signatures(error, model) from error
-        others, signatures = load_other_signatures(model, spec, samples, counter)
+        others, signatures = load_other_signatures(model, spec, samples, counter, assignment.max_message_size)
         replicas.append(Replica(model, {"": _executor(model, spec, findings, counter), **others}))
     # All replicas are alike; what the warm-up of the last one has shown holds for each.
     report = ModelReport(
@@ -153,12 +154,13 @@ def _load_replicas(spec: ModelSpec, devices: Sequence[str]) -> list[Model]:
         raise unrunnable from error
 
 
-def _check_runnable(model: Model, spec: ModelSpec) -> None:
-    """Checks a model, or one of its signatures, that TensorFlow runs.
+def _check_runnable(model: Model, spec: ModelSpec, max_message_size: int | None) -> None:
+    """Checks a model, or one of its signatures: whether requests can reach it, and whether TensorFlow can run it.
 
     Raises:
-        UnrunnableError: no call of it can succeed in this process.
+        UnrunnableError: no request to it can succeed in this process.
     """
+    check_limits(spec.name, model.inputs, max_message_size)
     if spec.format.uses_tensorflow:
         from .formats.runnable import check_runnable
 
@@ -176,7 +178,11 @@ def _with_other_signatures(error: UnrunnableError, model: Model) -> UnrunnableEr
 
 
 def load_other_signatures(
-    model: Model, spec: ModelSpec, samples: Sequence[Sample], counter: CallCounter
+    model: Model,
+    spec: ModelSpec,
+    samples: Sequence[Sample],
+    counter: CallCounter,
+    max_message_size: int | None = None,
 ) -> tuple[dict[str, Executor], tuple[SignatureReport, ...]]:
     """Makes the signatures of a model that are not its default one ready.
 
@@ -193,7 +199,7 @@ def load_other_signatures(
             reports.append(SignatureReport(name=name, cause=str(other)))
             continue
         try:
-            _check_runnable(other, spec)
+            _check_runnable(other, spec, max_message_size)
             findings = _warm_up(other, spec, samples, signature=name)
         except UnrunnableError as error:
             reports.append(SignatureReport(name=name, cause=str(error)))

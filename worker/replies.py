@@ -20,6 +20,8 @@ Output = tuple[str, Array, str]
 """Name, array and datatype."""
 
 MAX_HEADERS: Final = 1024
+MAX_HEADERS_BYTES: Final = 4 << 20
+"""Bounds of the headers that are remembered."""
 
 _Description = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, datatype and shape of each output."""
@@ -106,6 +108,7 @@ class ReplyBuilder:
         self._model = model
         self._version = version
         self._headers: dict[_Description, bytes] = {}
+        self._headers_bytes = 0
 
     def build(self, outputs: Sequence[Output], rows: slice | None) -> list[Any]:
         """The header and the output frames of one entry.
@@ -136,11 +139,12 @@ class ReplyBuilder:
     def _header(self, described: _Description) -> bytes:
         header = self._headers.get(described)
         if header is None:
-            if len(self._headers) >= MAX_HEADERS:
+            header = wire.reply_header(self._model, self._version, [wire.Tensor(*each) for each in described])
+            self._headers_bytes += len(header)
+            if len(self._headers) >= MAX_HEADERS or self._headers_bytes > MAX_HEADERS_BYTES:
                 self._headers.clear()
-            header = self._headers[described] = wire.reply_header(
-                self._model, self._version, [wire.Tensor(*each) for each in described]
-            )
+                self._headers_bytes = len(header)
+            self._headers[described] = header
         return header
 
 

@@ -34,7 +34,7 @@ _GPU_DEVICE: Final = re.compile(r"Registered devices: \[[^\]]*GPU")
 
 
 class UnrunnableError(LoadError):
-    """No call of the model, or of its signature, can succeed in this process.
+    """No request to the model, or to its signature, can succeed in this process.
 
     Args:
         cause: why, and what to do about it.

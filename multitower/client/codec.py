@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 MAX_CACHED = 1024
+MAX_CACHED_BYTES = 8 << 20
+"""Bounds of each cache; bytes are those of the headers."""
 
 SHARED_BYTES = 64 << 10
 """From this size on a local client sends a tensor in shared memory: measured, see docs/performance.md."""
@@ -93,6 +95,8 @@ class Codec:
 
     def __init__(self) -> None:
         self._headers: dict[tuple[Any, ...], bytes] = {}
+        self._headers_bytes = 0
+        self._replies_bytes = 0
         self._replies: dict[bytes, tuple[list[_Output], _Sizes]] = {}
         self._output_sizes: dict[tuple[Any, ...], _Sizes] = {}
 
@@ -252,8 +256,10 @@ class Codec:
                     signature=signature,
                     version_label=version_label,
                 )
-                if len(self._headers) >= MAX_CACHED:
+                self._headers_bytes += len(header)
+                if len(self._headers) >= MAX_CACHED or self._headers_bytes > MAX_CACHED_BYTES:
                     self._headers.clear()
+                    self._headers_bytes = len(header)
                 self._headers[key] = header
         except (TypeError, ValueError) as error:
             # Names that are not text, or that UTF-8 cannot express; a priority that is a numpy integer.
@@ -309,8 +315,10 @@ class Codec:
             if output.datatype != tensors.BYTES
         }
         large = tuple((name, size) for name, size in sizes.items() if size >= SHARED_BYTES)
-        if len(self._replies) >= MAX_CACHED:
+        self._replies_bytes += len(header)
+        if len(self._replies) >= MAX_CACHED or self._replies_bytes > MAX_CACHED_BYTES:
             self._replies.clear()
+            self._replies_bytes = len(header)
         self._replies[header] = described, large
         return described, large
 

@@ -48,6 +48,7 @@ class Placement:
         inter_op_threads: how many operations TensorFlow runs at a time.
         cores: CPU numbers to bind the worker to; empty for no binding.
         memory_limit_bytes: TensorFlow's limit on each of its devices; None for growth on demand.
+        max_message_size: bytes that a request may have.
         models: names of the models that are configured for its devices. Not compared, since a change of them alone
             needs no replacement of a worker that loads the same models as before.
     """
@@ -59,6 +60,7 @@ class Placement:
     inter_op_threads: int
     cores: tuple[int, ...]
     memory_limit_bytes: int | None
+    max_message_size: int | None = None
     models: tuple[str, ...] = field(default=(), compare=False)
 
     def select_models(self, models: Iterable[ModelSpec]) -> tuple[ModelSpec, ...]:
@@ -76,6 +78,7 @@ class Placement:
             inter_op_threads=self.inter_op_threads,
             cores=self.cores,
             memory_limit_bytes=self.memory_limit_bytes,
+            max_message_size=self.max_message_size,
             models=tuple(models),
         )
 
@@ -143,7 +146,10 @@ def place_workers_on(
     selections = {model.name: model.devices for model in config.models}
     devices = [device for group in groups for device in group]
     models = assign_models(selections, [placement.devices for placement in placements], devices)
-    return tuple(replace(placement, models=names) for placement, names in zip(placements, models, strict=True))
+    return tuple(
+        replace(placement, models=names, max_message_size=config.max_message_size)
+        for placement, names in zip(placements, models, strict=True)
+    )
 
 
 def divide_machine(

@@ -6,13 +6,18 @@ check takes time proportional to the size of the request.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
+from itertools import islice
+from typing import Final
 
 from multitower import tensors, wire
 from multitower.errors import Reason, make
 from multitower.spec import ModelReport, SignatureReport, TensorReport
 
 from ..scheduling.request import Plan
+
+_MAX_LISTED: Final = 16
+"""The most names in a message."""
 
 
 def find_signature(report: ModelReport, name: str) -> ModelReport | SignatureReport:
@@ -166,5 +171,7 @@ def _fits(shape: Sequence[int], declared: Sequence[int]) -> bool:
     )
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names))
+def _listed(names: Collection[str]) -> str:
+    """Names for a message; of many, the first ones and how many more."""
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(map(repr, islice(names, _MAX_LISTED))) + more

@@ -21,8 +21,8 @@ from ..scheduling.worker import Served
 from .request_checks import check_inputs, check_outputs, count_rows, find_signature
 from .version_catalog import VersionCatalog
 
-MAX_CACHED_HEADER = 16 << 10
-"""Bytes of the largest header whose plan is cached."""
+MAX_CACHED_HEADER = 256 << 10
+"""Bytes of the largest header whose plan is cached: that of a model with thousands of inputs."""
 
 MAX_CACHED_ENTRIES = 10_000
 MAX_CACHED_BYTES = 8 << 20

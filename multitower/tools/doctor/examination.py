@@ -76,6 +76,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
         import_path=str(config.folder),
         intra_op=placements[0].intra_op_threads if placements else len(this.cores),
         inter_op=placements[0].inter_op_threads if placements else 1,
+        max_message_size=config.max_message_size,
         timeout_s=timeout_s,
     ):
         yield from models.findings(loaded, gpus_wanted=gpus_wanted)

@@ -56,7 +56,13 @@ class LoadedModel:
 
 
 def load_models(
-    specs: Sequence[ModelSpec], *, import_path: str, intra_op: int, inter_op: int, timeout_s: float
+    specs: Sequence[ModelSpec],
+    *,
+    import_path: str,
+    intra_op: int,
+    inter_op: int,
+    max_message_size: int,
+    timeout_s: float,
 ) -> Iterator[LoadedModel]:
     """Loads each model once, in a separate process that sees no GPU. Must be called in the main thread.
 
@@ -65,6 +71,7 @@ def load_models(
         import_path: the configuration's folder, from which handlers are imported.
         intra_op: TensorFlow's intra-op threads, as a worker of the daemon would have.
         inter_op: TensorFlow's inter-op threads, likewise.
+        max_message_size: bytes that a request may have, as configured.
         timeout_s: seconds for each model, including the start of its process.
     """
     with (
@@ -80,6 +87,7 @@ def load_models(
                 environment=no_gpu_environment(),
                 intra_op_threads=intra_op,
                 inter_op_threads=inter_op,
+                max_message_size=max_message_size,
                 models=(spec,),
             )
             process_spec = ProcessSpec(
