@@ -30,6 +30,7 @@ from multitower import (
     tensors,
     wire,
 )
+from multitower.client import codec
 from multitower.errors import Reason
 
 WAIT_S = 20.0
@@ -192,6 +193,21 @@ def test_headers_repeat_but_ids_do_not(client: Client, daemon: FakeDaemon) -> No
     requests = [daemon.next() for _ in range(3)]
     assert len({request.header for request in requests}) == 1
     assert len({request.id for request in requests}) == 3
+
+
+def test_headers_of_requests_are_forgotten_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def infer_header(model: str, inputs: Any, **more: Any) -> bytes:
+        made.append(inputs[0].shape[0])
+        return b" " * 1000
+
+    monkeypatch.setattr(codec.wire, "infer_header", infer_header)
+    monkeypatch.setattr(codec, "MAX_CACHED_BYTES", 3000)
+    writer = codec.Codec()
+    for rows in (1, 2, 3, 3, 1, 4, 4, 1):
+        writer.encode(codec.InferRequest("m", {"x": np.zeros(rows)}), 1.0, copy=False)
+    assert made == [1, 2, 3, 4, 1], "the fourth header forgot the others"
 
 
 @pytest.mark.parametrize(

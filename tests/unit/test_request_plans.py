@@ -376,4 +376,4 @@ def test_the_time_to_check_a_request_is_proportional_to_its_size(outputs: bool) 
         return lambda: made.plan(next(distinct))
 
     # About 1 if it is linear, 16 if it is quadratic.
-    assert growth(prepare, 64, 1024) < 4
+    assert growth(prepare, wire.MAX_INPUTS // 16, wire.MAX_INPUTS) < 4

@@ -104,3 +104,18 @@ def test_parts_whose_outputs_do_not_fit_together_are_an_error_of_the_model() -> 
     with pytest.raises(ModelError, match="run in parts") as raised:
         concatenate_outputs([first, second])
     assert raised.value.reason == "output_invalid"
+
+
+def test_headers_of_many_outputs_are_forgotten_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def reply_header(model: str, version: str, outputs: Any) -> bytes:
+        made.append(outputs[0].shape[0])
+        return b" " * 1000
+
+    monkeypatch.setattr("multitower.worker.replies.wire.reply_header", reply_header)
+    monkeypatch.setattr("multitower.worker.replies.MAX_HEADERS_BYTES", 3000)
+    builder = ReplyBuilder("m", "1")
+    for rows in (1, 2, 3, 3, 1, 4, 4, 1):
+        builder.header([("y", floats(rows), "FP32")], rows)
+    assert made == [1, 2, 3, 4, 1], "the fourth header forgot the others"

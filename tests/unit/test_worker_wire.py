@@ -77,6 +77,11 @@ def test_a_result_entry_by_entry_is_read_as_it_was_written(batch_id: int, answer
     assert batch_results.read_result(message) == (batch_id, answers, TIMING)
 
 
+def test_an_entry_may_have_more_outputs_than_a_short_number_counts() -> None:
+    answers: list[list[Any] | bytes] = [[b"header", *[b""] * 70_000], b"error"]
+    assert batch_results.read_result(batch_results.result(1, answers, TIMING)).answers == answers
+
+
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=20), st.lists(st.integers(0, 3), max_size=3))
 def test_a_joined_result_is_split_into_its_entries(rows: list[int], widths: list[int]) -> None:
     headers = {count: b"header of %d" % count for count in dict.fromkeys(rows)}

@@ -24,7 +24,7 @@ from multitower.supervisor.workers.child_process import ChildProcess
 from multitower.supervisor.workers.descendants import Descendants
 from multitower.supervisor.workers.output import OutputReader
 from multitower.tools import documentation
-from multitower.tools.doctor.findings import Finding, Level
+from multitower.tools.doctor.findings import Finding, Level, join_names
 
 SECTION: Final = "models"
 END_S: Final = 10.0
@@ -275,7 +275,7 @@ def _batching_finding(spec: ModelSpec, report: ModelReport) -> Finding:
 def _describe(tensors: tuple[TensorReport, ...] | None) -> str:
     if tensors is None:
         return "anything"
-    return ", ".join(f"{tensor.name} {tensor.datatype} {_shape(tensor)}" for tensor in tensors) or "nothing"
+    return join_names(f"{tensor.name} {tensor.datatype} {_shape(tensor)}" for tensor in tensors) or "nothing"
 
 
 def _shape(tensor: TensorReport) -> Any:
