@@ -6,8 +6,11 @@ A new format is an entry here and a file there: docs/adding-a-model-format.md sh
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
+
+from .file_contents import is_graph, is_keras_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +21,9 @@ class ModelFormat:
         name: the module in `worker/formats` that loads it.
         title: what messages call a model of it.
         platform: its name in metadata, as in the Open Inference Protocol.
-        suffixes: of its files; empty where it is not a file.
+        suffixes: the usual ones of its files; empty where it is not a file.
+        is_in: whether a file's contents are of this format, whatever its name; it raises OSError for one that cannot be
+            read. None where only the suffix tells.
         uses_tensorflow: whether TensorFlow runs its models. Workers then import it early, set it up for their devices,
             and ask it for the memory that a model takes.
         has_towers: whether a worker of several devices holds a replica on each: its module has `load_towers`.
@@ -33,6 +38,7 @@ class ModelFormat:
     title: str
     platform: str
     suffixes: tuple[str, ...] = ()
+    is_in: Callable[[str | os.PathLike[str]], bool] | None = None
     uses_tensorflow: bool = True
     has_towers: bool = True
     has_signatures: bool = False
@@ -64,6 +70,7 @@ FILE_FORMATS: Final = (
         title="a file of Keras",
         platform="keras",
         suffixes=(".keras", ".h5", ".hdf5"),
+        is_in=is_keras_model,
         can_compile=True,
         runs_model_code=True,
     ),
@@ -72,10 +79,11 @@ FILE_FORMATS: Final = (
         title="a frozen graph",
         platform="tensorflow_graphdef",
         suffixes=(".pb", ".pbtxt"),
+        is_in=is_graph,
         names_tensors=True,
     ),
 )
-"""The formats that are files, recognised by their suffixes."""
+"""The formats that are files."""
 
 FORMATS: Final = (SAVED_MODEL, *FILE_FORMATS, HANDLER)
 
@@ -83,11 +91,33 @@ FILE_SUFFIXES: Final = tuple(suffix for each in FILE_FORMATS for suffix in each.
 
 
 def recognize(path: str | os.PathLike[str] | None) -> ModelFormat:
-    """The format of a model.
+    """The format of a model, by what lies at its path. A file is opened: not for the daemon's event loop.
 
     Args:
-        path: where it lies, or None for a handler. A file is recognised by its suffix; a folder is a SavedModel, or
-            contains its versions.
+        path: where it lies, or None for a handler. A folder is a SavedModel, or contains its versions. A file whose
+            contents are of no known format, or cannot be read, has the format that its suffix promises; loading it
+            tells what is wrong.
+    """
+    if path is None:
+        return HANDLER
+    if os.path.isdir(path):
+        return SAVED_MODEL
+    return recognize_contents(path) or expected_format(path)
+
+
+def recognize_contents(path: str | os.PathLike[str]) -> ModelFormat | None:
+    """The format of a file by its contents; None if it is of none that can be told from it, or cannot be read."""
+    try:
+        return next((each for each in FILE_FORMATS if each.is_in is not None and each.is_in(path)), None)
+    except OSError:
+        return None
+
+
+def expected_format(path: str | os.PathLike[str] | None) -> ModelFormat:
+    """The format of a model as its name suggests it; nothing is read. Where the name is misleading, `recognize` knows.
+
+    Args:
+        path: where it lies, or None for a handler.
     """
     if path is None:
         return HANDLER

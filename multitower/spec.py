@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-from multitower.format_registry import ModelFormat, recognize
+from multitower.format_registry import ModelFormat, expected_format, recognize
 
 NO_SOCKET: Final = 73
 """The exit code of a worker that cannot make its socket, and so cannot report why (EX_CANTCREAT of sysexits.h)."""
@@ -43,8 +43,7 @@ class ModelSpec(_Json):
 
     Attributes:
         name: the name that clients use.
-        path: the absolute path of a SavedModel, of a folder of numbered versions, or of a file with one of
-            `format_registry.FILE_SUFFIXES`; None for a handler.
+        path: the absolute path of a SavedModel, of a folder of numbered versions, or of a file; None for a handler.
         version: the numbered folder under `path` to load; None where there are none. The supervisor chooses it, so that
             a restarted worker serves the same versions as the others. Each served version has a spec of its own.
         handler: `module:Class`, or None; exactly one of `path` and `handler` is given.
@@ -98,8 +97,13 @@ class ModelSpec(_Json):
 
     @property
     def format(self) -> ModelFormat:
-        """Its format."""
+        """Its format, by what lies at its path: `format_registry.recognize` reads a file."""
         return recognize(self.path)
+
+    @property
+    def expects_tensorflow(self) -> bool:
+        """Whether its worker should import TensorFlow early, as far as the model's name tells: nothing is read."""
+        return expected_format(self.path).uses_tensorflow
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

@@ -124,7 +124,7 @@ def _signature(value: object, info: ValidationInfo) -> str | None:
         raise ValueError("is allowed with a path only")
     path = info.data.get("path")
     if path is not None and not recognize(path).has_signatures:
-        raise ValueError(f"is allowed with a SavedModel only; a {path.suffix} file has no signatures")
+        raise ValueError(f"is allowed with a SavedModel only; {recognize(path).title} has no signatures")
     if not isinstance(value, str) or not value:
         raise ValueError(f"must be the name of a signature, not {short_repr(value)}")
     return value

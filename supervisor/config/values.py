@@ -15,7 +15,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
-from multitower.format_registry import FILE_SUFFIXES
+from multitower.file_contents import is_file_of_saved_model
+from multitower.format_registry import FILE_SUFFIXES, recognize_contents
 
 from ..loop.runtime_dir import MAX_IPC_PATH
 from .units import format_size, parse_size, printable, short_repr
@@ -202,19 +203,27 @@ def parse_model_path(value: object, folder: Path) -> Path:
             _check_model_folder(path)
         elif not path.exists():
             raise ValueError(_describe_missing(path))
-        elif path.name in SAVED_MODEL_FILES:
-            raise ValueError(
-                f"{printable(path)} is a file of a SavedModel; name the folder that holds it, {printable(path.parent)}"
-            )
-        elif path.suffix not in FILE_SUFFIXES:
-            raise ValueError(
-                f"{printable(path)} is a file; a model is a SavedModel folder or a file {', '.join(FILE_SUFFIXES)}"
-            )
         elif not os.access(path, os.R_OK):
             raise ValueError(f"{printable(path)} cannot be read: permission denied")
+        elif recognize_contents(path) is None:
+            _check_unknown_file(path)
     except OSError as error:
         raise ValueError(f"{printable(path)} cannot be read: {error.strerror}") from error
     return path
+
+
+def _check_unknown_file(path: Path) -> None:
+    """Refuses a file whose contents are of no known format, unless its suffix is: it may still be written."""
+    if path.name in SAVED_MODEL_FILES or is_file_of_saved_model(path):
+        raise ValueError(
+            f"{printable(path)} is a file of a SavedModel; name the folder that holds it, {printable(path.parent)}, "
+            f"where it must be called {' or '.join(SAVED_MODEL_FILES)}"
+        )
+    if path.suffix not in FILE_SUFFIXES:
+        raise ValueError(
+            f"{printable(path)} is neither a model of Keras nor a frozen graph, by its contents; a model is a "
+            f"SavedModel folder or a file, usually {', '.join(FILE_SUFFIXES)}"
+        )
 
 
 def parse_file(value: object, folder: Path, suffix: str, what: str) -> Path:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
 
-from multitower.format_registry import recognize
+from multitower.format_registry import SAVED_MODEL, recognize
 from multitower.wire import MAX_NAME_BYTES
 
 from .errors import ValueProblems
@@ -25,7 +25,7 @@ def _refuse_other_paths(info: ValidationInfo) -> None:
     if path is None:
         if "path" in info.data:
             raise ValueError("is allowed with a path only")
-    elif recognize(path).suffixes or is_saved_model(path):
+    elif recognize(path) is not SAVED_MODEL or is_saved_model(path):
         raise ValueError(f"is allowed with a folder of numbered versions only; {printable(path)} is one model")
 
 

@@ -64,7 +64,7 @@ class Launcher:
         """Applies settings to processes that are started from now on."""
         self._heartbeat_s = settings.heartbeat_s
         self._spare_environment = settings.spare_environment
-        self._imports_tensorflow = any(model.format.uses_tensorflow for model in settings.models)
+        self._imports_tensorflow = any(model.expects_tensorflow for model in settings.models)
 
     def launch(self, name: str, assignment: Assignment | None, fields: dict[str, object]) -> WorkerProcess | None:
         """Starts a process.
@@ -81,7 +81,7 @@ class Launcher:
         self._serial += 1
         imports_tensorflow = self._imports_tensorflow
         if assignment is not None:
-            imports_tensorflow = any(model.format.uses_tensorflow for model in assignment.models)
+            imports_tensorflow = any(model.expects_tensorflow for model in assignment.models)
         spec = ProcessSpec(
             endpoint=f"ipc://{self._runtime.worker_socket(self._serial)}",
             parent_pid=os.getpid(),

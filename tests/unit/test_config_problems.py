@@ -22,6 +22,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     files = ("digits/saved_model.pb", "numbered/1/saved_model.pb", "other/variables")
     for name in (*files, "old.h5", "frozen.pb", "digits.keras", "ops.so"):
         (tmp_path / name).touch()
+    for name in ("folder.keras", "folder.pb"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "saved_model.pb").touch()
+    (tmp_path / "renamed.pb").write_bytes(b"\x08\x01\x12\xff")
+    (tmp_path / "hdf5").write_bytes(b"\x89HDF\r\n\x1a\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -168,7 +173,15 @@ MODELS = [
         "name: a, handler: 'm:C', outputs: {x: x}",
         "models[0].outputs: is allowed with a frozen graph (.pb, .pbtxt) only",
     ),
-    ("name: a, path: x.yaml", "is a file; a model is a SavedModel folder or a file .keras, .h5, .hdf5, .pb, .pbtxt"),
+    (
+        "name: a, path: x.yaml",
+        "x.yaml is neither a model of Keras nor a frozen graph, by its contents; a model is a SavedModel folder or a "
+        "file, usually .keras, .h5, .hdf5, .pb, .pbtxt",
+    ),
+    ("name: a, path: renamed.pb", "renamed.pb is a file of a SavedModel; name the folder that holds it"),
+    ("name: a, path: hdf5, signature: s", "is allowed with a SavedModel only; a file of Keras has no signatures"),
+    ("name: a, path: folder.keras, inputs: {x: x}", "models[0].inputs: is allowed with a frozen graph"),
+    ("name: a, path: folder.pb, version_labels: {a: 1}", "folder of numbered versions only; "),
     (f"name: a, path: {'a' * 300}", "cannot be read: File name too long"),
     ("name: a, path: ''", "must be the path of a model, not ''"),
     ("name: a, path: 5", "must be the path of a model, not 5"),
@@ -187,7 +200,7 @@ MODELS = [
     ("name: a, path: digits, parameters: {a: 1}", "models[0].parameters: is allowed with a handler only"),
     ("name: a, handler: 'm:C', signature: s", "models[0].signature: is allowed with a path only"),
     ("name: a, path: digits.keras, signature: s", "models[0].signature: is allowed with a SavedModel only"),
-    ("name: a, path: old.h5, signature: s", "is allowed with a SavedModel only; a .h5 file has no signatures"),
+    ("name: a, path: old.h5, signature: s", "is allowed with a SavedModel only; a file of Keras has no signatures"),
     ("name: a, path: digits, signature: ''", "must be the name of a signature"),
     ("name: a, handler: 'm:C', tags: [serve]", "models[0].tags: is allowed with a SavedModel only"),
     ("name: a, path: old.h5, tags: [serve]", "models[0].tags: is allowed with a SavedModel only"),

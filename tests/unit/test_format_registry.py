@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 import multitower
-from multitower.format_registry import FILE_FORMATS, FORMATS, HANDLER, SAVED_MODEL, ModelFormat, recognize
+from multitower.format_registry import (
+    FILE_FORMATS,
+    FORMATS,
+    HANDLER,
+    SAVED_MODEL,
+    ModelFormat,
+    expected_format,
+    recognize,
+)
 from multitower.spec import ModelSpec
 
 MODULES = Path(multitower.__file__).parent / "worker" / "formats"
@@ -50,11 +58,26 @@ def test_names_platforms_and_suffixes_are_unique() -> None:
         (None, "python"),
     ],
 )
-def test_a_format_is_recognised_by_the_suffix_of_its_files(path: str | None, platform: str) -> None:
+def test_what_is_not_there_has_the_format_that_its_suffix_promises(path: str | None, platform: str) -> None:
     assert recognize(path).platform == platform
     assert ModelSpec(name="m", path=path).format.platform == platform
+    assert expected_format(path) is recognize(path)
     if path is not None:
         assert recognize(Path(path)) is recognize(path)
+
+
+@pytest.mark.parametrize("name", ["resnet.pb", "m.h5", "v.keras", "graph.pbtxt", "plain"])
+def test_a_folder_is_a_saved_model_whatever_its_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    assert recognize(tmp_path / name) is SAVED_MODEL
+
+
+def test_contents_outweigh_the_suffix(tmp_path: Path) -> None:
+    (tmp_path / "misleading.pb").write_bytes(b"\x89HDF\r\n\x1a\n...")
+    assert recognize(tmp_path / "misleading.pb").platform == "keras"
+    assert expected_format(tmp_path / "misleading.pb").platform == "tensorflow_graphdef"
+    (tmp_path / "damaged.h5").write_bytes(b"nothing known")
+    assert recognize(tmp_path / "damaged.h5").platform == "keras", "loading it says what is wrong"
 
 
 def test_only_handlers_are_served_without_tensorflow() -> None:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 
+from multitower.file_contents import is_text_graph
 from multitower.spec import ModelSpec
 
 from ..model_errors import MAX_CAUSE, LoadError, one_line
@@ -76,7 +77,7 @@ def _import_graph(path: Path, placement: TowerPlacement | None) -> Any:
     definition = tf.compat.v1.GraphDef()
     data = path.read_bytes()
     try:
-        if path.suffix == ".pbtxt":
+        if is_text_graph(path):
             text_format.Parse(data, definition)
         else:
             definition.ParseFromString(data)

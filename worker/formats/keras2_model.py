@@ -7,11 +7,13 @@ from typing import Any
 
 import tensorflow as tf
 
+from multitower.file_contents import is_hdf5
 from multitower.spec import ModelSpec
 
 from ..model_errors import LoadError
 from .function_call import FunctionCall
 from .keras_model import KerasModel
+from .plain_paths import with_suffix
 from .tensorflow_types import declare
 
 
@@ -28,7 +30,9 @@ class Keras2Model(KerasModel):
     """
 
     def __init__(self, spec: ModelSpec, keras: Any) -> None:
-        model = keras.models.load_model(spec.path, compile=False)
+        path = str(spec.path)
+        with with_suffix(path, ".h5" if is_hdf5(path) else ".keras") as readable:
+            model = keras.models.load_model(readable, compile=False)
         if not model.inputs:
             raise LoadError("the model was never built; export it as a SavedModel")
         declared = {name: tensor.type_spec for name, tensor in zip(model.input_names, model.inputs, strict=True)}

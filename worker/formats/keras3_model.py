@@ -8,11 +8,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from multitower.file_contents import is_hdf5
 from multitower.spec import ModelSpec
 
 from ..model_errors import LoadError
 from .function_call import FunctionCall
 from .keras_model import KerasModel
+from .plain_paths import with_suffix
 from .tensorflow_types import declare
 
 
@@ -32,7 +34,9 @@ class Keras3Model(KerasModel):
         if keras.backend.backend() != "tensorflow":
             message = f"Keras is set to {keras.backend.backend()}: set KERAS_BACKEND=tensorflow for the daemon"
             raise LoadError(message)
-        model = keras.saving.load_model(spec.path, compile=False, safe_mode=True)
+        path = str(spec.path)
+        with with_suffix(path, ".h5" if is_hdf5(path) else ".keras") as readable:
+            model = keras.saving.load_model(readable, compile=False, safe_mode=True)
         structure, symbolic = _structures(model)
         specs = [_dense_spec(tensor.name, tensor) for tensor in keras.tree.flatten(structure)]
         by_name = {tensor.name: tensor for tensor in specs}

@@ -17,6 +17,7 @@ from .function_call import FunctionCall
 from .graph_call import GraphCall, open_session
 from .meta_graph import INTERNAL_SIGNATURE, choose_meta_graph, tensors_of, unusable_signatures
 from .model import CallableModel, Model, ModelCall
+from .plain_paths import plain_folder
 from .tensorflow_types import declare
 from .towers import TowerPlacement, assign
 
@@ -62,7 +63,7 @@ class SavedModel(CallableModel):
 
     def __init__(self, spec: ModelSpec, placement: TowerPlacement | None = None) -> None:
         assert spec.path is not None  # the loader chose this format because of it
-        folder = str(Path(spec.path, spec.version) if spec.version is not None else Path(spec.path))
+        folder = plain_folder(str(Path(spec.path, spec.version) if spec.version is not None else Path(spec.path)))
         version = spec.version or ONLY_VERSION
         signatures = _load_functions(spec, folder) if placement is None else _load_graph(spec, folder, placement)
         models = {name: _load_signature(signatures[name], version) for name in sorted(signatures)}

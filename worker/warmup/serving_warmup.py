@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +55,7 @@ def read_requests(file: Path) -> list[Request]:
     Raises:
         LoadError: the file is damaged; the message names the file and the record.
     """
-    records = tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
+    records = tf.data.TFRecordDataset(os.fsencode(file)).as_numpy_iterator()
     requests: list[Request] = []
     skipped = 0
     for number in itertools.count(1):
