@@ -71,9 +71,17 @@ class Readiness:
         )
 
     def cause(self, name: str, version: str | None = None) -> str | None:
-        """Returns why requests to the model are refused, or why some slot could not load it; None without a cause."""
+        """Returns why requests to the model are refused, or why some slot could not load it; None without a cause.
+
+        Args:
+            name: the model.
+            version: one of its versions; of several, each has its own cause.
+        """
         refusal = self._scheduler.refusal_for_new_request(name)
-        return refusal.message if refusal is not None else self._load_errors(name, version) or None
+        own = self._load_errors(name, version)
+        if refusal is None or (own and self._has_versions(name) and name not in self._scheduler.quarantined_models):
+            return own or None
+        return refusal.message
 
     def load_failure(self, name: str, version: str | None) -> str | None:
         """Returns why no slot could load the version; None while one serves it or may yet load it."""
@@ -82,6 +90,11 @@ class Readiness:
 
     def _coming(self) -> bool:
         return any(slot.state in _COMING for slot in self._manager.slots)
+
+    def _has_versions(self, name: str) -> bool:
+        """Whether workers reported several versions of the model."""
+        reported = {model.version for slot in self._manager.slots for model in slot.models if model.name == name}
+        return len(reported) > 1
 
     def _load_errors(self, name: str, version: str | None) -> str:
         return by_slots(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from multitower.spec import ModelSpec
+from multitower.spec import ModelReport, ModelSpec
 
 from ..routing.router import Router
 from .replacement_queue import ReplacementQueue
@@ -59,10 +59,11 @@ class Availability:
         for slot in self._slots:
             if name not in {spec.name for spec in (*slot.specs, *self._replacements.planned_specs(slot))}:
                 continue
-            if not self.will_serve(slot):
-                causes.append((slot.number, slot.last_error or slot.state))
-                continue
             reports = [model for model in slot.models if model.name == name]
+            if not self.will_serve(slot):
+                # The slot's own cause names all of its models.
+                causes.append((slot.number, describe_causes(reports) or slot.last_error or slot.state))
+                continue
             # What the present process reported says nothing about the next one.
             if (
                 self._replacements.will_start_process(slot)
@@ -70,7 +71,7 @@ class Availability:
                 or any(report.state == "ready" for report in reports)
             ):
                 return None
-            causes.append((slot.number, "; ".join(str(report.cause) for report in reports)))
+            causes.append((slot.number, describe_causes(reports)))
         return by_slots(causes) or "no slot has it"
 
     def _versions(self) -> set[tuple[str, str]]:
@@ -80,6 +81,20 @@ class Availability:
             failed = {model.key for model in slot.models if model.state != "ready"}
             found.update(spec.key for spec in slot.specs if spec.key not in failed)
         return found
+
+
+def describe_causes(reports: Collection[ModelReport]) -> str:
+    """Why versions of one model did not load, for people, each cause once; empty if none is known."""
+    versions: dict[str, list[str]] = {}
+    for report in reports:
+        if report.cause is not None:
+            versions.setdefault(report.cause, []).append(report.version)
+    if len(versions) < 2:
+        return next(iter(versions), "")
+    return "; ".join(
+        f"{'version' if len(those) == 1 else 'versions'} {', '.join(those)}: {cause}"
+        for cause, those in versions.items()
+    )
 
 
 def by_slots(causes: Iterable[tuple[int, str]]) -> str:
