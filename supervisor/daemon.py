@@ -35,8 +35,10 @@ from .loop.runtime_dir import HeldError
 from .loop.signals import SignalInbox
 from .machine.core_claims import CoreClaims
 from .machine.devices import DeviceError
+from .machine.pidfds import pidfd_error
 from .machine.process_limits import ProcessLimits
 from .machine.resources import Sampler
+from .operations.connection_limits import ConnectionLimits, accept_within, apply_descriptor_limit
 from .operations.control import ControlSocket
 from .operations.model_orders import ModelOrders
 from .operations.order_queue import OrderContext, OrderQueue
@@ -92,7 +94,7 @@ class Daemon:
         read_config: reads the configuration again, for a reload; it may block.
 
     Raises:
-        StartError: a device is missing, or an endpoint or the runtime folder cannot be used.
+        StartError: a device is missing, an endpoint or the runtime folder cannot be used, or the system lacks pidfds.
     """
 
     def __init__(self, config: Config, read_config: Callable[[], Config]) -> None:
@@ -102,11 +104,20 @@ class Daemon:
             self._background = stack.enter_context(contextlib.closing(BackgroundJobs()))
             self._service_manager = stack.enter_context(contextlib.closing(ServiceManager()))
             self._claims = stack.enter_context(contextlib.closing(CoreClaims()))
+            unwatchable = pidfd_error()
+            if unwatchable is not None:
+                raise StartError(
+                    Exit.CONFIG,
+                    f"this system cannot watch processes ({unwatchable}); multitower needs Linux 5.3 or newer, and a "
+                    "sandbox or seccomp profile that allows it",
+                )
             with _start_errors(config):
                 settings = build_settings(config, self._claims)
+                plan = apply_descriptor_limit(settings)
+                connections = stack.enter_context(contextlib.closing(accept_within(plan)))
                 unread = UnreadReplies(config.max_unread_bytes, config.unread_timeout)
                 self._endpoints = Endpoints(
-                    config.listen, config.runtime_dir, config.max_message_size, unread, config.peer_timeout
+                    config.listen, config.runtime_dir, config.max_message_size, unread, config.peer_timeout, connections
                 )
             stack.callback(self._close_endpoints)
             sampler = stack.enter_context(contextlib.closing(Sampler(ProcessLimits())))
@@ -137,6 +148,7 @@ class Daemon:
                 capacity=self._capacity,
             )
             self._scheduler = self._router.scheduler
+            self._connection_limits = ConnectionLimits(self._settings, self._endpoints, self._router, plan)
             self._set_up_operations(sampler, read_config, started)
             self._resources = stack.pop_all()
         self._router.set_labels(settings.labels)
@@ -215,6 +227,8 @@ class Daemon:
             front.recheck = self._sources.add_socket(
                 "reading requests", front.socket, functools.partial(self._router.receive, front)
             )
+        for connections in (self._endpoints.connections, self._endpoints.control_connections):
+            self._sources.add("accepting connections", connections.descriptor, connections.accept)
         control = self._endpoints.control
         control.recheck = self._sources.add_socket("reading orders", control.socket, self._on_orders)
 
@@ -248,6 +262,7 @@ class Daemon:
             Chore.every(MEASURE_S, "closing regions", self._router.tick, errors),
             Chore.every(KEEP_S, "keeping the endpoints", self._endpoints.keep, errors),
             Chore.every(MEASURE_S, "ending orphans", lambda _: self._launcher.tick(), errors),
+            Chore.every(MEASURE_S, "counting connections", self._connection_limits.tick, errors),
             Chore("watching model versions", watch.tick, lambda _: watch.due, errors),
             Chore("feeding the watchdog", service_manager.watchdog, lambda _: service_manager.next_wake(), errors),
             Chore("draining", self._advance_drain, lambda _: self._lifecycle.drain_by, errors),

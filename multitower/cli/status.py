@@ -57,6 +57,11 @@ def _print_daemon(daemon: Mapping[str, Any]) -> None:
         f"{daemon['slots_ready']}/{daemon['slots_total']} slots ready, {size_cell(daemon['rss_bytes'])}"
     )
     click.echo(f"listens on {', '.join(daemon['listen'])}; spares: {spares}")
+    connections = daemon.get("connections")
+    if connections is not None and connections["paused"]:
+        full = connections["open"] >= connections["max"]
+        cause = f"the maximum is {connections['max']:,}" if full else "few file descriptors are left"
+        click.echo(f"no more connections are accepted: {connections['open']:,} are open, and {cause}")
     counts = [
         f"{daemon[key]:,} {words}"
         for key, words in (

@@ -30,6 +30,7 @@ from .devices import CpuDevices, Devices, cpu_names, flatten, on_cpus
 from .errors import ValueProblems, drop_empty_keys, key_tree, to_problems
 from .fields import (
     NOT_EMPTY,
+    AutoOrConnections,
     AutoOrCount,
     Context,
     CountFromZero,
@@ -201,6 +202,11 @@ class Config(Section):
     unread_timeout: PositiveSeconds = key(
         "30s",
         "How long a client may read nothing, near `max_unread_bytes`, before replies to it are dropped.",
+    )
+    max_connections: AutoOrConnections = key(
+        "auto",
+        "Connections of clients that may be open at one time; others wait. auto: as many as the limit of file "
+        "descriptors allows, less a reserve.",
     )
     peer_timeout: SecondsOrOff = key(
         "30s",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -24,6 +25,7 @@ from .units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size, s
 
 MAX_INT: Final = 2**31 - 1  # the largest count that TensorFlow and libzmq accept
 _MAX_THREADS: Final = 1024
+_MAX_CONNECTIONS: Final = 1_000_000
 
 
 @dataclass(slots=True)
@@ -68,11 +70,11 @@ def _positive_bytes(size: int) -> int:
     return size
 
 
-def _auto_or_count(value: object) -> int | Literal["auto"]:
+def _auto_or_count(maximum: int, value: object) -> int | Literal["auto"]:
     if value == "auto":
         return "auto"
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_THREADS:
-        raise ValueError(f"must be auto or a whole number from 1 to {_MAX_THREADS}, not {short_repr(value)}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
+        raise ValueError(f"must be auto or a whole number from 1 to {maximum}, not {short_repr(value)}")
     return value
 
 
@@ -103,6 +105,11 @@ Processes = Annotated[int, Field(ge=1, le=256)]
 ProcessesFromZero = Annotated[int, Field(ge=0, le=256)]
 AutoOrCount = Annotated[
     int | Literal["auto"],
-    PlainValidator(_auto_or_count),
+    PlainValidator(partial(_auto_or_count, _MAX_THREADS)),
     WithJsonSchema({"oneOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": _MAX_THREADS}]}),
+]
+AutoOrConnections = Annotated[
+    int | Literal["auto"],
+    PlainValidator(partial(_auto_or_count, _MAX_CONNECTIONS)),
+    WithJsonSchema({"oneOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": _MAX_CONNECTIONS}]}),
 ]

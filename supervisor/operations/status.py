@@ -43,7 +43,7 @@ class StatusReporter:
         refused_versions: returns why versions in a model's folder are not served, by model and version.
         started: when the daemon started, in monotonic seconds.
         sampler: measures the processes; None leaves the figures `null`.
-        endpoints: the daemon's; None leaves `control` `null`.
+        endpoints: the daemon's; None leaves `control` and `connections` `null`.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class StatusReporter:
             "replies_dropped": sum(front.dropped for front in router.fronts),
             "unread_bytes": router.unread.total,
             "control": self._endpoints.control.endpoint if self._endpoints is not None else None,
+            "connections": self._report_connections(),
             "waiting": self._waiting(),
             "quarantine": [
                 {"model": entry.model, "seconds_left": round(entry.until - now, 1), "refused": entry.refused}
@@ -111,6 +112,12 @@ class StatusReporter:
         """Returns what the daemon waits for and tries again by itself."""
         endpoints = self._endpoints.problems if self._endpoints is not None else {}
         return [{"kind": "endpoint", "name": name, "cause": cause} for name, cause in endpoints.items()]
+
+    def _report_connections(self) -> dict[str, Any] | None:
+        if self._endpoints is None:
+            return None
+        connections = self._endpoints.connections
+        return {"open": connections.open, "max": connections.maximum, "paused": connections.paused}
 
     def _slot(self, slot: Slot, now: float) -> dict[str, Any]:
         route = slot.route

@@ -17,10 +17,14 @@ import zmq
 
 from ..loop.log import event
 from ..loop.runtime_dir import HeldError, RuntimeDir
+from .connections import Connections
 from .front_socket import IPC, FrontSocket
 from .unread import UnreadReplies
 
 log = logging.getLogger("multitower.daemon")
+
+CONTROL_CONNECTIONS: Final = 32
+"""Connections that the control endpoint may have, beside those of clients."""
 
 CONTROL_LINGER_MS = 200
 """Milliseconds that the last answers to orders get to leave."""
@@ -41,12 +45,15 @@ class Endpoints:
         max_message_size: bytes that a request may have.
         unread: counts what clients leave unread.
         peer_timeout_s: seconds after which a client over tcp that is silent counts as gone; 0 for never.
+        connections: accepts the clients of the front sockets; the caller closes it after `close`.
 
     Attributes:
         runtime: the runtime folder.
         context: the ZeroMQ context of all sockets.
         fronts: a bound socket for each endpoint.
         control: the bound socket of the control endpoint.
+        connections: as given.
+        control_connections: accepts the clients of the control endpoint.
         problems: why an endpoint or the runtime folder could not be made again, by endpoint or path.
 
     Raises:
@@ -62,7 +69,9 @@ class Endpoints:
         max_message_size: int,
         unread: UnreadReplies,
         peer_timeout_s: float,
+        connections: Connections,
     ) -> None:
+        self.connections = connections
         with contextlib.ExitStack() as stack:
             self.runtime = RuntimeDir(runtime_dir)
             stack.callback(self.runtime.close)
@@ -70,10 +79,15 @@ class Endpoints:
             stack.callback(self.context.destroy, linger=0)
             self.fronts: list[FrontSocket] = []
             for endpoint in listen:
-                front = FrontSocket(self.context, endpoint, max_message_size, unread, peer_timeout_s)
+                front = FrontSocket(self.context, endpoint, max_message_size, unread, peer_timeout_s, connections)
                 stack.callback(front.close)
                 self.fronts.append(front)
-            self.control = FrontSocket(self.context, self._control_endpoint, max_message_size, unread, peer_timeout_s)
+            self.control_connections = Connections(CONTROL_CONNECTIONS)
+            stack.callback(self.control_connections.close)
+            control = self._control_endpoint
+            self.control = FrontSocket(
+                self.context, control, max_message_size, unread, peer_timeout_s, self.control_connections
+            )
             stack.pop_all()
         self.problems: dict[str, str] = {}
         self._touch_at = -inf
@@ -119,6 +133,7 @@ class Endpoints:
             linger_ms: milliseconds that the last replies get to leave.
         """
         self.control.close(CONTROL_LINGER_MS if linger_ms else 0)
+        self.control_connections.close()
         for front in self.fronts:
             front.close(linger_ms)
         self.context.term()

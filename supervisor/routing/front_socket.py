@@ -6,8 +6,9 @@ The router has one for each address of `listen`, and the control endpoint is one
 from __future__ import annotations
 
 import errno
+import functools
 import logging
-import os
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,12 +24,13 @@ from ..loop.containment import ErrorLog
 from ..loop.reactor import unwatched
 from ..loop.runtime_dir import HeldError
 from ..loop.socket_path import SocketPath
+from .connections import Connections
+from .listener import Listener, listen_on_path, take_listening_socket
 from .unread import MANY_MARK_BYTES, MARK_BYTES, REPLY_OVERHEAD, Backlog, Mark, UnreadReplies
 
 log = logging.getLogger("multitower.router")
 
 IPC = "ipc://"
-SOCKET_MODE = 0o660
 MAX_HOPS = 16
 """Address frames before the delimiter: the client's own, and one for each intermediary."""
 
@@ -59,7 +61,7 @@ class Incoming(NamedTuple):
     body: list[Any] | None
 
 
-def _bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
+def _bind(endpoint: str, socket: zmq.Socket[bytes]) -> None:
     """Binds a socket; `*` is all addresses of both families, and a name its IPv4 address if it has one, else IPv6.
 
     Raises:
@@ -90,6 +92,7 @@ class FrontSocket:
         max_message_size: bytes of a request. libzmq closes a connection that sends a frame of over twice that.
         unread: counts what clients leave unread; shared by all front sockets.
         peer_timeout_s: seconds after which a client over tcp that is silent counts as gone; 0 for never.
+        connections: accepts its clients.
 
     Attributes:
         endpoint: as bound, with the real port.
@@ -108,11 +111,14 @@ class FrontSocket:
         max_message_size: int,
         unread: UnreadReplies,
         peer_timeout_s: float,
+        connections: Connections,
     ) -> None:
         self.dropped = 0
         self._errors = ErrorLog(log)
         self.recheck: Callable[[], None] = unwatched
         self._unread = unread
+        self._connections = connections
+        self._listener: Listener | None = None
         # By the first address frame. Every connection that gets a reply is in `_recent`; see `_find_backlog`.
         self._recent: dict[bytes, Backlog] = {}
         self._older: dict[bytes, Backlog] = {}
@@ -125,7 +131,7 @@ class FrontSocket:
             self._release_path()
             raise
         try:
-            self.endpoint = self._open(endpoint, max_message_size, peer_timeout_s)
+            self.endpoint = self._open(context, endpoint, max_message_size, peer_timeout_s)
         except BaseException as error:
             self.close()
             if isinstance(error, UnicodeError):
@@ -134,9 +140,13 @@ class FrontSocket:
                 if error.errno == zmq.EADDRINUSE:
                     raise HeldError(f"{endpoint} is in use by another process") from None
                 raise OSError(f"cannot listen on {endpoint}: {error.strerror}") from None
+            if isinstance(error, OSError):
+                raise OSError(f"cannot listen on {endpoint}: {error.strerror or error}") from None
             raise
 
-    def _open(self, endpoint: str, max_message_size: int, peer_timeout_s: float) -> str:
+    def _open(
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, max_message_size: int, peer_timeout_s: float
+    ) -> str:
         """Sets the socket's options and binds it; returns its endpoint as bound."""
         options = {
             zmq.LINGER: 0,
@@ -148,24 +158,32 @@ class FrontSocket:
         }
         for option, value in options.items():
             self.socket.set(option, value)
-        self._bind(endpoint)
-        return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
-
-    def _bind(self, endpoint: str) -> None:
-        # With a chmod after the bind, the path would be open to others for a moment.
-        umask = os.umask(0o777 & ~SOCKET_MODE)
-        try:
-            _bind(self.socket, endpoint)
-        finally:
-            os.umask(umask)
         if self._path is not None:
-            self._path.bound()
+            listening, bound = self._listen_on(self._path, endpoint), endpoint
+        else:
+            bind = functools.partial(_bind, endpoint)
+            listening, bound = take_listening_socket(context, bind, self._connections.backlog)
+        try:
+            self._listener = Listener(context, self.socket, listening, bound)
+        except BaseException:
+            listening.close()
+            raise
+        self._connections.add(self._listener)
+        return bound
+
+    def _listen_on(self, path: SocketPath, endpoint: str) -> socket.socket:
+        listening = listen_on_path(Path(endpoint.removeprefix(IPC)), self._connections.backlog)
+        try:
+            path.bound()
+        except OSError:
+            listening.close()
+            raise
+        return listening
 
     def restore(self, endpoint: str) -> bool:
         """Binds an ipc endpoint again if its path was removed, or if it shall have another path from now on.
 
-        Connections that exist are not affected: libzmq gets a further listening socket. The former one stays open, as
-        closing it would close its connections.
+        Connections that exist are not affected.
 
         Args:
             endpoint: what to listen on: the present endpoint, or for ipc another one.
@@ -186,10 +204,14 @@ class FrontSocket:
             path = _take_path(endpoint)
             self._path.release()
             self._path = path
+        assert self._listener is not None  # until `close`
         try:
-            self._bind(endpoint)
-        except zmq.ZMQError as error:
-            raise OSError(f"cannot listen on {endpoint}: {error.strerror}") from None
+            listening = self._listen_on(self._path, endpoint)
+        except OSError as error:
+            raise OSError(f"cannot listen on {endpoint}: {error.strerror or error}") from None
+        self._connections.remove(self._listener)
+        self._listener.replace(listening)
+        self._connections.add(self._listener)
         self.endpoint = endpoint
         return True
 
@@ -363,11 +385,15 @@ class FrontSocket:
         Args:
             linger_ms: milliseconds that libzmq may take to send what clients have not read.
         """
+        if self._listener is not None:
+            self._connections.remove(self._listener)
+            self._listener.close()
+            self._listener = None
         self.socket.close(linger_ms)
         self._release_path()
 
     def _release_path(self) -> None:
-        """Removes the socket's path; libzmq may have done so, and in a folder that cannot be written it stays."""
+        """Removes the socket's path; in a folder that cannot be written it stays."""
         if self._path is not None:
             self._path.release()
             self._path = None

@@ -23,11 +23,12 @@ from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
 from multitower.worker_wire import Table, batch_head, shared_head
 
+from ..machine import descriptors
 from ..scheduling.areas import OpenArea, Region
 from ..scheduling.request import Frame, Plan
 from ..scheduling.worker import Batch
 
-MAX_REGIONS = 256
+MAX_REGIONS = descriptors.REGIONS
 """Regions that may be open at one time. Each takes one descriptor."""
 
 IDLE_S = 10.0
@@ -102,9 +103,13 @@ class Regions:
 
     Args:
         open: opens a region by its name; raises OSError where it cannot.
+
+    Attributes:
+        maximum: how many may be open, where descriptors are left for fewer than `MAX_REGIONS`.
     """
 
     def __init__(self, open: Callable[[str], Region] = open_region) -> None:
+        self.maximum = MAX_REGIONS
         self._open = open
         self._last_use: OrderedDict[str, float] = OrderedDict()  # the least recently used first
         self._kept: dict[str, Region] = {}  # the same regions, so that they stay open
@@ -117,11 +122,11 @@ class Regions:
         """The region of this name, which is opened at its first use.
 
         Raises:
-            OSError: it cannot be opened, or `MAX_REGIONS` others are in use.
+            OSError: it cannot be opened, or `maximum` others are in use.
         """
         region = self._all.get(name)
         if region is None:
-            if len(self._all) >= MAX_REGIONS and not self._make_room():
+            if len(self._all) >= self.maximum and not self._make_room():
                 raise OSError(errno.EMFILE, f"{len(self._all)} regions are in use")
             region = self._all[name] = self._open(name)
         self._kept[name] = region

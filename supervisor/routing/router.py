@@ -357,6 +357,10 @@ class Router:
                 self.scheduler.fail_batch(batch, internal_error(), now)
         self._clients.send_replies()
 
+    def set_max_regions(self, maximum: int) -> None:
+        """Sets how many regions of shared memory may be open at one time."""
+        self._admission.regions.maximum = maximum
+
     def tick(self, now: float) -> None:
         """Does periodic work; call it about once a second."""
         self._admission.regions.close_idle(now)

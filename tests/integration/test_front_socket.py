@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import zmq
+from accepting import Accepting
 
 from multitower import wire
 from multitower.supervisor.routing import front_socket
+from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.front_socket import FrontSocket
 from multitower.supervisor.routing.unread import MANY_MARK_BYTES, MARK_BYTES, UnreadReplies
 from multitower.tensors import BULKY_BYTES
@@ -26,7 +28,12 @@ class Sockets:
     def __init__(self, folder: Path) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.unread = UnreadReplies(1 << 30, 30.0)
-        self.front = FrontSocket(self._context, f"ipc://{folder}/front.sock", MAX_MESSAGE, self.unread, 0)
+        self._connections = Connections(1000)
+        self.front = FrontSocket(
+            self._context, f"ipc://{folder}/front.sock", MAX_MESSAGE, self.unread, 0, self._connections
+        )
+        self._accepting = Accepting(self._connections)
+        self._accepting.__enter__()
         self._clients: list[zmq.Socket[bytes]] = []
 
     def client(self) -> tuple[zmq.Socket[bytes], tuple[bytes, ...]]:
@@ -54,7 +61,9 @@ class Sockets:
     def close(self) -> None:
         for client in self._clients:
             client.close()
+        self._accepting.__exit__()
         self.front.close()
+        self._connections.close()
         self._context.term()
 
 
@@ -206,7 +215,7 @@ def test_a_lock_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         with pytest.raises(OSError, match="symbolic link"):
-            FrontSocket(context, f"ipc://{tmp_path}/front.sock", MAX_MESSAGE, UnreadReplies(), 0)
+            FrontSocket(context, f"ipc://{tmp_path}/front.sock", MAX_MESSAGE, UnreadReplies(), 0, Connections(1))
     finally:
         context.term()
     assert victim.read_text() == "another's file"

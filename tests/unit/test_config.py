@@ -47,6 +47,7 @@ def test_one_model_is_a_complete_configuration(folder: Path) -> None:
     assert config.drain_timeout == 30.0
     assert config.max_message_size == 64 << 20
     assert (config.max_unread_bytes, config.unread_timeout) == (2 << 30, 30.0)
+    assert config.max_connections == "auto"
     (model,) = config.models
     assert (model.name, model.path, model.handler, model.signature) == ("digits", folder / "digits", None, None)
     assert model.parameters == {}

@@ -77,6 +77,8 @@ DAEMON = [
     ("restart: {backoff: {first: 60s}}", "restart.backoff.max: 30s is less than first (60s)"),
     ("max_message_size: 1B", "1B is less than 1KiB, the least"),
     ("max_message_size: 4000000GiB", "more than 1024GiB, the most"),
+    ("max_connections: 0", "max_connections: must be auto or a whole number from 1 to 1000000, not 0"),
+    ("max_connections: all", "2:18: max_connections: must be auto or a whole number from 1 to 1000000, not 'all'"),
     ("peer_timeout: 100ms", "must be from 200ms to 86400s, not 100ms; 0: never"),
     ("max_message_size: 64", "a size needs its unit: write 64MiB"),
     ("memory: 6", "must be growth, a size (6GiB) or a percentage (80%), not 6"),

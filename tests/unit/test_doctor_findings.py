@@ -294,6 +294,7 @@ MACHINE = Machine(
     descriptors=(65536, 65536),
     shm_bytes=GIB,
     memfd_error=None,
+    pidfd_error=None,
 )
 NODE_0, NODE_1 = tuple(range(4)), tuple(range(4, 8))
 TWO_NODES = replace(MACHINE, nodes={0: frozenset(range(4)), 1: frozenset(range(4, 8))})
@@ -342,22 +343,43 @@ def test_findings_about_threads_and_numa_nodes(
     ("changes", "level", "words"),
     [
         ({}, Level.OK, "65536 file descriptors"),
-        ({"descriptors": (100, 65536)}, Level.PROBLEM, "needs about 144"),
-        ({"descriptors": (256, 256)}, Level.WARNING, "256 file descriptors"),
+        (
+            {"descriptors": (100, 65536)},
+            Level.OK,
+            "to which the daemon raises the limit of 100",
+        ),
+        ({"descriptors": (100, 130)}, Level.PROBLEM, "130 file descriptors, to which"),
+        ({"descriptors": (256, 256)}, Level.WARNING, "256 file descriptors; the daemon needs about 144"),
+        ({"descriptors": (256, 1024)}, Level.WARNING, "many that arrive at one time could exhaust the rest"),
+        ({"descriptors": (1024, 4096)}, Level.OK, "4096 file descriptors"),
+        ({"pidfd_error": "pidfd_open: Function not implemented"}, Level.PROBLEM, "cannot be watched (pidfd_open"),
         ({"memfd_error": "Function not implemented"}, Level.PROBLEM, "memfd_create: Function not implemented"),
         ({"shm_bytes": 64 * MIB}, Level.NOTE, "/dev/shm has 64 MiB"),
         ({"shm_bytes": None}, Level.NOTE, "there is no /dev/shm"),
     ],
 )
 def test_findings_about_system_limits(changes: dict[str, Any], level: Level, words: str) -> None:
-    found = worst(limits.limit_findings(replace(MACHINE, **changes), 5))
+    found = worst(limits.limit_findings(replace(MACHINE, **changes), 5, None, shares_memory=False))
     assert found.level is level
     assert words in found.text
 
 
 def test_shared_memory_regions_need_file_descriptors() -> None:
-    found = next(limits.limit_findings(MACHINE, 5, 256))
+    found = next(limits.limit_findings(MACHINE, 5, None, shares_memory=True))
     assert "needs about 400" in found.text
+
+
+def test_more_connections_than_descriptors_are_a_problem() -> None:
+    few = replace(MACHINE, descriptors=(1024, 4096))
+    found = next(limits.limit_findings(few, 5, 2000, shares_memory=True))
+    assert found.level is Level.OK
+    assert "2000 connections" in found.text
+    found = next(limits.limit_findings(few, 5, 5000, shares_memory=True))
+    assert found.level is Level.PROBLEM
+    assert "not max_connections: 5000" in found.text
+    # A soft limit is raised as far as max_connections needs, beyond what is enough otherwise.
+    many = replace(MACHINE, descriptors=(1024, 1 << 20))
+    assert next(limits.limit_findings(many, 5, 200_000, shares_memory=True)).level is Level.OK
 
 
 def test_numa_nodes_are_read_from_the_kernels_files(tmp_path: Path) -> None:

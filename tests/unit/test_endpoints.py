@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 import zmq
+from accepting import Accepting
 
 from multitower.supervisor.loop.runtime_dir import HeldError
+from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.endpoints import Endpoints
 from multitower.supervisor.routing.unread import UnreadReplies
 
@@ -28,7 +30,7 @@ def folder() -> Iterator[Path]:
 
 
 def bind(listen: list[str], runtime_dir: Path) -> Endpoints:
-    return Endpoints(listen, runtime_dir, 1 << 20, UnreadReplies(1 << 30, 30.0), 0)
+    return Endpoints(listen, runtime_dir, 1 << 20, UnreadReplies(1 << 30, 30.0), 0, Connections(100))
 
 
 def files(folder: Path) -> list[str]:
@@ -68,6 +70,7 @@ def test_where_an_endpoint_cannot_be_bound_nothing_stays_open(
 NOT_UTF8 = r"""
 import os, sys
 from pathlib import Path
+from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.endpoints import Endpoints
 from multitower.supervisor.routing.unread import UnreadReplies
 
@@ -78,7 +81,7 @@ listen, runtime_dir = {
     "runtime_dir": ([f"ipc://{folder}/front.sock"], Path(folder, name)),
 }[sys.argv[2]]
 try:
-    Endpoints(listen, runtime_dir, 1 << 20, UnreadReplies(), 0)
+    Endpoints(listen, runtime_dir, 1 << 20, UnreadReplies(), 0, Connections(100))
 except OSError as error:
     print(error)
 """
@@ -117,8 +120,9 @@ def exchange(endpoints: Endpoints, client: zmq.Socket[bytes], number: int = 0) -
     """Sends a request to a front socket, or for -1 to the control socket, and returns whether the reply comes back."""
     front = endpoints.control if number < 0 else endpoints.fronts[number]
     client.send_multipart([b"", b"kind", b"id"])
-    if not front.socket.poll(WAIT_MS):
-        return False
+    with Accepting(endpoints.control_connections if number < 0 else endpoints.connections):
+        if not front.socket.poll(WAIT_MS):
+            return False
     front.socket.send_multipart(front.socket.recv_multipart())
     if not client.poll(WAIT_MS):
         return False

@@ -19,7 +19,6 @@ from multitower.supervisor.machine.cores import format_core_list
 from multitower.supervisor.machine.devices import Device, DeviceError, format_bytes, resolve
 from multitower.supervisor.machine.placement import Placement
 from multitower.supervisor.routing.front_socket import IPC
-from multitower.supervisor.routing.regions import MAX_REGIONS
 from multitower.tools.doctor import endpoints, gpu_driver, limits, machine, memory, models, operations, packages
 from multitower.tools.doctor.findings import Finding, Level
 from multitower.tools.doctor.gpu_driver import Driver
@@ -56,7 +55,8 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
         yield from limits.claim_findings(placements, read_claims())
     shares_memory = any(endpoint.startswith(IPC) for endpoint in config.listen)
     processes = max(1, len(placements)) + config.spares
-    yield from limits.limit_findings(this, processes, MAX_REGIONS if shares_memory else 0)
+    maximum = None if config.max_connections == "auto" else config.max_connections
+    yield from limits.limit_findings(this, processes, maximum, shares_memory=shares_memory)
     yield from endpoints.findings(config.listen, config.runtime_dir)
 
     has_tensorflow = importlib.util.find_spec("tensorflow") is not None

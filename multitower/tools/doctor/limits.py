@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
+from multitower.supervisor.machine import descriptors
 from multitower.supervisor.machine.cores import format_core_list
 from multitower.supervisor.machine.devices import Device, format_bytes
 from multitower.supervisor.machine.placement import Placement
@@ -14,15 +15,6 @@ from multitower.tools.doctor.machine import Machine
 
 THREADS: Final = "threads"
 LIMITS: Final = "limits"
-
-DESCRIPTORS: Final = 64
-"""File descriptors of a daemon without workers and clients; about 25 were counted."""
-
-DESCRIPTORS_PER_WORKER: Final = 16
-"""11 were counted, and twice as many for a short time when a worker is replaced."""
-
-FEW_CLIENTS: Final = 256
-"""Each client takes one descriptor; room for fewer clients than this is a warning."""
 
 SMALL_SHM: Final = 256 << 20
 
@@ -106,24 +98,43 @@ def _numa_finding(placements: Sequence[Placement], machine: Machine, devices: Ma
     return Finding(THREADS, Level.OK, nodes)
 
 
-def limit_findings(machine: Machine, processes: int, regions: int = 0) -> Iterator[Finding]:
+def _descriptor_finding(
+    machine: Machine, processes: int, max_connections: int | None, *, shares_memory: bool
+) -> Finding:
+    soft, hard = machine.descriptors
+    limit = descriptors.wanted_limit(soft, hard, processes, max_connections)
+    plan = descriptors.plan_descriptors(limit, processes, max_connections, shares_memory=shares_memory)
+    raised = f", to which the daemon raises the limit of {soft}" if limit > soft else ""
+    text = (
+        f"{limit} file descriptors{raised}; the daemon needs about {plan.needed + plan.regions}, and "
+        f"{with_number(plan.connections, 'connection')} of clients may be open"
+    )
+    advice = "raise the hard limit: LimitNOFILE=65536 in the systemd unit, or ulimit -Hn 65536 as root"
+    if limit < plan.needed:
+        return Finding(LIMITS, Level.PROBLEM, text, advice)
+    if max_connections is not None and plan.connections < max_connections:
+        return Finding(LIMITS, Level.PROBLEM, f"{text}, not max_connections: {max_connections}", advice)
+    if not plan.survives_bursts:
+        return Finding(LIMITS, Level.WARNING, f"{text}; many that arrive at one time could exhaust the rest", advice)
+    return Finding(LIMITS, Level.OK, text)
+
+
+def limit_findings(
+    machine: Machine, processes: int, max_connections: int | None, *, shares_memory: bool
+) -> Iterator[Finding]:
     """Whether the system's limits are high enough.
 
     Args:
         machine: this machine.
         processes: workers and spares.
-        regions: regions of clients' shared memory that the daemon may map at one time.
+        max_connections: as configured; None for as many as there are descriptors for.
+        shares_memory: whether clients may use shared memory, each region of which takes a descriptor.
     """
-    soft, hard = machine.descriptors
-    needed = DESCRIPTORS + DESCRIPTORS_PER_WORKER * processes + regions
-    text = f"{soft} file descriptors; the daemon needs about {needed}, and one for each client"
-    advice = f"ulimit -n 65536, or LimitNOFILE=65536 in the systemd unit{'' if hard >= 65536 else ' (as root)'}"
-    if soft < needed:
+    yield _descriptor_finding(machine, processes, max_connections, shares_memory=shares_memory)
+    if machine.pidfd_error is not None:
+        text = f"processes cannot be watched ({machine.pidfd_error}): the daemon will not start"
+        advice = "Linux 5.3 or newer has pidfd_open; see whether a seccomp profile or a sandbox forbids it"
         yield Finding(LIMITS, Level.PROBLEM, text, advice)
-    elif soft < needed + FEW_CLIENTS:
-        yield Finding(LIMITS, Level.WARNING, text, advice)
-    else:
-        yield Finding(LIMITS, Level.OK, text)
     if machine.memfd_error is not None:
         text = f"processes cannot share memory (memfd_create: {machine.memfd_error})"
         advice = "workers need it, and clients send large tensors by it: see what forbids it, such as a seccomp profile"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from multitower.supervisor.machine.cores import parse_core_list
+from multitower.supervisor.machine.pidfds import pidfd_error
 from multitower.supervisor.machine.process_limits import CpuQuota, MemoryHeadroom, ProcessLimits
 
 NODES: Final = Path("/sys/devices/system/node")
@@ -29,6 +30,7 @@ class Machine:
         descriptors: the soft and the hard limit of file descriptors.
         shm_bytes: the size of /dev/shm; None if there is none.
         memfd_error: why a memfd cannot be created; None if it can.
+        pidfd_error: why processes cannot be watched through pidfds; None if they can.
     """
 
     cores: tuple[int, ...]
@@ -39,6 +41,7 @@ class Machine:
     descriptors: tuple[int, int]
     shm_bytes: int | None
     memfd_error: str | None
+    pidfd_error: str | None
 
 
 def inspect_machine() -> Machine:
@@ -53,6 +56,7 @@ def inspect_machine() -> Machine:
         descriptors=resource.getrlimit(resource.RLIMIT_NOFILE),
         shm_bytes=_file_system_size(SHM),
         memfd_error=_memfd_error(),
+        pidfd_error=pidfd_error(),
     )
 
 

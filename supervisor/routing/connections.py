@@ -1,0 +1,163 @@
+"""The connections of clients: counts them, and accepts no more than are allowed.
+
+A connection takes one descriptor of the daemon. Where none is left, workers cannot be replaced, and libzmq aborts the
+process. So the daemon lets libzmq accept only while there is room (see `listener`); other clients wait in the kernel's
+backlog, and are accepted when connections have been closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+from typing import Final
+
+from ..loop.log import event
+from .listener import Listener
+
+log = logging.getLogger("multitower.router")
+
+BACKLOG: Final = 100
+"""Clients that may wait at one endpoint, as libzmq has it by default."""
+
+SMALL_BACKLOG: Final = 8
+"""The same where few descriptors are left for those that are accepted at one time."""
+
+RESERVE: Final = 24
+"""Descriptors that stay free for the daemon: to start a worker, and to answer `status`."""
+
+CHECKED_AT_ONCE: Final = 4096
+"""Connections that `tick` checks at most."""
+
+
+class Connections:
+    """The connections of some endpoints together.
+
+    Args:
+        maximum: how many may be open.
+        backlog: how many clients may wait at each endpoint.
+
+    Attributes:
+        maximum: as given, or as set last.
+        backlog: likewise.
+        paused: no connection is accepted now.
+        descriptor: readable while clients wait and may be accepted; call `accept` then.
+    """
+
+    def __init__(self, maximum: int, backlog: int = BACKLOG) -> None:
+        self.maximum = maximum
+        self.backlog = backlog
+        self.paused = False
+        self._announced = False
+        self._listeners: dict[int, Listener] = {}
+        self._sockets: dict[int, int] = {}  # the inode of each connection's socket, by descriptor
+        self._unchecked: list[int] = []
+        self._epoll = select.epoll()
+        self.descriptor = self._epoll.fileno()
+
+    @property
+    def open(self) -> int:
+        """Connections that are open, as far as it has been noticed; see `tick`."""
+        return len(self._sockets)
+
+    def set_limits(self, maximum: int, backlog: int) -> None:
+        """Applies other limits; connections that are open stay open."""
+        self.maximum = maximum
+        self.backlog = backlog
+        for listener in self._listeners.values():
+            listener.set_backlog(backlog)
+        self._update()
+
+    def add(self, listener: Listener) -> None:
+        """Accepts the clients of a listener from now on."""
+        self._listeners[listener.descriptor] = listener
+        self._epoll.register(listener.descriptor, 0 if self.paused else select.EPOLLIN)
+
+    def remove(self, listener: Listener) -> None:
+        """Forgets a listener; call it before the listener is closed."""
+        del self._listeners[listener.descriptor]
+        self._epoll.unregister(listener.descriptor)
+
+    def accept(self) -> None:
+        """Lets libzmq accept some of the clients that wait, as far as there is room."""
+        self._count()
+        for descriptor, _ in self._epoll.poll(0):
+            self._update()
+            if self.paused:
+                return
+            self._listeners[descriptor].accept()
+            self._count()
+        self._update()
+
+    def tick(self) -> None:
+        """Notices connections that have been closed, and accepts again if there is room.
+
+        Call it a few times a second. At most `CHECKED_AT_ONCE` connections, and otherwise a quarter of them, are
+        checked in each call.
+        """
+        self._count()
+        if not self._unchecked:
+            self._unchecked = list(self._sockets)
+        full = len(self._sockets) >= self.maximum
+        count = len(self._unchecked) if full else max(256, len(self._sockets) // 4)
+        for _ in range(min(count, CHECKED_AT_ONCE, len(self._unchecked))):
+            descriptor = self._unchecked.pop()
+            if _inode(descriptor) != self._sockets[descriptor]:
+                del self._sockets[descriptor]
+        self._update()
+
+    def _count(self) -> None:
+        for listener in self._listeners.values():
+            for descriptor in listener.read_accepted():
+                inode = _inode(descriptor)
+                if inode is not None:  # otherwise it has been closed already
+                    self._sockets[descriptor] = inode
+
+    def _update(self) -> None:
+        """Pauses or resumes."""
+        full = len(self._sockets) >= self.maximum
+        paused = full or not self._has_reserve()
+        if paused != self.paused:
+            self.paused = paused
+            for descriptor in self._listeners:
+                self._epoll.modify(descriptor, 0 if paused else select.EPOLLIN)
+        if paused and not self._announced:
+            self._announced = True
+            event(
+                log,
+                logging.WARNING,
+                "no more connections are accepted until others are closed",
+                open=len(self._sockets),
+                max_connections=self.maximum,
+                cause="max_connections are open" if full else f"fewer than {RESERVE} file descriptors are free",
+                check="do clients keep connections that they do not use? multitower doctor shows the limits",
+            )
+        # Not with each client that comes and goes.
+        elif not paused and self._announced and len(self._sockets) <= self.maximum * 0.9:
+            self._announced = False
+            event(log, logging.INFO, "connections are accepted again", open=len(self._sockets))
+
+    def _has_reserve(self) -> bool:
+        """Whether the process can still open `RESERVE` descriptors."""
+        opened: list[int] = []
+        try:
+            for _ in range(RESERVE):
+                opened.append(os.dup(self.descriptor))
+        except OSError:
+            return False
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+        return True
+
+    def close(self) -> None:
+        """Ends the watching of listeners. They must have been removed."""
+        self._epoll.close()
+
+
+def _inode(descriptor: int) -> int | None:
+    """The inode of the file that a descriptor refers to: of each socket another one. None if it refers to none."""
+    try:
+        return os.fstat(descriptor).st_ino
+    except OSError:
+        return None

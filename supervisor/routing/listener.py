@@ -1,0 +1,215 @@
+"""The listening socket of a front socket, whose connections libzmq accepts only when the daemon lets it.
+
+libzmq accepts in a thread of its own, as fast as clients connect. When the process runs out of descriptors, it aborts
+the process (ipc), or tries again at once and for ever (tcp). It has no way to pause: `zmq_unbind` also closes the
+connections that it has accepted. So the daemon puts a valve before libzmq:
+
+- libzmq is given a descriptor to listen on (ZMQ_USE_FD), which it polls with an epoll. At that time the descriptor
+  refers to an eventfd, the valve.
+- Then `dup2` lets the same descriptor refer to the listening socket. The epoll goes on to watch the eventfd: an epoll
+  watches the file that a descriptor referred to when it was added, as long as that file is open (epoll(7), Q6).
+- So libzmq calls accept() on the listening socket while the eventfd is readable, and only then. Meanwhile clients wait
+  in the backlog of the listening socket, in the kernel, and the path of an ipc endpoint stays.
+
+While the valve is open, libzmq reports each connection to its monitor. The queue to it holds `MONITOR_QUEUE` events;
+when it is full, libzmq's thread waits until the daemon reads. So even if the daemon does not run for a while and cannot
+close the valve, libzmq accepts only that many connections more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import zmq
+
+MONITOR_QUEUE: Final = 1001
+"""Events: libzmq's default of 1000 where the monitor sends, and 1 where the daemon receives."""
+
+ACCEPT_MS: Final = 2
+"""Milliseconds that the valve stays open at most. libzmq needs about 0.1 ms to accept."""
+
+WATCH_S: Final = 5.0
+"""Seconds until libzmq's thread must have begun to poll the descriptor."""
+
+SOCKET_MODE: Final = 0o660
+
+
+class Listener:
+    """A listening socket, and the valve before it.
+
+    Args:
+        context: the router's ZeroMQ context.
+        front: the ROUTER socket that gets the connections; its options have been set. Call `close` before it is closed.
+        listening: the listening socket. The listener owns it.
+        endpoint: that it listens at.
+
+    Raises:
+        OSError, zmq.ZMQError: the system is out of descriptors, or libzmq does not use an epoll.
+    """
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], front: zmq.Socket[bytes], listening: socket.socket, endpoint: str
+    ) -> None:
+        self._front = front
+        self._listening = listening
+        # libzmq's thread would wait in accept() for the next client.
+        listening.setblocking(False)
+        with contextlib.ExitStack() as undo:
+            self._valve = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            undo.callback(os.close, self._valve)
+            monitor = f"inproc://accepted-{id(self)}"
+            front.monitor(monitor, zmq.EVENT_ACCEPTED)
+            undo.callback(front.disable_monitor)
+            self._monitor = context.socket(zmq.PAIR)
+            undo.callback(self._monitor.close, 0)
+            self._monitor.set(zmq.RCVHWM, 1)
+            self._monitor.connect(monitor)
+            self._polled = os.dup(self._valve)
+            front.set(zmq.USE_FD, self._polled)
+            try:
+                front.bind(endpoint)
+            except BaseException:
+                os.close(self._polled)
+                raise
+            # From here on, libzmq closes `_polled`.
+            _wait_until_watched(self._polled)
+            os.dup2(listening.fileno(), self._polled, inheritable=False)
+            undo.pop_all()
+
+    @property
+    def descriptor(self) -> int:
+        """Readable while clients wait to be accepted."""
+        return self._listening.fileno()
+
+    def accept(self) -> None:
+        """Lets libzmq accept connections, at least one if any waits, until it has reported the first one."""
+        os.eventfd_write(self._valve, 1)
+        try:
+            self._monitor.poll(ACCEPT_MS)
+        finally:
+            os.eventfd_read(self._valve)
+
+    def read_accepted(self) -> list[int]:
+        """The descriptors of the connections that libzmq has accepted since the last call."""
+        found: list[int] = []
+        while True:
+            try:
+                event = self._monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return found
+            found.append(_value(event))
+
+    def set_backlog(self, connections: int) -> None:
+        """Sets how many connections may wait to be accepted."""
+        self._listening.listen(connections)
+
+    def replace(self, listening: socket.socket) -> None:
+        """Goes on with another listening socket; connections that have been accepted stay."""
+        listening.setblocking(False)
+        os.dup2(listening.fileno(), self._polled, inheritable=False)
+        self._listening.close()
+        self._listening = listening
+
+    def close(self) -> None:
+        """Stops listening. Call it before the front socket is closed."""
+        # libzmq removes from its epoll what it has added: the eventfd.
+        os.dup2(self._valve, self._polled, inheritable=False)
+        # Nothing is accepted any more. A thread of libzmq that waits for room in the queue must not hold its lock.
+        self.read_accepted()
+        self._front.disable_monitor()
+        self._monitor.close(0)
+        self._listening.close()
+        os.close(self._valve)
+
+
+def _value(event: list[bytes]) -> int:
+    """The value of an event of a monitor: in 32 bits, after 16 bits for the event (zmq_socket_monitor(3))."""
+    return int.from_bytes(event[0][2:6], "little", signed=True)
+
+
+def _wait_until_watched(descriptor: int) -> None:
+    """Waits until an epoll of this process watches the descriptor.
+
+    Raises:
+        OSError: none does after `WATCH_S`.
+    """
+    until = time.monotonic() + WATCH_S
+    while not _is_watched(descriptor):
+        if time.monotonic() > until:
+            raise OSError("libzmq does not watch its listening socket with an epoll")
+        time.sleep(0.0005)
+
+
+def _is_watched(descriptor: int) -> bool:
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # another thread has closed it
+            if os.readlink(f"/proc/self/fd/{number}") == "anon_inode:[eventpoll]":
+                with open(f"/proc/self/fdinfo/{number}", "rb") as lines:
+                    for line in lines:
+                        words = line.split()
+                        if words[:1] == [b"tfd:"] and int(words[1]) == descriptor:
+                            return True
+    return False
+
+
+def listen_on_path(path: Path, backlog: int) -> socket.socket:
+    """Listens at a path, which is replaced if it exists.
+
+    Raises:
+        OSError: the path cannot be used.
+    """
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)
+        # With a chmod after the bind, the path would be open to others for a moment.
+        umask = os.umask(0o777 & ~SOCKET_MODE)
+        try:
+            listening.bind(os.fspath(path))
+        finally:
+            os.umask(umask)
+        listening.listen(backlog)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def take_listening_socket(
+    context: zmq.Context[zmq.Socket[bytes]], bind: Callable[[zmq.Socket[bytes]], None], backlog: int
+) -> tuple[socket.socket, str]:
+    """Lets libzmq, which knows how to read its addresses, make a listening socket, and takes it over.
+
+    Args:
+        context: the router's ZeroMQ context.
+        bind: binds a ZeroMQ socket to a tcp address.
+        backlog: connections that may wait to be accepted.
+
+    Returns:
+        The socket, and the endpoint as bound.
+
+    Raises:
+        zmq.ZMQError: it cannot be bound.
+    """
+    with context.socket(zmq.ROUTER) as binder, context.socket(zmq.PAIR) as monitor:
+        binder.set(zmq.LINGER, 0)
+        binder.set(zmq.BACKLOG, backlog)
+        address = f"inproc://listening-{id(binder)}"
+        binder.monitor(address, zmq.EVENT_LISTENING | zmq.EVENT_CLOSED)
+        try:
+            monitor.connect(address)
+            bind(binder)
+            event = monitor.recv_multipart(zmq.NOBLOCK)  # sent by `bind` itself
+            listening = socket.socket(fileno=os.dup(_value(event)))
+            endpoint = binder.getsockopt_string(zmq.LAST_ENDPOINT)
+            # Whoever is accepted before the binder has stopped listening is disconnected, and connects again.
+            binder.unbind(endpoint)
+            monitor.poll(round(WATCH_S * 1000))
+        finally:
+            binder.disable_monitor()
+        return listening, endpoint

@@ -1,0 +1,215 @@
+"""Connections of clients: how many libzmq accepts, and when."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from multitower.supervisor.routing.connections import Connections
+from multitower.supervisor.routing.front_socket import FrontSocket
+from multitower.supervisor.routing.listener import MONITOR_QUEUE
+from multitower.supervisor.routing.unread import UnreadReplies
+
+WAIT_S = 20.0
+
+
+class Front:
+    """A front socket, whose clients are accepted when a test asks for it."""
+
+    def __init__(self, endpoint: str, maximum: int) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.connections = Connections(maximum)
+        self.socket = FrontSocket(self.context, endpoint, 1 << 20, UnreadReplies(), 0, self.connections)
+        self._clients: list[socket.socket] = []
+
+    @property
+    def endpoint(self) -> str:
+        return self.socket.endpoint
+
+    def connect(self) -> socket.socket:
+        """A new client without a library, which does not wait to be accepted."""
+        if self.endpoint.startswith("ipc://"):
+            client = socket.socket(socket.AF_UNIX)
+            address: str | tuple[str, int] = self.endpoint.removeprefix("ipc://")
+        else:
+            client = socket.socket()
+            host, _, port = self.endpoint.removeprefix("tcp://").rpartition(":")
+            address = (host, int(port))
+        self._clients.append(client)
+        client.connect(address)
+        return client
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Accepts, as the daemon's loop does, until the condition holds."""
+        until = time.monotonic() + WAIT_S
+        while not condition():
+            assert time.monotonic() < until, (self.connections.open, self.connections.paused)
+            self.connections.accept()
+            self.connections.tick()
+            time.sleep(0.005)
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        self.socket.close()
+        self.connections.close()
+        self.context.term()
+
+
+@pytest.fixture
+def folder(tmp_socket: str) -> Path:
+    return Path(tmp_socket.removeprefix("ipc://")).parent
+
+
+@pytest.fixture(params=["ipc", "tcp"])
+def endpoint(request: pytest.FixtureRequest, folder: Path) -> str:
+    return f"ipc://{folder}/front.sock" if request.param == "ipc" else "tcp://127.0.0.1:*"
+
+
+@contextlib.contextmanager
+def opened(endpoint: str, maximum: int) -> Iterator[Front]:
+    front = Front(endpoint, maximum)
+    try:
+        yield front
+    finally:
+        front.close()
+
+
+def greeted(client: socket.socket) -> bool:
+    """Whether libzmq has accepted the client: it sends its greeting at once."""
+    client.setblocking(False)
+    try:
+        return bool(client.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
+
+
+def test_clients_above_the_maximum_wait_and_are_accepted_when_others_leave(endpoint: str) -> None:
+    with opened(endpoint, 3) as front:
+        accepted = [front.connect() for _ in range(3)]
+        front.wait_until(lambda: all(map(greeted, accepted)))
+        front.wait_until(lambda: front.connections.paused)
+        waiting = [front.connect() for _ in range(5)]
+        for _ in range(20):
+            front.connections.accept()
+            front.connections.tick()
+            time.sleep(0.01)
+        assert not any(map(greeted, waiting))
+        assert front.connections.open == 3
+        accepted[0].close()
+        front.wait_until(lambda: greeted(waiting[0]))
+
+
+def test_who_is_connected_is_served_while_others_wait(endpoint: str) -> None:
+    with opened(endpoint, 1) as front, front.context.socket(zmq.DEALER) as peer:
+        peer.set(zmq.LINGER, 0)
+        peer.connect(front.endpoint)
+        front.wait_until(lambda: front.connections.open == 1)
+        assert front.connections.paused
+        for _ in range(5):
+            front.connect()
+        for number in range(3):
+            peer.send_multipart([b"", b"kind", b"%d" % number])
+            front.wait_until(lambda: front.socket.readable)
+            incoming = front.socket.receive()
+            assert incoming is not None
+            front.socket.answer(incoming.address, b"%d" % number, {})
+            assert peer.poll(WAIT_S * 1000)
+            assert peer.recv_multipart()[2] == b"%d" % number
+        assert front.connections.open == 1
+
+
+def test_nobody_is_accepted_before_the_loop_lets_libzmq(endpoint: str) -> None:
+    with opened(endpoint, 100) as front:
+        client = front.connect()
+        time.sleep(0.2)
+        assert not greeted(client)
+        front.wait_until(lambda: greeted(client))
+
+
+def test_the_path_stays_while_nobody_is_accepted(folder: Path) -> None:
+    with opened(f"ipc://{folder}/front.sock", 1) as front:
+        before = (folder / "front.sock").stat()
+        front.connect()
+        front.wait_until(lambda: front.connections.paused)
+        assert (folder / "front.sock").stat().st_ino == before.st_ino
+        assert (folder / "front.sock").stat().st_mode & 0o777 == 0o660
+    assert list(folder.iterdir()) == []
+
+
+def test_a_loop_that_stalls_while_clients_flood_accepts_a_bounded_number(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The valve is open, and the daemon does not run until everybody has tried to connect."""
+    crowd = MONITOR_QUEUE + 500
+    with opened(f"ipc://{folder}/front.sock", 10 * crowd) as front:
+        close_valve = os.eventfd_read
+        clients: list[socket.socket] = []
+        done = threading.Event()
+
+        def flood() -> None:
+            # Those that are not accepted fill the backlog, and then wait.
+            with contextlib.suppress(OSError):
+                while not done.is_set():
+                    clients.append(front.connect())
+
+        thread = threading.Thread(target=flood)
+
+        def stall(descriptor: int) -> int:
+            last = -1
+            while len(clients) != last:
+                last = len(clients)
+                time.sleep(0.5)
+            return close_valve(descriptor)
+
+        monkeypatch.setattr(os, "eventfd_read", stall)
+        before = len(os.listdir("/proc/self/fd"))
+        thread.start()
+        until = time.monotonic() + WAIT_S
+        while not clients:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        front.connections.accept()
+        monkeypatch.setattr(os, "eventfd_read", close_valve)
+        done.set()
+        accepted = len(os.listdir("/proc/self/fd")) - before - len(clients)
+        front.wait_until(lambda: not thread.is_alive())
+        assert MONITOR_QUEUE <= accepted <= MONITOR_QUEUE + 5
+        assert front.connections.open >= MONITOR_QUEUE
+
+
+def test_connections_that_have_been_closed_are_noticed(endpoint: str) -> None:
+    with opened(endpoint, 1000) as front:
+        clients = [front.connect() for _ in range(30)]
+        front.wait_until(lambda: front.connections.open == 30)
+        for client in clients[:20]:
+            client.close()
+        front.wait_until(lambda: front.connections.open == 10)
+
+
+def test_a_greater_maximum_lets_those_that_wait_in(endpoint: str) -> None:
+    with opened(endpoint, 1) as front:
+        clients = [front.connect() for _ in range(20)]
+        front.wait_until(lambda: front.connections.paused)
+        front.connections.set_limits(100, 100)
+        assert not front.connections.paused
+        front.wait_until(lambda: all(map(greeted, clients)))
+
+
+def test_opening_and_closing_leaves_no_descriptors(endpoint: str) -> None:
+    with opened(endpoint, 10):
+        pass
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with opened(endpoint, 10) as front:
+            front.connect()
+            front.wait_until(lambda: front.connections.open == 1)
+    assert len(os.listdir("/proc/self/fd")) == before
