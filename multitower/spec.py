@@ -334,11 +334,13 @@ class UnbatchedReport(_Json):
     Attributes:
         model: its name.
         version: its version.
+        signature: the signature that is concerned; "" for the default one.
         because: what a batch has shown.
     """
 
     model: str
     version: str
+    signature: str
     because: str
 
     @classmethod

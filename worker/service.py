@@ -85,8 +85,10 @@ class _Reporter:
     """Makes reports of what executors find out while they run batches."""
 
     def __init__(self, models: Models) -> None:
-        executors = [executor for signatures in models.values() for executor in signatures.values()]
-        self._memory = {executor: (executor.safe_rows, 0) for executor in executors}
+        self._signatures = {
+            executor: signature for signatures in models.values() for signature, executor in signatures.items()
+        }
+        self._memory = {executor: (executor.safe_rows, 0) for executor in self._signatures}
         self._unbatched: set[Executor] = set()
 
     def changes(self, executor: Executor) -> list[list[Any]]:
@@ -95,7 +97,10 @@ class _Reporter:
         if executor.unbatched_because is not None and executor not in self._unbatched:
             self._unbatched.add(executor)  # an executor never joins requests again
             unbatched = UnbatchedReport(
-                model=executor.name, version=executor.version, because=executor.unbatched_because
+                model=executor.name,
+                version=executor.version,
+                signature=self._signatures[executor],
+                because=executor.unbatched_because,
             )
             messages.append([worker_wire.UNBATCHED, unbatched.to_json()])
         now = executor.safe_rows, executor.exhausted

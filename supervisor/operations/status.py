@@ -204,7 +204,7 @@ class StatusReporter:
             "batches": statistics.batches,
             "rows": statistics.rows,
             "max_batch_size": report.max_batch_size if report is not None else max_batch_size,
-            "unbatched_because": self._unbatched_because(report) if report is not None else None,
+            "unbatched_because": report.unbatched_because if report is not None else None,
             "unverified_because": report.unverified_because if report is not None else None,
             "labels_not_served": {},
             **self._memory(name, version),
@@ -229,11 +229,6 @@ class StatusReporter:
         ]
         sizes = {key: [size for report in reports if (size := getattr(report, key)) is not None] for key in MEMORY}
         return {key: max(of_workers, default=None) for key, of_workers in sizes.items()}
-
-    def _unbatched_because(self, report: ModelReport) -> str | None:
-        """Returns why the version runs unbatched, as its warm-up or a later batch on some worker has shown."""
-        loaded = (model for slot in self._manager.slots for model in slot.models if model.key == report.key)
-        return report.unbatched_because or next(filter(None, (model.unbatched_because for model in loaded)), None)
 
 
 def _towers(route: Route) -> list[dict[str, Any]]:

@@ -48,6 +48,7 @@ class RequestPlanner:
         self._why_absent = why_absent
         self.catalog = VersionCatalog()
         self._interfaces: dict[tuple[object, ...], int] = {}
+        self._generations: dict[tuple[str, str], int] = {}
         self._timeouts = timeouts
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._plans_bytes = 0
@@ -56,20 +57,22 @@ class RequestPlanner:
 
     # Changes of the models. Each discards the plans that it may have made wrong.
 
-    def add_version(self, report: ModelReport, *, newest: bool = True) -> Served:
+    def add_version(self, report: ModelReport, *, newest: bool = True, generation: int = 0) -> Served:
         """Adds a version that a worker has loaded: requests are checked against this description from now on.
 
         Args:
             report: of the version.
             newest: whether it is the newest version that the worker has; then requests that name no version get it.
+            generation: of the version; see `Served`.
 
         Returns:
-            The version and interface that a worker with this report serves.
+            What a worker with this report serves.
         """
         replaced = self.catalog.describe(report, newest=newest)
         if any(known is None or not _same_interface(known, report) for known in replaced):
             self._discard_plans()
-        return Served(report.version, self._interface(report))
+        self._generations[report.key] = generation
+        return Served(report.version, self.interface_of(report), generation)
 
     def set_labels(self, name: str, labels: Mapping[str, Sequence[str]]) -> None:
         """Sets the version labels of a model; see `VersionCatalog.set_labels`."""
@@ -108,7 +111,11 @@ class RequestPlanner:
     def newest_interface(self, name: str) -> tuple[str, int] | None:
         """The version and interface that requests without a version are checked against; None without a worker."""
         report = self.catalog.newest.get(name)
-        return None if report is None else (report.version, self._interface(report))
+        return None if report is None else (report.version, self.interface_of(report))
+
+    def describes(self, key: tuple[str, str], generation: int) -> bool:
+        """Whether requests for a model and version are checked against the description of this generation."""
+        return self._generations.get(key) == generation
 
     def find_report(self, name: str, version: str, label: str = "") -> ModelReport | None:
         """The description that a request is checked against; None if no worker has loaded the model.
@@ -126,7 +133,8 @@ class RequestPlanner:
             raise make(Reason.MODEL_UNKNOWN, f"there is no model {name[:128]!r}, only {known}", field="model_name")
         return self.catalog.find(name, version, label)
 
-    def _interface(self, report: ModelReport) -> int:
+    def interface_of(self, report: ModelReport) -> int:
+        """A number for the model's inputs, outputs and batching; see `Served`."""
         return self._interfaces.setdefault((report.name, *_interface_of(report)), len(self._interfaces))
 
     # Plans.
@@ -202,9 +210,36 @@ class RequestPlanner:
             sizes_frame=sizes_frame,
         )
 
+    def change_plan(self, plan: Plan, report: ModelReport) -> Plan:
+        """The plan of a request, made again for a description that differs in batching alone.
+
+        Args:
+            plan: made for the former description.
+            report: the description that is in force now.
+        """
+        key = plan.key
+        spec, rows, sizes_frame = key.spec, plan.rows, plan.sizes_frame
+        signature = find_signature(report, spec.signature)
+        if spec.batched and signature.max_batch_size == 0:
+            inputs = _whole_shapes(spec.inputs, rows, sizes_frame)
+            spec = KeySpec(spec.model, inputs, spec.outputs, False, spec.signature, spec.version)
+            rows, sizes_frame = 1, None
+        return Plan(
+            key=self._key(spec, report, signature.max_batch_size, 0),
+            rows=rows,
+            order=plan.order,
+            sizes=plan.sizes,
+            variable=plan.variable,
+            names=plan.names,
+            timeout_s=plan.timeout_s,
+            priority=plan.priority,
+            shared=plan.shared,
+            sizes_frame=sizes_frame,
+        )
+
     def _key(self, spec: KeySpec, report: ModelReport, max_batch_size: int, header_bytes: int) -> BatchKey:
         """The batch key for this specification: the same object for equal ones, while it is cached."""
-        interface, version = self._interface(report), spec.version
+        interface, version = self.interface_of(report), spec.version
         key = self._keys.get((spec, interface, version))
         if key is None:
             self._keys_bytes += header_bytes
@@ -263,3 +298,20 @@ def _with_variable_sizes(inputs: _Inputs, declared: Sequence[TensorReport] | Non
     if not sizes:
         return inputs, None
     return (*variable, (SIZES, "INT64", (len(sizes),))), struct.pack(f"<{len(sizes)}q", *sizes)
+
+
+def _whole_shapes(inputs: _Inputs, rows: int, sizes_frame: bytes | None) -> _Inputs:
+    """The inputs of a batched key with the whole shapes that they have in one request.
+
+    Args:
+        inputs: name, datatype and dimensions but the first.
+        rows: of the request.
+        sizes_frame: the sizes of its variable dimensions, as `_with_variable_sizes` made it.
+    """
+    if sizes_frame is not None:
+        sizes = iter(struct.unpack(f"<{len(sizes_frame) // 8}q", sizes_frame))
+        inputs = tuple(
+            (name, datatype, tuple(next(sizes) if size == -1 else size for size in dims))
+            for name, datatype, dims in inputs[:-1]
+        )
+    return tuple((name, datatype, (rows, *dims)) for name, datatype, dims in inputs)

@@ -32,6 +32,7 @@ from .front_socket import FrontSocket, internal_error
 from .request_plans import RequestPlanner
 from .routes import Route, models_of_towers
 from .statistics import BatchTimes, ModelStatistics
+from .unbatched_models import UnbatchedModels
 from .unread import UnreadReplies
 from .worker_connection import WorkerConnection, WorkerProtocolError
 
@@ -54,6 +55,7 @@ class Router:
         planner: the models as clients may ask for them.
         statistics: by model name and version.
         routes: to each worker that serves.
+        unbatched: what workers have found out about models that must run unbatched.
         unread: as given.
         models_to_remove: models that are refused as unknown once their last worker is withdrawn.
     """
@@ -72,6 +74,7 @@ class Router:
         self.fronts: list[FrontSocket] = []
         self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
         self.routes: dict[Worker, Route] = {}
+        self.unbatched = UnbatchedModels(self.scheduler, self.planner, self.routes)
         self.models_to_remove: set[str] = set()
         self._removals_due: set[str] = set()  # models to remove once no worker has them any more
         self._routes_by_connection: dict[WorkerConnection, Route] = {}
@@ -204,8 +207,7 @@ class Router:
                 by_model.setdefault(report.name, []).append(report)
         served: dict[tuple[str, str], Served] = {}
         for name, of_model in by_model.items():
-            for key, version in self._admit_versions(of_model).items():
-                served[key] = version._replace(generation=generations.get(key, 0))
+            served.update(self._admit_versions(of_model, generations))
             self.scheduler.mark_available(name)
         models = models_of_towers(towers, by_model, served)
         batch_times = BatchTimes()
@@ -219,9 +221,16 @@ class Router:
         self._routes_by_connection[connection] = routes[0]
         return routes[0]
 
-    def _admit_versions(self, reports: Sequence[ModelReport]) -> dict[tuple[str, str], Served]:
+    def _admit_versions(
+        self, reports: Sequence[ModelReport], generations: Mapping[tuple[str, str], int]
+    ) -> dict[tuple[str, str], Served]:
         """Admits requests for the versions of one model, the newest last; returns what they are served as."""
-        return {report.key: self.planner.add_version(report, newest=report is reports[-1]) for report in reports}
+        return {
+            report.key: self.planner.add_version(
+                report, newest=report is reports[-1], generation=generations.get(report.key, 0)
+            )
+            for report in reports
+        }
 
     def withdraw_versions(self, route: Route, coming: Collection[tuple[str, str]] = ()) -> None:
         """Refuses new requests for versions that only this worker process serves; it can still run those that wait.
@@ -277,7 +286,8 @@ class Router:
             newest = self.planner.newest_interface(model)
             if left and all(other.worker.serves[model][:2] != newest for other in left):
                 # Requests must be checked against what is served, which is not what was added last.
-                self._admit_versions(left[-1].reports[model])
+                versions = left[-1].worker.versions.items()
+                self._admit_versions(left[-1].reports[model], {key: served.generation for key, served in versions})
         suspect_to_blame = self.scheduler.remove_process(route.worker, now, crashed=crashed, begun=begun)
         self._remove_due_models()
         return suspect_to_blame

@@ -105,6 +105,14 @@ class Pool:
         self.free.pop(worker, None)
         self._set_changed()
 
+    def change_interface(self, worker: Worker, model: str, version: str, interface: int) -> None:
+        """The worker serves a version with another interface from now on; see `Served`."""
+        served = worker.versions[model, version]._replace(interface=interface)
+        worker.versions[model, version] = served
+        if worker.serves[model].version == version:
+            worker.serves[model] = served
+        self._set_changed()
+
     def reserve(self, towers: tuple[Worker, ...]) -> None:
         """Reserves a process, given by its workers, for a suspect; an empty tuple ends a reservation."""
         if towers == self.reserved:

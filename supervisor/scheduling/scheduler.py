@@ -30,7 +30,8 @@ from .quarantine import QuarantinedRequest
 from .queue import ModelQueue, QueueLimits
 from .recovery import Recovery
 from .refusals import Refusals
-from .request import Request, Sender
+from .replanning import replan_requests
+from .request import Plan, Request, Sender
 from .worker import Batch, Served, Worker
 
 MAX_RETRY_AFTER_MS = 60_000
@@ -347,6 +348,21 @@ class Scheduler:
             if version and version not in served:
                 error = make(Reason.VERSION_UNKNOWN, f"version {version} of {model!r} is not served any more")
                 self._open_requests.settle(request.whole, error)
+
+    @_changes_state
+    def change_interface(self, model: str, version: str, generation: int, interface: int) -> None:
+        """Sets the interface of a version on all workers that serve this generation of it; see `Served`."""
+        for worker in self.pool.workers:
+            served = worker.versions.get((model, version))
+            if served is not None and served.generation == generation:
+                self.pool.change_interface(worker, model, version, interface)
+
+    @_changes_state
+    def replan(
+        self, model: str, interface: int, versions: Collection[str], change_plan: Callable[[Plan], Plan]
+    ) -> None:
+        """Changes the plans of a model's open requests; see `replan_requests`."""
+        replan_requests(self.queues[model], self._open_requests, interface, versions, change_plan)
 
     def close_model(self, model: str) -> None:
         """Refuses new requests to a model that is being unloaded; requests already accepted are answered."""

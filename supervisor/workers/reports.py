@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from multitower import worker_wire
@@ -13,6 +13,7 @@ from multitower.spec import MemoryReport, ModelReport, UnbatchedReport, WorkerRe
 
 from ..loop.log import event
 from ..routing.router import Router
+from ..routing.unbatched_models import reasons_in
 from ..routing.worker_connection import WorkerProtocolError
 from .replacement_queue import ReplacementQueue
 from .slot import Slot, WorkerProcess, describe_failures
@@ -59,17 +60,19 @@ class Reports:
         elif kind == worker_wire.MEMORY:
             self._handle_memory_shortage(process, MemoryReport.from_json(frames[0]), now)
         else:
-            self._handle_unbatched(process, UnbatchedReport.from_json(frames[0]))
+            report = UnbatchedReport.from_json(frames[0])
+            self._mark_unbatched(process, (report.model, report.version), report.signature, report.because)
 
-    def _handle_unbatched(self, process: WorkerProcess, report: UnbatchedReport) -> None:
-        slot = process.slot
-        if slot is not None and slot.process is process:
-            slot.models = tuple(
-                replace(model, unbatched_because=report.because)
-                if model.key == (report.model, report.version)
-                else model
-                for model in slot.models
-            )
+    def _mark_unbatched(self, process: WorkerProcess, key: tuple[str, str], signature: str, because: str) -> None:
+        """Keeps what a worker has found out about a model, and logs it the first time."""
+        generation = process.generations.get(key)
+        if generation is None:
+            raise WorkerProtocolError(f"a report on {key[0][:128]!r}, which it was not to load")
+        if self._router.unbatched.add(key, generation, signature, because):
+            fields: dict[str, object] = {**process.child.fields, "model": key[0], "version": key[1]}
+            if signature:
+                fields["signature"] = signature
+            event(log, logging.WARNING, "model runs unbatched", **fields, cause=because)
 
     def _handle_memory_shortage(self, process: WorkerProcess, report: MemoryReport, now: float) -> None:
         slot = process.slot
@@ -143,21 +146,25 @@ class Reports:
 
     def _add_route(self, slot: Slot, process: WorkerProcess, report: WorkerReport, now: float) -> None:
         """Gives a process that has loaded to the router: it gets batches from now on."""
-        serving = [model for model in report.models if model.state == "ready"]
+        for model in report.models:
+            for signature, because in reasons_in(model):
+                self._mark_unbatched(process, model.key, signature, because)
+        generations = process.generations
+        models = [
+            self._router.unbatched.complete_report(model, generations.get(model.key, 0)) for model in report.models
+        ]
+        serving = [model for model in models if model.state == "ready"]
         process.route = self._router.add_worker(
             slot.number, slot.placement.device, process.child.connection, serving, process.generations, now
         )
         for worker in process.route.workers:
             worker.safe_rows.update(slot.safe_rows)
-        slot.models = report.models
+        slot.models = tuple(models)
 
     def _log_ready(self, slot: Slot, process: WorkerProcess, now: float) -> None:
         for model in slot.models:
             if model.state != "ready":
                 _log_failed_model(slot, model)
-            elif model.unbatched_because is not None:
-                fields = {**slot.fields, "model": model.name, "version": model.version}
-                event(log, logging.WARNING, "model runs unbatched", **fields, cause=model.unbatched_because)
         unavailable_for = None if slot.unavailable_since is None else round(now - slot.unavailable_since, 3)
         slot.unavailable_since = None
         event(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from running import STEP_S, Running
 
-from multitower import Client, DeadlineExceeded, ModelError, Overloaded
+from multitower import Client, DeadlineExceeded, Overloaded
 
 
 def config(workers: int, parameters: str, more: str = "") -> str:
@@ -123,9 +125,15 @@ def test_status_tells_that_a_model_has_no_batch_dimension(tmp_path: Path) -> Non
         assert [future.result(STEP_S)["sum"].tolist() for future in futures] == [[2 * n] for n in range(40)]
         state = client.status()["models"][0]
         assert "rows gave outputs of the shapes 'sum' [1]" in state["unbatched_because"]
-        # The router learns this only from the parts, whose outputs cannot be joined.
-        with pytest.raises(ModelError, match=r"the request was split.*send fewer rows"):
-            client.infer("m", {"x": np.ones(20, np.int64)})
+        assert client.infer("m", {"x": np.ones(20, np.int64)})["sum"].tolist() == [20], "it is not split"
+        # The next worker is not asked again: the first batch of several requests would show it anew.
+        pid = client.status()["slots"][0]["pid"]
+        os.kill(pid, signal.SIGKILL)
+        daemon.wait(lambda: client.status()["slots"][0]["pid"] not in (None, pid))
+        daemon.wait_ready()
+        assert client.infer("m", {"x": np.ones(20, np.int64)})["sum"].tolist() == [20]
+        assert client.status()["models"][0]["unbatched_because"] == state["unbatched_because"]
+        assert [line["message"] for line in daemon.lines].count("model runs unbatched") == 1
 
 
 def test_short_unbatched_requests_share_messages_but_not_their_errors(tmp_path: Path) -> None:

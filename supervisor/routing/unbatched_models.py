@@ -1,0 +1,100 @@
+"""What workers have found out about models that must run unbatched, kept for all workers and for their successors.
+
+A finding holds for one generation of a model version: a reload that changes the model or its configuration starts
+without it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from multitower.spec import ModelReport
+
+from ..scheduling.scheduler import Scheduler
+from ..scheduling.worker import Worker
+from .request_plans import RequestPlanner
+from .routes import Route
+
+
+class UnbatchedModels:
+    """The findings of all workers, and what follows from them for workers that serve.
+
+    Args:
+        scheduler: has the workers and the open requests.
+        planner: makes plans for requests.
+        routes: to each worker that serves.
+    """
+
+    def __init__(self, scheduler: Scheduler, planner: RequestPlanner, routes: Mapping[Worker, Route]) -> None:
+        self._scheduler = scheduler
+        self._planner = planner
+        self._routes = routes
+        self._reasons: dict[tuple[tuple[str, str], int], dict[str, str]] = {}
+
+    def complete_report(self, report: ModelReport, generation: int) -> ModelReport:
+        """The report of a worker, with what all workers have found out about this generation of the model."""
+        reasons = self._reasons.get((report.key, generation))
+        if not reasons:
+            return report
+        if "" in reasons:
+            report = replace(report, max_batch_size=0, unbatched_because=reasons[""])
+        signatures = tuple(
+            replace(other, max_batch_size=0, unbatched_because=reasons[other.name]) if other.name in reasons else other
+            for other in report.signatures
+        )
+        return replace(report, signatures=signatures)
+
+    def add(self, key: tuple[str, str], generation: int, signature: str, because: str) -> bool:
+        """Adds a finding: requests run unbatched on all workers that serve this generation now, or will.
+
+        Requests that wait run unbatched, too.
+
+        Args:
+            key: the model's name and the version.
+            generation: of the version; see `Served`.
+            signature: the name of the signature; "" for the default one.
+            because: what a worker has found out.
+
+        Returns:
+            Whether it was not known before.
+        """
+        reasons = self._reasons.setdefault((key, generation), {})
+        if signature in reasons:
+            return False
+        reasons[signature] = because
+        self._apply(key, generation)
+        return True
+
+    def _apply(self, key: tuple[str, str], generation: int) -> None:
+        """Changes what the workers of a generation serve, and the plans of its requests."""
+        name, version = key
+        report: ModelReport | None = None
+        interface = 0
+        for route in self._routes.values():
+            served = route.worker.versions.get(key)
+            if served is not None and served.generation == generation:
+                interface = served.interface
+                of_model = route.reports[name]
+                number = next(number for number, each in enumerate(of_model) if each.key == key)
+                report = of_model[number] = self.complete_report(of_model[number], generation)
+        if report is None:
+            return  # no worker serves it yet
+        self._scheduler.change_interface(name, version, generation, self._planner.interface_of(report))
+        newest_report = self._planner.catalog.newest.get(name)
+        if newest_report is None or not self._planner.describes(key, generation):
+            return  # it is being unloaded, or another generation replaces it and answers the requests that wait
+        newest = newest_report.version == version
+        self._planner.add_version(report, newest=newest, generation=generation)
+        versions = (version, "") if newest else (version,)
+        self._scheduler.replan(name, interface, versions, functools.partial(self._planner.change_plan, report=report))
+
+
+def reasons_in(report: ModelReport) -> Iterator[tuple[str, str]]:
+    """The signatures that run unbatched although batching is configured, and why; "" for the default signature."""
+    if report.unbatched_because is not None:
+        yield "", report.unbatched_because
+    for other in report.signatures:
+        if other.unbatched_because is not None:
+            yield other.name, other.unbatched_because

@@ -1,0 +1,197 @@
+"""What one worker has found out about a model holds for all workers of its generation, and for requests that wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fake_workers import LARGEST, Scene, spec
+
+from multitower import worker_wire
+from multitower.spec import ModelReport, SignatureReport, UnbatchedReport
+from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
+from multitower.supervisor.workers.slot import WorkerProcess
+from multitower.worker_wire import SIZES, KeySpec
+
+BECAUSE = "the values of output 'y' differ"
+HEADER = b'{"model_name": "m", "inputs": [{"name": "x", "datatype": "UINT8", "shape": [%d]}]}'
+
+
+def find(scene: Scene, process: WorkerProcess, signature: str = "", version: str = "1") -> None:
+    """A worker finds out that requests must not share batches."""
+    report = UnbatchedReport(model="m", version=version, signature=signature, because=BECAUSE)
+    scene.send(process, [worker_wire.UNBATCHED, report.to_json()])
+    scene.tick()
+
+
+def described(scene: Scene) -> ModelReport:
+    report = scene.router.report("m", "1")
+    assert report is not None
+    return report
+
+
+def submit(scene: Scene, rows: int) -> None:
+    """A request that is checked against what is served now."""
+    plan = scene.router.planner.plan(HEADER % rows)
+    request = Request(("front",), b"id", plan, [bytes(rows)], rows, scene.now)
+    scene.router.scheduler.submit(request)
+    scene.dispatch()
+
+
+def is_batched(scene: Scene) -> bool:
+    """Whether new requests share batches."""
+    return scene.router.planner.plan(HEADER % 1).key.spec.batched
+
+
+def executing(scene: Scene) -> list[tuple[bool, list[tuple[int, tuple[int, ...]]]]]:
+    """Of each batch that a worker has: whether it is batched, and of each request the rows and the input's shape."""
+    return [
+        (batch.key.spec.batched, [(request.rows, batch.key.spec.inputs[0][2]) for request in batch.requests])
+        for batches in scene.running.values()
+        for batch in batches
+    ]
+
+
+def test_requests_that_wait_run_unbatched() -> None:
+    scene = Scene(2)
+    first, second = (scene.serve(scene.process(slot)) for slot in (0, 1))
+    requests = [scene.submit(rows) for rows in (1, 1, 2, 2, 1)]
+    assert all(batched for batched, _ in executing(scene))
+    find(scene, first)
+    assert (described(scene).max_batch_size, described(scene).unbatched_because) == (0, BECAUSE)
+    assert not is_batched(scene)
+    waiting = [request for request in requests if not request.sent]
+    scene.running.clear()
+    assert [request.plan.key.spec.inputs[0][2] for request in waiting] == [(2,), (2,), (1,)][-len(waiting) :]
+    assert all(not request.plan.key.spec.batched and request.rows == 1 for request in waiting)
+    scene.dispatch()
+    for process in (first, second):
+        assert process.route is not None
+        assert process.route.worker.can_run(waiting[0]), "all workers of the generation serve it unbatched"
+
+
+def test_every_request_is_answered_once() -> None:
+    scene = Scene(2)
+    first = scene.serve(scene.process(0))
+    scene.serve(scene.process(1))
+    for rows in (1, 5, 1, 2, 7, 1):
+        scene.submit(rows)
+    find(scene, first)
+    submit(scene, 3)
+    scene.settle()
+    assert [type(answer) for answer in scene.replies()] == [list] * 7
+    assert not scene.router.scheduler.busy
+
+
+def test_a_split_request_starts_again_as_a_whole() -> None:
+    scene = Scene()
+    process = scene.serve(scene.process())
+    request = scene.submit(5)
+    assert executing(scene) == [(True, [(LARGEST, ())])]
+    find(scene, process)
+    scene.answer(process)  # a part of what is no longer split
+    assert executing(scene) == [(False, [(1, (5,))])]
+    assert not scene.replies()
+    scene.answer(process)
+    assert len(scene.replies()) == 1
+    assert request.split is None
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_request_that_its_worker_dies_with_runs_again_unbatched(rows: int) -> None:
+    scene = Scene(2)
+    first, second = (scene.serve(scene.process(slot)) for slot in (0, 1))
+    scene.submit(rows)
+    find(scene, second)
+    scene.die(first)
+    scene.settle()
+    assert [type(answer) for answer in scene.replies()] == [list]
+
+
+def test_a_finding_is_kept_for_the_next_workers() -> None:
+    scene = Scene()
+    process = scene.serve(scene.process())
+    find(scene, process)
+    scene.die(process)
+    scene.settle()
+    assert scene.process() is not process
+    assert (described(scene).max_batch_size, described(scene).unbatched_because) == (0, BECAUSE)
+    assert scene.slot().models[0].unbatched_because == BECAUSE
+    assert not is_batched(scene)
+    submit(scene, 5)
+    assert executing(scene) == [(False, [(1, (5,))])]
+
+
+def test_what_one_warm_up_finds_holds_for_workers_that_found_nothing() -> None:
+    scene = Scene(2)
+    first = scene.serve(scene.process(0))
+    second = scene.process(1)
+    scene.report(second, "loading")
+    scene.report(second, "ready", models=(ModelReport(name="m", unbatched_because=BECAUSE),))
+    scene.tick()
+    assert not is_batched(scene)
+    plan = scene.router.planner.plan(HEADER % 1)
+    request = Request(("sender",), b"id", plan, [b"x"], 1, scene.now)
+    for process in (first, second):
+        assert process.route is not None
+        assert process.route.worker.can_run(request)
+
+
+def test_another_generation_starts_without_the_finding() -> None:
+    scene = Scene()
+    find(scene, scene.serve(scene.process()))
+    outcomes = scene.order(0, specs=(spec(2),))
+    scene.settle(lambda: bool(outcomes))
+    assert outcomes == [None]
+    assert described(scene).unbatched_because is None
+    assert is_batched(scene)
+
+
+def test_a_generation_that_is_being_replaced_does_not_affect_its_successor() -> None:
+    scene = Scene(2)
+    old, _ = (scene.serve(scene.process(slot)) for slot in (0, 1))
+    outcomes = scene.order(1, specs=(spec(2),))
+    scene.settle(lambda: bool(outcomes))
+    find(scene, old)
+    assert described(scene).unbatched_because is None
+    assert is_batched(scene)
+    scene.submit()
+    scene.settle()
+    assert [type(answer) for answer in scene.replies()] == [list]
+
+
+def test_a_finding_about_another_signature_leaves_the_default_one_batched() -> None:
+    other = SignatureReport(name="other", max_batch_size=LARGEST)
+    scene = Scene()
+    process = scene.process()
+    scene.report(process, "loading")
+    scene.report(process, "ready", models=(ModelReport(name="m", max_batch_size=LARGEST, signatures=(other,)),))
+    scene.tick()
+    find(scene, process, "other")
+    assert described(scene).max_batch_size == LARGEST
+    assert (described(scene).signatures[0].max_batch_size, described(scene).signatures[0].unbatched_because) == (
+        0,
+        BECAUSE,
+    )
+    assert is_batched(scene)
+
+
+def test_a_finding_about_a_model_that_the_worker_was_not_to_load_kills_it() -> None:
+    scene = Scene()
+    process = scene.serve(scene.process())
+    find(scene, process, version="7")
+    assert process.verdict is not None
+    assert "a report on 'm'" in str(process.verdict)
+
+
+def test_a_padded_request_gets_its_own_sizes_back() -> None:
+    scene = Scene()
+    scene.serve(scene.process())
+    planner = scene.router.planner
+    inputs: Any = (("a", "UINT8", (-1, 3)), ("b", "UINT8", (-1,)), (SIZES, "INT64", (2,)))
+    key = BatchKey(KeySpec("m", inputs, None, True), LARGEST)
+    sizes = (4).to_bytes(8, "little") + (7).to_bytes(8, "little")
+    plan = Plan(key, 2, (0, 1), (24, 14), (False, False), ("a", "b"), 9.0, sizes_frame=sizes)
+    changed = planner.change_plan(plan, ModelReport(name="m", unbatched_because=BECAUSE))
+    assert changed.key.spec.inputs == (("a", "UINT8", (2, 4, 3)), ("b", "UINT8", (2, 7)))
+    assert (changed.rows, changed.sizes_frame, changed.key.max_batch_size) == (1, None, 0)
