@@ -328,20 +328,22 @@ class ModelReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UnbatchedReport(_Json):
-    """A model that was batched runs unbatched from now on.
+class BatchingReport(_Json):
+    """Batches of requests have shown whether a model may be batched.
 
     Attributes:
         model: its name.
         version: its version.
         signature: the signature that is concerned; "" for the default one.
-        because: what a batch has shown.
+        unbatched_because: why it runs unbatched from now on, or None.
+        unverified_because: why no comparison of values has shown that it may be batched, or None.
     """
 
     model: str
     version: str
     signature: str
-    because: str
+    unbatched_because: str | None
+    unverified_because: str | None
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Self:

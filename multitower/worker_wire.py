@@ -12,7 +12,7 @@ sides forget all of them by the same rule.
     worker to router:   REPORT | WorkerReport (JSON)
                         RESULT head | frames; see `batch_results`
                         MEMORY | MemoryReport (JSON): memory did not suffice for a batch
-                        UNBATCHED | UnbatchedReport (JSON): the model's outputs do not have the batch's dimension
+                        BATCHING | BatchingReport (JSON): what batches have shown about whether requests may share them
 
 The frames of small tensors travel *joined*: one frame an input, or output, with the rows of the whole batch. That frame
 is the array that the model is called with. A frame costs a microsecond on each side of each socket, and a batch has
@@ -41,7 +41,7 @@ TOWER: Final = b"T"
 REPORT: Final = b"P"
 RESULT: Final = b"R"
 MEMORY: Final = b"M"
-UNBATCHED: Final = b"U"
+BATCHING: Final = b"U"
 
 BEGUN: Final = "@Q"
 """The format of the id of the batch that a tower began last. Each tower stores it into memory that it shares with the

@@ -14,11 +14,13 @@ from multitower.worker_wire import MAX_KEYS, KeySpec
 
 from . import batch, replies
 from .batch import Entry, PreparedBatch
+from .batch_comparison import Comparison, Verdict, compare_batch
 from .formats.model import Arrays, Model
 from .heartbeat import CallCounter
 from .model_caller import ModelCaller
-from .model_errors import ErrorTranslator, is_out_of_memory
+from .model_errors import ErrorTranslator, is_out_of_memory, one_line
 from .replies import Answer, JoinedReplies, Output, ReplyBuilder
+from .row_comparison import VARYING
 
 log = logging.getLogger("multitower.worker")
 
@@ -33,6 +35,8 @@ class Executor:
         unbatched: whether each request is run by itself and unpadded, since outputs do not have the batch's dimension.
         proven: whether batches of two sizes have shown that outputs do have it. Otherwise the first batch of several
             entries shows it for its key: an output of a constant 4 rows looks right in a batch of 4.
+        unverified_because: why the warm-up could not compare values of rows in different batches, or None.
+        comparisons: how many of the first batches of several rows may be used to compare them.
         safe_rows: rows that an earlier process found to fit into memory; 0 while that is unknown.
         counter: counts the calls of the model.
 
@@ -41,6 +45,7 @@ class Executor:
         version: its version.
         volatile: whether the next call of `run` may change what this one has returned.
         unbatched_because: why requests are not joined any more though they were to be; None while they are.
+        unverified_because: why no comparison of values has shown that requests may be joined; None once one has.
     """
 
     def __init__(
@@ -51,6 +56,8 @@ class Executor:
         *,
         unbatched: bool = False,
         proven: bool = False,
+        unverified_because: str | None = None,
+        comparisons: int = 0,
         safe_rows: int = 0,
         counter: CallCounter | None = None,
     ) -> None:
@@ -58,11 +65,13 @@ class Executor:
         self.version = model.version
         self.volatile = model.volatile
         self.unbatched_because: str | None = None
+        self.unverified_because = unverified_because
         self._caller = ModelCaller(name, model, allowed, safe_rows=safe_rows, counter=counter)
         self._allowed = tuple(allowed)
         self._unbatched = unbatched
         self._proven = proven
         self._proven_keys: set[KeySpec] = set()
+        self._comparisons_left = comparisons
         # By their declaration, the rows of a request may be run in parts.
         self._divisible = model.outputs is not None and all(
             output.shape and output.shape[0] == -1 for output in model.outputs
@@ -139,7 +148,11 @@ class Executor:
         key, rows, answers, joined, entries, model_inputs, assemble_ns = prepared
         self._slice_ns = 0
         at_once = joined is not None and not self._unbatched and (len(rows) == 1 or self._is_proven(key))
-        self._caller.start_batch(assemble_ns, last_call=at_once or len(rows) == 1)
+        # Padding of other dimensions changes what outputs look like.
+        comparing = self._comparisons_left > 0 and key.batched and not key.padded and sum(rows) > 1
+        if comparing:
+            at_once = False
+        self._caller.start_batch(assemble_ns, last_call=at_once or (len(rows) == 1 and not comparing))
         if joined is not None and at_once:
             shared = self._run_whole(key, rows, joined, answers, model_inputs)
             if shared is not None:
@@ -149,6 +162,8 @@ class Executor:
                 entries = batch.split_entries(joined, rows)
             if not key.batched or self._unbatched:
                 self._run_each(key, entries, answers)
+            elif comparing and entries:
+                self._run_compared(key, entries, answers)
             elif len(entries) > 1 and not self._is_proven(key):
                 self._run_unproven(key, entries, answers)
             elif entries:
@@ -272,6 +287,39 @@ class Executor:
                     self._run_each(key, [first], answers)
                 return
 
+    def _run_compared(self, key: KeySpec, entries: list[Entry], answers: list[Answer | None]) -> None:
+        """Runs a batch, and compares its outputs with those of some of its entries in other batches."""
+        self._comparisons_left -= 1
+        size = self.padded_size(sum(entry.rows for entry in entries))
+        try:
+            outputs = self._call(key, [entry.arrays for entry in entries], size, None)
+        except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
+            self._run_smaller(key, entries, answers, error)
+            return
+        if not replies.have_rows(outputs, size):
+            self._stop_joining(key, entries, answers, outputs, size)
+            return
+        found: Comparison | None = None
+        try:
+            # The rows of a request that is by itself may influence each other, too: parts of a large one are.
+            units = entries if len(entries) > 1 else batch.split_entries(entries[0].arrays, [1] * entries[0].rows)
+            found = compare_batch(self._caller.call, key, units, size, outputs)
+        except BaseException as error:  # noqa: BLE001  it concerns no request: the batch has its outputs
+            log.debug("%s: values of a batch could not be compared: %s", self.name, one_line(error))
+        if found is not None and found.verdict is Verdict.DEPENDENT:
+            self._mark_unbatched(found.because)
+            self._run_each(key, entries, answers)
+            return
+        if found is None and len(entries) > 1 and not self._is_proven(key):
+            self._run_unproven(key, entries, answers)
+            return
+        if found is not None:
+            self._remember_proven(key)
+            if found.verdict is not Verdict.UNKNOWN:
+                self._comparisons_left = 0
+                self.unverified_because = VARYING if found.verdict is Verdict.VARYING else None
+        self._answer_entries(entries, outputs, answers)
+
     def _run_each(self, key: KeySpec, entries: Sequence[Entry], answers: list[Answer | None]) -> None:
         """Calls the model for each entry by itself, unpadded."""
         for entry in entries:
@@ -297,14 +345,18 @@ class Executor:
         self, key: KeySpec, entries: list[Entry], answers: list[Answer | None], outputs: Sequence[Output], size: int
     ) -> None:
         """After outputs did not have the rows of the call: joins no requests any more, and answers these entries."""
-        self._unbatched = True
-        self.unbatched_because = f"{size} rows gave outputs of the shapes {replies.describe_shapes(outputs)}"
-        log.warning("%s: requests are run one by one from now on: %s", self.name, self.unbatched_because)
+        self._mark_unbatched(f"{size} rows gave outputs of the shapes {replies.describe_shapes(outputs)}")
         if len(entries) == 1 and size == entries[0].rows:
             answers[entries[0].number] = self._answer(outputs, None)
             return
         # Neither these outputs nor padded ones belong to any one entry.
         self._run_each(key, entries, answers)
+
+    def _mark_unbatched(self, because: str) -> None:
+        self._unbatched = True
+        self._comparisons_left = 0
+        self.unbatched_because, self.unverified_because = because, None
+        log.warning("%s: requests are run one by one from now on: %s", self.name, because)
 
     def _call(self, key: KeySpec, parts: Sequence[Arrays], size: int, model_inputs: Arrays | None) -> list[Output]:
         may_split = self._divisible or self._proven or key in self._proven_keys

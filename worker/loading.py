@@ -17,12 +17,16 @@ from .heartbeat import CallCounter
 from .memory_use import MemoryMeter
 from .model_errors import LoadError, load_cause, log_traceback
 from .protocol_limits import check_limits
+from .row_comparison import VARYING
 from .unrunnable import UnrunnableError, classify
-from .warmup.row_check import check_rows
+from .warmup.row_check import TRUSTED, check_rows
 from .warmup.samples import load_samples
 from .warmup.warmup import Sample, warm_up
 
 log = logging.getLogger("multitower.worker")
+
+MAX_COMPARISONS = 8
+"""Batches of requests that are used to compare values, where the warm-up could not."""
 
 
 class Replica(NamedTuple):
@@ -242,6 +246,8 @@ def _executor(model: Model, spec: ModelSpec, findings: _Findings, counter: CallC
         spec.allowed_batch_sizes,
         unbatched=_rows_per_batch(spec, findings) == 0,
         proven=findings.proven,
+        unverified_because=findings.unverified_because,
+        comparisons=0 if findings.unverified_because in (None, TRUSTED, VARYING) else MAX_COMPARISONS,
         safe_rows=spec.safe_rows,
         counter=counter,
     )

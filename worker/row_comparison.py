@@ -10,6 +10,13 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
+RERUNS: Final = 2
+"""How often calls are repeated that have shown a difference."""
+
+VARYING: Final = "its outputs vary from run to run, as with random numbers or a state that each call changes"
+DEPEND_ON_OTHERS: Final = "the values of output {!r} in a row depend on the other rows of the batch"
+DEPEND_ON_SIZE: Final = "the values of output {!r} in a row differ between batches of {} and {} rows"
+
 
 class Tolerance(Enum):
     """How far two floating point values may differ and still count as equal. All other values must be equal.

@@ -20,7 +20,7 @@ import zmq
 from multitower import batch_results, tensors, wire, worker_wire
 from multitower.batch_results import Timing
 from multitower.errors import MultitowerError, Reason, make
-from multitower.spec import MemoryReport, UnbatchedReport, newest
+from multitower.spec import BatchingReport, MemoryReport, newest
 from multitower.worker_wire import BatchHead, KeyMemory, KeySpec, Table, WorkerArea
 
 from .batch import PreparedBatch
@@ -74,10 +74,12 @@ def _answer_next(inbox: Inbox[_Job], service: _Service, reporter: _Reporter) -> 
     if job is None:
         return False
     inbox.set_prefetching(job.is_worth_overlapping(inbox.prefetching))
-    inbox.send(service.run(job))
+    answers = service.run(job)
     if job.executor is not None:
+        # Before the answers: if requests must not share batches, a part of a split request is no answer.
         for report in reporter.changes(job.executor):
             inbox.send(report)
+    inbox.send(answers)
     return True
 
 
@@ -89,20 +91,24 @@ class _Reporter:
             executor: signature for signatures in models.values() for signature, executor in signatures.items()
         }
         self._memory = {executor: (executor.safe_rows, 0) for executor in self._signatures}
-        self._unbatched: set[Executor] = set()
+        self._batching = {
+            executor: (executor.unbatched_because, executor.unverified_because) for executor in self._signatures
+        }
 
     def changes(self, executor: Executor) -> list[list[Any]]:
         """The messages that are due after a batch of this executor: none, nearly always."""
         messages: list[list[Any]] = []
-        if executor.unbatched_because is not None and executor not in self._unbatched:
-            self._unbatched.add(executor)  # an executor never joins requests again
-            unbatched = UnbatchedReport(
+        batching = executor.unbatched_because, executor.unverified_because
+        if batching != self._batching[executor]:
+            self._batching[executor] = batching
+            report = BatchingReport(
                 model=executor.name,
                 version=executor.version,
                 signature=self._signatures[executor],
-                because=executor.unbatched_because,
+                unbatched_because=executor.unbatched_because,
+                unverified_because=executor.unverified_because,
             )
-            messages.append([worker_wire.UNBATCHED, unbatched.to_json()])
+            messages.append([worker_wire.BATCHING, report.to_json()])
         now = executor.safe_rows, executor.exhausted
         if now != self._memory[executor]:
             self._memory[executor] = now

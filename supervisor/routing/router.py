@@ -27,12 +27,12 @@ from ..scheduling.scheduler import Scheduler, StateError
 from ..scheduling.worker import Batch, Served, Worker
 from . import regions
 from .admission import Admission
+from .batching_findings import BatchingFindings
 from .clients import Clients, QueryAnswerer
 from .front_socket import FrontSocket, internal_error
 from .request_plans import RequestPlanner
 from .routes import Route, models_of_towers
 from .statistics import BatchTimes, ModelStatistics
-from .unbatched_models import UnbatchedModels
 from .unread import UnreadReplies
 from .worker_connection import WorkerConnection, WorkerProtocolError
 
@@ -55,7 +55,7 @@ class Router:
         planner: the models as clients may ask for them.
         statistics: by model name and version.
         routes: to each worker that serves.
-        unbatched: what workers have found out about models that must run unbatched.
+        batching: what workers have found out about how models may be batched.
         unread: as given.
         models_to_remove: models that are refused as unknown once their last worker is withdrawn.
     """
@@ -74,7 +74,7 @@ class Router:
         self.fronts: list[FrontSocket] = []
         self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
         self.routes: dict[Worker, Route] = {}
-        self.unbatched = UnbatchedModels(self.scheduler, self.planner, self.routes)
+        self.batching = BatchingFindings(self.scheduler, self.planner, self.routes)
         self.models_to_remove: set[str] = set()
         self._removals_due: set[str] = set()  # models to remove once no worker has them any more
         self._routes_by_connection: dict[WorkerConnection, Route] = {}

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from multitower import worker_wire
-from multitower.spec import MemoryReport, ModelReport, UnbatchedReport, WorkerReport
+from multitower.spec import BatchingReport, MemoryReport, ModelReport, WorkerReport
 
 from ..loop.log import event
+from ..routing.batching_findings import reasons_in
 from ..routing.router import Router
-from ..routing.unbatched_models import reasons_in
 from ..routing.worker_connection import WorkerProtocolError
 from .replacement_queue import ReplacementQueue
 from .slot import Slot, WorkerProcess, describe_failures
@@ -53,22 +53,26 @@ class Reports:
             Exception: the message is malformed, or the process must not send it now.
         """
         kind, *frames = (bytes(frame) for frame in message)
-        if kind not in (worker_wire.REPORT, worker_wire.MEMORY, worker_wire.UNBATCHED) or len(frames) != 1:
+        if kind not in (worker_wire.REPORT, worker_wire.MEMORY, worker_wire.BATCHING) or len(frames) != 1:
             raise WorkerProtocolError(f"a message of the kind {kind[:16]!r} with {len(frames)} more frames")
         if kind == worker_wire.REPORT:
             self._handle_state(process, WorkerReport.from_json(frames[0]), now)
         elif kind == worker_wire.MEMORY:
             self._handle_memory_shortage(process, MemoryReport.from_json(frames[0]), now)
         else:
-            report = UnbatchedReport.from_json(frames[0])
-            self._mark_unbatched(process, (report.model, report.version), report.signature, report.because)
+            self._handle_batching(process, BatchingReport.from_json(frames[0]))
+
+    def _handle_batching(self, process: WorkerProcess, report: BatchingReport) -> None:
+        key = (report.model, report.version)
+        if report.unbatched_because is not None:
+            self._mark_unbatched(process, key, report.signature, report.unbatched_because)
+            return
+        generation = _generation_of(process, key)
+        self._router.batching.add_comparison(key, generation, report.signature, report.unverified_because)
 
     def _mark_unbatched(self, process: WorkerProcess, key: tuple[str, str], signature: str, because: str) -> None:
         """Keeps what a worker has found out about a model, and logs it the first time."""
-        generation = process.generations.get(key)
-        if generation is None:
-            raise WorkerProtocolError(f"a report on {key[0][:128]!r}, which it was not to load")
-        if self._router.unbatched.add(key, generation, signature, because):
+        if self._router.batching.add_unbatched(key, _generation_of(process, key), signature, because):
             fields: dict[str, object] = {**process.child.fields, "model": key[0], "version": key[1]}
             if signature:
                 fields["signature"] = signature
@@ -151,7 +155,7 @@ class Reports:
                 self._mark_unbatched(process, model.key, signature, because)
         generations = process.generations
         models = [
-            self._router.unbatched.complete_report(model, generations.get(model.key, 0)) for model in report.models
+            self._router.batching.complete_report(model, generations.get(model.key, 0)) for model in report.models
         ]
         serving = [model for model in models if model.state == "ready"]
         process.route = self._router.add_worker(
@@ -175,6 +179,13 @@ class Reports:
             models=",".join(dict.fromkeys(model.name for model in slot.models if model.state == "ready")),
             away_s=unavailable_for,
         )
+
+
+def _generation_of(process: WorkerProcess, key: tuple[str, str]) -> int:
+    generation = process.generations.get(key)
+    if generation is None:
+        raise WorkerProtocolError(f"a report on {key[0][:128]!r}, which it was not to load")
+    return generation
 
 
 def _newly_failed(slot: Slot, process: WorkerProcess, report: WorkerReport) -> list[ModelReport]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from running import STEP_S, Running
 
-from multitower import Client, DeadlineExceeded, Overloaded
+from multitower import Client, DeadlineExceeded, ModelError, Overloaded
 
 
 def config(workers: int, parameters: str, more: str = "") -> str:

@@ -29,7 +29,7 @@ import threading
 import time
 from pathlib import Path
 
-from multitower.worker_wire import MEMORY, REPORT, RESULT, UNBATCHED
+from multitower.worker_wire import BATCHING, MEMORY, REPORT, RESULT
 
 
 def of_the_worker(name):
@@ -54,7 +54,7 @@ DEEDS = {
     "report of nothing": lambda: send(REPORT),
     "second ready": lambda: send(REPORT, b'{"state": "ready", "pid": 1, "cause": null, "models": []}'),
     "memory": lambda: send(MEMORY, b"{}"),
-    "unbatched": lambda: send(UNBATCHED, b"0"),
+    "batching": lambda: send(BATCHING, b"0"),
     "unknown kind": lambda: send(b"??", b""),
     "result": lambda: send(RESULT + b"\\0", b""),
     "result of another batch": lambda: send(RESULT + bytes(48)),
@@ -82,7 +82,7 @@ class Hostile:
         return {"pid": inputs["do"]}
 """
 
-KILLED = ["report", "report of nothing", "second ready", "memory", "unbatched", "unknown kind", "result"]
+KILLED = ["report", "report of nothing", "second ready", "memory", "batching", "unknown kind", "result"]
 DIES = [*KILLED, "result of another batch", "truncated memory", "title"]
 
 

@@ -45,7 +45,7 @@ MESSAGES = {
     "a second report of being ready": report("ready"),
     "a memory report without fields": [worker_wire.MEMORY, b"{}"],
     "a memory report of another type": [worker_wire.MEMORY, b'{"model": "m", "safe_rows": "x", "exhausted": 0}'],
-    "a report of a model without a batch dimension that is null": [worker_wire.UNBATCHED, b"null"],
+    "a report of a model without a batch dimension that is null": [worker_wire.BATCHING, b"null"],
     "a message of an unknown kind": [b"?", b""],
     "an empty message": [b""],
 }

@@ -24,7 +24,7 @@ from multitower.spec import ModelSpec
 from ..batch import padded_size
 from ..formats.model import Arrays, Model
 from ..model_errors import one_line
-from ..row_comparison import Tolerance, differing_output
+from ..row_comparison import DEPEND_ON_OTHERS, DEPEND_ON_SIZE, RERUNS, VARYING, Tolerance, differing_output
 from .row_inputs import candidates, distinct_rows, nudged
 from .warmup import Findings, Sample, warmup_sizes
 
@@ -33,17 +33,13 @@ log = logging.getLogger("multitower.worker")
 ROWS: Final = 4
 """Different rows of a batch, where batches have that many."""
 
-_RERUNS: Final = 2
-"""How often calls are repeated that have shown a difference."""
-
 _OPEN_DIMENSIONS: Final = (3, 1)
 """Sizes of dimensions that the model leaves open. With 1 much is constant, such as a softmax over the dimension."""
 
 TRUSTED: Final = "batching.trust is set, so values were not compared"
-VARYING: Final = "its outputs vary from run to run, as with random numbers or a state that each call changes"
-NO_INPUTS: Final = "there are no recorded requests with different rows, and it does not run on made-up inputs"
-_REFUSED: Final = "it raised an exception for made-up inputs of different rows"
-_INSENSITIVE: Final = "its outputs are equal for all rows that were tried"
+NO_INPUTS: Final = "there are no recorded requests with different rows; the first batches of requests are compared"
+REFUSED: Final = "it raised an exception for made-up inputs of different rows"
+INSENSITIVE: Final = "its outputs are equal for all rows that were tried"
 
 
 class RowFindings(NamedTuple):
@@ -78,7 +74,7 @@ def check_rows(
     samples = [sample for sample in samples if sample.signature == signature]
     may_make_up = not signature and spec.handler is None and model.inputs is not None
     check = _RowCheck(model, spec)
-    unverified = _REFUSED if may_make_up else NO_INPUTS
+    unverified = REFUSED if may_make_up else NO_INPUTS
     for inputs in candidates(
         model.inputs or (),
         samples,
@@ -150,7 +146,7 @@ class _RowCheck:
         if differing is not None:
             return self._examine_difference(differing, position, (first, expected), (second, found))
         if differing_output(_row(expected, 0), _row(expected, 1), Tolerance.STRICT) is None:
-            return RowFindings(unverified_because=_INSENSITIVE)
+            return RowFindings(unverified_because=INSENSITIVE)
         # Two rows, since one may be all that the model depends on: the largest, where it divides by the maximum.
         for each in (0, 1):
             try:
@@ -184,7 +180,7 @@ class _RowCheck:
             second: those of the other one.
         """
         is_exact = True
-        for inputs, outputs in (first, second) * _RERUNS:
+        for inputs, outputs in (first, second) * RERUNS:
             again = self._call(inputs)
             if differing_output(outputs, again, Tolerance.WIDE) is not None:
                 return RowFindings(unverified_because=VARYING)
@@ -192,7 +188,7 @@ class _RowCheck:
         wide = differing_output(_row(first[1], position), _row(second[1], position), Tolerance.WIDE)
         if wide is None and not is_exact:
             return RowFindings()  # no more than from run to run
-        return RowFindings(f"the values of output {name!r} in a row depend on the other rows of the batch")
+        return RowFindings(DEPEND_ON_OTHERS.format(name))
 
     def _compare_sizes(self, batch: Arrays, expected: Arrays, position: int) -> RowFindings:
         """Runs a row of a batch without others, or with as few as there may be, and compares its outputs.
@@ -216,15 +212,13 @@ class _RowCheck:
             pair = self._call(_take(batch, [position, 1 - position], small))
             if differing_output(in_batch, _row(pair, 0), Tolerance.WIDE) is None:
                 return RowFindings()
-        for _ in range(_RERUNS):
+        for _ in range(RERUNS):
             for arrays, outputs in ((alone, found), (batch, expected)):
                 if differing_output(outputs, self._call(arrays), Tolerance.WIDE) is not None:
                     return RowFindings(unverified_because=VARYING)
         if differing_output(found, self._call(nudged(alone)), Tolerance.WIDE) is not None:
             return RowFindings()  # roundings decide what it returns, as where it sorts values that are nearly equal
-        return RowFindings(
-            f"the values of output {name!r} in a row differ between batches of {smallest} and {self._size} rows"
-        )
+        return RowFindings(DEPEND_ON_SIZE.format(name, smallest, self._size))
 
     def _usable_size(self, rows: int) -> int:
         return padded_size(rows, self._fixed_sizes)

@@ -8,7 +8,7 @@ import pytest
 from fake_workers import LARGEST, Scene, spec
 
 from multitower import worker_wire
-from multitower.spec import ModelReport, SignatureReport, UnbatchedReport
+from multitower.spec import BatchingReport, ModelReport, SignatureReport
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
 from multitower.supervisor.workers.slot import WorkerProcess
 from multitower.worker_wire import SIZES, KeySpec
@@ -19,8 +19,10 @@ HEADER = b'{"model_name": "m", "inputs": [{"name": "x", "datatype": "UINT8", "sh
 
 def find(scene: Scene, process: WorkerProcess, signature: str = "", version: str = "1") -> None:
     """A worker finds out that requests must not share batches."""
-    report = UnbatchedReport(model="m", version=version, signature=signature, because=BECAUSE)
-    scene.send(process, [worker_wire.UNBATCHED, report.to_json()])
+    report = BatchingReport(
+        model="m", version=version, signature=signature, unbatched_because=BECAUSE, unverified_because=None
+    )
+    scene.send(process, [worker_wire.BATCHING, report.to_json()])
     scene.tick()
 
 
@@ -174,6 +176,30 @@ def test_a_finding_about_another_signature_leaves_the_default_one_batched() -> N
         BECAUSE,
     )
     assert is_batched(scene)
+
+
+def test_a_comparison_of_requests_is_kept_for_the_next_workers() -> None:
+    scene = Scene()
+
+    def serve() -> WorkerProcess:
+        process = scene.process()
+        scene.report(process, "loading")
+        model = ModelReport(name="m", max_batch_size=LARGEST, unverified_because="no recorded requests")
+        scene.report(process, "ready", models=(model,))
+        scene.tick()
+        return process
+
+    process = serve()
+    assert described(scene).unverified_because == "no recorded requests"
+    plan = scene.router.planner.plan(HEADER % 1)
+    report = BatchingReport(model="m", version="1", signature="", unbatched_because=None, unverified_because=None)
+    scene.send(process, [worker_wire.BATCHING, report.to_json()])
+    assert described(scene).unverified_because is None
+    assert scene.router.planner.plan(HEADER % 1) is plan
+    scene.die(process)
+    scene.tick(1.0)
+    serve()
+    assert described(scene).unverified_because is None
 
 
 def test_a_finding_about_a_model_that_the_worker_was_not_to_load_kills_it() -> None:

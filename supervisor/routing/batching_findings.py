@@ -1,4 +1,4 @@
-"""What workers have found out about models that must run unbatched, kept for all workers and for their successors.
+"""What workers have found out about how a model may be batched, kept for all workers and for their successors.
 
 A finding holds for one generation of a model version: a reload that changes the model or its configuration starts
 without it.
@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from multitower.spec import ModelReport
+from multitower.spec import ModelReport, SignatureReport
 
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.worker import Worker
@@ -18,7 +18,7 @@ from .request_plans import RequestPlanner
 from .routes import Route
 
 
-class UnbatchedModels:
+class BatchingFindings:
     """The findings of all workers, and what follows from them for workers that serve.
 
     Args:
@@ -31,22 +31,31 @@ class UnbatchedModels:
         self._scheduler = scheduler
         self._planner = planner
         self._routes = routes
-        self._reasons: dict[tuple[tuple[str, str], int], dict[str, str]] = {}
+        # By model version and generation, and then by signature.
+        self._unbatched: dict[tuple[tuple[str, str], int], dict[str, str]] = {}
+        self._compared: dict[tuple[tuple[str, str], int], dict[str, str | None]] = {}
 
     def complete_report(self, report: ModelReport, generation: int) -> ModelReport:
         """The report of a worker, with what all workers have found out about this generation of the model."""
-        reasons = self._reasons.get((report.key, generation))
-        if not reasons:
+        unbatched = self._unbatched.get((report.key, generation), {})
+        compared = self._compared.get((report.key, generation), {})
+        if not unbatched and not compared:
             return report
-        if "" in reasons:
-            report = replace(report, max_batch_size=0, unbatched_because=reasons[""])
-        signatures = tuple(
-            replace(other, max_batch_size=0, unbatched_because=reasons[other.name]) if other.name in reasons else other
-            for other in report.signatures
-        )
-        return replace(report, signatures=signatures)
+        if "" in unbatched:
+            report = replace(report, max_batch_size=0, unbatched_because=unbatched[""], unverified_because=None)
+        elif "" in compared:
+            report = replace(report, unverified_because=compared[""])
+        signatures: list[SignatureReport] = []
+        for other in report.signatures:
+            if other.name in unbatched:
+                because = unbatched[other.name]
+                other = replace(other, max_batch_size=0, unbatched_because=because, unverified_because=None)
+            elif other.name in compared:
+                other = replace(other, unverified_because=compared[other.name])
+            signatures.append(other)
+        return replace(report, signatures=tuple(signatures))
 
-    def add(self, key: tuple[str, str], generation: int, signature: str, because: str) -> bool:
+    def add_unbatched(self, key: tuple[str, str], generation: int, signature: str, because: str) -> bool:
         """Adds a finding: requests run unbatched on all workers that serve this generation now, or will.
 
         Requests that wait run unbatched, too.
@@ -60,12 +69,26 @@ class UnbatchedModels:
         Returns:
             Whether it was not known before.
         """
-        reasons = self._reasons.setdefault((key, generation), {})
-        if signature in reasons:
+        unbatched = self._unbatched.setdefault((key, generation), {})
+        if signature in unbatched:
             return False
-        reasons[signature] = because
+        unbatched[signature] = because
         self._apply(key, generation)
         return True
+
+    def add_comparison(
+        self, key: tuple[str, str], generation: int, signature: str, unverified_because: str | None
+    ) -> None:
+        """Adds what a comparison of values in batches of requests has shown.
+
+        Args:
+            key: see `add_unbatched`.
+            generation: likewise.
+            signature: likewise.
+            unverified_because: why it could not show that requests may share batches; None where it has.
+        """
+        self._compared.setdefault((key, generation), {})[signature] = unverified_because
+        self._apply(key, generation)
 
     def _apply(self, key: tuple[str, str], generation: int) -> None:
         """Changes what the workers of a generation serve, and the plans of its requests."""
@@ -81,14 +104,18 @@ class UnbatchedModels:
                 report = of_model[number] = self.complete_report(of_model[number], generation)
         if report is None:
             return  # no worker serves it yet
-        self._scheduler.change_interface(name, version, generation, self._planner.interface_of(report))
+        changed = self._planner.interface_of(report) != interface
+        if changed:
+            self._scheduler.change_interface(name, version, generation, self._planner.interface_of(report))
         newest_report = self._planner.catalog.newest.get(name)
         if newest_report is None or not self._planner.describes(key, generation):
             return  # it is being unloaded, or another generation replaces it and answers the requests that wait
         newest = newest_report.version == version
         self._planner.add_version(report, newest=newest, generation=generation)
-        versions = (version, "") if newest else (version,)
-        self._scheduler.replan(name, interface, versions, functools.partial(self._planner.change_plan, report=report))
+        if changed:
+            versions = (version, "") if newest else (version,)
+            change_plan = functools.partial(self._planner.change_plan, report=report)
+            self._scheduler.replan(name, interface, versions, change_plan)
 
 
 def reasons_in(report: ModelReport) -> Iterator[tuple[str, str]]:
