@@ -175,8 +175,11 @@ class WorkerChild:
         return batch_id
 
     def result(self, batch_id: int) -> list[Answer]:
-        """Returns the answers to a batch, which must be the next message."""
-        result = batch_results.read_result(self.receive())
+        """Returns the answers to a batch, which must be the next message but for what the batch has shown."""
+        message = self.receive()
+        while message[0] == worker_wire.BATCHING:
+            message = self.receive()
+        result = batch_results.read_result(message)
         assert result.batch_id == batch_id
         assert result.timing.compute_ns > 0
         answers: list[Answer] = []
