@@ -207,7 +207,7 @@ class Commanded:
             print(argument)
             print(argument, file=sys.stderr)
         if command == "fork":
-            # A grandchild that outlives the worker and holds its descriptors.
+            # A helper that holds the descriptors of the worker.
             subprocess.Popen(["sleep", argument], close_fds=False)
         if command == "farewell":
             # Time for the answer to leave, then the end.
