@@ -5,6 +5,7 @@ Applications import from here: `Client` for threads, `AsyncClient` for asyncio, 
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from multitower.errors import (
@@ -47,11 +48,14 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """Imports the clients at their first use: a worker process must be able to set variables before it loads numpy."""
-    if name in ("AsyncClient", "Client"):
-        import multitower.client
+    """Imports the clients, or their package, at their first use.
 
-        return getattr(multitower.client, name)
+    A worker process must be able to set variables before it loads numpy, and the command line must handle signals
+    before it imports what takes long.
+    """
+    if name in ("AsyncClient", "Client", "client"):
+        client = importlib.import_module("multitower.client")
+        return client if name == "client" else getattr(client, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

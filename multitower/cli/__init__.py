@@ -13,6 +13,7 @@ import sys
 from typing import Final
 
 from multitower.exit_codes import Exit
+from multitower.supervisor.loop.signals import handle_early_stop
 
 SERVER_PACKAGES: Final = {
     "click": "click",
@@ -27,6 +28,7 @@ SERVER_PACKAGES: Final = {
 
 def main() -> None:
     """Runs the command line and ends the process with an exit code of `multitower.exit_codes`."""
+    handle_early_stop()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Whatever the locale is: JSON is UTF-8. File names may be neither.

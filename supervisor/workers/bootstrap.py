@@ -25,7 +25,10 @@ IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """A service manager may send them to all processes. Only the parent acts on them, and tells its workers to end."""
 
 ORIGIN = "_MULTITOWER_ORIGIN"
-"""The variable that shows which daemon, and behind a colon which worker, a process comes from."""
+"""The variable that shows which worker a process comes from: what identifies the daemon, a colon, and a process id."""
+
+ORIGIN_PID = ":{:010}"
+"""The end of its value: the process id of the worker, 0 in the daemon."""
 
 STACKS_SIGNAL = signal.SIGQUIT
 """Makes a worker write its Python stacks to its output, even while native code holds the interpreter."""
@@ -46,8 +49,7 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
     """
     # A session is a process group as well. Whatever the worker starts is in it, unless it makes its own.
     os.setsid()
-    if ORIGIN in os.environ:
-        os.environ[ORIGIN] += f":{os.getpid()}"
+    _set_origin()
     spec = ProcessSpec.from_json(spec_json)
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -77,6 +79,20 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
         sys.stderr.flush()
         # Not sys.exit: threads of a model or of TensorFlow must not keep the process running.
         os._exit(code)
+
+
+def _set_origin() -> None:
+    """Puts this process's id into `ORIGIN`, for all that this process starts."""
+    value = os.environ.get(ORIGIN)
+    if value is None:
+        return
+    mine = value[: -len(ORIGIN_PID.format(0))] + ORIGIN_PID.format(os.getpid())
+    # /proc/PID/environ shows the memory where the environment was when the program started. Processes that are forked,
+    # and start no program, have a copy of it.
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_void_p
+    ctypes.memmove(getenv(ORIGIN.encode()), mine.encode(), len(mine))
+    os.environ[ORIGIN] = mine
 
 
 def _line_buffered(descriptor: int) -> TextIO:

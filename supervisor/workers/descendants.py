@@ -19,7 +19,7 @@ from multiprocessing import resource_tracker
 from typing import Final
 
 from ..loop.log import event
-from .bootstrap import ORIGIN
+from .bootstrap import ORIGIN, ORIGIN_PID
 from .guardian import Guardian
 from .guardian_process import Process, kill, read_children, read_environment_entry, read_process
 
@@ -48,7 +48,7 @@ class Descendants:
         self._has_strangers = self._pid == 1 or bool(read_children(self._pid))
         resource_tracker.ensure_running()  # before the environment is changed: it comes from no worker
         origin = f"{self._pid}.{secrets.token_hex(8)}"
-        self._entry = f"{ORIGIN}={origin}".encode()
+        self._entry = f"{ORIGIN}={origin}".encode()  # and `ORIGIN_PID` of a worker
         self._workers: set[int] = set()
         self._uncertain: dict[int, set[int]] = {}  # orphans, and the running workers that they may come from
         self._killed: set[tuple[int, int]] = set()  # process ids and starts of those that still have to end
@@ -58,7 +58,7 @@ class Descendants:
             event(log, logging.WARNING, "processes that leave the session of their worker are not found", cause=cause)
         # When PID 1 of a container ends, the kernel kills all other processes.
         self._guardian = Guardian(self._entry.decode()) if self._pid != 1 else None
-        os.environ[ORIGIN] = origin
+        os.environ[ORIGIN] = origin + ORIGIN_PID.format(0)
 
     def add_worker(self, pid: int) -> None:
         """A worker has been started."""
@@ -111,12 +111,12 @@ class Descendants:
         if orphan.session in self._workers:
             return False
         rest = read_environment_entry(orphan.pid, self._entry)
-        if rest is None and self._has_strangers:
+        if rest is not None:
+            return rest not in {ORIGIN_PID.format(pid).encode() for pid in self._workers}
+        if self._has_strangers:
             return False
-        if rest:
-            return rest not in {f":{pid}".encode() for pid in self._workers}
-        # It was forked and started no program, or got an environment of its own. It comes from a worker that has just
-        # ended, or else from one of those that ran when it was first seen.
+        # It got an environment of its own. It comes from a worker that has just ended, or else from one of those that
+        # ran when it was first seen.
         if orphan.pid not in self._uncertain and not worker_ended:
             event(log, logging.DEBUG, "a process has left its worker", pid=orphan.pid, name=orphan.name)
         workers = self._uncertain.setdefault(orphan.pid, set() if worker_ended else set(self._workers))

@@ -21,7 +21,7 @@ END_S: Final = 2.0
 
 
 class Guardian:
-    """The guardian of this process; it is started at once, and again by `tick` when it has ended.
+    """The guardian of this process; it is started at once, and again by `tick` when it has ended or was stopped.
 
     Args:
         origin: the entry of the environment that shows that a process comes from a worker of this process.
@@ -55,11 +55,15 @@ class Guardian:
 
     def tick(self) -> None:
         """Starts the guardian again if it has ended, or could not be started."""
-        if self._process is not None:
-            code = self._process.poll()
+        process = self._process
+        if process is not None:
+            code = process.poll()
             if code is None:
+                state = guardian_process.read_process(process.pid)
+                if state is not None and state.state == "T":
+                    process.kill()  # a signal stopped it
                 return
-            event(log, logging.WARNING, "the guardian has ended: starting it again", pid=self._process.pid, code=code)
+            event(log, logging.WARNING, "the guardian has ended: starting it again", pid=process.pid, code=code)
             self._release()
         self._start()
 

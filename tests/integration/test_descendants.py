@@ -78,7 +78,7 @@ def test_helpers_end_with_a_worker_that_is_told_to_end(tmp_path: Path) -> None:
 def test_a_helper_does_not_end_with_another_worker(tmp_path: Path, way: str) -> None:
     with Running(tmp_path, config(workers=2)) as daemon, daemon.wait_ready().client() as client:
         helper, worker = start_helper(client, way)
-        if way in ("bare daemon", "forked"):
+        if way == "bare daemon":
             daemon.wait_line("a process has left its worker", pid=helper.pid)
         other = next(slot["pid"] for slot in client.status()["slots"] if slot["pid"] != worker)
         os.kill(other, signal.SIGKILL)
@@ -103,11 +103,12 @@ def test_helpers_end_with_a_daemon_that_is_killed(tmp_path: Path) -> None:
         assert not outliving(everything, STEP_S)
 
 
-def test_a_guardian_that_ends_or_stops_is_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_guardian_that_ends_or_stops_is_replaced(tmp_path: Path, number: signal.Signals) -> None:
     with Running(tmp_path, config()) as daemon, daemon.wait_ready().client() as client:
         helpers = start_helpers(client, FOUND_BY_THE_GUARDIAN)
         first = guardian(daemon)
-        first.kill()
+        first.send_signal(number)
         daemon.wait_line("the guardian has ended", pid=first.pid)
         daemon.wait(lambda: any(child.name() == "mt-guardian" for child in daemon.remember()))
         assert guardian(daemon).pid != first.pid

@@ -53,6 +53,19 @@ METHODS = {
 }
 
 
+def test_the_command_line_handles_signals_before_it_imports_what_takes_long() -> None:
+    code = "import sys, multitower.cli; print({'asyncio', 'click', 'numpy', 'zmq'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+def test_public_names_and_modules_are_there_without_further_imports() -> None:
+    code = "import multitower; multitower.errors.NotFound, multitower.client.Client; from multitower import *; Client"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
+        _ = multitower.no_such_name
+    assert set(NAMES) <= set(dir(multitower))
+
+
 def test_the_public_names_are_these() -> None:
     assert sorted(multitower.__all__) == NAMES
     assert all(hasattr(multitower, name) for name in NAMES)
