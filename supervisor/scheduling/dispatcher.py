@@ -10,10 +10,13 @@ from collections import OrderedDict
 from collections.abc import Mapping, Set
 from math import inf
 
+from multitower.errors import MultitowerError
+
 from .open_requests import OpenRequests
 from .pool import Pool
 from .queue import ModelQueue
 from .request import BatchKey, Phase, Request
+from .split_requests import late_error
 from .worker import Batch, Worker
 from .worker_choice import Chooser, Wait
 
@@ -191,7 +194,14 @@ class Dispatcher:
         # If a request may survive no death (`retry: 0`), others must not die with it: it travels alone.
         max_unbatched = self._pool.short_batch_rows(key) if not key.max_batch_size and queue.limits.retry else 1
         requests = queue.pop_batch(
-            key, now, self._open_requests.settle, sharing, served.generation, max_rows, max(max_unbatched, 1)
+            key,
+            now,
+            self._open_requests.settle,
+            sharing,
+            served.generation,
+            max_rows,
+            max(max_unbatched, 1),
+            self._late_error,
         )
         return self._assign(worker, key, requests, now) if requests else None
 
@@ -214,6 +224,10 @@ class Dispatcher:
                 if not request.start:
                     parent.sent, parent.version = now, version
         return batch
+
+    def _late_error(self, request: Request, rows: int, now: float) -> MultitowerError | None:
+        """The error for a request larger than a batch whose remaining rows cannot run in its time, or None."""
+        return late_error(rows, self._pool.least_seconds(request, rows), request.deadline - now)
 
 
 def _process_depth(worker: Worker) -> int:

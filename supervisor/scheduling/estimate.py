@@ -71,6 +71,13 @@ class Estimate:
         """The estimated time of a batch, in seconds."""
         return self.fixed_s + self.row_s * rows
 
+    def least_seconds(self, rows: int) -> float:
+        """The least time of a batch that the measured ones promise, in seconds.
+
+        It is not extrapolated to more rows than batches have had on average: some devices take no longer for them.
+        """
+        return max(self.seconds(min(rows, int(self._rows / self._weight))) - self.deviation_s, 0.0)
+
     def add(self, rows: int, seconds: float) -> None:
         """Adds a measured batch."""
         seconds = max(seconds, _MIN_S)

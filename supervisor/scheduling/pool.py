@@ -15,7 +15,7 @@ from math import inf
 from typing import Final
 
 from .estimate import MAX_KEYS, Estimates
-from .request import BatchKey
+from .request import BatchKey, Request
 from .worker import Batch, Worker
 
 LOOP_DELAY_S: Final = 0.0003
@@ -74,6 +74,7 @@ class Pool:
         self.batches_given = 0
         self.changes = 0
         self.common_estimates = Estimates()
+        self._most = 0  # workers that there have been at once
         # By key: what `short_batch_rows` returns, and until which number of batches that is valid.
         self._short_batches: dict[int, tuple[int, int]] = {}
         self._next_prefetch: float | None = None  # the earliest of the workers' `prefetch_at`; None if not known
@@ -84,6 +85,7 @@ class Pool:
         """Adds a worker, which is free."""
         self.workers[worker] = None
         self.free[worker] = None
+        self._most = max(self._most, len(self.workers))
         worker.last_given = self.batches_given
         self._short_batches.clear()
         self.changes += 1
@@ -142,6 +144,30 @@ class Pool:
         self._set_changed()
 
     # Batches.
+
+    def least_seconds(self, request: Request, rows: int) -> float:
+        """The least time that rows of a request larger than a batch take, in seconds, if all workers run nothing else.
+
+        Workers that are missing now, since they are being replaced, are counted as if they were there.
+
+        Args:
+            request: the request.
+            rows: of it, that have not run.
+
+        Returns:
+            The time; 0.0 if it is not known of one of the workers that can run the request.
+        """
+        key, rate, counted = request.plan.key, 0.0, 0
+        for worker in self.workers:
+            if worker.can_run(request):
+                estimate = worker.estimates.find(key.id)
+                largest = min(key.max_batch_size, worker.safe_rows.get(key.spec.model, key.max_batch_size))
+                seconds = 0.0 if estimate is None else estimate.least_seconds(largest)
+                if seconds <= 0.0:
+                    return 0.0
+                rate += largest / seconds
+                counted += 1
+        return rows / (rate * max(self._most, counted) / counted) if counted else 0.0
 
     def start_batch(self, batch: Batch, now: float) -> None:
         """A batch is sent to its worker, which executes it now, or after the one that it is executing."""

@@ -40,7 +40,7 @@ class QueueLimits:
 
 
 class _KeyQueue:
-    """Waiting requests of one priority and batch key, oldest first, and the sum of their rows."""
+    """Waiting requests of one priority and batch key, the next one first, and the sum of their rows."""
 
     __slots__ = ("requests", "rows")
 
@@ -50,21 +50,23 @@ class _KeyQueue:
 
 
 class _Level:
-    """Waiting requests of one priority: all, oldest first, and by batch key."""
+    """Waiting requests of one priority: all, the next one first, by batch key, and those of which parts have run."""
 
-    __slots__ = ("keys", "order")
+    __slots__ = ("keys", "order", "started")
 
     def __init__(self) -> None:
         self.order: OrderedDict[Request, None] = OrderedDict()
         self.keys: dict[BatchKey, _KeyQueue] = {}
+        self.started: dict[Request, None] = {}
 
 
 class ModelQueue:
     """The requests of one model that no worker has yet: the most urgent first, and of these the oldest.
 
     Requests of different batch keys do not wait for each other: when a worker is free, the first request that it can
-    run decides which key is next. Suspects, requests that a worker died with, come before all others, and each runs
-    alone. They wait apart, in `suspects`.
+    run decides which key is next. A request larger than a batch takes turns with the others: each time that it has
+    filled a batch, it goes behind those that wait. Suspects, requests that a worker died with, come before all others,
+    and each runs alone. They wait apart, in `suspects`.
 
     Iterating over it yields all its requests.
 
@@ -110,7 +112,12 @@ class ModelQueue:
         return self.size < self.limits.max_size and self.bytes + request.size <= self.limits.max_bytes
 
     def push(self, request: Request, *, first: bool = False) -> None:
-        """Adds a request as the last of its priority, or as the first."""
+        """Adds a request.
+
+        Args:
+            request: the request.
+            first: whether it goes before all others of its priority, rather than behind them.
+        """
         level = self._levels.get(request.plan.priority)
         if level is None:
             level = self._levels[request.plan.priority] = _Level()
@@ -121,7 +128,8 @@ class ModelQueue:
             queue = level.keys[key] = _KeyQueue()
         level.order[request] = None
         queue.requests[request] = None
-        if first:
+        # Where only requests wait of which a part has just run, it is the turn of another one.
+        if first or (level.started and len(level.started) == len(level.order) - 1):
             level.order.move_to_end(request, last=False)
             queue.requests.move_to_end(request, last=False)
         queue.rows += request.rows
@@ -154,6 +162,7 @@ class ModelQueue:
         queue = level.keys[key]
         del level.order[request]
         del queue.requests[request]
+        level.started.pop(request, None)
         rows = request.rows if request.split is None else request.split.rows_left
         queue.rows -= rows
         self.rows -= rows
@@ -189,6 +198,10 @@ class ModelQueue:
                 first = found
             if not delay or now - first.received >= delay:
                 return first.plan.key
+            # The rest of a request does not wait again, although newer ones are before it.
+            for request in level.started:
+                if can_run is None or can_run(request):
+                    return request.plan.key
             for key, queue in level.keys.items():
                 if queue.rows >= key.max_batch_size and (can_run is None or any(map(can_run, queue.requests))):
                     return key
@@ -222,21 +235,24 @@ class ModelQueue:
         generation: int = 0,
         max_rows: int = 0,
         max_unbatched: int = 1,
+        late_error: Callable[[Request, int, float], MultitowerError | None] | None = None,
     ) -> list[Request]:
         """Removes and returns the requests of the next batch: of the oldest of a key, as many as fit.
 
         The waiting rows are divided evenly among the workers that are free. Of a request larger than a batch, a part
-        is returned that fills the batch; the request stays first in the queue until no rows are left.
+        is returned that fills the batch; with the rows that are left the request goes behind those that wait.
 
         Args:
             key: as returned by `next_key`.
             now: monotonic seconds.
-            fail: called with each request that is removed for another reason, and its error: it has expired, or
-                cannot be split.
+            fail: called with each request that is removed for another reason, and its error: it has expired, is
+                too late, or cannot be split.
             sharing: number of workers among which the rows are divided, the one that gets this batch included.
             generation: of the model on that worker; all parts of a request run on one.
             max_rows: rows that fit into its memory; 0 for as many as the key allows.
             max_unbatched: how many unbatched requests may travel in one message.
+            late_error: returns the error for a request larger than a batch that cannot be done in its time, given its
+                rows that have not run and `now`, or None; called before each of its parts.
 
         Returns:
             The entries of the batch; empty if all requests of the key had expired.
@@ -256,6 +272,12 @@ class ModelQueue:
                 elif key.max_batch_size and request.rows > key.max_batch_size:
                     if request.deaths and taken:
                         return taken
+                    rows_left = request.rows if request.split is None else request.split.rows_left
+                    late = late_error(request, rows_left, now) if late_error is not None else None
+                    if late is not None:
+                        self._remove_from_level(request)
+                        fail(request, late)
+                        continue
                     room -= self._pop_part(request, queue, room, taken, fail, generation)
                     if request.deaths and taken:
                         return taken  # a suspect runs alone, and so do its parts
@@ -294,6 +316,11 @@ class ModelQueue:
         if not split.rows_left:
             self._remove_from_level(request)
             request.phase = Phase.RUNNING
+        else:
+            level = self._levels[request.plan.priority]
+            level.order.move_to_end(request)
+            queue.requests.move_to_end(request)
+            level.started[request] = None
         taken.append(part)
         return rows
 

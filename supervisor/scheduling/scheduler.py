@@ -32,6 +32,7 @@ from .recovery import Recovery
 from .refusals import Refusals
 from .replanning import replan_requests
 from .request import Plan, Request, Sender
+from .split_requests import late_error
 from .worker import Batch, Served, Worker
 
 MAX_RETRY_AFTER_MS = 60_000
@@ -114,6 +115,7 @@ class Scheduler:
             Overloaded: `queue_full`.
             Unavailable: `no_worker`: nothing serves the model or will serve it, or it is unloaded or in quarantine.
             Poisoned: an equal request has crashed a worker and is in quarantine.
+            DeadlineExceeded: it has more rows than can run in its time.
         """
         queue = self.queues[request.plan.model]
         refusal = self._refusals.for_new_request(queue.model)
@@ -130,8 +132,17 @@ class Scheduler:
         if entry is not None:
             seconds = entry.until - request.received
             raise make(Reason.POISONED, f"an equal request crashed a worker; it is refused for {seconds:.0f} s more")
+        if request.rows > request.plan.key.max_batch_size > 0:
+            self._check_time(request)
         queue.push(request)
         self._open_requests.add(request)
+
+    def _check_time(self, request: Request) -> None:
+        """Refuses a request larger than a batch if it cannot run in its time."""
+        least_s = self.pool.least_seconds(request, request.rows)
+        error = late_error(request.rows, least_s, request.deadline - request.received)
+        if error is not None:
+            raise error
 
     def dispatch(self, now: float) -> list[Batch]:
         """Forms a batch for each worker that may get one; send them. Call it after each burst of events."""

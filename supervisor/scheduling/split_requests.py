@@ -1,19 +1,42 @@
 """Requests larger than a batch: parts are cut off as workers become free, and their answers are joined.
 
 A part is made only when a batch has room for it, so a large request takes one place in its queue, whatever its size.
+One that cannot be done in its time is refused rather than run in part.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from multitower import tensors, wire
-from multitower.errors import Reason, make
+from multitower.errors import MultitowerError, Reason, make
 
 from .areas import OpenArea
 from .request import Frame, Request, SharedRequest, Split
+
+SURE_FACTOR: Final = 1.25
+"""A request is refused if its rows take this many times the time that is left: estimates are not exact."""
+
+
+def late_error(rows: int, least_s: float, left_s: float) -> MultitowerError | None:
+    """The error for a request that cannot be answered in its time; None if it may be.
+
+    Args:
+        rows: of it, that have not run.
+        least_s: seconds that these take at least; 0.0 if that is not known.
+        left_s: seconds until its deadline.
+    """
+    if least_s <= SURE_FACTOR * max(left_s, 0.0):
+        return None
+    return make(
+        Reason.DEADLINE,
+        f"{rows} rows of the request have not run and take {least_s:.1f} s at least, but only {left_s:.1f} s are left "
+        "of its time; send fewer rows per request, or allow it more time",
+        rows=rows,
+        estimated_ms=round(least_s * 1000),
+    )
 
 
 def cut_part(whole: Request, split: Split, rows: int) -> Request:

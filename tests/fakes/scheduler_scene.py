@@ -36,14 +36,14 @@ class Scene:
     """A scheduler whose workers' times are known from the start, as if each had answered a hundred batches.
 
     Args:
-        factors: for each worker, by which its times are multiplied.
+        factors: for each worker, by which its times are multiplied; None for a worker whose times are unknown.
         rule: of dispatch.
         sizes: that batches are padded to.
         retry: see `QueueLimits`.
     """
 
     def __init__(
-        self, *factors: float, rule: Rule = Rule.EARLIEST_FINISH, sizes: tuple[int, ...] = (), retry: int = 1
+        self, *factors: float | None, rule: Rule = Rule.EARLIEST_FINISH, sizes: tuple[int, ...] = (), retry: int = 1
     ) -> None:
         self.now = 100.0
         self.scheduler = Scheduler(

@@ -178,6 +178,32 @@ def test_a_request_larger_than_a_batch_is_split_over_workers(tmp_path: Path) -> 
         assert client.status()["models"][0]["batches"] >= 13
 
 
+def test_small_requests_are_answered_during_a_large_one(tmp_path: Path) -> None:
+    text = config(2, "{seconds: 0.02}", "batching: {max_batch_size: 8}")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        rows = np.arange(4000, dtype=np.int32)[:, None]  # five seconds on two workers
+        large = client.submit("m", {"x": rows}, timeout=STEP_S)
+        daemon.wait(lambda: client.status()["slots"][0]["completed"] > 0)
+        for number in range(20):
+            answer = client.infer("m", {"x": np.array([[number]], np.int32)}, timeout=STEP_S)
+            assert answer["x"].tolist() == [[number]]
+        assert not large.done(), "otherwise they were answered after it"
+        assert large.result(STEP_S)["x"].tolist() == rows.tolist()
+
+
+def test_a_request_that_cannot_run_in_its_time_is_refused_early(tmp_path: Path) -> None:
+    text = config(2, "{seconds: 0.02}", "batching: {max_batch_size: 8}")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:
+        rows = np.arange(800, dtype=np.int32)[:, None]  # a second on two workers
+        assert client.infer("m", {"x": rows}, timeout=STEP_S)["x"].tolist() == rows.tolist()
+        begun = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match="send fewer rows per request") as caught:
+            client.infer("m", {"x": np.repeat(rows, 100, axis=0)}, timeout=STEP_S)
+        assert caught.value.details["rows"] == 80_000
+        assert time.monotonic() - begun < STEP_S / 2
+        assert caught.value.details["estimated_ms"] > 1000 * STEP_S
+
+
 def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
     text = config(1, "{seconds: 0.5}", "queue: {max_size: 5}")
     with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as client:

@@ -101,6 +101,9 @@ class History(RuleBasedStateMachine):
             assert refused is not None
             assert refused.reason == Reason.QUEUE_FULL
             assert refused.details["queue_depth"] == queue.size
+        elif refused is not None and refused.reason == Reason.DEADLINE:
+            assert rows > key.max_batch_size > 0
+            assert refused.details["estimated_ms"] > time * 1000
         elif refused is not None:
             assert refused.reason == Reason.POISONED
             assert self.scheduler.quarantined_requests(self.now)
