@@ -55,13 +55,21 @@ class ModelFile:
 
 
 def model_files(spec: ModelSpec) -> list[ModelFile]:
-    """Finds the files of a model, in the order of their names; none where no model is found.
+    """Finds the files of a model and its `custom_ops`, in the order of their names; none where no model is found.
 
     Files that disappear meanwhile, and folders that must not be read, are left out.
 
     Raises:
         OSError: a file or folder cannot be read.
     """
+    files = _own_files(spec)
+    if not files:
+        return []
+    libraries = (_file(f"custom_ops/{index}", path) for index, path in enumerate(spec.custom_ops))
+    return files + [file for file in libraries if file is not None]
+
+
+def _own_files(spec: ModelSpec) -> list[ModelFile]:
     if spec.handler is not None:
         if spec.module_folder is None:
             return []

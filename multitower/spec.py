@@ -21,6 +21,12 @@ NO_SOCKET: Final = 73
 UNREADABLE_MESSAGE: Final = 76
 """The exit code of a worker that cannot read a message of the supervisor (EX_PROTOCOL of sysexits.h)."""
 
+FILES_CHANGED: Final = (
+    "its files have changed, and other workers may serve the former ones: all workers load the new ones once these "
+    "have not changed for watch.settle, or with `multitower reload`"
+)
+"""Why a model is not loaded, or not served, whose files are not those of its specification."""
+
 ONLY_VERSION: Final = "1"
 """The version of a model without version folders."""
 
@@ -65,6 +71,8 @@ class ModelSpec(_Json):
             them, on the devices that its graph names.
         log_device_placement: whether the worker logs the device of each node. A single device then has a tower too.
         fingerprint: of the model's files, by which a reload recognises a changed model; see `model_files`.
+        content_digest: of the contents that have this fingerprint; "" if it is unknown, or the fingerprint covers them.
+        must_match: whether the model must not be loaded if its files are others, since other workers may serve these.
         safe_rows: rows that an earlier worker of the slot found to fit into the device's memory; 0 while unknown.
     """
 
@@ -88,6 +96,8 @@ class ModelSpec(_Json):
     placement: str = "towers"
     log_device_placement: bool = False
     fingerprint: str = ""
+    content_digest: str = ""
+    must_match: bool = False
     safe_rows: int = 0
 
     @property
@@ -272,6 +282,10 @@ class ModelReport:
         state: `ready` or `failed`.
         cause: why it failed, for people.
         needs_gpu: whether it failed because an operation has a kernel for GPUs only, and the worker has no GPU.
+        fingerprint: of the files that were loaded, or that were found instead of those of the specification.
+        same_content: whether their contents were compared with those of the specification, and are equal.
+        files_changed: whether it failed because its files are not those of the specification, or changed while they
+            were loaded.
         inputs: its inputs; None where a handler declares none, and accepts any.
         outputs: its outputs; None where a handler declares none.
         max_batch_size: the largest number of rows in a batch; 0 where it runs unbatched.
@@ -295,6 +309,9 @@ class ModelReport:
     state: str = "ready"
     cause: str | None = None
     needs_gpu: bool = False
+    fingerprint: str = ""
+    same_content: bool = False
+    files_changed: bool = False
     inputs: tuple[TensorReport, ...] | None = None
     outputs: tuple[TensorReport, ...] | None = None
     max_batch_size: int = 0

@@ -39,6 +39,7 @@ from .machine.pidfds import pidfd_error
 from .machine.process_limits import ProcessLimits
 from .machine.resources import Sampler
 from .operations.connection_limits import ConnectionLimits, accept_within, apply_descriptor_limit
+from .operations.content_hashing import ContentBaseline, ContentHasher
 from .operations.control import ControlSocket
 from .operations.model_orders import ModelOrders
 from .operations.order_queue import OrderContext, OrderQueue
@@ -68,6 +69,9 @@ FORCED_LINGER_MS: Final = 200
 
 MEASURE_S: Final = 0.25
 """Seconds from one update of what is measured, and of regions that can be closed, to the next."""
+
+HASH_S: Final = 5.0
+"""Seconds from one look for models whose contents are to be hashed to the next."""
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -161,6 +165,8 @@ class Daemon:
         max_message_size = self._settings.current.config.max_message_size
         readiness = Readiness(self._lifecycle, self._manager, self._router, self._settings)
         self._announcer = Announcer(self._lifecycle, readiness, self._service_manager, started)
+        hasher = ContentHasher()
+        self._content_baseline = ContentBaseline(self._settings, self._manager, self._background, hasher)
         context = OrderContext(
             lifecycle=self._lifecycle,
             queue=OrderQueue(self._lifecycle),
@@ -171,6 +177,7 @@ class Daemon:
             announcer=self._announcer,
             read_config=read_config,
             claims=self._claims,
+            hasher=hasher,
         )
         self._orders = Orders(context)
         model_orders = ModelOrders(context)
@@ -263,6 +270,7 @@ class Daemon:
             Chore.every(KEEP_S, "keeping the endpoints", self._endpoints.keep, errors),
             Chore.every(MEASURE_S, "ending orphans", lambda _: self._launcher.tick(), errors),
             Chore.every(MEASURE_S, "counting connections", self._connection_limits.tick, errors),
+            Chore.every(HASH_S, "hashing model files", self._content_baseline.tick, errors),
             Chore("watching model versions", watch.tick, lambda _: watch.due, errors),
             Chore("feeding the watchdog", service_manager.watchdog, lambda _: service_manager.next_wake(), errors),
             Chore("draining", self._advance_drain, lambda _: self._lifecycle.drain_by, errors),

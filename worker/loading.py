@@ -14,6 +14,7 @@ from .executor import Executor, Executors
 from .formats.loader import load_replicas
 from .formats.model import Model
 from .heartbeat import CallCounter
+from .loaded_content import FilesChangedError, LoadedContent
 from .memory_use import MemoryMeter
 from .model_errors import LoadError, load_cause, log_traceback
 from .protocol_limits import check_limits
@@ -59,11 +60,15 @@ class LoadedModels:
     def close(self) -> None:
         """Closes all models. What one raises is logged."""
         for (name, _), replicas in self.replicas.items():
-            for model, _ in replicas:
-                try:
-                    model.close()
-                except BaseException as error:  # noqa: BLE001  a handler may raise anything, sys.exit included
-                    log_traceback(f"{name}: close raised", error)
+            _close(name, replicas)
+
+
+def _close(name: str, replicas: Sequence[Replica]) -> None:
+    for model, _ in replicas:
+        try:
+            model.close()
+        except BaseException as error:  # noqa: BLE001  a handler may raise anything, sys.exit included
+            log_traceback(f"{name}: close raised", error)
 
 
 def load_models(assignment: Assignment, counters: Sequence[CallCounter]) -> LoadedModels:
@@ -83,22 +88,62 @@ def load_models(assignment: Assignment, counters: Sequence[CallCounter]) -> Load
             configure(assignment)
         except BaseException as error:  # noqa: BLE001  models that need TensorFlow fail with it, the others are loaded
             setup_error = error
+    # A module is imported once a process, for all handlers that use it: with the first of them.
+    contents = {spec.key: _content_of(spec) for spec in assignment.models if spec.handler is not None}
     for spec in assignment.models:
+        content: LoadedContent | Exception | None = None
         try:
             if setup_error is not None and spec.format.uses_tensorflow:
                 raise setup_error
             meter = MemoryMeter(assignment.devices, tensorflow=spec.format.uses_tensorflow)
-            replicas, report = _load_model(spec, assignment, counters)
+            content = contents.get(spec.key) or LoadedContent(spec)
+            if isinstance(content, Exception):
+                raise content
+            replicas, report = _load_unchanged(spec, content, assignment, counters)
         except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
             if not issubclass(type(error), LoadError):
                 log_traceback(f"{spec.name} cannot be loaded", error)
-            name, version = spec.key
-            failed = ModelReport(name=name, version=version, state="failed", cause=load_cause(error))
-            reports.append(replace(failed, needs_gpu=isinstance(error, UnrunnableError) and error.needs_gpu))
+            reports.append(_failed_report(spec, content, error))
             continue
         loaded[report.key] = replicas
         reports.append(replace(report, **asdict(meter.growth())))
     return LoadedModels(loaded, tuple(reports))
+
+
+def _content_of(spec: ModelSpec) -> LoadedContent | Exception:
+    """Returns the files of a model, or the exception that they raise."""
+    try:
+        return LoadedContent(spec)
+    except Exception as error:  # noqa: BLE001  the model fails with it
+        return error
+
+
+def _failed_report(spec: ModelSpec, content: LoadedContent | Exception | None, error: BaseException) -> ModelReport:
+    """Returns the report of a model that cannot be loaded.
+
+    Args:
+        spec: the model.
+        content: its files, as far as they were looked at.
+        error: why it cannot be loaded.
+    """
+    name, version = spec.key
+    needs_gpu = isinstance(error, UnrunnableError) and error.needs_gpu
+    failed = ModelReport(name=name, version=version, state="failed", cause=load_cause(error), needs_gpu=needs_gpu)
+    if type(error) is FilesChangedError:
+        return replace(failed, files_changed=True, fingerprint=error.fingerprint)
+    return replace(failed, files_changed=isinstance(content, LoadedContent) and content.has_changed())
+
+
+def _load_unchanged(
+    spec: ModelSpec, content: LoadedContent, assignment: Assignment, counters: Sequence[CallCounter]
+) -> tuple[list[Replica], ModelReport]:
+    """Loads a model; closes it again if its files have changed meanwhile."""
+    replicas, report = _load_model(spec, assignment, counters)
+    try:
+        return replicas, replace(report, fingerprint=content.finish(), same_content=content.same_content)
+    except BaseException:
+        _close(spec.name, replicas)
+        raise
 
 
 def _load_model(

@@ -98,12 +98,12 @@ class Restart(Section):
 
 
 class Watch(Section):
-    """Watching the folders of model versions while the daemon runs."""
+    """Watching the files of models while the daemon runs."""
 
     interval: SecondsOrOff = key(
-        "1s", "How often the folders of versions are read; 0 for never: `multitower reload` then finds new ones."
+        "1s", "How often the files of models are checked; 0 for never: `multitower reload` then finds what is new."
     )
-    settle: Seconds = key("5s", "How long the files of a new version must be unchanged before it is loaded.")
+    settle: Seconds = key("5s", "How long new or changed files must be unchanged before they are loaded.")
 
     @field_validator("interval")
     @classmethod
@@ -172,7 +172,7 @@ class Config(Section):
     models: Annotated[tuple[ModelConfig, ...], *NOT_EMPTY] = Field(
         description="The models; every worker loads all of them, or those for its device."
     )
-    watch: Watch = key({}, "Watching the folders of model versions while the daemon runs.")
+    watch: Watch = key({}, "Watching the files of models while the daemon runs.")
     spares: ProcessesFromZero = key(1, "Processes that have imported TensorFlow and wait to replace a dead worker.")
     restart: Restart = key({}, "When a dead worker is restarted, and when its slot fails.")
     dispatch: Literal["earliest_finish", "least_depth"] = key(

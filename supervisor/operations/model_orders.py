@@ -16,6 +16,7 @@ from multitower.errors import MultitowerError, Reason, make
 from ..config.config import Config
 from ..loop.log import event
 from ..settings import Settings
+from .content_hashing import keep_fingerprints
 from .order_queue import Done, Order, OrderContext, stopping
 from .orders import accepted
 from .reload import Reload
@@ -55,7 +56,13 @@ class ModelOrders:
                 raise stopping()
             self._change(order, name, "load", new)
 
-        context.background.run(lambda: _load_settings(old, context.read_config(), name), order.guard(apply))
+        digests = context.manager.known_contents.digests
+
+        def read() -> Settings:
+            new = _load_settings(old, context.read_config(), name)
+            return keep_fingerprints(new, old, digests, context.hasher)
+
+        context.background.run(read, order.guard(apply))
 
     def unload(self, name: str, done: Done) -> None:
         """Unloads a model: requests already accepted are answered, then its memory is freed.

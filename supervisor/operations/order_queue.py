@@ -23,6 +23,7 @@ from ..routing.front_socket import internal_error
 from ..routing.router import Router
 from ..settings import ActiveSettings
 from ..workers.manager import WorkerManager
+from .content_hashing import ContentHasher
 from .service_manager import Announcer
 
 log = logging.getLogger("multitower.daemon")
@@ -180,6 +181,7 @@ class OrderContext:
         background: runs what would block the event loop.
         announcer: announces reloads to the service manager.
         read_config: reads the configuration file again; it may block.
+        hasher: hashes the files of models.
         claims: what this daemon claims of the cores; None to bind workers whatever other daemons have claimed.
     """
 
@@ -191,6 +193,7 @@ class OrderContext:
     background: BackgroundJobs
     announcer: Announcer
     read_config: Callable[[], Config]
+    hasher: ContentHasher
     claims: CoreClaims | None = None
 
     def announce_reload_end(self) -> None:

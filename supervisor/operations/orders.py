@@ -11,6 +11,7 @@ from ..config.source import ConfigError
 from ..loop.log import event
 from ..machine.devices import DeviceError
 from ..settings import Settings, build_settings
+from .content_hashing import keep_fingerprints
 from .order_queue import RETRY_AFTER_MS, Done, Order, OrderContext, stopping
 from .reload import Reload, unchangeable
 
@@ -68,10 +69,14 @@ class Orders:
         context = self._context
         context.announcer.reload_began()
         event(log, logging.INFO, "reloading", config=context.settings.current.config.path)
-        context.background.run(
-            lambda: build_settings(context.read_config(), context.claims),
-            order.guard(lambda outcome: self._apply(order, outcome)),
-        )
+        present, digests = context.settings.current, context.manager.known_contents.digests
+
+        def read() -> Settings:
+            return keep_fingerprints(
+                build_settings(context.read_config(), context.claims), present, digests, context.hasher
+            )
+
+        context.background.run(read, order.guard(lambda outcome: self._apply(order, outcome)))
 
     def _apply(self, order: Order, outcome: Settings | Exception) -> None:
         settings = self._context.settings
@@ -94,7 +99,7 @@ class Orders:
             else:
                 order.end(make(Reason.ORDER_FAILED, f"the reload ended early: {error}", **changed))
 
-        Reload(self._context, order, settings.current, new, applied).start()
+        Reload(self._context, order, settings.current, new, applied, again=True).start()
 
     def restart(self, number: int, done: Done) -> None:
         """Gives a slot a new worker.

@@ -50,7 +50,8 @@ class Reload:
             the reload ended early.
         why: the reason, for the log.
         model: the name of the only model that differs, where slots must not change otherwise; None for all models.
-        again: slots on which `model` should be ready but is not get new workers, too.
+        again: slots on which `model` should be ready but is not get new workers, too; for all models, slots that do not
+            serve a model since its files had changed.
         tolerant: a slot that has not served before may fail to load, as long as another slot has loaded its models.
     """
 
@@ -106,7 +107,8 @@ class Reload:
         if slot.specs != specs:
             return True
         if self._model is None:
-            return slot.placement != placement or (slot.process is None and bool(specs))
+            waits = self._again and any(model.files_changed for model in slot.models)
+            return waits or slot.placement != placement or (slot.process is None and bool(specs))
         return self._again and self._model in _names(specs) and not slot.serves(self._model)
 
     def start(self) -> None:

@@ -97,6 +97,26 @@ class VersionSettling:
             if cause is not None:
                 self.refused[version] = Refused(print_, cause)
 
+    def has_settled(self, version: str, fingerprint: str, settle_s: float, now: float) -> bool:
+        """Whether the files of a version have had this fingerprint for a time.
+
+        Args:
+            version: the version.
+            fingerprint: of its files.
+            settle_s: the time in seconds.
+            now: monotonic seconds.
+        """
+        found, since = self._since.get(version, ("", now))
+        return found == fingerprint and now - since >= settle_s
+
+    def settle_again(self, now: float) -> None:
+        """Lets all files settle anew: they were found changed while they were loaded.
+
+        Args:
+            now: monotonic seconds.
+        """
+        self._since = {version: (print_, now) for version, (print_, _) in self._since.items()}
+
     def refuse(self, version: str, fingerprint: str, cause: str) -> None:
         """Records that no worker could load a version; no-op if its files have changed since they were loaded."""
         if self._since.get(version, ("", 0.0))[0] == fingerprint:

@@ -1,7 +1,8 @@
-"""Scans the folders of model versions while the daemon runs, and has the workers serve what changes there.
+"""Scans the files of models while the daemon runs, and has the workers serve what changes there.
 
 A scan is a background job, since file systems can be slow. Where it finds a change the model alone is reloaded: slot by
 slot a new worker loads the versions and takes over. Where they cannot be loaded the slots go back to the former ones.
+A version whose files were only touched or copied is not reloaded: contents are compared first, in another job.
 """
 
 from __future__ import annotations
@@ -10,67 +11,26 @@ import functools
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 
-from multitower.model_files import fingerprint
 from multitower.spec import ONLY_VERSION, ModelSpec
 
 from ..config.config import Config
-from ..config.version_folders import Policy, versions_of
 from ..loop.log import event
+from ..workers.replacement_queue import Replacement
+from .content_comparison import ContentComparison
 from .model_orders import ModelOrders
+from .model_scan import Scan, Target, scan_models
 from .order_queue import OrderContext
 from .readiness import Readiness
-from .version_settling import VersionSettling, versions_to_scan
+from .version_settling import VersionSettling
 
 log = logging.getLogger("multitower.daemon")
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A folder to scan.
-
-    Attributes:
-        name: the model's name.
-        spec: the model, without a version.
-        policy: which of the versions the model serves.
-        served: versions that are served.
-        refused: versions that could not be loaded.
-    """
-
-    name: str
-    spec: ModelSpec
-    policy: Policy
-    served: frozenset[str]
-    refused: frozenset[str]
-
-
-Scan = Mapping[str, str] | OSError
-"""The fingerprint of each version's files, by version; or why the folder cannot be read."""
-
-
-def scan_folders(targets: Sequence[Target]) -> dict[str, Scan]:
-    """Scans folders; it may block, so call it in a thread.
-
-    Returns:
-        The scan of each model, by name, without models that have no numbered versions.
-    """
-    scans: dict[str, Scan] = {}
-    for target in targets:
-        try:
-            assert target.spec.path is not None  # only a path has versions
-            found = versions_of(target.spec.path)
-            if found is not None:
-                wanted = versions_to_scan(found, target.policy, target.served, target.refused)
-                scans[target.name] = {version: fingerprint(replace(target.spec, version=version)) for version in wanted}
-        except OSError as error:
-            scans[target.name] = error
-    return scans
-
-
 class VersionWatch:
-    """Follows the folders of all models with numbered versions.
+    """Follows the files of all models: numbered versions, single models, and handlers beside the configuration.
 
     Args:
         context: the parts of the daemon.
@@ -87,6 +47,8 @@ class VersionWatch:
         self._queue = context.queue
         self._manager = context.manager
         self._background = context.background
+        self._known = context.manager.known_contents
+        self._comparison = ContentComparison(context)
         self._readiness = readiness
         self._orders = orders
         self._models: dict[str, VersionSettling] = {}
@@ -112,7 +74,7 @@ class VersionWatch:
         targets = self._targets()
         if targets:
             self._scanning = True
-            self._background.run(functools.partial(scan_folders, targets), functools.partial(self._scan_ended, targets))
+            self._background.run(functools.partial(scan_models, targets), functools.partial(self._scan_ended, targets))
 
     def refused_versions(self) -> dict[tuple[str, str], str]:
         """Returns why versions in the folders are not served, by model and version."""
@@ -130,9 +92,10 @@ class VersionWatch:
                 model.versions,
                 frozenset(self._served(model.name)),
                 frozenset(self._settling(model.name).refused),
+                numbered=any(spec.version is not None for spec in self._specs(model.name)),
             )
             for model in self._settings.current.config.models
-            if any(spec.version is not None for spec in self._specs(model.name))
+            if self._specs(model.name)
         ]
 
     def _config_changed(self, config: Config) -> None:
@@ -181,21 +144,24 @@ class VersionWatch:
             if problem or isinstance(scan, OSError):
                 continue
             settling = self._settling(model.name)
-            settling.record_scan(scan, now)
+            settling.record_scan({version: self._known.first(found) for version, found in scan.items()}, now)
             if self._queue.busy or not self._lifecycle.running or not self._specs(model.name):
                 continue
             self._refuse_failed_versions(model.name)
             served = self._served(model.name)
             change = settling.wanted_change(model.versions, served, settings.config.watch.settle, now)
-            if change is not None:
+            if change is None:
+                self._retry_waiting_slots(model.name, now)
+            elif self._comparison.differs(self._specs(model.name), change):
                 self._change(model.name, change, served)
 
     def _scan_problem(self, name: str, scan: Scan) -> str:
         """Returns why a scan cannot be followed, or ""; what is served stays as it is then."""
         if isinstance(scan, OSError):
             return f"{scan.strerror or scan}: {scan.filename}"
-        if not scan and self._served(name):
-            return "its folder holds no version any more"
+        if not scan and any(self._served(name).values()):
+            numbered = any(spec.version is not None for spec in self._specs(name))
+            return "its folder holds no version any more" if numbered else "its files are gone"
         return ""
 
     def _log_problem(self, name: str, problem: str) -> None:
@@ -205,9 +171,23 @@ class VersionWatch:
             if problem:
                 event(log, logging.WARNING, "model versions cannot be followed", model=name, cause=problem)
 
+    def _retry_waiting_slots(self, name: str, now: float) -> None:
+        """Gives new workers to slots that do not serve the model since its files changed, where they are as before."""
+        settling, settle_s = self._settling(name), self._settings.current.config.watch.settle
+        for slot in self._manager.slots:
+            waiting = {model.key for model in slot.models if model.files_changed and model.name == name}
+            if not self._manager.replacing and any(
+                spec.key in waiting and settling.has_settled(spec.key[1], spec.fingerprint, settle_s, now)
+                for spec in slot.specs
+            ):
+                self._manager.request_replacement(Replacement(slot, "files of a model are as before again"))
+
     def _refuse_failed_versions(self, name: str) -> None:
         """Refuses versions that no worker could load since the start or a reload, so that others are chosen."""
+        waiting = {model.key for slot in self._manager.slots for model in slot.models if model.files_changed}
         for spec in self._specs(name):
+            if spec.key in waiting:
+                continue
             cause = self._readiness.load_failure(*spec.key)
             if cause is not None:
                 self._settling(name).refuse(spec.key[1], spec.fingerprint, cause)
@@ -220,13 +200,18 @@ class VersionWatch:
             if error is None:
                 event(log, logging.INFO, "versions changed", **fields)
                 return
-            causes = {
-                report.version: report.cause or error
+            failed = [
+                report
                 for slot in self._manager.slots
                 for report in (*slot.refused, *slot.models)
                 if report.name == name and report.state != "ready" and report.version in versions
-            }
-            self._settling(name).record_failed_change(versions, causes or {"": error}, served)
+            ]
+            # Slots that wait for other contents say nothing about these.
+            causes = {report.version: report.cause or error for report in failed if not report.files_changed}
+            if failed and not causes:
+                self._settling(name).settle_again(time.monotonic())
+            else:
+                self._settling(name).record_failed_change(versions, causes or {"": error}, served)
             event(log, logging.ERROR, "versions not changed", **fields, cause=error)
 
         self._orders.serve_versions(name, versions, ended)

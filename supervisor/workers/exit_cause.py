@@ -74,6 +74,7 @@ class Fault(Enum):
     STOPPED = auto()  # likewise, and a signal (SIGSTOP, SIGTSTP) suspended it: it cannot handle other signals
     OVERRUN = auto()  # a call of a model takes longer than `max_execution_time`
     DEVICE_LOST = auto()  # its device is gone
+    FILES_CHANGED = auto()  # the files of its models changed while it loaded them
     DEFECT = auto()  # what it sent, or what is known of it, could not be handled
 
 
@@ -90,7 +91,7 @@ class Verdict:
     cause: str
 
     def __str__(self) -> str:
-        if self.fault in (Fault.DEVICE_LOST, Fault.DEFECT):
+        if self.fault in (Fault.DEVICE_LOST, Fault.FILES_CHANGED, Fault.DEFECT):
             return f"killed because {self.cause}"
         return f"killed because it hung: {self.cause}"
 

@@ -29,6 +29,7 @@ STACKS_S = 0.5
 
 _MESSAGES = {
     Fault.DEVICE_LOST: "worker lost its device",
+    Fault.FILES_CHANGED: "files of models changed while a worker loaded them",
     Fault.DEFECT: "killing worker after an internal error",
 }
 

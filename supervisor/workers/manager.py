@@ -24,9 +24,11 @@ from ..routing.worker_connection import WorkerProtocolError
 from ..scheduling.scheduler import StateError
 from .availability import Availability
 from .capacity import Capacity
+from .content_check import ContentCheck
 from .exit_cause import Fault, Verdict
 from .exits import Exits
 from .health import Health
+from .known_contents import KnownContents
 from .launcher import Launcher
 from .process_watcher import InputFailed, MessageReceived, ProcessEvent, ProcessExited, ProcessWatcher
 from .replacement_queue import Replacement, ReplacementQueue
@@ -54,6 +56,7 @@ class WorkerManager:
 
     Attributes:
         settings: as given, or as applied last.
+        known_contents: what is known of the contents of models.
     """
 
     def __init__(
@@ -75,11 +78,15 @@ class WorkerManager:
         self._watcher = watcher
         self._exits = Exits(self._scheduler, watcher)
         self._spares = Spares(launcher, RestartBudget(settings.policy, rng))
-        self._slots = Slots(self._scheduler, launcher, self._spares, self._exits, rng, settings.policy)
+        self.known_contents = KnownContents()
+        self._slots = Slots(
+            self._scheduler, launcher, self._spares, self._exits, rng, settings.policy, self.known_contents
+        )
         self._health = Health(capacity, settings)
         self._replacements = ReplacementQueue()
         self._availability = Availability(self._slots, self._replacements, router)
-        self._reports = Reports(self._slots, self._spares, self._replacements, router)
+        self._content_check = ContentCheck(self._slots, self._replacements, self._scheduler, self.known_contents)
+        self._reports = Reports(self._slots, self._spares, self._replacements, router, self._content_check)
         self._replacer = Replacer(self._slots, self._replacements, router, capacity)
         self.apply_settings(settings)
         for placement in placements:
@@ -104,6 +111,9 @@ class WorkerManager:
                 self._slots.advance(slot, now)
         if now >= self._health.next_check:
             self._check_health(now)
+        if self._slots.changed and not self._slots.stopping:
+            with self._contain("looking for workers that wait for files", None, now):
+                self._content_check.retry_waiting_slots(now)
         self._advance_replacements(now)
         # Never while a slot needs the machine in order to load.
         if not any(slot.state in LOADING for slot in self._slots):

@@ -15,6 +15,8 @@ from ..loop.log import event
 from ..routing.batching_findings import reasons_in
 from ..routing.router import Router
 from ..routing.worker_connection import WorkerProtocolError
+from .content_check import ContentCheck
+from .exit_cause import Fault, Verdict
 from .replacement_queue import ReplacementQueue
 from .slot import Slot, WorkerProcess, describe_failures
 from .slot_state_machine import Event
@@ -38,13 +40,22 @@ class Reports:
         spares: are kept as long as none reports a failure.
         replacements: gets workers that must be replaced.
         router: gets workers that serve.
+        content_check: decides whether the files that they have loaded may be served.
     """
 
-    def __init__(self, slots: Slots, spares: Spares, replacements: ReplacementQueue, router: Router) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        spares: Spares,
+        replacements: ReplacementQueue,
+        router: Router,
+        content_check: ContentCheck,
+    ) -> None:
         self._slots = slots
         self._spares = spares
         self._replacements = replacements
         self._router = router
+        self._content_check = content_check
 
     def handle_message(self, process: WorkerProcess, message: Sequence[Any], now: float) -> None:
         """Handles a message.
@@ -104,9 +115,15 @@ class Reports:
             if report.state == "failed":
                 self._spares.handle_failure(process, report.cause)
                 self._slots.end_process(process, now)
-        elif slot.next_process is process:
+            return
+        if process not in (slot.process, slot.next_process):
+            return
+        if report.state == "ready":
+            report = self._content_check.check(slot, process, report)
+            process.state = report.state
+        if slot.next_process is process:
             self._handle_next_process(slot, process, report, now)
-        elif slot.process is process:
+        else:
             self._handle_current_process(slot, process, report, now)
 
     def _handle_current_process(self, slot: Slot, process: WorkerProcess, report: WorkerReport, now: float) -> None:
@@ -123,6 +140,10 @@ class Reports:
             for model in report.models:
                 _log_failed_model(slot, model)
             cause = report.cause or describe_failures(report.models)
+            if self._content_check.may_retry(slot, report):
+                verdict = Verdict(Fault.FILES_CHANGED, f"it could not load its models: {cause}")
+                self._slots.condemn_process(process, verdict, now)
+                return
             self._slots.handle_event(slot, Event.UNLOADABLE, now, cause)
             event(log, logging.ERROR, "slot failed", **process.child.fields, cause=cause)
 

@@ -34,6 +34,7 @@ class WorkerProcess:
         device_seen: its device was present while it served.
         replacement_jitter: 0 to 1, drawn at random; spreads the replacements of several workers over time.
         replace_after: no automatic replacement before this time, in monotonic seconds.
+        specs: the models that it loads, as configured.
         generations: the generation of each model version that it loads; see `scheduling.worker.Served`.
     """
 
@@ -50,6 +51,7 @@ class WorkerProcess:
     device_seen: bool = False
     replacement_jitter: float = 0.5
     replace_after: float = 0.0
+    specs: tuple[ModelSpec, ...] = ()
     generations: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @property

@@ -18,6 +18,7 @@ from ..machine.placement import Placement
 from ..scheduling.scheduler import Scheduler
 from .exit_cause import Fault, Verdict
 from .exits import Exits
+from .known_contents import KnownContents
 from .launcher import Launcher
 from .restart_budget import RestartBudget, RestartPolicy
 from .slot import Slot, WorkerProcess
@@ -40,6 +41,7 @@ class Slots:
         exits: ends processes.
         rng: draws what shall differ from slot to slot.
         policy: limits restarts.
+        known: what is known of the contents of models.
 
     Attributes:
         slots: the slots.
@@ -55,6 +57,7 @@ class Slots:
         exits: Exits,
         rng: random.Random,
         policy: RestartPolicy,
+        known: KnownContents,
     ) -> None:
         self.slots: list[Slot] = []
         self.changed = True
@@ -65,6 +68,7 @@ class Slots:
         self._exits = exits
         self._rng = rng
         self._policy = policy
+        self._known = known
         self._replaced: list[WorkerProcess] = []  # their slots have other processes; they finish their batches
         self._generations: dict[bytes, int] = {}
 
@@ -202,9 +206,10 @@ class Slots:
         fields = {**slot.fields, "incarnation": incarnation, "device": placement.device}
         process: WorkerProcess | None = None
         try:
-            specs_with_rows = tuple(replace(spec, safe_rows=slot.safe_rows.get(spec.name, 0)) for spec in specs)
-            assignment = placement.make_assignment(slot.number, incarnation, specs_with_rows)
-            generations = {spec.key: self._generation(spec) for spec in specs}
+            takes_over = slot.process is not None
+            assigned = tuple(self._complete_spec(slot, spec, takes_over=takes_over) for spec in specs)
+            assignment = placement.make_assignment(slot.number, incarnation, assigned)
+            generations = {spec.key: self.generation(spec) for spec in specs}
             self._launcher.restore_folder()  # a spare may be about to make its socket
             process = self._spares.pop()
             from_spares = process is not None
@@ -213,6 +218,7 @@ class Slots:
                 if process is None:
                     return None
             process.slot = slot
+            process.specs = specs
             process.generations = generations
             process.replacement_jitter = self._rng.random()
             if from_spares:
@@ -228,7 +234,35 @@ class Slots:
             return None
         return process
 
-    def _generation(self, spec: ModelSpec) -> int:
+    def _complete_spec(self, slot: Slot, spec: ModelSpec, *, takes_over: bool) -> ModelSpec:
+        """Returns the specification for a process, with what former processes and scans of the files have shown."""
+        return replace(
+            spec,
+            fingerprint=self._known.latest(spec.fingerprint),
+            content_digest=self._known.digest(spec.fingerprint),
+            must_match=self.must_match(slot, spec, takes_over=takes_over),
+            safe_rows=slot.safe_rows.get(spec.name, 0),
+        )
+
+    def must_match(self, slot: Slot, spec: ModelSpec, *, takes_over: bool) -> bool:
+        """Whether a process of the slot may serve the version only with the contents of the specification.
+
+        Args:
+            slot: the slot.
+            spec: of the version.
+            takes_over: the slot has another process, which serves until this one has loaded. It keeps its contents,
+                unless an operator has asked for the new process.
+        """
+        return (takes_over and not slot.operator_restart) or self.serves_elsewhere(slot, spec)
+
+    def serves_elsewhere(self, slot: Slot, spec: ModelSpec) -> bool:
+        """Whether another slot serves the version."""
+        return any(
+            worker.slot != slot.number and not worker.retiring and spec.key in worker.versions
+            for worker in self._scheduler.workers
+        )
+
+    def generation(self, spec: ModelSpec) -> int:
         """A number for a model version as it is configured, equal for equal configurations."""
         return self._generations.setdefault(spec.to_json(), len(self._generations))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from running import STEP_S, Running, multitower
+from running import STEP_S, Running
 
 from multitower import Client, wire
 
@@ -187,21 +187,3 @@ def test_a_flood_of_refusals_is_bounded(tmp_path: Path) -> None:
         assert client.status()["daemon"]["rss_bytes"] - before < 32 * MIB
         assert [lazy.read() for _ in range(whole)] == [(number, 8 * MIB) for number in range(whole)]
         assert lazy.read() == (whole, "queue_full")
-
-
-def test_a_reload_applies_new_limits_of_unread_replies(tmp_path: Path) -> None:
-    with (
-        Running(tmp_path, config("2GiB")) as daemon,
-        daemon.wait_ready().client() as client,
-        raw_clients(daemon) as (lazy,),
-    ):
-        lazy.ask(32 * MIB, 4)  # its own socket takes some of them
-        settled(daemon, client, lazy)
-        daemon.config.write_text(daemon.config.read_text().replace("2GiB", "16MiB"))
-        assert multitower("reload", daemon=daemon).stdout == "reloaded; no slot had to change\n"
-        lazy.ask(MIB)
-        settled(daemon, client, lazy)
-        daemon.config.write_text(daemon.config.read_text().replace("16MiB", "2GiB"))
-        assert multitower("reload", daemon=daemon).stdout == "reloaded; no slot had to change\n"
-        lazy.ask(MIB)
-        assert [lazy.read()[1] for _ in range(6)] == [32 * MIB] * 4 + ["queue_full", MIB]

@@ -12,6 +12,7 @@ from multitower.supervisor.config.config import Config
 from multitower.supervisor.lifecycle import Lifecycle, LifecycleState
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.machine.resources import Sampler
+from multitower.supervisor.operations.content_hashing import ContentHasher
 from multitower.supervisor.operations.model_orders import ModelOrders
 from multitower.supervisor.operations.order_queue import OrderContext, OrderQueue
 from multitower.supervisor.operations.orders import Orders
@@ -73,6 +74,7 @@ class Operations:
             background=cast(BackgroundJobs, ImmediateJobs()),
             announcer=Announcer(self.lifecycle, self.readiness, ServiceManager({}), scene.now),
             read_config=read_config,
+            hasher=ContentHasher(),
         )
         self.orders = Orders(self.context)
         self.model_orders = ModelOrders(self.context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
@@ -148,6 +149,14 @@ def test_a_model_in_one_file_has_a_fingerprint_too(tmp_path: Path) -> None:
     before = fingerprint(of(path))
     rewrite_in_place(path)
     assert compare_fingerprints(before, fingerprint(of(path))) is None
+
+
+def test_libraries_of_custom_operations_are_files_of_the_model(tmp_path: Path) -> None:
+    (tmp_path / "op.so").write_bytes(b"code")
+    spec = dataclasses.replace(of(version(tmp_path, "m")), custom_ops=(str(tmp_path / "op.so"),))
+    before = fingerprint(spec)
+    (tmp_path / "op.so").write_bytes(b"edoc")
+    assert compare_fingerprints(before, fingerprint(spec)) is False
 
 
 def test_a_folder_that_contains_itself_ends(tmp_path: Path) -> None:

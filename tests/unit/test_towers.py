@@ -303,7 +303,7 @@ def test_a_worker_has_the_towers_of_models_that_are_configured_no_more() -> None
 def test_the_smallest_number_of_safe_rows_of_all_towers_is_kept() -> None:
     router, route, _ = routed(ModelReport(name="m", towers=REPLICAS))
     slot = cast(Any, SimpleNamespace(safe_rows={}, fields={}, process=None))
-    reports = Reports(cast(Any, None), cast(Any, None), cast(Any, None), router)
+    reports = Reports(cast(Any, None), cast(Any, None), cast(Any, None), router, cast(Any, None))
     for rows in (8, 16):
         told = MemoryReport(model="m", safe_rows=rows, exhausted=0)
         reports.handle_message(

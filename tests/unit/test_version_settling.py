@@ -10,8 +10,8 @@ from version_folders import version
 
 from multitower.spec import ModelSpec
 from multitower.supervisor.config.version_folders import Policy
+from multitower.supervisor.operations.model_scan import Target, scan_models
 from multitower.supervisor.operations.version_settling import VersionSettling, versions_to_scan
-from multitower.supervisor.operations.version_watch import Target, scan_folders
 
 ALL = Policy("all")
 SETTLE_S = 5.0
@@ -196,7 +196,7 @@ def test_a_version_that_is_being_copied_settles_once_it_is_complete(tmp_path: Pa
     target = Target("m", ModelSpec(name="m", path=str(folder)), Policy(), frozenset(["1"]), frozenset())
 
     def scan() -> Scan:
-        found = scan_folders([target])["m"]
+        found = scan_models([target])["m"]
         assert isinstance(found, dict)
         return found
 
@@ -217,6 +217,6 @@ def test_a_version_that_is_being_copied_settles_once_it_is_complete(tmp_path: Pa
     assert change is not None
     assert list(change) == ["2"]
     shutil.rmtree(folder)
-    assert isinstance(scan_folders([target])["m"], FileNotFoundError)
+    assert isinstance(scan_models([target])["m"], FileNotFoundError)
     empty = ModelSpec(name="m", path=str(copied.parent.parent))
-    assert scan_folders([Target("m", empty, Policy(), frozenset(), frozenset())]) == {"m": {}}
+    assert scan_models([Target("m", empty, Policy(), frozenset(), frozenset())]) == {"m": {}}

@@ -8,123 +8,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from fake_operations import DelayedJobs, Operations
-from fake_workers import Scene, child
+from fake_operations import DelayedJobs
+from fake_workers import child
 from version_folders import version
+from watched_daemon import Daemon, daemon_of
 
 from multitower.errors import MultitowerError, Reason
-from multitower.spec import ModelReport, ModelSpec
-from multitower.supervisor.config import config
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.operations.version_watch import VersionWatch
-from multitower.supervisor.settings import build_settings
-from multitower.supervisor.workers.slot import WorkerProcess
 from multitower.supervisor.workers.slot_state_machine import State
-
-
-class Daemon:
-    """A fleet with the operations of a daemon, step by step.
-
-    Args:
-        folder: of the configuration, with the versions in `model`.
-        slots: how many.
-        more: keys of the model.
-        fits: whether two processes of a slot fit.
-
-    Attributes:
-        bad: the slots on which a version cannot be loaded, by version.
-    """
-
-    def __init__(self, folder: Path, slots: int = 1, more: str = "", *, fits: bool = True) -> None:
-        self._path = folder / "config.yaml"
-        self.write(more, slots)
-        self.bad: dict[str, set[int]] = {}
-        self.scene = Scene(slots, fits=fits)
-        made = build_settings(self._read())
-        self.manager = self.scene.manager
-        self.manager.apply_settings(made.worker_settings)
-        for slot, placement in zip(self.manager.slots, made.placements, strict=True):
-            slot.specs, slot.placement = made.worker_settings.models, placement
-        router = self.scene.router
-        self.operations = Operations(self.scene, made, self._read)
-        self.orders, self.models = self.operations.orders, self.operations.model_orders
-        self.watch = self.operations.watch
-        for name, limits in made.limits.items():
-            router.set_model(name, limits, made.timeouts[name])
-        router.set_labels(made.labels)
-        self._first_models = made.worker_settings.models
-        self._first_processes = list(self.scene.launched)
-
-    def _specs(self, process: WorkerProcess) -> tuple[ModelSpec, ...]:
-        assignment = child(process).assignment
-        return self._first_models if process in self._first_processes or assignment is None else assignment.models
-
-    def _read(self) -> config.Config:
-        return config.load(self._path, environment={})
-
-    def write(self, more: str, slots: int) -> None:
-        """Writes the configuration."""
-        models = f"models: [{{name: m, path: model{more}}}]\n"
-        self._path.write_text(f"devices: {{cpu: {slots}}}\nspares: 0\nwatch: {{settle: 0s}}\n{models}")
-
-    def settle(self) -> None:
-        """Processes load what they can and end when asked to, until nothing happens any more."""
-        for _ in range(50):
-            self.scene.tick(1.0)
-            loading = [
-                process
-                for process in self.scene.alive()
-                if process.route is None and not child(process).told_to_end and process.state not in ("ready", "failed")
-            ]
-            for process in loading:
-                self._load(process)
-            if not (self.scene.let_processes_end() or loading or self.manager.replacing):
-                return
-        raise AssertionError("it does not settle")
-
-    def _load(self, process: WorkerProcess) -> None:
-        assert process.slot is not None
-        slot = process.slot.number
-        reports = tuple(
-            ModelReport(
-                name=spec.name,
-                version=spec.key[1],
-                state="failed" if slot in self.bad.get(spec.key[1], ()) else "ready",
-                cause="no weights" if slot in self.bad.get(spec.key[1], ()) else None,
-            )
-            for spec in self._specs(process)
-        )
-        self.scene.report(process, "loading")
-        good = any(report.state == "ready" for report in reports)
-        self.scene.report(process, "ready" if good else "failed", models=reports)
-        self.scene.tick()
-
-    def scan(self) -> None:
-        """The watch scans the folder, and what follows from that is carried out."""
-        self.watch.due = 0.0
-        self.watch.tick(self.scene.now)
-        self.settle()
-
-    def served(self) -> list[list[str]]:
-        """Returns the versions that each slot serves."""
-        return [
-            sorted(version for _, version in slot.route.worker.versions) if slot.route is not None else []
-            for slot in self.manager.slots
-        ]
-
-    def rows(self) -> dict[str, tuple[str, str | None]]:
-        """Returns the state and the cause of each version in the status."""
-        rows = self.operations.status.report(self.scene.now)["models"]
-        return {row["version"]: (row["state"], row["cause"]) for row in rows}
-
-
-def daemon_of(folder: Path, *versions: str, **arguments: Any) -> Daemon:
-    """Returns a daemon that serves these versions."""
-    for number in versions:
-        version(folder / "model", number)
-    daemon = Daemon(folder, **arguments)
-    daemon.settle()
-    return daemon
 
 
 def test_a_new_version_is_served_and_its_removal_brings_back_the_former(tmp_path: Path) -> None:
@@ -431,7 +323,7 @@ def test_a_folder_that_cannot_be_read_changes_nothing_and_is_logged_once(
     assert daemon.served() == [["2"]]
 
 
-def test_a_single_savedmodel_is_not_watched(tmp_path: Path) -> None:
+def test_other_folders_within_a_single_savedmodel_do_not_matter(tmp_path: Path) -> None:
     version(tmp_path, "model")
     daemon = Daemon(tmp_path)
     daemon.settle()

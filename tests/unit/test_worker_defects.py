@@ -270,14 +270,14 @@ def test_no_worker_is_started_while_the_daemon_ends(monkeypatch: pytest.MonkeyPa
     assert scene.manager.next_wake(scene.now) > scene.now, "the loop must not spin"
 
 
-@pytest.mark.parametrize("step", ["make_assignment", "_generation", "send"])
+@pytest.mark.parametrize("step", ["make_assignment", "generation", "send"])
 def test_a_start_with_a_spare_that_fails_loses_no_process(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = serving(1, spares=1)
     (spare,) = scene.manager.spares
     scene.report(spare, "idle")
     owner: Any = {
         "make_assignment": type(scene.slot().placement),
-        "_generation": scene.manager._slots,
+        "generation": scene.manager._slots,
         "send": spare.child.connection,
     }[step]
     monkeypatch.setattr(owner, step, fail)

@@ -1,0 +1,61 @@
+"""What is known of the contents of models: which fingerprints stand for equal contents, and digests of contents.
+
+The event loop's thread only. `multitower/model_files.py` explains fingerprints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+_MAX_ENTRIES: Final = 4096
+
+
+class KnownContents:
+    """Fingerprints and digests of contents, by fingerprint.
+
+    The files of a model may be touched or copied without a change of their contents. They have another fingerprint
+    then, which is recorded as an alias of the first one. The oldest entries are forgotten when there are too many:
+    the contents are compared again.
+    """
+
+    def __init__(self) -> None:
+        self._digests: dict[str, str] = {}
+        self._first: dict[str, str] = {}
+        self._latest: dict[str, str] = {}
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """A copy of the digests, by fingerprint."""
+        return dict(self._digests)
+
+    def digest(self, fingerprint: str) -> str:
+        """Returns the digest of the contents with this fingerprint; "" while it is unknown."""
+        return self._digests.get(fingerprint, "")
+
+    def first(self, fingerprint: str) -> str:
+        """Returns the fingerprint that was recorded first for the same contents, which may be the given one."""
+        return self._first.get(fingerprint, fingerprint)
+
+    def latest(self, fingerprint: str) -> str:
+        """Returns the fingerprint that was recorded last for the same contents, which may be the given one."""
+        return self._latest.get(fingerprint, fingerprint)
+
+    def record_digest(self, fingerprint: str, digest: str) -> None:
+        """Records the digest of the contents with this fingerprint."""
+        self._digests[self.first(fingerprint)] = digest
+        _drop_oldest(self._digests)
+
+    def record_equal(self, fingerprint: str, found: str) -> None:
+        """Records that another fingerprint was found for the same contents."""
+        first = self.first(fingerprint)
+        if found != first:
+            self._first[found] = first
+            _drop_oldest(self._first)
+        self._latest[first] = found
+        _drop_oldest(self._latest)
+
+
+def _drop_oldest(entries: dict[str, str]) -> None:
+    if len(entries) > _MAX_ENTRIES:
+        del entries[next(iter(entries))]

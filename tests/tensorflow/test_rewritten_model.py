@@ -1,0 +1,92 @@
+"""A SavedModel without version folders whose files are replaced while it serves under load."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flow import flow
+from running import STEP_S, Running, multitower
+
+from multitower import Client
+
+MAKE = """
+import sys
+import tensorflow as tf
+
+for value in (1.0, 2.0):
+    module = tf.Module()
+    module.weights = tf.Variable(tf.fill([100_000], value))
+    spec = tf.TensorSpec([None, 1], tf.int64, name="x")
+    times = tf.function(lambda x: {"x": x * tf.cast(module.weights[0], tf.int64)}, input_signature=[spec])
+    times = times.get_concrete_function()
+    tf.saved_model.save(module, f"{sys.argv[1]}/{value:.0f}", signatures={"serving_default": times})
+"""
+
+CONFIG = """
+listen: ["{endpoint}"]
+devices: {cpu: 2}
+spares: 1
+watch: {interval: WATCH, settle: 500ms}
+models: [{name: m, path: model, batching: {max_batch_size: 8}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("made")
+    subprocess.run([sys.executable, "-c", MAKE, str(folder)], check=True, timeout=100, capture_output=True)
+    return folder
+
+
+def move_over(made: Path, folder: Path) -> None:
+    """Moves model 2 over the served one; the files have the sizes and times of their predecessors."""
+    shutil.copytree(made / "2", folder / "new")
+    for path in (folder / "new").rglob("*"):
+        old = folder / "model" / path.relative_to(folder / "new")
+        if old.exists():
+            os.utime(path, ns=(old.stat().st_mtime_ns, old.stat().st_mtime_ns))
+    (folder / "model").rename(folder / "old")
+    (folder / "new").rename(folder / "model")
+
+
+def factors(client: Client) -> set[int]:
+    """Returns by what requests of 20 rows, which are split over both workers, are multiplied."""
+    sent = [client.submit("m", {"x": np.ones((20, 1), np.int64)}) for _ in range(20)]
+    return {int(value) for future in sent for value in future.result(STEP_S)["x"].ravel()}
+
+
+def test_a_folder_moved_over_a_served_model_is_rolled_out_without_mixed_answers(tmp_path: Path, made: Path) -> None:
+    shutil.copytree(made / "1", tmp_path / "model")
+    config = CONFIG.replace("WATCH", "100ms")
+    with Running(tmp_path, config) as daemon, daemon.wait_ready(110).client() as client:
+        with flow(client, "m", rows=20, outstanding=8) as sent:
+            daemon.wait(lambda: len(sent) > 50)
+            move_over(made, tmp_path)
+            daemon.wait_line("versions changed", 100, model="m")
+            daemon.wait(lambda: len(sent) > 100)
+        for number, future in sent:
+            (value,) = set(future.result(STEP_S)["x"].ravel().tolist())
+            assert value in (number, 2 * number)
+        assert factors(client) == {2}
+
+
+def test_a_restarted_worker_never_answers_with_replaced_weights_beside_the_former(tmp_path: Path, made: Path) -> None:
+    shutil.copytree(made / "1", tmp_path / "model")
+    config = CONFIG.replace("WATCH", "0")
+    with Running(tmp_path, config) as daemon, daemon.wait_ready(110).client() as client:
+        move_over(made, tmp_path)
+        os.kill(daemon.slot(0)["pid"], signal.SIGKILL)
+        daemon.wait_line("slot failed", 100, slot=0)
+        assert factors(client) == {1}
+        done = multitower("reload", daemon=daemon)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert factors(client) == {2}
+        assert daemon.slot(0)["state"] == "ready"
