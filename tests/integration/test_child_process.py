@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import zmq
+from descriptors import open_descriptors
 
 from multitower.spec import ProcessSpec
 from multitower.supervisor.workers.child_process import ChildProcess
@@ -63,15 +64,6 @@ def start(
 def end(child: ChildProcess) -> None:
     child.kill()
     assert select.select([child.pidfd], [], [], STEP_S)[0]
-
-
-def open_descriptors() -> set[str]:
-    """All descriptors, as `number -> what`."""
-    found = set()
-    for number in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            found.add(f"{number} -> {os.readlink(f'/proc/self/fd/{number}')}")
-    return {entry for entry in found if "/proc/" not in entry}
 
 
 @contextlib.contextmanager
