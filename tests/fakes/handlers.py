@@ -475,3 +475,12 @@ class Starter:
             os.write(writing, f"{helper}\n".encode())
             os._exit(0)
         os.waitpid(child, 0)
+
+
+class StartingLoader(Starter):
+    """Starts a helper of each way in `ways` while it loads, and writes their process ids to `file`."""
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Starts the helpers."""
+        pids = [self.infer({"way": np.array([way.encode()])})["pid"][0] for way in parameters["ways"]]
+        Path(parameters["file"]).write_text(" ".join(map(str, pids)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from running import STEP_S, Running, multitower, outliving
+from running import HANDLERS, STEP_S, Running, multitower, outliving
 
 from multitower import Client
 from multitower.supervisor.workers.guardian_process import kill, kill_rest, read_process
@@ -124,6 +124,19 @@ def test_orphans_that_end_are_reaped(tmp_path: Path) -> None:
             helper.kill()
         daemon.wait(lambda: not any(psutil.pid_exists(helper.pid) for helper in helpers))
         assert daemon.slot()["restarts"] == 0
+
+
+def test_what_a_handler_starts_while_doctor_loads_it_ends_with_doctor(tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    (tmp_path / "handlers.py").write_text(HANDLERS.read_text())
+    text = config().replace("{endpoint}", f"ipc://{tmp_path}/f")
+    text = text.replace('Starter"', f'StartingLoader", parameters: {{ways: {list(WAYS)}, file: {file}}}')
+    (tmp_path / "config.yaml").write_text(text)
+    command = [sys.executable, "-m", "multitower", "doctor", str(tmp_path / "config.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    pids = list(map(int, file.read_text().split()))
+    assert len(pids) == len(WAYS), done.stdout
+    assert not any(map(psutil.pid_exists, pids))
 
 
 def test_a_process_that_was_there_before_the_daemon_is_left_alone(tmp_path: Path) -> None:
