@@ -15,7 +15,7 @@ from math import inf
 from typing import Final
 
 from .estimate import MAX_KEYS, Estimates
-from .request import BatchKey, Request
+from .request import BatchKey
 from .worker import Batch, Worker
 
 LOOP_DELAY_S: Final = 0.0003
@@ -145,21 +145,22 @@ class Pool:
 
     # Batches.
 
-    def least_seconds(self, request: Request, rows: int) -> float:
+    def least_seconds(self, key: BatchKey, rows: int) -> float:
         """The least time that rows of a request larger than a batch take, in seconds, if all workers run nothing else.
 
         Workers that are missing now, since they are being replaced, are counted as if they were there.
 
         Args:
-            request: the request.
+            key: its batch key.
             rows: of it, that have not run.
 
         Returns:
-            The time; 0.0 if it is not known of one of the workers that can run the request.
+            The time; 0.0 if it is not known of one of the workers that can run requests of this key.
         """
-        key, rate, counted = request.plan.key, 0.0, 0
+        rate, counted = 0.0, 0
         for worker in self.workers:
-            if worker.can_run(request):
+            # Not `can_run`: a part that runs on one generation must not make the time of the rest seem longer.
+            if not worker.retiring and worker.served_for(key) is not None:
                 estimate = worker.estimates.find(key.id)
                 largest = min(key.max_batch_size, worker.safe_rows.get(key.spec.model, key.max_batch_size))
                 seconds = 0.0 if estimate is None else estimate.least_seconds(largest)

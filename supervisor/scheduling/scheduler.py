@@ -139,7 +139,7 @@ class Scheduler:
 
     def _check_time(self, request: Request) -> None:
         """Refuses a request larger than a batch if it cannot run in its time."""
-        least_s = self.pool.least_seconds(request, request.rows)
+        least_s = self.pool.least_seconds(request.plan.key, request.rows)
         error = late_error(request.rows, least_s, request.deadline - request.received)
         if error is not None:
             raise error
