@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -28,6 +27,7 @@ from multitower.spec import ModelSpec
 
 from ..loop.background import BackgroundJobs
 from ..settings import ActiveSettings, Settings
+from ..workers.known_contents import KnownContents
 from ..workers.manager import WorkerManager
 from ..workers.slots import LOADING
 
@@ -161,7 +161,7 @@ class ContentBaseline:
         self._retry_at[spec.fingerprint] = time.monotonic() + RETRY_S
 
 
-def keep_fingerprints(new: Settings, present: Settings, digests: Mapping[str, str], hasher: ContentHasher) -> Settings:
+def keep_fingerprints(new: Settings, present: Settings, contents: KnownContents, hasher: ContentHasher) -> Settings:
     """Returns new settings in which models whose files were only touched or copied do not count as changed.
 
     They have the present fingerprints. It may read files: call it in a thread.
@@ -169,7 +169,7 @@ def keep_fingerprints(new: Settings, present: Settings, digests: Mapping[str, st
     Args:
         new: the new settings.
         present: the settings in force.
-        digests: known digests of contents, by fingerprint.
+        contents: a snapshot of what is known of contents.
         hasher: hashes files.
     """
     former = {spec.key: spec for spec in present.models}
@@ -178,7 +178,7 @@ def keep_fingerprints(new: Settings, present: Settings, digests: Mapping[str, st
         known = former.get(spec.key)
         if known is None or (known.path, known.handler) != (spec.path, spec.handler):
             return spec
-        if not _same_content(known, spec, digests.get(known.fingerprint), hasher):
+        if not _same_content(known, spec, contents, hasher):
             return spec
         return replace(spec, fingerprint=known.fingerprint)
 
@@ -190,9 +190,12 @@ def keep_fingerprints(new: Settings, present: Settings, digests: Mapping[str, st
     )
 
 
-def _same_content(known: ModelSpec, spec: ModelSpec, digest: str | None, hasher: ContentHasher) -> bool:
+def _same_content(known: ModelSpec, spec: ModelSpec, contents: KnownContents, hasher: ContentHasher) -> bool:
+    if contents.first(known.fingerprint) == contents.first(spec.fingerprint):
+        return True
     same = compare_fingerprints(known.fingerprint, spec.fingerprint)
-    if same is not None or digest is None:
+    digest = contents.digest(known.fingerprint)
+    if same is not None or not digest:
         return bool(same)
     try:
         if sum(file.status.st_size for file in model_files(spec)) > MAX_COMPARED_BYTES:

@@ -56,11 +56,11 @@ class ModelOrders:
                 raise stopping()
             self._change(order, name, "load", new)
 
-        digests = context.manager.known_contents.digests
+        contents = context.manager.known_contents.snapshot()
 
         def read() -> Settings:
             new = _load_settings(old, context.read_config(), name)
-            return keep_fingerprints(new, old, digests, context.hasher)
+            return keep_fingerprints(new, old, contents, context.hasher)
 
         context.background.run(read, order.guard(apply))
 
@@ -163,7 +163,7 @@ class ModelOrders:
                 why = "back to the former versions"
                 Reload(context, order, new, old, lambda *_: order.end({}), why, tolerant=True).start()
 
-        Reload(context, order, old, new, changed, "other versions", tolerant=True).start()
+        Reload(context, order, old, new, changed, "other versions or files", tolerant=True).start()
 
 
 def _order_failed(name: str, change: Change, cause: str) -> MultitowerError:

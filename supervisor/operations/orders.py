@@ -69,11 +69,11 @@ class Orders:
         context = self._context
         context.announcer.reload_began()
         event(log, logging.INFO, "reloading", config=context.settings.current.config.path)
-        present, digests = context.settings.current, context.manager.known_contents.digests
+        present, contents = context.settings.current, context.manager.known_contents.snapshot()
 
         def read() -> Settings:
             return keep_fingerprints(
-                build_settings(context.read_config(), context.claims), present, digests, context.hasher
+                build_settings(context.read_config(), context.claims), present, contents, context.hasher
             )
 
         context.background.run(read, order.guard(lambda outcome: self._apply(order, outcome)))

@@ -194,7 +194,7 @@ class StatusReporter:
             "name": name,
             "version": version,
             "state": self._model_state(name, version, ready, refused),
-            "cause": self._readiness.cause(name, version) or refused,
+            "cause": "; ".join(dict.fromkeys(filter(None, (self._readiness.cause(name, version), refused)))) or None,
             "slots_ready": ready,
             "slots_total": sum(any(name == spec.name for spec in slot.specs) for slot in self._manager.slots),
             "queue": waiting.requests,

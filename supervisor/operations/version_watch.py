@@ -194,11 +194,12 @@ class VersionWatch:
 
     def _change(self, name: str, versions: Mapping[str, str], served: Mapping[str, str]) -> None:
         fields = {"model": name, "versions": ",".join(versions), "before": ",".join(served)}
-        event(log, logging.INFO, "changing versions", **fields)
+        rewritten = versions.keys() == served.keys()
+        event(log, logging.INFO, "loading changed files" if rewritten else "changing versions", **fields)
 
         def ended(error: str | None) -> None:
             if error is None:
-                event(log, logging.INFO, "versions changed", **fields)
+                event(log, logging.INFO, "changed files loaded" if rewritten else "versions changed", **fields)
                 return
             failed = [
                 report
@@ -212,6 +213,7 @@ class VersionWatch:
                 self._settling(name).settle_again(time.monotonic())
             else:
                 self._settling(name).record_failed_change(versions, causes or {"": error}, served)
-            event(log, logging.ERROR, "versions not changed", **fields, cause=error)
+            message = "changed files not loaded" if rewritten else "versions not changed"
+            event(log, logging.ERROR, message, **fields, cause=error)
 
         self._orders.serve_versions(name, versions, ended)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import multiprocessing
 import os
 import signal
 import struct
-from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,7 +23,6 @@ from .descendants import Descendants
 from .exit_cause import ExitCause
 from .hang_detector import ProcessStat
 from .output import OutputReader
-from .shortage import SpawnError, calling
 from .spawned_process import SpawnedProcess
 
 
@@ -47,8 +44,7 @@ class ChildProcess:
         begun: once it has been reaped, the id of the batch that each tower began last, 0 for none.
 
     Raises:
-        SpawnError: a call failed, as when the system is out of descriptors, processes or memory. Nothing is left of
-            the process.
+        OSError, zmq.ZMQError: the system is out of descriptors, processes or memory. Nothing is left of the process.
     """
 
     def __init__(
@@ -68,38 +64,31 @@ class ChildProcess:
         # Whatever fails, nothing is left open: `undo` releases what the parent keeps, `inherited` in any case what the
         # process has inherited by then.
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as inherited:
-            with calling("zmq_socket"):
-                self.connection = WorkerConnection(context)
+            self.connection = WorkerConnection(context)
             undo.callback(self.connection.close)
-            death_out, self._death_in = _make_pipe()
+            death_out, self._death_in = multiprocessing.Pipe(duplex=False)
             inherited.callback(death_out.close)
             undo.callback(self._death_in.close)
-            self._heartbeats, heartbeat_in = _make_pipe()
+            self._heartbeats, heartbeat_in = multiprocessing.Pipe(duplex=False)
             undo.callback(self._heartbeats.close)
             inherited.callback(heartbeat_in.close)
-            with calling("fcntl"):
-                os.set_blocking(self._heartbeats.fileno(), False)
-            output_out, output_in = _make_pipe()
+            os.set_blocking(self._heartbeats.fileno(), False)
+            output_out, output_in = multiprocessing.Pipe(duplex=False)
             inherited.callback(output_out.close)
             inherited.callback(output_in.close)
             # A `Connection`, as `multiprocessing` passes those on to the process.
-            with calling("memfd_create"):
-                self._begun = Connection(os.memfd_create(f"{spec.name}-begun"))
+            self._begun = Connection(os.memfd_create(f"{spec.name}-begun"))
             undo.callback(self._begun.close)
-            with calling("ftruncate"):
-                os.truncate(self._begun.fileno(), BEGUN_BYTES)
+            os.truncate(self._begun.fileno(), BEGUN_BYTES)
             self._process = self._start(spec, (death_out, output_in, heartbeat_in, self._begun))
             undo.callback(self._undo_start)
             assert self._process.pid is not None  # it has been started
             self.pid: int = self._process.pid
-            with calling("pidfd_open"):
-                self.pidfd = os.pidfd_open(self.pid)
+            self.pidfd = os.pidfd_open(self.pid)
             undo.callback(os.close, self.pidfd)
             fields["pid"] = self.pid
-            with calling("dup"):
-                self._source = output.add(os.dup(output_out.fileno()), fields)
-            with calling("zmq_connect"):
-                self.connection.connect(spec.endpoint)
+            self._source = output.add(os.dup(output_out.fileno()), fields)
+            self.connection.connect(spec.endpoint)
             descendants.add_worker(self.pid)
             undo.pop_all()
 
@@ -111,8 +100,7 @@ class ChildProcess:
         # Until the worker ignores them itself; the parent gets afterwards what arrives meanwhile.
         signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
         try:
-            with _naming_spawn():
-                child.start()
+            child.start()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)
         return child
@@ -205,18 +193,3 @@ class ChildProcess:
         # A folder that cannot be written any more keeps it; the next daemon there removes it.
         with contextlib.suppress(OSError):
             self._path.unlink()
-
-
-def _make_pipe() -> tuple[Connection, Connection]:
-    with calling("pipe"):
-        return multiprocessing.Pipe(duplex=False)
-
-
-@contextlib.contextmanager
-def _naming_spawn() -> Iterator[None]:
-    """Names the call in an error of `multiprocessing`, which makes pipes before it forks."""
-    try:
-        yield
-    except OSError as error:
-        call = "pipe" if error.errno in (errno.EMFILE, errno.ENFILE) else "fork"
-        raise SpawnError(call, error.errno, error.strerror or str(error)) from error

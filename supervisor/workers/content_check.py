@@ -77,7 +77,16 @@ class ContentCheck:
         if self._is_expected(process, model, spec):
             return model
         if self._slots.must_match(slot, spec, takes_over=slot.next_process is process):
-            return replace(model, state="failed", cause=FILES_CHANGED, files_changed=True)
+            # Nothing else of the report: what it says of other contents must not be kept for these.
+            name, version = spec.key
+            return ModelReport(
+                name=name,
+                version=version,
+                state="failed",
+                cause=FILES_CHANGED,
+                fingerprint=model.fingerprint,
+                files_changed=True,
+            )
         self._adopt(process, spec, model.fingerprint)
         return model
 

@@ -1,12 +1,11 @@
 """What is known of the contents of models: which fingerprints stand for equal contents, and digests of contents.
 
-The event loop's thread only. `multitower/model_files.py` explains fingerprints.
+For the event loop's thread; other threads get a `snapshot`. `multitower/model_files.py` explains fingerprints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from typing import Final, Self
 
 _MAX_ENTRIES: Final = 4096
 
@@ -24,14 +23,15 @@ class KnownContents:
         self._first: dict[str, str] = {}
         self._latest: dict[str, str] = {}
 
-    @property
-    def digests(self) -> Mapping[str, str]:
-        """A copy of the digests, by fingerprint."""
-        return dict(self._digests)
+    def snapshot(self) -> Self:
+        """Returns a copy, for another thread."""
+        copy = type(self)()
+        copy._digests, copy._first, copy._latest = dict(self._digests), dict(self._first), dict(self._latest)
+        return copy
 
     def digest(self, fingerprint: str) -> str:
         """Returns the digest of the contents with this fingerprint; "" while it is unknown."""
-        return self._digests.get(fingerprint, "")
+        return self._digests.get(self.first(fingerprint), "")
 
     def first(self, fingerprint: str) -> str:
         """Returns the fingerprint that was recorded first for the same contents, which may be the given one."""
@@ -39,7 +39,8 @@ class KnownContents:
 
     def latest(self, fingerprint: str) -> str:
         """Returns the fingerprint that was recorded last for the same contents, which may be the given one."""
-        return self._latest.get(fingerprint, fingerprint)
+        first = self.first(fingerprint)
+        return self._latest.get(first, first)
 
     def record_digest(self, fingerprint: str, digest: str) -> None:
         """Records the digest of the contents with this fingerprint."""

@@ -61,7 +61,7 @@ def test_a_changed_module_is_rolled_out_and_no_request_is_lost(tmp_path: Path) -
     with start(tmp_path, "100ms") as daemon, daemon.wait_ready().client() as client:
         assert answers(client) == {1}
         write(tmp_path, "NUMBER = 2")
-        daemon.wait_line("versions changed", model="m")
+        daemon.wait_line("changed files loaded", model="m")
         daemon.wait(lambda: answers(client) == {2})
 
 
@@ -94,7 +94,7 @@ def test_workers_that_all_die_come_back_with_the_changed_module(tmp_path: Path) 
 def test_a_module_with_an_error_leaves_the_former_workers_serving(tmp_path: Path) -> None:
     with start(tmp_path, "100ms") as daemon, daemon.wait_ready().client() as client:
         write(tmp_path, "NUMBER = 1 / 0")
-        daemon.wait_line("versions not changed", model="m")
+        daemon.wait_line("changed files not loaded", model="m")
         assert answers(client) == {1}
         assert model(client)["state"] == "ready"
         assert "ZeroDivisionError" in model(client)["cause"]

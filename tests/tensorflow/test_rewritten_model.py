@@ -70,7 +70,7 @@ def test_a_folder_moved_over_a_served_model_is_rolled_out_without_mixed_answers(
         with flow(client, "m", rows=20, outstanding=8) as sent:
             daemon.wait(lambda: len(sent) > 50)
             move_over(made, tmp_path)
-            daemon.wait_line("versions changed", 100, model="m")
+            daemon.wait_line("changed files loaded", 100, model="m")
             daemon.wait(lambda: len(sent) > 100)
         for number, future in sent:
             (value,) = set(future.result(STEP_S)["x"].ravel().tolist())
