@@ -125,5 +125,7 @@ class Launcher:
 
     def close(self) -> None:
         """Ends what processes have left, and stops reading their output. Call it when there are none left."""
-        self._descendants.close()
-        self._output.close()
+        try:
+            self._descendants.close()
+        finally:
+            self._output.close()

@@ -107,7 +107,7 @@ class Running:
         """The log so far, for the message of a failing test."""
         return "\n".join(json.dumps(line) for line in self.lines) + self.stderr
 
-    def wait_line(self, message: str, timeout: float = STEP_S, /, after: int = 0, **fields: Any) -> dict[str, Any]:
+    def wait_line(self, message: str, timeout: float = START_S, /, after: int = 0, **fields: Any) -> dict[str, Any]:
         """Waits for a line of the log, from number `after` on, whose message begins so and that has these fields."""
         until = time.monotonic() + timeout
         seen = after
@@ -131,7 +131,7 @@ class Running:
             self.wait(lambda: _all_ready(client), timeout)
         return self
 
-    def wait(self, condition: Callable[[], bool], timeout: float = STEP_S) -> None:
+    def wait(self, condition: Callable[[], bool], timeout: float = START_S) -> None:
         """Waits until a condition holds; checks it every 10 ms."""
         until = time.monotonic() + timeout
         while not condition():
