@@ -1,7 +1,13 @@
 """Runs the command line for `python -m multitower`."""
 
-from multitower.cli import main
+import sys
+
+from multitower.import_path import put_last
 
 # A spawned worker imports the parent's main module again; that must not run the command line.
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        put_last(sys.path[:1])  # the working directory, which Python puts first
+    from multitower.cli import main
+
     main()

@@ -179,7 +179,7 @@ class ProcessSpec(_Json):
         parent_pid: the supervisor's pid; a worker that has another parent exits at once.
         name: the name that `ps` shows, of at most 15 bytes.
         import_tensorflow: whether to import TensorFlow before waiting for an assignment, since a model will need it.
-        import_path: folders to put in front of the import path, for handlers.
+        import_path: folders that become the last ones on the import path, for handlers.
         heartbeat_s: seconds from one heartbeat to the next.
         log_level: the daemon's, as `logging` names it; with `DEBUG` TensorFlow logs everything.
         assignment: the work of the slot; None for a spare, which gets it later.

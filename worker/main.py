@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import zmq
 
 from multitower import frames, worker_wire
+from multitower.import_path import put_last
 from multitower.spec import NO_SOCKET, UNREADABLE_MESSAGE, Assignment, ModelReport, ProcessSpec, WorkerReport
 
 from .formats.loader import preload
@@ -47,7 +48,7 @@ def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
     liveness = Heartbeat(heartbeat, spec.heartbeat_s)
     begun_batches = BegunBatches(begun)
     _set_up_logging(spec.log_level)
-    sys.path[:0] = spec.import_path
+    put_last(spec.import_path)
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         for option, value in {zmq.LINGER: LINGER_MS, zmq.SNDHWM: 0, zmq.RCVHWM: 0}.items():
             socket.set(option, value)

@@ -253,7 +253,7 @@ class ModelConfig(Section):
     version_labels: VersionLabels = key(None, "Names of versions, which requests may use instead of numbers.")
     handler: Annotated[
         str | None, PlainValidator(_handler), WithJsonSchema({"type": "string", "pattern": HANDLER_PATTERN})
-    ] = key(None, "A Python class with load() and infer(), as module:Class; the file's folder is searched first.")
+    ] = key(None, "A Python class with load() and infer(), as module:Class; the file's folder is searched last.")
     parameters: Annotated[Mapping[str, Any], PlainValidator(_parameters), WithJsonSchema({"type": "object"})] = key(
         None, "Arguments of the handler's load()."
     )

@@ -17,6 +17,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import TextIO
 
+from multitower.import_path import restore_environment
 from multitower.spec import ProcessSpec
 
 _PR_SET_PDEATHSIG = 1
@@ -49,6 +50,7 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
     """
     # A session is a process group as well. Whatever the worker starts is in it, unless it makes its own.
     os.setsid()
+    restore_environment()
     _set_origin()
     spec = ProcessSpec.from_json(spec_json)
     for number in IGNORED_SIGNALS:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import signal
 import struct
+from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +25,7 @@ from .descendants import Descendants
 from .exit_cause import ExitCause
 from .hang_detector import ProcessStat
 from .output import OutputReader
+from .shortage import SpawnError, calling
 from .spawned_process import SpawnedProcess
 
 
@@ -44,7 +47,8 @@ class ChildProcess:
         begun: once it has been reaped, the id of the batch that each tower began last, 0 for none.
 
     Raises:
-        OSError, zmq.ZMQError: the system is out of descriptors, processes or memory. Nothing is left of the process.
+        SpawnError: a call failed, as when the system is out of descriptors, processes or memory. Nothing is left of
+            the process.
     """
 
     def __init__(
@@ -64,31 +68,38 @@ class ChildProcess:
         # Whatever fails, nothing is left open: `undo` releases what the parent keeps, `inherited` in any case what the
         # process has inherited by then.
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as inherited:
-            self.connection = WorkerConnection(context)
+            with calling("zmq_socket"):
+                self.connection = WorkerConnection(context)
             undo.callback(self.connection.close)
-            death_out, self._death_in = multiprocessing.Pipe(duplex=False)
+            death_out, self._death_in = _make_pipe()
             inherited.callback(death_out.close)
             undo.callback(self._death_in.close)
-            self._heartbeats, heartbeat_in = multiprocessing.Pipe(duplex=False)
+            self._heartbeats, heartbeat_in = _make_pipe()
             undo.callback(self._heartbeats.close)
             inherited.callback(heartbeat_in.close)
-            os.set_blocking(self._heartbeats.fileno(), False)
-            output_out, output_in = multiprocessing.Pipe(duplex=False)
+            with calling("fcntl"):
+                os.set_blocking(self._heartbeats.fileno(), False)
+            output_out, output_in = _make_pipe()
             inherited.callback(output_out.close)
             inherited.callback(output_in.close)
             # A `Connection`, as `multiprocessing` passes those on to the process.
-            self._begun = Connection(os.memfd_create(f"{spec.name}-begun"))
+            with calling("memfd_create"):
+                self._begun = Connection(os.memfd_create(f"{spec.name}-begun"))
             undo.callback(self._begun.close)
-            os.truncate(self._begun.fileno(), BEGUN_BYTES)
+            with calling("ftruncate"):
+                os.truncate(self._begun.fileno(), BEGUN_BYTES)
             self._process = self._start(spec, (death_out, output_in, heartbeat_in, self._begun))
             undo.callback(self._undo_start)
             assert self._process.pid is not None  # it has been started
             self.pid: int = self._process.pid
-            self.pidfd = os.pidfd_open(self.pid)
+            with calling("pidfd_open"):
+                self.pidfd = os.pidfd_open(self.pid)
             undo.callback(os.close, self.pidfd)
             fields["pid"] = self.pid
-            self._source = output.add(os.dup(output_out.fileno()), fields)
-            self.connection.connect(spec.endpoint)
+            with calling("dup"):
+                self._source = output.add(os.dup(output_out.fileno()), fields)
+            with calling("zmq_connect"):
+                self.connection.connect(spec.endpoint)
             descendants.add_worker(self.pid)
             undo.pop_all()
 
@@ -100,7 +111,8 @@ class ChildProcess:
         # Until the worker ignores them itself; the parent gets afterwards what arrives meanwhile.
         signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
         try:
-            child.start()
+            with _naming_spawn():
+                child.start()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)
         return child
@@ -193,3 +205,18 @@ class ChildProcess:
         # A folder that cannot be written any more keeps it; the next daemon there removes it.
         with contextlib.suppress(OSError):
             self._path.unlink()
+
+
+def _make_pipe() -> tuple[Connection, Connection]:
+    with calling("pipe"):
+        return multiprocessing.Pipe(duplex=False)
+
+
+@contextlib.contextmanager
+def _naming_spawn() -> Iterator[None]:
+    """Names the call in an error of `multiprocessing`, which makes pipes before it forks."""
+    try:
+        yield
+    except OSError as error:
+        call = "pipe" if error.errno in (errno.EMFILE, errno.ENFILE) else "fork"
+        raise SpawnError(call, error.errno, error.strerror or str(error)) from error

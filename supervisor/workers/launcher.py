@@ -12,6 +12,7 @@ import zmq
 
 from multitower.spec import Assignment, ProcessSpec
 
+from ..loop.containment import LOG_INTERVAL_S
 from ..loop.log import event
 from ..loop.runtime_dir import RuntimeDir
 from .child_process import ChildProcess
@@ -20,6 +21,7 @@ from .hang_detector import HangDetector
 from .output import OutputReader
 from .process_watcher import ProcessWatcher
 from .settings import WorkerSettings
+from .shortage import StartFailure, failure_of
 from .slot import WorkerProcess
 
 log = logging.getLogger("multitower.manager")
@@ -51,6 +53,8 @@ class Launcher:
         self._heartbeat_s = 1.0
         self._spare_environment: Mapping[str, str] = {}
         self._serial = 0
+        self._failure: StartFailure | None = None  # of the last start; None if it succeeded
+        self._log_failure_at = 0.0
         # Where it was inherited as ignored, the system discards the exit codes of child processes.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._output = OutputReader()
@@ -66,7 +70,9 @@ class Launcher:
         self._spare_environment = settings.spare_environment
         self._imports_tensorflow = any(model.expects_tensorflow for model in settings.models)
 
-    def launch(self, name: str, assignment: Assignment | None, fields: dict[str, object]) -> WorkerProcess | None:
+    def launch(
+        self, name: str, assignment: Assignment | None, fields: dict[str, object]
+    ) -> WorkerProcess | StartFailure:
         """Starts a process.
 
         Args:
@@ -75,7 +81,7 @@ class Launcher:
             fields: the fields of its lines in the log; gets its pid.
 
         Returns:
-            The process, or None when the system has no resources for it; that is logged.
+            The process, or why it could not be started; that is logged, the same cause once a minute.
         """
         self.restore_folder()
         self._serial += 1
@@ -103,11 +109,23 @@ class Launcher:
                 child.reap()
                 child.close()
                 raise
-        except (OSError, zmq.ZMQError) as error:
+        except (OSError, zmq.ZMQError, MemoryError) as error:
             # Out of descriptors, processes or memory: that may pass, and must not end the daemon.
-            event(log, logging.ERROR, "no process could be started", **fields, cause=error)
-            return None
+            return self._fail(failure_of(error), fields)
+        if self._failure is not None:
+            event(log, logging.INFO, "processes can be started again", **fields)
+            self._failure = None
         return process
+
+    def _fail(self, failure: StartFailure, fields: dict[str, object]) -> StartFailure:
+        now = time.monotonic()
+        if failure != self._failure or now >= self._log_failure_at:
+            self._failure, self._log_failure_at = failure, now + LOG_INTERVAL_S
+            next_step = "it is tried again until it succeeds" if failure.passing else None
+            message = "no process could be started"
+            cause = failure.cause.removeprefix(f"{message}: ")
+            event(log, logging.ERROR, message, **fields, cause=cause, check=failure.check, next=next_step)
+        return failure
 
     def restore_folder(self) -> None:
         """Makes the folder of the processes' sockets again if it was removed; call it before a process gets its work.

@@ -46,6 +46,8 @@ class Replacement:
             answers those that were received before.
         overlap: the new process loads while the old one serves.
         no_overlap_because: why the old process ends before the new one starts, whatever memory there is; or None.
+        start_at: when its start is tried again that failed for want of a resource, in monotonic seconds.
+        start_by: when it is given up instead; None while none has failed.
         new: the process that loads meanwhile.
         changed: model versions that it loads with another configuration than the slot had.
         former: models and placement that the slot served with, and goes back to if the new ones do not load.
@@ -63,6 +65,8 @@ class Replacement:
     draining_since: float | None = None
     overlap: bool = False
     no_overlap_because: str | None = None
+    start_at: float = 0.0
+    start_by: float | None = None
     new: WorkerProcess | None = None
     changed: frozenset[tuple[str, str]] = frozenset()
     former: tuple[tuple[ModelSpec, ...], Placement] | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from math import inf
 
 from multitower.spec import ModelReport
 
@@ -17,6 +18,7 @@ from ..routing.router import Router
 from .capacity import Capacity
 from .exit_cause import Fault, Verdict
 from .replacement_queue import Replacement, ReplacementQueue, Step
+from .shortage import FIRST_RETRY_S
 from .slot import WorkerProcess, describe_failures
 from .slot_state_machine import LIVE, Event, State
 from .slots import Slots
@@ -25,6 +27,10 @@ log = logging.getLogger("multitower.manager")
 
 RECOVERY = "recovery after an internal error"
 """Why a slot is replaced whose replacement raised."""
+
+
+START_S = 30.0
+"""Seconds for which a start that failed for want of a resource is tried again; the old process serves meanwhile."""
 
 
 class Replacer:
@@ -99,18 +105,24 @@ class Replacer:
             self._slots.handle_event(slot, Event.STOP, now)
             replacement.step = Step.STOPPING
         elif state is State.READY and slot.process is not None:
+            if now < replacement.start_at:
+                return
             replacement.old = slot.process
             if not self._overlaps(replacement):
                 replacement.step = Step.DRAINING
                 return
             replacement.overlap = True
-            replacement.new = self._slots.start_next_process(
+            started = self._slots.start_next_process(
                 slot, replacement.target_specs, replacement.placement or slot.placement, now
             )
-            if replacement.new is None:
-                self._finish("no process could be started")
-                return
-            replacement.step = Step.LOADING
+            if isinstance(started, WorkerProcess):
+                replacement.new = started
+                replacement.step = Step.LOADING
+            elif started.passing and now < (replacement.start_by or inf):
+                replacement.start_by = replacement.start_by or now + START_S
+                replacement.start_at = now + FIRST_RETRY_S
+            else:
+                self._finish(started.cause)
         else:
             replacement.step = Step.STOPPING
 

@@ -105,6 +105,8 @@ class Slot(SlotStateMachine):
         visible_devices: `CUDA_VISIBLE_DEVICES` as the current process reported it.
         safe_rows: by model, the rows that device memory was sufficient for, after it was not for more.
         due: when its back-off ends, in monotonic seconds; None when there is none.
+        start_at: when a start is tried again that failed for want of a resource; None when there is none.
+        start_delay_s: how long it waits for that.
         unavailable_since: when its last process died, in monotonic seconds; None while it serves.
         completed: rows answered by its former processes.
     """
@@ -123,6 +125,8 @@ class Slot(SlotStateMachine):
         self.visible_devices: str | None = None
         self.safe_rows: dict[str, int] = {}
         self.due: float | None = None
+        self.start_at: float | None = None
+        self.start_delay_s = 0.0
         self.unavailable_since: float | None = None
         self.completed = 0
 

@@ -21,6 +21,7 @@ from .exits import Exits
 from .known_contents import KnownContents
 from .launcher import Launcher
 from .restart_budget import RestartBudget, RestartPolicy
+from .shortage import FIRST_RETRY_S, MAX_RETRY_S, StartFailure
 from .slot import Slot, WorkerProcess
 from .slot_state_machine import LIVE, Action, Event, State
 from .spares import Spares
@@ -114,7 +115,7 @@ class Slots:
         self._carry_out(slot, slot.handle(event, now, cause), now)
 
     def advance(self, slot: Slot, now: float) -> None:
-        """Starts the process of a slot whose back-off is over, or that had to wait for devices.
+        """Starts the process of a slot whose back-off is over, or that had to wait for devices or other resources.
 
         While the daemon ends, a slot whose back-off is over stops instead.
         """
@@ -122,7 +123,7 @@ class Slots:
         if slot.process is None and (slot.state in _WITH_PROCESS or (lost and slot.state is State.STARTING)):
             # Only after an internal error that was contained.
             self._carry_out(slot, slot.handle_death(now, "its process was lost"), now)
-        if slot.state is State.STARTING and slot.process is None:
+        if slot.state is State.STARTING and slot.process is None and now >= (slot.start_at or now):
             self._start_process(slot, now)
         if slot.due is not None and now >= slot.due:
             slot.due = None
@@ -150,7 +151,8 @@ class Slots:
 
     def next_wakes(self) -> list[float]:
         """When `advance` must be called, in monotonic seconds."""
-        return [slot.due for slot in self.slots if slot.due is not None]
+        retries = (slot.start_at for slot in self.slots if slot.state is State.STARTING)
+        return [due for due in (*(slot.due for slot in self.slots), *retries) if due is not None]
 
     def _carry_out(self, slot: Slot, action: Action, now: float) -> None:
         self.changed = True
@@ -167,20 +169,29 @@ class Slots:
 
     def _start_process(self, slot: Slot, now: float) -> None:
         """Gives the slot its next process, unless it has to wait for devices; then `advance` tries again."""
+        slot.start_at = None
         if self.stopping:
             return
         if any(self.blocks(other, slot) for other in self.slots):
             return
         slot.models, slot.visible_devices = (), None
-        slot.process = self._assign_process(slot, slot.specs, slot.placement, slot.incarnation, now)
-        if slot.process is None:
-            action = slot.handle_death(now, "no process could be started")
+        started = self._assign_process(slot, slot.specs, slot.placement, slot.incarnation, now)
+        if isinstance(started, WorkerProcess):
+            slot.process, slot.start_delay_s = started, 0.0
+        elif started.passing:
+            # Nothing is wrong with the slot: it stays as it is, and its restart budget is not spent.
+            slot.last_error = started.cause
+            slot.start_delay_s = min(max(2 * slot.start_delay_s, FIRST_RETRY_S), MAX_RETRY_S)
+            slot.start_at = now + slot.start_delay_s
+            self.changed = True
+        else:
+            action = slot.handle_death(now, started.cause)
             log_if_failed(slot)
             self._carry_out(slot, action, now)
 
     def start_next_process(
         self, slot: Slot, specs: tuple[ModelSpec, ...], placement: Placement, now: float
-    ) -> WorkerProcess | None:
+    ) -> WorkerProcess | StartFailure:
         """Starts a process that is to take over a slot while its present process serves.
 
         Args:
@@ -190,16 +201,17 @@ class Slots:
             now: monotonic seconds.
 
         Returns:
-            The process, or None when none could be started; that is logged.
+            The process, or why none could be started; that is logged.
         """
         slot.refused = ()
-        slot.next_process = self._assign_process(slot, specs, placement, slot.incarnation + 1, now)
-        return slot.next_process
+        started = self._assign_process(slot, specs, placement, slot.incarnation + 1, now)
+        slot.next_process = started if isinstance(started, WorkerProcess) else None
+        return started
 
     def _assign_process(
         self, slot: Slot, specs: tuple[ModelSpec, ...], placement: Placement, incarnation: int, now: float
-    ) -> WorkerProcess | None:
-        """Assigns a slot's work to a spare, or to a new process; None when no process could be started.
+    ) -> WorkerProcess | StartFailure:
+        """Assigns a slot's work to a spare, or to a new process; returns why, when no process could be started.
 
         An internal error is logged, and a process that it concerns is killed: the slot tries again after a back-off.
         """
@@ -214,9 +226,10 @@ class Slots:
             process = self._spares.pop()
             from_spares = process is not None
             if process is None:
-                process = self._launcher.launch(f"mt-worker-{slot.number}", assignment, fields)
-                if process is None:
-                    return None
+                started = self._launcher.launch(f"mt-worker-{slot.number}", assignment, fields)
+                if isinstance(started, StartFailure):
+                    return started
+                process = started
             process.slot = slot
             process.specs = specs
             process.generations = generations
@@ -231,7 +244,7 @@ class Slots:
             log.exception("internal error while starting a worker", extra={"fields": fields})
             if process is not None:
                 self._exits.condemn_process(process, Verdict(Fault.DEFECT, f"of an internal error: {error}"), now)
-            return None
+            return StartFailure()
         return process
 
     def _complete_spec(self, slot: Slot, spec: ModelSpec, *, takes_over: bool) -> ModelSpec:

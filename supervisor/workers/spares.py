@@ -7,6 +7,7 @@ import logging
 from ..loop.log import event
 from .launcher import Launcher
 from .restart_budget import RestartBudget
+from .shortage import StartFailure
 from .slot import WorkerProcess
 
 log = logging.getLogger("multitower.manager")
@@ -47,7 +48,7 @@ class Spares:
             self._start_at = now + RETRY_S  # also if the launch raises
             fields: dict[str, object] = {"spare": True}
             process = self._launcher.launch("mt-spare", None, fields)
-            if process is None:
+            if isinstance(process, StartFailure):
                 return
             self._start_at = now
             self.processes.append(process)

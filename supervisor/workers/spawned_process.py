@@ -13,13 +13,16 @@ from multiprocessing.context import SpawnProcess
 from multiprocessing.popen_spawn_posix import Popen
 from multiprocessing.process import BaseProcess
 
+from multitower.import_path import without_working_directory
+
 
 class SpawnedProcess(SpawnProcess):
     """Like `multiprocessing.get_context("spawn").Process`, but it stays unreaped until `join` is called."""
 
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Popen:  # noqa: N802  the name is Python's
-        return _Unreaped(process_obj)
+        with without_working_directory():
+            return _Unreaped(process_obj)
 
 
 class _Unreaped(Popen):

@@ -35,6 +35,7 @@ from multitower.supervisor.workers.process_watcher import (
 from multitower.supervisor.workers.replacement_queue import Replacement
 from multitower.supervisor.workers.restart_budget import RestartPolicy
 from multitower.supervisor.workers.settings import WorkerSettings
+from multitower.supervisor.workers.shortage import StartFailure
 from multitower.supervisor.workers.slot import Slot, WorkerProcess
 from multitower.supervisor.workers.slot_state_machine import State
 from multitower.worker_wire import KeySpec
@@ -141,9 +142,13 @@ class FakeLauncher(Launcher):
     def restore_folder(self) -> None:
         """There is none."""
 
-    def launch(self, _name: str, assignment: Assignment | None, fields: dict[str, object]) -> WorkerProcess | None:
+    def launch(
+        self, _name: str, assignment: Assignment | None, fields: dict[str, object]
+    ) -> WorkerProcess | StartFailure:
         if self._scene.no_room:
-            return None
+            return StartFailure()
+        if self._scene.shortage:
+            return StartFailure("no process could be started: fork: Resource temporarily unavailable", passing=True)
         child = FakeChild(1000 + len(self._scene.launched), fields, assignment)
         process = WorkerProcess(cast(ChildProcess, child), HangDetector(self._scene.now, 1.0))
         self._scene.launched.append(process)
@@ -219,7 +224,8 @@ class Scene:
     Attributes:
         now: the time, in seconds.
         launched: every process that was started.
-        no_room: the system has no resources for more processes.
+        no_room: no process can be started.
+        shortage: the system has no resources for more processes at present.
         capacity: what is measured of the slots.
         watcher: gets the events of processes.
         running: the batches that each worker has, in order.
@@ -237,7 +243,7 @@ class Scene:
     ) -> None:
         self.now = 100.0
         self.launched: list[WorkerProcess] = []
-        self.no_room = False
+        self.no_room = self.shortage = False
         self.capacity = FakeCapacity(fits=fits)
         self.watcher = FakeWatcher()
         self.running: dict[Any, list[Batch]] = {}
@@ -378,7 +384,7 @@ class Scene:
 
     def settle(self, until: Callable[[], bool] = lambda: False) -> None:
         """Lets processes load, serve, answer and end as they are told, until nothing is left to do or `until`."""
-        self.no_room = False
+        self.no_room = self.shortage = False
         for _ in range(2000):  # more than the batches that a single worker may have to answer
             self.tick(1.0)
             self.dispatch()

@@ -315,12 +315,13 @@ def test_a_worker_reports_that_no_model_loads_and_waits_for_stop(folder: Path) -
         assert child.stop() == 0
 
 
-def test_a_tensorflow_that_cannot_be_imported_is_reported(tmp_path: Path) -> None:
+def test_a_tensorflow_that_cannot_be_imported_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorflow.py").write_text("raise ImportError('libsomething.so.9: cannot open')\n")
-    with WorkerChild(None, import_path=[tmp_path], import_tensorflow=True) as child:
+    monkeypatch.syspath_prepend(tmp_path)
+    with WorkerChild(None, import_tensorflow=True) as child:
         assert [report.state for report in child.reports("failed")] == ["importing", "failed"]
         assert child.stop() == 0
-    with WorkerChild(WORK, import_path=[tmp_path], import_tensorflow=True) as child:
+    with WorkerChild(WORK, import_tensorflow=True) as child:
         failed = child.reports("failed")[-1]
         assert failed.cause == "TensorFlow cannot be imported: ImportError: libsomething.so.9: cannot open"
         assert child.stop() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,11 +12,14 @@ import numpy as np
 
 from multitower import tensors
 from multitower.errors import Reason, make
+from multitower.import_path import find_clashes
 from multitower.spec import ONLY_VERSION, ModelSpec, TensorReport, TowerReport
 from multitower.wire import MAX_RANK
 
 from ..model_errors import LoadError, one_line
 from .model import Array, Arrays, Model
+
+log = logging.getLogger("multitower.worker")
 
 
 def load(spec: ModelSpec, devices: Sequence[str]) -> Model:
@@ -43,6 +47,7 @@ class HandlerModel:
 
     def __init__(self, spec: ModelSpec, devices: Sequence[str]) -> None:
         assert spec.handler is not None  # the loader chose this format because of it
+        _check_names(spec.name, spec.handler, spec.module_folder)
         self._handler = _import_class(spec.handler)()
         self._handler.load(list(devices), dict(spec.parameters))
         # Not before `load`: they may depend on the parameters.
@@ -74,6 +79,18 @@ class HandlerModel:
         close = getattr(self._handler, "close", None)
         if close is not None:
             close()
+
+
+def _check_names(model: str, handler: str, folder: str | None) -> None:
+    """Warns of modules beside the configuration that installed ones hide.
+
+    Raises:
+        LoadError: the handler's own module is one of them.
+    """
+    for clash in find_clashes(folder, handler) if folder is not None else ():
+        if clash.module == handler.partition(":")[0].partition(".")[0]:
+            raise LoadError(f"the handler's module cannot be imported: {clash}")
+        log.warning("%s: %s", model, clash)
 
 
 def _import_class(name: str) -> Any:

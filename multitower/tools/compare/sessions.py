@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from multitower.cuda_environment import cuda_environment
+from multitower.import_path import module_command, module_environment
 from multitower.tools.compare.results import Way
 
 NO_GPU = "there is no GPU here; on logical CPU devices the option has no effect"
@@ -24,8 +23,8 @@ def try_sessions(gpus: Sequence[str], timeout_s: float) -> Way:
     """
     if not gpus:
         return Way(number=2, not_run=NO_GPU)
-    command = [sys.executable, "-m", "multitower.worker.formats.visible_sessions", str(len(gpus))]
-    environment = {**os.environ, **cuda_environment(gpus), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    command = [*module_command("multitower.worker.formats.visible_sessions"), str(len(gpus))]
+    environment = {**module_environment(), **cuda_environment(gpus), "TF_CPP_MIN_LOG_LEVEL": "2"}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:

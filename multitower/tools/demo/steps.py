@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from multitower.client.threads import Client
+from multitower.import_path import module_command, module_environment
 from multitower.tools.demo import HELD_OUT_FILE, MODEL, OUTPUT
 from multitower.tools.errors import ToolError
 from multitower.tools.load_generator import LoadGenerator, Outcome
@@ -93,8 +93,8 @@ def train_model(folder: Path) -> float:
     """
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    program = [sys.executable, "-m", "multitower.tools.demo.model", str(folder)]
-    done = subprocess.run(program, stderr=subprocess.PIPE, text=True, check=False)
+    program = [*module_command("multitower.tools.demo.model"), str(folder)]
+    done = subprocess.run(program, env=module_environment(), stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         raise ToolError(
             f"{done.stderr}\nThe model could not be trained. The demo needs TensorFlow and scikit-learn: "

@@ -37,7 +37,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
         load_models: load each model once; otherwise models are judged by their files.
         timeout_s: seconds for each model.
     """
-    specs = [spec for model in config.models for spec in _served_versions(model)]
+    specs = [spec for model in config.models for spec in _served_versions(model, str(config.folder))]
     with_tensorflow = [spec for spec in specs if spec.format.uses_tensorflow]
     required = packages.required_versions()
     installed = packages.installed_versions([name for name in required if name != "Python"] or _BASE_PACKAGES)
@@ -107,11 +107,11 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
         yield memory.killed_together_finding(this.killed_together)
 
 
-def _served_versions(model: ModelConfig) -> list[ModelSpec]:
+def _served_versions(model: ModelConfig, folder: str) -> list[ModelSpec]:
     """The model in each of the versions that a daemon would serve if it started now."""
     spec = model.to_spec()
     if spec.path is None:
-        return [spec]
+        return [dataclasses.replace(spec, module_folder=folder)]
     return [dataclasses.replace(spec, version=version) for version in chosen_versions(spec.path, model.versions)]
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from multitower.cuda_environment import no_gpu_environment
+from multitower.import_path import module_command, module_environment
 from multitower.spec import ModelSpec
 from multitower.tools import documentation
 from multitower.tools.doctor.findings import INSTALL_CUDA, Finding, Level, join_names
@@ -28,9 +27,9 @@ def inspect_operations(specs: Sequence[ModelSpec], timeout_s: float) -> dict[str
     Raises:
         InspectionError: it failed, or took too long.
     """
-    command = [sys.executable, "-m", "multitower.worker.formats.inspection"]
+    command = module_command("multitower.worker.formats.inspection")
     models = json.dumps([dataclasses.asdict(spec) for spec in specs])
-    environment = {**os.environ, **no_gpu_environment(), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment = {**module_environment(), **no_gpu_environment(), "TF_CPP_MIN_LOG_LEVEL": "2"}
     try:
         done = subprocess.run(
             command,
