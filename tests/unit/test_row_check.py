@@ -203,6 +203,13 @@ def test_a_constant_output_shows_nothing() -> None:
     assert found.unverified_because == "its outputs are equal for all rows that were tried"
 
 
+@pytest.mark.parametrize(("x", "calls"), [(FLOATS, 6), (OPEN, 12)])
+def test_a_constant_output_takes_a_few_calls(x: TensorReport, calls: int) -> None:
+    model = Model(np.zeros_like, x)
+    check(model)
+    assert len(model.calls) == calls
+
+
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, MemoryError])
 def test_a_model_that_refuses_different_rows_stays_batched_unverified(kind: type[BaseException]) -> None:
     def refuse(x: Any) -> Any:

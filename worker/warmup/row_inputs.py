@@ -60,7 +60,8 @@ def candidates(
         return
     if recorded is not None:
         yield _variants(recorded, rng)
-    for size in open_dimensions:
+    has_open = any(-1 in (tensor.shape or ())[1:] for tensor in declared)
+    for size in open_dimensions if has_open else open_dimensions[:1]:
         for style in _STYLES:
             yield {tensor.name: _made_up(tensor, style, size, rng) for tensor in declared}
 
