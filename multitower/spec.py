@@ -212,17 +212,32 @@ class ProcessSpec(_Json):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorReport:
-    """An input or output. In its shape -1 is a dimension of any size; a shape of None is of unknown rank."""
+    """An input or output.
+
+    Attributes:
+        name: its name.
+        datatype: its datatype.
+        shape: its shape, in which -1 is a dimension of any size; None where the rank is unknown.
+        optional: of an input: whether a request may leave it out, since the model has a default for it.
+        batched_without: of an optional input: whether requests that leave it out may share batches.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...] | None
+    optional: bool = False
+    batched_without: bool = True
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether dimension 0 has any size, and so may be the batch dimension."""
+        return self.shape is not None and self.shape[:1] == (-1,)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Reads what `dataclasses.asdict` and JSON made of a report."""
         shape = data["shape"]
-        return cls(name=data["name"], datatype=data["datatype"], shape=None if shape is None else tuple(shape))
+        return cls(**{**data, "shape": None if shape is None else tuple(shape)})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

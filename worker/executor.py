@@ -15,7 +15,7 @@ from multitower.worker_wire import MAX_KEYS, KeySpec
 from . import batch, replies
 from .batch import Entry, PreparedBatch
 from .batch_comparison import Comparison, Verdict, compare_batch
-from .formats.model import Arrays, Model
+from .formats.model import Array, Arrays, Model
 from .heartbeat import CallCounter
 from .model_caller import ModelCaller
 from .model_errors import ErrorTranslator, is_out_of_memory, one_line
@@ -39,6 +39,7 @@ class Executor:
         comparisons: how many of the first batches of several rows may be used to compare them.
         safe_rows: rows that an earlier process found to fit into memory; 0 while that is unknown.
         counter: counts the calls of the model.
+        row_defaults: of inputs that a batch may lack: the value that each row gets.
 
     Attributes:
         name: the model's name.
@@ -60,13 +61,16 @@ class Executor:
         comparisons: int = 0,
         safe_rows: int = 0,
         counter: CallCounter | None = None,
+        row_defaults: Mapping[str, Array] | None = None,
     ) -> None:
         self.name = name
         self.version = model.version
         self.volatile = model.volatile
         self.unbatched_because: str | None = None
         self.unverified_because = unverified_because
-        self._caller = ModelCaller(name, model, allowed, safe_rows=safe_rows, counter=counter)
+        self._caller = ModelCaller(
+            name, model, allowed, safe_rows=safe_rows, counter=counter, row_defaults=row_defaults
+        )
         self._allowed = tuple(allowed)
         self._unbatched = unbatched
         self._proven = proven

@@ -17,6 +17,7 @@ from .heartbeat import CallCounter
 from .loaded_content import FilesChangedError, LoadedContent
 from .memory_use import MemoryMeter
 from .model_errors import LoadError, load_cause, log_traceback
+from .optional_inputs import BatchedModel, row_defaults
 from .protocol_limits import check_limits
 from .row_comparison import VARYING
 from .unrunnable import UnrunnableError, classify
@@ -209,7 +210,8 @@ def _check_runnable(model: Model, spec: ModelSpec, max_message_size: int | None)
     Raises:
         UnrunnableError: no request to it can succeed in this process.
     """
-    check_limits(spec.name, model.inputs, max_message_size)
+    required = None if model.inputs is None else [tensor for tensor in model.inputs if not tensor.optional]
+    check_limits(spec.name, required, max_message_size)
     if spec.format.uses_tensorflow:
         from .formats.runnable import check_runnable
 
@@ -277,7 +279,16 @@ class _Findings(NamedTuple):
 
 def _warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample], *, signature: str = "") -> _Findings:
     """Warms a model up, and compares values of rows in different batches."""
+    whole: list[Sample] = []
+    if model.defaults:
+        model = BatchedModel(model)
+        # Requests with inputs that no batch has run unbatched.
+        known = {tensor.name for tensor in model.inputs or ()}
+        whole = [sample for sample in samples if sample.signature == signature and sample.inputs.keys() - known]
+        samples = [sample for sample in samples if sample not in whole]
     shapes = warm_up(model, spec, samples, signature=signature)
+    if whole:
+        warm_up(model, replace(spec, max_batch_size=0, allowed_batch_sizes=()), whole, signature=signature)
     values = check_rows(model, spec, shapes, samples, signature=signature)
     because = shapes.unbatched_because or values.unbatched_because
     return _Findings(because, values.unverified_because, shapes.proven and because is None)
@@ -295,6 +306,7 @@ def _executor(model: Model, spec: ModelSpec, findings: _Findings, counter: CallC
         comparisons=0 if findings.unverified_because in (None, TRUSTED, VARYING) else MAX_COMPARISONS,
         safe_rows=spec.safe_rows,
         counter=counter,
+        row_defaults=row_defaults(model),
     )
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from multitower.errors import Reason, make
 from multitower.worker_wire import KeySpec
 
 from . import batch, replies
-from .formats.model import Arrays, Model
+from .formats.model import Array, Arrays, Model
 from .heartbeat import CallCounter
 from .model_errors import is_out_of_memory, one_line
+from .optional_inputs import fill_rows
 from .replies import Output
 
 log = logging.getLogger("multitower.worker")
@@ -27,6 +28,7 @@ class ModelCaller:
         allowed: sizes that batches are padded to, ascending; empty for no padding.
         safe_rows: rows that an earlier process found to fit into memory; 0 while that is unknown.
         counter: counts the calls.
+        row_defaults: of inputs that a batch may lack: the value that each row gets.
 
     Attributes:
         safe_rows: as given, or fewer, once memory did not suffice for more.
@@ -38,7 +40,14 @@ class ModelCaller:
     """
 
     def __init__(
-        self, name: str, model: Model, allowed: Sequence[int], *, safe_rows: int, counter: CallCounter | None
+        self,
+        name: str,
+        model: Model,
+        allowed: Sequence[int],
+        *,
+        safe_rows: int,
+        counter: CallCounter | None,
+        row_defaults: Mapping[str, Array] | None = None,
     ) -> None:
         self._name = name
         self._model = model
@@ -46,6 +55,7 @@ class ModelCaller:
         self._datatypes = replies.declared_datatypes(model.outputs)
         self._allowed = tuple(allowed)
         self._counter = counter
+        self._row_defaults = row_defaults
         self.safe_rows = safe_rows
         self.exhausted = 0
         self.compute_ns = 0
@@ -79,6 +89,8 @@ class ModelCaller:
         if self._counter is not None:
             self._counter.calls += 1
         try:
+            if self._row_defaults and key.batched:
+                inputs = fill_rows(inputs, self._row_defaults)
             outputs = self._model.infer(inputs)
         except BaseException as error:
             self.exhausted = self.exhausted + 1 if is_out_of_memory(error) else 0

@@ -52,7 +52,8 @@ def _config_tensors(reports: Sequence[TensorReport] | None, *, batched: bool) ->
         {
             "name": tensor.name,
             "data_type": "TYPE_STRING" if tensor.datatype == tensors.BYTES else f"TYPE_{tensor.datatype}",
-            "dims": list(tensor.shape or ())[1 if batched else 0 :],
+            "dims": list(tensor.shape or ())[1 if batched and tensor.has_rows else 0 :],
+            **({"optional": True} if tensor.optional else {}),
         }
         for tensor in reports or ()
     ]
@@ -81,4 +82,7 @@ def _signatures(report: ModelReport) -> dict[str, Any]:
 
 
 def _tensor(tensor: TensorReport) -> dict[str, Any]:
-    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape or ())}
+    described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape or ())}
+    if tensor.optional:
+        described["optional"] = True
+    return described

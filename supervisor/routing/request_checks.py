@@ -44,13 +44,12 @@ def find_signature(report: ModelReport, name: str) -> ModelReport | SignatureRep
     return found
 
 
-def check_inputs(given: Sequence[wire.Tensor], declared: Sequence[TensorReport], batched: bool) -> None:
+def check_inputs(given: Sequence[wire.Tensor], declared: Sequence[TensorReport]) -> None:
     """Checks the inputs that a header describes against those that the model declares.
 
     Args:
         given: in the header's order, with distinct names.
         declared: in the model's order.
-        batched: whether the model's inputs have a batch dimension.
 
     Raises:
         InvalidRequest: `input_unknown`, `datatype_mismatch`, `shape_invalid` or `input_missing`, naming the input.
@@ -78,15 +77,31 @@ def check_inputs(given: Sequence[wire.Tensor], declared: Sequence[TensorReport],
                 field=tensor.name,
             )
     given_names = {tensor.name for tensor in given}
-    missing = [name for name in declared_by_name if name not in given_names]
+    missing = [tensor.name for tensor in declared if tensor.name not in given_names and not tensor.optional]
     if missing:
         raise make(
             Reason.INPUT_MISSING,
             f"the model also needs the input{'s' if len(missing) > 1 else ''} {_listed(missing)}",
             field=missing[0],
         )
-    if batched and not given:
-        raise make(Reason.INPUT_MISSING, "a request needs at least one input", field="inputs")
+
+
+def shares_batches(given: Sequence[wire.Tensor], declared: Sequence[TensorReport]) -> bool:
+    """Whether a request to a batched model can share batches; otherwise it runs unbatched.
+
+    It cannot if it has an optional input without a batch dimension, or lacks one whose default has several rows, or has
+    no input at all.
+
+    Args:
+        given: the inputs that the header describes, after `check_inputs`.
+        declared: the inputs that the model declares.
+    """
+    if not any(tensor.optional for tensor in declared):
+        return True
+    names = {tensor.name for tensor in given}
+    return bool(names) and all(
+        tensor.has_rows if tensor.name in names else tensor.batched_without for tensor in declared
+    )
 
 
 def check_outputs(names: Sequence[str], declared: Sequence[TensorReport]) -> None:

@@ -18,7 +18,7 @@ from multitower.worker_wire import SIZES, KeySpec
 
 from ..scheduling.request import NORMAL_PRIORITY, BatchKey, Plan, Shared
 from ..scheduling.worker import Served
-from .request_checks import check_inputs, check_outputs, count_rows, find_signature
+from .request_checks import check_inputs, check_outputs, count_rows, find_signature, shares_batches
 from .version_catalog import VersionCatalog
 
 MAX_CACHED_HEADER = 256 << 10
@@ -169,22 +169,26 @@ class RequestPlanner:
         version = report.version if header.model_version or header.version_label else ""
         signature = find_signature(report, header.signature)
         batched = signature.max_batch_size > 0
-        if signature.inputs is not None:
-            check_inputs(header.inputs, signature.inputs, batched)
+        declared = signature.inputs
+        if declared is not None:
+            check_inputs(header.inputs, declared)
+            batched = batched and shares_batches(header.inputs, declared)
         if header.outputs is not None and signature.outputs is not None:
             check_outputs(header.outputs, signature.outputs)
         rows = count_rows(header.inputs) if batched else 1
         index_of = {tensor.name: index for index, tensor in enumerate(header.inputs)}
         # Clients list inputs in any order. A key has one order, so that all these requests can share a batch.
-        names = [tensor.name for tensor in signature.inputs] if signature.inputs is not None else sorted(index_of)
+        if declared is not None:
+            declared = tuple(tensor for tensor in declared if tensor.name in index_of)
+        names = [tensor.name for tensor in declared] if declared is not None else sorted(index_of)
         order = tuple(index_of[input_name] for input_name in names)
         inputs = tuple(
             (tensor.name, tensor.datatype, tensor.shape[1:] if batched else tensor.shape)
             for tensor in (header.inputs[index] for index in order)
         )
         sizes_frame = None
-        if report.pad_variable_length_inputs and 0 < rows <= signature.max_batch_size:
-            inputs, sizes_frame = _with_variable_sizes(inputs, signature.inputs)
+        if report.pad_variable_length_inputs and batched and 0 < rows <= signature.max_batch_size:
+            inputs, sizes_frame = _with_variable_sizes(inputs, declared)
         spec = KeySpec(
             model=name,
             inputs=inputs,
@@ -198,7 +202,7 @@ class RequestPlanner:
         if header.timeout_us is not None:
             timeout = min(timeout, header.timeout_us / 1e6)
         return Plan(
-            key=self._key(spec, report, signature.max_batch_size, header_bytes),
+            key=self._key(spec, report, signature.max_batch_size if batched else 0, header_bytes),
             rows=rows,
             order=order,
             sizes=tuple(tensors.byte_size(tensor.datatype, tensor.shape) for tensor in header.inputs),

@@ -221,6 +221,48 @@ def test_a_model_without_workers_is_refused_with_the_cause_if_known() -> None:
         made.plan(wire.infer_header("nobody", []))
 
 
+OPTIONAL = {
+    "inputs": (
+        TensorReport(name="factor", datatype="FP32", shape=(-1,), optional=True),
+        TensorReport(name="offset", datatype="FP32", shape=(), optional=True),
+        TensorReport(name="pair", datatype="FP32", shape=(-1,), optional=True, batched_without=False),
+        TensorReport(name="x", datatype="FP32", shape=(-1, -1)),
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "batched"),
+    [
+        ({"x": (3, 2), "pair": (3,)}, True),
+        ({"x": (3, 2), "pair": (3,), "factor": (3,)}, True),
+        ({"x": (3, 2), "pair": (3,), "offset": ()}, False),
+        ({"x": (3, 2)}, False),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
+)
+@pytest.mark.parametrize("padded", [False, True])
+def test_requests_without_optional_inputs_have_keys_of_their_own(
+    given: dict[str, tuple[int, ...]], batched: bool, padded: bool, admitted: RequestPlanner
+) -> None:
+    admitted.add_version(report(**OPTIONAL, pad_variable_length_inputs=padded))
+    plan = admitted.plan(wire.infer_header("m", [wire.Tensor(name, "FP32", shape) for name, shape in given.items()]))
+    names = [name for name, _, _ in plan.key.spec.inputs if name]
+    assert names == sorted(given), "in the order of the model"
+    assert (plan.key.spec.batched, plan.rows) == ((True, 3) if batched else (False, 1))
+    assert plan.key.max_batch_size == (8 if batched else 0)
+    assert plan.key.spec.padded == (padded and batched)
+
+
+def test_a_request_may_leave_out_all_inputs_if_all_are_optional(admitted: RequestPlanner) -> None:
+    admitted.add_version(report(inputs=OPTIONAL["inputs"][:1]))
+    plan = admitted.plan(wire.infer_header("m", []))
+    assert (plan.key.spec.inputs, plan.key.spec.batched) == ((), False)
+    admitted.add_version(report(**OPTIONAL))
+    with pytest.raises(InvalidRequest, match="the model also needs the input 'x'"):
+        admitted.plan(wire.infer_header("m", [wire.Tensor("offset", "FP32", ())]))
+
+
 @pytest.mark.parametrize(
     ("sizes", "reason"),
     [

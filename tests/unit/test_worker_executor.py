@@ -102,6 +102,22 @@ def test_inputs_that_are_padded_already_are_used_as_they_are(last: int, options:
         assert model.calls == [[1, 2, 3, 3]]
 
 
+def test_each_row_of_a_batch_gets_the_default_of_a_missing_input() -> None:
+    model = Scripted(square)
+    given: list[dict[str, list[int]]] = []
+
+    def infer(inputs: Arrays) -> Arrays:
+        given.append({name: array.tolist() for name, array in inputs.items()})
+        return {"y": inputs["x"] * inputs.get("factor", 0)}
+
+    model.infer = infer  # type: ignore[method-assign]
+    executor = Executor("m", model, (4,), proven=True, row_defaults={"factor": np.array([5])})
+    assert run(executor, [1, 2], [3]) == [[5, 10], [15]]
+    whole = KeySpec("m", (("x", "INT64", (2,)),), None, False)
+    assert run(executor, [7, 8], key=whole) == [[0, 0]]
+    assert given == [{"x": [1, 2, 3, 3], "factor": [5] * 4}, {"x": [7, 8]}], "unbatched, the model takes its default"
+
+
 def test_the_timing_of_a_batch_is_reported() -> None:
     executor = Executor("m", Scripted(square), (), proven=True)
     _, timing = executor.run(executor.prepare(KEY, [1, 1], [bytes(8), bytes(8)]))

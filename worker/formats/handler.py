@@ -43,6 +43,7 @@ class HandlerModel:
     version = ONLY_VERSION
     signature = ""
     other_signatures: Mapping[str, Model | LoadError] = {}
+    defaults: Mapping[str, Array] = {}
     tower: TowerReport | None = None
 
     def __init__(self, spec: ModelSpec, devices: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ class Model(Protocol):
         outputs: the declared outputs; None where nothing is declared.
         signature: the name of the default signature, "" where the format has no signatures.
         other_signatures: the other signatures by name; of one that cannot be served, the reason.
+        defaults: the values of optional inputs, by name.
         tower: where the replica is, and its nodes; None where that is not looked at.
     """
 
@@ -41,6 +42,8 @@ class Model(Protocol):
     def signature(self) -> str: ...  # noqa: D102
     @property
     def other_signatures(self) -> Mapping[str, Model | LoadError]: ...  # noqa: D102
+    @property
+    def defaults(self) -> Mapping[str, Array]: ...  # noqa: D102
     @property
     def tower(self) -> TowerReport | None: ...  # noqa: D102
 
@@ -96,6 +99,7 @@ class BaseModel(ABC):
         self.version = version
         self.signature = ""
         self.other_signatures: Mapping[str, Model | LoadError] = {}
+        self.defaults: Mapping[str, Array] = {}
 
     @property
     def tower(self) -> TowerReport | None:
@@ -138,12 +142,12 @@ class CallableModel(BaseModel):
         self.call = call
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """Runs the call."""
-        return self.call(inputs)
+        """Runs the call. Optional inputs that are missing get their defaults."""
+        return self.call({**self.defaults, **inputs} if self.defaults else inputs)
 
     def try_out(self, inputs: Arrays) -> Arrays:
-        """Runs the call, and finds out how it is best run."""
-        return self.call.try_out(inputs)
+        """Runs the call, likewise, and finds out how it is best run."""
+        return self.call.try_out({**self.defaults, **inputs} if self.defaults else inputs)
 
     @property
     def tower(self) -> TowerReport | None:

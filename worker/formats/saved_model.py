@@ -16,8 +16,9 @@ from ..model_errors import LoadError, is_out_of_memory, load_cause
 from .function_call import FunctionCall
 from .graph_call import GraphCall, open_session
 from .meta_graph import INTERNAL_SIGNATURE, choose_meta_graph, tensors_of, unusable_signatures
-from .model import CallableModel, Model, ModelCall
+from .model import Array, CallableModel, Model, ModelCall
 from .plain_paths import plain_folder
+from .signature_defaults import argument_names, mark_optional, read_defaults
 from .tensorflow_types import declare
 from .towers import TowerPlacement, assign
 
@@ -28,11 +29,12 @@ DEFAULT_SIGNATURES: Final = ("serving_default", "serve")
 
 
 class _Signature(NamedTuple):
-    """A loaded signature: its inputs and outputs, by name, and its call."""
+    """A loaded signature: its inputs and outputs, by name, its call, and the defaults of optional inputs."""
 
     inputs: dict[str, Any]
     outputs: dict[str, Any]
     call: ModelCall
+    defaults: Mapping[str, Array]
 
 
 _Signatures = dict[str, Callable[[], _Signature]]
@@ -77,6 +79,7 @@ class SavedModel(CallableModel):
         super().__init__(default.call, default.inputs, default.outputs, version)
         self.signature = name
         self.other_signatures = models
+        self.defaults = default.defaults
 
 
 def _load_signature(load_one: Callable[[], _Signature], version: str) -> CallableModel | LoadError:
@@ -91,7 +94,10 @@ def _load_signature(load_one: Callable[[], _Signature], version: str) -> Callabl
         if is_out_of_memory(error):
             raise
         return LoadError(load_cause(error))
-    return CallableModel(signature.call, inputs, outputs, version)
+    inputs = mark_optional(inputs, signature.defaults)
+    model = CallableModel(signature.call, inputs, outputs, version)
+    model.defaults = {tensor.name: signature.defaults[tensor.name] for tensor in inputs if tensor.optional}
+    return model
 
 
 def _load_functions(spec: ModelSpec, folder: str) -> _Signatures:
@@ -127,6 +133,7 @@ def _load_objects(spec: ModelSpec, folder: str) -> _Signatures:
     graphs = loader.saved_model.meta_graphs
     meta_graph = choose_meta_graph(loader.saved_model, spec.tags)
     unusable = unusable_signatures(meta_graph)
+    defaults = read_defaults(meta_graph)
     if len(graphs) == 1 and meta_graph.HasField("object_graph_def"):
         del loader, graphs, meta_graph  # TensorFlow reads them again, and they may be large
         loaded = tf.saved_model.load(folder)
@@ -136,7 +143,9 @@ def _load_objects(spec: ModelSpec, folder: str) -> _Signatures:
         loaded = loader.load(list(meta_graph.meta_info_def.tags))
     load_one = partial(_compile_function if spec.jit_compile else _call_function, spec.name, loaded)
     signatures: _Signatures = {
-        name: partial(load_one, loaded.signatures[name]) for name in loaded.signatures if name != INTERNAL_SIGNATURE
+        name: partial(load_one, loaded.signatures[name], defaults.get(name, {}))
+        for name in loaded.signatures
+        if name != INTERNAL_SIGNATURE
     }
     return signatures | _refusals(unusable)
 
@@ -150,27 +159,26 @@ def _refusals(unusable: Mapping[str, str]) -> _Signatures:
     return {name: partial(refuse, reason) for name, reason in unusable.items() if name != INTERNAL_SIGNATURE}
 
 
-def _compile_function(model: str, loaded: Any, function: Any) -> _Signature:
+def _compile_function(model: str, loaded: Any, function: Any, defaults: Mapping[str, Array]) -> _Signature:
     """The function compiled by XLA, once for each shape of its inputs."""
     inputs = _as_specs(function.structured_input_signature[1])
     declare(inputs.items())  # what XLA cannot compile may be what cannot be served, and then this error is clearer
     compiled = tf.function(lambda **tensors: function(**tensors), jit_compile=True)
-    return _call_function(model, loaded, compiled.get_concrete_function(**inputs))
+    return _call_function(model, loaded, compiled.get_concrete_function(**inputs), defaults)
 
 
-def _call_function(model: str, loaded: Any, function: Any) -> _Signature:
+def _call_function(model: str, loaded: Any, function: Any, defaults: Mapping[str, Array]) -> _Signature:
     inputs = function.structured_input_signature[1]
     # The functions reference their model's variables only weakly, hence `keep_alive`.
     call = FunctionCall(
         model, function, inputs, lambda tensors: ((), tensors), lambda outputs: outputs, keep_alive=loaded
     )
-    return _Signature(_as_specs(inputs), _as_specs(function.structured_outputs), call)
+    return _Signature(_as_specs(inputs), _as_specs(function.structured_outputs), call, defaults)
 
 
 def _load_graph(spec: ModelSpec, folder: str, placement: TowerPlacement | None) -> _Signatures:
     """The graph of a SavedModel of either TensorFlow, with its variables, tables and assets, in a session."""
     # The public `load` gives no access to the graph before it is imported.
-    from tensorflow.core.function.polymorphism.function_type import sanitize_arg_name
     from tensorflow.python.saved_model.loader_impl import SavedModelLoader
 
     loader = SavedModelLoader(folder)
@@ -184,10 +192,10 @@ def _load_graph(spec: ModelSpec, folder: str, placement: TowerPlacement | None) 
     saver, _ = loader.load_graph(graph, tags)
     loader.restore_variables(session, saver)
     loader.run_init_ops(session, tags)
-    # Models of TensorFlow 2 keep the names that their functions have on one device.
-    renamed = sanitize_arg_name if meta_graph.HasField("object_graph_def") else str
+    renamed = argument_names(meta_graph)
+    defaults = read_defaults(meta_graph)
     signatures: _Signatures = {
-        name: partial(_call_graph, graph, session, signature, placement, renamed)
+        name: partial(_call_graph, graph, session, signature, placement, renamed, defaults.get(name, {}))
         for name, signature in meta_graph.signature_def.items()
         if name != INTERNAL_SIGNATURE
     }
@@ -195,7 +203,12 @@ def _load_graph(spec: ModelSpec, folder: str, placement: TowerPlacement | None) 
 
 
 def _call_graph(
-    graph: Any, session: Any, signature: Any, placement: TowerPlacement | None, renamed: Callable[[str], str]
+    graph: Any,
+    session: Any,
+    signature: Any,
+    placement: TowerPlacement | None,
+    renamed: Callable[[str], str],
+    defaults: Mapping[str, Array],
 ) -> _Signature:
     inputs = {
         renamed(part): graph.get_tensor_by_name(tensor)
@@ -203,7 +216,7 @@ def _call_graph(
         for part, tensor in tensors_of(name, info)
     }
     outputs = {name: graph.get_tensor_by_name(info.name) for name, info in sorted(signature.outputs.items())}
-    return _Signature(_as_specs(inputs), _as_specs(outputs), GraphCall(session, inputs, outputs, placement))
+    return _Signature(_as_specs(inputs), _as_specs(outputs), GraphCall(session, inputs, outputs, placement), defaults)
 
 
 def _as_specs(values: Mapping[str, Any]) -> dict[str, Any]:

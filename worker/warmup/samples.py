@@ -96,12 +96,13 @@ def _convert(inputs: Mapping[str, Array], declared: tuple[TensorReport, ...] | N
     if declared is None:
         return {name: _text_as_bytes(array) for name, array in inputs.items()}
     wanted = {tensor.name: tensor for tensor in declared}
-    if set(inputs) != set(wanted):
+    required = {tensor.name for tensor in declared if not tensor.optional}
+    if not required <= inputs.keys() <= wanted.keys():
         raise LoadError(
             f"{origin}: it has the inputs {', '.join(sorted(inputs)) or 'none'}, but the model takes "
             f"{', '.join(sorted(wanted)) or 'none'}"
         )
-    return {name: _convert_one(inputs[name], tensor, origin) for name, tensor in wanted.items()}
+    return {name: _convert_one(inputs[name], tensor, origin) for name, tensor in wanted.items() if name in inputs}
 
 
 def _convert_one(array: Array, tensor: TensorReport, origin: str) -> Array:

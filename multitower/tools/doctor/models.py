@@ -275,7 +275,11 @@ def _batching_finding(spec: ModelSpec, report: ModelReport) -> Finding:
 def _describe(tensors: tuple[TensorReport, ...] | None) -> str:
     if tensors is None:
         return "anything"
-    return join_names(f"{tensor.name} {tensor.datatype} {_shape(tensor)}" for tensor in tensors) or "nothing"
+    return join_names(map(_describe_one, tensors)) or "nothing"
+
+
+def _describe_one(tensor: TensorReport) -> str:
+    return f"{tensor.name} {tensor.datatype} {_shape(tensor)}{' (optional)' if tensor.optional else ''}"
 
 
 def _shape(tensor: TensorReport) -> Any:

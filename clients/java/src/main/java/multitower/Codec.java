@@ -129,7 +129,8 @@ final class Codec {
             if (!(entry.get("name") instanceof String)) {
                 throw unreadable("a tensor has no name");
             }
-            specs.add(new TensorSpec((String) entry.get("name"), datatype(entry.get("datatype")), shape));
+            boolean optional = Boolean.TRUE.equals(entry.get("optional"));
+            specs.add(new TensorSpec((String) entry.get("name"), datatype(entry.get("datatype")), shape, optional));
         }
         return specs;
     }

@@ -7,11 +7,13 @@ public final class TensorSpec {
     private final String name;
     private final Datatype datatype;
     private final long[] shape;
+    private final boolean optional;
 
-    TensorSpec(String name, Datatype datatype, long[] shape) {
+    TensorSpec(String name, Datatype datatype, long[] shape, boolean optional) {
         this.name = name;
         this.datatype = datatype;
         this.shape = shape;
+        this.optional = optional;
     }
 
     /**
@@ -39,6 +41,15 @@ public final class TensorSpec {
      */
     public long[] shape() {
         return shape.clone();
+    }
+
+    /**
+     * Whether requests may leave this input out, since the model has a default for it.
+     *
+     * @return {@code false} for outputs
+     */
+    public boolean optional() {
+        return optional;
     }
 
     /** Name, datatype and shape, for example {@code x: FP32[-1, 64]}. */
