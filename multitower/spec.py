@@ -73,7 +73,9 @@ class ModelSpec(_Json):
         fingerprint: of the model's files, by which a reload recognises a changed model; see `model_files`.
         content_digest: of the contents that have this fingerprint; "" if it is unknown, or the fingerprint covers them.
         must_match: whether the model must not be loaded if its files are others, since other workers may serve these.
-        safe_rows: rows that an earlier worker of the slot found to fit into the device's memory; 0 while unknown.
+        safe_rows: rows of a call that earlier workers of the slot had no memory for more than, or did not survive more
+            than; 0 while unknown.
+        not_loaded_because: why the worker must not try to load it; empty otherwise.
     """
 
     name: str
@@ -99,6 +101,7 @@ class ModelSpec(_Json):
     content_digest: str = ""
     must_match: bool = False
     safe_rows: int = 0
+    not_loaded_because: str = ""
 
     @property
     def key(self) -> tuple[str, str]:

@@ -1,6 +1,7 @@
-"""Signs of life that the supervisor reads without asking: heartbeats on a pipe, and the batches begun last in memory.
+"""Signs of life that the supervisor reads without asking: heartbeats on a pipe, and what was begun last in memory.
 
-The heartbeats tell a hanging worker from a busy one; the batch ids tell, after a crash, which batch was running.
+The heartbeats tell a hanging worker from a busy one. What is in memory tells, after a crash, which batch was running,
+or which model was being loaded.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Callable
 
 from multitower import worker_wire
+from multitower.load_step import LoadStep, clear_step
 
 
 class CallCounter:
@@ -73,3 +75,24 @@ class BegunBatches:
             struct.pack_into(worker_wire.BEGUN, self._page, position, batch_id)
 
         return write
+
+
+class LoadSteps:
+    """Memory that is shared with the supervisor: what this process is about to do while it loads.
+
+    Args:
+        descriptor: of a file in memory; None to write nowhere.
+    """
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        self._descriptor = descriptor
+
+    def begin(self, step: LoadStep) -> None:
+        """Writes a step, before it is done."""
+        if self._descriptor is not None:
+            step.write(self._descriptor)
+
+    def end(self) -> None:
+        """Writes that nothing is being loaded any more."""
+        if self._descriptor is not None:
+            clear_step(self._descriptor)

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
+from multitower.load_step import LoadStep
 from multitower.spec import Assignment, ModelReport, ModelSpec, SignatureReport
 
 from .executor import Executor, Executors
 from .formats.loader import load_replicas
 from .formats.model import Model
-from .heartbeat import CallCounter
+from .heartbeat import CallCounter, LoadSteps
 from .loaded_content import FilesChangedError, LoadedContent
 from .memory_use import MemoryMeter
 from .model_errors import LoadError, load_cause, log_traceback
@@ -23,7 +24,7 @@ from .row_comparison import VARYING
 from .unrunnable import UnrunnableError, classify
 from .warmup.row_check import TRUSTED, check_rows
 from .warmup.samples import load_samples
-from .warmup.warmup import Sample, warm_up
+from .warmup.warmup import Sample, warm_up, warmup_sizes
 
 log = logging.getLogger("multitower.worker")
 
@@ -72,12 +73,13 @@ def _close(name: str, replicas: Sequence[Replica]) -> None:
             log_traceback(f"{name}: close raised", error)
 
 
-def load_models(assignment: Assignment, counters: Sequence[CallCounter]) -> LoadedModels:
+def load_models(assignment: Assignment, counters: Sequence[CallCounter], steps: LoadSteps) -> LoadedModels:
     """Loads and warms up each model. One that fails is logged and reported, and the others are loaded.
 
     Args:
         assignment: the models, and the devices for them.
         counters: one a device; the models' calls are counted there.
+        steps: gets each step before it is done.
     """
     loaded: dict[tuple[str, str], list[Replica]] = {}
     reports: list[ModelReport] = []
@@ -96,11 +98,13 @@ def load_models(assignment: Assignment, counters: Sequence[CallCounter]) -> Load
         try:
             if setup_error is not None and spec.format.uses_tensorflow:
                 raise setup_error
+            if spec.not_loaded_because:
+                raise LoadError(spec.not_loaded_because)
             meter = MemoryMeter(assignment.devices, tensorflow=spec.format.uses_tensorflow)
             content = contents.get(spec.key) or LoadedContent(spec)
             if isinstance(content, Exception):
                 raise content
-            replicas, report = _load_unchanged(spec, content, assignment, counters)
+            replicas, report = _load_unchanged(spec, content, assignment, counters, steps)
         except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
             if not issubclass(type(error), LoadError):
                 log_traceback(f"{spec.name} cannot be loaded", error)
@@ -136,10 +140,14 @@ def _failed_report(spec: ModelSpec, content: LoadedContent | Exception | None, e
 
 
 def _load_unchanged(
-    spec: ModelSpec, content: LoadedContent, assignment: Assignment, counters: Sequence[CallCounter]
+    spec: ModelSpec,
+    content: LoadedContent,
+    assignment: Assignment,
+    counters: Sequence[CallCounter],
+    steps: LoadSteps,
 ) -> tuple[list[Replica], ModelReport]:
     """Loads a model; closes it again if its files have changed meanwhile."""
-    replicas, report = _load_model(spec, assignment, counters)
+    replicas, report = _load_model(spec, assignment, counters, steps)
     try:
         return replicas, replace(report, fingerprint=content.finish(), same_content=content.same_content)
     except BaseException:
@@ -148,9 +156,10 @@ def _load_unchanged(
 
 
 def _load_model(
-    spec: ModelSpec, assignment: Assignment, counters: Sequence[CallCounter]
+    spec: ModelSpec, assignment: Assignment, counters: Sequence[CallCounter], steps: LoadSteps
 ) -> tuple[list[Replica], ModelReport]:
     started = time.monotonic()
+    steps.begin(LoadStep(*spec.key))
     if spec.custom_ops:
         from .formats.custom_ops import load_libraries
 
@@ -162,10 +171,10 @@ def _load_model(
     for model, counter in zip(models, counters, strict=False):
         try:
             _check_runnable(model, spec, assignment.max_message_size)
-            findings = _warm_up(model, spec, samples)
+            findings = _warm_up(model, spec, samples, steps)
         except UnrunnableError as error:
             raise _with_other_signatures(error, model) from error
-        others, signatures = load_other_signatures(model, spec, samples, counter, assignment.max_message_size)
+        others, signatures = load_other_signatures(model, spec, samples, counter, steps, assignment.max_message_size)
         replicas.append(Replica(model, {"": _executor(model, spec, findings, counter), **others}))
     # All replicas are alike; what the warm-up of the last one has shown holds for each.
     report = ModelReport(
@@ -233,6 +242,7 @@ def load_other_signatures(
     spec: ModelSpec,
     samples: Sequence[Sample],
     counter: CallCounter,
+    steps: LoadSteps,
     max_message_size: int | None = None,
 ) -> tuple[dict[str, Executor], tuple[SignatureReport, ...]]:
     """Makes the signatures of a model that are not its default one ready.
@@ -251,7 +261,7 @@ def load_other_signatures(
             continue
         try:
             _check_runnable(other, spec, max_message_size)
-            findings = _warm_up(other, spec, samples, signature=name)
+            findings = _warm_up(other, spec, samples, steps, signature=name)
         except UnrunnableError as error:
             reports.append(SignatureReport(name=name, cause=str(error)))
             continue
@@ -277,8 +287,15 @@ class _Findings(NamedTuple):
     proven: bool
 
 
-def _warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample], *, signature: str = "") -> _Findings:
+def _warm_up(
+    model: Model, spec: ModelSpec, samples: Sequence[Sample], steps: LoadSteps, *, signature: str = ""
+) -> _Findings:
     """Warms a model up, and compares values of rows in different batches."""
+
+    def before_call(rows: int) -> None:
+        fewer = max((size for size in warmup_sizes(spec) if size < rows), default=0)
+        steps.begin(LoadStep(*spec.key, signature, rows, fewer))
+
     whole: list[Sample] = []
     if model.defaults:
         model = BatchedModel(model)
@@ -286,10 +303,12 @@ def _warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample], *, signat
         known = {tensor.name for tensor in model.inputs or ()}
         whole = [sample for sample in samples if sample.signature == signature and sample.inputs.keys() - known]
         samples = [sample for sample in samples if sample not in whole]
-    shapes = warm_up(model, spec, samples, signature=signature)
+    shapes = warm_up(model, spec, samples, signature=signature, before_call=before_call)
     if whole:
-        warm_up(model, replace(spec, max_batch_size=0, allowed_batch_sizes=()), whole, signature=signature)
-    values = check_rows(model, spec, shapes, samples, signature=signature)
+        unbatched = replace(spec, max_batch_size=0, allowed_batch_sizes=())
+        warm_up(model, unbatched, whole, signature=signature, before_call=before_call)
+    values = check_rows(model, spec, shapes, samples, signature=signature, before_call=before_call)
+    steps.begin(LoadStep(*spec.key))
     because = shapes.unbatched_because or values.unbatched_because
     return _Findings(because, values.unverified_because, shapes.proven and because is None)
 

@@ -21,7 +21,7 @@ from multitower.import_path import put_last
 from multitower.spec import NO_SOCKET, UNREADABLE_MESSAGE, Assignment, ModelReport, ProcessSpec, WorkerReport
 
 from .formats.loader import preload
-from .heartbeat import BegunBatches, CallCounter, Heartbeat
+from .heartbeat import BegunBatches, CallCounter, Heartbeat, LoadSteps
 from .loading import LoadedModels, load_models
 from .model_errors import log_traceback, one_line
 from .service import UnreadableMessageError, log_unreadable, serve
@@ -39,7 +39,7 @@ def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
     Args:
         spec: the supervisor's orders.
         heartbeat: the descriptor of the pipe for heartbeats.
-        begun: the descriptor of the file in memory for the ids of the batches begun last.
+        begun: the descriptor of the file in memory for the ids of the batches begun last, and for the step of loading.
 
     Returns:
         The exit code: 0 after STOP; `NO_SOCKET` where the socket cannot be made, before anything is reported;
@@ -58,7 +58,7 @@ def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
             log.error("the worker's socket cannot be made: %s", error)
             return NO_SOCKET
         try:
-            _Worker(context, socket, liveness, begun_batches).run(spec)
+            _Worker(context, socket, liveness, begun_batches, LoadSteps(begun)).run(spec)
         except UnreadableMessageError as error:
             log_unreadable(error)
             return UNREADABLE_MESSAGE
@@ -87,11 +87,13 @@ class _Worker:
         socket: zmq.Socket[bytes],
         heartbeat: Heartbeat,
         begun_batches: BegunBatches,
+        steps: LoadSteps,
     ) -> None:
         self._context = context
         self._socket = socket
         self._heartbeat = heartbeat
         self._begun_batches = begun_batches
+        self._steps = steps
 
     def run(self, spec: ProcessSpec) -> None:
         """Imports, waits for an assignment where it is a spare, loads, and serves until STOP.
@@ -119,7 +121,8 @@ class _Worker:
         counters = [CallCounter() for _ in assignment.devices]
         self._heartbeat.counters = counters
         with _killed_first():
-            models = load_models(assignment, counters)
+            models = load_models(assignment, counters, self._steps)
+        self._steps.end()
         if not models.replicas:
             causes = "; ".join(f"{report.name}: {report.cause}" for report in models.reports)
             self._report("failed", cause=causes, models=models.reports)

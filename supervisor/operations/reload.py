@@ -113,6 +113,9 @@ class Reload:
 
     def start(self) -> None:
         """Begins; `done` may be called before this returns."""
+        if self._again:
+            for slot, _, _ in self._changed:
+                slot.load_deaths.forget(self._model)
         self._order.on_defect = self._abandon
         router, new = self._router, self._new
         for name, limits in new.limits.items():

@@ -136,6 +136,7 @@ class StatusReporter:
             "completed": slot.completed + (route.completed if route is not None else 0),
             "last_error": slot.last_error,
             "safe_rows": dict(slot.safe_rows),
+            "step": _step(slot),
             "batch_ms": {
                 "p50": _rounded_ms(batch_times.p50_ms(now)) if batch_times is not None else None,
                 "p99": _rounded_ms(batch_times.p99_ms(now)) if batch_times is not None else None,
@@ -229,6 +230,12 @@ class StatusReporter:
         ]
         sizes = {key: [size for report in reports if (size := getattr(report, key)) is not None] for key in MEMORY}
         return {key: max(of_workers, default=None) for key, of_workers in sizes.items()}
+
+
+def _step(slot: Slot) -> str | None:
+    """Returns what the slot's process is doing while it loads, for people; None otherwise."""
+    step = slot.process.child.read_step() if slot.process is not None and slot.process.exit_cause is None else None
+    return str(step) if step is not None else None
 
 
 def _towers(route: Route) -> list[dict[str, Any]]:

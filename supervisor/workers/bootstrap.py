@@ -46,7 +46,7 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
         death: the reading end of a pipe whose other end the parent holds open until it ends.
         output: the writing end of the pipe that carries this process's stdout and stderr to the log.
         heartbeat: the writing end of the pipe of its heartbeats.
-        begun: a memory file with a `worker_wire.BEGUN` for each tower.
+        begun: a memory file with a `worker_wire.BEGUN` for each tower, and the `LoadStep` behind them.
     """
     # A session is a process group as well. Whatever the worker starts is in it, unless it makes its own.
     os.setsid()

@@ -16,6 +16,7 @@ from typing import Any
 
 import zmq
 
+from multitower.load_step import STEP_BYTES, LoadStep
 from multitower.spec import ProcessSpec
 from multitower.worker_wire import BEGUN, BEGUN_BYTES, last_heartbeat
 
@@ -87,7 +88,7 @@ class ChildProcess:
                 self._begun = Connection(os.memfd_create(f"{spec.name}-begun"))
             undo.callback(self._begun.close)
             with calling("ftruncate"):
-                os.truncate(self._begun.fileno(), BEGUN_BYTES)
+                os.truncate(self._begun.fileno(), BEGUN_BYTES + STEP_BYTES)
             self._process = self._start(spec, (death_out, output_in, heartbeat_in, self._begun))
             undo.callback(self._undo_start)
             assert self._process.pid is not None  # it has been started
@@ -151,6 +152,10 @@ class ChildProcess:
         fields = stat[stat.rindex(b")") + 2 :].split()
         cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return ProcessStat(fields[0].decode(), cpu_s)
+
+    def read_step(self) -> LoadStep | None:
+        """Reads what the process is about to do, or was when it ended, while it loads; None if it does not load."""
+        return LoadStep.read(self._begun.fileno())
 
     def dump_stacks(self) -> None:
         """Makes the process write its Python stacks to its output."""

@@ -94,6 +94,7 @@ class Exits:
         if process.route is not None:
             # A request that it got from now on would count as having died with it.
             self._scheduler.stop_dispatch(process.route.worker)
+        process.exit_step = process.child.read_step()
         process.exit_cause = process.child.reap()
 
     def _add(self, process: WorkerProcess) -> None:

@@ -232,6 +232,7 @@ class WorkerManager:
             done: called at the end with None, or with the reason why it failed.
         """
         slot.safe_rows.clear()
+        slot.load_deaths.forget()
         self._scheduler.reset_crash_count()
         self._spares.resume(self.settings.spares)
 

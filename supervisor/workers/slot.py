@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from multitower.load_step import LoadStep
 from multitower.spec import NO_SOCKET, ModelReport, ModelSpec
 
 from ..machine.placement import Placement
@@ -12,6 +13,7 @@ from ..routing.routes import Route
 from .child_process import ChildProcess
 from .exit_cause import ExitCause, Verdict
 from .hang_detector import HangDetector
+from .load_deaths import LoadDeaths
 from .restart_budget import RestartBudget
 from .slot_state_machine import SlotStateMachine, State
 
@@ -30,6 +32,7 @@ class WorkerProcess:
         verdict: why the supervisor kills it, if it was not told to end.
         kill_at: when it is to be killed, in monotonic seconds; None for never, or when it has been.
         exit_cause: how it ended; None while it runs.
+        exit_step: what it was doing when it ended, if it was loading a model.
         release_at: once it has ended, when it is released at the latest, in monotonic seconds.
         device_seen: its device was present while it served.
         replacement_jitter: 0 to 1, drawn at random; spreads the replacements of several workers over time.
@@ -47,6 +50,7 @@ class WorkerProcess:
     verdict: Verdict | None = None
     kill_at: float | None = None
     exit_cause: ExitCause | None = None
+    exit_step: LoadStep | None = None
     release_at: float = 0.0
     device_seen: bool = False
     replacement_jitter: float = 0.5
@@ -62,11 +66,10 @@ class WorkerProcess:
     @property
     def exit_description(self) -> str:
         """How it ended, for people."""
-        if self.verdict is not None:
-            return str(self.verdict)
-        if self._could_not_report:
+        if self._could_not_report and self.verdict is None:
             return f"{self.exit_cause}: it could not make its socket in runtime_dir"
-        return str(self.exit_cause)
+        description = str(self.exit_cause if self.verdict is None else self.verdict)
+        return f"{description} while {self.exit_step}" if self.exit_step is not None else description
 
     @property
     def exit_advice(self) -> str | None:
@@ -103,7 +106,9 @@ class Slot(SlotStateMachine):
         operator_restart: an operator has asked for a new process, which must load every model, also those that the
             current one could not.
         visible_devices: `CUDA_VISIBLE_DEVICES` as the current process reported it.
-        safe_rows: by model, the rows that device memory was sufficient for, after it was not for more.
+        safe_rows: by model, the rows of a call that memory was sufficient for, after it was not for more, or after a
+            worker had died with more in a warm-up.
+        load_deaths: which models have ended workers while they were loaded.
         due: when its back-off ends, in monotonic seconds; None when there is none.
         start_at: when a start is tried again that failed for want of a resource; None when there is none.
         start_delay_s: how long it waits for that.
@@ -124,6 +129,7 @@ class Slot(SlotStateMachine):
         self.operator_restart = False
         self.visible_devices: str | None = None
         self.safe_rows: dict[str, int] = {}
+        self.load_deaths = LoadDeaths()
         self.due: float | None = None
         self.start_at: float | None = None
         self.start_delay_s = 0.0

@@ -20,6 +20,7 @@ from .exit_cause import Fault, Verdict
 from .exits import Exits
 from .known_contents import KnownContents
 from .launcher import Launcher
+from .load_deaths import MAX_DEATHS
 from .restart_budget import RestartBudget, RestartPolicy
 from .shortage import FIRST_RETRY_S, MAX_RETRY_S, StartFailure
 from .slot import Slot, WorkerProcess
@@ -255,6 +256,7 @@ class Slots:
             content_digest=self._known.digest(spec.fingerprint),
             must_match=self.must_match(slot, spec, takes_over=takes_over),
             safe_rows=slot.safe_rows.get(spec.name, 0),
+            not_loaded_because=slot.load_deaths.not_loaded.get(self.generation(spec), ""),
         )
 
     def must_match(self, slot: Slot, spec: ModelSpec, *, takes_over: bool) -> bool:
@@ -356,7 +358,8 @@ class Slots:
     ) -> None:
         expected = slot.state not in LIVE
         slot.unavailable_since = now if not expected else None
-        action = slot.handle_death(now, process.exit_description, counts=not suspect_to_blame)
+        does_less = not expected and self._record_load_death(slot, process)
+        action = slot.handle_death(now, process.exit_description, counts=not (suspect_to_blame or does_less))
         if expected:
             event(log, logging.INFO, "worker ended", **process.child.fields, cause=process.exit_cause)
         else:
@@ -373,6 +376,33 @@ class Slots:
         slot.models = tuple(model for model in slot.models if model.state != "ready")
         slot.visible_devices = None
         self._carry_out(slot, action, now)
+
+    def _record_load_death(self, slot: Slot, process: WorkerProcess) -> bool:
+        """Records which model was being loaded when a process died.
+
+        Returns:
+            Whether the slot's next process does less, so that the death need not be repeated.
+        """
+        step, verdict = process.exit_step, process.verdict
+        if step is None or slot.state not in LOADING or (verdict is not None and not verdict.wants_stacks):
+            return False
+        generation = process.generations.get(step.key)
+        if generation is None:
+            return False
+        deaths = slot.load_deaths
+        others = {other for other in process.generations.values() if other not in deaths.not_loaded} - {generation}
+        most = min(MAX_DEATHS, max(1, self._policy.max_restarts))
+        does_less = deaths.record(step, generation, process.exit_description, has_others=bool(others), most=most)
+        if step.fewer_rows:
+            slot.safe_rows[step.model] = min(step.fewer_rows, slot.safe_rows.get(step.model, step.fewer_rows))
+        fields = {**process.child.fields, "model": step.model, "version": step.version}
+        cause = deaths.not_loaded.get(generation)
+        if cause is not None:
+            event(log, logging.ERROR, "model is not loaded any more", **fields, cause=cause)
+        elif step.fewer_rows:
+            message = "worker died in a warm-up: the next one stops at fewer rows"
+            event(log, logging.WARNING, message, **fields, rows=step.rows, safe_rows=slot.safe_rows[step.model])
+        return does_less
 
     def _promote_next_process(self, slot: Slot, died: WorkerProcess, now: float) -> None:
         """The slot's process died while another one loads to take over: that is the current one from now on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from load import Load
 from memory_cgroup import MemoryGroup, memory_group
@@ -77,4 +78,35 @@ def test_a_worker_that_serves_survives_one_that_takes_more_memory_than_expected(
         assert group.kills() >= 1
         died = [line for line in daemon.lines if line["message"] == "worker died" and line.get("pid") == pid]
         assert not died, "the worker that served was not the one to be killed"
+        assert daemon.end() == 0
+
+
+WARM_UP = """
+listen: ["{endpoint}"]
+devices: {cpu: 1}
+models:
+  - name: good
+    handler: handlers:DeclaredReckoner
+  - name: greedy
+    handler: handlers:Greedy
+    parameters: {kib: 4096}
+    batching: {max_batch_size: 1000}
+    warmup: rows.npz
+spares: 0
+"""
+
+
+def test_a_warm_up_that_is_killed_for_its_memory_is_tried_with_fewer_rows(tmp_path: Path, group: MemoryGroup) -> None:
+    np.savez(tmp_path / "rows.npz", x=np.array([[1], [2]], np.float32))
+    group.limit(800 * MIB)  # 256 rows take 1 GiB, and 128 half of it
+    with Running(tmp_path, WARM_UP, inside=group.enter) as daemon, daemon.wait_ready().client() as client:
+        line = daemon.wait_line("worker died in a warm-up")
+        assert (line["model"], line["rows"]) == ("greedy", 256)
+        slot = daemon.slot()
+        assert slot["safe_rows"]["greedy"] == 128
+        assert "while warming up greedy version 1 with 256 rows" in slot["last_error"]
+        assert group.kills() == 1
+        rows = np.arange(300, dtype=np.float32).reshape(-1, 1)
+        assert client.infer("greedy", {"x": rows})["x"].tolist() == rows.tolist()
+        assert daemon.slot()["restarts"] == 1
         assert daemon.end() == 0

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from multitower import wire, worker_wire
 from multitower.errors import from_wire
+from multitower.load_step import LoadStep
 from multitower.spec import Assignment, ModelReport, ModelSpec, WorkerReport
 from multitower.supervisor.machine.placement import Placement
 from multitower.supervisor.machine.resources import Sampler
@@ -63,6 +64,7 @@ class FakeChild:
         begun: the id of the batch that each tower began last; empty if unknown.
         messages: what it has sent and nobody has read.
         stat: what the system reports of it.
+        step: what it is about to do while it loads.
     """
 
     heartbeats_closed = False
@@ -80,6 +82,7 @@ class FakeChild:
         self.connection = self
         self.messages: deque[list[Any]] = deque()
         self.stat: ProcessStat | None = None
+        self.step: LoadStep | None = None
         self.on_message: Callable[[list[Any]], None] = lambda _: None
         self.on_error: Callable[[WorkerProtocolError], None] = lambda _: None
         fields["pid"] = pid
@@ -103,6 +106,9 @@ class FakeChild:
 
     def read_stat(self) -> ProcessStat | None:
         return self.stat
+
+    def read_step(self) -> LoadStep | None:
+        return self.step
 
     def dump_stacks(self) -> None:
         self.stacks_dumped = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -38,6 +39,25 @@ class Heavy(Echo):
     def load(self, devices: Sequence[str], parameters: Parameters) -> None:
         """Allocates the memory, and writes to all of it."""
         self._weights = np.ones(parameters["mib"] << 20, np.uint8)
+
+
+class Greedy(Echo):
+    """Returns `x`. It takes `kib` KiB of memory for each row; more than `rows` rows kill its process."""
+
+    inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, 1]}]
+    outputs = [{"name": "x", "datatype": "FP32", "shape": [-1, 1]}]
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Reads how greedy it is."""
+        self._kib, self._rows = parameters.get("kib", 0), parameters.get("rows")
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Takes the memory, and lets go of it."""
+        rows = len(inputs["x"])
+        if self._rows is not None and rows > self._rows:
+            os.kill(os.getpid(), signal.SIGKILL)
+        np.ones(rows * self._kib << 10, np.uint8)
+        return inputs
 
 
 class Surroundings(Echo):

@@ -195,9 +195,9 @@ def test_invalid_and_repeated_names_are_changed_with_a_note(models: Path) -> Non
 @pytest.mark.parametrize(
     ("batching", "expected", "words"),
     [
-        ("", (1000, (), 0.0, 1000), []),
+        ("", (32, (), 0.0, 1000), []),
         ("max_batch_size { value: 8 } max_enqueued_batches { value: 10 }", (8, (), 0.0, 80), ["queue.max_size: 80"]),
-        ("max_enqueued_batches { value: 1000000000 }", (1000, (), 0.0, 2**31 - 1), ["queue.max_size: 2147483647"]),
+        ("max_enqueued_batches { value: 1000000000 }", (32, (), 0.0, 2**31 - 1), ["queue.max_size: 2147483647"]),
         ("allowed_batch_sizes: [2, 4]", (4, (2, 4), 0.0, 1000), []),
         ("allowed_batch_sizes: [4, 2, 4]", (4, (2, 4), 0.0, 1000), ["were sorted"]),
         (
@@ -213,19 +213,19 @@ def test_invalid_and_repeated_names_are_changed_with_a_note(models: Path) -> Non
         ),
         (
             "enable_large_batch_splitting { value: False }",
-            (1000, (), 0.0, 1000),
+            (32, (), 0.0, 1000),
             ["requests over max_batch_size are split"],
         ),
-        ("num_batch_threads { value: 4 }", (1000, (), 0.0, 1000), ["num_batch_threads (4)"]),
-        ("thread_pool_name { value: 'x' }", (1000, (), 0.0, 1000), ["thread_pool_name"]),
+        ("num_batch_threads { value: 4 }", (32, (), 0.0, 1000), ["num_batch_threads (4)"]),
+        ("thread_pool_name { value: 'x' }", (32, (), 0.0, 1000), ["thread_pool_name"]),
         ("max_batch_size { value: 4 } max_batch_size { value: 8 }", (8, (), 0.0, 1000), ["is ignored"]),
-        ("max_batch_size { value: 0 }", (1000, (), 0.0, 1000), ["max_batch_size was not carried over"]),
-        ("batch_timeout_micros { value: 1 }", (1000, (), 1e-6, 1000), []),
-        ("batch_timeout_micros { value: -1 }", (1000, (), 0.0, 1000), ["batch_timeout_micros was not"]),
-        ("max_batch_sise { value: 8 }", (1000, (), 0.0, 1000), ["max_batch_sise was not carried over"]),
-        ("pad_variable_length_inputs: false", (1000, (), 0.0, 1000), []),
-        ("pad_variable_length_inputs: true", (1000, (), 0.0, 1000), []),
-        ("pad_variable_length_inputs: 7", (1000, (), 0.0, 1000), ["pad_variable_length_inputs was not carried over"]),
+        ("max_batch_size { value: 0 }", (32, (), 0.0, 1000), ["max_batch_size was not carried over"]),
+        ("batch_timeout_micros { value: 1 }", (32, (), 1e-6, 1000), []),
+        ("batch_timeout_micros { value: -1 }", (32, (), 0.0, 1000), ["batch_timeout_micros was not"]),
+        ("max_batch_sise { value: 8 }", (32, (), 0.0, 1000), ["max_batch_sise was not carried over"]),
+        ("pad_variable_length_inputs: false", (32, (), 0.0, 1000), []),
+        ("pad_variable_length_inputs: true", (32, (), 0.0, 1000), []),
+        ("pad_variable_length_inputs: 7", (32, (), 0.0, 1000), ["pad_variable_length_inputs was not carried over"]),
     ],
 )
 def test_batching_parameters_are_converted(
@@ -239,6 +239,24 @@ def test_batching_parameters_are_converted(
     assert model.batching.pad_variable_length_inputs is batching.endswith(": true")
     assert [word in note.text for word, note in zip(words, conversion.notes, strict=True)] == [True] * len(words)
     assert all(str(note).startswith("batching.txt:1: ") for note in conversion.notes)
+
+
+@pytest.mark.parametrize(
+    ("batching", "lines"),
+    [
+        ("", []),
+        ("num_batch_threads { value: 4 }", []),
+        ("batch_timeout_micros { value: 0 }", []),
+        ("batch_timeout_micros { value: 2000 }", ["batching:", "max_queue_delay: 2ms"]),
+        ("max_batch_size { value: 8 }", ["batching:", "max_batch_size: 8"]),
+        ("allowed_batch_sizes: [2, 4]", ["batching:", "max_batch_size: 4", "allowed_batch_sizes: [2, 4]"]),
+        ("max_enqueued_batches { value: 10 }", ["queue: {max_size: 320}"]),
+    ],
+)
+def test_only_what_the_batching_file_sets_is_written(models: Path, batching: str, lines: list[str]) -> None:
+    written = [line.strip() for line in converted(one(models), batching).yaml.splitlines()]
+    entry = written[next(number for number, line in enumerate(written) if line.startswith("path:")) + 1 :]
+    assert entry == lines
 
 
 @given(st.text(max_size=40))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from multitower.load_step import LoadStep
 from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorReport
 from multitower.supervisor.machine.devices import Device, Discovery
 from multitower.supervisor.machine.placement import Placement
@@ -235,6 +236,31 @@ def test_doctor_notes_that_a_replacement_has_no_room_beside_the_old_worker(avail
     found = list(memory.host_findings([["m"]] * 2, 0, {"m": None}, measured, left(GIB, available * MIB)))
     assert found[-1].level is level
     assert level is Level.OK or "the old one ends first" in found[-1].text
+
+
+@pytest.mark.parametrize(("available", "warned"), [(1000, False), (999, True)])
+def test_doctor_compares_the_peak_of_warm_ups_with_the_memory(available: int, warned: bool) -> None:
+    measured = {"m": (100 * MIB, 200 * MIB), "n": (100 * MIB, 150 * MIB)}
+    peaks = {"m": (450 * MIB, 1000), "n": (160 * MIB, 8)}
+    found = memory.warm_up_finding([["m", "n"], ["m", "n"]], measured, peaks, left(2 * GIB, available * MIB))
+    assert (found is not None) is warned
+    if found is not None:
+        assert found.level is Level.WARNING
+        assert "2 workers that warm up at the same time take up to 1000 MiB, and memory.max of" in found.text
+        assert "max_batch_size of m (1000)" in str(found.advice)
+
+
+def test_no_warm_up_is_compared_where_no_model_was_loaded() -> None:
+    assert memory.warm_up_finding([["m"]], {}, {}, left(0)) is None
+
+
+def test_doctor_names_the_rows_whose_warm_up_ends_the_process() -> None:
+    step = LoadStep("m", "7", rows=1000, fewer_rows=512)
+    loaded = LoadedModel(spec=SPEC, cause=f"its process killed by SIGKILL (9) while {step}", step=step)
+    (found,) = models.findings(loaded)
+    assert found.level is Level.PROBLEM
+    assert found.text.startswith("m ends its process in the warm-up with 1000 rows: its process killed by SIGKILL")
+    assert "max_batch_size to 512 or less" in str(found.advice)
 
 
 def test_doctor_warns_if_the_kernel_ends_all_processes_at_once() -> None:

@@ -16,7 +16,7 @@ to run, and show nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from multitower.spec import ModelSpec
@@ -26,7 +26,7 @@ from ..formats.model import Arrays, Model
 from ..model_errors import one_line
 from ..row_comparison import DEPEND_ON_OTHERS, DEPEND_ON_SIZE, RERUNS, VARYING, Tolerance, differing_output
 from .row_inputs import candidates, distinct_rows, nudged
-from .warmup import Findings, Sample, warmup_sizes
+from .warmup import Findings, Sample, call_nothing, warmup_sizes
 
 log = logging.getLogger("multitower.worker")
 
@@ -55,7 +55,13 @@ class RowFindings(NamedTuple):
 
 
 def check_rows(
-    model: Model, spec: ModelSpec, findings: Findings, samples: Sequence[Sample] = (), *, signature: str = ""
+    model: Model,
+    spec: ModelSpec,
+    findings: Findings,
+    samples: Sequence[Sample] = (),
+    *,
+    signature: str = "",
+    before_call: Callable[[int], None] = call_nothing,
 ) -> RowFindings:
     """Compares values of outputs of the same row in different batches.
 
@@ -65,6 +71,7 @@ def check_rows(
         findings: of the warm-up; values are not compared where shapes have shown that there are no batches.
         samples: recorded requests; those for other signatures are ignored.
         signature: the name of the signature; "" for the default one.
+        before_call: is called with the number of rows before each call of the model.
     """
     # With one row a batch, no request shares a call.
     if spec.max_batch_size < 2 or findings.unbatched_because is not None:
@@ -73,7 +80,7 @@ def check_rows(
         return RowFindings(unverified_because=TRUSTED)
     samples = [sample for sample in samples if sample.signature == signature]
     may_make_up = not signature and spec.handler is None and model.inputs is not None
-    check = _RowCheck(model, spec)
+    check = _RowCheck(model, spec, before_call)
     unverified = REFUSED if may_make_up else NO_INPUTS
     for inputs in candidates(
         model.inputs or (),
@@ -101,10 +108,12 @@ class _RowCheck:
     Args:
         model: the model.
         spec: its batch sizes.
+        before_call: is called with the number of rows before each call.
     """
 
-    def __init__(self, model: Model, spec: ModelSpec) -> None:
+    def __init__(self, model: Model, spec: ModelSpec, before_call: Callable[[int], None]) -> None:
         self._model = model
+        self._before_call = before_call
         sizes = sorted(warmup_sizes(spec))
         # XLA compiles each size by itself, so it gets those of the warm-up only.
         self._fixed_sizes = sizes if spec.jit_compile else []
@@ -165,6 +174,7 @@ class _RowCheck:
         return _take(inputs, rows, self._size)
 
     def _call(self, inputs: Arrays) -> Arrays:
+        self._before_call(len(next(iter(inputs.values()))))
         # The next call may change arrays that this one returns.
         return {name: array.copy() for name, array in self._model.infer(inputs).items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,18 +48,32 @@ class Findings(NamedTuple):
 def warmup_sizes(spec: ModelSpec) -> list[int]:
     """The batch sizes to run: the allowed ones, else the powers of two up to the largest size, and that size.
 
-    There are at least two: an output of a constant 8 rows looks right in a batch of 8.
+    There are at least two: an output of a constant 8 rows looks right in a batch of 8. Sizes over `safe_rows` are left
+    out, as far as there are others.
     """
     if spec.allowed_batch_sizes:
         sizes = list(spec.allowed_batch_sizes)
     else:
         powers = [1 << exponent for exponent in range(spec.max_batch_size.bit_length())]
         sizes = sorted({*powers, spec.max_batch_size})
+    if spec.safe_rows:
+        sizes = [size for size in sizes if size <= spec.safe_rows] or sizes[:1]
     # The second size comes last, since no request will have it.
     return sizes if len(sizes) > 1 else [*sizes, 2 if sizes == [1] else 1]
 
 
-def warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample] = (), *, signature: str = "") -> Findings:
+def call_nothing(_rows: int) -> None:
+    """Does nothing before a call."""
+
+
+def warm_up(
+    model: Model,
+    spec: ModelSpec,
+    samples: Sequence[Sample] = (),
+    *,
+    signature: str = "",
+    before_call: Callable[[int], None] = call_nothing,
+) -> Findings:
     """Runs a model in every size that batches will have, and then on every further sample.
 
     The sizes are made of the rows of the first sample, else of ones. Handlers are not run on ones: their `load` can run
@@ -71,6 +85,7 @@ def warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample] = (), *, si
         spec: its batch sizes.
         samples: recorded requests; those for other signatures are ignored.
         signature: the name of the signature; "" for the default one.
+        before_call: is called with the number of rows before each call of the model.
 
     Raises:
         UnrunnableError: no call of it can succeed in this process.
@@ -86,6 +101,7 @@ def warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample] = (), *, si
     succeeded = 0
     for size in warmup_sizes(spec) if is_joined else () if samples else [1]:
         try:
+            before_call(size)
             outputs = model.try_out(_repeat(samples[0], size) if samples else _ones(model, size))
         except BaseException as error:
             if spec.jit_compile and not is_out_of_memory(error):
@@ -95,19 +111,22 @@ def warm_up(model: Model, spec: ModelSpec, samples: Sequence[Sample] = (), *, si
                 ) from error
             if not succeeded and (unrunnable := classify(error, may_initialize=has_others)):
                 raise unrunnable from error
-            rows = "rows of a sample" if samples else "made-up rows"
-            log.warning("%s: no warm-up with %d %s: %s", title, size, rows, one_line(error))
+            of_what = "rows of a sample" if samples else "made-up rows"
+            log.warning("%s: no warm-up with %d %s: %s", title, size, of_what, one_line(error))
             break
         for name, array in outputs.items() if is_joined else ():
             if array.ndim == 0 or len(array) != size:
                 return Findings(f"{size} rows gave the output {name!r} the shape {list(array.shape)}")
         succeeded += 1
     for sample in samples[1:] if succeeded else samples:
-        rows_of_sample = min(_row_count(sample), spec.max_batch_size) if is_joined else 0
+        rows_of_sample = _limit_rows(_row_count(sample), spec) if is_joined else 0
         try:
             if is_joined:
-                model.try_out(_repeat(sample, padded_size(rows_of_sample, spec.allowed_batch_sizes)))
+                rows = padded_size(rows_of_sample, spec.allowed_batch_sizes)
+                before_call(rows)
+                model.try_out(_repeat(sample, rows))
             else:
+                before_call(1)
                 model.try_out(sample.inputs)
         except BaseException as error:
             if not is_out_of_memory(error):
@@ -132,6 +151,11 @@ def declared_obstacle(model: Model) -> str | None:
         if tensor.shape is not None and (not tensor.shape or tensor.shape[0] != -1):
             return f"dimension 0 of output {tensor.name!r} is not the batch"
     return None
+
+
+def _limit_rows(rows: int, spec: ModelSpec) -> int:
+    """The rows of a sample that a call may have."""
+    return min(rows, spec.max_batch_size, max(warmup_sizes(spec)) if spec.safe_rows else rows)
 
 
 def _row_count(sample: Sample) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from multitower.supervisor.config.fields import MAX_INT
+from multitower.supervisor.config.models import Batching
 from multitower.supervisor.config.units import MAX_DURATION_S, format_duration
 from multitower.supervisor.config.values import NAME_PATTERN
 from multitower.supervisor.config.versions import MAX_VERSION
@@ -20,9 +21,6 @@ from multitower.tools import documentation
 from multitower.tools.convert import yaml_text
 from multitower.tools.convert.text_format import Field, Message, Word
 from multitower.wire import MAX_NAME_BYTES
-
-DEFAULT_MAX_BATCH_SIZE: Final = 1000
-"""TensorFlow Serving's default, where a batching file sets none."""
 
 _REMOTE: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PAD: Final = "pad_variable_length_inputs"
@@ -85,7 +83,7 @@ class _Model:
 class _Batching:
     """The batching parameters, which apply to all models."""
 
-    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
+    max_batch_size: int | None = None
     allowed_batch_sizes: list[int] = field(default_factory=list)
     max_delay_s: float = 0.0
     max_size: int | None = None
@@ -136,15 +134,23 @@ def _model_lines(model: _Model, batching: _Batching | None) -> Iterator[str]:
         labels = ", ".join(f"{yaml_text.text(label)}: {version}" for label, version in model.labels.items())
         entry.append(f"    version_labels: {{{labels}}}")
     if batching is not None:
-        entry += ["    batching:", f"      max_batch_size: {batching.max_batch_size}"]
-        if batching.allowed_batch_sizes:
-            entry.append(f"      allowed_batch_sizes: [{', '.join(map(str, batching.allowed_batch_sizes))}]")
-        if batching.pad:
-            entry.append(f"      {_PAD}: true")
-        entry.append(f"      max_queue_delay: {format_duration(batching.max_delay_s)}")
+        keys = list(_batching_keys(batching))
+        entry += ["    batching:", *(f"      {key}" for key in keys)] if keys else []
         if batching.max_size is not None:
             entry.append(f"    queue: {{max_size: {batching.max_size}}}")
     yield from (f"  #{line.removeprefix('  ')}" if model.refused else line for line in entry)
+
+
+def _batching_keys(batching: _Batching) -> Iterator[str]:
+    """The keys that the file sets; multitower's defaults are meant for the others."""
+    if batching.max_batch_size is not None:
+        yield f"max_batch_size: {batching.max_batch_size}"
+    if batching.allowed_batch_sizes:
+        yield f"allowed_batch_sizes: [{', '.join(map(str, batching.allowed_batch_sizes))}]"
+    if batching.pad:
+        yield f"{_PAD}: true"
+    if batching.max_delay_s:
+        yield f"max_queue_delay: {format_duration(batching.max_delay_s)}"
 
 
 def _convert_models(config: Message, general: list[Note], file: str) -> Iterator[_Model]:
@@ -291,7 +297,6 @@ def _convert_batching(config: Message, file: str) -> _Batching:
     batching = _Batching()
     executed: int | None = None
     enqueued: tuple[Field, int] | None = None
-    given = False
 
     def note(at: Field | None, text: str) -> None:
         batching.notes.append(Note(file, at.line if at is not None else 1, text))
@@ -300,7 +305,7 @@ def _convert_batching(config: Message, file: str) -> _Batching:
         value = _unwrap(part.value)
         count = value if isinstance(value, int) and 1 <= value <= MAX_INT else None
         if part.name == "max_batch_size" and count is not None:
-            batching.max_batch_size, given = count, True
+            batching.max_batch_size = count
         elif part.name == "max_execution_batch_size" and count is not None:
             executed = count
             note(part, "max_execution_batch_size became max_batch_size: larger requests are always split")
@@ -326,11 +331,11 @@ def _convert_batching(config: Message, file: str) -> _Batching:
             why = "an unknown field, or an invalid value"
             note(part, f"{part.name} was not carried over: {why}")
     if executed is not None:
-        batching.max_batch_size, given = min(executed, batching.max_batch_size if given else executed), True
-    _set_batch_sizes(batching, config, given, note)
+        batching.max_batch_size = min(executed, batching.max_batch_size or executed)
+    _set_batch_sizes(batching, config, note)
     if enqueued is not None:
         part, batches = enqueued
-        batching.max_size = min(batches * batching.max_batch_size, MAX_INT)
+        batching.max_size = min(batches * (batching.max_batch_size or Batching().max_batch_size), MAX_INT)
         note(
             part,
             f"max_enqueued_batches ({batches}) became queue.max_size: {batching.max_size}, which counts requests: as "
@@ -339,7 +344,7 @@ def _convert_batching(config: Message, file: str) -> _Batching:
     return batching
 
 
-def _set_batch_sizes(batching: _Batching, config: Message, given: bool, note: _AddNote) -> None:
+def _set_batch_sizes(batching: _Batching, config: Message, note: _AddNote) -> None:
     """Sets sizes that ascend and end with the largest batch, as a configuration requires."""
     if not batching.allowed_batch_sizes:
         return
@@ -347,7 +352,7 @@ def _set_batch_sizes(batching: _Batching, config: Message, given: bool, note: _A
     sizes = sorted(set(batching.allowed_batch_sizes))
     if sizes != batching.allowed_batch_sizes:
         note(at, f"allowed_batch_sizes {batching.allowed_batch_sizes} were sorted")
-    if not given:
+    if batching.max_batch_size is None:
         batching.max_batch_size = sizes[-1]
     elif sizes[-1] != batching.max_batch_size:
         fitting = [size for size in sizes if size < batching.max_batch_size]

@@ -70,6 +70,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
 
     loadable = [spec for spec in specs if has_tensorflow or not spec.format.uses_tensorflow] if load_models else []
     measured: dict[str, tuple[int, int]] = {}
+    peaks: dict[str, tuple[int, int]] = {}
     failed: set[str] = set()
     for loaded in models.load_models(
         loadable,
@@ -85,6 +86,8 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
             name, growth = loaded.spec.name, loaded.after_bytes - loaded.before_bytes
             before, after = measured.get(name, (loaded.before_bytes, loaded.before_bytes))
             measured[name] = before, after + growth
+            peak, _ = peaks.get(name, (0, 0))
+            peaks[name] = max(peak, loaded.peak_bytes + after - before), loaded.spec.max_batch_size
         else:
             failed.add(loaded.spec.name)
     not_loaded = list(dict.fromkeys(spec.name for spec in specs if spec not in loadable))
@@ -103,6 +106,9 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     yield from memory.device_findings(devices, placements, sizes)
     workers = [memory.models_in_host_memory(placement, specs) for placement in placements] or [list(sizes)]
     yield from memory.host_findings(workers, config.spares, sizes, measured, this.memory)
+    warm_up = memory.warm_up_finding(workers, measured, peaks, this.memory)
+    if warm_up is not None:
+        yield warm_up
     if this.killed_together is not None:
         yield memory.killed_together_finding(this.killed_together)
 

@@ -144,6 +144,38 @@ def host_findings(
         yield Finding(SECTION, Level.NOTE, text, "give the daemon more memory, or configure fewer spares or workers")
 
 
+def warm_up_finding(
+    workers: Sequence[Sequence[str]],
+    measured: Mapping[str, tuple[int, int]],
+    peaks: Mapping[str, tuple[int, int]],
+    memory: Sequence[MemoryHeadroom],
+) -> Finding | None:
+    """Whether the memory suffices while all workers load at the same time; None if it does.
+
+    Args:
+        workers: as in `host_findings`.
+        measured: as in `host_findings`.
+        peaks: for each model that was loaded, the most bytes of its process, and the rows of its largest batch.
+        memory: what the machine and each control group have left.
+    """
+    idle = max((before for before, _ in measured.values()), default=IDLE_BYTES)
+    total = 0
+    for names in workers:
+        known = [name for name in names if name in measured]
+        loaded = idle + sum(max(0, measured[name][1] - measured[name][0]) for name in known)
+        total += loaded + max((max(0, peaks[name][0] - measured[name][1]) for name in known), default=0)
+    narrowest = min(memory, key=lambda headroom: headroom.available_bytes)
+    if not measured or total <= narrowest.available_bytes:
+        return None
+    largest = max(measured, key=lambda name: peaks[name][0] - measured[name][1])
+    text = (
+        f"host: {with_number(len(workers), 'worker')} that warm up at the same time take up to {format_bytes(total)}, "
+        f"and {narrowest.source} leaves {format_bytes(narrowest.available_bytes)}"
+    )
+    advice = f"lower batching.max_batch_size of {largest} ({peaks[largest][1]}), or configure fewer workers"
+    return Finding(SECTION, Level.WARNING, text, advice)
+
+
 def killed_together_finding(group: str) -> Finding:
     """If memory runs out, the kernel ends all processes of a control group, and not only one."""
     text = f"if memory runs out, the kernel ends every process of the control group {group} (memory.oom.group)"

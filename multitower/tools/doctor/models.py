@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import psutil
@@ -18,6 +19,7 @@ import zmq
 
 from multitower import worker_wire
 from multitower.cuda_environment import no_gpu_environment
+from multitower.load_step import LoadStep
 from multitower.spec import Assignment, ModelReport, ModelSpec, ProcessSpec, TensorReport, WorkerReport
 from multitower.supervisor.machine.devices import format_bytes
 from multitower.supervisor.workers.child_process import ChildProcess
@@ -44,6 +46,8 @@ class LoadedModel:
         cause: why there is no report, or why the model failed.
         before_bytes: resident memory of the process before it loaded the model; 0 if it did not get that far.
         after_bytes: resident memory of the process with the model.
+        peak_bytes: the most that its resident memory has been, as in the warm-up.
+        step: what the process was doing when it ended, without a report.
         log_lines: warnings from the worker's log; without a report, the last lines that the worker wrote.
     """
 
@@ -52,6 +56,8 @@ class LoadedModel:
     cause: str | None = None
     before_bytes: int = 0
     after_bytes: int = 0
+    peak_bytes: int = 0
+    step: LoadStep | None = None
     log_lines: list[str] = field(default_factory=list)
 
 
@@ -155,6 +161,7 @@ def _wait_for_report(process: ChildProcess, assignment: Assignment, loaded: Load
                 process.connection.send([worker_wire.ASSIGN, assignment.to_json()])
             elif report.state in ("ready", "failed"):
                 loaded.after_bytes = _resident_bytes(process.pid)
+                loaded.peak_bytes = _peak_resident_bytes(process.pid)
                 loaded.report = next(iter(report.models), None)
                 loaded.cause = report.cause
                 return True
@@ -171,6 +178,15 @@ def _resident_bytes(pid: int) -> int:
         return 0  # it has just ended
 
 
+def _peak_resident_bytes(pid: int) -> int:
+    """The most that a process has had in memory (VmHWM of proc_pid_status(5)); 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_bytes().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(b"VmHWM:")), 0)
+
+
 def _end(process: ChildProcess, loaded: LoadedModel, *, gently: bool) -> None:
     """Ends the process; if it died by itself, sets the cause."""
     if gently:
@@ -178,10 +194,12 @@ def _end(process: ChildProcess, loaded: LoadedModel, *, gently: bool) -> None:
     if not _has_ended(process, END_S if gently else 0):
         process.kill()
         _has_ended(process, None)
+    loaded.step = None if gently else process.read_step()
     cause = process.reap()
     process.close()
     if not gently and loaded.cause is None:
-        loaded.cause = f"its process {cause}: {cause.advice}"
+        doing = f" while {loaded.step}" if loaded.step is not None else ""
+        loaded.cause = f"its process {cause}{doing}: {cause.advice}"
 
 
 def _has_ended(process: ChildProcess, timeout_s: float | None) -> bool:
@@ -224,6 +242,13 @@ def findings(loaded: LoadedModel, *, gpus_wanted: bool = False) -> Iterator[Find
         yield from _report_findings(loaded, report)
     elif report is not None and report.needs_gpu and gpus_wanted:
         yield Finding(SECTION, Level.NOTE, f"{name} cannot be tried here, on the CPU: {report.cause}")
+    elif loaded.step is not None and loaded.step.fewer_rows:
+        rows, fewer = loaded.step.rows, loaded.step.fewer_rows
+        text = f"{name} ends its process in the warm-up with {rows} rows: {loaded.cause}"
+        advice = (
+            f"set its batching.max_batch_size to {fewer} or less; the daemon would lose workers until it stops there"
+        )
+        yield Finding(SECTION, Level.PROBLEM, text, advice)
     else:
         cause = (report.cause if report is not None else None) or loaded.cause
         page = documentation.page("Handlers" if loaded.spec.handler is not None else "Models")
