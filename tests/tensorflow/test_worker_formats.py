@@ -27,7 +27,7 @@ with warnings.catch_warnings():
     from multitower.worker.formats.keras2_model import Keras2Model
     from multitower.worker.formats.keras3_model import Keras3Model
     from multitower.worker.formats.saved_model import SavedModel
-    from multitower.worker.heartbeat import CallCounter
+    from multitower.worker.heartbeat import CallCounter, LoadSteps
     from multitower.worker.loading import load_other_signatures
 
 from multitower.spec import Assignment, ModelReport, ModelSpec, TensorReport, WorkerReport
@@ -106,7 +106,7 @@ def test_all_signatures_are_served_or_reported_with_a_cause(
         monkeypatch.setattr(tf.saved_model, "load", no_optimizer)
     wanted = spec(path, max_batch_size=4)
     model = SavedModel(wanted)
-    executors, reports = load_other_signatures(model, wanted, (), CallCounter())
+    executors, reports = load_other_signatures(model, wanted, (), CallCounter(), LoadSteps())
     assert model.signature == "serving_default"
     assert set(executors) == {"twice", "total"}
     by_name = {report.name: report for report in reports}

@@ -19,7 +19,7 @@ with warnings.catch_warnings():
 
     from multitower.worker.formats.keras3_model import Keras3Model
     from multitower.worker.formats.saved_model import SavedModel
-    from multitower.worker.heartbeat import CallCounter
+    from multitower.worker.heartbeat import CallCounter, LoadSteps
     from multitower.worker.loading import load_other_signatures
 
 from multitower.spec import ModelSpec
@@ -100,7 +100,7 @@ def test_recorded_requests_of_tensorflow_serving_are_read(serving: Path) -> None
     assert [parse(sample.inputs["inputs"]).numpy().tolist() for sample in samples[2:]] == [[3, 4], [9]]
     assert samples[2].origin == f"{file}, record 3"
     assert warm_up(model, spec, samples) == (None, True)
-    executors, reports = load_other_signatures(model, spec, samples, CallCounter())
+    executors, reports = load_other_signatures(model, spec, samples, CallCounter(), LoadSteps())
     assert set(executors) == {"classify", "twice"}
     # Made-up text is no valid example, so only recorded examples can prove this signature.
     assert executors["classify"]._proven
