@@ -6,13 +6,14 @@ where only the client is installed, to say what is missing.
 
 from __future__ import annotations
 
+import errno
 import io
-import os
 import signal
 import sys
 from typing import Final
 
 from multitower.exit_codes import Exit
+from multitower.standard_streams import discard_output, open_standard_streams
 from multitower.supervisor.loop.signals import handle_early_stop
 
 SERVER_PACKAGES: Final = {
@@ -26,8 +27,13 @@ SERVER_PACKAGES: Final = {
 """The packages that the command line needs beyond the client's: the name in imports, and the name for pip."""
 
 
+LOST_OUTPUT: Final = frozenset((errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""Errors of a write to standard output that are no defect."""
+
+
 def main() -> None:
     """Runs the command line and ends the process with an exit code of `multitower.exit_codes`."""
+    open_standard_streams()
     handle_early_stop()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -45,9 +51,13 @@ def main() -> None:
             file=sys.stderr,
         )
         code = Exit.UNAVAILABLE
-    except BrokenPipeError:
-        # The reader has closed the pipe. Python flushes stdout at exit, which must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in LOST_OUTPUT or error.filename is not None:
+            raise
+        discard_output()
+        # The reader has closed the pipe, or the terminal has been closed: nobody wants to know.
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            print(f"multitower: the output could not be written: {error.strerror}", file=sys.stderr)
         code = 1
     sys.exit(code)
 

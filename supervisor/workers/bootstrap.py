@@ -19,6 +19,7 @@ from typing import TextIO
 
 from multitower.import_path import restore_environment
 from multitower.spec import ProcessSpec
+from multitower.standard_streams import open_standard_streams
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -48,6 +49,7 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
         heartbeat: the writing end of the pipe of its heartbeats.
         begun: a memory file with a `worker_wire.BEGUN` for each tower, and the `LoadStep` behind them.
     """
+    open_standard_streams()
     # A session is a process group as well. Whatever the worker starts is in it, unless it makes its own.
     os.setsid()
     restore_environment()
