@@ -33,6 +33,11 @@ def serve_command(config: Path, overrides: Sequence[str] = ()) -> list[str]:
     return [sys.executable, "-m", "multitower", "serve", str(config), *settings]
 
 
+def _bound_to_this_process(command: Sequence[str]) -> list[str]:
+    """The command that runs a program which gets SIGTERM when this process ends, even by SIGKILL."""
+    return [sys.executable, "-I", "-S", str(Path(die_with_parent.__file__)), str(os.getpid()), *command]
+
+
 def end_process(process: subprocess.Popen[bytes]) -> int:
     """Drains a daemon with SIGTERM, kills it after `END_S`, and returns its exit code."""
     if process.poll() is None:
@@ -47,9 +52,10 @@ def end_process(process: subprocess.Popen[bytes]) -> int:
 def serve_in_foreground(config: Path) -> int:
     """Serves a configuration until the daemon exits, and returns its exit code.
 
-    Ctrl-C reaches the daemon as well, which then drains. Any other exception ends the daemon first.
+    Ctrl-C reaches the daemon as well, which then drains. Any other exception ends the daemon first, and so does the end
+    of this process, as when the terminal is closed.
     """
-    process = subprocess.Popen(serve_command(config))
+    process = subprocess.Popen(_bound_to_this_process(serve_command(config)))
     try:
         while True:
             try:
@@ -95,11 +101,14 @@ class OwnDaemon:
             ToolError: a slot failed, the daemon ended, or the time was over.
         """
         try:
-            bound = [sys.executable, "-I", "-S", str(Path(die_with_parent.__file__)), str(os.getpid())]
             with self._log.open("wb") as output:
                 # In a process group of its own: the tool handles Ctrl-C and then drains the daemon once.
                 self._process = subprocess.Popen(
-                    [*bound, *self._command], stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0
+                    _bound_to_this_process(self._command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    process_group=0,
                 )
             self._wait_until_ready(self._process)
         except BaseException:
