@@ -22,6 +22,7 @@ from .optional_inputs import BatchedModel, row_defaults
 from .protocol_limits import check_limits
 from .row_comparison import VARYING
 from .unrunnable import UnrunnableError, classify
+from .warmup.padding_check import warn_of_padding
 from .warmup.row_check import TRUSTED, check_rows
 from .warmup.samples import load_samples
 from .warmup.warmup import Sample, warm_up, warmup_sizes
@@ -310,6 +311,8 @@ def _warm_up(
     values = check_rows(model, spec, shapes, samples, signature=signature, before_call=before_call)
     steps.begin(LoadStep(*spec.key))
     because = shapes.unbatched_because or values.unbatched_because
+    if because is None:
+        warn_of_padding(model, spec, samples, signature=signature)
     return _Findings(because, values.unverified_because, shapes.proven and because is None)
 
 

@@ -21,6 +21,11 @@ class Share:
         return {"y": x / x.max()}
 
 
+class Mean(Share):
+    def infer(self, inputs):
+        return {"y": inputs["x"].mean(axis=1)}
+
+
 class Double(Share):
     def infer(self, inputs):
         return {"y": 2 * inputs["x"]}
@@ -79,3 +84,23 @@ def test_a_handler_whose_rows_influence_each_other_runs_unbatched(tmp_path: Path
         ask(client, "share", [1, 20, 3] * 10)
         lines = [line for line in daemon.lines if line["message"] == "model runs unbatched"]
         assert sorted(line["model"] for line in lines) == ["recorded", "share"]
+
+
+PADDED = """
+listen: ["{endpoint}"]
+devices: {cpu: 1}
+spares: 0
+models:
+  - name: padded
+    handler: "batching_handlers:Mean"
+    batching: {max_batch_size: 8, pad_variable_length_inputs: true}
+    warmup: rows.npz
+"""
+
+
+def test_a_recorded_request_that_padding_changes_is_logged(tmp_path: Path) -> None:
+    (tmp_path / "batching_handlers.py").write_text(HANDLERS)
+    np.savez(tmp_path / "rows.npz", x=np.float32([[1, 2, 3], [5, 6, 9]]))
+    with Running(tmp_path, PADDED) as daemon, daemon.wait_ready().client() as client:
+        daemon.wait(lambda: "changes the values of output 'y'" in daemon.text())
+        assert state(client, "padded")["unbatched_because"] is None
