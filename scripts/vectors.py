@@ -330,8 +330,6 @@ def _refused() -> list[dict[str, Any]]:
     gone = _shared(b'"shared_memory_offset":4096,"shared_memory_byte_size":16')
     where = "inputs[0].parameters.shared_memory_region"
     rows.append(("shared memory of a pid that Linux never gives", [b"", infer, id, gone, LABEL], "malformed", where))
-    none = _with(b"[2,2]", b"[0,2]").replace(b"[2]}", b"[0]}")
-    rows.append(("no rows", [b"", infer, id, none, b"", b""], "shape_invalid", "x"))
     codes = {
         "kind_unknown": "UNIMPLEMENTED",
         "model_unknown": "NOT_FOUND",

@@ -16,6 +16,9 @@ from multitower.spec import ModelReport, SignatureReport, TensorReport
 
 from ..scheduling.request import Plan
 
+MAX_EMPTY_ROWS: Final = 65_536
+"""The most rows of a request to a batched model if none of its inputs has an element."""
+
 _MAX_LISTED: Final = 16
 """The most names in a message."""
 
@@ -121,11 +124,11 @@ def check_outputs(names: Sequence[str], declared: Sequence[TensorReport]) -> Non
 
 
 def count_rows(inputs: Sequence[wire.Tensor]) -> int:
-    """The size of dimension 0, which all inputs of a batched model share.
+    """The size of dimension 0, which all inputs of a batched model share; it may be 0.
 
     Raises:
         InvalidRequest: `input_missing` without inputs; `shape_invalid` where an input has no dimension 0, where the
-            inputs differ in it, or where they have no elements.
+            inputs differ in it, or where they have very many rows without elements.
     """
     if not inputs:
         raise make(Reason.INPUT_MISSING, "a request needs at least one input", field="inputs")
@@ -142,11 +145,12 @@ def count_rows(inputs: Sequence[wire.Tensor]) -> int:
                 " inputs share the batch dimension",
                 field=tensor.name,
             )
-    # Without elements, a request of no bytes could have any number of rows.
-    if not rows or not any(tensors.element_count(tensor.shape) for tensor in inputs):
+    assert rows is not None  # there is an input
+    # Without elements, a request of no bytes could have any number of rows, and as many parts.
+    if rows > MAX_EMPTY_ROWS and not any(tensors.element_count(tensor.shape) for tensor in inputs):
         raise make(
             Reason.SHAPE_INVALID,
-            f"the input {inputs[0].name!r} of shape {list(inputs[0].shape)} is empty, but a request has rows",
+            f"the input {inputs[0].name!r} has {rows} rows without elements; a request can have {MAX_EMPTY_ROWS}",
             field=inputs[0].name,
         )
     return rows

@@ -176,6 +176,9 @@ class RequestPlanner:
         if header.outputs is not None and signature.outputs is not None:
             check_outputs(header.outputs, signature.outputs)
         rows = count_rows(header.inputs) if batched else 1
+        if not rows:
+            # There is nothing to join. The model is called with it as it is, as if it were not batched.
+            batched, rows = False, 1
         index_of = {tensor.name: index for index, tensor in enumerate(header.inputs)}
         # Clients list inputs in any order. A key has one order, so that all these requests can share a batch.
         if declared is not None:

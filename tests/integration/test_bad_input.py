@@ -97,11 +97,6 @@ CASES: dict[str, tuple[list[bytes], str, str]] = {
     "wrong rank": ([inputs(0, shape=[2, 3, 1]), X, N], "shape_invalid", "'x'"),
     "wrong dimension": ([inputs(0, shape=[2, 4]), X, N], "shape_invalid", "'x'"),
     "unequal rows": ([inputs(1, shape=[3]), X, N + N[:8]], "shape_invalid", "'n'"),
-    "no rows": (
-        [header(inputs=[{**INPUTS[0], "shape": [0, 3]}, {**INPUTS[1], "shape": [0]}]), b"", b""],
-        "shape_invalid",
-        "'x'",
-    ),
     "too few bytes": ([header(), X[:-1], N], "size_mismatch", "'x'"),
     "too many bytes": ([header(), X, N + b"\0"], "size_mismatch", "'n'"),
     "negative dimension": ([inputs(0, shape=[-1, 3]), X, N], "shape_invalid", "inputs[0].shape"),

@@ -14,7 +14,7 @@ from multitower import wire
 from multitower.errors import InvalidRequest, MultitowerError, NotFound, Reason, Unavailable, make
 from multitower.spec import ModelReport, SignatureReport, TensorReport
 from multitower.supervisor.routing import request_plans
-from multitower.supervisor.routing.request_checks import check_frames
+from multitower.supervisor.routing.request_checks import MAX_EMPTY_ROWS, check_frames
 from multitower.supervisor.routing.request_plans import RequestPlanner
 from multitower.supervisor.scheduling.request import Request
 
@@ -165,6 +165,24 @@ def test_requests_that_are_split_or_empty_are_not_padded(admitted: RequestPlanne
     plan = admitted.plan(lengths(rows, length))
     assert plan.key.spec.inputs == (("x", "FP32", (length, 2)), ("s", "BYTES", ()))
     assert plan.sizes_frame is None
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_request_without_rows_runs_as_if_its_model_were_unbatched(padded: bool, admitted: RequestPlanner) -> None:
+    admitted.add_version(report(**VARIABLE | {"pad_variable_length_inputs": padded}))
+    plan = admitted.plan(lengths(0, 3))
+    assert plan.key.spec.inputs == (("x", "FP32", (0, 3, 2)), ("s", "BYTES", (0,)))
+    assert (plan.key.spec.batched, plan.key.max_batch_size, plan.rows) == (False, 0, 1)
+    assert plan.sizes == (0, 0)
+
+
+def test_rows_without_elements_are_batched_up_to_a_limit(admitted: RequestPlanner) -> None:
+    admitted.add_version(report(inputs=(TensorReport(name="x", datatype="FP32", shape=(-1, -1)),)))
+    most = admitted.plan(wire.infer_header("m", [wire.Tensor("x", "FP32", (MAX_EMPTY_ROWS, 0))]))
+    assert (most.rows, most.key.spec.batched, most.sizes) == (MAX_EMPTY_ROWS, True, (0,))
+    with pytest.raises(InvalidRequest, match="rows without elements; a request can have 65536") as caught:
+        admitted.plan(wire.infer_header("m", [wire.Tensor("x", "FP32", (10**15, 0))]))
+    assert caught.value.reason == Reason.SHAPE_INVALID
 
 
 def test_inputs_without_variable_sizes_are_not_padded(admitted: RequestPlanner) -> None:
