@@ -40,6 +40,11 @@ def _refuses_shared_memory(error: MultitowerError) -> bool:
     return error.reason == Reason.MALFORMED and str(error.details.get("field")).endswith(wire.SHARED_MEMORY_REGION)
 
 
+def _timeout_error(what: str) -> MultitowerError:
+    """The outcome of a call whose own timeout is over, by the clock of this client."""
+    return make(Reason.DEADLINE, f"{what}, which this client was given", limit="timeout")
+
+
 class Connection:
     """A connection that opens by itself, and again after it was lost.
 
@@ -309,7 +314,7 @@ class Connection:
         transport = self._transport
         for call in [call for call in transport.outstanding.values() if call.deadline <= now]:
             del transport.outstanding[call.id]
-            self._settle(call, make(Reason.DEADLINE, "no answer within the request's time"))
+            self._settle(call, _timeout_error("no answer within the timeout of the request"))
             # The daemon's own clock started later, when the request reached it.
             transport.send_request(wire.CANCEL, call.id)
         unsent, transport.unsent = transport.unsent, deque()
@@ -327,7 +332,7 @@ class Connection:
     def _error_of_unsent(self) -> MultitowerError:
         """Why a call could not be sent in time."""
         if self._transport.greeted:
-            return make(Reason.DEADLINE, "the request's time was over before it could be sent")
+            return _timeout_error("the timeout of the request was over before it could be sent")
         if self._connected:
             message = f"something listens at {self.endpoint}, but it does not answer as a multitower daemon"
         else:

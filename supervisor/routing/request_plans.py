@@ -202,8 +202,9 @@ class RequestPlanner:
             version=version,
         )
         timeout = self._timeouts[name]
-        if header.timeout_us is not None:
-            timeout = min(timeout, header.timeout_us / 1e6)
+        own = header.timeout_us is not None and header.timeout_us / 1e6 < timeout
+        if own and header.timeout_us is not None:
+            timeout = header.timeout_us / 1e6
         return Plan(
             key=self._key(spec, report, signature.max_batch_size if batched else 0, header_bytes),
             rows=rows,
@@ -212,6 +213,7 @@ class RequestPlanner:
             variable=tuple(tensor.datatype == tensors.BYTES for tensor in header.inputs),
             names=tuple(tensor.name for tensor in header.inputs),
             timeout_s=timeout,
+            timeout_is_own=own,
             priority=header.priority or NORMAL_PRIORITY,
             shared=_shared(header),
             sizes_frame=sizes_frame,

@@ -21,6 +21,7 @@ from multitower.errors import MultitowerError, Reason, from_wire, make
 from multitower.spec import ModelReport
 
 from ..loop.containment import ErrorLog
+from ..scheduling.deaths import Death
 from ..scheduling.pool import Rule
 from ..scheduling.queue import QueueLimits
 from ..scheduling.scheduler import Scheduler, StateError
@@ -266,7 +267,9 @@ class Router:
         for version in statistics.keys() - set(self.planner.catalog.versions(model)):
             del statistics[version]
 
-    def remove_worker(self, route: Route, now: float, *, crashed: bool, begun: Sequence[int]) -> bool:
+    def remove_worker(
+        self, route: Route, now: float, *, crashed: bool, begun: Sequence[int], death: Death | None = None
+    ) -> bool:
         """Removes a worker process that has ended and whose messages have all been read.
 
         Args:
@@ -274,6 +277,7 @@ class Router:
             now: monotonic seconds.
             crashed: whether a request may have caused its end.
             begun: for each tower the id of the batch that it began last.
+            death: how it ended; None if unknown.
 
         Returns:
             Whether a request that ran alone caused its end.
@@ -288,7 +292,7 @@ class Router:
                 # Requests must be checked against what is served, which is not what was added last.
                 versions = left[-1].worker.versions.items()
                 self._admit_versions(left[-1].reports[model], {key: served.generation for key, served in versions})
-        suspect_to_blame = self.scheduler.remove_process(route.worker, now, crashed=crashed, begun=begun)
+        suspect_to_blame = self.scheduler.remove_process(route.worker, now, crashed=crashed, begun=begun, death=death)
         self._remove_due_models()
         return suspect_to_blame
 

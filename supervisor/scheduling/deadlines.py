@@ -7,11 +7,36 @@ minute of traffic in memory. Here a request is removed when it is answered, and 
 from __future__ import annotations
 
 import heapq
+from typing import Any
 
-from .request import Request
+from multitower.errors import MultitowerError, Reason, make
+
+from .request import Plan, Request
 
 TICK_S = 0.005
 """Deadlines are noticed at most this many seconds late."""
+
+
+def describe_limit(plan: Plan) -> str:
+    """Which limit sets the deadline of a request, and its value, for people."""
+    whose = "the request's timeout" if plan.timeout_is_own else f"queue.timeout of {plan.model!r}"
+    return f"{whose} is {plan.timeout_s:g} s"
+
+
+def limit_details(plan: Plan) -> dict[str, Any]:
+    """The limit that sets the deadline of a request, and its value in seconds, for the details of an error."""
+    return {"limit": "timeout" if plan.timeout_is_own else "queue.timeout", "limit_value": plan.timeout_s}
+
+
+def deadline_error(plan: Plan, where: str) -> MultitowerError:
+    """The answer to a request whose deadline has passed.
+
+    Args:
+        plan: the request's.
+        where: the request was then, as in `before a worker was free`.
+    """
+    message = f"the deadline passed {where}: {describe_limit(plan)}"
+    return make(Reason.DEADLINE, message, **limit_details(plan))
 
 
 class Deadlines:

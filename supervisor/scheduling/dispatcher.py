@@ -227,7 +227,7 @@ class Dispatcher:
 
     def _late_error(self, request: Request, rows: int, now: float) -> MultitowerError | None:
         """The error for a request larger than a batch whose remaining rows cannot run in its time, or None."""
-        return late_error(rows, self._pool.least_seconds(request.plan.key, rows), request.deadline - now)
+        return late_error(request.plan, rows, self._pool.least_seconds(request.plan.key, rows), request.deadline - now)
 
 
 def _process_depth(worker: Worker) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from multitower.errors import MultitowerError, Reason, make
 
-from .deadlines import Deadlines
+from .deadlines import Deadlines, deadline_error
 from .queue import ModelQueue
 from .request import Frame, Phase, Request, Sender
 from .split_requests import add_answer, join_answers
@@ -136,7 +136,7 @@ class OpenRequests:
         """Answers all requests whose deadline has passed."""
         for request in self._deadlines.expire(now):
             where = "while it was being executed" if request.phase is Phase.RUNNING else "before a worker was free"
-            self.settle(request, make(Reason.DEADLINE, f"the deadline passed {where}"), expired=True)
+            self.settle(request, deadline_error(request.plan, where), expired=True)
 
     def pop_replies(self) -> list[Reply]:
         """Removes and returns the answers that are to be sent."""

@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
+from multitower.errors import MultitowerError, Reason, make
 from multitower.worker_wire import KeySpec
 
 from .areas import OpenArea
+from .deaths import Death
 from .request import Request
 
 MAX_REQUESTS = 64
@@ -38,12 +41,30 @@ class QuarantinedRequest:
     Attributes:
         model: its model.
         until: when the quarantine ends, in monotonic seconds.
+        seconds: how long it lasts in all.
+        death: how the worker died that the request ran on alone; None if unknown.
         refused: how many equal requests have been refused.
     """
 
     model: str
     until: float
+    seconds: float
+    death: Death | None = None
     refused: int = 0
+
+    def refusal(self, now: float) -> MultitowerError:
+        """The answer to an equal request."""
+        hung = self.death is not None and self.death.hung
+        what = "made a worker hang" if hung else "crashed a worker"
+        cause = f" ({self.death.cause})" if self.death is not None else ""
+        return make(
+            Reason.POISONED,
+            f"an equal request {what}{cause}; it is refused for {self.until - now:.0f} s more, and quarantine of "
+            f"{self.model!r} is {self.seconds:g} s",
+            cause=self.death.cause if self.death is not None else None,
+            limit="quarantine",
+            limit_value=self.seconds,
+        )
 
 
 class RequestQuarantine:
@@ -56,13 +77,14 @@ class RequestQuarantine:
         self._entries: OrderedDict[_Identity, QuarantinedRequest] = OrderedDict()
         self._sizes: dict[tuple[KeySpec, int], int] = {}  # number of entries by key and size
 
-    def add(self, request: Request, now: float, seconds: float) -> None:
+    def add(self, request: Request, now: float, seconds: float, death: Death | None = None) -> None:
         """Puts a request into quarantine; no-op for 0 seconds, and if its shared memory cannot be read.
 
         Args:
             request: the request; its frames must not have been released.
             now: monotonic seconds.
             seconds: how long it stays there.
+            death: how its worker died; None if unknown.
         """
         if seconds <= 0:
             return
@@ -71,7 +93,7 @@ class RequestQuarantine:
             return
         if self._entries.pop(identity, None) is None:
             self._count(identity, 1)
-        self._entries[identity] = QuarantinedRequest(request.plan.model, now + seconds)
+        self._entries[identity] = QuarantinedRequest(request.plan.model, now + seconds, seconds, death)
         while len(self._entries) > MAX_REQUESTS:
             self._remove(next(iter(self._entries)))
 
@@ -150,6 +172,8 @@ class ModelQuarantine:
     def __init__(self) -> None:
         self._until: dict[str, float] = {}  # by model in quarantine: its end, in monotonic seconds
         self._crashes: dict[str, int] = {}  # by model: requests in a row
+        self._hung: dict[str, int] = {}  # by model: how many of them made their workers hang
+        self._last: dict[str, tuple[float, Death | None]] = {}  # by model: seconds of quarantine, and the last death
 
     def __bool__(self) -> bool:
         return bool(self._until)
@@ -167,7 +191,7 @@ class ModelQuarantine:
         """The models whose last request crashed a worker, in quarantine or not."""
         return list(self._crashes)
 
-    def add_crash(self, model: str, now: float, seconds: float) -> bool:
+    def add_crash(self, model: str, now: float, seconds: float, death: Death | None = None) -> bool:
         """Counts a request that crashed a worker alone; after the last allowed one the model is in quarantine.
 
         When the quarantine has ended, one more such request starts it again.
@@ -176,11 +200,14 @@ class ModelQuarantine:
             model: the request's.
             now: monotonic seconds.
             seconds: how long a quarantine lasts; 0 for none.
+            death: how the request's worker died; None if unknown.
 
         Returns:
             Whether the model is in quarantine now because of this request.
         """
         self._crashes[model] = self._crashes.get(model, 0) + 1
+        self._hung[model] = self._hung.get(model, 0) + (death is not None and death.hung)
+        self._last[model] = seconds, death
         if seconds <= 0 or self._crashes[model] < MIN_CRASHES:
             return False
         self._until[model] = now + seconds
@@ -203,11 +230,27 @@ class ModelQuarantine:
     def reset(self, model: str) -> None:
         """Ends the quarantine of a model and counts its crashes from 0 again."""
         self._crashes.pop(model, None)
+        self._hung.pop(model, None)
+        self._last.pop(model, None)
         self._until.pop(model, None)
 
     def cause(self, model: str) -> str:
         """Why a model in quarantine is there."""
+        crashes, hung = self._crashes[model], self._hung[model]
+        seconds, death = self._last[model]
+        what = "crashed their workers" if not hung else "crashed their workers or made them hang"
+        what = "made their workers hang" if hung == crashes else what
+        last = f" (the last one: {death.cause})" if death is not None else ""
         return (
-            f"{self._crashes[model]} requests in a row crashed their workers; it is tried again when its quarantine "
-            "is over, or after `multitower restart SLOT`"
+            f"{crashes} requests in a row {what}{last}; it is tried again when its quarantine of {seconds:g} s is "
+            "over, or after `multitower restart SLOT`"
         )
+
+    def details(self, model: str) -> dict[str, Any]:
+        """The details of the refusal of a request to a model in quarantine."""
+        seconds, death = self._last[model]
+        return {
+            "cause": death.cause if death is not None else None,
+            "limit": "quarantine",
+            "limit_value": seconds,
+        }

@@ -7,8 +7,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from multitower.errors import MultitowerError, Reason, make
+from multitower.errors import MultitowerError
 
+from .deadlines import deadline_error
 from .request import BatchKey, Phase, Request, Split
 from .split_requests import cut_part
 
@@ -110,6 +111,12 @@ class ModelQueue:
     def has_room_for(self, request: Request) -> bool:
         """Whether the request can be added without exceeding a limit."""
         return self.size < self.limits.max_size and self.bytes + request.size <= self.limits.max_bytes
+
+    def limit_reached(self) -> tuple[str, int]:
+        """The limit that a request would exceed which has no room, and its value."""
+        if self.size >= self.limits.max_size:
+            return "queue.max_size", self.limits.max_size
+        return "queue.max_bytes", self.limits.max_bytes
 
     def push(self, request: Request, *, first: bool = False) -> None:
         """Adds a request.
@@ -267,7 +274,7 @@ class ModelQueue:
                     continue  # a part of a request that has just failed
                 if request.deadline <= now:
                     self._remove_from_level(request)
-                    error = make(Reason.DEADLINE, "the deadline passed before a worker was free")
+                    error = deadline_error(request.plan, "before a worker was free")
                     fail(request.whole, error)
                 elif key.max_batch_size and request.rows > key.max_batch_size:
                     if request.deaths and taken:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from multitower.errors import Reason, make
 
+from .deaths import Death, death_details, describe_deaths
 from .open_requests import OpenRequests
 from .pool import Pool
 from .queue import ModelQueue
@@ -38,8 +39,11 @@ class Recovery:
         self._pool = pool
         self._open_requests = open_requests
         self._refusals = refusals
+        self._deaths: dict[Request, list[Death]] = {}  # by whole request: of the workers that executed it
 
-    def remove_process(self, worker: Worker, now: float, *, crashed: bool, begun: Sequence[int]) -> bool:
+    def remove_process(
+        self, worker: Worker, now: float, *, crashed: bool, begun: Sequence[int], death: Death | None = None
+    ) -> bool:
         """Removes the workers of a process that has exited; all its answers must have been handled before.
 
         Args:
@@ -47,10 +51,12 @@ class Recovery:
             now: monotonic seconds.
             crashed: whether what it executed made it exit, rather than a signal that anyone may have sent.
             begun: for each tower the id of the batch that it started last; empty if unknown.
+            death: how the process ended; None if unknown.
 
         Returns:
             Whether a single suspect that ran alone is to blame.
         """
+        self._deaths = {whole: deaths for whole, deaths in self._deaths.items() if whole.phase is not Phase.DONE}
         requests: list[Request] = []  # executed when it exited
         others: list[Batch] = []
         for number, tower in enumerate(worker.towers):
@@ -65,7 +71,9 @@ class Recovery:
         alone = len(requests) == 1
         lone_suspect = alone and requests[0].deaths > 0
         for request in reversed(requests):
-            self._count_death(request, worker, now, to_blame=alone and crashed)
+            if death is not None:
+                self._deaths.setdefault(request.whole, []).append(death)
+            self._count_death(request, worker, now, death, to_blame=alone and crashed)
         self.restart_split_requests()
         self.refuse_outdated()
         return lone_suspect
@@ -125,13 +133,16 @@ class Recovery:
             request.phase = Phase.WAITING
             queue.push(request, first=True)
 
-    def _count_death(self, request: Request, worker: Worker, now: float, *, to_blame: bool) -> None:
+    def _count_death(
+        self, request: Request, worker: Worker, now: float, death: Death | None, *, to_blame: bool
+    ) -> None:
         """Decides about a request that its worker died with.
 
         Args:
             request: the request, or a part; it may have been answered meanwhile.
             worker: that died.
             now: monotonic seconds.
+            death: how it died; None if unknown.
             to_blame: it made the worker exit, and ran alone.
         """
         queue = self._queues[request.plan.model]
@@ -146,7 +157,7 @@ class Recovery:
         # A client that has its answer may have written something else to its shared memory.
         blamed = to_blame and (answered or exhausted) and bool(whole.frames) and not (answered and whole.shared)
         if blamed:
-            self._refusals.requests.add(whole, now, queue.limits.quarantine_s)
+            self._refusals.requests.add(whole, now, queue.limits.quarantine_s, death)
         if not answered and exhausted:
             self._settle_exhausted(whole, request.deaths, queue.limits.retry)
         elif not answered and not outdated:
@@ -155,17 +166,23 @@ class Recovery:
                 self._open_requests.settle(whole, refusal)
             else:
                 queue.push_suspect(request)
-        if blamed and self._refusals.models.add_crash(queue.model, now, queue.limits.quarantine_s):
+        if blamed and self._refusals.models.add_crash(queue.model, now, queue.limits.quarantine_s, death):
             self._refuse_waiting(queue)
         request.release_frames()
 
     def _settle_exhausted(self, whole: Request, deaths: int, retry: int) -> None:
         """Answers a request with which more workers have died than `retry` allows."""
+        known = self._deaths.pop(whole, [])
+        cause = f" ({describe_deaths(known)})" if known else ""
+        limit = f"retry of {whole.plan.model!r} is {retry}"
+        details = death_details(known, "retry", retry)
         if retry == 0:
-            error = make(Reason.WORKER_DIED, "the worker died with this request")
+            error = make(Reason.WORKER_DIED, f"the worker died with this request{cause}, and {limit}", **details)
         else:
-            message = f"{deaths} workers died while they executed this request; do not send it again"
-            error = make(Reason.POISONED, message)
+            message = (
+                f"{deaths} workers died while they executed this request{cause}, and {limit}: do not send it again"
+            )
+            error = make(Reason.POISONED, message, **details)
         self._open_requests.settle(whole, error)
 
     def _refuse_waiting(self, queue: ModelQueue) -> None:

@@ -36,9 +36,12 @@ class Refusals:
             return None
         # A new error each time: one that is raised repeatedly would collect the tracebacks of all times.
         message = self._unavailable.get(model)
-        if message is None and model in self.models:
-            message = f"{model!r} is in quarantine: {self.models.cause(model)}"
-        return None if message is None else make(Reason.NO_WORKER, message)
+        if message is not None:
+            return make(Reason.NO_WORKER, message)
+        if model not in self.models:
+            return None
+        message = f"{model!r} is in quarantine: {self.models.cause(model)}"
+        return make(Reason.NO_WORKER, message, **self.models.details(model))
 
     def for_suspect(self, model: str) -> MultitowerError | None:
         """Why a suspect of the model is not run again; None if it is, since it may not be the one that crashes."""

@@ -80,6 +80,7 @@ class Plan:
         variable: for each frame whether `sizes` is only the minimum.
         names: for each frame the name of its input, for error messages.
         timeout_s: seconds from its receipt to its deadline.
+        timeout_is_own: whether that is the request's own `timeout`, rather than the model's `queue.timeout`.
         priority: 1 or more; a lower number is more urgent.
         shared: its tensors in shared memory; None if it has none.
         sizes_frame: the last frame of each of its entries in a batch if its key pads inputs; else None.
@@ -96,6 +97,7 @@ class Plan:
     priority: int = NORMAL_PRIORITY
     shared: Shared | None = None
     sizes_frame: bytes | None = None
+    timeout_is_own: bool = False
     model: str = field(init=False)
 
     def __post_init__(self) -> None:

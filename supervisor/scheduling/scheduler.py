@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from multitower.errors import MultitowerError, Reason, make
 
+from .deaths import Death
 from .dispatcher import Dispatcher
 from .open_requests import Answer, ErrorLogger, OpenRequests, Reply, log_each_error
 from .pool import Pool, Rule
@@ -122,16 +123,19 @@ class Scheduler:
         if refusal is not None:
             raise refusal
         if not queue.has_room_for(request):
+            limit, value = queue.limit_reached()
             raise make(
                 Reason.QUEUE_FULL,
-                f"the queue of {queue.model!r} is full: {queue.size} requests of {queue.bytes} bytes wait",
+                f"the queue of {queue.model!r} is full: {queue.size} requests of {queue.bytes} bytes wait, and {limit} "
+                f"is {value}",
                 queue_depth=queue.size,
                 retry_after_ms=_retry_after_ms(queue, request.received),
+                limit=limit,
+                limit_value=value,
             )
         entry = self._refusals.requests.find(request, request.received)
         if entry is not None:
-            seconds = entry.until - request.received
-            raise make(Reason.POISONED, f"an equal request crashed a worker; it is refused for {seconds:.0f} s more")
+            raise entry.refusal(request.received)
         if request.rows > request.plan.key.max_batch_size > 0:
             self._check_time(request)
         queue.push(request)
@@ -140,7 +144,7 @@ class Scheduler:
     def _check_time(self, request: Request) -> None:
         """Refuses a request larger than a batch if it cannot run in its time."""
         least_s = self.pool.least_seconds(request.plan.key, request.rows)
-        error = late_error(request.rows, least_s, request.deadline - request.received)
+        error = late_error(request.plan, request.rows, least_s, request.deadline - request.received)
         if error is not None:
             raise error
 
@@ -280,9 +284,17 @@ class Scheduler:
         return workers
 
     @_changes_state
-    def remove_process(self, worker: Worker, now: float, *, crashed: bool = False, begun: Sequence[int] = ()) -> bool:
+    def remove_process(
+        self,
+        worker: Worker,
+        now: float,
+        *,
+        crashed: bool = False,
+        begun: Sequence[int] = (),
+        death: Death | None = None,
+    ) -> bool:
         """Removes a process that has exited, and decides about its requests; see `Recovery.remove_process`."""
-        return self._recovery.remove_process(worker, now, crashed=crashed, begun=begun)
+        return self._recovery.remove_process(worker, now, crashed=crashed, begun=begun, death=death)
 
     @_changes_state
     def stop_dispatch(self, worker: Worker) -> None:

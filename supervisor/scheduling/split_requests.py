@@ -14,16 +14,18 @@ from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
 
 from .areas import OpenArea
-from .request import Frame, Request, SharedRequest, Split
+from .deadlines import describe_limit, limit_details
+from .request import Frame, Plan, Request, SharedRequest, Split
 
 SURE_FACTOR: Final = 1.25
 """A request is refused if its rows take this many times the time that is left: estimates are not exact."""
 
 
-def late_error(rows: int, least_s: float, left_s: float) -> MultitowerError | None:
+def late_error(plan: Plan, rows: int, least_s: float, left_s: float) -> MultitowerError | None:
     """The error for a request that cannot be answered in its time; None if it may be.
 
     Args:
+        plan: the request's.
         rows: of it, that have not run.
         least_s: seconds that these take at least; 0.0 if that is not known.
         left_s: seconds until its deadline.
@@ -33,9 +35,10 @@ def late_error(rows: int, least_s: float, left_s: float) -> MultitowerError | No
     return make(
         Reason.DEADLINE,
         f"{rows} rows of the request have not run and take {least_s:.1f} s at least, but only {left_s:.1f} s are left "
-        "of its time; send fewer rows per request, or allow it more time",
+        f"of its time ({describe_limit(plan)}); send fewer rows per request, or allow it more time",
         rows=rows,
         estimated_ms=round(least_s * 1000),
+        **limit_details(plan),
     )
 
 

@@ -85,15 +85,20 @@ class Verdict:
     Attributes:
         fault: the kind of reason.
         cause: the reason, for people.
+        limit_s: `max_execution_time` in seconds, where a call took longer; else None.
     """
 
     fault: Fault
     cause: str
+    limit_s: float | None = None
 
     def __str__(self) -> str:
-        if self.fault in (Fault.DEVICE_LOST, Fault.FILES_CHANGED, Fault.DEFECT):
-            return f"killed because {self.cause}"
-        return f"killed because it hung: {self.cause}"
+        return f"killed because it hung: {self.cause}" if self.hung else f"killed because {self.cause}"
+
+    @property
+    def hung(self) -> bool:
+        """Whether the process made no progress."""
+        return self.fault in (Fault.HANGS, Fault.STOPPED, Fault.OVERRUN)
 
     @property
     def wants_stacks(self) -> bool:

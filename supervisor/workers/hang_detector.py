@@ -125,7 +125,8 @@ class HangDetector:
                 tower.work = work
                 tower.since = call.since if call is not None else now
             if call is not None and now - tower.since > call.limit_s:
-                return Verdict(Fault.OVERRUN, f"a model call took over {call.limit_s:g} s (max_execution_time)")
+                cause = f"a model call took over {call.limit_s:g} s (max_execution_time)"
+                return Verdict(Fault.OVERRUN, cause, call.limit_s)
         silent = now - self._last_heartbeat
         if silent <= MISSED * self._heartbeat_s:
             return None

@@ -187,7 +187,7 @@ class WorkerManager:
         crashed = process.exit_cause.crash or overrun
         try:
             suspect_to_blame = self._router.remove_worker(
-                process.route, now, crashed=crashed, begun=process.child.begun
+                process.route, now, crashed=crashed, begun=process.child.begun, death=process.death
             )
         except Exception as error:
             raise StateError("the requests of a worker that has ended") from error  # some would never be answered

@@ -21,6 +21,9 @@ class RestartPolicy:
     first_s: float = 0.5
     max_s: float = 30.0
 
+    def __str__(self) -> str:
+        return f"restart.max_restarts is {self.max_restarts} within {self.window_s:g} s"
+
 
 class RestartBudget:
     """Counts one slot's restarts, or those of all spares.

@@ -10,6 +10,7 @@ from multitower.spec import NO_SOCKET, ModelReport, ModelSpec
 
 from ..machine.placement import Placement
 from ..routing.routes import Route
+from ..scheduling.deaths import Death
 from .child_process import ChildProcess
 from .exit_cause import ExitCause, Verdict
 from .hang_detector import HangDetector
@@ -70,6 +71,14 @@ class WorkerProcess:
             return f"{self.exit_cause}: it could not make its socket in runtime_dir"
         description = str(self.exit_cause if self.verdict is None else self.verdict)
         return f"{description} while {self.exit_step}" if self.exit_step is not None else description
+
+    @property
+    def death(self) -> Death:
+        """How it ended, for the answers to the requests that it executed."""
+        verdict = self.verdict
+        if verdict is None:
+            return Death(self.exit_description)
+        return Death(self.exit_description, verdict.hung, verdict.limit_s)
 
     @property
     def exit_advice(self) -> str | None:

@@ -199,6 +199,6 @@ class SlotStateMachine:
         ready_for_s = None if self._ready_since is None else now - self._ready_since
         delay = self._budget.spend(now, ready_for_s=ready_for_s, counts=counts)
         if delay is None:
-            return self.handle(Event.SPENT, now, f"{cause}; too many restarts")
+            return self.handle(Event.SPENT, now, f"{cause}; too many restarts ({self._budget.policy})")
         self.delay_s = delay
         return self.handle(Event.DIED, now, cause)

@@ -61,12 +61,17 @@ def test_native_code_that_sleeps_is_found_and_its_stacks_are_logged(tmp_path: Pa
 
 def test_a_call_over_its_time_is_a_hang_and_its_stacks_are_logged(tmp_path: Path) -> None:
     with Running(tmp_path, config(limit="1s")) as daemon, daemon.wait_ready().client() as client:
-        with pytest.raises(Poisoned):
+        with pytest.raises(Poisoned) as raised:
             client.infer("m", do("sleep 60"))
+        hung = "killed because it hung: a model call took over 1 s (max_execution_time)"
+        assert raised.value.message == (
+            f"2 workers died while they executed this request ({hung}), and retry of 'm' is 1: do not send it again"
+        )
+        assert raised.value.details == {"cause": hung, "limit": "max_execution_time", "limit_value": 1.0}
         daemon.wait_line('  File "' + str(tmp_path / "handlers.py"))
         assert "max_execution_time" in daemon.wait_line("worker hangs")["cause"]
         begun = time.monotonic()
-        with pytest.raises(Poisoned, match="an equal request"):
+        with pytest.raises(Poisoned, match=r"an equal request made a worker hang \(killed because it hung"):
             client.infer("m", do("sleep 60"))
         assert time.monotonic() - begun < 1, "it is not run again"
 

@@ -68,7 +68,9 @@ def test_a_model_that_did_load_in_a_slot_that_died_too_often_has_the_slots_cause
         scene.die(process)
         scene.tick(2.0)
     refusals = {name: scene.router.scheduler.refusal_for_new_request(name) for name in ("m", "n")}
-    assert str(refusals["m"]).endswith("slot 0: killed by SIGKILL (9); too many restarts")
+    assert str(refusals["m"]).endswith(
+        "slot 0: killed by SIGKILL (9); too many restarts (restart.max_restarts is 1 within 60 s)"
+    )
     assert str(refusals["n"]).endswith("slot 0: no weights")
 
 

@@ -77,7 +77,9 @@ def test_inputs_in_any_order_share_a_key(admitted: RequestPlanner) -> None:
 
 @pytest.mark.parametrize(("asked_us", "seconds"), [(None, 30.0), (5_000_000, 5.0), (60_000_000, 30.0)])
 def test_the_shorter_of_both_timeouts_counts(admitted: RequestPlanner, asked_us: int | None, seconds: float) -> None:
-    assert admitted.plan(header(timeout_us=asked_us)).timeout_s == seconds
+    plan = admitted.plan(header(timeout_us=asked_us))
+    assert plan.timeout_s == seconds
+    assert plan.timeout_is_own == (asked_us is not None and asked_us / 1e6 == seconds)
 
 
 SIGNED = {

@@ -123,7 +123,7 @@ def test_the_last_error_says_when_the_budget_is_spent() -> None:
     subject = slot(RestartPolicy(max_restarts=0))
     assert subject.handle_death(0.0, "exited with code 3") is Action.NOTHING
     assert subject.state is State.FAILED
-    assert subject.last_error == "exited with code 3; too many restarts"
+    assert subject.last_error == "exited with code 3; too many restarts (restart.max_restarts is 0 within 60 s)"
 
 
 class TestBudget:
