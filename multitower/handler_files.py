@@ -10,10 +10,10 @@ import ast
 import functools
 import os
 from collections.abc import Iterator
-from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
+from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, SOURCE_SUFFIXES
 from typing import Final
 
-_SUFFIXES: Final = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES)
+_SUFFIXES: Final = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES, *BYTECODE_SUFFIXES)
 _CACHED_FILES: Final = 1024
 
 

@@ -46,8 +46,9 @@ class Clash:
 
 def put_last(folders: Sequence[str]) -> None:
     """Makes folders the last ones on the import path of this process, in their order."""
-    last = [os.path.realpath(folder) for folder in folders]
-    sys.path[:] = [folder for folder in sys.path if os.path.realpath(folder) not in last] + last
+    last = {os.path.realpath(folder) for folder in folders}
+    # Links are kept: where they lead elsewhere by now, the modules of that folder are imported.
+    sys.path[:] = [*(folder for folder in sys.path if os.path.realpath(folder) not in last), *folders]
 
 
 def find_clashes(folder: str, handler: str) -> list[Clash]:

@@ -25,6 +25,7 @@ from .heartbeat import BegunBatches, CallCounter, Heartbeat, LoadSteps
 from .loading import LoadedModels, load_models
 from .model_errors import log_traceback, one_line
 from .service import UnreadableMessageError, log_unreadable, serve
+from .source_import import import_from_sources
 from .tower_service import serve_towers
 
 log = logging.getLogger("multitower.worker")
@@ -49,6 +50,7 @@ def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
     begun_batches = BegunBatches(begun)
     _set_up_logging(spec.log_level)
     put_last(spec.import_path)
+    import_from_sources(spec.import_path)
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         for option, value in {zmq.LINGER: LINGER_MS, zmq.SNDHWM: 0, zmq.RCVHWM: 0}.items():
             socket.set(option, value)

@@ -103,6 +103,15 @@ def test_a_module_with_an_error_leaves_the_former_workers_serving(tmp_path: Path
         assert model(client)["cause"] is None
 
 
+def test_a_module_with_the_size_and_time_of_the_former_is_not_taken_for_its_bytecode(tmp_path: Path) -> None:
+    with start(tmp_path, "0") as daemon, daemon.wait_ready().client() as client:
+        times = (tmp_path / "constants.py").stat().st_mtime_ns
+        write(tmp_path, "NUMBER = 2")
+        os.utime(tmp_path / "constants.py", ns=(times, times))
+        assert multitower("reload", daemon=daemon).returncode == 0
+        assert answers(client) == {2}
+
+
 def test_a_module_that_is_only_touched_restarts_no_worker(tmp_path: Path) -> None:
     with start(tmp_path, "100ms") as daemon, daemon.wait_ready().client() as client:
         before = [daemon.slot(number)["pid"] for number in (0, 1)]
