@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zmq
+from running import Running
 
 from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.front_socket import FrontSocket
@@ -213,3 +218,37 @@ def test_opening_and_closing_leaves_no_descriptors(endpoint: str) -> None:
             front.connect()
             front.wait_until(lambda: front.connections.open == 1)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+CONFIG = """
+listen: ["{endpoint}"]
+devices: {cpu: 1}
+spares: 0
+max_connections: MAXIMUM
+models: [{name: m, handler: "handlers:Reckoner"}]
+"""
+
+
+def test_a_daemon_at_max_connections_tells_an_operator_and_a_reload_lets_clients_in(tmp_path: Path) -> None:
+    text = CONFIG.replace("MAXIMUM", "2")
+    with Running(tmp_path, text) as daemon, daemon.wait_ready().client() as first:
+        control = first.status()["daemon"]["control"]
+        waiting = [daemon.client(connect_timeout=WAIT_S, timeout=2 * WAIT_S) for _ in range(4)]
+        try:
+            daemon.wait_line("no more connections are accepted until others are closed", max_connections=2)
+            asked = [client.submit("m", {"x": np.array([[3]])}) for client in waiting]
+            command = [sys.executable, "-m", "multitower", "status", "--endpoint", control]
+            shown = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=True).stdout
+            assert "no more connections are accepted: " in shown
+            assert "and the maximum is 2" in shown
+            assert first.infer("m", {"x": np.array([[1]])})["y"].tolist() == [[4]]
+            daemon.config.write_text(daemon.config.read_text().replace("max_connections: 2", "max_connections: 50"))
+            daemon.process.send_signal(signal.SIGHUP)
+            for answer in asked:
+                assert answer.result(WAIT_S)["y"].tolist() == [[10]]
+            assert first.status()["daemon"]["connections"]["max"] == 50
+            daemon.wait_line("connections are accepted again")
+        finally:
+            for client in waiting:
+                client.close()
+        assert daemon.end() == 0
