@@ -69,4 +69,7 @@ def test_a_daemon_in_the_foreground_ends_with_the_tool_that_started_it(
         finally:
             tool.send_signal(number)
     assert len(children) >= 2
-    assert not outliving(children, STEP_S)
+    alive = outliving(children, STEP_S)
+    for process in alive:
+        process.kill()
+    assert not alive
