@@ -87,10 +87,10 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
 
 def _set_origin() -> None:
     """Puts this process's id into `ORIGIN`, for all that this process starts."""
-    value = os.environ.get(ORIGIN)
-    if value is None:
-        return
-    mine = value[: -len(ORIGIN_PID.format(0))] + ORIGIN_PID.format(os.getpid())
+    value = os.environ.get(ORIGIN, "")
+    mine = value.removesuffix(ORIGIN_PID.format(0)) + ORIGIN_PID.format(os.getpid())
+    if len(mine) != len(value):
+        return  # the parent has not set it
     # /proc/PID/environ shows the memory where the environment was when the program started. Processes that are forked,
     # and start no program, have a copy of it.
     getenv = ctypes.CDLL(None).getenv
