@@ -304,6 +304,7 @@ class ModelReport:
         same_content: whether their contents were compared with those of the specification, and are equal.
         files_changed: whether it failed because its files are not those of the specification, or changed while they
             were loaded.
+        passing: whether that may pass by itself: its files were missing or could not be read.
         inputs: its inputs; None where a handler declares none, and accepts any.
         outputs: its outputs; None where a handler declares none.
         max_batch_size: the largest number of rows in a batch; 0 where it runs unbatched.
@@ -330,6 +331,7 @@ class ModelReport:
     fingerprint: str = ""
     same_content: bool = False
     files_changed: bool = False
+    passing: bool = False
     inputs: tuple[TensorReport, ...] | None = None
     outputs: tuple[TensorReport, ...] | None = None
     max_batch_size: int = 0

@@ -38,6 +38,7 @@ from .machine.devices import DeviceError
 from .machine.pidfds import pidfd_error
 from .machine.process_limits import ProcessLimits
 from .machine.resources import Sampler
+from .operations.arrivals import Arrivals
 from .operations.connection_limits import ConnectionLimits, accept_within, apply_descriptor_limit
 from .operations.content_hashing import ContentBaseline, ContentHasher
 from .operations.control import ControlSocket
@@ -50,6 +51,7 @@ from .operations.service_manager import Announcer, ServiceManager
 from .operations.status import StatusReporter
 from .operations.version_watch import VersionWatch
 from .routing.endpoints import KEEP_S, Endpoints
+from .routing.front_socket import FrontSocket
 from .routing.router import Router
 from .routing.unread import UnreadReplies
 from .scheduling.scheduler import StateError
@@ -96,12 +98,16 @@ class Daemon:
     Args:
         config: a checked configuration.
         read_config: reads the configuration again, for a reload; it may block.
+        strict: whether all that is configured must be there at once; otherwise the daemon serves what is there, and
+            waits for the rest.
 
     Raises:
-        StartError: a device is missing, an endpoint or the runtime folder cannot be used, or the system lacks pidfds.
+        StartError: the configuration uses devices in an impossible way, another process holds an endpoint or the
+            runtime folder, these cannot be used, or the system lacks pidfds; if `strict`, also something that is
+            missing.
     """
 
-    def __init__(self, config: Config, read_config: Callable[[], Config]) -> None:
+    def __init__(self, config: Config, read_config: Callable[[], Config], *, strict: bool = False) -> None:
         started = time.monotonic()
         self._lifecycle = Lifecycle()
         with contextlib.ExitStack() as stack:
@@ -116,12 +122,18 @@ class Daemon:
                     "sandbox or seccomp profile that allows it",
                 )
             with _start_errors(config):
-                settings = build_settings(config, self._claims)
+                settings = build_settings(config, self._claims, strict=strict)
                 plan = apply_descriptor_limit(settings)
                 connections = stack.enter_context(contextlib.closing(accept_within(plan)))
                 unread = UnreadReplies(config.max_unread_bytes, config.unread_timeout)
                 self._endpoints = Endpoints(
-                    config.listen, config.runtime_dir, config.max_message_size, unread, config.peer_timeout, connections
+                    config.listen,
+                    config.runtime_dir,
+                    config.max_message_size,
+                    unread,
+                    config.peer_timeout,
+                    connections,
+                    None if strict else self._background,
                 )
             stack.callback(self._close_endpoints)
             sampler = stack.enter_context(contextlib.closing(Sampler(ProcessLimits())))
@@ -167,9 +179,10 @@ class Daemon:
         self._announcer = Announcer(self._lifecycle, readiness, self._service_manager, started)
         hasher = ContentHasher()
         self._content_baseline = ContentBaseline(self._settings, self._manager, self._background, hasher)
+        self._order_queue = OrderQueue(self._lifecycle)
         context = OrderContext(
             lifecycle=self._lifecycle,
-            queue=OrderQueue(self._lifecycle),
+            queue=self._order_queue,
             settings=self._settings,
             manager=self._manager,
             router=self._router,
@@ -182,6 +195,7 @@ class Daemon:
         self._orders = Orders(context)
         model_orders = ModelOrders(context)
         self._version_watch = VersionWatch(context, readiness, model_orders)
+        self._arrivals = Arrivals(context)
         status = StatusReporter(
             lifecycle=self._lifecycle,
             readiness=readiness,
@@ -231,13 +245,22 @@ class Daemon:
         self._sources.add("handling signals", inbox.descriptor, functools.partial(self._on_signals, inbox))
         self._sources.add("handling outcomes of background jobs", self._background.descriptor, self._on_background_jobs)
         for front in self._endpoints.fronts:
-            front.recheck = self._sources.add_socket(
-                "reading requests", front.socket, functools.partial(self._router.receive, front)
-            )
+            self._watch_front(front)
+        self._endpoints.on_bound = self._on_bound
         for connections in (self._endpoints.connections, self._endpoints.control_connections):
             self._sources.add("accepting connections", connections.descriptor, connections.accept)
         control = self._endpoints.control
         control.recheck = self._sources.add_socket("reading orders", control.socket, self._on_orders)
+
+    def _watch_front(self, front: FrontSocket) -> None:
+        front.recheck = self._sources.add_socket(
+            "reading requests", front.socket, functools.partial(self._router.receive, front)
+        )
+
+    def _on_bound(self, front: FrontSocket) -> None:
+        """An endpoint that was waited for is bound."""
+        self._router.fronts = self._endpoints.fronts
+        self._watch_front(front)
 
     def _loop(self) -> Exit:
         workers = Chore("managing workers", self._manager.tick, self._manager.next_wake, self._errors)
@@ -262,6 +285,7 @@ class Daemon:
 
     def _make_chores(self) -> list[Chore]:
         errors = self._errors
+        orders = self._order_queue
         announcer, watch, service_manager = self._announcer, self._version_watch, self._service_manager
         return [
             Chore("announcing the state", announcer.tick, lambda _: announcer.due, errors),
@@ -272,6 +296,9 @@ class Daemon:
             Chore.every(MEASURE_S, "counting connections", self._connection_limits.tick, errors),
             Chore.every(HASH_S, "hashing model files", self._content_baseline.tick, errors),
             Chore("watching model versions", watch.tick, lambda _: watch.due, errors),
+            Chore("ending orders that cannot read files", orders.tick, lambda _: orders.due, errors),
+            Chore("waiting for models and devices", self._arrivals.tick, lambda _: self._arrivals.due, errors),
+            Chore("waiting for endpoints", self._endpoints.retry, lambda _: self._endpoints.retry_at, errors),
             Chore("feeding the watchdog", service_manager.watchdog, lambda _: service_manager.next_wake(), errors),
             Chore("draining", self._advance_drain, lambda _: self._lifecycle.drain_by, errors),
             Chore("resuming event sources", self._sources.resume, self._sources.next_wake, errors),

@@ -22,6 +22,7 @@ from .machine.devices import Device, Group, resolve
 from .machine.discovery import discover
 from .machine.placement import Placement, assign_models, cores_to_claim, place_workers_on, spare_environment
 from .machine.process_limits import ProcessLimits
+from .model_presence import DEVICES, MODEL, Waiting, present_devices, why_absent
 from .scheduling.pool import Rule
 from .scheduling.queue import QueueLimits
 from .workers.restart_budget import RestartPolicy
@@ -44,6 +45,8 @@ class Settings:
         labels: the version that each label stands for, by model name; only models with labels.
         dispatch: the rule that chooses the worker of a batch.
         unloaded: models that are configured but not loaded.
+        waiting: what is configured but not there yet.
+        waiting_models: the models of these, without a version.
     """
 
     config: Config
@@ -55,24 +58,95 @@ class Settings:
     labels: dict[str, dict[str, str]]
     dispatch: Rule
     unloaded: tuple[ModelSpec, ...] = ()
+    waiting: tuple[Waiting, ...] = ()
+    waiting_models: tuple[ModelSpec, ...] = ()
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
         """All configured models, loaded or not, in the order of the configuration."""
         index_of = {name: index for index, name in enumerate(self.limits)}
-        return tuple(sorted((*self.worker_settings.models, *self.unloaded), key=lambda spec: index_of[spec.name]))
+        specs = (*self.worker_settings.models, *self.unloaded, *self.waiting_models)
+        return tuple(sorted(specs, key=lambda spec: index_of[spec.name]))
+
+    def _not_waiting_for(self, names: Collection[str]) -> Settings:
+        return replace(
+            self,
+            waiting=tuple(entry for entry in self.waiting if entry.name not in names),
+            waiting_models=tuple(spec for spec in self.waiting_models if spec.name not in names),
+        )
+
+    def with_arrived(self, found: Settings, names: Collection[str], *, devices: bool) -> Settings:
+        """Returns these settings with what has arrived.
+
+        Args:
+            found: settings of the same configuration that were built later.
+            names: the models that are taken from them; the others stay as they are.
+            devices: whether the devices and slots are taken from them, too.
+        """
+        index_of = {name: index for index, name in enumerate(self.limits)}
+        arrived = [spec for spec in found.worker_settings.models if spec.name in names]
+        specs = sorted([*self.worker_settings.models, *arrived], key=lambda spec: index_of[spec.name])
+        known = {entry.name: entry for entry in found.waiting} if devices else {}
+        new = replace(
+            self._not_waiting_for({*names, *((DEVICES,) if devices else ())}),
+            worker_settings=replace(self.worker_settings, models=tuple(specs)),
+        )
+        if not devices:
+            return new
+        still = tuple(entry for entry in found.waiting if entry.kind == DEVICES)
+        waiting = tuple(known.get(entry.name, entry) for entry in new.waiting)
+        workers = found.worker_settings
+        return replace(
+            new,
+            devices=found.devices,
+            placements=found.placements,
+            worker_settings=replace(
+                new.worker_settings, spares=workers.spares, spare_environment=workers.spare_environment
+            ),
+            waiting=(*still, *waiting),
+        )
 
     def with_model_unloaded(self, name: str) -> Settings:
         """Returns these settings with one model unloaded."""
         out = tuple(spec for spec in self.worker_settings.models if spec.name == name)
+        out += tuple(spec for spec in self.waiting_models if spec.name == name)
         models = tuple(spec for spec in self.worker_settings.models if spec.name != name)
-        return replace(self, unloaded=self.unloaded + out, worker_settings=replace(self.worker_settings, models=models))
+        return replace(
+            self._not_waiting_for((name,)),
+            unloaded=self.unloaded + out,
+            worker_settings=replace(self.worker_settings, models=models),
+        )
 
     def keeping_loaded(self, names: Collection[str]) -> Settings:
         """Returns these settings with the named models loaded, even where `load_at_startup` is false."""
         unloaded = tuple(spec for spec in self.unloaded if spec.name not in names)
-        models = tuple(spec for spec in self.models if spec not in unloaded)
+        others = (*unloaded, *self.waiting_models)
+        models = tuple(spec for spec in self.models if spec not in others)
         return replace(self, unloaded=unloaded, worker_settings=replace(self.worker_settings, models=models))
+
+    def keeping_served(self, old: Settings) -> Settings:
+        """Returns these settings with the versions that older ones serve of models whose files have gone since.
+
+        Their workers have loaded them; the files may come back. Only models with the same path are kept.
+        """
+        paths = {model.name: model.path for model in old.config.models}
+        configs = {model.name: model for model in self.config.models}
+        kept: list[ModelSpec] = []
+        for entry in self.waiting:
+            if entry.kind != MODEL or entry.for_devices or paths.get(entry.name) != configs[entry.name].path:
+                continue
+            spec = _spec_of(configs[entry.name], self.config.folder)
+            kept += [
+                replace(spec, version=served.version, fingerprint=served.fingerprint)
+                for served in old.worker_settings.models
+                if served.name == entry.name
+            ]
+        if not kept:
+            return self
+        index_of = {name: index for index, name in enumerate(self.limits)}
+        specs = sorted([*self.worker_settings.models, *kept], key=lambda spec: index_of[spec.name])
+        new = self._not_waiting_for({spec.name for spec in kept})
+        return replace(new, worker_settings=replace(self.worker_settings, models=tuple(specs)))
 
     def with_model_loaded(self, model: ModelConfig) -> Settings:
         """Returns these settings with one model loaded; it is added, or replaces the model of the same name.
@@ -92,7 +166,7 @@ class Settings:
         selections = {config.name: config.devices for config in configs}
         assigned = assign_models(selections, [placement.devices for placement in self.placements], self.devices)
         return replace(
-            self,
+            self._not_waiting_for((name,)),
             config=self.config.model_copy(update={"models": configs}),
             placements=tuple(
                 replace(placement, models=models) for placement, models in zip(self.placements, assigned, strict=True)
@@ -132,9 +206,9 @@ class Settings:
 
     def warn_about_missing_versions(self) -> None:
         """Logs a warning for each version that is configured or labelled but not found in the model's folder."""
-        unloaded = {spec.name for spec in self.unloaded}
+        not_loaded = {spec.name for spec in (*self.unloaded, *self.waiting_models)}
         for model in self.config.models:
-            if model.name in unloaded:
+            if model.name in not_loaded:
                 continue
             served = [spec.key[1] for spec in self.worker_settings.models if spec.name == model.name]
             labels = {number: label for label, number in model.version_labels.items()}
@@ -176,7 +250,7 @@ def _index_of(name: str, configs: Sequence[ModelConfig]) -> int:
     return next(index for index, config in enumerate(configs) if config.name == name)
 
 
-def build_settings(config: Config, claims: CoreClaims | None = None) -> Settings:
+def build_settings(config: Config, claims: CoreClaims | None = None, *, strict: bool = False) -> Settings:
     """Resolves a configuration on this machine.
 
     Looks for devices and reads model folders, which may block: call it before the event loop runs, or in a thread.
@@ -184,14 +258,39 @@ def build_settings(config: Config, claims: CoreClaims | None = None) -> Settings
     Args:
         config: the configuration.
         claims: what this daemon claims of the cores; None to bind workers whatever other daemons have claimed.
+        strict: whether all of it must be there; otherwise `Settings.waiting` has what is not.
 
     Raises:
-        DeviceError: a device is missing, cannot hold its workers or has no model, or a model names an unknown device.
-        OSError: a model's folder cannot be read.
+        MissingDevicesError: if `strict`: a device is missing.
+        DeviceError: a device cannot hold its workers or has no model, or a model names an unknown device.
+        OSError: if `strict`: the files of a model are missing or cannot be read.
     """
-    groups = resolve(config.devices, discover())
-    placements = _claimed_placements(config, groups, claims) if claims is not None else place_workers_on(config, groups)
-    specs = [(model.load_at_startup, spec) for model in config.models for spec in _version_specs(model, config.folder)]
+    if strict:
+        groups, present, missing = resolve(config.devices, discover()), config, None
+    else:
+        groups, present, missing = present_devices(config, discover())
+    placements: tuple[Placement, ...] = ()
+    if groups and claims is not None:
+        placements = _claimed_placements(present, groups, claims)
+    elif groups:
+        placements = place_workers_on(present, groups)
+    waiting = [missing] if missing is not None else []
+    placed = {name for placement in placements for name in placement.models}
+    specs: list[tuple[bool, ModelSpec]] = []
+    for model in config.models:
+        found = _find_versions(model, config.folder)
+        for_devices = missing is not None and model.name not in placed and not isinstance(found, str)
+        if missing is not None and for_devices:
+            found = f"its devices are missing: {missing.cause}"
+        if not isinstance(found, str):
+            specs += [(model.load_at_startup, spec) for spec in found]
+        elif not model.load_at_startup:
+            specs.append((False, _spec_of(model, config.folder)))
+        elif strict:
+            raise OSError(f"model {model.name}: {found}")
+        else:
+            waiting.append(Waiting(MODEL, model.name, found, for_devices))
+    waits_for = {entry.name for entry in waiting if entry.kind == MODEL}
     return Settings(
         config=config,
         devices=tuple(device for group in groups for device in group),
@@ -205,9 +304,9 @@ def build_settings(config: Config, claims: CoreClaims | None = None) -> Settings
                 first_s=config.restart.backoff.first,
                 max_s=config.restart.backoff.max,
             ),
-            spares=config.spares,
+            spares=config.spares if placements else 0,  # they need the environment of a slot
             heartbeat_s=config.heartbeat,
-            spare_environment=spare_environment(placements),
+            spare_environment=spare_environment(placements) if placements else {},
             max_requests=config.max_requests or None,
             max_rss=config.max_rss,
         ),
@@ -216,6 +315,8 @@ def build_settings(config: Config, claims: CoreClaims | None = None) -> Settings
         labels={model.name: _labels(model) for model in config.models if model.version_labels},
         dispatch=Rule(config.dispatch),
         unloaded=tuple(spec for at_startup, spec in specs if not at_startup),
+        waiting=tuple(waiting),
+        waiting_models=tuple(_spec_of(model, config.folder) for model in config.models if model.name in waits_for),
     )
 
 
@@ -251,6 +352,17 @@ def _labels(model: ModelConfig) -> dict[str, str]:
 def _spec_of(model: ModelConfig, folder: Path) -> ModelSpec:
     """Returns the specification of a model, without a version, in a configuration of this folder."""
     return replace(model.to_spec(), module_folder=str(folder) if model.handler is not None else None)
+
+
+def _find_versions(model: ModelConfig, folder: Path) -> list[ModelSpec] | str:
+    """Returns what `_version_specs` does, or why the files of the model cannot be loaded now, for people."""
+    cause = why_absent(model, folder)
+    if cause is not None:
+        return cause
+    try:
+        return _version_specs(model, folder)
+    except OSError as error:
+        return f"{error.filename or model.path} cannot be read: {error.strerror or error}"
 
 
 def _version_specs(model: ModelConfig, folder: Path) -> list[ModelSpec]:

@@ -17,7 +17,7 @@ from .formats.model import Model
 from .heartbeat import CallCounter, LoadSteps
 from .loaded_content import FilesChangedError, LoadedContent
 from .memory_use import MemoryMeter
-from .model_errors import LoadError, load_cause, log_traceback
+from .model_errors import LoadError, load_cause, log_traceback, may_pass
 from .optional_inputs import BatchedModel, row_defaults
 from .protocol_limits import check_limits
 from .row_comparison import VARYING
@@ -134,7 +134,14 @@ def _failed_report(spec: ModelSpec, content: LoadedContent | Exception | None, e
     """
     name, version = spec.key
     needs_gpu = isinstance(error, UnrunnableError) and error.needs_gpu
-    failed = ModelReport(name=name, version=version, state="failed", cause=load_cause(error), needs_gpu=needs_gpu)
+    failed = ModelReport(
+        name=name,
+        version=version,
+        state="failed",
+        cause=load_cause(error),
+        needs_gpu=needs_gpu,
+        passing=may_pass(error, spec.path),
+    )
     if type(error) is FilesChangedError:
         return replace(failed, files_changed=True, fingerprint=error.fingerprint)
     return replace(failed, files_changed=isinstance(content, LoadedContent) and content.has_changed())

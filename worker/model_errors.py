@@ -8,6 +8,7 @@ exception is: one bad request must not cost a worker.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -47,6 +48,12 @@ _OUT_OF_MEMORY_CLASSES: Final = frozenset(
         "OutOfMemoryError",  # PyTorch's
     )
 )
+_PASSING_ERRNOS: Final = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EAGAIN)
+)
+_PASSING_CLASSES: Final = frozenset(("PermissionDeniedError", "UnavailableError", "DeadlineExceededError"))
+"""TensorFlow's, of its file systems."""
+
 _OUT_OF_MEMORY_WORDS: Final = ("RESOURCE_EXHAUSTED", "CUDA_ERROR_OUT_OF_MEMORY", "CUDA out of memory")
 """In messages of XLA, JAX and others, whose classes are general."""
 
@@ -74,6 +81,28 @@ def is_out_of_memory(error: BaseException) -> bool:
             return True
         message = error.args[0] if error.args else ""
         return isinstance(message, str) and any(word in message[:1000] for word in _OUT_OF_MEMORY_WORDS)
+    except BaseException:  # noqa: BLE001  a class of the user's own may override all of that
+        return False
+
+
+def may_pass(error: BaseException, path: str | None) -> bool:
+    """Whether a model could not be loaded for a reason that may pass by itself: its files were missing or unreadable.
+
+    Args:
+        error: what was raised, also as the cause of another exception.
+        path: the model's; None for a handler.
+    """
+    try:
+        seen: list[BaseException] = []
+        current: BaseException | None = error
+        while current is not None and current not in seen:
+            if isinstance(current, OSError) and current.errno in _PASSING_ERRNOS:
+                return True
+            if any(kind.__name__ in _PASSING_CLASSES for kind in type(current).__mro__):
+                return True
+            seen.append(current)
+            current = current.__cause__ or current.__context__
+        return path is not None and not os.access(path, os.R_OK)
     except BaseException:  # noqa: BLE001  a class of the user's own may override all of that
         return False
 

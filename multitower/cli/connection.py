@@ -15,6 +15,8 @@ from multitower.supervisor.loop.log import escape_controls
 
 CONNECT_S: Final = 3.0
 TIMEOUT_S: Final = 10.0
+ORDER_TIMEOUT_S: Final = 3600.0
+"""Seconds that an order may take: models are loaded slot by slot."""
 
 endpoint_option: Final = click.option(
     "--endpoint", help="The daemon's address.  [default: MULTITOWER_ENDPOINT, else tcp://127.0.0.1:5555]"
@@ -28,7 +30,17 @@ def _reject_nan(context: click.Context, parameter: click.Parameter, seconds: flo
 
 
 def asks_daemon(command: Callable[..., int]) -> Callable[..., None]:
-    """Makes a command of a function that takes a connected `Client` and returns an exit code.
+    """Makes a command of a function that takes a connected `Client` and returns an exit code; see `_make_command`."""
+    return _make_command(command, TIMEOUT_S)
+
+
+def orders_daemon(command: Callable[..., int]) -> Callable[..., None]:
+    """As `asks_daemon`, for an order: it takes as long as models load."""
+    return _make_command(command, ORDER_TIMEOUT_S)
+
+
+def _make_command(command: Callable[..., int], default_s: float) -> Callable[..., None]:
+    """Makes a command of a function.
 
     The command gets the options `--endpoint` and `--timeout`. An error becomes one line on stderr and an exit code:
     `UNAVAILABLE` if no daemon or model could answer, 1 otherwise.
@@ -39,7 +51,7 @@ def asks_daemon(command: Callable[..., int]) -> Callable[..., None]:
         "--timeout",
         type=click.FloatRange(0, min_open=True),
         callback=_reject_nan,
-        default=TIMEOUT_S,
+        default=default_s,
         show_default=True,
         help="Seconds to wait for an answer.",
     )

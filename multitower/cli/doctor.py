@@ -45,7 +45,7 @@ def doctor(config: Path, overrides: tuple[str, ...], no_models: bool, timeout: f
     from multitower.tools.doctor.findings import Level, count_levels, with_number
 
     try:
-        settings = load(config, overrides=overrides)
+        settings = load(config, overrides=overrides, strict=False)
     except ConfigError as error:
         click.echo(str(error), err=True)
         sys.exit(Exit.CONFIG)

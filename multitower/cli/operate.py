@@ -7,21 +7,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from multitower.cli.connection import CONNECT_S, asks_daemon
+from multitower.cli.connection import CONNECT_S, orders_daemon
 from multitower.exit_codes import Exit
 
 if TYPE_CHECKING:
     from multitower import Client
-
-ORDER_TIMEOUT_S: Final = 3600.0
-"""Seconds that an order may take: models are loaded slot by slot."""
 
 _CHANGES: Final = {"renewed": "replaced", "added": "added", "removed": "removed"}
 """The keys of slots in the reply to a reload, and the words for them."""
 
 
 @click.command()
-@asks_daemon
+@orders_daemon
 def reload(client: Client) -> int:
     """Read the configuration again and apply it, slot by slot, without losing a request.
 
@@ -38,7 +35,7 @@ def reload(client: Client) -> int:
 
 @click.command()
 @click.argument("slot", type=click.IntRange(0))
-@asks_daemon
+@orders_daemon
 def restart(client: Client, slot: int) -> int:
     """Replace the worker of SLOT, also of a failed slot; `multitower status` lists the slots.
 
@@ -54,7 +51,7 @@ def restart(client: Client, slot: int) -> int:
 
 @click.command()
 @click.argument("model")
-@asks_daemon
+@orders_daemon
 def load(client: Client, model: str) -> int:
     """Load MODEL from the configuration file: one that was unloaded, is new there, or has changed.
 
@@ -72,7 +69,7 @@ def load(client: Client, model: str) -> int:
 
 @click.command()
 @click.argument("model")
-@asks_daemon
+@orders_daemon
 def unload(client: Client, model: str) -> int:
     """Unload MODEL: answer accepted requests, refuse new ones, and free its memory.
 
@@ -101,7 +98,9 @@ def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any
     """
     from multitower.client.requests import Requests
 
+    timeout_s: float = click.get_current_context().params["timeout"]
     control = client.status()["daemon"]["control"]
-    with contextlib.closing(Requests(control, ORDER_TIMEOUT_S, connect_timeout=CONNECT_S)) as requests:
+    with contextlib.closing(Requests(control, timeout_s, connect_timeout=min(timeout_s, CONNECT_S))) as requests:
+        header = {**header, "timeout_ms": round(timeout_s * 1000, 3)}
         reply: dict[str, Any] = requests.start_query(kind, header).result()
         return reply

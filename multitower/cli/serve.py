@@ -18,11 +18,17 @@ import click
     default="info",
     show_default=True,
 )
-def serve(config: Path, overrides: tuple[str, ...], log_format: str, log_level: str) -> None:
+@click.option("--strict", is_flag=True, help="End at once if a model, a device or an address is missing.")
+def serve(config: Path, overrides: tuple[str, ...], log_format: str, log_level: str, strict: bool) -> None:
     """Serve the models of CONFIG on its devices until SIGTERM or Ctrl-C.
 
+    What CONFIG names but is not there yet, such as a model's folder, a GPU or an address, is waited for, and the rest
+    is served meanwhile; `multitower status` shows it. With --strict the daemon ends instead, with exit code 78.
+
     The first signal drains the daemon: accepted requests are answered, then all workers end. A second signal, more than
-    a second later, ends everything at once. Exit codes: 0 after a drain, 69 when every slot failed and
+    a second later, ends everything at once.
+
+    Exit codes: 0 after a drain, 69 when every slot failed and
     exit_when_failed is set, 75 when another daemon uses an endpoint, 78 when the configuration is wrong, 130 after a
     second signal.
     """
@@ -33,7 +39,7 @@ def serve(config: Path, overrides: tuple[str, ...], log_format: str, log_level: 
     from multitower.supervisor.loop.log import LogWriter
 
     def read() -> Config:
-        return load(config, overrides=overrides)
+        return load(config, overrides=overrides, strict=strict)
 
     try:
         settings = read()
@@ -42,7 +48,7 @@ def serve(config: Path, overrides: tuple[str, ...], log_format: str, log_level: 
         sys.exit(Exit.CONFIG)
     writer = LogWriter(log_format, log_level.upper())
     try:
-        code = Daemon(settings, read).run()
+        code = Daemon(settings, read, strict=strict).run()
     except StartError as error:
         click.echo(f"multitower: {error}", err=True)
         code = error.code

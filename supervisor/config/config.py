@@ -214,6 +214,7 @@ class Config(Section):
     )
 
     _path: Path = PrivateAttr()
+    _not_yet: Mapping[str, Problem] = PrivateAttr(default_factory=dict)
 
     @field_validator("max_message_size")
     @classmethod
@@ -262,6 +263,11 @@ class Config(Section):
         return self._path
 
     @property
+    def not_yet(self) -> Mapping[str, Problem]:
+        """The files and folders that were not there yet when the file was read, by the model's name."""
+        return self._not_yet
+
+    @property
     def folder(self) -> Path:
         """The file's absolute folder. Relative paths in the file start there."""
         return self._path.parent
@@ -271,7 +277,11 @@ _TREE: Final = key_tree(Config)
 
 
 def load(
-    path: str | os.PathLike[str], *, environment: Mapping[str, str] = os.environ, overrides: Sequence[str] = ()
+    path: str | os.PathLike[str],
+    *,
+    environment: Mapping[str, str] = os.environ,
+    overrides: Sequence[str] = (),
+    strict: bool = True,
 ) -> Config:
     """Reads the configuration file at `path`, with overrides from the environment and from `--set`.
 
@@ -279,6 +289,7 @@ def load(
         path: a YAML file.
         environment: variables; those that begin with `MULTITOWER_` are overrides.
         overrides: the arguments of `--set`, each `key.path=value`.
+        strict: whether it is a problem that a model's files are not there yet; otherwise `Config.not_yet` has them.
 
     Raises:
         ConfigError: the file cannot be read, or the configuration is wrong; it holds all problems.
@@ -295,13 +306,21 @@ def load(
     problems += empty
     absolute = path.absolute()
     config = None
+    context = Context(absolute.parent, strict)
     try:
-        config = Config.model_validate(data, context=Context(absolute.parent))
+        config = Config.model_validate(data, context=context)
     except ValidationError as error:
         problems += to_problems(error, root, _TREE, {problem.location for problem in problems})
     if config is None or problems:
         raise ConfigError(_in_file_order(problems))
     config._path = absolute
+    config._not_yet = {}
+    for index, model in enumerate(config.models):
+        for key_name in ("path", "warmup"):
+            message = context.not_yet.get((model.name, key_name))
+            if message is not None:
+                location = ("models", index, key_name)
+                config._not_yet.setdefault(model.name, Problem(root.find(location), location, message))
     return config
 
 

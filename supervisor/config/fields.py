@@ -30,9 +30,19 @@ _MAX_CONNECTIONS: Final = 1_000_000
 
 @dataclass(slots=True)
 class Context:
-    """What validators need besides the value: the file's folder, and earlier items of a list."""
+    """What validators need besides the value: the file's folder, and earlier items of a list.
+
+    Attributes:
+        folder: where relative paths start.
+        strict: whether it is a problem that a file or folder is not there yet.
+        not_yet: what is not there yet, by the model's name and the key; filled unless `strict`.
+        endpoints: the endpoints above.
+        names: the names of the models above.
+    """
 
     folder: Path
+    strict: bool = True
+    not_yet: dict[tuple[str, str], str] = field(default_factory=dict)
     endpoints: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
 

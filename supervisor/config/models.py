@@ -34,6 +34,7 @@ from .units import short_repr
 from .values import (
     HANDLER_PATTERN,
     NAME_PATTERN,
+    NotYetError,
     parse_file,
     parse_handler,
     parse_model_path,
@@ -94,7 +95,21 @@ def _name(value: object, info: ValidationInfo) -> str:
 
 
 def _path(value: object, info: ValidationInfo) -> Path | None:
-    return None if value is None else parse_model_path(value, context_of(info).folder)
+    if value is None:
+        return None
+    try:
+        return parse_model_path(value, context_of(info).folder)
+    except NotYetError as error:
+        return _accept_later(error, info)
+
+
+def _accept_later(error: NotYetError, info: ValidationInfo) -> Path:
+    """Returns the path of what is not there yet, unless that is a problem."""
+    context = context_of(info)
+    if context.strict:
+        raise error
+    context.not_yet[str(info.data.get("name")), str(info.field_name)] = str(error)
+    return error.path
 
 
 def _handler(value: object, info: ValidationInfo) -> str | None:
@@ -189,7 +204,12 @@ Tensors = Annotated[
 
 
 def _warmup(value: object, info: ValidationInfo) -> Path | None:
-    return None if value is None else parse_file(value, context_of(info).folder, ".npz", "inputs")
+    if value is None:
+        return None
+    try:
+        return parse_file(value, context_of(info).folder, ".npz", "inputs")
+    except NotYetError as error:
+        return _accept_later(error, info)
 
 
 def _custom_ops(value: object, info: ValidationInfo) -> tuple[Path, ...]:

@@ -20,7 +20,7 @@ from multitower.format_registry import FILE_SUFFIXES, recognize_contents
 
 from ..loop.runtime_dir import MAX_IPC_PATH
 from .units import format_size, parse_size, printable, short_repr
-from .version_folders import SAVED_MODEL_FILES, is_saved_model, is_version
+from .version_folders import SAVED_MODEL_FILES, is_version, list_versions
 
 # Bytes that `runtime_dir` must leave for the names of the sockets in it.
 RUNTIME_NAME_BYTES: Final = 32
@@ -37,6 +37,18 @@ CPU_DEVICE_PATTERN: Final = r"^cpu:(?:0|[1-9][0-9]?|1[0-9]{2}|2[0-4][0-9]|25[0-5
 
 _TCP: Final = re.compile(r"tcp://(\[[^\[\]\s]+\]|[^:\[\]\s]+):(\*|[0-9]{1,5})")
 _PERCENTAGE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%")
+
+
+class NotYetError(ValueError):
+    """The value is possible, but what it names is not on this machine, or cannot be read now. That may change.
+
+    Attributes:
+        path: the path that the value names.
+    """
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +206,12 @@ def is_cpu_device(value: int | str) -> bool:
 
 
 def parse_model_path(value: object, folder: Path) -> Path:
-    """Parses the path of a SavedModel, a folder of numbered versions, or a model file; it must exist."""
+    """Parses the path of a SavedModel, a folder of numbered versions, or a model file.
+
+    Raises:
+        NotYetError: there is no model, or it cannot be read.
+        ValueError: it is no model.
+    """
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"must be the path of a model, not {short_repr(value)}")
     path = Path(os.path.normpath(folder / value))
@@ -202,13 +219,13 @@ def parse_model_path(value: object, folder: Path) -> Path:
         if path.is_dir():
             _check_model_folder(path)
         elif not path.exists():
-            raise ValueError(_describe_missing(path))
+            raise NotYetError(path, _describe_missing(path))
         elif not os.access(path, os.R_OK):
-            raise ValueError(f"{printable(path)} cannot be read: permission denied")
+            raise NotYetError(path, f"{printable(path)} cannot be read: permission denied")
         elif recognize_contents(path) is None:
             _check_unknown_file(path)
     except OSError as error:
-        raise ValueError(f"{printable(path)} cannot be read: {error.strerror}") from error
+        raise NotYetError(path, f"{printable(path)} cannot be read: {error.strerror}") from error
     return path
 
 
@@ -227,43 +244,48 @@ def _check_unknown_file(path: Path) -> None:
 
 
 def parse_file(value: object, folder: Path, suffix: str, what: str) -> Path:
-    """Parses the path of a file, which must exist.
+    """Parses the path of a file.
 
     Args:
         value: the path.
         folder: the configuration file's, where relative paths start.
         suffix: the suffix that it must have.
         what: its contents, for messages.
+
+    Raises:
+        NotYetError: it does not exist, or cannot be read.
+        ValueError: it is no such file.
     """
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"must be the path of a {suffix} file with {what}, not {short_repr(value)}")
     path = Path(os.path.normpath(folder / value))
     try:
         if not path.exists():
-            raise ValueError(_describe_missing(path))
+            raise NotYetError(path, _describe_missing(path))
         if path.suffix != suffix or not path.is_file():
             raise ValueError(f"{printable(path)} is not a {suffix} file")
         if not os.access(path, os.R_OK):
-            raise ValueError(f"{printable(path)} cannot be read: permission denied")
+            raise NotYetError(path, f"{printable(path)} cannot be read: permission denied")
     except OSError as error:
-        raise ValueError(f"{printable(path)} cannot be read: {error.strerror}") from error
+        raise NotYetError(path, f"{printable(path)} cannot be read: {error.strerror}") from error
     return path
 
 
 def _check_model_folder(path: Path) -> None:
     entries = sorted(path.iterdir())
-    if is_saved_model(path) or any(is_version(entry) and is_saved_model(entry) for entry in entries):
+    versions_found = list_versions(path)
+    if versions_found is None or versions_found.found:
         return
     versions = [entry.name for entry in entries if is_version(entry)]
     if versions:
-        found = f"its versions ({_first_of(versions)}) hold none"
+        causes = {f"; {version}: {cause}" for version, cause in versions_found.unreadable.items()}
+        found = f"its versions ({_first_of(versions)}) hold none{''.join(sorted(causes))}"
     elif entries:
         found = f"it holds {_first_of([entry.name + ('/' if entry.is_dir() else '') for entry in entries])}"
     else:
         found = "it is empty"
-    raise ValueError(
-        f"{printable(path)} has no saved_model.pb, neither itself nor in a numbered version folder: {found}"
-    )
+    message = f"{printable(path)} has no saved_model.pb, neither itself nor in a numbered version folder: {found}"
+    raise NotYetError(path, message)
 
 
 def _describe_missing(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -42,8 +42,23 @@ def is_version(entry: Path) -> bool:
     return entry.name.isascii() and entry.name.isdigit()
 
 
-def versions_of(path: str | Path) -> tuple[str, ...] | None:
-    """The versions in a folder that hold a SavedModel, ascending; None if the path is not a folder of versions.
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The versions in a folder.
+
+    Attributes:
+        found: those that hold a SavedModel, ascending.
+        unreadable: why others cannot be read, by version.
+    """
+
+    found: tuple[str, ...]
+    unreadable: Mapping[str, str]
+
+
+def list_versions(path: str | Path) -> Versions | None:
+    """Lists the versions in a folder; None if the path is not a folder of versions.
+
+    A version that cannot be read, such as the folder of another user, does not prevent others from being found.
 
     Args:
         path: a SavedModel, a folder of numbered versions, or a file.
@@ -54,9 +69,27 @@ def versions_of(path: str | Path) -> tuple[str, ...] | None:
     path = Path(path)
     if path.is_file() or is_saved_model(path):
         return None
-    # `1` and `01` are the same version: one of them counts.
-    found = {int(entry.name): entry.name for entry in path.iterdir() if is_version(entry) and is_saved_model(entry)}
-    return tuple(found[number] for number in sorted(found))
+    found: dict[int, str] = {}
+    unreadable: dict[str, str] = {}
+    for entry in path.iterdir():
+        if not is_version(entry):
+            continue
+        try:
+            if is_saved_model(entry):
+                found[int(entry.name)] = entry.name  # `1` and `01` are the same version: one of them counts
+        except OSError as error:
+            unreadable[entry.name] = f"it cannot be read: {error.strerror}"
+    return Versions(tuple(found[number] for number in sorted(found)), unreadable)
+
+
+def versions_of(path: str | Path) -> tuple[str, ...] | None:
+    """The versions that `list_versions` finds; None if the path is not a folder of versions.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    versions = list_versions(path)
+    return None if versions is None else versions.found
 
 
 def chosen_versions(path: str | Path, policy: Policy) -> tuple[str | None, ...]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -35,6 +35,18 @@ class DeviceError(Exception):
     def __init__(self, problems: Sequence[str], context: str = "") -> None:
         super().__init__("\n".join([*problems, *([context] if context else [])]))
         self.problems = tuple(problems)
+
+
+class MissingDevicesError(DeviceError):
+    """The configuration is possible, but names GPUs that this machine does not have now: a driver may be loading.
+
+    Attributes:
+        entries: the entries without a GPU; empty for `all` where there is none at all.
+    """
+
+    def __init__(self, problems: Sequence[str], context: str, entries: Sequence[int | str]) -> None:
+        super().__init__(problems, context)
+        self.entries = frozenset(entries)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,15 +110,16 @@ def resolve(selection: Literal["all"] | ListedDevices | CpuDevices, discovery: D
         One group for each worker, in the order of the configuration; of one device, unless it is listed as a group.
 
     Raises:
-        DeviceError: an entry matches no device, several, or one that is listed already; a group is empty, or of devices
-            that one process cannot use together; or there is no GPU at all. The message names all problems, and the
-            devices that exist.
+        MissingDevicesError: an entry matches no GPU, or there is none at all, and nothing else is wrong.
+        DeviceError: an entry matches several devices, or one that is listed already; or a group is empty, or of devices
+            that one process cannot use together. The message names all problems, and the devices that exist.
     """
     if selection == "all":
         if not discovery.gpus:
-            raise DeviceError(
+            raise MissingDevicesError(
                 [f"devices: all finds no GPU: {discovery.problem or NONE_REPORTED}."],
                 "To serve on the CPU, write devices: {cpu: 1}.",
+                (),
             )
         return tuple((gpu,) for gpu in discovery.gpus)
     if isinstance(selection, CpuDevices):
@@ -115,14 +128,31 @@ def resolve(selection: Literal["all"] | ListedDevices | CpuDevices, discovery: D
         raise DeviceError(["devices is an empty list; name a GPU, or write all or {cpu: 1}."])
     chosen: dict[str, int | str] = {}
     problems: list[str] = []
-    groups = tuple(_group(item, discovery, chosen, problems) for item in selection)
+    missing: list[int | str] = []
+    groups = tuple(_group(item, discovery, chosen, problems, missing) for item in selection)
+    context = "\n".join(_describe_gpus(discovery))
+    if missing and len(missing) == len(problems):
+        raise MissingDevicesError(problems, context, missing)
     if problems:
-        raise DeviceError(problems, "\n".join(_describe_gpus(discovery)))
+        raise DeviceError(problems, context)
     return groups
 
 
+def without_entries(selection: ListedDevices, entries: Collection[int | str]) -> ListedDevices:
+    """Returns a list of devices without these entries, and without the groups that have one of them."""
+    return [
+        item
+        for item in selection
+        if (item not in entries if isinstance(item, int | str) else not set(item).intersection(entries))
+    ]
+
+
 def _group(
-    item: int | str | Sequence[int | str], discovery: Discovery, chosen: dict[str, int | str], problems: list[str]
+    item: int | str | Sequence[int | str],
+    discovery: Discovery,
+    chosen: dict[str, int | str],
+    problems: list[str],
+    missing: list[int | str],
 ) -> Group:
     """The devices of one item of a list.
 
@@ -131,11 +161,14 @@ def _group(
         discovery: the machine's GPUs.
         chosen: the entries of all devices listed so far, by device name; extended.
         problems: extended.
+        missing: extended by the entries that match no GPU.
     """
     group: list[Device] = []
     entries = [item] if isinstance(item, int | str) else item
     for entry in entries:
         match = _find(entry, discovery.gpus)
+        if isinstance(match, _Missing):
+            missing.append(entry)
         if isinstance(match, str):
             problems.append(f"devices: {entry!r} {match}.")
         elif match.name in chosen:
@@ -166,12 +199,20 @@ def _cpu(number: int) -> Device:
     )
 
 
+class _Missing(str):
+    """The rest of a sentence that says that there is no such device."""
+
+    __slots__ = ()
+
+
 def _find(entry: int | str, gpus: Sequence[Device]) -> Device | str:
     """The device that an entry names, or the rest of a sentence that says why there is none."""
     if isinstance(entry, int):
         found = next((gpu for gpu in gpus if gpu.index == entry), None)
         parent = next((gpu.parent for gpu in gpus if gpu.parent is not None and gpu.parent.index == entry), None)
-        return found or (_name_slices(parent, gpus) if parent is not None else "is not the index of a GPU here")
+        if found is None and parent is not None:
+            return _name_slices(parent, gpus)
+        return found or _Missing("is not the index of a GPU here")
     wanted = entry.strip().lower()
     number = wanted.removeprefix(CPU_PREFIX)
     if number != wanted:
@@ -195,7 +236,7 @@ def _find_by_uuid(wanted: str, prefix: str, devices: Sequence[Device], what: str
     matches = [device for device in devices if device.name.lower().removeprefix(prefix).startswith(beginning)]
     if len(matches) > 1:
         return f"is the beginning of {len(matches)} {what}s' UUIDs: write more of it"
-    return matches[0] if matches else f"is not the beginning of a {what}'s UUID here"
+    return matches[0] if matches else _Missing(f"is not the beginning of a {what}'s UUID here")
 
 
 def _name_slices(gpu: Device, gpus: Sequence[Device]) -> str:

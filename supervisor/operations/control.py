@@ -15,7 +15,7 @@ from multitower.errors import MultitowerError, Reason, make
 from ..loop.containment import ErrorLog
 from ..routing.front_socket import FrontSocket, internal_error
 from .model_orders import ModelOrders
-from .order_queue import Done
+from .order_queue import READ_S, Done
 from .orders import Orders
 from .queries import Queries
 
@@ -75,14 +75,14 @@ class ControlSocket:
 
     def _begin(self, kind: bytes, header: dict[str, Any], done: Done) -> None:
         if kind == wire.RELOAD:
-            self._orders.reload(done)
+            self._orders.reload(done, _read_s(header))
         elif kind == wire.RESTART:
             slot = header.get("slot")
             if type(slot) is not int:
                 raise make(Reason.MALFORMED, "slot is missing or not an integer", field="slot")
             self._orders.restart(slot, done)
         elif kind == wire.LOAD:
-            self._model_orders.load(_model_name(header), done)
+            self._model_orders.load(_model_name(header), done, _read_s(header))
         elif kind == wire.UNLOAD:
             self._model_orders.unload(_model_name(header), done)
         elif kind in _QUERIES:
@@ -90,6 +90,14 @@ class ControlSocket:
         else:
             shown = kind[: wire.MAX_KIND_BYTES].decode("ascii", "backslashreplace")
             raise make(Reason.KIND_UNKNOWN, f"the control endpoint has no kind {shown!r}", field="kind")
+
+
+def _read_s(header: dict[str, Any]) -> float:
+    """Returns the seconds that an order may take to read files: a little less than its giver waits for the answer."""
+    timeout_ms = header.get("timeout_ms", READ_S * 1000)
+    if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int | float) or not timeout_ms > 0:
+        raise make(Reason.MALFORMED, "timeout_ms is not a number above 0", field="timeout_ms")
+    return min(READ_S, 0.9 * float(timeout_ms) / 1000)
 
 
 def _model_name(header: dict[str, Any]) -> str:

@@ -17,8 +17,8 @@ from ..config.config import Config
 from ..loop.log import event
 from ..settings import Settings
 from .content_hashing import keep_fingerprints
-from .order_queue import Done, Order, OrderContext, stopping
-from .orders import accepted
+from .order_queue import READ_S, Done, Order, OrderContext, stopping
+from .orders import accepted, config_refused
 from .reload import Reload
 
 log = logging.getLogger("multitower.daemon")
@@ -36,17 +36,18 @@ class ModelOrders:
     def __init__(self, context: OrderContext) -> None:
         self._context = context
 
-    def load(self, name: str, done: Done) -> None:
+    def load(self, name: str, done: Done, read_s: float = READ_S) -> None:
         """Loads a model on its slots, as the configuration file describes it now.
 
         Args:
             name: the model's name.
             done: called with the answer: `model_name` and the `slots` that got a new worker once all of them serve the
                 model, or why they do not.
+            read_s: seconds that reading may take; then the order fails.
         """
-        self._context.queue.submit(lambda order: self._begin_load(order, name), done)
+        self._context.queue.submit(lambda order: self._begin_load(order, name, read_s), done)
 
-    def _begin_load(self, order: Order, name: str) -> None:
+    def _begin_load(self, order: Order, name: str, read_s: float) -> None:
         context = self._context
         old = context.settings.current
 
@@ -62,7 +63,7 @@ class ModelOrders:
             new = _load_settings(old, context.read_config(), name)
             return keep_fingerprints(new, old, contents, context.hasher)
 
-        context.background.run(read, order.guard(apply))
+        context.queue.read_files(context.background, order, read, apply, read_s)
 
     def unload(self, name: str, done: Done) -> None:
         """Unloads a model: requests already accepted are answered, then its memory is freed.
@@ -182,4 +183,6 @@ def _load_settings(settings: Settings, config: Config, name: str) -> Settings:
         known = ", ".join(model.name for model in config.models)
         message = f"{config.path} names no model {name[:128]!r}, only {known}"
         raise make(Reason.MODEL_UNKNOWN, message, field="model_name")
+    if name in config.not_yet:
+        raise config_refused(str(config.not_yet[name]))
     return settings.with_model_loaded(model)

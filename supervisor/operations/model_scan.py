@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from multitower.model_files import fingerprint
 from multitower.spec import ONLY_VERSION, ModelSpec
 
-from ..config.version_folders import Policy, versions_of
+from ..config.version_folders import Policy, list_versions
 from .version_settling import versions_to_scan
 
 
@@ -33,8 +33,21 @@ class Target:
     numbered: bool = True
 
 
-Scan = Mapping[str, str] | OSError
-"""The fingerprint of each version's files, by version; or why they cannot be read."""
+@dataclass(frozen=True, slots=True)
+class FolderScan:
+    """What a scan of a model has found.
+
+    Attributes:
+        prints: the fingerprint of each version's files, by version.
+        unreadable: why the files of other versions cannot be read, by version.
+    """
+
+    prints: Mapping[str, str]
+    unreadable: Mapping[str, str]
+
+
+Scan = FolderScan | OSError
+"""A scan, or why the model cannot be read."""
 
 
 def scan_models(targets: Sequence[Target]) -> dict[str, Scan]:
@@ -57,10 +70,16 @@ def scan_models(targets: Sequence[Target]) -> dict[str, Scan]:
 def _scan(target: Target) -> Scan | None:
     if not target.numbered:
         found = fingerprint(target.spec)
-        return {ONLY_VERSION: found} if found else {}
+        return FolderScan({ONLY_VERSION: found} if found else {}, {})
     assert target.spec.path is not None  # only a path has versions
-    versions = versions_of(target.spec.path)
+    versions = list_versions(target.spec.path)
     if versions is None:
         return None
-    wanted = versions_to_scan(versions, target.policy, target.served, target.refused)
-    return {version: fingerprint(replace(target.spec, version=version)) for version in wanted}
+    prints: dict[str, str] = {}
+    unreadable = dict(versions.unreadable)
+    for version in versions_to_scan(versions.found, target.policy, target.served, target.refused):
+        try:
+            prints[version] = fingerprint(replace(target.spec, version=version))
+        except OSError as error:  # it costs this version, and no other one
+            unreadable[version] = f"it cannot be read: {error.strerror or error}"
+    return FolderScan(prints, unreadable)

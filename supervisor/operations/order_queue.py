@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, ParamSpec
+from typing import Any, Final, ParamSpec, TypeVar
 
 from multitower.errors import MultitowerError, Reason, make
 
@@ -34,7 +35,11 @@ MAX_WAITING: Final = 256
 RETRY_AFTER_MS: Final = 1000
 """When an operator whose order was refused may try again."""
 
+READ_S: Final = 60.0
+"""Seconds that an order may take to read the configuration and the folders of models."""
+
 P = ParamSpec("P")
+T = TypeVar("T")
 
 Done = Callable[[dict[str, Any] | MultitowerError], None]
 """Takes the answer to an order: the header of the reply, or why the order was refused or has failed."""
@@ -125,6 +130,7 @@ class OrderQueue:
         self._lifecycle = lifecycle
         self._max_waiting = max_waiting
         self._orders: deque[Order] = deque()
+        self._reading: tuple[Order, float, float] | None = None  # an order in `read_files`, until when, and its limit
         self._advancing = False
 
     @property
@@ -146,6 +152,53 @@ class OrderQueue:
             return
         self._orders.append(Order(functools.partial(self._begin, begin), done, self._order_ended))
         self._advance()
+
+    def read_files(
+        self,
+        background: BackgroundJobs,
+        order: Order,
+        job: Callable[[], T],
+        then: Callable[[T | Exception], None],
+        limit_s: float,
+    ) -> None:
+        """Runs a step of an order that reads files in a thread; a file system that does not answer ends the order.
+
+        Args:
+            background: runs the step.
+            order: the order, which is being carried out.
+            job: reads the files.
+            then: the next step; gets what `job` returned or raised.
+            limit_s: seconds until the order ends.
+        """
+        self._reading = (order, time.monotonic() + limit_s, limit_s)
+
+        def read(outcome: T | Exception) -> None:
+            if self._reading is not None and self._reading[0] is order:
+                self._reading = None
+            order.guard(then)(outcome)
+
+        background.run(job, read)
+
+    @property
+    def due(self) -> float | None:
+        """When `tick` must be called, in monotonic seconds; None for never."""
+        return None if self._reading is None else self._reading[1]
+
+    def tick(self, now: float) -> None:
+        """Ends the order whose files have not been read in time."""
+        if self._reading is None or now < self._reading[1]:
+            return
+        order, _, limit_s = self._reading
+        self._reading = None
+
+        def give_up() -> None:
+            raise make(
+                Reason.ORDER_FAILED,
+                f"the configuration and the models' folders could not be read within {limit_s:g} s, and nothing has "
+                "changed; check the file systems that they are on",
+            )
+
+        order.guard(give_up)()
 
     def _begin(self, begin: Callable[[Order], None], order: Order) -> None:
         if not self._lifecycle.running:

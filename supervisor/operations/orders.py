@@ -10,9 +10,10 @@ from multitower.errors import MultitowerError, Reason, make
 from ..config.source import ConfigError
 from ..loop.log import event
 from ..machine.devices import DeviceError
+from ..model_presence import MODEL
 from ..settings import Settings, build_settings
 from .content_hashing import keep_fingerprints
-from .order_queue import RETRY_AFTER_MS, Done, Order, OrderContext, stopping
+from .order_queue import READ_S, RETRY_AFTER_MS, Done, Order, OrderContext, stopping
 from .reload import Reload, unchangeable
 
 log = logging.getLogger("multitower.daemon")
@@ -34,12 +35,13 @@ class Orders:
         self._reload_submitted = False
         self._reload_again = False
 
-    def reload(self, done: Done) -> None:
+    def reload(self, done: Done, read_s: float = READ_S) -> None:
         """Reads and checks the configuration in a thread, then applies it.
 
         Args:
             done: called with the answer: the slots that were `renewed`, `added` and `removed`, or why nothing or not
                 everything was changed. While a reload is under way: `reload_in_progress`; another one follows it.
+            read_s: seconds that reading may take; then the order fails.
         """
         if not self._context.lifecycle.running:
             done(stopping())
@@ -49,23 +51,23 @@ class Orders:
             message = "a reload is under way; another one follows it"
             done(make(Reason.RELOAD_IN_PROGRESS, message, retry_after_ms=RETRY_AFTER_MS))
         else:
-            self._submit_reload(done)
+            self._submit_reload(done, read_s)
 
-    def _submit_reload(self, done: Done) -> None:
+    def _submit_reload(self, done: Done, read_s: float) -> None:
         def ended(answer: dict[str, Any] | MultitowerError) -> None:
             self._reload_submitted = False
             again, self._reload_again = self._reload_again, False
             if again and self._context.lifecycle.running:
-                self._submit_reload(lambda _: None)
+                self._submit_reload(lambda _: None, READ_S)
             try:
                 done(answer)
             finally:
                 self._context.announce_reload_end()
 
         self._reload_submitted = True
-        self._context.queue.submit(self._begin_reload, ended, bounded=False)
+        self._context.queue.submit(lambda order: self._begin_reload(order, read_s), ended, bounded=False)
 
-    def _begin_reload(self, order: Order) -> None:
+    def _begin_reload(self, order: Order, read_s: float) -> None:
         context = self._context
         context.announcer.reload_began()
         event(log, logging.INFO, "reloading", config=context.settings.current.config.path)
@@ -76,7 +78,7 @@ class Orders:
                 build_settings(context.read_config(), context.claims), present, contents, context.hasher
             )
 
-        context.background.run(read, order.guard(lambda outcome: self._apply(order, outcome)))
+        context.queue.read_files(context.background, order, read, lambda outcome: self._apply(order, outcome), read_s)
 
     def _apply(self, order: Order, outcome: Settings | Exception) -> None:
         settings = self._context.settings
@@ -85,6 +87,9 @@ class Orders:
             if not self._context.lifecycle.running:
                 raise stopping()
             refusal = unchangeable(settings.current, new)
+            if refusal is None:
+                new = new.keeping_served(settings.current)
+                refusal = newly_absent(settings.current, new)
             if refusal is not None:
                 raise config_refused(refusal)
         except MultitowerError as error:
@@ -146,6 +151,22 @@ def accepted(outcome: Settings | Exception) -> Settings:
     if not isinstance(outcome, ConfigError | DeviceError | OSError):
         log.error("the configuration could not be read", exc_info=outcome)
     raise config_refused(str(outcome))
+
+
+def newly_absent(old: Settings, new: Settings) -> str | None:
+    """Returns what new settings name that is not there; None if it is only what the old ones wait for already.
+
+    An operator who waits for the answer can correct a misspelt path. A daemon that starts alone has to wait.
+    """
+    known = {(entry.kind, entry.name) for entry in old.waiting}
+    causes = [
+        str(new.config.not_yet.get(entry.name) or f"{entry.kind} {entry.name}: {entry.cause}")
+        if entry.kind == MODEL
+        else entry.cause
+        for entry in new.waiting
+        if (entry.kind, entry.name) not in known
+    ]
+    return "\n".join(causes) or None
 
 
 def config_refused(cause: str) -> MultitowerError:

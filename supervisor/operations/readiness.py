@@ -28,6 +28,7 @@ class Readiness:
     def __init__(self, lifecycle: Lifecycle, manager: WorkerManager, router: Router, settings: ActiveSettings) -> None:
         self._lifecycle = lifecycle
         self._manager = manager
+        self._router = router
         self._scheduler = router.scheduler
         self._settings = settings
 
@@ -50,12 +51,20 @@ class Readiness:
             for name in self._settings.model_names
         )
         slots = f"{report['slots_ready']}/{report['slots_total']} slots ready"
-        return f"{self._lifecycle.state}: {slots}; workers per model: {models}"
+        waiting = "".join(
+            f"; waiting for {entry.kind} {entry.name}: {entry.cause}" for entry in self._settings.current.waiting
+        )
+        return f"{self._lifecycle.state}: {slots}; workers per model: {models}{waiting}"
 
     @property
-    def settled(self) -> bool:
-        """Each model has a ready slot, or no slot can become ready without help."""
-        return bool(self.report()["ready"]) or not self._coming()
+    def serving(self) -> bool:
+        """Clients can connect, and some model has a ready slot, or none shall be loaded."""
+        names = [name for name in self._settings.model_names if not self.is_unloaded(name)]
+        return bool(self._router.fronts) and (not names or any(map(self.ready_slots, names)))
+
+    def waits_for(self, name: str) -> bool:
+        """Whether the model is configured, but its files or devices are not there yet."""
+        return any(entry.name == name for entry in self._settings.current.waiting)
 
     def is_unloaded(self, name: str) -> bool:
         """Whether an operator has unloaded the model, or the configuration does not load it at startup."""

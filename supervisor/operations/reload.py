@@ -229,6 +229,7 @@ class Reload:
             *(spec for slot in manager.slots for spec in slot.specs),
             *manager.settings.models,
             *settings.unloaded,
+            *settings.waiting_models,
         ]
         router.models_to_remove = set()
         router.retain_models(_names(specs))
@@ -240,7 +241,15 @@ class Reload:
         self._settings.models = [
             spec
             for name in sorted(_names(specs), key=_position_of(new))
-            for spec in _specs_of(name, manager.settings.models, new.worker_settings.models, new.unloaded, old.unloaded)
+            for spec in _specs_of(
+                name,
+                manager.settings.models,
+                new.worker_settings.models,
+                new.unloaded,
+                new.waiting_models,
+                old.unloaded,
+                old.waiting_models,
+            )
         ]
 
     def _close_unloaded(self, settings: Settings) -> None:

@@ -208,8 +208,8 @@ class Announcer:
             self._logged_ready = True
             event(daemon_log, logging.INFO, "daemon ready", after_s=round(now - self._started, 3))
         summary = self._readiness.summary()
-        if not self._announced_ready and self._readiness.settled:
-            # Also when some slot has failed: the others serve, and the status has the causes.
+        if not self._announced_ready and self._readiness.serving:
+            # Also when other models are waited for or have failed: the status has the causes.
             self._announced_ready = True
             self._service_manager.ready(summary)
         self._service_manager.status(summary)

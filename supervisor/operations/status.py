@@ -111,7 +111,13 @@ class StatusReporter:
     def _waiting(self) -> list[dict[str, str]]:
         """Returns what the daemon waits for and tries again by itself."""
         endpoints = self._endpoints.problems if self._endpoints is not None else {}
-        return [{"kind": "endpoint", "name": name, "cause": cause} for name, cause in endpoints.items()]
+        return [
+            *({"kind": "endpoint", "name": name, "cause": cause} for name, cause in endpoints.items()),
+            *(
+                {"kind": entry.kind, "name": entry.name, "cause": entry.cause}
+                for entry in self._settings.current.waiting
+            ),
+        ]
 
     def _report_connections(self) -> dict[str, Any] | None:
         if self._endpoints is None:
@@ -216,6 +222,8 @@ class StatusReporter:
             return "unloading" if any(slot.serves(name) for slot in self._manager.slots) else "unloaded"
         if ready:
             return "ready"
+        if self._readiness.waits_for(name):
+            return "waiting"
         refusal = self._router.scheduler.refusal_for_accepted_request(name)
         failed = refused or refusal or self._readiness.load_failure(name, version)
         return "failed" if failed else "loading"

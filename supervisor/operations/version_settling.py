@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from ..config.version_folders import Policy
 
@@ -20,23 +21,33 @@ class Refused:
     Attributes:
         fingerprint: of its files when it was tried.
         cause: why it could not be loaded.
+        retry_at: when it is tried again although its files have not changed, in monotonic seconds; None for never.
     """
 
     fingerprint: str
     cause: str
+    retry_at: float | None = None
+
+
+FIRST_RETRY_S: Final = 2.0
+"""Seconds until a version that could not be loaded for a passing reason is tried again; doubled each time."""
+
+MAX_RETRY_S: Final = 300.0
+"""Seconds from one such attempt to the next at most."""
 
 
 class VersionSettling:
     """The versions of one model.
 
     Attributes:
-        refused: versions that could not be loaded, until their files change.
+        refused: versions that could not be loaded, until their files change, or the reason may have passed.
     """
 
     def __init__(self) -> None:
         self.refused: dict[str, Refused] = {}
         self._since: dict[str, tuple[str, float]] = {}  # each version's fingerprint, and since when it has had it
         self._failed_change: Mapping[str, str] | None = None
+        self._retries: dict[str, int] = {}  # how often each version could not be loaded for a passing reason
 
     def record_scan(self, found: Mapping[str, str], now: float) -> None:
         """Records what a scan of the folder has found.
@@ -52,6 +63,10 @@ class VersionSettling:
         for version, refused in list(self.refused.items()):
             if found.get(version, "") != refused.fingerprint:
                 del self.refused[version]
+                self._retries.pop(version, None)
+            elif refused.retry_at is not None and now >= refused.retry_at:
+                del self.refused[version]
+                self._failed_change = None
 
     def wanted_change(
         self, policy: Policy, served: Mapping[str, str], settle_s: float, now: float
@@ -80,7 +95,12 @@ class VersionSettling:
         return chosen
 
     def record_failed_change(
-        self, versions: Mapping[str, str], causes: Mapping[str, str], served: Mapping[str, str]
+        self,
+        versions: Mapping[str, str],
+        causes: Mapping[str, str],
+        served: Mapping[str, str],
+        passing: Collection[str] = (),
+        now: float = 0.0,
     ) -> None:
         """Records that a change could not be made.
 
@@ -88,6 +108,8 @@ class VersionSettling:
             versions: the versions that `wanted_change` returned.
             causes: why versions could not be loaded, by version; under "" the cause for all that were new.
             served: the versions that were served then, as given to `wanted_change`.
+            passing: the versions of these whose cause may pass by itself.
+            now: monotonic seconds.
         """
         self._failed_change = versions
         for version, print_ in versions.items():
@@ -95,7 +117,7 @@ class VersionSettling:
             if cause is None and "" in causes and served.get(version) != print_:
                 cause = causes[""]
             if cause is not None:
-                self.refused[version] = Refused(print_, cause)
+                self._refuse(version, print_, cause, now if version in passing else None)
 
     def has_settled(self, version: str, fingerprint: str, settle_s: float, now: float) -> bool:
         """Whether the files of a version have had this fingerprint for a time.
@@ -117,10 +139,25 @@ class VersionSettling:
         """
         self._since = {version: (print_, now) for version, (print_, _) in self._since.items()}
 
-    def refuse(self, version: str, fingerprint: str, cause: str) -> None:
-        """Records that no worker could load a version; no-op if its files have changed since they were loaded."""
-        if self._since.get(version, ("", 0.0))[0] == fingerprint:
-            self.refused[version] = Refused(fingerprint, cause)
+    def refuse(self, version: str, fingerprint: str, cause: str, passing_since: float | None = None) -> None:
+        """Records that no worker could load a version; no-op if its files have changed since they were loaded.
+
+        Args:
+            version: the version.
+            fingerprint: of its files when they were loaded.
+            cause: why it could not be loaded.
+            passing_since: the time in monotonic seconds if the cause may pass by itself; else None.
+        """
+        if self._since.get(version, ("", 0.0))[0] == fingerprint and version not in self.refused:
+            self._refuse(version, fingerprint, cause, passing_since)
+
+    def _refuse(self, version: str, fingerprint: str, cause: str, passing_since: float | None) -> None:
+        retry_at = None
+        if passing_since is not None:
+            retries = self._retries.get(version, 0)
+            self._retries[version] = retries + 1
+            retry_at = passing_since + min(FIRST_RETRY_S * 2.0 ** min(retries, 30), MAX_RETRY_S)
+        self.refused[version] = Refused(fingerprint, cause, retry_at)
 
     def retry_refused(self) -> None:
         """Tries refused versions again: an operator has reloaded the model."""

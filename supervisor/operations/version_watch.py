@@ -53,6 +53,7 @@ class VersionWatch:
         self._orders = orders
         self._models: dict[str, VersionSettling] = {}
         self._problems: dict[str, str] = {}
+        self._unreadable: dict[str, Mapping[str, str]] = {}
         self._config = context.settings.current.config
         self._scanning = False
         self.due = 0.0
@@ -78,7 +79,13 @@ class VersionWatch:
 
     def refused_versions(self) -> dict[tuple[str, str], str]:
         """Returns why versions in the folders are not served, by model and version."""
-        return {
+        unreadable = {
+            (name, version): cause
+            for name, versions in self._unreadable.items()
+            for version, cause in versions.items()
+            if version not in self._served(name)
+        }
+        return unreadable | {
             (name, version): refused.cause
             for name, settling in self._models.items()
             for version, refused in settling.refused.items()
@@ -105,6 +112,7 @@ class VersionWatch:
         names = {model.name for model in config.models}
         self._models = {name: settling for name, settling in self._models.items() if name in names}
         self._problems = {name: problem for name, problem in self._problems.items() if name in names}
+        self._unreadable = {name: versions for name, versions in self._unreadable.items() if name in names}
         for model in config.models:
             # `multitower load` reads one model again; the others are the same objects as before.
             if id(model) not in before:
@@ -144,10 +152,15 @@ class VersionWatch:
             if problem or isinstance(scan, OSError):
                 continue
             settling = self._settling(model.name)
-            settling.record_scan({version: self._known.first(found) for version, found in scan.items()}, now)
+            self._log_unreadable(model.name, scan.unreadable)
+            served = self._served(model.name)
+            prints = {version: self._known.first(found) for version, found in scan.prints.items()}
+            # A version that is served, and cannot be read just now, stays as it is.
+            prints |= {version: served[version] for version in scan.unreadable if version in served}
+            settling.record_scan(prints, now)
             if self._queue.busy or not self._lifecycle.running or not self._specs(model.name):
                 continue
-            self._refuse_failed_versions(model.name)
+            self._refuse_failed_versions(model.name, now)
             served = self._served(model.name)
             change = settling.wanted_change(model.versions, served, settings.config.watch.settle, now)
             if change is None:
@@ -159,7 +172,7 @@ class VersionWatch:
         """Returns why a scan cannot be followed, or ""; what is served stays as it is then."""
         if isinstance(scan, OSError):
             return f"{scan.strerror or scan}: {scan.filename}"
-        if not scan and any(self._served(name).values()):
+        if not scan.prints and not scan.unreadable and any(self._served(name).values()):
             numbered = any(spec.version is not None for spec in self._specs(name))
             return "its folder holds no version any more" if numbered else "its files are gone"
         return ""
@@ -182,7 +195,15 @@ class VersionWatch:
             ):
                 self._manager.request_replacement(Replacement(slot, "files of a model are as before again"))
 
-    def _refuse_failed_versions(self, name: str) -> None:
+    def _log_unreadable(self, name: str, unreadable: Mapping[str, str]) -> None:
+        """Logs versions that cannot be read once, until they can be."""
+        before = self._unreadable.get(name, {})
+        for version, cause in unreadable.items():
+            if version not in before:
+                event(log, logging.WARNING, "model version is left out", model=name, version=version, cause=cause)
+        self._unreadable[name] = unreadable
+
+    def _refuse_failed_versions(self, name: str, now: float) -> None:
         """Refuses versions that no worker could load since the start or a reload, so that others are chosen."""
         waiting = {model.key for slot in self._manager.slots for model in slot.models if model.files_changed}
         for spec in self._specs(name):
@@ -190,7 +211,17 @@ class VersionWatch:
                 continue
             cause = self._readiness.load_failure(*spec.key)
             if cause is not None:
-                self._settling(name).refuse(spec.key[1], spec.fingerprint, cause)
+                passing = spec.key in self._passing_failures(name)
+                self._settling(name).refuse(spec.key[1], spec.fingerprint, cause, now if passing else None)
+
+    def _passing_failures(self, name: str) -> set[tuple[str, str]]:
+        """Returns the versions that a slot could not load for a reason that may pass by itself."""
+        return {
+            report.key
+            for slot in self._manager.slots
+            for report in (*slot.refused, *slot.models)
+            if report.name == name and report.passing
+        }
 
     def _change(self, name: str, versions: Mapping[str, str], served: Mapping[str, str]) -> None:
         fields = {"model": name, "versions": ",".join(versions), "before": ",".join(served)}
@@ -209,10 +240,12 @@ class VersionWatch:
             ]
             # Slots that wait for other contents say nothing about these.
             causes = {report.version: report.cause or error for report in failed if not report.files_changed}
+            now = time.monotonic()
             if failed and not causes:
-                self._settling(name).settle_again(time.monotonic())
+                self._settling(name).settle_again(now)
             else:
-                self._settling(name).record_failed_change(versions, causes or {"": error}, served)
+                passing = {version for _, version in self._passing_failures(name)}
+                self._settling(name).record_failed_change(versions, causes or {"": error}, served, passing, now)
             message = "changed files not loaded" if rewritten else "versions not changed"
             event(log, logging.ERROR, message, **fields, cause=error)
 

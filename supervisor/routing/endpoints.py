@@ -1,5 +1,7 @@
 """What the daemon takes of the system: its runtime folder and its bound sockets, which it also keeps.
 
+An endpoint whose address, name or folder is not there yet is bound later: `Endpoints.retry` tries again.
+
 Somebody may remove the folder or a socket's path while the daemon runs: a program that removes old files, or a logout.
 Connections stay open then, but nobody can connect any more. `Endpoints.keep` makes again what was removed.
 """
@@ -7,18 +9,24 @@ Connections stay open then, but nobody can connect any more. `Endpoints.keep` ma
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Sequence
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Final
 
 import zmq
 
+from multitower.addresses import literal_version
+
+from ..loop.background import BackgroundJobs
 from ..loop.log import event
 from ..loop.runtime_dir import HeldError, RuntimeDir
 from .connections import Connections
-from .front_socket import IPC, FrontSocket
+from .front_socket import IPC, FrontSocket, NotBindableYetError
 from .unread import UnreadReplies
 
 log = logging.getLogger("multitower.daemon")
@@ -31,6 +39,12 @@ CONTROL_LINGER_MS = 200
 
 KEEP_S: Final = 0.25
 """Seconds from one check of the paths to the next: less than a new process takes until it makes its socket."""
+
+FIRST_RETRY_S: Final = 0.5
+"""Seconds until an endpoint that could not be bound is tried again; doubled each time."""
+
+MAX_RETRY_S: Final = 10.0
+"""Seconds from one try to the next at most."""
 
 TOUCH_S: Final = 3600.0
 """Seconds from one update of the files' times to the next; programs that remove old files count in days."""
@@ -46,19 +60,23 @@ class Endpoints:
         unread: counts what clients leave unread.
         peer_timeout_s: seconds after which a client over tcp that is silent counts as gone; 0 for never.
         connections: accepts the clients of the front sockets; the caller closes it after `close`.
+        background: resolves the names of endpoints that are waited for; None if all endpoints must be bound at once.
 
     Attributes:
         runtime: the runtime folder.
         context: the ZeroMQ context of all sockets.
-        fronts: a bound socket for each endpoint.
+        fronts: a bound socket for each endpoint that is not waited for.
         control: the bound socket of the control endpoint.
         connections: as given.
         control_connections: accepts the clients of the control endpoint.
-        problems: why an endpoint or the runtime folder could not be made again, by endpoint or path.
+        lost: why an endpoint or the runtime folder could not be made again, by endpoint or path.
+        missing: why an endpoint could not be bound yet, by endpoint.
+        retry_at: when `retry` must be called, in monotonic seconds.
+        on_bound: called with the socket of an endpoint that is bound later.
 
     Raises:
         HeldError: another process uses the runtime folder or an endpoint.
-        OSError: the folder cannot be made, or an endpoint cannot be bound.
+        OSError: the folder cannot be made, or an endpoint cannot be bound, not even later.
             After either of them nothing stays open.
     """
 
@@ -70,27 +88,90 @@ class Endpoints:
         unread: UnreadReplies,
         peer_timeout_s: float,
         connections: Connections,
+        background: BackgroundJobs | None = None,
     ) -> None:
         self.connections = connections
+        self.lost: dict[str, str] = {}
+        self.missing: dict[str, str] = {}
+        self.retry_at = inf
+        self.on_bound: Callable[[FrontSocket], None] = _ignore
+        self._retry_s = FIRST_RETRY_S
+        self._background = background
+        self._listen = tuple(listen)
+        self._bound_as: dict[str, FrontSocket] = {}
         with contextlib.ExitStack() as stack:
             self.runtime = RuntimeDir(runtime_dir)
             stack.callback(self.runtime.close)
             self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             stack.callback(self.context.destroy, linger=0)
-            self.fronts: list[FrontSocket] = []
+            self._open = functools.partial(
+                FrontSocket,
+                self.context,
+                max_message_size=max_message_size,
+                unread=unread,
+                peer_timeout_s=peer_timeout_s,
+                connections=connections,
+            )
             for endpoint in listen:
-                front = FrontSocket(self.context, endpoint, max_message_size, unread, peer_timeout_s, connections)
-                stack.callback(front.close)
-                self.fronts.append(front)
+                try:
+                    front = self._open(endpoint)
+                except NotBindableYetError as error:
+                    if background is None:
+                        raise
+                    self._wait_for(endpoint, str(error))
+                else:
+                    stack.callback(front.close)
+                    self._bound_as[endpoint] = front
             self.control_connections = Connections(CONTROL_CONNECTIONS)
             stack.callback(self.control_connections.close)
-            control = self._control_endpoint
-            self.control = FrontSocket(
-                self.context, control, max_message_size, unread, peer_timeout_s, self.control_connections
-            )
+            self.control = self._open(self._control_endpoint, connections=self.control_connections)
             stack.pop_all()
-        self.problems: dict[str, str] = {}
+        if self.missing:
+            self.retry_at = -inf
         self._touch_at = -inf
+
+    @property
+    def fronts(self) -> list[FrontSocket]:
+        """The bound sockets, in the order of `listen`."""
+        return [self._bound_as[endpoint] for endpoint in self._listen if endpoint in self._bound_as]
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """Why endpoints or the runtime folder cannot be used now, by endpoint or path."""
+        return {**self.missing, **self.lost}
+
+    def _wait_for(self, endpoint: str, cause: str) -> None:
+        if self.missing.get(endpoint) != cause:
+            event(log, logging.WARNING, "waiting for endpoint", endpoint=endpoint, cause=cause)
+        self.missing[endpoint] = cause
+
+    def retry(self, now: float) -> None:
+        """Tries to bind the endpoints that are missing, if it is time to. Names are resolved in a thread.
+
+        Args:
+            now: monotonic seconds.
+        """
+        if now < self.retry_at or self._background is None:
+            return
+        self.retry_at = inf  # until the thread has ended
+        self._background.run(functools.partial(find_addresses, tuple(self.missing)), self._bind_missing)
+
+    def _bind_missing(self, found: Mapping[str, str | OSError] | Exception) -> None:
+        for endpoint in tuple(self.missing):
+            try:
+                address = found if isinstance(found, Exception) else found[endpoint]
+                if isinstance(address, Exception):
+                    raise OSError(f"cannot listen on {endpoint}: {address}")
+                front = self._open(address)
+            except (HeldError, OSError) as error:
+                self._wait_for(endpoint, str(error))
+                continue
+            del self.missing[endpoint]
+            self._bound_as[endpoint] = front
+            event(log, logging.INFO, "listening", endpoint=front.endpoint)
+            self.on_bound(front)
+        self.retry_at = time.monotonic() + self._retry_s if self.missing else inf
+        self._retry_s = min(2 * self._retry_s, MAX_RETRY_S)
 
     @property
     def _control_endpoint(self) -> str:
@@ -99,7 +180,7 @@ class Endpoints:
     def keep(self, now: float) -> None:
         """Makes the runtime folder and bound paths again that were removed; call it every `KEEP_S`.
 
-        What cannot be made again is logged once and stays in `problems`; the next call tries again.
+        What cannot be made again is logged once and stays in `lost`; the next call tries again.
 
         Args:
             now: monotonic seconds.
@@ -117,9 +198,9 @@ class Endpoints:
             except (HeldError, OSError) as error:
                 problems[endpoint] = f"its path was removed, and it cannot be bound again: {error}"
         for name, cause in problems.items():
-            if self.problems.get(name) != cause:
+            if self.lost.get(name) != cause:
                 event(log, logging.ERROR, "endpoint is lost", endpoint=name, cause=cause)
-        self.problems = problems
+        self.lost = problems
         if now >= self._touch_at:
             self._touch_at = now + TOUCH_S
             self.runtime.touch()
@@ -138,3 +219,33 @@ class Endpoints:
             front.close(linger_ms)
         self.context.term()
         self.runtime.close()
+
+
+def find_addresses(endpoints: Sequence[str]) -> dict[str, str | OSError]:
+    """Resolves the names in endpoints, which may block.
+
+    Returns:
+        By endpoint, an endpoint with an address, or why the name cannot be resolved. Endpoints without a name, and
+        those with the name of a network interface, stay as they are.
+    """
+    found: dict[str, str | OSError] = {}
+    interfaces = {name for _, name in socket.if_nameindex()}
+    for endpoint in endpoints:
+        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        if endpoint.startswith(IPC) or host == "*" or host in interfaces or literal_version(endpoint) is not None:
+            found[endpoint] = endpoint
+            continue
+        try:
+            addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            found[endpoint] = OSError(f"the name {host} cannot be resolved: {error.strerror}")
+            continue
+        # IPv4 first, as where the name can be resolved at once.
+        family, _, _, _, address = min(addresses, key=lambda entry: entry[0] == socket.AF_INET6)
+        literal = f"[{address[0]}]" if family == socket.AF_INET6 else str(address[0])
+        found[endpoint] = f"tcp://{literal}:{port}"
+    return found
+
+
+def _ignore(_: FrontSocket) -> None:
+    """Does nothing, until the owner of the endpoints has set its own handler."""

@@ -44,6 +44,26 @@ MAX_RECENT = 8192
 """Connections after which those are forgotten that have got no reply meanwhile and have none unread."""
 
 
+_PASSING = frozenset(
+    (
+        errno.EADDRNOTAVAIL,
+        errno.ENODEV,
+        errno.ENETDOWN,
+        errno.ENOENT,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.ESTALE,
+    )
+)
+"""Errors of a bind that may pass by themselves: an address or a folder comes, a file system recovers."""
+
+
+class NotBindableYetError(OSError):
+    """An endpoint cannot be bound now, but perhaps later: its address, name or folder is not there yet."""
+
+
 def internal_error() -> MultitowerError:
     """The error for a request that met a defect of multitower; the caller logs the traceback."""
     return make(Reason.INTERNAL_ERROR, "a defect of the daemon, whose log has the traceback")
@@ -101,6 +121,7 @@ class FrontSocket:
 
     Raises:
         HeldError: another process listens there.
+        NotBindableYetError: the endpoint cannot be bound now, but perhaps later.
         OSError: the endpoint cannot be bound.
     """
 
@@ -139,9 +160,9 @@ class FrontSocket:
             if isinstance(error, zmq.ZMQError):
                 if error.errno == zmq.EADDRINUSE:
                     raise HeldError(f"{endpoint} is in use by another process") from None
-                raise OSError(f"cannot listen on {endpoint}: {error.strerror}") from None
+                raise _bind_error(error.errno, f"cannot listen on {endpoint}: {error.strerror}") from None
             if isinstance(error, OSError):
-                raise OSError(f"cannot listen on {endpoint}: {error.strerror or error}") from None
+                raise _bind_error(error.errno, f"cannot listen on {endpoint}: {error.strerror or error}") from None
             raise
 
     def _open(
@@ -410,4 +431,8 @@ def _take_path(endpoint: str) -> SocketPath:
     except OSError as error:
         folder = path.parent
         what = f"the folder {folder} does not exist" if not folder.exists() else f"{folder}: {error.strerror}"
-        raise OSError(f"cannot listen on {endpoint}: {what}") from None
+        raise _bind_error(error.errno, f"cannot listen on {endpoint}: {what}") from None
+
+
+def _bind_error(number: int | None, message: str) -> OSError:
+    return NotBindableYetError(message) if number in _PASSING else OSError(message)

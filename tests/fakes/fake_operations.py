@@ -12,6 +12,7 @@ from multitower.supervisor.config.config import Config
 from multitower.supervisor.lifecycle import Lifecycle, LifecycleState
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.machine.resources import Sampler
+from multitower.supervisor.operations.arrivals import Arrivals
 from multitower.supervisor.operations.content_hashing import ContentHasher
 from multitower.supervisor.operations.model_orders import ModelOrders
 from multitower.supervisor.operations.order_queue import OrderContext, OrderQueue
@@ -78,6 +79,7 @@ class Operations:
         )
         self.orders = Orders(self.context)
         self.model_orders = ModelOrders(self.context)
+        self.arrivals = Arrivals(self.context)
         self.watch = VersionWatch(self.context, self.readiness, self.model_orders)
         self.status = StatusReporter(
             lifecycle=self.lifecycle,

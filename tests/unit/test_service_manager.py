@@ -260,7 +260,7 @@ class Slots:
     """Stands for `Readiness`."""
 
     ready = False
-    settled = False
+    serving = False
 
     def report(self) -> dict[str, Any]:
         return {"ready": self.ready}
@@ -273,14 +273,14 @@ def announcer_of(service_manager: ServiceManager, lifecycle: Lifecycle, slots: S
     return Announcer(lifecycle, cast(Any, slots), service_manager, started=100.0)
 
 
-def test_readiness_is_announced_once_slots_have_settled(
+def test_readiness_is_announced_once_a_model_serves(
     manager: Manager, service_manager: ServiceManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     slots = Slots()
     announcer = announcer_of(service_manager, Lifecycle(LifecycleState.RUNNING), slots)
     announcer.tick(100.0)
     assert manager.waiting() == [{"STATUS": "0/4 slots ready"}, {"EXTEND_TIMEOUT_USEC": "30000000"}]
-    slots.ready = slots.settled = True
+    slots.ready = slots.serving = True
     announcer.tick(100.0 + ANNOUNCE_S / 2)
     assert manager.waiting() == [], "it is not due yet"
     with caplog.at_level(logging.INFO, logger="multitower.daemon"):
@@ -290,20 +290,41 @@ def test_readiness_is_announced_once_slots_have_settled(
     assert [record.message for record in caplog.records] == ["daemon ready"]
 
 
-def test_a_daemon_that_settles_without_being_ready_is_announced_as_ready(
+def test_a_first_model_that_serves_is_enough_to_announce_readiness(
     manager: Manager, service_manager: ServiceManager
 ) -> None:
     slots = Slots()
-    slots.settled = True
-    announcer_of(service_manager, Lifecycle(LifecycleState.RUNNING), slots).tick(0.0)
+    slots.serving = True
+    announcer = announcer_of(service_manager, Lifecycle(LifecycleState.RUNNING), slots)
+    announcer.tick(0.0)
     assert manager.waiting() == [{"READY": "1", "STATUS": "0/4 slots ready"}]
+
+
+def test_while_nothing_serves_the_start_timeout_is_extended_again_and_again(
+    manager: Manager, service_manager: ServiceManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = Slots()
+    announcer = announcer_of(service_manager, Lifecycle(LifecycleState.RUNNING), slots)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    sent: list[dict[str, str]] = []
+    for _ in range(120):
+        now += 1.0
+        announcer.tick(now)
+        sent += manager.waiting()
+    extensions = [message for message in sent if "EXTEND_TIMEOUT_USEC" in message]
+    assert len(extensions) >= 120 // 15
+    assert not [message for message in sent if "READY" in message]
+    slots.serving = True
+    announcer.tick(now + 1.0)
+    assert "READY" in manager.waiting()[0]
 
 
 def test_a_reload_and_a_drain_are_announced_and_extend_the_timeout(
     manager: Manager, service_manager: ServiceManager
 ) -> None:
     slots, lifecycle = Slots(), Lifecycle(LifecycleState.RUNNING)
-    slots.ready = slots.settled = True
+    slots.ready = slots.serving = True
     announcer = announcer_of(service_manager, lifecycle, slots)
     announcer.reload_ended()
     assert manager.waiting() == [], "READY=1 would end a start that is still under way"

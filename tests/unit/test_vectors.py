@@ -148,7 +148,9 @@ def daemon() -> Router:
     )
     manager: Any = SimpleNamespace(slots=[], spares=[])
     lifecycle = Lifecycle(LifecycleState.RUNNING)
-    settings: Any = SimpleNamespace(models=[ModelSpec(name=name)], model_names=[name])
+    settings: Any = SimpleNamespace(
+        models=[ModelSpec(name=name)], model_names=[name], current=SimpleNamespace(waiting=())
+    )
     readiness = Readiness(lifecycle, manager, router, settings)
     status = StatusReporter(
         lifecycle=lifecycle,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from version_folders import version
 
 from multitower.spec import ModelSpec
-from multitower.supervisor.config.version_folders import Policy
-from multitower.supervisor.operations.model_scan import Target, scan_models
+from multitower.supervisor.config.version_folders import Policy, list_versions
+from multitower.supervisor.operations.model_scan import FolderScan, Target, scan_models
 from multitower.supervisor.operations.version_settling import VersionSettling, versions_to_scan
 
 ALL = Policy("all")
@@ -195,10 +199,11 @@ def test_a_version_that_is_being_copied_settles_once_it_is_complete(tmp_path: Pa
     version(folder, "1")
     target = Target("m", ModelSpec(name="m", path=str(folder)), Policy(), frozenset(["1"]), frozenset())
 
-    def scan() -> Scan:
+    def scan() -> Mapping[str, str]:
         found = scan_models([target])["m"]
-        assert isinstance(found, dict)
-        return found
+        assert isinstance(found, FolderScan)
+        assert found.unreadable == {}
+        return found.prints
 
     settling = settled(scan())
     served = scan()
@@ -219,4 +224,53 @@ def test_a_version_that_is_being_copied_settles_once_it_is_complete(tmp_path: Pa
     shutil.rmtree(folder)
     assert isinstance(scan_models([target])["m"], FileNotFoundError)
     empty = ModelSpec(name="m", path=str(copied.parent.parent))
-    assert scan_models([Target("m", empty, Policy(), frozenset(), frozenset())]) == {"m": {}}
+    assert scan_models([Target("m", empty, Policy(), frozenset(), frozenset())]) == {"m": FolderScan({}, {})}
+
+
+def test_a_version_that_failed_for_a_passing_reason_is_tried_again_with_a_back_off() -> None:
+    settling = settled({"1": "a", "2": "b"})
+    served = {"1": "a"}
+    change = settling.wanted_change(Policy(), served, SETTLE_S, 10.0)
+    assert change == {"2": "b"}
+    tried: list[float] = []
+    now = 10.0
+    while now < 100.0:
+        if settling.wanted_change(Policy(), served, SETTLE_S, now) == change:
+            tried.append(now)
+            settling.record_failed_change(change, {"2": "permission denied"}, served, {"2"}, now)
+        now += 1.0
+        settling.record_scan({"1": "a", "2": "b"}, now)
+    assert tried == [10.0, 12.0, 16.0, 24.0, 40.0, 72.0]
+
+
+def test_a_version_that_cannot_be_read_costs_no_other_one() -> None:
+    with as_another_user(), tempfile.TemporaryDirectory(prefix="mt-") as name:
+        folder = Path(name, "model")
+        for number in ("1", "2", "3"):
+            version(folder, number)
+        (folder / "2").chmod(0o000)
+        try:
+            found = list_versions(folder)
+            assert found is not None
+            assert found.found == ("1", "3")
+            assert found.unreadable == {"2": "it cannot be read: Permission denied"}
+            spec = ModelSpec(name="m", path=str(folder))
+            scan = scan_models([Target("m", spec, ALL, frozenset(["1", "2"]), frozenset())])["m"]
+            assert isinstance(scan, FolderScan)
+            assert set(scan.prints) == {"1", "3"}
+            assert list(scan.unreadable) == ["2"]
+        finally:
+            (folder / "2").chmod(0o700)
+
+
+@contextlib.contextmanager
+def as_another_user() -> Iterator[None]:
+    """Runs the block as a user whom permissions bind, who owns what the block creates."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)

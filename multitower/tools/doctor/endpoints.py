@@ -68,11 +68,16 @@ def _tcp_finding(endpoint: str) -> Finding:
         _try_to_listen(host, int(port))
     except socket.gaierror as error:
         text = f"{endpoint} was not checked: the name {host} cannot be resolved here ({error.strerror})"
-        return Finding(SECTION, Level.NOTE, text, "if it is not the name of a network interface, check DNS")
+        advice = (
+            "if it is not the name of a network interface, check DNS; `multitower serve` waits until it is resolved"
+        )
+        return Finding(SECTION, Level.NOTE, text, advice)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             return _taken_finding(endpoint)
         advice = "configure another" if error.errno != errno.EACCES else "ports below 1024 need root: configure another"
+        if error.errno == errno.EADDRNOTAVAIL:
+            advice += "; `multitower serve` waits for the address unless --strict is given"
         return Finding(SECTION, Level.PROBLEM, f"{endpoint} cannot be used: {error.strerror or error}", advice)
     return Finding(SECTION, Level.OK, f"{endpoint} is free")
 

@@ -16,14 +16,18 @@ from multitower.supervisor.config.version_folders import chosen_versions
 from multitower.supervisor.machine import placement
 from multitower.supervisor.machine.core_claims import read_claims
 from multitower.supervisor.machine.cores import format_core_list
-from multitower.supervisor.machine.devices import Device, DeviceError, format_bytes, resolve
+from multitower.supervisor.machine.devices import Device, DeviceError, MissingDevicesError, format_bytes, resolve
 from multitower.supervisor.machine.placement import Placement
+from multitower.supervisor.model_presence import why_absent
 from multitower.supervisor.routing.front_socket import IPC
 from multitower.tools.doctor import endpoints, gpu_driver, limits, machine, memory, models, operations, packages
 from multitower.tools.doctor.findings import Finding, Level
 from multitower.tools.doctor.gpu_driver import Driver
 
 DEVICES: Final = "devices"
+WAITING_ADVICE: Final = (
+    "correct it, or let `multitower serve` wait for it: what is there is served meanwhile, unless --strict is given"
+)
 _BASE_PACKAGES: Final = ("numpy", "pyzmq", "tensorflow")
 
 
@@ -37,7 +41,9 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
         load_models: load each model once; otherwise models are judged by their files.
         timeout_s: seconds for each model.
     """
-    specs = [spec for model in config.models for spec in _served_versions(model, str(config.folder))]
+    absent = {model.name: why_absent(model, config.folder) for model in config.models}
+    there = [model for model in config.models if absent[model.name] is None]
+    specs = [spec for model in there for spec in _served_versions(model, str(config.folder))]
     with_tensorflow = [spec for spec in specs if spec.format.uses_tensorflow]
     required = packages.required_versions()
     installed = packages.installed_versions([name for name in required if name != "Python"] or _BASE_PACKAGES)
@@ -68,6 +74,9 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     missing = gpu_driver.missing_libraries(libraries)
     yield from gpu_driver.findings(driver, build, missing, gpus_wanted=gpus_wanted)
 
+    for name, cause in absent.items():
+        if cause is not None:
+            yield Finding(models.SECTION, Level.PROBLEM, f"{name}: {cause}", WAITING_ADVICE)
     loadable = [spec for spec in specs if has_tensorflow or not spec.format.uses_tensorflow] if load_models else []
     measured: dict[str, tuple[int, int]] = {}
     peaks: dict[str, tuple[int, int]] = {}
@@ -132,6 +141,8 @@ def _place_slots(config: Config, driver: Driver) -> tuple[Sequence[Device], Sequ
         placements = placement.place_workers(config, discovery)
     except DeviceError as error:
         advice = "`multitower devices` lists this machine's devices; `devices: {cpu: 1}` serves on the CPU"
+        if isinstance(error, MissingDevicesError):
+            advice += "; `multitower serve` waits for them unless --strict is given"
         findings += [Finding(DEVICES, Level.PROBLEM, problem, advice) for problem in error.problems]
     else:
         findings += [Finding(DEVICES, Level.OK, _describe(slot, len(config.models))) for slot in placements]

@@ -120,7 +120,7 @@ def host_findings(
     estimated = [name for name in sizes if name not in measured]
     models = {name: max(0, after - before) for name, (before, after) in measured.items()}
     models |= {name: int(MARGIN * (sizes[name] or 0)) for name in estimated}
-    needs = [idle + sum(models[name] for name in names) for names in workers]
+    needs = [idle + sum(models.get(name, 0) for name in names) for names in workers]  # some files may be missing
     total = sum(needs) + spares * idle
     each = format_bytes(needs[0]) if len(set(needs)) == 1 else f"up to {format_bytes(max(needs))}"
     how = "measured here on the CPU" if not estimated else "estimated, since not every model was loaded"

@@ -1,0 +1,71 @@
+"""A SavedModel that comes after the daemon has started, vanishes, and comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from running import STEP_S, Running
+
+from multitower import Client, MultitowerError
+
+MAKE = """
+import sys
+import tensorflow as tf
+
+module = tf.Module()
+spec = tf.TensorSpec([None, 1], tf.float32, name="x")
+twice = tf.function(lambda x: {"y": 2 * x}, input_signature=[spec]).get_concrete_function()
+tf.saved_model.save(module, f"{sys.argv[1]}/1", signatures={"serving_default": twice})
+"""
+CONFIG = """
+listen: ["{endpoint}"]
+devices: {cpu: 1}
+spares: 0
+watch: {interval: 100ms, settle: 200ms}
+restart: {backoff: {first: 100ms, max: 200ms}}
+models:
+  - {name: here, handler: "handlers:Echo"}
+  - {name: m, path: model}
+"""
+LOAD_S = 60.0
+
+
+def serves(client: Client) -> bool:
+    try:
+        return bool(client.infer("m", {"x": np.ones((1, 1), np.float32)}, timeout=STEP_S)["y"].tolist() == [[2.0]])
+    except MultitowerError:
+        return False
+
+
+def row(client: Client) -> dict[str, Any]:
+    return next(row for row in client.status()["models"] if row["name"] == "m")
+
+
+def test_a_saved_model_comes_vanishes_and_comes_back(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    subprocess.run([sys.executable, "-c", MAKE, str(made)], check=True, timeout=100, capture_output=True)
+    with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
+        assert row(client)["state"] == "waiting"
+        os.rename(made, tmp_path / "model")
+        daemon.wait(lambda: serves(client), LOAD_S)
+        assert (row(client)["state"], row(client)["version"]) == ("ready", "1")
+        assert client.status()["daemon"]["waiting"] == []
+
+        os.rename(tmp_path / "model", made)
+        daemon.wait_line("model versions cannot be followed")
+        assert serves(client), "the worker has it loaded"
+        lines = len(daemon.lines)
+        os.kill(client.status()["slots"][0]["pid"], signal.SIGKILL)
+        daemon.wait_line("worker ready", LOAD_S, lines, models="here")
+        assert not serves(client)
+        assert client.infer("here", {"x": np.arange(3)})["x"].tolist() == [0, 1, 2]
+
+        os.rename(made, tmp_path / "model")
+        daemon.wait(lambda: serves(client), LOAD_S)
+        assert daemon.end() == 0
