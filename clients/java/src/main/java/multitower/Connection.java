@@ -274,7 +274,7 @@ final class Connection {
             Call<?> call = calls.next();
             if (call.deadline <= now) {
                 calls.remove();
-                fail(call, Errors.make(Reason.DEADLINE, "no answer within the timeout of the request, which this client was given"));
+                fail(call, Errors.make(Reason.DEADLINE, "no answer within the timeout given to this client"));
                 // The daemon's own clock started later, when the request reached it.
                 giveUp(call);
             } else {
@@ -295,7 +295,8 @@ final class Connection {
 
     private MultitowerException notSent() {
         if (greeted) {
-            return Errors.make(Reason.DEADLINE, "the timeout of the request, which this client was given, was over before it could be sent");
+            String over = "the timeout given to this client was over before the request could be sent";
+            return Errors.make(Reason.DEADLINE, over);
         }
         if (connected) {
             String message = "something listens at " + endpoint + ", but it does not answer as a multitower daemon";
