@@ -12,6 +12,7 @@ from multitower.load_step import LoadStep
 from multitower.spec import Assignment, ModelReport, ModelSpec, SignatureReport
 
 from .executor import Executor, Executors
+from .formats.graph_state import may_change_state
 from .formats.loader import load_replicas
 from .formats.model import Model
 from .heartbeat import CallCounter, LoadSteps
@@ -28,6 +29,8 @@ from .warmup.samples import load_samples
 from .warmup.warmup import Sample, warm_up, warmup_sizes
 
 log = logging.getLogger("multitower.worker")
+
+CHANGES_STATE = "a call of it may change a state, so that batches of requests are not compared, which repeats calls"
 
 MAX_COMPARISONS = 8
 """Batches of requests that are used to compare values, where the warm-up could not."""
@@ -288,11 +291,16 @@ def load_other_signatures(
 
 
 class _Findings(NamedTuple):
-    """What running a model has shown; see `Findings` and `RowFindings`."""
+    """What running a model has shown; see `Findings` and `RowFindings`.
+
+    Attributes:
+        may_compare: whether batches of requests are to be compared, since no values have been.
+    """
 
     unbatched_because: str | None
     unverified_because: str | None
     proven: bool
+    may_compare: bool
 
 
 def _warm_up(
@@ -305,6 +313,7 @@ def _warm_up(
         steps.begin(LoadStep(*spec.key, signature, rows, fewer))
 
     whole: list[Sample] = []
+    original = model
     if model.defaults:
         model = BatchedModel(model)
         # Requests with inputs that no batch has run unbatched.
@@ -320,7 +329,12 @@ def _warm_up(
     because = shapes.unbatched_because or values.unbatched_because
     if because is None:
         warn_of_padding(model, spec, samples, signature=signature)
-    return _Findings(because, values.unverified_because, shapes.proven and because is None)
+    unverified = values.unverified_because
+    may_compare = unverified not in (None, TRUSTED, VARYING)
+    if may_compare and may_change_state(original):
+        # A comparison repeats calls.
+        unverified, may_compare = CHANGES_STATE, False
+    return _Findings(because, unverified, shapes.proven and because is None, may_compare)
 
 
 def _executor(model: Model, spec: ModelSpec, findings: _Findings, counter: CallCounter) -> Executor:
@@ -332,7 +346,7 @@ def _executor(model: Model, spec: ModelSpec, findings: _Findings, counter: CallC
         unbatched=_rows_per_batch(spec, findings) == 0,
         proven=findings.proven,
         unverified_because=findings.unverified_because,
-        comparisons=0 if findings.unverified_because in (None, TRUSTED, VARYING) else MAX_COMPARISONS,
+        comparisons=MAX_COMPARISONS if findings.may_compare else 0,
         safe_rows=spec.safe_rows,
         counter=counter,
         row_defaults=row_defaults(model),

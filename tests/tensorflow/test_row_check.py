@@ -20,9 +20,12 @@ with warnings.catch_warnings():
 
 from multitower.spec import ModelSpec
 from multitower.worker.formats.loader import load_replicas
-from multitower.worker.warmup.row_check import RowFindings, check_rows
+from multitower.worker.heartbeat import CallCounter, LoadSteps
+from multitower.worker.loading import CHANGES_STATE, load_other_signatures
+from multitower.worker.warmup.row_check import NO_INPUTS, RowFindings, check_rows
 from multitower.worker.warmup.samples import load_samples
 from multitower.worker.warmup.warmup import warm_up
+from multitower.worker_wire import KeySpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -172,3 +175,32 @@ def test_doctor_finds_a_model_whose_rows_influence_each_other(tmp_path: Path) ->
         check=False,
     )
     assert f"mixing is unbatched: {BECAUSE}" in " ".join(doctor.stdout.split())
+
+
+def test_a_signature_that_changes_a_state_runs_once_for_each_batch(tmp_path: Path) -> None:
+    module = tf.Module()
+    module.count = tf.Variable(0.0)
+    functions = {
+        "serving_default": lambda x: {"y": x},
+        "count": lambda x: {"y": x + module.count.assign_add(1.0)},
+        "twice": lambda x: {"y": 2 * x},
+    }
+    signatures = {
+        name: tf.function(function, input_signature=[FLOATS]).get_concrete_function()
+        for name, function in functions.items()
+    }
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=signatures)
+    spec = ModelSpec(name="m", path=str(tmp_path / "m"), max_batch_size=8)
+    (model,) = load_replicas(spec, ["cpu:0"])
+    counter = CallCounter()
+    executors, reports = load_other_signatures(model, spec, (), counter, LoadSteps())
+    assert {report.name: report.unverified_because for report in reports} == {
+        "count": CHANGES_STATE,
+        "twice": NO_INPUTS,
+    }
+    for name, calls in (("count", 2), ("twice", 5)):
+        key = KeySpec("m", (("x", "FP32", (3,)),), None, True, name)
+        before = counter.calls
+        rows = [np.float32([[number] * 3]).tobytes() for number in range(3)]
+        executors[name].run(executors[name].prepare(key, [1, 1, 1], rows))
+        assert counter.calls - before == calls, "one request, and the others: their sizes show what outputs are like"

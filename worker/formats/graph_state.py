@@ -1,0 +1,36 @@
+"""Whether running a model changes something that lasts: a variable, a table, a queue or a file. Looks at graphs."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from .model import CallableModel, Model
+
+_WRITING: Final = (
+    *("Assign", "CountUpTo", "Apply", "SparseApply", "ResourceApply", "ResourceSparseApply", "ResourceScatter"),
+    *("ResourceStridedSliceAssign", "ResourceCountUpTo", "StridedSliceAssign"),
+    *("ScatterAdd", "ScatterSub", "ScatterMul", "ScatterDiv", "ScatterMin", "ScatterMax", "ScatterUpdate"),
+    *("ScatterNdAdd", "ScatterNdSub", "ScatterNdUpdate", "ScatterNdMax", "ScatterNdMin"),
+    *("LookupTableInsert", "LookupTableImport", "LookupTableRemove", "QueueEnqueue", "QueueDequeue", "Stage"),
+    *("PyFunc", "EagerPyFunc", "Save", "Write"),
+)
+"""How the names of operations begin that change something, or call code that may."""
+
+
+def may_change_state(model: Model) -> bool:
+    """Whether a call of a model of TensorFlow may change something that lasts.
+
+    A handler may repeat calls, as its guide says, so that it does not count.
+    """
+    if not isinstance(model, CallableModel):
+        return False
+    try:
+        return _has_writing_node(model.graph)
+    except Exception:  # noqa: BLE001  a graph of more than 2 GiB cannot be looked at
+        return True
+
+
+def _has_writing_node(graph: Any) -> bool:
+    functions = graph.library.function
+    nodes = [graph.node, *(function.node_def for function in functions)]
+    return any(node.op.startswith(_WRITING) for each in nodes for node in each)
