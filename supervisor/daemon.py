@@ -175,7 +175,9 @@ class Daemon:
     def _set_up_operations(self, sampler: Sampler, read_config: Callable[[], Config], started: float) -> None:
         """Sets up what operators, service managers and queries get from the daemon."""
         max_message_size = self._settings.current.config.max_message_size
-        readiness = Readiness(self._lifecycle, self._manager, self._router, self._settings)
+        readiness = Readiness(
+            self._lifecycle, self._manager, self._router, self._settings, lambda: self._endpoints.problems
+        )
         self._announcer = Announcer(self._lifecycle, readiness, self._service_manager, started)
         hasher = ContentHasher()
         self._content_baseline = ContentBaseline(self._settings, self._manager, self._background, hasher)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..lifecycle import Lifecycle
@@ -23,14 +24,23 @@ class Readiness:
         manager: the worker processes.
         router: the router, which knows the models that each worker serves.
         settings: the settings in force.
+        endpoint_problems: returns why endpoints cannot be used now, by endpoint.
     """
 
-    def __init__(self, lifecycle: Lifecycle, manager: WorkerManager, router: Router, settings: ActiveSettings) -> None:
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        manager: WorkerManager,
+        router: Router,
+        settings: ActiveSettings,
+        endpoint_problems: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
         self._lifecycle = lifecycle
         self._manager = manager
         self._router = router
         self._scheduler = router.scheduler
         self._settings = settings
+        self._endpoint_problems = endpoint_problems
 
     def report(self) -> dict[str, Any]:
         """Returns `{ready, slots_ready, slots_total}`, the answer to `MT1:server_ready`.
@@ -51,9 +61,11 @@ class Readiness:
             for name in self._settings.model_names
         )
         slots = f"{report['slots_ready']}/{report['slots_total']} slots ready"
-        waiting = "".join(
-            f"; waiting for {entry.kind} {entry.name}: {entry.cause}" for entry in self._settings.current.waiting
-        )
+        missing: list[tuple[str, str, str]] = [
+            (entry.kind, entry.name, entry.cause) for entry in self._settings.current.waiting
+        ]
+        missing += [("endpoint", name, cause) for name, cause in self._endpoint_problems().items()]
+        waiting = "".join(f"; waiting for {kind} {name}: {cause}" for kind, name, cause in missing)
         return f"{self._lifecycle.state}: {slots}; workers per model: {models}{waiting}"
 
     @property

@@ -150,6 +150,7 @@ def test_the_service_manager_waits_until_a_first_model_serves(tmp_path: Path, ma
     path = tmp_path / "later"
     text = CONFIG.replace("{interval: 100ms, settle: 100ms}", "{interval: 100ms, settle: 0s}")
     text = text[: text.index("  - {name: here")] + LATER.replace("PATH", str(path))
+    text = text.replace("[", f'["ipc://{tmp_path}/no/front.sock", ', 1)
     with Running(tmp_path, text, environment={"NOTIFY_SOCKET": str(tmp_path / "notify")}) as daemon:
         messages: list[str] = []
         while not any(f"waiting for model later: {path} does not exist" in text for text in messages) or not any(
@@ -157,6 +158,7 @@ def test_the_service_manager_waits_until_a_first_model_serves(tmp_path: Path, ma
         ):
             messages.append(manager.recv(4096).decode())
         assert not any("READY=1" in text for text in messages)
+        assert any(f"waiting for endpoint ipc://{tmp_path}/no/front.sock: " in text for text in messages)
         assert daemon.end() == Exit.OK
 
 
