@@ -151,7 +151,16 @@ class ChildProcess:
         # stime (proc(5)).
         fields = stat[stat.rindex(b")") + 2 :].split()
         cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return ProcessStat(fields[0].decode(), cpu_s)
+        return ProcessStat(fields[0].decode(), cpu_s, self.is_dumping())
+
+    def is_dumping(self) -> bool:
+        """Whether the process is ending: the kernel dumps its core, which may take minutes, or frees its memory."""
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_bytes()
+        except OSError:
+            return False
+        # Once its memory is being freed, the lines about it are gone.
+        return b"\nCoreDumping:\t1\n" in status or b"\nVmSize:" not in status
 
     def read_step(self) -> LoadStep | None:
         """Reads what the process is about to do, or was when it ended, while it loads; None if it does not load."""
@@ -173,6 +182,7 @@ class ChildProcess:
 
         Kills what the process has started, but does not wait for its end.
         """
+        dumped = self._has_dumped()
         self._kill_group()
         self._process.join()
         self._descendants.remove_worker(self.pid)
@@ -180,7 +190,15 @@ class ChildProcess:
         # The process may have truncated it.
         whole = len(page) - len(page) % struct.calcsize(BEGUN)
         self.begun = tuple(begun for (begun,) in struct.iter_unpack(BEGUN, page[:whole]))
-        return ExitCause(self._process.exitcode)
+        return ExitCause(self._process.exitcode, dumped)
+
+    def _has_dumped(self) -> bool:
+        """Whether the process has ended with a core dump; it is not reaped yet."""
+        try:
+            info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            return False  # the system discards exit codes
+        return info is not None and info.si_code == os.CLD_DUMPED
 
     def _kill_group(self) -> None:
         try:

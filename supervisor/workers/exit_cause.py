@@ -28,9 +28,11 @@ class ExitCause:
     Attributes:
         code: the exit code, or minus the signal's number, as in `multiprocessing.Process.exitcode`; None when the
             system did not report it.
+        dumped: the kernel has written a core dump.
     """
 
     code: int | None
+    dumped: bool = False
 
     def __str__(self) -> str:
         if self.code is None:
@@ -41,7 +43,7 @@ class ExitCause:
             name = signal.Signals(-self.code).name
         except ValueError:
             name = "a signal"
-        return f"killed by {name} ({-self.code})"
+        return f"killed by {name} ({-self.code}){', with a core dump' if self.dumped else ''}"
 
     @property
     def crash(self) -> bool:
@@ -73,6 +75,7 @@ class Fault(Enum):
     HANGS = auto()  # it makes no progress
     STOPPED = auto()  # likewise, and a signal (SIGSTOP, SIGTSTP) suspended it: it cannot handle other signals
     OVERRUN = auto()  # a call of a model takes longer than `max_execution_time`
+    DUMPS = auto()  # it has crashed, and the dump of its core does not end
     DEVICE_LOST = auto()  # its device is gone
     FILES_CHANGED = auto()  # the files of its models changed while it loaded them
     DEFECT = auto()  # what it sent, or what is known of it, could not be handled

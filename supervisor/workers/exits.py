@@ -12,6 +12,7 @@ from multitower import worker_wire
 from ..loop.log import event
 from ..scheduling.scheduler import Scheduler
 from .exit_cause import ExitCause, Fault, Verdict
+from .hang_detector import MAX_DUMP_S
 from .process_watcher import ProcessWatcher
 from .slot import WorkerProcess
 
@@ -27,7 +28,11 @@ open and has not ended yet."""
 STACKS_S = 0.5
 """Seconds that a worker that hangs has to write its Python stacks before it is killed."""
 
+DUMP_CHECK_S = 1.0
+"""Seconds from one look at a process whose core is being dumped to the next."""
+
 _MESSAGES = {
+    Fault.DUMPS: "killing worker whose core dump does not end",
     Fault.DEVICE_LOST: "worker lost its device",
     Fault.FILES_CHANGED: "files of models changed while a worker loaded them",
     Fault.DEFECT: "killing worker after an internal error",
@@ -64,7 +69,7 @@ class Exits:
                 # It does not read batches behind STOP: their requests would count as having died with it.
                 self._scheduler.retire(process.route.worker)
             process.child.connection.send([worker_wire.STOP])
-        else:
+        elif not self._waits_for_dump(process, now):
             process.child.kill()
 
     def condemn_process(self, process: WorkerProcess, verdict: Verdict, now: float) -> None:
@@ -106,10 +111,32 @@ class Exits:
         """Kills a process whose time to end is over."""
         if process.exit_cause is not None or process.kill_at is None or now < process.kill_at:
             return
+        if self._waits_for_dump(process, now):
+            return
         process.kill_at = None
         if process.verdict is None:
             event(log, logging.WARNING, "worker does not end: killed", **process.child.fields)
         process.child.kill()
+
+    def _waits_for_dump(self, process: WorkerProcess, now: float) -> bool:
+        """Whether a process that is to be killed ends anyway, as `is_dumping` shows: it is looked at again later."""
+        if not process.child.is_dumping():
+            return False
+        self.notice_dump(process, now)
+        if process.dumping_since is None or now - process.dumping_since > MAX_DUMP_S:
+            return False
+        process.kill_at = now + DUMP_CHECK_S
+        return True
+
+    def notice_dump(self, process: WorkerProcess, now: float) -> None:
+        """Records that a process is ending, as `is_dumping` shows: it gets no more batches."""
+        if process.dumping_since is not None:
+            return
+        process.dumping_since = now
+        message = "worker is ending: the kernel dumps its core or frees its memory"
+        event(log, logging.WARNING, message, **process.child.fields)
+        if process.route is not None:
+            self._scheduler.stop_dispatch(process.route.worker)
 
     def releasable(self, process: WorkerProcess, now: float) -> bool:
         """Whether the process has ended and nothing that it sent is still to arrive."""

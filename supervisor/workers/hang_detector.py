@@ -7,6 +7,8 @@ A thread of the worker sends heartbeats. Each carries the number of model calls 
 - While a batch or a load is under way, missing heartbeats alone prove nothing: a library may compute without letting
   other threads run. It is a hang if the process is suspended, or if it sleeps and uses no CPU. Between batches,
   `MISSED_BETWEEN_BATCHES` missing heartbeats are a hang, even if the process uses the CPU.
+- A process whose core is being dumped has crashed already and will end; killing it would cut the dump off. It may take
+  `MAX_DUMP_S`. So may any process whose memory is being freed.
 - Time in which the supervisor itself did not run (a suspended machine) counts for nothing.
 """
 
@@ -27,12 +29,23 @@ MIN_OBSERVATION_S = 1.0
 """Seconds for which a silent process must sleep and use no CPU to count as hanging."""
 
 
+MAX_DUMP_S = 600.0
+"""Seconds that the kernel may take to dump the core of a process."""
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessStat:
-    """What the system reports of a process: the letter of its state as in proc(5), and the CPU seconds it has used."""
+    """What the system reports of a process.
+
+    Attributes:
+        state: the letter of its state as in proc(5).
+        cpu_s: the CPU seconds that it has used.
+        dumping: the kernel is dumping its core, or has done so and frees its memory.
+    """
 
     state: str
     cpu_s: float
+    dumping: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +90,7 @@ class HangDetector:
         self._heartbeat_s = heartbeat_s
         self._last_heartbeat = now
         self._towers: list[_Tower] = []
+        self._dumping_since: float | None = None
         self._asleep: tuple[float, float] | None = None  # when it was first seen asleep, and its CPU seconds then
 
     def record_heartbeat(self, now: float, calls: Sequence[int]) -> None:
@@ -102,7 +116,14 @@ class HangDetector:
         self._last_heartbeat += seconds
         for tower in self._towers:
             tower.since += seconds
+        if self._dumping_since is not None:
+            self._dumping_since += seconds
         self._asleep = None
+
+    @property
+    def dumping(self) -> bool:
+        """Whether the last checks have shown that the process dumps its core."""
+        return self._dumping_since is not None
 
     def check(
         self, now: float, calls: Sequence[Call | None], read_stat: Callable[[], ProcessStat | None], *, loading: bool
@@ -118,21 +139,15 @@ class HangDetector:
         Returns:
             The verdict, or None when it does not hang.
         """
-        self._add_towers(len(calls))
-        for tower, call in zip(self._towers, calls, strict=False):
-            work = call.work if call is not None else None
-            if work is not tower.work:
-                tower.work = work
-                tower.since = call.since if call is not None else now
-            if call is not None and now - tower.since > call.limit_s:
-                cause = f"a model call took over {call.limit_s:g} s (max_execution_time)"
-                return Verdict(Fault.OVERRUN, cause, call.limit_s)
+        overrun = self._find_overrun(now, calls)
         silent = now - self._last_heartbeat
-        if silent <= MISSED * self._heartbeat_s:
+        if overrun is None and silent <= MISSED * self._heartbeat_s:
             return None
         stat = read_stat()
-        if stat is None:
-            return None
+        if stat is not None and stat.dumping:
+            return self._check_dump(now)
+        if overrun is not None or stat is None:
+            return overrun
         description = f"no heartbeat for {silent:.1f} s"
         if stat.state == "T":
             return Verdict(Fault.STOPPED, f"{description}: the process is stopped")
@@ -146,3 +161,23 @@ class HangDetector:
         if now - self._asleep[0] < max(MIN_OBSERVATION_S, MISSED * self._heartbeat_s):
             return None
         return Verdict(Fault.HANGS, f"{description}, and it uses no CPU")
+
+    def _find_overrun(self, now: float, calls: Sequence[Call | None]) -> Verdict | None:
+        self._add_towers(len(calls))
+        found: Verdict | None = None
+        for tower, call in zip(self._towers, calls, strict=False):
+            work = call.work if call is not None else None
+            if work is not tower.work:
+                tower.work = work
+                tower.since = call.since if call is not None else now
+            if found is None and call is not None and now - tower.since > call.limit_s:
+                cause = f"a model call took over {call.limit_s:g} s (max_execution_time)"
+                found = Verdict(Fault.OVERRUN, cause, call.limit_s)
+        return found
+
+    def _check_dump(self, now: float) -> Verdict | None:
+        if self._dumping_since is None:
+            self._dumping_since = now
+        if now - self._dumping_since <= MAX_DUMP_S:
+            return None
+        return Verdict(Fault.DUMPS, f"the dump of its core took over {MAX_DUMP_S:g} s")

@@ -152,6 +152,10 @@ class WorkerManager:
         for process, verdict in self._health.check(self.processes(), now):
             with self._contain("killing a worker", process, now):
                 self._exits.condemn_process(process, verdict, now)
+        for process in self.processes():
+            if process.hang_detector.dumping and process.usable:
+                with self._contain("stopping the batches of a worker", process, now):
+                    self._exits.notice_dump(process, now)
         with self._contain("looking for workers over their limits", None, now):
             for slot, why in self._health.find_over_limits(self._slots):
                 self._replacements.add_automatic(slot, why, now)

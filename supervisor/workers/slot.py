@@ -34,6 +34,7 @@ class WorkerProcess:
         kill_at: when it is to be killed, in monotonic seconds; None for never, or when it has been.
         exit_cause: how it ended; None while it runs.
         exit_step: what it was doing when it ended, if it was loading a model.
+        dumping_since: when it was found to dump its core, in monotonic seconds; None if it was not.
         release_at: once it has ended, when it is released at the latest, in monotonic seconds.
         device_seen: its device was present while it served.
         replacement_jitter: 0 to 1, drawn at random; spreads the replacements of several workers over time.
@@ -52,6 +53,7 @@ class WorkerProcess:
     kill_at: float | None = None
     exit_cause: ExitCause | None = None
     exit_step: LoadStep | None = None
+    dumping_since: float | None = None
     release_at: float = 0.0
     device_seen: bool = False
     replacement_jitter: float = 0.5

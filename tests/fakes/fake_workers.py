@@ -64,6 +64,7 @@ class FakeChild:
         begun: the id of the batch that each tower began last; empty if unknown.
         messages: what it has sent and nobody has read.
         stat: what the system reports of it.
+        dumping: its core is being dumped.
         step: what it is about to do while it loads.
     """
 
@@ -82,6 +83,7 @@ class FakeChild:
         self.connection = self
         self.messages: deque[list[Any]] = deque()
         self.stat: ProcessStat | None = None
+        self.dumping = False
         self.step: LoadStep | None = None
         self.on_message: Callable[[list[Any]], None] = lambda _: None
         self.on_error: Callable[[WorkerProtocolError], None] = lambda _: None
@@ -106,6 +108,9 @@ class FakeChild:
 
     def read_stat(self) -> ProcessStat | None:
         return self.stat
+
+    def is_dumping(self) -> bool:
+        return self.dumping
 
     def read_step(self) -> LoadStep | None:
         return self.step

@@ -80,6 +80,14 @@ class Surroundings(Echo):
         }
 
 
+class Crashing(Heavy):
+    """Aborts with each request, and leaves a core dump of at least `mib` MiB where the system writes one."""
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Aborts."""
+        os.abort()
+
+
 class Sized:
     """Returns as many bytes as `size` says, after as many milliseconds as follow it."""
 

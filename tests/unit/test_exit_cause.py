@@ -34,6 +34,12 @@ def test_an_exit_code_has_a_description_and_advice(code: int, text: str, advice:
     assert advice in cause.advice
 
 
+def test_the_description_says_that_a_core_was_dumped() -> None:
+    cause = ExitCause(-11, dumped=True)
+    assert str(cause) == "killed by SIGSEGV (11), with a core dump"
+    assert cause.crash
+
+
 @pytest.mark.parametrize(
     ("state", "code", "verdict", "text", "advice"),
     [
@@ -41,6 +47,7 @@ def test_an_exit_code_has_a_description_and_advice(code: int, text: str, advice:
         # A model may end its process with any code.
         ("ready", NO_SOCKET, None, "exited with code 73", "last output"),
         ("ready", -9, Verdict(Fault.HANGS, "it sleeps"), "killed because it hung: it sleeps", None),
+        ("ready", -9, Verdict(Fault.DUMPS, "it dumped too long"), "killed because it dumped too long", None),
         ("ready", -9, Verdict(Fault.DEVICE_LOST, "its device is gone"), "killed because its device is gone", None),
     ],
 )

@@ -26,6 +26,7 @@ class Scene:
         calls: int = 0,
         state: str = "S",
         cpu: float = 0.0,
+        dumping: bool = False,
         work: object = None,
         since: float = 100.0,
         limit: float | None = None,
@@ -36,7 +37,8 @@ class Scene:
         if beats:
             self.hang_detector.record_heartbeat(self.now, [self.calls])
         call = Call(work, since, limit) if work is not None and limit is not None else None
-        return self.hang_detector.check(self.now, [call], lambda: ProcessStat(state, self.cpu), loading=limit is None)
+        stat = ProcessStat(state, self.cpu, dumping)
+        return self.hang_detector.check(self.now, [call], lambda: stat, loading=limit is None)
 
 
 IDLE = {"limit": float("inf")}
@@ -63,6 +65,10 @@ LOADING: dict[str, object] = {}
         ("a call too long, though it beats", [({"cpu": 1.0}, BUSY)] * 6, "max_execution_time"),
         ("many calls in a long batch", [({"calls": 1}, BUSY)] * 60, None),
         ("few calls in a long batch", [({"calls": 1}, BUSY), *[({}, BUSY)] * 4] * 12, None),
+        ("dumps its core between batches", [({"beats": False, "dumping": True}, IDLE)] * 600, None),
+        ("dumps its core in a batch", [({"beats": False, "dumping": True, "state": "D"}, BUSY)] * 600, None),
+        ("dumps its core while it loads", [({"beats": False, "dumping": True}, LOADING)] * 600, None),
+        ("dumps its core without end", [({"beats": False, "dumping": True}, IDLE)] * 604, "core took over 600 s"),
         ("starved by its neighbours", [({"beats": False, "state": "R"}, LOADING)] * 60, None),
     ],
 )
@@ -90,6 +96,16 @@ def test_a_suspended_machine_is_no_hang() -> None:
     scene.hang_detector.excuse_stall(3600)
     assert scene.second(beats=False, state="S", work="a batch", since=101.0, limit=5.0) is None
     assert scene.second(work="a batch", since=101.0, limit=5.0) is None
+
+
+def test_a_dump_is_not_measured_while_the_machine_is_suspended() -> None:
+    scene = Scene()
+    for _ in range(5):
+        assert scene.second(beats=False, dumping=True) is None
+    assert scene.hang_detector.dumping
+    scene.now += 3600
+    scene.hang_detector.excuse_stall(3600)
+    assert scene.second(beats=False, dumping=True) is None
 
 
 def test_a_process_that_has_ended_does_not_hang() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from fake_workers import Scene, child
 
 from multitower.supervisor.workers.exit_cause import Fault, Verdict
@@ -134,3 +135,36 @@ def test_a_condemned_replacement_does_not_take_over() -> None:
     scene.manager._exits.condemn_process(new, Verdict(Fault.HANGS, "missed heartbeats"), scene.now)
     scene.report(new, "ready")
     assert scene.process() is old
+
+
+# A process that dumps its core.
+
+
+@pytest.mark.parametrize("how", ["told to end", "condemned"])
+def test_a_process_that_dumps_its_core_is_not_killed_before_the_limit(how: str) -> None:
+    scene = Scene()
+    process = scene.serve(scene.process())
+    child(process).dumping = True
+    if how == "condemned":
+        scene.manager._exits.condemn_process(process, Verdict(Fault.DEVICE_LOST, "its device is gone"), scene.now)
+    else:
+        scene.manager._exits.end_process(process, scene.now)
+        child(process).told_to_end = False  # by a message, which it does not read any more
+    for _ in range(60):
+        scene.tick(10.0)
+        assert not child(process).told_to_end
+    scene.tick(20.0)
+    assert child(process).told_to_end, "the limit is over"
+
+
+def test_a_process_that_loads_and_dumps_its_core_is_not_killed_when_the_daemon_ends() -> None:
+    scene = Scene()
+    process = scene.process()
+    scene.report(process, "loading")
+    child(process).dumping = True
+    scene.manager.stop(scene.now)
+    scene.tick(5.0)
+    assert not child(process).told_to_end
+    child(process).dumping = False
+    scene.tick(5.0)
+    assert child(process).told_to_end
