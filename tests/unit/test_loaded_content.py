@@ -12,7 +12,7 @@ from version_folders import version
 
 from multitower.model_files import SMALL_FILE, content_digest, fingerprint
 from multitower.spec import FILES_CHANGED, Assignment, ModelReport, ModelSpec
-from multitower.worker.heartbeat import CallCounter
+from multitower.worker.heartbeat import CallCounter, LoadSteps
 from multitower.worker.loaded_content import CHANGED_MEANWHILE, FilesChangedError, LoadedContent
 from multitower.worker.loading import load_models
 
@@ -72,7 +72,7 @@ def test_files_that_change_during_the_load_are_noticed_and_touched_ones_compared
 
 def load(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str, must_match: bool = False) -> list[ModelReport]:
     """Loads handlers as a worker does, in a fresh interpreter's eyes."""
-    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
     for name in ("changing", "shared"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     specs = [
@@ -88,7 +88,7 @@ def load(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str, must_match:
         inter_op_threads=1,
         models=tuple(specs),
     )
-    return list(load_models(assignment, [CallCounter()]).reports)
+    return list(load_models(assignment, [CallCounter()], LoadSteps()).reports)
 
 
 HANDLERS = """
