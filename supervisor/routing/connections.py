@@ -36,6 +36,7 @@ class Connections:
     Args:
         maximum: how many may be open.
         backlog: how many clients may wait at each endpoint.
+        reserve: descriptors that stay free.
 
     Attributes:
         maximum: as given, or as set last.
@@ -44,10 +45,11 @@ class Connections:
         descriptor: readable while clients wait and may be accepted; call `accept` then.
     """
 
-    def __init__(self, maximum: int, backlog: int = BACKLOG) -> None:
+    def __init__(self, maximum: int, backlog: int = BACKLOG, reserve: int = RESERVE) -> None:
         self.maximum = maximum
         self.backlog = backlog
         self.paused = False
+        self._reserve = reserve
         self._announced = False
         self._listeners: dict[int, Listener] = {}
         self._sockets: dict[int, int] = {}  # the inode of each connection's socket, by descriptor
@@ -129,7 +131,7 @@ class Connections:
                 "no more connections are accepted until others are closed",
                 open=len(self._sockets),
                 max_connections=self.maximum,
-                cause="max_connections are open" if full else f"fewer than {RESERVE} file descriptors are free",
+                cause="max_connections are open" if full else f"fewer than {self._reserve} file descriptors are free",
                 check="do clients keep connections that they do not use? multitower doctor shows the limits",
             )
         # Not with each client that comes and goes.
@@ -138,10 +140,10 @@ class Connections:
             event(log, logging.INFO, "connections are accepted again", open=len(self._sockets))
 
     def _has_reserve(self) -> bool:
-        """Whether the process can still open `RESERVE` descriptors."""
+        """Whether the process can still open the reserve of descriptors."""
         opened: list[int] = []
         try:
-            for _ in range(RESERVE):
+            for _ in range(self._reserve):
                 opened.append(os.dup(self.descriptor))
         except OSError:
             return False

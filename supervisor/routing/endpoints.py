@@ -34,6 +34,9 @@ log = logging.getLogger("multitower.daemon")
 CONTROL_CONNECTIONS: Final = 32
 """Connections that the control endpoint may have, beside those of clients."""
 
+CONTROL_RESERVE: Final = 8
+"""Descriptors that stay free when it accepts: fewer than for clients, so that an operator can still connect."""
+
 CONTROL_LINGER_MS = 200
 """Milliseconds that the last answers to orders get to leave."""
 
@@ -122,7 +125,7 @@ class Endpoints:
                 else:
                     stack.callback(front.close)
                     self._bound_as[endpoint] = front
-            self.control_connections = Connections(CONTROL_CONNECTIONS)
+            self.control_connections = Connections(CONTROL_CONNECTIONS, reserve=CONTROL_RESERVE)
             stack.callback(self.control_connections.close)
             self.control = self._open(self._control_endpoint, connections=self.control_connections)
             stack.pop_all()

@@ -28,11 +28,16 @@ from typing import Final
 
 import zmq
 
+from multitower import frames
+
 MONITOR_QUEUE: Final = 1001
 """Events: libzmq's default of 1000 where the monitor sends, and 1 where the daemon receives."""
 
 ACCEPT_MS: Final = 2
 """Milliseconds that the valve stays open at most. libzmq needs about 0.1 ms to accept."""
+
+SPIN_S: Final = 0.0003
+"""Seconds for which the daemon looks for the first connection again and again, before it sleeps."""
 
 WATCH_S: Final = 5.0
 """Seconds until libzmq's thread must have begun to poll the descriptor."""
@@ -91,7 +96,12 @@ class Listener:
         """Lets libzmq accept connections, at least one if any waits, until it has reported the first one."""
         os.eventfd_write(self._valve, 1)
         try:
-            self._monitor.poll(ACCEPT_MS)
+            # Without sleeping first: until a thread that sleeps runs again, libzmq may accept dozens.
+            until = time.monotonic() + SPIN_S
+            while not frames.readable(self._monitor):
+                if time.monotonic() > until:
+                    self._monitor.poll(ACCEPT_MS)
+                    break
         finally:
             os.eventfd_read(self._valve)
 
