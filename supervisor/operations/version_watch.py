@@ -29,6 +29,11 @@ from .version_settling import VersionSettling
 log = logging.getLogger("multitower.daemon")
 
 
+MORE_MEMORY = 1.1
+MIN_MORE_BYTES = 64 << 20
+"""A version whose loading was killed is tried again once this many times as much memory is available, and more."""
+
+
 class VersionWatch:
     """Follows the files of all models: numbered versions, single models, and handlers beside the configuration.
 
@@ -53,6 +58,7 @@ class VersionWatch:
         self._orders = orders
         self._models: dict[str, VersionSettling] = {}
         self._problems: dict[str, str] = {}
+        self._lacked_memory: dict[str, int] = {}  # what was available when loading versions of the model was killed
         self._unreadable: dict[str, Mapping[str, str]] = {}
         self._config = context.settings.current.config
         self._scanning = False
@@ -161,6 +167,7 @@ class VersionWatch:
             if self._queue.busy or not self._lifecycle.running or not self._specs(model.name):
                 continue
             self._refuse_failed_versions(model.name, now)
+            self._retry_with_more_memory(model.name)
             served = self._served(model.name)
             change = settling.wanted_change(model.versions, served, settings.config.watch.settle, now)
             if change is None:
@@ -214,6 +221,13 @@ class VersionWatch:
                 passing = spec.key in self._passing_failures(name)
                 self._settling(name).refuse(spec.key[1], spec.fingerprint, cause, now if passing else None)
 
+    def _retry_with_more_memory(self, name: str) -> None:
+        """Tries versions again whose loading was killed, once clearly more memory is available than there was then."""
+        available = self._lacked_memory.get(name)
+        if available is not None and self._manager.available_bytes > MORE_MEMORY * available + MIN_MORE_BYTES:
+            del self._lacked_memory[name]
+            self._settling(name).retry_refused()
+
     def _passing_failures(self, name: str) -> set[tuple[str, str]]:
         """Returns the versions that a slot could not load for a reason that may pass by itself."""
         return {
@@ -228,7 +242,14 @@ class VersionWatch:
         rewritten = versions.keys() == served.keys()
         event(log, logging.INFO, "loading changed files" if rewritten else "changing versions", **fields)
 
+        for slot in self._manager.slots:
+            slot.killed_while_loading = False
+        available = self._manager.available_bytes
+        self._lacked_memory.pop(name, None)
+
         def ended(error: str | None) -> None:
+            if error is not None and any(slot.killed_while_loading for slot in self._manager.slots):
+                self._lacked_memory[name] = available
             if error is None:
                 event(log, logging.INFO, "changed files loaded" if rewritten else "versions changed", **fields)
                 return

@@ -44,6 +44,11 @@ class Capacity:
         """Whether all devices of the slot are present; None when that is unknown."""
         return self._sampler.are_devices_present(slot.number)
 
+    @property
+    def available_bytes(self) -> int:
+        """Bytes of host memory that processes could still take within the narrowest limit."""
+        return self._sampler.memory.available_bytes
+
     def obstacle_to_second_process(self, slot: Slot, specs: Sequence[ModelSpec]) -> str | None:
         """Why a second process of the slot, beside the one that serves, does not fit on the machine; None if it fits.
 

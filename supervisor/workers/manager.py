@@ -82,6 +82,7 @@ class WorkerManager:
         self._slots = Slots(
             self._scheduler, launcher, self._spares, self._exits, rng, settings.policy, self.known_contents
         )
+        self._capacity = capacity
         self._health = Health(capacity, settings)
         self._replacements = ReplacementQueue()
         self._availability = Availability(self._slots, self._replacements, router)
@@ -313,6 +314,11 @@ class WorkerManager:
     def spares(self) -> Sequence[WorkerProcess]:
         """The spares."""
         return self._spares.processes
+
+    @property
+    def available_bytes(self) -> int:
+        """Bytes of host memory that processes could still take within the narrowest limit."""
+        return self._capacity.available_bytes
 
     @property
     def replacing(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -67,6 +68,13 @@ class WorkerProcess:
         return self.exit_cause is None and not self.ending
 
     @property
+    def killed_while_loading(self) -> bool:
+        """Whether it was killed while it loaded, but not by the supervisor, as the kernel does when memory is short."""
+        cause = self.exit_cause
+        killed = cause is not None and cause.code == -signal.SIGKILL and self.verdict is None
+        return killed and self.exit_step is not None
+
+    @property
     def exit_description(self) -> str:
         """How it ended, for people."""
         if self._could_not_report and self.verdict is None:
@@ -120,6 +128,8 @@ class Slot(SlotStateMachine):
         safe_rows: by model, the rows of a call that memory was sufficient for, after it was not for more, or after a
             worker had died with more in a warm-up.
         load_deaths: which models have ended workers while they were loaded.
+        killed_while_loading: a process was killed by SIGKILL while it loaded, as the kernel does if memory is short;
+            whoever wants to know whether that happens again resets it.
         due: when its back-off ends, in monotonic seconds; None when there is none.
         start_at: when a start is tried again that failed for want of a resource; None when there is none.
         start_delay_s: how long it waits for that.
@@ -141,6 +151,7 @@ class Slot(SlotStateMachine):
         self.visible_devices: str | None = None
         self.safe_rows: dict[str, int] = {}
         self.load_deaths = LoadDeaths()
+        self.killed_while_loading = False
         self.due: float | None = None
         self.start_at: float | None = None
         self.start_delay_s = 0.0

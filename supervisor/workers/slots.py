@@ -332,6 +332,8 @@ class Slots:
         assert slot is not None  # it was not a spare
         if process.route is not None:
             slot.completed += process.route.completed
+        if process.killed_while_loading:
+            slot.killed_while_loading = True
         if process in self._replaced:
             self._replaced.remove(process)
             event(log, logging.INFO, "worker ended", **process.child.fields, cause=process.exit_description)

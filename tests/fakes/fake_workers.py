@@ -172,6 +172,7 @@ class FakeCapacity(Capacity):
 
     Attributes:
         fits: whether two processes of a slot fit.
+        available: bytes of host memory.
         rss: bytes of resident memory of each process.
         present: whether each slot's device is present.
     """
@@ -179,8 +180,13 @@ class FakeCapacity(Capacity):
     def __init__(self, *, fits: bool = True) -> None:
         super().__init__(cast(Sampler, None))
         self.fits = fits
+        self.available = 1 << 30
         self.rss: int | None = None
         self.present: bool | None = None
+
+    @property
+    def available_bytes(self) -> int:
+        return self.available
 
     def rss_bytes(self, _slot: Slot) -> int | None:
         return self.rss

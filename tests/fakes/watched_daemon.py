@@ -10,6 +10,7 @@ from fake_operations import Operations
 from fake_workers import Scene, child
 from version_folders import version
 
+from multitower.load_step import LoadStep
 from multitower.spec import ModelReport, ModelSpec
 from multitower.supervisor.config import config
 from multitower.supervisor.settings import build_settings
@@ -28,6 +29,7 @@ class Daemon:
 
     Attributes:
         bad: the slots on which a version cannot be loaded, by version.
+        killing: versions during whose loading a process is killed.
         bad_contents: weights with which no version can be loaded.
         while_loading: called while a process loads a version, after it has begun to read the files.
     """
@@ -36,6 +38,7 @@ class Daemon:
         self._path = folder / "config.yaml"
         self.write(more, slots)
         self.bad: dict[str, set[int]] = {}
+        self.killing: set[str] = set()
         self.bad_contents: set[bytes] = set()
         self.while_loading: Callable[[], object] = lambda: None
         self._loaded: dict[tuple[int, tuple[str, str]], bytes] = {}
@@ -88,6 +91,12 @@ class Daemon:
     def _load(self, process: WorkerProcess) -> None:
         assert process.slot is not None
         slot = process.slot.number
+        killing = next((spec for spec in self._specs(process) if spec.version in self.killing), None)
+        if killing is not None:
+            self.scene.report(process, "loading")
+            child(process).step = LoadStep(*killing.key)
+            self.scene.die(process)
+            return
         reports = tuple(self._report(spec, slot, process) for spec in self._specs(process))
         self.scene.report(process, "loading")
         good = any(report.state == "ready" for report in reports)

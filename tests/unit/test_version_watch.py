@@ -57,6 +57,25 @@ def test_a_version_that_cannot_be_loaded_leaves_all_slots_unchanged(tmp_path: Pa
     assert daemon.served() == [["2"], ["2"]]
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_version_whose_loading_is_killed_is_tried_again_with_more_memory(tmp_path: Path, fits: bool) -> None:
+    daemon = daemon_of(tmp_path, "1", fits=fits)
+    daemon.killing = {"2"}
+    version(tmp_path / "model", "2")
+    daemon.scan()
+    assert daemon.served() == [["1"]]
+    state, cause = daemon.rows()["2"]
+    assert (state, "killed by SIGKILL (9) while loading m version 2" in str(cause)) == ("failed", True)
+    processes = len(daemon.scene.launched)
+    daemon.scan()
+    assert len(daemon.scene.launched) == processes, "there is as little memory as before"
+    daemon.killing.clear()
+    daemon.scene.capacity.available *= 2
+    daemon.scan()
+    daemon.scan()
+    assert daemon.served() == [["2"]]
+
+
 @pytest.mark.parametrize("more", ["", "}, {name: other, handler: 'h:H'"], ids=["alone", "beside another model"])
 def test_requests_wait_while_the_only_slot_fails_to_load_a_version(tmp_path: Path, more: str) -> None:
     daemon = daemon_of(tmp_path, "1", more=more, fits=False)
