@@ -12,9 +12,9 @@ import signal
 import sys
 from typing import Final
 
+from multitower.early_stop import handle_early_stop
 from multitower.exit_codes import Exit
 from multitower.standard_streams import discard_output, open_standard_streams
-from multitower.supervisor.loop.signals import handle_early_stop
 
 SERVER_PACKAGES: Final = {
     "click": "click",

@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 from collections.abc import Collection
-
-
-def handle_early_stop() -> None:
-    """Makes SIGTERM end the process at once if it is PID 1 of a container, until a `SignalInbox` collects it.
-
-    The system does so for any other process, but discards a signal to PID 1 that nothing handles. Call it before
-    anything that takes long.
-    """
-    if os.getpid() == 1:
-        signal.signal(signal.SIGTERM, _exit)
 
 
 class SignalInbox:
@@ -53,11 +42,6 @@ class SignalInbox:
             signal.signal(number, handler)
         self._reading.close()
         self._writing.close()
-
-
-def _exit(number: int, _frame: object) -> None:
-    """Ends the process like the signal would. Nothing has been started that has to be ended first."""
-    os._exit(128 + number)
 
 
 def _ignore(_number: int, _frame: object) -> None:
