@@ -43,6 +43,10 @@ class HeldError(Exception):
     """Another process holds an endpoint or a folder; the message names it."""
 
 
+class NotBindableYetError(OSError):
+    """An endpoint cannot be bound now, but perhaps later: its address, name or folder is not there yet."""
+
+
 class FileLock:
     """An exclusive lock on a file, held until `release` or the end of the process.
 

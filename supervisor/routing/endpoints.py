@@ -24,9 +24,9 @@ from multitower.addresses import literal_version
 
 from ..loop.background import BackgroundJobs
 from ..loop.log import event
-from ..loop.runtime_dir import HeldError, RuntimeDir
+from ..loop.runtime_dir import HeldError, NotBindableYetError, RuntimeDir
 from .connections import Connections
-from .front_socket import IPC, FrontSocket, NotBindableYetError
+from .front_socket import IPC, FrontSocket
 from .unread import UnreadReplies
 
 log = logging.getLogger("multitower.daemon")

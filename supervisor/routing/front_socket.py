@@ -22,7 +22,7 @@ from multitower.errors import MultitowerError, Reason, make
 
 from ..loop.containment import ErrorLog
 from ..loop.reactor import unwatched
-from ..loop.runtime_dir import HeldError
+from ..loop.runtime_dir import HeldError, NotBindableYetError
 from ..loop.socket_path import SocketPath
 from .connections import Connections
 from .listener import Listener, listen_on_path, take_listening_socket
@@ -58,10 +58,6 @@ _PASSING = frozenset(
     )
 )
 """Errors of a bind that may pass by themselves: an address or a folder comes, a file system recovers."""
-
-
-class NotBindableYetError(OSError):
-    """An endpoint cannot be bound now, but perhaps later: its address, name or folder is not there yet."""
 
 
 def internal_error() -> MultitowerError:
