@@ -234,7 +234,7 @@ class RuntimeDir:
                 _make(before, parents=not self._temporary)
             self._replace(before, temporary=self._temporary)
         except (HeldError, OSError) as error:
-            self._replace(_make_temporary(temporary_base()[0]), temporary=True)
+            self._replace_by_temporary()
             event(log, logging.WARNING, "runtime folder replaced", path=self.path, removed=before, cause=error)
         else:
             event(log, logging.WARNING, "runtime folder was removed: it is made again", path=before)
@@ -245,6 +245,17 @@ class RuntimeDir:
         self._lock.release()
         os.close(self._descriptor)
         self.path, self._temporary, self._lock, self._descriptor = path, temporary, lock, descriptor
+
+    def _replace_by_temporary(self) -> None:
+        folder = _make_temporary(temporary_base()[0])
+        try:
+            self._replace(folder, temporary=True)
+        except (HeldError, OSError):
+            # Each check tries again, and would leave one more folder.
+            with contextlib.suppress(OSError):
+                (folder / LOCK_NAME).unlink(missing_ok=True)
+                folder.rmdir()
+            raise
 
     def touch(self) -> None:
         """Sets the times of the folder and of the daemon's files in it to now."""

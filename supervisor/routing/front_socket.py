@@ -220,7 +220,8 @@ class FrontSocket:
         else:
             path = _take_path(endpoint)
             self._path.release()
-            self._path = path
+            # Together: if listening fails below, the next call takes this path again instead of a second lock on it.
+            self._path, self.endpoint = path, endpoint
         assert self._listener is not None  # until `close`
         try:
             listening = self._listen_on(self._path, endpoint)
@@ -229,7 +230,6 @@ class FrontSocket:
         self._connections.remove(self._listener)
         self._listener.replace(listening)
         self._connections.add(self._listener)
-        self.endpoint = endpoint
         return True
 
     def touch(self) -> None:

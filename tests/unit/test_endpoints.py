@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import socket
@@ -180,6 +182,53 @@ def test_the_control_socket_follows_the_runtime_folder(folder: Path, monkeypatch
         client = stack.enter_context(connect(endpoints, endpoints.control.endpoint))
         assert exchange(endpoints, client, -1)
     assert files(folder) == ["run"]
+
+
+def test_a_control_socket_that_could_not_listen_once_is_bound_by_the_next_check(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "xdg").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "xdg"))
+
+    def refuse(_: socket.socket, _backlog: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with closing(bind(["tcp://127.0.0.1:*"], folder / "run")) as endpoints, ExitStack() as stack:
+        shutil.rmtree(folder / "run")
+        (folder / "run").touch()
+        with monkeypatch.context() as context:
+            context.setattr(socket.socket, "listen", refuse)
+            for now in (0.0, 0.25):
+                endpoints.keep(now)
+                assert "No space left on device" in str(endpoints.problems)
+        endpoints.keep(0.5)
+        assert endpoints.problems == {}
+        assert endpoints.control.endpoint == f"ipc://{endpoints.runtime.control_socket}"
+        client = stack.enter_context(connect(endpoints, endpoints.control.endpoint))
+        assert exchange(endpoints, client, -1)
+    assert files(folder) == ["run"]
+
+
+def test_a_runtime_folder_that_cannot_be_locked_leaves_no_folders_behind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "xdg").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "xdg"))
+
+    def refuse(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with closing(bind(["tcp://127.0.0.1:*"], folder / "run")) as endpoints:
+        shutil.rmtree(folder / "run")
+        (folder / "run").touch()
+        with monkeypatch.context() as context:
+            context.setattr(fcntl, "flock", refuse)
+            for now in (0.0, 0.25, 0.5):
+                endpoints.keep(now)
+            assert "No locks available" in str(endpoints.problems)
+            assert list((folder / "xdg").iterdir()) == []
+        endpoints.keep(0.75)
+        assert endpoints.problems == {}
 
 
 def test_a_path_that_another_process_took_is_left_to_it(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
