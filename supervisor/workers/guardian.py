@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 from ..loop.log import event
@@ -19,9 +20,17 @@ log = logging.getLogger("multitower.manager")
 END_S: Final = 2.0
 """Seconds that the guardian gets to end once it has been told to."""
 
+FIRST_RETRY_S: Final = 0.25
+"""Seconds from one start to the next at least, if the first one failed or the guardian has ended; doubled each time."""
+
+MAX_RETRY_S: Final = 60.0
+"""Seconds from one start to the next at most, and a run after which the next start is not delayed."""
+
 
 class Guardian:
     """The guardian of this process; it is started at once, and again by `tick` when it has ended or was stopped.
+
+    A guardian that ends again and again is started less and less often, and each cause is logged once.
 
     Args:
         origin: the entry of the environment that shows that a process comes from a worker of this process.
@@ -35,7 +44,9 @@ class Guardian:
         self._workers: set[int] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._descriptor = -1
-        self._failed = False
+        self._reported: str | None = None  # why there was no guardian, as logged last
+        self._started_at = monotonic()
+        self._retry_s = FIRST_RETRY_S
         self._start()
 
     @property
@@ -54,7 +65,11 @@ class Guardian:
         self._send(f"-{pid}\n")
 
     def tick(self) -> None:
-        """Starts the guardian again if it has ended, or could not be started."""
+        """Starts the guardian again if it has ended or could not be started, unless it is too early; see `MAX_RETRY_S`.
+
+        Call it a few times a second.
+        """
+        now = monotonic()
         process = self._process
         if process is not None:
             code = process.poll()
@@ -63,9 +78,15 @@ class Guardian:
                 if state is not None and state.state == "T":
                     process.kill()  # a signal stopped it
                 return
-            event(log, logging.WARNING, "the guardian has ended: starting it again", pid=process.pid, code=code)
+            if now - self._started_at >= MAX_RETRY_S:
+                self._reported, self._retry_s = None, FIRST_RETRY_S
+            if self._is_new(f"code {code}"):
+                event(log, logging.WARNING, "the guardian has ended: starting it again", pid=process.pid, code=code)
             self._release()
-        self._start()
+        if now >= self._started_at + self._retry_s:
+            self._started_at = now
+            self._retry_s = min(2 * self._retry_s, MAX_RETRY_S)
+            self._start()
 
     def close(self) -> None:
         """Lets the guardian look for what is left, and end; kills it if it takes longer than `END_S`."""
@@ -103,13 +124,16 @@ class Guardian:
             return
         finally:
             os.close(reading)
-        self._failed = False
         self._send("".join(f"+{pid}\n" for pid in sorted(self._workers)))
 
     def _report(self, error: OSError) -> None:
-        if not self._failed:
+        if self._is_new(str(error)):
             event(log, logging.ERROR, "the guardian could not be started: it is tried again", cause=error)
-        self._failed = True
+
+    def _is_new(self, cause: str) -> bool:
+        """Whether the reason why there is no guardian is not the one that was logged last; remembers it."""
+        new, self._reported = cause != self._reported, cause
+        return new
 
     def _send(self, lines: str) -> None:
         if self._process is None:

@@ -155,8 +155,11 @@ def _main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends after the daemon
     os.chdir("/")  # it must not keep a file system busy
-    with open("/proc/self/comm", "w") as name:
-        name.write("mt-guardian")
+    try:
+        with open("/proc/self/comm", "w") as name:
+            name.write("mt-guardian")
+    except OSError:
+        pass  # /proc is read-only, as in some sandboxes: `ps` shows the name of Python then
     sessions = read_sessions(0)
     ended_at = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
     kill_rest(os.fsencode(sys.argv[1]), sessions, ended_at)

@@ -34,6 +34,13 @@ def why_not() -> str | None:
     return None
 
 
+def new_mounts() -> tuple[str, ...]:
+    """What to put before a command that mounts something for itself alone; see `why_not`."""
+    namespace = _namespace()
+    assert namespace is not None, why_not()
+    return ("unshare", *namespace[0], "--mount")
+
+
 class SmallDisk:
     """The disk of one subprocess.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,8 +14,11 @@ import numpy as np
 import psutil
 import pytest
 from running import HANDLERS, STEP_S, Running, multitower, outliving
+from small_disk import new_mounts, why_not
 
 from multitower import Client
+from multitower.supervisor.workers import guardian as guardian_module
+from multitower.supervisor.workers import guardian_process
 from multitower.supervisor.workers.guardian_process import kill, kill_rest, read_process
 
 WAYS = ("child", "group", "session", "bare", "daemon", "bare daemon", "forked")
@@ -22,6 +26,10 @@ WAYS = ("child", "group", "session", "bare", "daemon", "bare daemon", "forked")
 
 FOUND_BY_THE_GUARDIAN = ("child", "group", "session", "daemon", "forked")
 """The others leave neither their session nor their environment to be recognized by."""
+
+
+MARK = f"MULTITOWER_TEST_{os.getpid()}=1"
+"""An entry of the environment that no other process has: a guardian kills whatever has it."""
 
 
 def config(workers: int = 1, more: str = "") -> str:
@@ -115,6 +123,68 @@ def test_a_guardian_that_ends_or_stops_is_replaced(tmp_path: Path, number: signa
         everything = [*helpers, *daemon.remember()]
         daemon.signal(signal.SIGKILL)
         assert not outliving(everything, STEP_S)
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_the_guardian_runs_where_proc_is_read_only() -> None:
+    name, _, value = MARK.partition("=")
+    mount = 'mount -o remount,bind,ro /proc && exec "$@"'
+    command = [*new_mounts(), "sh", "-c", mount, "sh", sys.executable, "-I", "-S", guardian_process.__file__, MARK]
+    with subprocess.Popen(["sleep", "1000"], env={**os.environ, name: value}) as helper:
+        try:
+            done = subprocess.run(command, input=b"", capture_output=True, timeout=STEP_S, check=False)
+            assert (done.returncode, done.stderr) == (0, b"")
+            assert helper.wait(STEP_S) == -signal.SIGKILL
+        finally:
+            helper.kill()
+
+
+def test_a_guardian_that_ends_at_once_is_started_less_and_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    starts, program = tmp_path / "starts", tmp_path / "python"
+    program.write_text(f"#!/bin/sh\necho >> {starts}\nexit 7\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    now = 1000.0
+    monkeypatch.setattr(guardian_module, "monotonic", lambda: now)
+    guard = guardian_module.Guardian(MARK)
+    try:
+        for _ in range(40):  # ten seconds
+            if guard.pid is not None:
+                os.waitid(os.P_PID, guard.pid, os.WEXITED | os.WNOWAIT)
+            now += 0.25
+            guard.tick()
+        assert len(starts.read_text()) == 6, "after 0, 0.25, 0.75, 1.75, 3.75 and 7.75 s"
+        assert caplog.text.count("the guardian has ended") == 1, "once for each cause"
+        monkeypatch.undo()
+        now += guardian_module.MAX_RETRY_S
+        guard.tick()
+        assert guard.pid is not None
+        assert psutil.Process(guard.pid).is_running()
+    finally:
+        guard.close()
+
+
+def test_a_guardian_that_cannot_be_started_is_tried_less_and_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[float] = []
+    now = 0.0
+
+    def refuse(*_: object, **__: object) -> None:
+        tries.append(now)
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(guardian_module, "monotonic", lambda: now)
+    guard = guardian_module.Guardian(MARK)
+    for _ in range(1200):
+        now += 0.25
+        guard.tick()
+    assert tries == [0, 0.25, 0.75, 1.75, 3.75, 7.75, 15.75, 31.75, 63.75, 123.75, 183.75, 243.75]
+    assert caplog.text.count("the guardian could not be started") == 1
+    guard.close()
 
 
 def test_orphans_that_end_are_reaped(tmp_path: Path) -> None:
