@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Final
 
 from ..config.version_folders import Policy
@@ -35,6 +36,9 @@ FIRST_RETRY_S: Final = 2.0
 MAX_RETRY_S: Final = 300.0
 """Seconds from one such attempt to the next at most."""
 
+_CHANGE: Final = ""
+"""Stands for the whole change where versions are counted."""
+
 
 class VersionSettling:
     """The versions of one model.
@@ -47,7 +51,8 @@ class VersionSettling:
         self.refused: dict[str, Refused] = {}
         self._since: dict[str, tuple[str, float]] = {}  # each version's fingerprint, and since when it has had it
         self._failed_change: Mapping[str, str] | None = None
-        self._retries: dict[str, int] = {}  # how often each version could not be loaded for a passing reason
+        self._change_retry_at = inf  # when the failed change is tried again, in monotonic seconds
+        self._retries: dict[str, int] = {}  # how often each version, or the change, failed for a passing reason
 
     def record_scan(self, found: Mapping[str, str], now: float) -> None:
         """Records what a scan of the folder has found.
@@ -60,6 +65,8 @@ class VersionSettling:
             version: known if (known := self._since.get(version)) and known[0] == print_ else (print_, now)
             for version, print_ in found.items()
         }
+        if now >= self._change_retry_at:
+            self._failed_change, self._change_retry_at = None, inf
         for version, refused in list(self.refused.items()):
             if found.get(version, "") != refused.fingerprint:
                 del self.refused[version]
@@ -87,6 +94,8 @@ class VersionSettling:
             elif version in served:
                 usable[version] = served[version]  # it is being written again; its workers keep what they loaded
         chosen = {version: usable[version] for version in policy.choose(usable)}
+        if chosen == dict(served):
+            self._retries.pop(_CHANGE, None)
         if not chosen or chosen in (dict(served), self._failed_change):
             return None
         # A new worker would load the files as they are now.
@@ -111,13 +120,26 @@ class VersionSettling:
             passing: the versions of these whose cause may pass by itself.
             now: monotonic seconds.
         """
-        self._failed_change = versions
+        self._failed_change, self._change_retry_at = versions, inf
         for version, print_ in versions.items():
             cause = causes.get(version)
             if cause is None and "" in causes and served.get(version) != print_:
                 cause = causes[""]
             if cause is not None:
                 self._refuse(version, print_, cause, now if version in passing else None)
+
+    def record_shortage(self, versions: Mapping[str, str], cause: str, served: Mapping[str, str], now: float) -> None:
+        """Records that a change could not be made because the system could not start a process at present.
+
+        Args:
+            versions: the versions that `wanted_change` returned.
+            cause: what was short.
+            served: the versions that were served then, as given to `wanted_change`.
+            now: monotonic seconds.
+        """
+        self.record_failed_change(versions, {"": cause}, served, versions, now)
+        # Also a change that brings no new version, as after the removal of one, is tried again.
+        self._change_retry_at = self._next_try(_CHANGE, now)
 
     def has_settled(self, version: str, fingerprint: str, settle_s: float, now: float) -> bool:
         """Whether the files of a version have had this fingerprint for a time.
@@ -154,10 +176,14 @@ class VersionSettling:
     def _refuse(self, version: str, fingerprint: str, cause: str, passing_since: float | None) -> None:
         retry_at = None
         if passing_since is not None:
-            retries = self._retries.get(version, 0)
-            self._retries[version] = retries + 1
-            retry_at = passing_since + min(FIRST_RETRY_S * 2.0 ** min(retries, 30), MAX_RETRY_S)
+            retry_at = self._next_try(version, passing_since)
         self.refused[version] = Refused(fingerprint, cause, retry_at)
+
+    def _next_try(self, subject: str, now: float) -> float:
+        """Returns when a version, or the whole change, is tried again, in monotonic seconds."""
+        retries = self._retries.get(subject, 0)
+        self._retries[subject] = retries + 1
+        return now + min(FIRST_RETRY_S * 2.0 ** min(retries, 30), MAX_RETRY_S)
 
     def retry_refused(self) -> None:
         """Tries refused versions again: an operator has reloaded the model."""

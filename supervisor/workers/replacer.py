@@ -82,6 +82,7 @@ class Replacer:
             self._slots.condemn_process(slot.process, Verdict(Fault.DEFECT, "its replacement failed"), now)
         if slot.state not in LIVE and not current.remove and current.why != RECOVERY:
             self._queue.waiting.appendleft(Replacement(slot, RECOVERY))
+        slot.last_error = error
         self._finish(error)
 
     def _advance_one(self, replacement: Replacement, now: float) -> None:
@@ -122,6 +123,7 @@ class Replacer:
                 replacement.start_by = replacement.start_by or now + START_S
                 replacement.start_at = now + FIRST_RETRY_S
             else:
+                slot.last_error = started.cause
                 self._finish(started.cause)
         else:
             replacement.step = Step.STOPPING

@@ -130,6 +130,7 @@ class Slot(SlotStateMachine):
         load_deaths: which models have ended workers while they were loaded.
         killed_while_loading: a process was killed by SIGKILL while it loaded, as the kernel does if memory is short;
             whoever wants to know whether that happens again resets it.
+        short_of_resources: the last `next_process` could not be started because the system lacked a resource.
         due: when its back-off ends, in monotonic seconds; None when there is none.
         start_at: when a start is tried again that failed for want of a resource; None when there is none.
         start_delay_s: how long it waits for that.
@@ -151,7 +152,7 @@ class Slot(SlotStateMachine):
         self.visible_devices: str | None = None
         self.safe_rows: dict[str, int] = {}
         self.load_deaths = LoadDeaths()
-        self.killed_while_loading = False
+        self.killed_while_loading = self.short_of_resources = False
         self.due: float | None = None
         self.start_at: float | None = None
         self.start_delay_s = 0.0

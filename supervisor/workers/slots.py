@@ -207,6 +207,7 @@ class Slots:
         slot.refused = ()
         started = self._assign_process(slot, specs, placement, slot.incarnation + 1, now)
         slot.next_process = started if isinstance(started, WorkerProcess) else None
+        slot.short_of_resources = isinstance(started, StartFailure) and started.passing
         return started
 
     def _assign_process(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,6 +75,46 @@ def test_a_version_whose_loading_is_killed_is_tried_again_with_more_memory(tmp_p
     daemon.scan()
     daemon.scan()
     assert daemon.served() == [["2"]]
+
+
+@pytest.mark.parametrize("change", ["a version comes", "a version goes"])
+def test_a_change_that_lacked_resources_is_made_once_there_are_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    before, after = ("1", "2") if change == "a version comes" else ("2", "1")
+    daemon = daemon_of(tmp_path, *sorted({"1", before}))
+    daemon.scan()
+    daemon.scene.slot().last_error = "killed by SIGSEGV (an old death)"
+    daemon.scene.shortage = True
+    if after == "2":
+        version(tmp_path / "model", "2")
+    else:
+        shutil.rmtree(tmp_path / "model" / "2")
+    daemon.scan()
+    assert daemon.served() == [[before]]
+    if after == "2":
+        cause = "slot 0: no process could be started: fork: Resource temporarily unavailable"
+        assert daemon.rows()["2"] == ("failed", cause), "not the cause of an old death"
+    daemon.scene.shortage = False
+    daemon.scan()
+    assert daemon.served() == [[before]], "not at once"
+    now += 2.5
+    daemon.scan()
+    assert daemon.served() == [[after]]
+
+
+def test_an_order_that_lacked_resources_reports_that(tmp_path: Path) -> None:
+    daemon = daemon_of(tmp_path, "1")
+    daemon.scene.slot().last_error = "killed by SIGSEGV (an old death)"
+    daemon.scene.shortage = True
+    answers: list[Any] = []
+    version(tmp_path / "model", "2")
+    daemon.write(", versions: {specific: [2]}", slots=1)
+    daemon.orders.reload(answers.append)
+    daemon.settle()
+    assert "slot 0: no process could be started: fork: Resource temporarily unavailable" in answers[0].message
 
 
 @pytest.mark.parametrize("more", ["", "}, {name: other, handler: 'h:H'"], ids=["alone", "beside another model"])
