@@ -261,8 +261,8 @@ class Daemon:
 
     def _on_bound(self, front: FrontSocket) -> None:
         """An endpoint that was waited for is bound."""
-        self._router.fronts = self._endpoints.fronts
         self._watch_front(front)
+        self._router.fronts = self._endpoints.fronts
 
     def _loop(self) -> Exit:
         workers = Chore("managing workers", self._manager.tick, self._manager.next_wake, self._errors)

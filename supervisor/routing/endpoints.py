@@ -75,7 +75,8 @@ class Endpoints:
         lost: why an endpoint or the runtime folder could not be made again, by endpoint or path.
         missing: why an endpoint could not be bound yet, by endpoint.
         retry_at: when `retry` must be called, in monotonic seconds.
-        on_bound: called with the socket of an endpoint that is bound later.
+        on_bound: called with the socket of an endpoint that is bound later. If it raises, the endpoint is closed, and
+            tried again later.
 
     Raises:
         HeldError: another process uses the runtime folder or an endpoint.
@@ -160,6 +161,13 @@ class Endpoints:
         self._background.run(functools.partial(find_addresses, tuple(self.missing)), self._bind_missing)
 
     def _bind_missing(self, found: Mapping[str, str | OSError] | Exception) -> None:
+        try:
+            self._bind_found(found)
+        finally:
+            self.retry_at = time.monotonic() + self._retry_s if self.missing else inf
+            self._retry_s = min(2 * self._retry_s, MAX_RETRY_S)
+
+    def _bind_found(self, found: Mapping[str, str | OSError] | Exception) -> None:
         for endpoint in tuple(self.missing):
             try:
                 address = found if isinstance(found, Exception) else found[endpoint]
@@ -169,12 +177,17 @@ class Endpoints:
             except (HeldError, OSError) as error:
                 self._wait_for(endpoint, str(error))
                 continue
-            del self.missing[endpoint]
             self._bound_as[endpoint] = front
+            try:
+                self.on_bound(front)
+            except Exception as error:
+                # Nothing reads its requests: clients must not connect.
+                del self._bound_as[endpoint]
+                front.close()
+                self._wait_for(endpoint, f"requests at {endpoint} cannot be read: {error}")
+                raise
+            del self.missing[endpoint]
             event(log, logging.INFO, "listening", endpoint=front.endpoint)
-            self.on_bound(front)
-        self.retry_at = time.monotonic() + self._retry_s if self.missing else inf
-        self._retry_s = min(2 * self._retry_s, MAX_RETRY_S)
 
     @property
     def _control_endpoint(self) -> str:
@@ -240,8 +253,9 @@ def find_addresses(endpoints: Sequence[str]) -> dict[str, str | OSError]:
             continue
         try:
             addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except OSError as error:
-            found[endpoint] = OSError(f"the name {host} cannot be resolved: {error.strerror}")
+        except (OSError, UnicodeError) as error:  # UnicodeError: no name of the DNS can be so, as with an empty label
+            cause = error.strerror if isinstance(error, OSError) else error
+            found[endpoint] = OSError(f"the name {host} cannot be resolved: {cause}")
             continue
         # IPv4 first, as where the name can be resolved at once.
         family, _, _, _, address = min(addresses, key=lambda entry: entry[0] == socket.AF_INET6)

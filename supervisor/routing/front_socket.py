@@ -144,8 +144,10 @@ class FrontSocket:
         self._path = _take_path(endpoint) if endpoint.startswith(IPC) else None
         try:
             self.socket = context.socket(zmq.ROUTER)
-        except BaseException:
+        except BaseException as error:
             self._release_path()
+            if isinstance(error, zmq.ZMQError):
+                raise _bind_error(error.errno, f"cannot listen on {endpoint}: {error.strerror}") from None
             raise
         try:
             self.endpoint = self._open(context, endpoint, max_message_size, peer_timeout_s)

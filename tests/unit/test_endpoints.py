@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -12,15 +13,18 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from math import inf
 from pathlib import Path
 
 import pytest
 import zmq
 from accepting import Accepting
 
+from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.loop.runtime_dir import HeldError
 from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.endpoints import Endpoints
+from multitower.supervisor.routing.front_socket import FrontSocket
 from multitower.supervisor.routing.unread import UnreadReplies
 
 
@@ -256,3 +260,63 @@ def test_what_is_intact_is_not_bound_again(folder: Path) -> None:
         for now in range(5):
             endpoints.keep(float(now))
         assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+class NoSocket(zmq.Context[zmq.Socket[bytes]]):
+    """A context of a process that has no descriptor left."""
+
+    def socket(self, *_: object, **__: object) -> zmq.Socket[bytes]:
+        raise zmq.ZMQError(errno.EMFILE)
+
+
+def waiting(listen: list[str], folder: Path, background: BackgroundJobs) -> Endpoints:
+    unread = UnreadReplies(1 << 30, 30.0)
+    return Endpoints(listen, folder / "run", 1 << 20, unread, 0, Connections(100), background)
+
+
+def retry(endpoints: Endpoints, background: BackgroundJobs) -> None:
+    """Tries again what is missing, whenever it is due."""
+    assert endpoints.missing
+    assert endpoints.retry_at < inf
+    endpoints.retry(endpoints.retry_at)
+    assert select.select([background.descriptor], [], [], WAIT_MS / 1000)[0]
+    background.run_callbacks()
+
+
+def test_a_socket_that_cannot_be_made_is_an_os_error_and_leaves_no_lock(folder: Path) -> None:
+    endpoint = f"ipc://{folder}/front.sock"
+    with NoSocket() as context, pytest.raises(OSError, match=f"cannot listen on {endpoint}: Too many open files"):
+        FrontSocket(context, endpoint, 1 << 20, UnreadReplies(), 0, Connections(100))
+    assert files(folder) == []
+
+
+def test_an_endpoint_is_tried_again_after_any_error(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    late = folder / "late"
+    listen = [f"ipc://{late}/front.sock"]
+
+    def fail(_: FrontSocket) -> None:
+        raise RuntimeError("a defect")
+
+    with closing(BackgroundJobs()) as background, closing(waiting(listen, folder, background)) as endpoints:
+        late.mkdir()
+        endpoints.on_bound = fail
+        retry(endpoints, background)
+        assert "a defect" in caplog.text
+        assert endpoints.fronts == []
+        assert "a defect" in endpoints.problems[listen[0]]
+        bound: list[FrontSocket] = []
+        endpoints.on_bound = bound.append
+        retry(endpoints, background)
+        assert endpoints.fronts == bound != []
+        assert endpoints.retry_at == inf
+
+
+def test_a_name_that_no_resolver_accepts_keeps_no_other_endpoint_from_being_bound(folder: Path) -> None:
+    late = folder / "late"
+    wrong = "tcp://a..b.example:5999"
+    listen = [f"ipc://{late}/front.sock", wrong]
+    with closing(BackgroundJobs()) as background, closing(waiting(listen, folder, background)) as endpoints:
+        late.mkdir()
+        retry(endpoints, background)
+        assert [front.endpoint for front in endpoints.fronts] == listen[:1]
+        assert "the name a..b.example cannot be resolved" in endpoints.problems[wrong]
