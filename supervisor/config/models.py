@@ -288,7 +288,7 @@ class ModelConfig(Section):
         WithJsonSchema(
             {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "string", "minLength": 1}}
         ),
-    ] = key(None, "The tags of the SavedModel's MetaGraph; without it that of serve, else the only one.")
+    ] = key(None, "The tags of the SavedModel's MetaGraph; by default [serve], the only one with it, or the only one.")
     devices: ModelDevices = key(
         "all", "Which of the daemon's devices load it: all, or a list of indices, of UUIDs of GPUs, or of cpu:0, cpu:1."
     )
