@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from multitower import tensors, wire
 from multitower.errors import MultitowerError, Reason, make
@@ -233,18 +234,9 @@ class RequestPlanner:
             inputs = _whole_shapes(spec.inputs, rows, sizes_frame)
             spec = KeySpec(spec.model, inputs, spec.outputs, False, spec.signature, spec.version)
             rows, sizes_frame = 1, None
-        return Plan(
-            key=self._key(spec, report, signature.max_batch_size, 0),
-            rows=rows,
-            order=plan.order,
-            sizes=plan.sizes,
-            variable=plan.variable,
-            names=plan.names,
-            timeout_s=plan.timeout_s,
-            priority=plan.priority,
-            shared=plan.shared,
-            sizes_frame=sizes_frame,
-        )
+        # A request may run unbatched though its signature is batched: it gives an input that has no rows, for example.
+        max_batch_size = signature.max_batch_size if spec.batched else 0
+        return replace(plan, key=self._key(spec, report, max_batch_size, 0), rows=rows, sizes_frame=sizes_frame)
 
     def _key(self, spec: KeySpec, report: ModelReport, max_batch_size: int, header_bytes: int) -> BatchKey:
         """The batch key for this specification: the same object for equal ones, while it is cached."""

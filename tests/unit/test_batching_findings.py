@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 from fake_workers import LARGEST, Scene, spec
 
-from multitower import worker_wire
-from multitower.spec import BatchingReport, ModelReport, SignatureReport
+from multitower import wire, worker_wire
+from multitower.spec import BatchingReport, ModelReport, SignatureReport, TensorReport
+from multitower.supervisor.routing.request_plans import RequestPlanner
 from multitower.supervisor.scheduling.request import BatchKey, Plan, Request
 from multitower.supervisor.workers.slot import WorkerProcess
 from multitower.worker_wire import SIZES, KeySpec
@@ -221,3 +223,38 @@ def test_a_padded_request_gets_its_own_sizes_back() -> None:
     changed = planner.change_plan(plan, ModelReport(name="m", unbatched_because=BECAUSE))
     assert changed.key.spec.inputs == (("a", "UINT8", (2, 4, 3)), ("b", "UINT8", (2, 7)))
     assert (changed.rows, changed.sizes_frame, changed.key.max_batch_size) == (1, None, 0)
+
+
+OFFSET = TensorReport(name="offset", datatype="FP32", shape=(), optional=True)
+PARTLY_BATCHED = ModelReport(
+    name="m",
+    inputs=(OFFSET, TensorReport(name="x", datatype="UINT8", shape=(-1,))),
+    max_batch_size=LARGEST,
+    signatures=(SignatureReport(name="other", max_batch_size=LARGEST),),
+)
+WITH_OFFSET = (wire.Tensor("offset", "FP32", ()), wire.Tensor("x", "UINT8", (2,)))
+
+
+def test_a_finding_elsewhere_leaves_unbatched_requests_unbatched() -> None:
+    planner = RequestPlanner({"m": 30.0})
+    planner.add_version(PARTLY_BATCHED)
+    plan = planner.plan(wire.infer_header("m", WITH_OFFSET))
+    assert (plan.key.spec.batched, plan.key.max_batch_size) == (False, 0)
+    others = (replace(PARTLY_BATCHED.signatures[0], max_batch_size=0, unbatched_because=BECAUSE),)
+    described = replace(PARTLY_BATCHED, signatures=others)
+    planner.add_version(described)
+    changed = planner.change_plan(plan, described)
+    assert (changed.key.spec.batched, changed.key.max_batch_size) == (False, 0)
+    assert planner.plan(wire.infer_header("m", WITH_OFFSET)).key is changed.key, "new requests share it"
+
+
+@pytest.mark.parametrize("inputs", [WITH_OFFSET, WITH_OFFSET[1:]], ids=["unbatched before", "batched before"])
+def test_a_changed_plan_keeps_what_batching_does_not_concern(inputs: tuple[wire.Tensor, ...]) -> None:
+    planner = RequestPlanner({"m": 30.0})
+    planner.add_version(PARTLY_BATCHED)
+    area = wire.Area("mt-1-2-" + "0" * 32, 4096, 24)
+    plan = planner.plan(wire.infer_header("m", inputs, timeout_us=5_000_000, priority=7, areas={"y": area}))
+    assert (plan.timeout_is_own, plan.priority, plan.shared is None) == (True, 7, False)
+    changed = planner.change_plan(plan, replace(PARTLY_BATCHED, max_batch_size=0, unbatched_because=BECAUSE))
+    names = {field.name for field in fields(Plan)} - {"key", "rows", "sizes_frame"}
+    assert {name: getattr(changed, name) for name in names} == {name: getattr(plan, name) for name in names}
