@@ -22,12 +22,14 @@ from ..scheduling.worker import Served
 from .request_checks import check_inputs, check_outputs, count_rows, find_signature, shares_batches
 from .version_catalog import VersionCatalog
 
-MAX_CACHED_HEADER = 256 << 10
-"""Bytes of the largest header whose plan is cached: that of a model with thousands of inputs."""
-
 MAX_CACHED_ENTRIES = 10_000
-MAX_CACHED_BYTES = 8 << 20
-"""Bounds of each cache; bytes are those of the headers."""
+MAX_CACHED_BYTES = 32 << 20
+"""Bounds of each cache; bytes are those of the headers.
+
+Headers of `wire.MAX_HEADER_BYTES` are cached, too: making the plan of a request with thousands of inputs holds up the
+router for a tenth of a second. The bound leaves room for 32 of them, as each number of rows has a header of its own. A
+plan takes up to three times the bytes of its header.
+"""
 
 
 class RequestPlanner:
@@ -153,12 +155,11 @@ class RequestPlanner:
             self._plans.move_to_end(header)
             return plan
         plan = self._make_plan(parse_infer_header(header), len(header))
-        if len(header) <= MAX_CACHED_HEADER:
-            self._plans[header] = plan
-            self._plans_bytes += len(header)
-            while len(self._plans) > MAX_CACHED_ENTRIES or self._plans_bytes > MAX_CACHED_BYTES:
-                oldest, _ = self._plans.popitem(last=False)
-                self._plans_bytes -= len(oldest)
+        self._plans[header] = plan
+        self._plans_bytes += len(header)
+        while len(self._plans) > MAX_CACHED_ENTRIES or self._plans_bytes > MAX_CACHED_BYTES:
+            oldest, _ = self._plans.popitem(last=False)
+            self._plans_bytes -= len(oldest)
         return plan
 
     def _make_plan(self, header: wire.InferHeader, header_bytes: int) -> Plan:

@@ -56,7 +56,6 @@ def test_equal_headers_share_a_plan_and_equal_shapes_a_key(admitted: RequestPlan
 @pytest.mark.parametrize(("bound", "keys"), [("MAX_CACHED_ENTRIES", 4), ("MAX_CACHED_BYTES", 4 * len(header(2)))])
 def test_the_number_of_cached_keys_is_bounded(monkeypatch: pytest.MonkeyPatch, bound: str, keys: int) -> None:
     monkeypatch.setattr(request_plans, bound, keys)
-    monkeypatch.setattr(request_plans, "MAX_CACHED_HEADER", 0)  # headers too large to be cached make keys, too
     made = RequestPlanner({"m": 30.0})
     made.add_version(report(inputs=None))
     text = wire.Tensor("s", "BYTES", (2,))
@@ -224,9 +223,13 @@ def test_the_cache_is_bounded_and_discards_the_least_recently_used(
     assert admitted.plan(header(2)) is not second
 
 
-def test_large_headers_are_not_cached(admitted: RequestPlanner) -> None:
-    large = header()[:-1] + b" " * request_plans.MAX_CACHED_HEADER + b"}"
-    assert admitted.plan(large) is not admitted.plan(large)
+def test_the_largest_headers_are_cached_for_many_numbers_of_rows(admitted: RequestPlanner) -> None:
+    headers = [header(rows)[:-1].ljust(wire.MAX_HEADER_BYTES - 1) + b"}" for rows in range(1, 33)]
+    plans = [admitted.plan(each) for each in headers]
+    assert [admitted.plan(each) is plan for each, plan in zip(headers, plans, strict=True)] == [True] * 32
+    with pytest.raises(InvalidRequest, match="the limit is 1048576"):
+        admitted.plan(headers[0] + b" ")
+    assert admitted.plan(headers[0]) is plans[0], "a refused header takes no room"
 
 
 def test_a_model_without_workers_is_refused_with_the_cause_if_known() -> None:
