@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import stat
 from typing import Final
 
 from ..loop.log import event
@@ -158,8 +159,13 @@ class Connections:
 
 
 def _inode(descriptor: int) -> int | None:
-    """The inode of the file that a descriptor refers to: of each socket another one. None if it refers to none."""
+    """The inode of the socket that a descriptor refers to: each socket has another one.
+
+    Returns:
+        None if it refers to no socket: the connection has been closed, and another file may have its number by now.
+    """
     try:
-        return os.fstat(descriptor).st_ino
+        status = os.fstat(descriptor)
     except OSError:
         return None
+    return status.st_ino if stat.S_ISSOCK(status.st_mode) else None

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from running import Running
 
 from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.front_socket import FrontSocket
-from multitower.supervisor.routing.listener import MONITOR_QUEUE
+from multitower.supervisor.routing.listener import MONITOR_QUEUE, Listener, listen_on_path
 from multitower.supervisor.routing.unread import UnreadReplies
 
 WAIT_S = 20.0
@@ -198,6 +199,48 @@ def test_connections_that_have_been_closed_are_noticed(endpoint: str) -> None:
         for client in clients[:20]:
             client.close()
         front.wait_until(lambda: front.connections.open == 10)
+
+
+def sockets() -> set[int]:
+    """The descriptors of this process that refer to sockets."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing itself
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                found.add(int(name))
+    return found
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_a_number_that_an_eventfd_has_by_now_is_not_counted_as_a_connection(folder: Path) -> None:
+    path = folder / "front.sock"
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        front = stack.enter_context(context.socket(zmq.ROUTER))
+        listener = Listener(context, front, listen_on_path(path, 10), f"ipc://{path}")
+        stack.callback(listener.close)
+        connections = stack.enter_context(contextlib.closing(Connections(10)))
+        connections.add(listener)
+        stack.callback(connections.remove, listener)
+        with socket.socket(socket.AF_UNIX) as client:
+            before = sockets()
+            client.connect(str(path))
+            listener.accept()  # libzmq reports the connection, but `connections` does not read it yet
+            wait_until(lambda: len(sockets() - before) == 1)
+            (accepted,) = sockets() - before
+        wait_until(lambda: accepted not in sockets())
+        number = -1
+        while number != accepted:
+            number = os.eventfd(0)
+            stack.callback(os.close, number)
+        connections.tick()
+        assert connections.open == 0
 
 
 def test_a_greater_maximum_lets_those_that_wait_in(endpoint: str) -> None:
