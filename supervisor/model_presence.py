@@ -55,6 +55,8 @@ def why_absent(model: ModelConfig, folder: Path) -> str | None:
                 return f"{model.path} has none of the versions {listed}"
         if model.warmup is not None:
             parse_file(str(model.warmup), folder, ".npz", "inputs")
+        for library in model.custom_ops:
+            parse_file(str(library), folder, ".so", "operations")
     except (ValueError, OSError) as error:
         return str(error)
     return None

@@ -316,7 +316,7 @@ def load(
     config._path = absolute
     config._not_yet = {}
     for index, model in enumerate(config.models):
-        for key_name in ("path", "warmup"):
+        for key_name in ("path", "warmup", "custom_ops"):
             message = context.not_yet.get((model.name, key_name))
             if message is not None:
                 location = ("models", index, key_name)

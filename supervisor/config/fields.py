@@ -35,7 +35,7 @@ class Context:
     Attributes:
         folder: where relative paths start.
         strict: whether it is a problem that a file or folder is not there yet.
-        not_yet: what is not there yet, by the model's name and the key; filled unless `strict`.
+        not_yet: what is not there yet, the first of each key, by the model's name and the key; filled unless `strict`.
         endpoints: the endpoints above.
         names: the names of the models above.
     """

@@ -108,7 +108,7 @@ def _accept_later(error: NotYetError, info: ValidationInfo) -> Path:
     context = context_of(info)
     if context.strict:
         raise error
-    context.not_yet[str(info.data.get("name")), str(info.field_name)] = str(error)
+    context.not_yet.setdefault((str(info.data.get("name")), str(info.field_name)), str(error))
     return error.path
 
 
@@ -223,7 +223,7 @@ def _custom_ops(value: object, info: ValidationInfo) -> tuple[Path, ...]:
     libraries: list[Path] = []
     for index, item in enumerate(value):
         try:
-            library = parse_file(item, context_of(info).folder, ".so", "operations")
+            library = _library(item, info)
         except ValueError as error:
             problems.add(str(error), index)
             continue
@@ -232,6 +232,13 @@ def _custom_ops(value: object, info: ValidationInfo) -> tuple[Path, ...]:
         libraries.append(library)
     problems.raise_any()
     return tuple(libraries)
+
+
+def _library(value: object, info: ValidationInfo) -> Path:
+    try:
+        return parse_file(value, context_of(info).folder, ".so", "operations")
+    except NotYetError as error:
+        return _accept_later(error, info)
 
 
 def _needs_path(value: Any, info: ValidationInfo) -> Any:

@@ -159,15 +159,22 @@ def test_a_model_that_comes_is_served_and_the_others_never_stop(tmp_path: Path) 
     ("more", "cause"),
     [
         (", warmup: w.npz", "w.npz does not exist"),
+        (", custom_ops: [ops/late.so]", "late.so does not exist, nor does "),
+        (", custom_ops: [there.so, ops/late.so, ops/later.so]", "late.so does not exist, nor does "),
         (", versions: {specific: [7]}", "has none of the versions 7"),
     ],
 )
 def test_what_else_a_model_needs_is_waited_for(tmp_path: Path, more: str, cause: str) -> None:
     version(tmp_path / "later", "3")
+    (tmp_path / "there.so").touch()
     daemon = Daemon(tmp_path, more=more)
     daemon.look()
     assert cause in daemon.cause()
+    assert daemon.serves() == ["here"]
     (tmp_path / "w.npz").touch()
+    (tmp_path / "ops").mkdir()
+    (tmp_path / "ops" / "late.so").touch()
+    (tmp_path / "ops" / "later.so").touch()
     version(tmp_path / "later", "7")
     daemon.look()
     assert daemon.serves() == ["here", "later"]
@@ -285,6 +292,12 @@ def test_a_reload_goes_on_waiting_but_refuses_what_is_newly_missing(tmp_path: Pa
     assert daemon.carry_out("reload") == {"renewed": [], "added": [], "removed": []}
     assert daemon.waiting() == [("model", "later")]
     assert list(daemon.rows()) == ["here", "later"]
+    version(tmp_path / "complete", "1")
+    daemon.write(more="}\n  - {name: third, path: complete, custom_ops: [gone.so]")
+    answer = daemon.carry_out("reload")
+    assert isinstance(answer, MultitowerError)
+    assert "models[2].custom_ops" in answer.message
+    assert "gone.so does not exist" in answer.message
     daemon.write(more="}\n  - {name: third, path: nowhere")
     answer = daemon.carry_out("reload")
     assert isinstance(answer, MultitowerError)
