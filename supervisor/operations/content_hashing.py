@@ -164,7 +164,8 @@ class ContentBaseline:
 def keep_fingerprints(new: Settings, present: Settings, contents: KnownContents, hasher: ContentHasher) -> Settings:
     """Returns new settings in which models whose files were only touched or copied do not count as changed.
 
-    They have the present fingerprints. It may read files: call it in a thread.
+    They have the present fingerprints, and others the first one of equal contents, as in `KnownContents`. It may read
+    files: call it in a thread.
 
     Args:
         new: the new settings.
@@ -176,11 +177,10 @@ def keep_fingerprints(new: Settings, present: Settings, contents: KnownContents,
 
     def keep(spec: ModelSpec) -> ModelSpec:
         known = former.get(spec.key)
-        if known is None or (known.path, known.handler) != (spec.path, spec.handler):
-            return spec
-        if not _same_content(known, spec, contents, hasher):
-            return spec
-        return replace(spec, fingerprint=known.fingerprint)
+        same_files = known is not None and (known.path, known.handler) == (spec.path, spec.handler)
+        if known is not None and same_files and _same_content(known, spec, contents, hasher):
+            return replace(spec, fingerprint=known.fingerprint)
+        return replace(spec, fingerprint=contents.first(spec.fingerprint))
 
     models = tuple(map(keep, new.worker_settings.models))
     return replace(

@@ -128,7 +128,12 @@ class VersionWatch:
         return self._models.setdefault(name, VersionSettling())
 
     def _specs(self, name: str) -> list[ModelSpec]:
-        return [spec for spec in self._settings.current.worker_settings.models if spec.name == name]
+        """Returns the specifications of the model's versions in force, with the fingerprints that scans give them."""
+        return [
+            replace(spec, fingerprint=self._known.first(spec.fingerprint))
+            for spec in self._settings.current.worker_settings.models
+            if spec.name == name
+        ]
 
     def _served(self, name: str) -> dict[str, str]:
         """Returns the fingerprints of the versions that are served or may yet be, by version."""
@@ -197,7 +202,8 @@ class VersionWatch:
         for slot in self._manager.slots:
             waiting = {model.key for model in slot.models if model.files_changed and model.name == name}
             if not self._manager.replacing and any(
-                spec.key in waiting and settling.has_settled(spec.key[1], spec.fingerprint, settle_s, now)
+                spec.key in waiting
+                and settling.has_settled(spec.key[1], self._known.first(spec.fingerprint), settle_s, now)
                 for spec in slot.specs
             ):
                 self._manager.request_replacement(Replacement(slot, "files of a model are as before again"))

@@ -102,7 +102,8 @@ class ContentCheck:
     def _adopt(self, process: WorkerProcess, spec: ModelSpec, fingerprint: str) -> None:
         """Makes the contents that a process has loaded those that all slots load from now on."""
         name, version = spec.key
-        new = replace(spec, fingerprint=fingerprint)
+        # The first one of equal contents, as in what scans of the files find.
+        new = replace(spec, fingerprint=self._known.first(fingerprint))
         for slot in self._slots:
             slot.specs = tuple(new if each == spec else each for each in slot.specs)
         process.specs = tuple(new if each.key == spec.key else each for each in process.specs)

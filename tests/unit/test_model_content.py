@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -14,9 +15,9 @@ from watched_daemon import Daemon
 
 from multitower.errors import MultitowerError
 from multitower.model_files import SMALL_FILE
-from multitower.spec import FILES_CHANGED
+from multitower.spec import FILES_CHANGED, ModelSpec
 from multitower.supervisor.loop.background import BackgroundJobs
-from multitower.supervisor.operations.content_hashing import ContentBaseline, ContentHasher
+from multitower.supervisor.operations.content_hashing import ContentBaseline, ContentHasher, HashedContent
 from multitower.supervisor.workers.slot_state_machine import State
 
 OLD, NEW = b"old", b"new"
@@ -310,3 +311,70 @@ def test_random_histories_never_leave_two_contents_of_one_version(tmp_path: Path
         daemon.settle()
         daemon.scan()
     assert daemon.contents() == [b"good"] * slots
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The models that are hashed."""
+    names: list[str] = []
+    hash_content = ContentHasher.hash_content
+
+    def record(self: ContentHasher, spec: ModelSpec) -> HashedContent | None:
+        names.append(spec.name)
+        return hash_content(self, spec)
+
+    monkeypatch.setattr(ContentHasher, "hash_content", record)
+    return names
+
+
+def reload_path(daemon: Daemon, folder: Path, path: str) -> None:
+    """Changes the model's path in the configuration, and reloads it."""
+    config, answers = folder / "config.yaml", list[Any]()
+    config.write_text(re.sub("path: [a-z]+", f"path: {path}", config.read_text()))
+    daemon.orders.reload(answers.append)
+    daemon.settle()
+    assert answers == [{"renewed": [0, 1], "added": [], "removed": []}]
+
+
+@pytest.mark.parametrize("content", [OLD, LARGE_OLD], ids=["small", "large"])
+def test_a_path_that_is_changed_and_changed_back_leaves_no_difference_to_scans(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture, hashed: list[str]
+) -> None:
+    daemon = daemon_of(tmp_path, content, slots=2)
+    hash_contents(daemon)
+    touch(tmp_path)
+    daemon.scan()
+    (tmp_path / "other").symlink_to("model")
+    reload_path(daemon, tmp_path, "other")
+    reload_path(daemon, tmp_path, "model")
+    caplog.set_level("INFO")
+    hashed.clear()
+    daemon.scan()
+    daemon.scan()
+    assert (hashed, caplog.messages) == ([], []), "nothing has changed"
+    point(tmp_path, NEW)
+    daemon.scene.die(daemon.scene.process(0))
+    daemon.settle()
+    assert daemon.contents() == [None, content]
+    point(tmp_path, content)
+    daemon.scan()
+    assert daemon.contents() == [content, content]
+
+
+@pytest.mark.parametrize("content", [OLD, LARGE_OLD], ids=["small", "large"])
+def test_touched_files_that_a_restarted_worker_finds_again_are_not_reloaded(tmp_path: Path, content: bytes) -> None:
+    daemon = daemon_of(tmp_path, content)
+    hash_contents(daemon)
+    touch(tmp_path)
+    daemon.scan()
+    point(tmp_path, NEW)
+    daemon.scan()
+    assert daemon.contents() == [NEW]
+    point(tmp_path, content)
+    daemon.scene.die(daemon.scene.process())
+    daemon.settle()
+    assert daemon.contents() == [content]
+    launched = len(daemon.scene.launched)
+    daemon.scan()
+    daemon.scan()
+    assert len(daemon.scene.launched) == launched
