@@ -15,6 +15,7 @@ RERUNS: Final = 2
 
 VARYING: Final = "its outputs vary from run to run, as with random numbers or a state that each call changes"
 DEPEND_ON_OTHERS: Final = "the values of output {!r} in a row depend on the other rows of the batch"
+DEPEND_ON_POSITION: Final = "the values of output {!r} in a row depend on its position in a batch of {} rows"
 DEPEND_ON_SIZE: Final = "the values of output {!r} in a row differ between batches of {} and {} rows"
 
 

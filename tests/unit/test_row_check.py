@@ -47,9 +47,10 @@ class Model:
         return {"y": np.asarray(self._function(inputs["x"]))}
 
 
-def check(model: Any, *samples: Sample, signature: str = "", **spec: Any) -> RowFindings:
+def check(model: Any, *samples: Sample, signature: str = "", largest: int = 0, **spec: Any) -> RowFindings:
+    findings = Findings(largest=largest)
     return check_rows(
-        model, ModelSpec(name="m", **{"max_batch_size": 8, **spec}), Findings(), samples, signature=signature
+        model, ModelSpec(name="m", **{"max_batch_size": 8, **spec}), findings, samples, signature=signature
     )
 
 
@@ -100,6 +101,89 @@ def test_a_model_whose_rows_influence_each_other_runs_unbatched(name: str, batch
     assert len(model.calls) < 20
 
 
+def scaled(x: Any) -> Any:
+    return x.astype(np.float32) / x.max()
+
+
+def lengths(x: Any) -> Any:
+    return (x != 0).sum(axis=1)
+
+
+def of_kind(datatype: str, *dims: int) -> TensorReport:
+    return TensorReport(name="x", datatype=datatype, shape=(-1, *dims))
+
+
+SCALED_BY_THE_BATCH: dict[str, tuple[Function, TensorReport]] = {
+    "images by their maximum": (scaled, of_kind("UINT8", 32, 32, 3)),
+    "images from their minimum": (lambda x: x - x.min(), of_kind("UINT8", 32, 32, 3)),
+    "long rows of integers": (scaled, of_kind("INT32", 128)),
+    "rows of integers": (scaled, of_kind("INT64", 16)),
+    "one integer a row": (scaled, of_kind("INT64")),
+    "the range of many numbers": (lambda x: (x - x.min()) / (x.max() - x.min()), of_kind("FP32", 500)),
+    "the minimum of numbers": (lambda x: x - x.min(), of_kind("FP32")),
+    "a gate on any large number": (lambda x: x * (x > 0.99).any(), of_kind("FP32", 3)),
+    "a gate on any small integer": (lambda x: x + (x == 0).any(), of_kind("INT32", 64)),
+    "a flag that any row has": (lambda x: x ^ x.any(), of_kind("BOOL", 2)),
+    "a flag that all rows have": (lambda x: x & x.all(), of_kind("BOOL", 40)),
+    "the length of the longest row": (lambda x: x / lengths(x).max(), of_kind("INT64", 16)),
+    "the length of the shortest row": (lambda x: x - lengths(x).min(), of_kind("INT64", 16)),
+}
+
+
+@pytest.mark.parametrize("batches", BATCHES, ids=str)
+@pytest.mark.parametrize("name", SCALED_BY_THE_BATCH)
+def test_rows_differ_in_their_range_so_that_a_common_scale_shows(name: str, batches: dict[str, Any]) -> None:
+    function, x = SCALED_BY_THE_BATCH[name]
+    assert check(Model(function, x), **batches).unbatched_because is not None
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32])
+def test_variants_of_one_recorded_row_differ_in_their_range(kind: Any) -> None:
+    row = np.random.default_rng(3).integers(0, 200, (1, 64)).astype(kind)
+    x = of_kind({"uint8": "UINT8", "int64": "INT64", "float32": "FP32"}[row.dtype.name], 64)
+    recorded = Sample("", {"x": row}, "file.npz")
+    assert check(Model(scaled, x), recorded).unbatched_because is not None
+    assert check(Model(lambda x: np.arange(200)[x.astype(int) % 200], x), recorded) == RowFindings()
+
+
+def limited_experts(x: Any) -> Any:
+    """Each of two experts takes the first 8 rows that ask for it."""
+    asks = x[:, 0] > x[:, 1]
+    taken = np.where(asks, np.cumsum(asks), np.cumsum(~asks)) <= 8
+    return x * taken[:, None]
+
+
+def groups_of_8(x: Any) -> Any:
+    if len(x) < 8:
+        return x
+    return np.concatenate([x[start : start + 8] - x[start : start + 8].mean(0) for start in range(0, len(x), 8)])
+
+
+@pytest.mark.parametrize("function", [limited_experts, groups_of_8])
+@pytest.mark.parametrize("batches", [{}, {"allowed_batch_sizes": (4, 64)}], ids=str)
+def test_rows_that_influence_each_other_in_large_batches_only_are_found(
+    function: Function, batches: dict[str, Any]
+) -> None:
+    found = check(Model(function), max_batch_size=64, largest=64, **batches)
+    assert found.unbatched_because is not None
+    assert "'y'" in found.unbatched_because
+
+
+def test_the_largest_size_that_ran_is_compared() -> None:
+    model = Model(np.tanh)
+    assert check(model, max_batch_size=100, largest=64) == RowFindings()
+    assert [len(call) for call in model.calls] == [4, 4, 1, 1, 64, 64]
+
+
+def test_missing_memory_for_the_largest_size_leaves_what_smaller_ones_showed() -> None:
+    def small(x: Any) -> Any:
+        if len(x) > 8:
+            raise MemoryError
+        return x
+
+    assert check(Model(small), max_batch_size=64, largest=64) == RowFindings()
+
+
 def without_zero(x: Any) -> Any:
     if (x == 0).any():
         raise ZeroDivisionError
@@ -132,7 +216,7 @@ def test_a_model_whose_rows_are_independent_stays_batched(name: str, batches: di
 def test_few_calls_of_small_sizes_do_for_an_independent_model() -> None:
     model = Model(np.tanh)
     check(model, max_batch_size=1000)
-    assert [len(call) for call in model.calls] == [4, 4, 1, 1]
+    assert [len(call) for call in model.calls] == [4, 4, 1, 1, 4, 4]
 
 
 def noisy(scale: float, per_size: bool = False) -> Function:

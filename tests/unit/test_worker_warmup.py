@@ -80,7 +80,7 @@ def test_every_size_is_run_on_made_up_inputs() -> None:
         TensorReport(name="h", datatype="BF16", shape=(-1, 2)),
     ]
     model = Model(same, *inputs)
-    assert warm_up(model, BATCHED) == (None, True)
+    assert warm_up(model, BATCHED)[:2] == (None, True)
     assert [len(call["x"]) for call in model.calls] == [1, 2, 4]
     last = model.calls[-1]
     assert {name: (array.dtype.name, array.shape) for name, array in last.items()} == {
@@ -103,19 +103,19 @@ def test_every_size_is_run_on_made_up_inputs() -> None:
 )
 def test_inputs_that_cannot_be_joined_are_run_once(shape: Any, because: str) -> None:
     model = Model(same, TensorReport(name="x", datatype="FP32", shape=shape))
-    assert warm_up(model, BATCHED) == (because, False)
+    assert warm_up(model, BATCHED)[:2] == (because, False)
     assert [call["x"].shape for call in model.calls] == [shape if shape is not None else (1,)]
 
 
 def test_outputs_declared_without_the_batch_dimension_prevent_batching() -> None:
-    assert warm_up(Model(y=(3,)), BATCHED) == ("dimension 0 of output 'y' is not the batch", False)
+    assert warm_up(Model(y=(3,)), BATCHED)[:2] == ("dimension 0 of output 'y' is not the batch", False)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 4])
 @pytest.mark.parametrize("allowed", [(), (4,), (1, 4)])
 def test_outputs_of_a_constant_size_prevent_batching(rows: int, allowed: tuple[int, ...]) -> None:
     spec = ModelSpec(name="m", max_batch_size=4, allowed_batch_sizes=allowed)
-    because, proven = warm_up(Model(lambda inputs: {"y": np.zeros((rows, 3), np.float32)}), spec)
+    because, proven, _ = warm_up(Model(lambda inputs: {"y": np.zeros((rows, 3), np.float32)}), spec)
     assert because is not None
     assert f"'y' the shape [{rows}, 3]" in because
     assert not proven
@@ -124,16 +124,16 @@ def test_outputs_of_a_constant_size_prevent_batching(rows: int, allowed: tuple[i
 def test_another_signature_is_run_on_recorded_requests_only() -> None:
     model = Model()
     spec = ModelSpec(name="m", max_batch_size=2)
-    assert warm_up(model, spec, [sample(7)], signature="train") == (None, False)
+    assert warm_up(model, spec, [sample(7)], signature="train")[:2] == (None, False)
     assert not model.calls, "it might train the model"
-    assert warm_up(Model(y=(3,)), spec, signature="mean") == ("dimension 0 of output 'y' is not the batch", False)
-    assert warm_up(model, spec, [sample(7), sample(8, signature="other")], signature="other") == (None, True)
+    assert warm_up(Model(y=(3,)), spec, signature="mean")[:2] == ("dimension 0 of output 'y' is not the batch", False)
+    assert warm_up(model, spec, [sample(7), sample(8, signature="other")], signature="other")[:2] == (None, True)
     assert first_columns(model) == [[8], [8, 8]]
 
 
 def test_an_unbatched_model_runs_once() -> None:
     model = Model()
-    assert warm_up(model, ModelSpec(name="m")) == (None, False)
+    assert warm_up(model, ModelSpec(name="m"))[:2] == (None, False)
     assert len(model.calls) == 1
 
 
@@ -142,7 +142,7 @@ def test_a_model_that_refuses_made_up_inputs_is_served_unproven(caplog: pytest.L
         raise ValueError("no such word")
 
     with caplog.at_level(logging.WARNING):
-        assert warm_up(Model(refuse), BATCHED) == (None, False)
+        assert warm_up(Model(refuse), BATCHED)[:2] == (None, False)
     assert "no such word" in caplog.text
 
 
@@ -160,7 +160,7 @@ def test_a_missing_initialiser_fails_a_model_without_other_signatures(signatures
     model = Model(refuse)
     model.other_signatures = signatures
     if signatures:
-        assert warm_up(model, BATCHED) == (None, False), "a request to the other signature may initialise the table"
+        assert warm_up(model, BATCHED)[:2] == (None, False), "a request to the other signature may initialise the table"
     else:
         with pytest.raises(UnrunnableError, match="a table or a variable that nothing initialises"):
             warm_up(model, BATCHED)
@@ -170,7 +170,7 @@ def test_an_error_with_the_words_of_tensorflow_alone_is_no_obstacle() -> None:
     def refuse(inputs: Arrays) -> Arrays:
         raise ValueError("Table not initialized.")
 
-    assert warm_up(Model(refuse), BATCHED) == (None, False)
+    assert warm_up(Model(refuse), BATCHED)[:2] == (None, False)
 
 
 def test_a_model_that_fails_with_many_rows_is_proven_by_fewer() -> None:
@@ -180,15 +180,15 @@ def test_a_model_that_fails_with_many_rows_is_proven_by_fewer() -> None:
         return {"y": inputs["x"]}
 
     model = Model(small)
-    assert warm_up(model, ModelSpec(name="m", max_batch_size=64)) == (None, True)
+    assert warm_up(model, ModelSpec(name="m", max_batch_size=64))[:2] == (None, True)
     assert [len(call["x"]) for call in model.calls] == [1, 2, 4], "and is not tried with still more"
 
 
 def test_handlers_are_not_run_on_made_up_inputs() -> None:
     model = Model()
-    assert warm_up(model, replace(BATCHED, handler="m:M")) == (None, False)
+    assert warm_up(model, replace(BATCHED, handler="m:M"))[:2] == (None, False)
     model.inputs = None
-    assert warm_up(model, BATCHED) == (None, False)
+    assert warm_up(model, BATCHED)[:2] == (None, False)
     assert not model.calls
 
 
@@ -205,27 +205,27 @@ def first_columns(model: Model) -> list[list[float]]:
 
 def test_the_first_sample_is_run_in_every_size_and_the_others_once() -> None:
     model = Model()
-    assert warm_up(model, BATCHED, [sample(7, 8), sample(5, 5, 5), sample(9, signature="other")]) == (None, True)
+    assert warm_up(model, BATCHED, [sample(7, 8), sample(5, 5, 5), sample(9, signature="other")])[:2] == (None, True)
     assert first_columns(model) == [[7], [7, 8], [7, 8, 7, 8], [5, 5, 5]]
 
 
 def test_samples_are_padded_and_cut_as_batches_are() -> None:
     model = Model()
     spec = ModelSpec(name="m", max_batch_size=4, allowed_batch_sizes=(2, 4))
-    assert warm_up(model, spec, [sample(1), sample(2), sample(*range(9))]) == (None, True)
+    assert warm_up(model, spec, [sample(1), sample(2), sample(*range(9))])[:2] == (None, True)
     assert first_columns(model) == [[1, 1], [1, 1, 1, 1], [2, 2], [0, 1, 2, 3]]
 
 
 def test_an_unbatched_model_gets_the_samples_unchanged() -> None:
     model = Model()
-    assert warm_up(model, ModelSpec(name="m"), [sample(1, 2, 3), sample(4)]) == (None, False)
+    assert warm_up(model, ModelSpec(name="m"), [sample(1, 2, 3), sample(4)])[:2] == (None, False)
     assert first_columns(model) == [[1, 2, 3], [4]]
 
 
 def test_a_handler_is_run_on_samples() -> None:
     model = Model()
     model.inputs = None
-    assert warm_up(model, replace(BATCHED, handler="m:M"), [sample(7)]) == (None, True)
+    assert warm_up(model, replace(BATCHED, handler="m:M"), [sample(7)])[:2] == (None, True)
     assert first_columns(model) == [[7], [7, 7], [7, 7, 7, 7]]
 
 
@@ -246,7 +246,7 @@ def test_a_model_that_raises_in_other_sizes_of_a_sample_is_unproven() -> None:
         return {"y": inputs["x"]}
 
     model = Model(only_three)
-    assert warm_up(model, BATCHED, [sample(1, 2, 3)]) == (None, False)
+    assert warm_up(model, BATCHED, [sample(1, 2, 3)])[:2] == (None, False)
     assert first_columns(model) == [[1], [1, 2, 3]]
 
 
@@ -257,7 +257,7 @@ def test_missing_memory_for_a_large_batch_of_a_sample_fails_nothing(caplog: pyte
         return {"y": inputs["x"]}
 
     with caplog.at_level(logging.WARNING):
-        assert warm_up(Model(small), BATCHED, [sample(1), sample(2)]) == (None, True)
+        assert warm_up(Model(small), BATCHED, [sample(1), sample(2)])[:2] == (None, True)
     assert "no warm-up with 4 rows of a sample: MemoryError" in caplog.text
 
 

@@ -8,6 +8,8 @@ that: a softmax over the rows has as many rows as it should. So the model runs o
   batches are padded.
 - that row without others. Its outputs must be equal as far as other sizes allow: libraries choose other algorithms for
   them. This finds outputs that depend on the position of a row, or on the number of rows.
+- twice in batches of the largest size that the warm-up has run, as the first time. All copies of a row must have equal
+  outputs there, as far as other positions allow. This finds outputs that depend on other rows of a large batch only.
 
 A difference counts only if it can be repeated: outputs of a model with random numbers, or with a state, vary from run
 to run, and show nothing.
@@ -24,8 +26,16 @@ from multitower.spec import ModelSpec
 from ..batch import padded_size
 from ..formats.model import Arrays, Model
 from ..model_errors import one_line
-from ..row_comparison import DEPEND_ON_OTHERS, DEPEND_ON_SIZE, RERUNS, VARYING, Tolerance, differing_output
-from .row_inputs import candidates, distinct_rows, nudged
+from ..row_comparison import (
+    DEPEND_ON_OTHERS,
+    DEPEND_ON_POSITION,
+    DEPEND_ON_SIZE,
+    RERUNS,
+    VARYING,
+    Tolerance,
+    differing_output,
+)
+from .row_inputs import Candidate, candidates, distinct_rows, nudged
 from .warmup import Findings, Sample, call_nothing, warmup_sizes
 
 log = logging.getLogger("multitower.worker")
@@ -73,16 +83,16 @@ def check_rows(
         signature: the name of the signature; "" for the default one.
         before_call: is called with the number of rows before each call of the model.
     """
-    # With one row a batch, no request shares a call.
-    if spec.max_batch_size < 2 or findings.unbatched_because is not None:
+    # With one row a call, no request shares one.
+    if spec.max_batch_size < 2 or warmup_sizes(spec) == [1] or findings.unbatched_because is not None:
         return RowFindings()
     if spec.trust_batching:
         return RowFindings(unverified_because=TRUSTED)
     samples = [sample for sample in samples if sample.signature == signature]
     may_make_up = not signature and spec.handler is None and model.inputs is not None
-    check = _RowCheck(model, spec, before_call)
+    check = _RowCheck(model, spec, findings.largest, before_call)
     unverified = REFUSED if may_make_up else NO_INPUTS
-    for inputs in candidates(
+    for candidate in candidates(
         model.inputs or (),
         samples,
         make_up=may_make_up,
@@ -90,16 +100,28 @@ def check_rows(
         open_dimensions=_OPEN_DIMENSIONS[-1:] if spec.jit_compile else _OPEN_DIMENSIONS,
     ):
         try:
-            found = check.run(inputs)
+            found = check.run(candidate.rows)
         except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
             log.debug("%s: values of rows could not be compared: %s", spec.name, one_line(error))
             continue
-        if found.unbatched_because is not None or found.unverified_because is None:
+        if found.unbatched_because is not None:
             return found
+        if found.unverified_because is None:
+            return _check_largest(check, spec.name, candidate)
         unverified = found.unverified_because
         if unverified is VARYING:
             break
     return RowFindings(unverified_because=unverified)
+
+
+def _check_largest(check: _RowCheck, name: str, candidate: Candidate) -> RowFindings:
+    """Compares outputs in the largest batches, after those in smaller ones have been equal."""
+    for inputs in (candidate.more, candidate.rows):
+        try:
+            return check.run_largest(inputs)
+        except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
+            log.debug("%s: values of rows of large batches could not be compared: %s", name, one_line(error))
+    return RowFindings()
 
 
 class _RowCheck:
@@ -108,10 +130,11 @@ class _RowCheck:
     Args:
         model: the model.
         spec: its batch sizes.
+        largest: rows of the largest batch that it has run; 0 where there is none.
         before_call: is called with the number of rows before each call.
     """
 
-    def __init__(self, model: Model, spec: ModelSpec, before_call: Callable[[int], None]) -> None:
+    def __init__(self, model: Model, spec: ModelSpec, largest: int, before_call: Callable[[int], None]) -> None:
         self._model = model
         self._before_call = before_call
         sizes = sorted(warmup_sizes(spec))
@@ -120,6 +143,7 @@ class _RowCheck:
         usable = [size for size in sizes if size <= spec.max_batch_size]
         self._size = next((size for size in usable if size >= ROWS), usable[-1])
         self._rows = min(self._size, ROWS)
+        self._largest = max(self._size, min(largest, spec.max_batch_size))
 
     def run(self, inputs: Arrays) -> RowFindings:
         """Runs the model on different rows.
@@ -141,11 +165,49 @@ class _RowCheck:
                 break
         return findings
 
+    def run_largest(self, inputs: Arrays) -> RowFindings:
+        """Runs the model on different rows in its largest batches.
+
+        Args:
+            inputs: of several rows.
+
+        Raises:
+            BaseException: whatever the model raises.
+        """
+        rows = distinct_rows(inputs)
+        if len(rows) < 2:
+            return RowFindings()
+        size, position = self._largest, self._largest // 2
+        chosen, others = (_fill(rows[0], position, company, size) for company in _companies(rows))
+        first, second = _take(inputs, chosen, size), _take(inputs, others, size)
+        expected, found = self._call(first), self._call(second)
+        for outputs in (expected, found):
+            for name, array in outputs.items():
+                if array.ndim == 0 or len(array) != size:
+                    return RowFindings(f"{size} rows gave the output {name!r} the shape {list(array.shape)}")
+        differing = differing_output(_row(expected, position), _row(found, position), Tolerance.STRICT)
+        if differing is not None:
+            return self._examine_difference(differing, position, (first, expected), (second, found))
+        earliest = [chosen.index(row) for row in chosen]
+        copies = {name: array[earliest] for name, array in expected.items()}
+        misplaced = differing_output(copies, expected, Tolerance.WIDE)
+        if misplaced is None:
+            return RowFindings()
+        for _ in range(RERUNS):
+            if differing_output(expected, self._call(first), Tolerance.WIDE) is not None:
+                return RowFindings(unverified_because=VARYING)
+        if differing_output(expected, self._call(nudged(first)), Tolerance.WIDE) is not None:
+            return RowFindings()  # roundings decide what it returns
+        return RowFindings(DEPEND_ON_POSITION.format(misplaced, size))
+
     def _compare_company(self, inputs: Arrays, rows: Sequence[int], position: int) -> RowFindings:
         """Runs one row in two batches whose other rows differ, and then without them."""
-        constant, *others = rows
-        first = self._batch(inputs, constant, position, others[::2])
-        second = self._batch(inputs, constant, position, others[1::2] or [constant])
+        # In batches of two rows, each position of the row is compared in the company of another one.
+        shift = position if self._rows == 2 else 0
+        first, second = (
+            _take(inputs, _fill(rows[0], position, [*company[shift:], *company[:shift]], self._rows), self._size)
+            for company in _companies(rows)
+        )
         expected, found = self._call(first), self._call(second)
         for outputs in (expected, found):
             for name, array in outputs.items():
@@ -166,12 +228,6 @@ class _RowCheck:
             if findings != RowFindings():
                 return findings
         return RowFindings()
-
-    def _batch(self, inputs: Arrays, constant: int, position: int, others: Sequence[int]) -> Arrays:
-        """A batch with one row that is the same in all of them; padded as batches are."""
-        rows = [others[number % len(others)] for number in range(self._rows - 1)]
-        rows.insert(position, constant)
-        return _take(inputs, rows, self._size)
 
     def _call(self, inputs: Arrays) -> Arrays:
         self._before_call(len(next(iter(inputs.values()))))
@@ -232,6 +288,21 @@ class _RowCheck:
 
     def _usable_size(self, rows: int) -> int:
         return padded_size(rows, self._fixed_sizes)
+
+
+def _companies(rows: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The other rows of two batches that have the first of these rows in common: odd ones, and even ones."""
+    odd, even = ([row for row in rows[1:] if row % 2 == parity] for parity in (1, 0))
+    if not odd:
+        return even, [rows[0]]
+    return odd, even or [rows[0]]
+
+
+def _fill(constant: int, position: int, company: Sequence[int], size: int) -> list[int]:
+    """The rows of a batch: others, repeated as needed, and one at a position that all of these batches have it at."""
+    rows = [company[number % len(company)] for number in range(size - 1)]
+    rows.insert(position, constant)
+    return rows
 
 
 def _row(outputs: Arrays, position: int) -> Arrays:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from enum import Enum
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -34,6 +35,37 @@ class _Style(NamedTuple):
     has_text: bool
 
 
+_LOWEST: Final = 0.002
+_HIGHEST: Final = 0.998
+"""Shares of a range that its smallest and its largest values have. The bounds themselves are left out: logarithms."""
+
+
+class _Spread(Enum):
+    """Where the values of even rows are within a range. Odd rows have both ends of it.
+
+    Row 0 is compared in a batch with the other even rows, and in one with odd rows. So these batches differ in what
+    all of their rows may be scaled or cut by, and row 0 does not determine it.
+
+    MIDDLE: batches differ in their largest and smallest values; so row 0 has neither.
+    LOWER: batches differ in the largest values of a row, in its sum, and in how many of its elements are not 0.
+    """
+
+    MIDDLE = 0
+    LOWER = 1
+
+
+class Candidate(NamedTuple):
+    """Rows to compare outputs of.
+
+    Attributes:
+        rows: inputs of several rows. The rows with even indices resemble each other, where they are made up.
+        more: likewise, for a second comparison, which is not needed to show that outputs differ between rows.
+    """
+
+    rows: Arrays
+    more: Arrays
+
+
 _STYLES: Final = (
     _Style((0.0, 1.0), (0, 3), True),
     _Style((0.5, 4.0), (0, 1), True),
@@ -43,7 +75,7 @@ _STYLES: Final = (
 
 def candidates(
     declared: Sequence[TensorReport], samples: Sequence[Sample], *, make_up: bool, open_dimensions: Sequence[int]
-) -> Iterator[Arrays]:
+) -> Iterator[Candidate]:
     """Inputs of several rows, the most instructive first. Rows of recorded requests come before all others.
 
     Args:
@@ -55,15 +87,18 @@ def candidates(
     rng = np.random.default_rng(_SEED)
     recorded = _recorded_rows(samples)
     if recorded is not None:
-        yield recorded
+        yield Candidate(recorded, _variants(recorded, _Spread.LOWER, rng) if make_up else recorded)
     if not make_up:
         return
     if recorded is not None:
-        yield _variants(recorded, rng)
+        yield Candidate(_variants(recorded, _Spread.MIDDLE, rng), _variants(recorded, _Spread.LOWER, rng))
     has_open = any(-1 in (tensor.shape or ())[1:] for tensor in declared)
     for size in open_dimensions if has_open else open_dimensions[:1]:
         for style in _STYLES:
-            yield {tensor.name: _made_up(tensor, style, size, rng) for tensor in declared}
+            rows, more = (
+                {tensor.name: _made_up(tensor, style, size, spread, rng) for tensor in declared} for spread in _Spread
+            )
+            yield Candidate(rows, more)
 
 
 def distinct_rows(inputs: Arrays) -> list[int]:
@@ -93,7 +128,7 @@ def _recorded_rows(samples: Sequence[Sample]) -> Arrays | None:
     return {name: array[rows] for name, array in joined.items()}
 
 
-def _variants(recorded: Arrays, rng: np.random.Generator) -> Arrays:
+def _variants(recorded: Arrays, spread: _Spread, rng: np.random.Generator) -> Arrays:
     """Rows that resemble recorded ones: other floating point values, and the same integers and texts, rotated.
 
     Every value of an integer or text occurs in the recorded row, so that indices stay within their tables.
@@ -102,32 +137,85 @@ def _variants(recorded: Arrays, rng: np.random.Generator) -> Arrays:
     varied: Arrays = {}
     for name, array in recorded.items():
         repeated = array[rows]
+        flat = repeated.reshape(WANTED_ROWS, -1)
         if _is_float(array):
-            factors = rng.uniform(0.5, 1.5, repeated.shape)
-            varied[name] = (repeated.astype(np.float64) * factors).astype(array.dtype)
+            factors = (
+                rng.uniform(0.75, 1.25, flat.shape) if spread is _Spread.MIDDLE else rng.uniform(0.5, 1, flat.shape)
+            )
+            factors[1::4] = rng.uniform(1.25, 1.5, factors[1::4].shape)
+            factors[3::4] = rng.uniform(0.5, 0.75, factors[3::4].shape)
+            varied[name] = (flat.astype(np.float64) * factors).astype(array.dtype).reshape(repeated.shape)
         else:
-            flat = repeated.reshape(WANTED_ROWS, -1)
-            rotated = np.stack([np.roll(row, number) for number, row in enumerate(flat)])
+            rotated = np.stack([_without_extremes(np.roll(row, i), i, spread) for i, row in enumerate(flat)])
             varied[name] = rotated.reshape(repeated.shape)
     return varied
 
 
-def _made_up(tensor: TensorReport, style: _Style, open_size: int, rng: np.random.Generator) -> Array:
+def _without_extremes(values: Array, row: int, spread: _Spread) -> Array:
+    """The integers of a recorded row, without its smallest or largest ones where `_Spread` wants that."""
+    if values.dtype.kind not in "iu":
+        return values
+    known = np.unique(values)
+    if len(known) < 3:
+        return values
+    least, largest = known[0], known[-1]
+    if row % 2 == 0:
+        least, largest = known[1] if spread is _Spread.MIDDLE else least, known[-2]
+    elif row == 1 and spread is _Spread.LOWER:
+        least = known[1]
+    inner: Array = np.clip(values, least, largest)
+    return inner
+
+
+def _made_up(tensor: TensorReport, style: _Style, open_size: int, spread: _Spread, rng: np.random.Generator) -> Array:
     dims = [open_size if size == -1 else size for size in (tensor.shape or ())[1:]]
     shape = (WANTED_ROWS, *dims)
     dtype = tensors.dtype_of(tensor.datatype)
-    if tensor.datatype == "BOOL":
-        return rng.integers(0, 2, shape).astype(dtype)
+    low, high = style.floats
     if dtype.kind == "c":
-        return (rng.uniform(*style.floats, shape) + 1j * rng.uniform(*style.floats, shape)).astype(dtype)
+        real, imaginary = (low + (high - low) * _shares(shape, spread, rng) for _ in range(2))
+        return (real + 1j * imaginary).astype(dtype)
     if _is_float_type(dtype):
-        return rng.uniform(*style.floats, shape).astype(dtype)
-    numbers = rng.integers(style.integers[0], style.integers[1] + 1, shape)
+        return (low + (high - low) * _shares(shape, spread, rng)).astype(dtype)
+    least, largest = (0, 1) if tensor.datatype == "BOOL" else style.integers
+    count = largest - least + 1
+    numbers: Array = least + np.floor(count * _shares(shape, spread, rng, has_middle=count > 2)).astype(np.int64)
     if tensor.datatype != tensors.BYTES:
         return numbers.astype(dtype)
     texts = np.empty(shape, object)
     texts.ravel()[:] = [str(number).encode() if style.has_text else b"" for number in numbers.ravel()]
     return texts
+
+
+def _shares(shape: tuple[int, ...], spread: _Spread, rng: np.random.Generator, *, has_middle: bool = True) -> Array:
+    """Where values are within a range, from 0 to 1.
+
+    Args:
+        shape: of the values.
+        spread: of even rows.
+        rng: draws them.
+        has_middle: whether there are values that are neither the smallest nor the largest. Without them `MIDDLE` is the
+            upper half.
+    """
+    shares = rng.uniform(size=(WANTED_ROWS, tensors.element_count(shape[1:])))
+    if not shares.size:
+        return shares.reshape(shape)
+    if spread is _Spread.LOWER:
+        shares[::2] *= 0.5
+        shares[::2, -1] = _LOWEST
+        shares[1] = 0.5 + shares[1] / 2
+    else:
+        shares[::2] = (0.25 if has_middle else 0.5) + shares[::2] / 2
+    for number, row in enumerate(shares):
+        # A row of one element has the end that is set last.
+        if number % 4 == 1:
+            if spread is _Spread.MIDDLE:
+                row[row.argmin()] = _LOWEST
+            row[row.argmax()] = _HIGHEST
+        elif number % 4 == 3:
+            row[row.argmax()] = _HIGHEST
+            row[row.argmin()] = _LOWEST
+    return shares.reshape(shape)
 
 
 def nudged(inputs: Arrays) -> Arrays:

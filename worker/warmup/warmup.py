@@ -39,10 +39,12 @@ class Findings(NamedTuple):
     Attributes:
         unbatched_because: why requests cannot be joined along dimension 0 although batching is configured, or None.
         proven: whether batches of at least two sizes gave outputs of as many rows.
+        largest: the largest number of rows that ran; 0 where no batch did.
     """
 
     unbatched_because: str | None = None
     proven: bool = False
+    largest: int = 0
 
 
 def warmup_sizes(spec: ModelSpec) -> list[int]:
@@ -98,7 +100,7 @@ def warm_up(
     is_joined = spec.max_batch_size > 0 and reason is None
     title = f"{spec.name} ({signature})" if signature else spec.name
     has_others = bool(signature or model.other_signatures)
-    succeeded = 0
+    succeeded = largest = 0
     for size in warmup_sizes(spec) if is_joined else () if samples else [1]:
         try:
             before_call(size)
@@ -118,6 +120,7 @@ def warm_up(
             if array.ndim == 0 or len(array) != size:
                 return Findings(f"{size} rows gave the output {name!r} the shape {list(array.shape)}")
         succeeded += 1
+        largest = max(largest, size)
     for sample in samples[1:] if succeeded else samples:
         rows_of_sample = _limit_rows(_row_count(sample), spec) if is_joined else 0
         try:
@@ -131,7 +134,7 @@ def warm_up(
         except BaseException as error:
             if not is_out_of_memory(error):
                 raise LoadError(f"{sample.origin}: the model raised on it: {one_line(error)}") from error
-    return Findings(reason, proven=is_joined and succeeded > 1)
+    return Findings(reason, proven=is_joined and succeeded > 1, largest=largest if is_joined else 0)
 
 
 def declared_obstacle(model: Model) -> str | None:
