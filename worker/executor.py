@@ -7,7 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from multitower.batch_results import Timing
 from multitower.worker_wire import MAX_KEYS, KeySpec
@@ -24,6 +24,12 @@ from .row_comparison import VARYING
 
 log = logging.getLogger("multitower.worker")
 
+MAX_VARIANTS: Final = 64
+"""Choices of inputs and outputs whose values are compared; clients may make any number of them."""
+
+Variant = tuple[tuple[str, ...] | None, tuple[str, ...]]
+"""The names of the wanted outputs of a request, None for all, and those of its inputs."""
+
 
 class Executor:
     """Runs the batches of one model, or of one of its signatures.
@@ -36,7 +42,8 @@ class Executor:
         proven: whether batches of two sizes have shown that outputs do have it. Otherwise the first batch of several
             entries shows it for its key: an output of a constant 4 rows looks right in a batch of 4.
         unverified_because: why the warm-up could not compare values of rows in different batches, or None.
-        comparisons: how many of the first batches of several rows may be used to compare them.
+        comparisons: how many of the first batches of several rows may be used to compare them, for each choice of
+            inputs and outputs: a comparison shows nothing of an output that it does not have.
         safe_rows: rows that an earlier process found to fit into memory; 0 while that is unknown.
         counter: counts the calls of the model.
         row_defaults: of inputs that a batch may lack: the value that each row gets.
@@ -46,7 +53,8 @@ class Executor:
         version: its version.
         volatile: whether the next call of `run` may change what this one has returned.
         unbatched_because: why requests are not joined any more though they were to be; None while they are.
-        unverified_because: why no comparison of values has shown that requests may be joined; None once one has.
+        unverified_because: why no comparison of values has shown that requests may be joined; None once the first
+            one has.
     """
 
     def __init__(
@@ -75,7 +83,8 @@ class Executor:
         self._unbatched = unbatched
         self._proven = proven
         self._proven_keys: set[KeySpec] = set()
-        self._comparisons_left = comparisons
+        self._comparisons = comparisons
+        self._comparisons_left: dict[Variant, int] = {}
         # By their declaration, the rows of a request may be run in parts.
         self._divisible = model.outputs is not None and all(
             output.shape and output.shape[0] == -1 for output in model.outputs
@@ -153,7 +162,13 @@ class Executor:
         self._slice_ns = 0
         at_once = joined is not None and not self._unbatched and (len(rows) == 1 or self._is_proven(key))
         # Padding of other dimensions changes what outputs look like.
-        comparing = self._comparisons_left > 0 and key.batched and not key.padded and sum(rows) > 1
+        comparing = (
+            self._comparisons > 0
+            and key.batched
+            and not key.padded
+            and sum(rows) > 1
+            and self._may_compare(key, self.padded_size(sum(rows)))
+        )
         if comparing:
             at_once = False
         self._caller.start_batch(assemble_ns, last_call=at_once or (len(rows) == 1 and not comparing))
@@ -293,7 +308,8 @@ class Executor:
 
     def _run_compared(self, key: KeySpec, entries: list[Entry], answers: list[Answer | None]) -> None:
         """Runs a batch, and compares its outputs with those of some of its entries in other batches."""
-        self._comparisons_left -= 1
+        variant = _variant_of(key)
+        self._comparisons_left[variant] = self._comparisons_left.get(variant, self._comparisons) - 1
         size = self.padded_size(sum(entry.rows for entry in entries))
         try:
             outputs = self._call(key, [entry.arrays for entry in entries], size, None)
@@ -307,7 +323,9 @@ class Executor:
         try:
             # The rows of a request that is by itself may influence each other, too: parts of a large one are.
             units = entries if len(entries) > 1 else batch.split_entries(entries[0].arrays, [1] * entries[0].rows)
-            found = compare_batch(self._caller.call, key, units, size, outputs)
+            # Further calls would be too large as well, where memory has just turned out not to suffice for this one.
+            if self._caller.fits(size):
+                found = compare_batch(self._caller.call, key, units, size, outputs)
         except BaseException as error:  # noqa: BLE001  it concerns no request: the batch has its outputs
             log.debug("%s: values of a batch could not be compared: %s", self.name, one_line(error))
         if found is not None and found.verdict is Verdict.DEPENDENT:
@@ -320,8 +338,11 @@ class Executor:
         if found is not None:
             self._remember_proven(key)
             if found.verdict is not Verdict.UNKNOWN:
-                self._comparisons_left = 0
-                self.unverified_because = VARYING if found.verdict is Verdict.VARYING else None
+                self._comparisons_left[variant] = 0
+                if found.verdict is Verdict.VARYING:
+                    self.unverified_because = VARYING
+                elif self.unverified_because != VARYING:
+                    self.unverified_because = None
         self._answer_entries(entries, outputs, answers)
 
     def _run_each(self, key: KeySpec, entries: Sequence[Entry], answers: list[Answer | None]) -> None:
@@ -358,7 +379,7 @@ class Executor:
 
     def _mark_unbatched(self, because: str) -> None:
         self._unbatched = True
-        self._comparisons_left = 0
+        self._comparisons = 0
         self.unbatched_because, self.unverified_because = because, None
         log.warning("%s: requests are run one by one from now on: %s", self.name, because)
 
@@ -367,6 +388,13 @@ class Executor:
         return self._caller.call_joined(key, parts, size, model_inputs, may_split=may_split)
 
     # What is known of a key.
+
+    def _may_compare(self, key: KeySpec, size: int) -> bool:
+        """Whether a batch of `size` rows may be compared: its variant has not been, and memory suffices."""
+        left = self._comparisons_left.get(_variant_of(key))
+        if left is None:
+            left = self._comparisons if len(self._comparisons_left) < MAX_VARIANTS else 0
+        return left > 0 and self._caller.fits(size)
 
     def _is_proven(self, key: KeySpec) -> bool:
         return self._proven or key in self._proven_keys
@@ -398,6 +426,10 @@ class Executor:
         frames = self._replies.build(outputs, rows)
         self._slice_ns += time.monotonic_ns() - started
         return frames
+
+
+def _variant_of(key: KeySpec) -> Variant:
+    return key.outputs, tuple([name for name, _, _ in key.inputs])
 
 
 Executors = Mapping[str, Executor]

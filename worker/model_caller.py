@@ -124,7 +124,7 @@ class ModelCaller:
         """
         if inputs is None:
             inputs = self._join(parts, size)
-        if not self.safe_rows or size <= self._largest_size(self.safe_rows):
+        if self.fits(size):
             try:
                 return self.call(key, inputs)
             except BaseException as error:
@@ -146,6 +146,10 @@ class ModelCaller:
                 raise make(Reason.OUTPUT_INVALID, f"a part of {padded} rows gave outputs of the shapes {shapes}")
             outputs.append([(name, array[:rows], datatype) for name, array, datatype in found])
         return replies.concatenate_outputs(outputs)
+
+    def fits(self, size: int) -> bool:
+        """Whether memory is expected to suffice for one call with `size` rows."""
+        return not self.safe_rows or size <= self._largest_size(self.safe_rows)
 
     def _join(self, parts: Sequence[Arrays], size: int) -> Arrays:
         started = time.monotonic_ns()

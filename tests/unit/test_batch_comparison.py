@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multitower.worker.executor import Executor
+from multitower.worker.executor import MAX_VARIANTS, Executor
 from multitower.worker.formats.model import Arrays
 from multitower.worker.row_comparison import VARYING
 from multitower.worker_wire import KeySpec
@@ -172,3 +172,76 @@ def test_a_request_that_raises_gets_its_error_and_no_other_does() -> None:
 
     answers = run(executor(Model(function)), *BATCH)
     assert [isinstance(answer, list) for answer in answers] == [True, False, True, True]
+
+
+class TwoOutputs(Model):
+    """Rows of the output a are independent; those of b are not. With an input z, those of a are not, either."""
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        self.calls.append(inputs["x"])
+        x = inputs["x"]
+        return {"a": x / x.max() if "z" in inputs else x * 2, "b": x / x.max()}
+
+
+def run_choice(made: Executor, outputs: tuple[str, ...] | None, names: tuple[str, ...] = ("x",)) -> list[list[float]]:
+    """Runs the rows 1, 2 and 4 as three requests; the values of the first output of each."""
+    key = KeySpec("m", tuple((name, "FP32", ()) for name in names), outputs, True)
+    frames = [np.float32([row]).tobytes() for row in (1, 2, 4) for _ in names]
+    answers, _ = made.run(made.prepare(key, [1, 1, 1], frames))
+    return [np.frombuffer(answer[1], np.float32).tolist() for answer in answers if isinstance(answer, list)]
+
+
+@pytest.mark.parametrize("outputs", [("b",), ("b", "a"), None])
+def test_outputs_that_a_comparison_did_not_have_are_compared_later(outputs: tuple[str, ...] | None) -> None:
+    made = executor(TwoOutputs(np.tanh))
+    assert run_choice(made, ("a",)) == [[2], [4], [8]]
+    assert made.unbatched_because is None
+    run_choice(made, outputs)
+    assert "'b'" in str(made.unbatched_because)
+    assert run_choice(made, ("b",)) == [[1], [1], [1]]
+
+
+def test_inputs_that_a_comparison_did_not_have_are_compared_later() -> None:
+    made = executor(TwoOutputs(np.tanh))
+    assert run_choice(made, ("a",)) == [[2], [4], [8]]
+    assert run_choice(made, ("a",), ("x", "z")) == [[1], [1], [1]]
+    assert "'a'" in str(made.unbatched_because)
+
+
+def test_each_choice_of_inputs_and_outputs_is_compared_once_and_few_are() -> None:
+    model = Model(lambda x: x + 1)
+    made = executor(model)
+    calls = []
+    for number in range(MAX_VARIANTS + 1):
+        for _ in range(2):
+            model.calls.clear()
+            run_choice(made, None, ("x", f"z{number}"))
+            calls.append(len(model.calls))
+    assert calls[0] > 3
+    assert calls[2 : 2 * MAX_VARIANTS : 2] == calls[:1] * (MAX_VARIANTS - 1)
+    assert set(calls[1::2]) == {1}
+    assert calls[-2] == 2, "one request, and the others, whose sizes show what outputs are like"
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_batches_of_more_rows_than_memory_suffices_for_are_not_compared(joined: bool) -> None:
+    model = Model(lambda x: x * 2)
+    made = executor(model, proven=True, safe_rows=4)
+    run(made, *[[float(row)] for row in range(8)], joined=joined)
+    assert [len(call) for call in model.calls] == [4, 4]
+    assert made.unverified_because == UNVERIFIED
+    run(made, [1.0], [2.0], joined=joined)
+    assert made.unverified_because is None, "a smaller batch is compared"
+
+
+def test_a_batch_that_memory_did_not_suffice_for_is_not_compared() -> None:
+    def limited(x: Any) -> Any:
+        if len(x) > 4:
+            raise MemoryError
+        return x
+
+    model = Model(limited)
+    made = executor(model, proven=True)
+    entries = [[float(row)] for row in range(8)]
+    assert run(made, *entries) == entries
+    assert [len(call) for call in model.calls] == [8, 4, 4]

@@ -274,6 +274,19 @@ def test_values_are_not_compared_without_batches_of_several_rows(batches: dict[s
     assert not model.calls
 
 
+def test_values_are_not_compared_where_two_rows_have_ended_a_worker() -> None:
+    model = Model(softmax)
+    assert check(model, safe_rows=1) == RowFindings()
+    assert not model.calls
+
+
+@pytest.mark.parametrize("safe_rows", [2, 3, 4, 9])
+def test_comparisons_stay_within_the_rows_that_memory_suffices_for(safe_rows: int) -> None:
+    model = Model(softmax)
+    assert check(model, safe_rows=safe_rows, max_batch_size=64, largest=min(safe_rows, 8)).unbatched_because is not None
+    assert max(len(call) for call in model.calls) <= safe_rows
+
+
 def test_values_are_not_compared_if_shapes_prevent_batches() -> None:
     model = Model(softmax)
     spec = ModelSpec(name="m", max_batch_size=8)

@@ -37,6 +37,17 @@ def test_the_sizes_of_a_warm_up(largest: int, allowed: tuple[int, ...], wanted: 
     assert warmup_sizes(ModelSpec(name="m", max_batch_size=largest, allowed_batch_sizes=allowed)) == wanted
 
 
+@pytest.mark.parametrize(
+    ("safe_rows", "allowed", "wanted"),
+    [(1, (), [1]), (1, (1, 8), [1]), (2, (), [1, 2]), (3, (), [1, 2]), (1, (8,), [8, 1]), (4, (4, 8), [4, 1])],
+)
+def test_sizes_that_have_ended_a_worker_are_not_run(
+    safe_rows: int, allowed: tuple[int, ...], wanted: list[int]
+) -> None:
+    spec = ModelSpec(name="m", max_batch_size=8, allowed_batch_sizes=allowed, safe_rows=safe_rows)
+    assert warmup_sizes(spec) == wanted
+
+
 X = TensorReport(name="x", datatype="FP32", shape=(-1, 3))
 
 

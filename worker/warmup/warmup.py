@@ -51,7 +51,7 @@ def warmup_sizes(spec: ModelSpec) -> list[int]:
     """The batch sizes to run: the allowed ones, else the powers of two up to the largest size, and that size.
 
     There are at least two: an output of a constant 8 rows looks right in a batch of 8. Sizes over `safe_rows` are left
-    out, as far as there are others.
+    out, as far as there are others; where it is 1 and batches are not padded, 1 is the only size.
     """
     if spec.allowed_batch_sizes:
         sizes = list(spec.allowed_batch_sizes)
@@ -60,6 +60,8 @@ def warmup_sizes(spec: ModelSpec) -> list[int]:
         sizes = sorted({*powers, spec.max_batch_size})
     if spec.safe_rows:
         sizes = [size for size in sizes if size <= spec.safe_rows] or sizes[:1]
+    if spec.safe_rows == 1 and sizes == [1]:
+        return sizes  # two rows have ended a worker
     # The second size comes last, since no request will have it.
     return sizes if len(sizes) > 1 else [*sizes, 2 if sizes == [1] else 1]
 
