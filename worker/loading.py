@@ -24,7 +24,7 @@ from .protocol_limits import check_limits
 from .row_comparison import VARYING
 from .unrunnable import UnrunnableError, classify
 from .warmup.padding_check import warn_of_padding
-from .warmup.row_check import TRUSTED, check_rows
+from .warmup.row_check import TRUSTED, RowFindings, check_rows
 from .warmup.samples import load_samples
 from .warmup.warmup import Sample, warm_up, warmup_sizes
 
@@ -179,15 +179,19 @@ def _load_model(
     loaded = time.monotonic()
     samples = load_samples(models[0], spec)
     replicas: list[Replica] = []
+    compared: dict[str, RowFindings] = {}
     for model, counter in zip(models, counters, strict=False):
         try:
             _check_runnable(model, spec, assignment.max_message_size)
-            findings = _warm_up(model, spec, samples, steps)
+            findings = _warm_up(model, spec, samples, steps, compared)
         except UnrunnableError as error:
             raise _with_other_signatures(error, model) from error
-        others, signatures = load_other_signatures(model, spec, samples, counter, steps, assignment.max_message_size)
+        others, signatures = load_other_signatures(
+            model, spec, samples, counter, steps, assignment.max_message_size, compared
+        )
         replicas.append(Replica(model, {"": _executor(model, spec, findings, counter), **others}))
-    # All replicas are alike; what the warm-up of the last one has shown holds for each.
+    # All replicas are alike: what the warm-up of the last one has shown holds for each, and so does the comparison of
+    # values, for which the first one alone is run.
     report = ModelReport(
         name=spec.name,
         version=model.version,
@@ -255,24 +259,35 @@ def load_other_signatures(
     counter: CallCounter,
     steps: LoadSteps,
     max_message_size: int | None = None,
+    compared: dict[str, RowFindings] | None = None,
 ) -> tuple[dict[str, Executor], tuple[SignatureReport, ...]]:
     """Makes the signatures of a model that are not its default one ready.
 
     They are warmed up where there are recorded requests for them. Of the others, the first batches show whether
     requests can be joined.
 
+    Args:
+        model: one replica of the model.
+        spec: as configured.
+        samples: recorded requests.
+        counter: counts the calls.
+        steps: gets each step before it is done.
+        max_message_size: bytes of the largest message that the daemon accepts; None for no limit.
+        compared: what comparing values of another replica has shown, by signature; this one's findings are added.
+
     Returns:
         What runs each of them, by name; and a report of each, also of those that cannot be served.
     """
     executors: dict[str, Executor] = {}
     reports: list[SignatureReport] = []
+    compared = {} if compared is None else compared
     for name, other in model.other_signatures.items():
         if isinstance(other, LoadError):
             reports.append(SignatureReport(name=name, cause=str(other)))
             continue
         try:
             _check_runnable(other, spec, max_message_size)
-            findings = _warm_up(other, spec, samples, steps, signature=name)
+            findings = _warm_up(other, spec, samples, steps, compared, signature=name)
         except UnrunnableError as error:
             reports.append(SignatureReport(name=name, cause=str(error)))
             continue
@@ -304,9 +319,15 @@ class _Findings(NamedTuple):
 
 
 def _warm_up(
-    model: Model, spec: ModelSpec, samples: Sequence[Sample], steps: LoadSteps, *, signature: str = ""
+    model: Model,
+    spec: ModelSpec,
+    samples: Sequence[Sample],
+    steps: LoadSteps,
+    compared: dict[str, RowFindings],
+    *,
+    signature: str = "",
 ) -> _Findings:
-    """Warms a model up, and compares values of rows in different batches."""
+    """Warms a model up, and compares values of rows in different batches, unless those of a replica have been."""
 
     def before_call(rows: int) -> None:
         fewer = max((size for size in warmup_sizes(spec) if size < rows), default=0)
@@ -318,16 +339,20 @@ def _warm_up(
         model = BatchedModel(model)
         # Requests with inputs that no batch has run unbatched.
         known = {tensor.name for tensor in model.inputs or ()}
-        whole = [sample for sample in samples if sample.signature == signature and sample.inputs.keys() - known]
-        samples = [sample for sample in samples if sample not in whole]
+        own = [sample for sample in samples if sample.signature == signature]
+        whole = [sample for sample in own if sample.inputs.keys() - known]
+        samples = [sample for sample in own if not sample.inputs.keys() - known]
     shapes = warm_up(model, spec, samples, signature=signature, before_call=before_call)
     if whole:
         unbatched = replace(spec, max_batch_size=0, allowed_batch_sizes=())
         warm_up(model, unbatched, whole, signature=signature, before_call=before_call)
-    values = check_rows(model, spec, shapes, samples, signature=signature, before_call=before_call)
+    is_first = signature not in compared
+    if is_first:
+        compared[signature] = check_rows(model, spec, shapes, samples, signature=signature, before_call=before_call)
+    values = compared[signature]
     steps.begin(LoadStep(*spec.key))
     because = shapes.unbatched_because or values.unbatched_because
-    if because is None:
+    if because is None and is_first:
         warn_of_padding(model, spec, samples, signature=signature)
     unverified = values.unverified_because
     may_compare = unverified not in (None, TRUSTED, VARYING)

@@ -19,9 +19,11 @@ with warnings.catch_warnings():
     import tensorflow as tf
 
 from multitower.spec import ModelSpec
+from multitower.worker.formats.graph_state import may_change_state
 from multitower.worker.formats.loader import load_replicas
 from multitower.worker.heartbeat import CallCounter, LoadSteps
 from multitower.worker.loading import CHANGES_STATE, load_other_signatures
+from multitower.worker.model_errors import LoadError
 from multitower.worker.warmup.row_check import NO_INPUTS, RowFindings, check_rows
 from multitower.worker.warmup.samples import load_samples
 from multitower.worker.warmup.warmup import warm_up
@@ -204,3 +206,24 @@ def test_a_signature_that_changes_a_state_runs_once_for_each_batch(tmp_path: Pat
         rows = [np.float32([[number] * 3]).tobytes() for number in range(3)]
         executors[name].run(executors[name].prepare(key, [1, 1, 1], rows))
         assert counter.calls - before == calls, "one request, and the others: their sizes show what outputs are like"
+
+
+def test_a_session_changes_a_state_only_where_its_outputs_need_it(tmp_path: Path) -> None:
+    """The graph of a session also has the operations that save and restore its variables."""
+    path = tmp_path / "m"
+    module = tf.Module()
+    module.count = tf.Variable(0.0)
+    functions = {
+        "serving_default": lambda x: {"y": x * module.count},
+        "count": lambda x: {"y": x + module.count.assign_add(1.0)},
+    }
+    signatures = {
+        name: tf.function(function, input_signature=[FLOATS]).get_concrete_function()
+        for name, function in functions.items()
+    }
+    tf.saved_model.save(module, str(path), signatures=signatures)
+    for more in ({}, {"log_device_placement": True}):
+        (model,) = load_replicas(ModelSpec(name="m", path=str(path), max_batch_size=8, **more), ["cpu:0"])
+        count = model.other_signatures["count"]
+        assert not isinstance(count, LoadError)
+        assert (may_change_state(model), may_change_state(count)) == (False, True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from .model import CallableModel, Model
 
@@ -24,13 +24,10 @@ def may_change_state(model: Model) -> bool:
     """
     if not isinstance(model, CallableModel):
         return False
+    from .graph_nodes import needed_nodes  # imports TensorFlow, which this process may have no use for
+
     try:
-        return _has_writing_node(model.graph)
+        # Not all nodes: the graph of a session has those that restore and save its variables, too.
+        return any(node.op.startswith(_WRITING) for node in needed_nodes(model.graph, model.call.fetched))
     except Exception:  # noqa: BLE001  a graph of more than 2 GiB cannot be looked at
         return True
-
-
-def _has_writing_node(graph: Any) -> bool:
-    functions = graph.library.function
-    nodes = [graph.node, *(function.node_def for function in functions)]
-    return any(node.op.startswith(_WRITING) for each in nodes for node in each)
