@@ -38,6 +38,9 @@ RETRY_AFTER_MS: Final = 1000
 READ_S: Final = 60.0
 """Seconds that an order may take to read the configuration and the folders of models."""
 
+MAX_STUCK: Final = 4
+"""Threads of ended orders that still read files at most; while there are as many, no further order reads files."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -131,6 +134,7 @@ class OrderQueue:
         self._max_waiting = max_waiting
         self._orders: deque[Order] = deque()
         self._reading: tuple[Order, float, float] | None = None  # an order in `read_files`, until when, and its limit
+        self._stuck: set[Order] = set()  # orders that have ended, and whose threads still read files
         self._advancing = False
 
     @property
@@ -169,12 +173,22 @@ class OrderQueue:
             job: reads the files.
             then: the next step; gets what `job` returned or raised.
             limit_s: seconds until the order ends.
+
+        Raises:
+            MultitowerError: `order_failed`: the threads of `MAX_STUCK` earlier orders still read files.
         """
+        if len(self._stuck) >= MAX_STUCK:
+            raise make(
+                Reason.ORDER_FAILED,
+                f"{len(self._stuck)} earlier orders still read the configuration or the models' folders, and nothing "
+                "has changed; check the file systems that they are on",
+            )
         self._reading = (order, time.monotonic() + limit_s, limit_s)
 
         def read(outcome: T | Exception) -> None:
             if self._reading is not None and self._reading[0] is order:
                 self._reading = None
+            self._stuck.discard(order)
             order.guard(then)(outcome)
 
         background.run(job, read)
@@ -190,6 +204,7 @@ class OrderQueue:
             return
         order, _, limit_s = self._reading
         self._reading = None
+        self._stuck.add(order)
 
         def give_up() -> None:
             raise make(

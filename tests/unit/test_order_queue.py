@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 from daemon_scene import DaemonScene, error_of
@@ -11,6 +12,7 @@ from fake_operations import Answer, DelayedJobs
 
 from multitower.errors import MultitowerError, Reason, make
 from multitower.supervisor.lifecycle import Lifecycle, LifecycleState
+from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.operations.order_queue import MAX_WAITING, Order, OrderQueue
 from multitower.supervisor.operations.orders import MAX_RESTARTS
 from multitower.supervisor.workers.replacement_queue import Replacement, ReplacementQueue
@@ -286,3 +288,24 @@ def test_a_restart_that_raises_is_not_counted_as_waiting(daemon: DaemonScene, mo
     daemon.restart(0)
     daemon.scene.settle()
     assert reasons(daemon.answers) == ["ok"]
+
+
+def test_orders_whose_files_do_not_answer_do_not_pile_up_threads(queue: OrderQueue) -> None:
+    jobs = DelayedJobs()
+    answers: list[Answer] = []
+
+    def read(order: Order) -> None:
+        queue.read_files(cast(BackgroundJobs, jobs), order, dict, lambda _: order.end({}), 60.0)
+
+    for _ in range(10):
+        queue.submit(read, answers.append)
+        if queue.due is not None:
+            queue.tick(queue.due)
+    assert len(jobs.ended) == 4, "each has a thread that is stuck"
+    causes = [error_of(answer)[1] for answer in answers if isinstance(answer, MultitowerError)]
+    assert "could not be read within 60 s, and nothing has changed" in causes[3]
+    assert "4 earlier orders still read the configuration or the models' folders" in causes[4]
+    jobs.ended.pop()()
+    queue.submit(read, answers.append)
+    jobs.ended.pop()()
+    assert answers[-1] == {}, "one of them has ended, so that files are read again"
