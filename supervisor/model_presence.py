@@ -39,6 +39,11 @@ class Waiting:
     for_devices: bool = False
 
 
+def without_devices(name: str, missing: Waiting) -> Waiting:
+    """Returns what is waited for where the files of a model are there, but none of its devices."""
+    return Waiting(MODEL, name, f"its devices are missing: {missing.cause}", for_devices=True)
+
+
 def why_absent(model: ModelConfig, folder: Path) -> str | None:
     """Returns why the files of a model cannot be loaded now, for people; None if they are there.
 

@@ -22,7 +22,7 @@ from .machine.devices import Device, Group, resolve
 from .machine.discovery import discover
 from .machine.placement import Placement, assign_models, cores_to_claim, place_workers_on, spare_environment
 from .machine.process_limits import ProcessLimits
-from .model_presence import DEVICES, MODEL, Waiting, present_devices, why_absent
+from .model_presence import DEVICES, MODEL, Waiting, present_devices, why_absent, without_devices
 from .scheduling.pool import Rule
 from .scheduling.queue import QueueLimits
 from .workers.restart_budget import RestartPolicy
@@ -75,26 +75,47 @@ class Settings:
             waiting_models=tuple(spec for spec in self.waiting_models if spec.name not in names),
         )
 
-    def with_arrived(self, found: Settings, names: Collection[str], *, devices: bool) -> Settings:
-        """Returns these settings with what has arrived.
+    def find_model(self, name: str) -> tuple[ModelSpec, ...] | Waiting:
+        """Returns the versions of a model that is waited for, or why it cannot be loaded yet.
+
+        Reads the model's folder and no other, which may block: call it in a thread, not in the event loop.
+
+        Args:
+            name: the model's name.
+        """
+        model = next(model for model in self.config.models if model.name == name)
+        found = _find_versions(model, self.config.folder)
+        if isinstance(found, str):
+            return Waiting(MODEL, name, found)
+        missing = next((entry for entry in self.waiting if entry.kind == DEVICES), None)
+        if missing is not None and not any(name in placement.models for placement in self.placements):
+            return without_devices(name, missing)
+        return tuple(found)
+
+    def with_arrived(self, specs: Sequence[ModelSpec]) -> Settings:
+        """Returns these settings with models that have arrived.
+
+        Args:
+            specs: the versions of these models.
+        """
+        index_of = {name: index for index, name in enumerate(self.limits)}
+        loaded = sorted([*self.worker_settings.models, *specs], key=lambda spec: index_of[spec.name])
+        return replace(
+            self._not_waiting_for({spec.name for spec in specs}),
+            worker_settings=replace(self.worker_settings, models=tuple(loaded)),
+        )
+
+    def with_devices(self, found: Settings, names: Collection[str]) -> Settings:
+        """Returns these settings with devices that have arrived, and the models that waited for them.
 
         Args:
             found: settings of the same configuration that were built later.
-            names: the models that are taken from them; the others stay as they are.
-            devices: whether the devices and slots are taken from them, too.
+            names: the models.
         """
-        index_of = {name: index for index, name in enumerate(self.limits)}
         arrived = [spec for spec in found.worker_settings.models if spec.name in names]
-        specs = sorted([*self.worker_settings.models, *arrived], key=lambda spec: index_of[spec.name])
-        known = {entry.name: entry for entry in found.waiting} if devices else {}
-        new = replace(
-            self._not_waiting_for({*names, *((DEVICES,) if devices else ())}),
-            worker_settings=replace(self.worker_settings, models=tuple(specs)),
-        )
-        if not devices:
-            return new
+        new = self._not_waiting_for((DEVICES,)).with_arrived(arrived)
         still = tuple(entry for entry in found.waiting if entry.kind == DEVICES)
-        waiting = tuple(known.get(entry.name, entry) for entry in new.waiting)
+        known = {entry.name: entry for entry in found.waiting}
         workers = found.worker_settings
         return replace(
             new,
@@ -103,7 +124,7 @@ class Settings:
             worker_settings=replace(
                 new.worker_settings, spares=workers.spares, spare_environment=workers.spare_environment
             ),
-            waiting=(*still, *waiting),
+            waiting=(*still, *(known.get(entry.name, entry) for entry in new.waiting)),
         )
 
     def with_model_unloaded(self, name: str) -> Settings:
@@ -250,7 +271,9 @@ def _index_of(name: str, configs: Sequence[ModelConfig]) -> int:
     return next(index for index, config in enumerate(configs) if config.name == name)
 
 
-def build_settings(config: Config, claims: CoreClaims | None = None, *, strict: bool = False) -> Settings:
+def build_settings(
+    config: Config, claims: CoreClaims | None = None, *, strict: bool = False, only: Collection[str] | None = None
+) -> Settings:
     """Resolves a configuration on this machine.
 
     Looks for devices and reads model folders, which may block: call it before the event loop runs, or in a thread.
@@ -259,6 +282,7 @@ def build_settings(config: Config, claims: CoreClaims | None = None, *, strict: 
         config: the configuration.
         claims: what this daemon claims of the cores; None to bind workers whatever other daemons have claimed.
         strict: whether all of it must be there; otherwise `Settings.waiting` has what is not.
+        only: the models whose folders are read; the settings have no versions of the others. None for all.
 
     Raises:
         MissingDevicesError: if `strict`: a device is missing.
@@ -278,10 +302,13 @@ def build_settings(config: Config, claims: CoreClaims | None = None, *, strict: 
     placed = {name for placement in placements for name in placement.models}
     specs: list[tuple[bool, ModelSpec]] = []
     for model in config.models:
+        if only is not None and model.name not in only:
+            continue
         found = _find_versions(model, config.folder)
-        for_devices = missing is not None and model.name not in placed and not isinstance(found, str)
-        if missing is not None and for_devices:
-            found = f"its devices are missing: {missing.cause}"
+        lacking = None
+        if missing is not None and model.name not in placed and not isinstance(found, str):
+            lacking = without_devices(model.name, missing)
+            found = lacking.cause
         if not isinstance(found, str):
             specs += [(model.load_at_startup, spec) for spec in found]
         elif not model.load_at_startup:
@@ -289,7 +316,7 @@ def build_settings(config: Config, claims: CoreClaims | None = None, *, strict: 
         elif strict:
             raise OSError(f"model {model.name}: {found}")
         else:
-            waiting.append(Waiting(MODEL, model.name, found, for_devices))
+            waiting.append(lacking or Waiting(MODEL, model.name, found))
     waits_for = {entry.name for entry in waiting if entry.kind == MODEL}
     return Settings(
         config=config,

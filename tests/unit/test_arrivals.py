@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import logging
 import os
+import select
 import shutil
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +23,10 @@ from multitower.errors import MultitowerError
 from multitower.spec import ModelReport
 from multitower.supervisor import settings as settings_module
 from multitower.supervisor.config import config
+from multitower.supervisor.loop.background import BackgroundJobs
+from multitower.supervisor.machine.core_claims import CoreClaims
 from multitower.supervisor.machine.devices import Device, DeviceError, Discovery
+from multitower.supervisor.operations.arrivals import Arrivals
 from multitower.supervisor.settings import Settings, build_settings
 from multitower.supervisor.workers.slot import WorkerProcess
 
@@ -381,3 +390,190 @@ def test_a_model_that_is_broken_is_not_tried_again(tmp_path: Path) -> None:
     launched = len(daemon.scene.launched)
     daemon.look(10)
     assert len(daemon.scene.launched) == launched
+
+
+class Clock:
+    """Stands for `time.monotonic`."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(time, "monotonic", made)
+    return made
+
+
+def attempts(daemon: Daemon, clock: Clock, seconds: int) -> list[int]:
+    """Returns after how many seconds processes were started."""
+    found = []
+    for second in range(seconds):
+        launched = len(daemon.scene.launched)
+        clock.now += 1.0
+        daemon.operations.arrivals.tick(clock.now)
+        daemon.settle()
+        if len(daemon.scene.launched) > launched:
+            found.append(second)
+    return found
+
+
+def test_a_model_that_has_come_and_failed_for_a_passing_reason_is_tried_again(tmp_path: Path, clock: Clock) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.look()
+    daemon.bad["later"] = ("PermissionError", True)
+    version(tmp_path / "later", "3")
+    tried = attempts(daemon, clock, 60)
+    assert 3 <= len(tried) <= 5, tried
+    gaps = [later - earlier for earlier, later in itertools.pairwise(tried)]
+    assert gaps == sorted(gaps)
+    assert gaps[0] < gaps[-1]
+    assert "it cannot be loaded, and is tried again later: " in daemon.cause()
+    daemon.bad.clear()
+    attempts(daemon, clock, 120)
+    assert daemon.serves() == ["here", "later"]
+
+
+def test_a_model_that_came_during_a_shortage_is_served_after_it(tmp_path: Path, clock: Clock) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.look()
+    daemon.scene.shortage = True
+    version(tmp_path / "later", "3")
+    attempts(daemon, clock, 10)
+    assert "no process could be started: fork: Resource temporarily unavailable" in daemon.cause()
+    daemon.scene.shortage = False
+    attempts(daemon, clock, 30)
+    assert daemon.serves() == ["here", "later"]
+
+
+@pytest.fixture
+def late_gpu(monkeypatch: pytest.MonkeyPatch) -> list[Device]:
+    """GPU 0 is there; what a test appends comes."""
+    gpus = [gpu(0)]
+    monkeypatch.setattr(settings_module, "discover", lambda: Discovery(tuple(gpus)))
+    return gpus
+
+
+def test_no_worker_is_replaced_while_no_device_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late_gpu: list[Device]
+) -> None:
+    (tmp_path / "later.keras").write_bytes(b"keras")
+    daemon = Daemon(tmp_path, devices="[0, 1]", path="later.keras", on=", devices: [0, 1]", more=", devices: [1]")
+    launched = len(daemon.scene.launched)
+    place = settings_module.place_workers_on
+
+    def place_with_fewer_threads(*arguments: Any, **options: Any) -> Any:
+        placements = place(*arguments, **options)
+        return tuple(dataclasses.replace(placement, intra_op_threads=77) for placement in placements)
+
+    # As after a change of the quota, or the end of another daemon.
+    monkeypatch.setattr(settings_module, "place_workers_on", place_with_fewer_threads)
+    daemon.look()
+    assert len(daemon.scene.launched) == launched
+    late_gpu.append(gpu(1))
+    daemon.look()
+    assert daemon.serves() == ["here", "later"]
+    assert {slot.placement.intra_op_threads for slot in daemon.manager.slots} == {77}
+
+
+def test_looking_for_devices_claims_no_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late_gpu: list[Device]
+) -> None:
+    daemon = Daemon(tmp_path, devices="[0, 1]", on=", devices: [0, 1]", more=", devices: [1]")
+    claimed: list[object] = []
+    monkeypatch.setattr(CoreClaims, "claim", lambda _, cores: claimed.append(cores))
+    daemon.operations.arrivals = Arrivals(dataclasses.replace(daemon.operations.context, claims=CoreClaims()))
+    daemon.look(5)
+    assert claimed == []
+    late_gpu.append(gpu(1))
+    daemon.look()
+    assert len(claimed) == 1
+
+
+def test_devices_that_cannot_be_used_yet_are_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late_gpu: list[Device], caplog: pytest.LogCaptureFixture
+) -> None:
+    daemon = Daemon(tmp_path, devices="[0, 1]", on=", devices: [0, 1]")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise DeviceError("memory: too little")
+
+    monkeypatch.setattr(settings_module, "place_workers_on", refuse)
+    with caplog.at_level(logging.WARNING):
+        daemon.look(5)
+    assert [record.message for record in caplog.records].count("what is waited for cannot be used yet") == 1
+
+
+def test_devices_that_cannot_be_served_are_tried_again_with_a_back_off(
+    tmp_path: Path, late_gpu: list[Device], clock: Clock
+) -> None:
+    # The present worker is replaced when the GPU comes, and cannot be.
+    daemon = Daemon(tmp_path, devices="[0, 1]", on=", devices: [0, 1]", path="later.keras", more=", devices: [1]")
+    daemon.look()
+    daemon.scene.no_room = True
+    daemon.manager.slots[0].placement = dataclasses.replace(daemon.manager.slots[0].placement, intra_op_threads=77)
+    late_gpu.append(gpu(1))
+    begun = []
+    for second in range(60):
+        clock.now += 1.0
+        busy = daemon.operations.queue.busy
+        daemon.operations.arrivals.tick(clock.now)
+        if daemon.operations.queue.busy and not busy:
+            begun.append(second)
+        daemon.settle()
+    assert 3 <= len(begun) <= 5, begun
+    daemon.scene.no_room = False
+    attempts(daemon, clock, 60)
+    assert [slot.placement.devices for slot in daemon.manager.slots] == [("GPU-0",), ("GPU-1",)]
+
+
+@pytest.fixture
+def background() -> Iterator[BackgroundJobs]:
+    jobs = BackgroundJobs()
+    yield jobs
+    jobs.close()
+
+
+@pytest.mark.parametrize("stuck", ["here", "other"])
+def test_a_folder_that_hangs_keeps_no_other_model_from_being_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: BackgroundJobs, stuck: str
+) -> None:
+    daemon = Daemon(tmp_path, more="}\n  - {name: other, path: other")
+    daemon.operations.arrivals = Arrivals(dataclasses.replace(daemon.operations.context, background=background))
+    find, released, reads = settings_module._find_versions, threading.Event(), []
+
+    def find_or_hang(model: Any, folder: Path) -> Any:
+        reads.append(model.name)
+        if model.name == stuck:
+            released.wait(60.0)
+        return find(model, folder)
+
+    monkeypatch.setattr(settings_module, "_find_versions", find_or_hang)
+    version(tmp_path / "later", "3")
+    try:
+        for _ in range(6):
+            daemon.operations.arrivals.due = 0.0
+            daemon.operations.arrivals.tick(time.monotonic())
+            while select.select([background.descriptor], [], [], 0.3)[0]:
+                background.run_callbacks()
+                daemon.settle()
+        assert daemon.serves() == ["here", "later"]
+        assert reads.count(stuck) <= 1, "no further thread for what hangs"
+    finally:
+        released.set()
+
+
+def test_reports_are_not_searched_in_every_round_of_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.look()
+    arrivals = daemon.operations.arrivals
+    arrivals.due = time.monotonic() + 100.0
+    reads: list[None] = []
+    monkeypatch.setattr(type(daemon.manager), "slots", property(lambda _: reads.append(None) or []))
+    for _ in range(10):
+        arrivals.tick(time.monotonic())
+    assert reads == []
