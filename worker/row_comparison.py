@@ -39,6 +39,9 @@ _WIDE_SHARE: Final = 0.02
 _STRICT_STEPS: Final = 4
 """With `Tolerance.STRICT`, the number of roundings of the datatype that a difference may have."""
 
+_CHUNK: Final = 1 << 17
+"""Elements that are compared at once: 1 MiB for each intermediate array of FP64."""
+
 
 def differing_output(expected: Mapping[str, Array], found: Mapping[str, Array], tolerance: Tolerance) -> str | None:
     """The name of the first output that differs; None where all are equal.
@@ -63,20 +66,53 @@ def are_equal(expected: Array, found: Array, tolerance: Tolerance) -> bool:
     step = _rounding_step(expected.dtype)
     if step is None:
         return bool(np.array_equal(expected, found))
-    wide = np.complex128 if expected.dtype.kind == "c" else np.float64
-    left, right = expected.astype(wide), found.astype(wide)
-    exact = (left == right) | (np.isnan(left) & np.isnan(right))  # infinities, too
-    if exact.all():
+    # In chunks: arrays of twice the width and of truth values take several times the memory of the outputs.
+    one, other = expected.reshape(-1), found.reshape(-1)
+    chunks = [slice(start, start + _CHUNK) for start in range(0, one.size, _CHUNK)]
+    unequal = [chunk for chunk in chunks if not _are_exact(*_widened(one[chunk], other[chunk])).all()]
+    if not unequal:
         return True
+    largest = max(_largest(*_widened(one[chunk], other[chunk])) for chunk in chunks)
+    return all(
+        _are_near(*_widened(one[chunk], other[chunk]), largest=largest, step=step, tolerance=tolerance)
+        for chunk in unequal
+    )
+
+
+def _widened(one: Array, other: Array) -> tuple[Array, Array]:
+    wide = np.complex128 if one.dtype.kind == "c" else np.float64
+    return one.astype(wide), other.astype(wide)
+
+
+def _are_exact(left: Array, right: Array) -> Array:
+    exact: Array = (left == right) | (np.isnan(left) & np.isnan(right))  # infinities, too
+    return exact
+
+
+def _largest(left: Array, right: Array) -> float:
+    """The largest finite size of a value; 0 where all are infinite or NaN."""
     sizes = np.maximum(np.abs(left), np.abs(right))
-    largest = float(np.max(sizes[np.isfinite(sizes)], initial=0.0))
+    return float(np.max(sizes[np.isfinite(sizes)], initial=0.0))
+
+
+def _are_near(left: Array, right: Array, *, largest: float, step: float, tolerance: Tolerance) -> bool:
+    """Whether values are equal within a tolerance.
+
+    Args:
+        left: some values of an output.
+        right: as many of the other one.
+        largest: the largest value of both outputs.
+        step: the relative distance of neighbouring values of their datatype.
+        tolerance: how far they may differ.
+    """
+    sizes = np.maximum(np.abs(left), np.abs(right))
     if tolerance is Tolerance.STRICT:
         allowed = step * (_STRICT_STEPS * sizes + largest)
     else:
         allowed = _WIDE_SHARE * (sizes + largest)
     with np.errstate(invalid="ignore"):  # the difference of infinities is NaN, which is within no tolerance
         near = np.isfinite(sizes) & (np.abs(left - right) <= allowed)
-    return bool((exact | near).all())
+    return bool((_are_exact(left, right) | near).all())
 
 
 def _rounding_step(dtype: np.dtype[Any]) -> float | None:
