@@ -28,6 +28,7 @@ from ..loop.log import event
 from ..machine.core_claims import CoreClaims
 from ..model_presence import DEVICES, MODEL, Waiting
 from ..settings import Settings, build_settings
+from .memory_growth import has_grown
 from .order_queue import READ_S, Order, OrderContext
 from .orders import accepted
 from .reload import Reload
@@ -72,12 +73,19 @@ class Rejected:
         cause: why it could not be served.
         interval_s: seconds until it is tried again; None for not before its files change.
         retry_at: when that is, in monotonic seconds; infinite for not before its files change.
+        available: if its loading was killed, as for want of memory: the bytes that were available before. It is tried
+            again once there is clearly more.
     """
 
     fingerprints: str
     cause: str
     interval_s: float | None
     retry_at: float
+    available: int | None = None
+
+    def is_due(self, now: float, available: int) -> bool:
+        """Whether it may be tried again although its files have not changed."""
+        return now >= self.retry_at or (self.available is not None and has_grown(self.available, available))
 
 
 class Arrivals:
@@ -249,9 +257,12 @@ class Arrivals:
             known = self._since[name] = (fingerprints, now)
             self._interval = FIRST_S
         rejected = self._rejected.get(name)
-        if rejected is not None and rejected.fingerprints == fingerprints and now < rejected.retry_at:
+        available = self._context.manager.available_bytes
+        if rejected is not None and rejected.fingerprints == fingerprints and not rejected.is_due(now, available):
             self.due = min(self.due, rejected.retry_at)
-            when = "when its files change" if rejected.interval_s is None else "later"
+            when = "later" if rejected.interval_s is not None else "when its files change"
+            if rejected.available is not None:
+                when = "once more memory is available, or its files change"
             return Waiting(MODEL, name, f"it cannot be loaded, and is tried again {when}: {rejected.cause}")
         if now - known[1] < settle_s:
             self.due = min(self.due, known[1] + settle_s)
@@ -293,7 +304,8 @@ class Arrivals:
             if name in context.router.scheduler.models:
                 context.router.open_model(name)
         for slot in context.manager.slots:
-            slot.short_of_resources = False
+            slot.short_of_resources = slot.killed_while_loading = False
+        available = context.manager.available_bytes
         event(log, logging.INFO, "serving what has come", names=",".join(names))
 
         def ended(*_: object) -> None:
@@ -305,7 +317,10 @@ class Arrivals:
                 context.settings.current = new
                 ended()
                 return
-            self._reject(names[0], prints, error, passing=model is None or self._may_pass(model))
+            if model is not None and any(slot.killed_while_loading for slot in context.manager.slots):
+                self._rejected[model] = Rejected(prints, error, None, inf, available)
+            else:
+                self._reject(names[0], prints, error, passing=model is None or self._may_pass(model))
             self._marked.clear()  # they are refused again
             event(log, logging.ERROR, "what has come cannot be served", names=",".join(names), cause=error)
             why = "back to what is there"

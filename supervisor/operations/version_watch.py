@@ -20,6 +20,7 @@ from ..config.config import Config
 from ..loop.log import event
 from ..workers.replacement_queue import Replacement
 from .content_comparison import ContentComparison
+from .memory_growth import has_grown
 from .model_orders import ModelOrders
 from .model_scan import Scan, Target, scan_models
 from .order_queue import OrderContext
@@ -27,11 +28,6 @@ from .readiness import Readiness
 from .version_settling import VersionSettling
 
 log = logging.getLogger("multitower.daemon")
-
-
-MORE_MEMORY = 1.1
-MIN_MORE_BYTES = 64 << 20
-"""A version whose loading was killed is tried again once this many times as much memory is available, and more."""
 
 
 class VersionWatch:
@@ -230,7 +226,7 @@ class VersionWatch:
     def _retry_with_more_memory(self, name: str) -> None:
         """Tries versions again whose loading was killed, once clearly more memory is available than there was then."""
         available = self._lacked_memory.get(name)
-        if available is not None and self._manager.available_bytes > MORE_MEMORY * available + MIN_MORE_BYTES:
+        if available is not None and has_grown(available, self._manager.available_bytes):
             del self._lacked_memory[name]
             self._settling(name).retry_refused()
 

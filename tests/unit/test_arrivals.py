@@ -20,6 +20,7 @@ from fake_workers import Scene, child
 from version_folders import version
 
 from multitower.errors import MultitowerError
+from multitower.load_step import LoadStep
 from multitower.spec import ModelReport
 from multitower.supervisor import settings as settings_module
 from multitower.supervisor.config import config
@@ -45,6 +46,7 @@ class Daemon:
 
     Attributes:
         bad: why a model cannot be loaded, by name, and whether that may pass.
+        killing: models during whose loading a process is killed.
     """
 
     def __init__(self, folder: Path, *, path: str = "later", devices: str = "{cpu: 2}", on: str = "", more: str = ""):
@@ -61,6 +63,7 @@ class Daemon:
             self.scene.router.set_model(name, limits, made.timeouts[name])
         self.operations = Operations(self.scene, made, self._read)
         self.bad: dict[str, tuple[str, bool]] = {}
+        self.killing: set[str] = set()
         self.settle()
         for slot in self.manager.slots:  # the first processes do not know the specifications
             self.scene.die(self.scene.process(slot.number))
@@ -95,6 +98,11 @@ class Daemon:
     def _load(self, process: WorkerProcess) -> None:
         assert process.slot is not None
         self.scene.report(process, "loading")
+        for key in process.generations:
+            if key[0] in self.killing:
+                child(process).step = LoadStep(*key)
+                self.scene.die(process)
+                return
         assignment = child(process).assignment
         prints = {spec.key: spec.fingerprint for spec in assignment.models} if assignment is not None else {}
         reports = tuple(self._report(*key, prints.get(key, "")) for key in process.generations)
@@ -447,6 +455,21 @@ def test_a_model_that_came_during_a_shortage_is_served_after_it(tmp_path: Path, 
     assert "no process could be started: fork: Resource temporarily unavailable" in daemon.cause()
     daemon.scene.shortage = False
     attempts(daemon, clock, 30)
+    assert daemon.serves() == ["here", "later"]
+
+
+def test_a_model_that_came_and_was_killed_is_tried_again_with_more_memory(tmp_path: Path, clock: Clock) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.look()
+    daemon.killing = {"later"}
+    version(tmp_path / "later", "3")
+    attempts(daemon, clock, 40)
+    assert daemon.serves() == ["here"]
+    assert "is tried again once more memory is available" in daemon.cause()
+    daemon.killing.clear()
+    assert attempts(daemon, clock, 40) == []
+    daemon.scene.capacity.available *= 2
+    attempts(daemon, clock, 40)
     assert daemon.serves() == ["here", "later"]
 
 
