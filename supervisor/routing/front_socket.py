@@ -50,14 +50,22 @@ _PASSING = frozenset(
         errno.ENODEV,
         errno.ENETDOWN,
         errno.ENOENT,
+        errno.EACCES,
         errno.EROFS,
         errno.ENOSPC,
         errno.EDQUOT,
         errno.EIO,
         errno.ESTALE,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOBUFS,
     )
 )
-"""Errors of a bind that may pass by themselves: an address or a folder comes, a file system recovers."""
+"""Errors of a bind that no change of the configuration file must mend.
+
+An address or a folder comes, permission is granted, a file system recovers, descriptors or memory become free.
+"""
 
 
 def internal_error() -> MultitowerError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def test_an_address_of_another_machine_is_a_problem() -> None:
     found = finding_of("tcp://192.0.2.1:5555")
     assert found.level is Level.PROBLEM
     assert "cannot be used: Cannot assign requested address" in found.text
+
+
+def test_a_port_without_permission_is_a_problem_that_serve_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(endpoints, "_try_to_listen", refuse)
+    found = finding_of("tcp://127.0.0.1:80")
+    assert found.level is Level.PROBLEM
+    assert "cannot be used: Permission denied" in found.text
+    assert "`multitower serve` waits until it can listen, unless --strict is given" in (found.advice or "")
 
 
 def test_a_name_that_cannot_be_resolved_is_a_note() -> None:

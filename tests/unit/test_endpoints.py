@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -22,6 +23,7 @@ from accepting import Accepting
 
 from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.loop.runtime_dir import HeldError
+from multitower.supervisor.routing import front_socket
 from multitower.supervisor.routing.connections import Connections
 from multitower.supervisor.routing.endpoints import Endpoints
 from multitower.supervisor.routing.front_socket import FrontSocket
@@ -309,6 +311,37 @@ def test_an_endpoint_is_tried_again_after_any_error(folder: Path, caplog: pytest
         retry(endpoints, background)
         assert endpoints.fronts == bound != []
         assert endpoints.retry_at == inf
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_bind_that_permissions_or_resources_prevent_is_waited_for(
+    number: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ipc, tcp = f"ipc://{folder}/front.sock", "tcp://127.0.0.1:*"
+    listen, take = front_socket.listen_on_path, front_socket.take_listening_socket
+    prevented = True
+
+    def listen_on_path(path: Path, backlog: int) -> socket.socket:
+        if prevented and path.name == "front.sock":
+            raise OSError(number, os.strerror(number))
+        return listen(path, backlog)
+
+    def take_listening_socket(*arguments: Any) -> tuple[socket.socket, str]:
+        if prevented:
+            raise zmq.ZMQError(number)
+        return take(*arguments)
+
+    monkeypatch.setattr(front_socket, "listen_on_path", listen_on_path)
+    monkeypatch.setattr(front_socket, "take_listening_socket", take_listening_socket)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        bind([ipc], folder / "strict")
+    with closing(BackgroundJobs()) as background, closing(waiting([ipc, tcp], folder, background)) as endpoints:
+        assert set(endpoints.problems) == {ipc, tcp}
+        assert all(os.strerror(number) in cause for cause in endpoints.problems.values())
+        prevented = False
+        retry(endpoints, background)
+        assert [front.endpoint.split(":")[0] for front in endpoints.fronts] == ["ipc", "tcp"]
+        assert endpoints.problems == {}
 
 
 def test_a_name_that_no_resolver_accepts_keeps_no_other_endpoint_from_being_bound(folder: Path) -> None:

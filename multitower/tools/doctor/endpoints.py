@@ -76,8 +76,8 @@ def _tcp_finding(endpoint: str) -> Finding:
         if error.errno == errno.EADDRINUSE:
             return _taken_finding(endpoint)
         advice = "configure another" if error.errno != errno.EACCES else "ports below 1024 need root: configure another"
-        if error.errno == errno.EADDRNOTAVAIL:
-            advice += "; `multitower serve` waits for the address unless --strict is given"
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EACCES):
+            advice += "; `multitower serve` waits until it can listen, unless --strict is given"
         return Finding(SECTION, Level.PROBLEM, f"{endpoint} cannot be used: {error.strerror or error}", advice)
     return Finding(SECTION, Level.OK, f"{endpoint} is free")
 
