@@ -12,8 +12,9 @@ import contextlib
 import functools
 import logging
 import socket
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Final
@@ -46,6 +47,9 @@ KEEP_S: Final = 0.25
 FIRST_RETRY_S: Final = 0.5
 """Seconds until an endpoint that could not be bound is tried again; doubled each time."""
 
+RESOLVE_S: Final = 1.0
+"""Seconds that the start waits for the names in endpoints; those that take longer are resolved while it serves."""
+
 MAX_RETRY_S: Final = 10.0
 """Seconds from one try to the next at most."""
 
@@ -63,7 +67,8 @@ class Endpoints:
         unread: counts what clients leave unread.
         peer_timeout_s: seconds after which a client over tcp that is silent counts as gone; 0 for never.
         connections: accepts the clients of the front sockets; the caller closes it after `close`.
-        background: resolves the names of endpoints that are waited for; None if all endpoints must be bound at once.
+        background: resolves the names of endpoints that are waited for, as those that are not resolved within
+            `RESOLVE_S`; None if all endpoints must be bound at once.
 
     Attributes:
         runtime: the runtime folder.
@@ -116,7 +121,11 @@ class Endpoints:
                 peer_timeout_s=peer_timeout_s,
                 connections=connections,
             )
+            unresolved = set() if background is None else _find_unresolved(listen)
             for endpoint in listen:
+                if endpoint in unresolved:
+                    self._wait_for(endpoint, f"its name was not resolved within {RESOLVE_S:g} s; does DNS answer?")
+                    continue
                 try:
                     front = self._open(endpoint)
                 except NotBindableYetError as error:
@@ -237,6 +246,45 @@ class Endpoints:
         self.runtime.close()
 
 
+def _find_unresolved(endpoints: Sequence[str]) -> set[str]:
+    """Returns the endpoints whose names the system needs more than `RESOLVE_S` to look up, all at the same time.
+
+    A name that does not exist is not among them: its lookup has ended.
+    """
+    threads: dict[str, threading.Thread] = {}
+    interfaces = _interfaces()
+    for endpoint in endpoints:
+        if _has_name(endpoint, interfaces):
+            thread = threading.Thread(target=_look_up, args=(endpoint,), name="resolving a name", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread can be started: the name is resolved when it is bound
+                thread.start()
+                threads[endpoint] = thread
+    until = time.monotonic() + RESOLVE_S
+    for thread in threads.values():
+        thread.join(max(0.0, until - time.monotonic()))
+    return {endpoint for endpoint, thread in threads.items() if thread.is_alive()}
+
+
+def _interfaces() -> set[str]:
+    return {name for _, name in socket.if_nameindex()}
+
+
+def _host(endpoint: str) -> str:
+    return endpoint.removeprefix("tcp://").rpartition(":")[0]
+
+
+def _has_name(endpoint: str, interfaces: Container[str]) -> bool:
+    """Whether the host of an endpoint has to be resolved: it is neither an address nor a network interface."""
+    host = _host(endpoint)
+    return not (endpoint.startswith(IPC) or host == "*" or host in interfaces or literal_version(endpoint) is not None)
+
+
+def _look_up(endpoint: str) -> None:
+    """Looks up the name in an endpoint; what comes of it is seen when the endpoint is bound."""
+    with contextlib.suppress(OSError, UnicodeError):
+        socket.getaddrinfo(_host(endpoint), None, type=socket.SOCK_STREAM)
+
+
 def find_addresses(endpoints: Sequence[str]) -> dict[str, str | OSError]:
     """Resolves the names in endpoints, which may block.
 
@@ -245,10 +293,10 @@ def find_addresses(endpoints: Sequence[str]) -> dict[str, str | OSError]:
         those with the name of a network interface, stay as they are.
     """
     found: dict[str, str | OSError] = {}
-    interfaces = {name for _, name in socket.if_nameindex()}
+    interfaces = _interfaces()
     for endpoint in endpoints:
-        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-        if endpoint.startswith(IPC) or host == "*" or host in interfaces or literal_version(endpoint) is not None:
+        host, port = _host(endpoint), endpoint.rpartition(":")[2]
+        if not _has_name(endpoint, interfaces):
             found[endpoint] = endpoint
             continue
         try:

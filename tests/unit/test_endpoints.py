@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from math import inf
@@ -25,7 +27,7 @@ from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.loop.runtime_dir import HeldError
 from multitower.supervisor.routing import front_socket
 from multitower.supervisor.routing.connections import Connections
-from multitower.supervisor.routing.endpoints import Endpoints
+from multitower.supervisor.routing.endpoints import RESOLVE_S, Endpoints
 from multitower.supervisor.routing.front_socket import FrontSocket
 from multitower.supervisor.routing.unread import UnreadReplies
 
@@ -353,3 +355,39 @@ def test_a_name_that_no_resolver_accepts_keeps_no_other_endpoint_from_being_boun
         retry(endpoints, background)
         assert [front.endpoint for front in endpoints.fronts] == listen[:1]
         assert "the name a..b.example cannot be resolved" in endpoints.problems[wrong]
+
+
+def test_a_name_server_that_does_not_answer_delays_no_other_endpoint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    look_up = socket.getaddrinfo
+
+    def wait(host: str, *arguments: Any, **more: Any) -> Any:
+        if host.endswith(".example"):
+            assert answers.wait(WAIT_MS / 1000)
+            host = "127.0.0.1"
+        return look_up(host, *arguments, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", wait)
+    listen = ["tcp://slow.example:*", "tcp://slower.example:*", "tcp://localhost:*"]
+    with closing(BackgroundJobs()) as background:
+        began = time.monotonic()
+        with closing(waiting(listen, folder, background)) as endpoints:
+            took = time.monotonic() - began
+            assert RESOLVE_S <= took < 2 * RESOLVE_S, "the names are looked up at the same time"
+            assert len(endpoints.fronts) == 1
+            assert list(endpoints.missing) == listen[:2]
+            assert "its name was not resolved within 1 s" in endpoints.missing[listen[0]]
+            answers.set()
+            retry(endpoints, background)
+            assert len(endpoints.fronts) == 3, endpoints.missing
+            assert not endpoints.missing
+
+
+def test_a_name_whose_port_another_process_holds_is_no_reason_to_wait(folder: Path) -> None:
+    with socket.socket() as other, closing(BackgroundJobs()) as background:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(HeldError, match="tcp://localhost:"):
+            waiting([f"tcp://localhost:{other.getsockname()[1]}"], folder, background)
