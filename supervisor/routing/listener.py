@@ -19,6 +19,7 @@ close the valve, libzmq accepts only that many connections more.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import time
@@ -44,6 +45,8 @@ WATCH_S: Final = 5.0
 
 SOCKET_MODE: Final = 0o660
 
+_monitors = itertools.count()
+
 
 class Listener:
     """A listening socket, and the valve before it.
@@ -68,7 +71,7 @@ class Listener:
         with contextlib.ExitStack() as undo:
             self._valve = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             undo.callback(os.close, self._valve)
-            monitor = f"inproc://accepted-{id(self)}"
+            monitor = _monitor_address()
             front.monitor(monitor, zmq.EVENT_ACCEPTED)
             undo.callback(front.disable_monitor)
             self._monitor = context.socket(zmq.PAIR)
@@ -136,6 +139,11 @@ class Listener:
         self._monitor.close(0)
         self._listening.close()
         os.close(self._valve)
+
+
+def _monitor_address() -> str:
+    """A new address. libzmq frees that of a closed monitor some time later: until then a bind would find it in use."""
+    return f"inproc://monitor-{next(_monitors)}"
 
 
 def _value(event: list[bytes]) -> int:
@@ -209,7 +217,7 @@ def take_listening_socket(
     with context.socket(zmq.ROUTER) as binder, context.socket(zmq.PAIR) as monitor:
         binder.set(zmq.LINGER, 0)
         binder.set(zmq.BACKLOG, backlog)
-        address = f"inproc://listening-{id(binder)}"
+        address = _monitor_address()
         binder.monitor(address, zmq.EVENT_LISTENING | zmq.EVENT_CLOSED)
         try:
             monitor.connect(address)

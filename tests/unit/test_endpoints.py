@@ -357,6 +357,13 @@ def test_a_name_that_no_resolver_accepts_keeps_no_other_endpoint_from_being_boun
         assert "the name a..b.example cannot be resolved" in endpoints.problems[wrong]
 
 
+def test_many_tcp_endpoints_are_bound_one_after_the_other(folder: Path) -> None:
+    """The address of a monitor is free some time after its end: no other one may get the same."""
+    for _ in range(100):
+        with closing(bind([f"tcp://127.0.0.{number}:*" for number in (1, 2, 3)], folder / "run")) as endpoints:
+            assert len(endpoints.fronts) == 3
+
+
 def test_a_name_server_that_does_not_answer_delays_no_other_endpoint(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
