@@ -183,6 +183,11 @@ def _notes(model: Mapping[str, Any]) -> Iterable[str]:
         yield note
     elif model.get("unverified_because"):
         yield f"batching is unverified: {model['unverified_because']}"
+    for name, other in model.get("signatures", {}).items():
+        if other["unbatched_because"]:
+            yield f"signature {name}: {other['unbatched_because']}"
+        elif other["unverified_because"]:
+            yield f"signature {name}: batching is unverified: {other['unverified_because']}"
     for label, version in model["labels_not_served"].items():
         yield f"the label {label} is version {version}, which is not served"
 

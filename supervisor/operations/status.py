@@ -213,6 +213,15 @@ class StatusReporter:
             "max_batch_size": report.max_batch_size if report is not None else max_batch_size,
             "unbatched_because": report.unbatched_because if report is not None else None,
             "unverified_because": report.unverified_because if report is not None else None,
+            "signatures": {
+                other.name: {
+                    "max_batch_size": other.max_batch_size,
+                    "unbatched_because": other.unbatched_because,
+                    "unverified_because": other.unverified_because,
+                    "cause": other.cause,
+                }
+                for other in (report.signatures if report is not None else ())
+            },
             "labels_not_served": {},
             **self._memory(name, version),
         }

@@ -201,6 +201,17 @@ def test_status_is_readable(script: Script) -> None:
     assert ["other", "loading", "-", "0/2", "0", "0", "0", "-", "-", "-"] in rows
 
 
+def test_status_notes_the_signatures_that_are_unbatched_or_unverified(script: Script) -> None:
+    alone = {"max_batch_size": 0, "unbatched_because": "values of 'y' differ", "unverified_because": None}
+    varying = {"max_batch_size": 8, "unbatched_because": None, "unverified_because": "its outputs vary"}
+    sound = {"max_batch_size": 8, "unbatched_because": None, "unverified_because": None}
+    script.status["models"][0]["signatures"] = {"alone": alone, "varying": varying, "sound": sound}
+    words = " ".join(multitower("status")[1].split())
+    notes = "signature alone: values of 'y' differ; signature varying: batching is unverified: its outputs vary;"
+    assert notes in words
+    assert "sound" not in words
+
+
 def test_status_shows_each_device_of_a_slot_on_its_own_line(script: Script) -> None:
     script.status["slots"][0] |= {
         "device": "GPU-8f3a1c20,GPU-5b,GPU-61",

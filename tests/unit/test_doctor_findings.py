@@ -496,6 +496,21 @@ def test_findings_about_a_model_that_fails_or_is_not_batched_for_sure(
     assert words in found.text
 
 
+def test_findings_about_batching_name_the_signature_that_they_concern() -> None:
+    others = (
+        SignatureReport(name="a", unbatched_because="the values of output 'y' differ"),
+        SignatureReport(name="b", max_batch_size=8, unverified_because="its outputs vary from run to run"),
+    )
+    loaded = LoadedModel(spec=SPEC, report=replace(REPORT, signature="s", signatures=others))
+    varying = "values could not show that rows of a batch are independent: its outputs vary from run to run"
+    assert [found for found in levels(models.findings(loaded)) if found[0] != "ok"] == [
+        ("warning", "m, signature a, is unbatched: the values of output 'y' differ"),
+        ("note", f"m, signature b, is batched, but {varying}"),
+    ]
+    trusted = LoadedModel(spec=replace(SPEC, trust_batching=True), report=loaded.report)
+    assert "note" not in {level for level, _ in levels(models.findings(trusted))}
+
+
 def test_a_model_that_the_configuration_insists_on_batching_has_no_advice() -> None:
     report = replace(REPORT, unverified_because="batching.trust is set")
     found = levels(models.findings(LoadedModel(spec=replace(SPEC, trust_batching=True), report=report)))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from daemon_scene import DaemonScene
 
 from multitower import MultitowerError, wire
+from multitower.spec import SignatureReport
 from multitower.supervisor.machine.process_limits import ProcessLimits
 from multitower.supervisor.machine.resources import Sampler
 
@@ -79,6 +81,27 @@ def test_the_status_reports_the_memory_of_the_daemon_itself(tmp_path: Path, samp
     daemon = daemon_of(tmp_path, sampler)
     rss = daemon.operations.status.report(daemon.scene.now)["daemon"]["rss_bytes"]
     assert 10 << 20 < rss < 10 << 30
+
+
+def test_the_status_tells_how_each_signature_is_batched(tmp_path: Path, sampler: Sampler) -> None:
+    daemon = daemon_of(tmp_path, sampler)
+    (report,) = daemon.scene.router.planner.catalog.newest.values()
+    others = (
+        SignatureReport(name="alone", unbatched_because="the values of output 'y' differ"),
+        SignatureReport(name="varying", max_batch_size=8, unverified_because="its outputs vary from run to run"),
+    )
+    daemon.scene.router.planner.add_version(replace(report, signatures=others))
+    (row,) = daemon.operations.status.report(daemon.scene.now)["models"]
+    assert row["unbatched_because"] is None
+    assert row["signatures"] == {
+        other.name: {
+            "max_batch_size": other.max_batch_size,
+            "unbatched_because": other.unbatched_because,
+            "unverified_because": other.unverified_because,
+            "cause": None,
+        }
+        for other in others
+    }
 
 
 def test_readiness_ends_when_the_daemon_drains(tmp_path: Path, sampler: Sampler) -> None:

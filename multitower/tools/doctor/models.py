@@ -267,14 +267,17 @@ def _report_findings(loaded: LoadedModel, report: ModelReport) -> Iterator[Findi
     signature = f"{name}, signature {report.signature}" if report.signature else name
     yield Finding(SECTION, Level.OK, f"{signature}: {_describe(report.inputs)} → {_describe(report.outputs)}")
     yield _batching_finding(loaded.spec, report)
-    if report.unverified_because is not None and not loaded.spec.trust_batching:
-        text = f"{name} is batched, but values could not show that rows of a batch are independent"
-        advice = "a `warmup` file with several different rows lets them be compared, if the model repeats its answers"
-        yield Finding(SECTION, Level.NOTE, f"{text}: {report.unverified_because}", advice)
+    trusted = loaded.spec.trust_batching
+    if report.unverified_because is not None and not trusted:
+        yield _unverified_finding(name, report.unverified_because)
     for other in report.signatures:
         if other.cause is None:
             text = f"requests to {name} may name {other.name}: {_describe(other.inputs)} → {_describe(other.outputs)}"
             yield Finding(SECTION, Level.OK, text)
+            if other.unbatched_because is not None:
+                yield _unbatched_finding(f"{name}, signature {other.name},", other.unbatched_because)
+            elif other.unverified_because is not None and not trusted:
+                yield _unverified_finding(f"{name}, signature {other.name},", other.unverified_because)
         else:
             text = f"requests to {name} cannot name its signature {other.name}: {other.cause}"
             advice = "its other signatures are served; correct this one where the model is exported"
@@ -283,9 +286,7 @@ def _report_findings(loaded: LoadedModel, report: ModelReport) -> Iterator[Findi
 
 def _batching_finding(spec: ModelSpec, report: ModelReport) -> Finding:
     if report.unbatched_because is not None:
-        advice = f"{documentation.page('Models')} lists what a model needs for batching, and what `batching.trust` does"
-        text = f"{spec.name} is unbatched: {report.unbatched_because}"
-        return Finding(SECTION, Level.WARNING, text, advice)
+        return _unbatched_finding(spec.name, report.unbatched_because)
     if report.max_batch_size == 0:
         advice = "set `batching` if row i of its outputs depends only on row i of its inputs"
         text = f"{spec.name} is unbatched, as configured"
@@ -295,6 +296,17 @@ def _batching_finding(spec: ModelSpec, report: ModelReport) -> Finding:
     trust = ", whatever values show (batching.trust)" if spec.trust_batching else ""
     text = f"{spec.name} is batched: up to {report.max_batch_size} rows{sizes}{varying}{trust}"
     return Finding(SECTION, Level.OK, text)
+
+
+def _unbatched_finding(subject: str, because: str) -> Finding:
+    advice = f"{documentation.page('Models')} lists what a model needs for batching, and what `batching.trust` does"
+    return Finding(SECTION, Level.WARNING, f"{subject} is unbatched: {because}", advice)
+
+
+def _unverified_finding(subject: str, because: str) -> Finding:
+    text = f"{subject} is batched, but values could not show that rows of a batch are independent: {because}"
+    advice = "a `warmup` file with several different rows lets them be compared, if the model repeats its answers"
+    return Finding(SECTION, Level.NOTE, text, advice)
 
 
 def _describe(tensors: tuple[TensorReport, ...] | None) -> str:
