@@ -231,23 +231,34 @@ class Arrivals:
 
     def _devices_looked(self, before: Settings, outcome: Settings | Exception) -> None:
         """Orders that devices are used that have come, or notes why they are still waited for."""
-        problem = str(outcome) if isinstance(outcome, Exception) else ""
-        if problem != self._problem:
-            self._problem = problem
-            if problem:
-                event(log, logging.WARNING, "what is waited for cannot be used yet", cause=problem)
-        if isinstance(outcome, Exception) or not self._waits_for(before, DEVICES):
+        if isinstance(outcome, Exception):
+            self._log_problem(str(outcome))
+            return
+        if not self._waits_for(before, DEVICES):
             return
         for entry in outcome.waiting:
             self._note(entry)
         if not _has_other_devices(before, outcome):
+            self._problem = ""
             return
         rejected = self._rejected.get(DEVICES)
         tried = rejected is not None and rejected.fingerprints == _devices_of(outcome)
         if rejected is not None and tried and time.monotonic() < rejected.retry_at:
             self.due = min(self.due, rejected.retry_at)
             return
-        self._context.queue.submit(self._begin_devices, _ignore)
+        self._context.queue.submit(self._begin_devices, self._devices_ended)
+
+    def _devices_ended(self, answer: dict[str, Any] | MultitowerError) -> None:
+        if isinstance(answer, MultitowerError):
+            self._log_problem(answer.message)
+        else:
+            self._problem = ""
+
+    def _log_problem(self, problem: str) -> None:
+        """Logs why devices that have come cannot be used, once until that changes."""
+        if problem != self._problem:
+            self._problem = problem
+            event(log, logging.WARNING, "what is waited for cannot be used yet", cause=problem)
 
     def _check_settled(self, name: str, fingerprints: str, now: float) -> Waiting | None:
         """Returns why a model that has come is not to be loaded yet; None if it is."""

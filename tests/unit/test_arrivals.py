@@ -531,6 +531,30 @@ def test_devices_that_cannot_be_used_yet_are_logged_once(
     assert [record.message for record in caplog.records].count("what is waited for cannot be used yet") == 1
 
 
+def test_devices_that_are_gone_again_when_they_are_to_be_served_are_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late_gpu: list[Device], caplog: pytest.LogCaptureFixture
+) -> None:
+    daemon = Daemon(tmp_path, devices="[0, 1]", on=", devices: [0, 1]")
+    daemon.look()
+    late_gpu.append(gpu(1))
+    answers = itertools.cycle([True, False])
+
+    def discover_each_other_time() -> Discovery:
+        if not next(answers):
+            raise DeviceError("the driver does not answer")
+        return Discovery(tuple(late_gpu))
+
+    monkeypatch.setattr(settings_module, "discover", discover_each_other_time)
+    with caplog.at_level(logging.WARNING):
+        daemon.look(5)
+    assert not daemon.operations.queue.busy
+    assert [record.message for record in caplog.records].count("what is waited for cannot be used yet") == 1
+    monkeypatch.setattr(settings_module, "discover", lambda: Discovery(tuple(late_gpu)))
+    daemon.look()
+    assert daemon.serves() == ["here"]
+    assert len(daemon.manager.slots) == 2
+
+
 def test_devices_that_cannot_be_served_are_tried_again_with_a_back_off(
     tmp_path: Path, late_gpu: list[Device], clock: Clock
 ) -> None:
