@@ -12,6 +12,6 @@ class Exit(IntEnum):
     DEGRADED = 1  # of `multitower status`: every model is served, but a slot is not ready
     USAGE = 2  # the command line is wrong
     UNAVAILABLE = 69  # nothing can be served: a package is not installed, no device, or every slot failed
-    TEMPORARY = 75  # another process uses an endpoint; a later attempt may succeed
+    TEMPORARY = 75  # an endpoint is in use, or a file or folder cannot be used now; a later attempt may succeed
     CONFIG = 78  # the configuration is wrong; another attempt cannot help
     SECOND_SIGNAL = 130  # a second signal arrived while draining

@@ -26,12 +26,13 @@ from typing import Final
 from multitower.exit_codes import Exit
 
 from .config.config import Config
+from .config.source import may_pass
 from .lifecycle import Lifecycle, LifecycleState, StopRequest
 from .loop.background import BackgroundJobs
 from .loop.containment import Chore, ErrorLog, EventSources
 from .loop.log import event
 from .loop.reactor import Reactor
-from .loop.runtime_dir import HeldError
+from .loop.runtime_dir import HeldError, NotBindableYetError
 from .loop.signals import SignalInbox
 from .machine.core_claims import CoreClaims
 from .machine.devices import DeviceError
@@ -121,7 +122,7 @@ class Daemon:
                     f"this system cannot watch processes ({unwatchable}); multitower needs Linux 5.3 or newer, and a "
                     "sandbox or seccomp profile that allows it",
                 )
-            with _start_errors(config):
+            with _start_errors(config, strict=strict):
                 settings = build_settings(config, self._claims, strict=strict)
                 plan = apply_descriptor_limit(settings)
                 connections = stack.enter_context(contextlib.closing(accept_within(plan)))
@@ -401,8 +402,12 @@ def tune_garbage_collector() -> None:
 
 
 @contextlib.contextmanager
-def _start_errors(config: Config) -> Iterator[None]:
-    """Translates what a device, an endpoint or a folder can raise into a `StartError`."""
+def _start_errors(config: Config, *, strict: bool) -> Iterator[None]:
+    """Translates what a device, an endpoint or a folder can raise into a `StartError`.
+
+    What may pass by itself, such as a full disk below the runtime folder, is temporary: the service manager tries
+    again. If `strict`, whatever is missing counts as wrong.
+    """
     try:
         yield
     except HeldError as error:
@@ -410,4 +415,5 @@ def _start_errors(config: Config) -> Iterator[None]:
     except DeviceError as error:
         raise StartError(Exit.CONFIG, f"{config.path}: {error}") from None
     except OSError as error:
-        raise StartError(Exit.CONFIG, str(error)) from None
+        temporary = not strict and (isinstance(error, NotBindableYetError) or may_pass(error))
+        raise StartError(Exit.TEMPORARY if temporary else Exit.CONFIG, str(error)) from None

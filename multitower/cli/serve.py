@@ -28,9 +28,9 @@ def serve(config: Path, overrides: tuple[str, ...], log_format: str, log_level: 
     The first signal drains the daemon: accepted requests are answered, then all workers end. A second signal, more than
     a second later, ends everything at once.
 
-    Exit codes: 0 after a drain, 69 when every slot failed and
-    exit_when_failed is set, 75 when another daemon uses an endpoint, 78 when the configuration is wrong, 130 after a
-    second signal.
+    Exit codes: 0 after a drain, 69 when every slot failed and exit_when_failed is set, 75 when another daemon uses an
+    endpoint, or CONFIG or the runtime folder cannot be used now (permissions, a full disk), 78 when the configuration
+    is wrong, 130 after a second signal.
     """
     from multitower.exit_codes import Exit
     from multitower.supervisor.config.config import Config, load
@@ -45,7 +45,7 @@ def serve(config: Path, overrides: tuple[str, ...], log_format: str, log_level: 
         settings = read()
     except ConfigError as error:
         click.echo(str(error), err=True)
-        sys.exit(Exit.CONFIG)
+        sys.exit(Exit.TEMPORARY if error.may_pass and not strict else Exit.CONFIG)
     writer = LogWriter(log_format, log_level.upper())
     try:
         code = Daemon(settings, read, strict=strict).run()

@@ -7,6 +7,7 @@ file's, `config.py` validates the data, and reports each error as a `Problem` at
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,11 +59,23 @@ class Problem:
         return printable(f"{self.position}: {path}{self.message}{hint}")
 
 
-class ConfigError(Exception):
-    """The configuration cannot be used. `problems` holds all its problems, in the file's order."""
+_WRONG_PATH: Final = frozenset(
+    (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO)
+)
+"""Errors of a path that is mistyped; ENOENT is up to the caller, since a folder may be made or come."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+
+class ConfigError(Exception):
+    """The configuration cannot be used.
+
+    Attributes:
+        problems: all its problems, in the file's order.
+        may_pass: whether the file is only unreadable now; see `may_pass`.
+    """
+
+    def __init__(self, problems: Sequence[Problem], *, may_pass: bool = False) -> None:
         self.problems: tuple[Problem, ...] = tuple(problems)
+        self.may_pass = may_pass
         super().__init__("\n".join(map(str, self.problems)))
 
 
@@ -129,6 +142,14 @@ def nearest(name: str, names: Sequence[str]) -> str | None:
     return close[0] if close else None
 
 
+def may_pass(error: OSError) -> bool:
+    """Whether an error may pass although the path stays as it is: permissions, a file system, a lack of resources.
+
+    It may not where the path itself is wrong, and for errors of multitower's own, which have no number.
+    """
+    return error.errno is not None and error.errno not in _WRONG_PATH
+
+
 def read_file(path: Path) -> str:
     """Reads the file at `path`.
 
@@ -144,7 +165,8 @@ def read_file(path: Path) -> str:
         raise ConfigError([_missing_file(path)]) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError([Problem(where, (), f"cannot be read: {reason}")]) from error
+        passing = isinstance(error, OSError) and may_pass(error)
+        raise ConfigError([Problem(where, (), f"cannot be read: {reason}")], may_pass=passing) from error
     if len(data) > MAX_FILE_BYTES:
         message = f"is over {MAX_FILE_BYTES >> 10} KiB, which no configuration needs"
         raise ConfigError([Problem(where, (), message)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import signal
 import socket
 import stat
@@ -159,6 +161,59 @@ def test_a_start_that_fails_leaves_no_descriptor_open(
         Daemon(read(), read, strict=True)
     # What earlier tests have left, as objects that refer to themselves, may be closed at any time.
     assert open_descriptors() <= before
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO, errno.EMFILE])
+@pytest.mark.parametrize(("strict", "code"), [(False, Exit.TEMPORARY), (True, Exit.CONFIG)])
+def test_a_runtime_dir_that_cannot_be_made_now_is_no_mistake_of_the_file(
+    number: int, strict: bool, code: Exit, tmp_path: Path, tmp_socket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(tmp_socket.removeprefix("ipc://")).parent / "run"
+    config = tmp_path / "config.yaml"
+    config.write_text(f"{CONFIG}runtime_dir: {folder}\n".replace("{endpoint}", tmp_socket))
+    make = os.mkdir
+
+    def mkdir(path: Path, mode: int = 0o777) -> None:
+        if Path(path) == folder:
+            raise OSError(number, os.strerror(number), str(path))
+        make(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    read = functools.partial(load, config)
+    with pytest.raises(StartError, match=os.strerror(number)) as caught:
+        Daemon(read(), read, strict=strict)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "code"),
+    [
+        ("/proc/self/mem", (), Exit.TEMPORARY),  # reading its beginning is an I/O error
+        ("/proc/self/mem", ("--strict",), Exit.CONFIG),
+        ("missing.yaml", (), Exit.CONFIG),
+        ("folder", (), Exit.CONFIG),
+        ("file/x.yaml", (), Exit.CONFIG),
+    ],
+)
+def test_only_a_wrong_path_of_the_configuration_is_a_mistake(
+    path: str, arguments: tuple[str, ...], code: Exit, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "multitower", "serve", path, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert path in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_runtime_dir_with_a_wrong_path_is_a_mistake_of_the_file(tmp_path: Path, tmp_socket: str) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"{CONFIG}runtime_dir: /dev/null/run\n".replace("{endpoint}", tmp_socket))
+    read = functools.partial(load, config)
+    with pytest.raises(StartError, match="Not a directory") as caught:
+        Daemon(read(), read)
+    assert caught.value.code == Exit.CONFIG
 
 
 def test_exit_when_failed_ends_the_daemon_with_its_own_code(tmp_path: Path) -> None:
