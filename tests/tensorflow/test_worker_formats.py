@@ -236,7 +236,7 @@ def test_a_tensorflow_1_model_is_served(tmp_path: Path) -> None:
         session.run(v1.global_variables_initializer())
         v1.saved_model.simple_save(session, path, {"inputs": x}, {"scores": y})
     model = SavedModel(spec(path, max_batch_size=4))
-    assert warm_up(model, spec(path, max_batch_size=4)) == (None, True)
+    assert warm_up(model, spec(path, max_batch_size=4))[:2] == (None, True)
     assert model.infer({"inputs": np.float32([[1, 1], [2, 0]])})["scores"].tolist() == [[3], [2]]
 
 
@@ -287,7 +287,7 @@ def test_a_sequential_model_that_was_never_called_is_served(tmp_path: Path) -> N
     assert served.outputs == (TensorReport(name="scores", datatype="FP32", shape=(-1, 2)),)
     x = np.float32([[1, 2, 3], [4, 5, 6]])
     np.testing.assert_allclose(served.infer({"features": x})["scores"], model(x).numpy(), rtol=1e-5)
-    assert warm_up(served, spec("", max_batch_size=2)) == (None, True)
+    assert warm_up(served, spec("", max_batch_size=2))[:2] == (None, True)
 
 
 def test_several_outputs_of_one_layer_are_numbered(tmp_path: Path) -> None:
@@ -431,7 +431,7 @@ def test_names_and_shapes_of_a_keras_2_model(tmp_path: Path) -> None:
     last, everything = network([inputs["steps"], inputs["extra"]])
     np.testing.assert_allclose(answer["last"], last.numpy(), rtol=1e-5)
     np.testing.assert_allclose(answer["all"], everything.numpy(), rtol=1e-5)
-    assert warm_up(served, spec("", max_batch_size=2)) == (None, True)
+    assert warm_up(served, spec("", max_batch_size=2))[:2] == (None, True)
 
 
 def test_output_names_of_a_keras_2_model(tmp_path: Path) -> None:
@@ -507,7 +507,7 @@ def test_h5_files_without_a_model_are_an_error(tmp_path: Path) -> None:
 def test_a_warm_up_finds_an_output_without_the_batch_dimension(batched: bool, tmp_path: Path) -> None:
     path = saved(tmp_path / "m", VECTOR, serve=lambda x: {"kept": tf.boolean_mask(x, x > (0 if batched else 1))})
     model: Model = SavedModel(spec(path))
-    because, proven = warm_up(model, spec(path, max_batch_size=4))
+    because, proven, _ = warm_up(model, spec(path, max_batch_size=4))
     assert proven == batched
     assert because == (None if batched else "1 rows gave the output 'kept' the shape [0]")
 

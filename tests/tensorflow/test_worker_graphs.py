@@ -63,7 +63,7 @@ def test_names_come_from_the_configuration_and_shapes_from_the_graph(frozen: Cal
     answer = model.infer({"features": x})
     np.testing.assert_allclose(answer["scores"], tf.nn.softmax(x @ [[1, 2], [3, 4]]).numpy(), rtol=1e-5)
     assert (answer["place"].tolist(), answer["best"].tolist()) == ([[0], [1]], [[1], [5]])
-    assert warm_up(model, ModelSpec(name="m", max_batch_size=4)) == (None, True)
+    assert warm_up(model, ModelSpec(name="m", max_batch_size=4))[:2] == (None, True)
 
 
 def test_a_graph_in_text_format_is_served(tmp_path: Path) -> None:

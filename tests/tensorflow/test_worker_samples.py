@@ -99,7 +99,7 @@ def test_recorded_requests_of_tensorflow_serving_are_read(serving: Path) -> None
     assert plain(samples[0].inputs) == plain(samples[1].inputs) == {"x": [[1.5, -2.0]]}
     assert [parse(sample.inputs["inputs"]).numpy().tolist() for sample in samples[2:]] == [[3, 4], [9]]
     assert samples[2].origin == f"{file}, record 3"
-    assert warm_up(model, spec, samples) == (None, True)
+    assert warm_up(model, spec, samples)[:2] == (None, True)
     executors, reports = load_other_signatures(model, spec, samples, CallCounter(), LoadSteps())
     assert set(executors) == {"classify", "twice"}
     # Made-up text is no valid example, so only recorded examples can prove this signature.
@@ -110,9 +110,9 @@ def test_recorded_requests_of_tensorflow_serving_are_read(serving: Path) -> None
 def test_every_size_is_run_on_the_first_request(tmp_path: Path) -> None:
     path = saved(tmp_path / "m", guarded(tf.debugging.assert_less))
     spec = spec_of(path)
-    assert warm_up(SavedModel(spec), spec) == (None, False), "ones are refused"
+    assert warm_up(SavedModel(spec), spec)[:2] == (None, False), "ones are refused"
     record(path, PREDICT)
-    assert warm_up(SavedModel(spec), spec, load_samples(SavedModel(spec), spec)) == (None, True)
+    assert warm_up(SavedModel(spec), spec, load_samples(SavedModel(spec), spec))[:2] == (None, True)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_a_model_that_raises_on_a_recorded_request_fails(tmp_path: Path) -> None
 def test_xla_compiles_each_signature(serving: Path) -> None:
     spec = spec_of(serving.parent, version="1", allowed_batch_sizes=(1, 4), jit_compile=True)
     model = SavedModel(spec)
-    assert warm_up(model, spec) == (None, True)
+    assert warm_up(model, spec)[:2] == (None, True)
     x = np.float32([[1, 2], [3, 4]])
     assert model.infer({"x": x})["y"].tolist() == (x + 1).tolist()
     twice = model.other_signatures["twice"]
@@ -207,6 +207,6 @@ def test_xla_compiles_a_keras_model(tmp_path: Path) -> None:
     network.save(tmp_path / "m.keras")
     spec = spec_of(tmp_path / "m.keras", jit_compile=True)
     model = Keras3Model(spec)
-    assert warm_up(model, spec) == (None, True)
+    assert warm_up(model, spec)[:2] == (None, True)
     x = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
     np.testing.assert_allclose(model.infer({"x": x})["y"], network(x).numpy(), rtol=1e-5)
