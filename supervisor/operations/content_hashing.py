@@ -12,6 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Final
 
 from multitower.model_files import (
@@ -26,6 +27,7 @@ from multitower.model_files import (
 from multitower.spec import ModelSpec
 
 from ..loop.background import BackgroundJobs
+from ..loop.log import event
 from ..settings import ActiveSettings, Settings
 from ..workers.known_contents import KnownContents
 from ..workers.manager import WorkerManager
@@ -37,6 +39,9 @@ BYTES_PER_SECOND: Final = 256 << 20
 
 MAX_COMPARED_BYTES: Final = 2 << 30
 """Bytes of a model that a reload hashes at most, since an operator waits for it. A larger one counts as changed."""
+
+COMPARING_SHARE: Final = 0.5
+"""How much of the time that an order may take to read files it may spend until contents are compared."""
 
 RETRY_S: Final = 60.0
 """Seconds until files that could not be hashed are tried again."""
@@ -69,17 +74,22 @@ class ContentHasher:
         self._lock = threading.Lock()
         self._digests: OrderedDict[tuple[str, int, int, int, int, int], str] = OrderedDict()
 
-    def hash_content(self, spec: ModelSpec) -> HashedContent | None:
+    def hash_content(self, spec: ModelSpec, until: float = inf) -> HashedContent | None:
         """Hashes all files of a model, which may take minutes; None if they changed meanwhile.
 
+        Args:
+            spec: the model.
+            until: when hashing gives up, in monotonic seconds.
+
         Raises:
+            TimeoutError: hashing the files at this rate takes longer than `until`.
             OSError: a file or folder cannot be read.
         """
         before = fingerprint(spec)
-        digest = content_digest(spec, self._hash_file)
+        digest = content_digest(spec, functools.partial(self._hash_file, until=until))
         return HashedContent(before, digest) if fingerprint(spec) == before else None
 
-    def _hash_file(self, file: ModelFile) -> str:
+    def _hash_file(self, file: ModelFile, until: float) -> str:
         status = file.status
         times = status.st_mtime_ns, status.st_ctime_ns
         key = (file.resolved, status.st_dev, status.st_ino, status.st_size, *times)
@@ -93,7 +103,11 @@ class ContentHasher:
         def pause(size: int) -> None:
             nonlocal read
             read += size
-            time.sleep(max(0.0, started + read / self._bytes_per_second - time.monotonic()))
+            now = time.monotonic()
+            next_read = max(now, started + read / self._bytes_per_second)
+            if next_read > until:
+                raise TimeoutError
+            time.sleep(next_read - now)
 
         digest = hash_whole_file(file, pause)
         with self._lock:
@@ -161,7 +175,18 @@ class ContentBaseline:
         self._retry_at[spec.fingerprint] = time.monotonic() + RETRY_S
 
 
-def keep_fingerprints(new: Settings, present: Settings, contents: KnownContents, hasher: ContentHasher) -> Settings:
+def comparing_ends(limit_s: float) -> float:
+    """Returns until when an order may compare contents, in monotonic seconds.
+
+    Args:
+        limit_s: seconds that the order may take to read files, from now on.
+    """
+    return time.monotonic() + limit_s * COMPARING_SHARE
+
+
+def keep_fingerprints(
+    new: Settings, present: Settings, contents: KnownContents, hasher: ContentHasher, until: float
+) -> Settings:
     """Returns new settings in which models whose files were only touched or copied do not count as changed.
 
     They have the present fingerprints, and others the first one of equal contents, as in `KnownContents`. It may read
@@ -172,13 +197,14 @@ def keep_fingerprints(new: Settings, present: Settings, contents: KnownContents,
         present: the settings in force.
         contents: a snapshot of what is known of contents.
         hasher: hashes files.
+        until: when hashing gives up, in monotonic seconds; models that were not compared by then count as changed.
     """
     former = {spec.key: spec for spec in present.models}
 
     def keep(spec: ModelSpec) -> ModelSpec:
         known = former.get(spec.key)
         same_files = known is not None and (known.path, known.handler) == (spec.path, spec.handler)
-        if known is not None and same_files and _same_content(known, spec, contents, hasher):
+        if known is not None and same_files and _same_content(known, spec, contents, hasher, until):
             return replace(spec, fingerprint=known.fingerprint)
         return replace(spec, fingerprint=contents.first(spec.fingerprint))
 
@@ -190,7 +216,9 @@ def keep_fingerprints(new: Settings, present: Settings, contents: KnownContents,
     )
 
 
-def _same_content(known: ModelSpec, spec: ModelSpec, contents: KnownContents, hasher: ContentHasher) -> bool:
+def _same_content(
+    known: ModelSpec, spec: ModelSpec, contents: KnownContents, hasher: ContentHasher, until: float
+) -> bool:
     if contents.first(known.fingerprint) == contents.first(spec.fingerprint):
         return True
     same = compare_fingerprints(known.fingerprint, spec.fingerprint)
@@ -200,7 +228,12 @@ def _same_content(known: ModelSpec, spec: ModelSpec, contents: KnownContents, ha
     try:
         if sum(file.status.st_size for file in model_files(spec)) > MAX_COMPARED_BYTES:
             return False
-        found = hasher.hash_content(spec)
+        found = hasher.hash_content(spec, until)
+    except TimeoutError:
+        name, version = spec.key
+        message = "files of a model count as changed: there was no time to compare their contents"
+        event(log, logging.INFO, message, model=name, version=version)
+        return False
     except OSError:
         return False  # loading them reports it
     return found is not None and found == HashedContent(spec.fingerprint, digest)

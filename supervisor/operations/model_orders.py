@@ -16,7 +16,7 @@ from multitower.errors import MultitowerError, Reason, make
 from ..config.config import Config
 from ..loop.log import event
 from ..settings import Settings
-from .content_hashing import keep_fingerprints
+from .content_hashing import comparing_ends, keep_fingerprints
 from .order_queue import READ_S, Done, Order, OrderContext, stopping
 from .orders import accepted, config_refused
 from .reload import Reload
@@ -57,11 +57,11 @@ class ModelOrders:
                 raise stopping()
             self._change(order, name, "load", new)
 
-        contents = context.manager.known_contents.snapshot()
+        contents, until = context.manager.known_contents.snapshot(), comparing_ends(read_s)
 
         def read() -> Settings:
             new = _load_settings(old, context.read_config(), name)
-            return keep_fingerprints(new, old, contents, context.hasher)
+            return keep_fingerprints(new, old, contents, context.hasher, until)
 
         context.queue.read_files(context.background, order, read, apply, read_s)
 

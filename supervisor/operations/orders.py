@@ -12,7 +12,7 @@ from ..loop.log import event
 from ..machine.devices import DeviceError
 from ..model_presence import MODEL
 from ..settings import Settings, build_settings
-from .content_hashing import keep_fingerprints
+from .content_hashing import comparing_ends, keep_fingerprints
 from .order_queue import READ_S, RETRY_AFTER_MS, Done, Order, OrderContext, stopping
 from .reload import Reload, unchangeable
 
@@ -72,10 +72,11 @@ class Orders:
         context.announcer.reload_began()
         event(log, logging.INFO, "reloading", config=context.settings.current.config.path)
         present, contents = context.settings.current, context.manager.known_contents.snapshot()
+        until = comparing_ends(read_s)
 
         def read() -> Settings:
             return keep_fingerprints(
-                build_settings(context.read_config(), context.claims), present, contents, context.hasher
+                build_settings(context.read_config(), context.claims), present, contents, context.hasher, until
             )
 
         context.queue.read_files(context.background, order, read, lambda outcome: self._apply(order, outcome), read_s)

@@ -57,6 +57,16 @@ def test_hashing_keeps_to_its_rate(tmp_path: Path) -> None:
     assert time.monotonic() - began >= 0.2
 
 
+def test_hashing_that_takes_too_long_gives_up_without_a_wait(tmp_path: Path) -> None:
+    spec, hasher = model(tmp_path), ContentHasher(bytes_per_second=1)
+    with pytest.raises(TimeoutError):
+        hasher.hash_content(spec, time.monotonic() + 60.0)
+    fast = ContentHasher()
+    found = fast.hash_content(spec)
+    assert found is not None
+    assert fast.hash_content(spec, 0.0) == found, "what was hashed before takes no time"
+
+
 def test_files_that_change_while_they_are_hashed_have_no_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import os
 import random
 import re
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any, cast
 
@@ -148,6 +149,27 @@ def test_files_that_are_only_touched_change_nothing(tmp_path: Path, content: byt
     daemon.settle()
     assert daemon.contents() == [content, content], "the restarted worker has compared them"
     assert generations(daemon) == before
+
+
+@pytest.mark.parametrize(("limit_s", "renewed"), [(60.0, []), (0.0, [0, 1])])
+@pytest.mark.parametrize("order", ["reload", "load"])
+def test_files_that_an_order_has_no_time_to_compare_count_as_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, order: str, limit_s: float, renewed: list[int]
+) -> None:
+    caplog.set_level("INFO")
+    daemon = daemon_of(tmp_path, LARGE_OLD, slots=2)
+    hash_contents(daemon)
+    touch(tmp_path)
+    answers: list[Any] = []
+    if order == "reload":
+        daemon.orders.reload(answers.append, limit_s)
+    else:
+        daemon.models.load("m", answers.append, limit_s)
+    daemon.settle()
+    (answer,) = answers
+    assert answer["renewed" if order == "reload" else "slots"] == renewed
+    assert any("no time to compare" in text for text in caplog.messages) == bool(renewed)
+    assert daemon.contents() == [LARGE_OLD, LARGE_OLD]
 
 
 def test_large_files_that_nobody_has_hashed_count_as_changed(tmp_path: Path) -> None:
@@ -319,9 +341,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     hash_content = ContentHasher.hash_content
 
-    def record(self: ContentHasher, spec: ModelSpec) -> HashedContent | None:
+    def record(self: ContentHasher, spec: ModelSpec, until: float = inf) -> HashedContent | None:
         names.append(spec.name)
-        return hash_content(self, spec)
+        return hash_content(self, spec, until)
 
     monkeypatch.setattr(ContentHasher, "hash_content", record)
     return names
