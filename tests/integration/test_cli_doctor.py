@@ -17,6 +17,7 @@ import psutil
 import pytest
 from fake_gpus import SLICES, UUIDS, FakeGpus, read_log
 
+from multitower import wire
 from multitower.exit_codes import Exit
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,12 @@ class Dying(Good):
     def load(self, devices, parameters):
         print("these are its last words")
         os.abort()
+
+
+class Wide(Good):
+    def load(self, devices, parameters):
+        tensor = {"datatype": "FP32", "shape": [-1]}
+        self.inputs = [{"name": f"feature_{number:05}", **tensor} for number in range(parameters["inputs"])]
 
 
 class Hanging(Good):
@@ -127,6 +134,18 @@ def test_each_model_that_does_not_load_is_a_problem(folder: Path) -> None:
     assert ("problem", "Hanging cannot be loaded: it was not ready within 10 s") in found
     assert ("note", "Good is unbatched, as configured") in found
     assert json.loads(done.stdout)["counts"]["problem"] == 3
+
+
+def test_a_model_with_more_inputs_than_a_request_can_have_is_a_problem(folder: Path) -> None:
+    names = {"widest": wire.MAX_INPUTS, "too_wide": wire.MAX_INPUTS + 1}
+    handler = "handler: 'doctored:Wide'"
+    models = ", ".join(f"{{name: {name}, {handler}, parameters: {{inputs: {count}}}}}" for name, count in names.items())
+    done = doctor(folder, "--json", "--set", f"models=[{models}]")
+    assert done.returncode == Exit.UNAVAILABLE, done.stderr
+    (problem,) = [text for level, text in findings(done, "models") if level == "problem"]
+    assert problem.startswith("too_wide cannot be loaded: ")
+    assert f"it has {wire.MAX_INPUTS + 1} inputs; a request can have {wire.MAX_INPUTS}" in problem
+    assert json.loads(done.stdout)["counts"]["problem"] == 1
 
 
 def test_no_models_runs_no_code_of_models(folder: Path, temporary: Path) -> None:
