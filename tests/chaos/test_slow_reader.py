@@ -66,9 +66,9 @@ class RawClient:
 
 
 @contextmanager
-def raw_clients(daemon: Running, count: int = 1) -> Iterator[list[RawClient]]:
+def raw_clients(daemon: Running, count: int = 1, *, endpoint: str = "") -> Iterator[list[RawClient]]:
     with zmq.Context() as context:
-        made = [RawClient(context, daemon.endpoint) for _ in range(count)]
+        made = [RawClient(context, endpoint or daemon.endpoint) for _ in range(count)]
         try:
             yield made
         finally:
@@ -100,11 +100,16 @@ def test_a_steady_slow_reader_gets_every_large_reply(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", ["2GiB", "1MiB"])
-def test_a_reply_of_any_size_arrives(limit: str, tmp_path: Path) -> None:
-    with Running(tmp_path, config(limit)) as daemon, raw_clients(daemon.wait_ready()) as (reader,):
-        for size in (520 * MIB, 1, 520 * MIB):
-            reader.ask(size)
-            assert reader.read()[1] == size
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_a_reply_of_any_size_arrives(transport: str, limit: str, tmp_path: Path) -> None:
+    both = config(limit).replace('["{endpoint}"]', '["{endpoint}", "tcp://127.0.0.1:*"]')
+    with Running(tmp_path, both) as daemon:
+        listen = daemon.wait_ready().status()["daemon"]["listen"]
+        (endpoint,) = (found for found in listen if found.startswith(transport))
+        with raw_clients(daemon, endpoint=endpoint) as (reader,):
+            for size in (520 * MIB, 1, 520 * MIB):
+                reader.ask(size)
+                assert reader.read()[1] == size
 
 
 def test_a_client_that_pauses_gets_every_small_reply(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import resource
 import signal
 import socket
 import stat
@@ -21,6 +22,7 @@ from multitower import Client, Unavailable
 from multitower.exit_codes import Exit
 from multitower.supervisor.config.config import load
 from multitower.supervisor.daemon import Daemon, StartError
+from multitower.supervisor.machine.descriptors import ENOUGH
 
 CONFIG = """
 listen: ["{endpoint}"]
@@ -214,6 +216,16 @@ def test_a_runtime_dir_with_a_wrong_path_is_a_mistake_of_the_file(tmp_path: Path
     with pytest.raises(StartError, match="Not a directory") as caught:
         Daemon(read(), read)
     assert caught.value.code == Exit.CONFIG
+
+
+def test_the_soft_limit_of_descriptors_is_raised_at_the_start(tmp_path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = ENOUGH if hard == resource.RLIM_INFINITY else min(hard, ENOUGH)
+    inside = ("sh", "-c", 'ulimit -Sn 256 && exec "$0" "$@"')
+    with Running(tmp_path, CONFIG, inside=inside) as daemon:
+        daemon.wait_ready()
+        assert resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE) == (enough, hard)
+        assert daemon.end() == Exit.OK
 
 
 def test_exit_when_failed_ends_the_daemon_with_its_own_code(tmp_path: Path) -> None:
