@@ -229,15 +229,17 @@ class RuntimeDir:
         if self.intact:
             return False
         before = self.path
+        lock_only = self._is_same_folder()
         try:
-            if not self._is_same_folder():
+            if not lock_only:
                 _make(before, parents=not self._temporary)
             self._replace(before, temporary=self._temporary)
         except (HeldError, OSError) as error:
             self._replace_by_temporary()
             event(log, logging.WARNING, "runtime folder replaced", path=self.path, removed=before, cause=error)
         else:
-            event(log, logging.WARNING, "runtime folder was removed: it is made again", path=before)
+            removed = "lock of the runtime folder" if lock_only else "runtime folder"
+            event(log, logging.WARNING, f"{removed} was removed: it is made again", path=before)
         return True
 
     def _replace(self, path: Path, *, temporary: bool) -> None:

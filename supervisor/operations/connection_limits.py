@@ -15,10 +15,14 @@ from ..settings import ActiveSettings, Settings
 log = logging.getLogger("multitower.daemon")
 
 
-def apply_descriptor_limit(settings: Settings) -> DescriptorPlan:
+def apply_descriptor_limit(settings: Settings, applied: DescriptorPlan | None = None) -> DescriptorPlan:
     """Raises the daemon's limit of descriptors, as far as it is allowed to, and divides what there is.
 
-    What is too little is logged.
+    What is too little is logged, unless it is what has been applied before.
+
+    Args:
+        settings: what the plan is for.
+        applied: the plan that has been in force; None at the start.
     """
     config = settings.config
     maximum = None if config.max_connections == "auto" else config.max_connections
@@ -29,6 +33,8 @@ def apply_descriptor_limit(settings: Settings) -> DescriptorPlan:
         maximum,
         shares_memory=any(endpoint.startswith(IPC) for endpoint in config.listen),
     )
+    if plan == applied:
+        return plan
     if maximum is not None and plan.connections < maximum:
         event(
             log,
@@ -71,6 +77,7 @@ class ConnectionLimits:
         self._endpoints = endpoints
         self._router = router
         self._applied = settings.current
+        self._plan = plan
         router.set_max_regions(plan.regions)
 
     def tick(self, _now: float) -> None:
@@ -78,7 +85,7 @@ class ConnectionLimits:
         settings = self._settings.current
         if settings is not self._applied:
             self._applied = settings
-            plan = apply_descriptor_limit(settings)
+            plan = self._plan = apply_descriptor_limit(settings, self._plan)
             self._router.set_max_regions(plan.regions)
             self._endpoints.connections.set_limits(plan.connections, _backlog(plan))
         self._endpoints.connections.tick()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..lifecycle import Lifecycle
+from ..routing.endpoints import problem_kind
 from ..routing.router import Router
 from ..settings import ActiveSettings
 from ..workers.availability import by_slots
@@ -24,7 +25,7 @@ class Readiness:
         manager: the worker processes.
         router: the router, which knows the models that each worker serves.
         settings: the settings in force.
-        endpoint_problems: returns why endpoints cannot be used now, by endpoint.
+        endpoint_problems: returns `Endpoints.problems`.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Readiness:
         missing: list[tuple[str, str, str]] = [
             (entry.kind, entry.name, entry.cause) for entry in self._settings.current.waiting
         ]
-        missing += [("endpoint", name, cause) for name, cause in self._endpoint_problems().items()]
+        missing += [(problem_kind(name), name, cause) for name, cause in self._endpoint_problems().items()]
         waiting = "".join(f"; waiting for {kind} {name}: {cause}" for kind, name, cause in missing)
         return f"{self._lifecycle.state}: {slots}; workers per model: {models}{waiting}"
 

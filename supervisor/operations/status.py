@@ -15,7 +15,7 @@ from multitower.spec import ModelReport
 
 from ..lifecycle import Lifecycle
 from ..machine.resources import Sampler
-from ..routing.endpoints import Endpoints
+from ..routing.endpoints import Endpoints, problem_kind
 from ..routing.router import Router
 from ..routing.routes import Route
 from ..routing.statistics import ModelStatistics
@@ -112,7 +112,7 @@ class StatusReporter:
         """Returns what the daemon waits for and tries again by itself."""
         endpoints = self._endpoints.problems if self._endpoints is not None else {}
         return [
-            *({"kind": "endpoint", "name": name, "cause": cause} for name, cause in endpoints.items()),
+            *({"kind": problem_kind(name), "name": name, "cause": cause} for name, cause in endpoints.items()),
             *(
                 {"kind": entry.kind, "name": entry.name, "cause": entry.cause}
                 for entry in self._settings.current.waiting

@@ -32,6 +32,9 @@ from .unread import UnreadReplies
 
 log = logging.getLogger("multitower.daemon")
 
+ENDPOINT: Final = "endpoint"
+RUNTIME_DIR: Final = "runtime_dir"
+
 CONTROL_CONNECTIONS: Final = 32
 """Connections that the control endpoint may have, beside those of clients."""
 
@@ -224,7 +227,10 @@ class Endpoints:
                 problems[endpoint] = f"its path was removed, and it cannot be bound again: {error}"
         for name, cause in problems.items():
             if self.lost.get(name) != cause:
-                event(log, logging.ERROR, "endpoint is lost", endpoint=name, cause=cause)
+                if problem_kind(name) == ENDPOINT:
+                    event(log, logging.ERROR, "endpoint is lost", endpoint=name, cause=cause)
+                else:
+                    event(log, logging.ERROR, "runtime folder is lost", path=name, cause=cause)
         self.lost = problems
         if now >= self._touch_at:
             self._touch_at = now + TOUCH_S
@@ -244,6 +250,11 @@ class Endpoints:
             front.close(linger_ms)
         self.context.term()
         self.runtime.close()
+
+
+def problem_kind(name: str) -> str:
+    """What a key of `Endpoints.problems` names: an endpoint or the runtime folder."""
+    return ENDPOINT if "://" in name else RUNTIME_DIR
 
 
 def _find_unresolved(endpoints: Sequence[str]) -> set[str]:

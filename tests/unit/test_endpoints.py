@@ -27,7 +27,7 @@ from multitower.supervisor.loop.background import BackgroundJobs
 from multitower.supervisor.loop.runtime_dir import HeldError
 from multitower.supervisor.routing import front_socket
 from multitower.supervisor.routing.connections import Connections
-from multitower.supervisor.routing.endpoints import RESOLVE_S, Endpoints
+from multitower.supervisor.routing.endpoints import RESOLVE_S, Endpoints, problem_kind
 from multitower.supervisor.routing.front_socket import FrontSocket
 from multitower.supervisor.routing.unread import UnreadReplies
 
@@ -218,7 +218,7 @@ def test_a_control_socket_that_could_not_listen_once_is_bound_by_the_next_check(
 
 
 def test_a_runtime_folder_that_cannot_be_locked_leaves_no_folders_behind(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "xdg").mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "xdg"))
@@ -233,7 +233,11 @@ def test_a_runtime_folder_that_cannot_be_locked_leaves_no_folders_behind(
             context.setattr(fcntl, "flock", refuse)
             for now in (0.0, 0.25, 0.5):
                 endpoints.keep(now)
+            kinds = {name: problem_kind(name) for name in endpoints.problems}
+            assert kinds == {str(folder / "run"): "runtime_dir", endpoints.control.endpoint: "endpoint"}
             assert "No locks available" in str(endpoints.problems)
+            assert caplog.text.count("runtime folder is lost") == 1
+            assert caplog.text.count("endpoint is lost") == 1
             assert list((folder / "xdg").iterdir()) == []
         endpoints.keep(0.75)
         assert endpoints.problems == {}

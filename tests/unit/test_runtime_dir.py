@@ -244,6 +244,23 @@ def test_a_removed_lock_is_made_again_and_the_sockets_stay(base: Path) -> None:
             RuntimeDir(base / "run")
 
 
+@pytest.mark.parametrize(
+    ("lock_only", "message"),
+    [(False, "runtime folder was removed"), (True, "lock of the runtime folder was removed")],
+    ids=["the folder", "its lock"],
+)
+def test_the_log_tells_what_was_removed(
+    base: Path, caplog: pytest.LogCaptureFixture, lock_only: bool, message: str
+) -> None:
+    with closing(RuntimeDir(base / "run")) as runtime:
+        if lock_only:
+            (runtime.path / LOCK_NAME).unlink()
+        else:
+            shutil.rmtree(runtime.path)
+        assert runtime.restore()
+    assert [record.getMessage() for record in caplog.records] == [f"{message}: it is made again"]
+
+
 @pytest.mark.parametrize("replaced_by", ["a file", "another daemon", "a shared folder"])
 def test_a_folder_that_cannot_be_made_again_is_replaced_by_a_temporary_one(
     base: Path, monkeypatch: pytest.MonkeyPatch, replaced_by: str
