@@ -423,15 +423,16 @@ def test_the_supervisor_maps_no_tensorflow_and_stays_small(daemon: Running) -> N
     assert "tensorflow" in Path(f"/proc/{worker}/maps").read_text()
 
 
+@pytest.mark.timeout(300)  # it loads all models again, while the daemon tries older versions of one that cannot load
 def test_a_spare_replaces_a_killed_worker_with_the_same_answers(folder: Path, daemon: Running) -> None:
     direct = Direct(folder / "dense.npz")
     with daemon.client() as client:
-        daemon.wait(lambda: [s["state"] for s in client.status()["daemon"]["spares"]] == ["idle"], 60)
+        daemon.wait(lambda: [s["state"] for s in client.status()["daemon"]["spares"]] == ["idle"], 100)
         spare = client.status()["daemon"]["spares"][0]["pid"]
         assert "tensorflow" in Path(f"/proc/{spare}/maps").read_text()
         pid = client.status()["slots"][1]["pid"]
         os.kill(pid, 9)
         daemon.wait(lambda: client.status()["slots"][1]["pid"] == spare)
-        daemon.wait(lambda: client.status()["slots"][1]["state"] == "ready", 60)
+        daemon.wait(lambda: client.status()["slots"][1]["state"] == "ready", 150)
         for _ in range(20):
             same(client.infer("dense", direct.inputs), direct.outputs)

@@ -78,6 +78,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return folder
 
 
+@pytest.mark.timeout(300)  # eight workers load one after the other
 def test_versions_change_under_load_without_errors_or_mixed_answers(tmp_path: Path, made: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(made / "1", folder / "1")
