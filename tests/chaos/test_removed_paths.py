@@ -54,7 +54,9 @@ def test_removed_folders_of_sockets_cost_no_request_and_no_slot(tmp_path: Path) 
                 infer(new)
                 assert [slot["state"] for slot in new.status()["slots"]] == ["ready", "ready"]
                 assert new.status()["daemon"]["waiting"] == []
-        assert [line for line in daemon.lines if "could not make its socket" in str(line.get("cause"))] == []
+        # A spare may be starting while its folder is removed; it is started again, and no slot waits for it.
+        died = [line for line in daemon.lines if "could not make its socket" in str(line.get("cause"))]
+        assert [line for line in died if line["message"] != "spare died"] == []
         restarted = multitower("restart", "0", daemon=daemon)
         assert (restarted.returncode, restarted.stderr) == (0, "")
         reloaded = multitower("reload", daemon=daemon)
