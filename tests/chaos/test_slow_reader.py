@@ -183,7 +183,16 @@ def test_a_flood_of_refusals_is_bounded(tmp_path: Path) -> None:
         daemon.wait_ready().client() as client,
         raw_clients(daemon) as (lazy,),
     ):
-        while client.status()["daemon"]["unread_bytes"] < 8 * MIB:
+
+        def stays_unread() -> bool:
+            """Whether its own socket has taken all that it takes: that counts as read, a moment after it was sent."""
+            for _ in range(50):
+                if client.status()["daemon"]["unread_bytes"] < 8 * MIB:
+                    return False
+                time.sleep(0.02)
+            return True
+
+        while not stays_unread():
             lazy.ask(8 * MIB)
             settled(daemon, client, lazy)
         whole = lazy.asked
