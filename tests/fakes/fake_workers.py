@@ -351,6 +351,25 @@ class Scene:
         child(process).code = code
         self.manager.handle_event(ProcessExited(process), self.now)
 
+    def load_until_quiet(self, load: Callable[[WorkerProcess], None]) -> None:
+        """Lets processes load and end when asked to, until nothing happens any more.
+
+        Args:
+            load: loads the models of a process, and reports the outcome.
+        """
+        for _ in range(50):
+            self.tick(1.0)
+            loading = [
+                process
+                for process in self.alive()
+                if process.route is None and not child(process).told_to_end and process.state not in ("ready", "failed")
+            ]
+            for process in loading:
+                load(process)
+            if not (self.let_processes_end() or loading or self.manager.replacing):
+                return
+        raise AssertionError("it does not settle")
+
     def let_processes_end(self) -> bool:
         """All processes that were told to end do so; returns whether there were any."""
         told = [process for process in self.alive() if child(process).told_to_end]

@@ -75,18 +75,7 @@ class Daemon:
 
     def settle(self) -> None:
         """Processes load what they can and end when asked to, until nothing happens any more."""
-        for _ in range(50):
-            self.scene.tick(1.0)
-            loading = [
-                process
-                for process in self.scene.alive()
-                if process.route is None and not child(process).told_to_end and process.state not in ("ready", "failed")
-            ]
-            for process in loading:
-                self._load(process)
-            if not (self.scene.let_processes_end() or loading or self.manager.replacing):
-                return
-        raise AssertionError("it does not settle")
+        self.scene.load_until_quiet(self._load)
 
     def _load(self, process: WorkerProcess) -> None:
         assert process.slot is not None
