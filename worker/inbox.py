@@ -8,7 +8,7 @@ in the thread that loaded them, since what a handler holds may belong to that th
 One thread receives at any time: the second one from `set_prefetching(True)` until it has put `_PARKED` behind the last
 batch that it took. Only in that time do both use the socket, under a lock. The second thread does not wait inside
 libzmq but for the socket's descriptor. The descriptor becomes readable when something arrives, not while something
-waits, and sending may reset it. So whoever sends looks for messages, and wakes the second thread.
+waits, and sending may reset it. So the thread that sends looks for messages, and wakes the second thread.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def main() -> None:
         if error.errno not in LOST_OUTPUT or error.filename is not None:
             raise
         discard_output()
-        # The reader has closed the pipe, or the terminal has been closed: nobody wants to know.
+        # The reader has closed the pipe, or the terminal has been closed: no message is needed.
         if error.errno not in (errno.EPIPE, errno.EIO):
             print(f"multitower: the output could not be written: {error.strerror}", file=sys.stderr)
         code = 1

@@ -25,7 +25,7 @@ SOCKETS: Final = Path("/proc/net/unix")
 _PREFIX: Final = "multitower-cores"
 _TURN: Final = f"\0{_PREFIX}-turn"
 _TURN_S: Final = 2.0
-"""Seconds to wait for a turn; a daemon takes milliseconds, so whoever holds it for longer is none."""
+"""Seconds to wait for a turn. A daemon takes milliseconds, so a process that holds it for longer is ignored."""
 
 _MAX_LIST: Final = 64
 """Characters of a list of cores in a name, which has at most 107 bytes."""

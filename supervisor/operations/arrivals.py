@@ -73,7 +73,7 @@ class Rejected:
         cause: why it could not be served.
         interval_s: seconds until it is tried again; None for not before its files change.
         retry_at: when that is, in monotonic seconds; infinite for not before its files change.
-        available: if its loading was killed, as for want of memory: the bytes that were available before. It is tried
+        available: if its loading was killed, as when memory is short: the bytes that were available before. It is tried
             again once there is clearly more.
     """
 

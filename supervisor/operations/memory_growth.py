@@ -1,4 +1,4 @@
-"""Whether clearly more memory is available than when loading a model was killed, as for want of memory. Pure."""
+"""Whether clearly more memory is available than when loading a model was killed, as when memory is short. Pure."""
 
 from __future__ import annotations
 

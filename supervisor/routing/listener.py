@@ -225,7 +225,7 @@ def take_listening_socket(
             event = monitor.recv_multipart(zmq.NOBLOCK)  # sent by `bind` itself
             listening = socket.socket(fileno=os.dup(_value(event)))
             endpoint = binder.getsockopt_string(zmq.LAST_ENDPOINT)
-            # Whoever is accepted before the binder has stopped listening is disconnected, and connects again.
+            # A client that is accepted before the binder has stopped listening is disconnected, and connects again.
             binder.unbind(endpoint)
             monitor.poll(round(WATCH_S * 1000))
         finally:

@@ -46,7 +46,7 @@ class Replacement:
             answers those that were received before.
         overlap: the new process loads while the old one serves.
         no_overlap_because: why the old process ends before the new one starts, whatever memory there is; or None.
-        start_at: when its start is tried again that failed for want of a resource, in monotonic seconds.
+        start_at: when its start is tried again that failed because a resource was short, in monotonic seconds.
         start_by: when it is given up instead; None while none has failed.
         new: the process that loads meanwhile.
         changed: model versions that it loads with another configuration than the slot had.

@@ -30,7 +30,7 @@ RECOVERY = "recovery after an internal error"
 
 
 START_S = 30.0
-"""Seconds for which a start that failed for want of a resource is tried again; the old process serves meanwhile."""
+"""Seconds for which a start that lacked a resource is tried again; the old process serves meanwhile."""
 
 
 class Replacer:
@@ -147,7 +147,7 @@ class Replacer:
             return
         if slot.state is State.READY and _may_lack_memory(replacement.new) and replacement.no_overlap_because is None:
             # The new models may fit alone.
-            replacement.no_overlap_because = "the last one was killed while it loaded, perhaps for want of memory"
+            replacement.no_overlap_because = "the last one was killed while it loaded, perhaps because memory was short"
             replacement.reset()
         elif slot.state is State.READY:
             self._finish(f"the replacement worker could not load, and the old one continues: {slot.last_error}")

@@ -13,7 +13,7 @@ import zmq
 _PASSING: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS))
 
 FIRST_RETRY_S: Final = 0.5
-"""Seconds from the first start that failed for want of a resource to the next try; doubled with each failure."""
+"""Seconds from the first start that failed because a resource was short to the next try; doubled with each failure."""
 
 MAX_RETRY_S: Final = 5.0
 """The most of these seconds."""
@@ -59,7 +59,7 @@ class StartFailure:
 
     Attributes:
         cause: why, for people.
-        passing: for want of a resource of the system. Then the slot's restart budget is not spent, and the start is
+        passing: a resource of the system was short. Then the slot's restart budget is not spent, and the start is
             tried again until it succeeds.
         check: what an operator should check, or None.
     """

@@ -129,10 +129,10 @@ class Slot(SlotStateMachine):
             worker had died with more in a warm-up.
         load_deaths: which models have ended workers while they were loaded.
         killed_while_loading: a process was killed by SIGKILL while it loaded, as the kernel does if memory is short;
-            whoever wants to know whether that happens again resets it.
+            set to False before a load whose outcome this is to tell.
         short_of_resources: the last `next_process` could not be started because the system lacked a resource.
         due: when its back-off ends, in monotonic seconds; None when there is none.
-        start_at: when a start is tried again that failed for want of a resource; None when there is none.
+        start_at: when a start is tried again that failed because a resource was short; None when there is none.
         start_delay_s: how long it waits for that.
         unavailable_since: when its last process died, in monotonic seconds; None while it serves.
         completed: rows answered by its former processes.

@@ -168,7 +168,7 @@ class SlotStateMachine:
         if cause is not None:
             self.last_error = cause
         if event is Event.RESTART:
-            self._budget.reset()  # whoever asks for it is expected to have removed the cause
+            self._budget.reset()  # the operator is expected to have removed the cause
         if state is State.READY and (self.state is not State.READY or event is Event.REPLACED):
             self._ready_since = now
         if action is Action.START or event in (Event.REPLACED, Event.PROMOTED):

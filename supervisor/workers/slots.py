@@ -47,7 +47,7 @@ class Slots:
 
     Attributes:
         slots: the slots.
-        changed: whether something has changed that decides which models are available; whoever acts on it resets it.
+        changed: whether something has changed that decides which models are available; reset by its reader.
         stopping: the daemon ends: no process is started any more.
     """
 

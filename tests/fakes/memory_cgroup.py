@@ -36,7 +36,7 @@ class MemoryGroup:
         (self.folder / ("memory.limit_in_bytes" if self._version_1 else "memory.max")).write_text(str(size))
 
     def kills(self) -> int:
-        """How many of its processes the kernel has killed for want of memory."""
+        """How many of its processes the kernel has killed because memory was short."""
         text = (self.folder / ("memory.oom_control" if self._version_1 else "memory.events")).read_text()
         return int(next(line.split()[1] for line in text.splitlines() if line.startswith("oom_kill ")))
 

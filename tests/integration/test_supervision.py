@@ -103,7 +103,7 @@ def test_a_death_is_seen_though_a_helper_has_the_descriptors_and_the_helper_ends
         killed = time.monotonic()
         daemon.wait_line("worker died", slot=0)
         assert not outliving([helper], STEP_S)
-        # The helper sleeps for 20 s: whoever waits for its descriptors is far over this.
+        # The helper sleeps for 20 s: waiting for its descriptors would take far longer than this.
         assert time.monotonic() - killed < 10
         daemon.wait(lambda: client.status()["slots"][0]["state"] == "ready")
         assert int(client.infer("m", do("pid"))["pid"][0]) != pid

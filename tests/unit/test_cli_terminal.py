@@ -1,4 +1,4 @@
-"""Texts of models and workers do not command the terminal of whoever runs `multitower`."""
+"""Control characters in texts of models and workers do not reach the terminal in which `multitower` runs."""
 
 from __future__ import annotations
 

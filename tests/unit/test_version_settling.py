@@ -265,7 +265,7 @@ def test_a_version_that_cannot_be_read_costs_no_other_one() -> None:
 
 @contextlib.contextmanager
 def as_another_user() -> Iterator[None]:
-    """Runs the block as a user whom permissions bind, who owns what the block creates."""
+    """Runs the block as a user who is not root, so that permissions apply. This user owns what the block creates."""
     if os.geteuid() != 0:
         yield
         return

@@ -1,10 +1,10 @@
 """Mappings of clients' regions that are used again and again: copying from one costs a third of a system call.
 
-A client could do harm in three ways. It could shorten its file, and whoever reads behind the end would be killed: the
-seal that the daemon insists on forbids that, and it is checked here again. It could change what the model computes on:
-only copies work on a mapping. And it could name memory that does not exist yet, which reading through a mapping would
-allocate: so only areas that have been filled are accessed in this way. All others are accessed by system calls, which
-fail instead of killing the process. A client that frees filled memory again gets zeros.
+A client could do harm in three ways. It could shorten its file, and a process that reads behind the end would be
+killed: the seal that the daemon insists on forbids that, and it is checked here again. It could change what the model
+computes on: only copies work on a mapping. And it could name memory that does not exist yet, which reading through a
+mapping would allocate: so only areas that have been filled are accessed in this way. All others are accessed by system
+calls, which fail instead of killing the process. A client that frees filled memory again gets zeros.
 
 Nothing of a client that has died is kept for longer than `UNUSED_S` and the time until the next check.
 """
