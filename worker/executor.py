@@ -85,6 +85,7 @@ class Executor:
         self._proven_keys: set[KeySpec] = set()
         self._comparisons = comparisons
         self._comparisons_left: dict[Variant, int] = {}
+        self._compared_key: KeySpec | None = None  # the last one whose batches are not compared any more
         # By their declaration, the rows of a request may be run in parts.
         self._divisible = model.outputs is not None and all(
             output.shape and output.shape[0] == -1 for output in model.outputs
@@ -164,6 +165,7 @@ class Executor:
         # Padding of other dimensions changes what outputs look like.
         comparing = (
             self._comparisons > 0
+            and key is not self._compared_key
             and key.batched
             and not key.padded
             and sum(rows) > 1
@@ -394,7 +396,10 @@ class Executor:
         left = self._comparisons_left.get(_variant_of(key))
         if left is None:
             left = self._comparisons if len(self._comparisons_left) < MAX_VARIANTS else 0
-        return left > 0 and self._caller.fits(size)
+        if left <= 0:
+            self._compared_key = key
+            return False
+        return self._caller.fits(size)
 
     def _is_proven(self, key: KeySpec) -> bool:
         return self._proven or key in self._proven_keys
