@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import fcntl
 import importlib
 import os
 import signal
 import sys
+import termios
 import threading
 import traceback
 from multiprocessing.connection import Connection
@@ -50,8 +52,10 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
         begun: a memory file with a `worker_wire.BEGUN` for each tower, and the `LoadStep` behind them.
     """
     open_standard_streams()
-    # A session is a process group as well. Whatever the worker starts is in it, unless it makes its own.
-    os.setsid()
+    # Whatever the worker starts is in this group, unless it makes its own. A session would do that as well, but Linux
+    # schedules each session as one task beside the others (`autogroup` in sched(7)), at the cost of throughput.
+    os.setpgid(0, 0)
+    _leave_terminal()
     restore_environment()
     _set_origin()
     spec = ProcessSpec.from_json(spec_json)
@@ -83,6 +87,18 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
         sys.stderr.flush()
         # Not sys.exit: threads of a model or of TensorFlow must not keep the process running.
         os._exit(code)
+
+
+def _leave_terminal() -> None:
+    """Gives up the controlling terminal: code that asks there, such as `getpass`, fails at once and is not stopped."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+    except OSError:
+        return  # there is none
+    try:
+        fcntl.ioctl(terminal, termios.TIOCNOTTY)
+    finally:
+        os.close(terminal)
 
 
 def _set_origin() -> None:

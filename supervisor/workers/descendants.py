@@ -1,8 +1,8 @@
 """What workers start: it ends with its worker, wherever it has gone, and what has ended is reaped.
 
-A worker makes a session, whose process group is killed when the worker ends (`child_process.py`). What left the group
-becomes a child of the daemon when its parent ends, since the daemon is a *subreaper* (prctl(2)). There it is found: by
-its session, by a variable of its environment that workers pass on, or because it can come from nowhere else.
+A worker makes a process group, which is killed when the worker ends (`child_process.py`). What left the group becomes a
+child of the daemon when its parent ends, since the daemon is a *subreaper* (prctl(2)). There it is found: by a variable
+of its environment that workers pass on, or because it can come from nowhere else.
 `guardian.py` cares for the case that the daemon itself is killed.
 """
 
@@ -43,7 +43,7 @@ class Descendants:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        self._session = os.getsid(0)
+        self._group = os.getpgid(0)
         # PID 1 of a container inherits processes of others, and a shell that became the daemon may have started some.
         self._has_strangers = self._pid == 1 or bool(read_children(self._pid))
         resource_tracker.ensure_running()  # before the environment is changed: it comes from no worker
@@ -55,7 +55,7 @@ class Descendants:
         self._unclaimed: dict[int, float] = {}  # children that have ended, and when that was seen
         if _set_subreaper(True) != 0:
             cause = os.strerror(ctypes.get_errno())
-            event(log, logging.WARNING, "processes that leave the session of their worker are not found", cause=cause)
+            event(log, logging.WARNING, "processes that leave the group of their worker are not found", cause=cause)
         # When PID 1 of a container ends, the kernel kills all other processes.
         self._guardian = Guardian(self._entry.decode()) if self._pid != 1 else None
         os.environ[ORIGIN] = origin + ORIGIN_PID.format(0)
@@ -96,7 +96,7 @@ class Descendants:
         known = {*self._workers, self._guardian.pid if self._guardian is not None else None}
         children = [process for process in _read(read_children(self._pid)) if process.pid not in known]
         self._reap([process for process in children if process.has_ended])
-        orphans = [process for process in children if not process.has_ended and process.session != self._session]
+        orphans = [process for process in children if not process.has_ended and process.group != self._group]
         self._uncertain = {each.pid: self._uncertain[each.pid] for each in orphans if each.pid in self._uncertain}
         left = [process for process in orphans if self._is_left(process, worker_ended=worker_ended)]
         killed = {(each.pid, each.started): each.name for each in _with_descendants(left) if kill(each)}
@@ -108,7 +108,7 @@ class Descendants:
 
     def _is_left(self, orphan: Process, *, worker_ended: bool) -> bool:
         """Whether an orphan comes from a worker that has ended."""
-        if orphan.session in self._workers:
+        if orphan.group in self._workers:
             return False
         rest = read_environment_entry(orphan.pid, self._entry)
         if rest is not None:
@@ -126,8 +126,8 @@ class Descendants:
     def _reap(self, ended: list[Process]) -> None:
         """Reaps children that have ended, except those that other code of this process may be waiting for."""
         now = time.monotonic()
-        # Such code starts its processes in the daemon's own session, and waits for them soon.
-        claimed = [process.pid for process in ended if process.session == self._session]
+        # Such code starts its processes in the daemon's own process group, and waits for them soon.
+        claimed = [process.pid for process in ended if process.group == self._group]
         self._unclaimed = {pid: self._unclaimed.get(pid, now) for pid in claimed}
         for process in ended:
             since = self._unclaimed.get(process.pid)

@@ -55,12 +55,12 @@ class Guardian:
         return self._process.pid if self._process is not None else None
 
     def add_worker(self, pid: int) -> None:
-        """The guardian kills what is left of the session of this process, which has just been started."""
+        """The guardian kills what is left of the process group of this worker, which has just been started."""
         self._workers.add(pid)
         self._send(f"+{pid}\n")
 
     def remove_worker(self, pid: int) -> None:
-        """The process has ended, and so has its session."""
+        """The worker has ended, and so has its process group."""
         self._workers.discard(pid)
         self._send(f"-{pid}\n")
 

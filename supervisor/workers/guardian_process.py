@@ -3,9 +3,9 @@
     python -I -S guardian_process.py ORIGIN
 
 The daemon holds the other end of stdin and writes a line for each worker that starts (`+PID`) and that has ended
-(`-PID`). At the end of stdin the daemon is gone. Then the guardian kills every process that is in a session of a worker
-that had not ended, or that has ORIGIN, an entry `NAME=VALUE`, at the beginning of an entry of its environment. It looks
-again until there is none left, for at most `SWEEP_S` seconds, and ends.
+(`-PID`). At the end of stdin the daemon is gone. Then the guardian kills every process that is in the process group of
+a worker that had not ended, or whose environment has an entry that begins with ORIGIN, a `NAME=VALUE`. It looks again
+until there is none left, for at most `SWEEP_S` seconds, and ends.
 
 This file runs alone, and imports as little as possible: the guardian runs as long as the daemon. The daemon imports the
 functions that read /proc and kill.
@@ -33,18 +33,18 @@ class Process:
         name: its name, as `ps` shows it.
         state: one letter; see proc(5).
         parent: the process id of its parent.
-        session: the process id of the process that made its session.
+        group: its process group, which is the process id of the process that made the group.
         started: clock ticks from the boot of the machine to its start.
     """
 
-    __slots__ = ("name", "parent", "pid", "session", "started", "state")
+    __slots__ = ("group", "name", "parent", "pid", "started", "state")
 
     def __init__(self, pid: int, name: str, fields: list[bytes]) -> None:
         self.pid = pid
         self.name = name
         self.state = fields[0].decode()
         self.parent = int(fields[1])
-        self.session = int(fields[3])
+        self.group = int(fields[2])
         self.started = int(fields[19])
 
     @property
@@ -109,24 +109,24 @@ def kill(process: Process) -> bool:
     return True
 
 
-def kill_rest(origin: bytes, sessions: set[int], ended_at: int) -> None:
+def kill_rest(origin: bytes, groups: set[int], ended_at: int) -> None:
     """Kills what workers started, until there is none of it left, for at most `SWEEP_S` seconds.
 
     Args:
         origin: the beginning of an entry of the environments of such processes.
-        sessions: the process ids of the workers that had not ended when the daemon did.
+        groups: the process groups of the workers that had not ended when the daemon did.
         ended_at: when that was, in clock ticks since the boot of the machine.
     """
-    for number in tuple(sessions):
+    for number in tuple(groups):
         leader = read_process(number)
         if leader is not None and leader.started > ended_at:
-            sessions.discard(number)  # the system has given the number of a worker to another process
+            groups.discard(number)  # the system has given the number of a worker to another process
     until = time.monotonic() + SWEEP_S
-    while _kill_round(origin, sessions) and time.monotonic() < until:
+    while _kill_round(origin, groups) and time.monotonic() < until:
         time.sleep(ROUND_S)
 
 
-def _kill_round(origin: bytes, sessions: set[int]) -> bool:
+def _kill_round(origin: bytes, groups: set[int]) -> bool:
     """Kills what there is; returns whether some of it may run on."""
     found = False
     for name in os.listdir("/proc"):
@@ -135,20 +135,20 @@ def _kill_round(origin: bytes, sessions: set[int]) -> bool:
         process = read_process(int(name))
         if process is None or process.has_ended:
             continue
-        if process.session in sessions or read_environment_entry(process.pid, origin) is not None:
+        if process.group in groups or read_environment_entry(process.pid, origin) is not None:
             found |= kill(process)
     return found
 
 
-def read_sessions(descriptor: int) -> set[int]:
-    """Reads lines until the end; returns the workers that have started and not ended."""
-    sessions: set[int] = set()
+def read_groups(descriptor: int) -> set[int]:
+    """Reads lines until the end; returns the process groups of the workers that have started and not ended."""
+    groups: set[int] = set()
     rest = b""
     while data := os.read(descriptor, 4096):
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
-            (sessions.add if line[:1] == b"+" else sessions.discard)(int(line[1:]))
-    return sessions
+            (groups.add if line[:1] == b"+" else groups.discard)(int(line[1:]))
+    return groups
 
 
 def _main() -> None:
@@ -160,9 +160,9 @@ def _main() -> None:
             name.write("mt-guardian")
     except OSError:
         pass  # /proc is read-only, as in some sandboxes: `ps` shows the name of Python then
-    sessions = read_sessions(0)
+    groups = read_groups(0)
     ended_at = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
-    kill_rest(os.fsencode(sys.argv[1]), sessions, ended_at)
+    kill_rest(os.fsencode(sys.argv[1]), groups, ended_at)
 
 
 if __name__ == "__main__":

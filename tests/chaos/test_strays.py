@@ -21,7 +21,7 @@ from multitower import Client
 ROUNDS = amount("MULTITOWER_CHAOS_KILLS", 20)
 SEED = amount("MULTITOWER_CHAOS_SEED", 3)
 SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV)
-WAYS = ("child", "group", "session", "bare", "daemon", "forked")
+WAYS = ("child", "group", "session", "bare group", "bare", "daemon", "forked")
 """See `handlers.Starter`. A `bare daemon` is not told from those of the other workers that run."""
 
 FOUND_BY_THE_GUARDIAN = ("child", "group", "session", "daemon", "forked")

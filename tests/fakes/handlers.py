@@ -463,7 +463,7 @@ class Starter:
     - `child`: as a child, in the worker's process group;
     - `group`: in a process group of its own, as a shell with job control does;
     - `session`: in a session of its own;
-    - `bare`: likewise, with an empty environment;
+    - `bare group`, `bare`: likewise, in a group or a session, with an empty environment;
     - `daemon`: in a session of its own, with a parent that has ended;
     - `bare daemon`: likewise, with an empty environment;
     - `forked`: like `daemon`, but without starting a program, so it holds all descriptors of the worker.
@@ -483,9 +483,11 @@ class Starter:
             if way.endswith("daemon"):
                 program = ["sh", "-c", '"$@" & exit', "sh", *program]
             more: dict[str, Any] = {"env": {}} if way.startswith("bare") else {}
-            if way == "group":
+            if way.endswith("group"):
                 more["process_group"] = 0
-            helper = subprocess.Popen(program, stdout=writing, start_new_session=way not in ("child", "group"), **more)
+            elif way != "child":
+                more["start_new_session"] = True
+            helper = subprocess.Popen(program, stdout=writing, **more)
             if way.endswith("daemon"):
                 helper.wait()
         os.close(writing)
@@ -503,6 +505,18 @@ class Starter:
             os.write(writing, f"{helper}\n".encode())
             os._exit(0)
         os.waitpid(child, 0)
+
+
+class Asker:
+    """Asks in the terminal, as `getpass` and debuggers do."""
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Nothing to load."""
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """What is read from the terminal."""
+        with open("/dev/tty", "r+b", buffering=0) as terminal:
+            return {"answer": np.array([terminal.read(1)])}
 
 
 class StartingLoader(Starter):

@@ -21,11 +21,11 @@ from multitower.supervisor.workers import guardian as guardian_module
 from multitower.supervisor.workers import guardian_process
 from multitower.supervisor.workers.guardian_process import kill, kill_rest, read_process
 
-WAYS = ("child", "group", "session", "bare", "daemon", "bare daemon", "forked")
+WAYS = ("child", "group", "session", "bare group", "bare", "daemon", "bare daemon", "forked")
 """See `handlers.Starter`."""
 
 FOUND_BY_THE_GUARDIAN = ("child", "group", "session", "daemon", "forked")
-"""The others leave neither their session nor their environment to be recognized by."""
+"""The others leave neither their process group nor their environment to be recognized by."""
 
 
 MARK = f"MULTITOWER_TEST_{os.getpid()}=1"
@@ -258,8 +258,8 @@ def test_another_process_with_the_same_number_is_not_killed() -> None:
             other.kill()
 
 
-def test_a_session_whose_number_was_given_away_is_left_alone() -> None:
-    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as process:
+def test_a_group_whose_number_was_given_away_is_left_alone() -> None:
+    with subprocess.Popen(["sleep", "1000"], process_group=0) as process:
         try:
             seen = read_process(process.pid)
             assert seen is not None

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from running import HANDLERS, START_S, STEP_S, outliving
 
-from multitower import Client
+from multitower import Client, ModelError
 
 CONFIG = """
 listen: ["ipc://{folder}/front.sock"]
@@ -27,6 +27,7 @@ spares: 0
 models:
   - {name: m, handler: "handlers:Starter"}
   - {name: slow, handler: "handlers:Sleeper", parameters: {seconds: 2}}
+  - {name: asker, handler: "handlers:Asker"}
 """
 
 
@@ -62,6 +63,20 @@ def test_ctrl_c_drains_the_daemon_and_reaches_no_helper(folder: Path) -> None:
                 assert answer.result(STEP_S)["x"].tolist() == [7]
                 assert daemon.wait(STEP_S) == 0
                 assert not outliving([helper], 0)
+        finally:
+            daemon.kill()
+            os.close(terminal)
+
+
+def test_code_of_a_model_that_asks_in_the_terminal_fails_at_once(folder: Path) -> None:
+    terminal, slave = pty.openpty()
+    with subprocess.Popen(command(folder), preexec_fn=lambda: os.login_tty(slave)) as daemon:
+        os.close(slave)
+        try:
+            with Client(f"ipc://{folder}/front.sock", connect_timeout=START_S) as client:
+                client.wait_until_ready(START_S)
+                with pytest.raises(ModelError, match="No such device or address"):
+                    client.infer("asker", {"x": np.array([7])}, timeout=STEP_S)
         finally:
             daemon.kill()
             os.close(terminal)
