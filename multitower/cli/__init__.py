@@ -15,6 +15,7 @@ from typing import Final
 from multitower.early_stop import handle_early_stop
 from multitower.exit_codes import Exit
 from multitower.standard_streams import discard_output, open_standard_streams
+from multitower.temporary_folder import NoTemporaryFolderError
 
 SERVER_PACKAGES: Final = {
     "click": "click",
@@ -51,6 +52,9 @@ def main() -> None:
             file=sys.stderr,
         )
         code = Exit.UNAVAILABLE
+    except NoTemporaryFolderError as error:
+        print(f"multitower: {error}", file=sys.stderr)
+        code = Exit.TEMPORARY
     except OSError as error:
         if error.errno not in LOST_OUTPUT or error.filename is not None:
             raise

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from multitower.supervisor.loop.log import escape_controls
+from multitower.temporary_folder import temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +53,8 @@ def demo(folder: Path | None, seconds: float, serve: bool) -> None:
     console = Console(highlight=False, soft_wrap=True, markup=False)
     with contextlib.ExitStack() as cleanup:
         if folder is None:
-            folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="multitower-demo-")))
+            temporary = tempfile.TemporaryDirectory(prefix="multitower-demo-", dir=temporary_folder())
+            folder = Path(cleanup.enter_context(temporary))
         folder = folder.resolve()
         try:
             if steps.has_model(folder):

@@ -14,6 +14,7 @@ from typing import Final, Self
 
 from multitower.client.threads import Client
 from multitower.errors import MultitowerError
+from multitower.temporary_folder import temporary_folder
 from multitower.tools import die_with_parent
 from multitower.tools.errors import ToolError
 
@@ -78,13 +79,16 @@ class OwnDaemon:
     Attributes:
         endpoint: the address that the daemon listens on.
         exit_code: the exit code once the daemon has ended, None before.
+
+    Raises:
+        NoTemporaryFolderError: no folder for temporary files can be written.
     """
 
     def __init__(
         self, config: Path, overrides: Sequence[str] = (), *, log: Path | None = None, ready_s: float = READY_S
     ) -> None:
         # A short path: those of ipc endpoints are limited to 107 bytes.
-        self._folder = tempfile.TemporaryDirectory(prefix="mt-")
+        self._folder = tempfile.TemporaryDirectory(prefix="mt-", dir=temporary_folder())
         folder = Path(self._folder.name)
         self.endpoint = f"ipc://{folder}/front.sock"
         self.exit_code: int | None = None

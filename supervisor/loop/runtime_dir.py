@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from multitower.temporary_folder import temporary_folder
+
 from .log import event
 
 log = logging.getLogger("multitower.daemon")
@@ -281,11 +283,11 @@ def temporary_base() -> tuple[Path, str | None]:
     under `su` and `sudo -E`, and absent after a logout. The reason is None where it is used, or not set at all.
 
     Raises:
-        OSError: there is no folder for temporary files.
+        NoTemporaryFolderError: no folder for temporary files can be written.
     """
     value = os.environ.get("XDG_RUNTIME_DIR")
     if not value:
-        return Path(tempfile.gettempdir()), None
+        return temporary_folder(), None
     path = Path(value)
     try:
         status = path.stat()
@@ -295,7 +297,7 @@ def temporary_base() -> tuple[Path, str | None]:
         if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and os.access(path, os.W_OK | os.X_OK):
             return path, None
         refused = f"{path} is no folder that belongs to this user and can be written"
-    return Path(tempfile.gettempdir()), refused
+    return temporary_folder(), refused
 
 
 def touch(*paths: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from multitower.spec import ModelSpec
+from multitower.temporary_folder import temporary_folder
 
 from ..model_errors import LoadError
 from .model import Model
@@ -65,8 +66,10 @@ def preload() -> None:
     """Imports TensorFlow, which takes seconds: spares do it before they have an assignment.
 
     Raises:
+        NoTemporaryFolderError: no folder for temporary files can be written; TensorFlow needs one.
         Exception: TensorFlow is not installed, or its installation is broken.
     """
+    temporary_folder()
     import tensorflow  # noqa: F401  importing it is the purpose
 
 

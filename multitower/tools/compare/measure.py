@@ -15,6 +15,7 @@ import psutil
 
 from multitower.client.threads import Client
 from multitower.errors import MultitowerError
+from multitower.temporary_folder import temporary_folder
 from multitower.tools.bench.arrivals import Load
 from multitower.tools.bench.session import Options, Session
 from multitower.tools.compare.crash import kill_one, original_pids, request_timeout_s
@@ -75,7 +76,7 @@ def make_config(plan: Plan, devices: Sequence[Any]) -> dict[str, Any]:
 
 
 def _measure(plan: Plan, devices: Sequence[Any]) -> Figures:
-    with tempfile.TemporaryDirectory(prefix="mt-compare-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mt-compare-", dir=temporary_folder()) as folder:
         config = Path(folder, "config.yaml")
         config.write_text(json.dumps(make_config(plan, devices)))  # JSON is YAML
         started = time.monotonic()

@@ -89,9 +89,12 @@ def train_model(folder: Path) -> float:
     """Trains the model in a process of its own, saves it to the folder, and returns the seconds that took.
 
     Raises:
-        ToolError: TensorFlow or scikit-learn is missing, or the training failed.
+        ToolError: the folder cannot be made, TensorFlow or scikit-learn is missing, or the training failed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ToolError(f"the folder {folder} cannot be made: {error.strerror}") from None
     started = time.monotonic()
     program = [*module_command("multitower.tools.demo.model"), str(folder)]
     done = subprocess.run(program, env=module_environment(), stderr=subprocess.PIPE, text=True, check=False)

@@ -21,6 +21,7 @@ from multitower.supervisor.loop.runtime_dir import (
     temporary_base,
 )
 from multitower.supervisor.routing.front_socket import IPC
+from multitower.temporary_folder import NoTemporaryFolderError
 from multitower.tools.doctor.findings import Finding, Level
 
 SECTION: Final = "endpoints"
@@ -138,7 +139,11 @@ def _runtime_dir_finding(configured: Path | None) -> Finding:
     chosen = configured or (Path(systemd) if systemd else None)
     refused = None
     if chosen is None:
-        base, refused = temporary_base()
+        try:
+            base, refused = temporary_base()
+        except NoTemporaryFolderError as error:
+            text = f"the workers' sockets: {error.cause}"
+            return Finding(SECTION, Level.PROBLEM, text, "set TMPDIR, or runtime_dir to a folder of the daemon's user")
         folder = base / "multitower-12345678"
     else:
         try:

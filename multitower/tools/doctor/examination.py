@@ -20,7 +20,17 @@ from multitower.supervisor.machine.devices import Device, DeviceError, MissingDe
 from multitower.supervisor.machine.placement import Placement
 from multitower.supervisor.model_presence import why_absent
 from multitower.supervisor.routing.front_socket import IPC
-from multitower.tools.doctor import endpoints, gpu_driver, limits, machine, memory, models, operations, packages
+from multitower.tools.doctor import (
+    endpoints,
+    gpu_driver,
+    limits,
+    machine,
+    memory,
+    models,
+    operations,
+    packages,
+    temporary_files,
+)
 from multitower.tools.doctor.findings import Finding, Level
 from multitower.tools.doctor.gpu_driver import Driver
 
@@ -63,12 +73,14 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     processes = max(1, len(placements)) + config.spares
     maximum = None if config.max_connections == "auto" else config.max_connections
     yield from limits.limit_findings(this, processes, maximum, shares_memory=shares_memory)
+    temporary_folder_needed = bool(with_tensorflow) or config.runtime_dir is None
+    yield temporary_files.finding(needed=temporary_folder_needed)
     yield from endpoints.findings(config.listen, config.runtime_dir)
 
     has_tensorflow = importlib.util.find_spec("tensorflow") is not None
-    report, failure = (
-        _inspect_operations(with_tensorflow, timeout_s) if with_tensorflow and has_tensorflow else (None, None)
-    )
+    has_temporary_folder = temporary_files.folder_or_none() is not None
+    inspects = bool(with_tensorflow) and has_tensorflow and has_temporary_folder
+    report, failure = _inspect_operations(with_tensorflow, timeout_s) if inspects else (None, None)
     build = report["build"] if report is not None else None
     libraries = gpu_driver.cuda_libraries(build) if build is not None and gpus_wanted else []
     missing = gpu_driver.missing_libraries(libraries)
@@ -77,7 +89,8 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     for name, cause in absent.items():
         if cause is not None:
             yield Finding(models.SECTION, Level.PROBLEM, f"{name}: {cause}", WAITING_ADVICE)
-    loadable = [spec for spec in specs if has_tensorflow or not spec.format.uses_tensorflow] if load_models else []
+    can_load = load_models and has_temporary_folder
+    loadable = [spec for spec in specs if has_tensorflow or not spec.format.uses_tensorflow] if can_load else []
     measured: dict[str, tuple[int, int]] = {}
     peaks: dict[str, tuple[int, int]] = {}
     failed: set[str] = set()
@@ -100,7 +113,9 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
         else:
             failed.add(loaded.spec.name)
     not_loaded = list(dict.fromkeys(spec.name for spec in specs if spec not in loadable))
-    if not_loaded:
+    if load_models and not can_load:
+        yield Finding(models.SECTION, Level.NOTE, temporary_files.NOT_LOADED)
+    elif not_loaded:
         yield _not_loaded_finding(not_loaded, wanted=load_models)
 
     if report is not None:

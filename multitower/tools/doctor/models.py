@@ -25,6 +25,7 @@ from multitower.supervisor.machine.devices import format_bytes
 from multitower.supervisor.workers.child_process import ChildProcess
 from multitower.supervisor.workers.descendants import Descendants
 from multitower.supervisor.workers.output import OutputReader
+from multitower.temporary_folder import temporary_folder
 from multitower.tools import documentation
 from multitower.tools.doctor.findings import Finding, Level, join_names
 
@@ -79,9 +80,14 @@ def load_models(
         inter_op: TensorFlow's inter-op threads, likewise.
         max_message_size: bytes that a request may have, as configured.
         timeout_s: seconds for each model, including the start of its process.
+
+    Raises:
+        NoTemporaryFolderError: no folder for temporary files can be written.
     """
+    if not specs:
+        return
     with (
-        tempfile.TemporaryDirectory(prefix="multitower-doctor-") as folder,
+        tempfile.TemporaryDirectory(prefix="multitower-doctor-", dir=temporary_folder()) as folder,
         zmq.Context() as context,
         contextlib.closing(Descendants()) as descendants,
     ):
