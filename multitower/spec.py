@@ -187,6 +187,7 @@ class ProcessSpec(_Json):
         log_level: the daemon's, as `logging` names it; with `DEBUG` TensorFlow logs everything.
         assignment: the work of the slot; None for a spare, which gets it later.
         environment: variables to set at the start of a spare; other processes get those of their assignment.
+        control_group: the folder of the control group that the process enters, or None.
     """
 
     endpoint: str
@@ -198,6 +199,7 @@ class ProcessSpec(_Json):
     log_level: str = "INFO"
     assignment: Assignment | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    control_group: str | None = None
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Self:

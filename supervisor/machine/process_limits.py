@@ -19,7 +19,8 @@ from .cores import parse_core_list
 UNLIMITED: Final = 1 << 60
 """Version 1 reports a limit of about this many bytes where there is none."""
 
-_ROOT: Final = Path("/")
+ROOT: Final = Path("/")
+"""The folder with `proc` and `sys`; tests have others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class ProcessLimits:
         root: the folder with `proc` and `sys`. What cannot be read there counts as no limit.
     """
 
-    def __init__(self, root: Path = _ROOT) -> None:
+    def __init__(self, root: Path = ROOT) -> None:
         self._root = root
         self._memory = list(_find_groups(root, "memory"))
         self._cpu = list(_find_groups(root, "cpu"))
@@ -143,15 +144,29 @@ class _Group:
         return []
 
 
-def _find_groups(root: Path, controller: str) -> Iterator[_Group]:
-    """The control group of this process and those above it, as far as they are mounted, in all hierarchies.
+def unified_group(root: Path = ROOT, pid: int | None = None) -> Path | None:
+    """Finds the control group of a process in the hierarchy of version 2.
+
+    Args:
+        root: the folder with `proc` and `sys`.
+        pid: its process id; None for this process.
+
+    Returns:
+        The folder of the group; None if that hierarchy is not mounted, or the process has ended.
+    """
+    groups = _find_groups(root, "", "self" if pid is None else str(pid))
+    return next((group.folder for group in groups if group.version == 2), None)
+
+
+def _find_groups(root: Path, controller: str, process: str = "self") -> Iterator[_Group]:
+    """The control group of a process and those above it, as far as they are mounted, in all hierarchies.
 
     A line of /proc/self/cgroup is `number:controllers:path`; version 2 has no controllers. In a line of
     /proc/self/mountinfo, the path of the mounted group is the fourth word and the mount point the fifth; behind a `-`
     stand the kind of file system, a source and its options (proc_pid_mountinfo(5)).
     """
     paths: dict[int, str] = {}
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in _read(root / "proc" / process / "cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if not controllers:

@@ -69,6 +69,8 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
     output.close()
     # A pipe is block-buffered by default, and a crash would lose the last lines.
     sys.stdout, sys.stderr = _line_buffered(1), _line_buffered(2)
+    if spec.control_group is not None:
+        _enter_control_group(spec.control_group)
     # A crash in native code shows the Python stacks, and so does a process that hangs, on request.
     faulthandler.enable(2)
     faulthandler.register(STACKS_SIGNAL, 2, chain=False)
@@ -87,6 +89,15 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
         sys.stderr.flush()
         # Not sys.exit: threads of a model or of TensorFlow must not keep the process running.
         os._exit(code)
+
+
+def _enter_control_group(folder: str) -> None:
+    """Enters the worker's control group; what it starts is in it as well."""
+    try:
+        with open(f"{folder}/cgroup.procs", "w") as file:
+            file.write("0")
+    except OSError as error:
+        sys.stderr.write(f"the worker cannot enter its control group: {error}\n")
 
 
 def _leave_terminal() -> None:

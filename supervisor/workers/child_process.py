@@ -9,6 +9,7 @@ import os
 import signal
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -72,6 +73,9 @@ class ChildProcess:
             with calling("zmq_socket"):
                 self.connection = WorkerConnection(context)
             undo.callback(self.connection.close)
+            control_group = descendants.make_control_group()
+            undo.callback(descendants.kill_control_group, control_group)
+            spec = replace(spec, control_group=control_group)
             death_out, self._death_in = _make_pipe()
             inherited.callback(death_out.close)
             undo.callback(self._death_in.close)
@@ -101,7 +105,7 @@ class ChildProcess:
                 self._source = output.add(os.dup(output_out.fileno()), fields)
             with calling("zmq_connect"):
                 self.connection.connect(spec.endpoint)
-            descendants.add_worker(self.pid)
+            descendants.add_worker(self.pid, control_group)
             undo.pop_all()
 
     def _start(self, spec: ProcessSpec, pipes: tuple[Connection, ...]) -> SpawnedProcess:

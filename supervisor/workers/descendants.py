@@ -2,7 +2,8 @@
 
 A worker makes a process group, which is killed when the worker ends (`child_process.py`). What left the group becomes a
 child of the daemon when its parent ends, since the daemon is a *subreaper* (prctl(2)). There it is found: by a variable
-of its environment that workers pass on, or because it can come from nowhere else.
+of its environment that workers pass on, or because it can come from nowhere else. Where the system has delegated a
+control group to the daemon, each worker has one below it, which nothing leaves (`control_groups.py`).
 `guardian.py` cares for the case that the daemon itself is killed.
 """
 
@@ -20,6 +21,7 @@ from typing import Final
 
 from ..loop.log import event
 from .bootstrap import ORIGIN, ORIGIN_PID
+from .control_groups import ControlGroups
 from .guardian import Guardian
 from .guardian_process import Process, kill, read_children, read_environment_entry, read_process
 
@@ -49,7 +51,7 @@ class Descendants:
         resource_tracker.ensure_running()  # before the environment is changed: it comes from no worker
         origin = f"{self._pid}.{secrets.token_hex(8)}"
         self._entry = f"{ORIGIN}={origin}".encode()  # and `ORIGIN_PID` of a worker
-        self._workers: set[int] = set()
+        self._workers: dict[int, str | None] = {}  # by process id, the folder of its control group
         self._uncertain: dict[int, set[int]] = {}  # orphans, and the running workers that they may come from
         self._killed: set[tuple[int, int]] = set()  # process ids and starts of those that still have to end
         self._unclaimed: dict[int, float] = {}  # children that have ended, and when that was seen
@@ -57,18 +59,32 @@ class Descendants:
             cause = os.strerror(ctypes.get_errno())
             event(log, logging.WARNING, "processes that leave the group of their worker are not found", cause=cause)
         # When PID 1 of a container ends, the kernel kills all other processes.
-        self._guardian = Guardian(self._entry.decode()) if self._pid != 1 else None
+        self._control_groups = ControlGroups()
+        self._guardian = Guardian(self._entry.decode(), self._control_groups.folder) if self._pid != 1 else None
         os.environ[ORIGIN] = origin + ORIGIN_PID.format(0)
 
-    def add_worker(self, pid: int) -> None:
-        """A worker has been started."""
-        self._workers.add(pid)
+    def make_control_group(self) -> str | None:
+        """Makes the control group of a worker that is started now; returns its folder, None if it gets none."""
+        return self._control_groups.make()
+
+    def kill_control_group(self, folder: str | None) -> None:
+        """Kills whatever is in the control group of a worker that could not be started, and removes the group."""
+        self._control_groups.kill(folder)
+
+    def add_worker(self, pid: int, control_group: str | None) -> None:
+        """A worker has been started.
+
+        Args:
+            pid: its process id.
+            control_group: what `make_control_group` returned for it.
+        """
+        self._workers[pid] = control_group
         if self._guardian is not None:
             self._guardian.add_worker(pid)
 
     def remove_worker(self, pid: int) -> None:
         """Kills what a worker has left that has ended and has been reaped."""
-        self._workers.discard(pid)
+        self._control_groups.kill(self._workers.pop(pid, None))
         self._look(worker_ended=True)
         if self._guardian is not None:
             self._guardian.remove_worker(pid)
@@ -77,12 +93,13 @@ class Descendants:
         """Kills what is left of workers that have ended, reaps orphans, and starts the guardian again if it ended."""
         if self._guardian is not None:
             self._guardian.tick()
+        self._control_groups.tick()
         self._look(worker_ended=False)
 
     def close(self) -> None:
         """Kills what workers have left, and waits for its end, for at most `CLOSE_S`. Call it when no worker runs."""
         until = time.monotonic() + CLOSE_S
-        while self._look(worker_ended=True) and time.monotonic() < until:
+        while self._look(worker_ended=True) | (not self._control_groups.close()) and time.monotonic() < until:
             time.sleep(_ROUND_S)
         if self._guardian is not None:
             self._guardian.close()
@@ -110,6 +127,9 @@ class Descendants:
         """Whether an orphan comes from a worker that has ended."""
         if orphan.group in self._workers:
             return False
+        control_group = self._control_groups.group_of(orphan.pid)
+        if control_group is not None:
+            return control_group not in self._workers.values()
         rest = read_environment_entry(orphan.pid, self._entry)
         if rest is not None:
             return rest not in {ORIGIN_PID.format(pid).encode() for pid in self._workers}
@@ -120,7 +140,7 @@ class Descendants:
         if orphan.pid not in self._uncertain and not worker_ended:
             event(log, logging.DEBUG, "a process has left its worker", pid=orphan.pid, name=orphan.name)
         workers = self._uncertain.setdefault(orphan.pid, set() if worker_ended else set(self._workers))
-        workers &= self._workers
+        workers &= self._workers.keys()
         return not workers
 
     def _reap(self, ended: list[Process]) -> None:

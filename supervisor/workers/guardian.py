@@ -34,13 +34,14 @@ class Guardian:
 
     Args:
         origin: the entry of the environment that shows that a process comes from a worker of this process.
+        control_group: the folder of the control group that contains those of the workers, or None.
 
     Attributes:
         pid: the process id of the guardian; None while there is none.
     """
 
-    def __init__(self, origin: str) -> None:
-        self._origin = origin
+    def __init__(self, origin: str, control_group: Path | None = None) -> None:
+        self._arguments = [origin] if control_group is None else [origin, str(control_group)]
         self._workers: set[int] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._descriptor = -1
@@ -111,7 +112,7 @@ class Guardian:
         try:
             os.set_blocking(self._descriptor, False)
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(guardian_process.__file__)), self._origin],
+                [sys.executable, "-I", "-S", str(Path(guardian_process.__file__)), *self._arguments],
                 stdin=reading,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -1,11 +1,12 @@
 """The guardian: kills what workers started when the daemon has ended and could not do it, as after a SIGKILL.
 
-    python -I -S guardian_process.py ORIGIN
+    python -I -S guardian_process.py ORIGIN [CONTROL_GROUP]
 
 The daemon holds the other end of stdin and writes a line for each worker that starts (`+PID`) and that has ended
 (`-PID`). At the end of stdin the daemon is gone. Then the guardian kills every process that is in the process group of
 a worker that had not ended, or whose environment has an entry that begins with ORIGIN, a `NAME=VALUE`. It looks again
-until there is none left, for at most `SWEEP_S` seconds, and ends.
+until there is none left, for at most `SWEEP_S` seconds, and ends. If workers have control groups, it also kills all
+that is in CONTROL_GROUP, the folder of the group that contains theirs, and removes that.
 
 This file runs alone, and imports as little as possible: the guardian runs as long as the daemon. The daemon imports the
 functions that read /proc and kill.
@@ -109,26 +110,45 @@ def kill(process: Process) -> bool:
     return True
 
 
-def kill_rest(origin: bytes, groups: set[int], ended_at: int) -> None:
+def end_control_group(folder: str) -> bool:
+    """Kills every process in a control group (version 2) and in those below it, and removes the groups.
+
+    Returns:
+        Whether they are gone. Otherwise call it again: a process takes a moment to end.
+    """
+    try:
+        with open(f"{folder}/cgroup.kill", "wb", 0) as file:
+            file.write(b"1")
+        for path, _, _ in os.walk(folder, topdown=False):
+            os.rmdir(path)
+    except OSError:
+        return not os.path.exists(folder)  # a process is in one that has not ended yet, or there is none
+    return True
+
+
+def kill_rest(origin: bytes, groups: set[int], ended_at: int, control_group: str | None = None) -> None:
     """Kills what workers started, until there is none of it left, for at most `SWEEP_S` seconds.
 
     Args:
         origin: the beginning of an entry of the environments of such processes.
         groups: the process groups of the workers that had not ended when the daemon did.
         ended_at: when that was, in clock ticks since the boot of the machine.
+        control_group: the folder of the control group that contains those of the workers, or None.
     """
     for number in tuple(groups):
         leader = read_process(number)
         if leader is not None and leader.started > ended_at:
             groups.discard(number)  # the system has given the number of a worker to another process
     until = time.monotonic() + SWEEP_S
-    while _kill_round(origin, groups) and time.monotonic() < until:
+    while _kill_round(origin, groups, control_group) and time.monotonic() < until:
         time.sleep(ROUND_S)
 
 
-def _kill_round(origin: bytes, groups: set[int]) -> bool:
+def _kill_round(origin: bytes, groups: set[int], control_group: str | None) -> bool:
     """Kills what there is; returns whether some of it may run on."""
     found = False
+    if control_group is not None:
+        found = not end_control_group(control_group)
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
@@ -162,7 +182,7 @@ def _main() -> None:
         pass  # /proc is read-only, as in some sandboxes: `ps` shows the name of Python then
     groups = read_groups(0)
     ended_at = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
-    kill_rest(os.fsencode(sys.argv[1]), groups, ended_at)
+    kill_rest(os.fsencode(sys.argv[1]), groups, ended_at, sys.argv[2] if len(sys.argv) > 2 else None)
 
 
 if __name__ == "__main__":
