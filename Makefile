@@ -43,6 +43,7 @@ sanitize: $(VENV)/.dev ## Test and fuzz the C module under AddressSanitizer and 
 
 wheel: $(INSTALLED)/.built ## Build the wheel, compiled where there is a C compiler, and unpack it where tests use it
 
+# The property also forbids Maven to skip the tests with daemons.
 test-java: $(VENV)/.demo ## Run the Java client's tests, with real daemons; needs a JDK and Maven
 	cd clients/java && mvn --batch-mode --no-transfer-progress -Dmultitower.python='$(abspath $(BIN)/python)' verify
 

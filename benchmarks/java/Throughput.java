@@ -1,6 +1,6 @@
 import java.util.Map;
-import multitower.MultitowerClient;
-import multitower.Tensor;
+import io.github.multitower.client.MultitowerClient;
+import io.github.multitower.client.Tensor;
 
 /**
  * The Java client in a closed loop: threads that share one client. java.py runs it:

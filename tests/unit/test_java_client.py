@@ -11,15 +11,26 @@ from multitower.errors import CODE_OF
 
 ROOT = Path(__file__).parents[2]
 JAVA = ROOT / "clients" / "java"
+POM = ElementTree.parse(JAVA / "pom.xml").getroot()
+
+
+def of_pom(name: str) -> str | None:
+    return POM.findtext(f"{{http://maven.apache.org/POM/4.0.0}}{name}")
 
 
 def test_it_has_the_version_of_the_package() -> None:
-    pom = ElementTree.parse(JAVA / "pom.xml").getroot()
-    version = pom.findtext("{http://maven.apache.org/POM/4.0.0}version")
-    assert version == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert of_pom("version") == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_the_guide_quotes_the_coordinates_of_the_pom() -> None:
+    quoted = re.findall(r"<(groupId|artifactId|version)>(.*?)</", (ROOT / "docs" / "java.md").read_text())
+    for name, value in quoted:
+        if value not in {"org.zeromq", "jeromq", "eu.neilalexander", "jnacl"}:
+            assert value == of_pom(name), name
+    assert ("artifactId", of_pom("artifactId")) in quoted
 
 
 def test_it_knows_every_reason_with_its_code() -> None:
-    source = (JAVA / "src" / "main" / "java" / "multitower" / "Reason.java").read_text()
+    source = (JAVA / "src" / "main" / "java" / "io" / "github" / "multitower" / "client" / "Reason.java").read_text()
     reasons = dict(re.findall(r'^    ([A-Z_]+)\("([A-Z_]+)"\)', source, re.MULTILINE))
     assert {name.lower(): code for name, code in reasons.items()} == {str(key): str(CODE_OF[key]) for key in CODE_OF}

@@ -6,9 +6,9 @@ import java.util.Random;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
-import multitower.MultitowerClient;
-import multitower.MultitowerException;
-import multitower.Tensor;
+import io.github.multitower.client.MultitowerClient;
+import io.github.multitower.client.MultitowerException;
+import io.github.multitower.client.Tensor;
 
 /**
  * One object, called from many threads, that uses every GPU of the machine.

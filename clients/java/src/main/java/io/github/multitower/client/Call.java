@@ -1,0 +1,88 @@
+package io.github.multitower.client;
+
+import java.nio.ByteBuffer;
+import java.util.List;
+import java.util.concurrent.CompletableFuture;
+
+/**
+ * A request and the future of its outcome. Once it is handed over, only the connection's thread uses it, apart from
+ * {@link #future}.
+ */
+final class Call<T> {
+    /** Reads {@code MT1:ok} replies. */
+    interface Reader<T> {
+        /**
+         * Reads a reply.
+         *
+         * @throws MultitowerException.ModelError it cannot be read
+         */
+        T read(byte[] header, List<ByteBuffer> frames);
+    }
+
+    final CompletableFuture<T> future = new CompletableFuture<>();
+    final byte[] kind;
+    final byte[] header;
+    final List<Tensor> body;
+    final long deadline;
+
+    /** When it fails if it could not be sent by then. */
+    long connectBy;
+
+    /** Unique within the connection; assigned each time it is sent. */
+    long id;
+
+    /** How often it was refused and sent again. */
+    int retries;
+
+    /** It has its outcome, or nobody waits for it. */
+    volatile boolean over;
+
+    private final Reader<T> reader;
+
+    Call(byte[] kind, byte[] header, List<Tensor> body, long deadline, long connectBy, Reader<T> reader) {
+        this.kind = kind;
+        this.header = header;
+        this.body = body;
+        this.deadline = deadline;
+        this.connectBy = connectBy;
+        this.reader = reader;
+    }
+
+    /** Header and tensors, in bytes. */
+    long size() {
+        long size = header.length;
+        for (Tensor tensor : body) {
+            size += tensor.data().capacity();
+        }
+        return size;
+    }
+
+    void answer(byte[] replyHeader, List<ByteBuffer> frames) {
+        if (over) {
+            return;
+        }
+        T result;
+        try {
+            result = reader.read(replyHeader, frames);
+        } catch (MultitowerException error) {
+            fail(error);
+            return;
+        } catch (Throwable error) {
+            // Most likely no memory for its outputs, which concerns this call only.
+            MultitowerException unread =
+                    Errors.make(Reason.OUTPUT_INVALID, "the daemon's reply cannot be read: " + error);
+            unread.initCause(error);
+            fail(unread);
+            return;
+        }
+        over = true;
+        future.complete(result);
+    }
+
+    void fail(MultitowerException error) {
+        if (!over) {
+            over = true;
+            future.completeExceptionally(error);
+        }
+    }
+}

@@ -1,0 +1,341 @@
+package io.github.multitower.client;
+
+import java.util.ArrayDeque;
+import java.util.ArrayList;
+import java.util.Deque;
+import java.util.HashMap;
+import java.util.Iterator;
+import java.util.List;
+import java.util.Map;
+import java.util.Queue;
+import java.util.concurrent.ConcurrentLinkedQueue;
+import java.util.concurrent.ThreadLocalRandom;
+import java.util.concurrent.TimeUnit;
+
+/**
+ * One connection to a daemon: a {@link Link} and the thread that owns it.
+ *
+ * <p>Calls are handed over through a queue, and the thread is woken only when it sleeps, so that a burst of calls costs
+ * one wake-up. The thread asks the daemon for its limits, sends, receives, retries what the daemon refused without
+ * running it, expires calls, and fails what is outstanding when the connection is lost. Each call gets exactly one
+ * outcome. The connection opens by itself, and again after it was lost.
+ */
+final class Connection {
+    private static final long CLOSE_MS = 5000;
+
+    /** The id of the query for the daemon's limits; calls have other ids. */
+    private static final long GREETING = 0;
+
+    private final String endpoint;
+    private final Link link;
+    private final Thread thread;
+
+    // Written by any thread, read by the connection's thread.
+    private final Queue<Call<?>> incoming = new ConcurrentLinkedQueue<>();
+    private final Queue<Call<?>> cancelled = new ConcurrentLinkedQueue<>();
+    private volatile boolean closing;
+    private volatile boolean ended; // the thread takes no more calls
+
+    // For the connection's thread only.
+    private final Retries retries;
+    private final Deque<Call<?>> unsent = new ArrayDeque<>();
+    private final Map<Long, Call<?>> outstanding = new HashMap<>();
+    private long serial = GREETING;
+    private long nextCheck = Clock.NEVER;
+    private long limit = Wire.DEFAULT_MAX_MESSAGE_SIZE;
+    private boolean connected; // the ZeroMQ handshake is done
+    private boolean toGreet; // the greeting is still to be sent
+    private boolean greeted; // the daemon has answered the greeting: calls may be sent
+    private boolean blocked; // JeroMQ takes no more messages for now
+
+    /**
+     * Begins to connect.
+     *
+     * @param endpoint {@code tcp://HOST:PORT}
+     * @param mostRetries how often a call that the daemon refused without running it is sent again
+     * @param peerTimeoutMs milliseconds without a sign of the daemon after which the connection counts as lost; 0 for
+     *     never
+     * @throws MultitowerException.Unavailable {@code not_listening}: the host's name cannot be resolved
+     */
+    Connection(String endpoint, int mostRetries, int peerTimeoutMs) {
+        this.endpoint = endpoint;
+        this.retries = new Retries(mostRetries, () -> ThreadLocalRandom.current().nextDouble());
+        this.link = new Link(endpoint, peerTimeoutMs);
+        this.thread = new Thread(this::run, "multitower-client " + endpoint);
+        thread.setDaemon(true);
+        thread.start();
+    }
+
+    // From any thread.
+
+    /** Whether the caller runs in the connection's thread: in an action that depends on a future. */
+    boolean inItsThread() {
+        return Thread.currentThread() == thread;
+    }
+
+    /**
+     * Refuses use after {@link #close}.
+     *
+     * @throws MultitowerException.Unavailable {@code closed}
+     */
+    void check() {
+        if (closing) {
+            throw closed();
+        }
+    }
+
+    /** Sends a call as soon as possible. Its future gets the outcome. */
+    void start(Call<?> call) {
+        incoming.add(call);
+        link.wake();
+        if (ended) {
+            refuseIncoming();
+        }
+    }
+
+    /** Drops a call that nobody waits for: a call that was not sent yet never is; else the daemon is told. */
+    void cancel(Call<?> call) {
+        cancelled.add(call);
+        link.wake();
+    }
+
+    /**
+     * Ends the connection, and waits up to five seconds for its end. Calls without an outcome fail as {@code closed}.
+     */
+    void close() {
+        closing = true;
+        link.wake();
+        if (inItsThread()) {
+            return;
+        }
+        boolean interrupted = false;
+        long until = Clock.now() + TimeUnit.MILLISECONDS.toNanos(CLOSE_MS);
+        for (long left = CLOSE_MS; thread.isAlive() && left > 0; left = (until - Clock.now()) / 1_000_000) {
+            try {
+                thread.join(left);
+            } catch (InterruptedException again) {
+                interrupted = true;
+            }
+        }
+        if (interrupted) {
+            Thread.currentThread().interrupt();
+        }
+    }
+
+    // In the connection's thread.
+
+    private void run() {
+        try {
+            while (!closing) {
+                link.sleep(Math.min(nextCheck, retries.due()), blocked, this::busy);
+                receive();
+                watch();
+                long now = Clock.now();
+                if (now >= retries.due()) {
+                    incoming.addAll(retries.take(now));
+                }
+                takeIncoming();
+                takeCancelled();
+                send();
+                if (now >= nextCheck) {
+                    expire(now);
+                }
+                link.retryHandshake(now);
+            }
+        } finally {
+            closing = true;
+            end();
+        }
+    }
+
+    /** Whether calls were handed over. */
+    private boolean busy() {
+        return closing || !incoming.isEmpty() || !cancelled.isEmpty();
+    }
+
+    private void takeIncoming() {
+        for (Call<?> call = incoming.poll(); call != null; call = incoming.poll()) {
+            unsent.add(call);
+            nextCheck = Math.min(nextCheck, greeted ? call.deadline : Math.min(call.deadline, call.connectBy));
+        }
+    }
+
+    private void takeCancelled() {
+        for (Call<?> call = cancelled.poll(); call != null; call = cancelled.poll()) {
+            if (call.over) {
+                continue;
+            }
+            call.over = true; // its future has its outcome; in `unsent` it remains until it is first
+            if (outstanding.remove(call.id, call)) {
+                giveUp(call);
+            }
+        }
+    }
+
+    /**
+     * Tells the daemon that nobody waits for a call that was sent, unless JeroMQ cannot take a message now.
+     */
+    private void giveUp(Call<?> call) {
+        link.send(Wire.CANCEL, call.id, Wire.EMPTY_HEADER, List.of());
+    }
+
+    private void send() {
+        blocked = false;
+        if (toGreet) {
+            toGreet = !link.send(Wire.SERVER_METADATA, GREETING, Wire.EMPTY_HEADER, List.of());
+            blocked = toGreet;
+        }
+        while (greeted && !unsent.isEmpty()) {
+            Call<?> call = unsent.peek();
+            if (call.over) {
+                unsent.remove();
+                continue;
+            }
+            long size = call.size();
+            if (size > limit) {
+                unsent.remove();
+                String message = "the message has " + size + " bytes; the daemon's max_message_size is " + limit;
+                fail(call, Errors.make(Reason.TOO_LARGE, message, "frames"));
+                continue;
+            }
+            call.id = ++serial;
+            if (!link.send(call.kind, call.id, call.header, call.body)) {
+                blocked = true;
+                return;
+            }
+            unsent.remove();
+            outstanding.put(call.id, call);
+        }
+    }
+
+    private void receive() {
+        for (Link.Reply reply = link.receive(); reply != null; reply = link.receive()) {
+            if (reply.id == GREETING) {
+                greet(reply);
+                continue;
+            }
+            Call<?> call = outstanding.remove(reply.id);
+            if (call == null) {
+                continue; // cancelled or expired meanwhile
+            }
+            if (reply.ok) {
+                call.answer(reply.header, reply.frames);
+                Thread.interrupted(); // as in `fail`
+                continue;
+            }
+            MultitowerException error = Errors.fromWire(reply.header);
+            if (!retries.add(call, error, Clock.now())) {
+                fail(call, error);
+            }
+        }
+    }
+
+    private void greet(Link.Reply reply) {
+        greeted = true;
+        limit = Wire.DEFAULT_MAX_MESSAGE_SIZE;
+        Object told = null;
+        try {
+            told = reply.ok ? Json.read(reply.header).get("max_message_size") : null;
+        } catch (MultitowerException unreadable) {
+            told = null; // malformed: the defaults hold
+        }
+        if (told instanceof Long && (Long) told > 0) {
+            limit = (Long) told;
+        }
+    }
+
+    private void watch() {
+        for (Link.Change change = link.change(); change != null; change = link.change()) {
+            if (change == Link.Change.OPENED) {
+                connected = true;
+                toGreet = true;
+                continue;
+            }
+            // Replies that arrived before the end count.
+            receive();
+            connected = toGreet = greeted = false;
+            List<Call<?>> lost = new ArrayList<>(outstanding.values());
+            outstanding.clear();
+            for (Call<?> call : lost) {
+                String message = "the connection to " + endpoint + " was lost before the answer came";
+                fail(call, Errors.make(Reason.CONNECTION_LOST, message));
+            }
+            // Unsent calls wait until `connectBy` for the daemon to listen again.
+            for (Call<?> call : unsent) {
+                nextCheck = Math.min(nextCheck, call.connectBy);
+            }
+        }
+    }
+
+    /** Fails the calls whose time is over. Called at the earliest deadline known: rarely, under load. */
+    private void expire(long now) {
+        nextCheck = Clock.NEVER;
+        for (Iterator<Call<?>> calls = outstanding.values().iterator(); calls.hasNext(); ) {
+            Call<?> call = calls.next();
+            if (call.deadline <= now) {
+                calls.remove();
+                fail(call, Errors.make(Reason.DEADLINE, "no answer within the timeout given to this client"));
+                // The daemon's own clock started later, when the request reached it.
+                giveUp(call);
+            } else {
+                nextCheck = Math.min(nextCheck, call.deadline);
+            }
+        }
+        for (Iterator<Call<?>> calls = unsent.iterator(); calls.hasNext(); ) {
+            Call<?> call = calls.next();
+            long until = greeted ? call.deadline : Math.min(call.deadline, call.connectBy);
+            if (until <= now) {
+                calls.remove();
+                fail(call, notSent());
+            } else {
+                nextCheck = Math.min(nextCheck, until);
+            }
+        }
+    }
+
+    private MultitowerException notSent() {
+        if (greeted) {
+            String over = "the timeout given to this client was over before the request could be sent";
+            return Errors.make(Reason.DEADLINE, over);
+        }
+        if (connected) {
+            String message = "something listens at " + endpoint + ", but it does not answer as a multitower daemon";
+            return Errors.make(Reason.NOT_LISTENING, message);
+        }
+        String message =
+                "no daemon listens at " + endpoint + "; is it running (multitower serve CONFIG), and is this its"
+                        + " endpoint (" + Wire.ENDPOINT_VARIABLE + " or the client's argument)?";
+        return Errors.make(Reason.NOT_LISTENING, message);
+    }
+
+    /**
+     * What depends on the future runs here, and may leave the thread interrupted, which JeroMQ would take for its own
+     * end.
+     */
+    private static void fail(Call<?> call, MultitowerException error) {
+        call.fail(error);
+        Thread.interrupted();
+    }
+
+    private void end() {
+        takeIncoming();
+        List<Call<?>> left = new ArrayList<>(unsent);
+        left.addAll(outstanding.values());
+        left.addAll(retries.take(Clock.NEVER));
+        left.forEach(call -> fail(call, closed()));
+        ended = true;
+        refuseIncoming();
+        link.close();
+    }
+
+    /** Fails the calls that were handed over while the thread ended; from any thread. */
+    private void refuseIncoming() {
+        for (Call<?> call = incoming.poll(); call != null; call = incoming.poll()) {
+            call.fail(closed());
+        }
+    }
+
+    private static MultitowerException closed() {
+        return Errors.make(Reason.CLOSED, "this client has been closed");
+    }
+}
