@@ -27,6 +27,7 @@ from multitower.exit_codes import Exit
 
 from .config.config import Config
 from .config.source import may_pass
+from .config.values import ANSWER_S
 from .lifecycle import Lifecycle, LifecycleState, StopRequest
 from .loop.background import BackgroundJobs
 from .loop.containment import Chore, ErrorLog, EventSources
@@ -123,7 +124,7 @@ class Daemon:
                     "sandbox or seccomp profile that allows it",
                 )
             with _start_errors(config, strict=strict):
-                settings = build_settings(config, self._claims, strict=strict)
+                settings = build_settings(config, self._claims, strict=strict, answer_s=ANSWER_S)
                 plan = apply_descriptor_limit(settings)
                 connections = stack.enter_context(contextlib.closing(accept_within(plan)))
                 unread = UnreadReplies(config.max_unread_bytes, config.unread_timeout)

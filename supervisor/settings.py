@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from multitower.model_files import fingerprint
@@ -15,6 +16,7 @@ from multitower.spec import ModelSpec
 
 from .config.config import Config, ModelConfig
 from .config.version_folders import chosen_versions
+from .loop.bounded_call import call_within
 from .loop.log import event
 from .machine.core_claims import CoreClaims
 from .machine.cores import format_core_list
@@ -272,7 +274,12 @@ def _index_of(name: str, configs: Sequence[ModelConfig]) -> int:
 
 
 def build_settings(
-    config: Config, claims: CoreClaims | None = None, *, strict: bool = False, only: Collection[str] | None = None
+    config: Config,
+    claims: CoreClaims | None = None,
+    *,
+    strict: bool = False,
+    only: Collection[str] | None = None,
+    answer_s: float | None = None,
 ) -> Settings:
     """Resolves a configuration on this machine.
 
@@ -283,6 +290,8 @@ def build_settings(
         claims: what this daemon claims of the cores; None to bind workers whatever other daemons have claimed.
         strict: whether all of it must be there; otherwise `Settings.waiting` has what is not.
         only: the models whose folders are read; the settings have no versions of the others. None for all.
+        answer_s: seconds that the file system of each model gets to answer, otherwise the model is not there yet; None
+            for no limit.
 
     Raises:
         MissingDevicesError: if `strict`: a device is missing.
@@ -304,7 +313,7 @@ def build_settings(
     for model in config.models:
         if only is not None and model.name not in only:
             continue
-        found = _find_versions(model, config.folder)
+        found = _find_versions(model, config.folder, answer_s)
         lacking = None
         if missing is not None and model.name not in placed and not isinstance(found, str):
             lacking = without_devices(model.name, missing)
@@ -381,8 +390,19 @@ def _spec_of(model: ModelConfig, folder: Path) -> ModelSpec:
     return replace(model.to_spec(), module_folder=str(folder) if model.handler is not None else None)
 
 
-def _find_versions(model: ModelConfig, folder: Path) -> list[ModelSpec] | str:
-    """Returns what `_version_specs` does, or why the files of the model cannot be loaded now, for people."""
+def _find_versions(model: ModelConfig, folder: Path, answer_s: float | None = None) -> list[ModelSpec] | str:
+    """Returns what `_version_specs` does, or why the files of the model cannot be loaded now, for people.
+
+    Args:
+        model: the model.
+        folder: of its configuration.
+        answer_s: seconds that its file system gets to answer; None for no limit.
+    """
+    if answer_s is not None:
+        try:
+            return call_within(answer_s, partial(_find_versions, model, folder))
+        except TimeoutError as error:
+            return f"{model.path} cannot be read: its file system gave {error}"
     cause = why_absent(model, folder)
     if cause is not None:
         return cause

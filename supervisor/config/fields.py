@@ -21,6 +21,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from multitower.format_registry import ModelFormat, expected_format, recognize
+
 from .units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size, short_repr
 
 MAX_INT: Final = 2**31 - 1  # the largest count that TensorFlow and libzmq accept
@@ -38,6 +40,7 @@ class Context:
         not_yet: what is not there yet, the first of each key, by the model's name and the key; filled unless `strict`.
         endpoints: the endpoints above.
         names: the names of the models above.
+        unanswered: paths whose file system does not answer; they must not be read.
     """
 
     folder: Path
@@ -45,12 +48,19 @@ class Context:
     not_yet: dict[tuple[str, str], str] = field(default_factory=dict)
     endpoints: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
+    unanswered: set[Path] = field(default_factory=set)
 
 
 def context_of(info: ValidationInfo) -> Context:
     """The context that `load` passes to validators."""
     assert isinstance(info.context, Context)
     return info.context
+
+
+def format_of(info: ValidationInfo) -> ModelFormat:
+    """The format of the model whose keys are validated; by its name alone where its file system does not answer."""
+    path = info.data.get("path")
+    return expected_format(path) if path in context_of(info).unanswered else recognize(path)
 
 
 class Section(BaseModel):

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 
-from multitower.format_registry import FORMATS, recognize
+from multitower.format_registry import FORMATS
 from multitower.spec import ModelSpec
 
 from .devices import ModelDevices
@@ -28,6 +28,7 @@ from .fields import (
     SecondsOrOff,
     Section,
     context_of,
+    format_of,
     key,
 )
 from .units import short_repr
@@ -35,9 +36,10 @@ from .values import (
     HANDLER_PATTERN,
     NAME_PATTERN,
     NotYetError,
-    parse_file,
+    UnansweredError,
+    answered_file,
+    answered_model_path,
     parse_handler,
-    parse_model_path,
     parse_name,
 )
 from .versions import VersionLabels, VersionPolicy
@@ -98,7 +100,7 @@ def _path(value: object, info: ValidationInfo) -> Path | None:
     if value is None:
         return None
     try:
-        return parse_model_path(value, context_of(info).folder)
+        return answered_model_path(value, context_of(info).folder)
     except NotYetError as error:
         return _accept_later(error, info)
 
@@ -108,6 +110,8 @@ def _accept_later(error: NotYetError, info: ValidationInfo) -> Path:
     context = context_of(info)
     if context.strict:
         raise error
+    if isinstance(error, UnansweredError):
+        context.unanswered.add(error.path)
     context.not_yet.setdefault((str(info.data.get("name")), str(info.field_name)), str(error))
     return error.path
 
@@ -138,8 +142,8 @@ def _signature(value: object, info: ValidationInfo) -> str | None:
     if info.data.get("path", value) is None:
         raise ValueError("is allowed with a path only")
     path = info.data.get("path")
-    if path is not None and not recognize(path).has_signatures:
-        raise ValueError(f"is allowed with a SavedModel only; {recognize(path).title} has no signatures")
+    if path is not None and not format_of(info).has_signatures:
+        raise ValueError(f"is allowed with a SavedModel only; {format_of(info).title} has no signatures")
     if not isinstance(value, str) or not value:
         raise ValueError(f"must be the name of a signature, not {short_repr(value)}")
     return value
@@ -150,7 +154,7 @@ def _tags(value: object, info: ValidationInfo) -> tuple[str, ...]:
     if value is None:
         return ()
     path = info.data.get("path")
-    if path is None or not recognize(path).has_signatures:
+    if path is None or not format_of(info).has_signatures:
         if "path" not in info.data:
             return ()  # `path` is wrong itself, and reported
         raise ValueError("is allowed with a SavedModel only")
@@ -168,16 +172,15 @@ def _tags(value: object, info: ValidationInfo) -> tuple[str, ...]:
 
 def _tensors(value: object, info: ValidationInfo) -> Mapping[str, str]:
     """The inputs or outputs of a frozen graph, which does not name them itself."""
-    path = info.data.get("path")
     if value is None:
-        if recognize(path).names_tensors:
+        if format_of(info).names_tensors:
             example = _TENSORS_EXAMPLE[str(info.field_name)]
             raise ValueError(
-                f"{recognize(path).title} needs it: {example}; the page 'Frozen graphs' of multitower's documentation "
+                f"{format_of(info).title} needs it: {example}; the page 'Frozen graphs' of multitower's documentation "
                 "shows how to find the names"
             )
         return {}
-    if not recognize(path).names_tensors:
+    if not format_of(info).names_tensors:
         if "path" not in info.data:
             return {}  # `path` is wrong itself, and reported
         allowed = [f"{each.title} ({', '.join(each.suffixes)})" for each in FORMATS if each.names_tensors]
@@ -207,7 +210,7 @@ def _warmup(value: object, info: ValidationInfo) -> Path | None:
     if value is None:
         return None
     try:
-        return parse_file(value, context_of(info).folder, ".npz", "inputs")
+        return answered_file(value, context_of(info).folder, ".npz", "inputs")
     except NotYetError as error:
         return _accept_later(error, info)
 
@@ -236,7 +239,7 @@ def _custom_ops(value: object, info: ValidationInfo) -> tuple[Path, ...]:
 
 def _library(value: object, info: ValidationInfo) -> Path:
     try:
-        return parse_file(value, context_of(info).folder, ".so", "operations")
+        return answered_file(value, context_of(info).folder, ".so", "operations")
     except NotYetError as error:
         return _accept_later(error, info)
 
@@ -342,10 +345,10 @@ class ModelConfig(Section):
     @field_validator("jit_compile")
     @classmethod
     def _sizes_are_known(cls, value: bool, info: ValidationInfo) -> bool:
-        path, batching = info.data.get("path"), info.data.get("batching")
+        batching = info.data.get("batching")
         if not value:
             return value
-        if "path" in info.data and not recognize(path).can_compile:
+        if "path" in info.data and not format_of(info).can_compile:
             raise ValueError("needs a SavedModel or a Keras file")
         if batching is not None and batching.max_batch_size and not batching.allowed_batch_sizes:
             raise ValueError("needs batching.allowed_batch_sizes, since XLA compiles each size separately")

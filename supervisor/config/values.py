@@ -9,15 +9,17 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from multitower.file_contents import is_file_of_saved_model
 from multitower.format_registry import FILE_SUFFIXES, recognize_contents
 
+from ..loop.bounded_call import call_within
 from ..loop.runtime_dir import MAX_IPC_PATH
 from .units import format_size, parse_size, printable, short_repr
 from .version_folders import SAVED_MODEL_FILES, is_version, list_versions
@@ -205,8 +207,34 @@ def is_cpu_device(value: int | str) -> bool:
     return isinstance(value, str) and re.fullmatch(CPU_DEVICE_PATTERN, value) is not None
 
 
+class UnansweredError(NotYetError):
+    """Its file system does not answer."""
+
+
+ANSWER_S: Final = 5.0
+"""Seconds that a file system gets to answer when a configuration is read; what does not answer is not there yet."""
+
+
+def answered_model_path(value: object, folder: Path) -> Path:
+    """Does what `parse_model_path` does, but waits for the file system for `ANSWER_S` at most."""
+    return _answered(partial(parse_model_path, value, folder), value, folder)
+
+
+def answered_file(value: object, folder: Path, suffix: str, what: str) -> Path:
+    """Does what `parse_file` does, but waits for the file system for `ANSWER_S` at most."""
+    return _answered(partial(parse_file, value, folder, suffix, what), value, folder)
+
+
+def _answered(parse: Callable[[], Path], value: object, folder: Path) -> Path:
+    try:
+        return call_within(ANSWER_S, parse)
+    except TimeoutError as error:
+        path = Path(os.path.normpath(folder / str(value)))
+        raise UnansweredError(path, f"{printable(path)} cannot be read: its file system gave {error}") from error
+
+
 def parse_model_path(value: object, folder: Path) -> Path:
-    """Parses the path of a SavedModel, a folder of numbered versions, or a model file.
+    """Parses the path of a SavedModel, a folder of numbered versions, or a model file. It may block.
 
     Raises:
         NotYetError: there is no model, or it cannot be read.
@@ -244,7 +272,7 @@ def _check_unknown_file(path: Path) -> None:
 
 
 def parse_file(value: object, folder: Path, suffix: str, what: str) -> Path:
-    """Parses the path of a file.
+    """Parses the path of a file. It may block.
 
     Args:
         value: the path.

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Final
 
 from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
 
-from multitower.format_registry import SAVED_MODEL, recognize
+from multitower.format_registry import SAVED_MODEL
 from multitower.wire import MAX_NAME_BYTES
 
 from .errors import ValueProblems
-from .fields import MAX_INT
+from .fields import MAX_INT, context_of, format_of
 from .units import printable, short_repr
 from .version_folders import Policy, is_saved_model
 
@@ -25,7 +25,7 @@ def _refuse_other_paths(info: ValidationInfo) -> None:
     if path is None:
         if "path" in info.data:
             raise ValueError("is allowed with a path only")
-    elif recognize(path) is not SAVED_MODEL or is_saved_model(path):
+    elif path not in context_of(info).unanswered and (format_of(info) is not SAVED_MODEL or is_saved_model(path)):
         raise ValueError(f"is allowed with a folder of numbered versions only; {printable(path)} is one model")
 
 

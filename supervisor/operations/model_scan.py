@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from multitower.model_files import fingerprint
@@ -32,6 +32,11 @@ class Target:
     refused: frozenset[str]
     numbered: bool = True
 
+    @property
+    def key(self) -> tuple[str, str | None]:
+        """Its name and path: after a reload, the model may have another path."""
+        return self.name, self.spec.path
+
 
 @dataclass(frozen=True, slots=True)
 class FolderScan:
@@ -46,28 +51,15 @@ class FolderScan:
     unreadable: Mapping[str, str]
 
 
-Scan = FolderScan | OSError
-"""A scan, or why the model cannot be read."""
-
-
-def scan_models(targets: Sequence[Target]) -> dict[str, Scan]:
-    """Scans models; it may block, so call it in a thread.
+def scan_model(target: Target) -> FolderScan | None:
+    """Scans a model; it may block, so call it in a thread.
 
     Returns:
-        The scan of each model, by name, without models whose numbered versions were replaced by a single model.
+        The scan; None if the model's numbered versions were replaced by a single model.
+
+    Raises:
+        OSError: the model cannot be read.
     """
-    scans: dict[str, Scan] = {}
-    for target in targets:
-        try:
-            scan = _scan(target)
-        except OSError as error:
-            scan = error
-        if scan is not None:
-            scans[target.name] = scan
-    return scans
-
-
-def _scan(target: Target) -> Scan | None:
     if not target.numbered:
         found = fingerprint(target.spec)
         return FolderScan({ONLY_VERSION: found} if found else {}, {})

@@ -1,7 +1,8 @@
 """Scans the files of models while the daemon runs, and has the workers serve what changes there.
 
-A scan is a background job, since file systems can be slow. Where it finds a change the model alone is reloaded: slot by
-slot a new worker loads the versions and takes over. Where they cannot be loaded the slots go back to the former ones.
+Each model is scanned by a background job, since file systems can be slow; one that does not answer delays no other
+model. Where a scan finds a change, that model alone is reloaded: slot by slot a new worker loads the versions and takes
+over. Where they cannot be loaded, the slots go back to the former ones.
 A version whose files were only touched or copied is not reloaded: contents are compared first, in another job.
 """
 
@@ -10,19 +11,19 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from math import inf
 
 from multitower.spec import ONLY_VERSION, ModelSpec
 
-from ..config.config import Config
+from ..config.config import Config, ModelConfig
 from ..loop.log import event
 from ..workers.replacement_queue import Replacement
 from .content_comparison import ContentComparison
 from .memory_growth import has_grown
 from .model_orders import ModelOrders
-from .model_scan import Scan, Target, scan_models
+from .model_scan import FolderScan, Target, scan_model
 from .order_queue import OrderContext
 from .readiness import Readiness
 from .version_settling import VersionSettling
@@ -57,11 +58,11 @@ class VersionWatch:
         self._lacked_memory: dict[str, int] = {}  # what was available when loading versions of the model was killed
         self._unreadable: dict[str, Mapping[str, str]] = {}
         self._config = context.settings.current.config
-        self._scanning = False
+        self._scanning: set[tuple[str, str | None]] = set()  # names and paths of models whose scan has not ended
         self.due = 0.0
 
     def tick(self, now: float) -> None:
-        """Begins a scan, if it is time to.
+        """Begins to scan models, if it is time to.
 
         Args:
             now: monotonic seconds.
@@ -72,12 +73,14 @@ class VersionWatch:
         elif now < self.due:
             return
         self.due = now + config.watch.interval if config.watch.interval else inf
-        if self._scanning or self.due == inf or not self._lifecycle.running:
+        if self.due == inf or not self._lifecycle.running:
             return
-        targets = self._targets()
-        if targets:
-            self._scanning = True
-            self._background.run(functools.partial(scan_models, targets), functools.partial(self._scan_ended, targets))
+        for model in config.models:
+            target = self._target(model)
+            if target is not None and target.key not in self._scanning:
+                self._scanning.add(target.key)
+                job = functools.partial(scan_model, target)
+                self._background.run(job, functools.partial(self._scan_ended, target))
 
     def refused_versions(self) -> dict[tuple[str, str], str]:
         """Returns why versions in the folders are not served, by model and version."""
@@ -93,19 +96,19 @@ class VersionWatch:
             for version, refused in settling.refused.items()
         }
 
-    def _targets(self) -> list[Target]:
-        return [
-            Target(
-                model.name,
-                replace(self._specs(model.name)[0], version=None, fingerprint=""),
-                model.versions,
-                frozenset(self._served(model.name)),
-                frozenset(self._settling(model.name).refused),
-                numbered=any(spec.version is not None for spec in self._specs(model.name)),
-            )
-            for model in self._settings.current.config.models
-            if self._specs(model.name)
-        ]
+    def _target(self, model: ModelConfig) -> Target | None:
+        """Returns what to scan of a model; None if it is not served."""
+        specs = self._specs(model.name)
+        if not specs:
+            return None
+        return Target(
+            model.name,
+            replace(specs[0], version=None, fingerprint=""),
+            model.versions,
+            frozenset(self._served(model.name)),
+            frozenset(self._settling(model.name).refused),
+            numbered=any(spec.version is not None for spec in specs),
+        )
 
     def _config_changed(self, config: Config) -> None:
         """Forgets models that are gone, and tries refused versions of models that were read again."""
@@ -140,43 +143,41 @@ class VersionWatch:
             if (known := refused.get(spec.key[1])) is None or known.fingerprint != spec.fingerprint
         }
 
-    def _scan_ended(self, targets: Sequence[Target], outcome: dict[str, Scan] | Exception) -> None:
-        self._scanning = False
-        if isinstance(outcome, Exception):
-            log.error("model folders could not be scanned", exc_info=outcome)
+    def _scan_ended(self, target: Target, outcome: FolderScan | Exception | None) -> None:
+        name = target.name
+        self._scanning.discard(target.key)
+        if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
+            log.error("the files of model %s could not be scanned", name, exc_info=outcome)
+            return
+        settings = self._settings.current
+        model = next((model for model in settings.config.models if model.name == name), None)
+        # If it changed meanwhile, it may have versions that were not scanned.
+        if outcome is None or model is None or self._target(model) != target:
+            return
+        problem = self._scan_problem(name, outcome)
+        self._log_problem(name, problem)
+        if problem or isinstance(outcome, OSError):
             return
         now = time.monotonic()
-        settings = self._settings.current
-        # Models that changed meanwhile may have versions that were not scanned.
-        present = self._targets()
-        unchanged = {target.name for target in targets if target in present}
-        for model in settings.config.models:
-            scan = outcome.get(model.name)
-            if scan is None or model.name not in unchanged:
-                continue
-            problem = self._scan_problem(model.name, scan)
-            self._log_problem(model.name, problem)
-            if problem or isinstance(scan, OSError):
-                continue
-            settling = self._settling(model.name)
-            self._log_unreadable(model.name, scan.unreadable)
-            served = self._served(model.name)
-            prints = {version: self._known.first(found) for version, found in scan.prints.items()}
-            # A version that is served, and cannot be read just now, stays as it is.
-            prints |= {version: served[version] for version in scan.unreadable if version in served}
-            settling.record_scan(prints, now)
-            if self._queue.busy or not self._lifecycle.running or not self._specs(model.name):
-                continue
-            self._refuse_failed_versions(model.name, now)
-            self._retry_with_more_memory(model.name)
-            served = self._served(model.name)
-            change = settling.wanted_change(model.versions, served, settings.config.watch.settle, now)
-            if change is None:
-                self._retry_waiting_slots(model.name, now)
-            elif self._comparison.differs(self._specs(model.name), change):
-                self._change(model.name, change, served)
+        settling = self._settling(name)
+        self._log_unreadable(name, outcome.unreadable)
+        served = self._served(name)
+        prints = {version: self._known.first(found) for version, found in outcome.prints.items()}
+        # A version that is served, and cannot be read just now, stays as it is.
+        prints |= {version: served[version] for version in outcome.unreadable if version in served}
+        settling.record_scan(prints, now)
+        if self._queue.busy or not self._lifecycle.running:
+            return
+        self._refuse_failed_versions(name, now)
+        self._retry_with_more_memory(name)
+        served = self._served(name)
+        change = settling.wanted_change(model.versions, served, settings.config.watch.settle, now)
+        if change is None:
+            self._retry_waiting_slots(name, now)
+        elif self._comparison.differs(self._specs(name), change):
+            self._change(name, change, served)
 
-    def _scan_problem(self, name: str, scan: Scan) -> str:
+    def _scan_problem(self, name: str, scan: FolderScan | OSError) -> str:
         """Returns why a scan cannot be followed, or ""; what is served stays as it is then."""
         if isinstance(scan, OSError):
             return f"{scan.strerror or scan}: {scan.filename}"

@@ -14,7 +14,7 @@ from version_folders import version
 
 from multitower.spec import ModelSpec
 from multitower.supervisor.config.version_folders import Policy, list_versions
-from multitower.supervisor.operations.model_scan import FolderScan, Target, scan_models
+from multitower.supervisor.operations.model_scan import FolderScan, Target, scan_model
 from multitower.supervisor.operations.version_settling import VersionSettling, versions_to_scan
 
 ALL = Policy("all")
@@ -200,7 +200,7 @@ def test_a_version_that_is_being_copied_settles_once_it_is_complete(tmp_path: Pa
     target = Target("m", ModelSpec(name="m", path=str(folder)), Policy(), frozenset(["1"]), frozenset())
 
     def scan() -> Mapping[str, str]:
-        found = scan_models([target])["m"]
+        found = scan_model(target)
         assert isinstance(found, FolderScan)
         assert found.unreadable == {}
         return found.prints
@@ -222,9 +222,10 @@ def test_a_version_that_is_being_copied_settles_once_it_is_complete(tmp_path: Pa
     assert change is not None
     assert list(change) == ["2"]
     shutil.rmtree(folder)
-    assert isinstance(scan_models([target])["m"], FileNotFoundError)
+    with pytest.raises(FileNotFoundError):
+        scan_model(target)
     empty = ModelSpec(name="m", path=str(copied.parent.parent))
-    assert scan_models([Target("m", empty, Policy(), frozenset(), frozenset())]) == {"m": FolderScan({}, {})}
+    assert scan_model(Target("m", empty, Policy(), frozenset(), frozenset())) == FolderScan({}, {})
 
 
 def test_a_version_that_failed_for_a_passing_reason_is_tried_again_with_a_back_off() -> None:
@@ -255,7 +256,7 @@ def test_a_version_that_cannot_be_read_costs_no_other_one() -> None:
             assert found.found == ("1", "3")
             assert found.unreadable == {"2": "it cannot be read: Permission denied"}
             spec = ModelSpec(name="m", path=str(folder))
-            scan = scan_models([Target("m", spec, ALL, frozenset(["1", "2"]), frozenset())])["m"]
+            scan = scan_model(Target("m", spec, ALL, frozenset(["1", "2"]), frozenset()))
             assert isinstance(scan, FolderScan)
             assert set(scan.prints) == {"1", "3"}
             assert list(scan.unreadable) == ["2"]
