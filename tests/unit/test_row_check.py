@@ -391,7 +391,7 @@ def test_arrays_that_the_next_call_overwrites_are_kept() -> None:
 
 
 def test_xla_gets_the_sizes_of_the_warm_up_only() -> None:
-    for allowed, sizes in (((2, 8), {2, 8}), ((8,), {1, 8})):
+    for allowed, sizes in (((2, 8), {2, 8}), ((4, 8), {4, 8}), ((8,), {1, 8})):
         model = Model(lambda x: x / len(x))
         found = check(model, max_batch_size=8, allowed_batch_sizes=allowed, jit_compile=True)
         assert found.unbatched_because is not None
