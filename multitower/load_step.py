@@ -9,7 +9,8 @@ import dataclasses
 import json
 import os
 import struct
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 from multitower.worker_wire import BEGUN_BYTES
@@ -31,6 +32,7 @@ class LoadStep:
         signature: the signature that is warmed up; "" for the default one.
         rows: the rows that the model is about to be run with; 0 while it is read.
         fewer_rows: the next smaller number of rows of its warm-up; 0 if there is none.
+        began_at: when it began, in monotonic seconds, which all processes of a machine share; set by `write`.
     """
 
     model: str
@@ -38,6 +40,7 @@ class LoadStep:
     signature: str = ""
     rows: int = 0
     fewer_rows: int = 0
+    began_at: float | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         name = f"{self.model} version {self.version}"
@@ -54,7 +57,7 @@ class LoadStep:
 
     def write(self, descriptor: int) -> None:
         """Writes the step into shared memory; one that was written before is replaced."""
-        short = dataclasses.replace(self, signature=self.signature[:_MAX_TEXT])
+        short = dataclasses.replace(self, signature=self.signature[:_MAX_TEXT], began_at=time.monotonic())
         text = json.dumps(dataclasses.asdict(short)).encode()
         os.pwrite(descriptor, _SIZE.pack(len(text)) + text, BEGUN_BYTES)
 
@@ -66,9 +69,10 @@ class LoadStep:
             return None  # the process has truncated the memory
         (size,) = _SIZE.unpack_from(page)
         try:
-            return cls(**json.loads(page[_SIZE.size : _SIZE.size + size])) if size else None
+            step = cls(**json.loads(page[_SIZE.size : _SIZE.size + size])) if size else None
         except (TypeError, ValueError):
             return None
+        return step if step is None or isinstance(step.began_at, int | float | None) else None
 
 
 def clear_step(descriptor: int) -> None:

@@ -207,6 +207,7 @@ class Daemon:
             manager=self._manager,
             settings=self._settings,
             refused_versions=self._version_watch.refused_versions,
+            last_reload=lambda: self._orders.last_reload,
             started=started,
             sampler=sampler,
             endpoints=self._endpoints,

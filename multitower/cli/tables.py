@@ -2,64 +2,69 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TextIO
 
+import click
+
+from multitower.cli.layout import Cell, Column, Line, lay_out, render
 from multitower.supervisor.loop.log import escape_controls
 
-if TYPE_CHECKING:
-    from rich.text import Text
-
-PIPE_WIDTH: Final = 250
-"""Columns where the output is not a terminal: lines that are not folded are easier to search."""
-
-_STATE_COLOURS: Final = {"ready": "green", "running": "green", "failed": "red", "stopped": "red", "unloaded": "default"}
-_OTHER_COLOUR: Final = "yellow"
+_STATE_STYLES: Final = {"ready": "good", "running": "good", "failed": "bad", "stopped": "bad", "unloaded": ""}
+_OTHER_STYLE: Final = "attention"
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, wrap: bool = True) -> None:
-    """Prints a table.
+    """Prints a table, and an empty line.
 
     Args:
         headings: one for each column; `>` before a heading aligns its column to the right.
         rows: the cells of each row. None is shown as `-`; text is never read as markup.
-        wrap: fold cells to the terminal's width. Otherwise a wide table exceeds that width.
+        wrap: put columns below their rows where the terminal is too narrow. Otherwise a wide table exceeds its width.
     """
-    from rich import box
-    from rich.console import Console
-    from rich.measure import Measurement
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in headings:
-        right = heading.startswith(">")
-        table.add_column(
-            heading.removeprefix(">"), justify="right" if right else "left", overflow="fold", no_wrap=not wrap
-        )
-    for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else _text_cell(cell) for cell in row))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
-    if not wrap:
-        wide = console.options.update(width=10 * PIPE_WIDTH)
-        console.width = max(console.width, Measurement.get(console, wide, table).maximum)
-    console.print(table)
+    columns = [Column(heading.removeprefix(">"), right=heading.startswith(">")) for heading in headings]
+    lines = lay_out(columns, [[cell(value) for value in row] for row in rows], terminal_width() if wrap else None)
+    print_lines([*lines, []])
 
 
-def _text_cell(value: object) -> Text:
-    from rich.text import Text
+def print_lines(lines: Iterable[Line]) -> None:
+    """Prints lines that were laid out, in colour where standard output is a terminal that shows colours."""
+    click.echo("\n".join(render(lines, colour=shows_colour(sys.stdout))), color=True)
 
+
+def cell(value: object) -> Cell | None:
+    """A value as a table shows it. None stays None; control characters in a text are escaped."""
+    if value is None or isinstance(value, Cell):
+        return value
     # Causes and names may come from models.
-    return Text("-" if value is None else escape_controls(str(value), keep_lines=True))
+    return Cell(escape_controls(str(value), keep_lines=True))
 
 
-def state_cell(state: str) -> Text:
+def terminal_width() -> int | None:
+    """The columns of the terminal: `COLUMNS` where it is set, else those of standard output.
+
+    Returns:
+        None where standard output is no terminal: lines that are not wrapped are easier to search.
+    """
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except (OSError, ValueError):  # no terminal, or no descriptor
+        return None
+
+
+def shows_colour(stream: TextIO) -> bool:
+    """Whether colours are shown there: on a terminal, unless `NO_COLOR` is set or `TERM` is `dumb`."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def state_cell(state: str) -> Cell:
     """A state of a slot or model, in its colour."""
-    from rich.text import Text
-
-    return Text(state, style=_STATE_COLOURS.get(state, _OTHER_COLOUR))
+    return Cell(escape_controls(state), _STATE_STYLES.get(state, _OTHER_STYLE))
 
 
 def version_cell(model: Mapping[str, Any]) -> str | None:
@@ -86,3 +91,11 @@ def size_cell(size: int | None) -> str | None:
 def percent_cell(value: float | None) -> str | None:
     """A value in per cent."""
     return None if value is None else f"{value:.0f} %"
+
+
+def duration_text(seconds: float) -> str:
+    """A duration for people: `90 s`, `12 min`, `3 h`, `2 d`."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from multitower.errors import MultitowerError, Reason, make
 
 from ..config.config import Config
-from ..loop.log import event
+from ..loop.history import EventKind
 from ..settings import Settings
 from .content_hashing import comparing_ends, keep_fingerprints
 from .order_queue import READ_S, Done, Order, OrderContext, stopping
@@ -81,6 +81,11 @@ class ModelOrders:
             raise make(Reason.MODEL_UNKNOWN, f"there is no model {name[:128]!r}, only {known}", field="model_name")
         self._change(order, name, "unload", settings.current.with_model_unloaded(name))
 
+    def _order_failed(self, name: str, change: Change, cause: str) -> MultitowerError:
+        fields = {"model": name, "cause": cause}
+        self._context.history.note(log, logging.ERROR, EventKind.MODEL, f"model not {change}ed", **fields)
+        return make(Reason.ORDER_FAILED, f"{name!r} could not be {change}ed: {cause}")
+
     def _change(self, order: Order, name: str, change: Change, new: Settings) -> None:
         settings = self._context.settings
         old = settings.current
@@ -92,13 +97,14 @@ class ModelOrders:
             settings.current = new
             cause = self._load_error(name) if change == "load" else None
             if cause is not None:
-                order.end(_order_failed(name, change, cause))
+                order.end(self._order_failed(name, change, cause))
                 return
-            event(log, logging.INFO, f"model {change}ed", model=name, slots=slots["renewed"])
+            fields = {"model": name, "slots": slots["renewed"]}
+            self._context.history.note(log, logging.INFO, EventKind.MODEL, f"model {change}ed", **fields)
             order.end({"model_name": name, "slots": slots["renewed"]})
 
         def failed(error: str) -> None:
-            answer = _order_failed(name, change, error)
+            answer = self._order_failed(name, change, error)
             if change == "unload":
                 order.end(answer)
                 return
@@ -165,11 +171,6 @@ class ModelOrders:
                 Reload(context, order, new, old, lambda *_: order.end({}), why, tolerant=True).start()
 
         Reload(context, order, old, new, changed, "other versions or files", tolerant=True).start()
-
-
-def _order_failed(name: str, change: Change, cause: str) -> MultitowerError:
-    event(log, logging.ERROR, f"model not {change}ed", model=name, cause=cause)
-    return make(Reason.ORDER_FAILED, f"{name!r} could not be {change}ed: {cause}")
 
 
 def _load_settings(settings: Settings, config: Config, name: str) -> Settings:

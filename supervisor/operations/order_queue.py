@@ -19,6 +19,7 @@ from multitower.errors import MultitowerError, Reason, make
 from ..config.config import Config
 from ..lifecycle import Lifecycle
 from ..loop.background import BackgroundJobs
+from ..loop.history import EventHistory
 from ..machine.core_claims import CoreClaims
 from ..routing.front_socket import internal_error
 from ..routing.router import Router
@@ -263,6 +264,11 @@ class OrderContext:
     read_config: Callable[[], Config]
     hasher: ContentHasher
     claims: CoreClaims | None = None
+
+    @property
+    def history(self) -> EventHistory:
+        """What has happened lately."""
+        return self.manager.history
 
     def announce_reload_end(self) -> None:
         """Announces that a reload has ended; call it after the answer. An error is logged: it concerns no order."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
+from dataclasses import dataclass
 from typing import Any, Final
 
 from multitower.errors import MultitowerError, Reason, make
 
 from ..config.source import ConfigError
+from ..loop.history import EventKind
 from ..loop.log import event
 from ..machine.devices import DeviceError
 from ..model_presence import MODEL
@@ -22,14 +25,35 @@ MAX_RESTARTS: Final = 256
 """Orders to restart a slot that wait at most, the one under way included."""
 
 
+@dataclass(slots=True)
+class LastReload:
+    """The reload that was begun last, or is under way.
+
+    Attributes:
+        began_at: when it began, in monotonic seconds.
+        ended_at: when it ended, likewise; None while it is under way.
+        outcome: `in_progress`, `applied`, `refused` (nothing has changed), or `failed` (it ended early).
+        cause: why it was refused or failed.
+    """
+
+    began_at: float
+    ended_at: float | None = None
+    outcome: str = "in_progress"
+    cause: str | None = None
+
+
 class Orders:
     """Carries out reloads and restarts.
 
     Args:
         context: the parts of the daemon.
+
+    Attributes:
+        last_reload: the reload that was begun last; None before the first.
     """
 
     def __init__(self, context: OrderContext) -> None:
+        self.last_reload: LastReload | None = None
         self._context = context
         self._restarts = 0
         self._reload_submitted = False
@@ -56,6 +80,7 @@ class Orders:
     def _submit_reload(self, done: Done, read_s: float) -> None:
         def ended(answer: dict[str, Any] | MultitowerError) -> None:
             self._reload_submitted = False
+            self._record_outcome(answer)
             again, self._reload_again = self._reload_again, False
             if again and self._context.lifecycle.running:
                 self._submit_reload(lambda _: None, READ_S)
@@ -67,7 +92,22 @@ class Orders:
         self._reload_submitted = True
         self._context.queue.submit(lambda order: self._begin_reload(order, read_s), ended, bounded=False)
 
+    def _record_outcome(self, answer: dict[str, Any] | MultitowerError) -> None:
+        reload = self.last_reload
+        if reload is None or reload.ended_at is not None:
+            return  # it did not begin
+        reload.ended_at = time.monotonic()
+        if not isinstance(answer, MultitowerError):
+            reload.outcome, level, message = "applied", logging.INFO, "reloaded"
+        elif answer.reason == Reason.CONFIG_REFUSED:
+            reload.outcome, level, message = "refused", logging.ERROR, "reload refused: nothing has changed"
+        else:
+            reload.outcome, level, message = "failed", logging.ERROR, "reload ended early"
+        reload.cause = answer.message if isinstance(answer, MultitowerError) else None
+        self._context.history.keep(level, EventKind.RELOAD, message, cause=reload.cause)
+
     def _begin_reload(self, order: Order, read_s: float) -> None:
+        self.last_reload = LastReload(time.monotonic())
         context = self._context
         context.announcer.reload_began()
         event(log, logging.INFO, "reloading", config=context.settings.current.config.path)

@@ -16,12 +16,14 @@ from multitower.spec import ModelReport
 from ..lifecycle import Lifecycle
 from ..machine.resources import Sampler
 from ..routing.endpoints import Endpoints, problem_kind
+from ..routing.recent import RecentCounts
 from ..routing.router import Router
 from ..routing.routes import Route
 from ..routing.statistics import ModelStatistics
 from ..settings import ActiveSettings
 from ..workers.manager import WorkerManager
-from ..workers.slot import Slot
+from ..workers.slot import Slot, WorkerProcess
+from .orders import LastReload
 from .readiness import Readiness
 
 MEMORY = ("host_memory_bytes", "device_memory_bytes", "device_memory_peak_bytes")
@@ -41,6 +43,7 @@ class StatusReporter:
         manager: the worker processes.
         settings: the settings in force.
         refused_versions: returns why versions in a model's folder are not served, by model and version.
+        last_reload: returns the reload that was begun last; None before the first.
         started: when the daemon started, in monotonic seconds.
         sampler: measures the processes; None leaves the figures `null`.
         endpoints: the daemon's; None leaves `control` and `connections` `null`.
@@ -55,6 +58,7 @@ class StatusReporter:
         manager: WorkerManager,
         settings: ActiveSettings,
         refused_versions: Callable[[], Mapping[tuple[str, str], str]],
+        last_reload: Callable[[], LastReload | None],
         started: float,
         sampler: Sampler | None = None,
         endpoints: Endpoints | None = None,
@@ -65,6 +69,7 @@ class StatusReporter:
         self._manager = manager
         self._settings = settings
         self._refused_versions = refused_versions
+        self._last_reload = last_reload
         self._started = started
         self._sampler = sampler
         self._endpoints = endpoints
@@ -80,7 +85,7 @@ class StatusReporter:
         return {
             "daemon": self._daemon(now),
             "slots": [self._slot(slot, now) for slot in self._manager.slots],
-            "models": [row for name in self._settings.model_names for row in self._versions(name)],
+            "models": [row for name in self._settings.model_names for row in self._versions(name, now)],
         }
 
     def _daemon(self, now: float) -> dict[str, Any]:
@@ -95,7 +100,9 @@ class StatusReporter:
             "listen": [front.endpoint for front in router.fronts],
             "spares": [{"pid": spare.child.pid, "state": spare.state} for spare in self._manager.spares],
             **self._readiness.report(),
-            "rejected": router.rejected,
+            "config": self._report_config(now),
+            "rejected": router.refused.count,
+            "refused": _report_counts(router.refused.by_reason, now),
             "late": scheduler.late_answers,
             "replies_dropped": sum(front.dropped for front in router.fronts),
             "unread_bytes": router.unread.total,
@@ -106,6 +113,20 @@ class StatusReporter:
                 {"model": entry.model, "seconds_left": round(entry.until - now, 1), "refused": entry.refused}
                 for entry in scheduler.quarantined_requests(now)
             ],
+            "events": [past.to_json(now) for past in self._manager.history.events()],
+        }
+
+    def _report_config(self, now: float) -> dict[str, Any]:
+        reload = self._last_reload()
+        return {
+            "path": str(self._settings.current.config.path),
+            "last_reload": None
+            if reload is None
+            else {
+                "outcome": reload.outcome,
+                "age_s": _age(reload.ended_at if reload.ended_at is not None else reload.began_at, now),
+                "cause": reload.cause,
+            },
         }
 
     def _waiting(self) -> list[dict[str, str]]:
@@ -132,17 +153,23 @@ class StatusReporter:
         return {
             "slot": slot.number,
             "state": str(slot.state),
+            "state_for_s": _age(slot.state_since, now),
             "pid": slot.process.child.pid if slot.process is not None else None,
+            "worker_age_s": _age(slot.process.started_at, now) if slot.process is not None else None,
             "device": slot.placement.device,
             "visible_devices": slot.visible_devices,
             "cores": list(slot.placement.cores),
             "incarnation": slot.incarnation,
             "restarts": slot.restarts,
+            "last_restart_age_s": _age(slot.last_restart_at, now),
+            "last_death_age_s": _age(slot.last_death_at, now),
             "depth": route.depth if route is not None else 0,
             "completed": slot.completed + (route.completed if route is not None else 0),
             "last_error": slot.last_error,
+            "last_error_age_s": _age(slot.last_error_at, now),
             "safe_rows": dict(slot.safe_rows),
-            "step": _step(slot),
+            **_step(slot.process, now),
+            "replacement": _replacement(slot, now),
             "batch_ms": {
                 "p50": _rounded_ms(batch_times.p50_ms(now)) if batch_times is not None else None,
                 "p99": _rounded_ms(batch_times.p99_ms(now)) if batch_times is not None else None,
@@ -177,24 +204,25 @@ class StatusReporter:
             "towers": _towers(route) if route is not None else [],
         }
 
-    def _versions(self, name: str) -> list[dict[str, Any]]:
+    def _versions(self, name: str, now: float) -> list[dict[str, Any]]:
         """Returns a row for each version of the model that is served, configured or refused."""
         refused = {version: cause for (model, version), cause in self._refused_versions().items() if model == name}
         specs = (spec for spec in self._settings.models if spec.name == name)
         configured = {spec.version for spec in specs if spec.version is not None}
         served = self._router.versions(name)
         versions: list[str | None] = [*sorted({*served, *configured, *refused}, key=int)] or [None]
-        rows = [self._version_row(name, version, refused.get(version or "")) for version in versions]
+        rows = [self._version_row(name, version, refused.get(version or ""), now) for version in versions]
         labels = self._router.labels(name)
         for row in rows:
             row["labels"] = [label for label, version in labels.items() if row["version"] == version]
         rows[-1]["labels_not_served"] = {label: version for label, version in labels.items() if version not in served}
         return rows
 
-    def _version_row(self, name: str, version: str | None, refused: str | None) -> dict[str, Any]:
+    def _version_row(self, name: str, version: str | None, refused: str | None, now: float) -> dict[str, Any]:
         waiting = self._router.scheduler.waiting(name)
         report = self._router.report(name, version) if version is not None else None
         statistics = self._router.statistics[name].get(version or "") or ModelStatistics()
+        p50, p99 = statistics.latency.percentiles_ms(now, (0.5, 0.99))
         ready = self._readiness.ready_slots(name, version)
         max_batch_size = next(spec.max_batch_size for spec in self._settings.models if spec.name == name)
         return {
@@ -206,8 +234,13 @@ class StatusReporter:
             "slots_total": sum(any(name == spec.name for spec in slot.specs) for slot in self._manager.slots),
             "queue": waiting.requests,
             "queue_bytes": waiting.bytes,
+            "queue_oldest_s": _age(waiting.oldest, now),
+            "latency_ms": {"p50": _rounded_ms(p50), "p99": _rounded_ms(p99)},
             "completed": statistics.success.count,
             "failed": statistics.fail.count,
+            "errors": _report_counts(statistics.errors, now),
+            "last_failed_age_s": _age(statistics.last_error, now),
+            "refused": _report_counts(self._router.refused.of_models.get(name) or RecentCounts(), now),
             "batches": statistics.batches,
             "rows": statistics.rows,
             "max_batch_size": report.max_batch_size if report is not None else max_batch_size,
@@ -249,10 +282,31 @@ class StatusReporter:
         return {key: max(of_workers, default=None) for key, of_workers in sizes.items()}
 
 
-def _step(slot: Slot) -> str | None:
-    """Returns what the slot's process is doing while it loads, for people; None otherwise."""
-    step = slot.process.child.read_step() if slot.process is not None and slot.process.exit_cause is None else None
-    return str(step) if step is not None else None
+def _age(at: float | None, now: float) -> float | None:
+    """Returns how long ago something was, in seconds; None if it has not been."""
+    return None if at is None else round(max(0.0, now - at), 3)
+
+
+def _report_counts(counts: RecentCounts, now: float) -> dict[str, dict[str, int]]:
+    """Returns counts by the reason of an error, the most frequent first."""
+    both = {"total": counts.total, "last_minute": counts.last_minute(now)}
+    return {name: dict(sorted(each.items(), key=lambda item: -item[1])) for name, each in both.items()}
+
+
+def _step(process: WorkerProcess | None, now: float) -> dict[str, Any]:
+    """Returns what a process is doing while it loads, for people, and since when; None otherwise."""
+    step = process.child.read_step() if process is not None and process.exit_cause is None else None
+    if step is None:
+        return {"step": None, "step_for_s": None}
+    return {"step": str(step), "step_for_s": _age(step.began_at, now)}
+
+
+def _replacement(slot: Slot, now: float) -> dict[str, Any] | None:
+    """Returns the process that loads in order to take over from the slot's present one; None if there is none."""
+    process = slot.next_process
+    if process is None:
+        return None
+    return {"pid": process.child.pid, "age_s": _age(process.started_at, now), **_step(process, now)}
 
 
 def _towers(route: Route) -> list[dict[str, Any]]:

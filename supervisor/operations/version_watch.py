@@ -18,6 +18,7 @@ from math import inf
 from multitower.spec import ONLY_VERSION, ModelSpec
 
 from ..config.config import Config, ModelConfig
+from ..loop.history import EventKind
 from ..loop.log import event
 from ..workers.replacement_queue import Replacement
 from .content_comparison import ContentComparison
@@ -49,6 +50,7 @@ class VersionWatch:
         self._queue = context.queue
         self._manager = context.manager
         self._background = context.background
+        self._history = context.history
         self._known = context.manager.known_contents
         self._comparison = ContentComparison(context)
         self._readiness = readiness
@@ -254,7 +256,8 @@ class VersionWatch:
             if error is not None and any(slot.killed_while_loading for slot in self._manager.slots):
                 self._lacked_memory[name] = available
             if error is None:
-                event(log, logging.INFO, "changed files loaded" if rewritten else "versions changed", **fields)
+                message = "changed files loaded" if rewritten else "versions changed"
+                self._history.note(log, logging.INFO, EventKind.VERSION, message, **fields)
                 return
             failed = [
                 report
@@ -273,6 +276,6 @@ class VersionWatch:
                 passing = {version for _, version in self._passing_failures(name)}
                 self._settling(name).record_failed_change(versions, causes or {"": error}, served, passing, now)
             message = "changed files not loaded" if rewritten else "versions not changed"
-            event(log, logging.ERROR, message, **fields, cause=error)
+            self._history.note(log, logging.ERROR, EventKind.VERSION, message, **fields, cause=error)
 
         self._orders.serve_versions(name, versions, ended)

@@ -14,6 +14,7 @@ from multitower.errors import MultitowerError, Reason, make
 from ..scheduling.request import Plan, Request, SharedRequest
 from ..scheduling.scheduler import Scheduler
 from .front_socket import FrontSocket
+from .recent import RefusedRequests
 from .regions import Regions, refusal
 from .request_checks import check_frames
 from .request_plans import RequestPlanner
@@ -31,6 +32,7 @@ class Admission:
         planner: makes the plans of requests.
         max_message_size: bytes that all frames of a request may have.
         unread: counts what clients leave unread.
+        refused: counts refused requests by their model.
 
     Attributes:
         draining: whether new requests are refused, since the daemon is stopping.
@@ -38,7 +40,12 @@ class Admission:
     """
 
     def __init__(
-        self, scheduler: Scheduler, planner: RequestPlanner, max_message_size: int, unread: UnreadReplies
+        self,
+        scheduler: Scheduler,
+        planner: RequestPlanner,
+        max_message_size: int,
+        unread: UnreadReplies,
+        refused: RefusedRequests,
     ) -> None:
         self.draining = False
         self.regions = Regions()
@@ -46,6 +53,7 @@ class Admission:
         self._planner = planner
         self._max_message_size = max_message_size
         self._unread = unread
+        self._refused = refused
         self._large_models: set[str] = set()  # those that have returned large frames
         self._look_at = 0.0  # when `refuse_waiting` looks at the queues next
         self._look_interval_s = REFRESH_S
@@ -71,13 +79,17 @@ class Admission:
         size = sum(sizes)
         self.check_size(size + len(header))
         plan = self._planner.plan(header if type(header) is bytes else bytes(header))
-        self.check_unread(front, address, plan.model)
-        if plan.shared is not None:
-            self._admit_shared(front, address, id, plan, body)
-            return
-        check_frames(plan, sizes)
-        frames = [body[3 + index] for index in plan.order]
-        self._scheduler.submit(Request((front, address), id, plan, frames, size, time.monotonic()))
+        try:
+            self.check_unread(front, address, plan.model)
+            if plan.shared is not None:
+                self._admit_shared(front, address, id, plan, body)
+                return
+            check_frames(plan, sizes)
+            frames = [body[3 + index] for index in plan.order]
+            self._scheduler.submit(Request((front, address), id, plan, frames, size, time.monotonic()))
+        except MultitowerError as error:
+            self._refused.add_of_model(plan.model, error.reason)
+            raise
 
     def _admit_shared(
         self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, plan: Plan, body: list[Any]

@@ -19,6 +19,7 @@ from ..scheduling.request import Request
 from ..scheduling.scheduler import Scheduler
 from .admission import Admission
 from .front_socket import FrontSocket, Incoming, internal_error
+from .recent import RefusedRequests
 from .request_plans import RequestPlanner
 from .statistics import ModelStatistics
 
@@ -45,10 +46,10 @@ class Clients:
         planner: has the versions of the models.
         statistics: by model name and version.
         errors: gets what defects of multitower raise.
+        refused: counts the requests that get an error without having been queued.
 
     Attributes:
         answer_query: answers the kinds other than `infer` and `cancel`; set before the first request is read.
-        rejected: requests that got an error without having been queued.
     """
 
     def __init__(
@@ -58,14 +59,15 @@ class Clients:
         planner: RequestPlanner,
         statistics: Mapping[str, dict[str, ModelStatistics]],
         errors: ErrorLog,
+        refused: RefusedRequests,
     ) -> None:
         self.answer_query: QueryAnswerer = _no_answer
-        self.rejected = 0
         self._scheduler = scheduler
         self._admission = admission
         self._planner = planner
         self._statistics = statistics
         self._errors = errors
+        self._refused = refused
 
     # Requests.
 
@@ -106,7 +108,7 @@ class Clients:
             self._reject(front, address, id, internal_error())
 
     def _reject(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, error: MultitowerError) -> None:
-        self.rejected += 1
+        self._refused.add(error.reason)
         front.answer(address, id, error)
 
     def _answer_other(self, front: FrontSocket, address: tuple[bytes, ...], id: bytes, body: list[Any]) -> None:
@@ -150,7 +152,7 @@ class Clients:
         front, address = request.sender
         statistics = self._statistics[request.plan.model][request.version or self._unrun_version(request)]
         if isinstance(answer, MultitowerError):
-            statistics.count_failure(now - request.received)
+            statistics.count_failure(answer.reason, now - request.received, now)
             front.reply(address, wire.ERROR, request.id, (wire.dump_json(answer.to_wire()),))
         else:
             statistics.count_success(request.rows, request.sent - request.received, now - request.received)

@@ -19,6 +19,7 @@ from multitower.worker_wire import SIZES, KeySpec
 
 from ..scheduling.request import NORMAL_PRIORITY, BatchKey, Plan, Shared
 from ..scheduling.worker import Served
+from .recent import RefusedRequests
 from .request_checks import check_inputs, check_outputs, count_rows, find_signature, shares_batches
 from .version_catalog import VersionCatalog
 
@@ -38,6 +39,7 @@ class RequestPlanner:
     Args:
         timeouts: the longest time of a request in seconds, for each configured model by name.
         why_absent: returns the error for a model that no worker will load, or None where a worker may load it.
+        refused: counts refused requests by their model.
 
     Attributes:
         catalog: the served versions and their labels.
@@ -47,8 +49,10 @@ class RequestPlanner:
         self,
         timeouts: dict[str, float],
         why_absent: Callable[[str], MultitowerError | None] = lambda _: None,
+        refused: RefusedRequests | None = None,
     ) -> None:
         self._why_absent = why_absent
+        self._refused = refused or RefusedRequests()
         self.catalog = VersionCatalog()
         self._interfaces: dict[tuple[object, ...], int] = {}
         self._generations: dict[tuple[str, str], int] = {}
@@ -154,7 +158,13 @@ class RequestPlanner:
         if plan is not None:
             self._plans.move_to_end(header)
             return plan
-        plan = self._make_plan(parse_infer_header(header), len(header))
+        parsed = parse_infer_header(header)
+        try:
+            plan = self._make_plan(parsed, len(header))
+        except MultitowerError as error:
+            if parsed.model_name in self._timeouts:
+                self._refused.add_of_model(parsed.model_name, error.reason)
+            raise
         self._plans[header] = plan
         self._plans_bytes += len(header)
         while len(self._plans) > MAX_CACHED_ENTRIES or self._plans_bytes > MAX_CACHED_BYTES:

@@ -31,6 +31,7 @@ from .admission import Admission
 from .batching_findings import BatchingFindings
 from .clients import Clients, QueryAnswerer
 from .front_socket import FrontSocket, internal_error
+from .recent import RefusedRequests
 from .request_plans import RequestPlanner
 from .routes import Route, models_of_towers
 from .statistics import BatchTimes, ModelStatistics
@@ -58,6 +59,7 @@ class Router:
         routes: to each worker that serves.
         batching: what workers have found out about how models may be batched.
         unread: as given.
+        refused: requests that got an error without having been queued.
         models_to_remove: models that are refused as unknown once their last worker is withdrawn.
     """
 
@@ -71,7 +73,8 @@ class Router:
     ) -> None:
         self._errors = ErrorLog(log)
         self.scheduler = Scheduler(limits, dispatch, self._errors.add)
-        self.planner = RequestPlanner(timeouts, self.scheduler.refusal_for_new_request)
+        self.refused = RefusedRequests()
+        self.planner = RequestPlanner(timeouts, self.scheduler.refusal_for_new_request, self.refused)
         self.fronts: list[FrontSocket] = []
         self.statistics = {model: defaultdict[str, ModelStatistics](ModelStatistics) for model in limits}
         self.routes: dict[Worker, Route] = {}
@@ -80,8 +83,10 @@ class Router:
         self._removals_due: set[str] = set()  # models to remove once no worker has them any more
         self._routes_by_connection: dict[WorkerConnection, Route] = {}
         self.unread = unread or UnreadReplies()
-        self._admission = Admission(self.scheduler, self.planner, max_message_size, self.unread)
-        self._clients = Clients(self.scheduler, self._admission, self.planner, self.statistics, self._errors)
+        self._admission = Admission(self.scheduler, self.planner, max_message_size, self.unread, self.refused)
+        self._clients = Clients(
+            self.scheduler, self._admission, self.planner, self.statistics, self._errors, self.refused
+        )
 
     # Clients.
 
@@ -102,11 +107,6 @@ class Router:
     def start_draining(self) -> None:
         """Refuses new requests for inference from now on; those that were accepted still get their answers."""
         self._admission.draining = True
-
-    @property
-    def rejected(self) -> int:
-        """Requests that got an error without having been queued."""
-        return self._clients.rejected
 
     # Models.
 
@@ -161,6 +161,7 @@ class Router:
             self.scheduler.remove_model(name)
             self._clients.send_replies()  # before the statistics, which count them, are removed
             del self.statistics[name]
+            self.refused.remove_model(name)
 
     def close_model(self, name: str) -> None:
         """Refuses new requests for a model that will be unloaded; accepted ones still get their answers."""
@@ -379,6 +380,10 @@ class Router:
         """Does periodic work; call it about once a second."""
         self._admission.regions.close_idle(now)
         self.unread.tick(now)
+        self.refused.tick(now)
+        for of_model in self.statistics.values():
+            for statistics in of_model.values():
+                statistics.tick(now)
 
     def _send(self, batch: Batch) -> None:
         route = self.routes[batch.worker]

@@ -12,6 +12,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from .recent import LatencyHistogram, RecentCounts
+
 KEPT_S = 60.0
 """Seconds that the time of a batch counts in `BatchTimes`."""
 
@@ -58,6 +60,9 @@ class ModelStatistics:
         compute_infer: executing the model.
         compute_output: slicing the outputs.
         last_ms: when the last batch was answered, milliseconds since the Unix epoch; 0 before the first.
+        latency: of answered requests, from receipt to reply.
+        errors: requests that got an error, by its reason.
+        last_error: when the last one got an error, in monotonic seconds; None before the first.
     """
 
     rows: int = 0
@@ -69,6 +74,9 @@ class ModelStatistics:
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
     last_ms: int = 0
+    latency: LatencyHistogram = field(default_factory=LatencyHistogram)
+    errors: RecentCounts = field(default_factory=RecentCounts)
+    last_error: float | None = None
 
     def count_success(self, rows: int, queue_s: float, total_s: float) -> None:
         """Counts an answered request.
@@ -81,14 +89,29 @@ class ModelStatistics:
         self.rows += rows
         # Every request passes here, so `Duration.add` is written out.
         success, queue = self.success, self.queue
+        total_ns = int(total_s * 1e9)
         success.count += 1
-        success.ns += int(total_s * 1e9)
+        success.ns += total_ns
+        self.latency.add(total_ns)
         queue.count += 1
         queue.ns += int(queue_s * 1e9)
 
-    def count_failure(self, total_s: float) -> None:
-        """Counts a request that got an error `total_s` seconds after its receipt."""
+    def count_failure(self, reason: str, total_s: float, now: float) -> None:
+        """Counts a request that got an error.
+
+        Args:
+            reason: of the error.
+            total_s: seconds from its receipt to its reply.
+            now: monotonic seconds.
+        """
         self.fail.add(1, int(total_s * 1e9))
+        self.errors.add(reason)
+        self.last_error = now
+
+    def tick(self, now: float) -> None:
+        """Keeps what counts as the last minute; call it several times a minute."""
+        self.latency.tick(now)
+        self.errors.tick(now)
 
     def count_batches(self, batches: int, requests: int, assemble_ns: int, compute_ns: int, slice_ns: int) -> None:
         """Counts a worker's result, with the number of batches and requests in it and its times in nanoseconds."""

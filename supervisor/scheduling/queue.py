@@ -228,6 +228,19 @@ class ModelQueue:
         keys = sum(len(self._levels[priority].keys) for priority in self._priorities)
         return max(keys, -(-self.rows // max(largest, 1)))
 
+    def oldest(self) -> float | None:
+        """When the oldest waiting request was received, in monotonic seconds; None if none wait."""
+        oldest: float | None = None
+        for request in self.suspects:
+            if oldest is None or request.received < oldest:
+                oldest = request.received
+        for level in self._in_order():
+            # Requests of which a part has run are behind the others, which are in the order of their arrival.
+            for request in (next(iter(level.order)), *level.started):
+                if oldest is None or request.received < oldest:
+                    oldest = request.received
+        return oldest
+
     def next_due(self) -> float | None:
         """When the first request has waited for `max_delay_s`, in monotonic seconds; None if none wait."""
         firsts = [next(iter(level.order)).received for level in self._in_order()]

@@ -73,10 +73,12 @@ class Waiting(NamedTuple):
     Attributes:
         requests: how many.
         bytes: of these.
+        oldest: when the oldest of them was received, in monotonic seconds; None if there are none.
     """
 
     requests: int
     bytes: int
+    oldest: float | None
 
 
 class Scheduler:
@@ -342,7 +344,7 @@ class Scheduler:
     def waiting(self, model: str) -> Waiting:
         """What waits in a model's queue."""
         queue = self.queues[model]
-        return Waiting(queue.size, queue.bytes)
+        return Waiting(queue.size, queue.bytes, queue.oldest())
 
     def set_limits(self, model: str, limits: QueueLimits) -> None:
         """Adds a model, or changes the limits of its queue."""

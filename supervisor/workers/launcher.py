@@ -101,7 +101,8 @@ class Launcher:
         )
         try:
             child = ChildProcess(self._context, spec, self._output, self._descendants, fields)
-            process = WorkerProcess(child, HangDetector(time.monotonic(), self._heartbeat_s))
+            now = time.monotonic()
+            process = WorkerProcess(child, HangDetector(now, self._heartbeat_s), started_at=now)
             try:
                 self._watcher.add_process(process)
             except BaseException:

@@ -17,7 +17,7 @@ import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from ..loop.containment import ErrorLog
-from ..loop.log import event
+from ..loop.history import EventHistory, EventKind
 from ..machine.placement import Placement
 from ..routing.router import Router
 from ..routing.worker_connection import WorkerProtocolError
@@ -53,8 +53,10 @@ class WorkerManager:
         launcher: starts processes.
         watcher: reports what happens to them.
         capacity: knows what is measured of the slots.
+        history: gets what happens to workers; a new one by default.
 
     Attributes:
+        history: as given.
         settings: as given, or as applied last.
         known_contents: what is known of the contents of models.
     """
@@ -68,7 +70,9 @@ class WorkerManager:
         launcher: Launcher,
         watcher: ProcessWatcher,
         capacity: Capacity,
+        history: EventHistory | None = None,
     ) -> None:
+        self.history = history or EventHistory()
         rng = random.Random()
         self.settings = settings
         self._errors = ErrorLog(log)
@@ -77,10 +81,17 @@ class WorkerManager:
         self._launcher = launcher
         self._watcher = watcher
         self._exits = Exits(self._scheduler, watcher)
-        self._spares = Spares(launcher, RestartBudget(settings.policy, rng))
+        self._spares = Spares(launcher, RestartBudget(settings.policy, rng), self.history)
         self.known_contents = KnownContents()
         self._slots = Slots(
-            self._scheduler, launcher, self._spares, self._exits, rng, settings.policy, self.known_contents
+            self._scheduler,
+            launcher,
+            self._spares,
+            self._exits,
+            rng,
+            settings.policy,
+            self.known_contents,
+            self.history,
         )
         self._capacity = capacity
         self._health = Health(capacity, settings)
@@ -198,7 +209,8 @@ class WorkerManager:
             raise StateError("the requests of a worker that has ended") from error  # some would never be answered
         for model, cause in self._scheduler.quarantined_models.items():
             if model not in before:
-                event(log, logging.ERROR, "model quarantined", model=model, cause=cause)
+                fields = {"model": model, "cause": cause}
+                self.history.note(log, logging.ERROR, EventKind.QUARANTINE, "model quarantined", **fields)
         return suspect_to_blame
 
     @contextlib.contextmanager

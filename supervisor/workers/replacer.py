@@ -13,6 +13,7 @@ from math import inf
 
 from multitower.spec import ModelReport
 
+from ..loop.history import EventKind
 from ..loop.log import event
 from ..routing.router import Router
 from .capacity import Capacity
@@ -82,7 +83,7 @@ class Replacer:
             self._slots.condemn_process(slot.process, Verdict(Fault.DEFECT, "its replacement failed"), now)
         if slot.state not in LIVE and not current.remove and current.why != RECOVERY:
             self._queue.waiting.appendleft(Replacement(slot, RECOVERY))
-        slot.last_error = error
+        slot.record_error(error, now)
         self._finish(error)
 
     def _advance_one(self, replacement: Replacement, now: float) -> None:
@@ -123,7 +124,7 @@ class Replacer:
                 replacement.start_by = replacement.start_by or now + START_S
                 replacement.start_at = now + FIRST_RETRY_S
             else:
-                slot.last_error = started.cause
+                slot.record_error(started.cause, now)
                 self._finish(started.cause)
         else:
             replacement.step = Step.STOPPING
@@ -231,7 +232,7 @@ class Replacer:
             if other.done is not None:
                 other.done("the slot is no longer configured")
 
-    def _wait_for_new_process(self, replacement: Replacement, _now: float) -> None:
+    def _wait_for_new_process(self, replacement: Replacement, now: float) -> None:
         slot = replacement.slot
         failed = tuple(model for model in slot.models if model.state != "ready" and model.key in replacement.changed)
         if slot.state is State.READY and not failed:
@@ -240,7 +241,7 @@ class Replacer:
         ended = slot.state in (State.READY, State.FAILED, State.STOPPED)
         if ended or (slot.state is State.BACKOFF and replacement.former is not None):
             cause = describe_failures(failed) or slot.last_error or str(slot.state)
-            slot.last_error = cause
+            slot.record_error(cause, now)
             self._roll_back(replacement, cause, failed)
 
     def _roll_back(self, replacement: Replacement, cause: str, failed: tuple[ModelReport, ...]) -> None:
@@ -264,7 +265,9 @@ class Replacer:
         done = "removed" if replacement.remove else "replaced"
         message = f"{subject} {done}" if error is None else f"{subject} not {done}"
         level = logging.INFO if error is None else logging.ERROR
-        event(log, level, message, **replacement.slot.fields, why=replacement.why, cause=error)
+        self._slots.history.note(
+            log, level, EventKind.REPLACEMENT, message, **replacement.slot.fields, why=replacement.why, cause=error
+        )
         self._slots.changed = True
         if replacement.done is not None:
             replacement.done(error)

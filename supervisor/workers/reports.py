@@ -11,6 +11,7 @@ from typing import Any
 from multitower import worker_wire
 from multitower.spec import BatchingReport, MemoryReport, ModelReport, WorkerReport
 
+from ..loop.history import EventKind
 from ..loop.log import event
 from ..routing.batching_findings import reasons_in
 from ..routing.router import Router
@@ -138,22 +139,25 @@ class Reports:
         elif report.state == "failed":
             slot.models = report.models
             for model in report.models:
-                _log_failed_model(slot, model)
+                self._note_failed_model(slot, model)
             cause = report.cause or describe_failures(report.models)
             if self._content_check.may_retry(slot, report):
                 verdict = Verdict(Fault.FILES_CHANGED, f"it could not load its models: {cause}")
                 self._slots.condemn_process(process, verdict, now)
                 return
             self._slots.handle_event(slot, Event.UNLOADABLE, now, cause)
-            event(log, logging.ERROR, "slot failed", **process.child.fields, cause=cause)
+            fields = {**process.child.fields, "cause": cause}
+            self._slots.history.note(log, logging.ERROR, EventKind.SLOT_FAILED, "slot failed", **fields)
 
     def _handle_next_process(self, slot: Slot, process: WorkerProcess, report: WorkerReport, now: float) -> None:
         """Handles a report of a process that is to take over the slot."""
         failed = _newly_failed(slot, process, report)
         if report.state == "failed" or failed:
             cause = report.cause or describe_failures(failed)
-            event(log, logging.ERROR, "replacement worker cannot load", **process.child.fields, cause=cause)
-            slot.last_error = cause
+            fields = {**process.child.fields, "cause": cause}
+            message = "replacement worker cannot load"
+            self._slots.history.note(log, logging.ERROR, EventKind.MODEL_REFUSED, message, **fields)
+            slot.record_error(cause, now)
             slot.refused = tuple(failed)
             slot.next_process = None
             self._slots.end_process(process, now)
@@ -189,17 +193,19 @@ class Reports:
     def _log_ready(self, slot: Slot, process: WorkerProcess, now: float) -> None:
         for model in slot.models:
             if model.state != "ready":
-                _log_failed_model(slot, model)
-        unavailable_for = None if slot.unavailable_since is None else round(now - slot.unavailable_since, 3)
+                self._note_failed_model(slot, model)
+        fields = dict(process.child.fields)
+        fields["models"] = ",".join(dict.fromkeys(model.name for model in slot.models if model.state == "ready"))
+        if slot.unavailable_since is None:
+            event(log, logging.INFO, "worker ready", **fields)
+            return
+        fields["away_s"] = round(now - slot.unavailable_since, 3)
         slot.unavailable_since = None
-        event(
-            log,
-            logging.INFO,
-            "worker ready",
-            **process.child.fields,
-            models=",".join(dict.fromkeys(model.name for model in slot.models if model.state == "ready")),
-            away_s=unavailable_for,
-        )
+        self._slots.history.note(log, logging.INFO, EventKind.RESTART, "worker ready", **fields)
+
+    def _note_failed_model(self, slot: Slot, model: ModelReport) -> None:
+        fields = {**slot.fields, "model": model.name, "version": model.version, "cause": model.cause}
+        self._slots.history.note(log, logging.ERROR, EventKind.MODEL_REFUSED, "model cannot load", **fields)
 
 
 def _generation_of(process: WorkerProcess, key: tuple[str, str]) -> int:
@@ -222,8 +228,3 @@ def _newly_failed(slot: Slot, process: WorkerProcess, report: WorkerReport) -> l
         if model.state != "ready"
         and not (model.key in before and old.get(model.key) == process.generations.get(model.key))
     ]
-
-
-def _log_failed_model(slot: Slot, model: ModelReport) -> None:
-    fields = {**slot.fields, "model": model.name, "version": model.version, "cause": model.cause}
-    event(log, logging.ERROR, "model cannot load", **fields)

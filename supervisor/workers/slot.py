@@ -42,6 +42,7 @@ class WorkerProcess:
         replace_after: no automatic replacement before this time, in monotonic seconds.
         specs: the models that it loads, as configured.
         generations: the generation of each model version that it loads; see `scheduling.worker.Served`.
+        started_at: when its process was started, in monotonic seconds.
     """
 
     child: ChildProcess
@@ -61,6 +62,7 @@ class WorkerProcess:
     replace_after: float = 0.0
     specs: tuple[ModelSpec, ...] = ()
     generations: dict[tuple[str, str], int] = field(default_factory=dict)
+    started_at: float = 0.0
 
     @property
     def usable(self) -> bool:
@@ -114,6 +116,7 @@ class Slot(SlotStateMachine):
         state: the initial state.
         placement: its devices and its share of the host.
         specs: the models that its next process loads.
+        now: when it was added, in monotonic seconds.
 
     Attributes:
         placement: as given; a reload may change it.
@@ -139,9 +142,15 @@ class Slot(SlotStateMachine):
     """
 
     def __init__(
-        self, number: int, budget: RestartBudget, state: State, placement: Placement, specs: tuple[ModelSpec, ...]
+        self,
+        number: int,
+        budget: RestartBudget,
+        state: State,
+        placement: Placement,
+        specs: tuple[ModelSpec, ...],
+        now: float = 0.0,
     ) -> None:
-        super().__init__(number, budget, state)
+        super().__init__(number, budget, state, now)
         self.placement = placement
         self.specs = specs
         self.process: WorkerProcess | None = None

@@ -123,22 +123,31 @@ class SlotStateMachine:
         number: from 0, in the order of the devices.
         budget: limits its restarts.
         state: the initial state.
+        now: when it is in this state, in monotonic seconds.
 
     Attributes:
         number: as given.
         state: see `State`.
+        state_since: when it came into this state, in monotonic seconds.
         incarnation: the number of processes that this slot has had.
         restarts: how many of them were started after a death.
         last_error: why the last one died or failed, or None.
+        last_error_at: when that happened, in monotonic seconds; None if nothing has.
+        last_death_at: when a process died last, likewise.
+        last_restart_at: when a process was started last after a death, likewise.
         delay_s: how long a `WAIT` action waits, in seconds.
     """
 
-    def __init__(self, number: int, budget: RestartBudget, state: State = State.STARTING) -> None:
+    def __init__(self, number: int, budget: RestartBudget, state: State = State.STARTING, now: float = 0.0) -> None:
         self.number = number
         self.state = state
+        self.state_since = now
         self.incarnation = 1
         self.restarts = 0
         self.last_error: str | None = None
+        self.last_error_at: float | None = None
+        self.last_death_at: float | None = None
+        self.last_restart_at: float | None = None
         self.delay_s = 0.0
         self._budget = budget
         self._ready_since: float | None = None
@@ -166,7 +175,7 @@ class SlotStateMachine:
         except KeyError:
             raise LookupError(f"slot {self.number}: {event} cannot happen while {self.state}") from None
         if cause is not None:
-            self.last_error = cause
+            self.record_error(cause, now)
         if event is Event.RESTART:
             self._budget.reset()  # the operator is expected to have removed the cause
         if state is State.READY and (self.state is not State.READY or event is Event.REPLACED):
@@ -174,10 +183,17 @@ class SlotStateMachine:
         if action is Action.START or event in (Event.REPLACED, Event.PROMOTED):
             self.incarnation += 1
         if action is Action.START:
-            self.restarts += event is Event.DUE
+            if event is Event.DUE:
+                self.restarts += 1
+                self.last_restart_at = now
             self._ready_since = None
-        self.state = state
+        if state is not self.state:
+            self.state, self.state_since = state, now
         return action
+
+    def record_error(self, cause: str, now: float) -> None:
+        """Keeps why a process died or failed, or could not be started."""
+        self.last_error, self.last_error_at = cause, now
 
     def set_policy(self, policy: RestartPolicy) -> None:
         """Applies a new restart policy from the next death on."""
@@ -196,6 +212,7 @@ class SlotStateMachine:
         """
         if self.state not in LIVE:
             return self.handle(Event.DIED, now)
+        self.last_death_at = now
         ready_for_s = None if self._ready_since is None else now - self._ready_since
         delay = self._budget.spend(now, ready_for_s=ready_for_s, counts=counts)
         if delay is None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 from multitower import worker_wire
 from multitower.spec import ModelSpec
 
+from ..loop.history import EventHistory, EventKind
 from ..loop.log import event
 from ..machine.placement import Placement
 from ..scheduling.scheduler import Scheduler
@@ -44,8 +46,10 @@ class Slots:
         rng: draws what shall differ from slot to slot.
         policy: limits restarts.
         known: what is known of the contents of models.
+        history: gets deaths, restarts, and models that cannot be loaded.
 
     Attributes:
+        history: as given.
         slots: the slots.
         changed: whether something has changed that decides which models are available; reset by its reader.
         stopping: the daemon ends: no process is started any more.
@@ -60,7 +64,9 @@ class Slots:
         rng: random.Random,
         policy: RestartPolicy,
         known: KnownContents,
+        history: EventHistory,
     ) -> None:
+        self.history = history
         self.slots: list[Slot] = []
         self.changed = True
         self.stopping = False
@@ -81,7 +87,7 @@ class Slots:
         """Adds a slot; `advance` starts its process if it has a model to load."""
         state = State.STARTING if specs else State.STOPPED
         budget = RestartBudget(self._policy, self._rng)
-        self.slots.append(Slot(placement.slot, budget, state, placement, specs))
+        self.slots.append(Slot(placement.slot, budget, state, placement, specs, time.monotonic()))
         self.slots.sort(key=lambda slot: slot.number)
         self.changed = True
 
@@ -181,13 +187,13 @@ class Slots:
             slot.process, slot.start_delay_s = started, 0.0
         elif started.passing:
             # Nothing is wrong with the slot: it stays as it is, and its restart budget is not spent.
-            slot.last_error = started.cause
+            slot.record_error(started.cause, now)
             slot.start_delay_s = min(max(2 * slot.start_delay_s, FIRST_RETRY_S), MAX_RETRY_S)
             slot.start_at = now + slot.start_delay_s
             self.changed = True
         else:
             action = slot.handle_death(now, started.cause)
-            log_if_failed(slot)
+            self._note_if_failed(slot)
             self._carry_out(slot, action, now)
 
     def start_next_process(
@@ -340,10 +346,12 @@ class Slots:
             event(log, logging.INFO, "worker ended", **process.child.fields, cause=process.exit_description)
         elif slot.next_process is process:
             slot.next_process = None
-            slot.last_error = process.exit_description
-            event(
+            slot.record_error(process.exit_description, now)
+            slot.last_death_at = now
+            self.history.note(
                 log,
                 logging.ERROR,
+                EventKind.DEATH,
                 "replacement worker died",
                 **process.child.fields,
                 cause=process.exit_description,
@@ -366,16 +374,17 @@ class Slots:
         if expected:
             event(log, logging.INFO, "worker ended", **process.child.fields, cause=process.exit_cause)
         else:
-            event(
+            self.history.note(
                 log,
                 logging.WARNING,
+                EventKind.DEATH,
                 "worker died",
                 **process.child.fields,
                 cause=process.exit_description,
                 check=process.exit_advice,
                 next=f"restart in {slot.delay_s:.1f}s" if action is Action.WAIT else "slot failed",
             )
-            log_if_failed(slot)
+            self._note_if_failed(slot)
         slot.models = tuple(model for model in slot.models if model.state != "ready")
         slot.visible_devices = None
         self._carry_out(slot, action, now)
@@ -401,7 +410,8 @@ class Slots:
         fields = {**process.child.fields, "model": step.model, "version": step.version}
         cause = deaths.not_loaded.get(generation)
         if cause is not None:
-            event(log, logging.ERROR, "model is not loaded any more", **fields, cause=cause)
+            message = "model is not loaded any more"
+            self.history.note(log, logging.ERROR, EventKind.MODEL_REFUSED, message, **fields, cause=cause)
         elif step.fewer_rows:
             message = "worker died in a warm-up: the next one stops at fewer rows"
             event(log, logging.WARNING, message, **fields, rows=step.rows, safe_rows=slot.safe_rows[step.model])
@@ -410,12 +420,14 @@ class Slots:
     def _promote_next_process(self, slot: Slot, died: WorkerProcess, now: float) -> None:
         """The slot's process died while another one loads to take over: that is the current one from now on."""
         slot.unavailable_since = now
-        slot.last_error = died.exit_description
+        slot.record_error(died.exit_description, now)
+        slot.last_death_at = now
         slot.process, slot.next_process = slot.next_process, None
         slot.models, slot.visible_devices = (), None
-        event(
+        self.history.note(
             log,
             logging.WARNING,
+            EventKind.DEATH,
             "worker died",
             **died.child.fields,
             cause=died.exit_description,
@@ -423,6 +435,12 @@ class Slots:
             next="its replacement is loading",
         )
         self.handle_event(slot, Event.PROMOTED, now)
+
+    def _note_if_failed(self, slot: Slot) -> None:
+        """Logs and keeps that a slot has failed, if it has."""
+        if slot.state is State.FAILED:
+            fields = {**slot.fields, "cause": slot.last_error}
+            self.history.note(log, logging.ERROR, EventKind.SLOT_FAILED, "slot failed", **fields)
 
     # What slots wait for.
 
@@ -444,9 +462,3 @@ class Slots:
     def _loading_versions(self) -> set[tuple[str, str]]:
         loading = (each for each in self.slots if each.process is not None and each.state in LOADING)
         return {spec.key for each in loading for spec in each.specs}
-
-
-def log_if_failed(slot: Slot) -> None:
-    """Logs that a slot has failed, if it has."""
-    if slot.state is State.FAILED:
-        event(log, logging.ERROR, "slot failed", **slot.fields, cause=slot.last_error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from ..loop.history import EventHistory, EventKind
 from ..loop.log import event
 from .launcher import Launcher
 from .restart_budget import RestartBudget
@@ -22,15 +23,17 @@ class Spares:
     Args:
         launcher: starts them.
         budget: limits how often they may die.
+        history: gets their deaths.
 
     Attributes:
         processes: the spares.
     """
 
-    def __init__(self, launcher: Launcher, budget: RestartBudget) -> None:
+    def __init__(self, launcher: Launcher, budget: RestartBudget, history: EventHistory) -> None:
         self.processes: list[WorkerProcess] = []
         self._launcher = launcher
         self._budget = budget
+        self._history = history
         self._target = 0
         self._start_at = 0.0
 
@@ -77,9 +80,10 @@ class Spares:
         """Removes a spare that has ended without having been told to, and plans the next start."""
         self.processes.remove(process)
         delay = self._budget.spend(now, ready_for_s=None)
-        event(
+        self._history.note(
             log,
             logging.WARNING,
+            EventKind.DEATH,
             "spare died" if delay is not None else "spare died too often: no more spares",
             **process.child.fields,
             cause=process.exit_description,

@@ -88,6 +88,7 @@ class Operations:
             manager=scene.manager,
             settings=self.settings,
             refused_versions=lambda: self.watch.refused_versions(),
+            last_reload=lambda: self.orders.last_reload,
             started=scene.now,
             sampler=sampler,
         )

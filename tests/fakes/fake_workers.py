@@ -161,7 +161,9 @@ class FakeLauncher(Launcher):
         if self._scene.shortage:
             return StartFailure("no process could be started: fork: Resource temporarily unavailable", passing=True)
         child = FakeChild(1000 + len(self._scene.launched), fields, assignment)
-        process = WorkerProcess(cast(ChildProcess, child), HangDetector(self._scene.now, 1.0))
+        process = WorkerProcess(
+            cast(ChildProcess, child), HangDetector(self._scene.now, 1.0), started_at=self._scene.now
+        )
         self._scene.launched.append(process)
         self._watcher.add_process(process)
         return process

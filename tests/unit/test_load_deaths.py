@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from fake_workers import Scene, child
@@ -180,7 +179,7 @@ def test_the_status_shows_what_a_worker_is_about_to_do() -> None:
     from multitower.supervisor.operations.status import _step
 
     scene = Scene()
-    slot: Any = scene.slot()
-    assert _step(slot) is None
-    child(scene.process()).step = WARM_UP
-    assert _step(slot) == "warming up m version 1 with 1000 rows"
+    process = scene.process()
+    assert _step(process, scene.now) == {"step": None, "step_for_s": None}
+    child(process).step = WARM_UP
+    assert _step(process, scene.now)["step"] == "warming up m version 1 with 1000 rows"

@@ -9,6 +9,7 @@ import pytest
 
 from multitower.errors import MultitowerError
 from multitower.supervisor.routing.admission import MAX_LOOK_INTERVAL_S, Admission
+from multitower.supervisor.routing.recent import RefusedRequests
 from multitower.supervisor.routing.request_plans import RequestPlanner
 from multitower.supervisor.routing.unread import REFRESH_S, Backlog, Mark, UnreadReplies
 from multitower.supervisor.scheduling.request import Request
@@ -51,7 +52,7 @@ def look(scheduler: Looks, admission: Admission, seconds: float) -> int:
 
 def test_waiting_requests_are_looked_at_less_often_while_none_is_refused(unread: UnreadReplies) -> None:
     scheduler = Looks()
-    admission = Admission(scheduler, cast(RequestPlanner, None), 1 << 20, unread)
+    admission = Admission(scheduler, cast(RequestPlanner, None), 1 << 20, unread, RefusedRequests())
     assert look(scheduler, admission, 1.0) == 0, "too little is unread"
     backlog = Backlog()
     unread.add(backlog, Mark(cast(Any, UnwrittenFrame()), LIMIT, 0), scheduler.now)

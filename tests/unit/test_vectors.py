@@ -18,6 +18,7 @@ from multitower.errors import CODE_OF, Reason
 from multitower.infer_header import parse_infer_header
 from multitower.spec import ModelReport, ModelSpec, TensorReport
 from multitower.supervisor.lifecycle import Lifecycle, LifecycleState
+from multitower.supervisor.loop.history import EventHistory
 from multitower.supervisor.operations.queries import Queries
 from multitower.supervisor.operations.readiness import Readiness
 from multitower.supervisor.operations.status import StatusReporter
@@ -146,10 +147,12 @@ def daemon() -> Router:
         {name: 30.0},
         model["max_message_size"],
     )
-    manager: Any = SimpleNamespace(slots=[], spares=[])
+    manager: Any = SimpleNamespace(slots=[], spares=[], history=EventHistory())
     lifecycle = Lifecycle(LifecycleState.RUNNING)
     settings: Any = SimpleNamespace(
-        models=[ModelSpec(name=name)], model_names=[name], current=SimpleNamespace(waiting=())
+        models=[ModelSpec(name=name)],
+        model_names=[name],
+        current=SimpleNamespace(waiting=(), config=SimpleNamespace(path="multitower.yaml")),
     )
     readiness = Readiness(lifecycle, manager, router, settings)
     status = StatusReporter(
@@ -159,6 +162,7 @@ def daemon() -> Router:
         manager=manager,
         settings=settings,
         refused_versions=dict,
+        last_reload=lambda: None,
         started=0.0,
     )
     queries = Queries(readiness, status, router, settings, model["max_message_size"])

@@ -1,0 +1,166 @@
+"""Counts and latencies of the last minute, and the latest events of each kind."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multitower.supervisor.loop.history import KEPT_OF_A_KIND, MAX_CAUSE, EventHistory, EventKind
+from multitower.supervisor.routing.recent import (
+    SLOTS,
+    STEP_S,
+    WINDOW_S,
+    LatencyHistogram,
+    RecentCounts,
+    RefusedRequests,
+)
+
+log = logging.getLogger("multitower.test")
+
+
+def histogram(*seconds: float) -> LatencyHistogram:
+    made = LatencyHistogram()
+    for each in seconds:
+        made.add(int(each * 1e9))
+    return made
+
+
+def percentiles(made: LatencyHistogram, now: float = 0.0) -> list[float | None]:
+    return made.percentiles_ms(now, (0.5, 0.99))
+
+
+def test_without_requests_there_are_no_percentiles() -> None:
+    assert percentiles(LatencyHistogram()) == [None, None]
+
+
+@given(st.floats(2e-5, 3600.0))
+def test_a_latency_is_shown_within_a_sixteenth_of_its_value(seconds: float) -> None:
+    p50, p99 = percentiles(histogram(seconds))
+    assert p50 == p99 == pytest.approx(seconds * 1000, rel=1 / 16)
+
+
+@given(st.lists(st.floats(0.0001, 10.0), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.99, 1.0]))
+def test_percentiles_are_nearest_ranks_within_the_width_of_a_slot(times: list[float], share: float) -> None:
+    (found,) = histogram(*times).percentiles_ms(0.0, (share,))
+    rank = max(1, -(-round(share * len(times) * 1e6) // 10**6))
+    assert found == pytest.approx(sorted(times)[rank - 1] * 1000, rel=1 / 8)
+
+
+@pytest.mark.parametrize("ns", [-5, 0, 1, 1023, 1024, 10**9, 10**12, 10**18])
+def test_every_time_has_a_slot(ns: int) -> None:
+    made = LatencyHistogram()
+    made.add(ns)
+    (found,) = made.percentiles_ms(0.0, (1.0,))
+    assert found is not None
+    assert found > 0
+
+
+def test_slots_are_enough_for_an_hour() -> None:
+    assert SLOTS < 300
+    assert percentiles(histogram(3600.0))[0] == pytest.approx(3600e3, rel=1 / 16)
+
+
+def test_a_latency_counts_for_a_minute() -> None:
+    made = LatencyHistogram()
+    made.tick(0.0)
+    made.add(1_000_000)
+    for tenth in range(1, 10 * int(WINDOW_S)):
+        made.tick(tenth / 10)
+        assert percentiles(made, tenth / 10)[0] == pytest.approx(1.0, rel=1 / 16), tenth
+    late = WINDOW_S + 2 * STEP_S
+    made.tick(late)
+    made.tick(late + WINDOW_S)
+    assert percentiles(made, late + WINDOW_S) == [None, None]
+
+
+def test_recent_slow_requests_are_seen_behind_many_fast_ones_of_before() -> None:
+    made = histogram(*[0.001] * 10_000)
+    made.tick(0.0)
+    made.tick(100.0)
+    made.add(500_000_000)
+    assert percentiles(made, 101.0)[0] == pytest.approx(500, rel=1 / 16)
+
+
+def test_counts_of_the_last_minute_leave_out_what_was_before() -> None:
+    counts = RecentCounts()
+    counts.tick(0.0)
+    counts.add("deadline")
+    counts.tick(1.0 + STEP_S)
+    assert counts.last_minute(30.0) == {"deadline": 1}
+    counts.tick(70.0)
+    counts.add("model_error")
+    assert counts.last_minute(71.0 + STEP_S) == {"model_error": 1}
+    assert counts.total == {"deadline": 1, "model_error": 1}
+
+
+def test_memory_does_not_grow_with_time() -> None:
+    counts, made = RecentCounts(), LatencyHistogram()
+    for second in range(1000):
+        counts.add("deadline")
+        made.add(second)
+        counts.tick(float(second))
+        made.tick(float(second))
+    most = WINDOW_S / STEP_S + 2
+    assert len(counts._copies) <= most
+    assert len(made._copies) <= most
+
+
+def test_an_idle_model_makes_no_copies() -> None:
+    made = histogram(0.1)
+    for second in range(1000):
+        made.tick(float(second))
+    assert len(made._copies) == 1
+
+
+def test_refused_requests_are_counted_by_model_and_in_all() -> None:
+    refused = RefusedRequests()
+    refused.add("malformed")
+    refused.add("queue_full")
+    refused.add_of_model("m", "queue_full")
+    refused.tick(0.0)
+    assert refused.count == 2
+    assert refused.by_reason.last_minute(1.0) == {"malformed": 1, "queue_full": 1}
+    assert refused.of_models["m"].last_minute(1.0) == {"queue_full": 1}
+    refused.remove_model("m")
+    refused.remove_model("unknown")
+    assert not refused.of_models
+
+
+# Events.
+
+
+def test_many_events_of_one_kind_displace_no_other_kind() -> None:
+    history = EventHistory()
+    history.note(log, logging.INFO, EventKind.RELOAD, "reloaded")
+    for number in range(10 * KEPT_OF_A_KIND):
+        history.note(log, logging.WARNING, EventKind.DEATH, "worker died", slot=number, cause="killed by SIGSEGV")
+    events = [past.to_json(past.at) for past in history.events()]
+    assert [each["kind"] for each in events] == ["reload", *["death"] * KEPT_OF_A_KIND]
+    assert events[-1]["slot"] == 10 * KEPT_OF_A_KIND - 1
+
+
+def test_an_event_is_kept_whatever_level_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    log.setLevel(logging.CRITICAL)
+    try:
+        history = EventHistory()
+        history.note(log, logging.WARNING, EventKind.DEATH, "worker died", slot=0)
+    finally:
+        log.setLevel(logging.NOTSET)
+    assert not caplog.records
+    assert len(history.events()) == 1
+
+
+def test_an_event_has_its_time_its_age_and_a_cause_of_bounded_length() -> None:
+    history = EventHistory()
+    history.note(log, logging.ERROR, EventKind.MODEL_REFUSED, "model cannot load", model="m", cause="x" * 10_000)
+    (past,) = history.events()
+    shown = past.to_json(past.at + 12.5)
+    assert shown["age_s"] == 12.5
+    assert shown["level"] == "error"
+    assert shown["time"].endswith("Z")
+    assert shown["model"] == "m"
+    assert len(shown["cause"]) == MAX_CAUSE
+    assert "version" not in shown, "what is not known is left out"

@@ -1,0 +1,223 @@
+"""What `multitower status` prints at every width: nothing is broken or cut, and docs/operating.md shows the same."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from status_example import GPUS, STATUS
+
+from multitower.cli.layout import GAP, Cell, Column, Span, lay_out, render, width_of, wrap
+from multitower.cli.status_view import status_lines
+from multitower.cli.tables import duration_text
+from multitower.cli.watch import frame
+
+OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
+WIDTHS = (60, 80, 120)
+
+
+def text(width: int | None, status: dict[str, Any] = STATUS) -> str:
+    return "\n".join(render(status_lines(status, width), colour=False)).rstrip()
+
+
+def words(shown: str) -> set[str]:
+    return set(re.findall(r"[^\s─]+", shown))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_documentation_shows_what_status_prints(width: int) -> None:
+    marked = re.search(rf"<!-- status at {width} columns -->\n```text\n(.*?)\n```\n", OPERATING.read_text(), re.DOTALL)
+    assert marked is not None, f"docs/operating.md has no block for {width} columns"
+    assert marked[1] == text(width), "write what this test expects into docs/operating.md"
+
+
+def test_no_line_exceeds_the_terminal_and_no_word_is_lost_at_any_width() -> None:
+    # Headings that stand above a column elsewhere are labels of values below a row, and begin with a small letter.
+    every = {each.lower().rstrip(":") for each in words(text(None))} - {"-"}
+    for width in range(44, 260):
+        shown = text(width)
+        assert max(map(width_of, shown.splitlines())) <= width
+        missing = every - {each.lower().rstrip(":") for each in words(shown)}
+        assert not missing, (width, missing)
+
+
+def test_a_value_is_beside_its_unit_at_every_width() -> None:
+    for width in range(44, 200):
+        for line in text(width).splitlines():
+            assert not re.match(r"\s*(?:ms|MiB|%|min|s)\b", line), (width, line)
+
+
+def test_a_wide_status_has_one_line_for_each_slot_and_model() -> None:
+    lines = text(None).splitlines()
+    for device in GPUS:
+        (line,) = (line for line in lines if device in line)
+        assert "ready" in line or "loading" in line
+    assert sum(line.startswith("ranking ") for line in lines) == 3, "as a model, and twice among what failed"
+
+
+def test_a_word_that_is_longer_than_the_terminal_stands_on_a_line_of_its_own() -> None:
+    path = "/" + "x" * 70
+    assert wrap(f"waiting for model {path}: gone", 60, indent=2) == ["waiting for model", path + ":", "  gone"]
+
+
+@pytest.mark.parametrize(
+    ("words", "width", "lines"),
+    [
+        ("one two three", 7, ["one two", "  three"]),
+        ("it took 30 s too", 10, ["it took", "  30 s too"]),
+        ("a 12 b", 4, ["a 12", "  b"]),
+        ("93 % busy", 6, ["93 %", "  busy"]),
+        ("first\nsecond", 40, ["first", "  second"]),
+        ("", 40, [""]),
+        ("one two", None, ["one two"]),
+    ],
+)
+def test_texts_are_wrapped_between_words(words: str, width: int | None, lines: list[str]) -> None:
+    assert wrap(words, width, indent=2) == lines
+
+
+COLUMNS = (Column("Slot"), Column("Rate", right=True, label="rate"), Column("Error", prose=True, label="error:"))
+ROWS = ([Cell("0"), Cell("12.5"), None], [Cell("1"), None, Cell("it was killed by a signal")])
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [
+        (None, ["Slot  Rate  Error", "─" * 37, "0     12.5  -", "1        -  it was killed by a signal"]),
+        (37, ["Slot  Rate  Error", "─" * 37, "0     12.5  -", "1        -  it was killed by a signal"]),
+        (36, ["Slot  Rate", "─" * 10, "0     12.5", "1        -", "    error: it was killed by a signal"]),
+        (
+            16,
+            [
+                "Slot  Rate",
+                "─" * 10,
+                "0     12.5",
+                "1        -",
+                "    error: it",
+                "      was killed",
+                "      by a",
+                "      signal",
+            ],
+        ),
+        (
+            9,
+            [
+                "Slot",
+                "─" * 4,
+                "0",
+                "    rate",
+                "     12.5",
+                "1",
+                "    error:",
+                "      it",
+                "      was",
+                "   killed",
+                "      by",
+                "      a",
+                "   signal",
+            ],
+        ),
+    ],
+)
+def test_a_table_keeps_the_columns_that_fit(width: int | None, expected: list[str]) -> None:
+    assert render(lay_out(COLUMNS, ROWS, width), colour=False) == expected
+
+
+def test_wide_characters_and_combining_ones_are_aligned() -> None:
+    rows = [[Cell("日本"), Cell("1")], [Cell("e\u0301a"), Cell("2")]]
+    lines = render(lay_out((Column("Model"), Column("N")), rows, 40), colour=False)
+    assert [width_of(line) for line in lines[2:]] == [5 + GAP + 1] * 2
+
+
+def test_an_optional_column_without_values_is_left_out() -> None:
+    columns = (Column("Slot"), Column("Memory", optional=True))
+    assert render(lay_out(columns, [[Cell("0"), None]], None), colour=False)[0] == "Slot"
+
+
+def test_colours_stand_around_the_text_alone() -> None:
+    line = [Span("ready", "good"), Span("  "), Span("0")]
+    assert render([line], colour=True) == ["\x1b[32mready\x1b[0m  0"]
+    assert render([line], colour=False) == ["ready  0"]
+
+
+def test_control_characters_of_models_and_causes_are_escaped() -> None:
+    status = json.loads(json.dumps(STATUS).replace("SIGSEGV", "\\u001b[2J").replace("ranking", "\\u001b[31m"))
+    assert all(each.isprintable() or each == "\n" for each in text(80, status))
+
+
+def test_a_daemon_of_an_older_release_is_shown_too() -> None:
+    old = copy.deepcopy(STATUS)
+    for name in ("config", "events", "refused"):
+        del old["daemon"][name]
+    for slot in old["slots"]:
+        for name in [name for name in slot if name.endswith("_s") and name != "rows_per_s"]:
+            del slot[name]
+        del slot["step"], slot["replacement"]
+    for model in old["models"]:
+        del model["latency_ms"], model["errors"], model["refused"], model["queue_oldest_s"]
+    shown = text(80, old)
+    assert "ranking" in shown
+    assert "latest events" not in shown
+
+
+def test_what_no_model_was_named_for_is_refused_without_a_model() -> None:
+    shown = [line.split() for line in text(None).splitlines()]
+    assert ["ranking", "refused", "queue_full", "38", "38"] in shown
+    assert ["ranking", "version", "7", "failed", "deadline", "6", "21"] in shown
+    assert ["-", "refused", "model_unknown", "1", "3"] in shown
+
+
+def test_refusals_of_a_model_with_two_versions_are_counted_once() -> None:
+    status = copy.deepcopy(STATUS)
+    status["models"].append({**status["models"][0], "version": "8"})
+    shown = [line.split() for line in text(None, status).splitlines()]
+    assert shown.count(["ranking", "refused", "queue_full", "38", "38"]) == 1
+    assert ["ranking", "version", "8", "failed", "deadline", "6", "21"] in shown
+
+
+RELOADS = {
+    "applied": ("applied", None, "last reload 12 min ago: applied"),
+    "refused": ("refused", "line 3: no", "last reload 12 min ago: refused: line 3: no"),
+    "in progress": ("in_progress", None, "being reloaded for 12 min"),
+}
+
+
+@pytest.mark.parametrize(("outcome", "cause", "shown"), RELOADS.values(), ids=RELOADS)
+def test_the_last_reload_is_shown_with_its_outcome(outcome: str, cause: str | None, shown: str) -> None:
+    status = copy.deepcopy(STATUS)
+    status["daemon"]["config"]["last_reload"] = {"outcome": outcome, "age_s": 720.0, "cause": cause}
+    assert f"configuration /etc/multitower/multitower.yaml, {shown}" in text(None, status)
+
+
+def test_a_quiet_daemon_says_that_nothing_failed() -> None:
+    status = copy.deepcopy(STATUS)
+    status["daemon"]["refused"]["last_minute"] = {}
+    for model in status["models"]:
+        model["errors"]["last_minute"] = model["refused"]["last_minute"] = {}
+    assert "no request failed or was refused in the last minute" in text(80, status)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.4, "0 s"), (119.0, "119 s"), (120.0, "2 min"), (7199.0, "120 min"), (7200.0, "2 h"), (172_800.0, "2 d")],
+)
+def test_durations_are_short(seconds: float, shown: str) -> None:
+    assert duration_text(seconds) == shown
+
+
+# --watch on a terminal.
+
+
+def test_a_frame_that_fits_overwrites_what_was_there() -> None:
+    assert frame(["one", "two"], 10) == "\x1b[Hone\x1b[K\ntwo\x1b[K\n\x1b[J"
+
+
+@pytest.mark.parametrize("height", [2, 3, 5, 9])
+def test_a_frame_never_scrolls_the_terminal(height: int) -> None:
+    drawn = frame([str(number) for number in range(30)], height)
+    assert drawn.count("\n") == height - 1
+    assert f"… {30 - (height - 2)} more lines" in drawn
