@@ -1,8 +1,4 @@
-/**
- * The Java client of multitower.
- *
- * <p>JeroMQ requires jnacl only for CURVE, which this client does not use: applications may leave it out.
- */
+/** The Java client of multitower. */
 module io.github.multitower.client {
     requires com.google.gson;
     requires org.zeromq.jeromq;

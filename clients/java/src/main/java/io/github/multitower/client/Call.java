@@ -38,14 +38,34 @@ final class Call<T> {
     volatile boolean over;
 
     private final Reader<T> reader;
+    private final Runnable finished;
 
-    Call(byte[] kind, byte[] header, List<Tensor> body, long deadline, long connectBy, Reader<T> reader) {
+    /**
+     * Creates a call that was not sent yet.
+     *
+     * @param kind of the request
+     * @param header of the request, JSON
+     * @param body the tensors
+     * @param deadline when it fails without an outcome
+     * @param connectBy when it fails if it could not be sent by then
+     * @param reader reads the reply
+     * @param finished called when there is an outcome, before anything that depends on the future
+     */
+    Call(
+            byte[] kind,
+            byte[] header,
+            List<Tensor> body,
+            long deadline,
+            long connectBy,
+            Reader<T> reader,
+            Runnable finished) {
         this.kind = kind;
         this.header = header;
         this.body = body;
         this.deadline = deadline;
         this.connectBy = connectBy;
         this.reader = reader;
+        this.finished = finished;
     }
 
     /** Header and tensors, in bytes. */
@@ -76,12 +96,14 @@ final class Call<T> {
             return;
         }
         over = true;
+        finished.run();
         future.complete(result);
     }
 
     void fail(MultitowerException error) {
         if (!over) {
             over = true;
+            finished.run();
             future.completeExceptionally(error);
         }
     }

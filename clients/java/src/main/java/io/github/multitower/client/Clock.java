@@ -1,6 +1,7 @@
 package io.github.multitower.client;
 
 import java.time.Duration;
+import java.util.Objects;
 
 /** Monotonic time in nanoseconds since about the program's start: times can be compared, and there is a last one. */
 final class Clock {
@@ -27,9 +28,11 @@ final class Clock {
     /**
      * Checks a time that a caller gave.
      *
+     * @throws NullPointerException it is null
      * @throws IllegalArgumentException it is zero or negative
      */
     static Duration positive(String name, Duration duration) {
+        Objects.requireNonNull(duration, name);
         if (duration.isZero() || duration.isNegative()) {
             throw new IllegalArgumentException(name + " must be more than nothing, not " + duration);
         }

@@ -7,6 +7,7 @@ import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 
 /** Writes the headers of requests, and reads replies into tensors. */
 final class Codec {
@@ -35,7 +36,7 @@ final class Codec {
             header.append(separator).append("{\"name\":").append(Json.quote(input.getKey()));
             header.append(",\"datatype\":\"").append(input.getValue().datatype()).append("\",\"shape\":[");
             separator = "";
-            for (long size : input.getValue().shape()) {
+            for (long size : input.getValue().sizes()) {
                 header.append(separator).append(size);
                 separator = ",";
             }
@@ -59,8 +60,8 @@ final class Codec {
         if (!request.signature().isEmpty()) {
             header.append(",\"signature_name\":").append(Json.quote(request.signature()));
         }
-        if (!request.label().isEmpty()) {
-            header.append(",\"version_label\":").append(Json.quote(request.label()));
+        if (!request.versionLabel().isEmpty()) {
+            header.append(",\"version_label\":").append(Json.quote(request.versionLabel()));
         }
         return Json.utf8(header.append("}}").toString());
     }
@@ -106,12 +107,37 @@ final class Codec {
         for (Object version : list(header.get("versions"))) {
             versions.add(String.valueOf(version));
         }
-        return new ModelMetadata(
-                String.valueOf(header.get("name")),
-                versions,
-                String.valueOf(header.get("platform")),
-                specs(header.get("inputs")),
-                specs(header.get("outputs")));
+        ModelMetadata.Builder metadata =
+                ModelMetadata.builder(text(header, "name"))
+                        .versions(versions)
+                        .platform(text(header, "platform"))
+                        .inputs(specs(header.get("inputs")))
+                        .outputs(specs(header.get("outputs")))
+                        .signatureName(text(header, "signature_name"));
+        Json.object(header.get("signatures"))
+                .forEach((name, signature) -> metadata.signature(name, signature(Json.object(signature))));
+        return metadata.build();
+    }
+
+    private static SignatureMetadata signature(Map<String, Object> entry) {
+        Object size = entry.get("max_batch_size");
+        return new SignatureMetadata(
+                specs(entry.get("inputs")),
+                specs(entry.get("outputs")),
+                size instanceof Long ? (Long) size : 0,
+                optional(entry, "unbatched_because"),
+                optional(entry, "unverified_because"),
+                optional(entry, "cause"));
+    }
+
+    private static String text(Map<String, Object> entry, String key) {
+        return Objects.toString(entry.get(key), "");
+    }
+
+    /** The text of a key; null if it is missing, null or empty. */
+    private static String optional(Map<String, Object> entry, String key) {
+        String value = text(entry, key);
+        return value.isEmpty() ? null : value;
     }
 
     private static List<TensorSpec> specs(Object value) {

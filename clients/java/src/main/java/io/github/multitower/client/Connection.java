@@ -1,5 +1,7 @@
 package io.github.multitower.client;
 
+import java.lang.System.Logger.Level;
+import java.time.Duration;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Deque;
@@ -21,13 +23,15 @@ import java.util.concurrent.TimeUnit;
  * outcome. The connection opens by itself, and again after it was lost.
  */
 final class Connection {
+    private static final System.Logger LOG = System.getLogger("io.github.multitower.client");
     private static final long CLOSE_MS = 5000;
 
     /** The id of the query for the daemon's limits; calls have other ids. */
     private static final long GREETING = 0;
 
-    private final String endpoint;
+    private final Endpoint endpoint;
     private final Link link;
+    private final Reachability reachability;
     private final Thread thread;
 
     // Written by any thread, read by the connection's thread.
@@ -43,6 +47,7 @@ final class Connection {
     private long serial = GREETING;
     private long nextCheck = Clock.NEVER;
     private long limit = Wire.DEFAULT_MAX_MESSAGE_SIZE;
+    private long lostAt; // when the connection was lost; 0 before the first one
     private boolean connected; // the ZeroMQ handshake is done
     private boolean toGreet; // the greeting is still to be sent
     private boolean greeted; // the daemon has answered the greeting: calls may be sent
@@ -51,16 +56,17 @@ final class Connection {
     /**
      * Begins to connect.
      *
-     * @param endpoint {@code tcp://HOST:PORT}
+     * @param endpoint of the daemon
+     * @param connectTimeout how long calls wait for a daemon to listen
      * @param mostRetries how often a call that the daemon refused without running it is sent again
      * @param peerTimeoutMs milliseconds without a sign of the daemon after which the connection counts as lost; 0 for
      *     never
-     * @throws MultitowerException.Unavailable {@code not_listening}: the host's name cannot be resolved
      */
-    Connection(String endpoint, int mostRetries, int peerTimeoutMs) {
+    Connection(Endpoint endpoint, Duration connectTimeout, int mostRetries, int peerTimeoutMs) {
         this.endpoint = endpoint;
         this.retries = new Retries(mostRetries, () -> ThreadLocalRandom.current().nextDouble());
-        this.link = new Link(endpoint, peerTimeoutMs);
+        this.link = new Link(peerTimeoutMs);
+        this.reachability = new Reachability(endpoint, connectTimeout, link::wake);
         this.thread = new Thread(this::run, "multitower-client " + endpoint);
         thread.setDaemon(true);
         thread.start();
@@ -126,6 +132,7 @@ final class Connection {
 
     private void run() {
         try {
+            reachability.start();
             while (!closing) {
                 link.sleep(Math.min(nextCheck, retries.due()), blocked, this::busy);
                 receive();
@@ -140,17 +147,27 @@ final class Connection {
                 if (now >= nextCheck) {
                     expire(now);
                 }
-                link.retryHandshake(now);
+                connect(now);
             }
         } finally {
             closing = true;
+            reachability.stop();
             end();
         }
     }
 
-    /** Whether calls were handed over. */
+    /** Whether calls were handed over, or the address of the daemon. */
     private boolean busy() {
-        return closing || !incoming.isEmpty() || !cancelled.isEmpty();
+        boolean resolved = !link.connects() && reachability.address() != null;
+        return closing || resolved || !incoming.isEmpty() || !cancelled.isEmpty();
+    }
+
+    private void connect(long now) {
+        if (link.connects()) {
+            link.retryHandshake(now, reachability.address());
+        } else if (reachability.address() != null) {
+            link.connect(reachability.address());
+        }
     }
 
     private void takeIncoming() {
@@ -247,15 +264,20 @@ final class Connection {
     private void watch() {
         for (Link.Change change = link.change(); change != null; change = link.change()) {
             if (change == Link.Change.OPENED) {
-                connected = true;
-                toGreet = true;
+                opened();
                 continue;
             }
             // Replies that arrived before the end count.
             receive();
-            connected = toGreet = greeted = false;
             List<Call<?>> lost = new ArrayList<>(outstanding.values());
             outstanding.clear();
+            if (connected) {
+                lostAt = Clock.now();
+                String text = "lost the connection to {0}: {1} requests without a reply fail; connecting again";
+                LOG.log(Level.WARNING, text, endpoint, Integer.toString(lost.size()));
+            }
+            connected = toGreet = greeted = false;
+            reachability.start();
             for (Call<?> call : lost) {
                 String message = "the connection to " + endpoint + " was lost before the answer came";
                 fail(call, Errors.make(Reason.CONNECTION_LOST, message));
@@ -264,6 +286,18 @@ final class Connection {
             for (Call<?> call : unsent) {
                 nextCheck = Math.min(nextCheck, call.connectBy);
             }
+        }
+    }
+
+    private void opened() {
+        connected = true;
+        toGreet = true;
+        reachability.stop();
+        if (lostAt == 0) {
+            LOG.log(Level.DEBUG, "connected to {0}", endpoint);
+        } else {
+            long ms = (Clock.now() - lostAt) / 1_000_000;
+            LOG.log(Level.INFO, "connected to {0} again, {1} ms after the connection was lost", endpoint, Long.toString(ms));
         }
     }
 
@@ -299,13 +333,9 @@ final class Connection {
             return Errors.make(Reason.DEADLINE, over);
         }
         if (connected) {
-            String message = "something listens at " + endpoint + ", but it does not answer as a multitower daemon";
-            return Errors.make(Reason.NOT_LISTENING, message);
+            return reachability.noAnswer();
         }
-        String message =
-                "no daemon listens at " + endpoint + "; is it running (multitower serve CONFIG), and is this its"
-                        + " endpoint (" + Wire.ENDPOINT_VARIABLE + " or the client's argument)?";
-        return Errors.make(Reason.NOT_LISTENING, message);
+        return reachability.error();
     }
 
     /**

@@ -4,6 +4,48 @@ import java.util.Map;
 
 /** Creates exceptions: each reason and code has its class. */
 final class Errors {
+    /** Calls the constructor of a class. */
+    private interface Constructor {
+        MultitowerException create(String code, String reason, String message, Map<String, Object> details);
+    }
+
+    /** A class of exceptions and its constructor. */
+    private static final class Kind {
+        final Class<? extends MultitowerException> raised;
+        final Constructor constructor;
+
+        Kind(Class<? extends MultitowerException> raised, Constructor constructor) {
+            this.raised = raised;
+            this.constructor = constructor;
+        }
+    }
+
+    private static final Kind POISONED =
+            new Kind(MultitowerException.Poisoned.class, MultitowerException.Poisoned::new);
+    private static final Kind INTERNAL_ERROR =
+            new Kind(MultitowerException.InternalError.class, MultitowerException.InternalError::new);
+    private static final Kind INVALID_REQUEST =
+            new Kind(MultitowerException.InvalidRequest.class, MultitowerException.InvalidRequest::new);
+
+    /** A code of a newer daemon. */
+    private static final Kind UNKNOWN = new Kind(MultitowerException.class, MultitowerException::new);
+
+    private static final Map<String, Kind> BY_CODE =
+            Map.of(
+                    "INVALID_ARGUMENT", INVALID_REQUEST,
+                    "UNIMPLEMENTED", INVALID_REQUEST,
+                    "NOT_FOUND", new Kind(MultitowerException.NotFound.class, MultitowerException.NotFound::new),
+                    "RESOURCE_EXHAUSTED",
+                            new Kind(MultitowerException.Overloaded.class, MultitowerException.Overloaded::new),
+                    "DEADLINE_EXCEEDED",
+                            new Kind(
+                                    MultitowerException.DeadlineExceeded.class,
+                                    MultitowerException.DeadlineExceeded::new),
+                    "CANCELLED", new Kind(MultitowerException.Cancelled.class, MultitowerException.Cancelled::new),
+                    "UNAVAILABLE",
+                            new Kind(MultitowerException.Unavailable.class, MultitowerException.Unavailable::new),
+                    "INTERNAL", new Kind(MultitowerException.ModelError.class, MultitowerException.ModelError::new));
+
     private Errors() {}
 
     /** The exception for a reason, of the matching class. */
@@ -14,6 +56,12 @@ final class Errors {
     /** The same, with the field at fault in the details. */
     static MultitowerException make(Reason reason, String message, String field) {
         return of(reason.code(), reason.toString(), message, Map.of("field", field));
+    }
+
+    /** The exception of a thread that was interrupted while it waited; the thread stays interrupted. */
+    static MultitowerException interrupted() {
+        Thread.currentThread().interrupt();
+        return make(Reason.CANCELLED, "the thread was interrupted while it waited");
     }
 
     /**
@@ -39,31 +87,23 @@ final class Errors {
         return value == null ? otherwise : value.toString();
     }
 
-    private static MultitowerException of(String code, String reason, String message, Map<String, Object> details) {
+    /** The exception of the class that belongs to the reason and the code. */
+    static MultitowerException of(String code, String reason, String message, Map<String, Object> details) {
+        return kind(code, reason).constructor.create(code, reason, message, details);
+    }
+
+    /** The class that belongs to a reason and its code. */
+    static Class<? extends MultitowerException> classOf(String code, String reason) {
+        return kind(code, reason).raised;
+    }
+
+    private static Kind kind(String code, String reason) {
         if (reason.equals(Reason.POISONED.toString())) {
-            return new MultitowerException.Poisoned(code, reason, message, details);
+            return POISONED;
         }
         if (reason.equals(Reason.INTERNAL_ERROR.toString())) {
-            return new MultitowerException.InternalError(code, reason, message, details);
+            return INTERNAL_ERROR;
         }
-        switch (code) {
-            case "INVALID_ARGUMENT":
-            case "UNIMPLEMENTED":
-                return new MultitowerException.InvalidRequest(code, reason, message, details);
-            case "NOT_FOUND":
-                return new MultitowerException.NotFound(code, reason, message, details);
-            case "RESOURCE_EXHAUSTED":
-                return new MultitowerException.Overloaded(code, reason, message, details);
-            case "DEADLINE_EXCEEDED":
-                return new MultitowerException.DeadlineExceeded(code, reason, message, details);
-            case "CANCELLED":
-                return new MultitowerException.Cancelled(code, reason, message, details);
-            case "UNAVAILABLE":
-                return new MultitowerException.Unavailable(code, reason, message, details);
-            case "INTERNAL":
-                return new MultitowerException.ModelError(code, reason, message, details);
-            default:
-                return new MultitowerException(code, reason, message, details);
-        }
+        return BY_CODE.getOrDefault(code, UNKNOWN);
     }
 }

@@ -6,8 +6,12 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
+import java.util.Optional;
 
-/** What to run: a model, its inputs, and options. Immutable: each {@code with} returns a changed copy. */
+/**
+ * What to run: a model, its inputs, and options. Immutable: each {@code with} returns a changed copy. Requests are equal
+ * if all their values are.
+ */
 public final class InferRequest {
     private final String model;
     private final Map<String, Tensor> inputs;
@@ -15,7 +19,7 @@ public final class InferRequest {
     private final String version;
     private final String label;
     private final String signature;
-    private final Duration timeout;
+    private final Duration timeout; // null: the client's
     private final long priority;
 
     private InferRequest(
@@ -46,10 +50,15 @@ public final class InferRequest {
      * @return the request
      */
     public static InferRequest of(String model, Map<String, Tensor> inputs) {
+        Objects.requireNonNull(model, "model");
+        Objects.requireNonNull(inputs, "inputs");
         // A copy: an unmodifiable view would change with its map.
         Map<String, Tensor> copy = new LinkedHashMap<>(inputs);
-        copy.forEach((name, tensor) -> Objects.requireNonNull(tensor, name));
-        Objects.requireNonNull(model, "model");
+        copy.forEach(
+                (name, tensor) -> {
+                    Objects.requireNonNull(name, "inputs: a name");
+                    Objects.requireNonNull(tensor, "inputs: the tensor of " + name);
+                });
         return new InferRequest(model, Collections.unmodifiableMap(copy), List.of(), "", "", "", null, 0);
     }
 
@@ -60,7 +69,7 @@ public final class InferRequest {
      * @return the request
      */
     public InferRequest withOutputs(String... names) {
-        return new InferRequest(model, inputs, List.of(names), version, label, signature, timeout, priority);
+        return new InferRequest(model, inputs, List.of(Nulls.array("names", names)), version, label, signature, timeout, priority);
     }
 
     /**
@@ -99,10 +108,12 @@ public final class InferRequest {
     /**
      * A copy with its own time-out.
      *
-     * @param timeout positive; {@code null} for the client's
+     * @param timeout how long it may take
      * @return the request
+     * @throws IllegalArgumentException it is zero or negative
      */
     public InferRequest withTimeout(Duration timeout) {
+        Clock.positive("timeout", timeout);
         return new InferRequest(model, inputs, outputs, version, label, signature, timeout, priority);
     }
 
@@ -120,35 +131,118 @@ public final class InferRequest {
         return new InferRequest(model, inputs, outputs, version, label, signature, timeout, priority);
     }
 
-    String model() {
+    /**
+     * The model to run.
+     *
+     * @return its name
+     */
+    public String model() {
         return model;
     }
 
-    Map<String, Tensor> inputs() {
+    /**
+     * The inputs.
+     *
+     * @return tensors by name, in the order in which they are sent; not to be changed
+     */
+    public Map<String, Tensor> inputs() {
         return inputs;
     }
 
-    List<String> outputs() {
+    /**
+     * The outputs wanted.
+     *
+     * @return their names; empty for all
+     */
+    public List<String> outputs() {
         return outputs;
     }
 
-    String version() {
+    /**
+     * The version to run.
+     *
+     * @return its number; empty for the highest that is served, or for that of {@link #versionLabel}
+     */
+    public String version() {
         return version;
     }
 
-    String label() {
+    /**
+     * The label of the version to run.
+     *
+     * @return the label; empty for none
+     */
+    public String versionLabel() {
         return label;
     }
 
-    String signature() {
+    /**
+     * The signature to run.
+     *
+     * @return its name; empty for the default one
+     */
+    public String signature() {
         return signature;
     }
 
-    Duration timeout() {
-        return timeout;
+    /**
+     * How long it may take.
+     *
+     * @return its own time-out; empty for the client's
+     */
+    public Optional<Duration> timeout() {
+        return Optional.ofNullable(timeout);
     }
 
-    long priority() {
+    /**
+     * How urgent it is.
+     *
+     * @return 1 for the most urgent; 0, the default, counts as 2
+     */
+    public long priority() {
         return priority;
+    }
+
+    /** Whether the other object is a request with the same values. */
+    @Override
+    public boolean equals(Object other) {
+        if (!(other instanceof InferRequest)) {
+            return false;
+        }
+        InferRequest that = (InferRequest) other;
+        return model.equals(that.model)
+                && inputs.equals(that.inputs)
+                && outputs.equals(that.outputs)
+                && version.equals(that.version)
+                && label.equals(that.label)
+                && signature.equals(that.signature)
+                && Objects.equals(timeout, that.timeout)
+                && priority == that.priority;
+    }
+
+    @Override
+    public int hashCode() {
+        return Objects.hash(model, inputs, outputs, version, label, signature, timeout, priority);
+    }
+
+    /** Model, datatypes and shapes of the inputs, and the options that were set; no values of tensors. */
+    @Override
+    public String toString() {
+        StringBuilder text = new StringBuilder("InferRequest[model=").append(model).append(", inputs=").append(inputs);
+        if (!outputs.isEmpty()) {
+            text.append(", outputs=").append(outputs);
+        }
+        append(text, "version", version);
+        append(text, "versionLabel", label);
+        append(text, "signature", signature);
+        append(text, "timeout", timeout == null ? "" : timeout.toString());
+        append(text, "priority", priority == 0 ? "" : Long.toString(priority));
+        return text.append(']').toString();
+    }
+
+    private static void append(StringBuilder text, String name, String value) {
+        if (!value.isEmpty()) {
+            text.append(", ").append(name).append('=').append(value);
+        }
     }
 }

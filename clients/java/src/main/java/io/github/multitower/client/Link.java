@@ -17,7 +17,6 @@ import org.zeromq.SocketType;
 import org.zeromq.ZContext;
 import org.zeromq.ZEvent;
 import org.zeromq.ZMQ;
-import org.zeromq.ZMQException;
 import org.zeromq.ZMonitor;
 import zmq.Msg;
 
@@ -26,7 +25,7 @@ import zmq.Msg;
  * All methods but {@link #wake} are for that thread. It handles messages; calls are the connection's.
  */
 final class Link {
-    private static final System.Logger LOG = System.getLogger("multitower");
+    private static final System.Logger LOG = System.getLogger("io.github.multitower.client");
     private static final int RECONNECT_MS = 100;
     private static final int RECONNECT_MAX_MS = 2000;
     private static final long HANDSHAKE_MS = 100;
@@ -60,7 +59,6 @@ final class Link {
         }
     }
 
-    private final String endpoint;
     private final ZContext context = new ZContext();
     private final ZMQ.Socket socket;
     // Rather than JeroMQ's poller: a thread that is interrupted while it wakes another through a channel closes that
@@ -69,21 +67,19 @@ final class Link {
     private final AtomicBoolean sleeping = new AtomicBoolean();
     private final Queue<ZMonitor.Event> events = new ConcurrentLinkedQueue<>();
     private volatile boolean closing;
+    private String address; // where it connects to; null before `connect`
     private long handshakeMs = HANDSHAKE_MS;
-    private long handshakeBy = connectBy();
+    private long handshakeBy = Clock.NEVER;
     private boolean handshaking; // connected, and the handshake is not done
     private boolean cut; // the connection was lost in the middle of a message
 
     /**
-     * Begins to connect.
+     * Creates the socket, which {@link #connect} connects.
      *
-     * @param endpoint {@code tcp://HOST:PORT}
      * @param peerTimeoutMs milliseconds without a sign of the daemon after which the connection counts as lost; 0 for
      *     never
-     * @throws MultitowerException.Unavailable {@code not_listening}: the host's name cannot be resolved
      */
-    Link(String endpoint, int peerTimeoutMs) {
-        this.endpoint = endpoint;
+    Link(int peerTimeoutMs) {
         context.setNotificationExceptionHandler(this::failed);
         socket = context.createSocket(SocketType.DEALER);
         socket.setLinger(0);
@@ -94,7 +90,7 @@ final class Link {
         socket.setRcvHWM(0);
         socket.setReconnectIVL(RECONNECT_MS);
         socket.setReconnectIVLMax(RECONNECT_MAX_MS);
-        // It allows IPv6; a name's IPv4 address is still preferred, unless java.net.preferIPv6Addresses says otherwise.
+        // It allows IPv6 as well.
         socket.setIPv6(true);
         if (peerTimeoutMs > 0) {
             // A heartbeat every quarter of the time; its answer must arrive within the other three quarters.
@@ -109,14 +105,26 @@ final class Link {
         try {
             this.selector = Selector.open();
             socket.getFD().register(selector, SelectionKey.OP_READ);
-            socket.connect(endpoint);
-        } catch (ZMQException error) {
-            context.close();
-            throw Errors.make(Reason.NOT_LISTENING, endpoint + " leads nowhere: " + error.getMessage());
         } catch (IOException error) {
             context.close();
             throw new UncheckedIOException(error);
         }
+    }
+
+    /** Whether {@link #connect} was called. */
+    boolean connects() {
+        return address != null;
+    }
+
+    /**
+     * Begins to connect.
+     *
+     * @param to {@code tcp://ADDRESS:PORT}, with nothing to resolve
+     */
+    void connect(String to) {
+        address = to;
+        handshakeBy = connectBy();
+        socket.connect(to);
     }
 
     /** Ends the owner's sleep, from any thread. No-op while the owner is awake. */
@@ -193,8 +201,10 @@ final class Link {
      * for minutes, and JeroMQ 0.6 has no limit for it. JeroMQ 0.6 loses about one new connection in a hundred, on which it
      * neither sends nor reads (its pull request 1022). Each attempt gets twice the time of the previous one, for peers
      * that are far away.
+     *
+     * @param latest the address of the daemon, {@code tcp://ADDRESS:PORT}; its name may lead elsewhere than before
      */
-    void retryHandshake(long now) {
+    void retryHandshake(long now, String latest) {
         if (now < handshakeBy) {
             return;
         }
@@ -202,14 +212,8 @@ final class Link {
             handshakeMs = Math.min(2 * handshakeMs, HANDSHAKE_MAX_MS);
         }
         handshaking = false;
-        handshakeBy = connectBy();
-        socket.disconnect(endpoint);
-        try {
-            socket.connect(endpoint);
-        } catch (ZMQException error) {
-            // The host's name cannot be resolved now.
-            handshakeBy = Clock.now() + TimeUnit.MILLISECONDS.toNanos(handshakeMs);
-        }
+        socket.disconnect(address);
+        connect(latest);
     }
 
     private static long connectBy() {

@@ -8,16 +8,14 @@ import java.util.Map;
 import java.util.Objects;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ExecutionException;
-import java.util.concurrent.Semaphore;
 import java.util.concurrent.TimeUnit;
-import java.util.regex.Matcher;
-import java.util.regex.Pattern;
 
 /**
  * A connection to a daemon, for any number of threads: make one, share it, close it.
  *
  * <p>Requests are pipelined over one connection, and answers come in any order. It opens by itself, and again after it
- * was lost. No call waits longer than its time.
+ * was lost; the logger {@code io.github.multitower.client} tells so. No call waits longer than its time. Every failure
+ * is a {@link MultitowerException}; {@link InferenceClient} lists them.
  *
  * <pre>{@code
  * try (MultitowerClient client = MultitowerClient.connect("tcp://127.0.0.1:5555")) {
@@ -26,56 +24,26 @@ import java.util.regex.Pattern;
  *     float[] probabilities = answer.get("probabilities").toFloats();
  * }
  * }</pre>
- *
- * <p>Every failure is a {@link MultitowerException}:
- *
- * <ul>
- *   <li>{@link MultitowerException.InvalidRequest}: the request is wrong; the message names the field.
- *   <li>{@link MultitowerException.NotFound}: there is no such model or version.
- *   <li>{@link MultitowerException.Overloaded}: the model's queue was full at each attempt, or the next one would
- *       come after the deadline.
- *   <li>{@link MultitowerException.DeadlineExceeded}: no answer in time.
- *   <li>{@link MultitowerException.Unavailable}: no daemon listens, the connection was lost, no worker serves the
- *       model, or the client was closed.
- *   <li>{@link MultitowerException.Poisoned}: workers died while they executed the request.
- *   <li>{@link MultitowerException.ModelError}: the model raised an exception.
- *   <li>{@link MultitowerException.Cancelled}: the waiting thread was interrupted; it stays so.
- * </ul>
  */
-public final class MultitowerClient implements AutoCloseable {
+public final class MultitowerClient implements InferenceClient {
     private static final long ASK_AGAIN_MS = 50;
-    private static final Pattern TCP = Pattern.compile("tcp://(\\[[^\\[\\]]+\\]|[^\\[\\]:/\\s]+):(\\d{1,5})");
 
-    private final String endpoint;
+    private final Endpoint endpoint;
     private final Duration timeout;
     private final Duration connectTimeout;
-    private final int maxOutstanding;
-    private final Semaphore room;
+    private final boolean blockWhenFull;
+    private final Room room;
     private final Codec codec = new Codec();
     private final Connection connection;
 
     private MultitowerClient(Builder builder) {
-        this.endpoint = checked(builder.endpoint);
+        this.endpoint = Endpoint.parse(builder.endpoint);
         this.timeout = builder.timeout;
         this.connectTimeout = builder.connectTimeout;
-        this.maxOutstanding = builder.maxOutstanding;
-        this.room = new Semaphore(maxOutstanding);
-        this.connection = new Connection(endpoint, builder.retries, (int) builder.peerTimeout.toMillis());
-    }
-
-    private static String checked(String endpoint) {
-        if (endpoint.startsWith("ipc://")) {
-            // JeroMQ's ipc is tcp on a port computed from the path: it would find no daemon, without an error.
-            String message =
-                    endpoint + ": ipc sockets cannot be reached from Java (JeroMQ has none that libzmq understands);"
-                            + " let the daemon listen on tcp://127.0.0.1:PORT as well";
-            throw new IllegalArgumentException(message);
-        }
-        Matcher parts = TCP.matcher(endpoint);
-        if (!parts.matches() || Integer.parseInt(parts.group(2)) < 1 || Integer.parseInt(parts.group(2)) > 65535) {
-            throw new IllegalArgumentException(endpoint + " is not an endpoint: tcp://HOST:PORT");
-        }
-        return endpoint;
+        this.blockWhenFull = builder.blockWhenFull;
+        this.room = new Room(builder.maxOutstanding);
+        int peerTimeoutMs = (int) builder.peerTimeout.toMillis();
+        this.connection = new Connection(endpoint, connectTimeout, builder.retries, peerTimeoutMs);
     }
 
     /**
@@ -83,7 +51,6 @@ public final class MultitowerClient implements AutoCloseable {
      *
      * @return a client that connects in the background
      * @throws IllegalArgumentException the variable is not an endpoint that Java can reach
-     * @throws MultitowerException.Unavailable {@code not_listening}: the host's name cannot be resolved
      */
     public static MultitowerClient connect() {
         return builder().build();
@@ -95,7 +62,6 @@ public final class MultitowerClient implements AutoCloseable {
      * @param endpoint {@code tcp://HOST:PORT}; {@code ipc://} cannot be reached from Java
      * @return a client that connects in the background
      * @throws IllegalArgumentException it is not an endpoint that Java can reach
-     * @throws MultitowerException.Unavailable {@code not_listening}: the host's name cannot be resolved
      */
     public static MultitowerClient connect(String endpoint) {
         return builder().endpoint(endpoint).build();
@@ -116,6 +82,7 @@ public final class MultitowerClient implements AutoCloseable {
         private Duration timeout = Duration.ofSeconds(30);
         private Duration connectTimeout = Duration.ofSeconds(5);
         private int maxOutstanding = 1000;
+        private boolean blockWhenFull;
         private int retries = Retries.DEFAULT;
         private Duration peerTimeout = Duration.ofSeconds(30);
 
@@ -160,7 +127,8 @@ public final class MultitowerClient implements AutoCloseable {
         }
 
         /**
-         * How many inferences may be outstanding; further ones wait for one of them to finish, within their time-out.
+         * How many inferences may be outstanding. A further {@code infer} waits for one of them to
+         * finish, within its time-out; a further {@code inferAsync} fails, or waits with {@link #blockWhenFull}.
          *
          * @param maxOutstanding 1000 by default
          * @return this
@@ -171,6 +139,19 @@ public final class MultitowerClient implements AutoCloseable {
                 throw new IllegalArgumentException("maxOutstanding must be 1 or more, not " + maxOutstanding);
             }
             this.maxOutstanding = maxOutstanding;
+            return this;
+        }
+
+        /**
+         * Whether {@code inferAsync} blocks the calling thread, within the request's time, while {@code maxOutstanding}
+         * requests are outstanding: for programs that produce requests faster than they are answered. By default it
+         * does not wait, and the future fails with {@link MultitowerException.Overloaded}, {@code queue_full}.
+         *
+         * @param blockWhenFull {@code false} by default
+         * @return this
+         */
+        public Builder blockWhenFull(boolean blockWhenFull) {
+            this.blockWhenFull = blockWhenFull;
             return this;
         }
 
@@ -199,6 +180,7 @@ public final class MultitowerClient implements AutoCloseable {
          * @throws IllegalArgumentException it is none of these
          */
         public Builder peerTimeout(Duration peerTimeout) {
+            Objects.requireNonNull(peerTimeout, "peerTimeout");
             if (!peerTimeout.isZero()
                     && (peerTimeout.compareTo(Duration.ofMillis(200)) < 0
                             || peerTimeout.compareTo(Duration.ofDays(1)) > 0)) {
@@ -213,7 +195,6 @@ public final class MultitowerClient implements AutoCloseable {
          *
          * @return a client that connects in the background
          * @throws IllegalArgumentException the endpoint is not one that Java can reach
-         * @throws MultitowerException.Unavailable {@code not_listening}: the host's name cannot be resolved
          */
         public MultitowerClient build() {
             return new MultitowerClient(this);
@@ -226,128 +207,68 @@ public final class MultitowerClient implements AutoCloseable {
      * @return {@code tcp://HOST:PORT}
      */
     public String endpoint() {
-        return endpoint;
+        return endpoint.toString();
     }
 
     // Inference.
 
     /**
-     * Runs a model and waits for its outputs, with the client's time-out.
+     * {@inheritDoc}
      *
-     * @param model its name
-     * @param inputs by name; where the model is batched, dimension 0 of each is the rows
-     * @return the outputs by name, in the model's order; not to be changed
-     * @throws MultitowerException what went wrong, see the class
+     * <p>If {@code maxOutstanding} requests are outstanding, it waits for room within the request's time.
      */
-    public Map<String, Tensor> infer(String model, Map<String, Tensor> inputs) {
-        return infer(InferRequest.of(model, inputs));
-    }
-
-    /**
-     * Runs a model and waits for its outputs.
-     *
-     * @param model its name
-     * @param inputs by name; where the model is batched, dimension 0 of each is the rows
-     * @param timeout how long it may take
-     * @return the outputs by name, in the model's order; not to be changed
-     * @throws MultitowerException what went wrong, see the class
-     * @throws IllegalArgumentException the time-out is zero or negative
-     */
-    public Map<String, Tensor> infer(String model, Map<String, Tensor> inputs, Duration timeout) {
-        return infer(InferRequest.of(model, inputs).withTimeout(timeout));
-    }
-
-    /**
-     * Runs a model and waits for its outputs.
-     *
-     * @param request what to run
-     * @return the outputs by name, in the model's order or that of the request; not to be changed
-     * @throws MultitowerException what went wrong, see the class
-     * @throws IllegalArgumentException the time-out is zero or negative
-     */
+    @Override
     public Map<String, Tensor> infer(InferRequest request) {
-        return await(inferAsync(request));
+        return await(start(request, true));
     }
 
     /**
-     * Starts what {@link #infer(String, Map)} does.
+     * {@inheritDoc}
      *
-     * @param model its name
-     * @param inputs by name
-     * @return see {@link #inferAsync(InferRequest)}
-     * @throws MultitowerException it cannot be sent, see there
+     * <p>If {@code maxOutstanding} requests are outstanding, the future fails with
+     * {@link MultitowerException.Overloaded}; with {@code blockWhenFull} the calling thread waits for room instead.
      */
-    public CompletableFuture<Map<String, Tensor>> inferAsync(String model, Map<String, Tensor> inputs) {
-        return inferAsync(InferRequest.of(model, inputs));
-    }
-
-    /**
-     * Starts what {@link #infer(String, Map, Duration)} does.
-     *
-     * @param model its name
-     * @param inputs by name
-     * @param timeout how long it may take
-     * @return see {@link #inferAsync(InferRequest)}
-     * @throws MultitowerException it cannot be sent, see there
-     * @throws IllegalArgumentException the time-out is zero or negative
-     */
-    public CompletableFuture<Map<String, Tensor>> inferAsync(
-            String model, Map<String, Tensor> inputs, Duration timeout) {
-        return inferAsync(InferRequest.of(model, inputs).withTimeout(timeout));
-    }
-
-    /**
-     * Starts what {@link #infer(InferRequest)} does, and returns at once, or as soon as {@code maxOutstanding} allows.
-     *
-     * <p>Completing the future before its outcome is there, as {@link CompletableFuture#cancel} does, cancels the
-     * request: the daemon is told, and does not run it if it has not begun. Actions that depend on the future without
-     * an executor run in the client's thread: they must be short, may start other requests, and must not wait for them.
-     *
-     * @param request what to run
-     * @return a future of the outputs, or of a {@link MultitowerException}
-     * @throws MultitowerException.InvalidRequest {@code malformed}: a name that UTF-8 cannot express
-     * @throws MultitowerException.DeadlineExceeded {@code maxOutstanding} requests were outstanding for the request's
-     *     whole time
-     * @throws MultitowerException.Unavailable {@code closed}: the client was closed
-     * @throws MultitowerException.Cancelled the thread was interrupted while it waited for others
-     * @throws IllegalArgumentException the time-out is zero or negative
-     */
+    @Override
     public CompletableFuture<Map<String, Tensor>> inferAsync(InferRequest request) {
-        connection.check();
-        Duration time = request.timeout() == null ? timeout : Clock.positive("timeout", request.timeout());
-        long nanos = Clock.nanos(time);
+        return start(request, blockWhenFull);
+    }
+
+    /** Starts a request. Whatever goes wrong is the outcome of the future. */
+    private CompletableFuture<Map<String, Tensor>> start(InferRequest request, boolean wait) {
+        Objects.requireNonNull(request, "request");
+        long nanos = Clock.nanos(request.timeout().orElse(timeout));
         long begun = Clock.now();
-        // At least one microsecond: the protocol does not allow a time-out of 0. Always the whole time, so that headers
-        // repeat.
-        byte[] header = Codec.inferHeader(request, (nanos + 999) / 1000);
+        byte[] header;
+        Room.Place place;
+        try {
+            connection.check();
+            // At least one microsecond: the protocol does not allow a time-out of 0. Always the whole time, so that
+            // headers repeat.
+            header = Codec.inferHeader(request, (nanos + 999) / 1000);
+            // The connection's thread would wait for itself.
+            place = room.enter(wait && !connection.inItsThread(), nanos);
+        } catch (MultitowerException error) {
+            return CompletableFuture.failedFuture(error);
+        }
         List<Tensor> body = new ArrayList<>(request.inputs().values());
-        enter(nanos);
         CompletableFuture<Map<String, Tensor>> future =
-                start(Wire.INFER, header, body, begun, nanos, codec::outputs);
-        future.whenComplete((outputs, error) -> room.release());
+                start(Wire.INFER, header, body, begun, nanos, codec::outputs, place::leave);
+        // Completed by the application. An outcome gives the room back before: what depends on it may need the room.
+        future.whenComplete((outputs, error) -> place.leave());
         return future;
     }
 
-    private void enter(long nanos) {
-        boolean entered;
-        try {
-            // The connection's thread would wait for itself.
-            entered = room.tryAcquire() || !connection.inItsThread() && room.tryAcquire(nanos, TimeUnit.NANOSECONDS);
-        } catch (InterruptedException interrupt) {
-            throw interrupted();
-        }
-        if (!entered) {
-            String message =
-                    maxOutstanding + " requests were outstanding, and none got its outcome within this one's time"
-                            + " (maxOutstanding)";
-            throw Errors.make(Reason.DEADLINE, message);
-        }
-    }
-
     private <T> CompletableFuture<T> start(
-            byte[] kind, byte[] header, List<Tensor> body, long begun, long nanos, Call.Reader<T> reader) {
+            byte[] kind,
+            byte[] header,
+            List<Tensor> body,
+            long begun,
+            long nanos,
+            Call.Reader<T> reader,
+            Runnable finished) {
         long connectBy = Clock.now() + Clock.nanos(connectTimeout);
-        Call<T> call = new Call<>(kind, header, body, begun + nanos, Math.min(begun + nanos, connectBy), reader);
+        long deadline = begun + nanos;
+        Call<T> call = new Call<>(kind, header, body, deadline, Math.min(deadline, connectBy), reader, finished);
         // Completed by the application: the answer is not wanted.
         call.future.whenComplete(
                 (result, error) -> {
@@ -369,7 +290,7 @@ public final class MultitowerClient implements AutoCloseable {
             return future.get();
         } catch (InterruptedException interrupt) {
             future.cancel(false);
-            throw interrupted();
+            throw Errors.interrupted();
         } catch (ExecutionException failed) {
             if (failed.getCause() instanceof MultitowerException) {
                 // No other thread has this exception; the trace of the waiting thread is more useful than the client's.
@@ -380,155 +301,72 @@ public final class MultitowerClient implements AutoCloseable {
         }
     }
 
-    private static MultitowerException interrupted() {
-        Thread.currentThread().interrupt();
-        return Errors.make(Reason.CANCELLED, "the thread was interrupted while it waited");
-    }
-
     // Queries.
 
     private Map<String, Object> ask(byte[] kind, Map<String, Object> header, Duration time) {
         connection.check();
         byte[] bytes = header.isEmpty() ? Wire.EMPTY_HEADER : Json.write(header);
         Call.Reader<Map<String, Object>> reader = (reply, frames) -> Json.read(reply);
-        return await(start(kind, bytes, List.of(), Clock.now(), Clock.nanos(time), reader));
+        return await(start(kind, bytes, List.of(), Clock.now(), Clock.nanos(time), reader, () -> {}));
     }
 
     private static Map<String, Object> model(String model, String version) {
         Map<String, Object> header = new LinkedHashMap<>();
         header.put("model_name", Objects.requireNonNull(model, "model"));
-        if (!version.isEmpty()) {
+        if (!Objects.requireNonNull(version, "version").isEmpty()) {
             header.put("model_version", version);
         }
         return header;
     }
 
-    /**
-     * Whether the daemon answers.
-     *
-     * @return true; it is an exception otherwise
-     * @throws MultitowerException.Unavailable no daemon listens
-     * @throws MultitowerException.DeadlineExceeded it does not answer within the client's time-out
-     */
+    @Override
     public boolean serverLive() {
         return Boolean.TRUE.equals(ask(Wire.SERVER_LIVE, Map.of(), timeout).get("live"));
     }
 
-    /**
-     * Whether each model has a ready worker.
-     *
-     * @return true if so
-     * @throws MultitowerException.Unavailable no daemon listens
-     * @throws MultitowerException.DeadlineExceeded it does not answer within the client's time-out
-     */
+    @Override
     public boolean serverReady() {
         return Boolean.TRUE.equals(ask(Wire.SERVER_READY, Map.of(), timeout).get("ready"));
     }
 
-    /**
-     * Name, version, extensions and {@code max_message_size} (bytes) of the daemon.
-     *
-     * @return values as in JSON, see {@link #status}
-     * @throws MultitowerException no daemon answers
-     */
+    @Override
     public Map<String, Object> serverMetadata() {
         return ask(Wire.SERVER_METADATA, Map.of(), timeout);
     }
 
-    /**
-     * The daemon's state: {@code daemon}, {@code slots} and {@code models}; docs/protocol.md lists the fields.
-     *
-     * @return values as in JSON: {@link String}, {@link Long}, {@link Double}, {@link Boolean}, {@code null},
-     *     {@link List} and {@link Map}
-     * @throws MultitowerException no daemon answers
-     */
+    @Override
     public Map<String, Object> status() {
         return ask(Wire.STATUS, Map.of(), timeout);
     }
 
-    /**
-     * Whether a worker serves the model.
-     *
-     * @param model its name
-     * @return true if so
-     * @throws MultitowerException.NotFound there is no such model
-     * @throws MultitowerException no daemon answers
-     */
-    public boolean modelReady(String model) {
-        return Boolean.TRUE.equals(ask(Wire.MODEL_READY, model(model, ""), timeout).get("ready"));
+    @Override
+    public boolean modelReady(String model, String version) {
+        return Boolean.TRUE.equals(ask(Wire.MODEL_READY, model(model, version), timeout).get("ready"));
     }
 
-    /**
-     * The model's versions, and its inputs and outputs.
-     *
-     * @param model its name
-     * @return names, datatypes and shapes
-     * @throws MultitowerException.NotFound there is no such model
-     * @throws MultitowerException.Unavailable no worker has loaded it, or no daemon listens
-     * @throws MultitowerException no daemon answers
-     */
-    public ModelMetadata metadata(String model) {
-        return metadata(model, "");
-    }
-
-    /**
-     * The same for one version.
-     *
-     * @param model its name
-     * @param version empty for the one that is served
-     * @return names, datatypes and shapes
-     * @throws MultitowerException.NotFound there is no such model or version
-     * @throws MultitowerException.Unavailable no worker has loaded it, or no daemon listens
-     * @throws MultitowerException no daemon answers
-     */
+    @Override
     public ModelMetadata metadata(String model, String version) {
         return Codec.metadata(ask(Wire.MODEL_METADATA, model(model, version), timeout));
     }
 
-    /**
-     * The model's configuration with Triton's names, such as {@code max_batch_size}.
-     *
-     * @param model its name
-     * @return values as in JSON, see {@link #status}
-     * @throws MultitowerException.NotFound there is no such model
-     * @throws MultitowerException.Unavailable no worker has loaded it, or no daemon listens
-     * @throws MultitowerException no daemon answers
-     */
-    public Map<String, Object> modelConfig(String model) {
-        return ask(Wire.MODEL_CONFIG, model(model, ""), timeout);
+    @Override
+    public Map<String, Object> modelConfig(String model, String version) {
+        return ask(Wire.MODEL_CONFIG, model(model, version), timeout);
     }
 
-    /**
-     * Counts and nanoseconds of success, failure, queue and compute of all models.
-     *
-     * @return values as in JSON, see {@link #status}
-     * @throws MultitowerException no daemon answers
-     */
+    @Override
     public Map<String, Object> statistics() {
         return ask(Wire.STATISTICS, Map.of(), timeout);
     }
 
-    /**
-     * The same for one model.
-     *
-     * @param model its name
-     * @return values as in JSON, see {@link #status}
-     * @throws MultitowerException.NotFound there is no such model
-     * @throws MultitowerException no daemon answers
-     */
-    public Map<String, Object> statistics(String model) {
-        return ask(Wire.STATISTICS, model(model, ""), timeout);
+    @Override
+    public Map<String, Object> statistics(String model, String version) {
+        return ask(Wire.STATISTICS, model(model, version), timeout);
     }
 
-    /**
-     * Waits until the daemon listens and each model has a ready worker.
-     *
-     * @param within how long
-     * @throws MultitowerException.Unavailable not ready in time; the message says what is missing. Or
-     *     {@code closed}
-     * @throws MultitowerException.Cancelled the thread was interrupted
-     */
+    @Override
     public void waitUntilReady(Duration within) {
+        Objects.requireNonNull(within, "within");
         long until = Clock.now() + Clock.nanos(within);
         while (true) {
             String why;
@@ -554,15 +392,11 @@ public final class MultitowerClient implements AutoCloseable {
             try {
                 Thread.sleep(ASK_AGAIN_MS);
             } catch (InterruptedException interrupt) {
-                throw interrupted();
+                throw Errors.interrupted();
             }
         }
     }
 
-    /**
-     * Closes the connection; requests without an outcome fail with {@link MultitowerException.Unavailable},
-     * {@code closed}. May be called again, and from any thread.
-     */
     @Override
     public void close() {
         connection.close();

@@ -3,12 +3,16 @@ package io.github.multitower.client;
 import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.Map;
+import java.util.Objects;
 
 /**
  * The base class of all errors that the client raises.
  *
  * <p>{@link #code} is a gRPC status name, {@link #reason} says what exactly happened; both are stable, and programs
  * may rely on them. The message is one sentence for people, which names the field at fault.
+ *
+ * <p>Tests of applications create exceptions with the constructors of the subclasses, or with {@link #of(Reason,
+ * String, Map)}, which chooses the subclass.
  */
 public class MultitowerException extends RuntimeException {
     private static final long serialVersionUID = 1L;
@@ -27,6 +31,42 @@ public class MultitowerException extends RuntimeException {
         this.code = code;
         this.reason = reason;
         this.details = Collections.unmodifiableMap(new LinkedHashMap<>(details));
+    }
+
+    /** For the constructors of subclasses: checks that they are those of the reason. */
+    private MultitowerException(Reason reason, String message) {
+        this(Objects.requireNonNull(reason, "reason").code(), reason.toString(), message, Map.of());
+        Class<?> expected = Errors.classOf(code, this.reason);
+        if (getClass() != expected) {
+            throw new IllegalArgumentException(
+                    reason + " is a " + expected.getSimpleName() + ", not a " + getClass().getSimpleName());
+        }
+    }
+
+    /**
+     * An exception as the client raises it for a reason, of the subclass that belongs to the reason.
+     *
+     * @param reason what happened
+     * @param message one sentence for people
+     * @return an exception without details
+     */
+    public static MultitowerException of(Reason reason, String message) {
+        return of(reason, message, Map.of());
+    }
+
+    /**
+     * An exception as the client raises it for a reason, of the subclass that belongs to the reason.
+     *
+     * @param reason what happened
+     * @param message one sentence for people
+     * @param details values for programs, for example {@code Map.of("retry_after_ms", 200L)}
+     * @return an exception with a copy of the details
+     */
+    public static MultitowerException of(Reason reason, String message, Map<String, Object> details) {
+        Objects.requireNonNull(reason, "reason");
+        Objects.requireNonNull(message, "message");
+        Objects.requireNonNull(details, "details");
+        return Errors.of(reason.code(), reason.toString(), message, details);
     }
 
     /**
@@ -54,7 +94,7 @@ public class MultitowerException extends RuntimeException {
      * @return true if it is
      */
     public final boolean is(Reason reason) {
-        return this.reason.equals(reason.toString());
+        return this.reason.equals(Objects.requireNonNull(reason, "reason").toString());
     }
 
     /**
@@ -79,6 +119,17 @@ public class MultitowerException extends RuntimeException {
         InvalidRequest(String code, String reason, String message, Map<String, Object> details) {
             super(code, reason, message, details);
         }
+
+        /**
+         * An exception for a test of an application.
+         *
+         * @param reason one of this class, for example {@link Reason#SHAPE_INVALID}
+         * @param message one sentence for people
+         * @throws IllegalArgumentException the reason belongs to another class
+         */
+        public InvalidRequest(Reason reason, String message) {
+            super(reason, Objects.requireNonNull(message, "message"));
+        }
     }
 
     /** There is no such model, version or signature. */
@@ -87,6 +138,17 @@ public class MultitowerException extends RuntimeException {
 
         NotFound(String code, String reason, String message, Map<String, Object> details) {
             super(code, reason, message, details);
+        }
+
+        /**
+         * An exception for a test of an application.
+         *
+         * @param reason one of this class, for example {@link Reason#MODEL_UNKNOWN}
+         * @param message one sentence for people
+         * @throws IllegalArgumentException the reason belongs to another class
+         */
+        public NotFound(Reason reason, String message) {
+            super(reason, Objects.requireNonNull(message, "message"));
         }
     }
 
@@ -97,14 +159,39 @@ public class MultitowerException extends RuntimeException {
         Unavailable(String code, String reason, String message, Map<String, Object> details) {
             super(code, reason, message, details);
         }
+
+        /**
+         * An exception for a test of an application.
+         *
+         * @param reason one of this class, for example {@link Reason#NO_WORKER}
+         * @param message one sentence for people
+         * @throws IllegalArgumentException the reason belongs to another class
+         */
+        public Unavailable(Reason reason, String message) {
+            super(reason, Objects.requireNonNull(message, "message"));
+        }
     }
 
-    /** The daemon has no room: queue_full, with {@code retry_after_ms} in the details, or reply_dropped. */
+    /**
+     * There is no room: {@code queue_full}, with {@code retry_after_ms} in the details if the daemon refused it, or
+     * {@code reply_dropped}.
+     */
     public static final class Overloaded extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
         Overloaded(String code, String reason, String message, Map<String, Object> details) {
             super(code, reason, message, details);
+        }
+
+        /**
+         * An exception for a test of an application.
+         *
+         * @param reason one of this class, for example {@link Reason#QUEUE_FULL}
+         * @param message one sentence for people
+         * @throws IllegalArgumentException the reason belongs to another class
+         */
+        public Overloaded(Reason reason, String message) {
+            super(reason, Objects.requireNonNull(message, "message"));
         }
     }
 
@@ -115,6 +202,17 @@ public class MultitowerException extends RuntimeException {
         DeadlineExceeded(String code, String reason, String message, Map<String, Object> details) {
             super(code, reason, message, details);
         }
+
+        /**
+         * An exception for a test of an application.
+         *
+         * @param reason one of this class, for example {@link Reason#DEADLINE}
+         * @param message one sentence for people
+         * @throws IllegalArgumentException the reason belongs to another class
+         */
+        public DeadlineExceeded(Reason reason, String message) {
+            super(reason, Objects.requireNonNull(message, "message"));
+        }
     }
 
     /** The client cancelled the request. */
@@ -123,6 +221,17 @@ public class MultitowerException extends RuntimeException {
 
         Cancelled(String code, String reason, String message, Map<String, Object> details) {
             super(code, reason, message, details);
+        }
+
+        /**
+         * An exception for a test of an application.
+         *
+         * @param reason one of this class, for example {@link Reason#CANCELLED}
+         * @param message one sentence for people
+         * @throws IllegalArgumentException the reason belongs to another class
+         */
+        public Cancelled(Reason reason, String message) {
+            super(reason, Objects.requireNonNull(message, "message"));
         }
     }
 
@@ -133,6 +242,17 @@ public class MultitowerException extends RuntimeException {
         Poisoned(String code, String reason, String message, Map<String, Object> details) {
             super(code, reason, message, details);
         }
+
+        /**
+         * An exception for a test of an application.
+         *
+         * @param reason one of this class, for example {@link Reason#POISONED}
+         * @param message one sentence for people
+         * @throws IllegalArgumentException the reason belongs to another class
+         */
+        public Poisoned(Reason reason, String message) {
+            super(reason, Objects.requireNonNull(message, "message"));
+        }
     }
 
     /** The model raised an exception, or returned outputs that differ from its declaration. */
@@ -142,6 +262,17 @@ public class MultitowerException extends RuntimeException {
         ModelError(String code, String reason, String message, Map<String, Object> details) {
             super(code, reason, message, details);
         }
+
+        /**
+         * An exception for a test of an application.
+         *
+         * @param reason one of this class, for example {@link Reason#MODEL_ERROR}
+         * @param message one sentence for people
+         * @throws IllegalArgumentException the reason belongs to another class
+         */
+        public ModelError(Reason reason, String message) {
+            super(reason, Objects.requireNonNull(message, "message"));
+        }
     }
 
     /** A defect of the daemon; its log has the traceback. */
@@ -150,6 +281,17 @@ public class MultitowerException extends RuntimeException {
 
         InternalError(String code, String reason, String message, Map<String, Object> details) {
             super(code, reason, message, details);
+        }
+
+        /**
+         * An exception for a test of an application.
+         *
+         * @param reason one of this class, for example {@link Reason#INTERNAL_ERROR}
+         * @param message one sentence for people
+         * @throws IllegalArgumentException the reason belongs to another class
+         */
+        public InternalError(Reason reason, String message) {
+            super(reason, Objects.requireNonNull(message, "message"));
         }
     }
 }

@@ -9,6 +9,7 @@ import java.nio.LongBuffer;
 import java.nio.ShortBuffer;
 import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
+import java.util.Objects;
 
 /**
  * A tensor: a datatype, a shape, and little-endian, row-major, unpadded bytes. Immutable, and safe to share between
@@ -16,7 +17,7 @@ import java.util.Arrays;
  *
  * <p>The factories {@code of} copy an array into a direct buffer, once, from which it is sent. The one that takes
  * a {@link ByteBuffer} copies nothing. A shape with no dimensions is that of a scalar. Shape and size are checked
- * here, before anything is sent.
+ * here, before anything is sent. Two tensors are equal if datatype, shape and bytes are.
  *
  * <table>
  * <caption>The arrays that each datatype is made from and read as</caption>
@@ -36,8 +37,6 @@ import java.util.Arrays;
  * <p>Unsigned integers are the bits of Java's signed ones: {@link Byte#toUnsignedInt} and its like read them.
  */
 public final class Tensor {
-    private static final int MAX_RANK = 64;
-
     private final Datatype datatype;
     private final long[] shape;
     private final ByteBuffer data;
@@ -48,60 +47,7 @@ public final class Tensor {
         this.shape = shape;
         // From 0 to the capacity: JeroMQ writes a large buffer as it is, up to its capacity.
         this.data = data.slice().asReadOnlyBuffer().order(ByteOrder.LITTLE_ENDIAN);
-        this.elements = check();
-    }
-
-    private int check() {
-        long wanted = count(shape);
-        int has = data.capacity();
-        if (datatype == Datatype.BYTES) {
-            if (wanted > has / 4 || !holdsElements(wanted)) {
-                throw sizeMismatch(wanted + " elements, each with its length before it");
-            }
-        } else if (wanted > Integer.MAX_VALUE || wanted * datatype.size() != has) {
-            throw sizeMismatch(wanted + " elements of " + datatype.size() + " bytes");
-        }
-        return (int) wanted;
-    }
-
-    private MultitowerException sizeMismatch(String takes) {
-        String message = this + " takes " + takes + "; the data has " + data.capacity() + " bytes";
-        return Errors.make(Reason.SIZE_MISMATCH, message);
-    }
-
-    private static long count(long[] shape) {
-        if (shape.length > MAX_RANK) {
-            String message = "a shape has at most " + MAX_RANK + " dimensions, not " + shape.length;
-            throw Errors.make(Reason.SHAPE_INVALID, message);
-        }
-        boolean none = false;
-        long count = 1;
-        try {
-            for (long size : shape) {
-                if (size < 0) {
-                    String message = "the shape " + Arrays.toString(shape) + " has a dimension under 0";
-                    throw Errors.make(Reason.SHAPE_INVALID, message);
-                }
-                none |= size == 0;
-                count = Math.multiplyExact(count, Math.max(size, 1));
-            }
-        } catch (ArithmeticException overflow) {
-            String message = "the shape " + Arrays.toString(shape) + " has more than 2^63 - 1 elements";
-            throw Errors.make(Reason.SHAPE_INVALID, message);
-        }
-        return none ? 0 : count;
-    }
-
-    /** Whether the bytes are this many elements of BYTES, to their end. */
-    private boolean holdsElements(long wanted) {
-        long at = 0;
-        for (long seen = 0; seen < wanted; seen++) {
-            if (at + 4 > data.capacity()) {
-                return false;
-            }
-            at += 4 + Integer.toUnsignedLong(data.getInt((int) at));
-        }
-        return at == data.capacity();
+        this.elements = Sizes.check(datatype, shape, this.data);
     }
 
     // Factories.
@@ -119,7 +65,9 @@ public final class Tensor {
      *     those of the shape
      */
     public static Tensor of(Datatype datatype, ByteBuffer data, long... shape) {
-        return new Tensor(datatype, data, shape.clone());
+        Objects.requireNonNull(datatype, "datatype");
+        Objects.requireNonNull(data, "data");
+        return new Tensor(datatype, data, Objects.requireNonNull(shape, "shape").clone());
     }
 
     /**
@@ -131,11 +79,7 @@ public final class Tensor {
      * @throws MultitowerException.InvalidRequest {@code shape_invalid} or {@code size_mismatch}
      */
     public static Tensor of(boolean[] values, long... shape) {
-        ByteBuffer data = room(Datatype.BOOL, boolean[].class, values.length, shape);
-        for (boolean value : values) {
-            data.put((byte) (value ? 1 : 0));
-        }
-        return filled(Datatype.BOOL, data, shape);
+        return new Tensor(Datatype.BOOL, Encoder.booleans(values, shape), shape.clone());
     }
 
     /**
@@ -161,7 +105,7 @@ public final class Tensor {
      *     {@code size_mismatch}
      */
     public static Tensor of(Datatype datatype, byte[] values, long... shape) {
-        return filled(datatype, room(datatype, byte[].class, values.length, shape).put(values), shape);
+        return new Tensor(datatype, Encoder.bytes(datatype, values, shape), shape.clone());
     }
 
     /**
@@ -187,9 +131,7 @@ public final class Tensor {
      *     {@code size_mismatch}
      */
     public static Tensor of(Datatype datatype, short[] values, long... shape) {
-        ByteBuffer data = room(datatype, short[].class, values.length, shape);
-        data.asShortBuffer().put(values);
-        return new Tensor(datatype, data, shape.clone());
+        return new Tensor(datatype, Encoder.shorts(datatype, values, shape), shape.clone());
     }
 
     /**
@@ -215,9 +157,7 @@ public final class Tensor {
      *     {@code size_mismatch}
      */
     public static Tensor of(Datatype datatype, int[] values, long... shape) {
-        ByteBuffer data = room(datatype, int[].class, values.length, shape);
-        data.asIntBuffer().put(values);
-        return new Tensor(datatype, data, shape.clone());
+        return new Tensor(datatype, Encoder.ints(datatype, values, shape), shape.clone());
     }
 
     /**
@@ -243,9 +183,7 @@ public final class Tensor {
      *     {@code size_mismatch}
      */
     public static Tensor of(Datatype datatype, long[] values, long... shape) {
-        ByteBuffer data = room(datatype, long[].class, values.length, shape);
-        data.asLongBuffer().put(values);
-        return new Tensor(datatype, data, shape.clone());
+        return new Tensor(datatype, Encoder.longs(datatype, values, shape), shape.clone());
     }
 
     /**
@@ -272,19 +210,7 @@ public final class Tensor {
      *     {@code size_mismatch}
      */
     public static Tensor of(Datatype datatype, float[] values, long... shape) {
-        ByteBuffer data = room(datatype, float[].class, values.length, shape);
-        if (datatype == Datatype.FP16) {
-            for (int i = 0; i < values.length; i++) {
-                data.putShort(i * 2, Halves.toFp16(values[i]));
-            }
-        } else if (datatype == Datatype.BF16) {
-            for (int i = 0; i < values.length; i++) {
-                data.putShort(i * 2, Halves.toBf16(values[i]));
-            }
-        } else {
-            data.asFloatBuffer().put(values);
-        }
-        return new Tensor(datatype, data, shape.clone());
+        return new Tensor(datatype, Encoder.floats(datatype, values, shape), shape.clone());
     }
 
     /**
@@ -310,9 +236,7 @@ public final class Tensor {
      *     {@code size_mismatch}
      */
     public static Tensor of(Datatype datatype, double[] values, long... shape) {
-        ByteBuffer data = room(datatype, double[].class, values.length, shape);
-        data.asDoubleBuffer().put(values);
-        return new Tensor(datatype, data, shape.clone());
+        return new Tensor(datatype, Encoder.doubles(datatype, values, shape), shape.clone());
     }
 
     /**
@@ -325,11 +249,7 @@ public final class Tensor {
      *     half a surrogate pair, which UTF-8 cannot express
      */
     public static Tensor of(String[] values, long... shape) {
-        byte[][] encoded = new byte[values.length][];
-        for (int i = 0; i < values.length; i++) {
-            encoded[i] = Json.utf8(values[i]);
-        }
-        return of(encoded, shape);
+        return of(Encoder.utf8(values), shape);
     }
 
     /**
@@ -341,47 +261,7 @@ public final class Tensor {
      * @throws MultitowerException.InvalidRequest {@code shape_invalid} or {@code size_mismatch}
      */
     public static Tensor of(byte[][] values, long... shape) {
-        checkCount(Datatype.BYTES, values.length, 1, shape);
-        long size = 4L * values.length;
-        for (byte[] value : values) {
-            size += value.length;
-        }
-        ByteBuffer data = direct(size);
-        for (byte[] value : values) {
-            data.putInt(value.length).put(value);
-        }
-        return filled(Datatype.BYTES, data, shape);
-    }
-
-    private static ByteBuffer room(Datatype datatype, Class<?> array, int length, long[] shape) {
-        if (!datatype.holds(array)) {
-            String message = datatype + " is not made of a " + array.getSimpleName();
-            throw Errors.make(Reason.DATATYPE_MISMATCH, message);
-        }
-        checkCount(datatype, length, datatype.parts(), shape);
-        return direct((long) length * datatype.size() / datatype.parts());
-    }
-
-    private static void checkCount(Datatype datatype, int length, int parts, long[] shape) {
-        long wanted = count(shape);
-        if (wanted > Integer.MAX_VALUE || wanted * parts != length) {
-            String message =
-                    datatype + Arrays.toString(shape) + " takes " + wanted + (parts == 2 ? " pairs" : "") + ", not "
-                            + length + " values";
-            throw Errors.make(Reason.SIZE_MISMATCH, message);
-        }
-    }
-
-    private static ByteBuffer direct(long size) {
-        if (size > Integer.MAX_VALUE) {
-            String message = "a tensor has at most 2^31 - 1 bytes here, not " + size;
-            throw Errors.make(Reason.TOO_LARGE, message);
-        }
-        return ByteBuffer.allocateDirect((int) size).order(ByteOrder.LITTLE_ENDIAN);
-    }
-
-    private static Tensor filled(Datatype datatype, ByteBuffer data, long[] shape) {
-        return new Tensor(datatype, data.flip(), shape.clone());
+        return new Tensor(Datatype.BYTES, Encoder.byteArrays(values, shape), shape.clone());
     }
 
     // Properties.
@@ -402,6 +282,11 @@ public final class Tensor {
      */
     public long[] shape() {
         return shape.clone();
+    }
+
+    /** The shape itself, which nobody may change. */
+    long[] sizes() {
+        return shape;
     }
 
     /**
@@ -622,6 +507,25 @@ public final class Tensor {
         if (!datatype.holds(array)) {
             throw new IllegalStateException(this + " cannot be read as " + array.getSimpleName());
         }
+    }
+
+    /**
+     * Whether the other object is a tensor of the same datatype and shape with the same bytes. So two NaNs of the same
+     * bits are equal, and 0.0 and -0.0 are not.
+     */
+    @Override
+    public boolean equals(Object other) {
+        if (!(other instanceof Tensor)) {
+            return false;
+        }
+        Tensor that = (Tensor) other;
+        return datatype == that.datatype && Arrays.equals(shape, that.shape) && data.equals(that.data);
+    }
+
+    /** Of datatype, shape and all bytes. */
+    @Override
+    public int hashCode() {
+        return Objects.hash(datatype, Arrays.hashCode(shape), data);
     }
 
     /** Datatype and shape, for example {@code FP32[1, 64]}. */

@@ -1,8 +1,9 @@
 package io.github.multitower.client;
 
 import java.util.Arrays;
+import java.util.Objects;
 
-/** An input or output as a model declares it. */
+/** An input or output as a model declares it. Tests of applications create one with {@link #of}. */
 public final class TensorSpec {
     private final String name;
     private final Datatype datatype;
@@ -14,6 +15,20 @@ public final class TensorSpec {
         this.datatype = datatype;
         this.shape = shape;
         this.optional = optional;
+    }
+
+    /**
+     * An input that requests must have, or an output.
+     *
+     * @param name of the tensor
+     * @param datatype of its elements
+     * @param shape sizes of the dimensions; -1 for one of any size
+     * @return the description
+     */
+    public static TensorSpec of(String name, Datatype datatype, long... shape) {
+        Objects.requireNonNull(name, "name");
+        Objects.requireNonNull(datatype, "datatype");
+        return new TensorSpec(name, datatype, Objects.requireNonNull(shape, "shape").clone(), false);
     }
 
     /**
@@ -50,6 +65,24 @@ public final class TensorSpec {
      */
     public boolean optional() {
         return optional;
+    }
+
+    /** Whether the other object is a description with the same values. */
+    @Override
+    public boolean equals(Object other) {
+        if (!(other instanceof TensorSpec)) {
+            return false;
+        }
+        TensorSpec that = (TensorSpec) other;
+        return name.equals(that.name)
+                && datatype == that.datatype
+                && Arrays.equals(shape, that.shape)
+                && optional == that.optional;
+    }
+
+    @Override
+    public int hashCode() {
+        return Objects.hash(name, datatype, Arrays.hashCode(shape), optional);
     }
 
     /** Name, datatype and shape, for example {@code x: FP32[-1, 64]}. */

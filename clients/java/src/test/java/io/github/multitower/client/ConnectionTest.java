@@ -154,7 +154,7 @@ class ConnectionTest {
                     }
                     throw new IllegalStateException("none left");
                 };
-        Call<Void> call = new Call<>(new byte[0], new byte[0], List.of(), 0, 0, reader);
+        Call<Void> call = new Call<>(new byte[0], new byte[0], List.of(), 0, 0, reader, () -> {});
         call.answer(new byte[0], List.of());
         MultitowerException error = failure(call.future);
         assertReason(Reason.OUTPUT_INVALID, error);
@@ -321,23 +321,30 @@ class ConnectionTest {
     // Room.
 
     @Test
-    void aRequestWaitsForRoomWithinItsTime() throws Exception {
+    void aFullClientFailsAtOnceByDefaultAndInferWaits() throws Exception {
         try (FakeDaemon daemon = new FakeDaemon();
                 MultitowerClient client =
                         MultitowerClient.builder().endpoint(daemon.endpoint).maxOutstanding(1).build()) {
             CompletableFuture<Map<String, Tensor>> first = client.inferAsync("m", INPUTS, LONG);
             FakeDaemon.Received request = daemon.next("MT1:infer");
-            MultitowerException error = assertThrows(
-                    MultitowerException.DeadlineExceeded.class, () -> client.inferAsync("m", INPUTS, SHORT));
-            assertTrue(error.getMessage().contains("maxOutstanding"), error.getMessage());
-            CompletableFuture<CompletableFuture<Map<String, Tensor>>> waiting =
-                    CompletableFuture.supplyAsync(() -> client.inferAsync("second", INPUTS, LONG));
-            assertNull(daemon.requests.poll(100, TimeUnit.MILLISECONDS), "there is no room for it yet");
+            CompletableFuture<Map<String, Tensor>> refused = client.inferAsync("m", INPUTS, LONG);
+            assertTrue(refused.isCompletedExceptionally());
+            MultitowerException full = failure(refused);
+            assertInstanceOf(MultitowerException.Overloaded.class, full);
+            assertReason(Reason.QUEUE_FULL, full);
+            assertEquals(Map.of("limit", "maxOutstanding", "limit_value", 1L), full.details());
+            // What waits does so within its time.
+            MultitowerException late =
+                    assertThrows(MultitowerException.DeadlineExceeded.class, () -> client.infer("m", INPUTS, SHORT));
+            assertEquals("maxOutstanding", late.details().get("limit"));
+            CompletableFuture<Map<String, Tensor>> waiting =
+                    CompletableFuture.supplyAsync(() -> client.infer("second", INPUTS, LONG));
             daemon.reply(request, FakeDaemon.two(request));
             first.get();
             FakeDaemon.Received second = daemon.next("MT1:infer");
+            assertTrue(second.header().contains("second"), second.header());
             daemon.reply(second, FakeDaemon.two(second));
-            waiting.get().get();
+            waiting.get();
             // The questions about the daemon need no room.
             client.inferAsync("m", INPUTS, LONG);
             CompletableFuture<Map<String, Object>> status = CompletableFuture.supplyAsync(client::status);
@@ -345,6 +352,49 @@ class ConnectionTest {
             FakeDaemon.Received asked = daemon.next("MT1:status");
             daemon.reply(asked, FakeDaemon.ok(asked, "{\"slots\":[]}"));
             assertEquals(Map.of("slots", List.of()), status.get());
+        }
+    }
+
+    @Test
+    void aFullClientMayBlockAndNeverDoesInItsOwnThread() throws Exception {
+        try (FakeDaemon daemon = new FakeDaemon();
+                MultitowerClient client = MultitowerClient.builder()
+                        .endpoint(daemon.endpoint)
+                        .maxOutstanding(1)
+                        .blockWhenFull(true)
+                        .build()) {
+            CompletableFuture<Map<String, Tensor>> first = client.inferAsync("first", INPUTS, LONG);
+            FakeDaemon.Received request = daemon.next("MT1:infer");
+            MultitowerException late = failure(client.inferAsync("late", INPUTS, SHORT));
+            assertReason(Reason.DEADLINE, late);
+            CompletableFuture<CompletableFuture<Map<String, Tensor>>> waiting =
+                    CompletableFuture.supplyAsync(() -> client.inferAsync("second", INPUTS, LONG));
+            AtomicReference<MultitowerException> full = new AtomicReference<>();
+            daemon.reply(request, FakeDaemon.two(request));
+            first.get();
+            FakeDaemon.Received second = daemon.next("MT1:infer");
+            CompletableFuture<Void> chained = waiting.get().thenAccept(outputs -> {
+                // Its own room is free again. The next one finds none, and would wait for its own thread.
+                client.inferAsync("third", INPUTS, LONG);
+                full.set(failure(client.inferAsync("fourth", INPUTS, LONG)));
+            });
+            daemon.reply(second, FakeDaemon.two(second));
+            daemon.next("MT1:infer");
+            chained.get(20, TimeUnit.SECONDS);
+            assertReason(Reason.QUEUE_FULL, full.get());
+        }
+    }
+
+    @Test
+    void whateverIsWrongWithAnAsynchronousRequestIsTheOutcomeOfItsFuture() throws Exception {
+        try (FakeDaemon daemon = new FakeDaemon()) {
+            MultitowerClient client = MultitowerClient.connect(daemon.endpoint);
+            assertReason(Reason.MALFORMED, failure(client.inferAsync("\ud834", INPUTS)));
+            ExecutionException spent = assertThrows(
+                    ExecutionException.class, () -> client.inferAsync("m", INPUTS, Duration.ZERO).get());
+            assertInstanceOf(IllegalArgumentException.class, spent.getCause());
+            client.close();
+            assertReason(Reason.CLOSED, failure(client.inferAsync("m", INPUTS)));
         }
     }
 
@@ -453,14 +503,6 @@ class ConnectionTest {
         IllegalArgumentException error =
                 assertThrows(IllegalArgumentException.class, () -> MultitowerClient.connect(endpoint));
         assertTrue(error.getMessage().contains("tcp://"), error.getMessage());
-    }
-
-    @Test
-    void aHostThatLeadsNowhereIsUnavailable() {
-        MultitowerException error = assertThrows(
-                MultitowerException.Unavailable.class,
-                () -> MultitowerClient.connect("tcp://no-such-host.invalid:5555"));
-        assertReason(Reason.NOT_LISTENING, error);
     }
 
     @Test

@@ -109,7 +109,13 @@ class DigitsIT {
         assertEquals("digits [x: FP32[-1, 64]] -> [probabilities: FP32[-1, 10]]", metadata.toString());
         assertEquals(List.of("1"), metadata.versions());
         assertEquals(metadata.toString(), client.metadata("digits", "1").toString());
+        assertEquals("serving_default", metadata.signatureName());
+        assertEquals(metadata.inputs(), metadata.signatures().get("serving_default").inputs());
         assertTrue(client.modelReady("digits"));
+        assertTrue(client.modelReady("digits", "1"));
+        assertThrows(MultitowerException.NotFound.class, () -> client.modelReady("digits", "99"));
+        assertThrows(MultitowerException.NotFound.class, () -> client.statistics("digits", "99"));
+        assertEquals(client.statistics("digits").keySet(), client.statistics("digits", "1").keySet());
         assertTrue(((Number) client.modelConfig("digits").get("max_batch_size")).longValue() > 0);
         assertTrue(client.statistics().containsKey("model_stats"));
         assertTrue(client.statistics("digits").containsKey("model_stats"));

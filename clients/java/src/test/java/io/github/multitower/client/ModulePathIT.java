@@ -15,10 +15,8 @@ import java.util.stream.Stream;
 import javax.tools.ToolProvider;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
-import org.junit.jupiter.params.ParameterizedTest;
-import org.junit.jupiter.params.provider.ValueSource;
 
-/** The jar as applications use it: on the module path, and without the library that only CURVE needs. */
+/** The jar as applications use it: on the module path, with what Maven brings. */
 class ModulePathIT {
     private static final Path TARGET = Path.of(System.getProperty("basedir"), "target");
     private static final String MODULE = "io.github.multitower.client";
@@ -28,7 +26,7 @@ class ModulePathIT {
             "import java.util.Map;",
             "public class Main {",
             "    public static void main(String[] arguments) {",
-            "        try (MultitowerClient client = MultitowerClient.connect(arguments[0])) {",
+            "        try (InferenceClient client = MultitowerClient.connect(arguments[0])) {",
             "            Tensor x = Tensor.of(new float[] {1}, 1);",
             "            byte[] y = client.infer(\"m\", Map.of(\"x\", x)).get(\"y\").toBytes();",
             "            System.out.println(MultitowerClient.class.getModule().getName() + ' ' + y[0] + ' ' + y[1]);",
@@ -44,10 +42,9 @@ class ModulePathIT {
         }
     }
 
-    private static String modulePath(boolean jnacl) throws IOException {
+    private static String modulePath() throws IOException {
         try (Stream<Path> libraries = Files.list(TARGET.resolve("lib"))) {
             return Stream.concat(Stream.of(jar()), libraries)
-                    .filter(file -> jnacl || !file.getFileName().toString().startsWith("jnacl"))
                     .map(Path::toString)
                     .collect(Collectors.joining(System.getProperty("path.separator")));
         }
@@ -61,15 +58,14 @@ class ModulePathIT {
         return output;
     }
 
-    @ParameterizedTest
-    @ValueSource(booleans = {true, false})
-    void aModularApplicationAsksADaemonWithAndWithoutJnacl(boolean jnacl, @TempDir Path folder) throws Exception {
+    @Test
+    void aModularApplicationAsksADaemon(@TempDir Path folder) throws Exception {
         Path descriptor = folder.resolve("module-info.java");
         Path program = folder.resolve("Main.java");
         Files.writeString(descriptor, "module application { requires " + MODULE + "; }");
         Files.writeString(program, APPLICATION);
         ByteArrayOutputStream errors = new ByteArrayOutputStream();
-        String path = modulePath(jnacl);
+        String path = modulePath();
         List<String> options = List.of("--release", "11", "-p", path, "-d", folder.resolve("classes").toString());
         List<String> sources = List.of(descriptor.toString(), program.toString());
         String[] arguments = Stream.concat(options.stream(), sources.stream()).toArray(String[]::new);

@@ -1,0 +1,205 @@
+package io.github.multitower.client;
+
+import java.io.IOException;
+import java.net.ConnectException;
+import java.net.InetAddress;
+import java.net.InetSocketAddress;
+import java.net.Socket;
+import java.net.SocketTimeoutException;
+import java.net.UnknownHostException;
+import java.time.Duration;
+import java.util.Map;
+
+/**
+ * Resolves the daemon's host, and finds out why no connection opens, which JeroMQ does not report. Both can block for
+ * seconds, so a thread does it; the thread runs only while there is no connection.
+ */
+final class Reachability {
+    private static final long MOST_BEFORE_PROBE_MS = 500;
+    private static final long MOST_PROBE_MS = 2000;
+    private static final long AGAIN_MS = 1000;
+    private static final long UNRESOLVED_AGAIN_MS = 200;
+
+    private static final String IS_IT_RUNNING =
+            "is the daemon running (multitower serve CONFIG), and is this its endpoint (" + Wire.ENDPOINT_VARIABLE
+                    + " or the client's argument)?";
+
+    /** The key of the kind of failure in the details of an error; the kinds are those of the Python client. */
+    private static final String CONNECT_ERROR = "connect_error";
+
+    /** Why there is no connection: for programs, and for people with what to check. */
+    static final class Finding {
+        final String kind;
+        final String message;
+
+        Finding(String kind, String message) {
+            this.kind = kind;
+            this.message = message;
+        }
+    }
+
+    private final Endpoint endpoint;
+    private final Runnable resolved;
+    private final long beforeProbeMs;
+    private final int probeMs;
+
+    /** The address to connect to, as an endpoint; null while the name could not be resolved. */
+    private volatile String address;
+
+    /** What was found out last. */
+    private volatile Finding finding;
+
+    // Guarded by this object.
+    private boolean wanted;
+    private boolean running;
+
+    /**
+     * Looks at nothing yet.
+     *
+     * @param endpoint of the daemon
+     * @param connectTimeout how long requests wait for a daemon; the cause is looked for within that time
+     * @param resolved called in the thread each time that the name was resolved
+     */
+    Reachability(Endpoint endpoint, Duration connectTimeout, Runnable resolved) {
+        this.endpoint = endpoint;
+        this.resolved = resolved;
+        long ms = Clock.nanos(connectTimeout) / 1_000_000;
+        this.beforeProbeMs = Math.min(MOST_BEFORE_PROBE_MS, ms / 4);
+        this.probeMs = (int) Math.max(1, Math.min(MOST_PROBE_MS, ms / 2));
+    }
+
+    /** The endpoint with the host's address instead of its name; null until the name was resolved. */
+    String address() {
+        return address;
+    }
+
+    /** Begins to look for the address and for the cause; no-op while it does. */
+    synchronized void start() {
+        if (!wanted) {
+            finding = nothingYet();
+        }
+        wanted = true;
+        if (!running) {
+            running = true;
+            Thread thread = new Thread(this::run, "multitower-reachability " + endpoint);
+            thread.setDaemon(true);
+            thread.start();
+        }
+    }
+
+    /** Ends the search: the connection is open, or closed for good. */
+    synchronized void stop() {
+        wanted = false;
+        notifyAll();
+    }
+
+    /** The error of requests that waited for a connection in vain. */
+    MultitowerException error() {
+        Finding found = finding;
+        return MultitowerException.of(Reason.NOT_LISTENING, found.message, Map.of(CONNECT_ERROR, found.kind));
+    }
+
+    /** The error of requests where the connection opens and nothing answers. */
+    MultitowerException noAnswer() {
+        Finding found = unanswered(endpoint);
+        return MultitowerException.of(Reason.NOT_LISTENING, found.message, Map.of(CONNECT_ERROR, found.kind));
+    }
+
+    private void run() {
+        while (goesOn()) {
+            InetAddress found;
+            try {
+                found = InetAddress.getByName(endpoint.host);
+            } catch (UnknownHostException error) {
+                String message =
+                        "the name of the host in " + endpoint + " cannot be resolved; check its spelling, and DNS";
+                finding = new Finding("name_not_resolved", message);
+                sleep(UNRESOLVED_AGAIN_MS);
+                continue;
+            }
+            boolean first = address == null;
+            address = numeric(found);
+            if (first) {
+                finding = nothingYet();
+            }
+            resolved.run();
+            sleep(beforeProbeMs);
+            if (probe(found)) {
+                sleep(AGAIN_MS);
+            }
+        }
+    }
+
+    private synchronized boolean goesOn() {
+        running = wanted;
+        return running;
+    }
+
+    private synchronized void sleep(long ms) {
+        if (wanted && ms > 0) {
+            try {
+                wait(ms);
+            } catch (InterruptedException nobodyKnowsThisThread) {
+                wanted = false;
+            }
+        }
+    }
+
+    private String numeric(InetAddress found) {
+        String text = found.getHostAddress();
+        if (text.contains("%")) {
+            return endpoint.toString(); // an IPv6 address with a zone, which only its author can write
+        }
+        return "tcp://" + (text.contains(":") ? "[" + text + "]" : text) + ":" + endpoint.port;
+    }
+
+    /** Connects once, without a message; false if nobody waits for the finding. */
+    private boolean probe(InetAddress found) {
+        synchronized (this) {
+            if (!wanted) {
+                return false;
+            }
+        }
+        try (Socket socket = new Socket()) {
+            socket.connect(new InetSocketAddress(found, endpoint.port), probeMs);
+            finding = unanswered(endpoint);
+        } catch (IOException error) {
+            finding = failed(endpoint, error, probeMs);
+        }
+        return true;
+    }
+
+    /** What is known while no attempt has ended. */
+    private Finding nothingYet() {
+        String message = "no connection to " + endpoint + " yet: ";
+        message += address == null ? "its name is not resolved in time; check DNS" : IS_IT_RUNNING;
+        return new Finding("timed_out", message);
+    }
+
+    private static Finding unanswered(Endpoint endpoint) {
+        String message =
+                "something listens at " + endpoint + ", but it does not answer as a multitower daemon: another program"
+                        + " listens there, or the daemon is stopped, or it accepts no more connections"
+                        + " (max_connections)";
+        return new Finding("no_answer", message);
+    }
+
+    /** Why a connection could not be opened, and what to check. */
+    static Finding failed(Endpoint endpoint, IOException error, int waitedMs) {
+        String cause = String.valueOf(error.getMessage());
+        if (error instanceof SocketTimeoutException || cause.contains("timed out")) {
+            String message =
+                    "no connection to " + endpoint + " within " + waitedMs + " ms: the host does not answer; check the"
+                            + " address, and whether a firewall drops the packets; " + IS_IT_RUNNING;
+            return new Finding("timed_out", message);
+        }
+        if (error instanceof ConnectException && cause.contains("refused")) {
+            String message = "no daemon listens at " + endpoint + ": the connection is refused; " + IS_IT_RUNNING;
+            return new Finding("connection_refused", message);
+        }
+        boolean denied = cause.contains("Permission denied") || cause.contains("Operation not permitted");
+        String message =
+                "no connection to " + endpoint + ": " + cause + "; check the address, the network, and firewalls";
+        return new Finding(denied ? "permission_denied" : "unreachable", message);
+    }
+}
