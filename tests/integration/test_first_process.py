@@ -116,3 +116,17 @@ def test_it_ends_what_workers_started_and_reaps_what_it_inherits_but_does_not_ki
         daemon.remember()
         first.send_signal(signal.SIGTERM)
         assert daemon.wait_end() == 0
+
+
+def test_sigterm_while_a_model_loads_ends_all_processes(tmp_path: Path) -> None:
+    """Nothing is served yet, and the worker is in the handler's code: the daemon does not wait for it."""
+    loading = CONFIG.replace("handlers:Starter", "handlers:SlowLoader")
+    loading = loading.replace('SlowLoader"', 'SlowLoader", parameters: {seconds: 1000}')
+    with Running(tmp_path, loading, inside=INSIDE) as daemon:
+        with daemon.client() as client:
+            daemon.wait(lambda: client.status()["slots"][0]["state"] == "loading")
+        first = first_process(daemon.process.pid)
+        processes = first.children(recursive=True)
+        first.send_signal(signal.SIGTERM)
+        assert daemon.wait_end() == 0
+        assert not outliving(processes, STEP_S)
