@@ -3,7 +3,7 @@
     python scripts/status_picture.py
 
 It starts a daemon with two CPU workers in a temporary folder, puts load on it, kills one worker, and runs the command
-in a terminal of its own. It needs `multitower[server]`, and shows what is installed; the picture in the repository is
+in a terminal of its own. It needs the extra `server`, and shows what is installed; the picture in the repository is
 of a compiled installation.
 """
 

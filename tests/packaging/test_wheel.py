@@ -182,8 +182,33 @@ def test_the_version_says_compiled_only_if_every_part_is(wheel: Path, tmp_path: 
     assert version() == "compiled"
 
 
-def test_without_a_compiler_the_wheel_is_what_python_interprets(checkout: Path, tmp_path: Path) -> None:
-    built = build(checkout, tmp_path, CC="no-such-compiler")
+@pytest.fixture(scope="module")
+def sdist(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, unpacked."""
+    folder = tmp_path_factory.mktemp("sdist")
+    run(sys.executable, "-m", "build", "--sdist", "--outdir", folder, checkout, cwd=checkout)
+    (archive,) = folder.glob("*.tar.gz")
+    run("tar", "-xzf", archive, cwd=folder)
+    return archive.with_name(archive.name.removesuffix(".tar.gz"))
+
+
+def test_the_sdist_has_all_that_a_compiled_wheel_is_built_from(sdist: Path, checkout: Path) -> None:
+    """So that it builds like the checkout does, with a compiler."""
+    wanted = {
+        str(path.relative_to(checkout))
+        for folder in ("multitower", "supervisor", "worker")
+        for pattern in ("*.py", "*.c", "py.typed")
+        for path in (checkout / folder).rglob(pattern)
+    }
+    wanted |= {"pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"}
+    found = {str(path.relative_to(sdist)) for path in sdist.rglob("*") if path.is_file()}
+    assert wanted - found == set()
+    assert {name for name in found if name.startswith(("multitower/supervisor", "multitower/worker"))} <= wanted
+
+
+def test_without_a_compiler_the_sdist_builds_what_python_interprets(sdist: Path, tmp_path: Path) -> None:
+    (tmp_path / "no-programs").mkdir()
+    built = build(sdist, tmp_path / "wheel", PATH=str(tmp_path / "no-programs"))
     assert built.name.endswith("-none-any.whl")
     assert not [name for name in files(built) if name.endswith(".so")]
 

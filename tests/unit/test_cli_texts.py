@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from collections.abc import Iterator
@@ -24,7 +25,15 @@ SOURCES = [
     for path in sorted((ROOT / folder).rglob("*.py"))
     if not {"supervisor", "worker"} & set(path.relative_to(ROOT).parts[1:2])  # links to the folders beside it
 ]
-DOCUMENTATION_FILE = re.compile(r"\bdocs/[\w.-]+\.md")
+ONLY_IN_A_CHECKOUT = re.compile(
+    r"(?<![\w./])(?:benchmarks|clients|configs|deploy|docs|examples|scripts|tests)/\w|\b(?:README|CONTRIBUTING|CHANGELOG)\b"
+)
+"""Files that an installed wheel does not have."""
+
+FROM_AN_INDEX = re.compile(
+    r"(?:pip|pipx|uv|uvx)\b[^`\n]*?(?<![\w./-])multitower(?=\[|['\"`\s,;.]|$)|multitower\[", re.MULTILINE
+)
+"""A command or an extra that takes the package multitower from an index, where that name is not ours."""
 
 
 def titles() -> set[str]:
@@ -44,17 +53,40 @@ def test_the_pages_that_are_named_to_users_exist() -> None:
     assert documentation.page("Models") == "the page 'Models' of multitower's documentation"
 
 
-def test_no_text_for_users_names_a_file_of_the_documentation() -> None:
+def printed(path: Path) -> Iterator[str]:
+    """The texts in a module that are not docstrings, and so may be printed."""
+    tree = ast.parse(path.read_text())
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare:
+            yield node.value
+
+
+def test_no_text_for_users_names_a_file_that_a_wheel_lacks() -> None:
     for path in SOURCES:
-        code = re.sub(r'("""|\'\'\').*?\1|#[^\n]*', "", path.read_text(), flags=re.DOTALL)
-        assert DOCUMENTATION_FILE.findall(code) == [], path
+        found = [text for text in printed(path) if ONLY_IN_A_CHECKOUT.search(text)]
+        assert found == [], path
     for name, text in helps():
-        assert DOCUMENTATION_FILE.findall(text) == [], name
+        assert ONLY_IN_A_CHECKOUT.findall(text) == [], name
+    assert ONLY_IN_A_CHECKOUT.search("see docs/models.md")
+    assert ONLY_IN_A_CHECKOUT.search("an example is configs/gpus.yaml")
 
 
 def test_no_text_installs_multitower_from_an_index() -> None:
-    for path in SOURCES:
-        assert re.findall(r"pip install [^`\n]*multitower(?:\[|['\"`\s]|$)", path.read_text()) == [], path
+    """The name is not ours there: its sources, or a wheel made of them, are installed."""
+    others = [path for folder in ("configs", "deploy", "examples", "scripts") for path in (ROOT / folder).rglob("*.*")]
+    for path in [*SOURCES, *PAGES, *filter(Path.is_file, others)]:
+        if path.name != "CHANGELOG.md" and path.suffix != ".pyc":
+            assert FROM_AN_INDEX.findall(path.read_text()) == [], path
+    wrong = (
+        "pip install multitower",
+        "pip install 'multitower[server]'",
+        "uv add multitower",
+        "it needs multitower[gpu]",
+    )
+    assert [text for text in wrong if not FROM_AN_INDEX.search(text)] == []
+    right = ("pip install '.[server]'", "pip install dist/multitower-0.1.0.whl", "/opt/multitower/bin/pip install .")
+    assert [text for text in right if FROM_AN_INDEX.search(text)] == []
 
 
 def test_the_command_line_names_every_package_that_it_needs() -> None:

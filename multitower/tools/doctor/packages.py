@@ -67,7 +67,7 @@ def findings(
     yield Finding(SECTION, Level.OK, ", ".join(good))
     if not required:
         text = "multitower is not installed as a package, so the versions that it requires are unknown"
-        yield Finding(SECTION, Level.NOTE, text, "pip install . in its source folder")
+        yield Finding(SECTION, Level.NOTE, text, "`pip install .` in the folder of its sources")
     for name, version in versions.items():
         lowest = required.get(name)
         if version is None and name == "tensorflow":
@@ -86,7 +86,7 @@ def compiled_finding(interpreted: Sequence[str]) -> Finding:
     if not interpreted:
         return Finding(SECTION, Level.OK, "multitower's data path is compiled")
     text = f"multitower's data path uses more CPU time, because it is not compiled: {join_names(interpreted, 3)}"
-    advice = "`pip install .` compiles it if there are a C compiler and Python's headers, unless it is --editable"
+    advice = "`pip install .` in the folder of its sources compiles it where a C compiler and Python's headers are"
     return Finding(SECTION, Level.NOTE, text, advice)
 
 
