@@ -1,6 +1,6 @@
-import java.util.Map;
 import io.github.multitower.client.MultitowerClient;
 import io.github.multitower.client.Tensor;
+import java.util.Map;
 
 /**
  * The Java client in a closed loop: threads that share one client. java.py runs it:

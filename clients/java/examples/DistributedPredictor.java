@@ -1,3 +1,7 @@
+import io.github.multitower.client.InferenceClient;
+import io.github.multitower.client.MultitowerClient;
+import io.github.multitower.client.MultitowerException;
+import io.github.multitower.client.Tensor;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
@@ -6,9 +10,6 @@ import java.util.Random;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
-import io.github.multitower.client.MultitowerClient;
-import io.github.multitower.client.MultitowerException;
-import io.github.multitower.client.Tensor;
 
 /**
  * One object, called from many threads, that uses every GPU of the machine.
@@ -26,11 +27,16 @@ import io.github.multitower.client.Tensor;
  * <pre>java -cp 'target/*:target/lib/*' examples/DistributedPredictor.java [ENDPOINT]</pre>
  */
 public final class DistributedPredictor implements AutoCloseable {
-    private final MultitowerClient client;
+    private final InferenceClient client;
 
     /** A predictor at the endpoint of a daemon, for as many threads as the application has. */
     public DistributedPredictor(String endpoint) {
-        client = MultitowerClient.connect(endpoint);
+        this(MultitowerClient.connect(endpoint));
+    }
+
+    /** A predictor with another client, such as a fake in a test of the application. */
+    public DistributedPredictor(InferenceClient client) {
+        this.client = client;
     }
 
     /** Ten probabilities for an image of 64 pixels; called from any thread. */

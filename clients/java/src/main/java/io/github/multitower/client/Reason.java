@@ -30,7 +30,7 @@ public enum Reason {
     SHAPE_INVALID("INVALID_ARGUMENT"),
     /** The bytes of a tensor do not match its shape. */
     SIZE_MISMATCH("INVALID_ARGUMENT"),
-    /** The model's queue is full. */
+    /** The model's queue is full, or the client has {@code maxOutstanding} requests outstanding. */
     QUEUE_FULL("RESOURCE_EXHAUSTED"),
     /** The request's time is over. */
     DEADLINE("DEADLINE_EXCEEDED"),
