@@ -38,8 +38,8 @@ public class MultitowerException extends RuntimeException {
         this(Objects.requireNonNull(reason, "reason").code(), reason.toString(), message, Map.of());
         Class<?> expected = Errors.classOf(code, this.reason);
         if (getClass() != expected) {
-            throw new IllegalArgumentException(
-                    reason + " is a " + expected.getSimpleName() + ", not a " + getClass().getSimpleName());
+            String belongs = "the reason " + reason + " belongs to " + expected.getSimpleName();
+            throw new IllegalArgumentException(belongs + ", not to " + getClass().getSimpleName());
         }
     }
 

@@ -522,7 +522,7 @@ public final class Tensor {
         return datatype == that.datatype && Arrays.equals(shape, that.shape) && data.equals(that.data);
     }
 
-    /** Of datatype, shape and all bytes. */
+    /** Of datatype, shape and all bytes, so that its time grows with the tensor. */
     @Override
     public int hashCode() {
         return Objects.hash(datatype, Arrays.hashCode(shape), data);

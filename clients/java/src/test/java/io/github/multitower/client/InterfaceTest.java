@@ -162,7 +162,7 @@ class InterfaceTest {
     void anExceptionOfTheWrongClassIsRefused() {
         IllegalArgumentException error = assertThrows(
                 IllegalArgumentException.class, () -> new MultitowerException.Unavailable(Reason.POISONED, "x"));
-        assertEquals("poisoned is a Poisoned, not a Unavailable", error.getMessage());
+        assertEquals("the reason poisoned belongs to Poisoned, not to Unavailable", error.getMessage());
     }
 
     // Values.
