@@ -63,6 +63,24 @@ class Reason(StrEnum):
     CLOSED = "closed"  # the client was closed, or is used in a forked child process
 
 
+CONNECT_ERROR = "connect_error"
+"""The key of a `ConnectError` in the details of an error."""
+
+
+class ConnectError(StrEnum):
+    """Why there is no connection: `connect_error` in the details of a `not_listening` error. Stable, like reasons."""
+
+    NO_SUCH_FILE = "no_such_file"  # ipc: the socket, or its folder, does not exist
+    NOT_A_SOCKET = "not_a_socket"  # ipc: the path is another kind of file
+    PERMISSION_DENIED = "permission_denied"  # the socket or a folder of its path admits other users only
+    CONNECTION_REFUSED = "connection_refused"  # no process listens there
+    NAME_NOT_RESOLVED = "name_not_resolved"  # tcp: the host's name has no address, or DNS does not answer
+    UNREACHABLE = "unreachable"  # tcp: no route leads to the host, or another error of the network
+    TIMED_OUT = "timed_out"  # neither a connection nor a refusal in time
+    NO_ANSWER = "no_answer"  # the connection opens, but what listens does not answer as a daemon
+    ENDPOINT_MALFORMED = "endpoint_malformed"  # the endpoint is not ipc://PATH or tcp://HOST:PORT
+
+
 CODE_OF: Mapping[Reason, Code] = {
     Reason.MALFORMED: Code.INVALID_ARGUMENT,
     Reason.TOO_LARGE: Code.INVALID_ARGUMENT,
@@ -146,6 +164,22 @@ class NotFound(MultitowerError):
 
 class Unavailable(MultitowerError):
     """Nothing can serve the request: no daemon, no worker, or a daemon that is stopping."""
+
+
+class InvalidEndpoint(Unavailable, ValueError):
+    """The endpoint that a client was given is malformed: neither `ipc://PATH` nor `tcp://HOST:PORT`.
+
+    Args:
+        message: what is wrong with it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            Reason.NOT_LISTENING, message, {"field": "endpoint", CONNECT_ERROR: ConnectError.ENDPOINT_MALFORMED.value}
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (InvalidEndpoint, (self.message,))
 
 
 class Overloaded(MultitowerError):

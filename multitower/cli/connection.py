@@ -36,10 +36,13 @@ def asks_daemon(command: Callable[..., int]) -> Callable[..., None]:
 
 def orders_daemon(command: Callable[..., int]) -> Callable[..., None]:
     """As `asks_daemon`, for an order: it takes as long as models load."""
-    return _make_command(command, ORDER_TIMEOUT_S)
+    help_text = "Seconds to wait until the order is carried out; the daemon goes on with it after that."
+    return _make_command(command, ORDER_TIMEOUT_S, help_text)
 
 
-def _make_command(command: Callable[..., int], default_s: float) -> Callable[..., None]:
+def _make_command(
+    command: Callable[..., int], default_s: float, timeout_help: str = "Seconds to wait for an answer."
+) -> Callable[..., None]:
     """Makes a command of a function.
 
     The command gets the options `--endpoint` and `--timeout`. An error becomes one line on stderr and an exit code:
@@ -53,7 +56,7 @@ def _make_command(command: Callable[..., int], default_s: float) -> Callable[...
         callback=_reject_nan,
         default=default_s,
         show_default=True,
-        help="Seconds to wait for an answer.",
+        help=timeout_help,
     )
     @functools.wraps(command)
     def run(endpoint: str | None, timeout: float, **arguments: Any) -> None:

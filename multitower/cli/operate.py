@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
 from multitower.cli.connection import CONNECT_S, orders_daemon
 from multitower.exit_codes import Exit
 
 if TYPE_CHECKING:
-    from multitower import Client
+    from multitower import Client, Unavailable
+
+MIN_ORDER_S: Final = 0.001
+"""Seconds that an order gets at least, whatever asking for the control endpoint has left of its time."""
 
 _CHANGES: Final = {"renewed": "replaced", "added": "added", "removed": "removed"}
 """The keys of slots in the reply to a reload, and the words for them."""
@@ -92,15 +97,49 @@ def _join(slots: list[int]) -> str:
 def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any]:
     """Sends an order to the daemon's control endpoint, whose address is in its status, and returns the reply.
 
+    The command's `--timeout` covers all of it.
+
     Raises:
         Unavailable: `not_listening`: the control endpoint belongs to another machine or another user.
+        DeadlineExceeded: the order is not carried out in time; the daemon goes on with it.
         MultitowerError: the order was refused, or failed.
     """
+    from multitower import DeadlineExceeded, Reason, Unavailable
     from multitower.client.requests import Requests
+    from multitower.errors import make
 
-    timeout_s: float = click.get_current_context().params["timeout"]
+    context = click.get_current_context()
+    timeout_s: float = context.params["timeout"]
+    ends = time.monotonic() + timeout_s
     control = client.status()["daemon"]["control"]
-    with contextlib.closing(Requests(control, timeout_s, connect_timeout=min(timeout_s, CONNECT_S))) as requests:
+    if context.get_parameter_source("timeout") is not ParameterSource.DEFAULT:
+        # What reads files in the daemon ends before this command does. Without it, the daemon's own limit holds.
         header = {**header, "timeout_ms": round(timeout_s * 1000, 3)}
-        reply: dict[str, Any] = requests.start_query(kind, header).result()
+    left_s = max(ends - time.monotonic(), MIN_ORDER_S)
+    with contextlib.closing(Requests(control, left_s, connect_timeout=min(left_s, CONNECT_S))) as requests:
+        try:
+            reply: dict[str, Any] = requests.start_query(kind, header).result()
+        except DeadlineExceeded:
+            message = (
+                f"the order was not carried out within {timeout_s:g} s (--timeout); the daemon goes on with it, and "
+                "`multitower status` shows how far it is"
+            )
+            raise make(Reason.DEADLINE, message, limit="timeout", limit_value=timeout_s) from None
+        except Unavailable as error:
+            raise _explain_control(error, client.endpoint) from None
         return reply
+
+
+def _explain_control(error: Unavailable, endpoint: str) -> Unavailable:
+    """The error of an order that could not be given, with what it takes to give one."""
+    from multitower.errors import CONNECT_ERROR, ConnectError, Reason, Unavailable
+
+    kind = error.details.get(CONNECT_ERROR)
+    if kind == ConnectError.PERMISSION_DENIED:
+        advice = "orders are given by the daemon's own user or root: sudo -u USER multitower …"
+    elif kind == ConnectError.NO_SUCH_FILE:
+        advice = f"orders are given on the machine, and in the container, where the daemon at {endpoint} runs"
+    else:
+        return error
+    cause = error.message.partition(";")[0]
+    return Unavailable(Reason.NOT_LISTENING, f"{cause}; {advice}", error.details)

@@ -96,7 +96,7 @@ class AsyncClient:
         peer_timeout: see `Client`.
 
     Raises:
-        Unavailable: `not_listening`: the endpoint is malformed.
+        InvalidEndpoint: the endpoint is malformed.
         ValueError: a time or a number that is too small.
         RuntimeError: gevent or eventlet have patched threads or `select`.
     """

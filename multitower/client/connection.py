@@ -57,7 +57,7 @@ class Connection:
         endpoint: the same.
 
     Raises:
-        Unavailable: `not_listening`: the endpoint is malformed.
+        InvalidEndpoint: the endpoint is malformed.
         RuntimeError: gevent or eventlet have patched threads or `select`.
     """
 
@@ -194,6 +194,7 @@ class Connection:
             transport.next_check = min(transport.next_check, call.deadline)
             if not transport.greeted:
                 transport.next_check = min(transport.next_check, call.connect_by)
+                transport.probe.begin()
 
     def _settle_cancelled(self) -> None:
         transport = self._transport
@@ -267,17 +268,24 @@ class Connection:
             self._transport.unsent.append(call)
 
     def _handle_connection_events(self) -> None:
-        events = self._transport.connection_events()
+        transport = self._transport
+        events = transport.connection_events()
         for event in events:
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            if event == zmq.EVENT_CONNECTED:
+                transport.probe.record_accepted()
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected = True
-                self._transport.record_success()
+                transport.record_success()
                 # Lost if the connection has ended again; the next one sends it anew.
-                self._transport.send_request(wire.SERVER_METADATA, _GREETING_ID)
+                transport.send_request(wire.SERVER_METADATA, _GREETING_ID)
             elif event == zmq.EVENT_DISCONNECTED:
                 self._fail_outstanding()
+            elif event == zmq.EVENT_CONNECT_RETRIED:
+                transport.probe.record_failure()
         if zmq.EVENT_CONNECT_RETRIED in events and not self._connected:
-            self._transport.try_other_family()
+            transport.try_other_family()
+            if transport.unsent:
+                transport.probe.begin()
 
     def _fail_outstanding(self) -> None:
         """The connection was lost."""
@@ -320,7 +328,7 @@ class Connection:
         unsent, transport.unsent = transport.unsent, deque()
         for call in unsent:
             if call.deadline <= now or (not transport.greeted and call.connect_by <= now):
-                self._settle(call, self._error_of_unsent())
+                self._settle(call, self._error_of_unsent(now - call.started))
             else:
                 transport.unsent.append(call)
         times = [call.deadline for call in transport.outstanding.values()]
@@ -329,18 +337,11 @@ class Connection:
         ]
         transport.next_check = min(times, default=_NEVER)
 
-    def _error_of_unsent(self) -> MultitowerError:
-        """Why a call could not be sent in time."""
+    def _error_of_unsent(self, waited_s: float) -> MultitowerError:
+        """Why a call could not be sent in time, after it has waited for so many seconds."""
         if self._transport.greeted:
             return _timeout_error("the timeout of the request was over before it could be sent")
-        if self._connected:
-            message = f"something listens at {self.endpoint}, but it does not answer as a multitower daemon"
-        else:
-            message = (
-                f"no daemon listens at {self.endpoint}; is it running (multitower serve CONFIG), and is this its "
-                f"endpoint ({wire.ENDPOINT_VARIABLE} or the client's argument)?"
-            )
-        return make(Reason.NOT_LISTENING, message)
+        return self._transport.probe.finding(waited_s).to_error()
 
     def _settle(self, call: Call, outcome: Outcome) -> None:
         call.settle(outcome)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from multitower import liveness, wire
+from multitower.addresses import check_endpoint
 from multitower.client.codec import Codec, EncodedRequest, InferRequest, read_header
 from multitower.client.connection import Connection
 from multitower.client.shared_memory import Arena
 from multitower.client.transport import Call, Outcome
-from multitower.errors import Code, MultitowerError, Reason, Unavailable, make
+from multitower.errors import Code, InvalidEndpoint, MultitowerError, Reason, Unavailable, make
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -75,7 +76,7 @@ class Requests:
         connection: the connection to the daemon.
 
     Raises:
-        Unavailable: `not_listening`: the endpoint is malformed.
+        InvalidEndpoint: the endpoint is malformed.
         ValueError: a time or a number that is too small.
     """
 
@@ -95,7 +96,12 @@ class Requests:
         liveness.check_peer_timeout(peer_timeout)
         if retries < 0:
             raise ValueError(f"retries must be 0 or more, not {retries}")
-        self.endpoint = endpoint or os.environ.get(wire.ENDPOINT_VARIABLE) or wire.DEFAULT_ENDPOINT
+        if endpoint is None or endpoint == "":
+            endpoint = os.environ.get(wire.ENDPOINT_VARIABLE) or wire.DEFAULT_ENDPOINT
+        try:
+            self.endpoint = check_endpoint(endpoint)
+        except ValueError as error:
+            raise InvalidEndpoint(str(error)) from None
         self.timeout = timeout
         self._connect_timeout = connect_timeout
         self._codec = Codec()
@@ -192,9 +198,10 @@ class Requests:
             else:
                 future.set_result(result)
 
-        connect_by = min(deadline, time.monotonic() + self._connect_timeout)
+        now = time.monotonic()
+        connect_by = min(deadline, now + self._connect_timeout)
         without_shared_memory = None if sent is None else sent.without_shared_memory
-        future._call = call = Call(kind, header, frames, deadline, connect_by, done, without_shared_memory)
+        future._call = call = Call(kind, header, frames, deadline, connect_by, now, done, without_shared_memory)
         self.connection.start(call)
         return future
 

@@ -69,7 +69,7 @@ class Client:
             connection counts as lost: outstanding requests fail as `connection_lost`, and it opens again. 0 for never.
 
     Raises:
-        Unavailable: `not_listening`: the endpoint is malformed.
+        InvalidEndpoint: the endpoint is malformed.
         ValueError: a time or a number that is too small.
         RuntimeError: gevent or eventlet have patched threads or `select`.
     """

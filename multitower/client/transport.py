@@ -18,15 +18,19 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from multitower import frames, liveness, wire
+from multitower.addresses import ENDPOINT_FORMS
 from multitower.client.address_family import AddressFamily
-from multitower.errors import MultitowerError, Reason, make
+from multitower.client.probe import Probe
+from multitower.errors import InvalidEndpoint, MultitowerError
 
 RECONNECT_MS = 100
 RECONNECT_MAX_MS = 2000
 CONNECT_MS = 5000
 """How long an attempt to connect over TCP, and then the ZeroMQ handshake, may take."""
 
-_MONITORED_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+_MONITORED_EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_RETRIED
+)
 
 Outcome = list[Any] | MultitowerError
 """The header and output frames of an `MT1:ok` reply, or the error."""
@@ -41,6 +45,7 @@ class Call:
         body: its tensor frames.
         deadline: when the call fails without a reply, monotonic seconds.
         connect_by: when the call fails if it could not be sent by then, monotonic seconds.
+        started: when the application made the call, monotonic seconds.
         done: receives the outcome; called once, in the connection's thread or in the thread that reads the reply.
         id: unique within the connection; assigned each time the call is sent.
         without_shared_memory: encodes the same request without shared memory, as header and tensor frames; None where
@@ -59,6 +64,7 @@ class Call:
         "kind",
         "over",
         "retries",
+        "started",
         "without_shared_memory",
     )
 
@@ -69,6 +75,7 @@ class Call:
         body: Sequence[Any],
         deadline: float,
         connect_by: float,
+        started: float,
         done: Callable[[Outcome], None],
         without_shared_memory: Callable[[], tuple[bytes, Sequence[Any]]] | None = None,
     ) -> None:
@@ -77,6 +84,7 @@ class Call:
         self.body = body
         self.deadline = deadline
         self.connect_by = connect_by
+        self.started = started
         self.done = done
         self.without_shared_memory = without_shared_memory
         self.id = b""
@@ -166,6 +174,7 @@ class Transport:
         unsent: calls that wait to be sent, in order.
         outstanding: calls that were sent and have no outcome, by id.
         unread: messages that a caller has received and the thread has to handle.
+        probe: knows why there is no connection.
         next_check: the earliest deadline known, monotonic seconds.
         message_limit: the daemon's `max_message_size`, bytes.
         greeted: the daemon has answered the greeting; calls may be sent.
@@ -173,7 +182,7 @@ class Transport:
         ended: the thread takes no more calls.
 
     Raises:
-        Unavailable: `not_listening`: the endpoint is malformed.
+        InvalidEndpoint: the endpoint is malformed.
     """
 
     def __init__(self, endpoint: str, peer_timeout_s: float = liveness.PEER_TIMEOUT_S) -> None:
@@ -190,6 +199,7 @@ class Transport:
         self._serial = 0
         self._endpoint = endpoint
         self._family = AddressFamily(endpoint)
+        self.probe = Probe(endpoint, by_name=self._family.by_name)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         options = {
@@ -209,16 +219,14 @@ class Transport:
         try:
             for option, value in options.items():
                 self.socket.set(option, value)
-            # A failed attempt matters only where another address may be tried.
-            events = _MONITORED_EVENTS | (zmq.EVENT_CONNECT_RETRIED if self._family.by_name else 0)
-            self.monitor = self.socket.get_monitor_socket(events)
+            self.monitor = self.socket.get_monitor_socket(_MONITORED_EVENTS)
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)  # with the monitor's sockets
-            message = (
-                f"{endpoint!r} is not an endpoint ({zmq.strerror(error.errno or 0)}): ipc://PATH or tcp://HOST:PORT"
-            )
-            raise make(Reason.NOT_LISTENING, message) from None
+            # Its form was checked; libzmq may know better.
+            cause = zmq.strerror(error.errno or 0)
+            message = f"{endpoint!r} is not an endpoint: {cause}; an endpoint is {ENDPOINT_FORMS}"
+            raise InvalidEndpoint(message) from None
         self.waker = Waker()
 
     def send_call(self, call: Call) -> None:
@@ -262,8 +270,8 @@ class Transport:
     def connection_events(self) -> list[int]:
         """The monitor's events since the last call.
 
-        They are `EVENT_HANDSHAKE_SUCCEEDED`, `EVENT_DISCONNECTED`, and `EVENT_CONNECT_RETRIED` where the endpoint has a
-        host's name.
+        They are `EVENT_CONNECTED`, `EVENT_HANDSHAKE_SUCCEEDED`, `EVENT_DISCONNECTED`, and `EVENT_CONNECT_RETRIED` after
+        an attempt to connect has failed or the connection has ended.
         """
         events: list[int] = []
         with contextlib.suppress(zmq.Again):

@@ -24,6 +24,9 @@ log = logging.getLogger("multitower.control")
 BURST: Final = 16
 """Messages read before other sockets and timers get their turn: the status of many slots takes milliseconds."""
 
+MAX_READ_S: Final = 86_400.0
+"""Seconds that an order may take to read files at most, whatever time its giver states."""
+
 _QUERIES = (wire.SERVER_LIVE, wire.SERVER_READY, wire.SERVER_METADATA, wire.STATUS)
 
 
@@ -93,11 +96,16 @@ class ControlSocket:
 
 
 def _read_s(header: dict[str, Any]) -> float:
-    """Returns the seconds that an order may take to read files: a little less than its giver waits for the answer."""
-    timeout_ms = header.get("timeout_ms", READ_S * 1000)
+    """Returns the seconds that an order may take to read files: a little less than its giver waits for the answer.
+
+    A giver who states no time gets `READ_S`.
+    """
+    timeout_ms = header.get("timeout_ms")
+    if timeout_ms is None:
+        return READ_S
     if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int | float) or not timeout_ms > 0:
         raise make(Reason.MALFORMED, "timeout_ms is not a number above 0", field="timeout_ms")
-    return min(READ_S, 0.9 * float(timeout_ms) / 1000)
+    return min(0.9 * float(timeout_ms) / 1000, MAX_READ_S)
 
 
 def _model_name(header: dict[str, Any]) -> str:

@@ -73,14 +73,6 @@ def test_a_listener_that_does_not_answer_is_not_a_daemon() -> None:
         assert daemon.requests.empty()
 
 
-@pytest.mark.parametrize("endpoint", ["garbage", "tcp://127.0.0.1", "http://127.0.0.1:5555", f"ipc:///{'x' * 200}"])
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_a_malformed_endpoint_is_refused_at_once(kind: type, endpoint: str) -> None:
-    with pytest.raises(Unavailable, match="ipc://PATH or tcp://HOST:PORT") as error:
-        kind(endpoint)
-    assert error.value.reason == "not_listening"
-
-
 def test_a_daemon_that_starts_in_time_is_found(tmp_socket: str) -> None:
     with Client(tmp_socket, connect_timeout=WAIT_S) as client:
         future = client.submit("m", {"x": 1.0})

@@ -213,7 +213,7 @@ def test_ctrl_c_at_any_moment_releases_the_lock(tmp_socket: str) -> None:
 
     before = signal.signal(signal.SIGALRM, interrupt)
     connection = Connection(tmp_socket)  # nothing listens: `send` takes the lock and releases it
-    call = Call(wire.INFER, b"{}", (), 0.0, 0.0, lambda _: None)
+    call = Call(wire.INFER, b"{}", (), 0.0, 0.0, 0.0, lambda _: None)
     try:
         for _ in range(500):
             with contextlib.suppress(KeyboardInterrupt):

@@ -98,7 +98,7 @@ def call(deadline: float = FAR, connect_by: float = NOW + 5) -> Call:
     def done(outcome: object) -> None:
         raise AssertionError(f"Retries settles no calls: {outcome}")
 
-    return Call(b"kind", b"{}", (), deadline, connect_by, done)
+    return Call(b"kind", b"{}", (), deadline, connect_by, NOW, done)
 
 
 def refusal(ms: int) -> MultitowerError:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from multitower.client.threads import Client
-from multitower.errors import MultitowerError
+from multitower.errors import CONNECT_ERROR, ConnectError, MultitowerError
 from multitower.supervisor.loop.runtime_dir import (
     LOCK_NAME,
     LONGEST_NAME,
@@ -104,19 +104,24 @@ def _try_to_listen(host: str, port: int) -> None:
 
 
 def _taken_finding(endpoint: str) -> Finding:
-    if _daemon_answers(endpoint):
+    error = _ask_daemon(endpoint)
+    if error is None:
         advice = "`multitower reload` applies a changed configuration to it; a second daemon needs other endpoints"
         return Finding(SECTION, Level.WARNING, f"{endpoint}: a daemon is running there", advice)
+    if error.details.get(CONNECT_ERROR) == ConnectError.PERMISSION_DENIED:
+        return Finding(SECTION, Level.WARNING, f"{endpoint} is in use, and was not examined", error.message)
     advice = "end that process (ss -ltnpx lists it), or configure another endpoint"
     return Finding(SECTION, Level.PROBLEM, f"{endpoint} is used by another process", advice)
 
 
-def _daemon_answers(endpoint: str) -> bool:
+def _ask_daemon(endpoint: str) -> MultitowerError | None:
+    """Why no daemon answers; None if one does."""
     try:
         with Client(endpoint, timeout=ASK_S, connect_timeout=ASK_S) as client:
-            return client.live()
-    except MultitowerError:
-        return False
+            client.live()
+    except MultitowerError as error:
+        return error
+    return None
 
 
 def _is_locked(lock: Path) -> bool:

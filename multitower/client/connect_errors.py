@@ -1,0 +1,227 @@
+"""Finds out why a client has no connection, and says what to check.
+
+ZeroMQ connects in the background, again and again, and reports no cause. So a plain socket connects once, after an
+attempt has failed; nothing of this runs while there is a connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import pwd
+import socket
+import stat
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from multitower import wire
+from multitower.addresses import split_tcp
+from multitower.errors import CONNECT_ERROR, ConnectError, MultitowerError, Reason, make
+
+IPC: Final = "ipc://"
+
+_IS_IT_RUNNING: Final = (
+    "is the daemon running (multitower serve CONFIG), and is this its endpoint "
+    f"({wire.ENDPOINT_VARIABLE} or the client's argument)?"
+)
+_BUSY: Final = (
+    "another program listens there, or the daemon is stopped, or it accepts no more connections (max_connections)"
+)
+
+
+class Finding(NamedTuple):
+    """Why there is no connection.
+
+    Attributes:
+        kind: for programs.
+        message: what happened and what to check, for people.
+    """
+
+    kind: ConnectError
+    message: str
+
+    def to_error(self) -> MultitowerError:
+        """The error of a request that could not be sent."""
+        return make(Reason.NOT_LISTENING, self.message, **{CONNECT_ERROR: self.kind.value})
+
+
+def timed_out(endpoint: str, waited_s: float, *, by_name: bool) -> Finding:
+    """What is known where no attempt to connect has ended.
+
+    Args:
+        endpoint: the daemon's.
+        waited_s: seconds that the request has waited for a connection.
+        by_name: the host has a name, which has to be resolved.
+    """
+    reason = "" if endpoint.startswith(IPC) else ": the host does not answer"
+    if by_name:
+        reason += ", or its name is not resolved in time"
+    check = "" if endpoint.startswith(IPC) else "; check the address, and whether a firewall drops the packets"
+    return Finding(
+        ConnectError.TIMED_OUT, f"no connection to {endpoint} within {waited_s:.3g} s{reason}{check}; {_IS_IT_RUNNING}"
+    )
+
+
+def no_answer(endpoint: str) -> Finding:
+    """What is known where the connection opens and nothing answers."""
+    message = f"something listens at {endpoint}, but it does not answer as a multitower daemon: {_BUSY}"
+    return Finding(ConnectError.NO_ANSWER, message)
+
+
+def examine(endpoint: str, timeout_s: float) -> Finding:
+    """Connects once with a plain socket and tells what happens. An ipc endpoint never blocks.
+
+    Args:
+        endpoint: the daemon's; `addresses.check_endpoint` accepts it.
+        timeout_s: seconds that each address of a host may take to answer; resolving its name may take longer.
+    """
+    if endpoint.startswith(IPC):
+        return _examine_path(endpoint)
+    return _examine_host(endpoint, timeout_s)
+
+
+# Unix sockets.
+
+
+def _examine_path(endpoint: str) -> Finding:
+    name = endpoint.removeprefix(IPC)
+    abstract = name.startswith("@")
+    path = Path(name).absolute()
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            probe.connect("\0" + name[1:] if abstract else name)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:  # the queue of connections that wait to be accepted is full
+            return no_answer(endpoint)
+        if error.errno == errno.EACCES:
+            return _denied(endpoint, path)
+        nobody = f"no daemon listens at {endpoint}"
+        if abstract:
+            return Finding(ConnectError.CONNECTION_REFUSED, f"{nobody}; {_IS_IT_RUNNING}")
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return Finding(ConnectError.NO_SUCH_FILE, f"{nobody}: {_what_is_missing(path)}; {_IS_IT_RUNNING}")
+        if error.errno in (errno.ECONNREFUSED, errno.EPROTOTYPE):
+            with contextlib.suppress(OSError):
+                if not stat.S_ISSOCK(path.stat().st_mode):
+                    return Finding(
+                        ConnectError.NOT_A_SOCKET, f"{nobody}: {path} is not a socket; is this the daemon's endpoint?"
+                    )
+            reason = "its socket is there, but no process listens on it: the daemon has ended without removing it"
+            return Finding(ConnectError.CONNECTION_REFUSED, f"{nobody}: {reason}; {_IS_IT_RUNNING}")
+        return Finding(ConnectError.UNREACHABLE, f"{nobody}: {error.strerror or error}; {_IS_IT_RUNNING}")
+    return no_answer(endpoint)
+
+
+def _what_is_missing(path: Path) -> str:
+    folder = path.parent
+    if folder.is_dir():
+        return f"there is no file {path}"
+    if folder.exists():
+        return f"{folder} is not a folder"
+    return f"there is no folder {folder}"
+
+
+def _denied(endpoint: str, path: Path) -> Finding:
+    """The socket, or a folder on the way to it, admits other users only."""
+    closed = next(
+        (each for each in reversed(path.parents) if not os.access(each, os.X_OK, effective_ids=True)),
+        None,
+    )
+    what, bit = (f"the folder {closed}", stat.S_IXGRP) if closed is not None else (f"the socket {path}", stat.S_IWGRP)
+    user = user_name(os.geteuid())
+    try:
+        status = (closed or path).stat()
+    except OSError:
+        what_it_is, advice = f"{what} cannot be examined", "ask who runs the daemon"
+    else:
+        owner, group = user_name(status.st_uid), group_name(status.st_gid)
+        mode = stat.S_IMODE(status.st_mode)
+        what_it_is = f"{what} belongs to user {owner} and group {group} (mode {mode:04o})"
+        advice = _admission(user, status, admits_group=bool(mode & bit))
+    return Finding(
+        ConnectError.PERMISSION_DENIED,
+        f"no permission to connect to {endpoint}: {what_it_is}, and this process runs as user {user}; {advice}",
+    )
+
+
+def _admission(user: str, status: os.stat_result, *, admits_group: bool) -> str:
+    """What gives a user access that a socket or a folder denies."""
+    owner, group = user_name(status.st_uid), group_name(status.st_gid)
+    if not admits_group:
+        return f"only {owner} is admitted: run this as {owner}, or let the daemon listen where others are admitted"
+    if status.st_gid in (os.getegid(), *os.getgroups()):
+        return "its group is admitted and this process has it: check access control lists and security modules"
+    if status.st_gid == 0:
+        # Nobody should join root's group.
+        return (
+            "let the daemon run with a group that you are in (Group= in its systemd unit), or let it listen on "
+            "tcp://127.0.0.1:PORT as well"
+        )
+    if _is_member(status.st_gid):
+        return f"{user} is in that group, but this process was started before: log in again"
+    return f"join the group (usermod -aG {group} {user}, as root) and log in again"
+
+
+def _is_member(gid: int) -> bool:
+    """Whether the user of this process is in a group by the system's databases."""
+    try:
+        entry = pwd.getpwuid(os.geteuid())
+        return gid in os.getgrouplist(entry.pw_name, entry.pw_gid)
+    except (KeyError, OSError):
+        return False
+
+
+def user_name(uid: int) -> str:
+    """The name of a user, or its number where it has none here, as in a container."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def group_name(gid: int) -> str:
+    """The name of a group, or its number where it has none here."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+# TCP.
+
+
+def _examine_host(endpoint: str, timeout_s: float) -> Finding:
+    host, port = split_tcp(endpoint)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        cause = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        message = f"the name of the host in {endpoint} cannot be resolved: {cause}; check its spelling, and DNS"
+        return Finding(ConnectError.NAME_NOT_RESOLVED, message)
+    failure: OSError | None = None
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.settimeout(timeout_s)
+                probe.connect(address)
+        except OSError as error:
+            # A refusal says more than another address that does not answer.
+            if failure is None or error.errno == errno.ECONNREFUSED:
+                failure = error
+        else:
+            return no_answer(endpoint)
+    if failure is None or isinstance(failure, TimeoutError):
+        return timed_out(endpoint, timeout_s, by_name=False)
+    if failure.errno == errno.ECONNREFUSED:
+        message = f"no daemon listens at {endpoint}: the connection is refused; {_IS_IT_RUNNING}"
+        return Finding(ConnectError.CONNECTION_REFUSED, message)
+    kind_found = (
+        ConnectError.PERMISSION_DENIED if failure.errno in (errno.EACCES, errno.EPERM) else ConnectError.UNREACHABLE
+    )
+    message = (
+        f"no connection to {endpoint}: {failure.strerror or failure}; check the address, the network, and firewalls"
+    )
+    return Finding(kind_found, message)

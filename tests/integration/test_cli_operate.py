@@ -1,0 +1,82 @@
+"""`multitower reload`, `load` and their like, with a scripted daemon: their time, and their errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_daemon
+import pytest
+from click.testing import CliRunner
+from fake_daemon import FakeDaemon, Received
+
+from multitower import wire
+from multitower.cli import commands
+from multitower.exit_codes import Exit
+
+
+class Script:
+    """What the scripted daemon answers; it is its own control endpoint.
+
+    Attributes:
+        orders: the headers of the orders that were received.
+        answers: whether it answers orders.
+        control: the control endpoint that its status names.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self.orders: list[dict[str, Any]] = []
+        self.answers = True
+        self.control = endpoint
+
+    def answer(self, request: Received) -> list[bytes] | None:
+        if request.kind == wire.STATUS:
+            return fake_daemon.ok(request.id, {"daemon": {"control": self.control}})
+        if request.kind in (wire.RELOAD, wire.LOAD):
+            self.orders.append(request.json)
+            reply = {"renewed": [], "added": [], "removed": [], "slots": [0]}
+            return fake_daemon.ok(request.id, reply) if self.answers else None
+        return None
+
+
+@pytest.fixture
+def script(tmp_socket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
+    script = Script(tmp_socket)
+    monkeypatch.setenv("MULTITOWER_ENDPOINT", tmp_socket)
+    with FakeDaemon(script.answer, tmp_socket):
+        yield script
+
+
+def multitower(*arguments: str) -> tuple[int, str, str]:
+    done = CliRunner().invoke(commands.multitower, arguments)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("order", [["reload"], ["load", "m"]], ids=lambda order: order[0])
+def test_an_order_states_the_time_that_was_given_and_no_other(order: list[str], script: Script) -> None:
+    assert multitower(*order)[0] == Exit.OK
+    assert "timeout_ms" not in script.orders[-1], "the daemon's own limit for reading files holds"
+    assert multitower(*order, "--timeout", "600")[0] == Exit.OK
+    assert script.orders[-1]["timeout_ms"] == 600_000
+
+
+@pytest.mark.parametrize("order", [["reload"], ["load", "m"]], ids=lambda order: order[0])
+def test_an_order_over_its_time_says_that_it_goes_on(order: list[str], script: Script) -> None:
+    script.answers = False
+    began = time.monotonic()
+    code, out, err = multitower(*order, "--timeout", "0.5")
+    assert time.monotonic() - began >= 0.5
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert "the order was not carried out within 0.5 s (--timeout); the daemon goes on with it" in err
+    assert len(script.orders) == 1
+
+
+def test_a_control_endpoint_of_another_machine_is_explained(script: Script, tmp_path: Path) -> None:
+    script.control = f"ipc://{tmp_path}/control.sock"[:107]
+    code, _, err = multitower("reload", "--timeout", "0.5")
+    assert code == Exit.UNAVAILABLE
+    assert "orders are given on the machine, and in the container, where the daemon at ipc://" in err

@@ -1,0 +1,329 @@
+"""Why there is no connection: each cause is told apart, in both clients and in the commands, with what to check."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import without_privileges
+from fake_daemon import FakeDaemon
+
+from multitower import AsyncClient, Client, ConnectError, InvalidEndpoint, Unavailable
+from multitower.client import connect_errors
+
+WAIT_S = 60.0
+CONNECT_S = 2.0
+"""Long enough for what a host answers, on a slow machine. An ipc endpoint is examined at the end of any time."""
+
+IPC_CONNECT_S = 0.1
+
+Ask = Callable[[str], Unavailable]
+
+
+def _connect_s(endpoint: str) -> float:
+    return IPC_CONNECT_S if endpoint.startswith("ipc:") else CONNECT_S
+
+
+def _threads(endpoint: str) -> Unavailable:
+    with Client(endpoint, connect_timeout=_connect_s(endpoint)) as client, pytest.raises(Unavailable) as error:
+        client.status()
+    return error.value
+
+
+def _asyncio(endpoint: str) -> Unavailable:
+    async def ask() -> None:
+        async with AsyncClient(endpoint, connect_timeout=_connect_s(endpoint)) as client:
+            await client.infer("m", {"x": 1.0})
+
+    with pytest.raises(Unavailable) as error:
+        asyncio.run(ask())
+    return error.value
+
+
+@pytest.fixture(params=[_threads, _asyncio], ids=["threads", "asyncio"])
+def ask(request: pytest.FixtureRequest) -> Ask:
+    """Asks at an endpoint where no daemon listens, and returns the error."""
+    function: Ask = request.param
+    return function
+
+
+@pytest.fixture
+def path(tmp_socket: str) -> Path:
+    """Where a socket may be made."""
+    return Path(tmp_socket.removeprefix("ipc://"))
+
+
+@pytest.fixture
+def listening(path: Path) -> Iterator[socket.socket]:
+    """A Unix socket that listens and that nobody serves."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen(16)
+        yield server
+
+
+def _check(error: Unavailable, kind: ConnectError, *words: str) -> None:
+    assert error.reason == "not_listening"
+    assert error.details["connect_error"] == kind
+    for word in words:
+        assert word in error.message
+
+
+# Unix sockets.
+
+
+def test_a_missing_socket_is_named(ask: Ask, tmp_socket: str, path: Path) -> None:
+    _check(ask(tmp_socket), ConnectError.NO_SUCH_FILE, f"there is no file {path}", "multitower serve")
+
+
+def test_a_missing_folder_is_named(ask: Ask, tmp_socket: str, path: Path) -> None:
+    _check(ask(f"{tmp_socket}.d/front.sock"), ConnectError.NO_SUCH_FILE, f"there is no folder {path}.d")
+
+
+def test_a_folder_that_is_a_file_is_named(ask: Ask, tmp_socket: str, path: Path) -> None:
+    path.touch()
+    _check(ask(f"{tmp_socket}/front.sock"), ConnectError.NO_SUCH_FILE, f"{path} is not a folder")
+
+
+def test_a_path_that_is_no_socket_is_named(ask: Ask, tmp_socket: str, path: Path) -> None:
+    path.touch()
+    _check(ask(tmp_socket), ConnectError.NOT_A_SOCKET, f"{path} is not a socket")
+
+
+def test_a_socket_that_a_dead_daemon_left_is_told_apart(ask: Ask, tmp_socket: str, path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    _check(ask(tmp_socket), ConnectError.CONNECTION_REFUSED, "no process listens on it")
+
+
+def test_a_socket_of_another_protocol_is_refused(ask: Ask, tmp_socket: str, path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(str(path))
+        _check(ask(tmp_socket), ConnectError.CONNECTION_REFUSED, tmp_socket)
+
+
+@pytest.mark.usefixtures("listening")
+def test_a_listener_that_does_not_answer_is_told_apart(ask: Ask, tmp_socket: str) -> None:
+    _check(ask(tmp_socket), ConnectError.NO_ANSWER, "does not answer as a multitower daemon", "max_connections")
+
+
+def test_a_full_queue_of_connections_is_no_answer(ask: Ask, tmp_socket: str, path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as first:
+        server.bind(str(path))
+        server.listen(0)
+        first.connect(str(path))  # the queue is full now
+        _check(ask(tmp_socket), ConnectError.NO_ANSWER, "it accepts no more connections (max_connections)")
+
+
+def test_an_abstract_socket_has_no_path(ask: Ask) -> None:
+    error = ask(f"ipc://@multitower-test-{os.getpid()}")
+    _check(error, ConnectError.CONNECTION_REFUSED, "no daemon listens at ipc://@")
+
+
+BOTH_CLIENTS = """
+import asyncio, sys
+from multitower import AsyncClient, Client, Unavailable
+def show(error):
+    print(error.details["connect_error"], error.message)
+try:
+    with Client(sys.argv[1], connect_timeout=0.5) as client:
+        client.status()
+except Unavailable as error:
+    show(error)
+async def ask():
+    async with AsyncClient(sys.argv[1], connect_timeout=0.5) as client:
+        await client.status()
+try:
+    asyncio.run(ask())
+except Unavailable as error:
+    show(error)
+"""
+
+
+@pytest.mark.usefixtures("listening")
+def test_a_socket_of_another_user_is_named_with_its_group_and_mode(tmp_socket: str, path: Path) -> None:
+    mode = without_privileges.give_away(path, 0o660)
+    done = without_privileges.run(["-W", "error", "-c", BOTH_CLIENTS, tmp_socket])
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    status = path.stat()
+    owner, group = connect_errors.user_name(status.st_uid), connect_errors.group_name(status.st_gid)
+    for line in lines:
+        assert line.startswith(f"permission_denied no permission to connect to {tmp_socket}: ")
+        assert f"the socket {path} belongs to user {owner} and group {group} (mode {mode:04o})" in line
+        assert f"runs as user {connect_errors.user_name(os.geteuid())}; " in line
+        assert (f"join the group (usermod -aG {group} " if mode else f"only {owner} is admitted") in line
+
+
+@pytest.mark.usefixtures("listening")
+def test_a_folder_of_another_user_is_named(tmp_socket: str, path: Path) -> None:
+    folder = path.parent
+    mode = without_privileges.give_away(folder, 0o700)
+    try:
+        done = without_privileges.run(["-W", "error", "-c", BOTH_CLIENTS, tmp_socket])
+    finally:
+        if os.geteuid() == 0:
+            os.chown(folder, 0, 0)
+        folder.chmod(0o700)
+    assert (done.returncode, done.stderr) == (0, "")
+    for line in done.stdout.splitlines():
+        assert line.startswith("permission_denied ")
+        assert f"the folder {folder} belongs to user" in line
+        assert f"(mode {mode:04o})" in line
+
+
+@pytest.mark.usefixtures("listening")
+@pytest.mark.parametrize(
+    "command",
+    [["status"], ["infer", "m"], ["bench"], ["reload"]],
+    ids=lambda command: command[0],
+)
+def test_each_command_tells_in_one_line_that_it_has_no_permission(
+    command: list[str], tmp_socket: str, path: Path
+) -> None:
+    without_privileges.give_away(path, 0o660)
+    seconds = [] if command[0] == "bench" else ["--timeout", "0.5"]
+    done = without_privileges.run(["-m", "multitower", *command, *seconds, "--endpoint", tmp_socket])
+    assert (done.returncode, done.stdout) == (69, "")
+    assert done.stderr.count("\n") == 1
+    assert f"no permission to connect to {tmp_socket}: the socket {path} belongs to user" in done.stderr
+
+
+# TCP.
+
+
+def test_a_refused_port_is_told_apart(ask: Ask) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        endpoint = f"tcp://127.0.0.1:{unused.getsockname()[1]}"
+        _check(ask(endpoint), ConnectError.CONNECTION_REFUSED, f"no daemon listens at {endpoint}: the connection is")
+
+
+def test_a_name_without_an_address_is_told_apart(ask: Ask) -> None:
+    error = ask("tcp://no-such-host.invalid:5555")
+    _check(error, ConnectError.NAME_NOT_RESOLVED, "tcp://no-such-host.invalid:5555 cannot be resolved", "DNS")
+
+
+def test_a_listener_that_speaks_another_protocol_is_told_apart(ask: Ask) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        _check(ask(endpoint), ConnectError.NO_ANSWER, f"something listens at {endpoint}")
+
+
+def test_a_host_that_drops_packets_is_a_time_out(ask: Ask) -> None:
+    with socket.socket() as server, socket.socket() as first:
+        # The queue is full: the kernel drops what would begin another connection.
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        first.connect(server.getsockname())
+        endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        error = ask(endpoint)
+        _check(error, ConnectError.TIMED_OUT, f"no connection to {endpoint} within", "the host does not answer")
+
+
+def test_a_stopped_daemon_does_not_answer() -> None:
+    program = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)"
+    with subprocess.Popen([sys.executable, "-c", f"{program}; time.sleep(600)"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            port = int(process.stdout.readline())
+            process.send_signal(signal.SIGSTOP)
+            _check(_threads(f"tcp://127.0.0.1:{port}"), ConnectError.NO_ANSWER, "or the daemon is stopped")
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(113, ConnectError.UNREACHABLE), (101, ConnectError.UNREACHABLE), (13, "permission_denied")]
+)
+def test_errors_of_the_network_are_told_apart(monkeypatch: pytest.MonkeyPatch, number: int, kind: str) -> None:
+    def connect(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    found = connect_errors.examine("tcp://192.0.2.1:5555", 1.0)
+    assert found.kind == kind
+    assert f"no connection to tcp://192.0.2.1:5555: {os.strerror(number)}" in found.message
+
+
+# Before and after.
+
+
+def test_the_cause_is_the_present_one_not_that_of_an_earlier_attempt(tmp_socket: str, path: Path) -> None:
+    with Client(tmp_socket, connect_timeout=IPC_CONNECT_S) as client:
+        with pytest.raises(Unavailable, match="there is no file"):
+            client.status()
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+        with pytest.raises(Unavailable, match="no process listens on it"):
+            client.status()
+        path.unlink()
+        path.touch()
+        with pytest.raises(Unavailable, match="is not a socket"):
+            client.status()
+
+
+def test_a_connection_costs_no_probe() -> None:
+    with FakeDaemon(lambda request: None) as daemon, Client(daemon.endpoint) as client:
+        client.submit("m", {"x": 1.0})
+        daemon.next()
+        assert client._requests.connection._transport.probe._thread is None
+
+
+# Malformed.
+
+MALFORMED = [
+    "garbage",
+    "tcp://127.0.0.1",
+    "tcp://127.0.0.1:0",
+    "tcp://127.0.0.1:99999",
+    "tcp://127.0.0.1:http",
+    "tcp://:5555",
+    "tcp://*:5555",
+    "tcp://[::1:5555",
+    "tcp://a host:5555",
+    "tcp://127.0.0.1:5555/path",
+    "TCP://127.0.0.1:5555",
+    "http://127.0.0.1:5555",
+    "inproc://x",
+    "ipc://",
+    "ipc:///a\0b",
+    "ipc:///\udc80",
+    f"ipc:///{'x' * 200}",
+    5555,
+    b"tcp://127.0.0.1:5555",
+    Path("/run/multitower/front.sock"),
+]
+
+
+@pytest.mark.parametrize("endpoint", MALFORMED, ids=ascii)
+def test_a_malformed_endpoint_raises_the_same_error_in_both_clients(endpoint: str) -> None:
+    messages = set()
+    for kind in (Client, AsyncClient):
+        with pytest.raises(InvalidEndpoint, match="an endpoint is ipc://PATH or tcp://HOST:PORT") as error:
+            kind(endpoint)
+        assert isinstance(error.value, ValueError)
+        assert isinstance(error.value, Unavailable)
+        _check(error.value, ConnectError.ENDPOINT_MALFORMED)
+        copied = copy.copy(error.value)  # as pickle does it
+        assert (type(copied), str(copied), copied.details) == (InvalidEndpoint, str(error.value), error.value.details)
+        messages.add(error.value.message)
+    assert len(messages) == 1
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["tcp://localhost:1", "tcp://[::1]:1", "tcp://::1:1", "tcp://a-b_c.example.:65535", "ipc://front.sock", "ipc://@x"],
+)
+def test_well_formed_endpoints_are_accepted(endpoint: str) -> None:
+    with Client(endpoint) as client:
+        assert client.endpoint == endpoint
