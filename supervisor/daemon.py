@@ -20,7 +20,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from multitower.exit_codes import Exit
@@ -45,7 +45,7 @@ from .operations.connection_limits import ConnectionLimits, accept_within, apply
 from .operations.content_hashing import ContentBaseline, ContentHasher
 from .operations.control import ControlSocket
 from .operations.model_orders import ModelOrders
-from .operations.order_queue import OrderContext, OrderQueue
+from .operations.order_queue import OrderContext, OrderQueue, ReadConfig
 from .operations.orders import Orders
 from .operations.queries import Queries
 from .operations.readiness import Readiness
@@ -99,7 +99,8 @@ class Daemon:
 
     Args:
         config: a checked configuration.
-        read_config: reads the configuration again, for a reload; it may block.
+        read_config: reads the configuration again, for a reload, or the section of one model, whose name it gets; it
+            may block.
         strict: whether all that is configured must be there at once; otherwise the daemon serves what is there, and
             waits for the rest.
 
@@ -109,7 +110,7 @@ class Daemon:
             missing.
     """
 
-    def __init__(self, config: Config, read_config: Callable[[], Config], *, strict: bool = False) -> None:
+    def __init__(self, config: Config, read_config: ReadConfig, *, strict: bool = False) -> None:
         started = time.monotonic()
         self._lifecycle = Lifecycle()
         with contextlib.ExitStack() as stack:
@@ -174,7 +175,7 @@ class Daemon:
             self._router.close_model(spec.name)
         settings.warn_about_missing_versions()
 
-    def _set_up_operations(self, sampler: Sampler, read_config: Callable[[], Config], started: float) -> None:
+    def _set_up_operations(self, sampler: Sampler, read_config: ReadConfig, started: float) -> None:
         """Sets up what operators, service managers and queries get from the daemon."""
         max_message_size = self._settings.current.config.max_message_size
         readiness = Readiness(

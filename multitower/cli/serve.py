@@ -33,12 +33,14 @@ def serve(config: Path, overrides: tuple[str, ...], log_format: str, log_level: 
     is wrong, 130 after a second signal.
     """
     from multitower.exit_codes import Exit
-    from multitower.supervisor.config.config import Config, load
+    from multitower.supervisor.config.config import Config, load, load_model
     from multitower.supervisor.config.source import ConfigError
     from multitower.supervisor.daemon import Daemon, StartError
     from multitower.supervisor.loop.log import LogWriter
 
-    def read() -> Config:
+    def read(model: str | None = None) -> Config:
+        if model is not None:
+            return load_model(config, model, overrides=overrides, strict=strict)
         return load(config, overrides=overrides, strict=strict)
 
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -58,7 +59,18 @@ from .values import (
 )
 from .yaml_reader import Reader
 
-__all__ = ["Config", "ConfigError", "CpuDevices", "MemoryLimit", "ModelConfig", "Problem", "load", "schema"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "CpuDevices",
+    "MemoryLimit",
+    "ModelConfig",
+    "Problem",
+    "UnknownModelError",
+    "load",
+    "load_model",
+    "schema",
+]
 
 _MIN_MESSAGE_SIZE: Final = 1 << 10
 _MIN_WATCH_S: Final = 0.05
@@ -276,6 +288,10 @@ class Config(Section):
 _TREE: Final = key_tree(Config)
 
 
+class UnknownModelError(LookupError):
+    """A configuration file names no such model."""
+
+
 def load(
     path: str | os.PathLike[str],
     *,
@@ -295,25 +311,111 @@ def load(
         ConfigError: the file cannot be read, or the configuration is wrong; it holds all problems.
     """
     path = Path(path)
+    root, problems = _read(path, environment, overrides)
+    return _check(root, problems, path.absolute(), strict=strict)
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    name: str,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    overrides: Sequence[str] = (),
+    strict: bool = True,
+) -> Config:
+    """Reads the section of one model. What is wrong elsewhere in the file does not matter, as long as it is YAML.
+
+    Args:
+        path: see `load`.
+        name: the model's name.
+        environment: see `load`.
+        overrides: see `load`.
+        strict: see `load`.
+
+    Returns:
+        A configuration with that model only; all other keys have their defaults.
+
+    Raises:
+        UnknownModelError: no section has this name.
+        ConfigError: the file cannot be read, or the section is wrong; it holds all problems of the section.
+    """
+    path = Path(path)
+    root, problems = _read(path, environment, overrides)
+    key_position, models = root.value.get("models", (root.position, Node(root.position, None)))
+    sections = models.value if isinstance(models.value, list) else []
+    names = [_name_in(section) for section in sections]
+    if name not in names:
+        known = ", ".join(map(str, filter(None, names)))
+        raise UnknownModelError(f"{path.absolute()} names no model {name[:128]!r}, only {known}")
+    kept = [index for index, other in enumerate(names) if other == name]
+    only = Node(root.position, {"models": (key_position, Node(models.position, [sections[index] for index in kept]))})
+    own = [
+        _moved(problem, {old: new for new, old in enumerate(kept)})
+        for problem in problems
+        if _model_of(problem) in kept
+    ]
+    try:
+        return _check(only, own, path.absolute(), strict=strict)
+    except ConfigError as error:
+        raise ConfigError([_moved(problem, dict(enumerate(kept))) for problem in error.problems]) from None
+
+
+def _model_of(problem: Problem) -> str | int | None:
+    """The index of the model whose section has the problem; None if it is elsewhere."""
+    return problem.location[1] if problem.location[:1] == ("models",) and len(problem.location) > 1 else None
+
+
+def _moved(problem: Problem, new_index: Mapping[str | int, int]) -> Problem:
+    """The problem with another index of its model."""
+    model = _model_of(problem)
+    if model is None:
+        return problem
+    return replace(problem, location=("models", new_index[model], *problem.location[2:]))
+
+
+def _name_in(section: Node) -> object:
+    """The name of a model in its section, whatever else is wrong there; None where it has none."""
+    return section.value["name"][1].value if isinstance(section.value, dict) and "name" in section.value else None
+
+
+def _read(path: Path, environment: Mapping[str, str], overrides: Sequence[str]) -> tuple[Node, list[Problem]]:
+    """The file's mapping with all overrides, and the problems of both.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or holds no mapping.
+    """
     reader = Reader(str(path))
     root = reader.read(read_file(path))
     if not isinstance(root.value, dict):
         what = "is empty" if root.value is None else f"holds {_kind(root)}, not a mapping of keys to values"
         raise ConfigError([Problem(root.position, (), f"the file {what}"), *reader.problems])
     root, override_problems = apply_overrides(root, _TREE, environment, overrides)
-    problems = [*reader.problems, *override_problems]
+    return root, [*reader.problems, *override_problems]
+
+
+def _check(root: Node, problems: list[Problem], path: Path, *, strict: bool) -> Config:
+    """Checks the file's keys and values.
+
+    Args:
+        root: the file's mapping.
+        problems: what is wrong already; not changed.
+        path: the file's absolute path.
+        strict: see `load`.
+
+    Raises:
+        ConfigError: something is wrong.
+    """
     data, empty = drop_empty_keys(root, _TREE)
-    problems += empty
-    absolute = path.absolute()
+    problems = [*problems, *empty]
     config = None
-    context = Context(absolute.parent, strict)
+    context = Context(path.parent, strict)
     try:
         config = Config.model_validate(data, context=context)
     except ValidationError as error:
         problems += to_problems(error, root, _TREE, {problem.location for problem in problems})
     if config is None or problems:
         raise ConfigError(_in_file_order(problems))
-    config._path = absolute
+    config._path = path
     config._not_yet = {}
     for index, model in enumerate(config.models):
         for key_name in ("path", "warmup", "custom_ops"):

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from multitower.errors import MultitowerError, Reason, make
 
-from ..config.config import Config
+from ..config.config import UnknownModelError
 from ..loop.history import EventKind
 from ..settings import Settings
 from .content_hashing import comparing_ends, keep_fingerprints
-from .order_queue import READ_S, Done, Order, OrderContext, stopping
+from .order_queue import READ_S, Done, Order, OrderContext, ReadConfig, stopping
 from .orders import accepted, config_refused
 from .reload import Reload
 
@@ -60,7 +60,7 @@ class ModelOrders:
         contents, until = context.manager.known_contents.snapshot(), comparing_ends(read_s)
 
         def read() -> Settings:
-            new = _load_settings(old, context.read_config(), name)
+            new = _load_settings(old, context.read_config, name)
             return keep_fingerprints(new, old, contents, context.hasher, until)
 
         context.queue.read_files(context.background, order, read, apply, read_s)
@@ -173,17 +173,16 @@ class ModelOrders:
         Reload(context, order, old, new, changed, "other versions or files", tolerant=True).start()
 
 
-def _load_settings(settings: Settings, config: Config, name: str) -> Settings:
-    """Returns the settings with one model loaded as a configuration has it; may block, see `with_model_loaded`.
+def _load_settings(settings: Settings, read_config: ReadConfig, name: str) -> Settings:
+    """Returns the settings with one model loaded as its section of the configuration file has it; may block.
 
     Raises:
         NotFound: `model_unknown`: the configuration has no such model.
     """
-    model = next((model for model in config.models if model.name == name), None)
-    if model is None:
-        known = ", ".join(model.name for model in config.models)
-        message = f"{config.path} names no model {name[:128]!r}, only {known}"
-        raise make(Reason.MODEL_UNKNOWN, message, field="model_name")
+    try:
+        config = read_config(name)
+    except UnknownModelError as error:
+        raise make(Reason.MODEL_UNKNOWN, str(error), field="model_name") from None
     if name in config.not_yet:
         raise config_refused(str(config.not_yet[name]))
-    return settings.with_model_loaded(model)
+    return settings.with_model_loaded(next(model for model in config.models if model.name == name))

@@ -45,6 +45,14 @@ MAX_STUCK: Final = 4
 P = ParamSpec("P")
 T = TypeVar("T")
 
+ReadConfig = Callable[[str | None], Config]
+"""Reads the configuration file, or the section of the model with this name alone; it may block.
+
+Raises:
+    UnknownModelError: no section has this name.
+    ConfigError: what was read is wrong.
+"""
+
 Done = Callable[[dict[str, Any] | MultitowerError], None]
 """Takes the answer to an order: the header of the reply, or why the order was refused or has failed."""
 
@@ -249,7 +257,7 @@ class OrderContext:
         router: the router.
         background: runs what would block the event loop.
         announcer: announces reloads to the service manager.
-        read_config: reads the configuration file again; it may block.
+        read_config: reads the configuration file again.
         hasher: hashes the files of models.
         claims: what this daemon claims of the cores; None to bind workers whatever other daemons have claimed.
     """
@@ -261,7 +269,7 @@ class OrderContext:
     router: Router
     background: BackgroundJobs
     announcer: Announcer
-    read_config: Callable[[], Config]
+    read_config: ReadConfig
     hasher: ContentHasher
     claims: CoreClaims | None = None
 

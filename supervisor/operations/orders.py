@@ -116,7 +116,7 @@ class Orders:
 
         def read() -> Settings:
             return keep_fingerprints(
-                build_settings(context.read_config(), context.claims), present, contents, context.hasher, until
+                build_settings(context.read_config(None), context.claims), present, contents, context.hasher, until
             )
 
         context.queue.read_files(context.background, order, read, lambda outcome: self._apply(order, outcome), read_s)

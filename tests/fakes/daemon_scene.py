@@ -64,7 +64,9 @@ class DaemonScene:
         self._slots = [tuple(model for model in slot if model != name) for slot in self._slots]
         self.configure(**versions)
 
-    def _read(self) -> config.Config:
+    def _read(self, model: str | None = None) -> config.Config:
+        if model is not None:
+            return config.load_model(self._path, model, environment={})
         return config.load(self._path, environment={})
 
     def give(self, order: str, *arguments: str) -> None:

@@ -59,5 +59,5 @@ def reload(scene: Scene, old: Settings, new: Settings) -> list[str | None]:
     return outcomes
 
 
-def _no_config() -> NoReturn:
+def _no_config(_: str | None) -> NoReturn:
     raise AssertionError("nothing reads the configuration")

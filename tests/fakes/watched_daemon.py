@@ -65,7 +65,9 @@ class Daemon:
         assignment = child(process).assignment
         return self._first_models if process in self._first_processes or assignment is None else assignment.models
 
-    def _read(self) -> config.Config:
+    def _read(self, model: str | None = None) -> config.Config:
+        if model is not None:
+            return config.load_model(self._path, model, environment={})
         return config.load(self._path, environment={})
 
     def write(self, more: str, slots: int) -> None:

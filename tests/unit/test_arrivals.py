@@ -73,7 +73,9 @@ class Daemon:
         self._values |= values
         self._path.write_text(CONFIG.format(**self._values))
 
-    def _read(self) -> config.Config:
+    def _read(self, model: str | None = None) -> config.Config:
+        if model is not None:
+            return config.load_model(self._path, model, environment={}, strict=False)
         return config.load(self._path, environment={}, strict=False)
 
     @property

@@ -112,6 +112,30 @@ def test_a_load_applies_only_the_section_of_its_model(daemon: DaemonScene) -> No
     assert daemon.specs(0) == [("m", 2), ("n", 2)]
 
 
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "sparse: 1",
+        "drain_timeout: never",
+        "- {name: o, handler: 'h:M', retry: many}",
+        "- {name: m, handler: 'h:M'}",
+        "- {name: [n]}",
+        "- n",
+    ],
+)
+def test_a_mistake_elsewhere_in_the_file_does_not_stop_a_load(daemon: DaemonScene, mistake: str) -> None:
+    daemon.configure(n=2, more=mistake)
+    assert error_of(daemon.carry_out("reload"))[0] == Reason.CONFIG_REFUSED
+    assert slots_of(daemon.carry_out("load", "n")) == [0]
+    assert daemon.specs(0) == [("m", 1), ("n", 2)]
+
+
+def test_a_file_that_is_no_yaml_stops_a_load(daemon: DaemonScene) -> None:
+    daemon.configure(n=2, more="]")
+    assert error_of(daemon.carry_out("load", "n"))[0] == Reason.CONFIG_REFUSED
+    assert daemon.specs(0) == [("m", 1), ("n", 1)]
+
+
 def test_a_model_that_is_new_in_the_file_is_loaded_on_its_devices(tmp_path: Path) -> None:
     daemon = DaemonScene(tmp_path, [("m",), ("m",)])
     daemon.configure(n=1)
@@ -147,7 +171,7 @@ def test_a_reload_leaves_models_with_load_at_startup_false_as_they_are(daemon: D
     [
         ("unload", "x", "", Reason.MODEL_UNKNOWN, "there is no model 'x', only m, n"),
         ("load", "x", "", Reason.MODEL_UNKNOWN, "config.yaml names no model 'x', only m, n"),
-        ("load", "n", "sparse: 1", Reason.CONFIG_REFUSED, "and nothing has changed:"),
+        ("load", "n", "- {name: n, handler: 'h:M', sparse: 1}", Reason.CONFIG_REFUSED, "models[2].sparse: unknown key"),
         ("load", "n", "- {name: n, handler: 'h:M', devices: [cpu:7]}", Reason.CONFIG_REFUSED, "nothing has changed"),
     ],
 )
