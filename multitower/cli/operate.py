@@ -60,8 +60,8 @@ def restart(client: Client, slot: int) -> int:
 def load(client: Client, model: str) -> int:
     """Load MODEL from the configuration file: one that was unloaded, is new there, or has changed.
 
-    Only that model's section of the file is read and applied. The workers of its slots are replaced one after the other, and no
-    request is lost; other slots do not change. The command waits until all its slots serve it.
+    Only that model's section of the file is read and applied. The workers of its slots are replaced one after the
+    other, and no request is lost; other slots do not change. The command waits until all its slots serve it.
     """
     from multitower import wire
 
