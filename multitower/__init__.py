@@ -1,6 +1,7 @@
 """multitower: one TensorFlow model on every GPU of a machine, behind one endpoint.
 
-Applications import from here: `Client` for threads, `AsyncClient` for asyncio, and the errors that they raise.
+Applications import from here: `Client` for threads, `AsyncClient` for asyncio, the type `Outputs` of what they
+return, and the errors that they raise.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from multitower.errors import (
 )
 
 if TYPE_CHECKING:
-    from multitower.client import AsyncClient, Client
+    from multitower.client import AsyncClient, Client, Outputs
 
 __all__ = [
     "AsyncClient",
@@ -41,6 +42,7 @@ __all__ = [
     "ModelError",
     "MultitowerError",
     "NotFound",
+    "Outputs",
     "Overloaded",
     "Poisoned",
     "Reason",
@@ -57,7 +59,7 @@ def __getattr__(name: str) -> object:
     A worker process must be able to set variables before it loads numpy, and the command line must handle signals
     before it imports what takes long.
     """
-    if name in ("AsyncClient", "Client", "client"):
+    if name in ("AsyncClient", "Client", "Outputs", "client"):
         client = importlib.import_module("multitower.client")
         return client if name == "client" else getattr(client, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -261,7 +261,7 @@ def _model_row(model: Mapping[str, Any], slots: int) -> list[Cell | None]:
         f"{model['completed']:,}",
         f"{model['failed']:,}",
         f"{sum(refused['total'].values()):,}" if refused is not None else None,
-        f"{model['rows'] / model['batches']:.1f}" if model["batches"] else None,
+        f"{model.get('batch_rows', model['rows']) / model['batches']:.1f}" if model["batches"] else None,
         *memory_growth_cells(model),
         "; ".join(_notes(model)) or None,
     )

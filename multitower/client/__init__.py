@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from multitower.client.aio import AsyncClient
+from multitower.client.requests import Outputs
 from multitower.client.threads import Client
 
-__all__ = ["AsyncClient", "Client"]
+__all__ = ["AsyncClient", "Client", "Outputs"]

@@ -9,11 +9,12 @@ import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 
 from multitower import liveness, wire
+from multitower.client.arguments import Names, Seconds, Version, refuse_pickling, to_seconds
 from multitower.client.codec import InferRequest
 from multitower.client.requests import (
     CONNECT_TIMEOUT_S,
@@ -98,6 +99,7 @@ class AsyncClient:
     Raises:
         InvalidEndpoint: the endpoint is malformed.
         ValueError: a time or a number that is too small.
+        TypeError: a time that is neither a number nor a timedelta.
         RuntimeError: gevent or eventlet have patched threads or `select`.
     """
 
@@ -105,12 +107,12 @@ class AsyncClient:
         self,
         endpoint: str | None = None,
         *,
-        timeout: float = wire.DEFAULT_TIMEOUT_S,
-        connect_timeout: float = CONNECT_TIMEOUT_S,
+        timeout: Seconds = wire.DEFAULT_TIMEOUT_S,
+        connect_timeout: Seconds = CONNECT_TIMEOUT_S,
         max_outstanding: int = MAX_OUTSTANDING,
         retries: int = RETRIES,
         shared_memory: bool = True,
-        peer_timeout: float = liveness.PEER_TIMEOUT_S,
+        peer_timeout: Seconds = liveness.PEER_TIMEOUT_S,
     ) -> None:
         if max_outstanding < 1:
             raise ValueError(f"max_outstanding must be 1 or more, not {max_outstanding}")
@@ -134,9 +136,9 @@ class AsyncClient:
         model: str,
         inputs: Mapping[str, Any],
         *,
-        outputs: Sequence[str] | None = None,
-        version: str = "",
-        timeout: float | None = None,
+        outputs: Names | None = None,
+        version: Version = "",
+        timeout: Seconds | None = None,
         priority: int = 0,
         signature: str = "",
         version_label: str = "",
@@ -145,7 +147,7 @@ class AsyncClient:
         request = InferRequest(model, inputs, outputs, version, priority, signature, version_label)
         return await self._infer(request, timeout)
 
-    async def _infer(self, request: InferRequest, timeout: float | None) -> Outputs:
+    async def _infer(self, request: InferRequest, timeout: Seconds | None) -> Outputs:
         requests = self._requests
         requests.connection.check_usable()
         seconds = requests.resolve_timeout(timeout)
@@ -174,9 +176,9 @@ class AsyncClient:
         model: str,
         inputs: Mapping[str, Any],
         *,
-        outputs: Sequence[str] | None = None,
-        version: str = "",
-        timeout: float | None = None,
+        outputs: Names | None = None,
+        version: Version = "",
+        timeout: Seconds | None = None,
         priority: int = 0,
         signature: str = "",
         version_label: str = "",
@@ -217,31 +219,32 @@ class AsyncClient:
         answer: dict[str, Any] = await self._query(wire.STATUS)
         return answer
 
-    async def model_ready(self, model: str, version: str = "", *, version_label: str = "") -> bool:
+    async def model_ready(self, model: str, version: Version = "", *, version_label: str = "") -> bool:
         """See `Client.model_ready`."""
         return bool((await self._query(wire.MODEL_READY, model_header(model, version, version_label)))["ready"])
 
-    async def metadata(self, model: str, version: str = "", *, version_label: str = "") -> dict[str, Any]:
+    async def metadata(self, model: str, version: Version = "", *, version_label: str = "") -> dict[str, Any]:
         """See `Client.metadata`."""
         answer: dict[str, Any] = await self._query(wire.MODEL_METADATA, model_header(model, version, version_label))
         return answer
 
-    async def model_config(self, model: str, version: str = "", *, version_label: str = "") -> dict[str, Any]:
+    async def model_config(self, model: str, version: Version = "", *, version_label: str = "") -> dict[str, Any]:
         """See `Client.model_config`."""
         answer: dict[str, Any] = await self._query(wire.MODEL_CONFIG, model_header(model, version, version_label))
         return answer
 
     async def statistics(
-        self, model: str | None = None, version: str = "", *, version_label: str = ""
+        self, model: str | None = None, version: Version = "", *, version_label: str = ""
     ) -> dict[str, Any]:
         """See `Client.statistics`."""
         header = {} if model is None else model_header(model, version, version_label)
         answer: dict[str, Any] = await self._query(wire.STATISTICS, header)
         return answer
 
-    async def wait_until_ready(self, timeout: float = 60.0) -> None:
+    async def wait_until_ready(self, timeout: Seconds = 60.0) -> None:
         """See `Client.wait_until_ready`."""
-        deadline = time.monotonic() + timeout
+        seconds = to_seconds("timeout", timeout)
+        deadline = time.monotonic() + seconds
         while True:
             try:
                 state = await self._query(wire.SERVER_READY, timeout=max(deadline - time.monotonic(), 0.001))
@@ -251,7 +254,7 @@ class AsyncClient:
             except (Unavailable, TimeoutError) as error:
                 cause = describe_not_ready(error)
             if time.monotonic() + READINESS_INTERVAL_S >= deadline:
-                raise make(Reason.NO_WORKER, f"not ready after {timeout:g} s: {cause}")
+                raise make(Reason.NO_WORKER, f"not ready after {seconds:g} s: {cause}")
             await asyncio.sleep(READINESS_INTERVAL_S)
 
     async def close(self) -> None:
@@ -267,6 +270,9 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise refuse_pickling(self, self.endpoint)
 
     def __repr__(self) -> str:
         return f"AsyncClient({self.endpoint!r})"

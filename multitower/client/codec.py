@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from multitower import tensors, wire
+from multitower.client.arguments import Names, Version, to_version
 from multitower.client.shared_memory import ALIGNMENT, Allocation, Arena
 from multitower.errors import MultitowerError, Reason, from_wire, make
 from multitower.infer_header import parse_area
@@ -40,7 +41,7 @@ class InferRequest(NamedTuple):
         model: the model's name.
         inputs: array-likes by name.
         outputs: names of the outputs wanted; None or none of them for all.
-        version: the model's version; "" for the one that is served.
+        version: the model's version, as a string or a whole number; "" for the one that is served.
         priority: 0 or more.
         signature: the model's signature; "" for its default one.
         version_label: a label of the version, instead of `version`; or "".
@@ -48,8 +49,8 @@ class InferRequest(NamedTuple):
 
     model: str
     inputs: Mapping[str, Any]
-    outputs: Sequence[str] | None = None
-    version: str = ""
+    outputs: Names | None = None
+    version: Version = ""
     priority: int = 0
     signature: str = ""
     version_label: str = ""
@@ -145,7 +146,7 @@ class Codec:
             frames.append(_own(frame) if copy else frame)
         outputs = request.outputs
         if isinstance(outputs, str):
-            raise make(Reason.MALFORMED, f"outputs is a list of names, not {outputs!r}", field="outputs")
+            raise make(Reason.MALFORMED, f"outputs is a list of names, as in [{outputs!r}]", field="outputs")
         # An empty list asks for all outputs, as in the protocol.
         wanted = (tuple(outputs) or None) if outputs is not None else None
         # At least 1: a time-out of 0 is not allowed in the protocol.
@@ -154,7 +155,7 @@ class Codec:
             request.model,
             tuple(described),
             wanted,
-            request.version,
+            request.version if type(request.version) is str else to_version(request.version),
             request.signature,
             request.version_label,
         )

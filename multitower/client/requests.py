@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from multitower import liveness, wire
 from multitower.addresses import check_endpoint
+from multitower.client.arguments import Seconds, Version, to_seconds, to_version
 from multitower.client.codec import Codec, EncodedRequest, InferRequest, read_header
 from multitower.client.connection import Connection
 from multitower.client.shared_memory import Arena
@@ -20,9 +22,10 @@ from multitower.client.transport import Call, Outcome
 from multitower.errors import Code, InvalidEndpoint, MultitowerError, Reason, Unavailable, make
 
 if TYPE_CHECKING:
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import DTypeLike
 
-    Outputs = dict[str, NDArray[Any]]
+Outputs: TypeAlias = dict[str, NDArray[Any]]
+"""The outputs of a model by name."""
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_OUTSTANDING = 1000
@@ -72,28 +75,31 @@ class Requests:
 
     Attributes:
         endpoint: the endpoint in use.
-        timeout: as passed.
+        timeout: as passed, in seconds.
         connection: the connection to the daemon.
 
     Raises:
         InvalidEndpoint: the endpoint is malformed.
         ValueError: a time or a number that is too small.
+        TypeError: a time that is neither a number nor a timedelta.
     """
 
     def __init__(
         self,
         endpoint: str | None,
-        timeout: float,
-        connect_timeout: float,
+        timeout: Seconds,
+        connect_timeout: Seconds,
         retries: int = 0,
         *,
         shared_memory: bool = False,
-        peer_timeout: float = liveness.PEER_TIMEOUT_S,
+        peer_timeout: Seconds = liveness.PEER_TIMEOUT_S,
     ) -> None:
-        for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):
+        timeout_s, connect_s = to_seconds("timeout", timeout), to_seconds("connect_timeout", connect_timeout)
+        peer_s = to_seconds("peer_timeout", peer_timeout)
+        for name, seconds in (("timeout", timeout_s), ("connect_timeout", connect_s)):
             if not seconds > 0:
                 raise ValueError(f"{name} must be more than 0 seconds, not {seconds}")
-        liveness.check_peer_timeout(peer_timeout)
+        liveness.check_peer_timeout(peer_s)
         if retries < 0:
             raise ValueError(f"retries must be 0 or more, not {retries}")
         if endpoint is None or endpoint == "":
@@ -102,13 +108,13 @@ class Requests:
             self.endpoint = check_endpoint(endpoint)
         except ValueError as error:
             raise InvalidEndpoint(str(error)) from None
-        self.timeout = timeout
-        self._connect_timeout = connect_timeout
+        self.timeout = timeout_s
+        self._connect_timeout = connect_s
         self._codec = Codec()
         # Only Linux has memfds.
         possible = shared_memory and self.endpoint.startswith("ipc:") and hasattr(os, "memfd_create")
         self._arena = Arena() if possible else None
-        self.connection = Connection(self.endpoint, retries, peer_timeout)
+        self.connection = Connection(self.endpoint, retries, peer_s)
 
     def start_infer(self, request: InferRequest, seconds: float, deadline: float, *, copy: bool) -> RequestFuture:
         """Starts an `MT1:infer` request.
@@ -159,13 +165,17 @@ class Requests:
         array = None if self._arena is None else self._arena.empty(shape, dtype)
         return np.empty(shape, dtype) if array is None else array
 
-    def resolve_timeout(self, timeout: float | None) -> float:
+    def resolve_timeout(self, timeout: Seconds | None) -> float:
         """The seconds of a request with this `timeout` argument.
 
         Raises:
             ValueError: it is 0 or less.
+            TypeError: it is neither a number nor a timedelta.
         """
-        seconds = self.timeout if timeout is None else timeout
+        if timeout is None:
+            seconds = self.timeout
+        else:
+            seconds = timeout if type(timeout) is float else to_seconds("timeout", timeout)
         if not seconds > 0:
             raise ValueError(f"timeout must be more than 0 seconds, not {seconds}")
         return min(seconds, threading.TIMEOUT_MAX / 2)
@@ -245,11 +255,11 @@ def describe_not_ready(state: dict[str, Any] | Exception) -> str:
     return f"{ready} of {total} slots are ready{missing}; `multitower status` tells why"
 
 
-def model_header(model: str, version: str, version_label: str = "") -> dict[str, Any]:
+def model_header(model: str, version: Version, version_label: str = "") -> dict[str, Any]:
     """The header of a request that names a model."""
     header: dict[str, Any] = {"model_name": model}
-    if version:
-        header["model_version"] = version
+    if number := to_version(version):
+        header["model_version"] = number
     if version_label:
         header["parameters"] = {wire.VERSION_LABEL: version_label}
     return header

@@ -8,11 +8,12 @@ import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 
 from multitower import liveness, wire
+from multitower.client.arguments import Names, Seconds, Version, refuse_pickling, to_seconds
 from multitower.client.codec import InferRequest
 from multitower.client.requests import (
     CONNECT_TIMEOUT_S,
@@ -59,7 +60,8 @@ class Client:
     Args:
         endpoint: `ipc://PATH` or `tcp://HOST:PORT`; None for the environment variable `MULTITOWER_ENDPOINT`, else
             `tcp://127.0.0.1:5555`.
-        timeout: seconds until a request fails with `DeadlineExceeded`, unless it specifies its own.
+        timeout: seconds, or a timedelta, until a request fails with `DeadlineExceeded`, unless it specifies its own. So
+            are the other times.
         connect_timeout: seconds that a request waits for a daemon to listen before it fails with `Unavailable`.
         max_outstanding: how many requests may be outstanding at one time; further ones wait for one of them to finish.
         retries: how often a request that the daemon refused without running it, because the queue was full or the
@@ -71,6 +73,7 @@ class Client:
     Raises:
         InvalidEndpoint: the endpoint is malformed.
         ValueError: a time or a number that is too small.
+        TypeError: a time that is neither a number nor a timedelta.
         RuntimeError: gevent or eventlet have patched threads or `select`.
     """
 
@@ -78,12 +81,12 @@ class Client:
         self,
         endpoint: str | None = None,
         *,
-        timeout: float = wire.DEFAULT_TIMEOUT_S,
-        connect_timeout: float = CONNECT_TIMEOUT_S,
+        timeout: Seconds = wire.DEFAULT_TIMEOUT_S,
+        connect_timeout: Seconds = CONNECT_TIMEOUT_S,
         max_outstanding: int = MAX_OUTSTANDING,
         retries: int = RETRIES,
         shared_memory: bool = True,
-        peer_timeout: float = liveness.PEER_TIMEOUT_S,
+        peer_timeout: Seconds = liveness.PEER_TIMEOUT_S,
     ) -> None:
         if max_outstanding < 1:
             raise ValueError(f"max_outstanding must be 1 or more, not {max_outstanding}")
@@ -105,9 +108,9 @@ class Client:
         model: str,
         inputs: Mapping[str, Any],
         *,
-        outputs: Sequence[str] | None = None,
-        version: str = "",
-        timeout: float | None = None,
+        outputs: Names | None = None,
+        version: Version = "",
+        timeout: Seconds | None = None,
         priority: int = 0,
         signature: str = "",
         version_label: str = "",
@@ -119,9 +122,9 @@ class Client:
             inputs: for each input an array, or anything that numpy converts to one, with the datatype and shape that
                 the model declares. If the model is batched, dimension 0 is the rows. Elements of BYTES inputs are `str`
                 (sent as UTF-8) or `bytes`.
-            outputs: names of the outputs wanted; None for all.
-            version: the model's version number; "" for the highest that is served.
-            timeout: seconds; None for the client's.
+            outputs: a list of the names of the outputs wanted; None for all.
+            version: the model's version number, as an `int` or a `str`; "" for the highest that is served.
+            timeout: seconds, or a timedelta; None for the client's.
             priority: 1 or more, lower numbers being more urgent; 0 counts as 2.
             signature: the model's signature, one of those that `metadata` lists; "" for its default one.
             version_label: one of the model's `version_labels`, instead of `version`.
@@ -168,9 +171,9 @@ class Client:
         model: str,
         inputs: Mapping[str, Any],
         *,
-        outputs: Sequence[str] | None = None,
-        version: str = "",
-        timeout: float | None = None,
+        outputs: Names | None = None,
+        version: Version = "",
+        timeout: Seconds | None = None,
         priority: int = 0,
         signature: str = "",
         version_label: str = "",
@@ -188,7 +191,7 @@ class Client:
         request = InferRequest(model, inputs, outputs, version, priority, signature, version_label)
         return self._submit(request, timeout, copy=True)
 
-    def _submit(self, request: InferRequest, timeout: float | None, *, copy: bool) -> RequestFuture:
+    def _submit(self, request: InferRequest, timeout: Seconds | None, *, copy: bool) -> RequestFuture:
         requests = self._requests
         requests.connection.check_usable()
         seconds = requests.resolve_timeout(timeout)
@@ -238,7 +241,7 @@ class Client:
         answer: dict[str, Any] = self._query(wire.STATUS)
         return answer
 
-    def model_ready(self, model: str, version: str = "", *, version_label: str = "") -> bool:
+    def model_ready(self, model: str, version: Version = "", *, version_label: str = "") -> bool:
         """Whether a worker serves the model.
 
         Raises:
@@ -246,7 +249,7 @@ class Client:
         """
         return bool(self._query(wire.MODEL_READY, model_header(model, version, version_label))["ready"])
 
-    def metadata(self, model: str, version: str = "", *, version_label: str = "") -> dict[str, Any]:
+    def metadata(self, model: str, version: Version = "", *, version_label: str = "") -> dict[str, Any]:
         """The model's versions, inputs and outputs; each has `name`, `datatype` and `shape` (-1 for any size).
 
         Raises:
@@ -256,7 +259,7 @@ class Client:
         answer: dict[str, Any] = self._query(wire.MODEL_METADATA, model_header(model, version, version_label))
         return answer
 
-    def model_config(self, model: str, version: str = "", *, version_label: str = "") -> dict[str, Any]:
+    def model_config(self, model: str, version: Version = "", *, version_label: str = "") -> dict[str, Any]:
         """The model's configuration with Triton's names, such as `max_batch_size`.
 
         Raises:
@@ -266,7 +269,7 @@ class Client:
         answer: dict[str, Any] = self._query(wire.MODEL_CONFIG, model_header(model, version, version_label))
         return answer
 
-    def statistics(self, model: str | None = None, version: str = "", *, version_label: str = "") -> dict[str, Any]:
+    def statistics(self, model: str | None = None, version: Version = "", *, version_label: str = "") -> dict[str, Any]:
         """Counts and nanoseconds of success, failure, queue and compute, for one model or for all.
 
         Raises:
@@ -276,16 +279,17 @@ class Client:
         answer: dict[str, Any] = self._query(wire.STATISTICS, header)
         return answer
 
-    def wait_until_ready(self, timeout: float = 60.0) -> None:
+    def wait_until_ready(self, timeout: Seconds = 60.0) -> None:
         """Waits until the daemon listens and each model has a ready worker.
 
         Args:
-            timeout: seconds.
+            timeout: seconds, or a timedelta.
 
         Raises:
             Unavailable: not ready in time; the message says what is missing.
         """
-        deadline = time.monotonic() + timeout
+        seconds = to_seconds("timeout", timeout)
+        deadline = time.monotonic() + seconds
         while True:
             try:
                 state = self._query(wire.SERVER_READY, timeout=max(deadline - time.monotonic(), 0.001))
@@ -295,7 +299,7 @@ class Client:
             except (Unavailable, TimeoutError) as error:
                 cause = describe_not_ready(error)
             if time.monotonic() + READINESS_INTERVAL_S >= deadline:
-                raise make(Reason.NO_WORKER, f"not ready after {timeout:g} s: {cause}")
+                raise make(Reason.NO_WORKER, f"not ready after {seconds:g} s: {cause}")
             time.sleep(READINESS_INTERVAL_S)
 
     def close(self) -> None:
@@ -309,6 +313,9 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise refuse_pickling(self, self.endpoint)
 
     def __repr__(self) -> str:
         return f"Client({self.endpoint!r})"

@@ -242,6 +242,7 @@ class StatusReporter:
             "last_failed_age_s": _age(statistics.last_error, now),
             "refused": _report_counts(self._router.refused.of_models.get(name) or RecentCounts(), now),
             "batches": statistics.batches,
+            "batch_rows": statistics.batch_rows,
             "rows": statistics.rows,
             "max_batch_size": report.max_batch_size if report is not None else max_batch_size,
             "unbatched_because": report.unbatched_because if report is not None else None,

@@ -354,7 +354,9 @@ class Router:
         route.batches += 1
         route.batch_times.add(now, now - batch.started, batch.rows)
         batches = 1 if batch.key.max_batch_size else len(answers)
-        self.statistics[batch.key.spec.model][batch.requests[0].version].count_batches(batches, len(answers), *timing)
+        self.statistics[batch.key.spec.model][batch.requests[0].version].count_batches(
+            batches, batch.rows, len(answers), *timing
+        )
 
     # Batches and replies.
 

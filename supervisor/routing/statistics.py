@@ -53,6 +53,7 @@ class ModelStatistics:
     Attributes:
         rows: answered rows, over all requests.
         batches: executed batches.
+        batch_rows: rows in them, whether they were answered or failed.
         success: answered requests, from receipt to reply.
         fail: requests that got an error, from receipt to reply.
         queue: from receipt to sending the request to a worker.
@@ -67,6 +68,7 @@ class ModelStatistics:
 
     rows: int = 0
     batches: int = 0
+    batch_rows: int = 0
     success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
     queue: Duration = field(default_factory=Duration)
@@ -113,9 +115,12 @@ class ModelStatistics:
         self.latency.tick(now)
         self.errors.tick(now)
 
-    def count_batches(self, batches: int, requests: int, assemble_ns: int, compute_ns: int, slice_ns: int) -> None:
-        """Counts a worker's result, with the number of batches and requests in it and its times in nanoseconds."""
+    def count_batches(
+        self, batches: int, rows: int, requests: int, assemble_ns: int, compute_ns: int, slice_ns: int
+    ) -> None:
+        """Counts a worker's result: the batches, rows and requests in it, and its times in nanoseconds."""
         self.batches += batches
+        self.batch_rows += rows
         self.compute_input.add(requests, assemble_ns)
         self.compute_infer.add(requests, compute_ns)
         self.compute_output.add(requests, slice_ns)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
+from datetime import timedelta
 from typing import Any, assert_type
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multitower import AsyncClient, Client, Code, MultitowerError, Overloaded, Reason, __version__
-
-Outputs = dict[str, NDArray[Any]]
+from multitower import AsyncClient, Client, Code, MultitowerError, Outputs, Overloaded, Reason, __version__
 
 
 def threads() -> None:
@@ -41,6 +40,11 @@ def threads() -> None:
     ).close()
     Client("tcp://127.0.0.1:5555", 30.0)  # type: ignore[call-arg]  # the others are by name
     client.infer("m", {"x": 1}, ["y"])  # type: ignore[call-arg]
+    client.infer("m", {"x": 1}, outputs="y")  # type: ignore[arg-type]
+    client.infer("m", {"x": 1}, outputs=("y",), version=1, timeout=timedelta(seconds=1))
+    client.submit("m", {"x": 1}, outputs="y")  # type: ignore[arg-type]
+    answer: dict[str, NDArray[Any]] = client.infer("m", {"x": 1})
+    assert_type(answer, Outputs)
 
 
 async def coroutines() -> None:

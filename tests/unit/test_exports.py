@@ -25,6 +25,7 @@ NAMES = [
     "ModelError",
     "MultitowerError",
     "NotFound",
+    "Outputs",
     "Overloaded",
     "Poisoned",
     "Reason",
@@ -73,8 +74,8 @@ def test_the_public_names_are_these() -> None:
     assert all(hasattr(multitower, name) for name in NAMES)
 
 
-def test_the_client_package_exports_both_clients() -> None:
-    assert sorted(multitower.client.__all__) == ["AsyncClient", "Client"]
+def test_the_client_package_exports_both_clients_and_the_type_of_outputs() -> None:
+    assert sorted(multitower.client.__all__) == ["AsyncClient", "Client", "Outputs"]
     assert (multitower.client.Client, multitower.client.AsyncClient) == (Client, AsyncClient)
 
 
