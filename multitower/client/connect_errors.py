@@ -160,12 +160,12 @@ def _admission(user: str, status: os.stat_result, *, admits_group: bool) -> str:
             "let the daemon run with a group that you are in (Group= in its systemd unit), or let it listen on "
             "tcp://127.0.0.1:PORT as well"
         )
-    if _is_member(status.st_gid):
+    if _is_in_group(status.st_gid):
         return f"{user} is in that group, but this process was started before: log in again"
     return f"join the group (usermod -aG {group} {user}, as root) and log in again"
 
 
-def _is_member(gid: int) -> bool:
+def _is_in_group(gid: int) -> bool:
     """Whether the user of this process is in a group by the system's databases."""
     try:
         entry = pwd.getpwuid(os.geteuid())

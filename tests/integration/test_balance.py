@@ -145,6 +145,8 @@ def test_short_unbatched_requests_share_messages_but_not_their_errors(tmp_path: 
         (statistics,) = client.statistics()["model_stats"]
         assert statistics["execution_count"] == 2600
         assert statistics["inference_stats"]["fail"]["count"] == 2000 - commands.count("nothing")
+        model = client.status()["models"][0]
+        assert (model["batches"], model["batch_rows"]) == (2600, 2600)
 
 
 def test_batches_grow_while_all_workers_are_busy(tmp_path: Path) -> None:

@@ -142,7 +142,10 @@ def test_an_exception_of_the_model_costs_no_worker(tmp_path: Path) -> None:
             client.infer("m", do("raise no such digit"))
         assert raised.value.reason == "model_error"
         client.infer("m", do("echo"))
-        assert client.status()["slots"][0]["restarts"] == 0
+        status = client.status()
+        assert status["slots"][0]["restarts"] == 0
+        counts = {key: status["models"][0][key] for key in ("batches", "batch_rows", "rows", "failed")}
+        assert counts == {"batches": 2, "batch_rows": 2, "rows": 1, "failed": 1}
 
 
 def test_errors_that_no_reply_can_carry_cost_no_worker(tmp_path: Path) -> None:
