@@ -19,10 +19,9 @@ from .formats.model import Array, Arrays, Model
 from .heartbeat import CallCounter
 from .model_caller import ModelCaller
 from .model_errors import ErrorTranslator, is_out_of_memory, one_line
+from .records import current, log_event
 from .replies import Answer, JoinedReplies, Output, ReplyBuilder
 from .row_comparison import VARYING
-
-log = logging.getLogger("multitower.worker")
 
 MAX_VARIANTS: Final = 64
 """Choices of inputs and outputs whose values are compared; clients may make any number of them."""
@@ -91,7 +90,8 @@ class Executor:
             output.shape and output.shape[0] == -1 for output in model.outputs
         )
         self._replies = ReplyBuilder(name, model.version)
-        self._errors = ErrorTranslator(name)
+        self._errors = ErrorTranslator(name, model.version)
+        self._model_key = (name, model.version)
         self._slice_ns = 0
 
     @property
@@ -161,6 +161,7 @@ class Executor:
         """
         key, rows, answers, joined, entries, model_inputs, assemble_ns = prepared
         self._slice_ns = 0
+        current.model = self._model_key
         at_once = joined is not None and not self._unbatched and (len(rows) == 1 or self._is_proven(key))
         # Padding of other dimensions changes what outputs look like.
         comparing = (
@@ -329,7 +330,7 @@ class Executor:
             if self._caller.fits(size):
                 found = compare_batch(self._caller.call, key, units, size, outputs)
         except BaseException as error:  # noqa: BLE001  it concerns no request: the batch has its outputs
-            log.debug("%s: values of a batch could not be compared: %s", self.name, one_line(error))
+            log_event(logging.DEBUG, "values of a batch could not be compared", cause=one_line(error))
         if found is not None and found.verdict is Verdict.DEPENDENT:
             self._mark_unbatched(found.because)
             self._run_each(key, entries, answers)
@@ -383,7 +384,7 @@ class Executor:
         self._unbatched = True
         self._comparisons = 0
         self.unbatched_because, self.unverified_because = because, None
-        log.warning("%s: requests are run one by one from now on: %s", self.name, because)
+        log_event(logging.WARNING, "requests are run one by one from now on", cause=because)
 
     def _call(self, key: KeySpec, parts: Sequence[Arrays], size: int, model_inputs: Arrays | None) -> list[Output]:
         may_split = self._divisible or self._proven or key in self._proven_keys

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,14 +20,13 @@ from .memory_use import MemoryMeter
 from .model_errors import LoadError, load_cause, log_traceback, may_pass
 from .optional_inputs import BatchedModel, row_defaults
 from .protocol_limits import check_limits
+from .records import announce
 from .row_comparison import VARYING
 from .unrunnable import UnrunnableError, classify
 from .warmup.padding_check import warn_of_padding
 from .warmup.row_check import TRUSTED, RowFindings, check_rows
 from .warmup.samples import load_samples
 from .warmup.warmup import Sample, warm_up, warmup_sizes
-
-log = logging.getLogger("multitower.worker")
 
 CHANGES_STATE = "a call of it may change a state, so that batches of requests are not compared, which repeats calls"
 
@@ -65,16 +63,18 @@ class LoadedModels:
 
     def close(self) -> None:
         """Closes all models. What one raises is logged."""
-        for (name, _), replicas in self.replicas.items():
-            _close(name, replicas)
+        for key, replicas in self.replicas.items():
+            announce(key)
+            _close(replicas)
+        announce(None)
 
 
-def _close(name: str, replicas: Sequence[Replica]) -> None:
+def _close(replicas: Sequence[Replica]) -> None:
     for model, _ in replicas:
         try:
             model.close()
         except BaseException as error:  # noqa: BLE001  a handler may raise anything, sys.exit included
-            log_traceback(f"{name}: close raised", error)
+            log_traceback("model raised an exception when it was closed", error)
 
 
 def load_models(assignment: Assignment, counters: Sequence[CallCounter], steps: LoadSteps) -> LoadedModels:
@@ -99,6 +99,7 @@ def load_models(assignment: Assignment, counters: Sequence[CallCounter], steps: 
     contents = {spec.key: _content_of(spec) for spec in assignment.models if spec.handler is not None}
     for spec in assignment.models:
         content: LoadedContent | Exception | None = None
+        announce(spec.key)
         try:
             if setup_error is not None and spec.format.uses_tensorflow:
                 raise setup_error
@@ -111,11 +112,13 @@ def load_models(assignment: Assignment, counters: Sequence[CallCounter], steps: 
             replicas, report = _load_unchanged(spec, content, assignment, counters, steps)
         except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
             if not issubclass(type(error), LoadError):
-                log_traceback(f"{spec.name} cannot be loaded", error)
+                log_traceback("model cannot be loaded", error)
             reports.append(_failed_report(spec, content, error))
             continue
         loaded[report.key] = replicas
         reports.append(replace(report, **asdict(meter.growth())))
+    # The output of a worker with one model concerns that one.
+    announce(next(iter(loaded)) if len(loaded) == 1 else None)
     return LoadedModels(loaded, tuple(reports))
 
 
@@ -162,7 +165,7 @@ def _load_unchanged(
     try:
         return replicas, replace(report, fingerprint=content.finish(), same_content=content.same_content)
     except BaseException:
-        _close(spec.name, replicas)
+        _close(replicas)
         raise
 
 

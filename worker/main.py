@@ -11,8 +11,8 @@ import contextlib
 import gc
 import logging
 import os
-import sys
 from collections.abc import Iterator
+from typing import Final
 
 import zmq
 
@@ -20,15 +20,14 @@ from multitower import frames, worker_wire
 from multitower.import_path import put_last
 from multitower.spec import NO_SOCKET, UNREADABLE_MESSAGE, Assignment, ModelReport, ProcessSpec, WorkerReport
 
+from . import records
 from .formats.loader import preload
 from .heartbeat import BegunBatches, CallCounter, Heartbeat, LoadSteps
 from .loading import LoadedModels, load_models
-from .model_errors import log_traceback, one_line
+from .model_errors import finish_exception_logs, log_traceback, one_line
 from .service import UnreadableMessageError, log_unreadable, serve
 from .source_import import import_from_sources
 from .tower_service import serve_towers
-
-log = logging.getLogger("multitower.worker")
 
 LINGER_MS = 2000
 """How long the socket may take to send the last answers once it is closed."""
@@ -48,7 +47,8 @@ def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
     """
     liveness = Heartbeat(heartbeat, spec.heartbeat_s)
     begun_batches = BegunBatches(begun)
-    _set_up_logging(spec.log_level)
+    records.set_up(spec.log_level)
+    _quieten_tensorflow(spec.log_level)
     put_last(spec.import_path)
     import_from_sources(spec.import_path)
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
@@ -57,7 +57,7 @@ def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
         try:
             socket.bind(spec.endpoint)
         except zmq.ZMQError as error:
-            log.error("the worker's socket cannot be made: %s", error)
+            records.log_event(logging.ERROR, "the worker's socket cannot be made", cause=error)
             return NO_SOCKET
         try:
             _Worker(context, socket, liveness, begun_batches, LoadSteps(begun)).run(spec)
@@ -67,17 +67,23 @@ def run(spec: ProcessSpec, heartbeat: int, begun: int) -> int:
     return 0
 
 
-def _set_up_logging(level: str) -> None:
-    """Sets the levels of Python's logging and of TensorFlow's C++ logging, for handlers that import it as well.
+def _quieten_tensorflow(level: str) -> None:
+    """Sets the level of TensorFlow's C++ logging, for handlers that import it as well.
 
     Level 1 leaves TensorFlow's warnings and errors. It does not reach what TensorFlow logs while it is being imported:
     two pairs of "I0000 …" lines behind "WARNING: All log messages before absl::InitializeLog() …", and on CPU workers
-    "E0000 … failed call to cuInit" at the first look for GPUs. `supervisor/workers/output.py` filters those lines.
+    "E0000 … failed call to cuInit" at the first look for GPUs. `supervisor/workers/output_entries.py` filters those.
+    Nothing changes where the user has set a level, or asks for verbose lines, which are information.
+
+    Args:
+        level: the daemon's, as `logging` names it.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    log.setLevel(level)
-    if not log.isEnabledFor(logging.DEBUG):
+    is_wanted = level == "DEBUG" or any(name in os.environ for name in _VERBOSE)
+    if not is_wanted:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+
+
+_VERBOSE: Final = ("TF_CPP_MAX_VLOG_LEVEL", "TF_CPP_VMODULE")
 
 
 class _Worker:
@@ -135,7 +141,9 @@ class _Worker:
         gc.freeze()
         self._report("ready", models=models.reports)
         self._serve(models)
+        records.current.model = None
         models.close()
+        finish_exception_logs()
 
     def _serve(self, models: LoadedModels) -> None:
         towers = models.towers()
@@ -194,7 +202,7 @@ def _set_oom_score(score: str) -> str | None:
             file.seek(0)
             file.write(score)
     except OSError as error:
-        log.debug("oom_score_adj cannot be set to %s: %s", score.strip(), error)
+        records.log_event(logging.DEBUG, "oom_score_adj cannot be set", value=score.strip(), cause=error)
         return None
     return former
 
@@ -209,5 +217,6 @@ def _bind_to_cores(cores: tuple[int, ...]) -> None:
         except ProcessLookupError:
             continue  # it has ended meanwhile
         except OSError as error:
-            log.warning("not bound to cores %s: %s", cores, error)
+            cpus = ",".join(map(str, cores))
+            records.log_event(logging.WARNING, "not bound to its cores", cores=cpus, cause=error)
             return

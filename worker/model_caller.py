@@ -14,9 +14,8 @@ from .formats.model import Array, Arrays, Model
 from .heartbeat import CallCounter
 from .model_errors import is_out_of_memory, one_line
 from .optional_inputs import fill_rows
+from .records import log_event
 from .replies import Output
-
-log = logging.getLogger("multitower.worker")
 
 
 class ModelCaller:
@@ -132,7 +131,8 @@ class ModelCaller:
                 if not (0 < fewer < size and is_out_of_memory(error) and may_split):
                     raise
                 self.safe_rows = fewer
-                log.warning("%s: no memory for %d rows, %d from now on: %s", self._name, size, fewer, one_line(error))
+                message = "memory does not suffice for a batch: smaller ones from now on"
+                log_event(logging.WARNING, message, rows=size, safe_rows=fewer, cause=one_line(error))
         self.last_call = False
         step = self._largest_size(self.safe_rows)  # the first part may find that these are too many as well
         outputs: list[list[Output]] = []

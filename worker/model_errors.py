@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import sysconfig
-import time
+import threading
 import traceback
 from pathlib import Path
 from typing import Any, Final
@@ -22,15 +22,18 @@ from typing import Any, Final
 from multitower import wire
 from multitower.errors import CODE_OF, Code, InvalidRequest, ModelError, MultitowerError, Reason, make
 
-log = logging.getLogger("multitower.worker")
+from .records import log_event
 
-TRACEBACK_EVERY_S: Final = 1.0
+REPEAT_S: Final = 60.0
+MAX_KINDS: Final = 50
 MAX_MESSAGE: Final = 2000
 MAX_CAUSE: Final = 1000
 MAX_FRAMES: Final = 50
 MAX_TRACEBACK: Final = 16 << 10
 MAX_DETAILS_BYTES: Final = 16 << 10
 MAX_DETAILS_DEPTH: Final = 32
+
+_OTHER_KINDS: Final = ("exceptions of other kinds", "")
 
 UNPRINTABLE: Final = "(its message cannot be shown)"
 
@@ -128,22 +131,80 @@ def load_cause(error: BaseException) -> str:
     return one_line(error, MAX_CAUSE) + (f" ({location})" if location else "")
 
 
-def log_traceback(message: str, error: BaseException) -> None:
+def log_traceback(message: str, error: BaseException, **fields: object) -> None:
     """Logs a warning with the exception and its traceback.
 
     Both are shortened: the daemon reads a worker's output at a bounded rate, and the worker waits meanwhile.
 
     Args:
-        message: what happened, as in `digits raised`.
+        message: what happened, as in `model cannot be loaded`.
         error: any exception.
+        fields: further fields of the entry.
     """
     try:
         text = "".join(traceback.format_exception(error, limit=-MAX_FRAMES)).rstrip()
         shown = text if len(text) <= MAX_TRACEBACK else f"{text[:MAX_TRACEBACK]} ..."
-        log.warning("%s: %s\n%s", message, one_line(error), shown)
+        log_event(logging.WARNING, message, **fields, cause=one_line(error), traceback=shown)
     except BaseException:  # noqa: BLE001  a log handler of the user's own may raise, and so may a traceback's formatting
         with contextlib.suppress(OSError):
             os.write(2, f"WARNING {message}; its traceback cannot be shown\n".encode("utf-8", "backslashreplace"))
+
+
+class ExceptionLog:
+    """Logs the exceptions of one model, each kind of them once in `interval_s`.
+
+    A kind is a class and the line of the user's code that raised it. The first exception of a kind is logged with its
+    traceback at once; how many follow within `interval_s` is logged at its end.
+
+    Args:
+        model: the model's name.
+        version: its version.
+        interval_s: seconds.
+    """
+
+    def __init__(self, model: str, version: str, interval_s: float = REPEAT_S) -> None:
+        self._fields = {"model": model, "version": version}
+        self._interval_s = interval_s
+        self._lock = threading.Lock()  # towers run their batches in threads of their own
+        self._repeated: dict[tuple[str, str], int] = {}
+
+    def add(self, error: BaseException) -> None:
+        """Logs an exception, or counts it."""
+        kind = (_class_name(error), _location(error))
+        with self._lock:
+            if kind not in self._repeated and len(self._repeated) >= MAX_KINDS:
+                kind = _OTHER_KINDS
+            is_new = kind not in self._repeated
+            self._repeated[kind] = 0 if is_new else self._repeated[kind] + 1
+        if is_new:
+            log_traceback("model raised an exception", error, **self._fields)
+            timer = threading.Timer(self._interval_s, self._end_interval, (kind,))
+            timer.daemon = True
+            try:
+                timer.start()
+            except RuntimeError:  # no more threads
+                self._end_interval(kind)
+
+    def _end_interval(self, kind: tuple[str, str]) -> None:
+        with self._lock:
+            repeated = self._repeated.pop(kind, 0)
+        if repeated:
+            cause = " at ".join(filter(None, kind))
+            log_event(logging.WARNING, "model raised exceptions again", **self._fields, cause=cause, repeated=repeated)
+
+    def finish(self) -> None:
+        """Logs how often exceptions have been raised again that were logged before."""
+        for kind in tuple(self._repeated):
+            self._end_interval(kind)
+
+
+_exception_logs: dict[tuple[str, str], ExceptionLog] = {}
+
+
+def finish_exception_logs() -> None:
+    """Logs the exceptions of all models that have been counted and not yet logged; call it before the process ends."""
+    for exceptions in tuple(_exception_logs.values()):
+        exceptions.finish()
 
 
 class ErrorTranslator:
@@ -151,25 +212,24 @@ class ErrorTranslator:
 
     Args:
         model: the model's name.
+        version: its version.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, version: str) -> None:
         self._model = model
-        self._last_traceback = float("-inf")
+        # Shared by its signatures and its towers.
+        self._exceptions = _exception_logs.setdefault((model, version), ExceptionLog(model, version))
 
     def translate(self, error: BaseException) -> MultitowerError:
         """The error that a client gets whose request raised this exception.
 
         An `InvalidRequest` or `ModelError` of the handler's own keeps its reason, its message and those of its details
-        that can be sent. Everything else becomes `model_error`, and its traceback is logged, once a second at most.
+        that can be sent. Everything else becomes `model_error`, and is logged; see `ExceptionLog`.
         """
         refusal = _refusal(error)
         if refusal is not None:
             return refusal
-        now = time.monotonic()
-        if now - self._last_traceback >= TRACEBACK_EVERY_S:
-            self._last_traceback = now
-            log_traceback(f"{self._model} raised", error)
+        self._exceptions.add(error)
         return make(Reason.MODEL_ERROR, f"{self._model!r} raised {_class_name(error)}: {_text(error)}")
 
 

@@ -27,12 +27,11 @@ from .batch import PreparedBatch
 from .executor import Executor, Executors
 from .inbox import Inbox
 from .model_errors import log_traceback, one_line
+from .records import log_event
 from .replies import Answer, JoinedReplies
 from .shared_memory.buffers import Buffers
 from .shared_memory.mappings import Mappings
 from .shared_memory.regions import OutputWriter, Regions, SharedInputs
-
-log = logging.getLogger("multitower.worker")
 
 Models = Mapping[tuple[str, str], Executors]
 """The models that a worker serves, by name and version."""
@@ -47,7 +46,8 @@ class UnreadableMessageError(Exception):
 
 def log_unreadable(error: UnreadableMessageError) -> None:
     """Logs why the worker exits."""
-    log.error("a message of the supervisor cannot be read, which is a defect of multitower; exiting: %s", error)
+    message = "a message of the supervisor cannot be read, which is a defect of multitower; exiting"
+    log_event(logging.ERROR, message, cause=error)
 
 
 def serve(socket: zmq.Socket[bytes], models: Models, mark_begun: Callable[[int], None]) -> None:
@@ -336,7 +336,7 @@ class _Service:
 
 def _defect(batch_id: int, error: Exception) -> MultitowerError:
     """The answer to the requests of a batch that a defect of this program concerns; it is logged."""
-    log_traceback(f"batch {batch_id} could not be run, which is a defect of multitower", error)
+    log_traceback("a batch could not be run, which is a defect of multitower", error, batch=batch_id)
     return make(
         Reason.MODEL_ERROR, f"the worker could not run the batch, which is a defect of multitower: {one_line(error)}"
     )

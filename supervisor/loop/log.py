@@ -1,8 +1,10 @@
-"""The daemon's log: one line an event, for people or as JSON, written by a thread of its own.
+"""The daemon's log: one entry an event, for people or as JSON, written by a thread of its own.
 
 Call `event(logger, level, "what happened", slot=…, cause=…)`. The fields are printed as `key=value` behind the text, or
-as members of the JSON object. A slow terminal or a full disk delays only the writer's thread: when its queue is full,
-lines are dropped and counted. Control characters, which could be commands for the reader's terminal, are escaped.
+as members of the JSON object. An entry for people is one line; a traceback and the further lines of a worker's message
+follow it, indented. As JSON each entry is one line. A slow terminal or a full disk delays only the writer's thread:
+when its queue is full, entries are dropped and counted. Control characters, which could be commands for the reader's
+terminal, are escaped.
 """
 
 from __future__ import annotations
@@ -12,10 +14,15 @@ import datetime
 import json
 import logging
 import logging.handlers
+import os
 import queue
 import re
 import sys
-from typing import Any, TextIO
+from enum import Enum, auto
+from typing import Any, Final, TextIO
+
+WORKER_LOGGER: Final = "multitower.worker"
+"""The logger of what workers write."""
 
 QUEUED_LINES = 10_000
 CLOSE_S = 2.0
@@ -45,23 +52,87 @@ def _when(record: logging.LogRecord) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(record.created, datetime.UTC)
 
 
-class HumanFormatter(logging.Formatter):
-    """`12:00:01.123 WARNING message key=value …`, in local time."""
+class Stamp(Enum):
+    """How an entry for people begins."""
 
-    def __init__(self, colour: bool) -> None:
+    TIME = auto()  # on a terminal: the time of day is enough
+    DATE = auto()  # in a file or a pipe: with the date and the offset from UTC
+    PRIORITY = auto()  # in systemd's journal: it has the time itself, and takes the priority from `<N>` (sd-daemon(3))
+
+
+def stamp_for(stream: TextIO) -> Stamp:
+    """How entries for people begin that are written to a stream."""
+    if _is_journal(stream):
+        return Stamp.PRIORITY
+    return Stamp.TIME if stream.isatty() else Stamp.DATE
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Whether a stream leads to systemd's journal: JOURNAL_STREAM has its device and inode then (systemd.exec(5))."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False  # it is closed, or is no file
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def _wants_colour(stream: TextIO) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+_INDENT: Final = "    "
+_BLOCKS: Final = ("traceback", "output")
+"""Fields of several lines: for people they follow the line."""
+
+
+class HumanFormatter(logging.Formatter):
+    """`TIME LEVEL message key=value …`, in local time; further lines are indented.
+
+    Args:
+        colour: whether to colour entries by their levels.
+        stamp: how each entry begins.
+    """
+
+    def __init__(self, colour: bool, stamp: Stamp = Stamp.TIME) -> None:
         super().__init__()
         self._colour = colour
+        self._stamp = stamp
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        when = _when(record).astimezone().strftime("%H:%M:%S.%f")[:-3]
-        pairs = "".join(f" {key}={_quoted(value)}" for key, value in _fields(record).items())
-        source = "| " if record.name == "multitower.worker" else ""
-        line = f"{when} {record.levelname:<7} {source}{escape_controls(record.getMessage())}{pairs}"
+        """One entry, without the end of its last line."""
+        message, fields = record.getMessage(), _fields(record)
+        source, block = "", []
+        if record.name == WORKER_LOGGER:
+            source = "| "
+            message, *block = message.split("\n")
+        pairs = "".join(f" {key}={_quoted(value)}" for key, value in fields.items() if key not in _BLOCKS)
+        block += [line for key in _BLOCKS if key in fields for line in str(fields[key]).split("\n")]
         if record.exc_info:
-            line += f" traceback={_quoted(self.formatException(record.exc_info))}"
+            block += self.formatException(record.exc_info).split("\n")
+        head = f"{self._when(record)}{record.levelname:<7} {source}{escape_controls(message)}{pairs}"
+        lines = [head, *(f"{_INDENT}{escape_controls(line)}" for line in block if line)]
+        if self._stamp is Stamp.PRIORITY:
+            # The journal makes an entry of each line.
+            lines = [f"<{_priority(record.levelno)}>{line}" for line in lines]
+        entry = "\n".join(lines)
         colour = _COLOURS.get(record.levelname) if self._colour else None
-        return f"{colour}{line}{_RESET}" if colour else line
+        return f"{colour}{entry}{_RESET}" if colour else entry
+
+    def _when(self, record: logging.LogRecord) -> str:
+        if self._stamp is Stamp.PRIORITY:
+            return ""
+        when = _when(record).astimezone()
+        if self._stamp is Stamp.DATE:
+            return f"{when.isoformat(timespec='milliseconds')} "
+        return f"{when.strftime('%H:%M:%S.%f')[:-3]} "
+
+
+def _priority(level: int) -> int:
+    """The priority of syslog(3) for a level of `logging`."""
+    return next((priority for least, priority in _PRIORITIES if level >= least), 7)
+
+
+_PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 
 class JsonFormatter(logging.Formatter):
@@ -160,7 +231,8 @@ class LogWriter:
     def __init__(self, format: str | None = None, level: str = "INFO", stream: TextIO | None = None) -> None:
         stream = stream if stream is not None else sys.stderr
         out = logging.StreamHandler(stream)
-        out.setFormatter(JsonFormatter() if format == "json" else HumanFormatter(stream.isatty()))
+        human = HumanFormatter(_wants_colour(stream), stamp_for(stream))
+        out.setFormatter(JsonFormatter() if format == "json" else human)
         lines: queue.Queue[Any] = queue.Queue(QUEUED_LINES)
         self._handler = _DroppingHandler(lines)
         self._listener = _Listener(lines, out)

@@ -212,8 +212,12 @@ class ChildProcess:
         except (ChildProcessError, ProcessLookupError, PermissionError):
             return  # it has been reaped, has not made its group yet, or the whole group belongs to another user
 
-    def close(self) -> None:
-        """Releases everything. The process must have been reaped."""
+    def close(self, death: str | None = None) -> None:
+        """Releases everything. The process must have been reaped.
+
+        Args:
+            death: how it ended, if it was to run on; see `OutputReader.end`.
+        """
         with contextlib.ExitStack() as stack:  # an error in one step does not prevent the others
             stack.callback(self._remove_socket)
             stack.callback(self._close_process)
@@ -222,7 +226,7 @@ class ChildProcess:
             stack.callback(self._death_in.close)
             stack.callback(os.close, self.pidfd)
             stack.callback(self.connection.close)
-            stack.callback(self._output.end, self._source)
+            stack.callback(self._output.end, self._source, death)
 
     def _close_process(self) -> None:
         with contextlib.suppress(ValueError):  # its exit code was lost, and `multiprocessing` takes it for running

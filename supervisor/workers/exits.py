@@ -62,6 +62,7 @@ class Exits:
         """
         if not process.usable:
             return
+        process.told_to_end = True
         self._add(process)
         if process.state in ("ready", "failed", "idle"):
             process.kill_at = now + STOP_S
@@ -154,7 +155,7 @@ class Exits:
             try:
                 self._watcher.remove_process(process)
             finally:
-                process.child.close()
+                process.child.close(process.unexpected_end)
         except Exception:
             # What is lost are a few descriptors; what follows from its end must not be.
             log.exception("worker could not be released", extra={"fields": dict(process.child.fields)})

@@ -1,77 +1,47 @@
-"""Writes the output of workers to the log, line by line, with the worker's fields on each line.
+"""Writes the output of workers to the log, entry by entry, with the worker's fields on each.
 
 One thread reads the stdout and stderr of all workers. A worker that floods its output is read at a limited rate: it
-waits on its own pipe, the log gets a limited number of lines a second and the number of lines left out, and nothing
-else is affected.
-
-A line of TensorFlow's own C++ logging gets the level that its letter says: warnings and errors as such, information as
-DEBUG. What TensorFlow logs in every process while it is imported is DEBUG as well, and so are complaints of CPU workers
-about missing GPUs.
+waits on its own pipe, the log gets a limited number of entries a second and the number of those left out, and nothing
+else is affected. What the log does not get, because of its level or of that limit, is kept for a while: when the worker
+dies, the last of it is logged after all.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import fcntl
 import logging
 import os
-import re
 import selectors
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from multitower.worker_log import MARK, MAX_RECORD
+
+from ..loop.log import WORKER_LOGGER
 from ..machine.devices import CPU_PREFIX
+from .output_entries import MAX_LINE, Entry, EntryMaker
 
-log = logging.getLogger("multitower.worker")
-
-MAX_LINE = 8192
-"""Bytes of a line; a longer one is cut."""
+log = logging.getLogger(WORKER_LOGGER)
 
 CHUNK = 64 << 10
 BYTES_A_SECOND = 1 << 20
-LINES_A_SECOND = 200
+ENTRIES_A_SECOND = 200
 
 ERROR_PAUSE_S = 0.1
 """Seconds until the thread goes on after an internal error."""
 
-# `I0000 00:00:1796114190.159745    7672 port.cc:153] ...`, of Abseil; before the first dot is the time.
-# `2026-12-01 08:12:40.330123: I tensorflow/core/util/port.cc:153] ...`, of TensorFlow before 2.17.
-_TENSORFLOW_LINE = re.compile(
-    rb"(?:([IWEF])\d{4} \d\d:\d\d:[\d.]+ +\d+ |\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: ([IWEF]) )[\w./-]+:\d+\] "
-)
-_LEVELS = {b"I": logging.DEBUG, b"W": logging.WARNING, b"E": logging.ERROR, b"F": logging.ERROR}
+GROUP_PAUSE_S = 0.1
+"""Seconds without output after which no more lines are expected for an entry that has begun."""
 
-_NOISE = (
-    # What Abseil writes before it is initialized, and the end of a line on CPU features.
-    b"WARNING: All log messages before absl::InitializeLog() is called",
-    b"To enable the following instructions: ",
-    # Plugins of TensorFlow's libraries that register twice, without a consequence.
-    b"Unable to register cu",
-    b"computation placer already registered",
-    b"TF-TRT Warning: Could not find TensorRT",
-)
-"""Beginnings of lines, behind the place in TensorFlow's code, that it logs in every process while it is imported."""
+MAX_HIDDEN = 100
+"""Entries of a worker that are kept although the log does not get them."""
 
-_ABOUT_GPUS = re.compile(rb"gpu|nvidia|cuda|cuinit|cudnn|cublas|cufft|tensorrt|libcu|dso_loader", re.IGNORECASE)
-
-
-def level_of(line: bytes, *, on_cpu: bool) -> int:
-    """The level of the log that a line of a worker's output gets.
-
-    Args:
-        line: without its end.
-        on_cpu: whether the worker has CPU devices: what TensorFlow logs about missing GPUs is DEBUG then.
-    """
-    match = _TENSORFLOW_LINE.match(line)
-    if line.startswith(_NOISE, match.end() if match is not None else 0):
-        return logging.DEBUG
-    if match is None:
-        return logging.INFO
-    if on_cpu and _ABOUT_GPUS.search(line):
-        return logging.DEBUG
-    return _LEVELS[match[1] or match[2]]
+MAX_HIDDEN_SIZE = 16 << 10
+"""Their characters."""
 
 
 @dataclass(slots=True)
@@ -80,11 +50,16 @@ class Source:
 
     descriptor: int
     fields: dict[str, object]
+    maker: EntryMaker
     rest: bytes = b""
     second: float = 0.0
+    read_at: float = 0.0
     bytes_read: int = 0
-    lines: int = 0
+    entries: int = 0
     left_out: int = 0
+    hidden: collections.deque[str] = field(default_factory=collections.deque)
+    hidden_size: int = 0
+    death: str | None = None
     closed: bool = False
 
 
@@ -95,6 +70,8 @@ class OutputReader:
         self._new: list[Source] = []
         self._ended: list[Source] = []
         self._paused: list[Source] = []
+        self._grouping: list[Source] = []  # an entry of theirs has begun, and may have more lines
+        self._shows_information = os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0"
         self._lock = threading.Lock()
         self._closing = False
         self._failed = False
@@ -118,7 +95,7 @@ class OutputReader:
 
         Args:
             descriptor: the reading end of a pipe; the reader owns it from now on.
-            fields: the fields of each of its lines in the log; read again for each line, so it may change.
+            fields: the fields of each of its entries in the log; read again for each one, so it may change.
 
         Returns:
             What `end` takes.
@@ -128,19 +105,25 @@ class OutputReader:
         except BaseException:
             os.close(descriptor)
             raise
-        source = Source(descriptor, fields)
+        source = Source(descriptor, fields, EntryMaker(shows_information=self._shows_information))
         with self._lock:
             self._new.append(source)
         self._wake()
         return source
 
-    def end(self, source: Source) -> None:
+    def end(self, source: Source, death: str | None = None) -> None:
         """Reads what a worker that has ended has left in its pipe, and closes it.
 
         Another process that the worker has started may still hold the other end open.
+
+        Args:
+            source: of the worker.
+            death: how the worker ended, if it was to run on: then the last of its output that the log did not get is
+                logged, at a level that the log shows.
         """
         if self._closing:
             return
+        source.death = death
         with self._lock:
             self._ended.append(source)
         self._wake()
@@ -177,7 +160,7 @@ class OutputReader:
 
     def _run_round(self) -> bool:
         """Waits for output, and reads it; returns whether there may be more."""
-        timeout = 0.05 if self._paused or self._closing else None
+        timeout = 0.05 if self._paused or self._grouping or self._closing else None
         ready = self._selector.select(timeout)
         now = time.monotonic()
         for key, _ in ready:
@@ -189,6 +172,10 @@ class OutputReader:
             if now - source.second >= 1.0 or self._closing:
                 self._paused.remove(source)
                 self._contain(source, self._register)
+        for source in list(self._grouping):
+            if now - source.read_at >= GROUP_PAUSE_S:
+                self._grouping.remove(source)
+                self._contain(source, self._log_begun_entry)
         with self._lock:
             new, self._new = self._new, []
             ended, self._ended = self._ended, []
@@ -231,6 +218,7 @@ class OutputReader:
             left -= self._read_chunk(source, now)
         if not source.closed:
             self._end(source)
+        self._log_hidden(source)
 
     def _read_chunk(self, source: Source, now: float) -> int:
         """Logs what can be read at once, and returns the number of bytes; ends the source if there are none."""
@@ -243,12 +231,15 @@ class OutputReader:
             self._end(source)
             return 0
         source.bytes_read += len(data)
+        source.read_at = now
         *lines, source.rest = (source.rest + data).split(b"\n")
-        if len(source.rest) > MAX_LINE:
+        if len(source.rest) > (MAX_RECORD if source.rest.startswith(MARK) else MAX_LINE):
             lines.append(source.rest)
             source.rest = b""
         for line in lines:
             self._log_line(source, line)
+        if source.maker.is_open and source not in self._grouping:
+            self._grouping.append(source)
         return len(data)
 
     def _register(self, source: Source) -> None:
@@ -256,22 +247,45 @@ class OutputReader:
 
     def _begin_second(self, source: Source, now: float) -> None:
         if now - source.second >= 1.0:
-            source.second, source.bytes_read, source.lines = now, 0, 0
+            source.second, source.bytes_read, source.entries = now, 0, 0
             self._log_left_out(source)
 
     def _log_line(self, source: Source, line: bytes) -> None:
-        if not line.strip():
+        on_cpu = str(source.fields.get("device", "")).startswith(CPU_PREFIX)
+        for entry in source.maker.add(line, on_cpu=on_cpu):
+            self._log_entry(source, entry)
+
+    def _log_begun_entry(self, source: Source) -> None:
+        for entry in source.maker.finish():
+            self._log_entry(source, entry)
+
+    def _log_entry(self, source: Source, entry: Entry) -> None:
+        if not log.isEnabledFor(entry.level):
+            if entry.level >= logging.INFO:
+                self._keep(source, entry)
             return
-        line = line[:MAX_LINE]
-        level = level_of(line, on_cpu=str(source.fields.get("device", "")).startswith(CPU_PREFIX))
-        if not log.isEnabledFor(level):
-            return
-        source.lines += 1
-        if source.lines > LINES_A_SECOND:
+        source.entries += 1
+        if source.entries > ENTRIES_A_SECOND:
             source.left_out += 1
+            self._keep(source, entry)
         else:
-            text = line.decode("utf-8", "backslashreplace").rstrip()
-            log.log(level, "%s", text, extra={"fields": dict(source.fields)})
+            log.log(entry.level, "%s", entry.text, extra={"fields": {**source.fields, **entry.fields}})
+
+    def _keep(self, source: Source, entry: Entry) -> None:
+        """Keeps an entry that the log does not get, as long as not many follow."""
+        text = entry.whole_text[-MAX_HIDDEN_SIZE:]
+        source.hidden.append(text)
+        source.hidden_size += len(text)
+        while len(source.hidden) > MAX_HIDDEN or source.hidden_size > MAX_HIDDEN_SIZE:
+            source.hidden_size -= len(source.hidden.popleft())
+
+    def _log_hidden(self, source: Source) -> None:
+        """Logs the last output of a worker that has died which the log did not get."""
+        if source.death is None or not source.hidden:
+            return
+        level = max(logging.WARNING, log.getEffectiveLevel())
+        fields = {**source.fields, "cause": source.death, "output": "\n".join(source.hidden)}
+        log.log(level, "last output of a worker that died, which this log left out", extra={"fields": fields})
 
     def _log_left_out(self, source: Source) -> None:
         if source.left_out:
@@ -284,6 +298,7 @@ class OutputReader:
     def _end(self, source: Source) -> None:
         if source.rest:
             self._log_line(source, source.rest)
+        self._log_begun_entry(source)
         self._log_left_out(source)
         self._release(source)
 
@@ -292,6 +307,8 @@ class OutputReader:
         if source.closed:
             return
         source.closed = True
+        if source in self._grouping:
+            self._grouping.remove(source)
         try:
             if source.descriptor in self._selector.get_map():
                 self._selector.unregister(source.descriptor)

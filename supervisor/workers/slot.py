@@ -32,6 +32,7 @@ class WorkerProcess:
         state: as it reported last; see `WorkerReport`. `starting` before its first report.
         ending: it was told to end, or is going to be killed.
         verdict: why the supervisor kills it, if it was not told to end.
+        told_to_end: it was told to end, for whatever reason.
         kill_at: when it is to be killed, in monotonic seconds; None for never, or when it has been.
         exit_cause: how it ended; None while it runs.
         exit_step: what it was doing when it ended, if it was loading a model.
@@ -52,6 +53,7 @@ class WorkerProcess:
     state: str = "starting"
     ending: bool = False
     verdict: Verdict | None = None
+    told_to_end: bool = False
     kill_at: float | None = None
     exit_cause: ExitCause | None = None
     exit_step: LoadStep | None = None
@@ -83,6 +85,13 @@ class WorkerProcess:
             return f"{self.exit_cause}: it could not make its socket in runtime_dir"
         description = str(self.exit_cause if self.verdict is None else self.verdict)
         return f"{description} while {self.exit_step}" if self.exit_step is not None else description
+
+    @property
+    def unexpected_end(self) -> str | None:
+        """How it ended, for people; None if it was told to end, and did, or was killed since it took too long."""
+        cause = self.exit_cause
+        obeyed = cause is not None and cause.code in (0, -signal.SIGKILL)
+        return None if self.told_to_end and self.verdict is None and obeyed else self.exit_description
 
     @property
     def death(self) -> Death:

@@ -122,7 +122,7 @@ class FakeChild:
         assert self.code is not None, "it runs"
         return ExitCause(self.code)
 
-    def close(self) -> None:
+    def close(self, death: str | None = None) -> None:
         self.closed = True
 
 

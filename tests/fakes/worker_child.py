@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import tempfile
@@ -17,6 +18,7 @@ import zmq
 from multitower import batch_results, tensors, worker_wire
 from multitower.errors import MultitowerError, from_wire
 from multitower.spec import Assignment, ModelSpec, ProcessSpec, WorkerReport
+from multitower.worker_log import decode
 from multitower.worker_wire import KeySpec
 
 STEP_S = 60.0
@@ -111,8 +113,9 @@ class WorkerChild:
         return self.process.pid
 
     def log(self) -> str:
-        """Its output so far."""
-        return self._log.read_text() if self._log.exists() else ""
+        """Its output so far; records as `LEVEL text`, their causes and their tracebacks."""
+        lines = self._log.read_bytes().splitlines() if self._log.exists() else []
+        return "".join(f"{_shown(line)}\n" for line in lines)
 
     def receive(self) -> list[bytes]:
         """Returns the next message of the worker; fails if it ends instead."""
@@ -207,3 +210,11 @@ class WorkerChild:
         self.process.join(STEP_S)
         assert not self.process.is_alive(), self.log()
         return self.process.exitcode
+
+
+def _shown(line: bytes) -> str:
+    record = decode(line)
+    if record is None:
+        return line.decode()
+    level = "" if record.level is None else f"{logging.getLevelName(record.level)} "
+    return "\n".join(map(str, (f"{level}{record.text}", *record.fields.values())))

@@ -96,7 +96,7 @@ def test_without_inodes_no_worker_starts_until_there_are_some_again(tmp_path: Pa
         line = daemon.wait_line("worker died", slot=0, next="slot failed")
         assert line["cause"] == CAUSE
         assert "out of inodes" in line["check"]
-        assert "No space left on device" in daemon.wait_line("ERROR the worker's socket cannot be made")["message"]
+        assert "No space left on device" in daemon.wait_line("the worker's socket cannot be made")["cause"]
         infer(client)
         ready = client.server_ready()
         assert (ready["ready"], ready["slots_ready"], ready["slots_total"]) == (True, 1, 2)

@@ -32,6 +32,12 @@ models:
 """
 
 
+def is_in_stacks(file: Path, daemon: Running, **fields: object) -> bool:
+    """Whether a line of a file is in the stacks that a worker writes next: one entry of the log."""
+    line = daemon.wait_line("Thread 0x", **fields)
+    return line["level"] == "error" and f'\n  File "{file}", line ' in line["message"]
+
+
 def do(command: str) -> dict[str, Any]:
     return {"do": np.array([command])}
 
@@ -55,7 +61,7 @@ def test_native_code_that_sleeps_is_found_and_its_stacks_are_logged(tmp_path: Pa
         with pytest.raises(Poisoned):
             client.infer("m", do("stuck 60"))
         assert "uses no CPU" in daemon.wait_line("worker hangs")["cause"]
-        daemon.wait_line('  File "' + str(tmp_path / "handlers.py"), slot=daemon.wait_line("worker hangs")["slot"])
+        assert is_in_stacks(tmp_path / "handlers.py", daemon, slot=daemon.wait_line("worker hangs")["slot"])
         daemon.wait_ready()
 
 
@@ -68,7 +74,7 @@ def test_a_call_over_its_time_is_a_hang_and_its_stacks_are_logged(tmp_path: Path
             f"2 workers died while they executed this request ({hung}), and retry of 'm' is 1: do not send it again"
         )
         assert raised.value.details == {"cause": hung, "limit": "max_execution_time", "limit_value": 1.0}
-        daemon.wait_line('  File "' + str(tmp_path / "handlers.py"))
+        assert is_in_stacks(tmp_path / "handlers.py", daemon)
         assert "max_execution_time" in daemon.wait_line("worker hangs")["cause"]
         begun = time.monotonic()
         with pytest.raises(Poisoned, match=r"an equal request made a worker hang \(killed because it hung"):
@@ -89,7 +95,7 @@ def test_a_request_that_hangs_beyond_its_deadline_kills_one_worker(tmp_path: Pat
 
 def test_long_loading_and_long_computing_is_no_hang(tmp_path: Path) -> None:
     text = (
-        config(limit="60s", model="queue: {timeout: 60s}")
+        config(limit="60s")
         + """  - name: slow
     handler: handlers:SlowLoader
     parameters: {seconds: 4}

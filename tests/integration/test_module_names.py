@@ -51,10 +51,10 @@ def test_a_daemon_serves_beside_modules_with_names_of_libraries(folder: Path) ->
     with Running(folder, CONFIG) as daemon, daemon.wait_ready().client() as client:
         assert client.infer("m", {"x": np.float32([1])})["y"].tolist() == [2]
         line = daemon.wait_line(
-            f"WARNING m: {folder}/json.py is not imported, since the name 'json' belongs to an "
+            f"{folder}/json.py is not imported, since the name 'json' belongs to an "
             f"installed module, {json.__file__}: rename yours"
         )
-        assert line["slot"] == 0
+        assert (line["level"], line["slot"], line["model"], line["version"]) == ("warning", 0, "m", "1")
         daemon.wait(lambda: [spare["state"] for spare in client.status()["daemon"]["spares"]] == ["idle"])
         assert daemon.end() == 0
 

@@ -1,10 +1,8 @@
-"""Workers' output and the daemon's own lines, through real pipes and threads."""
+"""Workers' output, through real pipes and threads."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import logging
 import os
 import threading
@@ -16,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from multitower.supervisor.loop.log import HumanFormatter, JsonFormatter, event
-from multitower.supervisor.workers.output import LINES_A_SECOND, MAX_LINE, OutputReader, level_of
+from multitower.supervisor.workers.output import ENTRIES_A_SECOND, MAX_HIDDEN, OutputReader
+from multitower.supervisor.workers.output_entries import MAX_LINE
+from multitower.worker_log import WorkerRecord
 
 
 class Gathered(logging.Handler):
@@ -103,7 +102,7 @@ def test_a_flood_is_limited_and_counted(gathered: Gathered) -> None:
     kept = [text for text, _ in gathered.lines if text == "x"]
     assert len(kept) + sum(int(str(fields["lines"])) for fields in notices) == 2000
     # Two windows of a second at the most, should the clock turn in between.
-    assert LINES_A_SECOND <= len(kept) <= 2 * LINES_A_SECOND
+    assert ENTRIES_A_SECOND <= len(kept) <= 2 * ENTRIES_A_SECOND
 
 
 def test_a_line_without_end_is_cut(gathered: Gathered) -> None:
@@ -115,39 +114,6 @@ def test_a_line_without_end_is_cut(gathered: Gathered) -> None:
     reader.close()
     assert [set(text) for text, _ in gathered.lines] == [{"y"}]
     assert len(gathered.lines[0][0]) == MAX_LINE
-
-
-TENSORFLOW = [
-    # As TensorFlow 2.21 writes them on a machine without GPUs.
-    (b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR", "DEBUG", "DEBUG"),
-    (b"I0000 00:00:1796114190.159745    7672 port.cc:153] oneDNN custom operations are on.", "DEBUG", "DEBUG"),
-    (b"I0000 00:00:1796114190.162407 7672 cudart_stub.cc:31] Could not find cuda drivers", "DEBUG", "DEBUG"),
-    (b"E0000 00:00:1796114197.613009    7672 cuda_platform.cc:52] failed call to cuInit: INTERNAL", "ERROR", "DEBUG"),
-    (b"To enable the following instructions: AVX2 FMA, rebuild TensorFlow.", "DEBUG", "DEBUG"),
-    # As other versions do, and with GPUs.
-    (b"E0000 00:00:1731.5 7 cuda_dnn.cc:8310] Unable to register cuDNN factory: Attempting", "DEBUG", "DEBUG"),
-    (b"W0000 00:00:1731.5 7 computation_placer.cc:177] computation placer already registered.", "DEBUG", "DEBUG"),
-    (b"W0000 00:00:1731.5 7 gpu_device.cc:2344] Cannot dlopen some GPU libraries.", "WARNING", "DEBUG"),
-    (b"E0000 00:00:1731.5 7 hlo_lexer.cc:443] Failed to parse int literal", "ERROR", "ERROR"),
-    (b"W0000 00:00:1731.5 7 bfc_allocator.cc:501] Allocator ran out of memory", "WARNING", "WARNING"),
-    (b"F0000 00:00:1731.5 7 tensor.cc:852] Check failed: dtype() == expected_dtype", "ERROR", "ERROR"),
-    (b"2024-05-01 12:00:00.123456: I tensorflow/core/util/port.cc:113] oneDNN", "DEBUG", "DEBUG"),
-    (b"2024-05-01 12:00:00.123456: W tensorflow/x/y.cc:38] TF-TRT Warning: Could not find TensorRT", "DEBUG", "DEBUG"),
-    (b"2024-05-01 12:00:00.123456: E external/local_xla/xla/cuda_driver.cc:282] failed call", "ERROR", "DEBUG"),
-    # Others' lines keep their level, whatever they are about.
-    (b"I0000 the model's own line", "INFO", "INFO"),
-    (b"the GPU is fine", "INFO", "INFO"),
-    (b"WARNING batch: the model is slow", "INFO", "INFO"),
-    (b"\xff\xfe", "INFO", "INFO"),
-]
-
-
-@pytest.mark.parametrize(("line", "on_gpu", "on_cpu"), TENSORFLOW)
-def test_a_line_of_tensorflow_has_the_level_of_its_letter_unless_it_is_noise(
-    line: bytes, on_gpu: str, on_cpu: str
-) -> None:
-    assert logging.getLevelName(level_of(line, on_cpu=False)) == on_gpu
-    assert logging.getLevelName(level_of(line, on_cpu=True)) == on_cpu
 
 
 def test_the_device_of_the_worker_decides_what_is_an_error(gathered: Gathered) -> None:
@@ -165,7 +131,7 @@ def test_lines_that_are_not_logged_do_not_count(gathered: Gathered) -> None:
     reader = OutputReader()
     out, into = os.pipe()
     reader.add(out, {"slot": 0})
-    os.write(into, b"I0000 00:00:1.5 7 port.cc:1] x\n" * LINES_A_SECOND + b"the model's own line\n")
+    os.write(into, b"I0000 00:00:1.5 7 port.cc:1] x\n" * ENTRIES_A_SECOND + b"the model's own line\n")
     os.close(into)
     reader.close()
     assert [text for text, _ in gathered.lines] == ["the model's own line"]
@@ -188,59 +154,58 @@ def test_a_descriptor_that_cannot_be_read_is_closed(gathered: Gathered, monkeypa
     os.close(into)
 
 
-def formatted(formatter: logging.Formatter, message: str = "worker died\nbadly", **fields: object) -> str:
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(formatter)
-    logger = logging.Logger("multitower.manager", logging.INFO)
-    logger.addHandler(handler)
-    event(logger, logging.WARNING, message, **(fields or {"slot": 1, "cause": "killed by SIGKILL (9)", "left": None}))
-    return stream.getvalue()
+def written(gathered: Gathered, level: int, *lines: bytes, death: str | None) -> list[tuple[str, dict[str, object]]]:
+    """What the log has of the lines of a worker that ended, or died, at a level of the log."""
+    logging.getLogger("multitower.worker").setLevel(level)
+    reader = OutputReader()
+    out, into = os.pipe()
+    source = reader.add(out, {"slot": 0})
+    os.write(into, b"".join(lines))
+    os.close(into)
+    reader.end(source, death)
+    reader.close()
+    return gathered.lines
 
 
-def test_an_event_is_one_line_in_the_human_format() -> None:
-    line = formatted(HumanFormatter(colour=False))
-    assert line.endswith('WARNING worker died\\nbadly slot=1 cause="killed by SIGKILL (9)"\n')
-    assert line.count("\n") == 1
-
-
-def test_an_event_is_one_object_as_json() -> None:
-    entry = json.loads(formatted(JsonFormatter()))
-    assert entry["time"].endswith("Z")
-    del entry["time"]
-    assert entry == {
-        "level": "warning",
-        "logger": "multitower.manager",
-        "message": "worker died\nbadly",
-        "slot": 1,
-        "cause": "killed by SIGKILL (9)",
+@pytest.mark.parametrize("level", [logging.WARNING, logging.ERROR])
+def test_the_last_output_of_a_worker_that_died_is_logged_at_every_level(gathered: Gathered, level: int) -> None:
+    record = WorkerRecord("loading weights", logging.INFO, {"model": "m"}).encode()
+    lines = written(gathered, level, record, b"terminate called: no memory\n", death="killed by SIGABRT (6)")
+    (entry,) = lines
+    assert entry[0] == "last output of a worker that died, which this log left out"
+    assert entry[1] == {
+        "slot": 0,
+        "cause": "killed by SIGABRT (6)",
+        "output": "loading weights\nterminate called: no memory",
     }
 
 
-HOSTILE = "\x1b[2J\x1b]0;title\x07 \x9b31m \x7f \u202e\u2066 \udcff\ttab\u2028"
-"""Commands for a terminal, in 7 and 8 bits; marks that reverse text; half a surrogate pair; an end of a line."""
+def test_nothing_is_repeated_of_a_worker_that_was_told_to_end(gathered: Gathered) -> None:
+    assert written(gathered, logging.WARNING, b"bye\n", death=None) == []
 
 
-def is_harmless(text: str) -> bool:
-    return all(character.isprintable() or character == "\t" for character in text)
+def test_what_the_log_shows_is_not_repeated_when_a_worker_dies(gathered: Gathered) -> None:
+    lines = written(gathered, logging.INFO, b"one\n", b"ERROR two\n", death="exited with code 3")
+    assert [text for text, _ in lines] == ["one", "ERROR two"]
 
 
-@pytest.mark.parametrize("where", ["message", "cause", "short"])
-def test_control_characters_do_not_reach_the_operators_terminal(where: str) -> None:
-    values = {"message": HOSTILE, "cause": f"{HOSTILE} and more", "short": HOSTILE.replace(" ", "")}
-    message = HOSTILE if where == "message" else "worker died"
-    line = formatted(HumanFormatter(colour=False), message, **{where: values[where]} if where != "message" else {})
-    assert is_harmless(line.removesuffix("\n")), ascii(line)
-    assert "1b[2J" in line, "what it was can still be read"
-    line.encode()  # so that it can be written
+def test_the_last_words_of_a_worker_that_floods_the_log_are_logged(gathered: Gathered) -> None:
+    lines = written(gathered, logging.INFO, b"x\n" * 3 * ENTRIES_A_SECOND, b"last words\n", death="exited with code 3")
+    kept = str(lines[-1][1]["output"]).split("\n")
+    assert (kept[-1], len(kept)) == ("last words", MAX_HIDDEN)
 
 
-def test_json_lines_have_control_characters_escaped_and_unchanged_when_read() -> None:
-    line = formatted(JsonFormatter(), HOSTILE, cause=HOSTILE)
-    assert is_harmless(line.removesuffix("\n")), ascii(line)
-    line.encode()
-    entry = json.loads(line)
-    assert (entry["message"], entry["cause"]) == (HOSTILE, HOSTILE)
+def test_a_begun_entry_is_logged_though_no_other_line_follows(gathered: Gathered) -> None:
+    with closing(OutputReader()) as reader:
+        out, into = os.pipe()
+        reader.add(out, {"slot": 0})
+        os.write(into, b"WARNING:root:the last line\n")
+        until = time.monotonic() + 30
+        while not gathered.lines:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        os.close(into)
+    assert [text for text, _ in gathered.lines] == ["WARNING:root:the last line"]
 
 
 def test_an_error_with_the_output_of_one_worker_does_not_end_that_of_others(

@@ -338,7 +338,7 @@ def test_received_batches_are_answered_before_the_worker_stops(folder: Path) -> 
             assert isinstance(answer, dict)
             assert answer["x"].tolist() == [number]
         assert "closed" in child.log()
-        assert "slow: close raised" in child.log()
+        assert "model raised an exception when it was closed\nslow\n" in child.log()
 
 
 def test_sys_exit_in_a_model_fails_only_its_load_its_request_or_its_close(folder: Path) -> None:
@@ -361,7 +361,7 @@ def test_sys_exit_in_a_model_fails_only_its_load_its_request_or_its_close(folder
             assert (bad.reason, bad.message) == ("model_error", "'at_infer' raised SystemExit: 5")
             assert [answer["x"].tolist() for answer in (first, last) if isinstance(answer, dict)] == [[1], [2]]
         assert child.stop() == 0
-        assert "at_infer: close raised" in child.log()
+        assert "model raised an exception when it was closed\nat_infer\n" in child.log()
 
 
 READABLE = worker_wire.batch_head(900, 7, [1, 1], joined=True, described=True)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
-import warnings
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from running import STEP_S, Running
 
 from multitower import Client, MultitowerError
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # TensorFlow's own, at its import
-    import tensorflow as tf
+MAKE = """
+import sys
+import tensorflow as tf
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-
+module = tf.Module()
+spec = tf.TensorSpec([None, 1], tf.float32, name="x")
+twice = tf.function(lambda x: {"y": 2 * x}, input_signature=[spec]).get_concrete_function()
+tf.saved_model.save(module, f"{sys.argv[1]}/1", signatures={"serving_default": twice})
+"""
 CONFIG = """
 listen: ["{endpoint}"]
 devices: {cpu: 1}
@@ -46,9 +49,7 @@ def row(client: Client) -> dict[str, Any]:
 
 def test_a_saved_model_comes_vanishes_and_comes_back(tmp_path: Path) -> None:
     made = tmp_path / "made"
-    spec = tf.TensorSpec([None, 1], tf.float32, name="x")
-    twice = tf.function(lambda x: {"y": 2 * x}, input_signature=[spec]).get_concrete_function()
-    tf.saved_model.save(tf.Module(), str(made / "1"), signatures={"serving_default": twice})
+    subprocess.run([sys.executable, "-c", MAKE, str(made)], check=True, timeout=100, capture_output=True)
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
         assert row(client)["state"] == "waiting"
         os.rename(made, tmp_path / "model")

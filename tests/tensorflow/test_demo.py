@@ -12,20 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import pytest
 
 from multitower import Client
 
-DEMO_S = 400.0
-"""Far more than it takes alone: it starts TensorFlow five times, and other tests may use the cores."""
 
-STEP_S = 100.0
-
-
-@pytest.mark.timeout(DEMO_S + 4 * STEP_S)
 def test_the_demo_loses_nothing_and_leaves_no_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "multitower", "demo", "--folder", tmp_path / "demo", "--seconds", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=DEMO_S, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     shown = re.search(
         r"accuracy ([\d.]+)%; TensorFlow called directly: ([\d.]+)%; every answer is the same", done.stdout
@@ -42,17 +35,15 @@ def test_the_demo_loses_nothing_and_leaves_no_process(tmp_path: Path) -> None:
     # As `make serve` does, with the model from above.
     endpoint = f"ipc://{tmp_path}/front.sock"
     command = [sys.executable, "-m", "multitower", "demo", "--folder", tmp_path / "demo", "--serve"]
-    # One worker: each imports TensorFlow.
-    few = {"MULTITOWER_SPARES": "0", "MULTITOWER_DEVICES": "{cpu: 1}"}
-    environment = {**os.environ, "MULTITOWER_LISTEN": f"[{endpoint}]", **few}
+    environment = {**os.environ, "MULTITOWER_LISTEN": f"[{endpoint}]"}
     serving = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        with Client(endpoint, connect_timeout=STEP_S) as client:
-            client.wait_until_ready(STEP_S)
+        with Client(endpoint, connect_timeout=60) as client:
+            client.wait_until_ready(60)
             assert client.infer("digits", {"x": np.zeros((2, 64), np.float32)})["probabilities"].shape == (2, 10)
             daemon = client.status()["daemon"]["pid"]
         os.kill(serving.pid, signal.SIGTERM)  # only the demo, which ends its daemon first
-        assert serving.wait(STEP_S) == 128 + signal.SIGTERM
+        assert serving.wait(60) == 128 + signal.SIGTERM
         assert not psutil.pid_exists(daemon)
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -61,10 +52,10 @@ def test_the_demo_loses_nothing_and_leaves_no_process(tmp_path: Path) -> None:
 
     serving = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        with Client(endpoint, connect_timeout=STEP_S) as client:
+        with Client(endpoint, connect_timeout=60) as client:
             client.server_ready()
         os.killpg(serving.pid, signal.SIGINT)  # like Ctrl-C
-        assert serving.wait(STEP_S) == 0
+        assert serving.wait(60) == 0
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(serving.pid, signal.SIGKILL)

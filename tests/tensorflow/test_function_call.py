@@ -325,7 +325,7 @@ def test_a_model_that_refuses_made_up_inputs_is_not_called_fast(tmp_path: Path, 
 
 
 def tried(function: Any, **more: Any) -> FunctionCall:
-    call = FunctionCall("m", function, {"x": PAIR}, lambda tensors: ((), tensors), more.get("by_name", lambda y: y))
+    call = FunctionCall(function, {"x": PAIR}, lambda tensors: ((), tensors), more.get("by_name", lambda y: y))
     assert call.try_out({"x": np.ones((2, 2), np.float32)})["y"].shape == (2, 2)
     return call
 

@@ -157,7 +157,7 @@ def test_log_messages_that_operators_look_for_are_in_the_code() -> None:
     messages = [
         text for cells in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for text in re.findall("`(.*?)`", cells)
     ]
-    code = "".join(path.read_text() for path in (ROOT / "supervisor").rglob("*.py"))
+    code = "".join(path.read_text() for name in ("supervisor", "worker") for path in (ROOT / name).rglob("*.py"))
     assert len(messages) > 10
     assert [message for message in messages if f'"{message}"' not in code] == []
 

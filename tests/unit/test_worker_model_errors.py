@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,8 +22,10 @@ from multitower.worker.executor import Executor
 from multitower.worker.formats.model import Arrays
 from multitower.worker.model_errors import (
     MAX_DETAILS_BYTES,
+    MAX_KINDS,
     MAX_MESSAGE,
     ErrorTranslator,
+    ExceptionLog,
     LoadError,
     is_out_of_memory,
     load_cause,
@@ -32,6 +35,11 @@ from multitower.worker_wire import KeySpec
 
 KEY = KeySpec("m", (("x", "INT64", ()),), None, True)
 BAD = -1
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_logged_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_errors, "_exception_logs", {})
 
 
 class EmptyError(InvalidRequest):
@@ -244,7 +252,7 @@ def test_only_the_request_that_raises_gets_an_error_that_clients_can_read(
     ],
 )
 def test_details_that_clients_can_read_are_kept(details: Any, told: Any) -> None:
-    found = ErrorTranslator("m").translate(with_details(details))
+    found = ErrorTranslator("m", "1").translate(with_details(details))
     assert json.loads(wire.dump_json(found.to_wire()))["error"].get("details", {}) == told
     assert from_wire(wire.load_header(wire.dump_json(found.to_wire()))).details == told
 
@@ -252,7 +260,7 @@ def test_details_that_clients_can_read_are_kept(details: Any, told: Any) -> None
 def test_half_a_surrogate_pair_in_a_message_is_shown_as_its_escape(monkeypatch: pytest.MonkeyPatch) -> None:
     # pytest's own report could not carry the log line.
     monkeypatch.setattr(logging.getLogger("multitower.worker"), "disabled", True)
-    assert ErrorTranslator("m").translate(ValueError("a\ud800")).message == "'m' raised ValueError: a\\ud800"
+    assert ErrorTranslator("m", "1").translate(ValueError("a\ud800")).message == "'m' raised ValueError: a\\ud800"
 
 
 def test_a_traceback_that_cannot_be_logged_costs_no_answer(capfd: pytest.CaptureFixture[str]) -> None:
@@ -263,10 +271,10 @@ def test_a_traceback_that_cannot_be_logged_costs_no_answer(capfd: pytest.Capture
     handler = Raises()
     logging.getLogger("multitower.worker").addHandler(handler)
     try:
-        assert ErrorTranslator("m").translate(ValueError("wrong")).reason == "model_error"
+        assert ErrorTranslator("m", "1").translate(ValueError("wrong")).reason == "model_error"
     finally:
         logging.getLogger("multitower.worker").removeHandler(handler)
-    assert "WARNING m raised; its traceback cannot be shown" in capfd.readouterr().err
+    assert "WARNING model raised an exception; its traceback cannot be shown" in capfd.readouterr().err
 
 
 def fail_deep(depth: int, message: str) -> None:
@@ -279,10 +287,75 @@ def fail_deep(depth: int, message: str) -> None:
 def test_a_huge_traceback_is_logged_in_part(caplog: pytest.LogCaptureFixture, depth: int, size: int) -> None:
     with pytest.raises(ValueError, match="m") as raised:
         fail_deep(depth, "m" * size)
-    ErrorTranslator("m").translate(raised.value)
-    assert "m raised: ValueError: mmm" in caplog.text
-    assert "in fail_deep" in caplog.text
-    assert len(caplog.text) < 20_000
+    ErrorTranslator("m", "1").translate(raised.value)
+    (record,) = caplog.records
+    fields: dict[str, str] = getattr(record, "fields", {})
+    assert record.getMessage() == "model raised an exception"
+    assert fields["cause"].startswith("ValueError: mmm")
+    assert "in fail_deep" in fields["traceback"]
+    assert len(str(fields)) < 20_000
+
+
+class Logged(logging.Handler):
+    """The fields of entries, and an event for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.entries.put((record.getMessage(), getattr(record, "fields", {})))
+
+
+@pytest.fixture
+def logged() -> Iterator[Logged]:
+    handler = Logged()
+    logger = logging.getLogger("multitower.worker")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+def raised_by(function: Callable[[], object]) -> BaseException:
+    try:
+        function()
+    except Exception as error:  # noqa: BLE001  whatever it raises
+        return error
+    raise AssertionError("it raises nothing")
+
+
+def test_equal_exceptions_are_logged_once_and_then_counted(logged: Logged) -> None:
+    exceptions = ExceptionLog("m", "7", interval_s=0.2)
+    for _ in range(5):
+        exceptions.add(raised_by(lambda: 1 / 0))
+    message, fields = logged.entries.get(timeout=30)
+    assert message == "model raised an exception"
+    assert (fields["model"], fields["version"]) == ("m", "7")
+    assert "ZeroDivisionError" in fields["traceback"]
+    message, fields = logged.entries.get(timeout=30)
+    assert message == "model raised exceptions again"
+    assert (fields["model"], fields["version"], fields["repeated"]) == ("m", "7", 4)
+    assert fields["cause"].startswith("ZeroDivisionError at ")
+    exceptions.add(raised_by(lambda: 1 / 0))
+    assert "traceback" in logged.entries.get(timeout=30)[1], "the next one begins anew"
+
+
+def test_exceptions_of_other_classes_or_lines_are_logged_by_themselves(logged: Logged) -> None:
+    exceptions = ExceptionLog("m", "7", interval_s=600)
+    for function in (lambda: 1 / 0, lambda: 1 / 0, lambda: int("x")):
+        exceptions.add(raised_by(function))
+    assert logged.entries.qsize() == 3 - 1  # two of them are on one line
+    exceptions.finish()
+    assert [logged.entries.get_nowait()[1].get("repeated") for _ in range(3)] == [None, None, 1]
+
+
+def test_exceptions_of_very_many_kinds_are_counted_together(logged: Logged) -> None:
+    exceptions = ExceptionLog("m", "7", interval_s=600)
+    for number in range(MAX_KINDS + 10):
+        exceptions.add(type(f"Error{number}", (Exception,), {})())
+    assert logged.entries.qsize() == MAX_KINDS + 1
+    exceptions.finish()
+    assert logged.entries.queue[-1][1]["repeated"] == 9
 
 
 class OutOfMemoryError(Exception):

@@ -154,7 +154,8 @@ def test_a_model_that_refuses_made_up_inputs_is_served_unproven(caplog: pytest.L
 
     with caplog.at_level(logging.WARNING):
         assert warm_up(Model(refuse), BATCHED)[:2] == (None, False)
-    assert "no such word" in caplog.text
+    (record,) = caplog.records
+    assert "no such word" in getattr(record, "fields", {})["cause"]
 
 
 class FailedPreconditionError(Exception):
@@ -269,7 +270,9 @@ def test_missing_memory_for_a_large_batch_of_a_sample_fails_nothing(caplog: pyte
 
     with caplog.at_level(logging.WARNING):
         assert warm_up(Model(small), BATCHED, [sample(1), sample(2)])[:2] == (None, True)
-    assert "no warm-up with 4 rows of a sample: MemoryError" in caplog.text
+    (record,) = caplog.records
+    assert record.getMessage() == "no warm-up with 4 rows of a sample"
+    assert getattr(record, "fields", {})["cause"].startswith("MemoryError")
 
 
 @pytest.mark.parametrize(

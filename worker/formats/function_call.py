@@ -15,11 +15,10 @@ from typing import Any, Final
 import tensorflow as tf
 
 from ..model_errors import one_line
+from ..records import log_event
 from .graph_nodes import COMPILED
 from .model import Arrays
 from .tensorflow_types import to_array, to_tensor
-
-log = logging.getLogger("multitower.worker")
 
 MAX_GRAPH_BYTES: Final = 32 << 20
 """TensorFlow prepares a function once for each way, and holds the constants of its graph twice, also on the device."""
@@ -35,7 +34,6 @@ class FunctionCall:
     """Calls a concrete function with arrays. After the last `try_out`, any number of threads may call it.
 
     Args:
-        model: the model's name, for the log.
         function: a concrete function. It references its variables only weakly.
         specs: TensorSpecs of the inputs, by name.
         arguments: makes the function's positional and keyword arguments out of the inputs' tensors.
@@ -52,7 +50,6 @@ class FunctionCall:
 
     def __init__(
         self,
-        model: str,
         function: Any,
         specs: Mapping[str, Any],
         arguments: Callable[[Tensors], tuple[tuple[Any, ...], Mapping[str, Any]]],
@@ -62,7 +59,6 @@ class FunctionCall:
     ) -> None:
         self.fast = False
         self.specs = specs
-        self._model = model
         self._function = function
         self._arguments = arguments
         self._by_name = by_name
@@ -128,7 +124,7 @@ class FunctionCall:
         self.fast = False
         self._operation = None
         reason = str(error) if isinstance(error, NotEquivalentError) else one_line(error)
-        log.debug("%s: not called in the fast way: %s", self._model, reason)
+        log_event(logging.DEBUG, "model is not called in the fast way", cause=reason)
 
     def output_tensors(self, tensors: Tensors) -> Tensors:
         """The outputs' tensors for the inputs' tensors, in Python's way; also inside another function."""

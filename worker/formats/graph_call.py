@@ -10,11 +10,10 @@ import tensorflow as tf
 
 from multitower.spec import TowerReport
 
+from ..records import log_event
 from .model import Arrays
 from .tensorflow_types import as_array
 from .towers import TowerPlacement, count_nodes, traced_nodes
-
-log = logging.getLogger("multitower.worker")
 
 
 def open_session(graph: Any, placement: TowerPlacement | None) -> Any:
@@ -83,7 +82,8 @@ class GraphCall:
         if self._placement.log:
             # TensorFlow's own option logs the outermost graph only, not the functions that it calls.
             for name, (operation, device) in sorted(nodes.items()):
-                log.info("%s on %s: %s (%s): %s", self._placement.log, self._placement.name, name, operation, device)
+                of = f"{self._placement.log} on {self._placement.name}"
+                log_event(logging.INFO, f"{of}: {name} ({operation}): {device}")
         return self._by_name(values)
 
     @property

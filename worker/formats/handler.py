@@ -17,9 +17,8 @@ from multitower.spec import ONLY_VERSION, ModelSpec, TensorReport, TowerReport
 from multitower.wire import MAX_RANK
 
 from ..model_errors import LoadError, one_line
+from ..records import log_event
 from .model import Array, Arrays, Model
-
-log = logging.getLogger("multitower.worker")
 
 
 def load(spec: ModelSpec, devices: Sequence[str]) -> Model:
@@ -48,7 +47,7 @@ class HandlerModel:
 
     def __init__(self, spec: ModelSpec, devices: Sequence[str]) -> None:
         assert spec.handler is not None  # the loader chose this format because of it
-        _check_names(spec.name, spec.handler, spec.module_folder)
+        _check_names(spec.handler, spec.module_folder)
         self._handler = _import_class(spec.handler)()
         self._handler.load(list(devices), dict(spec.parameters))
         # Not before `load`: they may depend on the parameters.
@@ -82,7 +81,7 @@ class HandlerModel:
             close()
 
 
-def _check_names(model: str, handler: str, folder: str | None) -> None:
+def _check_names(handler: str, folder: str | None) -> None:
     """Warns of modules beside the configuration that installed ones hide.
 
     Raises:
@@ -91,7 +90,7 @@ def _check_names(model: str, handler: str, folder: str | None) -> None:
     for clash in find_clashes(folder, handler) if folder is not None else ():
         if clash.module == handler.partition(":")[0].partition(".")[0]:
             raise LoadError(f"the handler's module cannot be imported: {clash}")
-        log.warning("%s: %s", model, clash)
+        log_event(logging.WARNING, str(clash))
 
 
 def _import_class(name: str) -> Any:

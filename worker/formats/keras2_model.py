@@ -50,7 +50,7 @@ class Keras2Model(KerasModel):
 
         concrete = call.get_concrete_function()
         outputs = declare(concrete.structured_outputs.items())
-        function = FunctionCall(spec.name, concrete, specs, lambda tensors: ((tensors,), {}), lambda outputs: outputs)
+        function = FunctionCall(concrete, specs, lambda tensors: ((tensors,), {}), lambda outputs: outputs)
         super().__init__(model, function, inputs, outputs)
 
     def save(self, folder: str, serve: Callable[..., dict[str, Any]], inputs: list[Any]) -> None:

@@ -53,7 +53,6 @@ class Keras3Model(KerasModel):
             return flat_outputs
 
         function = FunctionCall(
-            spec.name,
             call.get_concrete_function(),
             by_name,
             lambda tensors: (([tensors[name] for name in by_name],), {}),

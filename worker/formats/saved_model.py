@@ -13,6 +13,7 @@ import tensorflow as tf
 from multitower.spec import ONLY_VERSION, ModelSpec
 
 from ..model_errors import LoadError, is_out_of_memory, load_cause
+from ..records import log_event
 from .function_call import FunctionCall
 from .graph_call import GraphCall, open_session
 from .meta_graph import INTERNAL_SIGNATURE, choose_meta_graph, tensors_of, unusable_signatures
@@ -21,8 +22,6 @@ from .plain_paths import plain_folder
 from .signature_defaults import argument_names, mark_optional, read_defaults
 from .tensorflow_types import declare
 from .towers import TowerPlacement, assign
-
-log = logging.getLogger("multitower.worker")
 
 DEFAULT_SIGNATURES: Final = ("serving_default", "serve")
 """The default signature where none is configured: TensorFlow Serving's, then the one that Keras's `export` writes."""
@@ -120,7 +119,7 @@ def _load_functions(spec: ModelSpec, folder: str) -> _Signatures:
             signatures = _load_graph(spec, folder, None)
         except Exception:  # noqa: BLE001  the model itself is broken; the first error is of the loader that users know
             raise error from None
-        log.warning("%s: loaded as a graph, since its functions cannot be loaded: %s", spec.name, cause)
+        log_event(logging.WARNING, "loaded as a graph, since its functions cannot be loaded", cause=cause)
         return signatures
 
 
@@ -141,7 +140,7 @@ def _load_objects(spec: ModelSpec, folder: str) -> _Signatures:
         for name in unusable:
             del meta_graph.signature_def[name]
         loaded = loader.load(list(meta_graph.meta_info_def.tags))
-    load_one = partial(_compile_function if spec.jit_compile else _call_function, spec.name, loaded)
+    load_one = partial(_compile_function if spec.jit_compile else _call_function, loaded)
     signatures: _Signatures = {
         name: partial(load_one, loaded.signatures[name], defaults.get(name, {}))
         for name in loaded.signatures
@@ -159,20 +158,18 @@ def _refusals(unusable: Mapping[str, str]) -> _Signatures:
     return {name: partial(refuse, reason) for name, reason in unusable.items() if name != INTERNAL_SIGNATURE}
 
 
-def _compile_function(model: str, loaded: Any, function: Any, defaults: Mapping[str, Array]) -> _Signature:
+def _compile_function(loaded: Any, function: Any, defaults: Mapping[str, Array]) -> _Signature:
     """The function compiled by XLA, once for each shape of its inputs."""
     inputs = _as_specs(function.structured_input_signature[1])
     declare(inputs.items())  # what XLA cannot compile may be what cannot be served, and then this error is clearer
     compiled = tf.function(lambda **tensors: function(**tensors), jit_compile=True)
-    return _call_function(model, loaded, compiled.get_concrete_function(**inputs), defaults)
+    return _call_function(loaded, compiled.get_concrete_function(**inputs), defaults)
 
 
-def _call_function(model: str, loaded: Any, function: Any, defaults: Mapping[str, Array]) -> _Signature:
+def _call_function(loaded: Any, function: Any, defaults: Mapping[str, Array]) -> _Signature:
     inputs = function.structured_input_signature[1]
     # The functions reference their model's variables only weakly, hence `keep_alive`.
-    call = FunctionCall(
-        model, function, inputs, lambda tensors: ((), tensors), lambda outputs: outputs, keep_alive=loaded
-    )
+    call = FunctionCall(function, inputs, lambda tensors: ((), tensors), lambda outputs: outputs, keep_alive=loaded)
     return _Signature(_as_specs(inputs), _as_specs(function.structured_outputs), call, defaults)
 
 

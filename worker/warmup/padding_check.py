@@ -17,10 +17,9 @@ from multitower.spec import ModelSpec
 
 from ..formats.model import Arrays, Model
 from ..model_errors import one_line
+from ..records import log_event
 from ..row_comparison import RERUNS, Tolerance, differing_output
 from .warmup import Sample
-
-log = logging.getLogger("multitower.worker")
 
 _MORE: Final = 2
 """By how much each open dimension is padded."""
@@ -43,15 +42,13 @@ def warn_of_padding(model: Model, spec: ModelSpec, samples: Sequence[Sample], *,
     try:
         name = _changed_output(model, row, _padded(model, row))
     except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
-        log.debug("%s: padding could not be tried: %s", spec.name, one_line(error))
+        log_event(logging.DEBUG, "padding could not be tried", cause=one_line(error))
         return
     if name is not None:
-        log.warning(
-            "%s: pad_variable_length_inputs: padding a row of a recorded request (%s) changes the values of output %r, "
-            "so that answers depend on the lengths of other requests",
-            spec.name,
-            recorded.origin,
-            name,
+        log_event(
+            logging.WARNING,
+            f"pad_variable_length_inputs: padding a row of a recorded request ({recorded.origin}) changes the values "
+            f"of output {name!r}, so that answers depend on the lengths of other requests",
         )
 
 

@@ -26,6 +26,7 @@ from multitower.spec import ModelSpec
 from ..batch import padded_size
 from ..formats.model import Arrays, Model
 from ..model_errors import one_line
+from ..records import log_event
 from ..row_comparison import (
     DEPEND_ON_OTHERS,
     DEPEND_ON_POSITION,
@@ -37,8 +38,6 @@ from ..row_comparison import (
 )
 from .row_inputs import Candidate, candidates, distinct_rows, nudged
 from .warmup import Findings, Sample, call_nothing, warmup_sizes
-
-log = logging.getLogger("multitower.worker")
 
 ROWS: Final = 4
 """Different rows of a batch, where batches have that many."""
@@ -102,25 +101,25 @@ def check_rows(
         try:
             found = check.run(candidate.rows)
         except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
-            log.debug("%s: values of rows could not be compared: %s", spec.name, one_line(error))
+            log_event(logging.DEBUG, "values of rows could not be compared", cause=one_line(error))
             continue
         if found.unbatched_because is not None:
             return found
         if found.unverified_because is None:
-            return _check_largest(check, spec.name, candidate)
+            return _check_largest(check, candidate)
         unverified = found.unverified_because
         if unverified is VARYING:
             break
     return RowFindings(unverified_because=unverified)
 
 
-def _check_largest(check: _RowCheck, name: str, candidate: Candidate) -> RowFindings:
+def _check_largest(check: _RowCheck, candidate: Candidate) -> RowFindings:
     """Compares outputs in the largest batches, after those in smaller ones have been equal."""
     for inputs in (candidate.more, candidate.rows):
         try:
             return check.run_largest(inputs)
         except BaseException as error:  # noqa: BLE001  a model may raise anything, sys.exit included
-            log.debug("%s: values of rows of large batches could not be compared: %s", name, one_line(error))
+            log_event(logging.DEBUG, "values of rows of large batches could not be compared", cause=one_line(error))
     return RowFindings()
 
 
@@ -223,7 +222,7 @@ class _RowCheck:
             try:
                 findings = self._compare_sizes(first, expected, each)
             except Exception as error:  # noqa: BLE001  the same rows have just been run in a batch
-                log.debug("a row could not be run without others: %s", one_line(error))
+                log_event(logging.DEBUG, "a row could not be run without others", cause=one_line(error))
                 break
             if findings != RowFindings():
                 return findings

@@ -18,8 +18,7 @@ from google.protobuf.message import DecodeError
 
 from ..formats.model import Arrays
 from ..model_errors import LoadError
-
-log = logging.getLogger("multitower.worker")
+from ..records import log_event
 
 MAX_RECORDS = 1000
 """TensorFlow Serving's limit."""
@@ -64,7 +63,7 @@ def read_requests(file: Path) -> list[Request]:
             if record is None:
                 break
             if number > MAX_RECORDS:
-                log.warning("%s: only its first %d records are run", file, MAX_RECORDS)
+                log_event(logging.WARNING, f"{file}: only its first {MAX_RECORDS} records are run")
                 break
             request = _decode_record(record)
         except (tf.errors.OpError, DecodeError, MemoryError, TypeError, ValueError) as error:
@@ -76,7 +75,8 @@ def read_requests(file: Path) -> list[Request]:
         else:
             requests.append(request)
     if skipped:
-        log.warning("%s: %d records are of other kinds than Predict, Classify and Regress: not run", file, skipped)
+        message = f"{file}: {skipped} records are of other kinds than Predict, Classify and Regress: not run"
+        log_event(logging.WARNING, message)
     return requests
 
 

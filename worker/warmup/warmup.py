@@ -14,9 +14,8 @@ from multitower.spec import ModelSpec
 from ..batch import padded_size
 from ..formats.model import Array, Arrays, Model
 from ..model_errors import LoadError, is_out_of_memory, one_line
+from ..records import log_event
 from ..unrunnable import classify
-
-log = logging.getLogger("multitower.worker")
 
 
 class Sample(NamedTuple):
@@ -100,7 +99,6 @@ def warm_up(
     if not samples and (signature or spec.handler is not None or model.inputs is None):
         return Findings(reason)
     is_joined = spec.max_batch_size > 0 and reason is None
-    title = f"{spec.name} ({signature})" if signature else spec.name
     has_others = bool(signature or model.other_signatures)
     succeeded = largest = 0
     for size in warmup_sizes(spec) if is_joined else () if samples else [1]:
@@ -116,7 +114,8 @@ def warm_up(
             if not succeeded and (unrunnable := classify(error, may_initialize=has_others)):
                 raise unrunnable from error
             of_what = "rows of a sample" if samples else "made-up rows"
-            log.warning("%s: no warm-up with %d %s: %s", title, size, of_what, one_line(error))
+            message = f"no warm-up with {size} {of_what}"
+            log_event(logging.WARNING, message, signature=signature or None, cause=one_line(error))
             break
         for name, array in outputs.items() if is_joined else ():
             if array.ndim == 0 or len(array) != size:

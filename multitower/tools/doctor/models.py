@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import select
 import tempfile
 import time
@@ -21,6 +20,7 @@ from multitower import worker_wire
 from multitower.cuda_environment import no_gpu_environment
 from multitower.load_step import LoadStep
 from multitower.spec import Assignment, ModelReport, ModelSpec, ProcessSpec, TensorReport, WorkerReport
+from multitower.supervisor.loop.log import WORKER_LOGGER
 from multitower.supervisor.machine.devices import format_bytes
 from multitower.supervisor.workers.child_process import ChildProcess
 from multitower.supervisor.workers.descendants import Descendants
@@ -33,7 +33,6 @@ SECTION: Final = "models"
 END_S: Final = 10.0
 """Seconds that a worker gets to end by itself."""
 
-_WARNING: Final = re.compile(r"(?:WARNING|ERROR) (.*)", re.DOTALL)
 _MAX_LOG_LINES: Final = 3
 
 
@@ -121,7 +120,7 @@ def _load_one(
 ) -> LoadedModel:
     (spec,) = assignment.models
     loaded = LoadedModel(spec=spec)
-    with _captured_log() as lines:
+    with _captured_log() as records:
         output = OutputReader()
         try:
             has_report = False
@@ -138,9 +137,10 @@ def _load_one(
         finally:
             output.close()  # reads the remaining lines
     if has_report:
-        loaded.log_lines += [match[1] for line in lines if (match := _WARNING.fullmatch(line))][:_MAX_LOG_LINES]
+        warnings = [record for record in records if record.levelno >= logging.WARNING]
+        loaded.log_lines += list(map(_text, warnings))[:_MAX_LOG_LINES]
     else:
-        loaded.log_lines += _lines_before_crash(lines)
+        loaded.log_lines += _lines_before_crash(list(map(_text, records)))
     return loaded
 
 
@@ -213,15 +213,21 @@ def _has_ended(process: ChildProcess, timeout_s: float | None) -> bool:
     return bool(ready)
 
 
+def _text(record: logging.LogRecord) -> str:
+    """What a worker logged, with its cause, without a traceback."""
+    cause = getattr(record, "fields", {}).get("cause")
+    return record.getMessage() if cause is None else f"{record.getMessage()}: {cause}"
+
+
 @contextlib.contextmanager
-def _captured_log() -> Iterator[list[str]]:
-    """Collects the lines that workers write; other messages are dropped."""
-    lines: list[str] = []
+def _captured_log() -> Iterator[list[logging.LogRecord]]:
+    """Collects what workers write; other messages are dropped."""
+    records: list[logging.LogRecord] = []
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.name == "multitower.worker":
-                lines.append(record.getMessage())
+            if record.name == WORKER_LOGGER:
+                records.append(record)
 
     logger = logging.getLogger("multitower")
     former = logger.level, logger.propagate
@@ -230,7 +236,7 @@ def _captured_log() -> Iterator[list[str]]:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
-        yield lines
+        yield records
     finally:
         logger.removeHandler(handler)
         logger.level, logger.propagate = former
@@ -261,7 +267,7 @@ def findings(loaded: LoadedModel, *, gpus_wanted: bool = False) -> Iterator[Find
         advice = f"the daemon would show it as failed and serve the others; {page} lists what it can serve"
         yield Finding(SECTION, Level.PROBLEM, f"{name} cannot be loaded: {cause}", advice)
     for line in loaded.log_lines:
-        yield Finding(SECTION, Level.NOTE, f"{name}: its worker logged: {line.removeprefix(f'{name}: ')}")
+        yield Finding(SECTION, Level.NOTE, f"{name}: its worker logged: {line}")
 
 
 def _report_findings(loaded: LoadedModel, report: ModelReport) -> Iterator[Finding]:

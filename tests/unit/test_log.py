@@ -1,0 +1,190 @@
+"""Entries of the daemon's log: for people on a terminal, in a file and in systemd's journal, and as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+import pytest
+
+from multitower.supervisor.loop.log import HumanFormatter, JsonFormatter, LogWriter, Stamp, event, stamp_for
+
+
+def formatted(formatter: logging.Formatter, message: str = "worker died\nbadly", **fields: object) -> str:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter)
+    logger = logging.Logger("multitower.manager", logging.INFO)
+    logger.addHandler(handler)
+    event(logger, logging.WARNING, message, **(fields or {"slot": 1, "cause": "killed by SIGKILL (9)", "left": None}))
+    return stream.getvalue()
+
+
+def test_an_event_is_one_line_in_the_human_format() -> None:
+    line = formatted(HumanFormatter(colour=False))
+    assert line.endswith('WARNING worker died\\nbadly slot=1 cause="killed by SIGKILL (9)"\n')
+    assert line.count("\n") == 1
+
+
+def test_an_event_is_one_object_as_json() -> None:
+    entry = json.loads(formatted(JsonFormatter()))
+    assert entry["time"].endswith("Z")
+    del entry["time"]
+    assert entry == {
+        "level": "warning",
+        "logger": "multitower.manager",
+        "message": "worker died\nbadly",
+        "slot": 1,
+        "cause": "killed by SIGKILL (9)",
+    }
+
+
+HOSTILE = "\x1b[2J\x1b]0;title\x07 \x9b31m \x7f \u202e\u2066 \udcff\ttab\u2028"
+"""Commands for a terminal, in 7 and 8 bits; marks that reverse text; half a surrogate pair; an end of a line."""
+
+
+def is_harmless(text: str) -> bool:
+    return all(character.isprintable() or character == "\t" for character in text)
+
+
+@pytest.mark.parametrize("where", ["message", "cause", "short"])
+def test_control_characters_do_not_reach_the_operators_terminal(where: str) -> None:
+    values = {"message": HOSTILE, "cause": f"{HOSTILE} and more", "short": HOSTILE.replace(" ", "")}
+    message = HOSTILE if where == "message" else "worker died"
+    line = formatted(HumanFormatter(colour=False), message, **{where: values[where]} if where != "message" else {})
+    assert is_harmless(line.removesuffix("\n")), ascii(line)
+    assert "1b[2J" in line, "what it was can still be read"
+    line.encode()  # so that it can be written
+
+
+def test_json_lines_have_control_characters_escaped_and_unchanged_when_read() -> None:
+    line = formatted(JsonFormatter(), HOSTILE, cause=HOSTILE)
+    assert is_harmless(line.removesuffix("\n")), ascii(line)
+    line.encode()
+    entry = json.loads(line)
+    assert (entry["message"], entry["cause"]) == (HOSTILE, HOSTILE)
+
+
+TRACEBACK = 'Traceback (most recent call last):\n  File "a.py", line 1\nValueError: \x1b[2J\n\nmore'
+
+
+def worker_entry(formatter: logging.Formatter, message: str, **fields: Any) -> str:
+    record = logging.LogRecord("multitower.worker", logging.WARNING, "", 0, "%s", (message,), None)
+    record.fields = {"slot": 1, **fields}
+    return formatter.format(record)
+
+
+def test_a_traceback_follows_its_line_indented_and_harmless() -> None:
+    first, *rest = worker_entry(HumanFormatter(colour=False), "raised", traceback=TRACEBACK).split("\n")
+    assert first.endswith("WARNING | raised slot=1")
+    assert rest == [
+        "    Traceback (most recent call last):",
+        '      File "a.py", line 1',
+        "    ValueError: \\x1b[2J",
+        "    more",
+    ]
+
+
+def test_further_lines_of_a_workers_message_cannot_look_like_entries() -> None:
+    text = worker_entry(HumanFormatter(colour=False), "one\n12:00:00.000 ERROR   worker died slot=0")
+    assert text.split("\n")[1:] == ["    12:00:00.000 ERROR   worker died slot=0"]
+
+
+def test_an_entry_of_several_lines_is_one_line_as_json() -> None:
+    text = worker_entry(JsonFormatter(), "one\ntwo", traceback=TRACEBACK)
+    assert "\n" not in text
+    entry = json.loads(text)
+    assert (entry["message"], entry["traceback"]) == ("one\ntwo", TRACEBACK)
+
+
+def test_an_exception_of_the_daemon_itself_follows_its_line() -> None:
+    try:
+        raise ZeroDivisionError("an injected defect")
+    except ZeroDivisionError:
+        record = logging.LogRecord("multitower.daemon", logging.ERROR, "", 0, "internal error", (), sys.exc_info())
+    first, *rest = HumanFormatter(colour=False).format(record).split("\n")
+    assert first.endswith("ERROR   internal error")
+    assert rest[0] == "    Traceback (most recent call last):"
+    assert rest[-1] == "    ZeroDivisionError: an injected defect"
+
+
+@pytest.fixture
+def _zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as context:
+        context.setenv("TZ", "Asia/Kolkata")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("_zone")
+def test_entries_in_a_file_have_the_date_and_the_zone() -> None:
+    record = logging.LogRecord("multitower.daemon", logging.INFO, "", 0, "daemon started", (), None)
+    record.created = 0.25
+    line = HumanFormatter(colour=False, stamp=Stamp.DATE).format(record)
+    assert line == "1970-01-01T05:30:00.250+05:30 INFO    daemon started"
+    assert HumanFormatter(colour=False).format(record) == "05:30:00.250 INFO    daemon started"
+
+
+def test_entries_in_the_journal_have_a_priority_on_each_line_and_no_time() -> None:
+    formatter = HumanFormatter(colour=False, stamp=Stamp.PRIORITY)
+    assert worker_entry(formatter, "one\ntwo") == "<4>WARNING | one slot=1\n<4>    two"
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"), [("DEBUG", 7), ("INFO", 6), ("WARNING", 4), ("ERROR", 3), ("CRITICAL", 2)]
+)
+def test_the_priority_is_that_of_syslog(level: str, priority: int) -> None:
+    record = logging.LogRecord("multitower.daemon", logging.getLevelNamesMapping()[level], "", 0, "x", (), None)
+    assert HumanFormatter(colour=False, stamp=Stamp.PRIORITY).format(record).startswith(f"<{priority}>")
+
+
+@pytest.fixture
+def file() -> Iterator[TextIO]:
+    with tempfile.TemporaryFile("w+") as opened:
+        yield opened
+
+
+def test_the_journal_is_recognised_by_its_stream_alone(file: TextIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    assert stamp_for(file) is Stamp.DATE
+    status = os.fstat(file.fileno())
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    assert stamp_for(file) is Stamp.PRIORITY
+    with tempfile.TemporaryFile("w+") as redirected:
+        assert stamp_for(redirected) is Stamp.DATE
+    assert stamp_for(io.StringIO()) is Stamp.DATE, "it is no file"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "coloured"), [("X", "", True), ("NO_COLOR", "1", False), ("TERM", "dumb", False)]
+)
+def test_a_terminal_gets_colours_unless_they_are_refused(
+    variable: str, value: str, coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    controller, terminal = os.openpty()
+    try:
+        with open(terminal, "w", closefd=False) as stream:
+            writer = LogWriter("human", "INFO", stream)
+            try:
+                event(logging.getLogger("multitower.daemon"), logging.WARNING, "worker died", slot=1)
+            finally:
+                writer.close()
+                logging.getLogger("multitower").propagate = True
+        line = os.read(controller, 4096).decode()
+    finally:
+        os.close(terminal)
+        os.close(controller)
+    assert ("\x1b[" in line) == coloured
+    assert re.search(r"\d\d:\d\d:\d\d\.\d{3} WARNING worker died slot=1", line)
