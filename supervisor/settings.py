@@ -198,6 +198,7 @@ class Settings:
                 self.worker_settings,
                 models=tuple(loaded),
                 execution_s={**self.worker_settings.execution_s, name: model.max_execution_time},
+                load_s={**self.worker_settings.load_s, name: model.load_timeout or self.config.load_timeout},
             ),
             limits={**self.limits, name: _limits(model)},
             timeouts={**self.timeouts, name: model.queue.timeout},
@@ -340,6 +341,8 @@ def build_settings(
                 first_s=config.restart.backoff.first,
                 max_s=config.restart.backoff.max,
             ),
+            load_s={model.name: model.load_timeout or config.load_timeout for model in config.models},
+            start_s=config.load_timeout,
             spares=config.spares if placements else 0,  # they need the environment of a slot
             heartbeat_s=config.heartbeat,
             spare_environment=spare_environment(placements) if placements else {},

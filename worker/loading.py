@@ -96,8 +96,13 @@ def load_models(assignment: Assignment, counters: Sequence[CallCounter], steps: 
         except BaseException as error:  # noqa: BLE001  models that need TensorFlow fail with it, the others are loaded
             setup_error = error
     # A module is imported once a process, for all handlers that use it: with the first of them.
-    contents = {spec.key: _content_of(spec) for spec in assignment.models if spec.handler is not None}
+    contents = {
+        spec.key: _content_of(spec, steps)
+        for spec in assignment.models
+        if spec.handler is not None and not spec.not_loaded_because
+    }
     for spec in assignment.models:
+        steps.begin(LoadStep(*spec.key))
         content: LoadedContent | Exception | None = None
         announce(spec.key)
         try:
@@ -122,8 +127,9 @@ def load_models(assignment: Assignment, counters: Sequence[CallCounter], steps: 
     return LoadedModels(loaded, tuple(reports))
 
 
-def _content_of(spec: ModelSpec) -> LoadedContent | Exception:
+def _content_of(spec: ModelSpec, steps: LoadSteps) -> LoadedContent | Exception:
     """Returns the files of a model, or the exception that they raise."""
+    steps.begin(LoadStep(*spec.key))  # a file server may keep it waiting
     try:
         return LoadedContent(spec)
     except Exception as error:  # noqa: BLE001  the model fails with it
@@ -173,7 +179,6 @@ def _load_model(
     spec: ModelSpec, assignment: Assignment, counters: Sequence[CallCounter], steps: LoadSteps
 ) -> tuple[list[Replica], ModelReport]:
     started = time.monotonic()
-    steps.begin(LoadStep(*spec.key))
     if spec.custom_ops:
         from .formats.custom_ops import load_libraries
 

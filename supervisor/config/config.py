@@ -192,6 +192,11 @@ class Config(Section):
         "Which worker gets the next batch: earliest_finish is the one expected to finish it first, by measured times; "
         "least_depth is the one with the fewest rows.",
     )
+    load_timeout: PositiveSeconds = key(
+        "30m",
+        "The longest time for loading one model in a worker, with its warm-up, and for the start of a worker before "
+        "that; `models[].load_timeout` overrides it for one model.",
+    )
     heartbeat: PositiveSeconds = key("1s", "How often a worker sends a heartbeat.")
     max_requests: CountFromZero = key(
         0, "Requests after which a worker is replaced, give or take a tenth; 0 for no limit."

@@ -80,6 +80,10 @@ def _positive(seconds: float) -> float:
     return seconds
 
 
+def _optional_positive_seconds(value: object) -> float | None:
+    return None if value is None else _positive(parse_duration(value))
+
+
 def _seconds_or_off(value: object) -> float:
     return 0.0 if value == 0 and type(value) is int else parse_duration(value)
 
@@ -116,6 +120,11 @@ SecondsOrOff = Annotated[
     WithJsonSchema({"oneOf": [{"const": 0}, {"type": "string", "pattern": DURATION_PATTERN}]}),
 ]
 PositiveSeconds = Annotated[Seconds, AfterValidator(_positive)]
+OptionalPositiveSeconds = Annotated[
+    float | None,
+    PlainValidator(_optional_positive_seconds),
+    WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN}),
+]
 Bytes = Annotated[int, PlainValidator(parse_size), WithJsonSchema({"type": "string", "pattern": SIZE_PATTERN})]
 PositiveBytes = Annotated[Bytes, AfterValidator(_positive_bytes)]
 Count = Annotated[int, Field(ge=1, le=MAX_INT)]

@@ -22,6 +22,7 @@ from .errors import ValueProblems, raise_missing_key
 from .fields import (
     Count,
     CountFromZero,
+    OptionalPositiveSeconds,
     PositiveBytes,
     PositiveSeconds,
     Seconds,
@@ -335,6 +336,11 @@ class ModelConfig(Section):
     )
     max_execution_time: PositiveSeconds = key(
         "30s", "The longest time for one call of the model; beyond it the worker hangs."
+    )
+    load_timeout: OptionalPositiveSeconds = key(
+        None,
+        "The longest time for loading the model in a worker, with its warm-up; then it fails there. By default the "
+        "daemon's `load_timeout`.",
     )
 
     @field_validator("batching")

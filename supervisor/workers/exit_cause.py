@@ -75,6 +75,7 @@ class Fault(Enum):
     HANGS = auto()  # it makes no progress
     STOPPED = auto()  # likewise, and a signal (SIGSTOP, SIGTSTP) suspended it: it cannot handle other signals
     OVERRUN = auto()  # a call of a model takes longer than `max_execution_time`
+    LOAD_TIMEOUT = auto()  # it takes longer than `load_timeout` to start, or to load a model
     DUMPS = auto()  # it has crashed, and the dump of its core does not end
     DEVICE_LOST = auto()  # its device is gone
     FILES_CHANGED = auto()  # the files of its models changed while it loaded them
@@ -105,5 +106,5 @@ class Verdict:
 
     @property
     def wants_stacks(self) -> bool:
-        """Whether to ask the process for a stack dump before killing it: it hangs, and can still handle signals."""
-        return self.fault in (Fault.HANGS, Fault.OVERRUN)
+        """Whether to ask the process for a stack dump before killing it: it can still handle signals."""
+        return self.fault in (Fault.HANGS, Fault.OVERRUN, Fault.LOAD_TIMEOUT)

@@ -26,12 +26,13 @@ DISCONNECT_S = 0.25
 open and has not ended yet."""
 
 STACKS_S = 0.5
-"""Seconds that a worker that hangs has to write its Python stacks before it is killed."""
+"""Seconds that a worker that hangs or takes too long to load has to write its Python stacks before it is killed."""
 
 DUMP_CHECK_S = 1.0
 """Seconds from one look at a process whose core is being dumped to the next."""
 
 _MESSAGES = {
+    Fault.LOAD_TIMEOUT: "worker takes too long to load",
     Fault.DUMPS: "killing worker whose core dump does not end",
     Fault.DEVICE_LOST: "worker lost its device",
     Fault.FILES_CHANGED: "files of models changed while a worker loaded them",
@@ -78,13 +79,15 @@ class Exits:
         if process.exit_cause is not None or process.verdict is not None:
             return
         process.verdict = verdict
-        event(
-            log,
-            logging.ERROR,
-            _MESSAGES.get(verdict.fault, "worker hangs"),
-            **process.child.fields,
-            cause=verdict.cause,
-        )
+        fields: dict[str, object] = dict(process.child.fields)
+        if verdict.wants_stacks:
+            # Now: the signal for the stacks may end a call that waits, so that it goes on to something else.
+            timed_out = verdict.fault is Fault.LOAD_TIMEOUT
+            process.exit_step = process.load_timer.step if timed_out else process.child.read_step()
+        if process.exit_step is not None:
+            fields |= {"model": process.exit_step.model, "version": process.exit_step.version}
+        message = _MESSAGES.get(verdict.fault, "worker hangs")
+        event(log, logging.ERROR, message, **fields, cause=verdict.cause)
         process.kill_at = now + STACKS_S if verdict.wants_stacks else now
         self._add(process)
         if process.route is not None:
@@ -100,7 +103,8 @@ class Exits:
         if process.route is not None:
             # A request that it got from now on would count as having died with it.
             self._scheduler.stop_dispatch(process.route.worker)
-        process.exit_step = process.child.read_step()
+        if process.verdict is None or not process.verdict.wants_stacks:
+            process.exit_step = process.child.read_step()
         process.exit_cause = process.child.reap()
 
     def _add(self, process: WorkerProcess) -> None:

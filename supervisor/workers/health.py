@@ -1,4 +1,4 @@
-"""Which workers hang, have lost their device, or have reached a limit and must be replaced."""
+"""Which workers hang, take too long to load, have lost their device, or have reached a limit and must be replaced."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ class Health:
             event(log, logging.WARNING, "event loop stalled", seconds=round(delay, 1))
             for process in processes:
                 process.hang_detector.excuse_stall(delay)
+                process.load_timer.excuse_stall(delay)
         self.next_check = now + self._settings.heartbeat_s
         verdicts = [(process, self._judge(process, now)) for process in processes]
         return [(process, verdict) for process, verdict in verdicts if verdict is not None]
@@ -59,7 +60,9 @@ class Health:
         try:
             # Heartbeats that are still in the pipe were sent in time.
             read_heartbeat(process, now)
-            return self._find_lost_device(process) or self._find_hang(process, now)
+            return (
+                self._find_lost_device(process) or self._find_hang(process, now) or self._find_slow_load(process, now)
+            )
         except Exception as error:
             log.exception("internal error while checking a worker", extra={"fields": dict(process.child.fields)})
             return Verdict(Fault.DEFECT, f"it could not be checked: {error}")
@@ -69,6 +72,13 @@ class Health:
         calls = [Call(batch, batch.started, self._limit_s(batch)) if batch is not None else None for batch in batches]
         loading = process.state not in ("ready", "idle")
         return process.hang_detector.check(now, calls, process.child.read_stat, loading=loading)
+
+    def _find_slow_load(self, process: WorkerProcess, now: float) -> Verdict | None:
+        if process.state not in ("starting", "importing", "loading"):
+            return None
+        settings, step = self._settings, process.child.read_step()
+        loading = process.state == "loading"
+        return process.load_timer.check(now, step, settings.load_s, settings.start_s, loading=loading)
 
     def _limit_s(self, batch: Batch) -> float:
         """Seconds that one model call of the batch may take."""

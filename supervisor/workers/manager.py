@@ -30,6 +30,7 @@ from .exits import Exits
 from .health import Health
 from .known_contents import KnownContents
 from .launcher import Launcher
+from .load_tries import LoadTries
 from .process_watcher import InputFailed, MessageReceived, ProcessEvent, ProcessExited, ProcessWatcher
 from .replacement_queue import Replacement, ReplacementQueue
 from .replacer import Replacer
@@ -99,6 +100,7 @@ class WorkerManager:
         self._availability = Availability(self._slots, self._replacements, router)
         self._content_check = ContentCheck(self._slots, self._replacements, self._scheduler, self.known_contents)
         self._reports = Reports(self._slots, self._spares, self._replacements, router, self._content_check)
+        self._load_tries = LoadTries(self._slots, self._replacements, capacity)
         self._replacer = Replacer(self._slots, self._replacements, router, capacity)
         self.apply_settings(settings)
         for placement in placements:
@@ -118,6 +120,8 @@ class WorkerManager:
                 self._exits.kill_if_due(process, now)
                 if self._exits.releasable(process, now):
                     self._release(process, now)
+        # First what goes back to its former models: it must not start with the new ones again.
+        self._advance_replacements(now)
         for slot in tuple(self._slots):
             with self._contain("starting a worker", slot.process, now):
                 self._slots.advance(slot, now)
@@ -168,6 +172,8 @@ class WorkerManager:
             if process.hang_detector.dumping and process.usable:
                 with self._contain("stopping the batches of a worker", process, now):
                     self._exits.notice_dump(process, now)
+        with self._contain("trying models again that were left out", None, now):
+            self._load_tries.begin_due(now)
         with self._contain("looking for workers over their limits", None, now):
             for slot, why in self._health.find_over_limits(self._slots):
                 self._replacements.add_automatic(slot, why, now)
@@ -276,7 +282,11 @@ class WorkerManager:
 
     def apply_settings(self, settings: WorkerSettings) -> None:
         """Applies new settings from now on; to workers that run already, as far as they concern limits and times."""
-        self.settings = settings
+        former, self.settings = self.settings, settings
+        for model, seconds in settings.load_s.items():
+            if seconds > former.load_s.get(model, seconds):
+                for slot in self._slots:
+                    slot.load_deaths.allow_more_time(model)
         self._launcher.apply_settings(settings)
         self._spares.set_target(settings.spares)
         self._health.apply_settings(settings)

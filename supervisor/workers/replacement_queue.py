@@ -39,6 +39,7 @@ class Replacement:
         specs: the models of the new process; None for those of the slot. If empty, there is no new process.
         placement: the share of the machine of the new process; None for that of the slot.
         remove: the slot is removed; there is no new process.
+        beside_only: it takes place only while the old process serves, and the old process stays if the new one fails.
         done: called at the end with None, or with the reason why it failed.
         step: how far it is.
         old: the process that is replaced, once it is known.
@@ -59,6 +60,7 @@ class Replacement:
     specs: tuple[ModelSpec, ...] | None = None
     placement: Placement | None = None
     remove: bool = False
+    beside_only: bool = False
     done: Callable[[str | None], None] | None = None
     step: Step = Step.BEGIN
     old: WorkerProcess | None = None

@@ -59,6 +59,7 @@ class Replacer:
                 if not queue.waiting:
                     return
                 queue.current = queue.waiting.popleft()
+                self._slots.forget_new_models(queue.current.slot, queue.current.target_specs)
                 message = "removing slot" if queue.current.remove else "replacing worker"
                 event(log, logging.INFO, message, **queue.current.slot.fields, why=queue.current.why)
             before = queue.current, queue.current.step
@@ -99,7 +100,9 @@ class Replacer:
     def _begin(self, replacement: Replacement, now: float) -> None:
         slot = replacement.slot
         state = slot.state
-        if state is State.STARTING and slot.process is None and replacement.has_new_process:
+        if replacement.beside_only and (state is not State.READY or not self._overlaps(replacement)):
+            self._finish("it could not be loaded beside a worker that serves")
+        elif state is State.STARTING and slot.process is None and replacement.has_new_process:
             # It waits for devices: its first process, which is still to be started, is the new one.
             replacement.apply()
             self._finish(None)
@@ -146,7 +149,8 @@ class Replacer:
         slot = replacement.slot
         if slot.next_process is not None:
             return
-        if slot.state is State.READY and _may_lack_memory(replacement.new) and replacement.no_overlap_because is None:
+        may_fit = _may_lack_memory(replacement.new) and replacement.no_overlap_because is None
+        if slot.state is State.READY and may_fit and not replacement.beside_only:
             # The new models may fit alone.
             replacement.no_overlap_because = "the last one was killed while it loaded, perhaps because memory was short"
             replacement.reset()

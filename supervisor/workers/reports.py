@@ -134,6 +134,7 @@ class Reports:
         elif report.state == "ready":
             self._require(slot, Event.LOADED)
             self._add_route(slot, process, report, now)
+            slot.load_deaths.record_loaded(process.loads)
             self._slots.handle_event(slot, Event.LOADED, now)
             self._log_ready(slot, process, now)
         elif report.state == "failed":
@@ -164,6 +165,7 @@ class Reports:
         elif report.state == "ready":
             self._require(slot, Event.REPLACED)
             self._add_route(slot, process, report, now)
+            slot.load_deaths.record_loaded(process.loads)
             slot.visible_devices = report.visible_devices
             old = self._slots.take_over(slot, now)
             self._replacements.record_takeover(slot, old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ class WorkerSettings:
         spare_environment: variables that a spare has from its start.
         max_requests: requests after which a worker is replaced, give or take 10 %; None for no limit.
         max_rss: bytes of resident memory at which a worker is replaced, or up to 10 % before; None for no limit.
+        load_s: by model name, the seconds that a worker may take to load one version of it, with its warm-up.
+        start_s: the seconds that a worker may take to start, before it loads its first model.
     """
 
     models: tuple[ModelSpec, ...]
@@ -33,3 +36,5 @@ class WorkerSettings:
     spare_environment: Mapping[str, str] = field(default_factory=dict)
     max_requests: int | None = None
     max_rss: int | None = None
+    load_s: Mapping[str, float] = field(default_factory=dict)
+    start_s: float = math.inf

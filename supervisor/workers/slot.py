@@ -16,6 +16,7 @@ from .child_process import ChildProcess
 from .exit_cause import ExitCause, Verdict
 from .hang_detector import HangDetector
 from .load_deaths import LoadDeaths
+from .load_timer import LoadTimer
 from .restart_budget import RestartBudget
 from .slot_state_machine import SlotStateMachine, State
 
@@ -35,7 +36,7 @@ class WorkerProcess:
         told_to_end: it was told to end, for whatever reason.
         kill_at: when it is to be killed, in monotonic seconds; None for never, or when it has been.
         exit_cause: how it ended; None while it runs.
-        exit_step: what it was doing when it ended, if it was loading a model.
+        exit_step: if it was loading a model: what it was doing when it ended, or was found to hang or to take too long.
         dumping_since: when it was found to dump its core, in monotonic seconds; None if it was not.
         release_at: once it has ended, when it is released at the latest, in monotonic seconds.
         device_seen: its device was present while it served.
@@ -44,6 +45,8 @@ class WorkerProcess:
         specs: the models that it loads, as configured.
         generations: the generation of each model version that it loads; see `scheduling.worker.Served`.
         started_at: when its process was started, in monotonic seconds.
+        left_out: the generations that it does not load, since loading them has ended other workers.
+        load_timer: measures how long it takes to start, and to load each model.
     """
 
     child: ChildProcess
@@ -65,11 +68,18 @@ class WorkerProcess:
     specs: tuple[ModelSpec, ...] = ()
     generations: dict[tuple[str, str], int] = field(default_factory=dict)
     started_at: float = 0.0
+    left_out: frozenset[int] = frozenset()
+    load_timer: LoadTimer = field(default_factory=LoadTimer)
 
     @property
     def usable(self) -> bool:
         """Whether it may serve, now or later: it runs, and nothing has decided that it shall end."""
         return self.exit_cause is None and not self.ending
+
+    @property
+    def loads(self) -> set[int]:
+        """The generations that it is to load, or has loaded."""
+        return set(self.generations.values()) - self.left_out
 
     @property
     def killed_while_loading(self) -> bool:

@@ -199,13 +199,14 @@ class SlotStateMachine:
         """Applies a new restart policy from the next death on."""
         self._budget.policy = policy
 
-    def handle_death(self, now: float, cause: str, *, counts: bool = True) -> Action:
+    def handle_death(self, now: float, cause: str, *, counts: bool = True, final: bool = False) -> Action:
         """Makes the transition for the end of the current process.
 
         Args:
             now: monotonic seconds.
             cause: how it ended, for people.
             counts: False when a suspect request, which ran by itself, is to blame: that spends no restart budget.
+            final: another process could load no model: none is started, whatever is left of the restart budget.
 
         Returns:
             What the caller must do.
@@ -213,6 +214,8 @@ class SlotStateMachine:
         if self.state not in LIVE:
             return self.handle(Event.DIED, now)
         self.last_death_at = now
+        if final:
+            return self.handle(Event.SPENT, now, cause)
         ready_for_s = None if self._ready_since is None else now - self._ready_since
         delay = self._budget.spend(now, ready_for_s=ready_for_s, counts=counts)
         if delay is None:

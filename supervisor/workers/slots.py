@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from multitower import worker_wire
@@ -22,7 +22,7 @@ from .exit_cause import Fault, Verdict
 from .exits import Exits
 from .known_contents import KnownContents
 from .launcher import Launcher
-from .load_deaths import MAX_DEATHS
+from .load_failures import failed_reports, record_load_death
 from .restart_budget import RestartBudget, RestartPolicy
 from .shortage import FIRST_RETRY_S, MAX_RETRY_S, StartFailure
 from .slot import Slot, WorkerProcess
@@ -227,9 +227,13 @@ class Slots:
         process: WorkerProcess | None = None
         try:
             takes_over = slot.process is not None
-            assigned = tuple(self._complete_spec(slot, spec, takes_over=takes_over) for spec in specs)
-            assignment = placement.make_assignment(slot.number, incarnation, assigned)
             generations = {spec.key: self.generation(spec) for spec in specs}
+            loaded = generations.values()
+            left_out = frozenset(
+                each for each in loaded if slot.load_deaths.is_left_out(each, loaded, takes_over=takes_over)
+            )
+            assigned = tuple(self._complete_spec(slot, spec, left_out, takes_over=takes_over) for spec in specs)
+            assignment = placement.make_assignment(slot.number, incarnation, assigned)
             self._launcher.restore_folder()  # a spare may be about to make its socket
             process = self._spares.pop()
             from_spares = process is not None
@@ -240,7 +244,7 @@ class Slots:
                 process = started
             process.slot = slot
             process.specs = specs
-            process.generations = generations
+            process.generations, process.left_out = generations, left_out
             process.replacement_jitter = self._rng.random()
             if from_spares:
                 process.child.fields.clear()
@@ -255,15 +259,16 @@ class Slots:
             return StartFailure()
         return process
 
-    def _complete_spec(self, slot: Slot, spec: ModelSpec, *, takes_over: bool) -> ModelSpec:
+    def _complete_spec(self, slot: Slot, spec: ModelSpec, left_out: Collection[int], *, takes_over: bool) -> ModelSpec:
         """Returns the specification for a process, with what former processes and scans of the files have shown."""
+        generation = self.generation(spec)
         return replace(
             spec,
             fingerprint=self._known.latest(spec.fingerprint),
             content_digest=self._known.digest(spec.fingerprint),
             must_match=self.must_match(slot, spec, takes_over=takes_over),
             safe_rows=slot.safe_rows.get(spec.name, 0),
-            not_loaded_because=slot.load_deaths.not_loaded.get(self.generation(spec), ""),
+            not_loaded_because=slot.load_deaths.not_loaded[generation] if generation in left_out else "",
         )
 
     def must_match(self, slot: Slot, spec: ModelSpec, *, takes_over: bool) -> bool:
@@ -287,6 +292,12 @@ class Slots:
     def generation(self, spec: ModelSpec) -> int:
         """A number for a model version as it is configured, equal for equal configurations."""
         return self._generations.setdefault(spec.to_json(), len(self._generations))
+
+    def forget_new_models(self, slot: Slot, specs: Collection[ModelSpec]) -> None:
+        """Forgets earlier attempts to load models that a slot does not have now, and that it is to load."""
+        for spec in specs:
+            if spec not in slot.specs:
+                slot.load_deaths.forget_generation(self.generation(spec))
 
     # Replacing and ending processes.
 
@@ -348,6 +359,8 @@ class Slots:
             slot.next_process = None
             slot.record_error(process.exit_description, now)
             slot.last_death_at = now
+            if process.exit_step is not None:
+                record_load_death(slot, process, self._policy, self.history, now)
             self.history.note(
                 log,
                 logging.ERROR,
@@ -369,8 +382,13 @@ class Slots:
     ) -> None:
         expected = slot.state not in LIVE
         slot.unavailable_since = now if not expected else None
-        does_less = not expected and self._record_load_death(slot, process)
-        action = slot.handle_death(now, process.exit_description, counts=not (suspect_to_blame or does_less))
+        does_less, given_up = False, None
+        if not expected and slot.state in LOADING:
+            does_less = record_load_death(slot, process, self._policy, self.history, now)
+            given_up = slot.load_deaths.all_given_up(process.generations.values())
+        cause = given_up or process.exit_description
+        counts = not (suspect_to_blame or does_less)
+        action = slot.handle_death(now, cause, counts=counts, final=given_up is not None)
         if expected:
             event(log, logging.INFO, "worker ended", **process.child.fields, cause=process.exit_cause)
         else:
@@ -386,36 +404,10 @@ class Slots:
             )
             self._note_if_failed(slot)
         slot.models = tuple(model for model in slot.models if model.state != "ready")
+        if given_up is not None:
+            slot.models = failed_reports(slot, process)
         slot.visible_devices = None
         self._carry_out(slot, action, now)
-
-    def _record_load_death(self, slot: Slot, process: WorkerProcess) -> bool:
-        """Records which model was being loaded when a process died.
-
-        Returns:
-            Whether the slot's next process does less, so that the death need not be repeated.
-        """
-        step, verdict = process.exit_step, process.verdict
-        if step is None or slot.state not in LOADING or (verdict is not None and not verdict.wants_stacks):
-            return False
-        generation = process.generations.get(step.key)
-        if generation is None:
-            return False
-        deaths = slot.load_deaths
-        others = {other for other in process.generations.values() if other not in deaths.not_loaded} - {generation}
-        most = min(MAX_DEATHS, max(1, self._policy.max_restarts))
-        does_less = deaths.record(step, generation, process.exit_description, has_others=bool(others), most=most)
-        if step.fewer_rows:
-            slot.safe_rows[step.model] = min(step.fewer_rows, slot.safe_rows.get(step.model, step.fewer_rows))
-        fields = {**process.child.fields, "model": step.model, "version": step.version}
-        cause = deaths.not_loaded.get(generation)
-        if cause is not None:
-            message = "model is not loaded any more"
-            self.history.note(log, logging.ERROR, EventKind.MODEL_REFUSED, message, **fields, cause=cause)
-        elif step.fewer_rows:
-            message = "worker died in a warm-up: the next one stops at fewer rows"
-            event(log, logging.WARNING, message, **fields, rows=step.rows, safe_rows=slot.safe_rows[step.model])
-        return does_less
 
     def _promote_next_process(self, slot: Slot, died: WorkerProcess, now: float) -> None:
         """The slot's process died while another one loads to take over: that is the current one from now on."""

@@ -315,6 +315,37 @@ class SlowLoader:
         return inputs
 
 
+class BadLoader:
+    """Does not load: `way` is one of its methods."""
+
+    def load(self, devices: Sequence[str], parameters: Parameters) -> None:
+        """Does so, unless the file named like the way exists beside this one."""
+        way = str(parameters["way"])
+        if not Path(__file__).with_name(way).exists():
+            getattr(self, way)()
+
+    def sleep(self) -> None:
+        """Waits for something that does not come."""
+        time.sleep(3600.0)
+
+    def compute(self) -> None:
+        """Computes in native code that holds the interpreter: no other thread of the process runs."""
+        pow(3, 1 << 34, (1 << 200_000) - 1)
+
+    def wait_in_native_code(self) -> None:
+        """Sleeps in native code that holds the interpreter."""
+        ctypes.PyDLL(None).sleep(3600)
+
+    def abort(self) -> None:
+        """Ends the process from native code."""
+        print("a failed assertion")
+        os.abort()
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Echoes."""
+        return inputs
+
+
 class CrashingLoader:
     """Ends its process while loading, as long as the file `crash` exists beside it."""
 

@@ -25,6 +25,7 @@ models:
     batching: {max_batch_size: 1000}
     warmup: rows.npz
 spares: 0
+restart: {backoff: {first: 100ms, max: 100ms}}
 """
 
 
@@ -73,7 +74,7 @@ def test_a_model_whose_warm_up_always_kills_leaves_the_slot_to_the_others(tmp_pa
         assert "it has ended 3 workers of the slot: killed by SIGKILL (9)" in cause
         assert "while warming up greedy version 1 with 1 row" in cause
         assert client.infer("good", {"x": np.ones(1)})["x"].tolist() == [1]
-        assert daemon.slot()["restarts"] == 3
+        assert daemon.slot()["restarts"] == 2, "the third time it was tried beside the worker that serves"
 
         daemon.config.write_text(daemon.config.read_text().replace("rows: 0", "rows: 2000"))
         loaded = multitower("load", "greedy", daemon=daemon)

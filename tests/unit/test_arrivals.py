@@ -89,14 +89,20 @@ class Daemon:
     def _load(self, process: WorkerProcess) -> None:
         assert process.slot is not None
         self.scene.report(process, "loading")
+        assignment = child(process).assignment
+        left_out = {spec.key for spec in assignment.models if spec.not_loaded_because} if assignment is not None else ()
         for key in process.generations:
-            if key[0] in self.killing:
+            if key[0] in self.killing and key not in left_out:
                 child(process).step = LoadStep(*key)
                 self.scene.die(process)
                 return
-        assignment = child(process).assignment
         prints = {spec.key: spec.fingerprint for spec in assignment.models} if assignment is not None else {}
-        reports = tuple(self._report(*key, prints.get(key, "")) for key in process.generations)
+        reports = tuple(
+            ModelReport(name=key[0], version=key[1], state="failed", cause="left out")
+            if key in left_out
+            else self._report(*key, prints.get(key, ""))
+            for key in process.generations
+        )
         good = any(report.state == "ready" for report in reports)
         self.scene.report(process, "ready" if good else "failed", models=reports)
         self.scene.tick()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
-from fake_workers import Scene, child
+from fake_workers import Scene, child, spec
 
 from multitower.load_step import STEP_BYTES, LoadStep, clear_step
+from multitower.supervisor.workers.hang_detector import ProcessStat
 from multitower.supervisor.workers.slot import WorkerProcess
 from multitower.supervisor.workers.slot_state_machine import State
 from multitower.worker_wire import BEGUN_BYTES
@@ -95,23 +97,214 @@ def test_an_operator_who_restarts_the_slot_gets_a_try_with_all_sizes() -> None:
 
 # A slot with two models.
 
+ABORT = -6
+LOADING = LoadStep("m", "1")
 
-@pytest.mark.parametrize(
-    "step", [LoadStep("m", "1"), LoadStep("m", "1", rows=1), LoadStep("m", "1", rows=8, fewer_rows=4)], ids=str
-)
-def test_a_model_that_goes_on_to_end_workers_costs_the_others_nothing_more(step: LoadStep) -> None:
-    scene = Scene(models=[("m", "n")], max_restarts=5)
-    for _ in range(2):
-        assert told(die_loading(scene, step))["m"][1] == ""
-    why = told(die_loading(scene, step))["m"][1]
-    assert why == f"it has ended 3 workers of the slot: killed by SIGKILL (9) while {step}"
-    assert told(scene.process())["n"] == (0, "")
+
+def serve_without(scene: Scene, *models: str) -> None:
+    """The slot's process becomes ready without these models."""
     scene.report(scene.process(), "loading")
-    scene.report(scene.process(), "ready", failed={"m"})
-    assert (scene.state(), scene.slot().serves("n"), scene.slot().serves("m")) == (State.READY, True, False)
+    child(scene.process()).step = None
+    scene.report(scene.process(), "ready", failed=set(models))
+    scene.tick()
+
+
+def served(scene: Scene) -> tuple[bool, bool]:
+    """Whether the slot serves m and n."""
+    return scene.slot().serves("m"), scene.slot().serves("n")
+
+
+@pytest.mark.parametrize("step", [LOADING, LoadStep("m", "1", rows=1)], ids=str)
+@pytest.mark.parametrize(("code", "end"), [(ABORT, "killed by SIGABRT (6)"), (3, "exited with code 3")])
+def test_a_model_that_ends_its_worker_is_left_out_of_the_next_one(step: LoadStep, code: int, end: str) -> None:
+    scene = Scene(models=[("m", "n")], max_restarts=5)
+    why = told(die_loading(scene, step, code))
+    assert why == {
+        "m": (0, f"it has ended a worker of the slot: {end} while {step}; it will be tried again"),
+        "n": (0, ""),
+    }
+    serve_without(scene, "m")
+    assert (scene.state(), *served(scene)) == (State.READY, False, True)
     scene.die(scene.process())
+    assert told(scene.process()) == why, "a later worker does not load it either"
+
+
+def test_a_model_that_was_left_out_is_tried_again_beside_the_worker_that_serves() -> None:
+    scene = Scene(models=[("m", "n")])
+    die_loading(scene, LOADING, ABORT)
+    serve_without(scene, "m")
+    scene.tick(1.0)  # restart.backoff.max
     scene.tick(1.0)
-    assert told(scene.process())["m"][1] == why, "a later worker does not try either"
+    assert told(scene.next_process()) == {"m": (0, ""), "n": (0, "")}
+    assert served(scene) == (False, True)
+    scene.report(scene.next_process(), "loading")
+    scene.report(scene.next_process(), "ready")
+    scene.tick()
+    assert served(scene) == (True, True)
+    scene.die(scene.process())
+    assert told(scene.process()) == {"m": (0, ""), "n": (0, "")}
+
+
+def test_a_model_that_goes_on_to_end_workers_is_given_up_and_costs_the_others_nothing() -> None:
+    scene = Scene(models=[("m", "n")], max_restarts=5)
+    die_loading(scene, LOADING, ABORT)
+    serve_without(scene, "m")
+    serving = scene.process()
+    for _ in range(2):
+        scene.tick(61.0)
+        process = scene.next_process()
+        scene.report(process, "loading")
+        child(process).step = LOADING
+        scene.die(process, ABORT)
+        assert (scene.process(), *served(scene)) == (serving, False, True)
+    launched = len(scene.launched)
+    scene.tick(61.0)
+    assert len(scene.launched) == launched
+    scene.die(serving)
+    why = "it has ended 3 workers of the slot: killed by SIGABRT (6) while loading m version 1"
+    assert told(scene.process())["m"][1] == why
+
+
+def test_without_room_for_a_second_worker_the_others_are_not_interrupted_for_another_try() -> None:
+    scene = Scene(models=[("m", "n")], fits=False)
+    die_loading(scene, LOADING, ABORT)
+    serve_without(scene, "m")
+    launched = len(scene.launched)
+    for _ in range(3):
+        scene.tick(61.0)
+    assert (len(scene.launched), *served(scene)) == (launched, False, True)
+    scene.capacity.fits = True
+    scene.tick(1.0)
+    assert told(scene.next_process())["m"] == (0, "")
+
+
+def test_another_try_is_given_up_where_the_worker_that_serves_dies() -> None:
+    scene = Scene(models=[("m", "n")])
+    die_loading(scene, LOADING, ABORT)
+    serve_without(scene, "m")
+    scene.tick(61.0)
+    trying = scene.next_process()
+    scene.report(trying, "loading")
+    child(trying).step = LOADING
+    scene.die(scene.process())
+    scene.die(trying, ABORT)
+    assert told(scene.process())["m"][1].startswith("it has ended 2 workers of the slot")
+    serve_without(scene, "m")
+    assert served(scene) == (False, True)
+
+
+def test_a_single_sigkill_may_have_come_from_anybody_and_leaves_no_model_out() -> None:
+    scene = Scene(models=[("m", "n")])
+    assert told(die_loading(scene, LOADING)) == {"m": (0, ""), "n": (0, "")}
+    assert told(die_loading(scene, LOADING))["m"][1].startswith("it has ended 2 workers of the slot")
+
+
+def test_a_warm_up_that_goes_on_to_end_workers_is_given_up_after_three() -> None:
+    scene = Scene(models=[("m", "n")], max_restarts=5)
+    step = LoadStep("m", "1", rows=8, fewer_rows=4)
+    for _ in range(2):
+        assert told(die_loading(scene, step))["m"] == (4, "")
+    why = f"it has ended 3 workers of the slot: killed by SIGKILL (9) while {step}"
+    assert told(die_loading(scene, step)) == {"m": (4, why), "n": (0, "")}
+
+
+def test_a_model_that_has_been_loaded_begins_with_no_deaths() -> None:
+    scene = Scene(models=[("m", "n")])
+    for _ in range(3):
+        assert told(die_loading(scene, LOADING)) == {"m": (0, ""), "n": (0, "")}
+        scene.serve(scene.process())
+        scene.die(scene.process())
+        scene.tick(1.0)
+
+
+def test_if_nothing_else_is_left_a_model_with_tries_left_is_loaded() -> None:
+    scene = Scene(models=[("m", "n")], max_restarts=5)
+    die_loading(scene, LOADING, ABORT)
+    time_out(scene, LoadStep("n", "1"))
+    assert told(scene.process())["m"] == (0, "")
+    assert told(scene.process())["n"][1].startswith("it was not loaded in time")
+
+
+# A model that takes too long.
+
+
+def time_out(scene: Scene, step: LoadStep, process: WorkerProcess | None = None) -> WorkerProcess:
+    """A process, the slot's current one unless it is given, exceeds `load_timeout`; returns it."""
+    process = process or scene.process()
+    scene.manager.apply_settings(replace(scene.manager.settings, load_s={"m": 10.0, "n": 10.0}, start_s=20.0))
+    scene.report(process, "loading")
+    child(process).step = step
+    scene.tick(1.0)
+    child(process).stat = ProcessStat("R", scene.now)  # it computes: it does not hang
+    for _ in range(11):
+        scene.tick(1.0)
+    assert (process.verdict is not None, child(process).stacks_dumped) == (True, True)
+    scene.die(process)
+    return process
+
+
+def test_a_model_that_takes_too_long_is_left_out_and_not_tried_again() -> None:
+    scene = Scene(models=[("m", "n")])
+    time_out(scene, LOADING)
+    cause = "killed because it took over 10 s (load_timeout) while loading m version 1"
+    why = f"it was not loaded in time: {cause}; its stacks are in the log"
+    assert told(scene.process()) == {"m": (0, why), "n": (0, "")}
+    assert scene.slot().last_error == cause
+    serve_without(scene, "m")
+    launched = len(scene.launched)
+    for _ in range(100):
+        scene.tick(1.0)
+    assert (len(scene.launched), *served(scene)) == (launched, False, True)
+
+
+def test_the_only_model_of_a_slot_fails_with_the_cause_after_one_load_that_takes_too_long() -> None:
+    scene = Scene()
+    time_out(scene, LoadStep("m", "1", rows=1000, fewer_rows=512))
+    slot = scene.slot()
+    assert (slot.state, slot.process, slot.safe_rows) == (State.FAILED, None, {})
+    ((model, cause),) = [(report.name, report.cause) for report in slot.models]
+    assert model == "m"
+    assert "killed because it took over 10 s (load_timeout) while warming up m version 1 with 1000 rows" in str(cause)
+    refusal = scene.router.scheduler.refusal_for_new_request("m")
+    assert refusal is not None
+    assert "(load_timeout)" in refusal.message
+    outcomes: list[str | None] = []
+    scene.manager.restart_slot(slot, outcomes.append)
+    scene.tick()
+    assert told(scene.process()) == {"m": (0, "")}
+
+
+def test_a_replacement_that_takes_too_long_leaves_the_old_worker() -> None:
+    scene = Scene()
+    scene.serve(scene.process())
+    old = scene.process()
+    scene.order(specs=(spec(2),))
+    time_out(scene, LOADING, scene.next_process())
+    assert (scene.process(), scene.state(), scene.slot().next_process) == (old, State.READY, None)
+
+
+def test_the_model_that_was_loaded_at_the_time_limit_is_to_blame_and_not_the_next_one() -> None:
+    scene = Scene(models=[("m", "n")])
+    process = scene.process()
+    scene.manager.apply_settings(replace(scene.manager.settings, load_s={"m": 1.0, "n": 1.0}))
+    scene.report(process, "loading")
+    child(process).step = LOADING
+    for _ in range(3):
+        scene.tick(1.0)
+    child(process).step = LoadStep("n", "1")  # while it writes its stacks
+    scene.die(process)
+    assert told(scene.process())["n"] == (0, "")
+    assert "loading m version 1" in told(scene.process())["m"][1]
+
+
+def test_a_longer_time_lets_the_model_be_tried_again() -> None:
+    scene = Scene(models=[("m", "n")])
+    time_out(scene, LOADING)
+    serve_without(scene, "m")
+    scene.manager.apply_settings(replace(scene.manager.settings, load_s={"m": 99.0, "n": 10.0}))
+    scene.tick(1.0)
+    scene.tick(1.0)
+    assert told(scene.next_process()) == {"m": (0, ""), "n": (0, "")}
 
 
 def test_with_a_budget_of_one_restart_the_others_are_served_after_one_death() -> None:

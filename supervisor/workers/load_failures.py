@@ -1,0 +1,78 @@
+"""Records the death of a worker that loaded a model in its slot, and logs what follows for the model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from multitower.spec import ModelReport
+
+from ..loop.history import EventHistory, EventKind
+from ..loop.log import event
+from .exit_cause import Fault
+from .load_deaths import MAX_DEATHS, LoadDeath
+from .restart_budget import RestartPolicy
+from .slot import Slot, WorkerProcess
+
+log = logging.getLogger("multitower.manager")
+
+
+def record_load_death(
+    slot: Slot, process: WorkerProcess, policy: RestartPolicy, history: EventHistory, now: float
+) -> bool:
+    """Records which model was being loaded when a process died.
+
+    Args:
+        slot: the slot of the process.
+        process: it has ended.
+        policy: limits how often a model is tried, and says when a model that is left out is tried again.
+        history: gets the models that are left out.
+        now: monotonic seconds.
+
+    Returns:
+        Whether the slot's next process does less, so that the death need not be repeated.
+    """
+    step, verdict = process.exit_step, process.verdict
+    if step is None or (verdict is not None and not verdict.wants_stacks):
+        return False
+    generation = process.generations.get(step.key)
+    if generation is None or generation in process.left_out:
+        return False
+    deaths = slot.load_deaths
+    timed_out = verdict is not None and verdict.fault is Fault.LOAD_TIMEOUT
+    exit_cause = process.exit_cause
+    to_blame = verdict is not None or (exit_cause is not None and exit_cause.crash)
+    does_less = deaths.record(
+        LoadDeath(step, generation, process.exit_description, timed_out=timed_out, to_blame=to_blame),
+        has_others=bool(process.loads - {generation}),
+        try_at=now + policy.max_s,
+        max_deaths=min(MAX_DEATHS, max(1, policy.max_restarts)),
+    )
+    fields = {**process.child.fields, "model": step.model, "version": step.version}
+    if step.fewer_rows and not timed_out:
+        slot.safe_rows[step.model] = min(step.fewer_rows, slot.safe_rows.get(step.model, step.fewer_rows))
+    cause = deaths.not_loaded.get(generation)
+    if cause is not None:
+        # What the process that serves has reported is out of date.
+        slot.models = tuple(
+            replace(model, cause=cause) if model.key == step.key and model.state != "ready" else model
+            for model in slot.models
+        )
+    if cause is not None and deaths.will_try(generation):
+        message, after = "model is left out for now", f"tried again beside the others after {policy.max_s:g}s"
+        history.note(log, logging.WARNING, EventKind.MODEL_REFUSED, message, **fields, cause=cause, next=after)
+    elif cause is not None:
+        message = "model is not loaded any more"
+        history.note(log, logging.ERROR, EventKind.MODEL_REFUSED, message, **fields, cause=cause)
+    elif step.fewer_rows:
+        message = "worker died in a warm-up: the next one stops at fewer rows"
+        event(log, logging.WARNING, message, **fields, rows=step.rows, safe_rows=slot.safe_rows[step.model])
+    return does_less
+
+
+def failed_reports(slot: Slot, process: WorkerProcess) -> tuple[ModelReport, ...]:
+    """Reports of models none of which is loaded any more, each with its cause."""
+    return tuple(
+        ModelReport(name=name, version=version, state="failed", cause=slot.load_deaths.not_loaded[generation])
+        for (name, version), generation in process.generations.items()
+    )

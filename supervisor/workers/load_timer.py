@@ -1,0 +1,59 @@
+"""Measures how long a worker process takes to start, and to load each model. Pure: no clock and no process of its own.
+
+The process records in shared memory which model it loads (`LoadStep`). The supervisor reads that once a heartbeat, also
+while native code holds the interpreter of the process. Only time in which the supervisor ran counts: a machine or a
+container that was suspended ends no load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from multitower.load_step import LoadStep
+
+from .exit_cause import Fault, Verdict
+
+
+class LoadTimer:
+    """The time that one process takes before it serves.
+
+    Attributes:
+        step: what the process loads, as seen last; None while it loads no model.
+        since: when it began to load that model, or to start, in monotonic seconds, as far as the supervisor has seen
+            it; None before the first check.
+    """
+
+    def __init__(self) -> None:
+        self.step: LoadStep | None = None
+        self.since: float | None = None
+        self._stage: tuple[bool, tuple[str, str] | None] = (False, None)
+
+    def excuse_stall(self, seconds: float) -> None:
+        """Discounts time in which the supervisor did not run."""
+        if self.since is not None:
+            self.since += seconds
+
+    def check(
+        self, now: float, step: LoadStep | None, load_s: Mapping[str, float], start_s: float, *, loading: bool
+    ) -> Verdict | None:
+        """Decides whether a process that starts or loads takes too long. Call it once a heartbeat until it serves.
+
+        Args:
+            now: monotonic seconds.
+            step: what the process has recorded last; None while it loads no model.
+            load_s: by model name, the seconds that loading one version may take.
+            start_s: the seconds that the process may take before it loads its first model.
+            loading: it has its assignment; until then it imports TensorFlow, which is timed by itself.
+
+        Returns:
+            The verdict, or None while the process is within its time.
+        """
+        self.step = step
+        stage = (loading, None if step is None else step.key)
+        if self.since is None or stage != self._stage:
+            self._stage, self.since = stage, now
+        limit_s = start_s if step is None else load_s.get(step.model, start_s)
+        if now - self.since <= limit_s:
+            return None
+        subject = "its start" if step is None else "it"  # the description of its end names the model
+        return Verdict(Fault.LOAD_TIMEOUT, f"{subject} took over {limit_s:g} s (load_timeout)")

@@ -1,0 +1,150 @@
+"""Real workers with models that end or block them while they are loaded: what each costs, and what the others serve."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from running import START_S, Running, multitower
+
+from multitower import Client, MultitowerError
+
+CONFIG = """
+listen: ["{endpoint}"]
+devices: {cpu: 1}
+spares: 1
+restart: {backoff: {first: 100ms, max: 100ms}}
+models:
+  - {name: sleeps, handler: "handlers:BadLoader", parameters: {way: sleep}, load_timeout: 1s}
+  - {name: computes, handler: "handlers:BadLoader", parameters: {way: compute}, load_timeout: 1s}
+  - {name: aborts, handler: "handlers:BadLoader", parameters: {way: abort}}
+  - {name: good, handler: "handlers:Echo"}
+"""
+LATE = '  - {name: late, handler: "handlers:BadLoader", parameters: {way: wait_in_native_code}, load_timeout: 60s}\n'
+
+TOO_LONG = "it was not loaded in time: killed because it took over 1 s (load_timeout) while loading"
+CAUSES = {
+    "sleeps": f"{TOO_LONG} sleeps version 1; its stacks are in the log",
+    "computes": f"{TOO_LONG} computes version 1; its stacks are in the log",
+    "aborts": "it has ended 3 workers of the slot: killed by SIGABRT (6)",
+}
+
+
+class Asking:
+    """Asks for the model that is good again and again, in a thread of its own."""
+
+    def __init__(self, daemon: Running) -> None:
+        self.answers = 0
+        self.errors: list[MultitowerError] = []
+        self._daemon = daemon
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self) -> Asking:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(START_S)
+
+    def _ask(self) -> None:
+        with self._daemon.client() as client:
+            while not self._stop.is_set():
+                try:
+                    client.infer("good", {"x": np.ones(1)}, timeout=START_S)
+                    self.answers += 1
+                except MultitowerError as error:
+                    self.errors.append(error)
+                self._stop.wait(0.01)
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A daemon that serves the model that is good, and has given up the others."""
+    with Running(tmp_path_factory.mktemp("load"), CONFIG) as daemon:
+        daemon.wait_line("worker ready")
+        with Asking(daemon) as asking:
+            daemon.wait_line("model is not loaded any more", model="aborts")
+        assert asking.errors == []
+        assert asking.answers > 0
+        yield daemon
+        assert daemon.end() == 0
+
+
+def model(client: Client, name: str) -> dict[str, Any]:
+    return next(row for row in client.status()["models"] if row["name"] == name)
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_a_model_that_does_not_load_fails_with_the_cause(daemon: Running, name: str) -> None:
+    with daemon.client() as client:
+        row = model(client, name)
+        assert row["state"] == "failed"
+        assert CAUSES[name] in row["cause"]
+        with pytest.raises(MultitowerError, match="no_worker") as raised:
+            client.infer(name, {"x": np.ones(1)})
+        assert CAUSES[name] in raised.value.message
+
+
+@pytest.mark.parametrize(("name", "method"), [("sleeps", "sleep"), ("computes", "compute")])
+def test_the_stacks_of_a_worker_that_takes_too_long_are_in_the_log(daemon: Running, name: str, method: str) -> None:
+    died = daemon.wait_line(
+        "worker died", cause=f"killed because it took over 1 s (load_timeout) while loading {name} version 1"
+    )
+    output = [line["message"] for line in daemon.lines if line.get("pid") == died["pid"]]
+    assert any(line.strip().startswith("File") and line.endswith(f"in {method}") for line in output), output
+
+
+def test_each_model_is_left_out_of_the_next_worker(daemon: Running) -> None:
+    started = [line for line in daemon.lines if line["message"] in ("worker started", "spare assigned")]
+    died = [line for line in daemon.lines if line["message"] in ("worker died", "replacement worker died")]
+    # One for each of the two that take too long and three for the one that aborts; the last one serves.
+    assert (len(died), len(started)) == (5, 6)
+    assert [line["message"] for line in died].count("worker died") == 3
+
+
+def test_the_models_that_fail_cost_no_restart_budget(daemon: Running) -> None:
+    assert (daemon.slot()["state"], daemon.slot()["restarts"]) == ("ready", 3)
+
+
+def test_a_model_that_an_operator_loads_and_that_hangs_leaves_the_worker_that_serves(daemon: Running) -> None:
+    pid = daemon.slot()["pid"]
+    before = daemon.config.read_text()
+    daemon.config.write_text(before + LATE)
+    with Asking(daemon) as asking:
+        done = multitower("load", "late", daemon=daemon)
+    daemon.config.write_text(before)
+    assert done.returncode != 0
+    assert "killed because it hung: no heartbeat for" in done.stderr
+    assert "while loading late version 1" in done.stderr
+    assert (asking.errors, daemon.slot()["pid"]) == ([], pid)
+
+
+def test_a_model_is_tried_again_with_more_time_after_a_reload(daemon: Running) -> None:
+    daemon.config.with_name("sleep").touch()
+    text = daemon.config.read_text()
+    daemon.config.write_text(text.replace("{way: sleep}, load_timeout: 1s", "{way: sleep}, load_timeout: 1h"))
+    with Asking(daemon) as asking, daemon.client() as client:
+        reloaded = multitower("reload", daemon=daemon)
+        assert reloaded.returncode == 0, reloaded.stderr
+        daemon.wait(lambda: model(client, "sleeps")["state"] == "ready")
+        assert "it has ended 3 workers" in model(client, "aborts")["cause"]
+    assert asking.errors == []
+
+
+def test_the_only_model_of_a_daemon_fails_after_one_load_that_takes_too_long(tmp_path: Path) -> None:
+    lines = CONFIG.splitlines(keepends=True)
+    with Running(tmp_path, "".join(line for line in lines if "name:" not in line or "sleeps" in line)) as daemon:
+        line = daemon.wait_line("slot failed")
+        assert "it was not loaded in time" in line["cause"]
+        with daemon.client() as client, pytest.raises(MultitowerError) as raised:
+            client.infer("sleeps", {"x": np.ones(1)})
+        assert CAUSES["sleeps"] in raised.value.message
+        daemon.config.with_name("sleep").touch()
+        assert multitower("restart", "0", daemon=daemon).returncode == 0
+        assert daemon.wait_ready().end() == 0
