@@ -20,6 +20,9 @@ final class Daemon implements AutoCloseable {
     private static final String PYTHON_PROPERTY = "multitower.python";
     private static final long WAIT_S = 60;
 
+    /** On a busy machine TensorFlow's import alone takes a minute. */
+    private static final long PROGRAM_S = 200;
+
     private static String python;
 
     private final Path folder;
@@ -180,9 +183,11 @@ final class Daemon implements AutoCloseable {
                 .redirectErrorStream(true)
                 .redirectOutput(log.toFile())
                 .start();
-        if (!program.waitFor(2 * WAIT_S, TimeUnit.SECONDS) || program.exitValue() != 0) {
+        boolean ended = program.waitFor(PROGRAM_S, TimeUnit.SECONDS);
+        if (!ended || program.exitValue() != 0) {
             program.destroyForcibly();
-            throw new IllegalStateException(String.join(" ", command) + ":\n" + Files.readString(log));
+            String how = ended ? "exit code " + program.exitValue() : "no end within " + PROGRAM_S + " s";
+            throw new IllegalStateException(String.join(" ", command) + ": " + how + "\n" + Files.readString(log));
         }
         Files.delete(log);
     }

@@ -35,7 +35,7 @@ class DigitsIT {
     private static float[][] answers;
 
     @BeforeAll
-    @Timeout(300)
+    @Timeout(500)
     static void serve() throws Exception {
         Daemon.require("multitower", "numpy", "psutil", "tensorflow", "sklearn");
         String models = "models:\n  - {name: digits, path: models/digits, batching: {}}\n";
