@@ -296,8 +296,8 @@ final class Connection {
         if (lostAt == 0) {
             LOG.log(Level.DEBUG, "connected to {0}", endpoint);
         } else {
-            long ms = (Clock.now() - lostAt) / 1_000_000;
-            LOG.log(Level.INFO, "connected to {0} again, {1} ms after the connection was lost", endpoint, Long.toString(ms));
+            String ms = Long.toString((Clock.now() - lostAt) / 1_000_000);
+            LOG.log(Level.INFO, "connected to {0} again, {1} ms after the connection was lost", endpoint, ms);
         }
     }
 

@@ -42,7 +42,8 @@ final class Endpoint {
                 return new Endpoint(text, parts.group(1), port);
             }
         }
-        throw new IllegalArgumentException("'" + text + "' is not an endpoint: it is not tcp://HOST:PORT, with a port from 1 to 65535");
+        String message = "'" + text + "' is not an endpoint: it is not tcp://HOST:PORT, with a port from 1 to 65535";
+        throw new IllegalArgumentException(message);
     }
 
     @Override

@@ -9,8 +9,8 @@ import java.util.Objects;
 import java.util.Optional;
 
 /**
- * What to run: a model, its inputs, and options. Immutable: each {@code with} returns a changed copy. Requests are equal
- * if all their values are.
+ * What to run: a model, its inputs, and options. Immutable: each {@code with} returns a changed copy. Requests are
+ * equal if all their values are.
  */
 public final class InferRequest {
     private final String model;
@@ -69,7 +69,8 @@ public final class InferRequest {
      * @return the request
      */
     public InferRequest withOutputs(String... names) {
-        return new InferRequest(model, inputs, List.of(Nulls.array("names", names)), version, label, signature, timeout, priority);
+        List<String> wanted = List.of(Nulls.array("names", names));
+        return new InferRequest(model, inputs, wanted, version, label, signature, timeout, priority);
     }
 
     /**

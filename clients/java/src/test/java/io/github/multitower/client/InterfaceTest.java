@@ -229,7 +229,8 @@ class InterfaceTest {
     void metadataHasTheSignaturesThatTheDaemonDescribes() {
         String x = "{\"name\":\"x\",\"datatype\":\"FP32\",\"shape\":[-1,2]}";
         String optional = "{\"name\":\"k\",\"datatype\":\"INT32\",\"shape\":[],\"optional\":true}";
-        String rest = "\"max_batch_size\":32,\"unbatched_because\":null,\"unverified_because\":\"no rows\",\"cause\":null";
+        String rest = "\"max_batch_size\":32,\"unbatched_because\":null,\"unverified_because\":\"no rows\","
+                + "\"cause\":null";
         String broken = "{\"inputs\":[],\"outputs\":[],\"max_batch_size\":0,\"cause\":\"too many tensors\"}";
         String header = "{\"name\":\"m\",\"versions\":[\"1\",\"2\"],\"platform\":\"tensorflow_savedmodel\",\"inputs\":["
                 + x + "],\"outputs\":[],\"signature_name\":\"serving_default\",\"signatures\":{\"serving_default\":"
@@ -368,8 +369,8 @@ class InterfaceTest {
             messages.add(assertThrows(NullPointerException.class, act::run).getMessage());
         }
         assertEquals(
-                List.of("inputs: the tensor of x", "inputs: a name", "names[1]", "values[1]", "values[0]", "versions[1]"),
-                messages);
+                "inputs: the tensor of x, inputs: a name, names[1], values[1], values[0], versions[1]",
+                String.join(", ", messages));
         assertArrayEquals(new long[0], Tensor.of(new float[1]).shape());
     }
 }

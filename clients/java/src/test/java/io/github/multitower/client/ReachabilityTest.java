@@ -106,7 +106,8 @@ class ReachabilityTest {
                 new SocketException("Permission denied"), "permission_denied",
                 new ConnectException("Permission denied (connect failed)"), "permission_denied",
                 new SocketException("Operation not permitted"), "permission_denied");
-        kinds.forEach((error, kind) -> assertEquals(kind, Reachability.failed(endpoint, error, 1).kind, error.toString()));
+        kinds.forEach(
+                (error, kind) -> assertEquals(kind, Reachability.failed(endpoint, error, 1).kind, error.toString()));
     }
 
     @Test
@@ -168,7 +169,7 @@ class ReachabilityTest {
                 assertRecord(records, second.endpoint, Level.INFO, "connected to ENDPOINT again, ");
                 client.close();
             }
-            assertTrue(records.stream().noneMatch(record -> record.getMessage().contains("lost")), "closing is no loss");
+            assertTrue(records.isEmpty(), "closing is no loss");
         } finally {
             logger.removeHandler(handler);
         }

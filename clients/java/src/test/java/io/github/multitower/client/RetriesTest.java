@@ -65,6 +65,7 @@ class RetriesTest {
     }
 
     private static Call<String> call() {
-        return new Call<>(new byte[0], new byte[0], List.of(), 10_000 * MS, 1000 * MS, (header, frames) -> "", () -> {});
+        byte[] empty = {};
+        return new Call<>(empty, empty, List.of(), 10_000 * MS, 1000 * MS, (header, frames) -> "", () -> {});
     }
 }
