@@ -7,10 +7,11 @@ import tomllib
 from pathlib import Path
 from xml.etree import ElementTree
 
-from multitower.errors import CODE_OF
+from multitower.errors import CODE_OF, ConnectError
 
 ROOT = Path(__file__).parents[2]
 JAVA = ROOT / "clients" / "java"
+SOURCES = JAVA / "src" / "main" / "java" / "io" / "github" / "multitower" / "client"
 POM = ElementTree.parse(JAVA / "pom.xml").getroot()
 
 
@@ -28,6 +29,13 @@ def test_the_guide_quotes_the_coordinates_of_the_pom() -> None:
 
 
 def test_it_knows_every_reason_with_its_code() -> None:
-    source = (JAVA / "src" / "main" / "java" / "io" / "github" / "multitower" / "client" / "Reason.java").read_text()
+    source = (SOURCES / "Reason.java").read_text()
     reasons = dict(re.findall(r'^    ([A-Z_]+)\("([A-Z_]+)"\)', source, re.MULTILINE))
     assert {name.lower(): code for name, code in reasons.items()} == {str(key): str(CODE_OF[key]) for key in CODE_OF}
+
+
+def test_it_names_causes_of_failed_connections_as_the_python_client_does() -> None:
+    source = (SOURCES / "Reachability.java").read_text()
+    named = set(re.findall(r'"([a-z]+(?:_[a-z]+)*)"', source)) - {"connect_error"}
+    not_over_tcp = {ConnectError.NO_SUCH_FILE, ConnectError.NOT_A_SOCKET, ConnectError.ENDPOINT_MALFORMED}
+    assert named - {"refused"} == {kind.value for kind in set(ConnectError) - not_over_tcp}
