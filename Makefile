@@ -3,6 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Of the machine that `make selftest-bundle` is for.
+PYTHON_VERSION ?= 3.12
 # TensorFlow's start-up lines say nothing about multitower.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -12,12 +14,12 @@ ON_WHEEL := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(INSTALLED) BUILT_WHEELS=$(CU
 SOURCES := $(shell find multitower supervisor worker -name '*.py' -o -name '*.c') setup.py pyproject.toml
 
 .DEFAULT_GOAL := menu
-.PHONY: menu demo serve test test-unit test-chaos test-java sanitize wheel lint format bench docs clean
+.PHONY: menu demo serve test test-unit test-chaos test-java sanitize wheel selftest-bundle lint format bench docs clean
 
 menu: ## Print this menu
 	@echo "multitower: one TensorFlow model on every GPU of a machine"
 	@echo
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 demo: $(VENV)/.demo ## Train, serve on two CPU workers, kill one under load, count what was lost
 	@$(BIN)/multitower demo --folder demo
@@ -42,6 +44,9 @@ sanitize: $(VENV)/.dev ## Test and fuzz the C module under AddressSanitizer and 
 	scripts/sanitize $(abspath $(BIN)/python)
 
 wheel: $(INSTALLED)/.built ## Build the wheel, compiled where there is a C compiler, and unpack it where tests use it
+
+selftest-bundle: $(VENV)/.dev ## Collect what `multitower selftest` needs on a machine without a network, under 60 MB
+	$(BIN)/python scripts/selftest_bundle.py build/selftest-bundle --python-version $(PYTHON_VERSION)
 
 # The property also forbids Maven to skip the tests with daemons.
 test-java: $(VENV)/.demo ## Run the Java client's tests, with real daemons; needs a JDK and Maven

@@ -26,6 +26,9 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
             "multitower.cli.configuration:check", "Check the configuration file CONFIG, without starting anything."
         ),
         "doctor": Entry("multitower.cli.doctor:doctor", "Examine CONFIG on this machine, without starting a daemon."),
+        "selftest": Entry(
+            "multitower.cli.selftest:selftest", "Check on this machine that workers are pinned, freed and restarted."
+        ),
         "schema": Entry("multitower.cli.configuration:schema", "Print the configuration's JSON Schema, for editors."),
         "convert-config": Entry(
             "multitower.cli.convert:convert_config", "Print the YAML for TensorFlow Serving's MODELS_CONFIG."

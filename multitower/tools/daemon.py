@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -75,27 +75,37 @@ class OwnDaemon:
         overrides: `KEY=VALUE`, as `serve --set` takes them. `listen` and `runtime_dir` are set here.
         log: the file that the daemon's output is written to; None for a temporary one.
         ready_s: seconds until every slot must be ready.
+        environment: the daemon's environment; None for that of this process.
 
     Attributes:
         endpoint: the address that the daemon listens on.
         exit_code: the exit code once the daemon has ended, None before.
+        left_files: paths of the files and sockets that the daemon left in its folder, once it has ended.
 
     Raises:
         NoTemporaryFolderError: no folder for temporary files can be written.
     """
 
     def __init__(
-        self, config: Path, overrides: Sequence[str] = (), *, log: Path | None = None, ready_s: float = READY_S
+        self,
+        config: Path,
+        overrides: Sequence[str] = (),
+        *,
+        log: Path | None = None,
+        ready_s: float = READY_S,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         # A short path: those of ipc endpoints are limited to 107 bytes.
         self._folder = tempfile.TemporaryDirectory(prefix="mt-", dir=temporary_folder())
         folder = Path(self._folder.name)
         self.endpoint = f"ipc://{folder}/front.sock"
         self.exit_code: int | None = None
+        self.left_files: tuple[str, ...] = ()
         private = (f"listen=[{self.endpoint}]", f"runtime_dir={folder}/run")
         self._command = serve_command(config, [*overrides, *private])
         self._log = log or folder / "daemon.log"
         self._ready_s = ready_s
+        self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -112,6 +122,7 @@ class OwnDaemon:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
+                    env=self._environment,
                     process_group=0,
                 )
             self._wait_until_ready(self._process)
@@ -147,4 +158,6 @@ class OwnDaemon:
         process, self._process = self._process, None
         if process is not None:
             self.exit_code = end_process(process)
+            left = (path for path in Path(self._folder.name).rglob("*") if path != self._log and not path.is_dir())
+            self.left_files = tuple(sorted(map(str, left)))
         self._folder.cleanup()

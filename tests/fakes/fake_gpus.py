@@ -64,11 +64,14 @@ class FakeGpus:
 
     folder: Path
 
-    def environment(self, log_file: Path | None = None, **nvml: str | int) -> dict[str, str]:
+    def environment(
+        self, log_file: Path | None = None, memory: Path | None = None, **nvml: str | int
+    ) -> dict[str, str]:
         """Variables that make a subprocess find the stand-ins; merge them into its environment.
 
         Args:
             log_file: where cuInit of any process below leaves its line; see `read_log`.
+            memory: a folder for what processes allocate on the GPUs; without it, CUDA finds none.
             nvml: settings of nvml.c by their names in small letters: `count=2`, `failure=9`, `lost=1`, ...; with
                 `file=path`, `set_gpus(path, ...)` changes them while the subprocess runs.
         """
@@ -76,6 +79,8 @@ class FakeGpus:
         variables = {"LD_LIBRARY_PATH": os.pathsep.join([str(self.folder), *([inherited] if inherited else [])])}
         if log_file is not None:
             variables["FAKE_CUDA_LOG"] = str(log_file)
+        if memory is not None:
+            variables["FAKE_GPU_MEMORY"] = str(memory)
         return variables | {f"FAKE_NVML_{name.upper()}": str(value) for name, value in nvml.items()}
 
 

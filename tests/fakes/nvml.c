@@ -19,9 +19,16 @@
  *                         i of the split GPU is 100 + i
  *   FAKE_NVML_PRODUCT     the product name of every GPU (default: NVIDIA Stand-in)
  *   FAKE_NVML_HANG        a file: while it exists, calls about a GPU's memory do not return
+ *   FAKE_NVML_HIDDEN      set: no process is listed, as in most containers
+ *   FAKE_NVML_KEPT        the number of a GPU on which memory of processes that have ended stays in use
+ *   FAKE_NVML_BLIND       the number of a GPU on which memory of processes is neither counted nor listed
+ *
+ * Memory that processes have allocated with cuda.c, in files of the folder that the variable FAKE_GPU_MEMORY names, is
+ * in use, and belongs to these processes, as long as they run.
  *
  * The structures are those of nvml.h; no header of NVIDIA's is needed to build this.
  */
+#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -143,6 +150,49 @@ static int gpu_count(void) {
     if (count > listed)
         count = listed;
     return count > MAX_GPUS ? MAX_GPUS : count;
+}
+
+/* Whether a process runs: one that has ended but was not waited for does not. */
+static int runs(int pid) {
+    char path[64], state = 'X';
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    FILE *file = fopen(path, "re");
+    if (!file)
+        return 0;
+    if (fscanf(file, "%*d (%*[^)]) %c", &state) != 1)
+        state = 'X';
+    fclose(file);
+    return state != 'Z' && state != 'X';
+}
+
+/* Calls `use` for each process that has allocated memory on a GPU or slice with cuda.c; returns the bytes in use. */
+static unsigned long long allocated_on(int number, void (*use)(int pid, unsigned long long bytes, void *), void *data) {
+    const char *folder = getenv("FAKE_GPU_MEMORY");
+    char uuid[MAX_TEXT] = "", path[2 * MAX_TEXT];
+    unsigned long long total = 0;
+    DIR *entries = folder && setting("FAKE_NVML_BLIND", -1) != number ? opendir(folder) : NULL;
+    int kept = setting("FAKE_NVML_KEPT", -1) == number;
+    if (!entries)
+        return 0;
+    uuid_of(number, uuid, sizeof uuid);
+    for (struct dirent *entry; (entry = readdir(entries));) {
+        size_t length = strlen(uuid);
+        unsigned long long bytes = 0;
+        if (strncmp(entry->d_name, uuid, length) != 0 || entry->d_name[length] != '.')
+            continue;
+        int pid = atoi(entry->d_name + length + 1), running = runs(pid);
+        snprintf(path, sizeof path, "%s/%s", folder, entry->d_name);
+        FILE *file = fopen(path, "re");
+        if (!file)
+            continue;
+        if (fscanf(file, "%llu", &bytes) == 1 && (running || kept))
+            total += bytes;
+        fclose(file);
+        if (running && bytes && use)
+            use(pid, bytes, data);
+    }
+    closedir(entries);
+    return total;
 }
 
 /* What every call looks at first. */
@@ -275,7 +325,7 @@ API int nvmlDeviceGetMemoryInfo(gpu_t *gpu, memory_t *memory) {
     if (is_split(gpu->number))
         return NO_PERMISSION; /* as to any caller without privileges */
     memory->total = (gpu->number >= SLICE ? 10 : 40) * GIB;
-    memory->used = (unsigned long long)(gpu->number % SLICE) * GIB;
+    memory->used = (unsigned long long)(gpu->number % SLICE) * GIB + allocated_on(gpu->number, NULL, NULL);
     memory->free = memory->total - memory->used;
     return SUCCESS;
 }
@@ -380,23 +430,37 @@ API int nvmlDeviceGetUtilizationRates(gpu_t *gpu, utilization_t *rates) {
     return result;
 }
 
+typedef struct {
+    process_t *processes;
+    unsigned room, found;
+} listing_t;
+
+static void list(int pid, unsigned long long bytes, void *data) {
+    listing_t *listing = data;
+    if (listing->found < listing->room)
+        listing->processes[listing->found] = (process_t){(unsigned)pid, bytes, ~0U, ~0U};
+    listing->found++;
+}
+
 API int nvmlDeviceGetComputeRunningProcesses_v3(gpu_t *gpu, unsigned *count, process_t *processes) {
     char text[MAX_TEXT];
-    unsigned room = processes ? *count : 0, found = 0;
+    listing_t listing = {processes, processes ? *count : 0, 0};
     int result = state_of(gpu->number), number, length;
     long long pid, mib;
     if (result != SUCCESS)
         return result;
+    if (text_of("FAKE_NVML_HIDDEN", text)) {
+        *count = 0;
+        return SUCCESS;
+    }
     if (!text_of("FAKE_NVML_PROCESSES", text))
         *text = 0;
     for (const char *next = text; sscanf(next, "%d:%lld:%lld%n", &number, &pid, &mib, &length) == 3;) {
         next += length + (next[length] == ',');
-        if (number != gpu->number)
-            continue;
-        if (found < room)
-            processes[found] = (process_t){(unsigned)pid, mib < 0 ? ~0ULL : (unsigned long long)mib * MIB, ~0U, ~0U};
-        found++;
+        if (number == gpu->number)
+            list((int)pid, mib < 0 ? ~0ULL : (unsigned long long)mib * MIB, &listing);
     }
-    *count = found;
-    return found > room ? INSUFFICIENT_SIZE : SUCCESS;
+    allocated_on(gpu->number, list, &listing);
+    *count = listing.found;
+    return listing.found > listing.room ? INSUFFICIENT_SIZE : SUCCESS;
 }

@@ -1,0 +1,155 @@
+"""`multitower selftest`: shows on this machine that workers are pinned, memory is freed and deaths are survived."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from multitower.cli.layout import Cell
+from multitower.cli.tables import print_table
+from multitower.exit_codes import Exit
+from multitower.supervisor.loop.log import escape_controls
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from multitower.tools.selftest.results import Report, Result
+    from multitower.tools.selftest.targets import Target
+
+_LEAST_MEMORY: Final = 64 << 20
+_STYLES: Final = {"ok": "good", "failed": "bad", "skipped": "attention"}
+
+
+@click.command()
+@click.option(
+    "--devices",
+    default="all",
+    show_default=True,
+    help="Devices to check, as in the configuration: all, [0, 2], [GPU-8f3a1c], [[0, 1]] or {cpu: 2}.",
+)
+@click.option(
+    "--memory",
+    default="256MiB",
+    show_default=True,
+    help="Memory that each worker takes on its device for the checks, at least 64MiB.",
+)
+@click.option("--tensorflow", is_flag=True, help="Also serve a small TensorFlow model, if TensorFlow is installed.")
+@click.option("--log", type=click.Path(path_type=Path, dir_okay=False), help="Keep the daemon's log in this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def selftest(devices: str, memory: str, tensorflow: bool, log: Path | None, as_json: bool) -> None:
+    """Check on this machine that workers are pinned, freed and restarted.
+
+    Starts a private daemon on all GPUs and checks, device by device, that a worker sees exactly its device; that memory
+    it takes appears in the status and is free after a SIGKILL; that exhausted memory, a hang and a crash cost no more
+    than their request; how many requests the daemon answers; and that nothing is left at the end. Needs neither a model
+    nor TensorFlow, and takes less than two minutes. Others may use the GPUs meanwhile: each worker takes --memory and
+    what the driver needs for a process. Without GPUs: --devices '{cpu: 2}'. Exit codes: 0 when no check failed, 1 when
+    one did, 2 when an option is wrong, 69 when there is no such device.
+    """
+    from multitower.supervisor.config.config import ConfigError
+    from multitower.supervisor.machine.devices import DeviceError
+    from multitower.tools.selftest.run import Options, run
+    from multitower.tools.selftest.targets import find_targets
+
+    size = _parse_memory(memory)
+    try:
+        targets, found = find_targets(devices)
+    except ConfigError as error:
+        raise click.BadParameter(error.problems[0].message, param_hint="'--devices'") from None
+    except DeviceError as error:
+        click.echo(f"multitower: {escape_controls(str(error), keep_lines=True)}", err=True)
+        sys.exit(Exit.UNAVAILABLE)
+    missing = found.problem if devices == "all" else None
+    _print_targets(targets, as_json=as_json)
+    _end_on_signals()
+
+    def show(result: Result) -> None:
+        if not as_json:
+            where = result.target.label if result.target is not None else "daemon"
+            click.echo(f"{where}: {result.check}: {result.outcome} ({result.seconds:.1f} s)", err=True)
+
+    options = Options(targets=targets, missing=missing, memory=size, tensorflow=tensorflow, log=log)
+    report = run(options, show)
+    if as_json:
+        click.echo(json.dumps(_to_json(targets, size, report), indent=2))
+    else:
+        _print_report(report)
+    sys.exit(1 if report.counts()["failed"] else Exit.OK)
+
+
+def _parse_memory(text: str) -> int:
+    from multitower.supervisor.config.units import format_size, parse_size
+
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--memory'") from None
+    if size < _LEAST_MEMORY:
+        least = format_size(_LEAST_MEMORY)
+        raise click.BadParameter(f"{text} is less than {least}, the least", param_hint="'--memory'")
+    return size
+
+
+def _end_on_signals() -> None:
+    """Lets the first SIGINT, SIGTERM or SIGHUP end the selftest, and its daemon with it; later ones are ignored."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def end(number: int, _: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        click.echo("ending the daemon of the selftest", err=True)
+        sys.exit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, end)
+
+
+def _print_targets(targets: tuple[Target, ...], *, as_json: bool) -> None:
+    from multitower.tools.selftest.targets import describe
+
+    if as_json:
+        return
+    for target in targets:
+        devices = ", ".join(map(describe, target.devices))
+        click.echo(f"slot {target.number}: {escape_controls(devices)}")
+
+
+def _print_report(report: Report) -> None:
+    rows = (
+        (
+            result.target.label if result.target is not None else "daemon",
+            result.check,
+            Cell(result.outcome.value, _STYLES[result.outcome.value]),
+            f"{result.seconds:.2f} s",
+            result.detail,
+        )
+        for result in report.sorted()
+    )
+    print_table(("Device", "Check", "Result", ">Time", "Found"), rows)
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in report.counts().items() if count)
+    click.echo(f"{counts}, after {report.seconds:.0f} s")
+
+
+def _to_json(targets: tuple[Target, ...], memory: int, report: Report) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    from multitower.compiled import compiled
+
+    return {
+        "version": version("multitower"),
+        "compiled": compiled(),
+        "memory_bytes": memory,
+        "devices": [
+            {"slot": target.number, "names": list(target.names), "products": [each.product for each in target.devices]}
+            for target in targets
+        ],
+        "results": [result.to_json() for result in report.sorted()],
+        "counts": report.counts(),
+        "requests_per_s": report.requests_per_s,
+        "seconds": round(report.seconds, 1),
+    }

@@ -1,0 +1,183 @@
+"""The checks of the daemon as a whole: how fast it is without work, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import psutil
+
+from multitower.client.threads import Client
+from multitower.tools.daemon import OwnDaemon
+from multitower.tools.load_generator import LoadGenerator, Outcome
+from multitower.tools.selftest.memory_readings import Reading, mebibytes, memory_left, meter_of
+from multitower.tools.selftest.results import CheckFailed, CheckSkipped, Report
+from multitower.tools.selftest.session import IDLE_MODEL, REQUEST_S, Session
+from multitower.tools.selftest.targets import Target
+
+RATE_S: Final = 2.0
+OUTSTANDING: Final = 64
+LEFT_S: Final = 10.0
+"""Seconds that processes and memory may take to be gone."""
+
+_REGION_BYTES: Final = 4 << 20
+_REGION_S: Final = 30.0
+_REGION_NAME: Final = "memfd:multitower"
+
+
+def measure_rate(client: Client, report: Report) -> str:
+    """Keeps requests without work outstanding, and counts the answers."""
+    errors: list[str] = []
+    answered = 0
+
+    def record(outcome: Outcome) -> None:
+        nonlocal answered
+        if outcome.error is None:
+            answered += 1
+        elif len(errors) < 1:
+            errors.append(str(outcome.error))
+
+    row = np.zeros((1, 8), np.float64)
+
+    def submit(_: int) -> Future[Any]:
+        return client.submit(IDLE_MODEL, {"x": row}, timeout=REQUEST_S)
+
+    load = LoadGenerator(submit, record)
+    started = time.monotonic()
+    with load:
+        load.keep_outstanding(OUTSTANDING)
+        report.stop.wait(RATE_S)
+        load.stop(REQUEST_S)
+    seconds = time.monotonic() - started
+    if errors:
+        raise CheckFailed(f"of {load.sent:,} requests, {load.sent - answered:,} were not answered: {errors[0]}")
+    report.requests_per_s = round(answered / seconds, 1)
+    return f"{report.requests_per_s:,.0f} requests/s of 64 bytes, {OUTSTANDING} outstanding, one client"
+
+
+class Leftovers:
+    """What may be left of the daemon: its processes, its files, regions of shared memory, and device memory.
+
+    Make it before the daemon starts.
+
+    Args:
+        targets: the workers.
+        folder: the folder for temporary files of the daemon.
+        allowed: bytes by which memory of a device may grow through other programs.
+    """
+
+    def __init__(self, targets: Sequence[Target], folder: Path, allowed: int) -> None:
+        self._folder = folder
+        self._allowed = allowed
+        self._targets = [target for target in targets if not target.on_cpu]
+        self._processes: set[psutil.Process] = set()
+        self._region_was_used = False
+        self._before = self._read_memory(0)
+
+    def use_region(self, endpoint: str) -> None:
+        """Sends a request in shared memory from a client of its own, which ends."""
+        with Client(endpoint) as client:
+            client.live()  # a client uses shared memory once the daemon has told that it can
+            array = client.empty((1, _REGION_BYTES), np.uint8)
+            array[...] = 1
+            client.infer(IDLE_MODEL, {"x": array}, timeout=REQUEST_S)
+            self._region_was_used = bool(self._holders())
+
+    def note_processes(self) -> None:
+        """Notes the processes below this one: the daemon, its workers, and what they started."""
+        self._processes.update(psutil.Process().children(recursive=True))
+
+    def check_regions(self, session: Session) -> str:
+        """No process holds the memory of a client that has ended, while the daemon runs on."""
+        if not self._region_was_used:
+            raise CheckSkipped(
+                "the daemon could not open the shared memory of a client, and got the tensor as a message"
+            )
+        if not session.wait(lambda: not self._holders(), _REGION_S):
+            raise CheckFailed(f"processes {self._holders()} hold the memory of a client that has ended")
+        return "the shared memory of a client that has ended is free"
+
+    def _holders(self) -> list[int]:
+        self.note_processes()
+        return sorted(process.pid for process in self._processes if _holds_region(process.pid))
+
+    def check_processes(self, daemon: OwnDaemon) -> str:
+        """The daemon ended with exit code 0, and none of its processes runs any more."""
+        if daemon.exit_code:
+            raise CheckFailed(f"the daemon ended with exit code {daemon.exit_code}")
+        _, alive = psutil.wait_procs(self._processes, LEFT_S)
+        left = [process for process in alive if _runs(process)]
+        if left:
+            raise CheckFailed(f"processes are left: {', '.join(f'{each.pid} ({each.name()})' for each in left)}")
+        return f"all {len(self._processes)} processes that were seen have ended"
+
+    def check_files(self, daemon: OwnDaemon) -> str:
+        """No file of the daemon is left."""
+        left = [*daemon.left_files, *(str(path) for path in self._folder.rglob("*") if not path.is_dir())]
+        if left:
+            raise CheckFailed(f"files are left: {', '.join(left)}")
+        return "no socket, lock or temporary file is left"
+
+    def check_device_memory(self) -> str:
+        """Each device has as much free memory as before the daemon started."""
+        deadline = time.monotonic() + LEFT_S
+        while problems := list(self._memory_problems()):
+            if time.monotonic() > deadline:
+                raise CheckFailed(f"{'; '.join(problems)}; if other programs use these devices, it may be theirs")
+            time.sleep(0.1)
+        return f"as much is free as before, give or take {mebibytes(self._allowed)}"
+
+    def _memory_problems(self) -> list[str]:
+        pids = {process.pid for process in self._processes}
+        found = []
+        for target in self._targets:
+            for pid in pids:
+                after = self._read_one(target, pid)
+                if after.own is not None:
+                    found.append(f"{target.label}: process {pid} still holds {mebibytes(after.own)}")
+            before, now = self._before[target.number], self._read_one(target, 0)
+            # Where NVML lists no process, `unlisted` is all memory in use.
+            problem = memory_left(before, now, listed=True, allowed=self._allowed)
+            if problem is not None:
+                found.append(f"{target.label}: {problem}")
+        return found
+
+    def _read_memory(self, pid: int) -> Mapping[int, Reading]:
+        return {target.number: self._read_one(target, pid) for target in self._targets}
+
+    @staticmethod
+    def _read_one(target: Target, pid: int) -> Reading:
+        meter = meter_of(target)
+        try:
+            return meter.read(pid)
+        finally:
+            meter.close()
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _holds_region(pid: int) -> bool:
+    """Whether a process maps the memory of a client or has a descriptor of it."""
+    try:
+        if _REGION_NAME in Path(f"/proc/{pid}/maps").read_text():
+            return True
+        descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False  # it has ended
+    return any(_REGION_NAME in _target(path) for path in descriptors)
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""  # the descriptor has been closed meanwhile
