@@ -17,6 +17,7 @@ import org.zeromq.SocketType;
 import org.zeromq.ZContext;
 import org.zeromq.ZEvent;
 import org.zeromq.ZMQ;
+import org.zeromq.ZMQException;
 import org.zeromq.ZMonitor;
 import zmq.Msg;
 
@@ -124,7 +125,12 @@ final class Link {
     void connect(String to) {
         address = to;
         handshakeBy = connectBy();
-        socket.connect(to);
+        try {
+            socket.connect(to);
+        } catch (ZMQException error) {
+            // An address that JeroMQ does not take, such as one with the zone of another machine: tried again later.
+            LOG.log(System.Logger.Level.WARNING, "cannot connect to {0}: {1}", to, error.getMessage());
+        }
     }
 
     /** Ends the owner's sleep, from any thread. No-op while the owner is awake. */

@@ -171,7 +171,7 @@ final class Reachability {
 
     /** What is known while no attempt has ended. */
     private Finding nothingYet() {
-        String message = "no connection to " + endpoint + " yet: ";
+        String message = "no connection to " + endpoint + " in time: ";
         message += address == null ? "its name is not resolved in time; check DNS" : IS_IT_RUNNING;
         return new Finding("timed_out", message);
     }
@@ -189,7 +189,7 @@ final class Reachability {
         String cause = String.valueOf(error.getMessage());
         if (error instanceof SocketTimeoutException || cause.contains("timed out")) {
             String message =
-                    "no connection to " + endpoint + " within " + waitedMs + " ms: the host does not answer; check the"
+                    "no connection to " + endpoint + " within " + waitedMs / 1000.0 + " s: the host does not answer; check the"
                             + " address, and whether a firewall drops the packets; " + IS_IT_RUNNING;
             return new Finding("timed_out", message);
         }

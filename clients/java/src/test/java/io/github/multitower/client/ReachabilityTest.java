@@ -111,6 +111,14 @@ class ReachabilityTest {
     }
 
     @Test
+    void anIpv6AddressMayHaveAZone() throws Exception {
+        try (ServerSocket listener = new ServerSocket(0, 50, InetAddress.getByName("::1"))) {
+            assertError("no_answer", "something listens", "tcp://[::1%lo]:" + listener.getLocalPort());
+        }
+        assertError("name_not_resolved", "cannot be resolved", "tcp://[::1%no-such-zone]:5555");
+    }
+
+    @Test
     void buildingAClientDoesNotWaitForItsHost() {
         // The constructor resolved the name before, and failed.
         MultitowerClient.connect("tcp://no-such-host.test:5555").close();
