@@ -185,6 +185,7 @@ class ProcessSpec(_Json):
         import_path: folders that become the last ones on the import path, for handlers.
         heartbeat_s: seconds from one heartbeat to the next.
         log_level: the daemon's, as `logging` names it; with `DEBUG` TensorFlow logs everything.
+        temporary_folder: its TMPDIR, for it alone, removed with it; None for that of the daemon.
         assignment: the work of the slot; None for a spare, which gets it later.
         environment: variables to set at the start of a spare; other processes get those of their assignment.
         control_group: the folder of the control group that the process enters, or None.
@@ -197,6 +198,7 @@ class ProcessSpec(_Json):
     import_path: tuple[str, ...] = ()
     heartbeat_s: float = 1.0
     log_level: str = "INFO"
+    temporary_folder: str | None = None
     assignment: Assignment | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     control_group: str | None = None

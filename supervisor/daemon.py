@@ -298,6 +298,7 @@ class Daemon:
             Chore.every(MEASURE_S, "measuring workers", lambda _: self._capacity.measure(self._manager.slots), errors),
             Chore.every(MEASURE_S, "closing regions", self._router.tick, errors),
             Chore.every(KEEP_S, "keeping the endpoints", self._endpoints.keep, errors),
+            Chore.every(KEEP_S, "keeping folders", lambda _: self._launcher.keep_temporary_folders(), errors),
             Chore.every(MEASURE_S, "ending orphans", lambda _: self._launcher.tick(), errors),
             Chore.every(MEASURE_S, "counting connections", self._connection_limits.tick, errors),
             Chore.every(HASH_S, "hashing model files", self._content_baseline.tick, errors),

@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import re
+import shutil
 import socket
 import stat
 import tempfile
@@ -34,9 +35,14 @@ LOCK_NAME: Final = "multitower.lock"
 SUBFOLDER: Final = "multitower"
 """Made in a configured folder that is not the daemon's alone."""
 
+TEMPORARY_PREFIX: Final = "multitower-"
+"""The beginning of the names of the folders that a daemon makes in a folder for temporary files."""
+
+WORKER_FOLDER: Final = "tmp-"
+"""The beginning of the names of the folders for the temporary files of workers, in such a folder."""
+
 LONGEST_NAME: Final = "w9999999999.sock"
 
-_PREFIX: Final = "multitower-"
 _OWN_NAMES: Final = re.compile(r"w[0-9]+\.sock|control\.sock(?:\.lock)?")
 _MODE: Final = 0o700
 
@@ -194,7 +200,7 @@ class RuntimeDir:
         else:
             self.path = private_folder(chosen)
             _make(self.path, parents=True)
-        self._lock, self._descriptor = _hold(self.path)
+        self._lock, self._descriptor = hold(self.path)
         _remove_own_files(self.path)
 
     @property
@@ -245,7 +251,7 @@ class RuntimeDir:
         return True
 
     def _replace(self, path: Path, *, temporary: bool) -> None:
-        lock, descriptor = _hold(path)
+        lock, descriptor = hold(path)
         self._lock.release()
         os.close(self._descriptor)
         self.path, self._temporary, self._lock, self._descriptor = path, temporary, lock, descriptor
@@ -308,9 +314,8 @@ def touch(*paths: Path) -> None:
 
 
 def _make_temporary(base: Path) -> Path:
-    _check_length(base / f"{_PREFIX}12345678")
-    _remove_stale(base)
-    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+    _check_length(base / f"{TEMPORARY_PREFIX}12345678")
+    return Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=base))
 
 
 def _make(path: Path, *, parents: bool) -> None:
@@ -326,7 +331,7 @@ def _make(path: Path, *, parents: bool) -> None:
         raise OSError(f"{path} {objection}")
 
 
-def _hold(path: Path) -> tuple[FileLock, int]:
+def hold(path: Path) -> tuple[FileLock, int]:
     """Locks a folder against other daemons and against programs that remove old files.
 
     Returns:
@@ -362,9 +367,12 @@ def _remove_own_files(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _remove_stale(base: Path) -> None:
-    """Removes the temporary folders of this user's daemons that were killed: nobody holds their locks."""
-    for folder in base.glob(f"{_PREFIX}*"):
+def remove_stale(base: Path) -> None:
+    """Removes the temporary folders of this user's daemons that were killed: nobody holds their locks.
+
+    It may take long, as the temporary files of their workers are removed as well.
+    """
+    for folder in base.glob(f"{TEMPORARY_PREFIX}*"):
         try:
             if _objection(folder) is not None or not (folder / LOCK_NAME).exists():
                 continue
@@ -372,6 +380,9 @@ def _remove_stale(base: Path) -> None:
         except (HeldError, OSError):
             continue
         _remove_own_files(folder)
+        for path in folder.glob(f"{WORKER_FOLDER}*"):
+            if not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
         lock.release()
         with contextlib.suppress(OSError):
             folder.rmdir()

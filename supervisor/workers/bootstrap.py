@@ -74,6 +74,8 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
     # A crash in native code shows the Python stacks, and so does a process that hangs, on request.
     faulthandler.enable(2)
     faulthandler.register(STACKS_SIGNAL, 2, chain=False)
+    if spec.temporary_folder is not None:
+        os.environ["TMPDIR"] = spec.temporary_folder
     # Before anything imports numpy: its libraries read the number of their threads once.
     os.environ.update(spec.environment if spec.assignment is None else spec.assignment.environment)
     code = 1

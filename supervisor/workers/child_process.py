@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -40,6 +40,7 @@ class ChildProcess:
         output: reads what the process writes to stdout and stderr.
         descendants: kills what the process has started when it has ended.
         fields: the fields of the log lines of its output; gets its pid, and the caller may change it later.
+        on_close: is called when everything is released, also where this raises.
 
     Attributes:
         pid: its process id.
@@ -60,7 +61,9 @@ class ChildProcess:
         output: OutputReader,
         descendants: Descendants,
         fields: dict[str, object],
+        on_close: Callable[[], None] | None = None,
     ) -> None:
+        self._on_close = on_close
         self._path = Path(spec.endpoint.removeprefix("ipc://"))
         self._output = output
         self._descendants = descendants
@@ -70,6 +73,8 @@ class ChildProcess:
         # Whatever fails, nothing is left open: `undo` releases what the parent keeps, `inherited` in any case what the
         # process has inherited by then.
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as inherited:
+            if on_close is not None:
+                undo.callback(on_close)
             with calling("zmq_socket"):
                 self.connection = WorkerConnection(context)
             undo.callback(self.connection.close)
@@ -219,6 +224,8 @@ class ChildProcess:
             death: how it ended, if it was to run on; see `OutputReader.end`.
         """
         with contextlib.ExitStack() as stack:  # an error in one step does not prevent the others
+            if self._on_close is not None:
+                stack.callback(self._on_close)
             stack.callback(self._remove_socket)
             stack.callback(self._close_process)
             stack.callback(self._begun.close)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import signal
@@ -23,6 +25,7 @@ from .process_watcher import ProcessWatcher
 from .settings import WorkerSettings
 from .shortage import StartFailure, failure_of
 from .slot import WorkerProcess
+from .temporary_files import TemporaryFolders
 
 log = logging.getLogger("multitower.manager")
 
@@ -57,12 +60,13 @@ class Launcher:
         self._log_failure_at = 0.0
         # Where it was inherited as ignored, the system discards the exit codes of child processes.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self._output = OutputReader()
-        try:
+        with contextlib.ExitStack() as undo:
+            self._output = OutputReader()
+            undo.callback(self._output.close)
+            self._temporary = TemporaryFolders()
+            undo.callback(self._temporary.close)
             self._descendants = Descendants()
-        except BaseException:
-            self._output.close()
-            raise
+            undo.pop_all()
 
     def apply_settings(self, settings: WorkerSettings) -> None:
         """Applies settings to processes that are started from now on."""
@@ -88,6 +92,7 @@ class Launcher:
         imports_tensorflow = self._imports_tensorflow
         if assignment is not None:
             imports_tensorflow = any(model.expects_tensorflow for model in assignment.models)
+        temporary = self._temporary.make(self._serial)
         spec = ProcessSpec(
             endpoint=f"ipc://{self._runtime.worker_socket(self._serial)}",
             parent_pid=os.getpid(),
@@ -98,9 +103,11 @@ class Launcher:
             log_level=logging.getLevelName(log.getEffectiveLevel()),
             assignment=assignment,
             environment=self._spare_environment if assignment is None else {},
+            temporary_folder=str(temporary) if temporary is not None else None,
         )
+        remove = functools.partial(self._temporary.remove, temporary) if temporary is not None else None
         try:
-            child = ChildProcess(self._context, spec, self._output, self._descendants, fields)
+            child = ChildProcess(self._context, spec, self._output, self._descendants, fields, remove)
             now = time.monotonic()
             process = WorkerProcess(child, HangDetector(now, self._heartbeat_s), started_at=now)
             try:
@@ -142,9 +149,14 @@ class Launcher:
         """Ends and reaps what processes have started that have ended; see `Descendants.tick`."""
         self._descendants.tick()
 
+    def keep_temporary_folders(self) -> None:
+        """Makes folders for temporary files of processes again that were removed; see `TemporaryFolders.keep`."""
+        self._temporary.keep()
+
     def close(self) -> None:
         """Ends what processes have left, and stops reading their output. Call it when there are none left."""
         try:
             self._descendants.close()
         finally:
+            self._temporary.close()
             self._output.close()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,3 +51,47 @@ def test_what_tensorflow_logs_at_its_start_is_shown_at_the_level_debug_only(
         lines = [line for line in daemon.lines if line["logger"] == "multitower.worker"]
     from_tensorflow = [line for line in lines if ".cc:" in line["message"] or "absl" in line["message"]]
     assert {line["level"] for line in from_tensorflow} == ({"debug"} if level == "debug" else set())
+
+
+TWO_WORKERS = """
+listen: ["{endpoint}"]
+devices: {cpu: 2}
+spares: 0
+models:
+  - {name: net, path: net.keras}
+  - {name: saved, path: dense}
+"""
+
+MAKE = """
+import sys
+
+import keras
+import tensorflow as tf
+
+folder = sys.argv[1]
+net = keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(4)])
+net.save(f"{folder}/net.keras")
+net.export(f"{folder}/dense/1", verbose=False)
+"""
+
+
+def test_a_start_with_two_workers_logs_under_ten_lines_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    subprocess.run([sys.executable, "-c", MAKE, str(tmp_path)], check=True, timeout=110, capture_output=True)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with Running(tmp_path, TWO_WORKERS, arguments=("--log-level", "info")) as daemon:
+        daemon.wait_ready(110)
+        daemon.wait_line("daemon ready")
+        assert [line["message"] for line in daemon.lines if line["logger"] == "multitower.worker"] == []
+        assert len(daemon.lines) < 10
+        pids = [slot["pid"] for slot in daemon.status()["slots"]]
+        generated = {path.parent for path in temporary.glob("**/__autograph_generated_file*.py")}
+        assert len(generated) == len(pids), "each worker has its own folder"
+        os.kill(pids[0], signal.SIGKILL)
+        daemon.wait(lambda: sum(folder.exists() for folder in generated) == 1)
+        assert daemon.end() == 0
+    assert list(temporary.iterdir()) == []

@@ -21,6 +21,7 @@ from multitower.supervisor.loop.runtime_dir import (
     FileLock,
     HeldError,
     RuntimeDir,
+    remove_stale,
     temporary_base,
 )
 
@@ -159,8 +160,7 @@ def test_without_a_configured_folder_a_new_one_is_made_and_removed(base: Path, m
     assert names(base) == []
 
 
-def test_only_folders_of_killed_daemons_are_cleared_away(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
+def test_only_folders_of_killed_daemons_are_cleared_away(base: Path) -> None:
     killed_daemon(base / "multitower-killed")
     for name, permissions in (("multitower-src", 0o755), ("multitower-mine", 0o700)):
         (base / name).mkdir(mode=permissions)
@@ -169,8 +169,7 @@ def test_only_folders_of_killed_daemons_are_cleared_away(base: Path, monkeypatch
     (base / "multitower-link").symlink_to(base / "multitower-mine")
     killed_daemon(base / "multitower-used")
     (base / "multitower-used" / "notes").touch()
-    with closing(RuntimeDir(None)):
-        pass
+    remove_stale(base)
     assert names(base) == ["multitower-link", "multitower-mine", "multitower-src", "multitower-used"]
     assert names(base / "multitower-mine") == names(base / "multitower-src") == ["lock", "w1.sock"]
     assert names(base / "multitower-used") == ["notes"]

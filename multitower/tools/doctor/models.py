@@ -107,8 +107,14 @@ def load_models(
                 name="mt-doctor",
                 import_tensorflow=spec.format.uses_tensorflow,
                 import_path=(import_path,),
+                temporary_folder=_make_folder(f"{folder}/tmp-{number}"),
             )
             yield _load_one(context, descendants, process_spec, assignment, timeout_s)
+
+
+def _make_folder(path: str) -> str:
+    os.mkdir(path, 0o700)
+    return path
 
 
 def _load_one(
