@@ -167,7 +167,8 @@ class Arrivals:
         known = {entry.name: entry.cause for entry in waiting}
         for entry in waiting:
             if self._marked.get(entry.name) != entry.cause:
-                event(log, logging.WARNING, _MESSAGES[entry.kind], name=entry.name, cause=entry.cause)
+                model = entry.name if entry.kind == MODEL else None
+                event(log, logging.WARNING, _MESSAGES[entry.kind], name=entry.name, model=model, cause=entry.cause)
                 if entry.kind == MODEL and entry.name in self._context.router.scheduler.models:
                     self._context.router.scheduler.mark_unavailable(entry.name, f"it is waited for: {entry.cause}")
         self._marked = known

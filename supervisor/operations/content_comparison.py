@@ -70,7 +70,8 @@ class ContentComparison:
         self._comparing.discard(pair)
         if isinstance(outcome, Exception):
             if not isinstance(outcome, OSError):
-                log.error("the files of %s could not be hashed", spec.name, exc_info=outcome)
+                fields = {"model": spec.name, "version": spec.key[1]}
+                log.error("the files of a model could not be hashed", exc_info=outcome, extra={"fields": fields})
             self._different.add(pair)  # loading them shows what is wrong
         elif outcome is not None and outcome.fingerprint == found:
             if outcome.digest == self._known.digest(spec.fingerprint):

@@ -171,7 +171,8 @@ class ContentBaseline:
             known.record_digest(spec.fingerprint, outcome.digest)
             return
         if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
-            log.error("the files of %s could not be hashed", spec.name, exc_info=outcome)
+            fields = {"model": spec.name, "version": spec.key[1]}
+            log.error("the files of a model could not be hashed", exc_info=outcome, extra={"fields": fields})
         self._retry_at[spec.fingerprint] = time.monotonic() + RETRY_S
 
 

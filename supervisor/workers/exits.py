@@ -79,13 +79,12 @@ class Exits:
         if process.exit_cause is not None or process.verdict is not None:
             return
         process.verdict = verdict
-        fields: dict[str, object] = dict(process.child.fields)
         if verdict.wants_stacks:
             # Now: the signal for the stacks may end a call that waits, so that it goes on to something else.
             timed_out = verdict.fault is Fault.LOAD_TIMEOUT
             process.exit_step = process.load_timer.step if timed_out else process.child.read_step()
-        if process.exit_step is not None:
-            fields |= {"model": process.exit_step.model, "version": process.exit_step.version}
+        process.exit_model = process.model_fields()
+        fields = {**process.child.fields, **process.exit_model}
         message = _MESSAGES.get(verdict.fault, "worker hangs")
         event(log, logging.ERROR, message, **fields, cause=verdict.cause)
         process.kill_at = now + STACKS_S if verdict.wants_stacks else now
@@ -105,6 +104,7 @@ class Exits:
             self._scheduler.stop_dispatch(process.route.worker)
         if process.verdict is None or not process.verdict.wants_stacks:
             process.exit_step = process.child.read_step()
+        process.exit_model = process.exit_model or process.model_fields()
         process.exit_cause = process.child.reap()
 
     def _add(self, process: WorkerProcess) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from multitower.load_step import LoadStep
@@ -37,6 +37,7 @@ class WorkerProcess:
         kill_at: when it is to be killed, in monotonic seconds; None for never, or when it has been.
         exit_cause: how it ended; None while it runs.
         exit_step: if it was loading a model: what it was doing when it ended, or was found to hang or to take too long.
+        exit_model: `model_fields` when it ended, or was to be killed.
         dumping_since: when it was found to dump its core, in monotonic seconds; None if it was not.
         release_at: once it has ended, when it is released at the latest, in monotonic seconds.
         device_seen: its device was present while it served.
@@ -60,6 +61,7 @@ class WorkerProcess:
     kill_at: float | None = None
     exit_cause: ExitCause | None = None
     exit_step: LoadStep | None = None
+    exit_model: Mapping[str, str] = field(default_factory=dict)
     dumping_since: float | None = None
     release_at: float = 0.0
     device_seen: bool = False
@@ -95,6 +97,22 @@ class WorkerProcess:
             return f"{self.exit_cause}: it could not make its socket in runtime_dir"
         description = str(self.exit_cause if self.verdict is None else self.verdict)
         return f"{description} while {self.exit_step}" if self.exit_step is not None else description
+
+    def model_fields(self) -> dict[str, str]:
+        """The model and version that it loads or runs, as fields of the log; empty if there is none, or several."""
+        step = self.exit_step or self.child.read_step()
+        if step is not None:
+            return {"model": step.model, "version": step.version}
+        workers = self.route.workers if self.route is not None else ()
+        running = {
+            (each.batch.key.spec.model, each.batch.key.spec.version) for each in workers if each.batch is not None
+        }
+        if len(running) != 1:
+            return {}
+        ((model, version),) = running
+        # Requests may leave the version to the worker.
+        versions = [version] if version else [known for name, known in self.generations if name == model]
+        return {"model": model, "version": versions[0]} if len(versions) == 1 else {"model": model}
 
     @property
     def unexpected_end(self) -> str | None:

@@ -367,6 +367,7 @@ class Slots:
                 EventKind.DEATH,
                 "replacement worker died",
                 **process.child.fields,
+                **process.exit_model,
                 cause=process.exit_description,
                 check=process.exit_advice,
             )
@@ -398,6 +399,7 @@ class Slots:
                 EventKind.DEATH,
                 "worker died",
                 **process.child.fields,
+                **process.exit_model,
                 cause=process.exit_description,
                 check=process.exit_advice,
                 next=f"restart in {slot.delay_s:.1f}s" if action is Action.WAIT else "slot failed",
@@ -422,6 +424,7 @@ class Slots:
             EventKind.DEATH,
             "worker died",
             **died.child.fields,
+            **died.exit_model,
             cause=died.exit_description,
             check=died.exit_advice,
             next="its replacement is loading",

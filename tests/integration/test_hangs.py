@@ -74,7 +74,9 @@ def test_a_call_over_its_time_is_a_hang_and_its_stacks_are_logged(tmp_path: Path
             f"2 workers died while they executed this request ({hung}), and retry of 'm' is 1: do not send it again"
         )
         assert raised.value.details == {"cause": hung, "limit": "max_execution_time", "limit_value": 1.0}
-        assert is_in_stacks(tmp_path / "handlers.py", daemon)
+        assert is_in_stacks(tmp_path / "handlers.py", daemon, model="m", version="1")
+        for message in ("worker hangs", "worker died"):
+            daemon.wait_line(message, model="m", version="1")
         assert "max_execution_time" in daemon.wait_line("worker hangs")["cause"]
         begun = time.monotonic()
         with pytest.raises(Poisoned, match=r"an equal request made a worker hang \(killed because it hung"):
