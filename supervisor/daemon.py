@@ -376,7 +376,8 @@ class Daemon:
             if self._lifecycle.state is LifecycleState.STOPPING:
                 return Exit.OK if next(self._manager.processes(), None) is None else None
             if self._lifecycle.running and self._settings.current.config.exit_when_failed and self._manager.unavailable:
-                event(log, logging.ERROR, "every slot has failed")
+                after = "the daemon exits with code 69, because exit_when_failed is set"
+                event(log, logging.ERROR, "every slot has failed", next=after)
                 return Exit.UNAVAILABLE
         except Exception as error:  # noqa: BLE001  it is logged
             self._errors.add("deciding whether to end", error)

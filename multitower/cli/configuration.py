@@ -43,6 +43,7 @@ def check(config: Path, overrides: tuple[str, ...], with_devices: bool) -> None:
     _show("listen", settings.listen)
     _show("devices", [_selection(settings)])
     _show("models", _models(settings))
+    _show("faults", _faults(settings))
     if slots is None:
         click.echo("Only the file was checked; --devices also checks it against this machine's devices.")
     else:
@@ -79,6 +80,18 @@ def _models(config: Config) -> Iterator[str]:
             where += f", version{'s' if len(versions) > 1 else ''} {chosen}"
         on = "" if model.devices == "all" else f", on {', '.join(map(str, model.devices))}"
         yield f"{model.name:{width}}  {where}{on}"
+
+
+def _faults(config: Config) -> Iterator[str]:
+    from multitower.supervisor.config.units import format_duration
+
+    own = [f"{model.name} {format_duration(model.load_timeout)}" for model in config.models if model.load_timeout]
+    limits = ", ".join([format_duration(config.load_timeout), *own])
+    yield f"a load fails after {limits} (load_timeout)"
+    if config.exit_when_failed:
+        yield "if every slot fails, the daemon exits with 69 (exit_when_failed: true)"
+    else:
+        yield "if every slot fails, the daemon runs on (exit_when_failed: false)"
 
 
 def _slots(config: Config) -> Iterator[str]:

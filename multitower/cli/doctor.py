@@ -30,7 +30,7 @@ _INDENT = 12
     type=click.FloatRange(min=1, max=86400),
     default=120.0,
     show_default=True,
-    help="Seconds that each model may take to load.",
+    help="Seconds that each model may take to load; less if its load_timeout is shorter.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def doctor(config: Path, overrides: tuple[str, ...], no_models: bool, timeout: float, as_json: bool) -> None:

@@ -67,7 +67,27 @@ class Readiness:
         ]
         missing += [(problem_kind(name), name, cause) for name, cause in self._endpoint_problems().items()]
         waiting = "".join(f"; waiting for {kind} {name}: {cause}" for kind, name, cause in missing)
-        return f"{self._lifecycle.state}: {slots}; workers per model: {models}{waiting}"
+        return f"{self._lifecycle.state}: {slots}; workers per model: {models}{waiting}{self._why_not()}"
+
+    def _why_not(self) -> str:
+        """Which models are being loaded, and why others cannot be, for `summary`."""
+        steps = [
+            f"; slot {slot.number} loads {step.model} version {step.version}"
+            for slot in self._manager.slots
+            if slot.process is not None and slot.state is State.LOADING and (step := slot.process.load_timer.step)
+        ]
+        failed = [
+            f"; {name} failed: {cause}"
+            for name in self._settings.model_names
+            if not self._coming() and not self.is_unloaded(name) and not self.waits_for(name)
+            if not self.ready_slots(name) and (cause := self.cause(name))
+        ]
+        return "".join([*steps, *failed])
+
+    @property
+    def all_failed(self) -> bool:
+        """Whether nothing serves or will serve, although some slot has a model to load, and the daemon runs on."""
+        return self._lifecycle.running and self._manager.unavailable
 
     @property
     def serving(self) -> bool:

@@ -171,7 +171,7 @@ class ServiceManager:
 
 
 class Announcer:
-    """Announces the daemon's state to the service manager, and to the log when every model is ready.
+    """Announces the daemon's state to the service manager, and to the log that every model is ready, or none.
 
     Args:
         lifecycle: the daemon's.
@@ -190,7 +190,7 @@ class Announcer:
         self._readiness = readiness
         self._service_manager = service_manager
         self._started = started
-        self._logged_ready = False
+        self._logged_ready = self._logged_failed = False
         self._announced_ready = False
         self._reloading = False
         self.due = 0.0
@@ -207,6 +207,7 @@ class Announcer:
         if not self._logged_ready and self._readiness.report()["ready"]:
             self._logged_ready = True
             event(daemon_log, logging.INFO, "daemon ready", after_s=round(now - self._started, 3))
+        self._log_failure()
         summary = self._readiness.summary()
         if not self._announced_ready and self._readiness.serving:
             # Also when other models are waited for or have failed: the status has the causes.
@@ -215,6 +216,17 @@ class Announcer:
         self._service_manager.status(summary)
         if not self._announced_ready or self._reloading or not self._lifecycle.running:
             self._service_manager.extend(EXTENSION_S)
+
+    def _log_failure(self) -> None:
+        """Logs once that nothing is served, and that the daemon runs on nevertheless."""
+        failed = self._readiness.all_failed
+        if failed and not self._logged_failed:
+            after = (
+                "the daemon runs on and answers requests with the causes; `multitower load`, `restart` or `reload` "
+                "tries again; with exit_when_failed: true it would exit with code 69"
+            )
+            event(daemon_log, logging.ERROR, "every slot has failed", next=after)
+        self._logged_failed = failed
 
     def reload_began(self) -> None:
         """Announces that a reload begins."""

@@ -50,6 +50,8 @@ def test_a_correct_configuration_is_summarized(folder: Path) -> None:
         "  devices  all GPUs; 1 worker on each",
         f"  models   digits      {folder}/digits, version 12",
         "           thumbnails  handlers:Thumbnailer",
+        "  faults   a load fails after 1800s (load_timeout)",
+        "           if every slot fails, the daemon runs on (exit_when_failed: false)",
         "Only the file was checked; --devices also checks it against this machine's devices.",
     ]
 
@@ -57,6 +59,24 @@ def test_a_correct_configuration_is_summarized(folder: Path) -> None:
 def test_overrides_are_applied(folder: Path) -> None:
     done = check(folder, "x.yaml", "--set", "devices=[0, [1, GPU-8f]]", MULTITOWER_WORKERS_PER_DEVICE="2")
     assert "devices  0, [1, GPU-8f]; 2 workers on each" in done.stdout
+
+
+def of_digits(load_timeout: str) -> str:
+    return TEXT.replace("path: digits\n", f"path: digits\n    load_timeout: {load_timeout}\n")
+
+
+def test_what_follows_from_faults_is_shown(folder: Path) -> None:
+    (folder / "x.yaml").write_text(f"load_timeout: 1h\nexit_when_failed: true\n{of_digits('2m')}")
+    lines = check(folder, "x.yaml").stdout.splitlines()
+    assert "  faults   a load fails after 3600s, digits 120s (load_timeout)" in lines
+    assert "           if every slot fails, the daemon exits with 69 (exit_when_failed: true)" in lines
+
+
+@pytest.mark.parametrize("value", ["0s", "soon", "30"])
+def test_a_load_timeout_that_is_no_duration_is_refused_with_its_place(folder: Path, value: str) -> None:
+    (folder / "x.yaml").write_text(f"load_timeout: {value}\n{of_digits(value)}")
+    lines = check(folder, "x.yaml").stderr.splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["load_timeout", "models[0].load_timeout"]
 
 
 def test_all_mistakes_are_printed_at_once(folder: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
-from running import START_S, Running, multitower
+from running import START_S, STEP_S, Running, multitower, outliving
 
 from multitower import Client, MultitowerError
 
@@ -22,6 +27,7 @@ models:
   - {name: sleeps, handler: "handlers:BadLoader", parameters: {way: sleep}, load_timeout: 1s}
   - {name: computes, handler: "handlers:BadLoader", parameters: {way: compute}, load_timeout: 1s}
   - {name: aborts, handler: "handlers:BadLoader", parameters: {way: abort}}
+  - {name: leaks, handler: "handlers:StartingLoader", parameters: {ways: [child, session], file: FILE}}
   - {name: good, handler: "handlers:Echo"}
 """
 LATE = '  - {name: late, handler: "handlers:BadLoader", parameters: {way: wait_in_native_code}, load_timeout: 60s}\n'
@@ -66,7 +72,8 @@ class Asking:
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A daemon that serves the model that is good, and has given up the others."""
-    with Running(tmp_path_factory.mktemp("load"), CONFIG) as daemon:
+    folder = tmp_path_factory.mktemp("load")
+    with Running(folder, CONFIG.replace("FILE", str(folder / "pids"))) as daemon:
         daemon.wait_line("worker ready")
         with Asking(daemon) as asking:
             daemon.wait_line("model is not loaded any more", model="aborts")
@@ -96,8 +103,25 @@ def test_the_stacks_of_a_worker_that_takes_too_long_are_in_the_log(daemon: Runni
     died = daemon.wait_line(
         "worker died", cause=f"killed because it took over 1 s (load_timeout) while loading {name} version 1"
     )
-    output = [line["message"] for line in daemon.lines if line.get("pid") == died["pid"]]
-    assert any(line.strip().startswith("File") and line.endswith(f"in {method}") for line in output), output
+    output = "\n".join(line["message"] for line in daemon.lines if line.get("pid") == died["pid"])
+    assert re.search(f'File ".*handlers.py", line [0-9]+ in {method}', output)
+
+
+def test_what_doctor_says_of_each_model_is_what_the_daemon_has_done(daemon: Running) -> None:
+    config = daemon.config.with_name("doctor.yaml")
+    config.write_text(daemon.config.read_text().replace("pids", "pids_of_doctor"))
+    command = [sys.executable, "-m", "multitower", "doctor", "--json", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    findings = [each for each in json.loads(done.stdout)["findings"] if each["section"] == "models"]
+    problems = {each["text"].split()[0]: each["advice"] for each in findings if each["level"] == "problem"}
+    assert problems.keys() == CAUSES.keys()
+    left_out = "start another worker without it, which serves the other models, and"
+    for name in ("sleeps", "computes"):
+        assert f"end the worker, {left_out} not try it again by itself" in problems[name]
+    assert f"{left_out} try it again beside that one, up to 3 times in all" in problems["aborts"]
+    texts = "\n".join(each["text"] for each in findings)
+    assert re.search('sleeps: its worker was executing File ".*handlers.py", line [0-9]+ in sleep', texts)
+    assert "leaks starts processes while it loads, which run beside its worker: sleep, sleep" in texts
 
 
 def test_each_model_is_left_out_of_the_next_worker(daemon: Running) -> None:
@@ -110,6 +134,16 @@ def test_each_model_is_left_out_of_the_next_worker(daemon: Running) -> None:
 
 def test_the_models_that_fail_cost_no_restart_budget(daemon: Running) -> None:
     assert (daemon.slot()["state"], daemon.slot()["restarts"]) == ("ready", 3)
+
+
+def test_what_a_model_has_started_while_it_loaded_ends_with_its_worker(daemon: Running) -> None:
+    helpers = [psutil.Process(int(pid)) for pid in daemon.config.with_name("pids").read_text().split()]
+    assert (len(helpers), all(helper.is_running() for helper in helpers)) == (2, True)
+    psutil.Process(daemon.slot()["pid"]).kill()
+    assert not outliving(helpers, STEP_S)
+    daemon.wait(lambda: bool(daemon.slot()["state"] == "ready"))
+    with daemon.client() as client:
+        assert {row["name"] for row in client.status()["models"] if row["state"] == "ready"} == {"good", "leaks"}
 
 
 def test_a_model_that_an_operator_loads_and_that_hangs_leaves_the_worker_that_serves(daemon: Running) -> None:

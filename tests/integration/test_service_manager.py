@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from running import STEP_S, Running
+from running import STEP_S, Running, multitower
 
 from multitower import Client
 
@@ -61,6 +61,26 @@ def test_the_service_manager_gets_each_state(tmp_path: Path, manager: socket.soc
         daemon.signal(signal.SIGTERM)
         assert "draining" in wait_for(manager, "STOPPING=1")[-1]
         assert daemon.wait_end() == 0
+
+
+def test_a_daemon_that_serves_nothing_is_not_ready_and_its_status_tells_why(
+    tmp_path: Path, manager: socket.socket
+) -> None:
+    text = CONFIG.replace("handlers:Versioned", "handlers:BadLoader").replace("version: 1, load_s: 0.5", "way: sleep")
+    environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+    with Running(tmp_path, text + "load_timeout: 3s\n", environment=environment) as daemon:
+        messages: list[str] = []
+        while not messages or "m failed: " not in messages[-1]:
+            messages += [message for message in wait_for(manager, "STATUS=") if message.startswith("STATUS=")]
+        assert any("slot 0 loads m version 1" in message for message in messages)
+        assert "took over 3 s (load_timeout) while loading m version 1" in messages[-1]
+        line = daemon.wait_line("every slot has failed")
+        assert "with exit_when_failed: true it would exit with code 69" in line["next"]
+        daemon.config.with_name("sleep").touch()
+        assert multitower("restart", "0", daemon=daemon).returncode == 0
+        starting = wait_for(manager, "READY=1")
+        assert "1/1 slots ready" in starting[-1]
+        assert daemon.end() == 0
 
 
 def test_a_log_on_a_full_disk_does_not_stop_the_daemon(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from multitower.supervisor.machine.devices import Device, Discovery
 from multitower.supervisor.machine.placement import Placement
 from multitower.supervisor.machine.process_limits import CpuQuota, MemoryHeadroom
 from multitower.tools.doctor import gpu_driver, limits, machine, memory, models, operations, packages
+from multitower.tools.doctor.consequences import Situation
 from multitower.tools.doctor.findings import Finding, Level, count_levels, join_names
 from multitower.tools.doctor.gpu_driver import Driver
 from multitower.tools.doctor.machine import Machine
@@ -263,6 +264,40 @@ def test_doctor_names_the_rows_whose_warm_up_ends_the_process() -> None:
     assert "max_batch_size to 512 or less" in str(found.advice)
 
 
+ALONE = Situation(has_others=False, load_s=60.0, max_restarts=5)
+OTHERS = Situation(has_others=True, load_s=60.0, max_restarts=5)
+LOADING = LoadStep("m", "7")
+
+
+@pytest.mark.parametrize(
+    ("failure", "situation", "words"),
+    [
+        ({}, OTHERS, "would show it as failed and serve the others"),
+        ({}, ALONE, "would show it as failed, and serve nothing on its slots"),
+        (
+            {"step": LOADING, "crashed": True},
+            OTHERS,
+            "would start another worker without it, which serves the other models, and try it again beside that one, "
+            "up to 3 times in all",
+        ),
+        ({"step": LOADING, "crashed": False}, OTHERS, "would load all once more, and after a second death start"),
+        (
+            {"step": LOADING, "crashed": True},
+            replace(OTHERS, max_restarts=0),
+            "would start another worker without it, which serves the other models; ",
+        ),
+        ({"step": LOADING, "crashed": True}, ALONE, "up to 5 times within restart.window (restart.max_restarts), and"),
+        ({"step": LOADING, "timed_out": True}, OTHERS, "end the worker, start another worker without it, which serves"),
+        ({"step": LOADING, "timed_out": True}, ALONE, "end the worker, show its slot as failed, and not try it again"),
+        ({"step": LOADING, "gave_up": True}, OTHERS, "would wait for up to 60 s (load_timeout)"),
+    ],
+)
+def test_doctor_says_what_the_daemon_would_do(failure: dict[str, Any], situation: Situation, words: str) -> None:
+    (found,) = models.findings(LoadedModel(spec=SPEC, cause="a cause", **failure), situation)
+    assert found.level is Level.PROBLEM
+    assert words in str(found.advice)
+
+
 def test_doctor_warns_if_the_kernel_ends_all_processes_at_once() -> None:
     found = memory.killed_together_finding("/kubepods/pod1")
     assert found.level is Level.WARNING
@@ -449,7 +484,7 @@ REPORT = ModelReport(
 def test_findings_about_a_model_that_loads() -> None:
     others = SignatureReport(name="a", inputs=(Y,), outputs=(X,)), SignatureReport(name="b", cause="it is ragged")
     report = replace(REPORT, signature="s", signatures=others, pad_variable_length_inputs=True)
-    loaded = LoadedModel(spec=SPEC, report=report, before_bytes=MIB, after_bytes=3 * MIB, log_lines=["m: no warm-up"])
+    loaded = LoadedModel(spec=SPEC, report=report, before_bytes=MIB, after_bytes=3 * MIB, log_lines=["no warm-up"])
     assert levels(models.findings(loaded)) == [
         ("ok", "m: version 7, keras, loaded in 1.0 s, warmed up in 0.5 s, 2 MiB of host memory"),
         ("ok", "m, signature s: x FP32 [-1, 6] → y BYTES of any shape"),

@@ -261,6 +261,7 @@ class Slots:
 
     ready = False
     serving = False
+    all_failed = False
 
     def report(self) -> dict[str, Any]:
         return {"ready": self.ready}
@@ -298,6 +299,19 @@ def test_a_first_model_that_serves_is_enough_to_announce_readiness(
     announcer = announcer_of(service_manager, Lifecycle(LifecycleState.RUNNING), slots)
     announcer.tick(0.0)
     assert manager.waiting() == [{"READY": "1", "STATUS": "0/4 slots ready"}]
+
+
+def test_that_every_slot_has_failed_is_logged_once_each_time(
+    service_manager: ServiceManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    slots = Slots()
+    announcer = announcer_of(service_manager, Lifecycle(LifecycleState.RUNNING), slots)
+    for now, failed in enumerate([False, True, True, False, True]):
+        slots.all_failed = failed
+        announcer.tick(float(now))
+    assert [record.message for record in caplog.records] == ["every slot has failed"] * 2
+    fields: dict[str, object] = caplog.records[0].__dict__["fields"]
+    assert "with exit_when_failed: true it would exit with code 69" in str(fields["next"])
 
 
 def test_while_nothing_serves_the_start_timeout_is_extended_again_and_again(

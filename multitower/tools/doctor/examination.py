@@ -31,6 +31,7 @@ from multitower.tools.doctor import (
     packages,
     temporary_files,
 )
+from multitower.tools.doctor.consequences import Situation
 from multitower.tools.doctor.findings import Finding, Level
 from multitower.tools.doctor.gpu_driver import Driver
 
@@ -94,6 +95,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     measured: dict[str, tuple[int, int]] = {}
     peaks: dict[str, tuple[int, int]] = {}
     failed: set[str] = set()
+    load_s = {model.name: model.load_timeout or config.load_timeout for model in config.models}
     for loaded in models.load_models(
         loadable,
         import_path=str(config.folder),
@@ -101,17 +103,20 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
         inter_op=placements[0].inter_op_threads if placements else 1,
         max_message_size=config.max_message_size,
         timeout_s=timeout_s,
+        load_s=load_s,
     ):
-        yield from models.findings(loaded, gpus_wanted=gpus_wanted)
+        name = loaded.spec.name
+        situation = Situation.of(name, config, placements, load_s[name])
+        yield from models.findings(loaded, situation, gpus_wanted=gpus_wanted)
         if loaded.report is not None and loaded.report.state == "ready":
             # The versions of a model are loaded one by one, but a worker holds all of them.
-            name, growth = loaded.spec.name, loaded.after_bytes - loaded.before_bytes
+            growth = loaded.after_bytes - loaded.before_bytes
             before, after = measured.get(name, (loaded.before_bytes, loaded.before_bytes))
             measured[name] = before, after + growth
             peak, _ = peaks.get(name, (0, 0))
             peaks[name] = max(peak, loaded.peak_bytes + after - before), loaded.spec.max_batch_size
         else:
-            failed.add(loaded.spec.name)
+            failed.add(name)
     not_loaded = list(dict.fromkeys(spec.name for spec in specs if spec not in loadable))
     if load_models and not can_load:
         yield Finding(models.SECTION, Level.NOTE, temporary_files.NOT_LOADED)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import select
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -27,13 +28,19 @@ from multitower.supervisor.workers.descendants import Descendants
 from multitower.supervisor.workers.output import OutputReader
 from multitower.temporary_folder import temporary_folder
 from multitower.tools import documentation
+from multitower.tools.doctor.consequences import DEFAULT_SITUATION, Situation
 from multitower.tools.doctor.findings import Finding, Level, join_names
 
 SECTION: Final = "models"
 END_S: Final = 10.0
 """Seconds that a worker gets to end by itself."""
 
+STACKS_S: Final = 0.5
+"""Seconds that a worker that takes too long gets to write its stacks."""
+
+_STACK: Final = re.compile(r"\(most recent call first\):$")
 _MAX_LOG_LINES: Final = 3
+_MAX_CALLS: Final = 2
 
 
 @dataclass(kw_only=True, slots=True)
@@ -48,6 +55,11 @@ class LoadedModel:
         after_bytes: resident memory of the process with the model.
         peak_bytes: the most that its resident memory has been, as in the warm-up.
         step: what the process was doing when it ended, without a report.
+        crashed: its own code ended the process; SIGKILL may have come from anybody.
+        timed_out: the model took longer than its `load_timeout`.
+        gave_up: doctor waited no longer, although the daemon would.
+        left_running: the names of processes that the model has started and that run beside it.
+        executing: what it did when its time was over, from its stacks: the innermost call first; None if unknown.
         log_lines: warnings from the worker's log; without a report, the last lines that the worker wrote.
     """
 
@@ -58,6 +70,11 @@ class LoadedModel:
     after_bytes: int = 0
     peak_bytes: int = 0
     step: LoadStep | None = None
+    crashed: bool = False
+    timed_out: bool = False
+    gave_up: bool = False
+    left_running: tuple[str, ...] = ()
+    executing: str | None = None
     log_lines: list[str] = field(default_factory=list)
 
 
@@ -69,6 +86,7 @@ def load_models(
     inter_op: int,
     max_message_size: int,
     timeout_s: float,
+    load_s: Mapping[str, float],
 ) -> Iterator[LoadedModel]:
     """Loads each model once, in a separate process that sees no GPU. Must be called in the main thread.
 
@@ -79,6 +97,7 @@ def load_models(
         inter_op: TensorFlow's inter-op threads, likewise.
         max_message_size: bytes that a request may have, as configured.
         timeout_s: seconds for each model, including the start of its process.
+        load_s: by model name, its `load_timeout` in seconds, which ends the trial earlier if it is shorter.
 
     Raises:
         NoTemporaryFolderError: no folder for temporary files can be written.
@@ -109,7 +128,7 @@ def load_models(
                 import_path=(import_path,),
                 temporary_folder=_make_folder(f"{folder}/tmp-{number}"),
             )
-            yield _load_one(context, descendants, process_spec, assignment, timeout_s)
+            yield _load_one(context, descendants, process_spec, assignment, timeout_s, load_s[spec.name])
 
 
 def _make_folder(path: str) -> str:
@@ -123,6 +142,7 @@ def _load_one(
     process_spec: ProcessSpec,
     assignment: Assignment,
     timeout_s: float,
+    load_s: float,
 ) -> LoadedModel:
     (spec,) = assignment.models
     loaded = LoadedModel(spec=spec)
@@ -137,7 +157,10 @@ def _load_one(
                 loaded.cause = f"no process could be started: {error}"
                 return loaded
             try:
-                has_report = _wait_for_report(process, assignment, loaded, timeout_s)
+                has_report = _wait_for_report(process, assignment, loaded, timeout_s, load_s)
+                if not has_report:
+                    process.dump_stacks()
+                    _has_ended(process, STACKS_S)
             finally:
                 _end(process, loaded, gently=has_report)
         finally:
@@ -146,17 +169,35 @@ def _load_one(
         warnings = [record for record in records if record.levelno >= logging.WARNING]
         loaded.log_lines += list(map(_text, warnings))[:_MAX_LOG_LINES]
     else:
-        loaded.log_lines += _lines_before_crash(list(map(_text, records)))
+        lines = [line for record in records for line in _text(record).splitlines()]
+        loaded.log_lines += _lines_before_stacks(lines)
+        if loaded.timed_out or loaded.gave_up:
+            loaded.executing = _innermost_calls(lines)
     return loaded
 
 
-def _lines_before_crash(lines: Sequence[str]) -> list[str]:
-    """The last lines that a dead worker wrote, up to the first line of the stack dump of a crash."""
-    stacks = (number for number, line in enumerate(lines, 1) if line.startswith("Fatal Python error"))
-    return list(lines[: next(stacks, len(lines))][-_MAX_LOG_LINES:])
+def _lines_before_stacks(lines: Sequence[str]) -> list[str]:
+    """The last lines that a worker wrote, up to the first line of its stacks."""
+    for number, line in enumerate(lines):
+        if line.startswith("Fatal Python error"):
+            return list(lines[: number + 1][-_MAX_LOG_LINES:])
+        if _STACK.search(line):
+            return list(lines[:number][-_MAX_LOG_LINES:])
+    return list(lines[-_MAX_LOG_LINES:])
 
 
-def _wait_for_report(process: ChildProcess, assignment: Assignment, loaded: LoadedModel, timeout_s: float) -> bool:
+def _innermost_calls(lines: Sequence[str]) -> str | None:
+    """What the main thread did, from the stacks that the worker wrote, in which it is the last one."""
+    main = max((number for number, line in enumerate(lines) if _STACK.search(line)), default=None)
+    if main is None:
+        return None
+    calls = [line.strip() for line in lines[main + 1 :] if line.lstrip().startswith("File ")]
+    return ", called from ".join(calls[:_MAX_CALLS]) or None
+
+
+def _wait_for_report(
+    process: ChildProcess, assignment: Assignment, loaded: LoadedModel, timeout_s: float, load_s: float
+) -> bool:
     """Assigns the model to the worker when that is idle, and waits for its report; False if none came."""
     poller = zmq.Poller()
     poller.register(process.connection.socket, zmq.POLLIN)
@@ -171,16 +212,30 @@ def _wait_for_report(process: ChildProcess, assignment: Assignment, loaded: Load
             if report.state == "idle":
                 loaded.before_bytes = _resident_bytes(process.pid)
                 process.connection.send([worker_wire.ASSIGN, assignment.to_json()])
+                loaded.timed_out = time.monotonic() + load_s < deadline
+                deadline = min(deadline, time.monotonic() + load_s)
             elif report.state in ("ready", "failed"):
                 loaded.after_bytes = _resident_bytes(process.pid)
                 loaded.peak_bytes = _peak_resident_bytes(process.pid)
+                loaded.timed_out = False
+                loaded.left_running = _started_by(process.pid)
                 loaded.report = next(iter(report.models), None)
                 loaded.cause = report.cause
                 return True
         if ended:
+            loaded.timed_out = False
             return False  # `_end` sets the cause
-    loaded.cause = f"it was not ready within {timeout_s:g} s"
+    loaded.gave_up = not loaded.timed_out
+    limit = f"{load_s:g} s (load_timeout)" if loaded.timed_out else f"{timeout_s:g} s (--timeout)"
+    loaded.cause = f"it was not ready within {limit}"
     return False
+
+
+def _started_by(pid: int) -> tuple[str, ...]:
+    """The names of the processes that a process has started and that run."""
+    with contextlib.suppress(psutil.Error):
+        return tuple(sorted(child.name() for child in psutil.Process(pid).children(recursive=True)))
+    return ()  # one of them has just ended
 
 
 def _resident_bytes(pid: int) -> int:
@@ -209,6 +264,7 @@ def _end(process: ChildProcess, loaded: LoadedModel, *, gently: bool) -> None:
     loaded.step = None if gently else process.read_step()
     cause = process.reap()
     process.close()
+    loaded.crashed = not gently and cause.crash
     if not gently and loaded.cause is None:
         doing = f" while {loaded.step}" if loaded.step is not None else ""
         loaded.cause = f"its process {cause}{doing}: {cause.advice}"
@@ -248,11 +304,14 @@ def _captured_log() -> Iterator[list[logging.LogRecord]]:
         logger.level, logger.propagate = former
 
 
-def findings(loaded: LoadedModel, *, gpus_wanted: bool = False) -> Iterator[Finding]:
+def findings(
+    loaded: LoadedModel, situation: Situation = DEFAULT_SITUATION, *, gpus_wanted: bool = False
+) -> Iterator[Finding]:
     """Findings about a model.
 
     Args:
         loaded: what loading it on the CPU has shown.
+        situation: what the daemon would do after a failure depends on it.
         gpus_wanted: whether the configuration has workers on GPUs.
     """
     name, report = loaded.spec.name, loaded.report
@@ -270,10 +329,22 @@ def findings(loaded: LoadedModel, *, gpus_wanted: bool = False) -> Iterator[Find
     else:
         cause = (report.cause if report is not None else None) or loaded.cause
         page = documentation.page("Handlers" if loaded.spec.handler is not None else "Models")
-        advice = f"the daemon would show it as failed and serve the others; {page} lists what it can serve"
+        advice = f"{_consequence(loaded, situation)}; {page} lists what it can serve"
         yield Finding(SECTION, Level.PROBLEM, f"{name} cannot be loaded: {cause}", advice)
+    if loaded.executing is not None:
+        yield Finding(SECTION, Level.NOTE, f"{name}: its worker was executing {loaded.executing}")
     for line in loaded.log_lines:
         yield Finding(SECTION, Level.NOTE, f"{name}: its worker logged: {line}")
+
+
+def _consequence(loaded: LoadedModel, situation: Situation) -> str:
+    if loaded.gave_up:
+        return situation.after_giving_up()
+    if loaded.timed_out:
+        return situation.after_load_timeout()
+    if loaded.report is None and loaded.step is not None:
+        return situation.after_death(crashed=loaded.crashed)
+    return situation.after_error()
 
 
 def _report_findings(loaded: LoadedModel, report: ModelReport) -> Iterator[Finding]:
@@ -284,6 +355,10 @@ def _report_findings(loaded: LoadedModel, report: ModelReport) -> Iterator[Findi
     yield Finding(SECTION, Level.OK, f"{name}: {version}{report.platform}, {took}, {grown} of host memory")
     signature = f"{name}, signature {report.signature}" if report.signature else name
     yield Finding(SECTION, Level.OK, f"{signature}: {_describe(report.inputs)} → {_describe(report.outputs)}")
+    if loaded.left_running:
+        text = f"{name} starts processes while it loads, which run beside its worker: {join_names(loaded.left_running)}"
+        advice = "the daemon ends them with the worker, whatever group, session or parent they have"
+        yield Finding(SECTION, Level.NOTE, text, advice)
     yield _batching_finding(loaded.spec, report)
     trusted = loaded.spec.trust_batching
     if report.unverified_because is not None and not trusted:

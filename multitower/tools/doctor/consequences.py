@@ -1,0 +1,78 @@
+"""What the daemon would do with a model that cannot be loaded: `supervisor/workers/load_deaths.py` holds the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Self
+
+from multitower.supervisor.config.config import Config
+from multitower.supervisor.machine.placement import Placement
+from multitower.supervisor.workers.load_deaths import MAX_DEATHS
+
+_OTHERS: Final = "start another worker without it, which serves the other models"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Situation:
+    """What follows from a failure depends on this.
+
+    Attributes:
+        has_others: whether its workers load other models, too.
+        load_s: its `load_timeout` in seconds.
+        max_restarts: `restart.max_restarts`.
+    """
+
+    has_others: bool
+    load_s: float
+    max_restarts: int
+
+    @classmethod
+    def of(cls, name: str, config: Config, placements: Iterable[Placement], load_s: float) -> Self:
+        """The situation of a model.
+
+        Args:
+            name: the model's name.
+            config: the configuration.
+            placements: the slots; none if the devices are not there.
+            load_s: its `load_timeout` in seconds.
+        """
+        together = [slot.models for slot in placements if name in slot.models]
+        together = together or [tuple(model.name for model in config.models)]
+        has_others = any(len(names) > 1 for names in together)
+        return cls(has_others=has_others, load_s=load_s, max_restarts=config.restart.max_restarts)
+
+    def after_error(self) -> str:
+        """What follows if the model raises."""
+        if self.has_others:
+            return "the daemon would show it as failed and serve the others"
+        return "the daemon would show it as failed, and serve nothing on its slots"
+
+    def after_death(self, *, crashed: bool) -> str:
+        """What follows if the model ends the process.
+
+        Args:
+            crashed: its own code did that; SIGKILL may have come from anybody.
+        """
+        if not self.has_others:
+            times = f"{self.max_restarts} times within restart.window (restart.max_restarts)"
+            return f"the daemon would start its worker again, up to {times}, and then show its slot as failed"
+        tries = min(MAX_DEATHS, max(1, self.max_restarts))
+        first = "" if crashed or tries == 1 else "load all once more, and after a second death "
+        if tries - bool(first) == 1:
+            return f"the daemon would {first}{_OTHERS}"
+        return f"the daemon would {first}{_OTHERS}, and try it again beside that one, up to {tries} times in all"
+
+    def after_load_timeout(self) -> str:
+        """What follows if the model takes longer than `load_timeout`."""
+        then = _OTHERS if self.has_others else "show its slot as failed"
+        longer = "if it only needs longer, raise its load_timeout"
+        return f"the daemon would end the worker, {then}, and not try it again by itself; {longer}"
+
+    def after_giving_up(self) -> str:
+        """What follows if doctor waits no longer."""
+        return f"the daemon would wait for up to {self.load_s:g} s (load_timeout); give doctor a longer --timeout"
+
+
+DEFAULT_SITUATION: Final = Situation(has_others=True, load_s=1800.0, max_restarts=5)
+"""That of one of several models with the defaults of the configuration."""
