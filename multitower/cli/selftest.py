@@ -57,6 +57,7 @@ def selftest(devices: str, memory: str, tensorflow: bool, log: Path | None, as_j
     from multitower.tools.selftest.targets import find_targets
 
     size = _parse_memory(memory)
+    _check_log(log)
     try:
         targets, found = find_targets(devices)
     except ConfigError as error:
@@ -79,6 +80,8 @@ def selftest(devices: str, memory: str, tensorflow: bool, log: Path | None, as_j
         click.echo(json.dumps(_to_json(targets, size, report), indent=2))
     else:
         _print_report(report)
+        if report.counts()["failed"] and log is None:
+            click.echo("With --log FILE, the daemon's log tells more.")
     sys.exit(1 if report.counts()["failed"] else Exit.OK)
 
 
@@ -93,6 +96,15 @@ def _parse_memory(text: str) -> int:
         least = format_size(_LEAST_MEMORY)
         raise click.BadParameter(f"{text} is less than {least}, the least", param_hint="'--memory'")
     return size
+
+
+def _check_log(log: Path | None) -> None:
+    if log is None:
+        return
+    try:
+        log.open("ab").close()
+    except OSError as error:
+        raise click.BadParameter(f"{log} cannot be written: {error.strerror}", param_hint="'--log'") from None
 
 
 def _end_on_signals() -> None:

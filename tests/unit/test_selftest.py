@@ -141,6 +141,7 @@ def test_each_worker_of_the_private_daemon_has_a_probe_of_its_own(tmp_path: Path
         (["--memory", "1MiB"], "1MiB is less than 64MiB, the least"),
         (["--devices", "cpu"], "must be all, a list of devices or {cpu: N}"),
         (["--devices", "[]"], "the list is empty"),
+        (["--log", "/nowhere/at/all.log"], "/nowhere/at/all.log cannot be written: No such file or directory"),
     ],
 )
 def test_wrong_options_are_named_before_anything_starts(arguments: list[str], message: str) -> None:

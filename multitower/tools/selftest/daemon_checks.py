@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 
 from multitower.client.threads import Client
+from multitower.errors import MultitowerError
 from multitower.tools.daemon import OwnDaemon
 from multitower.tools.load_generator import LoadGenerator, Outcome
 from multitower.tools.selftest.memory_readings import Reading, mebibytes, memory_left, meter_of
@@ -76,16 +77,20 @@ class Leftovers:
         self._targets = [target for target in targets if not target.on_cpu]
         self._processes: set[psutil.Process] = set()
         self._region_was_used = False
+        self._region_problem: str | None = None
         self._before = self._read_memory(0)
 
     def use_region(self, endpoint: str) -> None:
-        """Sends a request in shared memory from a client of its own, which ends."""
-        with Client(endpoint) as client:
-            client.live()  # a client uses shared memory once the daemon has told that it can
-            array = client.empty((1, _REGION_BYTES), np.uint8)
-            array[...] = 1
-            client.infer(IDLE_MODEL, {"x": array}, timeout=REQUEST_S)
-            self._region_was_used = bool(self._holders())
+        """Sends a request in shared memory from a client of its own, which ends; `check_regions` reports an error."""
+        try:
+            with Client(endpoint) as client:
+                client.live()  # a client uses shared memory once the daemon has told that it can
+                array = client.empty((1, _REGION_BYTES), np.uint8)
+                array[...] = 1
+                client.infer(IDLE_MODEL, {"x": array}, timeout=REQUEST_S)
+                self._region_was_used = bool(self._holders())
+        except MultitowerError as error:
+            self._region_problem = str(error)
 
     def note_processes(self) -> None:
         """Notes the processes below this one: the daemon, its workers, and what they started."""
@@ -93,6 +98,8 @@ class Leftovers:
 
     def check_regions(self, session: Session) -> str:
         """No process holds the memory of a client that has ended, while the daemon runs on."""
+        if self._region_problem is not None:
+            raise CheckFailed(f"the request in shared memory failed: {self._region_problem}")
         if not self._region_was_used:
             raise CheckSkipped(
                 "the daemon could not open the shared memory of a client, and got the tensor as a message"
