@@ -12,7 +12,7 @@ import signal
 import sys
 from typing import Final
 
-from multitower.early_stop import handle_early_stop
+from multitower.early_stop import die_of_ctrl_c, handle_early_stop, raise_on_ctrl_c
 from multitower.exit_codes import Exit
 from multitower.standard_streams import discard_output, open_standard_streams
 from multitower.temporary_folder import NoTemporaryFolderError
@@ -34,6 +34,7 @@ LOST_OUTPUT: Final = frozenset((errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQU
 
 def main() -> None:
     """Runs the command line and ends the process with an exit code of `multitower.exit_codes`."""
+    die_of_ctrl_c()
     open_standard_streams()
     handle_early_stop()
     for stream in (sys.stdout, sys.stderr):
@@ -71,6 +72,7 @@ def _run() -> int:
 
     from multitower.cli.commands import multitower
 
+    raise_on_ctrl_c()
     try:
         # Not standalone: click would print "Aborted!" for Ctrl-C, and use another exit code than shells do.
         result = multitower.main(prog_name="multitower", standalone_mode=False)
@@ -79,4 +81,6 @@ def _run() -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
+    finally:
+        die_of_ctrl_c()  # what is left is the end of the interpreter
     return result if isinstance(result, int) else Exit.OK

@@ -169,3 +169,40 @@ def test_ctrl_c_ends_the_command_quietly(tmp_path: Path) -> None:
         process.wait()
     assert process.returncode == 128 + signal.SIGINT
     assert errors.strip() == b""
+
+
+@pytest.mark.parametrize(
+    ("way", "module", "command"),
+    [
+        *((way, "click", "--help") for way in WAYS.values()),
+        (WAYS["python -m multitower"], "zmq", "status"),
+        (WAYS["python -m multitower"], "numpy", "infer m"),
+    ],
+)
+def test_ctrl_c_during_an_import_ends_the_command_quietly(
+    way: list[str], module: str, command: str, tmp_path: Path
+) -> None:
+    # Found before the installed one.
+    (tmp_path / f"{module}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [*way, *command.split()],
+        capture_output=True,
+        text=True,
+        timeout=STEP_S,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))},
+    )
+    # Killed by the signal, or with the exit code that shells report for that.
+    assert done.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert (done.stdout, done.stderr.strip()) == ("", "")
+
+
+def test_ctrl_c_stays_ignored_in_the_background(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)\n")
+    done = subprocess.run(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-m", "multitower", "--help"],
+        timeout=STEP_S,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))},
+    )
+    assert done.returncode == 7
