@@ -187,6 +187,7 @@ def bench(**given: Any) -> None:
                 raise
             click.echo(NO_MATPLOTLIB, err=True)
             sys.exit(Exit.UNAVAILABLE)
+    _check_files(given)
     objective = Objective(given["slo"], given["slo_percentile"]) if given["slo"] is not None else None
     run = BenchRun(_options(given), lambda line: click.echo(line, err=True))
     # A signal ends the bench by SystemExit, so that its daemon and client processes are ended first.
@@ -220,6 +221,19 @@ def _check_options(given: Mapping[str, Any]) -> None:
         )
     if any(math.isnan(given[name]) for name in ("seconds", "warmup", "timeout", "slo_percentile")):
         raise click.UsageError("nan is not a number of seconds or a percentile")
+
+
+def _check_files(given: Mapping[str, Any]) -> None:
+    """Ends the command if the files that it is to write cannot be written: before minutes of load, not after them."""
+    from multitower.tools.replaced_file import check_replaceable
+
+    for name in ("json_file", "plot_file"):
+        if given[name] is not None:
+            try:
+                check_replaceable(given[name])
+            except OSError as error:
+                click.echo(f"multitower: {given[name]}: {error.strerror}", err=True)
+                sys.exit(1)
 
 
 def _options(given: Mapping[str, Any]) -> Options:

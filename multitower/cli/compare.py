@@ -19,6 +19,9 @@ CPU_DEVICES: Final = 2
 """Logical CPU devices on a machine without several GPUs, unless --devices sets another number."""
 
 
+_GRAPH_OPTIONS: Final = {"--graph-input": "inputs", "--graph-output": "outputs"}
+
+
 @click.command()
 @click.argument("model", type=click.Path(exists=True, path_type=Path))
 @click.option(
@@ -78,6 +81,7 @@ def compare(model: Path, **given: Any) -> None:
     used_gpus = gpus[:count] if len(gpus) > 1 else ()
     devices = used_gpus or tuple(f"cpu:{number}" for number in range(count))
     plan = _plan(model, devices, given)
+    _check_graph_tensors(model, given)
 
     def print_progress(text: str) -> None:
         if not given["as_json"]:
@@ -102,6 +106,23 @@ def compare(model: Path, **given: Any) -> None:
             click.echo(note)
     failed = [way for way in ways if way.not_run is not None and way.not_run != sessions.NO_GPU]
     sys.exit(1 if failed else Exit.OK)
+
+
+def _check_graph_tensors(model: Path, given: dict[str, Any]) -> None:
+    """Rejects a frozen graph without the names of its tensors, and such names for another model."""
+    from multitower.format_registry import recognize
+
+    is_graph = recognize(model).names_tensors
+    missing = [option for option, side in _GRAPH_OPTIONS.items() if is_graph and not given[side]]
+    if missing:
+        raise click.UsageError(
+            f"{model} is a frozen graph, which does not name its inputs and outputs: give {' and '.join(missing)}, as "
+            "in --graph-input x=x:0 --graph-output y=softmax:0; the page 'Frozen graphs' of multitower's documentation "
+            "shows how to find the tensors"
+        )
+    for option, side in _GRAPH_OPTIONS.items():
+        if given[side] and not is_graph:
+            raise click.UsageError(f"{option} is for frozen graphs; {model} names its inputs and outputs itself")
 
 
 def _plan(model: Path, devices: tuple[str, ...], given: dict[str, Any]) -> Plan:

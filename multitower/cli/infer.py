@@ -34,6 +34,14 @@ if TYPE_CHECKING:
     "--version-label", default="", metavar="LABEL", help="Label from the model's version_labels, instead of a version."
 )
 @click.option("--signature", default="", metavar="NAME", help="Signature of the model.  [default: its default one]")
+@click.option(
+    "--nan",
+    type=click.Choice(["null", "string", "literal"]),
+    default="null",
+    show_default=True,
+    help="Write NaN and infinities, which JSON has no numbers for, as null, as strings ('NaN', 'Infinity'), or "
+    "without quotes, which is not JSON.",
+)
 @asks_daemon
 def infer(
     client: Client,
@@ -45,6 +53,7 @@ def infer(
     model_version: str,
     version_label: str,
     signature: str,
+    nan: str,
 ) -> int:
     """Send MODEL one request, and print its outputs as JSON.
 
@@ -60,6 +69,9 @@ def infer(
 
     if output is not None and output.suffix not in (".npz", ".json"):
         raise click.BadParameter("the file's name must end in .npz or .json", param_hint="'--output'")
+    if output is not None:
+        tensor_files.check_output(output)
+    non_finite = tensor_files.NonFinite(nan)
     metadata = client.metadata(model, model_version, version_label=version_label)
     # The daemon refuses a signature that does not exist.
     declaring = metadata.get("signatures", {}).get(signature, metadata)
@@ -74,7 +86,7 @@ def infer(
         signature=signature,
     )
     if output is not None:
-        tensor_files.save_outputs(output, outputs)
+        tensor_files.save_outputs(output, outputs, non_finite)
     else:
-        click.echo(tensor_files.to_json(outputs))
+        click.echo(tensor_files.to_json(outputs, non_finite))
     return Exit.OK

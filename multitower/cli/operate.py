@@ -35,6 +35,8 @@ def reload(client: Client) -> int:
     reply = _order(client, wire.RELOAD, {})
     changes = [f"{word} {_join(reply[key])}" for key, word in _CHANGES.items() if reply[key]]
     click.echo(f"reloaded; slots {'; '.join(changes)}" if changes else "reloaded; no slot had to change")
+    for key in reply.get("at_next_start", ()):
+        click.echo(f"{key} applies to workers that start from now on; `multitower restart SLOT` starts one")
     return Exit.OK
 
 

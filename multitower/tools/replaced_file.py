@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+
+def check_replaceable(path: Path) -> None:
+    """Checks that `replaced_file` can write a file; the file stays as it is, and none is left.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: it is a folder, its folder does not exist, or no file can be made there.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        return  # a pipe or a terminal
+    try:
+        tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:64]}.").close()
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager

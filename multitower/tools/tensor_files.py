@@ -9,6 +9,7 @@ import math
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from multitower import tensors
 from multitower.errors import MultitowerError
 from multitower.tools.errors import ToolError
-from multitower.tools.replaced_file import replaced_file
+from multitower.tools.replaced_file import check_replaceable, replaced_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -148,24 +149,51 @@ def _convert(name: str, array: Array, datatype: str | None) -> Array:
     return converted
 
 
-def to_json(outputs: Mapping[str, Array]) -> str:
+class NonFinite(StrEnum):
+    """How NaN and infinities are written, for which JSON has no numbers."""
+
+    NULL = "null"
+    STRING = "string"  # "NaN", "Infinity", "-Infinity"
+    LITERAL = "literal"  # the same without quotes, which Python and TensorFlow Serving read; not JSON
+
+
+def to_json(outputs: Mapping[str, Array], non_finite: NonFinite = NonFinite.NULL) -> str:
     """The outputs as one line of JSON: nested lists by name.
 
-    Elements of BYTES are strings, or `{"b64": …}` if they are not UTF-8; complex numbers are `[real, imaginary]`. NaN
-    and infinities become `NaN` and `Infinity`, which Python and TensorFlow Serving accept, but strict JSON does not.
+    Elements of BYTES are strings, or `{"b64": …}` if they are not UTF-8; complex numbers are `[real, imaginary]`.
+
+    Args:
+        outputs: arrays by name.
+        non_finite: how NaN and infinities are written.
     """
-    return json.dumps({name: _to_lists(array) for name, array in outputs.items()}, ensure_ascii=False)
+    lists = {name: _to_lists(array, non_finite) for name, array in outputs.items()}
+    return json.dumps(lists, ensure_ascii=False, allow_nan=non_finite is NonFinite.LITERAL)
 
 
-def _to_lists(array: Array) -> Any:
+def _to_lists(array: Array, non_finite: NonFinite) -> Any:
     if array.dtype == object:
         return _to_text(array.tolist())
     if array.dtype.kind == "c":
-        return _to_lists(np.stack([array.real, array.imag], axis=-1))
-    if array.dtype.kind in "biu" or array.dtype.itemsize == 8:
+        return _to_lists(np.stack([array.real, array.imag], axis=-1), non_finite)
+    if array.dtype.kind in "biu":
         return array.tolist()
-    # The shortest digits that give the same float32 or float16 again: 0.1, not 0.10000000149011612.
-    return np.array([float(str(value)) for value in array.ravel()]).reshape(array.shape).tolist()
+    if array.dtype.itemsize == 8:
+        lists = array.tolist()
+    else:
+        # The shortest digits that give the same float32 or float16 again: 0.1, not 0.10000000149011612.
+        lists = np.array([float(str(value)) for value in array.ravel()]).reshape(array.shape).tolist()
+    if non_finite is NonFinite.LITERAL or np.isfinite(array.astype(np.float64)).all():
+        return lists
+    return _without_non_finite(lists, non_finite)
+
+
+def _without_non_finite(value: Any, non_finite: NonFinite) -> Any:
+    if isinstance(value, list):
+        return [_without_non_finite(item, non_finite) for item in value]
+    if math.isfinite(value):
+        return value
+    # As json.dumps writes it, which is also the protocol buffers' JSON.
+    return json.dumps(value) if non_finite is NonFinite.STRING else None
 
 
 def _to_text(value: Any) -> Any:
@@ -177,8 +205,25 @@ def _to_text(value: Any) -> Any:
         return {BASE64: base64.b64encode(value).decode()}
 
 
-def save_outputs(path: Path, outputs: Mapping[str, Array]) -> None:
+def check_output(path: Path) -> None:
+    """Checks that outputs can be written to a file, before the work that makes them.
+
+    Raises:
+        TensorFileError: they cannot.
+    """
+    try:
+        check_replaceable(path)
+    except OSError as error:
+        raise TensorFileError(f"{path}: {error.strerror}") from None
+
+
+def save_outputs(path: Path, outputs: Mapping[str, Array], non_finite: NonFinite = NonFinite.NULL) -> None:
     """Writes the outputs to an .npz file that numpy reads without pickle, or to a .json file.
+
+    Args:
+        path: the file.
+        outputs: arrays by name.
+        non_finite: how NaN and infinities are written as JSON.
 
     Raises:
         TensorFileError: the file cannot be written, or its format cannot hold an output.
@@ -186,7 +231,7 @@ def save_outputs(path: Path, outputs: Mapping[str, Array]) -> None:
     try:
         if path.suffix == ".json":
             with replaced_file(path) as output:
-                output.write(f"{to_json(outputs)}\n".encode())
+                output.write(f"{to_json(outputs, non_finite)}\n".encode())
             return
         arrays = {name: _without_objects(name, array) for name, array in outputs.items()}
         # Like numpy.savez, but for any name: an output may be called `file`.

@@ -46,7 +46,8 @@ class Reload:
         order: the order that asked for it; a step that raises ends the order, and withdraws what has not begun.
         old: the settings in force.
         new: the settings to apply.
-        done: called at the end with the slots that were `renewed`, `added` and `removed`, and with None, or with why
+        done: called at the end with the slots that were `renewed`, `added` and `removed`, with the keys that apply
+            `at_next_start` of a worker if there are any, and with None, or with why
             the reload ended early.
         why: the reason, for the log.
         model: the name of the only model that differs, where slots must not change otherwise; None for all models.
@@ -187,14 +188,22 @@ class Reload:
             changed_models = [spec.name for spec in new.worker_settings.models if spec not in known]
             self._router.scheduler.reset_crash_count([*changed_models, *([self._model] if self._model else [])])
             new.warn_about_missing_versions()
-        changed = {
+        changed: dict[str, Any] = {
             "renewed": self._replaced,
             "added": [placement.slot for placement in self._new_placements] if error is None else [],
             "removed": self._removed,
         }
+        if error is None and self._keeps_heartbeat():
+            changed["at_next_start"] = ["heartbeat"]
         level = logging.INFO if error is None else logging.ERROR
         event(log, level, "reloaded" if error is None else "reload ended early", **changed, cause=error)
         self._done(changed, error)
+
+    def _keeps_heartbeat(self) -> bool:
+        """Whether a worker keeps its former interval of heartbeats: only a process that starts learns it."""
+        if self._old.config.heartbeat == self._new.config.heartbeat:
+            return False
+        return any(slot.process is not None and slot.number not in self._replaced for slot in self._manager.slots)
 
     def _abandon(self, end: Callable[[], None]) -> None:
         """After a defect: withdraws what has not begun, goes back to the settings in force, and calls `end`.

@@ -36,7 +36,7 @@ class Script:
             return fake_daemon.ok(request.id, {"daemon": {"control": self.control}})
         if request.kind in (wire.RELOAD, wire.LOAD):
             self.orders.append(request.json)
-            reply = {"renewed": [], "added": [], "removed": [], "slots": [0]}
+            reply = {"renewed": [], "added": [], "removed": [], "slots": [0], "at_next_start": ["heartbeat"]}
             return fake_daemon.ok(request.id, reply) if self.answers else None
         return None
 
@@ -73,6 +73,15 @@ def test_an_order_over_its_time_says_that_it_goes_on(order: list[str], script: S
     assert err.count("\n") == 1
     assert "the order was not carried out within 0.5 s (--timeout); the daemon goes on with it" in err
     assert len(script.orders) == 1
+
+
+def test_a_reload_names_the_keys_that_running_workers_do_not_have_yet(script: Script) -> None:
+    code, out, err = multitower("reload")
+    assert (code, err) == (Exit.OK, "")
+    assert out.splitlines() == [
+        "reloaded; no slot had to change",
+        "heartbeat applies to workers that start from now on; `multitower restart SLOT` starts one",
+    ]
 
 
 def test_a_control_endpoint_of_another_machine_is_explained(script: Script, tmp_path: Path) -> None:

@@ -426,12 +426,15 @@ OUTPUTS = {
 }
 
 
+def _not_json(literal: str) -> None:
+    raise AssertionError(f"{literal} is not JSON")
+
+
 def test_outputs_are_printed_as_json(script: Script) -> None:
     script.answer = OUTPUTS
     code, out, err = multitower("infer", "digits", stdin=b'{"n": [1]}')
     assert (code, err, out.count("\n")) == (Exit.OK, "", 1)
-    answer = json.loads(out)
-    assert np.isnan(answer["infinite"].pop())
+    answer = json.loads(out, parse_constant=_not_json)
     assert answer == {
         "scores": [[0.1, 1e-7]],
         "half": 0.1,
@@ -439,9 +442,43 @@ def test_outputs_are_printed_as_json(script: Script) -> None:
         "label": ["grün", {"b64": "/w=="}],
         "wave": [[1.0, 2.0]],
         "yes": [True],
-        "infinite": [np.inf],
+        "infinite": [None, None],
         "file": [1],
     }
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.complex64], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize(
+    ("nan", "words"),
+    [
+        ("null", "null, null, null, 1.5"),
+        ("string", '"NaN", "Infinity", "-Infinity", 1.5'),
+        ("literal", "NaN, Infinity, -Infinity, 1.5"),
+    ],
+)
+def test_nan_and_infinities_are_written_as_asked_for(
+    nan: str, words: str, dtype: type[np.generic], folder: Path, script: Script
+) -> None:
+    values = [np.nan, np.inf, -np.inf, 1.5]
+    script.answer = {"y": np.array(values, dtype)}
+    shown = f"[{words}]"
+    if dtype is np.complex64:
+        shown = "[" + ", ".join(f"[{word}, 0.0]" for word in words.split(", ")) + "]"
+    arguments = ("infer", "digits", "--nan", nan)
+    assert multitower(*arguments, stdin=b'{"n": [1]}') == (Exit.OK, f'{{"y": {shown}}}\n', "")
+    assert multitower(*arguments, "--output", "y.json", stdin=b'{"n": [1]}')[0] == Exit.OK
+    assert (folder / "y.json").read_text() == f'{{"y": {shown}}}\n'
+
+
+@pytest.mark.parametrize(("name", "words"), [("no/such/y.npz", "No such file"), ("y.npz", "Is a directory")])
+def test_a_file_that_cannot_be_written_is_found_before_the_request(
+    name: str, words: str, folder: Path, script: Script
+) -> None:
+    (folder / "y.npz").mkdir()
+    code, out, err = multitower("infer", "digits", "--output", name, stdin=b'{"n": [1]}')
+    assert (code, out) == (1, "")
+    assert f"{name}: {words}" in err
+    assert script.asked == []
 
 
 def test_outputs_are_written_to_files(folder: Path, script: Script) -> None:

@@ -115,3 +115,27 @@ def test_wrong_arguments_are_refused_before_anything_starts(arguments: tuple[str
     result = CliRunner().invoke(multitower, ["compare", *arguments])
     assert result.exit_code == 2
     assert words in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ((), "give --graph-input and --graph-output, as in --graph-input x=x:0 --graph-output y=softmax:0"),
+        (("--graph-input", "x=x:0"), "give --graph-output, as in"),
+    ],
+)
+@pytest.mark.parametrize("name", ["frozen.pb", "frozen.pbtxt"])
+def test_a_frozen_graph_without_names_is_asked_for_them(
+    name: str, options: tuple[str, ...], asked: str, tmp_path: Path
+) -> None:
+    graph = tmp_path / name
+    graph.touch()
+    result = CliRunner().invoke(multitower, ["compare", str(graph), "--cpu", *options])
+    assert result.exit_code == 2
+    assert asked in " ".join(result.output.split())
+
+
+def test_names_of_tensors_are_refused_for_a_saved_model(tmp_path: Path) -> None:
+    result = CliRunner().invoke(multitower, ["compare", str(tmp_path), "--cpu", "--graph-output", "y=y:0"])
+    assert result.exit_code == 2
+    assert "--graph-output is for frozen graphs" in " ".join(result.output.split())

@@ -112,6 +112,19 @@ def test_a_load_applies_only_the_section_of_its_model(daemon: DaemonScene) -> No
     assert daemon.specs(0) == [("m", 2), ("n", 2)]
 
 
+def test_a_reload_reports_a_heartbeat_that_running_workers_do_not_have_yet(daemon: DaemonScene) -> None:
+    daemon.configure(more="heartbeat: 2s")
+    answer = daemon.carry_out("reload")
+    assert answer == {"renewed": [], "added": [], "removed": [], "at_next_start": ["heartbeat"]}
+    assert daemon.operations.context.manager.settings.heartbeat_s == 2.0
+    assert daemon.carry_out("reload") == {"renewed": [], "added": [], "removed": []}
+
+
+def test_a_changed_heartbeat_applies_where_all_workers_are_replaced(daemon: DaemonScene) -> None:
+    daemon.configure(m=2, n=2, more="heartbeat: 2s")
+    assert daemon.carry_out("reload") == {"renewed": [0, 1], "added": [], "removed": []}
+
+
 @pytest.mark.parametrize(
     "mistake",
     [
