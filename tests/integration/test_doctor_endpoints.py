@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from pathlib import Path
 
 import pytest
+import without_privileges
 from running import Running
 
+from multitower.client import connect_errors
 from multitower.supervisor.loop.runtime_dir import SUBFOLDER, FileLock
 from multitower.tools.doctor import endpoints
 from multitower.tools.doctor.findings import Finding, Level
@@ -43,6 +46,32 @@ def test_free_endpoints_are_ok_and_stay_free(tmp_socket: str) -> None:
     assert list(Path(tmp_socket.removeprefix("ipc://")).parent.iterdir()) == []
     with socket.create_server(("127.0.0.1", port)):
         pass
+
+
+def test_a_free_socket_is_reported_with_who_can_connect(tmp_socket: str, short: Path) -> None:
+    user = connect_errors.user_name(os.geteuid())
+    short.chmod(0o700)
+    assert finding_of(tmp_socket).text.endswith(f"only {user} can connect: the folder {short} has mode 0700")
+    short.chmod(0o755)
+    group = connect_errors.group_name(os.getegid())
+    assert finding_of(tmp_socket).text.endswith(f"with this user {user} and group {group} can connect (mode 0660)")
+
+
+AS_ANOTHER_USER = """
+import sys
+from multitower.tools.doctor import endpoints
+found, _ = endpoints.findings([sys.argv[1]], None)
+print(found.level.name, found.text, found.advice)
+"""
+
+
+def test_a_socket_of_another_user_is_not_called_another_process(tmp_socket: str, short: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(short / "front.sock"))
+        server.listen(4)
+        without_privileges.give_away(short / "front.sock", 0o660)
+        done = without_privileges.run(["-c", AS_ANOTHER_USER, tmp_socket])
+    assert done.stdout.startswith(f"WARNING {tmp_socket} belongs to another user no permission to connect to")
 
 
 def test_a_port_in_use_is_a_problem() -> None:

@@ -6,10 +6,12 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from multitower.client.connect_errors import group_name, user_name
 from multitower.client.threads import Client
 from multitower.errors import CONNECT_ERROR, ConnectError, MultitowerError
 from multitower.supervisor.loop.runtime_dir import (
@@ -21,6 +23,7 @@ from multitower.supervisor.loop.runtime_dir import (
     temporary_base,
 )
 from multitower.supervisor.routing.front_socket import IPC
+from multitower.supervisor.routing.listener import SOCKET_MODE
 from multitower.temporary_folder import NoTemporaryFolderError
 from multitower.tools.doctor.findings import Finding, Level
 
@@ -48,10 +51,25 @@ def _ipc_finding(endpoint: str) -> Finding:
         return Finding(SECTION, Level.PROBLEM, f"{endpoint}: the folder {folder} cannot be written", advice)
     if path.exists() and not path.is_socket():
         return Finding(SECTION, Level.PROBLEM, f"{endpoint}: {path} is a file, not a socket", "remove or rename it")
-    if _is_locked(path.with_name(path.name + ".lock")) or is_listened_to(path):
+    # Whether a process listens on a socket of another user cannot be found out.
+    closed = path.exists() and not os.access(path, os.W_OK)
+    if closed or _is_locked(path.with_name(path.name + ".lock")) or is_listened_to(path):
         return _taken_finding(endpoint)
     length = len(os.fsencode(path))
-    return Finding(SECTION, Level.OK, f"{endpoint} is free ({length} of {MAX_IPC_PATH} bytes of path)")
+    text = f"{endpoint} is free ({length} of {MAX_IPC_PATH} bytes of path); {_who_can_connect(folder)}"
+    return Finding(SECTION, Level.OK, text)
+
+
+def _who_can_connect(folder: Path) -> str:
+    """Which users the socket will admit, if the daemon runs as this process does."""
+    user, status = user_name(os.geteuid()), folder.stat()
+    # In a folder with the set-group-ID bit, files get the group of the folder.
+    group = status.st_gid if status.st_mode & stat.S_ISGID else os.getegid()
+    passes = stat.S_IXOTH | (stat.S_IXGRP if status.st_gid == group else 0)
+    if not status.st_mode & passes:
+        mode = stat.S_IMODE(status.st_mode)
+        return f"with this user only {user} can connect: the folder {folder} has mode {mode:04o}"
+    return f"with this user {user} and group {group_name(group)} can connect (mode {SOCKET_MODE:04o})"
 
 
 def _creation_advice(folder: Path) -> str:
@@ -109,7 +127,7 @@ def _taken_finding(endpoint: str) -> Finding:
         advice = "`multitower reload` applies a changed configuration to it; a second daemon needs other endpoints"
         return Finding(SECTION, Level.WARNING, f"{endpoint}: a daemon is running there", advice)
     if error.details.get(CONNECT_ERROR) == ConnectError.PERMISSION_DENIED:
-        return Finding(SECTION, Level.WARNING, f"{endpoint} is in use, and was not examined", error.message)
+        return Finding(SECTION, Level.WARNING, f"{endpoint} belongs to another user", error.message)
     advice = "end that process (ss -ltnpx lists it), or configure another endpoint"
     return Finding(SECTION, Level.PROBLEM, f"{endpoint} is used by another process", advice)
 
