@@ -138,7 +138,7 @@ def _explain_control(error: Unavailable, endpoint: str) -> Unavailable:
 
     kind = error.details.get(CONNECT_ERROR)
     if kind == ConnectError.PERMISSION_DENIED:
-        advice = "orders are given by the daemon's own user or root: sudo -u USER multitower …"
+        advice = "orders are given by the daemon's own user or root: sudo -u USER …"
     elif kind == ConnectError.NO_SUCH_FILE:
         advice = f"orders are given on the machine, and in the container, where the daemon at {endpoint} runs"
     else:

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 from fake_daemon import FakeDaemon, Received
 
-from multitower import wire
-from multitower.cli import commands
+from multitower import Reason, Unavailable, wire
+from multitower.cli import commands, operate
 from multitower.exit_codes import Exit
 
 
@@ -89,3 +89,13 @@ def test_a_control_endpoint_of_another_machine_is_explained(script: Script, tmp_
     code, _, err = multitower("reload", "--timeout", "0.5")
     assert code == Exit.UNAVAILABLE
     assert "orders are given on the machine, and in the container, where the daemon at ipc://" in err
+
+
+def test_an_order_without_permission_says_who_may_give_orders() -> None:
+    message = "no permission to connect to ipc:///r/control.sock: the folder /r belongs to user a; only a is admitted"
+    denied = Unavailable(Reason.NOT_LISTENING, message, {"connect_error": "permission_denied"})
+    told = operate._explain_control(denied, "tcp://127.0.0.1:5555")
+    assert told.message.endswith("belongs to user a; orders are given by the daemon's own user or root: sudo -u USER …")
+    assert told.details == denied.details
+    lost = Unavailable(Reason.CONNECTION_LOST, "lost")
+    assert operate._explain_control(lost, "tcp://127.0.0.1:5555") is lost
