@@ -155,6 +155,11 @@ class Assignment(_Json):
     max_message_size: int | None = None
     models: tuple[ModelSpec, ...] = ()
 
+    @property
+    def title(self) -> str:
+        """The title of the process, as `ps` shows it."""
+        return f"worker {self.slot} {','.join(self.devices)}"
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Reads what `dataclasses.asdict` and JSON made of an assignment."""

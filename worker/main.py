@@ -18,6 +18,7 @@ import zmq
 
 from multitower import frames, worker_wire
 from multitower.import_path import put_last
+from multitower.process_title import set_title
 from multitower.spec import NO_SOCKET, UNREADABLE_MESSAGE, Assignment, ModelReport, ProcessSpec, WorkerReport
 
 from . import records
@@ -123,6 +124,8 @@ class _Worker:
         assignment = spec.assignment or self._wait_for_assignment()
         if assignment is None:
             return
+        if spec.assignment is None:
+            set_title(assignment.title)
         os.environ.update(assignment.environment)
         self._report("loading")
         _bind_to_cores(assignment.cores)

@@ -24,6 +24,7 @@ SERVER_PACKAGES: Final = {
     "pynvml": "nvidia-ml-py",
     "rich": "rich",
     "ruamel": "ruamel.yaml",
+    "setproctitle": "setproctitle",
 }
 """The packages that the command line needs beyond the client's: the name in imports, and the name for pip."""
 

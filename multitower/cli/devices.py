@@ -91,5 +91,4 @@ def _print_gpus(gpus: Sequence[Device]) -> None:
         if with_cores:
             cells += [gpu.numa_node, format_core_list(gpu.cores or ()) or None]
         rows.append(cells)
-    # Not wrapped to the terminal's width: users copy UUIDs from here.
-    print_table(headings, rows, wrap=False)
+    print_table(headings, rows)

@@ -32,6 +32,10 @@ def serve(config: Path, overrides: tuple[str, ...], log_format: str, log_level: 
     endpoint, or CONFIG or the runtime folder cannot be used now (permissions, a full disk), 78 when the configuration
     is wrong, 130 after a second signal.
     """
+    from multitower.process_title import set_title
+
+    set_title(f"supervisor {config}")
+
     from multitower.exit_codes import Exit
     from multitower.supervisor.config.config import Config, load, load_model
     from multitower.supervisor.config.source import ConfigError

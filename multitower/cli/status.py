@@ -47,8 +47,7 @@ def _check_interval(context: click.Context, parameter: click.Parameter, seconds:
 def status(client: Client, as_json: bool, wide: bool, interval: float | None) -> int:
     """Show the daemon, its slots and its models.
 
-    On a narrow terminal some columns stand below each row. Where the output is no terminal, each row is one line,
-    unless COLUMNS is set.
+    On a narrow terminal some columns stand below each row. Where the output is no terminal, each row is one line.
 
     Exit codes: 0 when every slot that has a model is ready, and after --watch; 1 when every model is served, but a slot
     is not ready; 69 when a model has no ready worker and is not unloaded, when the daemon is stopping, or when no

@@ -16,16 +16,15 @@ _STATE_STYLES: Final = {"ready": "good", "running": "good", "failed": "bad", "st
 _OTHER_STYLE: Final = "attention"
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, wrap: bool = True) -> None:
-    """Prints a table, and an empty line.
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Prints a table, and an empty line. Columns that do not fit the terminal stand below their rows.
 
     Args:
         headings: one for each column; `>` before a heading aligns its column to the right.
         rows: the cells of each row. None is shown as `-`; text is never read as markup.
-        wrap: put columns below their rows where the terminal is too narrow. Otherwise a wide table exceeds its width.
     """
     columns = [Column(heading.removeprefix(">"), right=heading.startswith(">")) for heading in headings]
-    lines = lay_out(columns, [[cell(value) for value in row] for row in rows], terminal_width() if wrap else None)
+    lines = lay_out(columns, [[cell(value) for value in row] for row in rows], terminal_width())
     print_lines([*lines, []])
 
 
@@ -43,17 +42,19 @@ def cell(value: object) -> Cell | None:
 
 
 def terminal_width() -> int | None:
-    """The columns of the terminal: `COLUMNS` where it is set, else those of standard output.
+    """The columns of the terminal that standard output is, or `COLUMNS` if that is set.
 
     Returns:
         None where standard output is no terminal: lines that are not wrapped are easier to search.
     """
+    if not sys.stdout.isatty():
+        return None
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or None
-    except (OSError, ValueError):  # no terminal, or no descriptor
+    except OSError:
         return None
 
 

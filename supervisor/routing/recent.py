@@ -17,6 +17,14 @@ WINDOW_S: Final = 60.0
 STEP_S: Final = 5.0
 """Seconds between two copies of the counts."""
 
+MAX_KEYS: Final = 64
+"""Keys that are counted by themselves; further ones count as `OTHER`. The protocol has fewer reasons."""
+
+MAX_KEY: Final = 64
+"""Characters of such a key."""
+
+OTHER: Final = "other"
+
 _UNIT_SHIFT: Final = 10
 """A histogram counts in units of 1024 ns."""
 
@@ -44,8 +52,12 @@ class RecentCounts:
         self._copy_at = -math.inf
 
     def add(self, key: str) -> None:
-        """Counts one more."""
-        self.total[key] = self.total.get(key, 0) + 1
+        """Counts one more. Handlers choose the reasons of their errors, so their number and length are bounded."""
+        count = self.total.get(key, 0)
+        if not count and (len(self.total) >= MAX_KEYS or len(key) > MAX_KEY):
+            key = OTHER
+            count = self.total.get(key, 0)
+        self.total[key] = count + 1
 
     def tick(self, now: float) -> None:
         """Copies the counts every `STEP_S` seconds where they have changed; call it more often.

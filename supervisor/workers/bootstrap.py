@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from typing import TextIO
 
 from multitower.import_path import restore_environment
+from multitower.process_title import set_title
 from multitower.spec import ProcessSpec
 from multitower.standard_streams import open_standard_streams
 
@@ -56,9 +57,10 @@ def run_worker(spec_json: str, death: Connection, output: Connection, heartbeat:
     # schedules each session as one task beside the others (`autogroup` in sched(7)), at the cost of throughput.
     os.setpgid(0, 0)
     _leave_terminal()
+    spec = ProcessSpec.from_json(spec_json)
+    set_title("spare" if spec.assignment is None else spec.assignment.title)
     restore_environment()
     _set_origin()
-    spec = ProcessSpec.from_json(spec_json)
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # The parent blocks them while it spawns, so that none arrives before they are ignored.

@@ -11,6 +11,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
+from multitower.process_title import extension_path
+
 from ..loop.log import event
 from . import guardian_process
 from .bootstrap import ORIGIN
@@ -41,7 +43,7 @@ class Guardian:
     """
 
     def __init__(self, origin: str, control_group: Path | None = None) -> None:
-        self._arguments = [origin] if control_group is None else [origin, str(control_group)]
+        self._arguments = [origin, str(control_group or ""), extension_path() or ""]
         self._workers: set[int] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._descriptor = -1

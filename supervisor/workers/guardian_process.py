@@ -1,12 +1,13 @@
 """The guardian: kills what workers started when the daemon has ended and could not do it, as after a SIGKILL.
 
-    python -I -S guardian_process.py ORIGIN [CONTROL_GROUP]
+    python -I -S guardian_process.py ORIGIN [CONTROL_GROUP [EXTENSION]]
 
 The daemon holds the other end of stdin and writes a line for each worker that starts (`+PID`) and that has ended
 (`-PID`). At the end of stdin the daemon is gone. Then the guardian kills every process that is in the process group of
 a worker that had not ended, or whose environment has an entry that begins with ORIGIN, a `NAME=VALUE`. It looks again
 until there is none left, for at most `SWEEP_S` seconds, and ends. If workers have control groups, it also kills all
-that is in CONTROL_GROUP, the folder of the group that contains theirs, and removes that.
+that is in CONTROL_GROUP, the folder of the group that contains theirs, and removes that. EXTENSION is the path of the
+extension of the package setproctitle, which sets the process's title. Either may be "".
 
 This file runs alone, and imports as little as possible: the guardian runs as long as the daemon. The daemon imports the
 functions that read /proc and kill.
@@ -171,10 +172,31 @@ def read_groups(descriptor: int) -> set[int]:
     return groups
 
 
+def _set_title(title: str, extension: str) -> None:
+    """Sets what `ps` shows in place of the command line, as `multitower/process_title.py` does.
+
+    Args:
+        title: the title.
+        extension: the path of the extension of the package setproctitle.
+    """
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    os.environ["SPT_NOENV"] = "1"
+    try:
+        spec = spec_from_file_location("setproctitle._setproctitle", extension)
+        if spec is not None:
+            module_from_spec(spec).setproctitle(title)
+    except ImportError:
+        pass  # it belongs to another Python
+
+
 def _main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends after the daemon
     os.chdir("/")  # it must not keep a file system busy
+    origin, control_group, extension = (*sys.argv[1:], "", "")[:3]
+    if extension:
+        _set_title("multitower: guardian", extension)
     try:
         with open("/proc/self/comm", "w") as name:
             name.write("mt-guardian")
@@ -182,7 +204,7 @@ def _main() -> None:
         pass  # /proc is read-only, as in some sandboxes: `ps` shows the name of Python then
     groups = read_groups(0)
     ended_at = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
-    kill_rest(os.fsencode(sys.argv[1]), groups, ended_at, sys.argv[2] if len(sys.argv) > 2 else None)
+    kill_rest(os.fsencode(origin), groups, ended_at, control_group or None)
 
 
 if __name__ == "__main__":

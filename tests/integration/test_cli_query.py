@@ -158,7 +158,6 @@ def script(daemon: tuple[FakeDaemon, Script]) -> Script:
 def folder(tmp_path: Path, daemon: tuple[FakeDaemon, Script], monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MULTITOWER_ENDPOINT", daemon[0].endpoint)
-    monkeypatch.delenv("COLUMNS", raising=False)  # lines are as long as they need to be
     return tmp_path
 
 

@@ -100,7 +100,7 @@ def test_it_ends_what_workers_started_and_reaps_what_it_inherits_but_does_not_ki
     with Running(tmp_path, CONFIG, inside=INSIDE) as daemon, daemon.wait_ready().client() as client:
         unshare = daemon.process.pid
         first = first_process(unshare)
-        assert first.cmdline()[1:3] == ["-m", "multitower"]
+        assert "multitower" in " ".join(first.cmdline())
         started = [start_helper(client, way) for way in ("child", "group", "session", "daemon", "forked")]
         helpers = [with_inner_pid(unshare, pid) for pid, _ in started]
         worker = with_inner_pid(unshare, started[0][1])

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from multitower.supervisor.loop.history import KEPT_OF_A_KIND, MAX_CAUSE, EventHistory, EventKind
 from multitower.supervisor.routing.recent import (
+    MAX_KEYS,
+    OTHER,
     SLOTS,
     STEP_S,
     WINDOW_S,
@@ -106,6 +108,19 @@ def test_memory_does_not_grow_with_time() -> None:
     most = WINDOW_S / STEP_S + 2
     assert len(counts._copies) <= most
     assert len(made._copies) <= most
+
+
+def test_reasons_that_handlers_make_up_do_not_grow_the_memory() -> None:
+    counts = RecentCounts()
+    counts.add("deadline")
+    for number in range(1000):
+        counts.add(f"made up {number}")
+    counts.add("x" * 1000)
+    counts.add("deadline")
+    assert len(counts.total) <= MAX_KEYS + 1
+    assert counts.total["deadline"] == 2
+    assert sum(counts.total.values()) == 1003
+    assert counts.total[OTHER] == 1001 - (MAX_KEYS - 1)
 
 
 def test_an_idle_model_makes_no_copies() -> None:
