@@ -130,3 +130,21 @@ def test_sigterm_while_a_model_loads_ends_all_processes(tmp_path: Path) -> None:
         first.send_signal(signal.SIGTERM)
         assert daemon.wait_end() == 0
         assert not outliving(processes, STEP_S)
+
+
+def test_it_ends_at_once_with_a_model_that_sleeps_in_load_and_what_another_one_has_started(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    starter = '{name: s, handler: "handlers:StartingLoader", parameters: {ways: [session, daemon], file: FILE}}'
+    sleeper = '{name: m, handler: "handlers:BadLoader", parameters: {way: sleep}}'
+    models = f"  - {starter.replace('FILE', str(pids))}\n  - {sleeper}\n"
+    text = CONFIG.replace('  - {name: m, handler: "handlers:Starter"}\n', models) + "drain_timeout: 1h\n"
+    with Running(tmp_path, text, inside=INSIDE) as daemon:
+        daemon.wait_line("worker started")
+        daemon.wait(lambda: daemon.slot()["step"] == "loading m version 1")
+        unshare = daemon.process.pid
+        helpers = [with_inner_pid(unshare, int(pid)) for pid in pids.read_text().split()]
+        assert len(helpers) == 2
+        daemon.remember()
+        first_process(unshare).send_signal(signal.SIGTERM)
+        assert daemon.wait_end() == 0
+        assert not outliving(helpers, STEP_S)
