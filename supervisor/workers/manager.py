@@ -43,6 +43,9 @@ from .spares import Spares
 
 log = logging.getLogger("multitower.manager")
 
+SPARES_WAIT_S = 60.0
+"""Seconds for which a slot that loads one model keeps spares from being started."""
+
 
 class WorkerManager:
     """The worker processes of a daemon.
@@ -131,8 +134,8 @@ class WorkerManager:
             with self._contain("looking for workers that wait for files", None, now):
                 self._content_check.retry_waiting_slots(now)
         self._advance_replacements(now)
-        # Never while a slot needs the machine in order to load.
-        if not any(slot.state in LOADING for slot in self._slots):
+        # Not while a slot needs the machine in order to load; but a load that hangs keeps no slot without a spare.
+        if not any(slot.state in LOADING and not _loads_slowly(slot, now) for slot in self._slots):
             with self._contain("starting a spare", None, now):
                 self._spares.replenish(now)
         self._update_availability_if_changed(now)
@@ -355,3 +358,8 @@ class WorkerManager:
     def processes(self) -> Iterator[WorkerProcess]:
         """Every process that has not been released."""
         return self._slots.processes()
+
+
+def _loads_slowly(slot: Slot, now: float) -> bool:
+    since = slot.process.load_timer.since if slot.process is not None else None
+    return since is not None and now - since > SPARES_WAIT_S

@@ -11,6 +11,7 @@ from fake_workers import Scene, child, spec
 
 from multitower.load_step import STEP_BYTES, LoadStep, clear_step
 from multitower.supervisor.workers.hang_detector import ProcessStat
+from multitower.supervisor.workers.manager import SPARES_WAIT_S
 from multitower.supervisor.workers.slot import WorkerProcess
 from multitower.supervisor.workers.slot_state_machine import State
 from multitower.worker_wire import BEGUN_BYTES
@@ -318,6 +319,18 @@ def test_the_last_model_of_a_slot_is_tried_as_long_as_the_budget_lasts() -> None
         die_loading(scene, LoadStep("m", "1"))
     for _ in range(4):
         assert told(die_loading(scene, LoadStep("n", "1")))["n"][1] == ""
+
+
+def test_a_model_that_sleeps_while_it_loads_keeps_no_other_slot_without_a_spare() -> None:
+    scene = Scene(2, spares=1)
+    scene.serve(scene.process(1))
+    scene.report(scene.process(0), "loading")
+    child(scene.process(0)).step = LOADING
+    scene.tick(1.0)
+    assert not scene.manager.spares
+    for _ in range(int(SPARES_WAIT_S) + 1):
+        scene.tick(1.0)
+    assert len(scene.manager.spares) == 1
 
 
 # The memory that both share.
