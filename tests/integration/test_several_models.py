@@ -34,9 +34,10 @@ def run(*arguments: str, daemon: Running) -> tuple[int, str]:
 
 
 def answered(number: int, future: Future[Any], version: int) -> bool:
-    """Whether the request was answered, by that version; False if it was refused because the model is unloaded."""
+    """Whether the request was answered, by that version; False if it was refused because the model is not loaded."""
     error = future.exception(STEP_S)
-    if isinstance(error, MultitowerError) and "is unloaded" in error.message:
+    # The client sends again what was refused: the last refusal may be of the time while the model loads.
+    if isinstance(error, MultitowerError) and error.message.partition(";")[0].endswith(("unloaded", "still loading")):
         return False
     answer = future.result()
     assert (answer["x"].tolist(), answer["version"].tolist()) == ([[number]], [version])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,20 +13,11 @@ from running import STEP_S, Running
 
 from multitower import Client
 
-MAKE = """
-import sys
-import tensorflow as tf
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # TensorFlow's own, at its import
+    import tensorflow as tf
 
-module = tf.Module()
-specs = [tf.TensorSpec([None, None], tf.float32, name="x"), tf.TensorSpec([None], tf.string, name="s")]
-module.f = tf.function(
-    lambda x, s: {"y": 2 * x, "t": tf.strings.join([s, "!"]), "sum": tf.reduce_sum(x, 1)}, input_signature=specs
-)
-tf.saved_model.save(module, sys.argv[1] + "/doubled", signatures={"serving_default": module.f})
-wide = tf.Module()
-wide.f = tf.function(lambda x: {"y": x[:, :0]}, input_signature=specs[:1])
-tf.saved_model.save(wide, sys.argv[1] + "/emptied", signatures={"serving_default": wide.f})
-"""
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 BATCHING = {
     "batched": "{max_batch_size: 8}",
@@ -46,13 +37,22 @@ models:
 )
 
 
+def save(folder: Path, function: Callable[..., Any], *specs: Any) -> None:
+    module = tf.Module()
+    module.f = tf.function(function, input_signature=specs)
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.f})
+
+
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder: Path = tmp_path_factory.mktemp("empty")
-    made = subprocess.run(
-        [sys.executable, "-c", MAKE, str(folder)], capture_output=True, text=True, timeout=2 * STEP_S, check=False
+    specs = [tf.TensorSpec([None, None], tf.float32, name="x"), tf.TensorSpec([None], tf.string, name="s")]
+    save(
+        folder / "doubled",
+        lambda x, s: {"y": 2 * x, "t": tf.strings.join([s, "!"]), "sum": tf.reduce_sum(x, 1)},
+        *specs,
     )
-    assert made.returncode == 0, made.stderr
+    save(folder / "emptied", lambda x: {"y": x[:, :0]}, specs[0])
     with Running(folder, CONFIG) as daemon, daemon.wait_ready(100).client() as client:
         yield client
 

@@ -36,7 +36,8 @@ def test_the_steps_of_the_tutorial_work(tmp_path: Path) -> None:
     for name, text in PROGRAMS.items():
         (tmp_path / name).write_text(text)
     run(tmp_path, "make_model.py")
-    with Running(tmp_path, 'listen: ["{endpoint}"]\n' + CONFIG) as daemon:
+    # A spare would import TensorFlow once more.
+    with Running(tmp_path, 'listen: ["{endpoint}"]\n' + CONFIG, arguments=("--set", "spares=0")) as daemon:
         daemon.wait_ready(MODEL_S)
         environment = {"MULTITOWER_ENDPOINT": daemon.endpoint}
         assert run(tmp_path, "-m", *COMMAND.split(), given=INPUTS, **environment) == OUTPUTS + "\n"

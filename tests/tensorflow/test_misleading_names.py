@@ -162,7 +162,7 @@ def test_an_asset_that_is_read_at_each_call_is_found(placement: TowerPlacement |
         assert model.infer({"x": X})["y"].tolist() == [b"bird"]
 
 
-# In a daemon and in the tools.
+# In a daemon and in the tools; for `doctor` and `compare` see test_doctor.py and test_compare.py.
 
 MODELS = """
 models:
@@ -232,21 +232,3 @@ def test_check_and_convert_config_accept_them(folder: Path, tmp_path: Path) -> N
         assert converted.returncode == 0, converted.stderr
         (tmp_path / "converted.yaml").write_text(converted.stdout)
         assert run("check", str(tmp_path / "converted.yaml")).returncode == 0
-
-
-@pytest.mark.timeout(240)
-def test_doctor_loads_them(folder: Path) -> None:
-    (folder / "doctor.yaml").write_text("devices: {cpu: 1}\nspares: 0\n" + "\n".join(MODELS.splitlines()[:4]) + "\n")
-    done = run("doctor", "--json", str(folder / "doctor.yaml"))
-    findings = json.loads(done.stdout)["findings"]
-    assert done.returncode == 0, [finding for finding in findings if finding["level"] == "problem"]
-    texts = [finding["text"] for finding in findings]
-    for start in ("pb: tensorflow_savedmodel, ", "h5: tensorflow_savedmodel, ", "pb: all ", "h5: all "):
-        assert any(text.startswith(start) for text in texts) or "is built for CPUs only" in " ".join(texts), start
-
-
-@pytest.mark.timeout(240)
-def test_compare_serves_one_of_them(folder: Path) -> None:
-    done = run("compare", str(folder / "resnet.pb"), "--cpu", "--seconds", "0.5", "--json")
-    ways = json.loads(done.stdout)["ways"]
-    assert done.returncode == 0, (done.stderr, ways)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,40 +13,45 @@ from running import STEP_S, Running
 
 from multitower import Client, InvalidRequest
 
-MAKE = """
-import sys
-import tensorflow as tf
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # TensorFlow's own, at its import
+    import tensorflow as tf
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 ROWS = tf.TensorSpec([None], tf.float32)
+SCALAR = tf.TensorSpec([], tf.float32)
 
 
-def save(folder, *specs):
-    def decorate(function):
-        module = tf.Module()
-        module.f = tf.function(function, input_signature=specs)
-        tf.saved_model.save(module, f"{sys.argv[1]}/{folder}", signatures={"serving_default": module.f, "other": other})
-    return decorate
-
-
-@tf.function(input_signature=[ROWS, tf.TensorSpec([], tf.string)])
-def other(x, unit=tf.constant("m")):
+def other(x: Any, unit: Any = tf.constant("m")) -> Any:  # noqa: B008  saved as the input's default
     return {"text": tf.strings.join([tf.strings.as_string(tf.cast(x, tf.int32)), unit])}
 
 
-@save("scaled", ROWS, ROWS, tf.TensorSpec([], tf.float32))
-def scaled(x, factor=tf.constant([2.0]), offset=tf.constant(1.0)):
+def scaled(x: Any, factor: Any = tf.constant([2.0]), offset: Any = tf.constant(1.0)) -> Any:  # noqa: B008
     return {"y": x * factor + offset}
 
 
-@save("matched", ROWS, ROWS)
-def matched(x, y=tf.constant([10.0, 20.0])):
+def matched(x: Any, y: Any = tf.constant([10.0, 20.0])) -> Any:  # noqa: B008
     return {"z": x + y}
 
 
-@save("constant", ROWS)
-def constant(x=tf.constant([5.0, 6.0])):
+def constant(x: Any = tf.constant([5.0, 6.0])) -> Any:  # noqa: B008
     return {"y": x}
-"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("optional")
+    second = tf.function(other, input_signature=[ROWS, tf.TensorSpec([], tf.string)])
+    for function, specs in ((scaled, [ROWS, ROWS, SCALAR]), (matched, [ROWS, ROWS]), (constant, [ROWS])):
+        module = tf.Module()
+        module.f = tf.function(function, input_signature=specs)
+        signatures = {"serving_default": module.f, "other": second}
+        tf.saved_model.save(module, str(folder / function.__name__), signatures=signatures)
+    np.savez(folder / "recorded.npz", x=floats(1, 2, 3))
+    np.savez(folder / "recorded-whole.npz", x=floats(1, 2, 3), offset=np.float32(4))
+    return folder
+
 
 CONFIG = """
 listen: ["{endpoint}"]
@@ -63,14 +68,7 @@ models:
 
 
 @pytest.fixture(scope="module", params=["{cpu: 1}", "[[cpu:0, cpu:1]]"], ids=["functions", "towers"])
-def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    folder = tmp_path_factory.mktemp("optional")
-    made = subprocess.run(
-        [sys.executable, "-c", MAKE, str(folder)], capture_output=True, text=True, timeout=2 * STEP_S, check=False
-    )
-    assert made.returncode == 0, made.stderr
-    np.savez(folder / "recorded.npz", x=floats(1, 2, 3))
-    np.savez(folder / "recorded-whole.npz", x=floats(1, 2, 3), offset=np.float32(4))
+def client(request: pytest.FixtureRequest, folder: Path) -> Iterator[Client]:
     with (
         Running(folder, CONFIG.replace("{DEVICES}", request.param)) as daemon,
         daemon.wait_ready(100).client() as client,

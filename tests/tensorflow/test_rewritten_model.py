@@ -5,45 +5,45 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flow import flow
+from flow import paced_flow
 from running import STEP_S, Running, multitower
 
 from multitower import Client
 
-MAKE = """
-import sys
-import tensorflow as tf
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # TensorFlow's own, at its import
+    import tensorflow as tf
 
-for value in (1.0, 2.0):
-    module = tf.Module()
-    module.weights = tf.Variable(tf.fill([100_000], value))
-    spec = tf.TensorSpec([None, 1], tf.int64, name="x")
-    times = tf.function(lambda x: {"x": x * tf.cast(module.weights[0], tf.int64)}, input_signature=[spec])
-    times = times.get_concrete_function()
-    tf.saved_model.save(module, f"{sys.argv[1]}/{value:.0f}", signatures={"serving_default": times})
-"""
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 CONFIG = """
 listen: ["{endpoint}"]
 devices: {cpu: 2}
-spares: 1
+spares: 0
 watch: {interval: WATCH, settle: 500ms}
 models: [{name: m, path: model, batching: {max_batch_size: 8}}]
 """
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    subprocess.run([sys.executable, "-c", MAKE, str(folder)], check=True, timeout=100, capture_output=True)
+    for value in (1.0, 2.0):
+        save(folder / f"{value:.0f}", value)
     return folder
+
+
+def save(folder: Path, value: float) -> None:
+    module = tf.Module()
+    module.weights = tf.Variable(tf.fill([100_000], value))
+    spec = tf.TensorSpec([None, 1], tf.int64, name="x")
+    times = tf.function(lambda x: {"x": x * tf.cast(module.weights[0], tf.int64)}, input_signature=[spec])
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": times.get_concrete_function()})
 
 
 def move_over(made: Path, folder: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_folder_moved_over_a_served_model_is_rolled_out_without_mixed_answers(
     shutil.copytree(made / "1", tmp_path / "model")
     config = CONFIG.replace("WATCH", "100ms")
     with Running(tmp_path, config) as daemon, daemon.wait_ready(110).client() as client:
-        with flow(client, "m", rows=20, outstanding=8) as sent:
+        with paced_flow(client, "m", rows=20, pause_s=0.01) as sent:
             daemon.wait(lambda: len(sent) > 50)
             move_over(made, tmp_path)
             daemon.wait_line("changed files loaded", 100, model="m")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+import warnings
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -19,16 +17,11 @@ from running import STEP_S, Running
 
 from multitower import Client, NotFound
 
-MAKE = """
-import sys
-import tensorflow as tf
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # TensorFlow's own, at its import
+    import tensorflow as tf
 
-for version in (1, 2, 4):
-    module = tf.Module()
-    spec = tf.TensorSpec([None, 1], tf.float32, name="x")
-    times = tf.function(lambda x: {"y": version * x}, input_signature=[spec]).get_concrete_function()
-    tf.saved_model.save(module, f"{sys.argv[1]}/{version}", signatures={"serving_default": times})
-"""
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 CONFIG = """
 listen: ["{endpoint}"]
@@ -38,6 +31,10 @@ watch: {interval: 100ms, settle: 500ms}
 models:
   - {name: m, path: model, batching: {max_batch_size: 8}, version_labels: {next: 4}}
 """
+
+
+PAUSE_S = 0.01
+"""Seconds between two requests: the cores are for TensorFlow, which eight workers import meanwhile."""
 
 
 class Load:
@@ -51,7 +48,7 @@ class Load:
 
     def _run(self) -> None:
         room = threading.Semaphore(8)
-        while not self._stop.is_set():
+        while not self._stop.wait(PAUSE_S):
             assert room.acquire(timeout=STEP_S)
             self.sent.append(self._client.submit("m", {"x": np.ones((20, 1), np.float32)}))
             self.sent[-1].add_done_callback(lambda _: room.release())
@@ -72,10 +69,17 @@ class Load:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    subprocess.run([sys.executable, "-c", MAKE, str(folder)], check=True, timeout=100, capture_output=True)
+    for version in (1, 2, 4):
+        save(folder / str(version), version)
     return folder
+
+
+def save(folder: Path, factor: int) -> None:
+    spec = tf.TensorSpec([None, 1], tf.float32, name="x")
+    times = tf.function(lambda x: {"y": factor * x}, input_signature=[spec]).get_concrete_function()
+    tf.saved_model.save(tf.Module(), str(folder), signatures={"serving_default": times})
 
 
 @pytest.mark.timeout(300)  # eight workers load one after the other
