@@ -11,6 +11,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 # The wheel, unpacked. Tests of it must not find the checkout instead.
 INSTALLED := build/installed
 ON_WHEEL := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(INSTALLED) BUILT_WHEELS=$(CURDIR)/build/wheel
+CHAOS := $(ON_WHEEL) $(BIN)/python -m pytest -m chaos tests/chaos tests/integration
 SOURCES := $(shell find multitower supervisor worker -name '*.py' -o -name '*.c') setup.py pyproject.toml
 
 .DEFAULT_GOAL := menu
@@ -29,16 +30,17 @@ serve: $(VENV)/.demo ## Serve the demo's digits model until Ctrl-C, for a client
 
 test: $(VENV)/.dev wheel ## Run all tests: rules on the checkout, everything else on the wheel that users install
 	$(BIN)/python -m pytest tests/unit --numprocesses 3
-	@# Several files at a time, since most wait. Those that kill under load run by themselves: their speeds mean something.
-	$(ON_WHEEL) $(BIN)/python -m pytest -m 'not chaos' tests/integration tests/tensorflow tests/packaging \
-	    --numprocesses 3 --dist loadfile --no-loadscope-reorder
-	$(ON_WHEEL) $(BIN)/python -m pytest -m chaos tests/chaos tests/integration
+	@# Several files at a time, since most wait; those that take longest come first. Tests that kill under load
+	@# run two at a time: they use a core each. None rests on a speed that a neighbour could spoil.
+	$(ON_WHEEL) $(BIN)/python -m pytest -m 'not chaos' tests/packaging tests/tensorflow tests/integration \
+	    --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(CHAOS) --numprocesses 2 --dist worksteal
 
 test-unit: $(VENV)/.dev ## Run the tests that start no process: a minute
 	$(BIN)/python -m pytest tests/unit --numprocesses 3
 
-test-chaos: $(VENV)/.dev wheel ## Run the tests that kill real processes under load
-	$(ON_WHEEL) $(BIN)/python -m pytest -m chaos tests/chaos tests/integration
+test-chaos: $(VENV)/.dev wheel ## Run the tests that kill real processes under load, one at a time, and print figures
+	$(CHAOS)
 
 sanitize: $(VENV)/.dev ## Test and fuzz the C module under AddressSanitizer and UndefinedBehaviorSanitizer; needs gcc
 	scripts/sanitize $(abspath $(BIN)/python)

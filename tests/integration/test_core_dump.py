@@ -11,7 +11,6 @@ from running import Running
 
 from multitower import MultitowerError
 
-ROOT = Path(__file__).parents[2]
 PATTERN = Path("/proc/sys/kernel/core_pattern")
 
 CONFIG = """
@@ -41,7 +40,7 @@ def why_no_dump() -> str | None:
 @pytest.mark.skipif(why_no_dump() is not None, reason=str(why_no_dump()))
 def test_a_core_dump_that_takes_longer_than_a_call_may_is_written_to_its_end(tmp_path: Path) -> None:
     enter = ("sh", "-c", f'cd {tmp_path} && ulimit -c unlimited && exec "$@"', "sh")
-    with Running(tmp_path, CONFIG, inside=enter, environment={"PYTHONPATH": str(ROOT)}) as daemon:
+    with Running(tmp_path, CONFIG, inside=enter) as daemon:
         pid = daemon.wait_ready().slot()["pid"]
         with daemon.client(retries=0) as client, pytest.raises(MultitowerError) as raised:
             client.infer("m", {"x": np.ones(1)}, timeout=60.0)

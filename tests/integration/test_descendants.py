@@ -211,7 +211,8 @@ def test_what_a_handler_starts_while_doctor_loads_it_ends_with_doctor(tmp_path: 
 
 def test_a_process_that_was_there_before_the_daemon_is_left_alone(tmp_path: Path) -> None:
     """As where a shell starts a program beside the daemon, and then becomes the daemon."""
-    shell = ("sh", "-c", 'setsid sleep 1000 & sleep 1000 & exec "$@"', "sh")
+    # They must not hold the daemon's stderr open, which is read to its end.
+    shell = ("sh", "-c", 'setsid sleep 1000 2>&- & sleep 1000 2>&- & exec "$@"', "sh")
     with Running(tmp_path, config(), inside=shell) as daemon, daemon.wait_ready().client() as client:
         beside = [child for child in daemon.remember() if child.name() == "sleep"]
         assert len(beside) == 2

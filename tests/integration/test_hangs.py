@@ -97,7 +97,7 @@ def test_a_request_that_hangs_beyond_its_deadline_kills_one_worker(tmp_path: Pat
 
 def test_long_loading_and_long_computing_is_no_hang(tmp_path: Path) -> None:
     text = (
-        config(limit="60s")
+        config(limit="60s", model="queue: {timeout: 60s}")
         + """  - name: slow
     handler: handlers:SlowLoader
     parameters: {seconds: 4}
