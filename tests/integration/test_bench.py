@@ -255,9 +255,9 @@ def test_a_missing_matplotlib_is_reported_before_the_load() -> None:
     assert "pip install matplotlib" in done.stderr
 
 
+@pytest.mark.usefixtures("all_packages")
 @pytest.mark.parametrize(("suffix", "begins"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
 def test_plots_are_written_as_svg_and_png(suffix: str, begins: bytes, daemon: Running, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     picture = tmp_path / f"figures.{suffix}"
     measured(daemon, tmp_path, "declared", *QUICK, "--concurrency", "1,4", "--rate", "50", "--plot", picture)
     data = picture.read_bytes()

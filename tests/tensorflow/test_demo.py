@@ -22,6 +22,7 @@ DEMO_S = 400.0
 STEP_S = 100.0
 
 
+@pytest.mark.usefixtures("all_packages")  # the digits are scikit-learn's
 @pytest.mark.timeout(DEMO_S + 4 * STEP_S)
 def test_the_demo_loses_nothing_and_leaves_no_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "multitower", "demo", "--folder", tmp_path / "demo", "--seconds", "1"]
