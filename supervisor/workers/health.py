@@ -87,12 +87,13 @@ class Health:
     def _find_lost_device(self, process: WorkerProcess) -> Verdict | None:
         """A worker that lost its GPU fails fast and would attract all traffic."""
         slot = process.slot
-        if slot is None or slot.process is not process or process.route is None:
+        if slot is None or slot.process is not process:
             return None
         present = self._capacity.device_present(slot)
-        # One that started while its device was missing may not need it, or NVML may not know the device yet.
+        # One that started while its device was missing may not need it, or NVML may not know the device yet. What was
+        # seen while it loaded counts: the device may be lost before the first check of a worker that serves.
         process.device_seen = process.device_seen or bool(present)
-        lost = present is False and process.device_seen
+        lost = present is False and process.device_seen and process.route is not None
         return Verdict(Fault.DEVICE_LOST, "its device is gone") if lost else None
 
     def find_over_limits(self, slots: Iterable[Slot]) -> Iterator[tuple[Slot, str]]:

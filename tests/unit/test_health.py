@@ -74,6 +74,15 @@ def test_a_worker_whose_device_disappears_is_killed(seen: list[bool | None], kil
     assert workers.check(seen[-1]) == ([(workers.process, Fault.DEVICE_LOST)] if killed else [])
 
 
+def test_a_device_seen_only_while_its_worker_loaded_can_be_lost() -> None:
+    workers = Workers()
+    route, workers.process.route = workers.process.route, None
+    assert workers.check(True) == []
+    assert workers.check(False) == [], "it loads: it may not need the device"
+    workers.process.route = route
+    assert workers.check(False) == [(workers.process, Fault.DEVICE_LOST)]
+
+
 @pytest.mark.parametrize("ending", [True, False])
 def test_a_process_that_is_ending_is_not_checked_again(ending: bool) -> None:
     workers = Workers()
