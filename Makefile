@@ -16,7 +16,7 @@ CHAOS := $(ON_WHEEL) $(BIN)/python -m pytest -m chaos tests/chaos tests/integrat
 SOURCES := $(shell find multitower supervisor worker -name '*.py' -o -name '*.c') setup.py pyproject.toml
 
 .DEFAULT_GOAL := menu
-.PHONY: menu demo serve test test-unit test-chaos test-java sanitize wheel selftest-bundle lint format bench docs clean
+.PHONY: menu demo serve test test-unit test-chaos test-java sanitize wheel wheels selftest-bundle lint format bench docs clean
 
 menu: ## Print this menu
 	@echo "multitower: one TensorFlow model on every GPU of a machine"
@@ -45,6 +45,9 @@ test-chaos: $(VENV)/.dev wheel ## Run the tests that kill real processes under l
 
 sanitize: $(VENV)/.dev ## Test and fuzz the C module under AddressSanitizer and UndefinedBehaviorSanitizer; needs gcc
 	scripts/sanitize $(abspath $(BIN)/python)
+
+wheels: $(VENV)/.dev ## Build wheels for each supported Python that is here, and an sdist, into dist/; check all of them
+	$(BIN)/python scripts/wheels.py dist
 
 wheel: $(INSTALLED)/.built ## Build the wheel, compiled where there is a C compiler, and unpack it where tests use it
 

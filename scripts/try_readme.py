@@ -132,8 +132,8 @@ class Terminal:
             env=environment,
             start_new_session=True,
         )
-        # Job control: each command has a process group, which gets Ctrl-C, as at a terminal.
-        self.run(f"set -m; cd {CHECKOUT}")
+        # Job control: each command has a process group, which gets Ctrl-C, as at a terminal; the shell outlives it.
+        self.run(f"set -m; trap : INT; cd {CHECKOUT}")
 
     def start(self, command: str) -> None:
         """Starts a command that runs until Ctrl-C."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+import wheels
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -232,6 +233,13 @@ def test_what_a_compiler_refuses_leaves_what_python_interprets(tmp_path: Path) -
     (tmp_path / "bad.c").write_text("#error no\n")
     run(sys.executable, "-c", BUILD_ONE_THAT_FAILS, ROOT / "setup.py", cwd=tmp_path)
     assert not list(tmp_path.rglob("*.so"))
+
+
+def test_wheels_are_built_for_every_version_that_the_project_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PROJECT["requires-python"] == f">={wheels.VERSIONS[0]}"
+    assert len(wheels.VERSIONS) > 1
+    monkeypatch.setenv("PYTHONS", f"/nowhere/python:{sys.executable}")
+    assert wheels.interpreters()[f"3.{sys.version_info.minor}"] == Path(sys.executable)
 
 
 @pytest.mark.parametrize("name", ["supervisor", "worker"])
