@@ -26,19 +26,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import new_debian
+from new_debian import run
+
 ROOT: Final = Path(__file__).parents[1]
 SECTIONS: Final = ("Try it without a GPU", "Serve your own model")
 USER: Final = "somebody"
 HOME: Final = f"/home/{USER}"
 CHECKOUT: Final = f"{HOME}/multitower"
 READY_S: Final = 300.0
-COMMAND_S: Final = 1200.0
 
 NAMESPACES: Final = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
 INSIDE: Final = "--inside"
 UNTIL_CTRL_C: Final = ("make serve", "multitower serve ")
-NETWORK_FILES: Final = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt")
-NETWORK_VARIABLES: Final = re.compile(r"(?i)(pip_\w+|\w+_proxy|ssl_cert_file|requests_ca_bundle)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +74,7 @@ def steps(readme: str) -> list[Step]:
 
 def prepare(system: Path) -> None:
     """Makes the system, the user and the copy of the checkout; configures the network as on this machine."""
-    if not (system / "etc" / "os-release").exists():
-        mirror = [os.environ["DEBIAN_MIRROR"]] if "DEBIAN_MIRROR" in os.environ else []
-        include = "--include=ca-certificates,sudo"
-        run("debootstrap", "--variant=minbase", include, "bookworm", str(system), *mirror)
-    for name in NETWORK_FILES:
-        if Path(name).is_file():
-            shutil.copyfile(name, system / name[1:])
-    for source in Path("/etc/apt/apt.conf.d").glob("*"):
-        if re.search(r"Acquire::https?::Proxy", source.read_text(errors="replace")):
-            shutil.copyfile(source, system / str(source)[1:])
+    new_debian.make(system, "sudo")
     (system / "etc/apt/apt.conf.d/90yes").write_text('APT::Get::Assume-Yes "true";\n')
     (system / "etc/sudoers.d/somebody").write_text(f"{USER} ALL=(ALL) NOPASSWD: ALL\n")
     run("mount", "-t", "proc", "proc", str(system / "proc"))
@@ -102,11 +93,6 @@ def prepare(system: Path) -> None:
     run("chroot", str(system), "chown", "-R", f"{USER}:", HOME)
 
 
-def run(*command: str) -> str:
-    """Runs a command on this machine; what it prints on standard error is shown."""
-    return subprocess.run(command, check=True, timeout=COMMAND_S, stdout=subprocess.PIPE, text=True).stdout
-
-
 class Terminal:
     """A shell of the user in the new system, in the checkout.
 
@@ -115,7 +101,7 @@ class Terminal:
     """
 
     def __init__(self, system: Path) -> None:
-        network = {name: value for name, value in os.environ.items() if NETWORK_VARIABLES.fullmatch(name)}
+        network = {name: value for name, value in os.environ.items() if new_debian.NETWORK_VARIABLES.fullmatch(name)}
         environment = {"HOME": HOME, "USER": USER, "LANG": "C.UTF-8", "PATH": "/usr/local/bin:/usr/bin:/bin", **network}
         self._shell = subprocess.Popen(
             [
