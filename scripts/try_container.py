@@ -115,9 +115,10 @@ def build(folder: Path, extra: str) -> Path:
     new_debian.make(folder / "debian")
     buildah = ("buildah", "--root", folder / "storage", "--runroot", folder / "run")
     settings = {"BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "vfs"}
-    container = run(*buildah, "from", "scratch", **settings).strip()
-    run(*buildah, "add", "--quiet", container, folder / "debian", "/", **settings)
-    run(*buildah, "commit", "--quiet", "--rm", container, BASE, **settings)
+    if BASE not in run(*buildah, "images", "--format", "{{.Name}}:{{.Tag}}", **settings).split():
+        container = run(*buildah, "from", "scratch", **settings).strip()
+        run(*buildah, "add", "--quiet", container, folder / "debian", "/", **settings)
+        run(*buildah, "commit", "--quiet", "--rm", container, BASE, **settings)
     dockerfile = ROOT / "deploy" / "container" / "Dockerfile"
     arguments = ("--build-arg", f"BASE={BASE}", "--build-arg", f"EXTRA={extra}", "--network", "host", "--layers")
     options = ("--format", "docker", "--file", dockerfile, "--ignorefile", f"{dockerfile}.dockerignore", "--tag", IMAGE)
