@@ -96,7 +96,12 @@ class Container:
     def first_process(self) -> int:
         """The process id of the first process, as seen from here."""
         pid = self._process.pid
-        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+        deadline = time.monotonic() + READY_S
+        while not (children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+            if time.monotonic() > deadline:
+                raise RuntimeError("the container has no first process")
+            time.sleep(0.05)
+        return int(children[0])
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Runs a command in the container, as `docker exec` does."""
