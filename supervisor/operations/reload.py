@@ -114,8 +114,9 @@ class Reload:
 
     def start(self) -> None:
         """Begins; `done` may be called before this returns."""
-        if self._again:
-            for slot, _, _ in self._changed:
+        for slot, _, _ in self._changed if self._again else ():
+            # A change of another model must not fail with one that was given up, and left out of what serves.
+            if self._model is not None or slot.process is None:
                 slot.load_deaths.forget(self._model)
         self._order.on_defect = self._abandon
         router, new = self._router, self._new

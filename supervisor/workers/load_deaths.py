@@ -5,9 +5,11 @@ A worker records what it is about to do (`LoadStep`). The rules:
 - After a death in a warm-up, the next worker stops below that number of rows, and batches stay below it, too.
 - A model that has ended a worker in another way is left out of the next worker, so that the other models of the slot
   are served. SIGKILL may have come from anybody: only a second one leaves the model out.
-- A model that is left out is tried again later, beside the worker that serves. After `MAX_DEATHS`, and after a load
-  that took longer than `load_timeout`, only an operator or other files let it be tried again.
+- A model that is left out is tried again later, beside the worker that serves, if there is room for both. After
+  `MAX_DEATHS`, and after a load that took longer than `load_timeout`, only an operator or other files let it be tried
+  again.
 - If nothing else is left to load, models with tries left are loaded.
+- The death of a replacement worker shows nothing about a model that the present worker serves.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ class LoadDeaths:
             workers = "a worker" if count == 1 else f"{count} workers"
             cause = f"it has ended {workers} of the slot: {death.cause}"
             if count < max_deaths:
-                self._leave_out(generation, f"{cause}; it will be tried again", try_at)
+                self._leave_out(generation, f"{cause}; it will be tried again beside the others", try_at)
             else:
                 self._leave_out(generation, cause, None)
             return True
@@ -100,9 +102,9 @@ class LoadDeaths:
         """Whether a model that is left out is tried again later."""
         return generation in self._try_at
 
-    def due(self, left_out: Collection[int], now: float) -> list[int]:
-        """The models among those that a process has left out whose time to be tried again has come."""
-        return [generation for generation in left_out if now >= self._try_at.get(generation, inf)]
+    def due(self, generations: Collection[int], now: float) -> list[int]:
+        """The models among those of a slot whose time to be tried again has come."""
+        return [generation for generation in generations if now >= self._try_at.get(generation, inf)]
 
     def begin_tries(self, due: Collection[int], retry_at: float) -> str:
         """Lets the next process load models that are left out.
@@ -157,6 +159,11 @@ class LoadDeaths:
         for generation, name in list(self._names.items()):
             if model in (None, name):
                 self.forget_generation(generation)
+
+    def retain(self, generations: Collection[int]) -> None:
+        """Forgets all models but these."""
+        for generation in set(self._names) - set(generations):
+            self.forget_generation(generation)
 
     def forget_generation(self, generation: int) -> None:
         """Forgets a model: it is loaded like any other."""

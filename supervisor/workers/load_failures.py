@@ -18,7 +18,13 @@ log = logging.getLogger("multitower.manager")
 
 
 def record_load_death(
-    slot: Slot, process: WorkerProcess, policy: RestartPolicy, history: EventHistory, now: float
+    slot: Slot,
+    process: WorkerProcess,
+    policy: RestartPolicy,
+    history: EventHistory,
+    now: float,
+    *,
+    beside: bool = False,
 ) -> bool:
     """Records which model was being loaded when a process died.
 
@@ -28,6 +34,8 @@ def record_load_death(
         policy: limits how often a model is tried, and says when a model that is left out is tried again.
         history: gets the models that are left out.
         now: monotonic seconds.
+        beside: it loaded beside another process of the slot: a SIGKILL, as when memory is short, says nothing about the
+            rows for which the memory suffices when it is alone.
 
     Returns:
         Whether the slot's next process does less, so that the death need not be repeated.
@@ -49,7 +57,7 @@ def record_load_death(
         max_deaths=min(MAX_DEATHS, max(1, policy.max_restarts)),
     )
     fields = {**process.child.fields, "model": step.model, "version": step.version}
-    if step.fewer_rows and not timed_out:
+    if step.fewer_rows and not timed_out and not (beside and process.killed_while_loading):
         slot.safe_rows[step.model] = min(step.fewer_rows, slot.safe_rows.get(step.model, step.fewer_rows))
     cause = deaths.not_loaded.get(generation)
     if cause is not None:
@@ -64,7 +72,7 @@ def record_load_death(
     elif cause is not None:
         message = "model is not loaded any more"
         history.note(log, logging.ERROR, EventKind.MODEL_REFUSED, message, **fields, cause=cause)
-    elif step.fewer_rows:
+    elif step.fewer_rows and step.model in slot.safe_rows:
         message = "worker died in a warm-up: the next one stops at fewer rows"
         event(log, logging.WARNING, message, **fields, rows=step.rows, safe_rows=slot.safe_rows[step.model])
     return does_less

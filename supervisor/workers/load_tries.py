@@ -32,7 +32,7 @@ class LoadTries:
         for slot in self._slots:
             if slot.state is not State.READY or slot.process is None or self._replacements.includes(slot):
                 continue
-            due = slot.load_deaths.due(slot.process.left_out, now)
+            due = slot.load_deaths.due(slot.process.generations.values(), now)
             if due and self._costs_nothing(slot):
                 names = slot.load_deaths.begin_tries(due, now + RETRY_S)
 

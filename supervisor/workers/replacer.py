@@ -59,7 +59,6 @@ class Replacer:
                 if not queue.waiting:
                     return
                 queue.current = queue.waiting.popleft()
-                self._slots.forget_new_models(queue.current.slot, queue.current.target_specs)
                 message = "removing slot" if queue.current.remove else "replacing worker"
                 event(log, logging.INFO, message, **queue.current.slot.fields, why=queue.current.why)
             before = queue.current, queue.current.step
@@ -258,6 +257,9 @@ class Replacer:
         message = "replacement worker cannot load: back to the former models"
         event(log, logging.ERROR, message, **slot.fields, cause=cause)
         slot.refused, replacement.rollback_cause = failed, cause
+        if replacement.old is not None:
+            # Its models could be loaded: the end of the new process shows nothing about them.
+            slot.load_deaths.record_loaded(replacement.old.loads)
         replacement.specs, replacement.placement = former
         replacement.reset()
 
@@ -273,6 +275,7 @@ class Replacer:
             log, level, EventKind.REPLACEMENT, message, **replacement.slot.fields, why=replacement.why, cause=error
         )
         self._slots.changed = True
+        self._slots.forget_other_models(replacement.slot)
         if replacement.done is not None:
             replacement.done(error)
 

@@ -214,6 +214,14 @@ class Slot(SlotStateMachine):
         """Whether its process serves the model."""
         return self.route is not None and model in self.route.worker.serves
 
+    def serves_generation(self, generation: int) -> bool:
+        """Whether its process serves a model version with this configuration."""
+        process = self.process
+        if process is None or process.route is None:
+            return False
+        ready = (model.key for model in self.models if model.state == "ready")
+        return any(process.generations.get(key) == generation for key in ready)
+
     @property
     def fields(self) -> dict[str, object]:
         """The fields of every log line about this slot's worker."""

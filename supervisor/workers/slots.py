@@ -293,11 +293,9 @@ class Slots:
         """A number for a model version as it is configured, equal for equal configurations."""
         return self._generations.setdefault(spec.to_json(), len(self._generations))
 
-    def forget_new_models(self, slot: Slot, specs: Collection[ModelSpec]) -> None:
-        """Forgets earlier attempts to load models that a slot does not have now, and that it is to load."""
-        for spec in specs:
-            if spec not in slot.specs:
-                slot.load_deaths.forget_generation(self.generation(spec))
+    def forget_other_models(self, slot: Slot) -> None:
+        """Forgets attempts to load models, and configurations of models, that the slot does not have (any more)."""
+        slot.load_deaths.retain({self.generation(spec) for spec in slot.specs})
 
     # Replacing and ending processes.
 
@@ -359,8 +357,8 @@ class Slots:
             slot.next_process = None
             slot.record_error(process.exit_description, now)
             slot.last_death_at = now
-            if process.exit_step is not None:
-                record_load_death(slot, process, self._policy, self.history, now)
+            if self._was_another_try(slot, process):
+                record_load_death(slot, process, self._policy, self.history, now, beside=True)
             self.history.note(
                 log,
                 logging.ERROR,
@@ -377,6 +375,17 @@ class Slots:
                 self._promote_next_process(slot, process, now)
             else:
                 self._handle_end_of_current_process(slot, process, now, suspect_to_blame)
+
+    def _was_another_try(self, slot: Slot, process: WorkerProcess) -> bool:
+        """Whether a replacement worker died while it loaded a model that the slot is to serve and does not serve.
+
+        Other deaths of replacement workers are not the model's: what the present worker serves can be loaded, and a new
+        configuration is given up with the replacement.
+        """
+        step = process.exit_step
+        generation = process.generations.get(step.key) if step is not None else None
+        configured = (self.generation(spec) for spec in slot.specs)
+        return generation is not None and generation in configured and not slot.serves_generation(generation)
 
     def _handle_end_of_current_process(
         self, slot: Slot, process: WorkerProcess, now: float, suspect_to_blame: bool

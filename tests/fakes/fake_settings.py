@@ -28,7 +28,7 @@ def made(slots: Slots, versions: Mapping[str, int] | None = None) -> Settings:
     models = tuple(spec((versions or {}).get(name, 1), name) for name in names)
     policy = RestartPolicy(max_restarts=100, first_s=1.0, max_s=1.0)
     return Settings(
-        config=cast(Config, SimpleNamespace(models=(), max_unread_bytes=1 << 30, unread_timeout=30.0)),
+        config=cast(Config, SimpleNamespace(models=(), max_unread_bytes=1 << 30, unread_timeout=30.0, heartbeat=1.0)),
         devices=(),
         placements=tuple(placement(number, models) for number, models in enumerate(slots)),
         worker_settings=WorkerSettings(models, dict.fromkeys(names, 30.0), policy),
@@ -39,7 +39,7 @@ def made(slots: Slots, versions: Mapping[str, int] | None = None) -> Settings:
     )
 
 
-def reload(scene: Scene, old: Settings, new: Settings) -> list[str | None]:
+def reload(scene: Scene, old: Settings, new: Settings, *, again: bool = False) -> list[str | None]:
     """Begins a reload; its error, or None, is appended to the returned list when it ends."""
     outcomes: list[str | None] = []
     operations = Operations(scene, old, _no_config)
@@ -49,7 +49,7 @@ def reload(scene: Scene, old: Settings, new: Settings) -> list[str | None]:
             outcomes.append(error)
             order.end({})
 
-        Reload(operations.context, order, old, new, ended).start()
+        Reload(operations.context, order, old, new, ended, again=again).start()
 
     def answered(answer: dict[str, Any] | MultitowerError) -> None:
         assert not isinstance(answer, MultitowerError), answer

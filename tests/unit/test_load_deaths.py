@@ -121,7 +121,7 @@ def test_a_model_that_ends_its_worker_is_left_out_of_the_next_one(step: LoadStep
     scene = Scene(models=[("m", "n")], max_restarts=5)
     why = told(die_loading(scene, step, code))
     assert why == {
-        "m": (0, f"it has ended a worker of the slot: {end} while {step}; it will be tried again"),
+        "m": (0, f"it has ended a worker of the slot: {end} while {step}; it will be tried again beside the others"),
         "n": (0, ""),
     }
     serve_without(scene, "m")
