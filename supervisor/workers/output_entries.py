@@ -48,8 +48,9 @@ _NOISE: Final = (
 _ABOUT_GPUS: Final = re.compile(r"gpu|nvidia|cuda|cuinit|cudnn|cublas|cufft|tensorrt|libcu|dso_loader", re.IGNORECASE)
 
 # A level of Python's, alone or in brackets: at the beginning, behind a time, or behind a time and a logger's name.
+# Neighbouring repetitions that share characters are possessive: otherwise a long line of `:` takes cubic time.
 _PYTHON_LINE: Final = re.compile(
-    r"(?:[\[(]?\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[\d.,:+Z-]*[\])]?[ |:-]*(?:[\w.:-]+ - )?)?"
+    r"(?:[\[(]?\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[\d.,:+Z-]*+[\])]?+[ |:-]*+(?:[\w.:-]++ - )?)?"
     r"[\[(|]? ?(DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)\b[\])]?(?=[\s:|,-]|$)"
 )
 _WARNINGS: Final = re.compile(r"\S+:\d+: \w*Warning: ")
@@ -64,7 +65,7 @@ _UNCAUGHT: Final = re.compile(r"Exception in thread |Exception ignored in|Unhand
 _EXCEPTION: Final = re.compile(r"[A-Za-z_][\w.]*(?::\s.*|:)?$")
 _STACKS: Final = re.compile(
     r"Fatal Python error: |Python runtime state: "
-    r"|(?:Current thread|Thread) 0x[0-9a-f]+.*\(most recent call first\):|Stack \(most recent call first\):"
+    r"|(?:Current thread|Thread) 0x[0-9a-f]++.*\(most recent call first\):|Stack \(most recent call first\):"
     r"|  <(?:no Python frame|tstate is freed)>"
 )
 _EXTENSION_MODULES: Final = "Extension modules: "

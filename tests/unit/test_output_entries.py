@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 import warnings
 
@@ -221,3 +222,40 @@ def test_a_record_is_one_line_however_long_its_text_is() -> None:
     line = WorkerRecord("ü\n" * 100_000, logging.INFO, {"traceback": "y" * 1_000_000}).encode()
     assert line.count(b"\n") == 1
     assert len(line) < 256 << 10
+
+
+DATE = "2026-12-01 08:12:40"
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [
+        # A beginning that a pattern matches, and what it repeats.
+        *((DATE, text) for text in ("-", ":", "1", "+Z", " ", " |", "a.:-", "-a:")),
+        *((f"{DATE} - ", text) for text in ("a", "a.", "-", ": ")),
+        *((f"{DATE}.1: I ", text) for text in ("a", "a/", "a:1")),
+        *(("I0000 00:00:1", text) for text in ("1", ".1", " ", " 1")),
+        *(("I0000 00:00:1.1 1 ", text) for text in ("1", "a/", "a.c:1", "gpu", "cud")),
+        *(("", text) for text in ("a", ":1", "a:1:", "1:1: ", "\x1e", "[", "| ")),
+        ("a:1: ", "Warning"),
+        *(("Thread 0x", text) for text in ("f", "f (most recent call first", " (")),
+        *(("Current thread 0x1", text) for text in ("1", "(")),
+        *((" ", text) for text in (" ", "+ ", "Traceback ")),
+        *(("Process ", text) for text in ("a", ":")),
+        *(("A", text) for text in (".", "a", ": ", ":")),
+    ],
+)
+@pytest.mark.parametrize("before", ["plain", "Traceback (most recent call last):", "Stack (most recent call first):"])
+def test_a_line_takes_time_in_proportion_to_its_length(repeated: tuple[str, str], before: str) -> None:
+    def seconds(length: int) -> float:
+        beginning, text = repeated
+        line = f"{beginning}{text * length}"[:length].encode() + b"!"
+        times = []
+        for _ in range(7):
+            started = time.thread_time()
+            entries(before, line)
+            times.append(time.thread_time() - started)
+        return min(times)
+
+    # Eight times the length is 8 times the work, and 64 times if it were quadratic.
+    assert seconds(2400) < 24 * seconds(300)
