@@ -227,9 +227,9 @@ def test_a_wrong_command_line_is_a_usage_error(arguments: list[str], words: str)
     assert words in " ".join(done.stderr.split())
 
 
+@pytest.mark.usefixtures("all_packages")
 @pytest.mark.parametrize("option", ["--json", "--plot"])
 def test_a_file_that_cannot_be_written_is_found_before_the_load(option: str, tmp_path: Path, tmp_socket: str) -> None:
-    pytest.importorskip("matplotlib")
     (tmp_path / "a.svg").mkdir()
     for path, words in ((tmp_path / "no" / "such.svg", "No such file or directory"), (tmp_path / "a.svg", "Is a dir")):
         done = bench("m", option, path, "--endpoint", tmp_socket)  # nothing listens there

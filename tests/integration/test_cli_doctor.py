@@ -131,7 +131,7 @@ def test_each_model_that_does_not_load_is_a_problem(folder: Path) -> None:
     (dead,) = [text for level, text in found if text.startswith("Dying cannot")]
     assert "its process killed by SIGABRT (6)" in dead
     assert ("note", "Dying: its worker logged: these are its last words") in found
-    assert ("problem", "Hanging cannot be loaded: it was not ready within 10 s") in found
+    assert ("problem", "Hanging cannot be loaded: it was not ready within 10 s (--timeout)") in found
     assert ("note", "Good is unbatched, as configured") in found
     assert json.loads(done.stdout)["counts"]["problem"] == 3
 

@@ -190,6 +190,7 @@ def test_a_folder_of_another_user_is_named(tmp_socket: str, path: Path) -> None:
 def test_each_command_tells_in_one_line_that_it_has_no_permission(
     command: list[str], tmp_socket: str, path: Path
 ) -> None:
+    pytest.importorskip("click", reason="the client is installed without the command line")
     without_privileges.give_away(path, 0o660)
     seconds = [] if command[0] == "bench" else ["--timeout", "0.5"]
     done = without_privileges.run(["-m", "multitower", *command, *seconds, "--endpoint", tmp_socket])

@@ -18,7 +18,7 @@ listen: ["{endpoint}"]
 devices: {cpu: 1}
 spares: 0
 models:
-  - {name: patient, handler: "handlers:Patient", batching: {max_batch_size: 1}, queue: {max_size: 1, timeout: 60s}}
+  - {name: patient, handler: "handlers:Patient", batching: {max_batch_size: 1}, queue: {max_size: 2, timeout: 60s}}
   - {name: broken, handler: "handlers:Commanded"}
 """
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from log_text import log_text
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # TensorFlow's own, at its import
@@ -254,7 +255,7 @@ def test_a_model_with_an_unknown_optimizer_is_served_from_its_graph(
     monkeypatch.setattr(tf.saved_model, "load", no_optimizer)
     with caplog.at_level(logging.WARNING):
         model = SavedModel(spec(path))
-    assert "add_slot" in caplog.text
+    assert "add_slot" in log_text(caplog)
     assert (model.inputs, model.outputs) == (direct.inputs, direct.outputs)
     inputs = {"a": np.array([b"x\0", b""], object), "b": np.ones((2, 2), ml_dtypes.bfloat16)}
     for name, array in direct.infer(inputs).items():
