@@ -22,8 +22,10 @@ final class Call<T> {
     final CompletableFuture<T> future = new CompletableFuture<>();
     final byte[] kind;
     final byte[] header;
-    final List<Tensor> body;
     final long deadline;
+
+    /** The tensors; none when nobody waits for it. */
+    private List<Tensor> body;
 
     /** When it fails if it could not be sent by then. */
     long connectBy;
@@ -66,6 +68,17 @@ final class Call<T> {
         this.connectBy = connectBy;
         this.reader = reader;
         this.finished = finished;
+    }
+
+    /** The tensors. */
+    List<Tensor> body() {
+        return body;
+    }
+
+    /** Nobody waits for it: it must not be sent, and keeps no tensors. */
+    void drop() {
+        over = true;
+        body = List.of();
     }
 
     /** Header and tensors, in bytes. */

@@ -34,7 +34,7 @@ final class Clock {
     static Duration positive(String name, Duration duration) {
         Objects.requireNonNull(duration, name);
         if (duration.isZero() || duration.isNegative()) {
-            throw new IllegalArgumentException(name + " must be more than nothing, not " + duration);
+            throw new IllegalArgumentException(name + " must be positive, not " + duration);
         }
         return duration;
     }

@@ -8,6 +8,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
+import java.util.function.Consumer;
 
 /** Writes the headers of requests, and reads replies into tensors. */
 final class Codec {
@@ -121,23 +122,27 @@ final class Codec {
 
     private static SignatureMetadata signature(Map<String, Object> entry) {
         Object size = entry.get("max_batch_size");
-        return new SignatureMetadata(
-                specs(entry.get("inputs")),
-                specs(entry.get("outputs")),
-                size instanceof Long ? (Long) size : 0,
-                optional(entry, "unbatched_because"),
-                optional(entry, "unverified_because"),
-                optional(entry, "cause"));
+        SignatureMetadata.Builder signature =
+                SignatureMetadata.builder()
+                        .inputs(specs(entry.get("inputs")))
+                        .outputs(specs(entry.get("outputs")))
+                        .maxBatchSize(size instanceof Long ? (Long) size : 0);
+        ifGiven(entry, "unbatched_because", signature::unbatchedBecause);
+        ifGiven(entry, "unverified_because", signature::unverifiedBecause);
+        ifGiven(entry, "cause", signature::unservableBecause);
+        return signature.build();
     }
 
     private static String text(Map<String, Object> entry, String key) {
         return Objects.toString(entry.get(key), "");
     }
 
-    /** The text of a key; null if it is missing, null or empty. */
-    private static String optional(Map<String, Object> entry, String key) {
+    /** Passes on the text of a key unless it is missing, null or empty. */
+    private static void ifGiven(Map<String, Object> entry, String key, Consumer<String> part) {
         String value = text(entry, key);
-        return value.isEmpty() ? null : value;
+        if (!value.isEmpty()) {
+            part.accept(value);
+        }
     }
 
     private static List<TensorSpec> specs(Object value) {

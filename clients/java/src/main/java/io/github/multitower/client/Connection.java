@@ -39,6 +39,7 @@ final class Connection {
     private final Queue<Call<?>> cancelled = new ConcurrentLinkedQueue<>();
     private volatile boolean closing;
     private volatile boolean ended; // the thread takes no more calls
+    private volatile Throwable defect; // what ended the thread, other than `close`; null otherwise
 
     // For the connection's thread only.
     private final Retries retries;
@@ -61,15 +62,21 @@ final class Connection {
      * @param mostRetries how often a call that the daemon refused without running it is sent again
      * @param peerTimeoutMs milliseconds without a sign of the daemon after which the connection counts as lost; 0 for
      *     never
+     * @throws MultitowerException.InternalError it has no socket, for example as too many files are open
      */
     Connection(Endpoint endpoint, Duration connectTimeout, int mostRetries, int peerTimeoutMs) {
         this.endpoint = endpoint;
         this.retries = new Retries(mostRetries, () -> ThreadLocalRandom.current().nextDouble());
         this.link = new Link(peerTimeoutMs);
-        this.reachability = new Reachability(endpoint, connectTimeout, link::wake);
+        this.reachability = new Reachability(endpoint, connectTimeout, link::wake, Thread::new);
         this.thread = new Thread(this::run, "multitower-client " + endpoint);
         thread.setDaemon(true);
-        thread.start();
+        try {
+            thread.start();
+        } catch (OutOfMemoryError noThread) {
+            link.close();
+            throw noThread;
+        }
     }
 
     // From any thread.
@@ -80,13 +87,14 @@ final class Connection {
     }
 
     /**
-     * Refuses use after {@link #close}.
+     * Refuses use after the end.
      *
-     * @throws MultitowerException.Unavailable {@code closed}
+     * @throws MultitowerException.Unavailable {@code closed}: {@link #close} was called
+     * @throws MultitowerException.InternalError an error ended the connection's thread
      */
     void check() {
         if (closing) {
-            throw closed();
+            throw over();
         }
     }
 
@@ -106,7 +114,8 @@ final class Connection {
     }
 
     /**
-     * Ends the connection, and waits up to five seconds for its end. Calls without an outcome fail as {@code closed}.
+     * Ends the connection, and waits up to five seconds for its end, which comes later if an application's action still
+     * runs then. Calls without an outcome fail as {@code closed}.
      */
     void close() {
         closing = true;
@@ -149,6 +158,9 @@ final class Connection {
                 }
                 connect(now);
             }
+        } catch (Throwable error) {
+            defect = error;
+            LOG.log(Level.ERROR, "the connection to " + endpoint + " ends by an error: create another client", error);
         } finally {
             closing = true;
             reachability.stop();
@@ -172,6 +184,9 @@ final class Connection {
 
     private void takeIncoming() {
         for (Call<?> call = incoming.poll(); call != null; call = incoming.poll()) {
+            if (call.over) {
+                continue; // cancelled while it waited to be sent again
+            }
             unsent.add(call);
             nextCheck = Math.min(nextCheck, greeted ? call.deadline : Math.min(call.deadline, call.connectBy));
         }
@@ -182,9 +197,11 @@ final class Connection {
             if (call.over) {
                 continue;
             }
-            call.over = true; // its future has its outcome; in `unsent` it remains until it is first
+            call.drop();
             if (outstanding.remove(call.id, call)) {
                 giveUp(call);
+            } else {
+                unsent.remove(call);
             }
         }
     }
@@ -204,10 +221,6 @@ final class Connection {
         }
         while (greeted && !unsent.isEmpty()) {
             Call<?> call = unsent.peek();
-            if (call.over) {
-                unsent.remove();
-                continue;
-            }
             long size = call.size();
             if (size > limit) {
                 unsent.remove();
@@ -216,7 +229,7 @@ final class Connection {
                 continue;
             }
             call.id = ++serial;
-            if (!link.send(call.kind, call.id, call.header, call.body)) {
+            if (!link.send(call.kind, call.id, call.header, call.body())) {
                 blocked = true;
                 return;
             }
@@ -273,8 +286,9 @@ final class Connection {
             outstanding.clear();
             if (connected) {
                 lostAt = Clock.now();
-                String text = "lost the connection to {0}: {1} requests without a reply fail; connecting again";
-                LOG.log(Level.WARNING, text, endpoint, Integer.toString(lost.size()));
+                int count = lost.size();
+                String requests = count == 1 ? "1 request without a reply fails" : count + " requests without a reply fail";
+                LOG.log(Level.WARNING, "lost the connection to {0}: {1}; connecting again", endpoint, requests);
             }
             connected = toGreet = greeted = false;
             reachability.start();
@@ -335,7 +349,9 @@ final class Connection {
         if (connected) {
             return reachability.noAnswer();
         }
-        return reachability.error();
+        MultitowerException error = reachability.error();
+        reachability.start(); // if no thread could be started before
+        return error;
     }
 
     /**
@@ -352,20 +368,25 @@ final class Connection {
         List<Call<?>> left = new ArrayList<>(unsent);
         left.addAll(outstanding.values());
         left.addAll(retries.take(Clock.NEVER));
-        left.forEach(call -> fail(call, closed()));
+        left.forEach(call -> fail(call, over()));
         ended = true;
         refuseIncoming();
+        Thread.interrupted(); // as in `fail`
         link.close();
     }
 
     /** Fails the calls that were handed over while the thread ended; from any thread. */
     private void refuseIncoming() {
         for (Call<?> call = incoming.poll(); call != null; call = incoming.poll()) {
-            call.fail(closed());
+            call.fail(over());
         }
     }
 
-    private static MultitowerException closed() {
+    /** The error of calls that come after the end, or have no outcome then. */
+    private MultitowerException over() {
+        if (defect != null) {
+            return Errors.broken("an error ended the thread of this client, and another client is needed", defect);
+        }
         return Errors.make(Reason.CLOSED, "this client has been closed");
     }
 }

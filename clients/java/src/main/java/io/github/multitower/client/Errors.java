@@ -6,7 +6,7 @@ import java.util.Map;
 final class Errors {
     /** Calls the constructor of a class. */
     private interface Constructor {
-        MultitowerException create(String code, String reason, String message, Map<String, Object> details);
+        MultitowerException create(String code, String reason, String message, Map<String, ?> details);
     }
 
     /** A class of exceptions and its constructor. */
@@ -65,6 +65,26 @@ final class Errors {
     }
 
     /**
+     * The exception of a daemon that is not ready in time: {@code no_worker}, or why it cannot be reached.
+     *
+     * @param last the last error; null if the daemon has answered
+     */
+    static MultitowerException notReady(String message, MultitowerException last) {
+        MultitowerException error = last instanceof MultitowerException.Unavailable
+                ? of(last.code(), last.reason(), message, last.details())
+                : make(Reason.NO_WORKER, message);
+        error.initCause(last);
+        return error;
+    }
+
+    /** The exception of a client that cannot work any more, or never could. */
+    static MultitowerException broken(String message, Throwable cause) {
+        MultitowerException error = make(Reason.INTERNAL_ERROR, message + ": " + cause);
+        error.initCause(cause);
+        return error;
+    }
+
+    /**
      * The exception of an {@code MT1:error} header. An unknown code or reason, of a
      * newer daemon, is kept as it is; the class is the nearest one.
      */
@@ -88,7 +108,7 @@ final class Errors {
     }
 
     /** The exception of the class that belongs to the reason and the code. */
-    static MultitowerException of(String code, String reason, String message, Map<String, Object> details) {
+    static MultitowerException of(String code, String reason, String message, Map<String, ?> details) {
         return kind(code, reason).constructor.create(code, reason, message, details);
     }
 

@@ -6,7 +6,8 @@ import java.util.concurrent.CompletableFuture;
 
 /**
  * What applications ask a daemon: {@link MultitowerClient} implements it, and so may a fake in an application's tests.
- * Safe for any number of threads.
+ * Safe for any number of threads. Later releases add methods only as {@code default} ones, so that implementations
+ * compile as before.
  *
  * <p>Every failure is a {@link MultitowerException}:
  *
@@ -14,12 +15,13 @@ import java.util.concurrent.CompletableFuture;
  *   <li>{@link MultitowerException.InvalidRequest}: the request is wrong; the message names the field.
  *   <li>{@link MultitowerException.NotFound}: there is no such model or version.
  *   <li>{@link MultitowerException.Overloaded}: the model's queue was full at each attempt, or the next one would
- *       come after the deadline.
+ *       come after the deadline; or the client has as many requests outstanding as it allows.
  *   <li>{@link MultitowerException.DeadlineExceeded}: no answer in time.
  *   <li>{@link MultitowerException.Unavailable}: no daemon listens, the connection was lost, no worker serves the
  *       model, or the client was closed.
  *   <li>{@link MultitowerException.Poisoned}: workers died while they executed the request.
  *   <li>{@link MultitowerException.ModelError}: the model raised an exception.
+ *   <li>{@link MultitowerException.InternalError}: a defect of the daemon, or an error that ended the client.
  *   <li>{@link MultitowerException.Cancelled}: the waiting thread was interrupted; it stays so.
  * </ul>
  */
@@ -93,8 +95,9 @@ public interface InferenceClient extends AutoCloseable {
     }
 
     /**
-     * Starts what {@link #infer(InferRequest)} does. It neither waits nor throws, except {@link NullPointerException}:
-     * whatever goes wrong is the outcome of the future, also that the request cannot be sent.
+     * Starts what {@link #infer(InferRequest)} does. It does not wait for the outcome, and for nothing else unless the
+     * client was built to wait for room. It throws nothing but {@link NullPointerException}: whatever goes wrong is the
+     * outcome of the future, also that the request cannot be sent.
      *
      * <p>Completing the future before its outcome is there, as {@link CompletableFuture#cancel} does, cancels the
      * request: the daemon is told, and does not run it if it has not begun. Actions that depend on the future without
@@ -110,7 +113,7 @@ public interface InferenceClient extends AutoCloseable {
     /**
      * Whether the daemon answers.
      *
-     * @return true; it is an exception otherwise
+     * @return always true; otherwise an exception is thrown
      * @throws MultitowerException.Unavailable no daemon listens
      * @throws MultitowerException.DeadlineExceeded it does not answer within the client's time-out
      */
@@ -250,15 +253,17 @@ public interface InferenceClient extends AutoCloseable {
      * Waits until the daemon listens and each model has a ready worker.
      *
      * @param within how long
-     * @throws MultitowerException.Unavailable not ready in time; the message says what is missing. Or
-     *     {@code closed}
+     * @throws MultitowerException.Unavailable not ready in time; the message says what is missing. {@code no_worker} if
+     *     the daemon was reached; else the reason and the details of the last attempt, such as {@code not_listening} with
+     *     {@code connect_error}. Or {@code closed}
      * @throws MultitowerException.Cancelled the thread was interrupted
      */
     void waitUntilReady(Duration within);
 
     /**
      * Closes the connection; requests without an outcome fail with {@link MultitowerException.Unavailable},
-     * {@code closed}. May be called again, and from any thread.
+     * {@code closed}. May be called again, and from any thread. It waits up to five seconds for an action that depends on
+     * a future and still runs in the client's thread, and returns without an error if it has not ended by then.
      */
     @Override
     void close();

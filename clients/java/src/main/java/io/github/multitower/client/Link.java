@@ -73,16 +73,34 @@ final class Link {
     private long handshakeBy = Clock.NEVER;
     private boolean handshaking; // connected, and the handshake is not done
     private boolean cut; // the connection was lost in the middle of a message
+    private String refusal = ""; // why JeroMQ did not take the address; empty if it did
 
     /**
      * Creates the socket, which {@link #connect} connects.
      *
      * @param peerTimeoutMs milliseconds without a sign of the daemon after which the connection counts as lost; 0 for
      *     never
+     * @throws MultitowerException.InternalError it cannot be opened, for example as too many files are open
      */
     Link(int peerTimeoutMs) {
         context.setNotificationExceptionHandler(this::failed);
-        socket = context.createSocket(SocketType.DEALER);
+        try {
+            socket = context.createSocket(SocketType.DEALER);
+            configure(peerTimeoutMs);
+            selector = Selector.open();
+        } catch (IOException | ZMQException error) {
+            context.close();
+            throw Errors.broken("this client can open no socket", error);
+        }
+        try {
+            socket.getFD().register(selector, SelectionKey.OP_READ);
+        } catch (IOException | ZMQException error) {
+            close();
+            throw Errors.broken("this client can open no socket", error);
+        }
+    }
+
+    private void configure(int peerTimeoutMs) {
         socket.setLinger(0);
         // The inverse of libzmq's ZMQ_IMMEDIATE: queue nothing while no daemon is connected.
         socket.setImmediate(false);
@@ -103,13 +121,6 @@ final class Link {
         socket.setMsgAllocationHeapThreshold(DIRECT_BYTES);
         int wanted = ZMQ.EVENT_CONNECTED | ZMQ.EVENT_HANDSHAKE_PROTOCOL | ZMQ.EVENT_DISCONNECTED;
         socket.setEventHook(this::happened, wanted);
-        try {
-            this.selector = Selector.open();
-            socket.getFD().register(selector, SelectionKey.OP_READ);
-        } catch (IOException error) {
-            context.close();
-            throw new UncheckedIOException(error);
-        }
     }
 
     /** Whether {@link #connect} was called. */
@@ -125,11 +136,25 @@ final class Link {
     void connect(String to) {
         address = to;
         handshakeBy = connectBy();
+        String error = "";
         try {
             socket.connect(to);
-        } catch (ZMQException error) {
-            // An address that JeroMQ does not take, such as one with the zone of another machine: tried again later.
-            LOG.log(System.Logger.Level.WARNING, "cannot connect to {0}: {1}", to, error.getMessage());
+        } catch (ZMQException refused) {
+            // An address that JeroMQ does not take: tried again later, and logged once.
+            error = String.valueOf(refused.getMessage());
+            if (!error.equals(refusal)) {
+                LOG.log(System.Logger.Level.WARNING, "cannot connect to {0}: {1}", to, error);
+            }
+        }
+        refusal = error;
+    }
+
+    private void disconnect() {
+        try {
+            socket.disconnect(address);
+        } catch (ZMQException refused) {
+            // JeroMQ reads the address again, and does not take what it did not take in `connect`: it has no connection.
+            LOG.log(System.Logger.Level.DEBUG, "cannot disconnect from {0}: {1}", address, refused.getMessage());
         }
     }
 
@@ -218,7 +243,7 @@ final class Link {
             handshakeMs = Math.min(2 * handshakeMs, HANDSHAKE_MAX_MS);
         }
         handshaking = false;
-        socket.disconnect(address);
+        disconnect();
         connect(latest);
     }
 

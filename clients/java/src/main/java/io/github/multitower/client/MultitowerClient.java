@@ -9,13 +9,14 @@ import java.util.Objects;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.TimeoutException;
 
 /**
  * A connection to a daemon, for any number of threads: make one, share it, close it.
  *
  * <p>Requests are pipelined over one connection, and answers come in any order. It opens by itself, and again after it
- * was lost; the logger {@code io.github.multitower.client} tells so. No call waits longer than its time. Every failure
- * is a {@link MultitowerException}; {@link InferenceClient} lists them.
+ * was lost; the logger {@code io.github.multitower.client} tells so. No call waits much longer than its time. Every
+ * failure is a {@link MultitowerException}; {@link InferenceClient} lists them.
  *
  * <pre>{@code
  * try (MultitowerClient client = MultitowerClient.connect("tcp://127.0.0.1:5555")) {
@@ -27,6 +28,12 @@ import java.util.concurrent.TimeUnit;
  */
 public final class MultitowerClient implements InferenceClient {
     private static final long ASK_AGAIN_MS = 50;
+
+    /** A shorter attempt to ask the daemon may fail for lack of time alone. */
+    private static final long SHORT_ATTEMPT_MS = 1000;
+
+    /** How much later than its time a request gets its outcome, at most, from a client's thread that runs. */
+    private static final long LATE_MS = 1000;
 
     private final Endpoint endpoint;
     private final Duration timeout;
@@ -195,6 +202,7 @@ public final class MultitowerClient implements InferenceClient {
          *
          * @return a client that connects in the background
          * @throws IllegalArgumentException the endpoint is not one that Java can reach
+         * @throws MultitowerException.InternalError no socket can be opened, for example as too many files are open
          */
         public MultitowerClient build() {
             return new MultitowerClient(this);
@@ -216,10 +224,15 @@ public final class MultitowerClient implements InferenceClient {
      * {@inheritDoc}
      *
      * <p>If {@code maxOutstanding} requests are outstanding, it waits for room within the request's time.
+     *
+     * @throws IllegalStateException an action that depends on a future calls it in the client's thread
      */
     @Override
     public Map<String, Tensor> infer(InferRequest request) {
-        return await(start(request, true));
+        Objects.requireNonNull(request, "request");
+        refuseInClientsThread();
+        long deadline = Clock.now() + nanos(request);
+        return await(start(request, true), deadline);
     }
 
     /**
@@ -233,10 +246,14 @@ public final class MultitowerClient implements InferenceClient {
         return start(request, blockWhenFull);
     }
 
+    private long nanos(InferRequest request) {
+        return Clock.nanos(request.timeout().orElse(timeout));
+    }
+
     /** Starts a request. Whatever goes wrong is the outcome of the future. */
     private CompletableFuture<Map<String, Tensor>> start(InferRequest request, boolean wait) {
         Objects.requireNonNull(request, "request");
-        long nanos = Clock.nanos(request.timeout().orElse(timeout));
+        long nanos = nanos(request);
         long begun = Clock.now();
         byte[] header;
         Room.Place place;
@@ -280,14 +297,28 @@ public final class MultitowerClient implements InferenceClient {
         return call.future;
     }
 
-    private <T> T await(CompletableFuture<T> future) {
-        if (connection.inItsThread() && !future.isDone()) {
-            future.cancel(false);
+    /**
+     * Refuses to wait in the client's thread, to which the answer would come.
+     *
+     * @throws IllegalStateException this is that thread
+     */
+    private void refuseInClientsThread() {
+        if (connection.inItsThread()) {
             throw new IllegalStateException(
                     "this is the client's thread: the answer would come to it; use an executor (thenApplyAsync)");
         }
+    }
+
+    private <T> T await(CompletableFuture<T> future, long deadline) {
         try {
-            return future.get();
+            long left = deadline - Clock.now() + TimeUnit.MILLISECONDS.toNanos(LATE_MS);
+            return future.get(left, TimeUnit.NANOSECONDS);
+        } catch (TimeoutException occupied) {
+            String message = "no outcome within the timeout given to this client: its thread is occupied, most likely"
+                    + " by an action that depends on a future and takes long; use an executor (thenApplyAsync)";
+            MultitowerException error = Errors.make(Reason.DEADLINE, message);
+            future.completeExceptionally(error); // which cancels the request
+            throw error;
         } catch (InterruptedException interrupt) {
             future.cancel(false);
             throw Errors.interrupted();
@@ -304,10 +335,13 @@ public final class MultitowerClient implements InferenceClient {
     // Queries.
 
     private Map<String, Object> ask(byte[] kind, Map<String, Object> header, Duration time) {
+        refuseInClientsThread();
         connection.check();
         byte[] bytes = header.isEmpty() ? Wire.EMPTY_HEADER : Json.write(header);
         Call.Reader<Map<String, Object>> reader = (reply, frames) -> Json.read(reply);
-        return await(start(kind, bytes, List.of(), Clock.now(), Clock.nanos(time), reader, () -> {}));
+        long begun = Clock.now();
+        long nanos = Clock.nanos(time);
+        return await(start(kind, bytes, List.of(), begun, nanos, reader, () -> {}), begun + nanos);
     }
 
     private static Map<String, Object> model(String model, String version) {
@@ -368,10 +402,11 @@ public final class MultitowerClient implements InferenceClient {
     public void waitUntilReady(Duration within) {
         Objects.requireNonNull(within, "within");
         long until = Clock.now() + Clock.nanos(within);
+        String why = null;
+        MultitowerException last = null; // what `why` is from; null if the daemon has answered
         while (true) {
-            String why;
+            long left = Math.max(until - Clock.now(), TimeUnit.MILLISECONDS.toNanos(1));
             try {
-                long left = Math.max(until - Clock.now(), TimeUnit.MILLISECONDS.toNanos(1));
                 Map<String, Object> state = ask(Wire.SERVER_READY, Map.of(), Duration.ofNanos(left));
                 if (Boolean.TRUE.equals(state.get("ready"))) {
                     return;
@@ -380,14 +415,19 @@ public final class MultitowerClient implements InferenceClient {
                 Object total = state.get("slots_total");
                 String missing = Objects.equals(ready, total) ? ", but some model is on none of them" : "";
                 why = ready + " of " + total + " slots are ready" + missing + "; `multitower status` tells why";
+                last = null;
             } catch (MultitowerException.Unavailable | MultitowerException.DeadlineExceeded error) {
                 if (error.is(Reason.CLOSED)) {
                     throw error;
                 }
-                why = error.getMessage();
+                boolean tooShort = left < TimeUnit.MILLISECONDS.toNanos(SHORT_ATTEMPT_MS);
+                if (why == null || !(tooShort && error instanceof MultitowerException.DeadlineExceeded)) {
+                    why = error.getMessage();
+                    last = error;
+                }
             }
             if (Clock.now() + TimeUnit.MILLISECONDS.toNanos(ASK_AGAIN_MS) >= until) {
-                throw Errors.make(Reason.NO_WORKER, "not ready after " + within + ": " + why);
+                throw Errors.notReady("not ready after " + within + ": " + why, last);
             }
             try {
                 Thread.sleep(ASK_AGAIN_MS);

@@ -26,7 +26,7 @@ public class MultitowerException extends RuntimeException {
     /** Numbers, strings and such; not part of the serial form. */
     private final transient Map<String, Object> details;
 
-    MultitowerException(String code, String reason, String message, Map<String, Object> details) {
+    MultitowerException(String code, String reason, String message, Map<String, ?> details) {
         super(message);
         this.code = code;
         this.reason = reason;
@@ -62,7 +62,7 @@ public class MultitowerException extends RuntimeException {
      * @param details values for programs, for example {@code Map.of("retry_after_ms", 200L)}
      * @return an exception with a copy of the details
      */
-    public static MultitowerException of(Reason reason, String message, Map<String, Object> details) {
+    public static MultitowerException of(Reason reason, String message, Map<String, ?> details) {
         Objects.requireNonNull(reason, "reason");
         Objects.requireNonNull(message, "message");
         Objects.requireNonNull(details, "details");
@@ -116,7 +116,7 @@ public class MultitowerException extends RuntimeException {
     public static final class InvalidRequest extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
-        InvalidRequest(String code, String reason, String message, Map<String, Object> details) {
+        InvalidRequest(String code, String reason, String message, Map<String, ?> details) {
             super(code, reason, message, details);
         }
 
@@ -136,7 +136,7 @@ public class MultitowerException extends RuntimeException {
     public static final class NotFound extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
-        NotFound(String code, String reason, String message, Map<String, Object> details) {
+        NotFound(String code, String reason, String message, Map<String, ?> details) {
             super(code, reason, message, details);
         }
 
@@ -156,7 +156,7 @@ public class MultitowerException extends RuntimeException {
     public static final class Unavailable extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
-        Unavailable(String code, String reason, String message, Map<String, Object> details) {
+        Unavailable(String code, String reason, String message, Map<String, ?> details) {
             super(code, reason, message, details);
         }
 
@@ -179,7 +179,7 @@ public class MultitowerException extends RuntimeException {
     public static final class Overloaded extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
-        Overloaded(String code, String reason, String message, Map<String, Object> details) {
+        Overloaded(String code, String reason, String message, Map<String, ?> details) {
             super(code, reason, message, details);
         }
 
@@ -199,7 +199,7 @@ public class MultitowerException extends RuntimeException {
     public static final class DeadlineExceeded extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
-        DeadlineExceeded(String code, String reason, String message, Map<String, Object> details) {
+        DeadlineExceeded(String code, String reason, String message, Map<String, ?> details) {
             super(code, reason, message, details);
         }
 
@@ -219,7 +219,7 @@ public class MultitowerException extends RuntimeException {
     public static final class Cancelled extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
-        Cancelled(String code, String reason, String message, Map<String, Object> details) {
+        Cancelled(String code, String reason, String message, Map<String, ?> details) {
             super(code, reason, message, details);
         }
 
@@ -239,7 +239,7 @@ public class MultitowerException extends RuntimeException {
     public static final class Poisoned extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
-        Poisoned(String code, String reason, String message, Map<String, Object> details) {
+        Poisoned(String code, String reason, String message, Map<String, ?> details) {
             super(code, reason, message, details);
         }
 
@@ -259,7 +259,7 @@ public class MultitowerException extends RuntimeException {
     public static final class ModelError extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
-        ModelError(String code, String reason, String message, Map<String, Object> details) {
+        ModelError(String code, String reason, String message, Map<String, ?> details) {
             super(code, reason, message, details);
         }
 
@@ -275,11 +275,14 @@ public class MultitowerException extends RuntimeException {
         }
     }
 
-    /** A defect of the daemon; its log has the traceback. */
+    /**
+     * A defect of the daemon, whose log has the traceback. Or the client cannot work, with an error as the cause: it can
+     * open no socket, or its thread was ended.
+     */
     public static final class InternalError extends MultitowerException {
         private static final long serialVersionUID = 1L;
 
-        InternalError(String code, String reason, String message, Map<String, Object> details) {
+        InternalError(String code, String reason, String message, Map<String, ?> details) {
             super(code, reason, message, details);
         }
 

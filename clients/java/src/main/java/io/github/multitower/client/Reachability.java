@@ -2,6 +2,7 @@ package io.github.multitower.client;
 
 import java.io.IOException;
 import java.net.ConnectException;
+import java.net.Inet6Address;
 import java.net.InetAddress;
 import java.net.InetSocketAddress;
 import java.net.Socket;
@@ -9,12 +10,14 @@ import java.net.SocketTimeoutException;
 import java.net.UnknownHostException;
 import java.time.Duration;
 import java.util.Map;
+import java.util.concurrent.ThreadFactory;
 
 /**
  * Resolves the daemon's host, and finds out why no connection opens, which JeroMQ does not report. Both can block for
  * seconds, so a thread does it; the thread runs only while there is no connection.
  */
 final class Reachability {
+    private static final System.Logger LOG = System.getLogger("io.github.multitower.client");
     private static final long MOST_BEFORE_PROBE_MS = 500;
     private static final long MOST_PROBE_MS = 2000;
     private static final long AGAIN_MS = 1000;
@@ -40,14 +43,18 @@ final class Reachability {
 
     private final Endpoint endpoint;
     private final Runnable resolved;
+    private final ThreadFactory threads;
     private final long beforeProbeMs;
     private final int probeMs;
 
     /** The address to connect to, as an endpoint; null while the name could not be resolved. */
     private volatile String address;
 
-    /** What was found out last. */
+    /** What was found out last; null while nothing was. */
     private volatile Finding finding;
+
+    /** When the search began. */
+    private volatile long begun;
 
     // Guarded by this object.
     private boolean wanted;
@@ -59,10 +66,12 @@ final class Reachability {
      * @param endpoint of the daemon
      * @param connectTimeout how long requests wait for a daemon; the cause is looked for within that time
      * @param resolved called in the thread each time that the name was resolved
+     * @param threads creates the thread
      */
-    Reachability(Endpoint endpoint, Duration connectTimeout, Runnable resolved) {
+    Reachability(Endpoint endpoint, Duration connectTimeout, Runnable resolved, ThreadFactory threads) {
         this.endpoint = endpoint;
         this.resolved = resolved;
+        this.threads = threads;
         long ms = Clock.nanos(connectTimeout) / 1_000_000;
         this.beforeProbeMs = Math.min(MOST_BEFORE_PROBE_MS, ms / 4);
         this.probeMs = (int) Math.max(1, Math.min(MOST_PROBE_MS, ms / 2));
@@ -73,17 +82,27 @@ final class Reachability {
         return address;
     }
 
-    /** Begins to look for the address and for the cause; no-op while it does. */
+    /**
+     * Begins to look for the address and for the cause; no-op while it does. Where no thread can be started, the next call
+     * tries again.
+     */
     synchronized void start() {
         if (!wanted) {
-            finding = nothingYet();
+            finding = null;
+            begun = Clock.now();
         }
         wanted = true;
         if (!running) {
-            running = true;
-            Thread thread = new Thread(this::run, "multitower-reachability " + endpoint);
+            Thread thread = threads.newThread(this::run);
+            thread.setName("multitower-reachability " + endpoint);
             thread.setDaemon(true);
-            thread.start();
+            try {
+                thread.start();
+            } catch (OutOfMemoryError noThread) {
+                LOG.log(System.Logger.Level.WARNING, "no thread to look for " + endpoint + " can be started", noThread);
+                return;
+            }
+            running = true;
         }
     }
 
@@ -95,7 +114,7 @@ final class Reachability {
 
     /** The error of requests that waited for a connection in vain. */
     MultitowerException error() {
-        Finding found = finding;
+        Finding found = finding == null ? nothingYet() : finding;
         return MultitowerException.of(Reason.NOT_LISTENING, found.message, Map.of(CONNECT_ERROR, found.kind));
     }
 
@@ -111,8 +130,8 @@ final class Reachability {
             try {
                 found = InetAddress.getByName(endpoint.host);
             } catch (UnknownHostException error) {
-                String message =
-                        "the name of the host in " + endpoint + " cannot be resolved; check its spelling, and DNS";
+                String message = "the name of the host in " + endpoint + " cannot be resolved: " + error.getMessage()
+                        + "; check its spelling, and DNS";
                 finding = new Finding("name_not_resolved", message);
                 sleep(UNRESOLVED_AGAIN_MS);
                 continue;
@@ -120,7 +139,7 @@ final class Reachability {
             boolean first = address == null;
             address = numeric(found);
             if (first) {
-                finding = nothingYet();
+                finding = null;
             }
             resolved.run();
             sleep(beforeProbeMs);
@@ -147,8 +166,10 @@ final class Reachability {
 
     private String numeric(InetAddress found) {
         String text = found.getHostAddress();
-        if (text.contains("%")) {
-            return endpoint.toString(); // an IPv6 address with a zone, which only its author can write
+        int zone = text.indexOf('%');
+        if (zone >= 0) {
+            // As a number: JeroMQ would look for the interface of a name, which may be gone by then.
+            text = text.substring(0, zone + 1) + ((Inet6Address) found).getScopeId();
         }
         return "tcp://" + (text.contains(":") ? "[" + text + "]" : text) + ":" + endpoint.port;
     }
@@ -171,9 +192,22 @@ final class Reachability {
 
     /** What is known while no attempt has ended. */
     private Finding nothingYet() {
-        String message = "no connection to " + endpoint + " in time: ";
-        message += address == null ? "its name is not resolved in time; check DNS" : IS_IT_RUNNING;
+        long ms = (Clock.now() - begun) / 1_000_000;
+        if (address != null) {
+            return timedOut(endpoint, ms);
+        }
+        String message = within(endpoint, ms) + "its name is not resolved in time; check DNS";
         return new Finding("timed_out", message);
+    }
+
+    private static Finding timedOut(Endpoint endpoint, long ms) {
+        String message = within(endpoint, ms) + "the host does not answer; check the address, and whether a firewall"
+                + " drops the packets; " + IS_IT_RUNNING;
+        return new Finding("timed_out", message);
+    }
+
+    private static String within(Endpoint endpoint, long ms) {
+        return "no connection to " + endpoint + " within " + ms / 1000.0 + " s: ";
     }
 
     private static Finding unanswered(Endpoint endpoint) {
@@ -184,20 +218,22 @@ final class Reachability {
         return new Finding("no_answer", message);
     }
 
-    /** Why a connection could not be opened, and what to check. */
+    /**
+     * Why a connection could not be opened, and what to check. The system's texts depend on the locale, so that the class
+     * of the error decides where it can.
+     */
     static Finding failed(Endpoint endpoint, IOException error, int waitedMs) {
         String cause = String.valueOf(error.getMessage());
         if (error instanceof SocketTimeoutException || cause.contains("timed out")) {
-            String message =
-                    "no connection to " + endpoint + " within " + waitedMs / 1000.0 + " s: the host does not answer; check the"
-                            + " address, and whether a firewall drops the packets; " + IS_IT_RUNNING;
-            return new Finding("timed_out", message);
+            return timedOut(endpoint, waitedMs);
         }
-        if (error instanceof ConnectException && cause.contains("refused")) {
+        boolean denied = cause.contains("Permission denied") || cause.contains("Operation not permitted");
+        // Java 11 raises ConnectException for other failures as well, and ends its message with these words.
+        boolean other = denied || cause.contains("unreachable") || cause.endsWith("(connect failed)");
+        if (error instanceof ConnectException && !other) {
             String message = "no daemon listens at " + endpoint + ": the connection is refused; " + IS_IT_RUNNING;
             return new Finding("connection_refused", message);
         }
-        boolean denied = cause.contains("Permission denied") || cause.contains("Operation not permitted");
         String message =
                 "no connection to " + endpoint + ": " + cause + "; check the address, the network, and firewalls";
         return new Finding(denied ? "permission_denied" : "unreachable", message);

@@ -3,7 +3,7 @@ package io.github.multitower.client;
 /**
  * What exactly went wrong. Stable: programs may rely on it. {@link #toString} is the word on the wire.
  *
- * <p>A later daemon may send reasons that are not here: {@link MultitowerException#reason} has the word in any case.
+ * <p>A daemon may send reasons that are not here, such as those of a later version: {@link MultitowerException#reason} has the word in any case.
  */
 public enum Reason {
     /** Frames or JSON that cannot be parsed. */
@@ -50,23 +50,11 @@ public enum Reason {
     OUTPUT_INVALID("INTERNAL"),
     /** The client left too many bytes of replies unread, and read nothing for a time, so that its reply was dropped. */
     REPLY_DROPPED("RESOURCE_EXHAUSTED"),
-    /** A defect of the daemon; its log has the traceback. */
+    /**
+     * A defect of the daemon, whose log has the traceback. Or the client cannot work, with an error as the cause: it can
+     * open no socket, or its thread was ended.
+     */
     INTERNAL_ERROR("INTERNAL"),
-
-    // Of orders to the daemon's control endpoint, which this client does not give.
-
-    /** A reload is under way; another one follows it. */
-    RELOAD_IN_PROGRESS("UNAVAILABLE"),
-    /** As many orders wait as the daemon keeps. */
-    TOO_MANY_ORDERS("RESOURCE_EXHAUSTED"),
-    /** The configuration is wrong, or cannot be applied to a running daemon. */
-    CONFIG_REFUSED("INVALID_ARGUMENT"),
-    /** There is no such slot. */
-    SLOT_UNKNOWN("NOT_FOUND"),
-    /** The slot has no model, and so no worker to restart. */
-    SLOT_EMPTY("INVALID_ARGUMENT"),
-    /** The order was begun and could not be carried out. */
-    ORDER_FAILED("INTERNAL"),
 
     // Raised by the client only, never sent.
 

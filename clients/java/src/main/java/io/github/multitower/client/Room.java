@@ -24,7 +24,7 @@ final class Room {
 
     Room(int most) {
         this.most = most;
-        this.free = new Semaphore(most);
+        this.free = new Semaphore(most, true);
     }
 
     /**
@@ -38,12 +38,12 @@ final class Room {
      * @throws MultitowerException.Cancelled the thread was interrupted while it waited; it stays so
      */
     Place enter(boolean wait, long nanos) {
-        if (free.tryAcquire()) {
-            return new Place();
-        }
+        String full = "as many requests are outstanding as this client allows (maxOutstanding is " + most + ")";
         if (!wait) {
-            String message = most + " requests are outstanding, as many as this client allows (maxOutstanding)";
-            throw MultitowerException.of(Reason.QUEUE_FULL, message, limit());
+            if (free.tryAcquire()) {
+                return new Place();
+            }
+            throw MultitowerException.of(Reason.QUEUE_FULL, full, limit());
         }
         try {
             if (free.tryAcquire(nanos, TimeUnit.NANOSECONDS)) {
@@ -52,9 +52,7 @@ final class Room {
         } catch (InterruptedException interrupt) {
             throw Errors.interrupted();
         }
-        String message =
-                most + " requests were outstanding, and none got its outcome within this one's time (maxOutstanding)";
-        throw MultitowerException.of(Reason.DEADLINE, message, limit());
+        throw MultitowerException.of(Reason.DEADLINE, "no room within the request's time: " + full, limit());
     }
 
     private Map<String, Object> limit() {

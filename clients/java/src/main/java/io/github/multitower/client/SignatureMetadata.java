@@ -4,41 +4,119 @@ import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
 
-/** A daemon's description of a signature of a model. Tests of applications create one with {@link #of}. */
+/** A daemon's description of a signature of a model. Tests of applications create one with {@link #builder}. */
 public final class SignatureMetadata {
     private final List<TensorSpec> inputs;
     private final List<TensorSpec> outputs;
     private final long maxBatchSize;
     private final String unbatchedBecause;
     private final String unverifiedBecause;
-    private final String cause;
+    private final String unservableBecause;
 
-    SignatureMetadata(
-            List<TensorSpec> inputs,
-            List<TensorSpec> outputs,
-            long maxBatchSize,
-            String unbatchedBecause,
-            String unverifiedBecause,
-            String cause) {
-        this.inputs = List.copyOf(inputs);
-        this.outputs = List.copyOf(outputs);
-        this.maxBatchSize = maxBatchSize;
-        this.unbatchedBecause = unbatchedBecause;
-        this.unverifiedBecause = unverifiedBecause;
-        this.cause = cause;
+    private SignatureMetadata(Builder builder) {
+        this.inputs = builder.inputs;
+        this.outputs = builder.outputs;
+        this.maxBatchSize = builder.maxBatchSize;
+        this.unbatchedBecause = builder.unbatchedBecause;
+        this.unverifiedBecause = builder.unverifiedBecause;
+        this.unservableBecause = builder.unservableBecause;
     }
 
     /**
-     * The description of a signature that can be served.
+     * A builder for the description of a signature: it can be served, has no inputs and outputs at first, and its
+     * requests run one by one.
      *
-     * @param inputs in their order
-     * @param outputs in their order
-     * @param maxBatchSize the most rows of a batch; 0 if requests run one by one
-     * @return the description
+     * @return a builder
      */
-    public static SignatureMetadata of(List<TensorSpec> inputs, List<TensorSpec> outputs, long maxBatchSize) {
-        return new SignatureMetadata(
-                Nulls.list("inputs", inputs), Nulls.list("outputs", outputs), maxBatchSize, null, null, null);
+    public static Builder builder() {
+        return new Builder();
+    }
+
+    /** The parts of a description. */
+    public static final class Builder {
+        private List<TensorSpec> inputs = List.of();
+        private List<TensorSpec> outputs = List.of();
+        private long maxBatchSize;
+        private String unbatchedBecause;
+        private String unverifiedBecause;
+        private String unservableBecause;
+
+        private Builder() {}
+
+        /**
+         * The inputs of the signature.
+         *
+         * @param inputs in their order
+         * @return this
+         */
+        public Builder inputs(List<TensorSpec> inputs) {
+            this.inputs = Nulls.list("inputs", inputs);
+            return this;
+        }
+
+        /**
+         * The outputs of the signature.
+         *
+         * @param outputs in their order
+         * @return this
+         */
+        public Builder outputs(List<TensorSpec> outputs) {
+            this.outputs = Nulls.list("outputs", outputs);
+            return this;
+        }
+
+        /**
+         * The most rows of a batch.
+         *
+         * @param maxBatchSize 0 if requests run one by one
+         * @return this
+         */
+        public Builder maxBatchSize(long maxBatchSize) {
+            this.maxBatchSize = maxBatchSize;
+            return this;
+        }
+
+        /**
+         * Why requests run one by one although batching is configured.
+         *
+         * @param unbatchedBecause the reason
+         * @return this
+         */
+        public Builder unbatchedBecause(String unbatchedBecause) {
+            this.unbatchedBecause = Objects.requireNonNull(unbatchedBecause, "unbatchedBecause");
+            return this;
+        }
+
+        /**
+         * Why the warm-up could not show that the signature may be batched.
+         *
+         * @param unverifiedBecause the reason
+         * @return this
+         */
+        public Builder unverifiedBecause(String unverifiedBecause) {
+            this.unverifiedBecause = Objects.requireNonNull(unverifiedBecause, "unverifiedBecause");
+            return this;
+        }
+
+        /**
+         * Why the signature cannot be served.
+         *
+         * @param unservableBecause the reason
+         * @return this
+         */
+        public Builder unservableBecause(String unservableBecause) {
+            this.unservableBecause = Objects.requireNonNull(unservableBecause, "unservableBecause");
+            return this;
+        }
+
+        /**
+         * Creates the description.
+         *
+         * @return a description with the parts given so far
+         */
+        public SignatureMetadata build() {
+            return new SignatureMetadata(this);
+        }
     }
 
     /**
@@ -91,8 +169,8 @@ public final class SignatureMetadata {
      *
      * @return the reason; empty if it can be served
      */
-    public Optional<String> cause() {
-        return Optional.ofNullable(cause);
+    public Optional<String> unservableBecause() {
+        return Optional.ofNullable(unservableBecause);
     }
 
     /** Whether the other object is a description with the same values. */
@@ -107,17 +185,17 @@ public final class SignatureMetadata {
                 && maxBatchSize == that.maxBatchSize
                 && Objects.equals(unbatchedBecause, that.unbatchedBecause)
                 && Objects.equals(unverifiedBecause, that.unverifiedBecause)
-                && Objects.equals(cause, that.cause);
+                && Objects.equals(unservableBecause, that.unservableBecause);
     }
 
     @Override
     public int hashCode() {
-        return Objects.hash(inputs, outputs, maxBatchSize, unbatchedBecause, unverifiedBecause, cause);
+        return Objects.hash(inputs, outputs, maxBatchSize, unbatchedBecause, unverifiedBecause, unservableBecause);
     }
 
     /** Inputs and outputs, or the reason why the signature cannot be served. */
     @Override
     public String toString() {
-        return inputs + " -> " + outputs + (cause == null ? "" : " (" + cause + ")");
+        return inputs + " -> " + outputs + (unservableBecause == null ? "" : " (" + unservableBecause + ")");
     }
 }

@@ -32,6 +32,15 @@ public final class TensorSpec {
     }
 
     /**
+     * The same as an input that requests may leave out.
+     *
+     * @return a description whose {@link #optional} is {@code true}
+     */
+    public TensorSpec asOptional() {
+        return new TensorSpec(name, datatype, shape, true);
+    }
+
+    /**
      * The key of the tensor in the map of inputs or outputs.
      *
      * @return its name

@@ -4,6 +4,7 @@ import static io.github.multitower.client.Outcomes.assertReason;
 import static io.github.multitower.client.Outcomes.failure;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertInstanceOf;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -91,6 +92,39 @@ class ClientTest {
                     assertFalse(thread.isAlive());
                 }
             }
+        }
+    }
+
+    // Waiting until the daemon is ready.
+
+    @Test
+    void whatIsNotReadyBecauseNothingListensFailsAsRequestsDo() throws Exception {
+        try (MultitowerClient client = MultitowerClient.connect("tcp://127.0.0.1:" + Outcomes.freePort())) {
+            MultitowerException error;
+            do { // the cause is found in the background
+                error = assertThrows(
+                        MultitowerException.Unavailable.class, () -> client.waitUntilReady(Duration.ofSeconds(1)));
+                assertReason(Reason.NOT_LISTENING, error);
+            } while (!error.details().equals(Map.of("connect_error", "connection_refused")));
+            assertTrue(error.getMessage().startsWith("not ready after PT1S: no daemon listens"), error.getMessage());
+            assertReason(Reason.NOT_LISTENING, assertInstanceOf(MultitowerException.class, error.getCause()));
+        }
+    }
+
+    @Test
+    void whatTheDaemonAnsweredIsNotForgottenInTheLastMoments() throws Exception {
+        AtomicInteger asked = new AtomicInteger();
+        String some = "{\"ready\":false,\"slots_ready\":1,\"slots_total\":2}";
+        try (FakeDaemon daemon = new FakeDaemon(
+                        request -> asked.incrementAndGet() == 1 ? FakeDaemon.ok(request, some) : null);
+                MultitowerClient client = MultitowerClient.connect(daemon.endpoint)) {
+            MultitowerException error;
+            do { // on a slow machine the first answer may come too late
+                asked.set(0);
+                error = assertThrows(
+                        MultitowerException.Unavailable.class, () -> client.waitUntilReady(Duration.ofMillis(900)));
+            } while (!error.getMessage().contains("1 of 2 slots are ready"));
+            assertReason(Reason.NO_WORKER, error);
         }
     }
 

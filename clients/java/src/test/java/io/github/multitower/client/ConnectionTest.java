@@ -9,6 +9,7 @@ import static org.junit.jupiter.api.Assertions.assertInstanceOf;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.lang.ref.WeakReference;
 import java.net.InetAddress;
 import java.net.ServerSocket;
 import java.net.Socket;
@@ -108,6 +109,57 @@ class ConnectionTest {
             assertEquals(Map.of("connect_error", "no_answer"), error.details());
             assertTrue(silent.requests.isEmpty(), "nothing is sent before it has answered");
         }
+    }
+
+    @Test
+    void whatWasCancelledWhileNoDaemonListensKeepsNoTensors() throws Exception {
+        try (MultitowerClient client = MultitowerClient.builder()
+                .endpoint("tcp://127.0.0.1:" + freePort())
+                .connectTimeout(Duration.ofMinutes(10))
+                .timeout(Duration.ofMinutes(10))
+                .maxOutstanding(1)
+                .build()) {
+            List<WeakReference<Tensor>> tensors = new ArrayList<>();
+            for (int i = 0; i < 20; i++) {
+                tensors.add(askAndCancel(client));
+            }
+            while (tensors.stream().anyMatch(tensor -> tensor.get() != null)) {
+                System.gc();
+            }
+        }
+    }
+
+    private static WeakReference<Tensor> askAndCancel(MultitowerClient client) {
+        Tensor tensor = Tensor.of(new byte[1000], 1000);
+        assertTrue(client.inferAsync("m", Map.of("x", tensor)).cancel(false));
+        return new WeakReference<>(tensor);
+    }
+
+    @Test
+    void anErrorThatEndsTheThreadIsTheCauseOfTheErrorsOfAllCalls() throws Exception {
+        Connection connection =
+                new Connection(Endpoint.parse("tcp://127.0.0.1:" + freePort()), Duration.ofSeconds(20), 0, 0);
+        IllegalStateException wanted = new IllegalStateException("as wanted");
+        Call<Void> waiting = call(Clock.NEVER, () -> {});
+        connection.start(waiting);
+        connection.start(call(0, () -> {
+            throw wanted;
+        }));
+        MultitowerException error = failure(waiting.future);
+        assertReason(Reason.INTERNAL_ERROR, error);
+        assertEquals(wanted, error.getCause());
+        assertTrue(error.getMessage().contains("as wanted"), error.getMessage());
+        assertEquals(
+                wanted,
+                assertThrows(MultitowerException.InternalError.class, connection::check).getCause());
+        Call<Void> late = call(Clock.NEVER, () -> {});
+        connection.start(late);
+        assertEquals(wanted, failure(late.future).getCause());
+        connection.close();
+    }
+
+    private static Call<Void> call(long deadline, Runnable finished) {
+        return new Call<>(Wire.STATUS, Wire.EMPTY_HEADER, List.of(), deadline, deadline, (h, frames) -> null, finished);
     }
 
     // The connection lost.

@@ -89,7 +89,7 @@ class InterfaceTest {
                     .inputs(List.of(x))
                     .outputs(List.of(x))
                     .signatureName("serving_default")
-                    .signature("serving_default", SignatureMetadata.of(List.of(x), List.of(x), 32))
+                    .signature("serving_default", SignatureMetadata.builder().build())
                     .build();
         }
 
@@ -142,7 +142,7 @@ class InterfaceTest {
     @ParameterizedTest
     @EnumSource(Reason.class)
     void anApplicationsTestCanCreateTheExceptionOfEveryReason(Reason reason) throws Exception {
-        Map<String, Object> details = new HashMap<>(Map.of("limit", "timeout"));
+        Map<String, String> details = new HashMap<>(Map.of("limit", "timeout"));
         MultitowerException error = MultitowerException.of(reason, "as wanted", details);
         details.clear();
         assertTrue(error.is(reason));
@@ -246,12 +246,34 @@ class InterfaceTest {
         assertEquals(32, signature.maxBatchSize());
         assertEquals(Optional.of("no rows"), signature.unverifiedBecause());
         assertEquals(Optional.empty(), signature.unbatchedBecause());
-        assertEquals(Optional.empty(), signature.cause());
-        assertEquals(Optional.of("too many tensors"), metadata.signatures().get("broken").cause());
+        assertEquals(Optional.empty(), signature.unservableBecause());
+        assertEquals(Optional.of("too many tensors"), metadata.signatures().get("broken").unservableBecause());
+        assertEquals(metadata, fake("no rows", "too many tensors"), "a fake can be equal to each description");
+        assertNotEquals(metadata, fake("no rows", "other"));
         // A handler has none.
         String handler = "{\"name\":\"m\",\"versions\":[\"1\"],\"platform\":\"handler\",\"inputs\":[],\"outputs\":[]}";
         assertEquals(Map.of(), Codec.metadata(Json.read(FakeDaemon.bytes(handler))).signatures());
         assertEquals("", Codec.metadata(Json.read(FakeDaemon.bytes(handler))).signatureName());
+    }
+
+    private static ModelMetadata fake(String unverified, String unservable) {
+        TensorSpec x = TensorSpec.of("x", Datatype.FP32, -1, 2);
+        SignatureMetadata serving = SignatureMetadata.builder()
+                .inputs(List.of(x, TensorSpec.of("k", Datatype.INT32).asOptional()))
+                .outputs(List.of(x))
+                .maxBatchSize(32)
+                .unverifiedBecause(unverified)
+                .build();
+        SignatureMetadata broken = SignatureMetadata.builder().unservableBecause(unservable).build();
+        assertEquals(Optional.of("a"), SignatureMetadata.builder().unbatchedBecause("a").build().unbatchedBecause());
+        return ModelMetadata.builder("m")
+                .versions(List.of("1", "2"))
+                .platform("tensorflow_savedmodel")
+                .inputs(List.of(x))
+                .signatureName("serving_default")
+                .signature("serving_default", serving)
+                .signature("broken", broken)
+                .build();
     }
 
     @Test
@@ -282,7 +304,7 @@ class InterfaceTest {
             Datatype.class, Datatype.FP32,
             ByteBuffer.class, ByteBuffer.allocate(0),
             Reason.class, Reason.QUEUE_FULL,
-            SignatureMetadata.class, SignatureMetadata.of(List.of(), List.of(), 0));
+            SignatureMetadata.class, SignatureMetadata.builder().build());
 
     private static Object sample(Class<?> type) {
         if (type.isArray()) {
@@ -304,6 +326,7 @@ class InterfaceTest {
                 MultitowerClient.Builder.class, MultitowerClient.builder(),
                 InferRequest.class, InferRequest.of("m", INPUTS),
                 ModelMetadata.Builder.class, ModelMetadata.builder("m"),
+                SignatureMetadata.Builder.class, SignatureMetadata.builder(),
                 MultitowerException.class, MultitowerException.of(Reason.QUEUE_FULL, "x"));
         List<Class<?>> types = new ArrayList<>(instances.keySet());
         types.addAll(List.of(Tensor.class, TensorSpec.class, ModelMetadata.class, SignatureMetadata.class));

@@ -19,6 +19,7 @@ import org.junit.jupiter.api.io.TempDir;
 /** The jar as applications use it: on the module path, with what Maven brings. */
 class ModulePathIT {
     private static final Path TARGET = Path.of(System.getProperty("basedir"), "target");
+    private static final Path JAR = Path.of(System.getProperty("multitower.jar"));
     private static final String MODULE = "io.github.multitower.client";
     private static final String APPLICATION = String.join("\n",
             "package application;",
@@ -34,17 +35,9 @@ class ModulePathIT {
             "    }",
             "}");
 
-    private static Path jar() throws IOException {
-        try (Stream<Path> files = Files.list(TARGET)) {
-            return files.filter(file -> file.getFileName().toString().matches("multitower-client-[0-9.]+\\.jar"))
-                    .findFirst()
-                    .orElseThrow();
-        }
-    }
-
     private static String modulePath() throws IOException {
         try (Stream<Path> libraries = Files.list(TARGET.resolve("lib"))) {
-            return Stream.concat(Stream.of(jar()), libraries)
+            return Stream.concat(Stream.of(JAR), libraries)
                     .map(Path::toString)
                     .collect(Collectors.joining(System.getProperty("path.separator")));
         }
@@ -81,7 +74,7 @@ class ModulePathIT {
 
     @Test
     void theJarHasItsLicence() throws Exception {
-        try (var jar = new java.util.jar.JarFile(jar().toFile())) {
+        try (var jar = new java.util.jar.JarFile(JAR.toFile())) {
             assertTrue(jar.getEntry("META-INF/LICENSE") != null);
         }
     }

@@ -9,6 +9,7 @@ import java.io.IOException;
 import java.net.ServerSocket;
 import java.util.List;
 import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.TimeUnit;
 
@@ -24,6 +25,15 @@ final class Outcomes {
     static void assertReason(Reason reason, MultitowerException error) {
         assertTrue(error.is(reason), error.toString());
         assertEquals(reason.code(), error.code());
+    }
+
+    /** Waits for an event, for at most 30 s. */
+    static void await(CountDownLatch event) {
+        try {
+            assertTrue(event.await(30, TimeUnit.SECONDS));
+        } catch (InterruptedException interrupt) {
+            throw new AssertionError(interrupt);
+        }
     }
 
     static int freePort() throws IOException {

@@ -22,8 +22,10 @@ import java.util.List;
 import java.util.Map;
 import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicInteger;
 import java.util.logging.Handler;
 import java.util.logging.Level;
 import java.util.logging.LogRecord;
@@ -37,7 +39,8 @@ class ReachabilityTest {
     private static final Duration CONNECT = Duration.ofMillis(500);
 
     /** Asks at an endpoint where no daemon is, until the error is this one: the cause is found in the background. */
-    private static void assertError(String kind, String text, String endpoint) {
+    private static void assertError(String kind, String begin, String endpoint) {
+        String text = begin.replace("ENDPOINT", endpoint);
         try (MultitowerClient client =
                 MultitowerClient.builder().endpoint(endpoint).connectTimeout(CONNECT).build()) {
             MultitowerException error;
@@ -45,7 +48,7 @@ class ReachabilityTest {
                 error = assertThrows(MultitowerException.Unavailable.class, () -> client.infer("m", INPUTS));
                 assertTrue(error.is(Reason.NOT_LISTENING), error.toString());
                 assertTrue(error.getMessage().contains(endpoint), error.getMessage());
-            } while (!error.getMessage().contains(text));
+            } while (!error.getMessage().startsWith(text));
             assertEquals(Map.of("connect_error", kind), error.details(), error.toString());
         }
     }
@@ -56,13 +59,14 @@ class ReachabilityTest {
         try (ServerSocket socket = new ServerSocket(0)) {
             port = socket.getLocalPort();
         }
-        assertError("connection_refused", "the connection is refused", "tcp://127.0.0.1:" + port);
-        assertError("connection_refused", "the connection is refused", "tcp://localhost:" + port);
+        assertError("connection_refused", "no daemon listens at ENDPOINT: the connection is refused; ", "tcp://127.0.0.1:" + port);
+        assertError("connection_refused", "no daemon listens at ENDPOINT: the connection is refused; ", "tcp://localhost:" + port);
     }
 
     @Test
     void aNameThatDoesNotResolveIsToldApart() {
-        assertError("name_not_resolved", "cannot be resolved; check its spelling", "tcp://no-such-host.test:5555");
+        String text = "the name of the host in ENDPOINT cannot be resolved: no-such-host.test";
+        assertError("name_not_resolved", text, "tcp://no-such-host.test:5555");
     }
 
     @Test
@@ -81,7 +85,7 @@ class ReachabilityTest {
                     full = true;
                 }
             }
-            assertError("timed_out", "the host does not answer", "tcp://127.0.0.1:" + listener.getLocalPort());
+            assertError("timed_out", "no connection to ENDPOINT within 0.25 s: the host does not answer", "tcp://127.0.0.1:" + listener.getLocalPort());
         } finally {
             for (Socket socket : queued) {
                 socket.close();
@@ -92,7 +96,7 @@ class ReachabilityTest {
     @Test
     void aProgramThatIsNoDaemonIsToldApart() throws Exception {
         try (ServerSocket listener = new ServerSocket(0, 50, InetAddress.getLoopbackAddress())) {
-            assertError("no_answer", "something listens", "tcp://127.0.0.1:" + listener.getLocalPort());
+            assertError("no_answer", "something listens at ENDPOINT, but it does not answer", "tcp://127.0.0.1:" + listener.getLocalPort());
         }
     }
 
@@ -102,10 +106,14 @@ class ReachabilityTest {
         Map<IOException, String> kinds = Map.of(
                 new NoRouteToHostException("No route to host"), "unreachable",
                 new ConnectException("Network is unreachable"), "unreachable",
+                new ConnectException("Das Netzwerk ist nicht erreichbar (connect failed)"), "unreachable",
                 new ConnectException("Connection timed out"), "timed_out",
                 new SocketException("Permission denied"), "permission_denied",
                 new ConnectException("Permission denied (connect failed)"), "permission_denied",
-                new SocketException("Operation not permitted"), "permission_denied");
+                new SocketException("Operation not permitted"), "permission_denied",
+                new ConnectException("Connection refused"), "connection_refused",
+                // The system's language is German.
+                new ConnectException("Verbindungsaufbau abgelehnt"), "connection_refused");
         kinds.forEach(
                 (error, kind) -> assertEquals(kind, Reachability.failed(endpoint, error, 1).kind, error.toString()));
     }
@@ -113,15 +121,45 @@ class ReachabilityTest {
     @Test
     void anIpv6AddressMayHaveAZone() throws Exception {
         try (ServerSocket listener = new ServerSocket(0, 50, InetAddress.getByName("::1"))) {
-            assertError("no_answer", "something listens", "tcp://[::1%lo]:" + listener.getLocalPort());
+            assertError("no_answer", "something listens at ENDPOINT, but it does not answer", "tcp://[::1%lo]:" + listener.getLocalPort());
         }
-        assertError("name_not_resolved", "cannot be resolved", "tcp://[::1%no-such-zone]:5555");
+        String text = "the name of the host in ENDPOINT cannot be resolved: no such interface";
+        assertError("name_not_resolved", text, "tcp://[::1%no-such-zone]:5555");
     }
 
     @Test
-    void buildingAClientDoesNotWaitForItsHost() {
-        // The constructor resolved the name before, and failed.
-        MultitowerClient.connect("tcp://no-such-host.test:5555").close();
+    void aZoneIsANumberForJeroMqWhichNeedsNoInterface() throws Exception {
+        CountDownLatch resolved = new CountDownLatch(1);
+        Reachability reachability = new Reachability(
+                Endpoint.parse("tcp://[::1%lo]:5555"), CONNECT, resolved::countDown, Thread::new);
+        reachability.start();
+        Outcomes.await(resolved);
+        assertEquals("tcp://[0:0:0:0:0:0:0:1%1]:5555", reachability.address());
+        reachability.stop();
+    }
+
+    @Test
+    void aThreadThatCannotBeStartedIsStartedLater() throws Exception {
+        CountDownLatch resolved = new CountDownLatch(1);
+        AtomicInteger threads = new AtomicInteger();
+        Reachability reachability = new Reachability(
+                Endpoint.parse("tcp://127.0.0.1:5555"),
+                CONNECT,
+                resolved::countDown,
+                action -> threads.incrementAndGet() > 1 ? new Thread(action) : new NoThread());
+        reachability.start();
+        assertTrue(reachability.error().is(Reason.NOT_LISTENING));
+        reachability.start();
+        Outcomes.await(resolved);
+        reachability.stop();
+    }
+
+    /** As at the limit of processes. */
+    private static final class NoThread extends Thread {
+        @Override
+        public void start() {
+            throw new OutOfMemoryError("unable to create native thread");
+        }
     }
 
     @Test
@@ -171,7 +209,7 @@ class ReachabilityTest {
             client.inferAsync("m", INPUTS);
             first.next("MT1:infer");
             first.close();
-            assertRecord(records, first.endpoint, Level.WARNING, "lost the connection to ENDPOINT: 1 requests ");
+            assertRecord(records, first.endpoint, Level.WARNING, "lost the connection to ENDPOINT: 1 request ");
             try (FakeDaemon second = new FakeDaemon(FakeDaemon::two, first.endpoint, "{}")) {
                 client.infer("m", INPUTS);
                 assertRecord(records, second.endpoint, Level.INFO, "connected to ENDPOINT again, ");
@@ -183,7 +221,7 @@ class ReachabilityTest {
         }
     }
 
-    /** The next record about an endpoint; other tests may run at the same time. */
+    /** The next record. */
     private static void assertRecord(BlockingQueue<LogRecord> records, String endpoint, Level level, String start)
             throws InterruptedException {
         LogRecord record = records.poll(30, TimeUnit.SECONDS);

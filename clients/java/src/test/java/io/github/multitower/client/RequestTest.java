@@ -15,6 +15,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicReference;
@@ -246,6 +247,46 @@ class RequestTest {
             daemon.reply(second, FakeDaemon.two(second));
             assertArrayEquals(new byte[] {1, 2}, chained.get().get("y").toBytes());
             assertInstanceOf(IllegalStateException.class, waited.get());
+        }
+    }
+
+    @Test
+    void waitingInTheClientsThreadIsRefusedWhetherOrNotThereIsRoom() throws Exception {
+        try (FakeDaemon daemon = new FakeDaemon();
+                MultitowerClient client =
+                        MultitowerClient.builder().endpoint(daemon.endpoint).maxOutstanding(1).build()) {
+            CompletableFuture<Void> chained = client.inferAsync("first", INPUTS, LONG).thenAccept(outputs -> {
+                client.inferAsync("second", INPUTS, LONG); // takes the only room
+                assertThrows(IllegalStateException.class, () -> client.infer("third", INPUTS, LONG));
+                assertThrows(IllegalStateException.class, client::serverLive);
+            });
+            FakeDaemon.Received first = daemon.next("MT1:infer");
+            daemon.reply(first, FakeDaemon.two(first));
+            chained.get(20, TimeUnit.SECONDS);
+        }
+    }
+
+    @Test
+    void anActionThatOccupiesTheClientsThreadKeepsNoOtherThreadWaiting() throws Exception {
+        CountDownLatch begun = new CountDownLatch(1);
+        CountDownLatch released = new CountDownLatch(1);
+        try (FakeDaemon daemon = new FakeDaemon();
+                MultitowerClient client = MultitowerClient.connect(daemon.endpoint)) {
+            CompletableFuture<Void> occupied = client.inferAsync("first", INPUTS, LONG).thenAccept(outputs -> {
+                begun.countDown();
+                Outcomes.await(released);
+            });
+            FakeDaemon.Received first = daemon.next("MT1:infer");
+            daemon.reply(first, FakeDaemon.two(first));
+            Outcomes.await(begun);
+            MultitowerException error = assertThrows(
+                    MultitowerException.DeadlineExceeded.class, () -> client.infer("second", INPUTS, SHORT));
+            assertReason(Reason.DEADLINE, error);
+            assertTrue(error.getMessage().contains("an action"), error.getMessage());
+            released.countDown();
+            occupied.get(20, TimeUnit.SECONDS);
+        } finally {
+            released.countDown();
         }
     }
 }

@@ -1,0 +1,30 @@
+package io.github.multitower.client;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import org.junit.jupiter.api.Test;
+
+/** The socket of a connection, without the connection. */
+class LinkTest {
+    @Test
+    void anAddressThatIsNotTakenIsTriedAgainAndGivenUpForAnother() {
+        try (FakeDaemon daemon = new FakeDaemon()) {
+            Link link = new Link(0);
+            try {
+                link.connect("tcp://[fe80::1%no-such-zone]:5555");
+                assertTrue(link.connects());
+                link.retryHandshake(Clock.NEVER - 1, "tcp://[fe80::1%no-such-zone]:5555");
+                link.retryHandshake(Clock.NEVER - 1, daemon.endpoint);
+                Link.Change change = null;
+                while (change == null) {
+                    link.sleep(Clock.NEVER, false, () -> false);
+                    change = link.change();
+                }
+                assertEquals(Link.Change.OPENED, change);
+            } finally {
+                link.close();
+            }
+        }
+    }
+}
