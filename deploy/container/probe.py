@@ -1,8 +1,9 @@
 #!/opt/multitower/bin/python
-"""Asks the daemon of this container, for a health check: `multitower-probe live` or `multitower-probe ready`.
+"""Asks the daemon of this container, for a health check: `multitower-probe live`, `serving` or `ready`.
 
-`live`: the daemon answers. `ready`: each of its models has a ready worker, and it is not draining. The endpoint is
-MULTITOWER_ENDPOINT, otherwise tcp://127.0.0.1:5555. Exit code 0 for yes; 1 for no, with the reason.
+`live`: the daemon answers. `serving`: some worker is ready, and the daemon is not draining. `ready`: each of its models
+has a ready worker, and it is not draining. The endpoint is MULTITOWER_ENDPOINT, otherwise tcp://127.0.0.1:5555. Exit
+code 0 for yes; 1 for no, with the reason.
 """
 
 import sys
@@ -15,14 +16,19 @@ TIMEOUT_S = 4.0
 
 def main() -> int:
     """Asks, and returns the exit code."""
-    if sys.argv[1:] not in (["live"], ["ready"]):
-        print(f"usage: {sys.argv[0]} live|ready", file=sys.stderr)
+    if sys.argv[1:] not in (["live"], ["serving"], ["ready"]):
+        print(f"usage: {sys.argv[0]} live|serving|ready", file=sys.stderr)
         return 2
     (question,) = sys.argv[1:]
     try:
         with Client(timeout=TIMEOUT_S, connect_timeout=TIMEOUT_S, retries=0) as client:
             if question == "live":
                 fine, found = client.live(), "the daemon answers"
+            elif question == "serving":
+                daemon = client.status()["daemon"]
+                fine = daemon["state"] == "running" and daemon["slots_ready"] > 0
+                found = f"the daemon is {daemon['state']}"
+                found += f"; {daemon['slots_ready']} of {daemon['slots_total']} slots are ready"
             else:
                 answer = client.server_ready()
                 fine = bool(answer["ready"])

@@ -44,8 +44,9 @@ def ask(question: str, endpoint: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_daemon_that_waits_for_a_model_is_live_but_not_ready(daemon: Running) -> None:
+def test_a_daemon_that_waits_for_a_model_is_live_and_serving_but_not_ready(daemon: Running) -> None:
     assert ask("live", daemon.endpoint) == (0, "the daemon answers\n")
+    assert ask("serving", daemon.endpoint) == (0, "the daemon is running; 1 of 1 slots are ready\n")
     code, text = ask("ready", daemon.endpoint)
     assert code == 1
     assert text == "a model has no ready worker, or the daemon drains; 1 of 1 slots are ready\n"
@@ -58,7 +59,7 @@ def test_a_daemon_that_serves_all_models_is_ready(daemon: Running) -> None:
 
 
 def test_no_daemon_is_neither_live_nor_ready(tmp_path: Path) -> None:
-    for question in ("live", "ready"):
+    for question in ("live", "serving", "ready"):
         code, text = ask(question, f"ipc://{tmp_path}/none.sock")
         assert code == 1
         assert "none.sock" in text

@@ -109,7 +109,7 @@ def test_probes_ask_what_the_program_answers_within_their_time() -> None:
     (asked_s,) = re.findall(r"^TIMEOUT_S = ([\d.]+)$", source, re.MULTILINE)
     assert any(PROBE in rest and "probe.py" in rest for name, rest in DOCKERFILE if name == "COPY")
     assert f'["{PROBE}", "ready"]' in only("HEALTHCHECK")
-    wanted = {"startupProbe": "ready", "readinessProbe": "ready", "livenessProbe": "live"}
+    wanted = {"startupProbe": "live", "readinessProbe": "serving", "livenessProbe": "live"}
     for probe, question in wanted.items():
         assert IN_POD[probe]["exec"]["command"] == [PROBE, question]
         assert IN_POD[probe]["timeoutSeconds"] > float(asked_s)

@@ -10,6 +10,7 @@ import pytest
 
 from multitower.load_step import LoadStep
 from multitower.spec import ModelReport, ModelSpec, SignatureReport, TensorReport
+from multitower.supervisor.config.config import Config, load
 from multitower.supervisor.machine.devices import Device, Discovery
 from multitower.supervisor.machine.placement import Placement
 from multitower.supervisor.machine.process_limits import CpuQuota, MemoryHeadroom
@@ -267,13 +268,18 @@ def test_doctor_names_the_rows_whose_warm_up_ends_the_process() -> None:
 ALONE = Situation(has_others=False, load_s=60.0, max_restarts=5)
 OTHERS = Situation(has_others=True, load_s=60.0, max_restarts=5)
 LOADING = LoadStep("m", "7")
+WARM_UP = LoadStep("m", "7", rows=32, fewer_rows=16)
+UNLOADABLE = ModelReport(name="m", version="7", state="failed", cause="a cause")
 
 
 @pytest.mark.parametrize(
     ("failure", "situation", "words"),
     [
-        ({}, OTHERS, "would show it as failed and serve the others"),
-        ({}, ALONE, "would show it as failed, and serve nothing on its slots"),
+        ({"report": UNLOADABLE}, OTHERS, "would show it as failed and serve the others"),
+        ({"report": UNLOADABLE}, ALONE, "would show it as failed, and serve nothing on its slots"),
+        ({"crashed": True}, OTHERS, "would start its worker again, up to 5 times within restart.window"),
+        ({"step": WARM_UP, "timed_out": True}, OTHERS, "end the worker, start another worker without it, which serves"),
+        ({"step": WARM_UP, "gave_up": True}, OTHERS, "would wait for up to 60 s (load_timeout)"),
         (
             {"step": LOADING, "crashed": True},
             OTHERS,
@@ -295,7 +301,45 @@ LOADING = LoadStep("m", "7")
 def test_doctor_says_what_the_daemon_would_do(failure: dict[str, Any], situation: Situation, words: str) -> None:
     (found,) = models.findings(LoadedModel(spec=SPEC, cause="a cause", **failure), situation)
     assert found.level is Level.PROBLEM
+    assert found.text == "m cannot be loaded: a cause"
     assert words in str(found.advice)
+
+
+def config_of(folder: Path, *names: str) -> Config:
+    """A configuration with these models; the one with the name `later` is not loaded at the start."""
+    models = "".join(
+        f"  - {{name: {name}, handler: 'h:M', load_at_startup: {str(name != 'later').lower()}}}\n" for name in names
+    )
+    file = folder / "config.yaml"
+    file.write_text(f"devices: {{cpu: 1}}\nmodels:\n{models}")
+    return load(file, environment={})
+
+
+@pytest.mark.parametrize(
+    ("served", "models_of_slots", "others"),
+    [
+        ([("m", "1")], [("m",)], False),
+        ([("m", "1"), ("m", "2")], [("m",)], True),
+        ([("m", "1"), ("n", "1")], [("m", "n")], True),
+        ([("m", "1"), ("n", "1")], [("m",), ("n",)], False),
+        ([("m", "1"), ("n", "1")], [], True),
+        ([("m", "1"), ("later", "1")], [("m", "later")], False),
+        ([("m", "1")], [("m", "missing")], False),
+    ],
+)
+def test_other_models_are_those_that_a_worker_loads_with_it(
+    served: list[tuple[str, str]], models_of_slots: list[tuple[str, ...]], others: bool, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path, "m", "n", "later", "missing")
+    placements = [slot(number, models=models) for number, models in enumerate(models_of_slots)]
+    specs = [ModelSpec(name=name, version=version) for name, version in served]
+    assert Situation.of("m", config, placements, 60.0, specs).has_others == others
+
+
+def test_a_model_that_only_an_order_loads_has_the_others_beside_it(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "later", "m")
+    specs = [ModelSpec(name="later"), ModelSpec(name="m")]
+    assert Situation.of("later", config, [slot(models=("later", "m"))], 60.0, specs).has_others
 
 
 def test_doctor_warns_if_the_kernel_ends_all_processes_at_once() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Self
 
+from multitower.spec import ModelSpec
 from multitower.supervisor.config.config import Config
 from multitower.supervisor.machine.placement import Placement
 from multitower.supervisor.workers.load_deaths import MAX_DEATHS
@@ -18,7 +19,7 @@ class Situation:
     """What follows from a failure depends on this.
 
     Attributes:
-        has_others: whether its workers load other models, too.
+        has_others: whether its workers load other models, or other versions of it, too.
         load_s: its `load_timeout` in seconds.
         max_restarts: `restart.max_restarts`.
     """
@@ -28,7 +29,9 @@ class Situation:
     max_restarts: int
 
     @classmethod
-    def of(cls, name: str, config: Config, placements: Iterable[Placement], load_s: float) -> Self:
+    def of(
+        cls, name: str, config: Config, placements: Iterable[Placement], load_s: float, specs: Iterable[ModelSpec]
+    ) -> Self:
         """The situation of a model.
 
         Args:
@@ -36,10 +39,14 @@ class Situation:
             config: the configuration.
             placements: the slots; none if the devices are not there.
             load_s: its `load_timeout` in seconds.
+            specs: the versions of all models that are there.
         """
-        together = [slot.models for slot in placements if name in slot.models]
-        together = together or [tuple(model.name for model in config.models)]
-        has_others = any(len(names) > 1 for names in together)
+        names = tuple(model.name for model in config.models)
+        together = [slot.models for slot in placements if name in slot.models] or [names]
+        # The model itself is loaded in the situation in question, even if only an order loads it.
+        at_start = {model.name for model in config.models if model.load_at_startup} | {name}
+        loaded = [spec.name for spec in specs if spec.name in at_start]
+        has_others = any(sum(each in models for each in loaded) > 1 for models in together)
         return cls(has_others=has_others, load_s=load_s, max_restarts=config.restart.max_restarts)
 
     def after_error(self) -> str:
@@ -55,13 +62,17 @@ class Situation:
             crashed: its own code did that; SIGKILL may have come from anybody.
         """
         if not self.has_others:
-            times = f"{self.max_restarts} times within restart.window (restart.max_restarts)"
-            return f"the daemon would start its worker again, up to {times}, and then show its slot as failed"
+            return self.after_death_at_start()
         tries = min(MAX_DEATHS, max(1, self.max_restarts))
         first = "" if crashed or tries == 1 else "load all once more, and after a second death "
         if tries - bool(first) == 1:
             return f"the daemon would {first}{_OTHERS}"
         return f"the daemon would {first}{_OTHERS}, and try it again beside that one, up to {tries} times in all"
+
+    def after_death_at_start(self) -> str:
+        """What follows if the process ends while it loads no model yet, or has only this one."""
+        times = f"{self.max_restarts} times within restart.window (restart.max_restarts)"
+        return f"the daemon would start its worker again, up to {times}, and then show its slot as failed"
 
     def after_load_timeout(self) -> str:
         """What follows if the model takes longer than `load_timeout`."""

@@ -106,7 +106,7 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
         load_s=load_s,
     ):
         name = loaded.spec.name
-        situation = Situation.of(name, config, placements, load_s[name])
+        situation = Situation.of(name, config, placements, load_s[name], specs)
         yield from models.findings(loaded, situation, gpus_wanted=gpus_wanted)
         if loaded.report is not None and loaded.report.state == "ready":
             # The versions of a model are loaded one by one, but a worker holds all of them.

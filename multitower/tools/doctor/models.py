@@ -319,7 +319,7 @@ def findings(
         yield from _report_findings(loaded, report)
     elif report is not None and report.needs_gpu and gpus_wanted:
         yield Finding(SECTION, Level.NOTE, f"{name} cannot be tried here, on the CPU: {report.cause}")
-    elif loaded.step is not None and loaded.step.fewer_rows:
+    elif loaded.step is not None and loaded.step.fewer_rows and not (loaded.timed_out or loaded.gave_up):
         rows, fewer = loaded.step.rows, loaded.step.fewer_rows
         text = f"{name} ends its process in the warm-up with {rows} rows: {loaded.cause}"
         advice = (
@@ -342,9 +342,11 @@ def _consequence(loaded: LoadedModel, situation: Situation) -> str:
         return situation.after_giving_up()
     if loaded.timed_out:
         return situation.after_load_timeout()
-    if loaded.report is None and loaded.step is not None:
-        return situation.after_death(crashed=loaded.crashed)
-    return situation.after_error()
+    if loaded.report is not None:
+        return situation.after_error()
+    if loaded.step is None:
+        return situation.after_death_at_start()
+    return situation.after_death(crashed=loaded.crashed)
 
 
 def _report_findings(loaded: LoadedModel, report: ModelReport) -> Iterator[Finding]:
