@@ -71,12 +71,13 @@ class ConnectError(StrEnum):
     """Why there is no connection: `connect_error` in the details of a `not_listening` error. Stable, like reasons."""
 
     NO_SUCH_FILE = "no_such_file"  # ipc: the socket, or its folder, does not exist
-    NOT_A_SOCKET = "not_a_socket"  # ipc: the path is another kind of file
+    NOT_A_SOCKET = "not_a_socket"  # ipc: the path is another kind of file, or of socket
     PERMISSION_DENIED = "permission_denied"  # the socket or a folder of its path admits other users only
     CONNECTION_REFUSED = "connection_refused"  # no process listens there
+    NO_SOCKET = "no_socket"  # this process can open no socket: too many open files, or no memory
     NAME_NOT_RESOLVED = "name_not_resolved"  # tcp: the host's name has no address, or DNS does not answer
     UNREACHABLE = "unreachable"  # tcp: no route leads to the host, or another error of the network
-    TIMED_OUT = "timed_out"  # neither a connection nor a refusal in time
+    TIMED_OUT = "timed_out"  # neither a connection nor a refusal in time; or a daemon there has just started
     NO_ANSWER = "no_answer"  # the connection opens, but what listens does not answer as a daemon
     ENDPOINT_MALFORMED = "endpoint_malformed"  # the endpoint is not ipc://PATH or tcp://HOST:PORT
 

@@ -23,6 +23,7 @@ from multitower.client.requests import (
     RequestFuture,
     Requests,
     describe_not_ready,
+    latest_cause,
     model_header,
     too_many_outstanding,
 )
@@ -245,14 +246,16 @@ class AsyncClient:
         """See `Client.wait_until_ready`."""
         seconds = to_seconds("timeout", timeout)
         deadline = time.monotonic() + seconds
+        cause = ""
         while True:
+            left_s = max(deadline - time.monotonic(), 0.001)
             try:
-                state = await self._query(wire.SERVER_READY, timeout=max(deadline - time.monotonic(), 0.001))
+                state = await self._query(wire.SERVER_READY, timeout=left_s)
                 if state["ready"]:
                     return
                 cause = describe_not_ready(state)
             except (Unavailable, TimeoutError) as error:
-                cause = describe_not_ready(error)
+                cause = latest_cause(cause, error, left_s)
             if time.monotonic() + READINESS_INTERVAL_S >= deadline:
                 raise make(Reason.NO_WORKER, f"not ready after {seconds:g} s: {cause}")
             await asyncio.sleep(READINESS_INTERVAL_S)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import grp
 import os
 import pwd
 import socket
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from multitower import wire
+from multitower.account_names import group_name, user_name
 from multitower.addresses import split_tcp
 from multitower.errors import CONNECT_ERROR, ConnectError, MultitowerError, Reason, make
 
@@ -29,6 +29,12 @@ _IS_IT_RUNNING: Final = (
 _BUSY: Final = (
     "another program listens there, or the daemon is stopped, or it accepts no more connections (max_connections)"
 )
+_FIREWALL: Final = "check the address, and whether a firewall drops the packets"
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""Errors of making a socket or connecting it that concern this process or machine, not the endpoint."""
+
+_OVERFLOW_GID: Final = 65534
+"""The group of files whose group a container does not know."""
 
 
 class Finding(NamedTuple):
@@ -55,13 +61,11 @@ def timed_out(endpoint: str, waited_s: float, *, by_name: bool) -> Finding:
         waited_s: seconds that the request has waited for a connection.
         by_name: the host has a name, which has to be resolved.
     """
-    reason = "" if endpoint.startswith(IPC) else ": the host does not answer"
-    if by_name:
-        reason += ", or its name is not resolved in time"
-    check = "" if endpoint.startswith(IPC) else "; check the address, and whether a firewall drops the packets"
-    return Finding(
-        ConnectError.TIMED_OUT, f"no connection to {endpoint} within {waited_s:.3g} s{reason}{check}; {_IS_IT_RUNNING}"
-    )
+    nothing = f"no connection to {endpoint} within {waited_s:.3g} s"
+    if endpoint.startswith(IPC):
+        return Finding(ConnectError.TIMED_OUT, f"{nothing}; {_IS_IT_RUNNING}")
+    name = ", or its name is not resolved in time" if by_name else ""
+    return Finding(ConnectError.TIMED_OUT, f"{nothing}: the host does not answer{name}; {_FIREWALL}; {_IS_IT_RUNNING}")
 
 
 def no_answer(endpoint: str) -> Finding:
@@ -70,8 +74,27 @@ def no_answer(endpoint: str) -> Finding:
     return Finding(ConnectError.NO_ANSWER, message)
 
 
+def listens(endpoint: str) -> Finding:
+    """What is known where a plain socket connects, but ZeroMQ is not connected: it pauses between its attempts."""
+    message = (
+        f"something listens at {endpoint}, but this client is not connected to it yet: if the daemon has just started, "
+        "try again in a few seconds, or raise connect_timeout; otherwise another program listens there"
+    )
+    return Finding(ConnectError.TIMED_OUT, message)
+
+
+def _no_socket(endpoint: str, error: OSError) -> Finding:
+    message = (
+        f"no connection to {endpoint}: this process cannot open a socket: {error.strerror or error}; check its limit "
+        "of open files (ulimit -n), and free memory"
+    )
+    return Finding(ConnectError.NO_SOCKET, message)
+
+
 def examine(endpoint: str, timeout_s: float) -> Finding:
-    """Connects once with a plain socket and tells what happens. An ipc endpoint never blocks.
+    """Connects once with a plain socket and tells what happens.
+
+    The connection to an ipc endpoint never blocks. If it is denied, the names of users and groups are looked up.
 
     Args:
         endpoint: the daemon's; `addresses.check_endpoint` accepts it.
@@ -87,32 +110,41 @@ def examine(endpoint: str, timeout_s: float) -> Finding:
 
 def _examine_path(endpoint: str) -> Finding:
     name = endpoint.removeprefix(IPC)
-    abstract = name.startswith("@")
-    path = Path(name).absolute()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
-            probe.connect("\0" + name[1:] if abstract else name)
+            probe.connect("\0" + name[1:] if name.startswith("@") else name)
     except OSError as error:
-        if error.errno == errno.EAGAIN:  # the queue of connections that wait to be accepted is full
-            return no_answer(endpoint)
-        if error.errno == errno.EACCES:
-            return _denied(endpoint, path)
-        nobody = f"no daemon listens at {endpoint}"
-        if abstract:
-            return Finding(ConnectError.CONNECTION_REFUSED, f"{nobody}; {_IS_IT_RUNNING}")
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return Finding(ConnectError.NO_SUCH_FILE, f"{nobody}: {_what_is_missing(path)}; {_IS_IT_RUNNING}")
-        if error.errno in (errno.ECONNREFUSED, errno.EPROTOTYPE):
-            with contextlib.suppress(OSError):
-                if not stat.S_ISSOCK(path.stat().st_mode):
-                    return Finding(
-                        ConnectError.NOT_A_SOCKET, f"{nobody}: {path} is not a socket; is this the daemon's endpoint?"
-                    )
-            reason = "its socket is there, but no process listens on it: the daemon has ended without removing it"
-            return Finding(ConnectError.CONNECTION_REFUSED, f"{nobody}: {reason}; {_IS_IT_RUNNING}")
-        return Finding(ConnectError.UNREACHABLE, f"{nobody}: {error.strerror or error}; {_IS_IT_RUNNING}")
-    return no_answer(endpoint)
+        return _refused_path(endpoint, name, error)
+    return listens(endpoint)
+
+
+def _refused_path(endpoint: str, name: str, error: OSError) -> Finding:
+    if error.errno == errno.EAGAIN:  # the queue of connections that wait to be accepted is full
+        return no_answer(endpoint)
+    if error.errno in _EXHAUSTED:
+        return _no_socket(endpoint, error)
+    nobody = f"no daemon listens at {endpoint}"
+    if name.startswith("@"):
+        return Finding(ConnectError.CONNECTION_REFUSED, f"{nobody}; {_IS_IT_RUNNING}")
+    path = Path(name)
+    with contextlib.suppress(OSError):  # the working directory may have been removed
+        path = path.absolute()
+    if error.errno == errno.EACCES:
+        return _denied(endpoint, path)
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return Finding(ConnectError.NO_SUCH_FILE, f"{nobody}: {_what_is_missing(path)}; {_IS_IT_RUNNING}")
+    if error.errno == errno.EPROTOTYPE:
+        message = f"{nobody}: {path} is a socket of another kind (not SOCK_STREAM); is this the daemon's endpoint?"
+        return Finding(ConnectError.NOT_A_SOCKET, message)
+    if error.errno == errno.ECONNREFUSED:
+        with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(path.stat().st_mode):
+                message = f"{nobody}: {path} is not a socket; is this the daemon's endpoint?"
+                return Finding(ConnectError.NOT_A_SOCKET, message)
+        reason = "its socket is there, but no process listens on it: the daemon has ended without removing it"
+        return Finding(ConnectError.CONNECTION_REFUSED, f"{nobody}: {reason}; {_IS_IT_RUNNING}")
+    return Finding(ConnectError.UNREACHABLE, f"{nobody}: {error.strerror or error}; {_IS_IT_RUNNING}")
 
 
 def _what_is_missing(path: Path) -> str:
@@ -154,8 +186,8 @@ def _admission(user: str, status: os.stat_result, *, admits_group: bool) -> str:
         return f"only {owner} is admitted: run this as {owner}, or let the daemon listen where others are admitted"
     if status.st_gid in (os.getegid(), *os.getgroups()):
         return "its group is admitted and this process has it: check access control lists and security modules"
-    if status.st_gid == 0:
-        # Nobody should join root's group.
+    if status.st_gid in (0, _OVERFLOW_GID):
+        # Nobody should join root's group, or one that stands for groups without a name.
         return (
             "let the daemon run with a group that you are in (Group= in its systemd unit), or let it listen on "
             "tcp://127.0.0.1:PORT as well"
@@ -174,22 +206,6 @@ def _is_in_group(gid: int) -> bool:
         return False
 
 
-def user_name(uid: int) -> str:
-    """The name of a user, or its number where it has none here, as in a container."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def group_name(gid: int) -> str:
-    """The name of a group, or its number where it has none here."""
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
-
-
 # TCP.
 
 
@@ -198,6 +214,8 @@ def _examine_host(endpoint: str, timeout_s: float) -> Finding:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and not isinstance(error, socket.gaierror) and error.errno in _EXHAUSTED:
+            return _no_socket(endpoint, error)
         cause = (error.strerror if isinstance(error, OSError) else None) or str(error)
         message = f"the name of the host in {endpoint} cannot be resolved: {cause}; check its spelling, and DNS"
         return Finding(ConnectError.NAME_NOT_RESOLVED, message)
@@ -212,9 +230,12 @@ def _examine_host(endpoint: str, timeout_s: float) -> Finding:
             if failure is None or error.errno == errno.ECONNREFUSED:
                 failure = error
         else:
-            return no_answer(endpoint)
+            return listens(endpoint)
     if failure is None or isinstance(failure, TimeoutError):
-        return timed_out(endpoint, timeout_s, by_name=False)
+        message = f"no connection to {endpoint}: the host does not answer; {_FIREWALL}; {_IS_IT_RUNNING}"
+        return Finding(ConnectError.TIMED_OUT, message)
+    if failure.errno in _EXHAUSTED:
+        return _no_socket(endpoint, failure)
     if failure.errno == errno.ECONNREFUSED:
         message = f"no daemon listens at {endpoint}: the connection is refused; {_IS_IT_RUNNING}"
         return Finding(ConnectError.CONNECTION_REFUSED, message)

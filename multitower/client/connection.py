@@ -272,7 +272,7 @@ class Connection:
         events = transport.connection_events()
         for event in events:
             if event == zmq.EVENT_CONNECTED:
-                transport.probe.record_accepted()
+                transport.probe.record_connected()
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._connected = True
                 transport.record_success()
@@ -304,6 +304,7 @@ class Connection:
         """Takes the daemon's limits from its metadata; defaults hold where it names none."""
         transport = self._transport
         transport.greeted = True
+        transport.probe.record_answer()
         transport.message_limit = wire.DEFAULT_MAX_MESSAGE_SIZE
         try:
             metadata = read_header(header) if kind == wire.OK else {}
@@ -325,17 +326,25 @@ class Connection:
             self._settle(call, _timeout_error("no answer within the timeout of the request"))
             # The daemon's own clock started later, when the request reached it.
             transport.send_request(wire.CANCEL, call.id)
-        unsent, transport.unsent = transport.unsent, deque()
-        for call in unsent:
-            if call.deadline <= now or (not transport.greeted and call.connect_by <= now):
-                self._settle(call, self._error_of_unsent(now - call.started))
-            else:
-                transport.unsent.append(call)
+        self._expire_unsent(now)
         times = [call.deadline for call in transport.outstanding.values()]
         times += [
             call.deadline if transport.greeted else min(call.deadline, call.connect_by) for call in transport.unsent
         ]
         transport.next_check = min(times, default=_NEVER)
+
+    def _expire_unsent(self, now: float) -> None:
+        transport = self._transport
+        expired: list[Call] = []
+        kept: deque[Call] = deque()
+        for call in transport.unsent:
+            over = call.deadline <= now or (not transport.greeted and call.connect_by <= now)
+            (expired if over else kept).append(call)
+        transport.unsent = kept
+        if expired and not transport.greeted:
+            transport.probe.update()  # once for all of them
+        for call in expired:
+            self._settle(call, self._error_of_unsent(now - call.started))
 
     def _error_of_unsent(self, waited_s: float) -> MultitowerError:
         """Why a call could not be sent in time, after it has waited for so many seconds."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from typing import Final
 
-from multitower.client.connect_errors import IPC, Finding, examine, no_answer, timed_out
+from multitower.client.connect_errors import IPC, Finding, examine, listens, no_answer, timed_out
 
 CONNECT_S: Final = 2.0
 """How long an address may take to answer the probe."""
@@ -15,7 +16,7 @@ class Probe:
     """Examines an endpoint after attempts to connect have failed.
 
     All methods belong to the connection's thread. A host is examined in a thread of its own, since resolving a name and
-    connecting may take longer than a request has; an ipc endpoint is examined when its finding is asked for.
+    connecting may take longer than a request has; an ipc endpoint is examined in `update`.
 
     Args:
         endpoint: the daemon's.
@@ -25,46 +26,78 @@ class Probe:
     def __init__(self, endpoint: str, *, by_name: bool) -> None:
         self._endpoint = endpoint
         self._by_name = by_name
-        self._accepted = False
-        self._failed = False
+        self._connected = False
+        self._unanswered = False  # a connection has opened, and no daemon has answered since
+        self._failed = False  # an attempt has failed since the last examination began
         self._found: Finding | None = None
-        self._thread: threading.Thread | None = None
+        self._running: Future[Finding | None] | None = None
 
-    def record_accepted(self) -> None:
+    def record_connected(self) -> None:
         """Records that a connection has opened, whatever listens there."""
-        self._accepted = True
+        self._connected = self._unanswered = True
         self._failed = False
-        self._found = None
+        self._found = self._running = None
+
+    def record_answer(self) -> None:
+        """Records that a daemon has answered."""
+        self._unanswered = False
 
     def record_failure(self) -> None:
         """Records that an attempt to connect has failed, or that the connection was lost."""
-        self._accepted = False
+        self._connected = False
         self._failed = True
 
     def begin(self) -> None:
-        """Examines the host in the background if an attempt has failed. No-op while an examination is under way."""
+        """Examines the host in the background if an attempt has failed since the last examination.
+
+        So ZeroMQ's pauses between its attempts hold for examinations too, however many requests are made.
+        """
         if not self._failed or self._endpoint.startswith(IPC):
             return
-        if self._thread is not None and self._thread.is_alive():
+        self._collect()
+        if self._running is not None:
             return
-        thread = threading.Thread(target=self._examine_host, name="multitower-probe", daemon=True)
+        result: Future[Finding | None] = Future()
+        thread = threading.Thread(
+            target=lambda: result.set_result(self._examine()), name="multitower-probe", daemon=True
+        )
         try:
             thread.start()
         except RuntimeError:  # no thread can be started: the cause stays unknown
             return
-        self._thread = thread
+        self._running, self._failed = result, False
 
-    def _examine_host(self) -> None:
-        self._found = examine(self._endpoint, CONNECT_S)
+    def update(self) -> None:
+        """Examines an ipc endpoint now, and takes over what is known about a host."""
+        if self._endpoint.startswith(IPC) and not self._connected:
+            self._record(self._examine())
+        self._collect()
 
     def finding(self, waited_s: float) -> Finding:
-        """Why there is no connection, as far as is known.
+        """Why there is no connection, as of the last `update`.
 
         Args:
             waited_s: seconds that the request has waited for one.
         """
-        if self._accepted:
+        if self._connected:
             return no_answer(self._endpoint)
-        if self._endpoint.startswith(IPC):
-            return examine(self._endpoint, 0.0)
         return self._found or timed_out(self._endpoint, waited_s, by_name=self._by_name)
+
+    def _examine(self) -> Finding | None:
+        try:
+            return examine(self._endpoint, CONNECT_S)
+        except Exception:  # noqa: BLE001  the request fails anyway; without a finding its error names no cause
+            return None
+
+    def _collect(self) -> None:
+        if self._running is not None and self._running.done():
+            self._record(self._running.result())
+            self._running = None
+
+    def _record(self, found: Finding | None) -> None:
+        if found == listens(self._endpoint):
+            # Between two attempts of ZeroMQ. What it was connected to before has not answered.
+            self._found = no_answer(self._endpoint) if self._unanswered else found
+        else:
+            self._found = found
+            self._unanswered = False  # what listens there later is another process

@@ -32,6 +32,9 @@ MAX_OUTSTANDING = 1000
 READINESS_INTERVAL_S = 0.05
 """How long `wait_until_ready` waits before it asks again."""
 
+ANSWER_S = 1.0
+"""Seconds in which a daemon that is not overloaded answers whether it is ready."""
+
 
 class RequestFuture(Future[Any]):
     """The future of a request. Cancelling it also tells the daemon, which then does not run it if it has not begun."""
@@ -238,6 +241,22 @@ def too_many_outstanding(limit: int) -> MultitowerError:
     """The error of a request that waited for others to finish for its whole time."""
     message = f"{limit} requests were outstanding, and none got its outcome within this one's time (max_outstanding)"
     return make(Reason.DEADLINE, message)
+
+
+def latest_cause(cause: str, error: Exception, given_s: float) -> str:
+    """Why a daemon is not ready, after asking for it has failed.
+
+    Args:
+        cause: that of the attempt before; "" at the first one.
+        error: of this attempt.
+        given_s: seconds that it had: a time-out within `ANSWER_S` tells less than the attempt before.
+
+    Raises:
+        Unavailable: `closed`: asking again cannot help.
+    """
+    if cause and isinstance(error, TimeoutError) and given_s < ANSWER_S:
+        return cause
+    return describe_not_ready(error)
 
 
 def describe_not_ready(state: dict[str, Any] | Exception) -> str:

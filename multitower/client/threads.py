@@ -22,6 +22,7 @@ from multitower.client.requests import (
     RequestFuture,
     Requests,
     describe_not_ready,
+    latest_cause,
     model_header,
     too_many_outstanding,
 )
@@ -290,14 +291,16 @@ class Client:
         """
         seconds = to_seconds("timeout", timeout)
         deadline = time.monotonic() + seconds
+        cause = ""
         while True:
+            left_s = max(deadline - time.monotonic(), 0.001)
             try:
-                state = self._query(wire.SERVER_READY, timeout=max(deadline - time.monotonic(), 0.001))
+                state = self._query(wire.SERVER_READY, timeout=left_s)
                 if state["ready"]:
                     return
                 cause = describe_not_ready(state)
             except (Unavailable, TimeoutError) as error:
-                cause = describe_not_ready(error)
+                cause = latest_cause(cause, error, left_s)
             if time.monotonic() + READINESS_INTERVAL_S >= deadline:
                 raise make(Reason.NO_WORKER, f"not ready after {seconds:g} s: {cause}")
             time.sleep(READINESS_INTERVAL_S)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 WAIT_S = 60.0
 NOBODY = 65534
+GROUP = 65533
+"""A group that no process has. 65534 stands for groups that a container does not know."""
 
 _PR_CAPBSET_DROP = 24
 _CAP_DAC_OVERRIDE = 1
@@ -46,7 +48,7 @@ def give_away(path: Path, mode: int) -> int:
         mode: its mode if it can be given to another user, which only root can do.
     """
     if os.geteuid() == 0:
-        os.chown(path, NOBODY, NOBODY)
+        os.chown(path, NOBODY, GROUP)
     else:
         mode = 0
     path.chmod(mode)

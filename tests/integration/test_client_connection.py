@@ -210,43 +210,6 @@ def test_the_next_daemon_may_have_another_limit(tmp_socket: str) -> None:
             assert client.infer("m", {"x": x})["x"].shape == x.shape
 
 
-# Readiness.
-
-
-def test_wait_until_ready_waits_for_the_daemon_and_for_its_models(tmp_socket: str) -> None:
-    answers = iter([False, False, True])
-
-    def answer(request: fake_daemon.Received) -> list[bytes]:
-        assert request.kind == wire.SERVER_READY
-        return fake_daemon.ok(request.id, {"ready": next(answers), "slots_ready": 0, "slots_total": 1})
-
-    with Client(tmp_socket, connect_timeout=0.05) as client:
-        waiting = threading.Thread(target=client.wait_until_ready, args=(WAIT_S,))
-        waiting.start()
-        with FakeDaemon(answer, tmp_socket):
-            waiting.join(WAIT_S)
-        assert list(answers) == []
-
-
-def test_wait_until_ready_reports_what_is_missing(tmp_socket: str) -> None:
-    with Client(tmp_socket, connect_timeout=0.1) as client:
-        with pytest.raises(Unavailable, match="no daemon listens"):
-            client.wait_until_ready(0.3)
-
-        ready = 1
-
-        def answer(request: fake_daemon.Received) -> list[bytes]:
-            return fake_daemon.ok(request.id, {"ready": False, "slots_ready": ready, "slots_total": 2})
-
-        with FakeDaemon(answer, tmp_socket):
-            with pytest.raises(Unavailable, match="1 of 2 slots are ready; `multitower status` tells why") as error:
-                client.wait_until_ready(1.0)
-            assert error.value.reason == "no_worker"
-            ready = 2
-            with pytest.raises(Unavailable, match="2 of 2 slots are ready, but some model is on none of them"):
-                client.wait_until_ready(0.3)
-
-
 # Closed.
 
 

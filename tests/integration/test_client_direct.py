@@ -35,13 +35,18 @@ class Scene:
     def __init__(self, daemon: FakeDaemon, client: Client, pool: ThreadPoolExecutor, timeout: float) -> None:
         self.daemon, self.client = daemon, client
         client.live()
-        for _ in range(50):
-            self.waiting: Future[Any] = pool.submit(client.infer, "m", {"x": 1.0}, timeout=timeout)
-            self.request = daemon.next()
+        for attempt in range(50):
+            # On a slow machine the request may expire before its caller reads: the next one gets more time.
+            seconds = timeout * 2 ** min(attempt, 6)
+            self.waiting: Future[Any] = pool.submit(client.infer, "m", {"x": 1.0}, timeout=seconds)
+            while (request := daemon.requests.get(timeout=WAIT_S)).kind == wire.CANCEL:
+                pass  # of one that expired
+            self.request = request
             if self._leads():
                 return
             self.reply()  # the connection's thread did not sleep when the call was made
-            self.waiting.result(WAIT_S)
+            with contextlib.suppress(DeadlineExceeded):
+                self.waiting.result(WAIT_S)
         raise AssertionError("no caller reads its own reply")
 
     def _leads(self) -> bool:

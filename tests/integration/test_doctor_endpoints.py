@@ -11,7 +11,7 @@ import pytest
 import without_privileges
 from running import Running
 
-from multitower.client import connect_errors
+from multitower.account_names import group_name, user_name
 from multitower.supervisor.loop.runtime_dir import SUBFOLDER, FileLock
 from multitower.tools.doctor import endpoints
 from multitower.tools.doctor.findings import Finding, Level
@@ -49,12 +49,21 @@ def test_free_endpoints_are_ok_and_stay_free(tmp_socket: str) -> None:
 
 
 def test_a_free_socket_is_reported_with_who_can_connect(tmp_socket: str, short: Path) -> None:
-    user = connect_errors.user_name(os.geteuid())
+    user = user_name(os.geteuid())
     short.chmod(0o700)
     assert finding_of(tmp_socket).text.endswith(f"only {user} can connect: the folder {short} has mode 0700")
     short.chmod(0o755)
-    group = connect_errors.group_name(os.getegid())
+    group = group_name(os.getegid())
     assert finding_of(tmp_socket).text.endswith(f"with this user {user} and group {group} can connect (mode 0660)")
+
+
+def test_a_closed_folder_above_the_one_of_the_socket_is_named(short: Path) -> None:
+    short.chmod(0o700)
+    folder = short / "run"
+    folder.mkdir(mode=0o755)
+    found = finding_of(f"ipc://{folder}/front.sock")
+    user = user_name(os.geteuid())
+    assert found.text.endswith(f"only {user} can connect: the folder {short} has mode 0700")
 
 
 AS_ANOTHER_USER = """

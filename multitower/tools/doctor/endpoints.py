@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from multitower.client.connect_errors import group_name, user_name
+from multitower.account_names import group_name, user_name
 from multitower.client.threads import Client
 from multitower.errors import CONNECT_ERROR, ConnectError, MultitowerError
 from multitower.supervisor.loop.runtime_dir import (
@@ -65,10 +65,12 @@ def _who_can_connect(folder: Path) -> str:
     user, status = user_name(os.geteuid()), folder.stat()
     # In a folder with the set-group-ID bit, files get the group of the folder.
     group = status.st_gid if status.st_mode & stat.S_ISGID else os.getegid()
-    passes = stat.S_IXOTH | (stat.S_IXGRP if status.st_gid == group else 0)
-    if not status.st_mode & passes:
-        mode = stat.S_IMODE(status.st_mode)
-        return f"with this user only {user} can connect: the folder {folder} has mode {mode:04o}"
+    for each in (folder.absolute(), *folder.absolute().parents):
+        status = each.stat()
+        passes = stat.S_IXOTH | (stat.S_IXGRP if status.st_gid == group else 0)
+        if not status.st_mode & passes:
+            mode = stat.S_IMODE(status.st_mode)
+            return f"with this user only {user} can connect: the folder {each} has mode {mode:04o}"
     return f"with this user {user} and group {group_name(group)} can connect (mode {SOCKET_MODE:04o})"
 
 
