@@ -36,7 +36,10 @@ def asks_daemon(command: Callable[..., int]) -> Callable[..., None]:
 
 def orders_daemon(command: Callable[..., int]) -> Callable[..., None]:
     """As `asks_daemon`, for an order: it takes as long as models load."""
-    help_text = "Seconds to wait until the order is carried out; the daemon goes on with it after that."
+    help_text = (
+        "Seconds to wait until the order is carried out. Reading the files must end within it, if it is given; after "
+        "that the daemon goes on with the order."
+    )
     return _make_command(command, ORDER_TIMEOUT_S, help_text)
 
 

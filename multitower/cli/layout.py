@@ -83,9 +83,14 @@ def width_of(text: str) -> int:
     """Returns the columns that a text takes on a terminal."""
     if text.isascii():
         return len(text)
-    return sum(
-        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text
-    )
+    return sum(map(_width_of_character, text))
+
+
+def _width_of_character(character: str) -> int:
+    """A sequence that makes one picture of several characters counts as all of them."""
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def wrap(text: str, width: int | None, *, first: str = "", indent: int = 0) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,9 +15,6 @@ from multitower.exit_codes import Exit
 
 if TYPE_CHECKING:
     from multitower import Client, Unavailable
-
-MIN_ORDER_S: Final = 0.001
-"""Seconds that an order gets at least, whatever asking for the control endpoint has left of its time."""
 
 _CHANGES: Final = {"renewed": "replaced", "added": "added", "removed": "removed"}
 """The keys of slots in the reply to a reload, and the words for them."""
@@ -103,7 +101,7 @@ def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any
 
     Raises:
         Unavailable: `not_listening`: the control endpoint belongs to another machine or another user.
-        DeadlineExceeded: the order is not carried out in time; the daemon goes on with it.
+        DeadlineExceeded: the order is not carried out in time, and the daemon goes on with it; or none was given.
         MultitowerError: the order was refused, or failed.
     """
     from multitower import DeadlineExceeded, Reason, Unavailable
@@ -114,10 +112,14 @@ def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any
     timeout_s: float = context.params["timeout"]
     ends = time.monotonic() + timeout_s
     control = client.status()["daemon"]["control"]
-    if context.get_parameter_source("timeout") is not ParameterSource.DEFAULT:
+    left_s = ends - time.monotonic()
+    if left_s <= 0:
+        message = f"asking for the control endpoint took all of {timeout_s:g} s (--timeout); no order was given"
+        raise make(Reason.DEADLINE, message, limit="timeout", limit_value=timeout_s)
+    given = context.get_parameter_source("timeout") is not ParameterSource.DEFAULT
+    if given and math.isfinite(timeout_s * 1000):
         # What reads files in the daemon ends before this command does. Without it, the daemon's own limit holds.
         header = {**header, "timeout_ms": round(timeout_s * 1000, 3)}
-    left_s = max(ends - time.monotonic(), MIN_ORDER_S)
     with contextlib.closing(Requests(control, left_s, connect_timeout=min(left_s, CONNECT_S))) as requests:
         try:
             reply: dict[str, Any] = requests.start_query(kind, header).result()

@@ -22,6 +22,7 @@ WATCH_S: Final = 2.0
 """Seconds between two looks of `--watch` by default."""
 
 MIN_WATCH_S: Final = 0.1
+MAX_WATCH_S: Final = 86_400.0
 
 
 def _check_interval(context: click.Context, parameter: click.Parameter, seconds: float | None) -> float | None:
@@ -38,7 +39,7 @@ def _check_interval(context: click.Context, parameter: click.Parameter, seconds:
     "interval",
     is_flag=False,
     flag_value=WATCH_S,
-    type=click.FloatRange(MIN_WATCH_S),
+    type=click.FloatRange(MIN_WATCH_S, MAX_WATCH_S),
     callback=_check_interval,
     metavar="[SECONDS]",
     help=f"Print it again every SECONDS seconds ({WATCH_S:g} by default), until Ctrl-C; on a terminal in place.",

@@ -29,7 +29,7 @@ _SLOT_COLUMNS: Final = (
     Column("Depth", right=True, label="depth"),
     Column("Rows/s", right=True, label="rows/s"),
     Column("Batch p50", right=True, label="batch p50"),
-    Column("p99", right=True, label="batch p99"),
+    Column("Batch p99", right=True, label="batch p99"),
     Column("Age", right=True, label="worker's age"),
     Column("Restarts", right=True, label="restarts"),
     Column("Last death", right=True, label="last death", optional=True),
@@ -51,7 +51,7 @@ _MODEL_COLUMNS: Final = (
     Column("Queue", right=True, label="queue"),
     Column("Oldest", right=True, label="oldest in the queue", optional=True),
     Column("Latency p50", right=True, label="latency p50"),
-    Column("p99", right=True, label="latency p99"),
+    Column("Latency p99", right=True, label="latency p99"),
     Column("Answered", right=True, label="answered"),
     Column("Failed", right=True, label="failed"),
     Column("Refused", right=True, label="refused"),
@@ -79,12 +79,13 @@ _TOWER_COLUMNS: Final = (
 )
 
 
-def status_lines(status: Mapping[str, Any], width: int | None) -> list[Line]:
+def status_lines(status: Mapping[str, Any], width: int | None, *, problems_first: bool = False) -> list[Line]:
     """Returns the lines for a status, an empty one last.
 
     Args:
         status: the reply to `MT1:status`; keys that an older daemon does not send may be missing.
         width: of the terminal; None for one without an end.
+        problems_first: what failed and the latest events stand before the models, as where the end may be cut.
     """
     daemon, slots, models = status["daemon"], status["slots"], status["models"]
     lines: list[Line] = [[Span(text)] for text in _daemon_texts(daemon, width)]
@@ -93,9 +94,9 @@ def status_lines(status: Mapping[str, Any], width: int | None) -> list[Line]:
     towers = _tower_rows(slots)
     if towers:
         lines += [*lay_out(_TOWER_COLUMNS, towers, width), []]
-    lines += [*lay_out(_MODEL_COLUMNS, (_model_row(model, len(slots)) for model in models), width), []]
-    lines += _problem_lines(daemon, models, width)
-    lines += _event_lines(daemon.get("events") or (), width)
+    model_lines = [*lay_out(_MODEL_COLUMNS, (_model_row(model, len(slots)) for model in models), width), []]
+    problem_lines = [*_problem_lines(daemon, models, width), *_event_lines(daemon.get("events") or (), width)]
+    lines += [*problem_lines, *model_lines] if problems_first else [*model_lines, *problem_lines]
     return lines
 
 
@@ -117,7 +118,7 @@ def _daemon_texts(daemon: Mapping[str, Any], width: int | None) -> Iterable[str]
         cause = f"the maximum is {connections['max']:,}" if full else "few file descriptors are left"
         texts.append(f"no more connections are accepted: {connections['open']:,} are open, and {cause}")
     counts = [
-        f"{daemon[key]:,} {words}"
+        f"{words}: {daemon[key]:,}"
         for key, words in (
             ("rejected", "requests refused"),
             ("late", "answers too late"),
@@ -126,14 +127,13 @@ def _daemon_texts(daemon: Mapping[str, Any], width: int | None) -> Iterable[str]
         if daemon[key]
     ]
     if counts:
-        texts.append(f"since the start: {'; '.join(counts)}")
+        texts.append(f"since the start, {'; '.join(counts)}")
     for entry in daemon.get("waiting") or ():
         texts.append(f"waiting for {entry['kind']} {entry['name']}: {entry['cause']}")
     quarantine = daemon.get("quarantine") or ()
     if quarantine:
         refused = sum(entry["refused"] for entry in quarantine)
-        text = f"{len(quarantine)} requests that crashed a worker; {refused:,} equal ones were refused"
-        texts.append(f"in quarantine: {text}")
+        texts.append(f"in quarantine, as they crashed a worker: {len(quarantine)}; equal ones refused: {refused:,}")
     for text in texts:
         yield from wrap(_escaped(text), width, indent=2)
 

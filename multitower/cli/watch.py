@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from multitower.cli.connection import error_line
-from multitower.cli.layout import Line, Span, render, wrap
+from multitower.cli.layout import Line, Span, render, width_of, wrap
 from multitower.cli.status_view import status_lines
-from multitower.cli.tables import duration_text, shows_colour, terminal_width
+from multitower.cli.tables import duration_text, print_lines, shows_colour, terminal_width
 from multitower.exit_codes import Exit
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def watch(client: Client, interval_s: float, *, as_json: bool, wide: bool) -> in
     Raises:
         OSError: the output cannot be written, as where the reader of a pipe has gone.
     """
-    redraw = sys.stdout.isatty() and not as_json
+    redraw = not as_json and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     answered_at = time.monotonic()
     try:
         if redraw:
@@ -55,11 +56,15 @@ def watch(client: Client, interval_s: float, *, as_json: bool, wide: bool) -> in
             if as_json:
                 click.echo(json.dumps(state) if error is None else error, err=error is not None)
             else:
-                width = None if wide else terminal_width()
+                size = os.get_terminal_size(sys.stdout.fileno()) if redraw else os.terminal_size((0, 0))
+                width = None if wide else size.columns or terminal_width()
                 lines = [*_heading(interval_s, now - answered_at, error, width), []]
                 if state is not None:
-                    lines += status_lines(state, width)
-                _draw(lines, redraw=redraw)
+                    lines += status_lines(state, width, problems_first=redraw)
+                if redraw:
+                    click.echo(frame(lines, size, colour=shows_colour(sys.stdout)), nl=False, color=True)
+                else:
+                    print_lines(lines)
             time.sleep(max(0.0, began_at + interval_s - time.monotonic()))
     except KeyboardInterrupt:
         return Exit.OK
@@ -79,27 +84,45 @@ def _heading(interval_s: float, silent_s: float, error: str | None, width: int |
     clock = time.strftime("%H:%M:%S")
     if error is None:
         return [[Span(f"{clock}, every {interval_s:g} s; Ctrl-C ends it")]]
-    texts = [f"{clock}: the daemon does not answer, for {duration_text(silent_s)}; it is asked again", error]
+    texts = [f"{clock}: no answer from the daemon for {duration_text(silent_s)}; trying again", error]
     return [[Span(line, "bad")] for text in texts for line in wrap(text, width, indent=2)]
 
 
-def _draw(lines: Sequence[Line], *, redraw: bool) -> None:
-    texts = render(lines, colour=shows_colour(sys.stdout))
-    if not redraw:
-        click.echo("\n".join(texts), color=True)
-        return
-    click.echo(frame(texts, os.get_terminal_size(sys.stdout.fileno()).lines), nl=False, color=True)
-
-
-def frame(texts: Sequence[str], height: int) -> str:
+def frame(lines: Sequence[Line], size: os.terminal_size, *, colour: bool) -> str:
     """Returns what draws lines over those that a terminal shows.
 
     Args:
-        texts: the lines.
-        height: lines of the terminal; what does not fit is left out, and the last line tells how much.
+        lines: a line may be wider than the terminal, which then shows it in several rows.
+        size: of the terminal; 0 columns or rows where it is unknown.
+        colour: whether styles become colours.
     """
-    shown = list(texts)
-    if height > 1 and len(shown) > height - 1:
-        left_out = len(shown) - (height - 2)
-        shown = [*shown[: height - 2], f"… {left_out} more lines"]
-    return _HOME + "".join(f"{text}{_CLEAR_REST_OF_LINE}\n" for text in shown) + _CLEAR_BELOW
+    kept, more = _fitting([_width(line) for line in lines], size)
+    drawn = [
+        text + ("" if _fills_its_row(line, size) else _CLEAR_REST_OF_LINE)
+        for line, text in zip(lines[:kept], render(lines[:kept], colour=colour), strict=True)
+    ]
+    if more:
+        drawn.append(f"… {more} more lines{_CLEAR_REST_OF_LINE}")
+    return _HOME + "".join(f"{text}\n" for text in drawn) + _CLEAR_BELOW
+
+
+def _fitting(widths: Sequence[int], size: os.terminal_size) -> tuple[int, int]:
+    """Returns how many lines are drawn, and how many are left out. The last row stays empty, for the cursor."""
+    rows = [max(1, math.ceil(width / size.columns)) if size.columns else 1 for width in widths]
+    if size.lines <= 1 or sum(rows) < size.lines:
+        return len(rows), 0
+    kept, free = 0, size.lines - 2
+    while rows[kept] <= free:
+        free -= rows[kept]
+        kept += 1
+    return kept, len(rows) - kept
+
+
+def _width(line: Line) -> int:
+    return width_of(render([line], colour=False)[0])
+
+
+def _fills_its_row(line: Line, size: os.terminal_size) -> bool:
+    """Whether the cursor stays on the last character: to clear the rest of the row would erase that."""
+    width = _width(line)
+    return bool(size.columns and width and width % size.columns == 0)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,10 @@ class Terminal:
         self.ours, self.theirs = pty.openpty()
         self.text = ""
 
+    def resize(self, columns: int, rows: int) -> None:
+        """Changes the size; the next text that `wait_for` reads may still be of the old one."""
+        termios.tcsetwinsize(self.ours, (rows, columns))
+
     def wait_for(self, text: str, times: int = 1) -> None:
         """Waits until this text has been written so many more times."""
         until, wanted = time.monotonic() + WITHIN_S, self.text.count(text) + times
@@ -76,18 +81,33 @@ def end(process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) 
 
 
 def test_on_a_terminal_it_is_drawn_in_place_until_ctrl_c(endpoint: str, terminal: Terminal) -> None:
-    with daemon_at(endpoint), watching(endpoint, stdout=terminal.theirs, COLUMNS="80", LINES="60") as process:
+    terminal.resize(200, 60)
+    with daemon_at(endpoint), watching(endpoint, stdout=terminal.theirs, COLUMNS="60") as process:
         terminal.wait_for(SHOWN, times=3)
+        assert "more lines" not in terminal.text
+        terminal.resize(80, 20)
+        terminal.wait_for("more lines", times=2)
         assert end(process) == (0, "")
-    assert terminal.text.count("\x1b[H") >= 3
+    assert terminal.text.count("\x1b[H") >= 5
     assert terminal.text.count("\x1b[2J") == 1, "the terminal is cleared once"
+    frames = [each.splitlines() for each in terminal.text.split("\x1b[H")[1:-1]]
+    assert len(frames[0]) < 60
+    assert max(map(len, frames[0])) > 80, "the terminal's own width holds, not COLUMNS"
+    assert len(frames[-1]) <= 20
+
+
+def test_a_terminal_without_cursor_movements_gets_no_escape_sequences(endpoint: str, terminal: Terminal) -> None:
+    with daemon_at(endpoint), watching(endpoint, stdout=terminal.theirs, TERM="dumb") as process:
+        terminal.wait_for(SHOWN, times=2)
+        assert end(process) == (0, "")
+    assert "\x1b" not in terminal.text
 
 
 @pytest.mark.parametrize("no_color", ["", "1"])
 def test_colours_are_left_out_if_no_color_is_set(endpoint: str, terminal: Terminal, no_color: str) -> None:
     with daemon_at(endpoint), watching(endpoint, stdout=terminal.theirs, NO_COLOR=no_color) as process:
         terminal.wait_for(SHOWN, times=2)
-        end(process)
+        assert end(process) == (0, "")
     assert ("\x1b[32mready" in terminal.text) is (no_color == "")
 
 
@@ -95,11 +115,11 @@ def test_it_shows_that_the_daemon_does_not_answer_and_goes_on_when_it_is_back(
     endpoint: str, terminal: Terminal
 ) -> None:
     with watching(endpoint, "--timeout", "5", stdout=terminal.theirs, COLUMNS="200") as process:
-        terminal.wait_for("the daemon does not answer")
+        terminal.wait_for("no answer from the daemon")
         for _ in range(2):
             with daemon_at(endpoint):
                 terminal.wait_for(SHOWN)
-            terminal.wait_for("the daemon does not answer")
+            terminal.wait_for("no answer from the daemon")
         assert end(process) == (0, "")
 
 
@@ -122,7 +142,7 @@ def test_as_json_it_prints_an_object_a_line(endpoint: str) -> None:
         end(process)
 
 
-@pytest.mark.parametrize("seconds", ["0", "nan", "inf", "soon"])
+@pytest.mark.parametrize("seconds", ["0", "nan", "inf", "1e12", "soon"])
 def test_an_interval_that_is_no_time_is_refused(seconds: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "multitower", "status", f"--watch={seconds}", "--endpoint", f"ipc://{tmp_path}/x"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)

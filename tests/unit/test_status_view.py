@@ -14,7 +14,6 @@ from status_example import GPUS, STATUS
 from multitower.cli.layout import GAP, Cell, Column, Span, lay_out, render, width_of, wrap
 from multitower.cli.status_view import status_lines
 from multitower.cli.tables import duration_text
-from multitower.cli.watch import frame
 
 OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 WIDTHS = (60, 80, 120)
@@ -209,15 +208,20 @@ def test_durations_are_short(seconds: float, shown: str) -> None:
     assert duration_text(seconds) == shown
 
 
-# --watch on a terminal.
+def test_a_percentile_is_headed_with_what_it_measures_at_every_width() -> None:
+    for width in (None, *range(44, 260)):
+        for line in text(width).splitlines():
+            assert not re.search(r"(?<!Batch)(?<!batch)(?<!Latency)(?<!latency)\s+p99", line), (width, line)
 
 
-def test_a_frame_that_fits_overwrites_what_was_there() -> None:
-    assert frame(["one", "two"], 10) == "\x1b[Hone\x1b[K\ntwo\x1b[K\n\x1b[J"
+def test_a_character_without_a_width_takes_no_column() -> None:
+    assert [width_of(each) for each in ("\u0e17\u0e35\u0e48", "a\u200bb", "e\u0301", "\u65e5")] == [1, 2, 1, 2]
 
 
-@pytest.mark.parametrize("height", [2, 3, 5, 9])
-def test_a_frame_never_scrolls_the_terminal(height: int) -> None:
-    drawn = frame([str(number) for number in range(30)], height)
-    assert drawn.count("\n") == height - 1
-    assert f"… {30 - (height - 2)} more lines" in drawn
+def test_problems_and_events_stand_before_the_models_if_the_end_may_be_cut() -> None:
+    plain, watched = (
+        "\n".join(render(status_lines(STATUS, 80, problems_first=first), colour=False)) for first in (False, True)
+    )
+    assert sorted(plain.splitlines()) == sorted(watched.splitlines())
+    assert plain.index("latest events") > plain.index("Latency p50")
+    assert watched.index("failed and refused") < watched.index("latest events") < watched.index("Latency p50")
