@@ -16,9 +16,17 @@ fi
 work=$(mktemp -d)
 child=
 trap 'rm -rf "$work" || { sleep 1; rm -rf "$work"; }' EXIT
-trap '[ -z "$child" ] || kill "$child" 2>/dev/null || :' INT TERM HUP
+ended= # the exit code once a signal has arrived
+end() {
+    ended=$1
+    [ -n "$child" ] || exit "$ended"
+    kill "$child" 2>/dev/null || :
+}
+trap 'end 130' INT
+trap 'end 143' TERM
+trap 'end 129' HUP
 
-# Runs a program that a signal to this shell ends too, and waits until it has ended.
+# Runs a program that a signal to this shell ends too, and waits until it has ended. After a signal, the shell exits.
 attend() {
     "$@" &
     child=$!
@@ -29,6 +37,7 @@ attend() {
         wait "$child" || code=$?
     done
     child=
+    [ -z "$ended" ] || exit "$ended"
     return "$code"
 }
 

@@ -24,15 +24,18 @@ def bundle(folder: Path, version: str = VERSION) -> Path:
     return script
 
 
-def stand_in(folder: Path, body: str) -> Path:
-    """A program in the place of Python: it tells its version, and makes an environment whose programs are `body`."""
+def stand_in(folder: Path, body: str, headers: str = "exit 1", venv: str = ":") -> Path:
+    """A program in the place of Python: it tells its version, and makes an environment whose programs are `body`.
+
+    It runs `headers` where it is asked for Python's headers, and `venv` before it makes the environment.
+    """
     program = folder / "python"
     program.write_text(
         f"""#!/bin/sh
 case "$*" in
 -c*version_info*) echo {VERSION};;
--c*) exit 1;;
-"-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$0" "$3/bin/multitower";;
+-c*) {headers};;
+"-m venv "*) {venv}; mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$0" "$3/bin/multitower";;
 "-m pip "*) echo "pip: $*" >&2;;
 selftest*) {body};;
 esac
@@ -79,8 +82,27 @@ def test_a_signal_to_the_script_ends_the_selftest_and_removes_what_was_installed
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
         process.send_signal(number)
-        assert process.wait(60) == 143
+        assert process.wait(60) == 128 + number
         assert process.stdout.read() == "ended\n"
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["headers", "venv"])
+def test_a_signal_before_the_selftest_runs_ends_the_script(tmp_path: Path, step: str) -> None:
+    script = bundle(tmp_path / "bundle")
+    wait = f"echo waiting; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; exit 1"
+    python = stand_in(tmp_path, "echo selftest", **{step: wait})
+    with subprocess.Popen(
+        [script], env=environment(tmp_path, python), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGTERM)
+        (tmp_path / "go").touch()
+        assert process.wait(60) == 143
+        assert process.stdout.read() == ""
+        assert "virtual environment" not in process.stderr.read()
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
