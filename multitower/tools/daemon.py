@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from multitower.addresses import MAX_PATH_BYTES
 from multitower.client.threads import Client
 from multitower.errors import MultitowerError
 from multitower.temporary_folder import temporary_folder
@@ -40,14 +41,21 @@ def _bound_to_this_process(command: Sequence[str]) -> list[str]:
 
 
 def end_process(process: subprocess.Popen[bytes]) -> int:
-    """Drains a daemon with SIGTERM, kills it after `END_S`, and returns its exit code."""
-    if process.poll() is None:
-        process.terminate()
+    """Drains a daemon with SIGTERM, kills it after `END_S`, and returns its exit code.
+
+    An exception meanwhile, such as that of a signal handler, kills the daemon at once and is raised again.
+    """
     try:
+        if process.poll() is None:
+            process.terminate()
         return process.wait(END_S)
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
 
 
 def serve_in_foreground(config: Path) -> int:
@@ -112,9 +120,10 @@ class OwnDaemon:
         """Starts the daemon and waits until it is ready.
 
         Raises:
-            ToolError: a slot failed, the daemon ended, or the time was over.
+            ToolError: a slot failed, the daemon ended, the time was over, or the path of the socket is too long.
         """
         try:
+            self._check_path()
             with self._log.open("wb") as output:
                 # In a process group of its own: the tool handles Ctrl-C and then drains the daemon once.
                 self._process = subprocess.Popen(
@@ -136,6 +145,14 @@ class OwnDaemon:
     ) -> None:
         self._end()
 
+    def _check_path(self) -> None:
+        path = self.endpoint.removeprefix("ipc://")
+        if len(os.fsencode(path)) > MAX_PATH_BYTES:
+            raise ToolError(
+                f"the path of the daemon's socket, {path}, has more than {MAX_PATH_BYTES} bytes; "
+                "set TMPDIR to a folder with a shorter path"
+            )
+
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self._ready_s
         with Client(self.endpoint, timeout=5.0, connect_timeout=1.0, retries=0) as client:
@@ -155,9 +172,10 @@ class OwnDaemon:
         raise ToolError(f"the daemon did not become ready; the end of its log:\n{log}")
 
     def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            self.exit_code = end_process(process)
-            left = (path for path in Path(self._folder.name).rglob("*") if path != self._log and not path.is_dir())
-            self.left_files = tuple(sorted(map(str, left)))
-        self._folder.cleanup()
+        try:
+            if self._process is not None:
+                self.exit_code = end_process(self._process)
+                left = (path for path in Path(self._folder.name).rglob("*") if path != self._log and not path.is_dir())
+                self.left_files = tuple(sorted(map(str, left)))
+        finally:
+            self._folder.cleanup()

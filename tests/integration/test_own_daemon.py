@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -42,6 +45,47 @@ def test_a_daemon_that_does_not_drain_in_time_is_killed(monkeypatch: pytest.Monk
     monkeypatch.setattr(daemon, "END_S", 0.2)
     with start("stubborn") as process:
         assert daemon.end_process(process) == -signal.SIGKILL
+
+
+class Ended(BaseException):
+    """As a signal handler raises it."""
+
+
+@pytest.fixture
+def ended_by_a_signal() -> Iterator[None]:
+    def end(*_: object) -> None:
+        raise Ended
+
+    former = signal.signal(signal.SIGUSR1, end)
+    yield
+    signal.signal(signal.SIGUSR1, former)
+
+
+@pytest.mark.usefixtures("ended_by_a_signal")
+def test_a_signal_while_a_daemon_drains_kills_it() -> None:
+    with start("stubborn") as process:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(Ended):
+            daemon.end_process(process)
+        ended = process.returncode
+        process.kill()
+    assert ended == -signal.SIGKILL
+
+
+def test_the_folder_of_a_daemon_is_removed_even_if_a_signal_ends_its_drain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(process: subprocess.Popen[bytes]) -> int:
+        process.kill()
+        process.wait()
+        raise Ended
+
+    monkeypatch.setattr(daemon, "serve_command", lambda *_: [sys.executable, "-c", PROGRAM])
+    monkeypatch.setattr(daemon, "end_process", end)
+    own = daemon.OwnDaemon(tmp_path / "config.yaml", ready_s=0.1)
+    with pytest.raises(Ended), own:
+        pass
+    assert not Path(own.endpoint.removeprefix("ipc://")).parent.exists()
 
 
 FOREGROUND = """
