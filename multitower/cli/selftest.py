@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,12 +18,16 @@ from multitower.exit_codes import Exit
 from multitower.supervisor.loop.log import escape_controls
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import FrameType
 
     from multitower.tools.selftest.results import Report, Result
     from multitower.tools.selftest.targets import Target
 
 _LEAST_MEMORY: Final = 64 << 20
+_ONE_SIGNAL_S: Final = 1.0
+"""Signals within this time count as one: a terminal and a shell that waits may both send one for a single Ctrl-C."""
+
 _STYLES: Final = {"ok": "good", "failed": "bad", "skipped": "attention"}
 
 
@@ -49,15 +55,17 @@ def selftest(devices: str, memory: str, tensorflow: bool, log: Path | None, as_j
     than their request; how many requests the daemon answers; and that nothing is left at the end. Needs neither a model
     nor TensorFlow, and takes less than two minutes. Others may use the GPUs meanwhile: each worker takes --memory and
     what the driver needs for a process. Without GPUs: --devices '{cpu: 2}'. Exit codes: 0 when no check failed, 1 when
-    one did, 2 when an option is wrong, 69 when there is no such device.
+    one did, 2 when an option is wrong, 69 when there is no such device, or others need every device.
     """
     from multitower.supervisor.config.config import ConfigError
     from multitower.supervisor.machine.devices import DeviceError
+    from multitower.tools.selftest.occupancy import find_mps, leave_out_occupied
     from multitower.tools.selftest.run import Options, run
     from multitower.tools.selftest.targets import find_targets
 
     size = _parse_memory(memory)
     _check_log(log)
+    _check_visible_devices()
     try:
         targets, found = find_targets(devices)
     except ConfigError as error:
@@ -66,7 +74,13 @@ def selftest(devices: str, memory: str, tensorflow: bool, log: Path | None, as_j
         click.echo(f"multitower: {escape_controls(str(error), keep_lines=True)}", err=True)
         sys.exit(Exit.UNAVAILABLE)
     missing = found.problem if devices == "all" else None
+    targets, occupied = leave_out_occupied(targets, size)
     _print_targets(targets, as_json=as_json)
+    mps = find_mps()
+    if mps is not None:
+        click.echo(
+            f"MPS has a control daemon in {escape_controls(str(mps))}: the selftest's workers do not use it", err=True
+        )
     _end_on_signals()
 
     def show(result: Result) -> None:
@@ -74,15 +88,19 @@ def selftest(devices: str, memory: str, tensorflow: bool, log: Path | None, as_j
             where = result.target.label if result.target is not None else "daemon"
             click.echo(f"{where}: {result.check}: {result.outcome} ({result.seconds:.1f} s)", err=True)
 
-    options = Options(targets=targets, missing=missing, memory=size, tensorflow=tensorflow, log=log)
+    options = Options(targets=targets, occupied=occupied, missing=missing, memory=size, tensorflow=tensorflow, log=log)
     report = run(options, show)
     if as_json:
-        click.echo(json.dumps(_to_json(targets, size, report), indent=2))
+        click.echo(json.dumps(_to_json(targets, [*occupied], size, report), indent=2))
     else:
         _print_report(report)
         if report.counts()["failed"] and log is None:
             click.echo("With --log FILE, the daemon's log tells more.")
-    sys.exit(1 if report.counts()["failed"] else Exit.OK)
+    if report.counts()["failed"]:
+        sys.exit(1)
+    if not targets:
+        click.echo("multitower: nothing was checked: others need every device", err=True)
+        sys.exit(Exit.UNAVAILABLE)
 
 
 def _parse_memory(text: str) -> int:
@@ -107,14 +125,40 @@ def _check_log(log: Path | None) -> None:
         raise click.BadParameter(f"{log} cannot be written: {error.strerror}", param_hint="'--log'") from None
 
 
+def _check_visible_devices() -> None:
+    """Refuses to check all GPUs where a scheduler may have lent only some of them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    source = click.get_current_context().get_parameter_source("devices")
+    if visible is not None and source is click.core.ParameterSource.DEFAULT:
+        raise click.UsageError(
+            f"CUDA_VISIBLE_DEVICES={escape_controls(visible)} is set here, so some GPUs may be reserved for others. It "
+            "does not limit multitower: name the GPUs to check with --devices, as `multitower devices` shows them, "
+            "or all of them with --devices all"
+        )
+
+
 def _end_on_signals() -> None:
-    """Lets the first SIGINT, SIGTERM or SIGHUP end the selftest, and its daemon with it; later ones are ignored."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    """Lets the first SIGINT, SIGTERM or SIGHUP end the selftest and drain its daemon, and the second kill the daemon.
+
+    SIGHUP stays ignored where it was, as under nohup.
+    """
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    first_at: float | None = None
 
     def end(number: int, _: FrameType | None) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        click.echo("ending the daemon of the selftest", err=True)
+        nonlocal first_at
+        now = time.monotonic()
+        if first_at is None:
+            first_at = now
+            click.echo("ending the daemon of the selftest", err=True)
+        elif now - first_at < _ONE_SIGNAL_S:
+            return
+        else:
+            for each in numbers:
+                signal.signal(each, signal.SIG_IGN)
+            click.echo("killing the daemon of the selftest", err=True)
         sys.exit(128 + number)
 
     for number in numbers:
@@ -147,7 +191,7 @@ def _print_report(report: Report) -> None:
     click.echo(f"{counts}, after {report.seconds:.0f} s")
 
 
-def _to_json(targets: tuple[Target, ...], memory: int, report: Report) -> dict[str, Any]:
+def _to_json(targets: Sequence[Target], occupied: Sequence[Target], memory: int, report: Report) -> dict[str, Any]:
     from importlib.metadata import version
 
     from multitower.compiled import compiled
@@ -157,8 +201,8 @@ def _to_json(targets: tuple[Target, ...], memory: int, report: Report) -> dict[s
         "compiled": compiled(),
         "memory_bytes": memory,
         "devices": [
-            {"slot": target.number, "names": list(target.names), "products": [each.product for each in target.devices]}
-            for target in targets
+            {"slot": slot, "names": list(target.names), "products": [each.product for each in target.devices]}
+            for slot, target in [*enumerate(targets), *((None, target) for target in occupied)]
         ],
         "results": [result.to_json() for result in report.sorted()],
         "counts": report.counts(),

@@ -2,7 +2,7 @@
  *
  * cuInit is where CUDA reads CUDA_VISIBLE_DEVICES. This one appends a line to the file named by FAKE_CUDA_LOG,
  *
- *   pid <tab> CUDA_VISIBLE_DEVICES=... <tab> CUDA_DEVICE_ORDER=...
+ *   pid <tab> CUDA_VISIBLE_DEVICES=... <tab> CUDA_DEVICE_ORDER=... <tab> CUDA_MPS_PIPE_DIRECTORY=...
  *
  * (a variable that is not set is left out), and finds no GPU, so that TensorFlow goes on with the CPU. It finds one, for
  * handlers that ask for no more than that, where the variable FAKE_CUDA_GONE names a file, whether that exists or not,
@@ -17,6 +17,8 @@
  *                           uuid   each device has another UUID than its own
  *                           more   the process sees one device more than it should
  *                           abort  too large an allocation ends the process, instead of an error
+ *                           grant  an allocation of more than the device has is granted; to write to it ends the process
+ *                           full   no context can be opened, for lack of memory
  *                           init   cuInit fails
  */
 #include <fcntl.h>
@@ -118,6 +120,7 @@ API int cuInit(unsigned flags) {
         snprintf(line, sizeof line, "%d", (int)getpid());
         append(line, sizeof line - 1, "CUDA_VISIBLE_DEVICES");
         append(line, sizeof line - 1, "CUDA_DEVICE_ORDER");
+        append(line, sizeof line - 1, "CUDA_MPS_PIPE_DIRECTORY");
         strcat(line, "\n");
         /* One write to a file opened for appending: lines of several processes never mix. */
         int log = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
@@ -223,6 +226,8 @@ API int cuDevicePrimaryCtxRetain(void **context, int device) {
     if (device < 0 || device >= device_count)
         return CUDA_ERROR_INVALID_DEVICE;
     *context = (void *)(uintptr_t)(device + 1);
+    if (has_fault("full"))
+        return CUDA_ERROR_OUT_OF_MEMORY;
     if (devices[device].has_context)
         return 0;
     devices[device].has_context = 1;
@@ -239,7 +244,7 @@ API int cuMemAlloc_v2(uint64_t *address, size_t size) {
     int block = 0;
     if (current < 0)
         return CUDA_ERROR_INVALID_CONTEXT;
-    if (size > size_of(current) - devices[current].allocated) {
+    if (size > size_of(current) - devices[current].allocated && !has_fault("grant")) {
         if (has_fault("abort"))
             abort();
         return CUDA_ERROR_OUT_OF_MEMORY;
@@ -274,6 +279,8 @@ API int cuMemFree_v2(uint64_t address) {
 API int cuMemsetD8_v2(uint64_t address, unsigned char value, size_t size) {
     /* The last page is enough: nobody reads the others, and tests need not take the memory. */
     size_t part = size < 4096 ? size : 4096;
+    if (size > size_of(current))
+        abort();
     memset((char *)(uintptr_t)address + size - part, value, part);
     return 0;
 }

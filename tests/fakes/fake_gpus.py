@@ -98,6 +98,7 @@ class CuInit:
     pid: int
     visible_devices: str | None
     device_order: str | None
+    mps_folder: str | None = None
 
 
 def read_log(log_file: Path) -> list[CuInit]:
@@ -108,5 +109,6 @@ def read_log(log_file: Path) -> list[CuInit]:
     for line in log_file.read_text().splitlines():
         pid, *variables = line.split("\t")
         values = dict(variable.split("=", 1) for variable in variables)
-        entries.append(CuInit(int(pid), values.get("CUDA_VISIBLE_DEVICES"), values.get("CUDA_DEVICE_ORDER")))
+        names = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MPS_PIPE_DIRECTORY")
+        entries.append(CuInit(int(pid), *(values.get(name) for name in names)))
     return entries

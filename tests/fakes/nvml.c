@@ -21,6 +21,10 @@
  *   FAKE_NVML_HANG        a file: while it exists, calls about a GPU's memory do not return
  *   FAKE_NVML_HIDDEN      set: no process is listed, as in most containers
  *   FAKE_NVML_KEPT        the number of a GPU on which memory of processes that have ended stays in use
+ *   FAKE_NVML_MUTE        the number of a GPU that gives an unknown error once a process that used it has ended
+ *   FAKE_NVML_FULL        the number of a GPU whose whole memory is in use
+ *   FAKE_NVML_EXCLUSIVE   the number of a GPU in compute mode EXCLUSIVE_PROCESS
+ *   FAKE_NVML_INIT_LOG    a file that gets a line with the pid at each initialisation
  *   FAKE_NVML_BLIND       the number of a GPU on which memory of processes is neither counted nor listed
  *
  * Memory that processes have allocated with cuda.c, in files of the folder that the variable FAKE_GPU_MEMORY names, is
@@ -52,6 +56,7 @@ enum {
     NOT_FOUND = 6,
     INSUFFICIENT_SIZE = 7,
     GPU_IS_LOST = 15,
+    UNKNOWN = 999,
     ARGUMENT_VERSION_MISMATCH = 25,
 };
 
@@ -165,6 +170,23 @@ static int runs(int pid) {
     return state != 'Z' && state != 'X';
 }
 
+/* Whether a process that had memory on a GPU has ended. */
+static int was_used(int number) {
+    const char *folder = getenv("FAKE_GPU_MEMORY");
+    char uuid[MAX_TEXT] = "";
+    DIR *entries = folder ? opendir(folder) : NULL;
+    int found = 0;
+    if (!entries)
+        return 0;
+    uuid_of(number, uuid, sizeof uuid);
+    size_t length = strlen(uuid);
+    for (struct dirent *entry; !found && (entry = readdir(entries));)
+        found = strncmp(entry->d_name, uuid, length) == 0 && entry->d_name[length] == '.' &&
+                !runs(atoi(entry->d_name + length + 1));
+    closedir(entries);
+    return found;
+}
+
 /* Calls `use` for each process that has allocated memory on a GPU or slice with cuda.c; returns the bytes in use. */
 static unsigned long long allocated_on(int number, void (*use)(int pid, unsigned long long bytes, void *), void *data) {
     const char *folder = getenv("FAKE_GPU_MEMORY");
@@ -211,6 +233,8 @@ static int state_of(int number) {
     int result = state();
     if (result == SUCCESS && setting("FAKE_NVML_LOST", -1) == parent_of(number))
         result = GPU_IS_LOST;
+    if (result == SUCCESS && setting("FAKE_NVML_MUTE", -1) == number && was_used(number))
+        result = UNKNOWN;
     return result;
 }
 
@@ -238,7 +262,13 @@ static int slice_of(const char *uuid) {
 
 API int nvmlInitWithFlags(unsigned flags) {
     int failure = setting("FAKE_NVML_FAILURE", SUCCESS);
+    char path[MAX_TEXT];
+    FILE *log = text_of("FAKE_NVML_INIT_LOG", path) ? fopen(path, "ae") : NULL;
     (void)flags;
+    if (log) {
+        fprintf(log, "%d\n", (int)getpid());
+        fclose(log);
+    }
     if (failure == SUCCESS)
         references++;
     return failure;
@@ -326,7 +356,9 @@ API int nvmlDeviceGetMemoryInfo(gpu_t *gpu, memory_t *memory) {
         return NO_PERMISSION; /* as to any caller without privileges */
     memory->total = (gpu->number >= SLICE ? 10 : 40) * GIB;
     memory->used = (unsigned long long)(gpu->number % SLICE) * GIB + allocated_on(gpu->number, NULL, NULL);
-    memory->free = memory->total - memory->used;
+    if (setting("FAKE_NVML_FULL", -1) == gpu->number)
+        memory->used = memory->total;
+    memory->free = memory->used < memory->total ? memory->total - memory->used : 0;
     return SUCCESS;
 }
 
@@ -358,6 +390,11 @@ API int nvmlDeviceGetMigMode(gpu_t *gpu, unsigned *current, unsigned *pending) {
         return NOT_SUPPORTED;
     *current = *pending = split == gpu->number;
     return SUCCESS;
+}
+
+API int nvmlDeviceGetComputeMode(gpu_t *gpu, int *mode) {
+    *mode = setting("FAKE_NVML_EXCLUSIVE", -1) == gpu->number ? 3 : 0;
+    return gpu->number >= SLICE ? NOT_SUPPORTED : state_of(gpu->number);
 }
 
 API int nvmlDeviceGetMaxMigDeviceCount(gpu_t *gpu, unsigned *count) {

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from fake_gpus import SLICES, UUIDS, FakeGpus
+from fake_gpus import SLICES, UUIDS, FakeGpus, read_log
 from running import STEP_S, outliving
 
 pytestmark = pytest.mark.timeout(300)
@@ -77,7 +77,11 @@ def test_every_check_passes_on_cpu_devices_and_nothing_is_left(temporary: Path) 
 def test_every_check_passes_on_slices_and_on_a_group_whose_processes_nvml_hides(
     temporary: Path, fake_gpus: FakeGpus, tmp_path: Path
 ) -> None:
-    more = fake_gpus.environment(memory=tmp_path, split=1, hidden=1, reversed=1)
+    initialised, memory = tmp_path / "nvml.log", tmp_path / "memory"
+    memory.mkdir()
+    more = fake_gpus.environment(
+        tmp_path / "cuda.log", memory, split=1, hidden=1, reversed=1, init_log=str(initialised)
+    )
     done = selftest(temporary, "--devices", "[MIG-91b7, [2, 0], MIG-5e0c]", "--json", more=more)
     assert done.returncode == 0, done.stdout + done.stderr
     group = f"{UUIDS[2]},{UUIDS[0]}"
@@ -91,22 +95,35 @@ def test_every_check_passes_on_slices_and_on_a_group_whose_processes_nvml_hides(
     report = json.loads(done.stdout)
     assert report["counts"] == {"ok": 27, "failed": 0, "skipped": 0}
     assert report["requests_per_s"] > 0
+    # To initialise NVML may take seconds: discovery, free memory, what is left at the end, and each worker's memory.
+    pids = initialised.read_text().splitlines()
+    assert pids.count(pids[0]) <= 3 + 3
+    folders = {entry.mps_folder for entry in read_log(tmp_path / "cuda.log")}
+    assert len(folders) == 1
+    assert str(folders.pop()).startswith(str(temporary)), "a folder of the selftest, without a control daemon of MPS"
     assert list(temporary.iterdir()) == []
 
 
 def test_each_fault_of_a_device_fails_the_checks_that_it_concerns_and_no_others(
     temporary: Path, fake_gpus: FakeGpus, tmp_path: Path
 ) -> None:
-    more = fake_gpus.environment(memory=tmp_path, uuids=",".join((*UUIDS, "GPU-1057")), lost=4, kept=3)
-    more["FAKE_CUDA_FAULT"] = f"uuid@{UUIDS[0]},more@{UUIDS[1]},abort@{UUIDS[2]}"
+    full, exclusive = UUIDS[0].replace("8f3a1c02", "f0110000"), UUIDS[0].replace("8f3a1c02", "e8c10000")
+    uuids = ",".join((*UUIDS, "GPU-1057", full, exclusive))
+    more = fake_gpus.environment(memory=tmp_path, uuids=uuids, lost=4, kept=3, mute=1, full=5, exclusive=6)
+    faults = f"uuid@{UUIDS[0]},grant@{UUIDS[0]},more@{UUIDS[1]},abort@{UUIDS[2]},full@{full},full@{exclusive}"
+    more["FAKE_CUDA_FAULT"] = faults
     done = selftest(temporary, "--json", more=more)
     assert done.returncode == 1, done.stdout + done.stderr
     results = by_device(done)
     # Whatever replaced the worker, it has to see its device.
     seen_wrongly = {"device", "spare", "hang", "crash"}
-    assert failures(results[UUIDS[0]]) == seen_wrongly
+    assert failures(results[UUIDS[0]]) == seen_wrongly | {"out of memory"}
+    granted = results[UUIDS[0]]["out of memory"]
+    assert granted["outcome"] == "skipped"
+    assert granted["detail"].startswith("the driver grants twice the memory of the device")
     assert "it should see 8f3a1c02-" in results[UUIDS[0]]["device"]["detail"]
-    assert failures(results[UUIDS[1]]) == seen_wrongly
+    assert failures(results[UUIDS[1]]) == seen_wrongly | {"memory freed"}
+    assert "NVML does not answer any more" in results[UUIDS[1]]["memory freed"]["detail"]
     assert "00000000-0000-0000-0000-000000000001" in results[UUIDS[1]]["spare"]["detail"]
     assert failures(results[UUIDS[2]]) == {"out of memory"}
     assert "worker_died" in results[UUIDS[2]]["out of memory"]["detail"]
@@ -116,10 +133,16 @@ def test_each_fault_of_a_device_fails_the_checks_that_it_concerns_and_no_others(
     assert failures(results[None]) == {"discovery", "device memory left"}
     assert "GPU 4 cannot be used" in results[None]["discovery"]["detail"]
     assert "GPU 3: " in results[None]["device memory left"]["detail"]
+    assert "GPU 1: NVML does not answer any more" in results[None]["device memory left"]["detail"]
+    # No worker starts on a device that others need.
+    for device, reason in ((full, "only 0 MiB are free"), (exclusive, "in compute mode EXCLUSIVE_PROCESS")):
+        assert [*results[device]] == ["device"]
+        assert results[device]["device"]["outcome"] == "skipped"
+        assert reason in results[device]["device"]["detail"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith((full, exclusive))]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_selftest_and_leaves_nothing(temporary: Path, number: signal.Signals) -> None:
+def test_ctrl_c_ends_the_selftest_and_leaves_nothing(temporary: Path) -> None:
     with subprocess.Popen(
         [*COMMAND, "--devices", "{cpu: 1}"],
         env=environment(temporary),
@@ -130,11 +153,46 @@ def test_a_signal_ends_the_selftest_and_leaves_nothing(temporary: Path, number: 
         assert process.stderr is not None
         assert process.stderr.readline().startswith("daemon: start: ok")
         children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         lines = process.stderr.read().splitlines()
-        assert process.wait(STEP_S) == 128 + number
+        assert process.wait(STEP_S) == 128 + signal.SIGINT
     assert lines[-1] == "ending the daemon of the selftest"
     assert not any("failed" in line for line in lines)
     assert len(children) >= 2
     assert outliving(children, STEP_S) == []
     assert list(temporary.iterdir()) == []
+
+
+def test_a_signal_ends_the_selftest_although_a_call_of_nvml_does_not_return(
+    temporary: Path, fake_gpus: FakeGpus, tmp_path: Path
+) -> None:
+    hang, memory = tmp_path / "hang", tmp_path / "memory"
+    memory.mkdir()
+    more = fake_gpus.environment(memory=memory, count=1, hang=str(hang))
+    with subprocess.Popen(
+        COMMAND, env=environment(temporary, more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("daemon: start: ok")
+        hang.touch()
+        assert process.stderr.readline().startswith("GPU 0: device: ok")
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(2 * STEP_S) == 128 + signal.SIGTERM
+        finally:
+            hang.unlink()
+    assert outliving(children, STEP_S) == []
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_start_that_fails_is_a_result_like_others_and_says_what_to_do(temporary: Path) -> None:
+    long = temporary / ("long" * 25)
+    long.mkdir()
+    done = selftest(long, "--devices", "{cpu: 1}", "--json")
+    assert done.returncode == 1, done.stdout + done.stderr
+    results = by_device(done)[None]
+    assert failures(results) == {"start", "processes left"}
+    assert "set TMPDIR to a folder with a shorter path" in results["start"]["detail"]
+    assert results["processes left"]["outcome"] == "skipped"
+    assert "Traceback" not in done.stderr

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -11,9 +13,13 @@ from multitower.cli.commands import multitower
 from multitower.errors import Reason, Unavailable
 from multitower.supervisor.config.config import load
 from multitower.supervisor.machine.devices import Device
+from multitower.supervisor.machine.gpu_sampler import UNKNOWN, GpuUsage
 from multitower.supervisor.machine.placement import place_workers_on
-from multitower.tools.selftest import MIB
-from multitower.tools.selftest.memory_readings import Reading, memory_left, tolerance
+from multitower.tools.selftest import MIB, daemon_checks, probe
+from multitower.tools.selftest.cuda_driver import CudaDevice, CudaError
+from multitower.tools.selftest.device_checks import DeviceChecks
+from multitower.tools.selftest.memory_readings import Reading, memory_left, reading, tolerance
+from multitower.tools.selftest.occupancy import find_mps
 from multitower.tools.selftest.results import CheckFailed, CheckSkipped, Interrupted, Outcome, Report, Result
 from multitower.tools.selftest.session import AT_ONCE, make_config
 from multitower.tools.selftest.targets import Target, find_targets
@@ -56,6 +62,166 @@ def test_memory_of_the_whole_device_is_compared_where_no_process_is_listed() -> 
     assert left(before, Reading(None, 500 * MIB, 500 * MIB), listed=False) is None, "another process ended"
     problem = left(before, Reading(None, 1256 * MIB, 1256 * MIB), listed=False)
     assert problem == "256 MiB more than before are in use on the device"
+
+
+def test_memory_that_nvml_no_longer_reports_does_not_pass_for_free() -> None:
+    before = Reading(256 * MIB, 1000 * MIB, 400 * MIB)
+    for listed in (True, False):
+        silent = left(before, Reading(None, answered=False), listed=listed)
+        assert silent == "NVML does not answer any more for the device"
+        unknown = left(before, Reading(None), listed=listed)
+        assert unknown == "NVML does not report any more how much memory of the device is in use"
+    assert left(Reading(256 * MIB), Reading(None), listed=True) is None, "never known, and not listed any more"
+
+
+def test_a_reading_tells_devices_without_an_answer_from_devices_without_figures() -> None:
+    usages = {"GPU-a": GpuUsage(True, 300, 700, 0, {5: 100}), "GPU-b": GpuUsage(True, 50, 90, 0, {5: 20})}
+    assert reading(usages, ["GPU-a", "GPU-b"], 5) == Reading(120, 350, 230, 90)
+    assert reading(usages, ["GPU-a"], 6) == Reading(None, 300, 200, 700)
+    assert reading({**usages, "GPU-b": GpuUsage(True)}, ["GPU-a", "GPU-b"], 5) == Reading(100)
+    for silent in ({}, {"GPU-b": UNKNOWN}, {"GPU-b": GpuUsage(False)}):
+        assert reading({"GPU-a": usages["GPU-a"], **silent}, ["GPU-a", "GPU-b"], 5) == Reading(None, answered=False)
+
+
+def test_devices_whose_memory_nvml_does_not_know_are_named_not_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[list[str]] = []
+
+    class Sampler:
+        def read(self, uuids: list[str]) -> dict[str, GpuUsage]:
+            reads.append(uuids)
+            return {"GPU-a": GpuUsage(True, 0, 40 << 30), "GPU-b": GpuUsage(True)}
+
+        def close(self) -> None:
+            reads.append([])
+
+    monkeypatch.setattr(daemon_checks, "GpuSampler", Sampler)
+    targets = [Target(0, (gpu("GPU-a", 0),)), Target(1, (gpu("GPU-b", 1),))]
+    leftovers = daemon_checks.Leftovers(targets, tmp_path, ALLOWED)
+    with closing(leftovers), pytest.raises(CheckSkipped, match="how much memory of GPU 1 is in use"):
+        leftovers.check_device_memory()
+    assert reads == [["GPU-a", "GPU-b"], ["GPU-a", "GPU-b"], []], "one reading of all devices each time"
+
+
+class FakeDriver:
+    """Grants memory on each device from the address 4096 on; the function `fails` gives an error from a call on."""
+
+    knows_slices = True
+
+    def __init__(self, fails: str, after: int = 0) -> None:
+        self.fails, self.left = fails, after
+        self.calls: list[str] = []
+
+    def devices(self) -> tuple[CudaDevice, ...]:
+        return tuple(CudaDevice(self, number) for number in range(2))  # type: ignore[arg-type]
+
+    def call(self, function: str, *arguments: Any) -> None:
+        self.calls.append(function)
+        if function == self.fails:
+            self.left -= 1
+            if self.left < 0:
+                raise CudaError(f"{function} failed")
+        if function == "cuMemAlloc_v2":
+            arguments[0]._obj.value = 4096
+        elif function == "cuMemcpyDtoH_v2":
+            arguments[0]._obj.value = 0xA5
+
+
+def test_the_probe_frees_memory_that_it_could_not_write_to() -> None:
+    driver = FakeDriver("cuMemsetD8_v2")
+    with pytest.raises(CudaError):
+        driver.devices()[0].allocate(MIB)
+    assert driver.calls.count("cuMemFree_v2") == 1
+
+
+def test_the_probe_gives_back_what_a_group_got_before_one_device_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver("cuMemAlloc_v2", after=1)
+    monkeypatch.setattr(probe, "Driver", lambda: driver)
+    memory = probe.DeviceMemory()
+    with pytest.raises(CudaError):
+        memory.take(MIB)
+    memory.give_back()
+    assert driver.calls.count("cuMemFree_v2") == 1
+
+
+def test_the_probe_writes_nothing_to_memory_that_exceeds_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver("")
+    monkeypatch.setattr(probe, "Driver", lambda: driver)
+    probe.DeviceMemory().exhaust()
+    assert "cuMemsetD8_v2" not in driver.calls
+    assert driver.calls[-1] == "cuMemFree_v2"
+
+
+class DyingSession:
+    """Each request is answered that the worker died of SIGKILL, and no spare is there."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+
+    def ask(self, *_: object) -> dict[str, Any]:
+        raise Unavailable(Reason.WORKER_DIED, self.cause)
+
+    def hang(self, _: Target) -> None:
+        raise Unavailable(Reason.WORKER_DIED, self.cause)
+
+    def wait_serving(self, *_: object) -> dict[str, Any]:
+        return {"pid": -1, "state": "ready"}
+
+    def slot(self, _: Target) -> dict[str, Any]:
+        return {"rss_bytes": 0}
+
+    def wait(self, condition: object, seconds: float) -> bool:
+        return False
+
+    def wait_for_spares(self) -> set[int]:
+        raise CheckFailed("no spare was ready")
+
+
+@pytest.mark.parametrize(
+    ("cause", "hang", "crash"),
+    [
+        ("killed by SIGKILL", "did not die of a call over 2 s", "did not die of a segmentation fault"),
+        ("a model call took over 2 s (max_execution_time)", "was answered after 0.00 s", "segmentation fault"),
+        ("killed by SIGSEGV", "did not die of a call over 2 s", "killed by SIGSEGV"),
+    ],
+)
+def test_a_death_of_another_cause_passes_neither_for_a_hang_nor_for_a_crash(cause: str, hang: str, crash: str) -> None:
+    report = Report(lambda result: None)
+    session: Any = DyingSession(cause)
+    (target,), _ = find_targets("{cpu: 1}")
+    DeviceChecks(session, target, 64 * MIB, report).run()
+    details = {result.check: result.detail for result in report.results}
+    assert report.counts()["ok"] == 0
+    assert hang in details["hang"]
+    assert crash in details["crash"]
+
+
+def test_an_unexpected_exception_is_a_failure_of_its_check_alone() -> None:
+    report = Report(lambda result: None)
+
+    def vanish() -> str:
+        raise KeyError("pid")
+
+    report.run("regions", None, vanish)
+    report.run("files left", None, lambda: "none")
+    assert report.counts() == {"ok": 1, "failed": 1, "skipped": 0}
+    assert report.results[0].detail.startswith("unexpected KeyError: 'pid' (test_selftest.py, line ")
+
+
+def test_all_gpus_are_not_checked_unasked_where_a_scheduler_chose_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    done = CliRunner().invoke(multitower, ["selftest"])
+    assert done.exit_code == 2
+    assert "CUDA_VISIBLE_DEVICES=1 is set here" in done.output
+    assert "--devices all" in done.output
+
+
+def test_a_control_daemon_of_mps_is_found_by_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert find_mps() is None
+    (tmp_path / "control").touch()
+    assert find_mps() == tmp_path
 
 
 def test_nothing_is_left_of_a_process_on_the_host_that_has_ended() -> None:

@@ -94,6 +94,18 @@ class CudaDevice:
         self._context = ctypes.c_void_p()
         driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
 
+    def reserve(self, size: int) -> int:
+        """Allocates memory without touching it, and returns its address.
+
+        Raises:
+            OutOfMemoryError: the device does not have the memory.
+            CudaError: another error.
+        """
+        self._driver.call("cuCtxSetCurrent", self._context)
+        address = ctypes.c_uint64()
+        self._driver.call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
+        return address.value
+
     def allocate(self, size: int) -> int:
         """Allocates memory, writes to all of it and reads the last byte back; returns its address.
 
@@ -101,18 +113,23 @@ class CudaDevice:
             OutOfMemoryError: the device does not have the memory.
             CudaError: another error, or the byte read differs from the one written.
         """
-        self._driver.call("cuCtxSetCurrent", self._context)
-        address = ctypes.c_uint64()
-        self._driver.call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
+        address = self.reserve(size)
+        try:
+            self._write(address, size)
+        except BaseException:
+            self.free(address)
+            raise
+        return address
+
+    def _write(self, address: int, size: int) -> None:
         last = ctypes.c_ubyte()
-        self._driver.call("cuMemsetD8_v2", address, ctypes.c_ubyte(_PATTERN), ctypes.c_size_t(size))
-        end = ctypes.c_uint64(address.value + size - 1)
+        self._driver.call("cuMemsetD8_v2", ctypes.c_uint64(address), ctypes.c_ubyte(_PATTERN), ctypes.c_size_t(size))
+        end = ctypes.c_uint64(address + size - 1)
         self._driver.call("cuMemcpyDtoH_v2", ctypes.byref(last), end, ctypes.c_size_t(1))
         if last.value != _PATTERN:
             raise CudaError(f"device memory holds {last.value} where {_PATTERN} was written")
-        return address.value
 
     def free(self, address: int) -> None:
-        """Frees memory that `allocate` returned."""
+        """Frees memory that `allocate` or `reserve` returned."""
         self._driver.call("cuCtxSetCurrent", self._context)
         self._driver.call("cuMemFree_v2", ctypes.c_uint64(address))

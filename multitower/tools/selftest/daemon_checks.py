@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
@@ -13,9 +13,10 @@ import psutil
 
 from multitower.client.threads import Client
 from multitower.errors import MultitowerError
+from multitower.supervisor.machine.gpu_sampler import GpuSampler
 from multitower.tools.daemon import OwnDaemon
 from multitower.tools.load_generator import LoadGenerator, Outcome
-from multitower.tools.selftest.memory_readings import Reading, mebibytes, memory_left, meter_of
+from multitower.tools.selftest.memory_readings import mebibytes, memory_left, reading
 from multitower.tools.selftest.results import CheckFailed, CheckSkipped, Report
 from multitower.tools.selftest.session import IDLE_MODEL, REQUEST_S, Session
 from multitower.tools.selftest.targets import Target
@@ -63,7 +64,9 @@ def measure_rate(client: Client, report: Report) -> str:
 class Leftovers:
     """What may be left of the daemon: its processes, its files, regions of shared memory, and device memory.
 
-    Make it before the daemon starts.
+    Make it before the daemon starts, and close it at the end. NVML stays initialised meanwhile: to initialise it takes
+    seconds on a machine with many GPUs, and the memory in use may differ while no process has initialised it. All
+    methods must be called in one thread.
 
     Args:
         targets: the workers.
@@ -78,7 +81,13 @@ class Leftovers:
         self._processes: set[psutil.Process] = set()
         self._region_was_used = False
         self._region_problem: str | None = None
-        self._before = self._read_memory(0)
+        self._sampler = GpuSampler()
+        usages = self._sampler.read(self._uuids())
+        self._before = {target.number: reading(usages, target.names, 0) for target in self._targets}
+
+    def close(self) -> None:
+        """Shuts NVML down."""
+        self._sampler.close()
 
     def use_region(self, endpoint: str) -> None:
         """Sends a request in shared memory from a client of its own, which ends; `check_regions` reports an error."""
@@ -117,9 +126,11 @@ class Leftovers:
         if daemon.exit_code:
             raise CheckFailed(f"the daemon ended with exit code {daemon.exit_code}")
         _, alive = psutil.wait_procs(self._processes, LEFT_S)
-        left = [process for process in alive if _runs(process)]
+        left = [f"{process.pid} ({name})" for process in alive if (name := _name_if_running(process)) is not None]
         if left:
-            raise CheckFailed(f"processes are left: {', '.join(f'{each.pid} ({each.name()})' for each in left)}")
+            raise CheckFailed(f"processes are left: {', '.join(left)}")
+        if not self._processes:
+            raise CheckSkipped("the daemon did not start, and no process of it was seen")
         return f"all {len(self._processes)} processes that were seen have ended"
 
     def check_files(self, daemon: OwnDaemon) -> str:
@@ -136,40 +147,38 @@ class Leftovers:
             if time.monotonic() > deadline:
                 raise CheckFailed(f"{'; '.join(problems)}; if other programs use these devices, it may be theirs")
             time.sleep(0.1)
+        unknown = [target.label for target in self._targets if self._before[target.number].used is None]
+        if unknown:
+            raise CheckSkipped(f"NVML does not tell how much memory of {', '.join(unknown)} is in use")
         return f"as much is free as before, give or take {mebibytes(self._allowed)}"
 
     def _memory_problems(self) -> list[str]:
+        """What is wrong with the memory of each device, from one reading of all of them."""
         pids = {process.pid for process in self._processes}
+        usages = self._sampler.read(self._uuids())
         found = []
         for target in self._targets:
             for pid in pids:
-                after = self._read_one(target, pid)
-                if after.own is not None:
-                    found.append(f"{target.label}: process {pid} still holds {mebibytes(after.own)}")
-            before, now = self._before[target.number], self._read_one(target, 0)
+                held = reading(usages, target.names, pid).own
+                if held is not None:
+                    found.append(f"{target.label}: process {pid} still holds {mebibytes(held)}")
+            before, now = self._before[target.number], reading(usages, target.names, 0)
             # Where NVML lists no process, `unlisted` is all memory in use.
             problem = memory_left(before, now, listed=True, allowed=self._allowed)
             if problem is not None:
                 found.append(f"{target.label}: {problem}")
         return found
 
-    def _read_memory(self, pid: int) -> Mapping[int, Reading]:
-        return {target.number: self._read_one(target, pid) for target in self._targets}
-
-    @staticmethod
-    def _read_one(target: Target, pid: int) -> Reading:
-        meter = meter_of(target)
-        try:
-            return meter.read(pid)
-        finally:
-            meter.close()
+    def _uuids(self) -> list[str]:
+        return [name for target in self._targets for name in target.names]
 
 
-def _runs(process: psutil.Process) -> bool:
+def _name_if_running(process: psutil.Process) -> str | None:
+    """The name of a process; None if it has ended."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return process.name() if process.is_running() and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
-        return False
+        return None
 
 
 def _holds_region(pid: int) -> bool:

@@ -24,6 +24,9 @@ from multitower.tools.selftest.targets import Target
 SETTLE_S: Final = 10.0
 """Seconds that memory may take to appear in `status` and at NVML, or to be free again."""
 
+ANSWERED_S: Final = 10.0
+"""Seconds after the end of a worker within which its request must be answered."""
+
 _ATTEMPTS: Final = 3
 _NO_GPU: Final = "-1"
 _EXHAUSTED: Final = ("OutOfMemoryError", "MemoryError", "_ArrayMemoryError")
@@ -100,10 +103,6 @@ class DeviceChecks:
 
     def _memory_is_shown(self) -> str:
         """Memory that the probe takes appears at NVML and in `status`. It stays taken."""
-        for device in self._target.devices:
-            used, total = device.memory_used_bytes, device.memory_bytes
-            if used is not None and total is not None and total - used < 2 * self._memory:
-                raise CheckSkipped(f"only {mebibytes(total - used)} are free on {device.name}, which others use")
         for _ in range(_ATTEMPTS):
             problem = self._take_memory()
             if problem is None:
@@ -122,7 +121,9 @@ class DeviceChecks:
         session, pid = self._session, self._serving_pid()
         if not session.wait(lambda: self._status_agrees(pid), SETTLE_S):
             return self._describe("before memory is taken", pid)
-        before = self._meter.read(pid)
+        before = self._read_before(pid)
+        if before.free is not None and before.free < 2 * self._memory:
+            raise CheckSkipped(f"only {mebibytes(before.free)} are free, as others use the device")
         if before.known is None:
             raise CheckSkipped("NVML does not tell how much memory of this device is in use")
         session.ask(self._target, TAKE, self._memory)
@@ -142,6 +143,12 @@ class DeviceChecks:
         self._pid, self._before = pid, before
         self._listed = now.own is not None and not self._target.on_cpu
         return None
+
+    def _read_before(self, pid: int) -> Reading:
+        before = self._meter.read(pid)
+        if not before.answered:
+            raise CheckFailed("NVML does not answer for the device")
+        return before
 
     def _status_agrees(self, pid: int) -> bool:
         shown, reading = self._shown(), self._meter.read(pid).known
@@ -191,7 +198,7 @@ class DeviceChecks:
 
     def _kill_with_memory(self) -> None:
         self._pid = self._serving_pid()
-        self._before = self._meter.read(self._pid)
+        self._before = self._read_before(self._pid)
         self._session.ask(self._target, TAKE, self._memory)
         self._killed_at = time.monotonic()
         os.kill(self._pid, signal.SIGKILL)
@@ -224,7 +231,7 @@ class DeviceChecks:
             if not text.startswith(_EXHAUSTED):
                 raise CheckFailed(f"the error is not about exhausted memory: {error.message}") from None
         else:
-            raise CheckFailed("the device granted twice its whole memory")
+            raise CheckSkipped("the driver grants twice the memory of the device, so that it cannot be exhausted")
         served = self._session.ask(self._target, IDENTIFY)["pid"]
         if served != former:
             raise CheckFailed(f"worker {former} did not serve on: worker {served} answered")
@@ -232,13 +239,23 @@ class DeviceChecks:
 
     def _recovers_from_a_hang(self) -> str:
         """A request that does not return is answered soon after its limit, and the slot serves again."""
-        return self._recover(lambda: self._session.hang(self._target), f"a call over {HANG_LIMIT_S:g} s")
+        what, cause = f"a call over {HANG_LIMIT_S:g} s", "max_execution_time"
+        return self._recover(lambda: self._session.hang(self._target), what, cause, HANG_LIMIT_S)
 
     def _recovers_from_a_crash(self) -> str:
         """A request whose worker crashes gets an error, and the slot serves again."""
-        return self._recover(lambda: self._session.ask(self._target, CRASH), "a segmentation fault")
+        what, cause = "a segmentation fault", signal.SIGSEGV.name
+        return self._recover(lambda: self._session.ask(self._target, CRASH), what, cause, 0.0)
 
-    def _recover(self, request: Callable[[], object], what: str) -> str:
+    def _recover(self, request: Callable[[], object], what: str, cause: str, least_s: float) -> str:
+        """Ends the worker by a request, and waits until the slot serves again.
+
+        Args:
+            request: ends the worker.
+            what: how, for people.
+            cause: what the daemon's error must name, so that another death does not pass for this one.
+            least_s: seconds after which the worker is to end; the answer must follow within `ANSWERED_S`.
+        """
         former = self._serving_pid()
         started = time.monotonic()
         try:
@@ -248,9 +265,14 @@ class DeviceChecks:
                 raise CheckFailed(
                     f"the request was answered {error.reason}, not {Reason.WORKER_DIED}: {error}"
                 ) from None
+            if cause not in str(error):
+                raise CheckFailed(f"the worker did not die of {what}: {error}") from None
         else:
             raise CheckFailed(f"the request was answered although it should have been ended: {what}")
         answered_s = time.monotonic() - started
+        if not least_s <= answered_s <= least_s + ANSWERED_S:
+            wanted = f"{least_s:g} s to {least_s + ANSWERED_S:g} s"
+            raise CheckFailed(f"the request that ends in {what} was answered after {answered_s:.2f} s, not {wanted}")
         self._session.wait_serving(self._target, former)
         self._check_devices(self._session.ask(self._target, IDENTIFY))
         away_s = time.monotonic() - started

@@ -6,11 +6,11 @@ There the memory of the whole device is compared, which other programs change as
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from multitower.supervisor.machine.gpu_sampler import GpuSampler
+from multitower.supervisor.machine.gpu_sampler import UNKNOWN, GpuSampler, GpuUsage
 from multitower.supervisor.machine.resources import read_rss
 from multitower.tools.selftest import MIB
 from multitower.tools.selftest.targets import Target
@@ -32,11 +32,15 @@ class Reading:
         own: bytes of the process; None if it is not listed, or has ended.
         used: bytes of all processes and the driver on the devices; None for CPU devices, and if unknown.
         unlisted: of these, the bytes that belong to no process that NVML lists.
+        free: bytes that nothing uses on the device with the least; None for CPU devices, and if unknown.
+        answered: whether NVML answered for every device; always true of CPU devices.
     """
 
     own: int | None
     used: int | None = None
     unlisted: int | None = None
+    free: int | None = None
+    answered: bool = True
 
     @property
     def known(self) -> int | None:
@@ -56,7 +60,7 @@ class HostMeter:
 
 
 class DeviceMeter:
-    """Reads device memory through NVML. All methods must be called in one thread.
+    """Reads device memory through NVML, which stays initialised. All methods must be called in one thread.
 
     Args:
         uuids: of the GPUs or slices.
@@ -67,14 +71,8 @@ class DeviceMeter:
         self._sampler = GpuSampler()
 
     def read(self, pid: int) -> Reading:
-        """Reads the memory of a process and of the devices now; nothing is known of a device that does not answer."""
-        usages = list(self._sampler.read(self._uuids).values())
-        own = [usage.process_bytes[pid] for usage in usages if pid in usage.process_bytes]
-        used = [usage.used_bytes for usage in usages if usage.used_bytes is not None]
-        if len(used) < len(self._uuids):
-            return Reading(sum(own) if own else None)
-        listed = sum(sum(usage.process_bytes.values()) for usage in usages)
-        return Reading(sum(own) if own else None, sum(used), sum(used) - listed)
+        """Reads the memory of a process and of the devices now."""
+        return reading(self._sampler.read(self._uuids), self._uuids, pid)
 
     def close(self) -> None:
         """Shuts NVML down."""
@@ -86,8 +84,32 @@ def meter_of(target: Target) -> HostMeter | DeviceMeter:
     return HostMeter() if target.on_cpu else DeviceMeter(target.names)
 
 
+def reading(usages: Mapping[str, GpuUsage], uuids: Collection[str], pid: int) -> Reading:
+    """The memory of a process and of some devices, from what NVML reported of them.
+
+    Args:
+        usages: what NVML reported, by UUID; devices that it did not report are missing.
+        uuids: of the devices.
+        pid: of the process; 0 for none.
+    """
+    chosen = [usages.get(uuid, UNKNOWN) for uuid in uuids]
+    if not all(usage.present for usage in chosen):
+        return Reading(None, answered=False)
+    held = [usage.process_bytes[pid] for usage in chosen if pid in usage.process_bytes]
+    own = sum(held) if held else None
+    used = [usage.used_bytes for usage in chosen if usage.used_bytes is not None]
+    if len(used) < len(chosen):
+        return Reading(own)
+    listed = sum(sum(usage.process_bytes.values()) for usage in chosen)
+    free = [usage.free_bytes for usage in chosen if usage.free_bytes is not None]
+    return Reading(own, sum(used), sum(used) - listed, min(free, default=None))
+
+
 def memory_left(before: Reading, after: Reading, *, listed: bool, allowed: int) -> str | None:
     """Says what memory is left of a process that has ended; None if it is free.
+
+    Where the memory in use was known before and is not any more, nobody knows that it is free: this is a problem too.
+    Where it was not known before, only the list of processes counts.
 
     Args:
         before: the reading before the process took the memory.
@@ -95,17 +117,20 @@ def memory_left(before: Reading, after: Reading, *, listed: bool, allowed: int) 
         listed: whether NVML listed the process while it ran.
         allowed: bytes by which memory of the whole device may have grown meanwhile.
     """
+    if not after.answered:
+        return "NVML does not answer any more for the device"
     if after.own is not None:
         return f"the process that was killed still holds {mebibytes(after.own)}"
-    grown = _growth(before.unlisted, after.unlisted) if listed else _growth(before.used, after.used)
-    if grown is None or grown <= allowed:
+    old, new = (before.unlisted, after.unlisted) if listed else (before.used, after.used)
+    if old is None:
+        return None
+    if new is None:
+        return "NVML does not report any more how much memory of the device is in use"
+    grown = new - old
+    if grown <= allowed:
         return None
     whose = "belong to no process that NVML lists" if listed else "are in use on the device"
     return f"{mebibytes(grown)} more than before {whose}"
-
-
-def _growth(before: int | None, after: int | None) -> int | None:
-    return None if before is None or after is None else after - before
 
 
 def mebibytes(size: int) -> str:

@@ -118,8 +118,9 @@ class DeviceMemory:
         self.knows_slices = driver.knows_slices
 
     def take(self, size: int) -> None:
-        """Takes `size` bytes on each device."""
-        self._taken += [(device, device.allocate(size)) for device in self._devices]
+        """Takes `size` bytes on each device. If one fails, `give_back` frees those of the others."""
+        for device in self._devices:
+            self._taken.append((device, device.allocate(size)))
 
     def give_back(self) -> None:
         """Frees all that was taken."""
@@ -128,13 +129,15 @@ class DeviceMemory:
             device.free(address)
 
     def exhaust(self) -> None:
-        """Asks the first device for twice its whole memory, which takes nothing.
+        """Asks the first device for twice its whole memory.
+
+        Nothing is written to it: a driver that grants it, by using the host's memory, would fill that.
 
         Raises:
             OutOfMemoryError: as expected.
         """
         device = self._devices[0]
-        device.free(device.allocate(2 * device.total_bytes))
+        device.free(device.reserve(2 * device.total_bytes))
 
 
 class Hanging:

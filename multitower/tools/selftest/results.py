@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from multitower.errors import MultitowerError
@@ -32,6 +34,12 @@ class Interrupted(Exception):
 
 class CheckSkipped(Exception):
     """The check cannot be made here. The message says why."""
+
+
+def describe_exception(error: Exception) -> str:
+    """The class of an exception, its message, and the file and line that raised it."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +98,8 @@ class Report:
         Args:
             check: its name.
             target: the worker that it is about; None for the daemon.
-            function: makes the check and returns what it found. `CheckFailed` and every error of the daemon or of a
-                tool is a failure, `CheckSkipped` is none.
+            function: makes the check and returns what it found. `CheckSkipped` is no failure. Every other exception
+                is one, so that an error which nobody expected does not lose the results of the other checks.
 
         Raises:
             Interrupted: the selftest ends early.
@@ -103,6 +111,10 @@ class Report:
             detail, outcome = str(skipped), Outcome.SKIPPED
         except (CheckFailed, MultitowerError, ToolError, OSError) as error:
             detail, outcome = str(error), Outcome.FAILED
+        except Interrupted:
+            raise
+        except Exception as error:  # noqa: BLE001 a mistake in one check must not hide what the others found
+            detail, outcome = f"unexpected {describe_exception(error)}", Outcome.FAILED
         if self.stop.is_set():
             raise Interrupted  # the daemon is ending, which is why the check failed
         self.add(Result(check, target, outcome, time.monotonic() - started, detail))

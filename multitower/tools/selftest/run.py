@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import queue
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from multitower.client.threads import Client
+from multitower.errors import MultitowerError
 from multitower.temporary_folder import temporary_folder
 from multitower.tools.daemon import OwnDaemon
 from multitower.tools.errors import ToolError
 from multitower.tools.selftest.daemon_checks import Leftovers, measure_rate
 from multitower.tools.selftest.device_checks import DeviceChecks
 from multitower.tools.selftest.memory_readings import tolerance
+from multitower.tools.selftest.occupancy import MPS_VARIABLE
 from multitower.tools.selftest.results import Outcome, Report, Result
 from multitower.tools.selftest.session import AT_ONCE, Session, make_config
 from multitower.tools.selftest.targets import Target
@@ -34,7 +38,8 @@ class Options:
     """What to check, and how.
 
     Attributes:
-        targets: the workers.
+        targets: the workers; without any, no daemon is started.
+        occupied: the workers that must not start, with the reason.
         missing: why some GPUs of the machine cannot be checked; None if all can.
         memory: bytes that the probe takes on each device.
         tensorflow: whether a TensorFlow model is served as well.
@@ -42,6 +47,7 @@ class Options:
     """
 
     targets: Sequence[Target]
+    occupied: Mapping[Target, str] = field(default_factory=dict)
     missing: str | None = None
     memory: int
     tensorflow: bool = False
@@ -59,53 +65,59 @@ def run(options: Options, progress: Callable[[Result], None]) -> Report:
     started = time.monotonic()
     if options.missing is not None:
         report.add(Result("discovery", None, Outcome.FAILED, 0.0, options.missing))
-    with tempfile.TemporaryDirectory(prefix="mt-selftest-", dir=temporary_folder()) as name:
-        folder = Path(name)
-        _check_daemon(options, folder, report)
-        if options.tensorflow:
-            check_tensorflow(options.targets, options.memory, folder, make_environment(folder), report)
+    for target, reason in options.occupied.items():
+        report.add(Result("device", target, Outcome.SKIPPED, 0.0, reason))
+    if options.targets:
+        with tempfile.TemporaryDirectory(prefix="mt-selftest-", dir=temporary_folder()) as name:
+            folder = Path(name)
+            _check_daemon(options, folder, report)
+            if options.tensorflow:
+                check_tensorflow(options.targets, options.memory, folder, make_environment(folder), report)
     report.seconds = time.monotonic() - started
     return report
 
 
 def make_environment(folder: Path) -> Mapping[str, str]:
-    """The environment of the private daemon: no overrides of its configuration, and temporary files in the folder."""
+    """The environment of the private daemon.
+
+    It has no overrides of the daemon's configuration, temporary files in the folder, and no MPS: there the processes of
+    several users share a server, which the death of one of its clients may harm.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OVERRIDES)}
-    temporary = folder / "tmp"
-    temporary.mkdir(exist_ok=True)
-    return {**inherited, "TMPDIR": str(temporary)}
+    temporary, without_mps = folder / "tmp", folder / "no-mps"
+    for each in (temporary, without_mps):
+        each.mkdir(exist_ok=True)
+    return {**inherited, "TMPDIR": str(temporary), MPS_VARIABLE: str(without_mps)}
 
 
 def _check_daemon(options: Options, folder: Path, report: Report) -> None:
     config = folder / "selftest.yaml"
     config.write_text(make_config(options.targets))
     environment = make_environment(folder)
-    leftovers = Leftovers(options.targets, folder / "tmp", tolerance(options.memory))
-    daemon = OwnDaemon(config, log=options.log or folder / "daemon.log", ready_s=READY_S, environment=environment)
-    started = time.monotonic()
-    try:
-        with daemon:
-            count = len(options.targets)
-            text = "one worker is ready" if count == 1 else f"{count} workers are ready"
-            report.add(Result("start", None, Outcome.OK, time.monotonic() - started, text))
-            _check_running(options, daemon, leftovers, report)
-    except ToolError as error:
-        report.add(Result("start", None, Outcome.FAILED, time.monotonic() - started, str(error)))
-    report.run("processes left", None, lambda: leftovers.check_processes(daemon))
-    report.run("files left", None, lambda: leftovers.check_files(daemon))
-    if any(not target.on_cpu for target in options.targets):
-        report.run("device memory left", None, leftovers.check_device_memory)
+    with closing(Leftovers(options.targets, folder / "tmp", tolerance(options.memory))) as leftovers:
+        daemon = OwnDaemon(config, log=options.log or folder / "daemon.log", ready_s=READY_S, environment=environment)
+        started = time.monotonic()
+        try:
+            with daemon:
+                count = len(options.targets)
+                text = "one worker is ready" if count == 1 else f"{count} workers are ready"
+                report.add(Result("start", None, Outcome.OK, time.monotonic() - started, text))
+                _check_running(options, daemon, leftovers, report)
+        except (ToolError, MultitowerError, OSError) as error:
+            report.add(Result("start", None, Outcome.FAILED, time.monotonic() - started, str(error)))
+        report.run("processes left", None, lambda: leftovers.check_processes(daemon))
+        report.run("files left", None, lambda: leftovers.check_files(daemon))
+        if any(not target.on_cpu for target in options.targets):
+            report.run("device memory left", None, leftovers.check_device_memory)
 
 
 def _check_running(options: Options, daemon: OwnDaemon, leftovers: Leftovers, report: Report) -> None:
-    with Client(daemon.endpoint, retries=0) as client, ThreadPoolExecutor(AT_ONCE, "selftest") as pool:
+    with Client(daemon.endpoint, retries=0) as client:
         session = Session(client, report.stop)
         try:
             leftovers.note_processes()
             leftovers.use_region(daemon.endpoint)
-            checks = [DeviceChecks(session, target, options.memory, report) for target in options.targets]
-            for done in [pool.submit(each.run) for each in checks]:
-                done.result()
+            _run_at_once([DeviceChecks(session, target, options.memory, report) for target in options.targets])
             report.run("router", None, lambda: measure_rate(client, report))
             report.run("regions", None, lambda: leftovers.check_regions(session))
             leftovers.note_processes()
@@ -113,5 +125,33 @@ def _check_running(options: Options, daemon: OwnDaemon, leftovers: Leftovers, re
             # The threads end at their next wait, and requests under way fail once the client is closed.
             report.stop.set()
             client.close()
-            pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _run_at_once(checks: Sequence[DeviceChecks]) -> None:
+    """Runs the checks of several workers at a time, and returns when all have ended.
+
+    An exception, as of a signal handler, ends this at once; one in a thread is raised when the others have ended. A
+    thread may be in a call of the driver that does not return. Nothing waits for it then: the threads are daemon
+    threads.
+    """
+    waiting: queue.SimpleQueue[DeviceChecks | None] = queue.SimpleQueue()
+    for each in [*checks, *[None] * AT_ONCE]:
+        waiting.put(each)
+
+    problems: list[Exception] = []
+
+    def work() -> None:
+        try:
+            while (check := waiting.get()) is not None:
+                check.run()
+        except Exception as error:  # noqa: BLE001 raised again in the thread that waits
+            problems.append(error)
+
+    threads = [threading.Thread(target=work, name="selftest", daemon=True) for _ in range(AT_ONCE)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if problems:
+        raise problems[0]
