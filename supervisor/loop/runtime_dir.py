@@ -99,13 +99,16 @@ class FileLock:
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def release(self) -> None:
+    def release(self, *, keep_file: bool = False) -> None:
         """Removes the file, if it is still ours and can be removed, and then releases the lock.
 
         In this order, so that two processes never hold it at the same time.
+
+        Args:
+            keep_file: only release the lock.
         """
         with contextlib.suppress(OSError):
-            if self.intact:
+            if not keep_file and self.intact:
                 self.path.unlink()
         os.close(self._descriptor)
 
@@ -196,11 +199,11 @@ class RuntimeDir:
             base, refused = temporary_base()
             if refused is not None:
                 event(log, logging.WARNING, "XDG_RUNTIME_DIR is not used", cause=refused, instead=base)
-            self.path = _make_temporary(base)
+            self.path, self._lock, self._descriptor = _make_temporary(base)
         else:
             self.path = private_folder(chosen)
-            _make(self.path, parents=True)
-        self._lock, self._descriptor = hold(self.path)
+            make_own(self.path, parents=True)
+            self._lock, self._descriptor = hold(self.path)
         _remove_own_files(self.path)
 
     @property
@@ -215,13 +218,7 @@ class RuntimeDir:
     @property
     def intact(self) -> bool:
         """Whether the folder and its lock are still those that the daemon made."""
-        return self._is_same_folder() and self._lock.intact
-
-    def _is_same_folder(self) -> bool:
-        try:
-            return os.path.samestat(os.fstat(self._descriptor), self.path.lstat())
-        except OSError:
-            return False
+        return is_same_folder(self._descriptor, self.path) and self._lock.intact
 
     def restore(self) -> bool:
         """Makes the folder and its lock anew if somebody has removed them; a few system calls if not.
@@ -237,10 +234,10 @@ class RuntimeDir:
         if self.intact:
             return False
         before = self.path
-        lock_only = self._is_same_folder()
+        lock_only = is_same_folder(self._descriptor, before)
         try:
             if not lock_only:
-                _make(before, parents=not self._temporary)
+                make_own(before, parents=not self._temporary)
             self._replace(before, temporary=self._temporary)
         except (HeldError, OSError) as error:
             self._replace_by_temporary()
@@ -252,20 +249,16 @@ class RuntimeDir:
 
     def _replace(self, path: Path, *, temporary: bool) -> None:
         lock, descriptor = hold(path)
+        self._use(path, lock, descriptor, temporary=temporary)
+
+    def _use(self, path: Path, lock: FileLock, descriptor: int, *, temporary: bool) -> None:
         self._lock.release()
         os.close(self._descriptor)
         self.path, self._temporary, self._lock, self._descriptor = path, temporary, lock, descriptor
 
     def _replace_by_temporary(self) -> None:
-        folder = _make_temporary(temporary_base()[0])
-        try:
-            self._replace(folder, temporary=True)
-        except (HeldError, OSError):
-            # Each check tries again, and would leave one more folder.
-            with contextlib.suppress(OSError):
-                (folder / LOCK_NAME).unlink(missing_ok=True)
-                folder.rmdir()
-            raise
+        folder, lock, descriptor = _make_temporary(temporary_base()[0])
+        self._use(folder, lock, descriptor, temporary=True)
 
     def touch(self) -> None:
         """Sets the times of the folder and of the daemon's files in it to now."""
@@ -275,11 +268,11 @@ class RuntimeDir:
     def close(self) -> None:
         """Removes what the daemon made, as far as the folder can be written."""
         _remove_own_files(self.path)
-        self._lock.release()
-        os.close(self._descriptor)
         if self._temporary:
-            with contextlib.suppress(OSError):
-                self.path.rmdir()
+            remove_folder(self.path, self._lock)
+        else:
+            self._lock.release()
+        os.close(self._descriptor)
 
 
 def temporary_base() -> tuple[Path, str | None]:
@@ -313,13 +306,69 @@ def touch(*paths: Path) -> None:
             os.utime(path, follow_symlinks=False)
 
 
-def _make_temporary(base: Path) -> Path:
+def _make_temporary(base: Path) -> tuple[Path, FileLock, int]:
     _check_length(base / f"{TEMPORARY_PREFIX}12345678")
-    return Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=base))
+    return make_temporary(base, TEMPORARY_PREFIX)
 
 
-def _make(path: Path, *, parents: bool) -> None:
+def make_temporary(base: Path, prefix: str) -> tuple[Path, FileLock, int]:
+    """Makes a new folder and locks it.
+
+    Args:
+        base: the folder to make it in.
+        prefix: the beginning of its name, which begins with `TEMPORARY_PREFIX`.
+
+    Returns:
+        The folder, and what `hold` returns.
+
+    Raises:
+        HeldError: another process locks each folder that is made.
+        OSError: it cannot be made or locked.
+    """
+    attempts = 3
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+        try:
+            return (folder, *hold(folder))
+        except (HeldError, OSError) as error:
+            with contextlib.suppress(OSError):
+                (folder / LOCK_NAME).unlink(missing_ok=True)
+                folder.rmdir()
+            attempts -= 1
+            # A daemon that removes old folders takes one whose lock file is there, but not locked yet.
+            if attempts == 0 or not isinstance(error, HeldError | FileNotFoundError):
+                raise
+
+
+def remove_folder(folder: Path, lock: FileLock) -> None:
+    """Removes a daemon's own folder and its lock.
+
+    Where files of a daemon or its workers remain, the lock file stays too: it marks the folder for the next daemon,
+    which removes them.
+    """
+    remains = False
+    with contextlib.suppress(OSError):
+        remains = any(name.startswith(WORKER_FOLDER) or _OWN_NAMES.fullmatch(name) for name in os.listdir(folder))
+    lock.release(keep_file=remains)
+    if not remains:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def is_same_folder(descriptor: int, path: Path) -> bool:
+    """Whether a descriptor's folder is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except OSError:
+        return False
+
+
+def make_own(path: Path, *, parents: bool) -> None:
     """Makes a daemon's own folder unless it exists.
+
+    Args:
+        path: of the folder.
+        parents: whether to make the folders above it as well.
 
     Raises:
         OSError: it cannot be made, or is not a daemon's own.
@@ -383,6 +432,4 @@ def remove_stale(base: Path) -> None:
         for path in folder.glob(f"{WORKER_FOLDER}*"):
             if not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
-        lock.release()
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+        remove_folder(folder, lock)

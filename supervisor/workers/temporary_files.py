@@ -13,7 +13,6 @@ import logging
 import os
 import queue
 import shutil
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -28,6 +27,10 @@ from ..loop.runtime_dir import (
     FileLock,
     HeldError,
     hold,
+    is_same_folder,
+    make_own,
+    make_temporary,
+    remove_folder,
     remove_stale,
     temporary_base,
     touch,
@@ -59,6 +62,9 @@ class TemporaryFolders:
         self._touch_at = 0.0
         self._thread = threading.Thread(target=self._run, name="temporary-files", daemon=True)
         self._thread.start()
+        # Apart from the other one: what has been left may take long to remove.
+        self._sweep = threading.Thread(target=_remove_stale, name="old-temporary-files", daemon=True)
+        self._sweep.start()
 
     def make(self, serial: int) -> Path | None:
         """Makes the folder of a process; None if it cannot be made, which is logged once.
@@ -66,11 +72,11 @@ class TemporaryFolders:
         Args:
             serial: never used twice.
         """
+        self.keep()
         try:
             if self._folder is None:
-                self._folder = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}tmp-", dir=temporary_folder()))
-            if self._lock is None:
-                self._lock, self._descriptor = hold(self._folder)
+                prefix = f"{TEMPORARY_PREFIX}tmp-"
+                self._folder, self._lock, self._descriptor = make_temporary(temporary_folder(), prefix)
             path = self._folder / f"{WORKER_FOLDER}{serial}"
             path.mkdir(mode=0o700)
         except (HeldError, OSError) as error:
@@ -84,8 +90,9 @@ class TemporaryFolders:
 
     def remove(self, path: Path) -> None:
         """Removes the folder of a process that has ended; it is gone a little later."""
-        self._paths.discard(path)
-        self._to_remove.put(path)
+        if path in self._paths:
+            self._paths.discard(path)
+            self._to_remove.put(path)
 
     def keep(self) -> None:
         """Makes folders again that somebody has removed while their processes run, and keeps them young.
@@ -94,12 +101,19 @@ class TemporaryFolders:
         """
         if self._folder is None or self._lock is None:
             return
+        if not is_same_folder(self._descriptor, self._folder):
+            try:
+                make_own(self._folder, parents=False)
+            except OSError as error:
+                if os.path.lexists(self._folder):
+                    self._forget(error)
+                return
         # On a full disk it is tried again.
         with contextlib.suppress(HeldError, OSError):
             if not self._lock.intact:
-                self._folder.mkdir(mode=0o700, exist_ok=True)
+                lock, descriptor = hold(self._folder)
                 self._release()
-                self._lock, self._descriptor = hold(self._folder)
+                self._lock, self._descriptor = lock, descriptor
                 message = "folder of temporary files was removed: it is made again"
                 event(log, logging.WARNING, message, path=self._folder)
             for path in self._paths:
@@ -109,16 +123,26 @@ class TemporaryFolders:
                 self._touch_at = now + TOUCH_S
                 touch(self._folder, self._lock.path, *self._paths)
 
+    def _forget(self, cause: OSError) -> None:
+        """Uses a new folder from now on: what is at the former path is not this daemon's."""
+        message = "folder of temporary files was replaced by something else: later workers get another one"
+        event(log, logging.WARNING, message, path=self._folder, cause=cause)
+        self._paths.clear()  # files in a folder of somebody else are not to be removed
+        self._release()
+        self._folder = None
+
     def close(self) -> None:
         """Removes all folders; call it when no process runs any more."""
         for path in tuple(self._paths):
             self.remove(path)
         self._to_remove.put(None)
-        self._thread.join(CLOSE_S)
-        self._release()
-        if self._folder is not None:
-            with contextlib.suppress(OSError):
-                self._folder.rmdir()
+        until = time.monotonic() + CLOSE_S
+        for thread in (self._thread, self._sweep):
+            thread.join(max(0.0, until - time.monotonic()))
+        if self._folder is not None and self._lock is not None:
+            remove_folder(self._folder, self._lock)
+            self._lock = None
+            os.close(self._descriptor)
 
     def _release(self) -> None:
         lock, self._lock = self._lock, None
@@ -127,16 +151,22 @@ class TemporaryFolders:
             os.close(self._descriptor)
 
     def _run(self) -> None:
-        for base in _bases():
-            with contextlib.suppress(OSError):
-                remove_stale(base)
         left: list[Path] = []
-        while (path := self._to_remove.get()) is not None:
-            shutil.rmtree(path, ignore_errors=True)
-            if path.exists():
-                left.append(path)  # a process that the worker had started was still writing
-        for path in left:
-            shutil.rmtree(path, ignore_errors=True)
+        while True:
+            path = self._to_remove.get()
+            # Again those that remained because a process that the worker had started was still writing.
+            tried = [*left, path] if path is not None else left
+            for folder in tried:
+                shutil.rmtree(folder, ignore_errors=True)
+            left = [folder for folder in tried if folder.exists()]
+            if path is None:
+                return
+
+
+def _remove_stale() -> None:
+    for base in _bases():
+        with contextlib.suppress(OSError):
+            remove_stale(base)
 
 
 def _bases() -> set[Path]:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from multitower.supervisor.loop.runtime_dir import LOCK_NAME, remove_stale
+from multitower.supervisor.loop.runtime_dir import LOCK_NAME, FileLock, HeldError, RuntimeDir, remove_stale
+from multitower.supervisor.workers import temporary_files
 from multitower.supervisor.workers.temporary_files import TemporaryFolders
 
 
@@ -141,3 +142,131 @@ def test_files_that_are_still_being_written_are_removed_in_the_end(base: Path) -
         stop.set()
         writer.join(30)
     assert names(base) == []
+
+
+def test_what_cannot_be_removed_in_time_is_removed_by_the_next_daemon(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_remove = threading.Event()
+    remove = shutil.rmtree
+
+    def remove_late(path: Path, ignore_errors: bool) -> None:
+        may_remove.wait(60)
+        remove(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(temporary_files, "CLOSE_S", 0.01)
+    folders = TemporaryFolders()
+    path = made(folders, 1)
+    with monkeypatch.context() as context:
+        context.setattr(shutil, "rmtree", remove_late)
+        folders.close()
+        assert path.exists()
+    remove_stale(base)
+    may_remove.set()
+    assert names(base) == []
+
+
+def test_a_folder_that_a_sweep_cannot_remove_is_removed_by_the_next(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_daemon(base / "multitower-tmp-killed")
+    with monkeypatch.context() as context:
+        context.setattr(shutil, "rmtree", lambda *_, **__: None)
+        remove_stale(base)
+    assert (base / "multitower-tmp-killed" / "tmp-3").exists()
+    remove_stale(base)
+    assert names(base) == []
+
+
+def test_a_folder_that_could_not_be_removed_is_removed_with_the_next(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = threading.Event()
+    with closing(TemporaryFolders()) as folders:
+        one, other = made(folders, 1), made(folders, 2)
+        with monkeypatch.context() as context:
+            context.setattr(shutil, "rmtree", lambda *_, **__: tried.set())
+            folders.remove(one)
+            assert tried.wait(60)
+        assert one.exists()
+        folders.remove(other)
+        wait(lambda: not one.exists() and not other.exists())
+
+
+def test_a_slow_sweep_of_old_folders_delays_no_removal(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_end = threading.Event()
+    monkeypatch.setattr(temporary_files, "remove_stale", lambda _: may_end.wait(60))
+    with closing(TemporaryFolders()) as folders:
+        path = made(folders, 1)
+        folders.remove(path)
+        wait(lambda: not path.exists())
+        may_end.set()
+
+
+def fail_first_locks(monkeypatch: pytest.MonkeyPatch, error: Exception, times: int) -> None:
+    """Makes the first locks fail, as when another daemon removes the folder at this moment."""
+    make, left = FileLock.__init__, [error] * times
+
+    def fail(self: FileLock, path: Path) -> None:
+        if left:
+            raise left.pop()
+        make(self, path)
+
+    monkeypatch.setattr(FileLock, "__init__", fail)
+
+
+@pytest.mark.parametrize("error", [HeldError("held"), FileNotFoundError(errno.ENOENT, "gone")])
+def test_a_new_folder_that_another_daemon_removes_at_once_is_replaced(
+    base: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with closing(TemporaryFolders()) as folders:
+        fail_first_locks(monkeypatch, error, 1)
+        assert made(folders, 1).is_dir()
+        fail_first_locks(monkeypatch, error, 1)
+        with closing(RuntimeDir(None)) as runtime_dir:
+            assert runtime_dir.intact
+    assert names(base) == []
+
+
+def test_a_lock_that_failed_does_not_cost_later_workers_their_folders(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(TemporaryFolders()) as folders:
+        fail_first_locks(monkeypatch, OSError(errno.ENOLCK, "No locks available"), 1)
+        assert folders.make(1) is None
+        one = made(folders, 2)
+        shutil.rmtree(one.parent)
+        fail_first_locks(monkeypatch, OSError(errno.ENOLCK, "No locks available"), 1)
+        folders.keep()
+        folders.keep()
+        assert one.is_dir()
+        assert made(folders, 3).parent == one.parent
+    assert names(base) == []
+
+
+@pytest.mark.parametrize("kind", ["open to all", "link", "file"])
+def test_a_folder_that_somebody_put_in_place_of_the_former_is_not_used(base: Path, kind: str) -> None:
+    with closing(TemporaryFolders()) as folders:
+        one = made(folders, 1)
+        shutil.rmtree(one.parent)
+        (base / "theirs" / "tmp-1").mkdir(parents=True)
+        if kind == "link":
+            one.parent.symlink_to(base / "theirs")
+        elif kind == "file":
+            one.parent.touch()
+        else:
+            one.parent.mkdir()
+            one.parent.chmod(0o777)
+        assert made(folders, 2).parent != one.parent
+        folders.remove(one)
+    assert names(base) == sorted([one.parent.name, "theirs"])
+    assert names(base / "theirs") == ["tmp-1"]
+
+
+def test_times_of_folders_are_kept_young(base: Path) -> None:
+    with closing(TemporaryFolders()) as folders:
+        one = made(folders, 1)
+        for path in (one, one.parent / LOCK_NAME, one.parent):
+            os.utime(path, (0, 0))
+        folders.keep()
+        assert min(path.stat().st_mtime for path in (one, one.parent / LOCK_NAME, one.parent)) > 0
