@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from multitower.cli.connection import asks_daemon
+from multitower.cli.layout import Column
 from multitower.cli.tables import memory_growth_cells, print_table, state_cell, version_cell
 from multitower.exit_codes import Exit
 
@@ -43,22 +44,30 @@ def models(client: Client, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
-        headings = ("Model", "State", "Version", "Signature", "", "Name", "Datatype", "Shape")
-        print_table((*headings, ">Host memory", ">Device memory"), (row for model in found for row in _rows(model)))
+        print_table(_COLUMNS, (row for model in found for row in _rows(model)))
     return Exit.OK
 
 
+_COLUMNS: Final = (
+    *("Model", "State", "Version", "Signature", "", "Name", "Datatype", "Shape", ">Host memory", ">Device memory"),
+    Column("Note", prose=True, label="note:", optional=True),
+)
+
+
 def _rows(model: Mapping[str, Any]) -> Iterable[Sequence[object]]:
-    """A row for each input and output; the model, its signature and its memory stand in the first row only."""
+    """A row for each input and output; the model, its signature and its memory stand in the first row only.
+
+    Why a model or a signature has no inputs and outputs stands in the last column.
+    """
     first: list[object] = [model["name"], state_cell(model["state"]), version_cell(model)]
     memory: Sequence[object] = memory_growth_cells(model)
-    without_tensors = "takes any inputs" if "inputs" in model else model["cause"]
     for name, signature in model.get("signatures", {"": model}).items():
         tensors = [(side, tensor) for side in ("input", "output") for tensor in signature.get(f"{side}s", ())]
         if not tensors:
-            yield (*first, name, "", signature["cause"] if name else without_tensors, "", "", *memory)
+            cause = signature["cause"] if name or "inputs" not in model else None
+            yield (*first, name, "", "takes any inputs" if cause is None else "", "", "", *memory, cause or "")
         for side, tensor in tensors:
             shape = ", ".join("any" if size == -1 else str(size) for size in tensor["shape"])
-            yield (*first, name, side, tensor["name"], tensor["datatype"], f"[{shape}]", *memory)
+            yield (*first, name, side, tensor["name"], tensor["datatype"], f"[{shape}]", *memory, "")
             first, name, memory = ["", "", ""], "", ("", "")
         first, memory = ["", "", ""], ("", "")

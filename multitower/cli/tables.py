@@ -16,14 +16,18 @@ _STATE_STYLES: Final = {"ready": "good", "running": "good", "failed": "bad", "st
 _OTHER_STYLE: Final = "attention"
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def print_table(headings: Sequence[str | Column], rows: Iterable[Sequence[object]]) -> None:
     """Prints a table, and an empty line. Columns that do not fit the terminal stand below their rows.
 
     Args:
-        headings: one for each column; `>` before a heading aligns its column to the right.
+        headings: one for each column, as a text or with its properties; `>` before a text aligns its column to the
+            right.
         rows: the cells of each row. None is shown as `-`; text is never read as markup.
     """
-    columns = [Column(heading.removeprefix(">"), right=heading.startswith(">")) for heading in headings]
+    columns = [
+        heading if isinstance(heading, Column) else Column(heading.removeprefix(">"), right=heading.startswith(">"))
+        for heading in headings
+    ]
     lines = lay_out(columns, [[cell(value) for value in row] for row in rows], terminal_width())
     print_lines([*lines, []])
 

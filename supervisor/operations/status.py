@@ -229,7 +229,7 @@ class StatusReporter:
             "name": name,
             "version": version,
             "state": self._model_state(name, version, ready, refused),
-            "cause": "; ".join(dict.fromkeys(filter(None, (self._readiness.cause(name, version), refused)))) or None,
+            "cause": _join_causes(self._readiness.cause(name, version), refused),
             "slots_ready": ready,
             "slots_total": sum(any(name == spec.name for spec in slot.specs) for slot in self._manager.slots),
             "queue": waiting.requests,
@@ -281,6 +281,13 @@ class StatusReporter:
         ]
         sizes = {key: [size for report in reports if (size := getattr(report, key)) is not None] for key in MEMORY}
         return {key: max(of_workers, default=None) for key, of_workers in sizes.items()}
+
+
+def _join_causes(cause: str | None, refused: str | None) -> str | None:
+    """Joins why a version is not served and why it was refused; the second one may be a part of the first."""
+    if cause is None or refused is None or refused in cause:
+        return cause or refused
+    return f"{cause}; {refused}"
 
 
 def _age(at: float | None, now: float) -> float | None:

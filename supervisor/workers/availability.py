@@ -34,8 +34,8 @@ class Availability:
 
     @property
     def any_slot(self) -> bool:
-        """Whether some slot serves or will serve; also True if no slot has a model to load."""
-        with_models = [slot for slot in self._slots if slot.specs or self._replacements.will_start_process(slot)]
+        """Whether some slot serves or will serve; also True if no slot has a model to load after its replacements."""
+        with_models = [slot for slot in self._slots if self._replacements.planned_specs(slot)]
         return not with_models or any(map(self.will_serve, with_models))
 
     def update(self, models: Iterable[ModelSpec]) -> None:

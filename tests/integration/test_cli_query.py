@@ -127,7 +127,7 @@ def test_models_are_listed_with_their_inputs_and_outputs(script: Script) -> None
     rows = [" ".join(line.split()) for line in out.splitlines()]
     assert "digits ready 3 (stable, best) input x FP32 [any, 2] +300 MiB -" in rows
     assert "output scores FP32 [any, 10]" in rows
-    assert "other loading - 'other' is not loaded: it is still loading - -" in rows
+    assert "other loading - - - 'other' is not loaded: it is still loading" in rows
 
 
 def test_models_are_listed_with_their_signatures(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:

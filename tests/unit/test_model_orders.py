@@ -76,6 +76,19 @@ def test_a_slot_without_loaded_models_has_no_process(tmp_path: Path, fits: bool)
     assert (scene.state(1), daemon.loads()) == (State.READY, ["", "n"])
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_last_model_can_be_unloaded_where_failed_slots_end_the_daemon(tmp_path: Path, fits: bool) -> None:
+    daemon = DaemonScene(tmp_path, [("m",), ("m",)], fits=fits)
+    scene = daemon.scene
+    scene.submit(model="m")  # its worker drains before it ends
+    daemon.give("unload", "m")
+    unavailable = [scene.manager.unavailable]
+    scene.settle(lambda: unavailable.append(scene.manager.unavailable) or bool(daemon.answers))
+    assert slots_of(daemon.answers[-1]) == [0, 1]
+    assert scene.alive() == []
+    assert True not in unavailable, "exit_when_failed must not end the daemon meanwhile"
+
+
 def test_a_failed_slot_recovers_when_its_bad_model_is_unloaded(tmp_path: Path) -> None:
     daemon = DaemonScene(tmp_path, [("m", "n")])
     scene = daemon.scene

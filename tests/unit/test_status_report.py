@@ -31,6 +31,16 @@ def events(daemon: DaemonScene, kind: str) -> list[dict[str, Any]]:
     return [each for each in report(daemon)["daemon"]["events"] if each["kind"] == kind]
 
 
+def test_why_a_version_is_refused_and_not_served_is_told_once(daemon: DaemonScene) -> None:
+    settings, cause = daemon.operations.settings, "slots 0, 1: it was not loaded in time"
+    daemon.scene.router.scheduler.mark_unavailable("m", cause)
+    watch = daemon.operations.watch
+    (spec, *_) = settings.models
+    watch._settling("m").refuse(spec.key[1], spec.fingerprint, cause, None)
+    (row,) = daemon.status()
+    assert row["cause"] == f"no worker serves 'm': {cause}"
+
+
 def test_a_slot_that_has_never_failed_has_no_times_of_failures(daemon: DaemonScene) -> None:
     daemon.scene.tick(7.0)
     slot = report(daemon)["slots"][0]
