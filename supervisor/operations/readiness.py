@@ -87,7 +87,8 @@ class Readiness:
     @property
     def all_failed(self) -> bool:
         """Whether nothing serves or will serve, although some slot has a model to load, and the daemon runs on."""
-        return self._lifecycle.running and self._manager.unavailable
+        failed = self._lifecycle.running and self._manager.unavailable
+        return failed and not self._settings.current.config.exit_when_failed
 
     @property
     def serving(self) -> bool:

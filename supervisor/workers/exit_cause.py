@@ -79,6 +79,7 @@ class Fault(Enum):
     DUMPS = auto()  # it has crashed, and the dump of its core does not end
     DEVICE_LOST = auto()  # its device is gone
     FILES_CHANGED = auto()  # the files of its models changed while it loaded them
+    OTHERS_LEFT = auto()  # none of its models can be loaded, and others that were left out are tried again
     DEFECT = auto()  # what it sent, or what is known of it, could not be handled
 
 

@@ -36,6 +36,7 @@ _MESSAGES = {
     Fault.DUMPS: "killing worker whose core dump does not end",
     Fault.DEVICE_LOST: "worker lost its device",
     Fault.FILES_CHANGED: "files of models changed while a worker loaded them",
+    Fault.OTHERS_LEFT: "worker could load no model: those that it left out are tried again",
     Fault.DEFECT: "killing worker after an internal error",
 }
 

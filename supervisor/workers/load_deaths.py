@@ -8,7 +8,7 @@ A worker records what it is about to do (`LoadStep`). The rules:
 - A model that is left out is tried again later, beside the worker that serves, if there is room for both. After
   `MAX_DEATHS`, and after a load that took longer than `load_timeout`, only an operator or other files let it be tried
   again.
-- If nothing else is left to load, models with tries left are loaded.
+- If nothing else is left to load, or can be loaded, models with tries left are loaded.
 - The death of a replacement worker shows nothing about a model that the present worker serves.
 """
 
@@ -125,6 +125,21 @@ class LoadDeaths:
         for generation in self._timed_out:
             if self._names[generation] == model:
                 self._try_at[generation] = 0.0
+
+    def end_leaving_out(self, left_out: Collection[int]) -> bool:
+        """Lets the next process load models that are left out, where nothing else can be loaded.
+
+        Args:
+            left_out: the models that a process has left out, which could load none of its others.
+
+        Returns:
+            Whether some of them have tries left.
+        """
+        again = [generation for generation in left_out if self.will_try(generation)]
+        for generation in again:
+            del self._try_at[generation]
+            del self.not_loaded[generation]
+        return bool(again)
 
     def end_tries(self) -> None:
         """The process that was to try has taken over, has ended, or was not started."""

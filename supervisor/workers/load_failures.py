@@ -67,7 +67,7 @@ def record_load_death(
             for model in slot.models
         )
     if cause is not None and deaths.will_try(generation):
-        message, after = "model is left out for now", f"tried again beside the others after {policy.max_s:g}s"
+        message, after = "model is left out for now", f"tried again after {policy.max_s:g}s, once a second worker fits"
         history.note(log, logging.WARNING, EventKind.MODEL_REFUSED, message, **fields, cause=cause, next=after)
     elif cause is not None:
         message = "model is not loaded any more"

@@ -20,13 +20,14 @@ class LoadTimer:
     Attributes:
         step: what the process loads, as seen last; None while it loads no model.
         since: when it began to load that model, or to start, in monotonic seconds, as far as the supervisor has seen
-            it; None before the first check.
+            it, without the time that it spent on other models since; None before the first check.
     """
 
     def __init__(self) -> None:
         self.step: LoadStep | None = None
         self.since: float | None = None
         self._stage: tuple[bool, tuple[str, str] | None] = (False, None)
+        self._used: dict[tuple[str, str], float] = {}
 
     def excuse_stall(self, seconds: float) -> None:
         """Discounts time in which the supervisor did not run."""
@@ -51,7 +52,11 @@ class LoadTimer:
         self.step = step
         stage = (loading, None if step is None else step.key)
         if self.since is None or stage != self._stage:
-            self._stage, self.since = stage, now
+            former, key = self._stage[1], stage[1]
+            if former is not None and self.since is not None:
+                self._used[former] = now - self.since
+            # The files of all handlers are read before the first of them is loaded.
+            self._stage, self.since = stage, now if key is None else now - self._used.get(key, 0.0)
         limit_s = start_s if step is None else load_s.get(step.model, start_s)
         if now - self.since <= limit_s:
             return None

@@ -143,10 +143,15 @@ class Replacer:
             event(log, logging.INFO, message, **replacement.slot.fields, cause=obstacle)
         return obstacle is None
 
-    def _wait_for_takeover(self, replacement: Replacement, _now: float) -> None:
+    def _wait_for_takeover(self, replacement: Replacement, now: float) -> None:
         """While the new process loads: `record_takeover` ends this step when it is ready."""
         slot = replacement.slot
         if slot.next_process is not None:
+            if replacement.beside_only and any(not each.beside_only for each in self._queue.waiting):
+                # Nobody waits for it, and its load may take long.
+                process, slot.next_process = slot.next_process, None
+                self._slots.end_process(process, now)
+                self._finish("another replacement was due; it will be tried again", level=logging.INFO)
             return
         may_fit = _may_lack_memory(replacement.new) and replacement.no_overlap_because is None
         if slot.state is State.READY and may_fit and not replacement.beside_only:
@@ -263,14 +268,20 @@ class Replacer:
         replacement.specs, replacement.placement = former
         replacement.reset()
 
-    def _finish(self, error: str | None) -> None:
+    def _finish(self, error: str | None, level: int = logging.ERROR) -> None:
+        """Ends the replacement in progress.
+
+        Args:
+            error: why it failed, or None.
+            level: of the log line if it failed.
+        """
         replacement, self._queue.current = self._queue.current, None
         assert replacement is not None  # it is the one that ends
         error = replacement.rollback_cause or error
         subject = "slot" if replacement.remove else "worker"
         done = "removed" if replacement.remove else "replaced"
         message = f"{subject} {done}" if error is None else f"{subject} not {done}"
-        level = logging.INFO if error is None else logging.ERROR
+        level = logging.INFO if error is None else level
         self._slots.history.note(
             log, level, EventKind.REPLACEMENT, message, **replacement.slot.fields, why=replacement.why, cause=error
         )

@@ -146,6 +146,10 @@ class Reports:
                 verdict = Verdict(Fault.FILES_CHANGED, f"it could not load its models: {cause}")
                 self._slots.condemn_process(process, verdict, now)
                 return
+            if slot.load_deaths.end_leaving_out(process.left_out):
+                what = f"it could load no model, and those that were left out are tried again: {cause}"
+                self._slots.condemn_process(process, Verdict(Fault.OTHERS_LEFT, what), now)
+                return
             self._slots.handle_event(slot, Event.UNLOADABLE, now, cause)
             fields = {**process.child.fields, "cause": cause}
             self._slots.history.note(log, logging.ERROR, EventKind.SLOT_FAILED, "slot failed", **fields)

@@ -23,6 +23,7 @@ from .exits import Exits
 from .known_contents import KnownContents
 from .launcher import Launcher
 from .load_failures import failed_reports, record_load_death
+from .load_timer import LoadTimer
 from .restart_budget import RestartBudget, RestartPolicy
 from .shortage import FIRST_RETRY_S, MAX_RETRY_S, StartFailure
 from .slot import Slot, WorkerProcess
@@ -247,6 +248,7 @@ class Slots:
             process.generations, process.left_out = generations, left_out
             process.replacement_jitter = self._rng.random()
             if from_spares:
+                process.load_timer = LoadTimer()  # its time as a spare is not that of its load
                 process.child.fields.clear()
                 process.child.fields.update(fields, pid=process.child.pid)
                 process.child.connection.send([worker_wire.ASSIGN, assignment.to_json()])

@@ -333,6 +333,90 @@ def test_a_model_that_sleeps_while_it_loads_keeps_no_other_slot_without_a_spare(
     assert len(scene.manager.spares) == 1
 
 
+def test_no_spare_is_started_while_an_old_spare_loads_in_a_slot() -> None:
+    scene = Scene(2, spares=1)
+    for number in range(2):
+        scene.serve(scene.process(number))
+    scene.tick(1.0)
+    (spare,) = scene.manager.spares
+    for state in ("importing", "idle"):
+        scene.report(spare, state)
+        scene.tick(1.0)
+    for _ in range(int(SPARES_WAIT_S) + 10):
+        scene.tick(1.0)
+    launched = len(scene.launched)
+    scene.die(scene.process(0), ABORT)
+    assert scene.process(0) is spare
+    scene.tick()
+    assert len(scene.launched) == launched
+    scene.serve(spare)
+    scene.tick()
+    assert len(scene.launched) == launched + 1
+
+
+def test_a_crash_whose_core_is_dumped_does_not_count_as_a_slow_load() -> None:
+    scene = Scene(models=[("m", "n")])
+    process = scene.process()
+    scene.manager.apply_settings(replace(scene.manager.settings, load_s={"m": 10.0, "n": 10.0}))
+    scene.report(process, "loading")
+    child(process).step = LOADING
+    child(process).stat = ProcessStat("R", scene.now, dumping=True)
+    for _ in range(30):
+        scene.tick(1.0)
+    assert process.verdict is None
+    scene.die(process, ABORT)
+    scene.tick(1.0)
+    assert told(scene.process())["m"][1].endswith("it will be tried again beside the others")
+
+
+def test_a_model_that_was_left_out_is_loaded_if_the_others_cannot_be() -> None:
+    scene = Scene(models=[("m", "n")])
+    die_loading(scene, LOADING, ABORT)
+    process = scene.process()
+    scene.report(process, "loading")
+    child(process).step = None
+    scene.report(process, "failed", "no weights")
+    scene.die(process)
+    scene.tick(1.0)
+    assert told(scene.process()) == {"m": (0, ""), "n": (0, "")}
+    serve_without(scene, "n")
+    assert (scene.state(), *served(scene)) == (State.READY, True, False)
+
+
+def test_a_slot_whose_models_abort_or_fail_in_turns_fails_in_the_end() -> None:
+    scene = Scene(models=[("m", "n")])
+    for _ in range(3):
+        die_loading(scene, LOADING, ABORT)
+        process = scene.process()
+        scene.report(process, "loading")
+        child(process).step = None
+        scene.report(process, "failed", "no weights")
+        scene.die(process)
+        scene.tick(1.0)
+    assert scene.state() is State.FAILED
+
+
+def test_a_try_gives_way_to_a_replacement_that_somebody_waits_for() -> None:
+    scene = Scene(models=[("m", "n"), ("n",)])
+    die_loading(scene, LOADING, ABORT)
+    serve_without(scene, "m")
+    scene.serve(scene.process(1))
+    scene.tick(61.0)
+    trying = scene.next_process()
+    scene.report(trying, "loading")
+    scene.order(1)
+    assert child(trying).told_to_end
+    assert scene.slot().next_process is None
+    scene.die(trying, 0)
+    scene.report(scene.next_process(1), "loading")
+    scene.report(scene.next_process(1), "ready")
+    scene.tick()
+    scene.let_processes_end()
+    for _ in range(2):
+        scene.tick(61.0)
+    assert told(scene.next_process())["m"] == (0, "")
+
+
 # The memory that both share.
 
 

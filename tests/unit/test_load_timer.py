@@ -44,6 +44,15 @@ def test_each_model_and_each_version_has_its_own_time() -> None:
         assert (timer.step, timer.since) == (step, 9.0 * number)
 
 
+def test_the_times_of_one_model_are_added_if_another_one_is_read_between_them() -> None:
+    timer = LoadTimer()
+    check(timer, 0.0, M)
+    check(timer, 6.0, N)
+    assert check(timer, 12.0, M) is None
+    assert check(timer, 16.0, M) is None
+    assert check(timer, 16.1, M) == "killed because it took over 10 s (load_timeout)"
+
+
 def test_the_warm_up_belongs_to_the_time_of_its_model() -> None:
     timer = LoadTimer()
     check(timer, 0.0, M)

@@ -11,13 +11,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from fake_settings import made
+from fake_workers import Scene
 
+from multitower.supervisor.config.config import Config
 from multitower.supervisor.lifecycle import Lifecycle, LifecycleState
+from multitower.supervisor.operations.readiness import Readiness
 from multitower.supervisor.operations.service_manager import ANNOUNCE_S, RETRY_S, Announcer, ServiceManager
+from multitower.supervisor.settings import ActiveSettings
 
 WAIT_S = 10.0
 
@@ -353,3 +360,13 @@ def test_a_reload_and_a_drain_are_announced_and_extend_the_timeout(
     announcer.drain_began()
     announcer.reload_ended()
     assert manager.waiting() == [{"STOPPING": "1", "STATUS": "4/4 slots ready"}]
+
+
+@pytest.mark.parametrize("exits", [False, True])
+def test_a_daemon_that_exits_when_every_slot_has_failed_does_not_announce_that_it_runs_on(exits: bool) -> None:
+    scene = Scene(max_restarts=0)
+    scene.die(scene.process())
+    settings = replace(made([("m",)]), config=cast(Config, SimpleNamespace(exit_when_failed=exits)))
+    running = Lifecycle(LifecycleState.RUNNING)
+    assert scene.manager.unavailable
+    assert Readiness(running, scene.manager, scene.router, ActiveSettings(settings)).all_failed != exits
