@@ -168,10 +168,9 @@ final class Connection {
         }
     }
 
-    /** Whether calls were handed over, or the address of the daemon. */
+    /** Whether calls were handed over, or another address of the daemon. */
     private boolean busy() {
-        boolean resolved = !link.connects() && reachability.address() != null;
-        return closing || resolved || !incoming.isEmpty() || !cancelled.isEmpty();
+        return closing || link.wants(reachability.address()) || !incoming.isEmpty() || !cancelled.isEmpty();
     }
 
     private void connect(long now) {
@@ -286,8 +285,10 @@ final class Connection {
             outstanding.clear();
             if (connected) {
                 lostAt = Clock.now();
-                int count = lost.size();
-                String requests = count == 1 ? "1 request without a reply fails" : count + " requests without a reply fail";
+                String requests =
+                        lost.size() == 1
+                                ? "1 request without a reply fails"
+                                : lost.size() + " requests without a reply fail";
                 LOG.log(Level.WARNING, "lost the connection to {0}: {1}; connecting again", endpoint, requests);
             }
             connected = toGreet = greeted = false;

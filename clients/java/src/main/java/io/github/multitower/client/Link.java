@@ -128,6 +128,11 @@ final class Link {
         return address != null;
     }
 
+    /** Whether it should connect to this address: there is no connection, and it connects to none or to another one. */
+    boolean wants(String latest) {
+        return latest != null && !latest.equals(address) && !handshaking && (!connects() || handshakeBy != Clock.NEVER);
+    }
+
     /**
      * Begins to connect.
      *
@@ -153,7 +158,7 @@ final class Link {
         try {
             socket.disconnect(address);
         } catch (ZMQException refused) {
-            // JeroMQ reads the address again, and does not take what it did not take in `connect`: it has no connection.
+            // JeroMQ reads the address again, and does not take what it did not take in `connect`.
             LOG.log(System.Logger.Level.DEBUG, "cannot disconnect from {0}: {1}", address, refused.getMessage());
         }
     }
@@ -231,12 +236,12 @@ final class Link {
      * Connects again if the connection, or the handshake, does not come. An attempt whose packets are swallowed would last
      * for minutes, and JeroMQ 0.6 has no limit for it. JeroMQ 0.6 loses about one new connection in a hundred, on which it
      * neither sends nor reads (its pull request 1022). Each attempt gets twice the time of the previous one, for peers
-     * that are far away.
+     * that are far away. It connects at once to another address than before.
      *
      * @param latest the address of the daemon, {@code tcp://ADDRESS:PORT}; its name may lead elsewhere than before
      */
     void retryHandshake(long now, String latest) {
-        if (now < handshakeBy) {
+        if (now < handshakeBy && !wants(latest)) {
             return;
         }
         if (handshaking) {

@@ -9,6 +9,7 @@ import java.net.Socket;
 import java.net.SocketTimeoutException;
 import java.net.UnknownHostException;
 import java.time.Duration;
+import java.util.Arrays;
 import java.util.Map;
 import java.util.concurrent.ThreadFactory;
 
@@ -65,7 +66,7 @@ final class Reachability {
      *
      * @param endpoint of the daemon
      * @param connectTimeout how long requests wait for a daemon; the cause is looked for within that time
-     * @param resolved called in the thread each time that the name was resolved
+     * @param resolved called in the thread each time that there may be another address
      * @param threads creates the thread
      */
     Reachability(Endpoint endpoint, Duration connectTimeout, Runnable resolved, ThreadFactory threads) {
@@ -77,7 +78,10 @@ final class Reachability {
         this.probeMs = (int) Math.max(1, Math.min(MOST_PROBE_MS, ms / 2));
     }
 
-    /** The endpoint with the host's address instead of its name; null until the name was resolved. */
+    /**
+     * The endpoint with an address of the host instead of its name, the first one or one that accepts connections; null
+     * until the name was resolved.
+     */
     String address() {
         return address;
     }
@@ -126,9 +130,9 @@ final class Reachability {
 
     private void run() {
         while (goesOn()) {
-            InetAddress found;
+            InetAddress[] found;
             try {
-                found = InetAddress.getByName(endpoint.host);
+                found = InetAddress.getAllByName(endpoint.host);
             } catch (UnknownHostException error) {
                 String message = "the name of the host in " + endpoint + " cannot be resolved: " + error.getMessage()
                         + "; check its spelling, and DNS";
@@ -136,10 +140,11 @@ final class Reachability {
                 sleep(UNRESOLVED_AGAIN_MS);
                 continue;
             }
-            boolean first = address == null;
-            address = numeric(found);
-            if (first) {
+            if (address == null) {
                 finding = null;
+            }
+            if (Arrays.stream(found).noneMatch(each -> numeric(each).equals(address))) {
+                address = numeric(found[0]);
             }
             resolved.run();
             sleep(beforeProbeMs);
@@ -174,18 +179,28 @@ final class Reachability {
         return "tcp://" + (text.contains(":") ? "[" + text + "]" : text) + ":" + endpoint.port;
     }
 
-    /** Connects once, without a message; false if nobody waits for the finding. */
-    private boolean probe(InetAddress found) {
-        synchronized (this) {
-            if (!wanted) {
-                return false;
+    /**
+     * Connects to one address of the host after another, without a message, until one accepts, which is the address from
+     * then on. The finding is that of this one, or else of the first one; false if nobody waits for it.
+     */
+    private boolean probe(InetAddress[] found) {
+        for (InetAddress each : found) {
+            synchronized (this) {
+                if (!wanted) {
+                    return false;
+                }
             }
-        }
-        try (Socket socket = new Socket()) {
-            socket.connect(new InetSocketAddress(found, endpoint.port), probeMs);
-            finding = unanswered(endpoint);
-        } catch (IOException error) {
-            finding = failed(endpoint, error, probeMs);
+            try (Socket socket = new Socket()) {
+                socket.connect(new InetSocketAddress(each, endpoint.port), probeMs);
+                finding = unanswered(endpoint);
+                address = numeric(each);
+                resolved.run();
+                return true;
+            } catch (IOException error) {
+                if (each == found[0]) {
+                    finding = failed(endpoint, error, probeMs);
+                }
+            }
         }
         return true;
     }

@@ -242,6 +242,18 @@ class ConnectionTest {
     }
 
     @Test
+    void aHostWhoseFirstAddressIsDeadIsFoundAtItsSecond() throws Exception {
+        try (FakeDaemon daemon = new FakeDaemon(FakeDaemon::two)) {
+            String port = daemon.endpoint.substring(daemon.endpoint.lastIndexOf(':'));
+            // The addresses of the name stand in src/test/resources/hosts; nothing listens at the first one.
+            try (MultitowerClient client =
+                    MultitowerClient.builder().endpoint("tcp://two.test" + port).connectTimeout(LONG).build()) {
+                assertArrayEquals(new byte[] {1, 2}, client.infer("m", INPUTS, LONG).get("y").toBytes());
+            }
+        }
+    }
+
+    @Test
     void aHostWithOnlyAnIpv6AddressIsFound() throws Exception {
         // The name stands in src/test/resources/hosts.
         try (ServerSocket listener = new ServerSocket(0, 1, InetAddress.getByName("::1"))) {

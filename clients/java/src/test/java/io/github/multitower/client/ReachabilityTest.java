@@ -37,6 +37,8 @@ import org.junit.jupiter.api.Test;
 class ReachabilityTest {
     private static final Map<String, Tensor> INPUTS = Map.of("x", Tensor.of(new float[] {1, 2}, 1, 2));
     private static final Duration CONNECT = Duration.ofMillis(500);
+    private static final String NO_ANSWER =
+            "something listens at ENDPOINT, but it does not answer as a multitower daemon: ";
 
     /** Asks at an endpoint where no daemon is, until the error is this one: the cause is found in the background. */
     private static void assertError(String kind, String begin, String endpoint) {
@@ -59,8 +61,9 @@ class ReachabilityTest {
         try (ServerSocket socket = new ServerSocket(0)) {
             port = socket.getLocalPort();
         }
-        assertError("connection_refused", "no daemon listens at ENDPOINT: the connection is refused; ", "tcp://127.0.0.1:" + port);
-        assertError("connection_refused", "no daemon listens at ENDPOINT: the connection is refused; ", "tcp://localhost:" + port);
+        String text = "no daemon listens at ENDPOINT: the connection is refused; ";
+        assertError("connection_refused", text, "tcp://127.0.0.1:" + port);
+        assertError("connection_refused", text, "tcp://localhost:" + port);
     }
 
     @Test
@@ -85,7 +88,8 @@ class ReachabilityTest {
                     full = true;
                 }
             }
-            assertError("timed_out", "no connection to ENDPOINT within 0.25 s: the host does not answer", "tcp://127.0.0.1:" + listener.getLocalPort());
+            String text = "no connection to ENDPOINT within 0.25 s: the host does not answer";
+            assertError("timed_out", text, "tcp://127.0.0.1:" + listener.getLocalPort());
         } finally {
             for (Socket socket : queued) {
                 socket.close();
@@ -96,7 +100,7 @@ class ReachabilityTest {
     @Test
     void aProgramThatIsNoDaemonIsToldApart() throws Exception {
         try (ServerSocket listener = new ServerSocket(0, 50, InetAddress.getLoopbackAddress())) {
-            assertError("no_answer", "something listens at ENDPOINT, but it does not answer", "tcp://127.0.0.1:" + listener.getLocalPort());
+            assertError("no_answer", NO_ANSWER, "tcp://127.0.0.1:" + listener.getLocalPort());
         }
     }
 
@@ -121,7 +125,7 @@ class ReachabilityTest {
     @Test
     void anIpv6AddressMayHaveAZone() throws Exception {
         try (ServerSocket listener = new ServerSocket(0, 50, InetAddress.getByName("::1"))) {
-            assertError("no_answer", "something listens at ENDPOINT, but it does not answer", "tcp://[::1%lo]:" + listener.getLocalPort());
+            assertError("no_answer", NO_ANSWER, "tcp://[::1%lo]:" + listener.getLocalPort());
         }
         String text = "the name of the host in ENDPOINT cannot be resolved: no such interface";
         assertError("name_not_resolved", text, "tcp://[::1%no-such-zone]:5555");
