@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -156,8 +158,8 @@ def test_the_probe_writes_nothing_to_memory_that_exceeds_the_device(monkeypatch:
 class DyingSession:
     """Each request is answered that the worker died of SIGKILL, and no spare is there."""
 
-    def __init__(self, cause: str) -> None:
-        self.cause = cause
+    def __init__(self, cause: str, pid: int = -1, spares: set[int] | None = None) -> None:
+        self.cause, self.pid, self.spares = cause, pid, spares
 
     def ask(self, *_: object) -> dict[str, Any]:
         raise Unavailable(Reason.WORKER_DIED, self.cause)
@@ -166,7 +168,7 @@ class DyingSession:
         raise Unavailable(Reason.WORKER_DIED, self.cause)
 
     def wait_serving(self, *_: object) -> dict[str, Any]:
-        return {"pid": -1, "state": "ready"}
+        return {"pid": self.pid, "state": "ready"}
 
     def slot(self, _: Target) -> dict[str, Any]:
         return {"rss_bytes": 0}
@@ -175,7 +177,26 @@ class DyingSession:
         return False
 
     def wait_for_spares(self) -> set[int]:
-        raise CheckFailed("no spare was ready")
+        if self.spares is None:
+            raise CheckFailed("no spare was ready")
+        return self.spares
+
+
+def test_a_process_that_the_selftest_did_not_start_is_not_killed() -> None:
+    command = "sleep 60 >/dev/null 2>&1 & echo $!"  # its parent ends, so that it is below this process no more
+    pid = int(subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=30, check=True).stdout)
+    other = psutil.Process(pid)
+    try:
+        report = Report(lambda result: None)
+        session: Any = DyingSession("killed by SIGKILL", pid, {pid + 1})
+        (target,), _ = find_targets("{cpu: 1}")
+        DeviceChecks(session, target, 64 * MIB, report).run()
+        details = {result.check: result.detail for result in report.results}
+        assert details["spare"] == f"process {pid} is not one of the private daemon, and was not killed"
+        assert other.is_running()
+        assert other.status() != psutil.STATUS_ZOMBIE
+    finally:
+        other.kill()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import psutil
+
 from multitower.errors import MultitowerError, Reason
 from multitower.tools.selftest import CRASH, EXHAUST, GIVE_BACK, IDENTIFY, TAKE
 from multitower.tools.selftest.memory_readings import (
@@ -110,7 +112,14 @@ class DeviceChecks:
                 whose = "the process" if self._listed or self._target.on_cpu else "the device"
                 return f"status shows {mebibytes(self._expected)} more for {whose}"
             self._session.ask(self._target, GIVE_BACK)
-        raise CheckFailed(problem or "")
+        raise CheckFailed(f"{problem}{self._whose}")
+
+    @property
+    def _whose(self) -> str:
+        """What to add to a problem with figures of the whole device."""
+        if self._listed or self._target.on_cpu:
+            return ""
+        return "; NVML lists no process of the worker, so if other programs use the device, it may be theirs"
 
     @property
     def _expected(self) -> int:
@@ -126,7 +135,7 @@ class DeviceChecks:
             raise CheckSkipped(f"only {mebibytes(before.free)} are free, as others use the device")
         if before.known is None:
             raise CheckSkipped("NVML does not tell how much memory of this device is in use")
-        session.ask(self._target, TAKE, self._memory)
+        self._take(pid)
         least = before.known + self._expected - self._allowed
 
         def is_shown() -> bool:
@@ -143,6 +152,12 @@ class DeviceChecks:
         self._pid, self._before = pid, before
         self._listed = now.own is not None and not self._target.on_cpu
         return None
+
+    def _take(self, pid: int) -> None:
+        """Takes memory in the process whose memory was read before."""
+        taker = self._session.ask(self._target, TAKE, self._memory)["pid"]
+        if taker != pid:
+            raise CheckFailed(f"process {taker} took the memory, which replaced process {pid} meanwhile")
 
     def _read_before(self, pid: int) -> Reading:
         before = self._meter.read(pid)
@@ -171,7 +186,7 @@ class DeviceChecks:
         spares = self._session.wait_for_spares()
         former = self._serving_pid()
         started = time.monotonic()
-        os.kill(former, signal.SIGKILL)
+        _kill(former)
         slot = self._session.wait_serving(self._target, former)
         away_s = time.monotonic() - started
         self._killed_at = started
@@ -194,14 +209,14 @@ class DeviceChecks:
             if problem is None:
                 seconds = time.monotonic() - self._killed_at
                 return f"{mebibytes(self._expected)} free again {seconds:.2f} s after SIGKILL"
-        raise CheckFailed(f"{problem}, {SETTLE_S:g} s after SIGKILL")
+        raise CheckFailed(f"{problem}, {SETTLE_S:g} s after SIGKILL{self._whose}")
 
     def _kill_with_memory(self) -> None:
         self._pid = self._serving_pid()
         self._before = self._read_before(self._pid)
-        self._session.ask(self._target, TAKE, self._memory)
+        self._take(self._pid)
         self._killed_at = time.monotonic()
-        os.kill(self._pid, signal.SIGKILL)
+        _kill(self._pid)
         self._session.wait_serving(self._target, self._pid)
 
     def _wait_until_freed(self) -> str | None:
@@ -277,6 +292,22 @@ class DeviceChecks:
         self._check_devices(self._session.ask(self._target, IDENTIFY))
         away_s = time.monotonic() - started
         return f"answered after {answered_s:.2f} s, serving after {away_s:.2f} s"
+
+
+def _kill(pid: int) -> None:
+    """Kills a worker of the private daemon, by a descriptor: the number may become that of another process meanwhile.
+
+    Raises:
+        CheckFailed: the process is none that the selftest started.
+        OSError: it has ended.
+    """
+    descriptor = os.pidfd_open(pid)
+    try:
+        if pid not in {child.pid for child in psutil.Process().children(recursive=True)}:
+            raise CheckFailed(f"process {pid} is not one of the private daemon, and was not killed")
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    finally:
+        os.close(descriptor)
 
 
 def _size(size: int | None) -> str:
