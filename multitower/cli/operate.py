@@ -140,7 +140,7 @@ def _explain_control(error: Unavailable, endpoint: str) -> Unavailable:
 
     kind = error.details.get(CONNECT_ERROR)
     if kind == ConnectError.PERMISSION_DENIED:
-        advice = "orders are given by the daemon's own user or root: sudo -u USER …"
+        advice = "orders are given by the daemon's own user or root: run this as that user, with sudo -u"
     elif kind == ConnectError.NO_SUCH_FILE:
         advice = f"orders are given on the machine, and in the container, where the daemon at {endpoint} runs"
     else:

@@ -24,7 +24,7 @@ EVENTS: Final = 6
 _SLOT_COLUMNS: Final = (
     Column("Slot"),
     Column("State"),
-    Column("For", right=True, label="for"),
+    Column("In state", right=True, label="in state"),
     Column("Device", label="device"),
     Column("Depth", right=True, label="depth"),
     Column("Rows/s", right=True, label="rows/s"),

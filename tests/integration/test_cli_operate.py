@@ -115,7 +115,9 @@ def test_an_order_without_permission_says_who_may_give_orders() -> None:
     message = "no permission to connect to ipc:///r/control.sock: the folder /r belongs to user a; only a is admitted"
     denied = Unavailable(Reason.NOT_LISTENING, message, {"connect_error": "permission_denied"})
     told = operate._explain_control(denied, "tcp://127.0.0.1:5555")
-    assert told.message.endswith("belongs to user a; orders are given by the daemon's own user or root: sudo -u USER …")
+    assert told.message.endswith(
+        "belongs to user a; orders are given by the daemon's own user or root: run this as that user, with sudo -u"
+    )
     assert told.details == denied.details
     lost = Unavailable(Reason.CONNECTION_LOST, "lost")
     assert operate._explain_control(lost, "tcp://127.0.0.1:5555") is lost

@@ -51,4 +51,5 @@ def test_it_names_causes_of_failed_connections_as_the_python_client_does() -> No
     source = (SOURCES / "Reachability.java").read_text()
     named = set(re.findall(r'"([a-z]+(?:_[a-z]+)*)"', source)) - {"connect_error"}
     not_over_tcp = {ConnectError.NO_SUCH_FILE, ConnectError.NOT_A_SOCKET, ConnectError.ENDPOINT_MALFORMED}
-    assert named == {kind.value for kind in set(ConnectError) - not_over_tcp}
+    not_told_apart = {ConnectError.NO_SOCKET}  # java.net reports it in words of the system only
+    assert named == {kind.value for kind in set(ConnectError) - not_over_tcp - not_told_apart}
