@@ -10,15 +10,19 @@ import contextlib
 import io
 import logging
 import os
+import select
 import sys
 import threading
 import traceback
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from multitower.worker_log import WorkerRecord
 
 log = logging.getLogger("multitower.worker")
+
+MAX_PARTIAL: Final = 8192
+"""Characters that are kept of a printed line until its end; a longer one is passed in parts."""
 
 
 class _Current(threading.local):
@@ -26,12 +30,12 @@ class _Current(threading.local):
 
     Attributes:
         model: the name and the version of the model; None outside of batches.
-        partial: what was printed since the last end of a line, by descriptor.
+        partial: what was printed since the last end of a line, and with which model, by descriptor.
     """
 
     def __init__(self) -> None:
         self.model: tuple[str, str] | None = None
-        self.partial: dict[int, str] = {}
+        self.partial: dict[int, tuple[tuple[str, str], str]] = {}
 
 
 current = _Current()
@@ -109,13 +113,36 @@ class PrintStream(io.TextIOWrapper):
     def write(self, text: str, /) -> int:
         """Writes text; see `io.TextIOBase`."""
         model = current.model
+        if self._descriptor in current.partial and current.partial[self._descriptor][0] != model:
+            self._pass_partial()
         if model is None or model == _announced.model:
-            return super().write(text)
-        *lines, current.partial[self._descriptor] = (current.partial.get(self._descriptor, "") + text).split("\n")
+            # A client's text that is printed must not be taken for a record.
+            super().write(text.replace("\x1e", "\\x1e"))
+            return len(text)
+        _, partial = current.partial.pop(self._descriptor, (model, ""))
+        *lines, partial = (partial + text).split("\n")
         if lines:
-            fields = _fields_of(model)
-            super().write("".join(WorkerRecord(line, None, fields).encode().decode() for line in lines))
+            super().flush()
+        for line in lines:
+            _write(WorkerRecord(line, None, _fields_of(model)))
+        # Of a progress bar, which goes back to the beginning of the line each time, only the last state counts.
+        partial = partial[max(0, partial.rstrip("\r").rfind("\r")) :]
+        if partial:
+            current.partial[self._descriptor] = (model, partial)
+        if len(partial) > MAX_PARTIAL:
+            self._pass_partial()
         return len(text)
+
+    def flush(self) -> None:
+        """Passes what was printed without the end of a line, except a progress bar, whose next state replaces it."""
+        if self._descriptor in current.partial and "\r" not in current.partial[self._descriptor][1]:
+            self._pass_partial()
+        super().flush()
+
+    def _pass_partial(self) -> None:
+        model, text = current.partial.pop(self._descriptor)
+        super().flush()
+        _write(WorkerRecord(text, None, _fields_of(model)))
 
 
 def _fields_of(model: tuple[str, str] | None) -> Mapping[str, Any]:
@@ -127,4 +154,7 @@ def _write(record: WorkerRecord) -> None:
     rest = record.encode()
     with contextlib.suppress(OSError):
         while rest:
-            rest = rest[os.write(2, rest) :]
+            try:
+                rest = rest[os.write(2, rest) :]
+            except BlockingIOError:  # a library made the pipe non-blocking
+                select.select([], [2], [])

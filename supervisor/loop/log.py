@@ -105,7 +105,9 @@ class HumanFormatter(logging.Formatter):
         if record.name == WORKER_LOGGER:
             source = "| "
             message, *block = message.split("\n")
-        pairs = "".join(f" {key}={_quoted(value)}" for key, value in fields.items() if key not in _BLOCKS)
+        pairs = "".join(
+            f" {escape_controls(key)}={_quoted(value)}" for key, value in fields.items() if key not in _BLOCKS
+        )
         block += [line for key in _BLOCKS if key in fields for line in str(fields[key]).split("\n")]
         if record.exc_info:
             block += self.formatException(record.exc_info).split("\n")
@@ -145,8 +147,8 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_fields(record),
         }
+        entry |= {key: value for key, value in _fields(record).items() if key not in entry}
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         # JSON escapes control characters below 0x20 itself.

@@ -3,7 +3,8 @@
 A worker makes a process group, which is killed when the worker ends (`child_process.py`). What left the group becomes a
 child of the daemon when its parent ends, since the daemon is a *subreaper* (prctl(2)). There it is found: by a variable
 of its environment that workers pass on, or because it can come from nowhere else. Where the system has delegated a
-control group to the daemon, each worker has one below it, which nothing leaves (`control_groups.py`).
+control group to the daemon, each worker has one below it (`control_groups.py`).
+A process leaves that only on purpose, by writing to the file system of control groups.
 `guardian.py` cares for the case that the daemon itself is killed.
 """
 

@@ -232,7 +232,8 @@ class OutputReader:
             return 0
         source.bytes_read += len(data)
         source.read_at = now
-        *lines, source.rest = (source.rest + data).split(b"\n")
+        # A record may follow an unfinished line, such as a progress bar.
+        *lines, source.rest = (source.rest + data.replace(MARK, b"\n" + MARK)).split(b"\n")
         if len(source.rest) > (MAX_RECORD if source.rest.startswith(MARK) else MAX_LINE):
             lines.append(source.rest)
             source.rest = b""
@@ -269,7 +270,7 @@ class OutputReader:
             source.left_out += 1
             self._keep(source, entry)
         else:
-            log.log(entry.level, "%s", entry.text, extra={"fields": {**source.fields, **entry.fields}})
+            log.log(entry.level, "%s", entry.text, extra={"fields": {**entry.fields, **source.fields}})
 
     def _keep(self, source: Source, entry: Entry) -> None:
         """Keeps an entry that the log does not get, as long as not many follow."""

@@ -129,7 +129,7 @@ class EntryMaker:
         """
         record = decode(line)
         if record is None:
-            yield from self._add_text(line[:MAX_LINE].decode("utf-8", "backslashreplace"), self._fields, on_cpu)
+            yield from self._add_text(_last_state(line).decode("utf-8", "backslashreplace"), self._fields, on_cpu)
         elif record.text is None:
             yield from self.finish()
             self._fields = record.fields
@@ -153,7 +153,7 @@ class EntryMaker:
         yield Entry(self._level, message, {**fields, "traceback": "\n".join(lines[start:])})
 
     def _add_text(self, text: str, fields: Mapping[str, object], on_cpu: bool) -> Iterator[Entry]:
-        line = text.rstrip()
+        line = text.rstrip().rpartition("\r")[2]
         if not line or line.startswith(_EXTENSION_MODULES):
             return
         if self._kind is not None:
@@ -203,6 +203,11 @@ class EntryMaker:
         if on_cpu and _ABOUT_GPUS.search(line):
             return logging.DEBUG
         return self._information if level == logging.INFO else level
+
+
+def _last_state(line: bytes) -> bytes:
+    """What a terminal would show of a plain line, without what is too long: a carriage return begins the line again."""
+    return line.rstrip().rpartition(b"\r")[2][:MAX_LINE]
 
 
 def _first_kind(line: str, level: int) -> _Kind | None:
