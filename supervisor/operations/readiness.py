@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from textwrap import shorten
 from typing import Any
 
 from ..lifecycle import Lifecycle
@@ -15,6 +16,10 @@ from ..workers.slot_state_machine import State
 
 _COMING = (State.STARTING, State.LOADING, State.BACKOFF)
 """States of slots whose worker may still become ready without anybody's help."""
+
+
+_MAX_CAUSE = 200
+"""Characters of each cause in `Readiness.summary`: the line of a service manager is cut."""
 
 
 class Readiness:
@@ -67,7 +72,7 @@ class Readiness:
         ]
         missing += [(problem_kind(name), name, cause) for name, cause in self._endpoint_problems().items()]
         waiting = "".join(f"; waiting for {kind} {name}: {cause}" for kind, name, cause in missing)
-        return f"{self._lifecycle.state}: {slots}; workers per model: {models}{waiting}{self._why_not()}"
+        return f"{self._lifecycle.state}: {slots}{self._why_not()}; workers per model: {models}{waiting}"
 
     def _why_not(self) -> str:
         """Which models are being loaded, and why others cannot be, for `summary`."""
@@ -76,10 +81,11 @@ class Readiness:
             for slot in self._manager.slots
             if slot.process is not None and slot.state is State.LOADING and (step := slot.process.load_timer.step)
         ]
+        names = () if self._coming() else self._settings.model_names
         failed = [
-            f"; {name} failed: {cause}"
-            for name in self._settings.model_names
-            if not self._coming() and not self.is_unloaded(name) and not self.waits_for(name)
+            f"; {name} failed: {shorten(cause, _MAX_CAUSE)}"
+            for name in names
+            if not self.is_unloaded(name) and not self.waits_for(name)
             if not self.ready_slots(name) and (cause := self.cause(name))
         ]
         return "".join([*steps, *failed])

@@ -471,5 +471,6 @@ def test_the_status_shows_what_a_worker_is_about_to_do() -> None:
     scene = Scene()
     process = scene.process()
     assert _step(process, scene.now) == {"step": None, "step_for_s": None}
-    child(process).step = WARM_UP
-    assert _step(process, scene.now)["step"] == "warming up m version 1 with 1000 rows"
+    child(process).step = replace(WARM_UP, began_at=scene.now - 5.0)
+    shown = {"step": "warming up m version 1 with 1000 rows", "step_for_s": 5.0}
+    assert _step(process, scene.now) == shown

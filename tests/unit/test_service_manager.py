@@ -362,6 +362,16 @@ def test_a_reload_and_a_drain_are_announced_and_extend_the_timeout(
     assert manager.waiting() == [{"STOPPING": "1", "STATUS": "4/4 slots ready"}]
 
 
+def test_the_status_line_has_a_short_cause_before_what_may_be_cut() -> None:
+    scene = Scene(max_restarts=0)
+    scene.report(scene.process(), "loading")
+    scene.report(scene.process(), "failed", "no weights " * 100)
+    scene.tick()
+    running = Lifecycle(LifecycleState.RUNNING)
+    summary = Readiness(running, scene.manager, scene.router, ActiveSettings(made([("m",)]))).summary()
+    assert 0 < summary.index("; m failed: ") < summary.index("; workers per model: ") < 300
+
+
 @pytest.mark.parametrize("exits", [False, True])
 def test_a_daemon_that_exits_when_every_slot_has_failed_does_not_announce_that_it_runs_on(exits: bool) -> None:
     scene = Scene(max_restarts=0)
