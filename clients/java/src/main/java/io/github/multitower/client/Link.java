@@ -88,14 +88,13 @@ final class Link {
             socket = context.createSocket(SocketType.DEALER);
             configure(peerTimeoutMs);
             selector = Selector.open();
-        } catch (IOException | ZMQException error) {
-            context.close();
-            throw Errors.broken("this client can open no socket", error);
-        }
-        try {
             socket.getFD().register(selector, SelectionKey.OP_READ);
-        } catch (IOException | ZMQException error) {
-            close();
+        } catch (IOException | RuntimeException error) { // JeroMQ has several classes for a lack of files
+            try {
+                close();
+            } catch (RuntimeException halfOpen) {
+                error.addSuppressed(halfOpen);
+            }
             throw Errors.broken("this client can open no socket", error);
         }
     }
@@ -305,9 +304,8 @@ final class Link {
 
     void close() {
         closing = true;
-        context.close();
-        try {
-            selector.close();
+        try (Selector closed = selector) { // null if it could not be opened
+            context.close();
         } catch (IOException error) {
             throw new UncheckedIOException(error);
         }
