@@ -239,12 +239,16 @@ class LogWriter:
         self._handler = _DroppingHandler(lines)
         self._listener = _Listener(lines, out)
         root = logging.getLogger("multitower")
+        self._before = root.level, root.propagate
         root.setLevel(level)
         root.propagate = False
         root.addHandler(self._handler)
         self._listener.start()
 
     def close(self) -> None:
-        """Writes what is queued and ends the thread."""
-        logging.getLogger("multitower").removeHandler(self._handler)
+        """Writes what is queued, ends the thread, and sets up logging under `multitower` as it was before."""
+        root = logging.getLogger("multitower")
+        root.removeHandler(self._handler)
+        level, root.propagate = self._before
+        root.setLevel(level)
         self._listener.stop()

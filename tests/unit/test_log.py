@@ -164,6 +164,13 @@ def test_the_journal_is_recognised_by_its_stream_alone(file: TextIO, monkeypatch
     assert stamp_for(io.StringIO()) is Stamp.DATE, "it is no file"
 
 
+def test_a_writer_that_is_closed_leaves_logging_as_it_was() -> None:
+    root = logging.getLogger("multitower")
+    before = root.level, root.propagate, list(root.handlers)
+    LogWriter("human", "DEBUG", io.StringIO()).close()
+    assert (root.level, root.propagate, root.handlers) == before
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "coloured"), [("X", "", True), ("NO_COLOR", "1", False), ("TERM", "dumb", False)]
 )
@@ -181,7 +188,6 @@ def test_a_terminal_gets_colours_unless_they_are_refused(
                 event(logging.getLogger("multitower.daemon"), logging.WARNING, "worker died", slot=1)
             finally:
                 writer.close()
-                logging.getLogger("multitower").propagate = True
         line = os.read(controller, 4096).decode()
     finally:
         os.close(terminal)
