@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from fake_gpus import FakeGpus, build_fakes
 from hypothesis import HealthCheck, settings
+
+# `nohup` lets processes ignore it, and all that they start: tests send it to daemons and tools.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 HIDDEN = Path(__file__).with_name("hidden")
 

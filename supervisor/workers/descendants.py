@@ -65,7 +65,9 @@ class Descendants:
         os.environ[ORIGIN] = origin + ORIGIN_PID.format(0)
 
     def make_control_group(self) -> str | None:
-        """Makes the control group of a worker that is started now; returns its folder, None if it gets none."""
+        """Makes the control group of a worker; returns its folder, None if it gets none. Call it before each start."""
+        # What left a worker until now does not come from the new one.
+        self._look(worker_ended=False)
         return self._control_groups.make()
 
     def kill_control_group(self, folder: str | None) -> None:
@@ -137,7 +139,9 @@ class Descendants:
         if self._has_strangers:
             return False
         # It got an environment of its own. It comes from a worker that has just ended, or else from one of those that
-        # ran when it was first seen.
+        # ran when it was first seen. While a worker has ended that was not removed yet, nothing is certain.
+        if orphan.pid not in self._uncertain and not worker_ended and any(map(_has_ended, self._workers)):
+            return False
         if orphan.pid not in self._uncertain and not worker_ended:
             event(log, logging.DEBUG, "a process has left its worker", pid=orphan.pid, name=orphan.name)
         workers = self._uncertain.setdefault(orphan.pid, set() if worker_ended else set(self._workers))
@@ -166,6 +170,11 @@ def _read(pids: Iterable[int]) -> Iterator[Process]:
     for pid in pids:
         if (process := read_process(pid)) is not None:
             yield process
+
+
+def _has_ended(pid: int) -> bool:
+    process = read_process(pid)
+    return process is None or process.has_ended
 
 
 def _with_descendants(processes: Iterable[Process]) -> Iterator[Process]:

@@ -128,7 +128,8 @@ def test_the_daemon_releases_the_descriptors_of_vanished_clients(tmp_path: Path)
             try:
                 for client in clients:
                     client.infer("echo", {"x": np.ones((1, 2), np.float32)}, timeout=WAIT_S)
-                assert _descriptors(daemon) >= before + VANISHED
+                # The daemon may have closed a few others meanwhile, as after its sweep for old folders.
+                assert _descriptors(daemon) >= before + VANISHED - 5
                 proxy.swallow()
                 daemon.wait(lambda: _descriptors(daemon) < before + VANISHED // 2)
             finally:

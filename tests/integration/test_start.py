@@ -58,7 +58,7 @@ def start_second(daemon: Running, folder: Path, *arguments: str) -> subprocess.C
 
 def test_an_ipc_endpoint_in_use_is_refused_and_its_owner_serves_on(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG) as daemon, daemon.wait_ready().client() as client:
-        refused = start_second(daemon, tmp_path, "--set", f"runtime_dir={tmp_path / 'r2'}")
+        refused = start_second(daemon, tmp_path, "--set", f"runtime_dir={tmp_path.parent / 'r2'}")
         assert refused.returncode == Exit.TEMPORARY
         assert daemon.endpoint.removeprefix("ipc://") in refused.stderr
         assert "Traceback" not in refused.stderr
@@ -85,7 +85,7 @@ def test_a_tcp_endpoint_in_use_is_refused(tmp_path: Path) -> None:
     with Running(tmp_path, CONFIG.replace('"{endpoint}"', '"tcp://127.0.0.1:*"')) as daemon:
         line = daemon.wait_line("daemon started")
         refused = start_second(
-            daemon, tmp_path, "--set", f"listen=[{line['listen']}]", "--set", f"runtime_dir={tmp_path / 'r2'}"
+            daemon, tmp_path, "--set", f"listen=[{line['listen']}]", "--set", f"runtime_dir={tmp_path.parent / 'r2'}"
         )
         assert refused.returncode == Exit.TEMPORARY
         assert line["listen"] in refused.stderr
