@@ -466,5 +466,13 @@ class Slots:
         return any(spec.key in missing for spec in slot.specs)
 
     def _loading_versions(self) -> set[tuple[str, str]]:
-        loading = (each for each in self.slots if each.process is not None and each.state in LOADING)
+        loading = (
+            each
+            for each in self.slots
+            if each.state in LOADING and (each.process is not None or self._starts_next(each))
+        )
         return {spec.key for each in loading for spec in each.specs}
+
+    def _starts_next(self, slot: Slot) -> bool:
+        """Whether a slot without a process gets one at once: it waits for no device, and no start has failed."""
+        return not slot.start_delay_s and not any(self.blocks(other, slot) for other in self.slots if other is not slot)
