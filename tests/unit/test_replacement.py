@@ -449,6 +449,19 @@ def test_a_slot_that_waits_for_devices_can_lose_its_models() -> None:
     assert (scene.state(1), len(scene.launched)) == (State.STOPPED, 1)
 
 
+def test_a_slot_to_be_removed_serves_although_its_relief_has_no_process_yet() -> None:
+    scene = serving()
+    old = scene.process()
+    scene.manager.add_slot(placement(1))
+    outcomes = scene.order(0, remove=True)  # as a reload orders it, before the next tick
+    scene.tick()
+    new = scene.process(1)
+    assert (scene.state(), child(old).told_to_end, outcomes) == (State.READY, False, [])
+    scene.serve(new)
+    scene.settle()
+    assert (outcomes, scene.alive()) == ([None], [new])
+
+
 @pytest.mark.parametrize("loads", [True, False])
 def test_a_slot_to_be_removed_serves_until_its_relief_is_ready_or_has_failed(loads: bool) -> None:
     scene = serving(1)
