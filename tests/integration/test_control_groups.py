@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from delegated_cgroup import ControlGroup, control_group
+from control_group import ControlGroup
+from delegated_cgroup import control_group
 from running import STEP_S, Running, outliving
 
 from multitower import Client
