@@ -1,0 +1,187 @@
+use tokio::io::AsyncReadExt;
+use tokio::net::{UnixListener, UnixStream};
+
+use super::*;
+use crate::mt1::zmtp::{self, Decoder, GREETING_BYTES, Incoming};
+
+/// The daemon's side of a connection, one message at a time.
+struct Peer {
+    stream: UnixStream,
+    decoder: Decoder,
+    buffer: bytes::BytesMut,
+}
+
+impl Peer {
+    async fn accept(listener: &UnixListener) -> Self {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut greeting = [0; GREETING_BYTES];
+        stream.read_exact(&mut greeting).await.unwrap();
+        stream.write_all(&zmtp::greeting()).await.unwrap();
+        stream.write_all(&zmtp::ready()).await.unwrap();
+        Self { stream, decoder: Decoder::default(), buffer: bytes::BytesMut::new() }
+    }
+
+    /// Returns the kind and the id of the next message.
+    async fn receive(&mut self) -> (Bytes, Bytes) {
+        loop {
+            match self.decoder.next(&mut self.buffer).unwrap() {
+                Some(Incoming::Message(frames)) => return (frames[1].clone(), frames[2].clone()),
+                Some(_) => {}
+                None => assert_ne!(self.stream.read_buf(&mut self.buffer).await.unwrap(), 0),
+            }
+        }
+    }
+
+    async fn answer(&mut self, id: &[u8], header: &'static str) {
+        let mut outgoing = Outgoing::default();
+        outgoing.push_message("MT1:ok", id, &Bytes::from_static(header.as_bytes()), &[]);
+        let mut slices = Outgoing::no_slices();
+        let count = outgoing.slices(&mut slices);
+        for slice in &slices[..count] {
+            self.stream.write_all(slice).await.unwrap();
+        }
+    }
+}
+
+fn settings(name: &str) -> (Settings, PathBuf) {
+    let path = std::env::temp_dir().join(format!("gateway-{}-{name}", std::process::id()));
+    let text = serde_json::json!({"version": "0", "daemon": path, "listeners": []}).to_string();
+    (serde_json::from_str(&text).unwrap(), path)
+}
+
+#[tokio::test]
+async fn stated_timeouts_are_rounded_and_the_longest_one_is_exact() {
+    let (mut settings, path) = settings("timeouts");
+    settings.limits = serde_json::from_str(r#"{"request_timeout_s": 33.333}"#).unwrap();
+    let daemon = Daemon::start(&settings);
+    let longest = Duration::from_millis(33_333);
+    assert_eq!(daemon.timeout(None), longest);
+    assert_eq!(daemon.timeout(Some(Duration::from_secs(34))), longest);
+    assert_eq!(daemon.timeout(Some(Duration::from_micros(4_998_731))), Duration::from_millis(4900));
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_sent_request_fails_with_its_connection_and_a_waiting_one_is_sent_later() {
+    let (settings, path) = settings("lost");
+    let daemon = Daemon::start(&settings);
+    // There is no daemon yet: this request waits for it.
+    let waiting = tokio::spawn({
+        let daemon = daemon.clone();
+        async move { daemon.call("MT1:server_live", Value::Null).await }
+    });
+    tokio::task::yield_now().await;
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut peer = Peer::accept(&listener).await;
+    let (kind, _) = peer.receive().await;
+    assert_eq!(kind, "MT1:server_live");
+    drop(peer);
+    assert_eq!(waiting.await.unwrap().unwrap_err().reason, "connection_lost");
+    let mut peer = Peer::accept(&listener).await;
+    let (answer, ()) = tokio::join!(daemon.call("MT1:server_live", Value::Null), async {
+        let (_, id) = peer.receive().await;
+        // A PING in between is answered, or the daemon would take the gateway for dead.
+        peer.stream.write_all(b"\x04\x07\x04PING\x00\x0a").await.unwrap();
+        peer.answer(&id, r#"{"live":true}"#).await;
+    });
+    assert_eq!(answer.unwrap()["live"], true);
+    let mut pong = [0; 7];
+    peer.stream.read_exact(&mut pong).await.unwrap();
+    assert_eq!(&pong, b"\x04\x05\x04PONG");
+    let _ = std::fs::remove_file(path);
+}
+
+#[tokio::test]
+async fn many_who_watch_the_daemon_ask_it_once() {
+    let (settings, path) = settings("watched");
+    let listener = UnixListener::bind(&path).unwrap();
+    let daemon = Daemon::start(&settings);
+    let mut peer = Peer::accept(&listener).await;
+    daemon.connected().await;
+    let limit = Duration::from_secs(30);
+    let watch = || daemon.was_ready(limit, limit);
+    let (answers, ()) = tokio::join!(async { tokio::join!(watch(), watch(), watch()) }, async {
+        let (kind, id) = peer.receive().await;
+        assert_eq!(kind, "MT1:server_ready");
+        peer.answer(&id, r#"{"ready":true}"#).await;
+    });
+    assert_eq!(answers, (true, true, true));
+    // Without an age, the daemon is asked again.
+    let (ready, ()) = tokio::join!(daemon.was_ready(Duration::ZERO, limit), async {
+        let (_, id) = peer.receive().await;
+        peer.answer(&id, r#"{"ready":false}"#).await;
+    });
+    assert!(!ready);
+    let _ = std::fs::remove_file(path);
+}
+
+#[tokio::test]
+async fn what_a_daemon_does_not_read_is_bounded_although_it_is_cancelled() {
+    let (mut settings, path) = settings("unread");
+    settings.limits = serde_json::from_str(r#"{"max_body_bytes": 100000, "max_buffered_bytes": 800000}"#).unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
+    let daemon = Daemon::start(&settings);
+    let mut peer = Peer::accept(&listener).await;
+    daemon.connected().await;
+    // The socket takes some of them, too.
+    let mut refused = None;
+    for _ in 0..100 {
+        let frames = vec![Bytes::from(vec![0; 100_000])];
+        let infer = daemon.infer_raw(Bytes::from_static(b"{}"), frames, Duration::from_secs(60));
+        match tokio::time::timeout(Duration::ZERO, infer).await {
+            Err(_) => tokio::task::yield_now().await,
+            Ok(outcome) => {
+                refused = Some(outcome.unwrap_err());
+                break;
+            }
+        }
+    }
+    assert_eq!(refused.expect("a refusal").reason, "queue_full");
+    // As soon as the daemon reads, requests are accepted again.
+    let (answer, ()) = tokio::join!(
+        async {
+            loop {
+                match daemon.call("MT1:server_live", Value::Null).await {
+                    Err(error) if error.reason == "queue_full" => tokio::task::yield_now().await,
+                    answer => return answer,
+                }
+            }
+        },
+        async {
+            loop {
+                let (kind, id) = peer.receive().await;
+                if kind == "MT1:server_live" {
+                    return peer.answer(&id, r#"{"live":true}"#).await;
+                }
+            }
+        }
+    );
+    assert_eq!(answer.unwrap()["live"], true);
+    let _ = std::fs::remove_file(path);
+}
+
+#[tokio::test]
+async fn a_request_whose_future_is_dropped_is_cancelled() {
+    let (settings, path) = settings("dropped");
+    let listener = UnixListener::bind(&path).unwrap();
+    let daemon = Daemon::start(&settings);
+    let mut peer = Peer::accept(&listener).await;
+    daemon.connected().await;
+    let request = tokio::spawn({
+        let daemon = daemon.clone();
+        async move { daemon.infer_raw(Bytes::from_static(b"{}"), Vec::new(), Duration::from_secs(60)).await }
+    });
+    let (kind, id) = peer.receive().await;
+    assert_eq!(kind, "MT1:infer");
+    request.abort();
+    assert_eq!(peer.receive().await, (Bytes::from_static(b"MT1:cancel"), id));
+    let _ = std::fs::remove_file(path);
+}
+
+#[tokio::test]
+async fn without_a_daemon_a_request_fails_at_its_own_deadline() {
+    let (settings, _) = settings("absent");
+    let daemon = Daemon::start(&settings);
+    let outcome = daemon.infer_raw(Bytes::from_static(b"{}"), Vec::new(), Duration::from_millis(50)).await;
+    assert_eq!(outcome.unwrap_err().reason, "not_connected");
+}

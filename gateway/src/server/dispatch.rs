@@ -1,0 +1,142 @@
+//! Which handler gets which request: gRPC by its content type, everything else by its path.
+
+use std::sync::Arc;
+
+use ::http::{HeaderMap, Method, StatusCode, header};
+
+use crate::budget::{Budget, Held, Window};
+use crate::context::Context;
+use crate::grpc::Services;
+use crate::http::{Request, Response, error_response, path_unknown};
+use crate::mt1::DaemonError;
+use crate::operations::{self, LoadFormat, LoadReports};
+use crate::statistics::{Interface, Statistics};
+use crate::trace::Trace;
+use crate::{open_inference, tensorflow_serving};
+
+/// The handlers of one listening address.
+#[derive(Clone)]
+pub struct Dispatch {
+    context: Context,
+    http: bool,
+    grpc: Option<Services>,
+}
+
+impl Dispatch {
+    pub fn new(context: Context, http: bool, grpc: Option<Services>) -> Self {
+        Self { context, http, grpc }
+    }
+
+    pub fn statistics(&self) -> &Arc<Statistics> {
+        &self.context.statistics
+    }
+
+    /// Returns what counts the memory of one request.
+    pub fn hold(&self) -> Arc<Held> {
+        self.context.budget.hold()
+    }
+
+    /// Returns what counts the memory of all requests.
+    pub fn budget(&self) -> Arc<Budget> {
+        self.context.budget.clone()
+    }
+
+    /// Reserves memory for the window of a connection, if there is some.
+    pub fn reserve_window(&self, bytes: usize) -> Option<Window> {
+        self.context.budget.reserve_window(bytes)
+    }
+
+    /// Returns the interface that a request uses.
+    pub fn interface<B>(&self, request: &::http::Request<B>) -> Interface {
+        let path = request.uri().path();
+        if self.grpc.is_some() && is_grpc(request.headers()) {
+            return match path {
+                _ if path.starts_with("/inference.") => Interface::OpenInferenceGrpc,
+                _ if path.starts_with("/tensorflow.serving.") => Interface::TensorflowServingGrpc,
+                _ => Interface::OperationsGrpc,
+            };
+        }
+        match path {
+            _ if self.http && is_below(path, "/v2") => Interface::OpenInferenceHttp,
+            _ if self.http && is_below(path, "/v1") => Interface::TensorflowServingRest,
+            _ => Interface::OperationsHttp,
+        }
+    }
+
+    /// Answers one request, as a part of the trace that its client names. Its interface is that of `interface`.
+    pub async fn answer(&self, request: Request, interface: Interface) -> Response {
+        match Trace::of(request.headers()) {
+            None => self.handle(request, interface).await,
+            // Few requests are traced. Their future is on the heap, so that the others' stays small.
+            Some(trace) => Box::pin(trace.scope(self.handle(request, interface))).await,
+        }
+    }
+
+    async fn handle(&self, request: Request, interface: Interface) -> Response {
+        if interface == Interface::OperationsHttp && self.http {
+            // These need no memory to speak of, and must be answered also while inference has used up all of it.
+            return Box::pin(operations::handle(&self.context, request)).await;
+        }
+        if let Err(error) = request.body().held().add(REQUEST_BYTES + head_bytes(&request)) {
+            return refuse(interface, &error);
+        }
+        let load_format = if request.method() == Method::POST { LoadFormat::wanted(request.headers()) } else { None };
+        let mut response = match (interface, &self.grpc) {
+            (Interface::OpenInferenceHttp, _) => open_inference::http::handle(self.context.clone(), request).await,
+            (Interface::TensorflowServingRest, _) => {
+                tensorflow_serving::rest::handle(self.context.clone(), request).await
+            }
+            (Interface::OperationsHttp, _) | (_, None) => error_response(&path_unknown(), StatusCode::NOT_FOUND),
+            (_, Some(services)) => services.call(request).await,
+        };
+        if let Some(format) = load_format
+            && !interface.is_grpc()
+        {
+            LoadReports::add_to(&self.context, response.headers_mut(), format);
+        }
+        response
+    }
+}
+
+/// Returns the error of a request that was not looked at.
+fn refuse(interface: Interface, error: &DaemonError) -> Response {
+    match interface {
+        Interface::TensorflowServingRest => tensorflow_serving::rest::error_response(error),
+        _ if interface.is_grpc() => Services::refusal(error),
+        _ => open_inference::http::error_response(error),
+    }
+}
+
+/// The memory of a request without its head and its body, roughly.
+const REQUEST_BYTES: usize = 4 << 10;
+
+/// Returns the bytes of a request's path and headers. A client of HTTP/2 may begin many requests at once.
+fn head_bytes(request: &Request) -> usize {
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+    request.uri().path().len() + headers.sum::<usize>()
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE);
+    content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Whether a path is that of a prefix or below it, without regard to case.
+fn is_below(path: &str, prefix: &str) -> bool {
+    let (path, prefix) = (path.as_bytes(), prefix.as_bytes());
+    path.len() >= prefix.len()
+        && path[..prefix.len()].eq_ignore_ascii_case(prefix)
+        && matches!(path.get(prefix.len()), None | Some(b'/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_below;
+
+    #[test]
+    fn prefixes_end_at_slashes() {
+        for (path, below) in [("/v2", true), ("/v2/", true), ("/V2/models", true), ("/v20", false), ("/", false)] {
+            assert_eq!(is_below(path, "/v2"), below, "{path}");
+        }
+    }
+}

@@ -1,0 +1,289 @@
+"""The listening sockets of the gateway. The daemon binds and keeps them, so that they outlive each gateway process.
+
+Clients that connect while no gateway process runs wait in the backlog until the next one accepts them. What prevents
+listening is found and reported as for the endpoints of `listen`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import socket
+from collections.abc import Mapping, Sequence
+from math import inf
+from time import monotonic
+from typing import Any, Final
+
+import zmq
+
+from multitower.addresses import literal_version
+from multitower.durations import exact_duration
+
+from ..config.gateway import GatewayConfig, address_of, endpoint_of
+from ..loop.background import BackgroundJobs
+from ..loop.bounded_call import call_within
+from ..loop.log import event
+from ..loop.runtime_dir import HeldError, NotBindableYetError
+from ..loop.socket_path import SocketPath
+from ..routing.binding import IPC, bind, listening_error, take_path
+from ..routing.endpoints import FIRST_RETRY_S, MAX_RETRY_S, RESOLVE_S, TOUCH_S, find_addresses
+from ..routing.listener import listen_on_path, take_listening_socket
+
+log = logging.getLogger("multitower.daemon")
+
+BACKLOG: Final = 1024
+"""Clients that may wait to be accepted at each address, also while no gateway process runs."""
+
+
+class GatewayListener:
+    """One listening socket.
+
+    Args:
+        context: the router's ZeroMQ context: libzmq reads addresses, so that they mean the same as in `listen`.
+        address: as configured.
+        endpoint: the same in the form of `listen`, with its name resolved.
+
+    Attributes:
+        address: as bound, with the real port.
+
+    Raises:
+        HeldError: another process listens there.
+        NotBindableYetError: it cannot be bound now, but perhaps later.
+        OSError: it cannot be bound.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, endpoint: str) -> None:
+        self._path: SocketPath | None = None
+        try:
+            if endpoint.startswith(IPC):
+                self._path = take_path(endpoint, address)
+                self.address = address
+                self._socket = self._listen_on(self._path)
+            else:
+                self._socket, bound = take_listening_socket(context, functools.partial(bind, endpoint), BACKLOG)
+                self.address = address_of(bound)
+            self._socket.setblocking(False)
+        except BaseException as error:
+            if self._path is not None:
+                self._path.release()
+            translated = listening_error(address, error)
+            if translated is error or isinstance(error, NotBindableYetError):
+                raise
+            raise translated from None
+
+    def _listen_on(self, path: SocketPath) -> socket.socket:
+        listening = listen_on_path(path.path, BACKLOG)
+        try:
+            path.bound()
+        except OSError:
+            listening.close()
+            raise
+        return listening
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor of the listening socket."""
+        return self._socket.fileno()
+
+    def restore(self) -> bool:
+        """Binds the path of a Unix socket again if it was removed; returns whether it was.
+
+        If that raises, the former socket stays open.
+
+        Raises:
+            HeldError: another process has taken the path.
+            OSError: it cannot be bound.
+        """
+        if self._path is None or self._path.intact or not self._path.retake():
+            return False
+        listening = self._listen_on(self._path)
+        listening.setblocking(False)
+        self._socket.close()
+        self._socket = listening
+        return True
+
+    def touch(self) -> None:
+        """Keeps the files of a Unix socket from looking old."""
+        if self._path is not None:
+            self._path.touch()
+
+    def close(self) -> None:
+        """Stops listening, also where a gateway process still has the socket: clients are refused from now on."""
+        with contextlib.suppress(OSError):  # the socket listens no more
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        if self._path is not None:
+            self._path.release()
+            self._path = None
+
+
+class GatewayListeners:
+    """The listening sockets of all addresses.
+
+    Args:
+        context: the router's ZeroMQ context.
+        config: the section `gateway` of the configuration that the daemon starts with.
+        background: resolves the names in addresses that are waited for; None if all must be bound at once.
+
+    Attributes:
+        missing: why an address could not be bound yet, or not again, by address.
+        changes: how often a socket has been bound since the start.
+
+    Raises:
+        HeldError: another process listens at an address.
+        OSError: an address cannot be bound, not even later.
+            After either of them nothing stays open.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        config: GatewayConfig,
+        background: BackgroundJobs | None,
+    ) -> None:
+        self.missing: dict[str, str] = {}
+        self.changes = 0
+        self._context = context
+        self._config = config
+        self._background = background
+        self._bound: dict[str, GatewayListener] = {}
+        self._retry_at = inf
+        self._retry_s = FIRST_RETRY_S
+        self._touch_at = -inf
+        self._closed = False
+        try:
+            resolved = self._resolve_at_start()
+            for address in config.addresses:
+                self._bind_at_start(address, resolved.get(address, endpoint_of(address)))
+        except BaseException:
+            self.close()
+            raise
+        if self.missing:
+            self._retry_at = -inf
+
+    def _resolve_at_start(self) -> Mapping[str, str | OSError]:
+        """Resolves the names in addresses; waits for at most `RESOLVE_S`."""
+        named = [address for address in self._config.addresses if _has_name(address)]
+        if not named:
+            return {}
+        try:
+            return call_within(RESOLVE_S, functools.partial(_resolve, named))
+        except TimeoutError:
+            cause = NotBindableYetError(
+                f"its name was not resolved within {exact_duration(RESOLVE_S)}; does DNS answer?"
+            )
+            return dict.fromkeys(named, cause)
+
+    def _bind_at_start(self, address: str, endpoint: str | OSError) -> None:
+        try:
+            if isinstance(endpoint, OSError):
+                raise NotBindableYetError(f"cannot listen on {address}: {endpoint}")
+            self._bound[address] = GatewayListener(self._context, address, endpoint)
+        except NotBindableYetError as error:
+            if self._background is None:
+                raise
+            self._wait_for(address, str(error))
+
+    def _wait_for(self, address: str, cause: str) -> None:
+        if self.missing.get(address) != cause:
+            event(log, logging.WARNING, "waiting for an address of the gateway", address=address, cause=cause)
+        self.missing[address] = cause
+
+    @property
+    def complete(self) -> bool:
+        """Whether a process can be started: all addresses have been bound.
+
+        One whose path was removed counts: until it can be bound again, a process serves the others.
+        """
+        return self._bound.keys() >= set(self._config.addresses)
+
+    @property
+    def http(self) -> list[str]:
+        """The addresses of HTTP, those that are bound with their real ports."""
+        return [self._shown(address) for address in self._config.http]
+
+    @property
+    def grpc(self) -> list[str]:
+        """The addresses of gRPC, likewise."""
+        return [self._shown(address) for address in self._config.grpc]
+
+    def _shown(self, address: str) -> str:
+        listener = self._bound.get(address)
+        return listener.address if listener is not None else address
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The bound sockets, as the gateway gets them: descriptor, address, and what is served there."""
+        return [
+            {
+                "fd": listener.descriptor,
+                "address": listener.address,
+                "http": address in self._config.http,
+                "grpc": address in self._config.grpc,
+            }
+            for address, listener in self._bound.items()
+        ]
+
+    def tick(self, now: float) -> None:
+        """Binds what is missing, and what was removed; call it a few times a second.
+
+        Args:
+            now: monotonic seconds.
+        """
+        if self._closed:
+            return
+        for address, listener in self._bound.items():
+            try:
+                if listener.restore():
+                    self.changes += 1
+                    event(
+                        log, logging.WARNING, "the socket of the gateway was removed: it is bound again", path=address
+                    )
+                self.missing.pop(address, None)
+            except (HeldError, OSError) as error:
+                self._wait_for(address, f"its path was removed, and it cannot be bound again: {error}")
+        if now >= self._touch_at:
+            self._touch_at = now + TOUCH_S
+            for listener in self._bound.values():
+                listener.touch()
+        if now >= self._retry_at and self._background is not None:
+            self._retry_at = inf  # until the thread has ended
+            unbound = [address for address in self.missing if address not in self._bound]
+            self._background.run(functools.partial(_resolve, unbound), self._bind_missing)
+
+    def _bind_missing(self, resolved: Mapping[str, str | OSError] | Exception) -> None:
+        if self._closed:
+            return
+        for address in [address for address in self.missing if address not in self._bound]:
+            try:
+                endpoint = resolved if isinstance(resolved, Exception) else resolved[address]
+                if isinstance(endpoint, Exception):
+                    raise OSError(f"cannot listen on {address}: {endpoint}")
+                self._bound[address] = GatewayListener(self._context, address, endpoint)
+            except (HeldError, OSError) as error:
+                self._wait_for(address, str(error))
+            else:
+                del self.missing[address]
+                self.changes += 1
+        unbound = self.missing.keys() - self._bound.keys()
+        self._retry_at = monotonic() + self._retry_s if unbound else inf
+        self._retry_s = min(2 * self._retry_s, MAX_RETRY_S)
+
+    def close(self) -> None:
+        """Stops listening: clients that connect, or wait to be accepted, are refused. No-op if it has been called."""
+        self._closed = True
+        for listener in self._bound.values():
+            listener.close()
+        self._bound.clear()
+
+
+def _has_name(address: str) -> bool:
+    """Whether the host of an address has to be resolved."""
+    endpoint = endpoint_of(address)
+    return not (endpoint.startswith((IPC, "tcp://*:")) or literal_version(endpoint) is not None)
+
+
+def _resolve(addresses: Sequence[str]) -> dict[str, str | OSError]:
+    """Resolves the names in addresses, which may block; see `find_addresses`."""
+    found = find_addresses([endpoint_of(address) for address in addresses])
+    return {address: found[endpoint_of(address)] for address in addresses}

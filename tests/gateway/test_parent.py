@@ -1,0 +1,84 @@
+"""The gateway ends with the process that started it, by itself: the real program, without a daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import foreign
+import pytest
+
+from multitower.supervisor.gateway.program import find_program, own_version
+
+LIMIT_S = 60
+
+PARENT = """
+import socket, subprocess, sys
+program, stdin = sys.argv[1], int(sys.argv[2])
+listener = socket.create_server(("127.0.0.1", 0))
+gateway = subprocess.Popen([program], stdin=stdin, stderr=subprocess.PIPE, pass_fds=[listener.fileno()])
+print(gateway.pid, listener.fileno(), flush=True)
+print(gateway.stderr.readline().decode(), flush=True)
+sys.exit(gateway.wait())
+"""
+
+pytestmark = pytest.mark.skipif(bool(foreign.gateway_missing()), reason=str(foreign.gateway_missing()))
+
+
+class Parent:
+    """A process that starts the gateway. The other end of the gateway's stdin stays here."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        stdin, self._settings = os.pipe()
+        stack.callback(os.close, self._settings)
+        command = [sys.executable, "-c", PARENT, str(find_program(None)), str(stdin)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=[stdin])
+        assert self.process.stdout is not None
+        stack.enter_context(self.process)  # waits for it, and closes its stdout
+        stack.callback(self.process.kill)
+        os.close(stdin)
+        pid, self._listener = map(int, self.line().split())
+        self.pidfd = os.pidfd_open(pid)
+        stack.callback(os.close, self.pidfd)
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def send_settings(self, daemon_pid: int) -> None:
+        listener = {"fd": self._listener, "address": "127.0.0.1:0", "http": True}
+        settings = {
+            "version": own_version(),
+            "daemon": "/nonexistent",
+            "daemon_pid": daemon_pid,
+            "listeners": [listener],
+        }
+        os.write(self._settings, json.dumps(settings).encode() + b"\n")
+
+
+@pytest.fixture
+def parent() -> Iterator[Parent]:
+    with ExitStack() as stack:
+        yield Parent(stack)
+
+
+def test_the_gateway_ends_with_a_killed_parent_although_its_stdin_stays_open(parent: Parent) -> None:
+    parent.send_settings(parent.process.pid)
+    assert "cannot connect to the daemon" in parent.line()
+    parent.process.kill()
+    ended, _, _ = select.select([parent.pidfd], [], [], LIMIT_S)
+    if not ended:
+        signal.pidfd_send_signal(parent.pidfd, signal.SIGKILL)
+    assert ended
+
+
+def test_the_gateway_does_not_start_for_another_process_than_its_parent(parent: Parent) -> None:
+    parent.send_settings(os.getpid())
+    assert f"the daemon (process {os.getpid()}) has ended" in parent.line()
+    assert parent.process.wait(LIMIT_S) == 2
