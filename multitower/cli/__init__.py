@@ -19,6 +19,7 @@ from multitower.temporary_folder import NoTemporaryFolderError
 
 SERVER_PACKAGES: Final = {
     "click": "click",
+    "prometheus_client": "prometheus-client",
     "psutil": "psutil",
     "pydantic": "pydantic",
     "pynvml": "nvidia-ml-py",

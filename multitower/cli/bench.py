@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from multitower.cli.connection import endpoint_option, error_line, exit_code
+from multitower.cli.seconds import Seconds
 from multitower.cli.tables import print_table
 from multitower.exit_codes import Exit
 
@@ -107,17 +108,17 @@ def _check_plot_file(context: click.Context, parameter: click.Parameter, value: 
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.1, 86400),
+    type=Seconds(0.1, 86400),
     default=5.0,
     show_default=True,
     help="Seconds that each step is measured.",
 )
 @click.option(
-    "--warmup", type=click.FloatRange(0, 3600), default=1.0, show_default=True, help="Seconds of load before each step."
+    "--warmup", type=Seconds(0, 3600), default=1.0, show_default=True, help="Seconds of load before each step."
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, 3600, min_open=True),
+    type=Seconds(0, 3600, min_open=True),
     default=10.0,
     show_default=True,
     help="Seconds until a request has failed.",
@@ -264,7 +265,7 @@ def _options(given: Mapping[str, Any]) -> Options:
 def _measure(run: BenchRun, given: Mapping[str, Any], objective: Objective | None) -> int:
     """Runs the steps; prints the error if there is one, and returns the exit code."""
     from multitower import MultitowerError
-    from multitower.supervisor.config.config import load
+    from multitower.supervisor.config.loading import load
     from multitower.supervisor.config.source import ConfigError
     from multitower.supervisor.machine.devices import DeviceError
     from multitower.tools.bench.scaling_plan import plan_scaling

@@ -42,17 +42,25 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "serve": Entry(
             "multitower.cli.serve:serve", "Serve the models of CONFIG on its devices until SIGTERM or Ctrl-C."
         ),
+        "model-server": Entry(
+            "multitower.cli.model_server:model_server",
+            "Serve as tensorflow_model_server does, with its flags, on all GPUs.",
+        ),
     },
     "A running daemon": {
         "status": Entry("multitower.cli.status:status", "Show the daemon, its slots and its models."),
+        "top": Entry("multitower.cli.top:top", "Show slots, models and events live, with keys to sort and to choose."),
         "models": Entry("multitower.cli.models:models", "List the models, their versions, inputs and outputs."),
+        "metrics": Entry(
+            "multitower.cli.metrics:metrics", "Print the daemon's metrics, for Prometheus or another monitoring system."
+        ),
         "reload": Entry(
             "multitower.cli.operate:reload",
             "Read the configuration again and apply it, slot by slot, without losing a request.",
         ),
         "restart": Entry(
             "multitower.cli.operate:restart",
-            "Replace the worker of SLOT, also of a failed slot; `multitower status` lists the slots.",
+            "Replace the worker of SLOT, or the process of the gateway, also where it has failed.",
         ),
         "load": Entry(
             "multitower.cli.operate:load",
@@ -61,6 +69,10 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "unload": Entry(
             "multitower.cli.operate:unload",
             "Unload MODEL: answer accepted requests, refuse new ones, and free its memory.",
+        ),
+        "record": Entry(
+            "multitower.cli.record:record",
+            "Write the next requests of MODEL as a warm-up file of TensorFlow Serving.",
         ),
         "infer": Entry("multitower.cli.infer:infer", "Send MODEL one request, and print its outputs as JSON."),
         "bench": Entry("multitower.cli.bench:bench", "Measure how much MODEL answers, how fast, and what limits it."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from multitower.cli.seconds import Seconds
 from multitower.cli.tables import print_table
 from multitower.exit_codes import Exit
 
@@ -30,7 +31,7 @@ _GRAPH_OPTIONS: Final = {"--graph-input": "inputs", "--graph-output": "outputs"}
 @click.option("--cpu", is_flag=True, help="Use logical CPU devices even if there are GPUs.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.5, 3600),
+    type=Seconds(0.5, 3600),
     default=3.0,
     show_default=True,
     help="Seconds that each load is measured: two loads for each way.",
@@ -51,7 +52,7 @@ _GRAPH_OPTIONS: Final = {"--graph-input": "inputs", "--graph-output": "outputs"}
 )
 @click.option(
     "--recovery",
-    type=click.FloatRange(1, 3600),
+    type=Seconds(1, 3600),
     default=60.0,
     show_default=True,
     help="Seconds that a killed process may take to come back.",

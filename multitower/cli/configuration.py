@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from multitower.durations import exact_duration
 from multitower.exit_codes import Exit
 
 if TYPE_CHECKING:
@@ -19,31 +20,44 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in `serve`.")
-@click.option("--devices", "with_devices", is_flag=True, help="Also check that this machine has the devices.")
+@click.option(
+    "--devices",
+    "with_devices",
+    is_flag=True,
+    help="Also check that this machine has the devices, and the gateway's program.",
+)
 def check(config: Path, overrides: tuple[str, ...], with_devices: bool) -> None:
     """Check the configuration file CONFIG, without starting anything.
 
     All mistakes are printed at once, with line and column, and the exit code is 78. No model is loaded and no handler
-    is imported. Without --devices, the machine's devices are not checked: a file can be checked on any machine that has
-    the models.
+    is imported. Without --devices, the machine's devices and the gateway's program are not checked: a file can be
+    checked on any machine that has the models.
     """
-    from multitower.supervisor.config.config import ConfigError, load
+    from multitower.supervisor.config.loading import load
+    from multitower.supervisor.config.source import ConfigError
+    from multitower.supervisor.gateway.program import ProgramError, check_program
     from multitower.supervisor.machine.devices import DeviceError
 
     try:
         settings = load(config, overrides=overrides)
         slots = list(_slots(settings)) if with_devices else None
+        if with_devices and settings.gateway is not None:
+            check_program(settings.gateway.program)
     except ConfigError as error:
         click.echo(str(error), err=True)
         sys.exit(Exit.CONFIG)
     except DeviceError as error:
         click.echo(f"{config}: {error}", err=True)
         sys.exit(Exit.CONFIG)
+    except ProgramError as error:
+        click.echo(f"{config}: gateway: {error}; {error.advice}", err=True)
+        sys.exit(Exit.UNAVAILABLE)
     click.echo(f"{config} is correct.")
     _show("listen", settings.listen)
+    _show("gateway", _gateway(settings))
     _show("devices", [_selection(settings)])
     _show("models", _models(settings))
-    _show("faults", _faults(settings))
+    _show("limits", _limits(settings))
     if slots is None:
         click.echo("Only the file was checked; --devices also checks it against this machine's devices.")
     else:
@@ -54,6 +68,12 @@ def _show(title: str, lines: Iterator[str] | list[str] | tuple[str, ...]) -> Non
     for line in lines:
         click.echo(f"  {title:7}  {line}")
         title = ""
+
+
+def _gateway(config: Config) -> Iterator[str]:
+    if config.gateway is not None:
+        served = {"HTTP": config.gateway.http, "gRPC": config.gateway.grpc}
+        yield "; ".join(f"{protocol} on {', '.join(addresses)}" for protocol, addresses in served.items() if addresses)
 
 
 def _selection(config: Config) -> str:
@@ -82,11 +102,9 @@ def _models(config: Config) -> Iterator[str]:
         yield f"{model.name:{width}}  {where}{on}"
 
 
-def _faults(config: Config) -> Iterator[str]:
-    from multitower.supervisor.config.units import format_duration
-
-    own = [f"{model.name} {format_duration(model.load_timeout)}" for model in config.models if model.load_timeout]
-    limits = ", ".join([format_duration(config.load_timeout), *own])
+def _limits(config: Config) -> Iterator[str]:
+    own = [f"{model.name} {exact_duration(model.load_timeout)}" for model in config.models if model.load_timeout]
+    limits = ", ".join([exact_duration(config.load_timeout), *own])
     yield f"a load fails after {limits} (load_timeout)"
     if config.exit_when_failed:
         yield "if every slot fails, the daemon exits with 69 (exit_when_failed: true)"

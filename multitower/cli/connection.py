@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
 from collections.abc import Callable
 from typing import Any, Final
 
 import click
 
+from multitower.cli.seconds import Seconds
 from multitower.exit_codes import Exit
 from multitower.supervisor.loop.log import escape_controls
 
@@ -18,15 +18,12 @@ TIMEOUT_S: Final = 10.0
 ORDER_TIMEOUT_S: Final = 3600.0
 """Seconds that an order may take: models are loaded slot by slot."""
 
+RECORD_TIMEOUT_S: Final = 60.0
+"""Seconds that `record` waits for requests."""
+
 endpoint_option: Final = click.option(
     "--endpoint", help="The daemon's address.  [default: MULTITOWER_ENDPOINT, else tcp://127.0.0.1:5555]"
 )
-
-
-def _reject_nan(context: click.Context, parameter: click.Parameter, seconds: float) -> float:
-    if math.isnan(seconds):
-        raise click.BadParameter("nan is not a number of seconds", context, parameter)
-    return seconds
 
 
 def asks_daemon(command: Callable[..., int]) -> Callable[..., None]:
@@ -43,6 +40,13 @@ def orders_daemon(command: Callable[..., int]) -> Callable[..., None]:
     return _make_command(command, ORDER_TIMEOUT_S, help_text)
 
 
+def awaits_requests(command: Callable[..., int]) -> Callable[..., None]:
+    """As `asks_daemon`, for a command that waits until clients have sent requests."""
+    return _make_command(
+        command, RECORD_TIMEOUT_S, "Seconds to wait for requests; after that, the requests recorded so far are written."
+    )
+
+
 def _make_command(
     command: Callable[..., int], default_s: float, timeout_help: str = "Seconds to wait for an answer."
 ) -> Callable[..., None]:
@@ -55,8 +59,7 @@ def _make_command(
     @endpoint_option
     @click.option(
         "--timeout",
-        type=click.FloatRange(0, min_open=True),
-        callback=_reject_nan,
+        type=Seconds(0, min_open=True),
         default=default_s,
         show_default=True,
         help=timeout_help,

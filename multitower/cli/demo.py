@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from multitower.cli.seconds import Seconds
+from multitower.durations import exact_duration
 from multitower.supervisor.loop.log import escape_controls
 from multitower.temporary_folder import temporary_folder
 
@@ -32,7 +34,7 @@ _BAR: Final = 40
     help="Keep the model, the configuration and the log here, and use a model that is there already.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(1, 600), default=5.0, show_default=True, help="Seconds of load before the kill."
+    "--seconds", type=Seconds(1, 600), default=5.0, show_default=True, help="Seconds of load before the kill."
 )
 @click.option("--serve", is_flag=True, help="Only serve the digits model, until Ctrl-C.")
 def demo(folder: Path | None, seconds: float, serve: bool) -> None:
@@ -134,7 +136,9 @@ def _measure_load(client: Client, held_out: HeldOut, seconds: float, console: Co
 
     from multitower.tools.demo import steps
 
-    console.print(f"A closed loop of {steps.OUTSTANDING} outstanding requests for {seconds:g} s; each worker's share:")
+    console.print(
+        f"A closed loop of {steps.OUTSTANDING} outstanding requests for {exact_duration(seconds)}; each worker's share:"
+    )
     columns = (TextColumn("  slot {task.description}"), BarColumn(_BAR), TextColumn("{task.completed:>8,.0f} rows"))
     with Progress(*columns, console=console) as progress:
         tasks: dict[int, TaskID] = {}

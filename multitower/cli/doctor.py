@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from multitower.cli.seconds import Seconds
 from multitower.exit_codes import Exit
 from multitower.supervisor.loop.log import escape_controls
 
@@ -27,7 +28,7 @@ _INDENT = 12
 @click.option("--no-models", is_flag=True, help="Do not load the models.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=1, max=86400),
+    type=Seconds(min=1, max=86400),
     default=120.0,
     show_default=True,
     help="Seconds that each model may take to load; less if its load_timeout is shorter.",
@@ -40,7 +41,8 @@ def doctor(config: Path, overrides: tuple[str, ...], no_models: bool, timeout: f
     gives advice on each problem. Each model is loaded once, on the CPU, in a separate process; its code runs. No GPU is
     used. Exit codes: 0 when there are no problems, 69 when there are, 78 when the configuration is wrong.
     """
-    from multitower.supervisor.config.config import ConfigError, load
+    from multitower.supervisor.config.loading import load
+    from multitower.supervisor.config.source import ConfigError
     from multitower.tools.doctor.examination import examine
     from multitower.tools.doctor.findings import Level, count_levels, with_number
 

@@ -37,7 +37,7 @@ class Span(NamedTuple):
     style: str = ""
 
 
-STYLES: Final = {"good": "32", "bad": "31", "attention": "33", "heading": "1"}
+STYLES: Final = {"good": "32", "bad": "31", "attention": "33", "heading": "1", "chosen": "7"}
 """Codes of ECMA-48 that select each style on a terminal."""
 
 Line = Sequence[Span]
@@ -121,7 +121,12 @@ def wrap(text: str, width: int | None, *, first: str = "", indent: int = 0) -> l
 
 
 def lay_out(
-    columns: Sequence[Column], rows: Iterable[Sequence[Cell | None]], width: int | None, *, rule: str = "─"
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[Cell | None]],
+    width: int | None,
+    *,
+    rule: str = "─",
+    fold: bool = True,
 ) -> list[Line]:
     """Lays out a table.
 
@@ -130,6 +135,7 @@ def lay_out(
         rows: the cells of each row; None is shown as `-`, and left out below a row.
         width: of the terminal; None for one without an end, so that each row is a line.
         rule: the character of the line below the headings.
+        fold: whether columns that do not fit stand below their rows; otherwise they are left out.
 
     Returns:
         The lines, the headings first.
@@ -154,7 +160,7 @@ def lay_out(
             lines.append(
                 _join([(span, widths[index], columns[index].right) for index, span in zip(kept, part, strict=True)])
             )
-        lines += _details([(columns[index], row[index]) for index in rest], width)
+        lines += _details([(columns[index], row[index]) for index in rest], width) if fold else ()
     return lines
 
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 from click.core import ParameterSource
 
 from multitower.cli.connection import CONNECT_S, orders_daemon
+from multitower.durations import exact_duration
 from multitower.exit_codes import Exit
 
 if TYPE_CHECKING:
     from multitower import Client, Unavailable
+    from multitower.client.requests import Requests
+
+GATEWAY: Final = "gateway"
 
 _CHANGES: Final = {"renewed": "replaced", "added": "added", "removed": "removed"}
 """The keys of slots in the reply to a reload, and the words for them."""
@@ -38,17 +43,31 @@ def reload(client: Client) -> int:
     return Exit.OK
 
 
-@click.command()
-@click.argument("slot", type=click.IntRange(0))
-@orders_daemon
-def restart(client: Client, slot: int) -> int:
-    """Replace the worker of SLOT, also of a failed slot; `multitower status` lists the slots.
+def _restartable(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
+    """Returns the number of a slot, or the word `gateway`."""
+    if value == GATEWAY:
+        return GATEWAY
+    if not value.isascii() or not value.isdecimal():
+        raise click.BadParameter(f"{value!r} is neither the number of a slot nor '{GATEWAY}'")
+    return int(value)
 
-    If the device has memory for two workers, the old one serves until the new one is ready. The command waits until the
-    new worker is ready.
+
+@click.command()
+@click.argument("slot", metavar="SLOT|gateway", callback=_restartable)
+@orders_daemon
+def restart(client: Client, slot: int | str) -> int:
+    """Replace the worker of SLOT, or the process of the gateway, also where it has failed.
+
+    `multitower status` lists the slots. If the device has memory for two workers, the old one serves until the new one
+    is ready; the old process of the gateway answers what it has accepted. The command waits until the new process is
+    ready.
     """
     from multitower import wire
 
+    if slot == GATEWAY:
+        reply = _order(client, wire.RESTART, {"gateway": True})
+        click.echo(f"the gateway is ready; it is process {reply['pid']}")
+        return Exit.OK
     reply = _order(client, wire.RESTART, {"slot": slot})
     click.echo(f"slot {slot} is ready; its worker is process {reply['pid']}")
     return Exit.OK
@@ -104,8 +123,7 @@ def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any
         DeadlineExceeded: the order is not carried out in time, and the daemon goes on with it; or none was given.
         MultitowerError: the order was refused, or failed.
     """
-    from multitower import DeadlineExceeded, Reason, Unavailable
-    from multitower.client.requests import Requests
+    from multitower import DeadlineExceeded, Reason
     from multitower.errors import make
 
     context = click.get_current_context()
@@ -114,24 +132,47 @@ def _order(client: Client, kind: bytes, header: dict[str, Any]) -> dict[str, Any
     control = client.status()["daemon"]["control"]
     left_s = ends - time.monotonic()
     if left_s <= 0:
-        message = f"asking for the control endpoint took all of {timeout_s:g} s (--timeout); no order was given"
+        message = (
+            f"asking for the control endpoint took all of {exact_duration(timeout_s)} (--timeout); no order was given"
+        )
         raise make(Reason.DEADLINE, message, limit="timeout", limit_value=timeout_s)
     given = context.get_parameter_source("timeout") is not ParameterSource.DEFAULT
     if given and math.isfinite(timeout_s * 1000):
         # What reads files in the daemon ends before this command does. Without it, the daemon's own limit holds.
         header = {**header, "timeout_ms": round(timeout_s * 1000, 3)}
-    with contextlib.closing(Requests(control, left_s, connect_timeout=min(left_s, CONNECT_S))) as requests:
+    with connected_control(client, control, left_s) as requests:
         try:
             reply: dict[str, Any] = requests.start_query(kind, header).result()
         except DeadlineExceeded:
             message = (
-                f"the order was not carried out within {timeout_s:g} s (--timeout); the daemon goes on with it, and "
-                "`multitower status` shows how far it is"
+                f"the order was not carried out within {exact_duration(timeout_s)} (--timeout); the daemon goes on "
+                "with it, and `multitower status` shows how far it is"
             )
             raise make(Reason.DEADLINE, message, limit="timeout", limit_value=timeout_s) from None
+        return reply
+
+
+@contextlib.contextmanager
+def connected_control(client: Client, control: str, timeout_s: float) -> Iterator[Requests]:
+    """A connection to the daemon's control endpoint.
+
+    Args:
+        client: of the daemon.
+        control: the address of the control endpoint, as the daemon's status has it.
+        timeout_s: seconds that an order may take.
+
+    Raises:
+        Unavailable: an order could not be given; the message has what it takes to give one.
+    """
+    from multitower import Unavailable
+    from multitower.client.requests import Requests
+
+    connect_s = min(timeout_s, CONNECT_S)
+    with contextlib.closing(Requests(control, timeout_s, connect_timeout=connect_s)) as requests:
+        try:
+            yield requests
         except Unavailable as error:
             raise _explain_control(error, client.endpoint) from None
-        return reply
 
 
 def _explain_control(error: Unavailable, endpoint: str) -> Unavailable:

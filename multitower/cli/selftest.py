@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from multitower.cli.layout import Cell
+from multitower.cli.layout import Cell, Column
 from multitower.cli.tables import print_table
 from multitower.exit_codes import Exit
 from multitower.supervisor.loop.log import escape_controls
@@ -53,11 +53,11 @@ def selftest(devices: str, memory: str, tensorflow: bool, log: Path | None, as_j
     Starts a private daemon on all GPUs and checks, device by device, that a worker sees exactly its device; that memory
     it takes appears in the status and is free after a SIGKILL; that exhausted memory, a hang and a crash cost no more
     than their request; how many requests the daemon answers; and that nothing is left at the end. Needs neither a model
-    nor TensorFlow, and takes less than two minutes. Others may use the GPUs meanwhile: each worker takes --memory and
-    what the driver needs for a process. Without GPUs: --devices '{cpu: 2}'. Exit codes: 0 when no check failed, 1 when
-    one did, 2 when an option is wrong, 69 when there is no such device, or others need every device.
+    nor TensorFlow, and takes less than two minutes without --tensorflow. Others may use the GPUs: each worker takes
+    --memory and what the driver needs for a process. Without GPUs: --devices '{cpu: 2}'. Exit codes: 0 when no check
+    failed, 1 when one did, 2 when an option is wrong, 69 when there is no such device, or others need every device.
     """
-    from multitower.supervisor.config.config import ConfigError
+    from multitower.supervisor.config.source import ConfigError
     from multitower.supervisor.machine.devices import DeviceError
     from multitower.tools.selftest.occupancy import find_mps, leave_out_occupied
     from multitower.tools.selftest.run import Options, run
@@ -186,7 +186,7 @@ def _print_report(report: Report) -> None:
         )
         for result in report.sorted()
     )
-    print_table(("Device", "Check", "Result", ">Time", "Found"), rows)
+    print_table(("Device", "Check", "Result", ">Time", Column("Found", prose=True, label="found:")), rows)
     counts = ", ".join(f"{count} {outcome}" for outcome, count in report.counts().items() if count)
     click.echo(f"{counts}, after {report.seconds:.0f} s")
 

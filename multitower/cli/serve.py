@@ -33,11 +33,14 @@ def serve(config: Path, overrides: tuple[str, ...], log_format: str, log_level: 
     is wrong, 130 after a second signal.
     """
     from multitower.process_title import set_title
+    from multitower.supervisor.loop.signals import ignore_reopening
 
+    ignore_reopening()
     set_title(f"supervisor {config}")
 
     from multitower.exit_codes import Exit
-    from multitower.supervisor.config.config import Config, load, load_model
+    from multitower.supervisor.config.config import Config
+    from multitower.supervisor.config.loading import load, load_model
     from multitower.supervisor.config.source import ConfigError
     from multitower.supervisor.daemon import Daemon, StartError
     from multitower.supervisor.loop.log import LogWriter

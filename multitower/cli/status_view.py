@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from multitower.cli.events_view import latest_event_lines
 from multitower.cli.layout import Cell, Column, Line, Span, lay_out, wrap
 from multitower.cli.tables import (
+    SUSPECTED,
     cell,
-    duration_text,
     memory_growth_cells,
     percent_cell,
     size_cell,
+    slot_state_cell,
     state_cell,
     version_cell,
 )
 from multitower.compiled import describe
+from multitower.durations import rounded_duration
 from multitower.supervisor.loop.log import escape_controls
-
-EVENTS: Final = 6
-"""Events that are shown, the latest ones."""
 
 _SLOT_COLUMNS: Final = (
     Column("Slot"),
@@ -40,8 +40,24 @@ _SLOT_COLUMNS: Final = (
     Column("Device busy", right=True, label="device busy", optional=True),
     Column("Pid", right=True, label="pid"),
     Column("Rows answered", right=True, label="rows answered"),
+    Column("Condition", prose=True, label="condition:", optional=True),
     Column("Loading", prose=True, label="loading:", optional=True),
     Column("Last error", prose=True, label="last error:", optional=True),
+)
+_GATEWAY_COLUMNS: Final = (
+    Column("Gateway"),
+    Column("State"),
+    Column("In state", right=True, label="in state"),
+    Column("HTTP", label="HTTP", optional=True),
+    Column("gRPC", label="gRPC", optional=True),
+    Column("Connections", right=True, label="connections"),
+    Column("Outstanding", right=True, label="outstanding"),
+    Column("Requests", right=True, label="requests"),
+    Column("Errors", right=True, label="errors"),
+    Column("Restarts", right=True, label="restarts"),
+    Column("Last death", right=True, label="last death", optional=True),
+    Column("Pid", right=True, label="pid"),
+    Column("Cause", prose=True, label="cause:", optional=True),
 )
 _MODEL_COLUMNS: Final = (
     Column("Model"),
@@ -90,13 +106,16 @@ def status_lines(status: Mapping[str, Any], width: int | None, *, problems_first
     daemon, slots, models = status["daemon"], status["slots"], status["models"]
     lines: list[Line] = [[Span(text)] for text in _daemon_texts(daemon, width)]
     lines.append([])
-    lines += [*lay_out(_SLOT_COLUMNS, map(_slot_row, slots), width), []]
+    lines += [*slot_lines(slots, width), []]
     towers = _tower_rows(slots)
     if towers:
         lines += [*lay_out(_TOWER_COLUMNS, towers, width), []]
-    model_lines = [*lay_out(_MODEL_COLUMNS, (_model_row(model, len(slots)) for model in models), width), []]
-    problem_lines = [*_problem_lines(daemon, models, width), *_event_lines(daemon.get("events") or (), width)]
-    lines += [*problem_lines, *model_lines] if problems_first else [*model_lines, *problem_lines]
+    gateway = daemon.get("gateway")
+    if gateway is not None:
+        lines += [*lay_out(_GATEWAY_COLUMNS, [_gateway_row(gateway)], width), []]
+    lines_of_models = [*model_lines(models, len(slots), width), []]
+    problem_lines = [*_problem_lines(daemon, models, width), *latest_event_lines(daemon.get("events") or (), width)]
+    lines += [*problem_lines, *lines_of_models] if problems_first else [*lines_of_models, *problem_lines]
     return lines
 
 
@@ -107,7 +126,7 @@ def _daemon_texts(daemon: Mapping[str, Any], width: int | None) -> Iterable[str]
     spares = ", ".join(spare["state"] for spare in daemon["spares"]) or "none"
     texts = [
         f"multitower {daemon['version']} ({describe(daemon['compiled'])}), pid {daemon['pid']}: "
-        f"{daemon['state']} for {duration_text(daemon['uptime_s'])}, "
+        f"{daemon['state']} for {rounded_duration(daemon['uptime_s'])}, "
         f"{daemon['slots_ready']}/{daemon['slots_total']} slots ready, {size_cell(daemon['rss_bytes'])}",
         f"listens on {', '.join(daemon['listen'])}; spares: {spares}",
         *_config_texts(daemon.get("config")),
@@ -129,7 +148,8 @@ def _daemon_texts(daemon: Mapping[str, Any], width: int | None) -> Iterable[str]
     if counts:
         texts.append(f"since the start, {'; '.join(counts)}")
     for entry in daemon.get("waiting") or ():
-        texts.append(f"waiting for {entry['kind']} {entry['name']}: {entry['cause']}")
+        name = "" if entry["name"] == entry["kind"] else f" {entry['name']}"  # `devices` have no other name
+        texts.append(f"waiting for {entry['kind']}{name}: {entry['cause']}")
     quarantine = daemon.get("quarantine") or ()
     if quarantine:
         refused = sum(entry["refused"] for entry in quarantine)
@@ -145,7 +165,7 @@ def _config_texts(config: Mapping[str, Any] | None) -> Iterable[str]:
     if reload is None:
         yield f"configuration {config['path']}, not reloaded since the start"
         return
-    outcome, age = reload["outcome"].replace("_", " "), duration_text(reload["age_s"])
+    outcome, age = reload["outcome"].replace("_", " "), rounded_duration(reload["age_s"])
     if reload["outcome"] == "in_progress":
         yield f"configuration {config['path']}, being reloaded for {age}"
         return
@@ -156,13 +176,23 @@ def _config_texts(config: Mapping[str, Any] | None) -> Iterable[str]:
 # Slots.
 
 
+def slot_lines(slots: Iterable[Mapping[str, Any]], width: int | None) -> list[Line]:
+    """Returns the table of slots, for a terminal of this width; None for one without an end."""
+    return lay_out(_SLOT_COLUMNS, map(_slot_row, slots), width)
+
+
+def slot_cells(slot: Mapping[str, Any]) -> dict[Column, Cell | None]:
+    """Returns what the table of slots has about one, by column."""
+    return dict(zip(_SLOT_COLUMNS, _slot_row(slot), strict=True))
+
+
 def _slot_row(slot: Mapping[str, Any]) -> list[Cell | None]:
     batch = slot.get("batch_ms") or {}
     devices = slot.get("devices") or ()
     rate = slot.get("rows_per_s")
     values = (
         slot["slot"],
-        state_cell(slot["state"]),
+        slot_state_cell(slot),
         _duration(slot.get("state_for_s")),
         slot["device"].replace(",", "\n"),
         slot["depth"],
@@ -179,10 +209,17 @@ def _slot_row(slot: Mapping[str, Any]) -> list[Cell | None]:
         _of_devices([_utilization(device) for device in devices]),
         slot["pid"],
         f"{slot['completed']:,}",
+        _condition(slot),
         _loading(slot),
         _last_error(slot),
     )
     return [cell(value) for value in values]
+
+
+def _condition(slot: Mapping[str, Any]) -> str | None:
+    """How the worker seems to be, with the cause; the state shows by itself that there is none."""
+    condition = slot.get("condition")
+    return f"{condition}: {slot['condition_cause']}" if condition in SUSPECTED else None
 
 
 def _of_devices(values: Sequence[str | None]) -> str | None:
@@ -200,21 +237,44 @@ def _loading(slot: Mapping[str, Any]) -> str | None:
     replacement = slot.get("replacement")
     if replacement is not None:
         what = _step(replacement) if replacement["step"] else "started"
-        age = duration_text(replacement["age_s"])
+        age = rounded_duration(replacement["age_s"])
         texts.append(f"a worker that takes over, pid {replacement['pid']}, {age} old: {what}")
     return "; ".join(texts) or None
 
 
 def _step(process: Mapping[str, Any]) -> str:
     since = process.get("step_for_s")
-    return str(process["step"]) if since is None else f"{process['step']}, for {duration_text(since)}"
+    return str(process["step"]) if since is None else f"{process['step']}, for {rounded_duration(since)}"
 
 
 def _last_error(slot: Mapping[str, Any]) -> str | None:
-    error, age = slot["last_error"], slot.get("last_error_age_s")
+    error, age, restart_s = slot["last_error"], slot.get("last_error_age_s"), slot.get("next_restart_s")
     if error is None or age is None:
         return error or None
-    return f"{error}, {duration_text(age)} ago"
+    after = "" if restart_s is None else f"; next restart in {rounded_duration(restart_s)}"
+    return f"{error}, {rounded_duration(age)} ago{after}"
+
+
+# The gateway.
+
+
+def _gateway_row(gateway: Mapping[str, Any]) -> list[Cell | None]:
+    values = (
+        "gateway",
+        state_cell(gateway["state"]),
+        _duration(gateway["state_for_s"]),
+        "\n".join(gateway["http"]) or None,
+        "\n".join(gateway["grpc"]) or None,
+        f"{gateway['connections']:,}",
+        f"{gateway['outstanding']:,}",
+        f"{gateway['requests']:,}",
+        f"{gateway['errors']:,}",
+        gateway["restarts"],
+        _ago(gateway["last_death_age_s"]),
+        gateway["pid"],
+        gateway["cause"],
+    )
+    return [cell(value) for value in values]
 
 
 # Towers of slots with several devices.
@@ -244,6 +304,22 @@ def _join_counts(counts: Mapping[str, int]) -> str:
 
 
 # Models.
+
+
+def model_lines(models: Iterable[Mapping[str, Any]], slots: int, width: int | None) -> list[Line]:
+    """Returns the table of models, for a terminal of this width; None for one without an end.
+
+    Args:
+        models: the models.
+        slots: how many slots there are.
+        width: of the terminal.
+    """
+    return lay_out(_MODEL_COLUMNS, (_model_row(model, slots) for model in models), width)
+
+
+def model_cells(model: Mapping[str, Any], slots: int) -> dict[Column, Cell | None]:
+    """Returns what the table of models has about one, by column; see `model_lines`."""
+    return dict(zip(_MODEL_COLUMNS, _model_row(model, slots), strict=True))
 
 
 def _model_row(model: Mapping[str, Any], slots: int) -> list[Cell | None]:
@@ -329,31 +405,6 @@ def _problems(refused: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -
             yield None, "refused", reason, count, unattributed["total"][reason]
 
 
-# Events.
-
-
-def _event_lines(events: Sequence[Mapping[str, Any]], width: int | None) -> list[Line]:
-    if not events:
-        return []
-    lines: list[Line] = [[Span("latest events:")]]
-    for each in events[-EVENTS:]:
-        first = f"{duration_text(each['age_s']):>7} ago  "
-        lines += [[Span(text)] for text in wrap(_escaped(_describe_event(each)), width, first=first, indent=13)]
-    return [*lines, []]
-
-
-def _describe_event(each: Mapping[str, Any]) -> str:
-    what = [f"slot {each['slot']}"] if "slot" in each else []
-    if "model" in each:
-        version = each.get("versions") or each.get("version")
-        what.append(f"{each['model']} version {version}" if version else each["model"])
-    text = each["message"]
-    if "away_s" in each:
-        text = f"{text} after {duration_text(each['away_s'])}"
-    details = [str(each[name]) for name in ("why", "cause", "next") if name in each]
-    return ": ".join([*what, text, *details])
-
-
 # Values.
 
 
@@ -362,11 +413,11 @@ def _milliseconds(value: float | None) -> str | None:
 
 
 def _duration(seconds: float | None) -> str | None:
-    return None if seconds is None else duration_text(seconds)
+    return None if seconds is None else rounded_duration(seconds)
 
 
 def _ago(seconds: float | None) -> str | None:
-    return None if seconds is None else f"{duration_text(seconds)} ago"
+    return None if seconds is None else f"{rounded_duration(seconds)} ago"
 
 
 def _escaped(text: str) -> str:

@@ -72,6 +72,18 @@ def state_cell(state: str) -> Cell:
     return Cell(escape_controls(state), _STATE_STYLES.get(state, _OTHER_STYLE))
 
 
+SUSPECTED: Final = {"slow": "attention", "unresponsive": "bad"}
+"""Conditions of workers that their slots' states do not show, each with its colour."""
+
+
+def slot_state_cell(slot: Mapping[str, Any]) -> Cell:
+    """The state of a slot, with the condition of its worker where that is not as the state promises."""
+    condition = slot.get("condition")
+    if condition not in SUSPECTED:
+        return state_cell(slot["state"])
+    return Cell(f"{escape_controls(slot['state'])}, {condition}", SUSPECTED[condition])
+
+
 def version_cell(model: Mapping[str, Any]) -> str | None:
     """The version of a model with its labels."""
     labels = ", ".join(model["labels"])
@@ -96,11 +108,3 @@ def size_cell(size: int | None) -> str | None:
 def percent_cell(value: float | None) -> str | None:
     """A value in per cent."""
     return None if value is None else f"{value:.0f} %"
-
-
-def duration_text(seconds: float) -> str:
-    """A duration for people: `90 s`, `12 min`, `3 h`, `2 d`."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"

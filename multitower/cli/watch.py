@@ -8,14 +8,16 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
 from multitower.cli.connection import error_line
+from multitower.cli.events_view import event_lines
 from multitower.cli.layout import Line, Span, render, width_of, wrap
 from multitower.cli.status_view import status_lines
-from multitower.cli.tables import duration_text, print_lines, shows_colour, terminal_width
+from multitower.cli.tables import print_lines, shows_colour, terminal_width
+from multitower.durations import exact_duration, rounded_duration
 from multitower.exit_codes import Exit
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ _CLEAR_REST_OF_LINE: Final = "\x1b[K"
 _CLEAR_BELOW: Final = "\x1b[J"
 
 
-def watch(client: Client, interval_s: float, *, as_json: bool, wide: bool) -> int:
+def watch(client: Client, interval_s: float, *, as_json: bool, wide: bool, events: bool) -> int:
     """Prints the status until Ctrl-C. A daemon that does not answer is shown, and asked again.
 
     Args:
@@ -35,6 +37,7 @@ def watch(client: Client, interval_s: float, *, as_json: bool, wide: bool) -> in
         interval_s: seconds from one look to the next.
         as_json: print one JSON object a line, and errors to standard error.
         wide: do not fit the lines to the terminal.
+        events: print all events instead; on a terminal the newest first, as the end may be cut.
 
     Returns:
         The exit code.
@@ -49,17 +52,21 @@ def watch(client: Client, interval_s: float, *, as_json: bool, wide: bool) -> in
             click.echo(_CLEAR, nl=False, color=True)
         while True:
             began_at = time.monotonic()
-            state, error = _ask(client)
+            state, error, _ = ask(client, all_events=events)
             now = time.monotonic()
             if error is None:
                 answered_at = now
             if as_json:
-                click.echo(json.dumps(state) if error is None else error, err=error is not None)
+                shown = state["daemon"]["events"] if events and state is not None else state
+                click.echo(json.dumps(shown) if error is None else error, err=error is not None)
             else:
                 size = os.get_terminal_size(sys.stdout.fileno()) if redraw else os.terminal_size((0, 0))
                 width = None if wide else size.columns or terminal_width()
                 lines = [*_heading(interval_s, now - answered_at, error, width), []]
-                if state is not None:
+                if state is not None and events:
+                    past = state["daemon"]["events"]
+                    lines += event_lines(past[::-1] if redraw else past, width)
+                elif state is not None:
                     lines += status_lines(state, width, problems_first=redraw)
                 if redraw:
                     click.echo(frame(lines, size, colour=shows_colour(sys.stdout)), nl=False, color=True)
@@ -70,21 +77,40 @@ def watch(client: Client, interval_s: float, *, as_json: bool, wide: bool) -> in
         return Exit.OK
 
 
-def _ask(client: Client) -> tuple[dict[str, Any] | None, str | None]:
-    """Returns the status, or the line for the error."""
+class Answer(NamedTuple):
+    """What a daemon answered.
+
+    Attributes:
+        status: None where it did not answer.
+        error: the line for the error then; else None.
+        all_events: whether the status has all events.
+    """
+
+    status: dict[str, Any] | None
+    error: str | None
+    all_events: bool
+
+
+def ask(client: Client, *, all_events: bool) -> Answer:
+    """Asks a daemon for its status.
+
+    Args:
+        client: of the daemon.
+        all_events: whether the status is to have all events that the daemon keeps.
+    """
     from multitower import MultitowerError
 
     try:
-        return client.status(), None
+        return Answer(client.status(events=all_events), None, all_events)
     except MultitowerError as error:
-        return None, error_line(error)
+        return Answer(None, error_line(error), all_events)
 
 
 def _heading(interval_s: float, silent_s: float, error: str | None, width: int | None) -> list[Line]:
     clock = time.strftime("%H:%M:%S")
     if error is None:
-        return [[Span(f"{clock}, every {interval_s:g} s; Ctrl-C ends it")]]
-    texts = [f"{clock}: no answer from the daemon for {duration_text(silent_s)}; trying again", error]
+        return [[Span(f"{clock}, every {exact_duration(interval_s)}; Ctrl-C ends it")]]
+    texts = [f"{clock}: no answer from the daemon for {rounded_duration(silent_s)}; trying again", error]
     return [[Span(line, "bad")] for text in texts for line in wrap(text, width, indent=2)]
 
 

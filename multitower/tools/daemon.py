@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from multitower.addresses import MAX_PATH_BYTES
 from multitower.client.threads import Client
@@ -82,6 +82,7 @@ class OwnDaemon:
         config: the configuration file.
         overrides: `KEY=VALUE`, as `serve --set` takes them. `listen` and `runtime_dir` are set here.
         log: the file that the daemon's output is written to; None for a temporary one.
+        append: whether what the file has stays.
         ready_s: seconds until every slot must be ready.
         environment: the daemon's environment; None for that of this process.
 
@@ -100,6 +101,7 @@ class OwnDaemon:
         overrides: Sequence[str] = (),
         *,
         log: Path | None = None,
+        append: bool = False,
         ready_s: float = READY_S,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -112,6 +114,7 @@ class OwnDaemon:
         private = (f"listen=[{self.endpoint}]", f"runtime_dir={folder}/run")
         self._command = serve_command(config, [*overrides, *private])
         self._log = log or folder / "daemon.log"
+        self._mode: Literal["ab", "wb"] = "ab" if append else "wb"
         self._ready_s = ready_s
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
@@ -124,7 +127,7 @@ class OwnDaemon:
         """
         try:
             self._check_path()
-            with self._log.open("wb") as output:
+            with self._log.open(self._mode) as output:
                 # In a process group of its own: the tool handles Ctrl-C and then drains the daemon once.
                 self._process = subprocess.Popen(
                     _bound_to_this_process(self._command),

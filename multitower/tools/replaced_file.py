@@ -34,26 +34,28 @@ def check_replaceable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replaced_file(path: Path) -> Iterator[IO[bytes]]:
+def replaced_file(path: Path, mode: int | None = None) -> Iterator[IO[bytes]]:
     """Opens a file for writing that replaces another one once everything is written.
 
-    If writing fails, the file at `path` stays as it was. Symbolic links are followed, and the mode of an existing file
-    is kept. A file of another kind, such as a pipe or /dev/stdout, is written to directly.
+    If writing fails, the file at `path` stays as it was. Symbolic links are followed. A file of another kind, such as a
+    pipe or /dev/stdout, is written to directly.
 
     Args:
         path: the file.
+        mode: its permissions from now on; None for those of an existing file, and for a new one those that the umask
+            leaves.
 
     Raises:
         OSError: the file, or a temporary one beside it, cannot be written.
     """
     path = Path(os.path.realpath(path))
     try:
-        mode = path.stat().st_mode
+        present = path.stat().st_mode
     except FileNotFoundError:
         umask = os.umask(0)
         os.umask(umask)
-        mode = stat.S_IFREG | (0o666 & ~umask)
-    if not stat.S_ISREG(mode):
+        present = stat.S_IFREG | (0o666 & ~umask)
+    if not stat.S_ISREG(present):
         with path.open("wb") as file:
             yield file
         return
@@ -66,7 +68,7 @@ def replaced_file(path: Path) -> Iterator[IO[bytes]]:
         try:
             yield file
             file.flush()
-            os.fchmod(file.fileno(), stat.S_IMODE(mode))
+            os.fchmod(file.fileno(), stat.S_IMODE(present) if mode is None else mode)
             os.replace(file.name, path)
         except BaseException:
             os.unlink(file.name)

@@ -1,16 +1,14 @@
-"""The configuration: all keys with their meanings, defaults and limits, and `load`, which reads a file.
+"""The configuration: all keys with their meanings, defaults and limits, and their schema for editors.
 
-The daemon, `multitower check` and a reload call `load`; `schema` is for editors. Unknown keys are refused. Defaults are
-written as in a file, and validated in the same way.
+`loading.py` reads it from a file. Unknown keys are refused. Defaults are written as in a file, and validated in the
+same way.
 
 Within a class the order of the fields matters; `models.py` explains why.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -18,7 +16,6 @@ from pydantic import (
     Field,
     PlainValidator,
     PrivateAttr,
-    ValidationError,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
@@ -28,12 +25,11 @@ from multitower.liveness import MAX_PEER_TIMEOUT_S, MIN_PEER_TIMEOUT_S
 from multitower.wire import DEFAULT_ENDPOINT
 
 from .devices import CpuDevices, Devices, cpu_names, flatten, on_cpus
-from .errors import ValueProblems, drop_empty_keys, key_tree, to_problems
+from .errors import ValueProblems
 from .fields import (
     NOT_EMPTY,
     AutoOrConnections,
     AutoOrCount,
-    Context,
     CountFromZero,
     PositiveBytes,
     PositiveSeconds,
@@ -44,11 +40,15 @@ from .fields import (
     Section,
     context_of,
     key,
+    one_or_more,
+    one_or_more_schema,
 )
+from .gateway import GatewayConfig
 from .models import ModelConfig
-from .overrides import apply_overrides
-from .source import MAX_PROBLEMS, ConfigError, Node, Position, Problem, read_file
-from .units import SIZE_PATTERN, format_duration, format_size, parse_size, short_repr
+from .request_log import RequestLogConfig
+from .source import Problem
+from .tracing import TracingConfig
+from .units import SIZE_PATTERN, format_duration, format_size, parse_size
 from .values import (
     ENDPOINT_PATTERN,
     MEMORY_PATTERN,
@@ -57,20 +57,8 @@ from .values import (
     parse_memory,
     parse_runtime_dir,
 )
-from .yaml_reader import Reader
 
-__all__ = [
-    "Config",
-    "ConfigError",
-    "CpuDevices",
-    "MemoryLimit",
-    "ModelConfig",
-    "Problem",
-    "UnknownModelError",
-    "load",
-    "load_model",
-    "schema",
-]
+__all__ = ["Config", "CpuDevices", "MemoryLimit", "ModelConfig", "schema"]
 
 _MIN_MESSAGE_SIZE: Final = 1 << 10
 _MIN_WATCH_S: Final = 0.05
@@ -127,13 +115,26 @@ class Watch(Section):
         return value
 
 
-def _endpoint(value: object, info: ValidationInfo) -> str:
+class Metrics(Section):
+    """What the daemon reports to monitoring systems."""
+
+    compatibility: Annotated[tuple[Literal["triton", "tensorflow_serving"], ...], Field(strict=False)] = key(
+        [], "Systems whose names of metrics are exported as well, a list: triton, tensorflow_serving, or both."
+    )
+
+
+def _endpoints(value: object, info: ValidationInfo) -> tuple[str, ...]:
+    """Parses one endpoint or a list of them."""
     context = context_of(info)
-    endpoint = parse_endpoint(value, context.folder, insecure=info.data.get("insecure"))
-    if endpoint in context.endpoints:
-        raise ValueError(f"{endpoint} is listed twice")
-    context.endpoints.add(endpoint)
-    return endpoint
+
+    def parse(item: object) -> str:
+        endpoint = parse_endpoint(item, context.folder, insecure=context.insecure)
+        if endpoint in context.endpoints:
+            raise ValueError(f"{endpoint} is listed twice")
+        context.endpoints.add(endpoint)
+        return endpoint
+
+    return one_or_more(value, parse, "must not be empty")
 
 
 def _memory(value: object, info: ValidationInfo) -> MemoryLimit:
@@ -156,12 +157,12 @@ class Config(Section):
 
     insecure: bool = key(False, "Allow `listen` addresses that other machines can reach, without encryption.")
     listen: Annotated[
-        tuple[
-            Annotated[str, PlainValidator(_endpoint), WithJsonSchema({"type": "string", "pattern": ENDPOINT_PATTERN})],
-            ...,
-        ],
-        *NOT_EMPTY,
-    ] = key([DEFAULT_ENDPOINT], "Endpoints for clients: ipc://PATH or tcp://HOST:PORT; the port may be *.")
+        tuple[str, ...],
+        PlainValidator(_endpoints),
+        WithJsonSchema(one_or_more_schema({"type": "string", "pattern": ENDPOINT_PATTERN})),
+    ] = key(DEFAULT_ENDPOINT, "Endpoints for clients: ipc://PATH or tcp://HOST:PORT, or a list; the port may be *.")
+    gateway: GatewayConfig | None = key(None, "Serving HTTP and gRPC through the gateway; without it, neither.")
+    tracing: TracingConfig | None = key(None, "Sending traces of requests to a collector; without it, none.")
     devices: Devices = key(
         "all",
         "Where workers run: all, a list of indices and UUIDs of GPUs, {cpu: N}, or groups of devices, each for one "
@@ -197,6 +198,11 @@ class Config(Section):
         "The longest time for loading one model in a worker, with its warm-up, and for the start of a worker before "
         "that; `models[].load_timeout` overrides it for one model.",
     )
+    slow_load: SecondsOrOff = key(
+        "1m",
+        "The time for loading one model after which a second worker serves the other models of the slot until it has "
+        "been loaded, if memory suffices for two; 0 for never.",
+    )
     heartbeat: PositiveSeconds = key("1s", "How often a worker sends a heartbeat.")
     max_requests: CountFromZero = key(
         0, "Requests after which a worker is replaced, give or take a tenth; 0 for no limit."
@@ -210,6 +216,9 @@ class Config(Section):
     runtime_dir: Annotated[
         Path | None, PlainValidator(_runtime_dir), WithJsonSchema({"type": "string", "minLength": 1})
     ] = key(None, "The folder of internal sockets; by default a private one is chosen or created.")
+    request_log: RequestLogConfig | None = key(
+        None, "Writing a line of JSON for each request to a file; without it, none."
+    )
     drain_timeout: Seconds = key("30s", "How long a stop waits for the answers of accepted requests.")
     max_message_size: PositiveBytes = key("64MiB", "The largest message, all its frames together; at least 1KiB.")
     max_unread_bytes: PositiveBytes = key(
@@ -229,9 +238,16 @@ class Config(Section):
         "30s",
         "A client over tcp that sends nothing for so long, no answer to heartbeats either, is gone; 0 for never.",
     )
+    metrics: Metrics = key({}, "What is reported to monitoring systems.")
 
     _path: Path = PrivateAttr()
     _not_yet: Mapping[str, Problem] = PrivateAttr(default_factory=dict)
+
+    @field_validator("insecure")
+    @classmethod
+    def _noted(cls, value: bool, info: ValidationInfo) -> bool:
+        context_of(info).insecure = value  # addresses below, in sections too, are parsed with it
+        return value
 
     @field_validator("max_message_size")
     @classmethod
@@ -274,6 +290,15 @@ class Config(Section):
             raise ValueError(f"must be from {least} to {most}, not {format_duration(value)}")
         return value
 
+    def record_source(self, path: Path, not_yet: Mapping[str, Problem]) -> None:
+        """Records where the configuration was read; for `load`.
+
+        Args:
+            path: the file's absolute path.
+            not_yet: see `Config.not_yet`.
+        """
+        self._path, self._not_yet = path, not_yet
+
     @property
     def path(self) -> Path:
         """The file's absolute path."""
@@ -288,165 +313,6 @@ class Config(Section):
     def folder(self) -> Path:
         """The file's absolute folder. Relative paths in the file start there."""
         return self._path.parent
-
-
-_TREE: Final = key_tree(Config)
-
-
-class UnknownModelError(LookupError):
-    """A configuration file names no such model."""
-
-
-def load(
-    path: str | os.PathLike[str],
-    *,
-    environment: Mapping[str, str] = os.environ,
-    overrides: Sequence[str] = (),
-    strict: bool = True,
-) -> Config:
-    """Reads the configuration file at `path`, with overrides from the environment and from `--set`.
-
-    Args:
-        path: a YAML file.
-        environment: variables; those that begin with `MULTITOWER_` are overrides.
-        overrides: the arguments of `--set`, each `key.path=value`.
-        strict: whether it is a problem that a model's files are not there yet; otherwise `Config.not_yet` has them.
-
-    Raises:
-        ConfigError: the file cannot be read, or the configuration is wrong; it holds all problems.
-    """
-    path = Path(path)
-    root, problems = _read(path, environment, overrides)
-    return _check(root, problems, path.absolute(), strict=strict)
-
-
-def load_model(
-    path: str | os.PathLike[str],
-    name: str,
-    *,
-    environment: Mapping[str, str] = os.environ,
-    overrides: Sequence[str] = (),
-    strict: bool = True,
-) -> Config:
-    """Reads the section of one model. What is wrong elsewhere in the file does not matter, as long as it is YAML.
-
-    Args:
-        path: see `load`.
-        name: the model's name.
-        environment: see `load`.
-        overrides: see `load`.
-        strict: see `load`.
-
-    Returns:
-        A configuration with that model only; all other keys have their defaults.
-
-    Raises:
-        UnknownModelError: no section has this name.
-        ConfigError: the file cannot be read, or the section is wrong; it holds all problems of the section.
-    """
-    path = Path(path)
-    root, problems = _read(path, environment, overrides)
-    key_position, models = root.value.get("models", (root.position, Node(root.position, None)))
-    sections = models.value if isinstance(models.value, list) else []
-    names = [_name_in(section) for section in sections]
-    if name not in names:
-        known = ", ".join(map(str, filter(None, names)))
-        raise UnknownModelError(f"{path.absolute()} names no model {name[:128]!r}, only {known}")
-    kept = [index for index, other in enumerate(names) if other == name]
-    only = Node(root.position, {"models": (key_position, Node(models.position, [sections[index] for index in kept]))})
-    own = [
-        _moved(problem, {old: new for new, old in enumerate(kept)})
-        for problem in problems
-        if _model_of(problem) in kept
-    ]
-    try:
-        return _check(only, own, path.absolute(), strict=strict)
-    except ConfigError as error:
-        raise ConfigError([_moved(problem, dict(enumerate(kept))) for problem in error.problems]) from None
-
-
-def _model_of(problem: Problem) -> str | int | None:
-    """The index of the model whose section has the problem; None if it is elsewhere."""
-    return problem.location[1] if problem.location[:1] == ("models",) and len(problem.location) > 1 else None
-
-
-def _moved(problem: Problem, new_index: Mapping[str | int, int]) -> Problem:
-    """The problem with another index of its model."""
-    model = _model_of(problem)
-    if model is None:
-        return problem
-    return replace(problem, location=("models", new_index[model], *problem.location[2:]))
-
-
-def _name_in(section: Node) -> object:
-    """The name of a model in its section, whatever else is wrong there; None where it has none."""
-    return section.value["name"][1].value if isinstance(section.value, dict) and "name" in section.value else None
-
-
-def _read(path: Path, environment: Mapping[str, str], overrides: Sequence[str]) -> tuple[Node, list[Problem]]:
-    """The file's mapping with all overrides, and the problems of both.
-
-    Raises:
-        ConfigError: the file cannot be read, is not YAML, or holds no mapping.
-    """
-    reader = Reader(str(path))
-    root = reader.read(read_file(path))
-    if not isinstance(root.value, dict):
-        what = "is empty" if root.value is None else f"holds {_kind(root)}, not a mapping of keys to values"
-        raise ConfigError([Problem(root.position, (), f"the file {what}"), *reader.problems])
-    root, override_problems = apply_overrides(root, _TREE, environment, overrides)
-    return root, [*reader.problems, *override_problems]
-
-
-def _check(root: Node, problems: list[Problem], path: Path, *, strict: bool) -> Config:
-    """Checks the file's keys and values.
-
-    Args:
-        root: the file's mapping.
-        problems: what is wrong already; not changed.
-        path: the file's absolute path.
-        strict: see `load`.
-
-    Raises:
-        ConfigError: something is wrong.
-    """
-    data, empty = drop_empty_keys(root, _TREE)
-    problems = [*problems, *empty]
-    config = None
-    context = Context(path.parent, strict)
-    try:
-        config = Config.model_validate(data, context=context)
-    except ValidationError as error:
-        problems += to_problems(error, root, _TREE, {problem.location for problem in problems})
-    if config is None or problems:
-        raise ConfigError(_in_file_order(problems))
-    config._path = path
-    config._not_yet = {}
-    for index, model in enumerate(config.models):
-        for key_name in ("path", "warmup", "custom_ops"):
-            message = context.not_yet.get((model.name, key_name))
-            if message is not None:
-                location = ("models", index, key_name)
-                config._not_yet.setdefault(model.name, Problem(root.find(location), location, message))
-    return config
-
-
-def _kind(root: Node) -> str:
-    return "a list" if isinstance(root.value, list) else short_repr(root.value)
-
-
-def _in_file_order(problems: list[Problem]) -> list[Problem]:
-    """The file's problems by line, then those of overrides; at most `MAX_PROBLEMS`."""
-    ordered = sorted(
-        problems, key=lambda problem: (not problem.position.line, problem.position.line, problem.position.column)
-    )
-    if len(ordered) > MAX_PROBLEMS:
-        rest = len(ordered) - MAX_PROBLEMS
-        ordered = [
-            *ordered[:MAX_PROBLEMS],
-            Problem(Position(ordered[0].position.source), (), f"and {rest} more problems"),
-        ]
-    return ordered
 
 
 def schema() -> dict[str, Any]:

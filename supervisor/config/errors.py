@@ -12,10 +12,6 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from .source import KeyTree, Location, Node, Problem, nearest
 from .units import short_repr
 
-# Keys of planned features, which users may have read about: a suggestion of another key would mislead.
-LATER: Final = frozenset(("gateway",))
-NOT_YET: Final = "is not supported by this release"
-
 _MISSING_ONE: Final = "missing_one_of"
 _REFUSED: Final = "refused"
 
@@ -125,8 +121,6 @@ def to_problems(error: ValidationError, root: Node, tree: KeyTree, known: set[Lo
 
 def _describe_unknown(name: str, tree: KeyTree, above: Location) -> tuple[str, str | None]:
     """The message about an unknown key, and the name that was probably meant."""
-    if name in LATER:
-        return NOT_YET, None
     if above == ("devices",):
         return "unknown key; GPUs are all of them (devices: all) or listed (devices: [0, 1])", None
     home = next(_sections_with(name, tree), None)

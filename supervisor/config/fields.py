@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,9 @@ from pydantic import (
 
 from multitower.format_registry import ModelFormat, expected_format, recognize
 
+from .errors import ValueProblems
 from .units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size, short_repr
+from .values import FileSystems
 
 MAX_INT: Final = 2**31 - 1  # the largest count that TensorFlow and libzmq accept
 _MAX_THREADS: Final = 1024
@@ -38,17 +41,24 @@ class Context:
         folder: where relative paths start.
         strict: whether it is a problem that a file or folder is not there yet.
         not_yet: what is not there yet, the first of each key, by the model's name and the key; filled unless `strict`.
+        insecure: whether addresses that other machines can reach are allowed; None if that setting is wrong itself.
         endpoints: the endpoints above.
         names: the names of the models above.
+        files: waits for file systems for a limited time.
         unanswered: paths whose file system does not answer; they must not be read.
     """
 
     folder: Path
     strict: bool = True
     not_yet: dict[tuple[str, str], str] = field(default_factory=dict)
+    insecure: bool | None = None
     endpoints: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
     unanswered: set[Path] = field(default_factory=set)
+    files: FileSystems = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.files = FileSystems(self.folder)
 
 
 def context_of(info: ValidationInfo) -> Context:
@@ -94,12 +104,47 @@ def _positive_bytes(size: int) -> int:
     return size
 
 
+def _optional_positive_bytes(value: object) -> int | None:
+    return None if value is None else _positive_bytes(parse_size(value))
+
+
 def _auto_or_count(maximum: int, value: object) -> int | Literal["auto"]:
     if value == "auto":
         return "auto"
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
         raise ValueError(f"must be auto or a whole number from 1 to {maximum}, not {short_repr(value)}")
     return value
+
+
+def one_or_more(value: object, parse: Callable[[object], str], if_empty: str) -> tuple[str, ...]:
+    """Parses one value, or each item of a list.
+
+    Args:
+        value: from YAML.
+        parse: parses one of them; raises a ValueError whose message is for the user.
+        if_empty: the message about an empty list.
+
+    Raises:
+        ValueError: the list is empty.
+        ValidationError: values are wrong; each problem has its own location.
+    """
+    if isinstance(value, list) and not value:
+        raise ValueError(if_empty)
+    items = [((index,), item) for index, item in enumerate(value)] if isinstance(value, list) else [((), value)]
+    problems = ValueProblems()
+    parsed = []
+    for location, item in items:
+        try:
+            parsed.append(parse(item))
+        except ValueError as error:
+            problems.add(str(error), *location)
+    problems.raise_any()
+    return tuple(parsed)
+
+
+def one_or_more_schema(item: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of what `one_or_more` parses, from the one of an item."""
+    return {"oneOf": [item, {"type": "array", "items": item, "minItems": 1}]}
 
 
 def _not_empty(value: object) -> object:
@@ -127,6 +172,11 @@ OptionalPositiveSeconds = Annotated[
 ]
 Bytes = Annotated[int, PlainValidator(parse_size), WithJsonSchema({"type": "string", "pattern": SIZE_PATTERN})]
 PositiveBytes = Annotated[Bytes, AfterValidator(_positive_bytes)]
+OptionalPositiveBytes = Annotated[
+    int | None,
+    PlainValidator(_optional_positive_bytes),
+    WithJsonSchema({"type": "string", "pattern": SIZE_PATTERN}),
+]
 Count = Annotated[int, Field(ge=1, le=MAX_INT)]
 CountFromZero = Annotated[int, Field(ge=0, le=MAX_INT)]
 # Each is a process with TensorFlow: a larger number is a mistake that would exhaust the machine.

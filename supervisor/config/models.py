@@ -38,8 +38,6 @@ from .values import (
     NAME_PATTERN,
     NotYetError,
     UnansweredError,
-    answered_file,
-    answered_model_path,
     parse_handler,
     parse_name,
 )
@@ -101,7 +99,7 @@ def _path(value: object, info: ValidationInfo) -> Path | None:
     if value is None:
         return None
     try:
-        return answered_model_path(value, context_of(info).folder)
+        return context_of(info).files.parse_model_path(value)
     except NotYetError as error:
         return _accept_later(error, info)
 
@@ -211,7 +209,7 @@ def _warmup(value: object, info: ValidationInfo) -> Path | None:
     if value is None:
         return None
     try:
-        return answered_file(value, context_of(info).folder, ".npz", "inputs")
+        return context_of(info).files.parse_file(value, ".npz", "inputs")
     except NotYetError as error:
         return _accept_later(error, info)
 
@@ -240,7 +238,7 @@ def _custom_ops(value: object, info: ValidationInfo) -> tuple[Path, ...]:
 
 def _library(value: object, info: ValidationInfo) -> Path:
     try:
-        return answered_file(value, context_of(info).folder, ".so", "operations")
+        return context_of(info).files.parse_file(value, ".so", "operations")
     except NotYetError as error:
         return _accept_later(error, info)
 

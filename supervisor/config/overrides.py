@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from multitower.wire import ENDPOINT_VARIABLE
 
-from .errors import LATER, NOT_YET
 from .source import (
     ConfigError,
     KeyTree,
@@ -110,8 +109,6 @@ def _unknown_key(
             example = whole.format("__".join(outer).upper() if whole.startswith(PREFIX) else ".".join(outer))
             message = f"the items of a list cannot be set one by one; set the whole list with {example}"
             return Problem(Position(source), outer, message)
-    if LATER.intersection(steps):
-        return Problem(Position(source), (), NOT_YET)
     return Problem(Position(source), (), "there is no such key", suggestion)
 
 

@@ -165,8 +165,8 @@ def read_file(path: Path) -> str:
         raise ConfigError([_missing_file(path)]) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        passing = isinstance(error, OSError) and may_pass(error)
-        raise ConfigError([Problem(where, (), f"cannot be read: {reason}")], may_pass=passing) from error
+        temporary = isinstance(error, OSError) and may_pass(error)
+        raise ConfigError([Problem(where, (), f"cannot be read: {reason}")], may_pass=temporary) from error
     if len(data) > MAX_FILE_BYTES:
         message = f"is over {MAX_FILE_BYTES >> 10} KiB, which no configuration needs"
         raise ConfigError([Problem(where, (), message)])

@@ -85,7 +85,12 @@ def parse_size(value: object) -> int:
 
 
 def format_duration(seconds: float) -> str:
-    """`seconds` in its shortest decimal form, with `ms` below a second and `s` from there on."""
+    """`seconds` in its shortest decimal form: `ms` below a second, `m` and `h` for whole minutes and hours, else `s`.
+
+    A duration of less than two minutes is in seconds.
+    """
+    if seconds >= 120 and seconds % 60 == 0:
+        return f"{seconds / 3600:.0f}h" if seconds % 3600 == 0 else f"{seconds / 60:.0f}m"
     # From the decimal digits of repr, without binary rounding: 0.0003 s is "0.3ms".
     exact = Decimal(repr(float(seconds)))
     return f"{_plain(exact * 1000)}ms" if exact < 1 else f"{_plain(exact)}s"

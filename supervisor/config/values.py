@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -19,7 +19,7 @@ from typing import Final
 from multitower.file_contents import is_file_of_saved_model
 from multitower.format_registry import FILE_SUFFIXES, recognize_contents
 
-from ..loop.bounded_call import call_within
+from ..loop.bounded_call import call_all_within, call_within
 from ..loop.runtime_dir import MAX_IPC_PATH
 from .units import format_size, parse_size, printable, short_repr
 from .version_folders import SAVED_MODEL_FILES, is_version, list_versions
@@ -109,7 +109,7 @@ def parse_endpoint(value: object, folder: Path, *, insecure: bool | None) -> str
     host, port = match.groups()
     if port != "*" and not 1 <= int(port) <= 65535:
         raise ValueError(f"the port {port} must be 1 to 65535, or * for any free one")
-    if insecure is False and not _is_loopback(host):
+    if insecure is False and not is_loopback(host):
         raise ValueError(
             f"{host} can be reached from other machines, without encryption or authorisation; "
             "use 127.0.0.1, or set 'insecure: true' to allow it"
@@ -130,7 +130,8 @@ def _parse_ipc(value: str, folder: Path) -> str:
     return f"ipc://{path}"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a host: `localhost`, or an IP address, with or without brackets."""
     if host == "localhost":
         return True
     try:
@@ -215,21 +216,44 @@ ANSWER_S: Final = 5.0
 """Seconds that a file system gets to answer when a configuration is read; what does not answer is not there yet."""
 
 
-def answered_model_path(value: object, folder: Path) -> Path:
-    """Does what `parse_model_path` does, but waits for the file system for `ANSWER_S` at most."""
-    return _answered(partial(parse_model_path, value, folder), value, folder)
+class FileSystems:
+    """Waits for file systems for `ANSWER_S` at most.
 
+    Args:
+        folder: where relative paths start.
+    """
 
-def answered_file(value: object, folder: Path, suffix: str, what: str) -> Path:
-    """Does what `parse_file` does, but waits for the file system for `ANSWER_S` at most."""
-    return _answered(partial(parse_file, value, folder, suffix, what), value, folder)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._unanswered: dict[Path, Exception] = {}
 
+    def look_at(self, values: Iterable[str]) -> None:
+        """Looks at paths at the same time, so that many that do not answer take no longer than one."""
+        paths = list({self._path(value) for value in values if "\0" not in value})
+        outcomes = call_all_within(ANSWER_S, [partial(os.path.exists, path) for path in paths])
+        self._unanswered.update(
+            (path, outcome) for path, outcome in zip(paths, outcomes, strict=True) if isinstance(outcome, TimeoutError)
+        )
 
-def _answered(parse: Callable[[], Path], value: object, folder: Path) -> Path:
-    try:
-        return call_within(ANSWER_S, parse)
-    except TimeoutError as error:
-        path = Path(os.path.normpath(folder / str(value)))
+    def parse_model_path(self, value: object) -> Path:
+        """Does what `parse_model_path` does; raises `UnansweredError` if the file system does not answer."""
+        return self._answered(partial(parse_model_path, value, self._folder), value)
+
+    def parse_file(self, value: object, suffix: str, what: str) -> Path:
+        """Does what `parse_file` does; raises `UnansweredError` if the file system does not answer."""
+        return self._answered(partial(parse_file, value, self._folder, suffix, what), value)
+
+    def _path(self, value: object) -> Path:
+        return Path(os.path.normpath(self._folder / str(value)))
+
+    def _answered(self, parse: Callable[[], Path], value: object) -> Path:
+        path = self._path(value)
+        error = self._unanswered.get(path)
+        if error is None:
+            try:
+                return call_within(ANSWER_S, parse)
+            except TimeoutError as late:
+                error = late
         raise UnansweredError(path, f"{printable(path)} cannot be read: its file system gave {error}") from error
 
 

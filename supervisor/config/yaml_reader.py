@@ -29,6 +29,7 @@ from ruamel.yaml.reader import ReaderError
 
 from .source import ConfigError, Location, Node, Position, Problem
 from .units import short_repr
+from .yaml_errors import explain
 
 MAX_DEPTH: Final = 64  # of nesting: pydantic recurses, and so does the encoding of messages to workers
 MAX_NODES: Final = 100_000  # values; what aliases repeat counts each time
@@ -90,9 +91,7 @@ class Reader:
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             position = self._position(mark.line, mark.column) if mark is not None else self._position(0, 0)
-            what = ", ".join(part for part in (error.context, error.problem) if part)
-            advice = "; indent with spaces, not with tabs" if r"'\t'" in what else ""
-            self._stop(position, location, f"is not valid YAML: {_one_line(what)}{advice}")
+            self._stop(position, location, f"is not valid YAML: {explain(error, positions=self.positions)}")
         except ReaderError as error:
             line = text.count("\n", 0, error.position)
             column = error.position - text.rfind("\n", 0, error.position) - 1

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
 from typing import TypeVar
+
+from multitower.durations import exact_duration
 
 T = TypeVar("T")
 
@@ -23,20 +26,37 @@ def call_within(seconds: float, function: Callable[[], T]) -> T:
         TimeoutError: it has not returned by then.
         Exception: whatever it raised.
     """
-    outcome: list[T] = []
-    errors: list[Exception] = []
+    (outcome,) = call_all_within(seconds, [function])
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
-    def run() -> None:
+
+def call_all_within(seconds: float, functions: Sequence[Callable[[], T]]) -> list[T | Exception]:
+    """Calls functions at the same time, and waits for a limited time, however many of them block.
+
+    Args:
+        seconds: for which it is waited for the next one of them to return.
+        functions: called without arguments, each in a thread of its own, which runs on if it blocks.
+
+    Returns:
+        For each function, in their order, what it returned or raised; a `TimeoutError` if it has not returned.
+    """
+    ended: SimpleQueue[tuple[int, T | Exception]] = SimpleQueue()
+
+    def run(number: int, function: Callable[[], T]) -> None:
         try:
-            outcome.append(function())
-        except Exception as error:  # noqa: BLE001  it is raised again in the caller's thread
-            errors.append(error)
+            ended.put((number, function()))
+        except Exception as error:  # noqa: BLE001  it is an outcome for the caller
+            ended.put((number, error))
 
-    thread = threading.Thread(target=run, name="bounded call", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not outcome:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    return outcome[0]
+    outcomes: list[T | Exception] = [TimeoutError(f"no answer within {exact_duration(seconds)}") for _ in functions]
+    for number, function in enumerate(functions):
+        threading.Thread(target=run, args=(number, function), name="bounded call", daemon=True).start()
+    for _ in functions:
+        try:
+            number, outcome = ended.get(timeout=seconds)
+        except Empty:
+            break
+        outcomes[number] = outcome
+    return outcomes

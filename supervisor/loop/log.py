@@ -24,6 +24,9 @@ from typing import Any, Final, TextIO
 WORKER_LOGGER: Final = "multitower.worker"
 """The logger of what workers write."""
 
+GATEWAY_LOGGER: Final = "multitower.gateway"
+"""The logger of what the gateway writes."""
+
 QUEUED_LINES = 10_000
 CLOSE_S = 2.0
 
@@ -102,7 +105,7 @@ class HumanFormatter(logging.Formatter):
         """One entry, without the end of its last line."""
         message, fields = record.getMessage(), _fields(record)
         source, block = "", []
-        if record.name == WORKER_LOGGER:
+        if record.name in (WORKER_LOGGER, GATEWAY_LOGGER):
             source = "| "
             message, *block = message.split("\n")
         pairs = "".join(

@@ -64,6 +64,10 @@ class Reactor:
         self._epoll.register(descriptor, select.EPOLLIN)
         self._watches[descriptor] = _Watch(callback, on_error)
 
+    def watch_writable(self, descriptor: int, wanted: bool) -> None:
+        """Calls the callback of a watched descriptor also when it is writable; or does not do so any more."""
+        self._epoll.modify(descriptor, select.EPOLLIN | select.EPOLLOUT if wanted else select.EPOLLIN)
+
     def remove(self, descriptor: int) -> None:
         """Stops watching a descriptor; call it before the descriptor is closed."""
         self._epoll.unregister(descriptor)
@@ -75,7 +79,8 @@ class Reactor:
         """Calls `callback` when messages may have arrived; it reads them all, or asks for a recheck.
 
         Returns:
-            The socket's `recheck`: call it after each send on the socket, and where messages are left unread.
+            The socket's `recheck`: call it with each send on the socket, also one that fails, and where messages are
+            left unread.
         """
         descriptor = _descriptor(socket)
         self.add(descriptor, callback, on_error)

@@ -43,7 +43,7 @@ WORKER_FOLDER: Final = "tmp-"
 
 LONGEST_NAME: Final = "w9999999999.sock"
 
-_OWN_NAMES: Final = re.compile(r"w[0-9]+\.sock|control\.sock(?:\.lock)?")
+_OWN_NAMES: Final = re.compile(r"w[0-9]+\.sock|(?:control|gateway)\.sock(?:\.lock)?")
 _MODE: Final = 0o700
 
 
@@ -210,6 +210,11 @@ class RuntimeDir:
     def control_socket(self) -> Path:
         """The path of the operator's endpoint."""
         return self.path / "control.sock"
+
+    @property
+    def gateway_socket(self) -> Path:
+        """The path of the gateway's own endpoint."""
+        return self.path / "gateway.sock"
 
     def worker_socket(self, serial: int) -> Path:
         """The path of one worker's socket; `serial` is never used twice."""

@@ -44,5 +44,13 @@ class SignalInbox:
         self._writing.close()
 
 
+def ignore_reopening() -> None:
+    """Ignores SIGUSR1 while no inbox collects it: before there is a file to open again, and after it was closed.
+
+    Without a handler it ends the process. Call it first thing; `SignalInbox.close` restores that it is ignored.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 def _ignore(_number: int, _frame: object) -> None:
     """Handles a signal: the interpreter has written its number to the inbox already."""

@@ -6,9 +6,9 @@ import logging
 
 from ..loop.log import event
 from ..machine.descriptors import DescriptorPlan, plan_descriptors, raise_limit
+from ..routing.binding import IPC
 from ..routing.connections import BACKLOG, SMALL_BACKLOG, Connections
 from ..routing.endpoints import Endpoints
-from ..routing.front_socket import IPC
 from ..routing.router import Router
 from ..settings import ActiveSettings, Settings
 
@@ -31,7 +31,7 @@ def apply_descriptor_limit(settings: Settings, applied: DescriptorPlan | None = 
         raise_limit(processes, maximum),
         processes,
         maximum,
-        shares_memory=any(endpoint.startswith(IPC) for endpoint in config.listen),
+        shares_memory=config.gateway is not None or any(endpoint.startswith(IPC) for endpoint in config.listen),
     )
     if plan == applied:
         return plan

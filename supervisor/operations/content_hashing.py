@@ -29,9 +29,9 @@ from multitower.spec import ModelSpec
 from ..loop.background import BackgroundJobs
 from ..loop.log import event
 from ..settings import ActiveSettings, Settings
+from ..workers.device_waits import LOADING
 from ..workers.known_contents import KnownContents
 from ..workers.manager import WorkerManager
-from ..workers.slots import LOADING
 
 log = logging.getLogger("multitower.daemon")
 

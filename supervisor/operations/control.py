@@ -1,4 +1,4 @@
-"""The control endpoint, `control.sock` in the runtime folder: reload, restart, load, unload.
+"""The control endpoint, `control.sock` in the runtime folder: reload, restart, load, unload, record.
 
 A process that may open the socket may give orders.
 """
@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from multitower import wire
 from multitower.errors import MultitowerError, Reason, make
+from multitower.infer_header import parse_version
 
 from ..loop.containment import ErrorLog
+from ..observability.metrics import Metrics
+from ..observability.recording import Recorder
 from ..routing.front_socket import FrontSocket, internal_error
 from .model_orders import ModelOrders
-from .order_queue import READ_S, Done
+from .order_queue import READ_S
 from .orders import Orders
 from .queries import Queries
 
@@ -27,7 +31,16 @@ BURST: Final = 16
 MAX_READ_S: Final = 86_400.0
 """Seconds that an order may take to read files at most, whatever time its giver states."""
 
+RECORD_S: Final = 60.0
+"""Seconds that a recording takes at most, where its giver states no time."""
+
+RECORD_COUNT: Final = 100
+"""Requests of a recording, where its giver states no number."""
+
 _QUERIES = (wire.SERVER_LIVE, wire.SERVER_READY, wire.SERVER_METADATA, wire.STATUS)
+
+_Answer = Callable[[dict[str, Any] | Sequence[bytes] | MultitowerError], None]
+"""Takes the header of the reply, or all its frames from the header on, or an error."""
 
 
 class ControlSocket:
@@ -38,14 +51,26 @@ class ControlSocket:
         queries: answers the kinds that are no orders.
         orders: carries out reloads and restarts.
         model_orders: loads and unloads models.
+        metrics: answers requests for metrics.
+        recorder: records requests.
     """
 
-    def __init__(self, front: FrontSocket, queries: Queries, orders: Orders, model_orders: ModelOrders) -> None:
+    def __init__(
+        self,
+        front: FrontSocket,
+        queries: Queries,
+        orders: Orders,
+        model_orders: ModelOrders,
+        metrics: Metrics,
+        recorder: Recorder,
+    ) -> None:
         self.front = front
         self._errors = ErrorLog(log)
         self._queries = queries
         self._orders = orders
         self._model_orders = model_orders
+        self._metrics = metrics
+        self._recorder = recorder
 
     def receive(self) -> None:
         """Reads and begins a burst of the orders that have arrived."""
@@ -53,7 +78,7 @@ class ControlSocket:
             incoming = self.front.receive()
             if incoming is None:
                 return
-            address, body = incoming
+            address, body = incoming.address, incoming.body
             if body is None or len(body) < 2:
                 continue  # there is no id to reply to
             self._handle(address, bytes(body[0]), bytes(body[1])[: wire.MAX_ID_BYTES], body[2:])
@@ -62,7 +87,7 @@ class ControlSocket:
     def _handle(self, address: tuple[bytes, ...], kind: bytes, id: bytes, frames: list[Any]) -> None:
         answered = False
 
-        def done(answer: dict[str, Any] | MultitowerError) -> None:
+        def done(answer: dict[str, Any] | Sequence[bytes] | MultitowerError) -> None:
             nonlocal answered
             answered = True
             self.front.answer(address, id, answer)
@@ -76,10 +101,13 @@ class ControlSocket:
             if not answered:
                 done(internal_error())
 
-    def _begin(self, kind: bytes, header: dict[str, Any], done: Done) -> None:
+    def _begin(self, kind: bytes, header: dict[str, Any], done: _Answer) -> None:
         if kind == wire.RELOAD:
             self._orders.reload(done, _read_s(header))
         elif kind == wire.RESTART:
+            if header.get("gateway") is True:
+                self._orders.restart_gateway(done)
+                return
             slot = header.get("slot")
             if type(slot) is not int:
                 raise make(Reason.MALFORMED, "slot is missing or not an integer", field="slot")
@@ -88,11 +116,28 @@ class ControlSocket:
             self._model_orders.load(_model_name(header), done, _read_s(header))
         elif kind == wire.UNLOAD:
             self._model_orders.unload(_model_name(header), done)
+        elif kind == wire.RECORD:
+            self._record(header, done)
+        elif kind == wire.METRICS:
+            self._metrics.answer(header, done)
         elif kind in _QUERIES:
             done(self._queries.answer(kind, header, time.monotonic()))
         else:
             shown = kind[: wire.MAX_KIND_BYTES].decode("ascii", "backslashreplace")
             raise make(Reason.KIND_UNKNOWN, f"the control endpoint has no kind {shown!r}", field="kind")
+
+    def _record(self, header: dict[str, Any], done: _Answer) -> None:
+        """Begins to record requests of a model."""
+        name = _model_name(header)
+        report = self._queries.find_report(header)
+        count = header.get("count", RECORD_COUNT)
+        if type(count) is not int or not 1 <= count <= wire.MAX_RECORDED:
+            raise make(Reason.MALFORMED, f"count is not a whole number from 1 to {wire.MAX_RECORDED}", field="count")
+        seconds = _timeout_s(header)
+        ends_at = time.monotonic() + min(RECORD_S if seconds is None else seconds, MAX_READ_S)
+
+        version = report.version if report is not None and any(parse_version(header)) else ""
+        self._recorder.start(name, version, count, ends_at, done)
 
 
 def _read_s(header: dict[str, Any]) -> float:
@@ -100,12 +145,18 @@ def _read_s(header: dict[str, Any]) -> float:
 
     A giver who states no time gets `READ_S`.
     """
+    seconds = _timeout_s(header)
+    return READ_S if seconds is None else min(0.9 * seconds, MAX_READ_S)
+
+
+def _timeout_s(header: dict[str, Any]) -> float | None:
+    """Returns the seconds that the giver of an order states; None without any."""
     timeout_ms = header.get("timeout_ms")
     if timeout_ms is None:
-        return READ_S
+        return None
     if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int | float) or not timeout_ms > 0:
         raise make(Reason.MALFORMED, "timeout_ms is not a number above 0", field="timeout_ms")
-    return min(0.9 * float(timeout_ms) / 1000, MAX_READ_S)
+    return float(timeout_ms) / 1000
 
 
 def _model_name(header: dict[str, Any]) -> str:

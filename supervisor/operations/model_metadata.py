@@ -23,6 +23,7 @@ def model_metadata(report: ModelReport, versions: Sequence[str]) -> dict[str, An
         "inputs": [_tensor(tensor) for tensor in report.inputs or ()],
         "outputs": [_tensor(tensor) for tensor in report.outputs or ()],
         **(_signatures(report) if report.signature else {}),
+        **({"signature_defs": report.signature_defs} if report.signature_defs else {}),
     }
 
 
@@ -85,4 +86,6 @@ def _tensor(tensor: TensorReport) -> dict[str, Any]:
     described: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape or ())}
     if tensor.optional:
         described["optional"] = True
+    if tensor.signature_key:
+        described["signature_key"] = tensor.signature_key
     return described

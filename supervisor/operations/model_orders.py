@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from multitower.errors import MultitowerError, Reason, make
 
-from ..config.config import UnknownModelError
+from ..config.loading import UnknownModelError
 from ..loop.history import EventKind
 from ..settings import Settings
 from .content_hashing import comparing_ends, keep_fingerprints
@@ -168,9 +168,10 @@ class ModelOrders:
                 order.end({})
             else:
                 why = "back to the former versions"
-                Reload(context, order, new, old, lambda *_: order.end({}), why, tolerant=True).start()
+                Reload(context, order, new, old, lambda *_: order.end({}), why, concerns=name, tolerant=True).start()
 
-        Reload(context, order, old, new, changed, "other versions or files", tolerant=True).start()
+        why = "other versions or files"
+        Reload(context, order, old, new, changed, why, concerns=name, tolerant=True).start()
 
 
 def _load_settings(settings: Settings, read_config: ReadConfig, name: str) -> Settings:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeVar
 
+from multitower.durations import exact_duration
 from multitower.errors import MultitowerError, Reason, make
 
 from ..config.config import Config
@@ -218,8 +219,8 @@ class OrderQueue:
         def give_up() -> None:
             raise make(
                 Reason.ORDER_FAILED,
-                f"the configuration and the models' folders could not be read within {limit_s:g} s, and nothing has "
-                "changed; check the file systems that they are on",
+                f"the configuration and the models' folders could not be read within {exact_duration(limit_s)}, and "
+                "nothing has changed; check the file systems that they are on",
             )
 
         order.guard(give_up)()

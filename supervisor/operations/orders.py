@@ -1,15 +1,17 @@
-"""Orders that concern the whole daemon or one slot: reload the configuration, restart a slot."""
+"""Orders that concern the whole daemon or one process: reload the configuration, restart a slot or the gateway."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from multitower.errors import MultitowerError, Reason, make
 
 from ..config.source import ConfigError
+from ..gateway.supervision import Gateway
 from ..loop.history import EventKind
 from ..loop.log import event
 from ..machine.devices import DeviceError
@@ -21,8 +23,13 @@ from .reload import Reload, unchangeable
 
 log = logging.getLogger("multitower.daemon")
 
+_REFUSED: Final = "the configuration is refused, and nothing has changed: "
+
 MAX_RESTARTS: Final = 256
-"""Orders to restart a slot that wait at most, the one under way included."""
+"""Orders to restart a slot or the gateway that wait at most, those under way included."""
+
+Ended = Callable[[str | None], None]
+"""Called at the end of a restart: with the cause if it failed, otherwise with None."""
 
 
 @dataclass(slots=True)
@@ -47,14 +54,16 @@ class Orders:
 
     Args:
         context: the parts of the daemon.
+        gateway: the daemon's; None where none is configured.
 
     Attributes:
         last_reload: the reload that was begun last; None before the first.
     """
 
-    def __init__(self, context: OrderContext) -> None:
+    def __init__(self, context: OrderContext, gateway: Gateway | None) -> None:
         self.last_reload: LastReload | None = None
         self._context = context
+        self._gateway = gateway
         self._restarts = 0
         self._reload_submitted = False
         self._reload_again = False
@@ -103,7 +112,7 @@ class Orders:
             reload.outcome, level, message = "refused", logging.ERROR, "reload refused: nothing has changed"
         else:
             reload.outcome, level, message = "failed", logging.ERROR, "reload ended early"
-        reload.cause = answer.message if isinstance(answer, MultitowerError) else None
+        reload.cause = answer.message.removeprefix(_REFUSED) if isinstance(answer, MultitowerError) else None
         self._context.history.keep(level, EventKind.RELOAD, message, cause=reload.cause)
 
     def _begin_reload(self, order: Order, read_s: float) -> None:
@@ -134,13 +143,16 @@ class Orders:
             if refusal is not None:
                 raise config_refused(refusal)
         except MultitowerError as error:
-            event(log, logging.ERROR, "reload refused: nothing has changed", cause=error.message)
+            event(log, logging.ERROR, "reload refused: nothing has changed", cause=error.message.removeprefix(_REFUSED))
             raise
         new = new.keeping_loaded({spec.name for spec in settings.current.worker_settings.models})
 
         def applied(changed: dict[str, Any], error: str | None) -> None:
             if error is None:
                 settings.current = new
+            if self._gateway is not None:
+                self._gateway.resume(time.monotonic())
+            if error is None:
                 order.end(changed)
             else:
                 order.end(make(Reason.ORDER_FAILED, f"the reload ended early: {error}", **changed))
@@ -164,19 +176,53 @@ class Orders:
         elif not slot.specs:
             done(make(Reason.SLOT_EMPTY, f"slot {number} has no model to load", field="slot"))
         elif self._restarts >= MAX_RESTARTS:
-            message = f"{self._restarts} restarts wait already"
-            done(make(Reason.TOO_MANY_ORDERS, message, retry_after_ms=RETRY_AFTER_MS))
+            done(self._too_many())
         else:
 
             def ended(error: str | None) -> None:
-                self._restarts -= 1
                 if error is None:
                     done({"slot": number, "pid": slot.process.child.pid if slot.process is not None else None})
                 else:
                     done(make(Reason.NO_WORKER, f"slot {number}: {error}"))
 
-            self._context.manager.restart_slot(slot, ended)
-            self._restarts += 1  # only now: where it raises, `ended` is never called
+            self._restart(lambda counted: self._context.manager.restart_slot(slot, counted), ended)
+
+    def restart_gateway(self, done: Done) -> None:
+        """Gives the gateway another process, also if it has failed.
+
+        Args:
+            done: called with the answer: `pid` once the new process accepts connections, or why there is none.
+        """
+        gateway = self._gateway
+        if not self._context.lifecycle.running:
+            done(stopping())
+        elif gateway is None:
+            done(make(Reason.SLOT_UNKNOWN, "the configuration has no gateway", field="gateway"))
+        elif self._restarts >= MAX_RESTARTS:
+            done(self._too_many())
+        else:
+
+            def ended(error: str | None) -> None:
+                if error is None:
+                    done({"pid": gateway.pid})
+                else:
+                    done(make(Reason.ORDER_FAILED, f"the gateway could not be restarted: {error}"))
+
+            self._restart(lambda counted: gateway.restart(time.monotonic(), counted), ended)
+
+    def _restart(self, start: Callable[[Ended], None], ended: Ended) -> None:
+        """Starts a restart, which counts towards `MAX_RESTARTS` until it has ended."""
+
+        def counted(error: str | None) -> None:
+            self._restarts -= 1
+            ended(error)
+
+        start(counted)
+        self._restarts += 1  # only now: where `start` raises, `counted` is never called
+
+    def _too_many(self) -> MultitowerError:
+        message = f"{self._restarts} restarts wait already"
+        return make(Reason.TOO_MANY_ORDERS, message, retry_after_ms=RETRY_AFTER_MS)
 
 
 def accepted(outcome: Settings | Exception) -> Settings:
@@ -212,4 +258,4 @@ def newly_absent(old: Settings, new: Settings) -> str | None:
 
 def config_refused(cause: str) -> MultitowerError:
     """Returns the answer to an order whose configuration cannot be applied."""
-    return make(Reason.CONFIG_REFUSED, f"the configuration is refused, and nothing has changed: {cause}")
+    return make(Reason.CONFIG_REFUSED, f"{_REFUSED}{cause}")

@@ -51,12 +51,16 @@ class Readiness:
     def report(self) -> dict[str, Any]:
         """Returns `{ready, slots_ready, slots_total}`, the answer to `MT1:server_ready`.
 
-        `ready`: each model that is not unloaded has a ready slot. Slots without a model do not count.
+        `ready`: each model that is not unloaded has a ready slot. Slots without a model do not count; those of models
+        that are waited for do.
         """
         names = [name for name in self._settings.model_names if not self.is_unloaded(name)]
         ready = self._lifecycle.running and all(self.ready_slots(name) for name in names)
         slots_ready = sum(slot.state is State.READY for slot in self._manager.slots)
-        slots_total = sum(bool(slot.specs) for slot in self._manager.slots)
+        waiting = {entry.name for entry in self._settings.current.waiting}
+        slots_total = sum(
+            bool(slot.specs) or not waiting.isdisjoint(slot.placement.models) for slot in self._manager.slots
+        )
         return {"ready": ready, "slots_ready": slots_ready, "slots_total": slots_total}
 
     def summary(self) -> str:
@@ -71,7 +75,9 @@ class Readiness:
             (entry.kind, entry.name, entry.cause) for entry in self._settings.current.waiting
         ]
         missing += [(problem_kind(name), name, cause) for name, cause in self._endpoint_problems().items()]
-        waiting = "".join(f"; waiting for {kind} {name}: {cause}" for kind, name, cause in missing)
+        waiting = "".join(
+            f"; waiting for {kind}{'' if name == kind else f' {name}'}: {cause}" for kind, name, cause in missing
+        )
         return f"{self._lifecycle.state}: {slots}{self._why_not()}; workers per model: {models}{waiting}"
 
     def _why_not(self) -> str:
@@ -79,7 +85,8 @@ class Readiness:
         steps = [
             f"; slot {slot.number} loads {step.model} version {step.version}"
             for slot in self._manager.slots
-            if slot.process is not None and slot.state is State.LOADING and (step := slot.process.load_timer.step)
+            for process in (slot.aside, slot.process if slot.state is State.LOADING else None)
+            if process is not None and (step := process.load_timer.step)
         ]
         names = () if self._coming() else self._settings.model_names
         failed = [
@@ -119,6 +126,14 @@ class Readiness:
             name in worker.serves if version is None else (name, version) in worker.versions for worker in workers
         )
 
+    def total_slots(self, name: str) -> int:
+        """Returns how many slots should serve the model, also while it is waited for."""
+        is_waited_for = self.waits_for(name)
+        return sum(
+            name in {spec.name for spec in slot.specs} or (is_waited_for and name in slot.placement.models)
+            for slot in self._manager.slots
+        )
+
     def cause(self, name: str, version: str | None = None) -> str | None:
         """Returns why requests to the model are refused, or why some slot could not load it; None without a cause.
 
@@ -135,7 +150,17 @@ class Readiness:
     def load_failure(self, name: str, version: str | None) -> str | None:
         """Returns why no slot could load the version; None while one serves it or may yet load it."""
         errors = self._load_errors(name, version)
-        return errors if errors and not self._coming() and not self.ready_slots(name, version) else None
+        is_coming = self._coming() or self.is_loading(name, version)
+        return errors if errors and not is_coming and not self.ready_slots(name, version) else None
+
+    def is_loading(self, name: str, version: str | None) -> bool:
+        """Whether a worker loads the version beside one that serves the other models of its slot."""
+        return any(
+            model.state == "loading"
+            for slot in self._manager.slots
+            for model in slot.models
+            if model.name == name and version in (None, model.version)
+        )
 
     def _coming(self) -> bool:
         return any(slot.state in _COMING for slot in self._manager.slots)

@@ -19,6 +19,7 @@ from multitower.spec import ModelSpec
 
 from ..loop.log import event
 from ..machine.placement import Placement
+from ..observability.tracing import why_impossible
 from ..settings import Settings
 from ..workers.replacement_queue import Replacement
 from ..workers.slot import Slot
@@ -26,16 +27,28 @@ from .order_queue import Order, OrderContext
 
 log = logging.getLogger("multitower.daemon")
 
+RELOAD: Final = "reload"
+"""Why the settings change where an operator reloads the whole configuration."""
+
 UNCHANGEABLE: Final = ("listen", "runtime_dir", "max_message_size", "peer_timeout", "insecure")
 """Configuration keys that a running daemon cannot change."""
+
+UNCHANGEABLE_OF_GATEWAY: Final = ("http", "grpc", "program")
+"""Keys of `gateway` that it cannot change either. The others apply to another gateway process, which takes over."""
 
 
 def unchangeable(old: Settings, new: Settings) -> str | None:
     """Returns why a running daemon cannot take the new settings; None when it can."""
     changed = [key for key in UNCHANGEABLE if getattr(old.config, key) != getattr(new.config, key)]
+    gateway, new_gateway = old.config.gateway, new.config.gateway
+    if gateway is None or new_gateway is None:
+        changed += ["gateway"] if gateway is not new_gateway else []
+    else:
+        keys = UNCHANGEABLE_OF_GATEWAY
+        changed += [f"gateway.{key}" for key in keys if getattr(gateway, key) != getattr(new_gateway, key)]
     if changed:
         return f"{', '.join(changed)} cannot change while the daemon runs: restart it"
-    return None
+    return why_impossible(new.config.tracing)
 
 
 class Reload:
@@ -53,6 +66,8 @@ class Reload:
         model: the name of the only model that differs, where slots must not change otherwise; None for all models.
         again: slots on which `model` should be ready but is not get new workers, too; for all models, slots that do not
             serve a model since its files had changed.
+        concerns: of a change of all models: the only model that has changed; slots that have failed get another worker
+            only if they have it. None if they all do.
         tolerant: a slot that has not served before may fail to load, as long as another slot has loaded its models.
     """
 
@@ -63,10 +78,11 @@ class Reload:
         old: Settings,
         new: Settings,
         done: Callable[[dict[str, Any], str | None], None],
-        why: str = "reload",
+        why: str = RELOAD,
         *,
         model: str | None = None,
         again: bool = False,
+        concerns: str | None = None,
         tolerant: bool = False,
     ) -> None:
         self._manager = context.manager
@@ -77,8 +93,10 @@ class Reload:
         self._new = new
         self._done = done
         self._why = why
+        self._is_reload = why == RELOAD
         self._model = model
         self._again = again
+        self._concerns = concerns
         self._replaced: list[int] = []
         self._removed: list[int] = []
         self._replacements: list[Replacement] = []
@@ -109,7 +127,8 @@ class Reload:
             return True
         if self._model is None:
             waits = self._again and any(model.files_changed for model in slot.models)
-            return waits or slot.placement != placement or (slot.process is None and bool(specs))
+            concerned = self._concerns is None or self._concerns in _names(specs)
+            return waits or slot.placement != placement or (slot.process is None and bool(specs) and concerned)
         return self._again and self._model in _names(specs) and not slot.serves(self._model)
 
     def start(self) -> None:
@@ -139,10 +158,17 @@ class Reload:
             if self._changed
             else new.worker_settings
         )
-        replacements = [
-            Replacement(slot, self._why, specs=specs, placement=placement) for slot, placement, specs in self._changed
-        ]
+        replacements = [self._replacement(*each) for each in self._changed]
         self._replace(replacements, self._replaced, self._change_slots)
+
+    def _replacement(self, slot: Slot, placement: Placement, specs: tuple[ModelSpec, ...]) -> Replacement:
+        replacement = Replacement(slot, self._why, specs=specs, placement=placement)
+        names = _names(specs)
+        if self._model is not None and self._model not in names and not any(slot.serves(name) for name in names):
+            # The model is unloaded, also where the others of the slot cannot be loaded: nothing of them is lost.
+            replacement.may_fail = True
+            replacement.no_overlap_because = f"it serves no model but {self._model}, which is unloaded"
+        return replacement
 
     def _replace(self, replacements: list[Replacement], ended: list[int], then: Callable[[], None]) -> None:
         """Asks for replacements and calls `then` once all have ended; one that fails ends the reload.
@@ -197,7 +223,11 @@ class Reload:
         if error is None and self._keeps_heartbeat():
             changed["at_next_start"] = ["heartbeat"]
         level = logging.INFO if error is None else logging.ERROR
-        event(log, level, "reloaded" if error is None else "reload ended early", **changed, cause=error)
+        message = "reloaded" if self._is_reload else "workers replaced"
+        ended = "reload ended early" if self._is_reload else "not all workers replaced"
+        # `renewed` is the reply's word.
+        fields = {"replaced": changed["renewed"], **{key: each for key, each in changed.items() if key != "renewed"}}
+        event(log, level, message if error is None else ended, why=self._why, **fields, cause=error)
         self._done(changed, error)
 
     def _keeps_heartbeat(self) -> bool:

@@ -15,9 +15,11 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Final
 
+from ..gateway.run import GatewayState
+from ..gateway.supervision import Gateway
 from ..lifecycle import Lifecycle
 from ..loop.log import event
 from .readiness import Readiness
@@ -178,18 +180,28 @@ class Announcer:
         readiness: knows which models are ready.
         service_manager: gets the messages.
         started: when the daemon started, in monotonic seconds.
+        gateway: the daemon's; None where none is configured.
+        ready_lines: lines to log once, when every model is ready and the gateway accepts connections.
 
     Attributes:
         due: when `tick` must be called, in monotonic seconds.
     """
 
     def __init__(
-        self, lifecycle: Lifecycle, readiness: Readiness, service_manager: ServiceManager, started: float
+        self,
+        lifecycle: Lifecycle,
+        readiness: Readiness,
+        service_manager: ServiceManager,
+        started: float,
+        gateway: Gateway | None = None,
+        ready_lines: Sequence[str] = (),
     ) -> None:
         self._lifecycle = lifecycle
         self._readiness = readiness
         self._service_manager = service_manager
         self._started = started
+        self._gateway = gateway
+        self._ready_lines = ready_lines
         self._logged_ready = self._logged_failed = False
         self._announced_ready = False
         self._reloading = False
@@ -207,6 +219,7 @@ class Announcer:
         if not self._logged_ready and self._readiness.report()["ready"]:
             self._logged_ready = True
             event(daemon_log, logging.INFO, "daemon ready", after_s=round(now - self._started, 3))
+        self._log_ready_lines()
         self._log_failure()
         summary = self._readiness.summary()
         if not self._announced_ready and self._readiness.serving:
@@ -216,6 +229,17 @@ class Announcer:
         self._service_manager.status(summary)
         if not self._announced_ready or self._reloading or not self._lifecycle.running:
             self._service_manager.extend(EXTENSION_S)
+
+    def _log_ready_lines(self) -> None:
+        gateway = self._gateway
+        if (
+            self._ready_lines
+            and (gateway is None or gateway.state is GatewayState.READY)
+            and self._readiness.report()["ready"]
+        ):
+            for line in self._ready_lines:
+                event(daemon_log, logging.INFO, line)
+            self._ready_lines = ()
 
     def _log_failure(self) -> None:
         """Logs once that nothing is served, and that the daemon runs on nevertheless."""

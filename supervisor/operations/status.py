@@ -5,24 +5,32 @@ Reads the live state and keeps nothing. docs/protocol.md describes every key.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from multitower.compiled import compiled
+from multitower.errors import Reason, make
 from multitower.spec import ModelReport
 
+from ..gateway.supervision import Gateway
 from ..lifecycle import Lifecycle
+from ..loop.history import PastEvent, iso_time
 from ..machine.resources import Sampler
-from ..routing.endpoints import Endpoints, problem_kind
+from ..observability.tracing import Tracing
+from ..routing.endpoints import ENDPOINT, Endpoints, problem_kind
 from ..routing.recent import RecentCounts
 from ..routing.router import Router
 from ..routing.routes import Route
 from ..routing.statistics import ModelStatistics
 from ..settings import ActiveSettings
 from ..workers.manager import WorkerManager
+from ..workers.output import Source
 from ..workers.slot import Slot, WorkerProcess
+from ..workers.slot_conditions import SlotCondition, examine_slots
 from .orders import LastReload
 from .readiness import Readiness
 
@@ -47,6 +55,8 @@ class StatusReporter:
         started: when the daemon started, in monotonic seconds.
         sampler: measures the processes; None leaves the figures `null`.
         endpoints: the daemon's; None leaves `control` and `connections` `null`.
+        gateway: the daemon's; None where none is configured.
+        tracing: the daemon's; None leaves the figures `null`.
     """
 
     def __init__(
@@ -62,6 +72,8 @@ class StatusReporter:
         started: float,
         sampler: Sampler | None = None,
         endpoints: Endpoints | None = None,
+        gateway: Gateway | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._lifecycle = lifecycle
         self._readiness = readiness
@@ -71,30 +83,79 @@ class StatusReporter:
         self._refused_versions = refused_versions
         self._last_reload = last_reload
         self._started = started
+        # Read once: a clock that is set later does not change which start this is.
+        self._started_time = iso_time(time.time() - (time.monotonic() - started))
         self._sampler = sampler
         self._endpoints = endpoints
+        self._gateway = gateway
+        self._tracing = tracing
         self._version = version("multitower")
         self._compiled = compiled()
 
-    def report(self, now: float) -> dict[str, Any]:
+    def report(self, now: float, events: int | None = None) -> dict[str, Any]:
         """Returns the whole status.
 
         Args:
             now: monotonic seconds.
+            events: how many of the kept events it has, the latest ones; None for a few of each kind.
         """
         return {
-            "daemon": self._daemon(now),
-            "slots": [self._slot(slot, now) for slot in self._manager.slots],
-            "models": [row for name in self._settings.model_names for row in self._versions(name, now)],
+            "daemon": self._daemon(now, events),
+            "slots": self._slots(now),
+            "models": [row for name in self._settings.model_names for row in self.report_model(name, now)],
         }
 
-    def _daemon(self, now: float) -> dict[str, Any]:
+    def report_slot(self, number: object, now: float) -> dict[str, Any]:
+        """Returns the row of a slot with `output`: the latest entries that its processes wrote.
+
+        Args:
+            number: of the slot, as a request states it.
+            now: monotonic seconds.
+
+        Raises:
+            MultitowerError: there is no such slot.
+        """
+        slots, rows = self._manager.slots, self._slots(now)
+        if type(number) is not int or not 0 <= number < len(slots):
+            message = f"there is no slot {str(number)[:40]}, only 0 to {len(slots) - 1}"
+            raise make(Reason.MALFORMED, message, field="slot")
+        slot = slots[number]
+        past = slot.past_output
+        outputs = [] if past is None else [_report_output(past.pid, past.ended, past.output)]
+        outputs += [
+            _report_output(process.child.pid, None, process.child.output)
+            for process in (slot.process, slot.next_process)
+            if process is not None and process.exit_cause is None
+        ]
+        return {**rows[number], "output": outputs}
+
+    def report_model(self, name: str, now: float) -> list[dict[str, Any]]:
+        """Returns a row for each version of the model that is served, configured or refused.
+
+        Args:
+            name: one of `ActiveSettings.model_names`.
+            now: monotonic seconds.
+        """
+        refused = {version: cause for (model, version), cause in self._refused_versions().items() if model == name}
+        specs = (spec for spec in self._settings.models if spec.name == name)
+        configured = {spec.version for spec in specs if spec.version is not None}
+        served = self._router.versions(name)
+        versions: list[str | None] = [*sorted({*served, *configured, *refused}, key=int)] or [None]
+        rows = [self._version_row(name, version, refused.get(version or ""), now) for version in versions]
+        labels = self._router.labels(name)
+        for row in rows:
+            row["labels"] = [label for label, version in labels.items() if row["version"] == version]
+        rows[-1]["labels_not_served"] = {label: version for label, version in labels.items() if version not in served}
+        return rows
+
+    def _daemon(self, now: float, events: int | None) -> dict[str, Any]:
         router, scheduler = self._router, self._router.scheduler
         return {
             "pid": os.getpid(),
             "version": self._version,
             "compiled": self._compiled,
             "state": self._lifecycle.state.value,
+            "started": self._started_time,
             "uptime_s": round(now - self._started, 3),
             "rss_bytes": self._sampler.own_rss_bytes if self._sampler is not None else None,
             "listen": [front.endpoint for front in router.fronts],
@@ -104,17 +165,23 @@ class StatusReporter:
             "rejected": router.refused.count,
             "refused": _report_counts(router.refused.by_reason, now),
             "late": scheduler.late_answers,
-            "replies_dropped": sum(front.dropped for front in router.fronts),
+            "replies_dropped": self._count_dropped_replies(),
             "unread_bytes": router.unread.total,
             "control": self._endpoints.control.endpoint if self._endpoints is not None else None,
             "connections": self._report_connections(),
+            "gateway": self._gateway.report(now) if self._gateway is not None else None,
+            "tracing": self._tracing.report() if self._tracing is not None else None,
             "waiting": self._waiting(),
             "quarantine": [
                 {"model": entry.model, "seconds_left": round(entry.until - now, 1), "refused": entry.refused}
                 for entry in scheduler.quarantined_requests(now)
             ],
-            "events": [past.to_json(now) for past in self._manager.history.events()],
+            "events": [past.to_json(now) for past in self._events(events)],
         }
+
+    def _events(self, count: int | None) -> Sequence[PastEvent]:
+        history = self._manager.history
+        return history.latest() if count is None else history.events()[-count:] if count else ()
 
     def _report_config(self, now: float) -> dict[str, Any]:
         reload = self._last_reload()
@@ -129,11 +196,20 @@ class StatusReporter:
             },
         }
 
+    def _count_dropped_replies(self) -> int:
+        """Returns the replies that were dropped for clients of the front sockets, and for the gateway."""
+        dropped = sum(front.dropped for front in self._router.fronts)
+        # The gateway's socket is not one of the router's front sockets: these are the endpoints of `listen`.
+        gateway = self._endpoints.gateway if self._endpoints is not None else None
+        return dropped + (gateway.dropped if gateway is not None else 0)
+
     def _waiting(self) -> list[dict[str, str]]:
         """Returns what the daemon waits for and tries again by itself."""
         endpoints = self._endpoints.problems if self._endpoints is not None else {}
+        addresses = self._gateway.missing if self._gateway is not None else {}
         return [
             *({"kind": problem_kind(name), "name": name, "cause": cause} for name, cause in endpoints.items()),
+            *({"kind": ENDPOINT, "name": address, "cause": cause} for address, cause in addresses.items()),
             *(
                 {"kind": entry.kind, "name": entry.name, "cause": entry.cause}
                 for entry in self._settings.current.waiting
@@ -146,7 +222,12 @@ class StatusReporter:
         connections = self._endpoints.connections
         return {"open": connections.open, "max": connections.maximum, "paused": connections.paused}
 
-    def _slot(self, slot: Slot, now: float) -> dict[str, Any]:
+    def _slots(self, now: float) -> list[dict[str, Any]]:
+        slots = self._manager.slots
+        conditions = examine_slots(slots, self._router.routes, now)
+        return [self._slot(slot, conditions[slot.number], now) for slot in slots]
+
+    def _slot(self, slot: Slot, condition: SlotCondition, now: float) -> dict[str, Any]:
         route = slot.route
         sample = self._sampler.sample(slot.number) if self._sampler is not None else None
         batch_times = route.batch_times if route is not None else None
@@ -154,6 +235,7 @@ class StatusReporter:
             "slot": slot.number,
             "state": str(slot.state),
             "state_for_s": _age(slot.state_since, now),
+            **_condition(condition),
             "pid": slot.process.child.pid if slot.process is not None else None,
             "worker_age_s": _age(slot.process.started_at, now) if slot.process is not None else None,
             "device": slot.placement.device,
@@ -162,8 +244,10 @@ class StatusReporter:
             "incarnation": slot.incarnation,
             "restarts": slot.restarts,
             "last_restart_age_s": _age(slot.last_restart_at, now),
+            "next_restart_s": None if slot.due is None else round(max(0.0, slot.due - now), 3),
             "last_death_age_s": _age(slot.last_death_at, now),
             "depth": route.depth if route is not None else 0,
+            "busy_ratio": round(route.busy_ratio(now), 3) if route is not None else 0.0,
             "completed": slot.completed + (route.completed if route is not None else 0),
             "last_error": slot.last_error,
             "last_error_age_s": _age(slot.last_error_at, now),
@@ -204,21 +288,9 @@ class StatusReporter:
             "towers": _towers(route) if route is not None else [],
         }
 
-    def _versions(self, name: str, now: float) -> list[dict[str, Any]]:
-        """Returns a row for each version of the model that is served, configured or refused."""
-        refused = {version: cause for (model, version), cause in self._refused_versions().items() if model == name}
-        specs = (spec for spec in self._settings.models if spec.name == name)
-        configured = {spec.version for spec in specs if spec.version is not None}
-        served = self._router.versions(name)
-        versions: list[str | None] = [*sorted({*served, *configured, *refused}, key=int)] or [None]
-        rows = [self._version_row(name, version, refused.get(version or ""), now) for version in versions]
-        labels = self._router.labels(name)
-        for row in rows:
-            row["labels"] = [label for label, version in labels.items() if row["version"] == version]
-        rows[-1]["labels_not_served"] = {label: version for label, version in labels.items() if version not in served}
-        return rows
-
     def _version_row(self, name: str, version: str | None, refused: str | None, now: float) -> dict[str, Any]:
+        if self._readiness.is_loading(name, version):
+            refused = None  # that was an earlier try
         waiting = self._router.scheduler.waiting(name)
         report = self._router.report(name, version) if version is not None else None
         statistics = self._router.statistics[name].get(version or "") or ModelStatistics()
@@ -231,7 +303,7 @@ class StatusReporter:
             "state": self._model_state(name, version, ready, refused),
             "cause": _join_causes(self._readiness.cause(name, version), refused),
             "slots_ready": ready,
-            "slots_total": sum(any(name == spec.name for spec in slot.specs) for slot in self._manager.slots),
+            "slots_total": self._readiness.total_slots(name),
             "queue": waiting.requests,
             "queue_bytes": waiting.bytes,
             "queue_oldest_s": _age(waiting.oldest, now),
@@ -283,6 +355,17 @@ class StatusReporter:
         return {key: max(of_workers, default=None) for key, of_workers in sizes.items()}
 
 
+def _report_output(pid: int, ended: str | None, output: Source) -> dict[str, Any]:
+    return {
+        "pid": pid,
+        "ended": ended,
+        "lines": [
+            {"time": iso_time(line.at), "level": logging.getLevelName(line.level).lower(), "text": line.text}
+            for line in output.latest
+        ],
+    }
+
+
 def _join_causes(cause: str | None, refused: str | None) -> str | None:
     """Joins why a version is not served and why it was refused; the second one may be a part of the first."""
     if cause is None or refused is None or refused in cause:
@@ -307,6 +390,21 @@ def _step(process: WorkerProcess | None, now: float) -> dict[str, Any]:
     if step is None:
         return {"step": None, "step_for_s": None}
     return {"step": str(step), "step_for_s": _age(step.began_at, now)}
+
+
+def _condition(found: SlotCondition) -> dict[str, Any]:
+    """Returns how a slot's worker seems to be, and what tells so."""
+    finding = found.finding
+    return {
+        "condition": finding.condition.value if finding is not None else None,
+        "condition_cause": finding.cause if finding is not None else None,
+        "heartbeat_age_s": _rounded_s(found.heartbeat_age_s),
+        "batch_running_s": _rounded_s(found.batch_running_s),
+    }
+
+
+def _rounded_s(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _replacement(slot: Slot, now: float) -> dict[str, Any] | None:

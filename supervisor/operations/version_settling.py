@@ -31,7 +31,7 @@ class Refused:
 
 
 FIRST_RETRY_S: Final = 2.0
-"""Seconds until a version that could not be loaded for a passing reason is tried again; doubled each time."""
+"""Seconds until a version that could not be loaded for a temporary reason is tried again; doubled each time."""
 
 MAX_RETRY_S: Final = 300.0
 """Seconds from one such attempt to the next at most."""
@@ -52,7 +52,7 @@ class VersionSettling:
         self._since: dict[str, tuple[str, float]] = {}  # each version's fingerprint, and since when it has had it
         self._failed_change: Mapping[str, str] | None = None
         self._change_retry_at = inf  # when the failed change is tried again, in monotonic seconds
-        self._retries: dict[str, int] = {}  # how often each version, or the change, failed for a passing reason
+        self._retries: dict[str, int] = {}  # how often each version, or the change, failed for a temporary reason
 
     def record_scan(self, found: Mapping[str, str], now: float) -> None:
         """Records what a scan of the folder has found.
@@ -108,7 +108,7 @@ class VersionSettling:
         versions: Mapping[str, str],
         causes: Mapping[str, str],
         served: Mapping[str, str],
-        passing: Collection[str] = (),
+        temporary: Collection[str] = (),
         now: float = 0.0,
     ) -> None:
         """Records that a change could not be made.
@@ -117,7 +117,7 @@ class VersionSettling:
             versions: the versions that `wanted_change` returned.
             causes: why versions could not be loaded, by version; under "" the cause for all that were new.
             served: the versions that were served then, as given to `wanted_change`.
-            passing: the versions of these whose cause may pass by itself.
+            temporary: the versions of these whose cause may pass by itself.
             now: monotonic seconds.
         """
         self._failed_change, self._change_retry_at = versions, inf
@@ -126,7 +126,7 @@ class VersionSettling:
             if cause is None and "" in causes and served.get(version) != print_:
                 cause = causes[""]
             if cause is not None:
-                self._refuse(version, print_, cause, now if version in passing else None)
+                self._refuse(version, print_, cause, now if version in temporary else None)
 
     def record_shortage(self, versions: Mapping[str, str], cause: str, served: Mapping[str, str], now: float) -> None:
         """Records that a change could not be made because the system could not start a process at present.
@@ -161,22 +161,27 @@ class VersionSettling:
         """
         self._since = {version: (print_, now) for version, (print_, _) in self._since.items()}
 
-    def refuse(self, version: str, fingerprint: str, cause: str, passing_since: float | None = None) -> None:
+    def refuse(self, version: str, fingerprint: str, cause: str, temporary_since: float | None = None) -> None:
         """Records that no worker could load a version; no-op if its files have changed since they were loaded.
 
         Args:
             version: the version.
             fingerprint: of its files when they were loaded.
             cause: why it could not be loaded.
-            passing_since: the time in monotonic seconds if the cause may pass by itself; else None.
+            temporary_since: the time in monotonic seconds if the cause may pass by itself; else None.
         """
         if self._since.get(version, ("", 0.0))[0] == fingerprint and version not in self.refused:
-            self._refuse(version, fingerprint, cause, passing_since)
+            self._refuse(version, fingerprint, cause, temporary_since)
 
-    def _refuse(self, version: str, fingerprint: str, cause: str, passing_since: float | None) -> None:
+    def accept(self, version: str, fingerprint: str) -> None:
+        """Records that a later try to load a version with these files has succeeded, or is in progress."""
+        if version in self.refused and self.refused[version].fingerprint == fingerprint:
+            del self.refused[version]
+
+    def _refuse(self, version: str, fingerprint: str, cause: str, temporary_since: float | None) -> None:
         retry_at = None
-        if passing_since is not None:
-            retry_at = self._next_try(version, passing_since)
+        if temporary_since is not None:
+            retry_at = self._next_try(version, temporary_since)
         self.refused[version] = Refused(fingerprint, cause, retry_at)
 
     def _next_try(self, subject: str, now: float) -> float:

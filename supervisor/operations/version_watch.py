@@ -130,10 +130,12 @@ class VersionWatch:
 
     def _specs(self, name: str) -> list[ModelSpec]:
         """Returns the specifications of the model's versions in force, with the fingerprints that scans give them."""
+        specs = [spec for spec in self._settings.current.worker_settings.models if spec.name == name]
+        first = [self._known.first(spec.fingerprint) for spec in specs]
+        # Once a second for each model: a copy is made only where something differs.
         return [
-            replace(spec, fingerprint=self._known.first(spec.fingerprint))
-            for spec in self._settings.current.worker_settings.models
-            if spec.name == name
+            spec if spec.fingerprint == fingerprint else replace(spec, fingerprint=fingerprint)
+            for spec, fingerprint in zip(specs, first, strict=True)
         ]
 
     def _served(self, name: str) -> dict[str, str]:
@@ -223,8 +225,10 @@ class VersionWatch:
                 continue
             cause = self._readiness.load_failure(*spec.key)
             if cause is not None:
-                passing = spec.key in self._passing_failures(name)
-                self._settling(name).refuse(spec.key[1], spec.fingerprint, cause, now if passing else None)
+                temporary = spec.key in self._temporary_failures(name)
+                self._settling(name).refuse(spec.key[1], spec.fingerprint, cause, now if temporary else None)
+            elif self._readiness.ready_slots(*spec.key) or self._readiness.is_loading(*spec.key):
+                self._settling(name).accept(spec.key[1], spec.fingerprint)
 
     def _retry_with_more_memory(self, name: str) -> None:
         """Tries versions again whose loading was killed, once clearly more memory is available than there was then."""
@@ -233,13 +237,13 @@ class VersionWatch:
             del self._lacked_memory[name]
             self._settling(name).retry_refused()
 
-    def _passing_failures(self, name: str) -> set[tuple[str, str]]:
+    def _temporary_failures(self, name: str) -> set[tuple[str, str]]:
         """Returns the versions that a slot could not load for a reason that may pass by itself."""
         return {
             report.key
             for slot in self._manager.slots
             for report in (*slot.refused, *slot.models)
-            if report.name == name and report.passing
+            if report.name == name and report.temporary
         }
 
     def _change(self, name: str, versions: Mapping[str, str], served: Mapping[str, str]) -> None:
@@ -273,8 +277,8 @@ class VersionWatch:
             elif failed and not causes:
                 self._settling(name).settle_again(now)
             else:
-                passing = {version for _, version in self._passing_failures(name)}
-                self._settling(name).record_failed_change(versions, causes or {"": error}, served, passing, now)
+                temporary = {version for _, version in self._temporary_failures(name)}
+                self._settling(name).record_failed_change(versions, causes or {"": error}, served, temporary, now)
             message = "changed files not loaded" if rewritten else "versions not changed"
             self._history.note(log, logging.ERROR, EventKind.VERSION, message, **fields, cause=error)
 

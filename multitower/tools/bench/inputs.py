@@ -98,10 +98,10 @@ def _resolve(tensor: Mapping[str, Any], shape: InputShape | None, rows: int | No
             dims[0] = rows
         return datatype, tuple(dims)
     if shape.datatype not in (None, datatype):
-        raise InputsError(f"input {name!r} is {datatype}, not {shape.datatype}")
+        raise InputsError(f"the model takes {datatype} for the input {name!r}; --shape gives {shape.datatype}")
     dims = list(_with_rows(shape.dims, rows if has_rows else None))
     if len(dims) != len(declared) or any(size not in (-1, dim) for size, dim in zip(declared, dims, strict=True)):
-        raise InputsError(f"input {name!r} takes the shape {declared}, not {dims}")
+        raise InputsError(f"the model takes the shape {declared} for the input {name!r}; --shape gives {dims}")
     return datatype, tuple(dims)
 
 

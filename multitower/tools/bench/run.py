@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from multitower.durations import exact_duration
 from multitower.tools.bench.arrivals import Load
 from multitower.tools.bench.inputs import Request
 from multitower.tools.bench.rate_search import Objective
@@ -128,7 +129,7 @@ class BenchRun:
         count, seconds = self._options.processes, self._options.seconds
         inputs = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in self.requests[0].items())
         processes = "1 client process" if count == 1 else f"{count} client processes"
-        self._progress(f"asking {self.model} with {inputs}, from {processes}, {seconds:g} s a step")
+        self._progress(f"asking {self.model} with {inputs}, from {processes}, {exact_duration(seconds)} a step")
 
     def _add(self, result: Result) -> None:
         self.steps.append(result)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from multitower.cuda_environment import cuda_environment
+from multitower.durations import exact_duration
 from multitower.import_path import module_command, module_environment
 from multitower.tools.compare.results import Way
 
@@ -28,7 +29,7 @@ def try_sessions(gpus: Sequence[str], timeout_s: float) -> Way:
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
-        return Way(number=2, not_run=f"TensorFlow did not answer within {timeout_s:g} s")
+        return Way(number=2, not_run=f"TensorFlow did not answer within {exact_duration(timeout_s)}")
     if done.returncode:
         last_line = next(iter(done.stderr.strip().splitlines()[-1:]), "")
         return Way(number=2, not_run=f"its process ended with exit code {done.returncode}: {last_line}")

@@ -15,6 +15,11 @@ def text(value: str) -> str:
     """A string as a YAML scalar: plain if it can only be read as text, otherwise in double quotes."""
     if _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
         return value
+    return quoted(value)
+
+
+def quoted(value: str) -> str:
+    """A string as a YAML scalar in double quotes."""
     return '"' + "".join(map(_character, value)) + '"'
 
 

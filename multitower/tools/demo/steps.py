@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -17,14 +18,17 @@ from typing import Any, Final, Self
 import numpy as np
 
 from multitower.client.threads import Client
+from multitower.durations import exact_duration
 from multitower.import_path import module_command, module_environment
 from multitower.tools.demo import HELD_OUT_FILE, MODEL, OUTPUT
 from multitower.tools.errors import ToolError
 from multitower.tools.load_generator import LoadGenerator, Outcome
 
-READY_S: Final = 120.0
-RECOVERY_S: Final = 60.0
+READY_S: Final = 600.0
+RECOVERY_S: Final = 300.0
 OUTSTANDING: Final = 64
+_NEEDED: Final = {"tensorflow": "tensorflow", "sklearn": "scikit-learn"}
+"""What the training needs: packages by their modules."""
 _TIMEOUT_S: Final = 60.0
 _AFTER_RECOVERY_S: Final = 0.5
 _PROGRESS_S: Final = 0.2
@@ -95,6 +99,9 @@ def train_model(folder: Path) -> float:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ToolError(f"the folder {folder} cannot be made: {error.strerror}") from None
+    missing = [package for module, package in _NEEDED.items() if find_spec(module) is None]
+    if missing:
+        raise ToolError(f"The demo needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     started = time.monotonic()
     program = [*module_command("multitower.tools.demo.model"), str(folder)]
     done = subprocess.run(program, env=module_environment(), stderr=subprocess.PIPE, text=True, check=False)
@@ -175,7 +182,9 @@ class CheckedLoad:
             ToolError: they did not come in time.
         """
         if not self._flowing.wait(_TIMEOUT_S):
-            raise ToolError(f"{OUTSTANDING} requests were not answered within {_TIMEOUT_S:g} s: {self.first_error}")
+            raise ToolError(
+                f"{OUTSTANDING} requests were not answered within {exact_duration(_TIMEOUT_S)}: {self.first_error}"
+            )
 
     def __enter__(self) -> Self:
         self._started = time.monotonic()
@@ -249,7 +258,7 @@ def wait_for_spare(client: Client) -> int:
             pid: int = status["slots"][0]["pid"]
             return pid
         time.sleep(0.05)
-    raise ToolError(f"the spare did not start within {READY_S:g} s")
+    raise ToolError(f"the spare did not start within {exact_duration(READY_S)}")
 
 
 def kill_worker(client: Client, held_out: HeldOut, pid: int) -> Kill:
@@ -268,7 +277,7 @@ def kill_worker(client: Client, held_out: HeldOut, pid: int) -> Kill:
             if slot["state"] == "ready" and slot["pid"] != pid:
                 break
             if away_s > RECOVERY_S:
-                raise ToolError(f"slot 0 was not ready again within {RECOVERY_S:g} s: {slot['last_error']}")
+                raise ToolError(f"slot 0 was not ready again within {exact_duration(RECOVERY_S)}: {slot['last_error']}")
             time.sleep(0.005)
         time.sleep(_AFTER_RECOVERY_S)  # some load on all workers again
     return Kill(load.sent, load.lost, load.first_error, away_s)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Self
 
+from multitower.durations import exact_duration
 from multitower.spec import ModelSpec
 from multitower.supervisor.config.config import Config
 from multitower.supervisor.machine.placement import Placement
@@ -22,11 +23,13 @@ class Situation:
         has_others: whether its workers load other models, or other versions of it, too.
         load_s: its `load_timeout` in seconds.
         max_restarts: `restart.max_restarts`.
+        slow_load_s: `slow_load` in seconds; 0 for never.
     """
 
     has_others: bool
     load_s: float
     max_restarts: int
+    slow_load_s: float = 0.0
 
     @classmethod
     def of(
@@ -47,7 +50,12 @@ class Situation:
         at_start = {model.name for model in config.models if model.load_at_startup} | {name}
         loaded = [spec.name for spec in specs if spec.name in at_start]
         has_others = any(sum(each in models for each in loaded) > 1 for models in together)
-        return cls(has_others=has_others, load_s=load_s, max_restarts=config.restart.max_restarts)
+        return cls(
+            has_others=has_others,
+            load_s=load_s,
+            max_restarts=config.restart.max_restarts,
+            slow_load_s=config.slow_load,
+        )
 
     def after_error(self) -> str:
         """What follows if the model raises."""
@@ -76,14 +84,31 @@ class Situation:
 
     def after_load_timeout(self) -> str:
         """What follows if the model takes longer than `load_timeout`."""
-        then = _OTHERS if self.has_others else "show its slot as failed"
         longer = "if it only needs longer, raise its load_timeout"
+        if self._sets_aside:
+            end = f"end the worker that loads it after {exact_duration(self.load_s)} (load_timeout)"
+            return f"the daemon would {self._serve_others}, {end}, and not try it again by itself; {longer}"
+        then = _OTHERS if self.has_others else "show its slot as failed"
         return f"the daemon would end the worker, {then}, and not try it again by itself; {longer}"
 
     def after_giving_up(self) -> str:
         """What follows if doctor waits no longer."""
-        return f"the daemon would wait for up to {self.load_s:g} s (load_timeout); give doctor a longer --timeout"
+        first = f"{self._serve_others}, and " if self._sets_aside else ""
+        wait = f"wait for it for up to {exact_duration(self.load_s)} (load_timeout)"
+        return f"the daemon would {first}{wait}; give doctor a longer --timeout"
+
+    @property
+    def _sets_aside(self) -> bool:
+        """Whether the other models are served while the model loads."""
+        return self.has_others and 0 < self.slow_load_s < self.load_s
+
+    @property
+    def _serve_others(self) -> str:
+        return (
+            f"start a second worker after {exact_duration(self.slow_load_s)} (slow_load) if memory suffices for two, "
+            "which serves the other models"
+        )
 
 
-DEFAULT_SITUATION: Final = Situation(has_others=True, load_s=1800.0, max_restarts=5)
+DEFAULT_SITUATION: Final = Situation(has_others=True, load_s=1800.0, max_restarts=5, slow_load_s=60.0)
 """That of one of several models with the defaults of the configuration."""

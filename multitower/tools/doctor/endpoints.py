@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from multitower.supervisor.loop.runtime_dir import (
     private_folder,
     temporary_base,
 )
-from multitower.supervisor.routing.front_socket import IPC
+from multitower.supervisor.routing.binding import IPC
 from multitower.supervisor.routing.listener import SOCKET_MODE
 from multitower.temporary_folder import NoTemporaryFolderError
 from multitower.tools.doctor.findings import Finding, Level
@@ -35,28 +35,37 @@ ASK_S: Final = 1.0
 def findings(endpoints: Sequence[str], runtime_dir: Path | None) -> Iterator[Finding]:
     """Findings about the endpoints and the folder of the workers' sockets."""
     for endpoint in endpoints:
-        yield _ipc_finding(endpoint) if endpoint.startswith(IPC) else _tcp_finding(endpoint)
+        yield listening_finding(endpoint, endpoint, _taken_finding)
     yield _runtime_dir_finding(runtime_dir)
 
 
-def _ipc_finding(endpoint: str) -> Finding:
+def listening_finding(endpoint: str, name: str, taken: Callable[[str], Finding]) -> Finding:
+    """A finding about whether the daemon could listen on an endpoint.
+
+    Args:
+        endpoint: in the form of `listen`.
+        name: of the endpoint, for people.
+        taken: returns the finding for an endpoint that is in use; gets `name`.
+    """
+    return _ipc_finding(endpoint, name, taken) if endpoint.startswith(IPC) else _tcp_finding(endpoint, name, taken)
+
+
+def _ipc_finding(endpoint: str, name: str, taken: Callable[[str], Finding]) -> Finding:
     path = Path(endpoint.removeprefix(IPC))
     folder = path.parent
     if not folder.is_dir():
-        return Finding(
-            SECTION, Level.PROBLEM, f"{endpoint}: the folder {folder} does not exist", _creation_advice(folder)
-        )
+        return Finding(SECTION, Level.PROBLEM, f"{name}: the folder {folder} does not exist", _creation_advice(folder))
     if not os.access(folder, os.W_OK | os.X_OK):
         advice = "make the daemon's user its owner, or configure another"
-        return Finding(SECTION, Level.PROBLEM, f"{endpoint}: the folder {folder} cannot be written", advice)
+        return Finding(SECTION, Level.PROBLEM, f"{name}: the folder {folder} cannot be written", advice)
     if path.exists() and not path.is_socket():
-        return Finding(SECTION, Level.PROBLEM, f"{endpoint}: {path} is a file, not a socket", "remove or rename it")
+        return Finding(SECTION, Level.PROBLEM, f"{name}: {path} is a file, not a socket", "remove or rename it")
     # Whether a process listens on a socket of another user cannot be found out.
     closed = path.exists() and not os.access(path, os.W_OK)
     if closed or _is_locked(path.with_name(path.name + ".lock")) or is_listened_to(path):
-        return _taken_finding(endpoint)
+        return taken(name)
     length = len(os.fsencode(path))
-    text = f"{endpoint} is free ({length} of {MAX_IPC_PATH} bytes of path); {_who_can_connect(folder)}"
+    text = f"{name} is free ({length} of {MAX_IPC_PATH} bytes of path); {_who_can_connect(folder)}"
     return Finding(SECTION, Level.OK, text)
 
 
@@ -81,26 +90,26 @@ def _creation_advice(folder: Path) -> str:
     return f"mkdir -p {folder}"
 
 
-def _tcp_finding(endpoint: str) -> Finding:
+def _tcp_finding(endpoint: str, name: str, taken: Callable[[str], Finding]) -> Finding:
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     if port == "*":
-        return Finding(SECTION, Level.OK, f"{endpoint} takes a free port, shown in the log and by `status`")
+        return Finding(SECTION, Level.OK, f"{name} takes a free port, shown in the log and by `status`")
     try:
         _try_to_listen(host, int(port))
     except socket.gaierror as error:
-        text = f"{endpoint} was not checked: the name {host} cannot be resolved here ({error.strerror})"
+        text = f"{name} was not checked: the name {host} cannot be resolved here ({error.strerror})"
         advice = (
             "if it is not the name of a network interface, check DNS; `multitower serve` waits until it is resolved"
         )
         return Finding(SECTION, Level.NOTE, text, advice)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return _taken_finding(endpoint)
+            return taken(name)
         advice = "configure another" if error.errno != errno.EACCES else "ports below 1024 need root: configure another"
         if error.errno in (errno.EADDRNOTAVAIL, errno.EACCES):
             advice += "; `multitower serve` waits until it can listen, unless --strict is given"
-        return Finding(SECTION, Level.PROBLEM, f"{endpoint} cannot be used: {error.strerror or error}", advice)
-    return Finding(SECTION, Level.OK, f"{endpoint} is free")
+        return Finding(SECTION, Level.PROBLEM, f"{name} cannot be used: {error.strerror or error}", advice)
+    return Finding(SECTION, Level.OK, f"{name} is free")
 
 
 def _try_to_listen(host: str, port: int) -> None:

@@ -19,9 +19,10 @@ from multitower.supervisor.machine.cores import format_core_list
 from multitower.supervisor.machine.devices import Device, DeviceError, MissingDevicesError, format_bytes, resolve
 from multitower.supervisor.machine.placement import Placement
 from multitower.supervisor.model_presence import why_absent
-from multitower.supervisor.routing.front_socket import IPC
+from multitower.supervisor.routing.binding import IPC
 from multitower.tools.doctor import (
     endpoints,
+    gateway,
     gpu_driver,
     limits,
     machine,
@@ -29,7 +30,9 @@ from multitower.tools.doctor import (
     models,
     operations,
     packages,
+    request_log,
     temporary_files,
+    tracing,
 )
 from multitower.tools.doctor.consequences import Situation
 from multitower.tools.doctor.findings import Finding, Level
@@ -60,6 +63,9 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     installed = packages.installed_versions([name for name in required if name != "Python"] or _BASE_PACKAGES)
     yield from packages.findings(installed, required, tensorflow_needed=bool(with_tensorflow))
     yield packages.compiled_finding(not_compiled())
+    bytecode = packages.bytecode_finding() if with_tensorflow else None
+    if bytecode is not None:
+        yield bytecode
 
     driver = gpu_driver.inspect_driver()
     gpus_wanted = not on_cpus(config.devices)
@@ -70,13 +76,16 @@ def examine(config: Config, *, load_models: bool, timeout_s: float) -> Iterator[
     if placements:
         yield from limits.thread_findings(placements, this, {device.name: device for device in devices})
         yield from limits.claim_findings(placements, read_claims())
-    shares_memory = any(endpoint.startswith(IPC) for endpoint in config.listen)
+    shares_memory = config.gateway is not None or any(endpoint.startswith(IPC) for endpoint in config.listen)
     processes = max(1, len(placements)) + config.spares
     maximum = None if config.max_connections == "auto" else config.max_connections
     yield from limits.limit_findings(this, processes, maximum, shares_memory=shares_memory)
     temporary_folder_needed = bool(with_tensorflow) or config.runtime_dir is None
     yield temporary_files.finding(needed=temporary_folder_needed)
     yield from endpoints.findings(config.listen, config.runtime_dir)
+    yield from gateway.findings(config)
+    yield from tracing.findings(config)
+    yield from request_log.findings(config)
 
     has_tensorflow = importlib.util.find_spec("tensorflow") is not None
     has_temporary_folder = temporary_files.folder_or_none() is not None

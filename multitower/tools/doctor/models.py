@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import psutil
-import zmq
 
 from multitower import worker_wire
 from multitower.cuda_environment import no_gpu_environment
+from multitower.durations import exact_duration
 from multitower.load_step import LoadStep
 from multitower.spec import Assignment, ModelReport, ModelSpec, ProcessSpec, TensorReport, WorkerReport
 from multitower.supervisor.loop.log import WORKER_LOGGER
@@ -106,7 +106,6 @@ def load_models(
         return
     with (
         tempfile.TemporaryDirectory(prefix="multitower-doctor-", dir=temporary_folder()) as folder,
-        zmq.Context() as context,
         contextlib.closing(Descendants()) as descendants,
     ):
         for number, spec in enumerate(specs):
@@ -128,7 +127,7 @@ def load_models(
                 import_path=(import_path,),
                 temporary_folder=_make_folder(f"{folder}/tmp-{number}"),
             )
-            yield _load_one(context, descendants, process_spec, assignment, timeout_s, load_s[spec.name])
+            yield _load_one(descendants, process_spec, assignment, timeout_s, load_s[spec.name])
 
 
 def _make_folder(path: str) -> str:
@@ -137,7 +136,6 @@ def _make_folder(path: str) -> str:
 
 
 def _load_one(
-    context: zmq.Context[zmq.Socket[bytes]],
     descendants: Descendants,
     process_spec: ProcessSpec,
     assignment: Assignment,
@@ -152,8 +150,8 @@ def _load_one(
             has_report = False
             try:
                 fields: dict[str, object] = {"device": "cpu:0", "model": spec.name}
-                process = ChildProcess(context, process_spec, output, descendants, fields)
-            except (OSError, zmq.ZMQError) as error:
+                process = ChildProcess(process_spec, output, descendants, fields)
+            except OSError as error:
                 loaded.cause = f"no process could be started: {error}"
                 return loaded
             try:
@@ -199,13 +197,18 @@ def _wait_for_report(
     process: ChildProcess, assignment: Assignment, loaded: LoadedModel, timeout_s: float, load_s: float
 ) -> bool:
     """Assigns the model to the worker when that is idle, and waits for its report; False if none came."""
-    poller = zmq.Poller()
-    poller.register(process.connection.socket, zmq.POLLIN)
-    poller.register(process.pidfd, zmq.POLLIN)
+    connection = process.connection
     deadline = time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
-        ended = process.pidfd in dict(poller.poll(int(left * 1000) + 1))
-        while (message := process.connection.receive()) is not None:
+        poll = select.poll()
+        poll.register(process.pidfd, select.POLLIN)
+        if not connection.ended:
+            watched = connection.fileno() if connection.connected else process.heartbeat_descriptor
+            poll.register(watched, select.POLLIN)
+        has_exited = process.pidfd in dict(poll.poll(int(left * 1000) + 1))
+        process.read_heartbeat()
+        connection.read()
+        while (message := connection.receive()) is not None:
             if message[0] != worker_wire.REPORT:
                 continue
             report = WorkerReport.from_json(bytes(message[1]))
@@ -222,12 +225,12 @@ def _wait_for_report(
                 loaded.report = next(iter(report.models), None)
                 loaded.cause = report.cause
                 return True
-        if ended:
+        if has_exited:
             loaded.timed_out = False
             return False  # `_end` sets the cause
     loaded.gave_up = not loaded.timed_out
-    limit = f"{load_s:g} s (load_timeout)" if loaded.timed_out else f"{timeout_s:g} s (--timeout)"
-    loaded.cause = f"it was not ready within {limit}"
+    limit_s, option = (load_s, "load_timeout") if loaded.timed_out else (timeout_s, "--timeout")
+    loaded.cause = f"it was not ready within {exact_duration(limit_s)} ({option})"
     return False
 
 

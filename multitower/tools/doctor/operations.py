@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from multitower.cuda_environment import no_gpu_environment
+from multitower.durations import exact_duration
 from multitower.import_path import module_command, module_environment
 from multitower.spec import ModelSpec
 from multitower.tools import documentation
@@ -42,7 +43,7 @@ def inspect_operations(specs: Sequence[ModelSpec], timeout_s: float) -> dict[str
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise InspectionError(f"TensorFlow did not answer within {timeout_s:g} s") from None
+        raise InspectionError(f"TensorFlow did not answer within {exact_duration(timeout_s)}") from None
     if done.returncode != 0:
         last_line = next(iter(done.stderr.strip().splitlines()[-1:]), "")
         raise InspectionError(f"the process with TensorFlow ended with code {done.returncode}: {last_line[:500]}")
@@ -83,7 +84,9 @@ def findings(
             )
             yield Finding(SECTION, Level.WARNING if gpus_wanted else Level.NOTE, text, advice)
         else:
-            yield Finding(SECTION, Level.OK, f"{name}: all {model['operations']} operations have a GPU kernel")
+            would = "" if gpus_wanted else "would also run on a GPU: "
+            text = f"{name}: {would}all {model['operations']} operations have a GPU kernel"
+            yield Finding(SECTION, Level.OK, text)
 
 
 def _obstacle_finding(name: str, model: Mapping[str, Any], *, gpus_wanted: bool) -> Finding:

@@ -27,7 +27,10 @@ LEFT_S: Final = 10.0
 """Seconds that processes and memory may take to be gone."""
 
 _REGION_BYTES: Final = 4 << 20
+_REGION_REQUESTS: Final = 100
 _REGION_S: Final = 30.0
+"""Seconds that processes may hold the memory of a client that has ended: a worker keeps a mapping for 10 s."""
+
 _REGION_NAME: Final = "memfd:multitower"
 
 
@@ -78,8 +81,9 @@ class Leftovers:
         self._folder = folder
         self._allowed = allowed
         self._targets = [target for target in targets if not target.on_cpu]
+        self._earlier = frozenset(psutil.Process().children(recursive=True))
         self._processes: set[psutil.Process] = set()
-        self._region_was_used = False
+        self._region_holders = 0
         self._region_problem: str | None = None
         self._sampler = GpuSampler()
         usages = self._sampler.read(self._uuids())
@@ -90,41 +94,53 @@ class Leftovers:
         self._sampler.close()
 
     def use_region(self, endpoint: str) -> None:
-        """Sends a request in shared memory from a client of its own, which ends; `check_regions` reports an error."""
+        """Sends requests in shared memory from a client of its own, which ends; `check_regions` reports an error.
+
+        A worker maps a region that it uses again: requests are sent until one does. Call it when no worker will be
+        killed any more, which would end the mapping.
+        """
         try:
             with Client(endpoint) as client:
                 client.live()  # a client uses shared memory once the daemon has told that it can
                 array = client.empty((1, _REGION_BYTES), np.uint8)
                 array[...] = 1
-                client.infer(IDLE_MODEL, {"x": array}, timeout=REQUEST_S)
-                self._region_was_used = bool(self._holders())
+                for _ in range(_REGION_REQUESTS):
+                    client.infer(IDLE_MODEL, {"x": array}, timeout=REQUEST_S)
+                    self._region_holders = len(self._holders())
+                    if self._region_holders > 1:
+                        return  # the daemon and a worker
         except MultitowerError as error:
             self._region_problem = str(error)
 
     def note_processes(self) -> None:
-        """Notes the processes below this one: the daemon, its workers, and what they started."""
-        self._processes.update(psutil.Process().children(recursive=True))
+        """Notes the processes below this one: the daemon, its workers, and what they started.
+
+        Children that this process had before have nothing to do with the daemon.
+        """
+        self._processes.update(set(psutil.Process().children(recursive=True)) - self._earlier)
 
     def check_regions(self, session: Session) -> str:
         """No process holds the memory of a client that has ended, while the daemon runs on."""
         if self._region_problem is not None:
             raise CheckFailed(f"the request in shared memory failed: {self._region_problem}")
-        if not self._region_was_used:
+        if not self._region_holders:
             raise CheckSkipped(
-                "the daemon could not open the shared memory of a client, and got the tensor as a message"
+                "neither the daemon nor a worker held the shared memory of a client, which sent the tensor as a message"
             )
         if not session.wait(lambda: not self._holders(), _REGION_S):
             raise CheckFailed(f"processes {self._holders()} hold the memory of a client that has ended")
-        return "the shared memory of a client that has ended is free"
+        whose = "the daemon and a worker" if self._region_holders > 1 else "the daemon, but no worker,"
+        return f"the shared memory of a client that has ended is free; {whose} held it before"
 
     def _holders(self) -> list[int]:
         self.note_processes()
         return sorted(process.pid for process in self._processes if _holds_region(process.pid))
 
-    def check_processes(self, daemon: OwnDaemon) -> str:
-        """The daemon ended with exit code 0, and none of its processes runs any more."""
-        if daemon.exit_code:
-            raise CheckFailed(f"the daemon ended with exit code {daemon.exit_code}")
+    def check_processes(self, daemons: Sequence[OwnDaemon]) -> str:
+        """The daemons ended with exit code 0, and none of their processes runs any more."""
+        codes = [daemon.exit_code for daemon in daemons if daemon.exit_code]
+        if codes:
+            raise CheckFailed(f"a daemon ended with exit code {codes[0]}")
         _, alive = psutil.wait_procs(self._processes, LEFT_S)
         left = [f"{process.pid} ({name})" for process in alive if (name := _name_if_running(process)) is not None]
         if left:
@@ -133,9 +149,12 @@ class Leftovers:
             raise CheckSkipped("the daemon did not start, and no process of it was seen")
         return f"all {len(self._processes)} processes that were seen have ended"
 
-    def check_files(self, daemon: OwnDaemon) -> str:
-        """No file of the daemon is left."""
-        left = [*daemon.left_files, *(str(path) for path in self._folder.rglob("*") if not path.is_dir())]
+    def check_files(self, daemons: Sequence[OwnDaemon]) -> str:
+        """No file of the daemons is left."""
+        left = [
+            *(file for daemon in daemons for file in daemon.left_files),
+            *(str(path) for path in self._folder.rglob("*") if not path.is_dir()),
+        ]
         if left:
             raise CheckFailed(f"files are left: {', '.join(left)}")
         return "no socket, lock or temporary file is left"

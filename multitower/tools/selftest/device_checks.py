@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import psutil
 
+from multitower.durations import exact_duration
 from multitower.errors import MultitowerError, Reason
 from multitower.tools.selftest import CRASH, EXHAUST, GIVE_BACK, IDENTIFY, TAKE
 from multitower.tools.selftest.memory_readings import (
@@ -90,7 +91,7 @@ class DeviceChecks:
         if target.on_cpu:
             if visible != _NO_GPU:
                 raise CheckFailed(f"CUDA_VISIBLE_DEVICES is {visible!r} in the worker, not {_NO_GPU!r}")
-            return f"has {', '.join(names)}, and CUDA_VISIBLE_DEVICES={_NO_GPU}"
+            return f"sees {', '.join(names)}, and CUDA_VISIBLE_DEVICES={_NO_GPU}"
         shown = self._session.slot(target)["visible_devices"]
         if shown != ",".join(names) or shown != visible:
             raise CheckFailed(f"CUDA_VISIBLE_DEVICES is {visible!r} in the worker; status shows {shown!r}")
@@ -209,7 +210,7 @@ class DeviceChecks:
             if problem is None:
                 seconds = time.monotonic() - self._killed_at
                 return f"{mebibytes(self._expected)} free again {seconds:.2f} s after SIGKILL"
-        raise CheckFailed(f"{problem}, {SETTLE_S:g} s after SIGKILL{self._whose}")
+        raise CheckFailed(f"{problem}, {exact_duration(SETTLE_S)} after SIGKILL{self._whose}")
 
     def _kill_with_memory(self) -> None:
         self._pid = self._serving_pid()
@@ -254,7 +255,7 @@ class DeviceChecks:
 
     def _recovers_from_a_hang(self) -> str:
         """A request that does not return is answered soon after its limit, and the slot serves again."""
-        what, cause = f"a call over {HANG_LIMIT_S:g} s", "max_execution_time"
+        what, cause = f"a call over {exact_duration(HANG_LIMIT_S)}", "max_execution_time"
         return self._recover(lambda: self._session.hang(self._target), what, cause, HANG_LIMIT_S)
 
     def _recovers_from_a_crash(self) -> str:

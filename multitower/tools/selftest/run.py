@@ -25,7 +25,7 @@ from multitower.tools.selftest.occupancy import MPS_VARIABLE
 from multitower.tools.selftest.results import Outcome, Report, Result
 from multitower.tools.selftest.session import AT_ONCE, Session, make_config
 from multitower.tools.selftest.targets import Target
-from multitower.tools.selftest.tensorflow_check import check_tensorflow
+from multitower.tools.selftest.tensorflow_check import TensorFlowCheck
 
 READY_S: Final = 90.0
 """Seconds that the daemon may take until every slot is ready."""
@@ -69,10 +69,7 @@ def run(options: Options, progress: Callable[[Result], None]) -> Report:
         report.add(Result("device", target, Outcome.SKIPPED, 0.0, reason))
     if options.targets:
         with tempfile.TemporaryDirectory(prefix="mt-selftest-", dir=temporary_folder()) as name:
-            folder = Path(name)
-            _check_daemon(options, folder, report)
-            if options.tensorflow:
-                check_tensorflow(options.targets, options.memory, folder, make_environment(folder), report)
+            _check_all(options, Path(name), report)
     report.seconds = time.monotonic() - started
     return report
 
@@ -90,7 +87,8 @@ def make_environment(folder: Path) -> Mapping[str, str]:
     return {**inherited, "TMPDIR": str(temporary), MPS_VARIABLE: str(without_mps)}
 
 
-def _check_daemon(options: Options, folder: Path, report: Report) -> None:
+def _check_all(options: Options, folder: Path, report: Report) -> None:
+    """Checks the daemon with the probe, then the one with TensorFlow, then what is left of both."""
     config = folder / "selftest.yaml"
     config.write_text(make_config(options.targets))
     environment = make_environment(folder)
@@ -105,8 +103,12 @@ def _check_daemon(options: Options, folder: Path, report: Report) -> None:
                 _check_running(options, daemon, leftovers, report)
         except (ToolError, MultitowerError, OSError) as error:
             report.add(Result("start", None, Outcome.FAILED, time.monotonic() - started, str(error)))
-        report.run("processes left", None, lambda: leftovers.check_processes(daemon))
-        report.run("files left", None, lambda: leftovers.check_files(daemon))
+        daemons = [daemon]
+        if options.tensorflow:
+            check = TensorFlowCheck(options.targets, options.memory, folder, environment, options.log)
+            daemons += check.run(report, leftovers.note_processes)
+        report.run("processes left", None, lambda: leftovers.check_processes(daemons))
+        report.run("files left", None, lambda: leftovers.check_files(daemons))
         if any(not target.on_cpu for target in options.targets):
             report.run("device memory left", None, leftovers.check_device_memory)
 
@@ -116,8 +118,8 @@ def _check_running(options: Options, daemon: OwnDaemon, leftovers: Leftovers, re
         session = Session(client, report.stop)
         try:
             leftovers.note_processes()
-            leftovers.use_region(daemon.endpoint)
             _run_at_once([DeviceChecks(session, target, options.memory, report) for target in options.targets])
+            leftovers.use_region(daemon.endpoint)
             report.run("router", None, lambda: measure_rate(client, report))
             report.run("regions", None, lambda: leftovers.check_regions(session))
             leftovers.note_processes()

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from multitower.client.threads import Client
+from multitower.durations import exact_duration
 from multitower.tools.selftest.results import CheckFailed, Interrupted
 from multitower.tools.selftest.targets import Target
 
@@ -133,7 +134,9 @@ class Session:
 
         if not self.wait(serves, SERVING_S):
             state, cause = slot["state"], slot["last_error"]
-            raise CheckFailed(f"slot {target.number} is {state} {SERVING_S:g} s after its worker died: {cause}")
+            raise CheckFailed(
+                f"slot {target.number} is {state} {exact_duration(SERVING_S)} after its worker died: {cause}"
+            )
         return slot
 
     def wait_for_spares(self) -> set[int]:
@@ -151,7 +154,7 @@ class Session:
             return bool(wanted) and len(wanted) == len(spares)
 
         if not self.wait(all_idle, SERVING_S):
-            raise CheckFailed(f"no spare was ready within {SERVING_S:g} s")
+            raise CheckFailed(f"no spare was ready within {exact_duration(SERVING_S)}")
         return wanted
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> bool:

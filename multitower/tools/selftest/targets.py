@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from multitower.supervisor.config.config import load
 from multitower.supervisor.config.devices import on_cpus
-from multitower.supervisor.machine.devices import Device, Discovery, Group, resolve
+from multitower.supervisor.config.loading import load
+from multitower.supervisor.machine.devices import NONE_REPORTED, Device, Discovery, Group, MissingDevicesError, resolve
 from multitower.supervisor.machine.discovery import discover
 from multitower.temporary_folder import temporary_folder
 
@@ -70,6 +70,9 @@ def find_targets(devices: str) -> tuple[tuple[Target, ...], Discovery]:
         path.write_text(_SMALLEST_CONFIG)
         config = load(path, environment={}, overrides=[f"devices={devices}"])
     found = Discovery(()) if on_cpus(config.devices) else discover()
+    if config.devices == "all" and not found.gpus:
+        remedy = "to test CPU devices: multitower selftest --devices '{cpu: 2}'"
+        raise MissingDevicesError([f"no GPU found: {found.problem or NONE_REPORTED}; {remedy}"], "", ())
     groups = resolve(config.devices, found)
     return tuple(Target(number, group) for number, group in enumerate(groups)), found
 

@@ -42,7 +42,7 @@ MAX_S: Final = 15.0
 """Seconds from one look to the next at most."""
 
 FIRST_AGAIN_S: Final = 2.0
-"""Seconds until a model that could not be loaded for a passing reason is tried again; doubled each time."""
+"""Seconds until a model that could not be loaded for a temporary reason is tried again; doubled each time."""
 
 MAX_AGAIN_S: Final = 300.0
 """Seconds from one such attempt to the next at most."""
@@ -88,7 +88,7 @@ class Rejected:
         return now >= self.retry_at or (self.available is not None and has_grown(self.available, available))
 
 
-class Arrivals:
+class PresenceWatch:
     """Looks for what is waited for, and orders that it is served.
 
     Args:
@@ -174,20 +174,20 @@ class Arrivals:
         self._marked = known
 
     def _failed(self, settings: Settings, now: float) -> list[ModelSpec]:
-        """Returns the versions that some slot could not load for a passing reason, and that may be tried again now."""
+        """Returns the versions that a slot could not load for a temporary reason, and that may be tried again now."""
         follows = bool(settings.config.watch.interval)  # then the version watch sees that files are as before again
-        passing = {
+        temporary = {
             report.key
             for slot in self._context.manager.slots
             for report in slot.models
-            if report.state != "ready" and report.passing and not (follows and report.files_changed)
+            if report.state != "ready" and report.temporary and not (follows and report.files_changed)
         }
-        names = {name for name, _ in passing}
+        names = {name for name, _ in temporary}
         self._again = {name: entry for name, entry in self._again.items() if name in names}
         for name in names:
             self._again.setdefault(name, (now + FIRST_AGAIN_S, FIRST_AGAIN_S))
         specs = settings.worker_settings.models
-        return [spec for spec in specs if spec.key in passing and now >= self._again[spec.name][0]]
+        return [spec for spec in specs if spec.key in temporary and now >= self._again[spec.name][0]]
 
     def _waits_for(self, before: Settings, name: str) -> bool:
         """Whether the outcome of a look still matters."""
@@ -332,7 +332,7 @@ class Arrivals:
             if model is not None and any(slot.killed_while_loading for slot in context.manager.slots):
                 self._rejected[model] = Rejected(prints, error, None, inf, available)
             else:
-                self._reject(names[0], prints, error, passing=model is None or self._may_pass(model))
+                self._reject(names[0], prints, error, temporary=model is None or self._may_pass(model))
             self._marked.clear()  # they are refused again
             event(log, logging.ERROR, "what has come cannot be served", names=",".join(names), cause=error)
             why = "back to what is there"
@@ -345,12 +345,12 @@ class Arrivals:
         """Whether what kept a model from being loaded just now may pass by itself."""
         return any(
             slot.short_of_resources
-            or any(report.name == name and report.passing for report in (*slot.refused, *slot.models))
+            or any(report.name == name and report.temporary for report in (*slot.refused, *slot.models))
             for slot in self._context.manager.slots
         )
 
-    def _reject(self, name: str, prints: str, cause: str, *, passing: bool) -> None:
-        if not passing:
+    def _reject(self, name: str, prints: str, cause: str, *, temporary: bool) -> None:
+        if not temporary:
             self._rejected[name] = Rejected(prints, cause, None, inf)
             return
         known = self._rejected.get(name)
